@@ -1,0 +1,67 @@
+"""Every draw made on the device: Philox4x32-10 in integer tensor arithmetic, keyed by the row.
+
+    key_B (int64, from the loader), purpose  ->  bits, uniforms or normals of shape (B, n)
+
+The same key gives the same bits on a CPU and a GPU, in eager mode and compiled, whatever the batch it stands in: masks, drop path and
+mixing belong to a sample, not to a rank or a step. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011;
+the known-answer vectors of its authors are in the tests.
+"""
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_LOW = 0xFFFFFFFF
+
+
+class DevicePurpose(IntEnum):
+    """What a device draw is for. The numbers are part of the format: changing one changes every run."""
+
+    MASK = 1
+    MIX = 2
+    DROP_PATH = 3
+    ERASE_NOISE = 4
+    RUNNING_CELL = 5
+    TOKEN_DROP = 6
+
+
+def _multiply(a: Tensor, constant: int) -> tuple[Tensor, Tensor]:
+    """(high, low) 32-bit words of a 32 x 32 bit product. int64 wraps, the bits are right all the same."""
+    product = a * constant
+    return (product >> 32) & _LOW, product & _LOW
+
+
+def philox4x32(counter_4: tuple[Tensor, Tensor, Tensor, Tensor], key_2: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Ten rounds over broadcastable int64 tensors that hold 32-bit words; returns four such tensors."""
+    c0, c1, c2, c3 = counter_4
+    k0, k1 = key_2
+    for _ in range(10):
+        high0, low0 = _multiply(c0, _M0)
+        high1, low1 = _multiply(c2, _M1)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+    return c0, c1, c2, c3
+
+
+def bits(key_B: Tensor, purpose: DevicePurpose, n: int, *, stream: int = 0) -> Tensor:
+    """(B, n) int64 holding uniform 32-bit words. `stream` separates draws of one purpose (the layer of drop path, say)."""
+    block_1K = torch.arange(-(-n // 4), device=key_B.device, dtype=torch.int64)[None]
+    zero = torch.zeros_like(block_1K)
+    key_B1 = key_B[:, None]
+    words = philox4x32((block_1K, zero + int(purpose), zero + stream, zero), (key_B1 & _LOW, (key_B1 >> 32) & _LOW))
+    return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1)[:, :n]
+
+
+def uniform(key_B: Tensor, purpose: DevicePurpose, n: int, *, stream: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(B, n) in the open interval (0, 1), 23 bits each: exact in float32, so equal on every device."""
+    return ((bits(key_B, purpose, n, stream=stream) >> 9).to(dtype) + 0.5) * 2.0**-23
+
+
+def normal(key_B: Tensor, purpose: DevicePurpose, n: int, *, stream: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(B, n) standard normals by Box and Muller; devices agree to the rounding of log and cos."""
+    uniform_B2n = uniform(key_B, purpose, 2 * n, stream=stream, dtype=dtype)
+    radius_Bn = torch.sqrt(-2.0 * torch.log(uniform_B2n[:, :n]))
+    return radius_Bn * torch.cos(2.0 * torch.pi * uniform_B2n[:, n:])
