@@ -1,9 +1,10 @@
-"""What is drawn for a clip before anything is decoded: crops, flips, RandAugment operations and erasing boxes, as plain data.
+"""What is drawn for a clip before anything is decoded: crops, flips, RandAugment, erasing boxes, as plain data.
 
     (seed, epoch, sample, view, size of the frame)  ->  ViewDraw
 
-Both forms of the loader, the DALI graph and the plain one, take these as arguments and draw nothing themselves: that is what makes a
-sample independent of worker, rank and resume point. Every purpose has its own Philox stream, so switching RandAugment on moves no crop.
+Both forms of the loader, the DALI graph and the plain one, take these as arguments and draw nothing themselves: that
+makes a sample independent of worker, rank and resume point. Every purpose has its own Philox stream, so switching
+RandAugment on moves no crop. The drawing of windows and clips is the sampler's; the types of what it draws are here.
 Numpy only: loader workers import this file.
 """
 
@@ -25,7 +26,7 @@ MAX_LEVEL = 10.0
 TRIES = 10
 """Attempts at a box that fits, for crops (torchvision, pytorchvideo) and erasing (timm) alike."""
 
-# Reach of an operation at level 10 (pytorchvideo's published RandAugment). The order is part of the format: draws index into it.
+# Reach of an operation at level 10: pytorchvideo's published RandAugment. OPERATIONS keeps its order: draws index it.
 BLEND_REACH = 0.9
 OPERATIONS = (
     "autocontrast",
@@ -83,20 +84,21 @@ class SampleDraw:
 class ClipInput:
     """The bytes of one window on their way to its views.
 
-    kind "frames": one decoded uint8 (T, H, W, 3) array; "video": one encoded container as uint8 bytes; "jpeg": encoded images, each once.
+    kind "frames": one decoded uint8 (T, H, W, 3) array; "video": one encoded container; "jpeg": encoded images. Encoded
+    payloads are one-dimensional uint8 arrays.
     """
 
     kind: Literal["frames", "video", "jpeg"]
     payloads: tuple[np.ndarray, ...]
     frame_idx: tuple[int, ...]
-    """Frames of the clip in order: indices into the decoded frames ("frames", "video") or into payloads ("jpeg"); may repeat."""
+    """The clip's frames in order: indices into the decoded frames ("frames", "video") or the payloads ("jpeg")."""
     height: int
     """Of a decoded frame, before scaling."""
     width: int
 
 
 def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """(height, width) once the short side is `short_side`; the long side is rounded down (pytorchvideo's short_side_scale)."""
+    """(height, width) with the short side at `short_side`, the long one rounded down (pytorchvideo's short_side_scale)."""
     if width < height:
         return height * short_side // width, short_side
     return short_side, width * short_side // height
@@ -108,7 +110,7 @@ def center_crop(height: int, width: int, size: int) -> Box:
 
 
 def evaluation_crops(height: int, width: int, size: int) -> tuple[Box, Box, Box]:
-    """Three squares along the long side of a scaled frame: left, centre, right, or top, centre, bottom (PPMA's evaluation)."""
+    """Three squares along the long side of a scaled frame: left, centre, right, or top, centre, bottom."""
     top, left, _, _ = center_crop(height, width, size)
     if width < height:
         return (0, left, size, size), (top, left, size, size), (height - size, left, size, size)
@@ -116,7 +118,7 @@ def evaluation_crops(height: int, width: int, size: int) -> tuple[Box, Box, Box]
 
 
 def draw_crop(rng: np.random.Generator, height: int, width: int, config: LoaderConfig) -> Box:
-    """A box in a scaled frame: torchvision's RandomResizedCrop (area uniform, ratio log-uniform), or the middle square."""
+    """A box in a scaled frame: RandomResizedCrop as torchvision has it, or the middle square."""
     if config.crop == "center":
         return center_crop(height, width, config.size)
     low, high = config.crop_ratio
@@ -137,10 +139,10 @@ def draw_flip(rng: np.random.Generator, config: LoaderConfig) -> bool:
 
 
 def operation_argument(name: str, level: float, sign: int) -> float:
-    """What an operation does at a level of 0 to 10; `sign` +1 or -1 is its direction, where it has one.
+    """An operation's argument at a level of 0 to 10; `sign` +1 or -1 is its direction, where it has one.
 
-    Blend factor, bits kept (posterize), threshold as a share of white (solarize), degrees counter-clockwise (rotate), slope (shear) or
-    share of the size (translate); 0 for those without an argument. Ranges: pytorchvideo's published RandAugment.
+    Blend factor, bits kept (posterize), threshold as a share of white (solarize), degrees counter-clockwise (rotate),
+    slope (shear) or share of the size (translate); 0 for operations without an argument.
     """
     share = level / MAX_LEVEL
     if name in BLENDS:
@@ -166,7 +168,7 @@ def draw_randaugment(rng: np.random.Generator, config: LoaderConfig) -> tuple[tu
 
 
 def draw_erase(rng: np.random.Generator, config: LoaderConfig) -> Box:
-    """A box of the view to erase, as timm's RandomErasing (area uniform, height over width log-uniform); height 0: none."""
+    """A box of the view to erase, as timm's RandomErasing draws it; height 0: none."""
     if rng.random() >= config.erase_probability:
         return 0, 0, 0, 0
     low, high = config.erase_ratio
@@ -180,9 +182,16 @@ def draw_erase(rng: np.random.Generator, config: LoaderConfig) -> Box:
 
 
 def draw_view(
-    seed: int, epoch: int, sample: int, view: int, height: int, width: int, config: LoaderConfig, crop: Box | None = None
+    seed: int,
+    epoch: int,
+    sample: int,
+    view: int,
+    height: int,
+    width: int,
+    config: LoaderConfig,
+    crop: Box | None = None,
 ) -> ViewDraw:
-    """All draws of one view of a frame of `height` x `width` pixels (as decoded, before scaling). Pure: equal arguments, equal draws.
+    """All draws of one view; `height` and `width` are those of a decoded frame, before scaling. Pure.
 
     `crop` fixes the box instead of drawing it (the three crops of an evaluation).
     """
@@ -201,8 +210,8 @@ def draw_view(
 
 
 def check_crops(views: Sequence[ViewDraw], height: int, width: int) -> None:
-    """Raise if a view's box leaves the scaled frame: the manifest's size and the decoded one then differ."""
+    """Raise ValueError if a box leaves the scaled frame of `height` x `width`: the file is not the one that was probed."""
     for draw in views:
         top, left, h, w = draw.crop
         if top < 0 or left < 0 or h < 1 or w < 1 or top + h > height or left + w > width:
-            raise ValueError(f"crop {draw.crop} leaves the scaled frame of {height} x {width}; was the clip probed at another size?")
+            raise ValueError(f"crop {draw.crop} leaves the scaled frame of {height} x {width}; run ppma index again")
