@@ -1,0 +1,55 @@
+"""`ppma <command>`: one table line per command; the command itself lives in its own module and is imported when it is called."""
+
+import difflib
+import importlib
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from ppma import __version__
+from ppma.command import DONE, WRONG_INPUT, run
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": ("ppma.doctor", "say what this machine has, which fast paths it will use, and what to mend"),
+}
+"""command: (module with `main(argv: list[str]) -> int`, what it does)."""
+
+EXAMPLE = "ppma doctor"
+
+
+def _show_help() -> None:
+    console = Console()
+    console.print(
+        f"ppma {__version__}: pre-train action-recognition models on video without showing them a single real human.\n"
+    )
+    console.print(
+        "usage: ppma COMMAND [FLAGS]      ppma COMMAND --help      ppma --version\n", markup=False, highlight=False
+    )
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, (_, purpose) in COMMANDS.items():
+        table.add_row(f"  {name}", purpose)
+    console.print(table)
+    console.print(f"\nStart with: {EXAMPLE}", highlight=False)
+
+
+def _unknown(name: str) -> int:
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    sys.stderr.write(f"ppma: there is no command {name!r}; {hint}Commands: {', '.join(COMMANDS)}\n")
+    return WRONG_INPUT
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `ppma ARGV` and return its exit code (see ppma.command)."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        _show_help()
+        return DONE
+    if name == "--version":
+        Console().print(__version__, highlight=False)
+        return DONE
+    if name not in COMMANDS:
+        return _unknown(name)
+    module = importlib.import_module(COMMANDS[name][0])
+    return run(module.main, rest, prog=f"ppma {name}")

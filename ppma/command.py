@@ -1,0 +1,59 @@
+"""The manners every command shares: how flags are read, how a wrong input is reported, which code a command exits with.
+
+    config class, argv  -> parse ->  config, or one line on stderr and exit code 2
+    main, argv          -> run   ->  exit code
+
+Exit codes: 0 done, 2 the user's input is wrong, 75 stopped in good order and wants to be run again, 130 interrupted, 1 everything else.
+"""
+
+import contextlib
+import io
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from ppma.loaders.errors import InputError
+
+DONE, WRONG_INPUT, RUN_AGAIN, INTERRUPTED = 0, 2, 75, 130
+
+T = TypeVar("T")
+
+
+def parse(config_class: Callable[..., T], argv: Sequence[str], *, prog: str) -> T:
+    """Turn `argv` into an instance of a dataclass (or the result of a function) by tyro.
+
+    Its docstring is the help's text, the fields' docstrings the flags'. --help exits with 0; flags that do not fit, and an InputError
+    raised while the config is built, become an InputError of one line, which `run` prints.
+    """
+    report = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(report):
+            return tyro.cli(config_class, args=list(argv), prog=prog)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(f"{_one_line(report.getvalue())} ({prog} --help lists the flags)") from None
+
+
+def _one_line(box: str) -> str:
+    """The message of tyro's box: its lines between the frame and the first rule, joined."""
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
+    rule = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
+    return " ".join(filter(None, lines[:rule]))
+
+
+def run(main: Callable[[list[str]], int], argv: list[str], *, prog: str) -> int:
+    """Call a command's main and return the exit code. An InputError is one line on stderr; a defect of ours keeps its traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return main(argv)
+    except InputError as error:
+        message = " ".join(str(error).split())
+        sys.stderr.write(f"{prog}: {message}\n")
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{prog}: interrupted\n")
+        return INTERRUPTED

@@ -1,0 +1,138 @@
+"""What every test may count on: when a test is skipped, how many threads it has, and small clips made on the spot.
+
+`slow` tests run with --slow or -m slow only; `cuda` and `slurm` tests where the machine has what they need.
+PPMA_REQUIRE=gpu,slurm turns a missing GPU or cluster from a skip into a failure, so that a machine bought for a check cannot skip it.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+os.environ.setdefault(
+    "OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1))
+)  # before torch is imported, and for child processes
+
+CLASSES = {"moving left": (-1, 0), "moving right": (1, 0), "rising, [slowly]": (0, -1), "größer fallend": (0, 1)}
+"""Class names of the generated tree, awkward on purpose, and the direction (x, y) in which their square moves."""
+SIZES = ((64, 48), (96, 72), (72, 96))
+"""Width and height of a class's clips, one clip each."""
+BITS, BLOCK = 8, 8
+"""The frame number stands in the top rows: 8 blocks of 8 x 8 pixels, bright for a one. It survives every codec used here."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+NEEDS: dict[str, tuple[str, Callable[[], bool], str]] = {
+    "cuda": ("gpu", _has_gpu, "needs an NVIDIA GPU"),
+    "slurm": ("slurm", lambda: shutil.which("sbatch") is not None, "needs a SLURM cluster (sbatch)"),
+}
+"""marker: (its name in PPMA_REQUIRE, whether the machine has it, why a test is skipped)."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    slow_asked = item.config.getoption("--slow") or "slow" in (item.config.option.markexpr or "")
+    if item.get_closest_marker("slow") and not slow_asked:
+        pytest.skip("slow: `make slow` runs it")
+    required = set(filter(None, os.environ.get("PPMA_REQUIRE", "").split(",")))
+    for marker, (name, available, reason) in NEEDS.items():
+        if item.get_closest_marker(marker) and not available():
+            if name in required:
+                pytest.fail(f"PPMA_REQUIRE asks for {name}: {reason}", pytrace=False)
+            pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def real_videos() -> Path | None:
+    """Folder of real clips, <class>/<file>, from $PPMA_VIDEOS or beside the repository; None where there is none: use `clip_tree` then."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "videos"
+    folder = Path(os.environ.get("PPMA_VIDEOS", beside))
+    return folder if folder.is_dir() else None
+
+
+def barcoded_frame(
+    number: int, *, width: int, height: int, direction: tuple[int, int], colour: np.ndarray
+) -> np.ndarray:
+    """One RGB frame: its number as a barcode in the top rows, below it a square that moves two pixels a frame, wrapping round."""
+    frame_HWC = np.full((height, width, 3), 48, dtype=np.uint8)
+    for bit in range(BITS):
+        frame_HWC[:BLOCK, bit * BLOCK : (bit + 1) * BLOCK] = 235 if number >> bit & 1 else 16
+    field, side = height - BLOCK, min(width, height) // 4
+    rows = BLOCK + (field // 2 + 2 * number * direction[1] + np.arange(side)) % field
+    columns = (width // 2 + 2 * number * direction[0] + np.arange(side)) % width
+    frame_HWC[np.ix_(rows, columns)] = colour
+    return frame_HWC
+
+
+def write_barcoded_clip(
+    path: Path,
+    *,
+    frames: int = 30,
+    fps: int = 10,
+    width: int = 64,
+    height: int = 48,
+    codec: str = "libx264",
+    key_frame_spacing: int = 12,
+    direction: tuple[int, int] = (1, 0),
+    colour: tuple[int, int, int] = (220, 60, 60),
+) -> Path:
+    """Encode a clip of barcoded frames (at most 256, at least 64 pixels wide) with PyAV; the container follows from the suffix."""
+    assert frames <= 1 << BITS and width >= BITS * BLOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=Fraction(fps))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.codec_context.gop_size = key_frame_spacing
+        stream.codec_context.bit_rate = 400_000
+        for number in range(frames):
+            picture = barcoded_frame(number, width=width, height=height, direction=direction, colour=np.array(colour))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_clip() -> Callable[..., Path]:
+    """The function `write_barcoded_clip(path, *, frames, fps, width, height, codec, key_frame_spacing, direction, colour)`."""
+    return write_barcoded_clip
+
+
+@pytest.fixture(scope="session")
+def read_barcode() -> Callable[[np.ndarray], int]:
+    """A function from a decoded frame_HWC (RGB, full size) to the number written into it."""
+
+    def read(frame_HWC: np.ndarray) -> int:
+        bright = [frame_HWC[2 : BLOCK - 2, b * BLOCK + 2 : (b + 1) * BLOCK - 2].mean() > 128 for b in range(BITS)]
+        return sum(1 << bit for bit, on in enumerate(bright) if on)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def clip_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder <class>/<video>.mp4 of 4 classes x 3 clips, 30 frames at 10 per second, for reading only: it serves the whole session.
+
+    The class is visible in the direction of motion, and nowhere else.
+    """
+    root = tmp_path_factory.mktemp("clips")
+    generator = np.random.default_rng(0)
+    for name, direction in CLASSES.items():
+        for index, (width, height) in enumerate(SIZES):
+            colour = tuple(int(c) for c in generator.integers(120, 255, 3))
+            path = root / name / f"clip {index}.mp4"
+            codec = "mpeg4" if index == 2 else "libx264"
+            write_barcoded_clip(path, width=width, height=height, codec=codec, direction=direction, colour=colour)
+    return root
