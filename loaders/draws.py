@@ -98,7 +98,7 @@ class ClipInput:
 
 
 def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """(height, width) with the short side at `short_side`, the long one rounded down (pytorchvideo's short_side_scale)."""
+    """(height, width) with the short side at `short_side`, the long one rounded down, as pytorchvideo does."""
     if width < height:
         return height * short_side // width, short_side
     return short_side, width * short_side // height
@@ -152,6 +152,23 @@ def operation_argument(name: str, level: float, sign: int) -> float:
     if name == "posterize":
         return float(POSTERIZE_BITS - int(share * POSTERIZE_BITS))
     return 1.0 - share if name == "solarize" else 0.0
+
+
+def warp_matrix(name: str, argument: float, size: int) -> np.ndarray:
+    """The (2, 3) matrix of a geometric operation on a square view, from output to input coordinates in pixels.
+
+    Pixel i spans [i, i + 1). Rotation is about the centre; a shear leaves the top row (x) or left column (y) in place and
+    a positive translation moves the picture left or up, all as in pytorchvideo.
+    """
+    turn = math.radians(argument) if name == "rotate" else 0.0
+    slope_x = argument if name == "shear_x" else 0.0
+    slope_y = argument if name == "shear_y" else 0.0
+    linear = np.array([[math.cos(turn), slope_x - math.sin(turn)], [slope_y + math.sin(turn), math.cos(turn)]])
+    shift = np.array([slope_x / 2, slope_y / 2]) * size
+    if name.startswith("translate"):
+        shift[0 if name == "translate_x" else 1] = argument * size
+    center = np.full(2, size / 2)
+    return np.column_stack([linear, center + shift - linear @ center])
 
 
 def draw_randaugment(rng: np.random.Generator, config: LoaderConfig) -> tuple[tuple[str, float], ...]:
@@ -210,7 +227,7 @@ def draw_view(
 
 
 def check_crops(views: Sequence[ViewDraw], height: int, width: int) -> None:
-    """Raise ValueError if a box leaves the scaled frame of `height` x `width`: the file is not the one that was probed."""
+    """Raise ValueError if a box leaves the scaled frame: the file then has another size than its manifest says."""
     for draw in views:
         top, left, h, w = draw.crop
         if top < 0 or left < 0 or h < 1 or w < 1 or top + h > height or left + w > width:
