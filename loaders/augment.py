@@ -39,7 +39,7 @@ def make_views(
         out_VTHWC = np.empty(shape, np.uint8)
     if out_VTHWC.shape != shape or out_VTHWC.dtype != np.uint8 or not out_VTHWC.flags.c_contiguous:
         raise ValueError(f"out is {out_VTHWC.dtype} {out_VTHWC.shape}; contiguous uint8 {shape} is needed")
-    height, width = scaled_size(*frames_THWC.shape[1:3], config.short_side)
+    height, width = scaled_size(frames_THWC.shape[1], frames_THWC.shape[2], config.short_side)
     check_crops(views, height, width)
     scaled_THWC = frames_THWC
     if frames_THWC.shape[1:3] != (height, width):
