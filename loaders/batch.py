@@ -1,0 +1,54 @@
+"""What the loader hands to the training step."""
+
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(kw_only=True)
+class LoaderCounters:
+    """Totals of one rank since the stream was made."""
+
+    samples: int = 0
+    bytes_read: int = 0
+    decode_seconds: float = 0.0
+    """Summed over the workers: CPU work, not elapsed time."""
+    wait_seconds: float = 0.0
+    """Time the consumer waited for a batch."""
+    bad_files: int = 0
+    """Distinct files that could not give what was asked of them."""
+    worker_restarts: int = 0
+
+
+@dataclass(kw_only=True)
+class ClipBatch:
+    """B rows = clips x views, the views of a clip adjacent. All tensors are on the training device."""
+
+    frames_BTHWC: Tensor
+    """uint8 RGB, contiguous."""
+    label_B: Tensor
+    """int64, -1 without a label."""
+    source_B: Tensor
+    """int64, index into the run's sources."""
+    sample_id_B: Tensor
+    """int64, row of the source's manifest."""
+    view_B: Tensor
+    """int64, which view of its clip a row is."""
+    key_B: Tensor
+    """int64, Philox key of the row: token masks, mixing, drop path and erasing noise are drawn from it."""
+    erase_B4: Tensor
+    """int64 top, left, height, width of the box to erase after normalisation; height 0: none."""
+    decoded_B: Tensor
+    """bool; False only in an evaluation that counts undecodable clips as wrong. Such frames are black and must not be scored."""
+    epoch: int
+    step: int
+    """The loader's state: a stream started at (epoch, step) yields this batch first."""
+    counters: LoaderCounters = field(default_factory=LoaderCounters)
+
+    def to(self, device: torch.device | str) -> "ClipBatch":
+        """The same batch with its tensors on `device`."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return ClipBatch(
+            **{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in moved.items()}
+        )

@@ -1,0 +1,282 @@
+"""One window of one clip, read with as few bytes as it takes.
+
+    file, [start, end) in seconds  ->  the T frames of the window, decoded (PyAV), or their encoded bytes for DALI to decode
+
+          demux from the key frame before the window to its end, note every frame's time
+                                        |
+          choose T frames: linspace over the frames whose time lies in the window (PAPER.md)
+                          /                                   \\
+    decode, keep the chosen, to RGB                 remux the packets into a small container in memory
+
+Times are presentation times from the first frame, so a variable frame rate samples what was on screen. A picture is upright: rotation in
+the header is applied. Anything wrong inside a file raises BadClip with a reason; this module never makes a picture up.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import av.error
+import cv2
+import numpy as np
+
+from ppma.loaders.draws import ClipInput
+from ppma.loaders.errors import InputError
+from ppma.loaders.formats import FRAME_FOLDER_FPS, list_frames
+
+DALI_CPU_CODECS = ("vp8", "vp9", "mjpeg")
+"""What DALI 2.4 decodes without a GPU; everything else raises there (FACTS, DALI)."""
+DALI_GPU_CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg")
+
+
+_CONTAINERS = {"mjpeg": "avi", "vp8": "matroska"}
+"""What a codec is remuxed into where MP4 does not hold it."""
+MAX_PIXELS = 8192 * 4352
+"""Of a frame: 8K. A 200 kB file can promise more and take gigabytes; it is refused from its header."""
+_LONG_AGO = -(1 << 62)
+
+
+class BadClip(Exception):
+    """A file that cannot give the frames asked of it; the text says why."""
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Packets from the key frame before a window to its end, and the frames they show in order of time."""
+
+    packets: list[av.Packet]
+    stamps: list[int]
+    """What a decoded frame is recognised by: its pts or, in AVI, its place in the output."""
+    times: list[float]
+    in_order: bool
+    """AVI stores no presentation times, and with packed B-frames (XviD, UCF101) the guessed ones are swapped: frames count."""
+
+
+def choose_frames(times: Sequence[float], start: float, end: float, count: int) -> list[int]:
+    """Indices into `times` (ascending seconds) of `count` frames, uniformly spaced over those in [start, end).
+
+    linspace from the first to the last, truncated; a window with fewer frames repeats some. A window in which no frame begins shows the
+    frame that was on screen: the last one before it, or the first of all.
+    """
+    # Half a microsecond of slack: a start that equals a frame's time as a fraction may differ from it as a float.
+    inside = [i for i, time in enumerate(times) if start - 5e-7 <= time < end - 5e-7]
+    if not inside:
+        inside = [max((i for i, time in enumerate(times) if time <= start), default=0)]
+    return [inside[int(i)] for i in np.linspace(0, len(inside) - 1, count)]
+
+
+def _demux(container: av.container.InputContainer, stream: av.VideoStream, start: float, end: float) -> _Window:
+    """Read the packets of a window. Seeking lands on a key frame at or before its start, or the file is read from its beginning."""
+    base = stream.time_base
+    if base is None:
+        raise BadClip("the stream has no time base")
+    origin = stream.start_time or 0
+    if start > 0:
+        container.seek(origin + int(start / base), stream=stream, backward=True, any_frame=False)
+    in_order = container.format.name == "avi"
+    packets: list[av.Packet] = []
+    last_dts = _LONG_AGO
+    for packet in container.demux(stream):
+        if packet.size == 0:  # the end, or a frame that AVI leaves out: the one before stays on screen
+            continue
+        if packet.pts is None and not in_order:
+            raise _NoPacketTimes
+        if packet.dts is not None and packet.dts <= last_dts:
+            raise BadClip(f"time stamps fall back at {float((packet.dts - origin) * base):.3f} s")
+        if packets or packet.is_keyframe:  # a stream cut inside a group starts with pictures that nothing can decode
+            packets.append(packet)
+        # A picture is never shown before it is decoded, so from here on every picture lies behind the window.
+        last_dts = packet.dts if packet.dts is not None else last_dts
+        if float((last_dts - origin) * base) >= end:
+            break
+    if not packets:
+        raise BadClip("no key frame found")
+    if in_order:
+        stamps = list(range(len(packets)))
+        times = [float((packet.dts - origin) * base) for packet in packets]
+    else:
+        # Leading pictures of an open group refer to what was before the key frame: no decoder shows them after a seek.
+        stamps = sorted(packet.pts for packet in packets if packet.pts >= packets[0].pts)
+        times = [float((pts - origin) * base) for pts in stamps]
+    if start > 0 and times[0] > start + 5e-7:
+        raise _SeekedTooFar
+    return _Window(packets, stamps, times, in_order)
+
+
+class _NoPacketTimes(Exception):
+    """Packets carry no presentation time (B-frames in AVI): only decoding tells it."""
+
+
+class _SeekedTooFar(Exception):
+    """The container's index pointed behind the window, or the file begins later than it says."""
+
+
+def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
+    rgb = frame.to_ndarray(format="rgb24")
+    turns = round((frame.rotation % 360) / 90) % 4  # degrees counter-clockwise that make the picture upright
+    return np.rot90(rgb, turns) if turns else rgb
+
+
+def _check(frame: av.VideoFrame) -> None:
+    if frame.is_corrupt:
+        raise BadClip(f"the frame at {frame.time} s is corrupt")
+
+
+def _rotation(stream: av.VideoStream, key_packet: av.Packet) -> int:
+    """Degrees in the header. PyAV shows them on frames only, so one is decoded."""
+    frames = [*stream.codec_context.decode(key_packet), *stream.codec_context.decode(None)]
+    return frames[0].rotation if frames else 0
+
+
+def _decode_window(stream: av.VideoStream, window: _Window, wanted: list[int]) -> list[np.ndarray]:
+    """Decode to the last wanted frame; convert only those that are wanted."""
+    needed = {window.stamps[i] for i in wanted}
+    pictures: dict[int, np.ndarray] = {}
+    shown = 0
+    for packet in [*window.packets, None]:
+        for frame in stream.codec_context.decode(packet):
+            _check(frame)
+            stamp = shown if window.in_order else frame.pts
+            shown += 1
+            if stamp in needed:
+                pictures[stamp] = _to_rgb(frame)
+        if len(pictures) == len(needed):
+            return [pictures[window.stamps[i]] for i in wanted]
+    raise BadClip(f"{len(needed) - len(pictures)} of {len(needed)} wanted frames could not be decoded")
+
+
+def _decode_all(
+    container: av.container.InputContainer, stream: av.VideoStream, start: float, end: float, count: int
+) -> list[np.ndarray]:
+    """The slow and certain way: decode from the beginning and take times from the decoder."""
+    frames: list[av.VideoFrame] = []
+    times: list[float] = []
+    origin = float((stream.start_time or 0) * (stream.time_base or 0))
+    for packet in container.demux(stream):
+        for frame in stream.codec_context.decode(packet):
+            _check(frame)
+            if frame.time is None:
+                raise BadClip("frames carry no time stamps")
+            time = frame.time - origin
+            if times and time <= times[-1]:
+                raise BadClip(f"time stamps fall back at {time:.3f} s")
+            if times and time <= start + 5e-7:  # keep one frame from before the window, no more
+                frames, times = [frame], [time]
+            else:
+                frames.append(frame)
+                times.append(time)
+        if times and times[-1] >= end:
+            break
+    if not frames:
+        raise BadClip("no frame could be decoded")
+    return [_to_rgb(frames[i]) for i in choose_frames(times, start, end, count)]
+
+
+def _open(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
+    container = av.open(str(path), mode="r", metadata_errors="replace")
+    if not container.streams.video:
+        container.close()
+        raise BadClip("no video stream")
+    stream = container.streams.video[0]
+    if stream.width * stream.height > MAX_PIXELS:
+        container.close()
+        raise BadClip(f"frames of {stream.width} x {stream.height} are larger than the {MAX_PIXELS} pixels allowed")
+    stream.codec_context.thread_count = 1  # workers are the parallelism; threads inside one cost more CPU for each clip
+    return container, stream
+
+
+def _read_video(path: Path, start: float, end: float, count: int) -> list[np.ndarray]:
+    container, stream = _open(path)
+    with container:
+        try:
+            window = _demux(container, stream, start, end)
+            return _decode_window(stream, window, choose_frames(window.times, start, end, count))
+        except (_NoPacketTimes, _SeekedTooFar):
+            pass
+    container, stream = _open(path)  # a fresh decoder: the old one holds pictures from where it was
+    with container:
+        return _decode_all(container, stream, start, end, count)
+
+
+def _read_image(path: Path) -> np.ndarray:
+    image = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise BadClip(f"the frame {path.name} cannot be decoded")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _folder_frames(path: Path, start: float, end: float, count: int) -> tuple[list[Path], list[int]]:
+    try:
+        files = list_frames(path)
+    except InputError as error:
+        raise BadClip(str(error)) from error
+    times = [i / FRAME_FOLDER_FPS for i in range(len(files))]
+    return files, choose_frames(times, start, end, count)
+
+
+def read_window(path: Path, start: float, end: float, count: int) -> np.ndarray:
+    """The `count` frames of [start, end) seconds as uint8 (T, H, W, 3) RGB, upright, at the file's own size.
+
+    `path` is a video or a folder of frames (25 frames/s). Raises BadClip with the reason when they cannot be had.
+    """
+    try:
+        if path.is_dir():
+            files, wanted = _folder_frames(path, start, end, count)
+            pictures = {i: _read_image(files[i]) for i in dict.fromkeys(wanted)}
+            frames = [pictures[i] for i in wanted]
+        else:
+            frames = _read_video(path, start, end, count)
+    except (av.error.FFmpegError, OSError) as error:
+        raise BadClip(f"{type(error).__name__}: {error.strerror or error}") from error
+    if len({frame.shape for frame in frames}) != 1:
+        raise BadClip(f"frames differ in size: {sorted({frame.shape[:2] for frame in frames})}")
+    return np.stack(frames)
+
+
+def encoded_window(path: Path, start: float, end: float, count: int, codecs: Sequence[str]) -> ClipInput | None:
+    """The same frames as encoded bytes for DALI to decode; None where its decoder does not take this file as it is.
+
+    A video becomes a container with the packets from the key frame before the window to its last wanted frame; of a folder, the wanted
+    files. Rotated videos and pixel formats other than 8-bit 4:2:0 are left to PyAV.
+    """
+    try:
+        if path.is_dir():
+            files, wanted = _folder_frames(path, start, end, count)
+            unique = list(dict.fromkeys(wanted))
+            if any(files[i].suffix.lower() not in (".jpg", ".jpeg") for i in unique):
+                return None
+            payloads = tuple(np.fromfile(files[i], dtype=np.uint8) for i in unique)
+            height, width = _read_image(files[unique[0]]).shape[:2]
+            order = tuple(unique.index(i) for i in wanted)
+            return ClipInput(kind="jpeg", payloads=payloads, frame_idx=order, height=height, width=width)
+        return _remuxed_window(path, start, end, count, codecs)
+    except (av.error.FFmpegError, OSError) as error:
+        raise BadClip(f"{type(error).__name__}: {error.strerror or error}") from error
+
+
+def _remuxed_window(path: Path, start: float, end: float, count: int, codecs: Sequence[str]) -> ClipInput | None:
+    container, stream = _open(path)
+    with container:
+        context = stream.codec_context
+        if context.codec.canonical_name not in codecs or context.pix_fmt not in ("yuv420p", "yuvj420p"):
+            return None
+        try:
+            window = _demux(container, stream, start, end)
+        except (_NoPacketTimes, _SeekedTooFar):
+            return None
+        packed = window.in_order and context.codec.canonical_name == "mpeg4" and context.has_b_frames
+        if packed or _rotation(stream, window.packets[0]):
+            return None
+        wanted = choose_frames(window.times, start, end, count)
+        memory = io.BytesIO()
+        with av.open(memory, "w", format=_CONTAINERS.get(context.codec.canonical_name, "mp4")) as sink:
+            out = sink.add_stream_from_template(stream)
+            for packet in window.packets:
+                packet.stream = out
+                sink.mux(packet)
+        payload = np.frombuffer(memory.getvalue(), dtype=np.uint8)
+        return ClipInput(
+            kind="video", payloads=(payload,), frame_idx=tuple(wanted), height=context.height, width=context.width
+        )

@@ -1,0 +1,119 @@
+"""One loader worker: a process that turns tasks into frames until its pipe closes.
+
+    Task (a path, a window, the draws)  --pipe-->  worker  --shared memory, or the pipe for encoded bytes-->  Reply
+
+`pool` starts it as a program of its own rather than as a fork or a spawned copy of the main module: it starts without torch, never runs
+the user's script a second time, and ends when its parent is gone.
+"""
+
+import contextlib
+import mmap
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ppma.loaders.config import LoaderConfig
+from ppma.loaders.draws import ClipInput, SampleDraw
+
+Product = Literal["views", "input"]
+"""views: finished views in shared memory; input: a ClipInput for DALI through the pipe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One sample to read."""
+
+    ticket: int
+    path: str
+    draw: SampleDraw
+    product: Product
+    codecs: tuple[str, ...]
+    """Codecs to hand over undecoded ("input" only)."""
+    offset: int
+    """Where the views go in the shared memory, in bytes ("views" only)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What became of a task. Exactly one of `reason` (the file is bad) and success holds."""
+
+    ticket: int
+    reason: str = ""
+    clip: ClipInput | None = None
+    seconds: float = 0.0
+    bytes_read: int = 0
+
+
+def _produce(task: Task, config: LoaderConfig, memory: mmap.mmap) -> ClipInput | None:
+    from ppma.loaders.augment import make_views
+    from ppma.loaders.fetch import encoded_window, read_window
+
+    path, draw = Path(task.path), task.draw
+    window = (path, draw.start_seconds, draw.end_seconds, config.frames)
+    if task.product == "input":
+        if task.codecs and (encoded := encoded_window(*window, task.codecs)) is not None:
+            return encoded
+        frames = read_window(*window)
+        height, width = frames.shape[1:3]
+        return ClipInput(
+            kind="frames", payloads=(frames,), frame_idx=tuple(range(config.frames)), height=height, width=width
+        )
+    frames = read_window(*window)
+    shape = (len(draw.views), config.frames, config.size, config.size, 3)
+    out_VTHWC = np.frombuffer(memory, dtype=np.uint8, count=int(np.prod(shape)), offset=task.offset).reshape(shape)
+    make_views(frames, draw.views, config, out_VTHWC)
+    return None
+
+
+def _bytes_read() -> int:
+    """Bytes this process has read from files, pipes and caches so far (Linux)."""
+    with Path("/proc/self/io").open() as file:
+        return int(file.readline().split()[1])
+
+
+def serve(connection: Connection, memory: mmap.mmap) -> None:
+    """Answer tasks until the other end closes. The first message is the LoaderConfig."""
+    import cv2
+
+    from ppma.loaders.fetch import BadClip
+
+    cv2.setNumThreads(1)
+    config: LoaderConfig = connection.recv()
+    while True:
+        task: Task = connection.recv()
+        began, read_before = time.perf_counter(), _bytes_read()
+        reason, clip = "", None
+        try:
+            clip = _produce(task, config, memory)
+        except (
+            BadClip,
+            ValueError,
+        ) as error:  # ValueError: a crop outside the frame, when the file changed after it was indexed
+            reason = str(error)
+        connection.send(
+            Reply(
+                ticket=task.ticket,
+                reason=reason,
+                clip=clip,
+                seconds=time.perf_counter() - began,
+                bytes_read=_bytes_read() - read_before,
+            )
+        )
+
+
+def main() -> None:
+    """Attach to the file descriptors named on the command line and serve."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent decides and closes the pipe
+    pipe_fd, memory_fd = int(sys.argv[1]), int(sys.argv[2])
+    size = os.fstat(memory_fd).st_size
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone: the ordinary end
+        serve(Connection(pipe_fd), mmap.mmap(memory_fd, size))

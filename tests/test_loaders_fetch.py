@@ -1,0 +1,138 @@
+"""Windows are exactly the frames that a plain decode of the whole file gives, at every position, in every codec at hand."""
+
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from ppma.loaders.fetch import (
+    DALI_CPU_CODECS,
+    DALI_GPU_CODECS,
+    BadClip,
+    choose_frames,
+    encoded_window,
+    read_window,
+)
+
+CODECS = [
+    ("libx264", "mp4"),
+    ("libx265", "mp4"),
+    ("libvpx", "webm"),
+    ("libvpx-vp9", "webm"),
+    ("mpeg4", "avi"),
+    ("mjpeg", "avi"),
+]
+
+
+def whole(path):
+    """Every frame of a file in order of display, and its time: the plain way."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = [f for f in container.decode(stream)]
+        origin = stream.start_time or 0
+        times = [float((f.pts - origin) * stream.time_base) for f in frames]
+        if container.format.name == "avi":  # frames of an AVI are a fixed time apart, whatever pts the decoder guessed
+            times = [float(i / stream.average_rate) for i in range(len(frames))]
+        return np.stack([f.to_ndarray(format="rgb24") for f in frames]), times
+
+
+def test_choose_frames_is_the_published_linspace():
+    times = [i / 10 for i in range(50)]
+    assert choose_frames(times, 1.0, 3.7, 16) == [10 + int(x) for x in np.linspace(0, 26, 16)]
+    assert choose_frames(times, 4.6, 7.3, 8) == [
+        46,
+        46,
+        46,
+        47,
+        47,
+        48,
+        48,
+        49,
+    ]  # fewer frames than wanted: some repeat
+    assert choose_frames([0.0, 5.0], 1.0, 3.0, 2) == [0, 0]  # nothing begins in the window: what is on screen
+    assert choose_frames([0.5], 0.0, 0.3, 2) == [0, 0]
+
+
+@pytest.mark.parametrize(("codec", "container"), CODECS)
+def test_every_position_equals_a_decode_of_the_whole_file(tmp_path, write_clip, codec, container):
+    path = write_clip(tmp_path / f"clip.{container}", frames=60, codec=codec, key_frame_spacing=12)
+    frames, times = whole(path)
+    for start in (0.0, 0.35, 1.2, 2.95, 4.4, 5.9):
+        expected = frames[choose_frames(times, start, start + 1.6, 8)]
+        assert np.array_equal(read_window(path, start, start + 1.6, 8), expected), start
+
+
+def test_the_barcode_says_which_frame_it_is(tmp_path, write_clip, read_barcode):
+    path = write_clip(tmp_path / "clip.mp4", frames=60, fps=10, key_frame_spacing=25)
+    got = [read_barcode(frame) for frame in read_window(path, 2.0, 4.7, 16)]
+    assert got == [20 + int(x) for x in np.linspace(0, 26, 16)]
+
+
+def test_a_folder_of_frames_counts_25_a_second(tmp_path):
+    for number in range(50):
+        picture = np.full((24, 32, 3), number, np.uint8)
+        cv2.imwrite(str(tmp_path / f"{number + 1:06d}.png"), picture)
+    frames = read_window(tmp_path, 0.4, 1.2, 5)
+    assert [int(f[0, 0, 0]) for f in frames] == [10 + int(x) for x in np.linspace(0, 19, 5)]
+    assert encoded_window(tmp_path, 0.0, 1.0, 4, DALI_CPU_CODECS) is None  # PNG is left to OpenCV
+
+
+def test_encoded_jpegs_are_the_wanted_files(tmp_path):
+    for number in range(30):
+        cv2.imwrite(str(tmp_path / f"{number:06d}.jpg"), np.full((24, 32, 3), 8 * number, np.uint8))
+    clip = encoded_window(tmp_path, 0.0, 0.08, 4, DALI_CPU_CODECS)
+    assert clip.kind == "jpeg" and clip.frame_idx == (0, 0, 0, 1) and (clip.height, clip.width) == (24, 32)
+    assert [p.tobytes() for p in clip.payloads] == [(tmp_path / f"{i:06d}.jpg").read_bytes() for i in (0, 1)]
+
+
+@pytest.mark.parametrize(("codec", "container"), [c for c in CODECS if c[0] != "mpeg4"])
+def test_encoded_windows_decode_to_the_same_frames(tmp_path, write_clip, codec, container):
+    path = write_clip(tmp_path / f"clip.{container}", frames=60, codec=codec, key_frame_spacing=12)
+    for start in (0.0, 2.95):
+        clip = encoded_window(path, start, start + 1.6, 8, DALI_GPU_CODECS)
+        small = tmp_path / "small"
+        small.write_bytes(clip.payloads[0].tobytes())
+        assert np.array_equal(whole(small)[0][list(clip.frame_idx)], read_window(path, start, start + 1.6, 8))
+        assert clip.payloads[0].nbytes < path.stat().st_size
+
+
+def test_only_what_the_decoder_takes_is_handed_over(tmp_path, write_clip):
+    path = write_clip(tmp_path / "clip.mp4", frames=20)
+    assert encoded_window(path, 0.0, 1.0, 4, DALI_CPU_CODECS) is None
+    assert encoded_window(path, 0.0, 1.0, 4, DALI_GPU_CODECS) is not None
+
+
+def test_bad_files_say_what_is_wrong(tmp_path, write_clip):
+    cut = write_clip(tmp_path / "cut.mp4", frames=60)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    (tmp_path / "page.mp4").write_text("<html>404</html>")
+    (tmp_path / "empty").mkdir()
+    for path, reason in (
+        (cut, "InvalidDataError"),
+        (tmp_path / "page.mp4", "InvalidDataError"),
+        (tmp_path / "none.mp4", "No such file"),
+        (tmp_path / "empty", "holds no frames"),
+    ):
+        with pytest.raises(BadClip, match=reason):
+            read_window(path, 0.0, 1.0, 4)
+    (tmp_path / "empty" / "000001.jpg").write_bytes(b"not a picture")
+    with pytest.raises(BadClip, match="000001.jpg"):
+        read_window(tmp_path / "empty", 0.0, 1.0, 4)
+
+
+def test_real_clips_equal_a_decode_of_the_whole_file(real_videos, clip_tree):
+    """Codecs as found in the wild, packed B-frames of XviD included."""
+    root = real_videos or clip_tree
+    paths = [
+        p
+        for p in sorted(root.rglob("*"))
+        if p.suffix in (".avi", ".mp4", ".mkv", ".webm") and p.parent.name != "damaged"
+    ]
+    assert paths
+    for path in (p for p in paths if p.stat().st_size < 1_500_000):
+        frames, times = whole(path)
+        for start in (0.0, 0.6, max(0.0, times[-1] - 2.7)):
+            expected = frames[choose_frames(times, start, start + 2.7, 16)]
+            assert np.array_equal(read_window(Path(path), start, start + 2.7, 16), expected), (path.name, start)

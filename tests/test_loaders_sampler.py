@@ -1,0 +1,168 @@
+"""The sampler is arithmetic: what a step holds does not depend on ranks, resume points or what was asked before."""
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+
+from ppma.loaders.config import LoaderConfig
+from ppma.loaders.errors import InputError
+from ppma.loaders.sampler import BLOCK, EvaluationSampler, SourceMixer, TrainingSampler, permuted, shares
+
+
+@dataclass
+class Table:
+    clips: int
+    name: str = "source"
+    seconds: float = 10.0
+    widths: np.ndarray = field(init=False)
+    heights: np.ndarray = field(init=False)
+    starts: np.ndarray = field(init=False)
+    ends: np.ndarray = field(init=False)
+
+    def __post_init__(self):
+        self.widths = np.full(self.clips, 320)
+        self.heights = np.full(self.clips, 240)
+        self.starts = np.zeros(self.clips)
+        self.ends = np.full(self.clips, self.seconds)
+
+    def __len__(self):
+        return self.clips
+
+
+CONFIG = LoaderConfig(views=2, frames=4, size=32, short_side=40)
+
+
+def sampler(*clips, batch_clips=8, config=CONFIG, **more):
+    return TrainingSampler([Table(n) for n in clips], config, seed=3, batch_clips=batch_clips, **more)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 16, 17, 1000])
+def test_permuted_is_a_permutation_that_the_key_changes(length):
+    images = [[permuted(i, length, key) for i in range(length)] for key in (1, 2)]
+    assert all(sorted(image) == list(range(length)) for image in images)
+    if length >= 16:
+        assert images[0] != images[1] and images[0] != list(range(length))
+
+
+def test_permuted_spreads_evenly():
+    """Over keys, every place is equally likely: chi-squared over 12 x 12 cells, 121 degrees of freedom, 99.99 % bound 185."""
+    keys, n = 4000, 12
+    counts = np.zeros((n, n))
+    for key in range(keys):
+        for i in range(n):
+            counts[i, permuted(i, n, key * 7919)] += 1
+    expected = keys / n
+    assert ((counts - expected) ** 2 / expected).sum() < 185
+
+
+def test_shares_are_exact_and_leave_nobody_out():
+    assert list(shares([1, 1], 10)) == [5, 5]
+    assert list(shares([3, 1], 8)) == [6, 2]
+    assert list(shares([10_000, 1, 1], 16)) == [14, 1, 1]
+
+
+def test_sources_mix_in_the_asked_proportion_in_every_block():
+    mixer = SourceMixer([3.0, 1.0], seed=0)
+    for block in range(3):
+        counts = Counter(mixer.locate(block * BLOCK + i)[0] for i in range(BLOCK))
+        assert counts == {0: BLOCK * 3 // 4, 1: BLOCK // 4}
+    # and not in stripes: the longest run of one source in a fair shuffle of 3:1 stays short
+    order = [mixer.locate(i)[0] for i in range(200)]
+    assert 20 < sum(order) < 80
+
+
+def test_a_source_counts_its_groups_without_gap():
+    mixer = SourceMixer([2.0, 5.0], seed=4)
+    seen = {0: [], 1: []}
+    for group in range(2 * BLOCK):
+        source, before = mixer.locate(group)
+        seen[source].append(before)
+    assert all(counts == list(range(len(counts))) for counts in seen.values())
+
+
+@pytest.mark.parametrize("mix", ["sample", "batch"])
+@pytest.mark.parametrize("weights", [None, [1.0, 3.0]])
+def test_every_clip_exactly_once_in_each_pass_over_its_source(mix, weights):
+    chosen = sampler(37, 11, config=replace(CONFIG, mix=mix), weights=weights)
+    drawn = {0: [], 1: []}
+    for epoch in range(40):
+        for index in range(chosen.steps_per_epoch * 8):
+            draw = chosen.sample(epoch, index)
+            drawn[draw.source].append(draw.clip)
+    for source, clips in ((0, 37), (1, 11)):
+        passes = [drawn[source][i : i + clips] for i in range(0, len(drawn[source]) - clips + 1, clips)]
+        assert len(passes) > 5
+        assert all(sorted(one) == list(range(clips)) for one in passes)
+        assert passes[0] != passes[1]
+
+
+def test_batches_of_one_source():
+    chosen = sampler(40, 40, config=replace(CONFIG, mix="batch"))
+    per_step = [{d.source for d in chosen.draws(e, s)} for e in range(6) for s in range(chosen.steps_per_epoch)]
+    assert all(len(sources) == 1 for sources in per_step) and set.union(*per_step) == {0, 1}
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_share_the_same_global_batch(world_size):
+    one = sampler(100, 30)
+    for step in range(3):
+        together = [d for rank in range(world_size) for d in sampler(100, 30).draws(1, step, rank, world_size)]
+        assert together == one.draws(1, step)
+
+
+def test_resume_at_five_points_sees_the_same_samples():
+    whole = [sampler(50, 20).draws(e, s) for e in range(3) for s in range(8)]
+    for cut in (0, 1, 7, 13, 23):
+        fresh = sampler(50, 20)
+        assert [fresh.draws(i // 8, i % 8) for i in range(cut, 24)] == whole[cut:]
+
+
+def test_windows_lie_in_the_clip_and_cover_it():
+    chosen = sampler(64)
+    draws = [chosen.sample(e, i) for e in range(10) for i in range(64)]
+    starts = np.array([d.start_seconds for d in draws])
+    assert starts.min() >= 0 and starts.max() <= 10 - 2.7
+    assert all(d.end_seconds == pytest.approx(d.start_seconds + 2.7) for d in draws)
+    assert starts.std() == pytest.approx(7.3 / 12**0.5, rel=0.1)  # uniform
+
+
+def test_a_short_clip_is_one_window_and_a_segment_stays_inside():
+    table = Table(4, seconds=1.0)
+    table.starts[:], table.ends[:] = 5.0, 6.0
+    draw = TrainingSampler([table], CONFIG, seed=0, batch_clips=4).sample(0, 0)
+    assert (draw.start_seconds, draw.end_seconds) == (5.0, 6.0)
+
+
+def test_replacements_come_from_the_same_source_and_differ():
+    chosen = sampler(100, 30)
+    draw = chosen.sample(2, 5)
+    others = [chosen.replacement(draw, attempt) for attempt in range(8)]
+    assert {o.source for o in others} == {draw.source} and len({o.clip for o in others}) > 4
+    assert others[0] == sampler(100, 30).replacement(draw, 0)
+    assert others[0].views[0].key == draw.views[0].key  # the row's own draws stay with the row
+
+
+@pytest.mark.parametrize(("clips", "batch", "world_size"), [(7, 4, 1), (7, 4, 3), (2, 8, 4)])
+def test_evaluation_sees_every_clip_once(clips, batch, world_size):
+    chosen = EvaluationSampler(Table(clips), replace(CONFIG, short_side=32), batch_clips=batch)
+    draws = [
+        d for s in range(chosen.steps_per_epoch) for r in range(world_size) for d in chosen.draws(0, s, r, world_size)
+    ]
+    assert Counter(d.clip for d in draws) == {clip: 2 for clip in range(clips)}
+    assert all(len(d.views) == 3 and not d.views[0].ops for d in draws)
+    first = chosen.sample(0, 0), chosen.sample(0, 1)
+    assert [round(d.start_seconds, 6) for d in first] == [0.0, 7.3]
+    assert [v.crop for v in first[0].views] == [(0, 0, 32, 32), (0, 5, 32, 32), (0, 10, 32, 32)]
+
+
+def test_wrong_input_is_named():
+    with pytest.raises(InputError, match="no clips"):
+        sampler(10, 0)
+    with pytest.raises(InputError, match="no whole batch of 8"):
+        sampler(5)
+    with pytest.raises(InputError, match="weights"):
+        sampler(10, 10, weights=[1.0])
+    with pytest.raises(InputError, match="crops is 2"):
+        EvaluationSampler(Table(3), CONFIG, batch_clips=1, crops=2)

@@ -1,0 +1,174 @@
+"""The loader from end to end: frames, labels and order are the sampler's, whatever workers, ranks and files do."""
+
+import csv
+import os
+import signal
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ppma.loaders.augment import make_views
+from ppma.loaders.config import LoaderConfig
+from ppma.loaders.errors import InputError
+from ppma.loaders.fetch import read_window
+from ppma.loaders.manifest import Clip, Manifest
+from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
+from ppma.loaders.stream import ClipStream, choose_implementation
+
+CONFIG = LoaderConfig(
+    frames=4, size=32, short_side=36, views=2, workers=2, window_seconds=1.0, randaugment_ops=2, flip_probability=0.5,
+    erase_probability=0.5, implementation="plain", max_bad_fraction=0.5,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory, write_clip):
+    """Twelve clips; a clip's number is the colour of its square, its label the number modulo 3."""
+    root = tmp_path_factory.mktemp("stream")
+    rows = []
+    for number in range(12):
+        write_clip(root / f"{number}.mp4", frames=24, colour=(20 * number, 128, 128))
+        rows.append(row(f"{number}.mp4", number % 3))
+    return Manifest.from_clips(rows, root=root, name="made")
+
+
+def row(path, label, **more):
+    facts = {
+        "frames": 24,
+        "fps": 10.0,
+        "width": 64,
+        "height": 48,
+        "codec": "h264",
+        "key_frame_spacing": 12,
+        "duration_seconds": 2.4,
+    }
+    texts = {"class_name": f"class {label}", "source": "made", "domain": "synthetic", "licence": "", "audit": ""}
+    return Clip(path=path, label=label, start_seconds=None, end_seconds=None, **{**facts, **texts, **more})
+
+
+def collect(manifest, *, config=CONFIG, rank=0, world_size=1, start=(0, 0), epochs=2, batch_clips=4, **more):
+    sampler = TrainingSampler([manifest], config, seed=5, batch_clips=batch_clips)
+    with ClipStream(
+        sampler, [manifest], config, rank=rank, world_size=world_size, start=start, epochs=epochs, **more
+    ) as stream:
+        return list(stream)
+
+
+def same(a, b):
+    names = ("frames_BTHWC", "label_B", "source_B", "sample_id_B", "view_B", "key_B", "erase_B4")
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
+
+
+def test_a_batch_is_what_the_sampler_drew(manifest):
+    batches = collect(manifest)
+    sampler = TrainingSampler([manifest], CONFIG, seed=5, batch_clips=4)
+    assert [(b.epoch, b.step) for b in batches] == [(e, s) for e in range(2) for s in range(3)]
+    for batch in batches:
+        draws = sampler.draws(batch.epoch, batch.step)
+        for place, draw in enumerate(draws):
+            frames = read_window(manifest.file(draw.clip), draw.start_seconds, draw.end_seconds, CONFIG.frames)
+            expected = make_views(frames, draw.views, CONFIG, None)
+            assert np.array_equal(batch.frames_BTHWC[2 * place : 2 * place + 2].numpy(), expected)
+        assert batch.label_B.tolist() == [manifest.labels[d.clip] for d in draws for _ in range(2)]
+        assert batch.sample_id_B.tolist() == [d.clip for d in draws for _ in range(2)]
+        assert batch.view_B.tolist() == [0, 1] * 4
+        assert batch.key_B.tolist() == [view.key for d in draws for view in d.views]
+        assert batch.erase_B4.tolist() == [list(view.erase) for d in draws for view in d.views]
+        assert batch.decoded_B.all() and batch.frames_BTHWC.is_contiguous()
+
+
+def test_workers_ranks_and_resume_change_nothing(manifest):
+    whole = collect(manifest)
+    assert all(
+        same(a, b)
+        for a, b in zip(whole, collect(manifest, config=replace(CONFIG, workers=1, prefetch_batches=1)), strict=True)
+    )
+    assert all(same(a, b) for a, b in zip(whole[4:], collect(manifest, start=(1, 1)), strict=True))
+    for rank in range(2):
+        mine = collect(manifest, rank=rank, world_size=2)
+        for batch, full in zip(mine, whole, strict=True):
+            assert torch.equal(batch.frames_BTHWC, full.frames_BTHWC[4 * rank : 4 * rank + 4])
+
+
+def test_bad_files_are_named_counted_and_replaced_reproducibly(manifest, tmp_path):
+    (manifest.root / "bad.mp4").write_text("<html>404</html>")
+    rows = [manifest.clip(i) for i in range(8)] + [row("bad.mp4", 1)]
+    broken = Manifest.from_clips(rows, root=manifest.root, name="broken")
+    batches = collect(broken, quarantine=tmp_path / "quarantine.csv", batch_clips=3)
+    assert 8 not in torch.cat([b.sample_id_B for b in batches])
+    assert batches[-1].counters.bad_files == 1
+    with (tmp_path / "quarantine.csv").open() as file:
+        entries = list(csv.DictReader(file))
+    assert [e["path"] for e in entries] == [str(manifest.root / "bad.mp4")] and "InvalidDataError" in entries[0][
+        "reason"
+    ]
+    again = collect(broken, config=replace(CONFIG, workers=3), batch_clips=3)
+    assert all(same(a, b) for a, b in zip(batches, again, strict=True))
+
+
+def test_too_many_bad_files_stop_the_run_with_the_list(manifest):
+    rows = [manifest.clip(0), row("gone.mp4", 0)]
+    broken = Manifest.from_clips(rows, root=manifest.root, name="broken")
+    with pytest.raises(InputError, match=r"1 of 2 files.*max_bad_fraction.*gone\.mp4"):
+        collect(broken, config=replace(CONFIG, max_bad_fraction=0.01), batch_clips=2)
+
+
+def test_an_evaluation_replaces_nothing(manifest):
+    rows = [manifest.clip(0), row("gone.mp4", 0), manifest.clip(1)]
+    broken = Manifest.from_clips(rows, root=manifest.root, name="broken")
+    config = replace(CONFIG, short_side=32, randaugment_ops=0, flip_probability=0.0, erase_probability=0.0)
+    sampler = EvaluationSampler(broken, config, batch_clips=3)
+    with ClipStream(sampler, [broken], config, on_bad="mark") as stream:
+        batches = list(stream)
+    assert len(batches) == 1 and batches[0].decoded_B.tolist() == [True] * 6 + [False] * 6 + [True] * 6
+    assert not batches[0].frames_BTHWC[6:12].any()
+    with (
+        pytest.raises(InputError, match=r"gone\.mp4.*--on-bad mark"),
+        ClipStream(sampler, [broken], config, on_bad="fail") as stream,
+    ):
+        list(stream)
+
+
+def test_a_killed_worker_loses_nothing(manifest):
+    whole = collect(manifest, epochs=4)
+    sampler = TrainingSampler([manifest], CONFIG, seed=5, batch_clips=4)
+    got = []
+    with ClipStream(sampler, [manifest], CONFIG, epochs=4) as stream:
+        for batch in stream:
+            got.append(batch)
+            if batch.step == 0:
+                os.kill(stream._pool._workers[batch.epoch % 2].process.pid, signal.SIGKILL)
+    assert got[-1].counters.worker_restarts >= 3
+    assert all(same(a, b) for a, b in zip(whole, got, strict=True))
+
+
+def test_workers_end_with_the_stream_and_a_stalled_file_is_named(manifest, tmp_path, caplog):
+    os.mkfifo(tmp_path / "stalled.mp4")  # opening it blocks until somebody writes
+    stalled = Manifest.from_clips([row("stalled.mp4", 0)], root=tmp_path, name="stalled")
+    config = replace(CONFIG, stall_seconds=0.5, workers=1)
+    sampler = TrainingSampler([stalled], config, seed=0, batch_clips=1)
+    stream = ClipStream(sampler, [stalled], config)
+    process = stream._pool._workers[0].process
+    iterator = iter(stream)
+    time.sleep(0.1)
+
+    def let_go(*_):
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, let_go)
+    signal.alarm(4)
+    with pytest.raises(TimeoutError):
+        next(iterator)
+    signal.alarm(0)
+    stream.close()
+    assert process.poll() is not None
+    assert "stalled.mp4" in caplog.text
+
+
+def test_implementation_is_chosen_once_and_says_why():
+    name, why = choose_implementation(replace(CONFIG, implementation="auto"), torch.device("cpu"))
+    assert name == "plain" and "CPU" in why
+    assert choose_implementation(replace(CONFIG, implementation="plain"), torch.device("cpu")) == ("plain", "asked for")
