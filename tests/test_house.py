@@ -1,0 +1,365 @@
+"""The rules of the house: links, directions between the parts, sizes, and what may stand in a tracked file."""
+
+import ast
+import hashlib
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from ppma.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("ppma", "loaders", "kernels", "slurm")
+LINKED = ("loaders", "kernels", "slurm")
+
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_NESTING = 400, 80, 4
+MAX_TRACKED_BYTES = 5 * 2**20
+
+MAY_IMPORT = {
+    "loaders": {"torch", "nvidia", "av", "ffcv", "numpy", "numba", "cv2", "pyarrow", "einops"},
+    "kernels": {"torch", "triton", "einops"},
+}
+"""Third-party packages of the two lower parts (DESIGN: the house)."""
+
+LAYERS = (
+    {"masking", "model_config", "torchvision_shim", "vit"},
+    {"mae", "classify"},
+    {"train", "evaluate", "privacy", "synthetic"},
+    {"cli", "__main__"},
+)
+"""Inside ppma a module of one layer imports nothing of a later one; modules that are not named are free, but for the command line."""
+
+
+@cache
+def tracked() -> tuple[Path, ...]:
+    """Files under version control, links left out; where there is no git (an unpacked archive) every file of the parts."""
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        names = [
+            p
+            for part in (*PARTS, "tests", "benchmarks")
+            for p in (ROOT / part).rglob("*")
+            if "__pycache__" not in p.parts
+        ]
+    else:
+        names = [ROOT / name for name in done.stdout.split("\0") if name]
+    return tuple(p for p in names if p.is_file() and not p.is_symlink())
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def sources(*folders: str) -> list[Path]:
+    return [p for p in tracked() if p.suffix == ".py" and p.relative_to(ROOT).parts[0] in folders]
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def dotted(path: Path) -> str:
+    """The name under which a file is imported: loaders/config.py is ppma.loaders.config."""
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    if parts[0] in LINKED:
+        parts.insert(0, "ppma")
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Every module that a file imports; `from a import b` counts as a.b, so that submodules are seen."""
+    found = set()
+    nodes = tree(path).body if top_level_only else list(ast.walk(tree(path)))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{relative(path)}:{node.lineno}: relative import; write the full name"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+# ---------------------------------------------------------------------------------------------------------------- links
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_links_are_links(name):
+    link = ROOT / "ppma" / name
+    message = (
+        f"ppma/{name} is no symbolic link to ../{name}: a zip download turns links into plain files. "
+        f"Clone with git, or: ln -sfn ../{name} ppma/{name}"
+    )
+    assert link.is_symlink() and link.readlink() == Path("..") / name, message
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_parts_are_no_top_level_modules(name):
+    """Installed as `kernels`, ours would destroy Hugging Face's package of that name."""
+    code = f"import importlib.util, sys; spec = importlib.util.find_spec({name!r}); sys.exit(spec.origin if spec and spec.origin else 0)"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
+    assert str(ROOT) not in done.stderr, f"{name} is importable as a top-level module: {done.stderr}"
+    files = metadata.files("ppma") or []
+    assert not [f for f in files if f.parts[0] == name]
+
+
+def test_every_package_is_listed_for_the_wheel():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    there = {dotted(p) for p in sources(*PARTS) if p.name == "__init__.py"}
+    assert listed == there
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_hold_the_parts_as_files(tmp_path):
+    """Built from the sdist, so that both are seen: the links must have become folders, and nothing may lie at the top."""
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tmp_path / "clone")], check=True)
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path / "dist"),
+        str(tmp_path / "clone"),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    unpacked = tmp_path / "unpacked"
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(unpacked)], check=True)
+    assert {p.name for p in unpacked.iterdir()} == {"ppma", f"{wheel.name.split('-py3')[0]}.dist-info"}
+    for path in sources(*PARTS):
+        packed = unpacked / dotted(path).replace(".", "/")
+        packed = packed / "__init__.py" if path.name == "__init__.py" else packed.with_suffix(".py")
+        assert packed.is_file() and packed.read_bytes() == path.read_bytes(), relative(path)
+    for path in (p for p in tracked() if "assets" in p.relative_to(ROOT).parts):
+        assert (unpacked / path.relative_to(ROOT)).is_file(), (
+            f"{relative(path)} is not in the wheel: add it to package-data"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------- directions
+
+
+@pytest.mark.parametrize("part", ["loaders", "kernels"])
+def test_lower_parts_import_nothing_above_them(part):
+    for path in sources(part):
+        for module in imports(path):
+            top = module.split(".")[0]
+            if top == "ppma":
+                assert within(module, f"ppma.{part}"), f"{relative(path)} imports {module}"
+            else:
+                assert top in sys.stdlib_module_names or top in MAY_IMPORT[part], f"{relative(path)} imports {module}"
+
+
+def test_the_method_does_not_know_the_cluster():
+    for path in sources("ppma"):
+        assert not any(within(m, "ppma.slurm") for m in imports(path)), relative(path)
+
+
+def test_slurm_imports_the_training_inside_the_job_only():
+    for path in sources("slurm"):
+        heavy = {
+            m
+            for m in imports(path, top_level_only=True)
+            if within(m, "ppma.train") or within(m, "ppma.evaluate") or within(m, "torch")
+        }
+        assert not heavy, f"{relative(path)} imports {heavy} when it is loaded; a login node need not"
+
+
+def test_order_inside_ppma():
+    rank = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+    for path in sources("ppma"):
+        own = rank.get(dotted(path).split(".")[1] if "." in dotted(path) else "", len(LAYERS) - 2)
+        for module in imports(path):
+            other = rank.get(module.split(".")[1], 0) if within(module, "ppma") and "." in module else 0
+            assert other <= own, f"{relative(path)} imports {module}, which stands above it"
+
+
+def test_nothing_but_tests_imports_benchmarks():
+    for path in sources(*PARTS):
+        assert not any(within(m, "benchmarks") or within(m, "tests") for m in imports(path)), relative(path)
+
+
+def test_configs_and_the_loader_package_import_no_torch():
+    """Configs are read on login nodes, `ppma.loaders` in every worker process."""
+    configs = [p for p in sources(*PARTS) if p.stem in ("config", "recipes") or p.stem.endswith("_config")]
+    modules = sorted({dotted(p) for p in configs} | {"ppma.loaders"})
+    code = f"import sys, {', '.join(modules)}; print([m for m in ('torch', 'nvidia.dali', 'av') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", f"one of {modules} pulls in {done.stdout}"
+
+
+def test_only_distributed_reads_the_rank():
+    """slurm/job.py writes these variables for it."""
+    names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
+    for path in sources(*PARTS):
+        if relative(path) not in ("ppma/distributed.py", "slurm/job.py"):
+            found = {n.value for n in ast.walk(tree(path)) if isinstance(n, ast.Constant) and n.value in names}
+            assert not found, f"{relative(path)} names {found}: ask ppma.distributed"
+
+
+# --------------------------------------------------------------------------------------------------------------- sizes
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match)
+
+
+def nesting(node: ast.AST) -> int:
+    """Depth of blocks inside a function; an elif is no deeper than its if."""
+    deepest = 0
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (*FUNCTIONS, ast.ClassDef)):
+            continue
+        chained = isinstance(node, ast.If) and isinstance(child, ast.If) and child in node.orelse
+        deepest = max(deepest, nesting(child) + (isinstance(child, BLOCKS) and not chained))
+    return deepest
+
+
+@pytest.mark.parametrize("path", sources(*PARTS, "benchmarks"), ids=relative)
+def test_sizes(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
+    for node in ast.walk(tree(path)):
+        if isinstance(node, FUNCTIONS):
+            where = f"{relative(path)}:{node.lineno} {node.name}"
+            assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, where
+            assert nesting(node) <= MAX_NESTING, f"{where} nests {nesting(node)} deep"
+
+
+@pytest.mark.parametrize("path", sources(*PARTS), ids=relative)
+def test_public_names_are_documented(path):
+    assert ast.get_docstring(tree(path)), f"{relative(path)} does not say what flows in and out"
+    for node in tree(path).body:
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{relative(path)}:{node.lineno} {node.name} has no docstring"
+
+
+@pytest.mark.parametrize("path", sources(*PARTS), ids=relative)
+def test_no_exception_is_swallowed(path):
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ExceptHandler):
+            broad = node.type is None or getattr(node.type, "id", "") in ("Exception", "BaseException")
+            raises = any(isinstance(n, ast.Raise) for n in ast.walk(node))
+            assert not broad or raises, f"{relative(path)}:{node.lineno} catches everything and goes on"
+
+
+def test_test_files_are_named_after_their_module():
+    modules = {dotted(p).removeprefix("ppma.") for p in sources(*PARTS) if p.name != "__init__.py"}
+    allowed = {"test_house.py"}
+    for module in modules:
+        package = module.split(".")[0] if module.split(".")[0] in LINKED else "ppma"
+        allowed.add(f"test_{package}_{module.removeprefix(package + '.').replace('.', '_')}.py")
+    allowed |= {f"test_benchmarks_{p.stem}.py" for p in sources("benchmarks")}
+    strangers = {p.name for p in sources("tests") if p.name.startswith("test_")} - allowed
+    assert not strangers, f"no module has the name of {strangers}"
+
+
+# --------------------------------------------------------------------------------------------------------- tracked files
+
+LEFTOVER = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XXX)\b")
+PRIVATE = re.compile(
+    "(?<![\\w.])/wo"
+    + r"rk/|/ro"
+    + r"ot/|py"
+    + r"pi\.org|python"
+    + r"hosted|download\.py"
+    + r"torch|index-"
+    + "url|find-"
+    + "links"
+)
+FILMS = {".mp4", ".avi", ".mkv", ".webm", ".mov", ".wmv"}
+
+
+@cache
+def text(path: Path) -> str:
+    data = path.read_bytes()
+    return "" if b"\0" in data[:4096] else data.decode("utf-8")
+
+
+def test_tracked_text_holds_no_leftovers():
+    for path in tracked():
+        for number, line in enumerate(text(path).splitlines(), 1):
+            assert not LEFTOVER.search(line), f"{relative(path)}:{number}: {line.strip()}"
+            assert not PRIVATE.search(line), (
+                f"{relative(path)}:{number} names a machine of ours or a registry: {line.strip()}"
+            )
+
+
+def test_no_large_file_and_no_film_is_tracked(real_videos):
+    ours = {hashlib.sha256(p.read_bytes()).hexdigest(): relative(p) for p in tracked()}
+    assert not [relative(p) for p in tracked() if p.stat().st_size > MAX_TRACKED_BYTES]
+    assert not [relative(p) for p in tracked() if p.suffix.lower() in FILMS]
+    if real_videos is not None:
+        theirs = [p for p in real_videos.rglob("*") if p.is_file() and p.stat().st_size]
+        assert not [ours[h] for p in theirs if (h := hashlib.sha256(p.read_bytes()).hexdigest()) in ours]
+
+
+DOCUMENTS = sorted(p for p in tracked() if p.suffix == ".md")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_links_in_documents_exist(path):
+    prose = re.sub(r"```.*?```", "", text(path), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if not re.match(r"[a-z]+:|#", target):
+            assert (path.parent / target.split("#")[0]).exists(), f"{relative(path)} links to {target}"
+
+
+def shell_lines(path: Path) -> list[str]:
+    """Commands in the fenced blocks of a document, continued lines joined, comments and prompts taken off."""
+    blocks = re.findall(r"```(?:\w*)\n(.*?)```", text(path), flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split(" #")[0].strip().removeprefix("$ ") for line in lines]
+
+
+def help_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The help text of a documented command."""
+    if words[0] == "ppma":
+        module = importlib.import_module(COMMANDS[words[1]][0])
+        main, argv = module.main, ["--help"]
+    else:
+        main, argv = importlib.import_module("ppma.slurm.launch").main, [words[1], "--help"]
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_commands_in_documents_exist(path, capsys):
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for line in shell_lines(path):
+        line = re.sub(
+            r"^(\S*/)?python[\d.]* (-m ppma\b|slurm/launch\.py)", lambda m: "ppma" if "-m" in m[2] else "launch", line
+        )
+        words = re.sub(r"^\S*/ppma\b", "ppma", line).split()
+        if words[:1] == ["make"] and len(words) > 1:
+            assert words[1] in targets, f"{relative(path)}: {line}"
+        if words[:1] in (["ppma"], ["launch"]) and len(words) > 1 and not words[1].startswith("-"):
+            assert words[0] == "launch" or words[1] in COMMANDS, f"{relative(path)}: {line}"
+            offered = help_of(words, capsys)
+            flags = [word.split("=")[0] for word in words[2:] if word.startswith("--")]
+            assert all(flag in offered for flag in flags), f"{relative(path)}: {line}"
+
+
+# --------------------------------------------------------------------------------------------------------------- checkers
+
+
+@pytest.mark.parametrize(
+    "command", [["ruff", "check", "--quiet"], ["ruff", "format", "--check", "--quiet"], ["mypy"]], ids=" ".join
+)
+def test_checkers_have_nothing_to_say(command):
+    """mypy takes about 40 s the first time and 3 s from its cache."""
+    assert importlib.util.find_spec(command[0]) is not None
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
