@@ -2,9 +2,9 @@
 
     key_B (int64, from the loader), purpose  ->  bits, uniforms or normals of shape (B, n)
 
-The same key gives the same bits on a CPU and a GPU, in eager mode and compiled, whatever the batch it stands in: masks, drop path and
-mixing belong to a sample, not to a rank or a step. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011;
-the known-answer vectors of its authors are in the tests.
+The same key gives the same bits on a CPU and a GPU, in eager mode and compiled, whatever the batch it stands in:
+masks, drop path and mixing belong to a sample, not to a rank or a step. Source: Salmon et al., "Parallel random
+numbers: as easy as 1, 2, 3", SC 2011; the known-answer vectors of its authors are in the tests.
 """
 
 from enum import IntEnum
@@ -46,8 +46,8 @@ def philox4x32(counter_4: tuple[Tensor, Tensor, Tensor, Tensor], key_2: tuple[Te
     return c0, c1, c2, c3
 
 
-def bits(key_B: Tensor, purpose: DevicePurpose, n: int, *, stream: int = 0) -> Tensor:
-    """(B, n) int64 holding uniform 32-bit words. `stream` separates draws of one purpose (the layer of drop path, say)."""
+def bits(key_B: Tensor, purpose: DevicePurpose, n: int, *, stream: int | Tensor = 0) -> Tensor:
+    """(B, n) int64 holding uniform 32-bit words. `stream` separates draws of one purpose: a number, or a (B, 1) tensor."""
     block_1K = torch.arange(-(-n // 4), device=key_B.device, dtype=torch.int64)[None]
     zero = torch.zeros_like(block_1K)
     key_B1 = key_B[:, None]
@@ -55,12 +55,16 @@ def bits(key_B: Tensor, purpose: DevicePurpose, n: int, *, stream: int = 0) -> T
     return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1)[:, :n]
 
 
-def uniform(key_B: Tensor, purpose: DevicePurpose, n: int, *, stream: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+def uniform(
+    key_B: Tensor, purpose: DevicePurpose, n: int, *, stream: int | Tensor = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """(B, n) in the open interval (0, 1), 23 bits each: exact in float32, so equal on every device."""
     return ((bits(key_B, purpose, n, stream=stream) >> 9).to(dtype) + 0.5) * 2.0**-23
 
 
-def normal(key_B: Tensor, purpose: DevicePurpose, n: int, *, stream: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+def normal(
+    key_B: Tensor, purpose: DevicePurpose, n: int, *, stream: int | Tensor = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """(B, n) standard normals by Box and Muller; devices agree to the rounding of log and cos."""
     uniform_B2n = uniform(key_B, purpose, 2 * n, stream=stream, dtype=dtype)
     radius_Bn = torch.sqrt(-2.0 * torch.log(uniform_B2n[:, :n]))
