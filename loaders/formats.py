@@ -1,13 +1,51 @@
-"""Ways in which people lay out clips, read as one stream of `Listed` rows."""
+"""Ways in which people lay out clips, each read as the same rows.
 
+    folder tree, list file  ->  reader of its format (FORMATS)  ->  Listed rows: path below the root, label, class name, or why refused
+
+Names may hold anything but line breaks: spaces, brackets, commas, non-ASCII letters in either Unicode form. Nothing here opens a video.
+A new format is a function `(source, root, classes) -> list[Listed]` and one line in FORMATS.
+"""
+
+import os
+import posixpath
 import re
-from pathlib import Path
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 from ppma.loaders.errors import InputError
 
 FRAME_FOLDER_FPS = 25.0
 """Rate of a folder of frames, in frames per second: it stores none (paper: frame folders count as 25 frames/s)."""
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+VIDEO_SUFFIXES = (
+    *(".3gp", ".avi", ".divx", ".flv", ".h264", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov"),
+    *(".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+)
+"""What a list may leave out, and what counts as a video in a folder tree. The content decides what is in it."""
+DETECTION_LINES = 1000
+"""Lines of a list that are looked at to tell its separator."""
+_LIST_LINE = {";": re.compile(r"\s*(.*\S)\s*;\s*(\S*)\s*"), " ": re.compile(r"\s*(.*\S)\s+(\S+)\s*")}
+_WRITTEN = {";": "path;label", " ": "path label"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listed:
+    """One clip as its source names it, before anybody opened it."""
+
+    path: str
+    """Relative to the root, with forward slashes and its real suffix; as written in the list when it was not found."""
+    label: int | None
+    class_name: str = ""
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    line: int = 0
+    """Line in the list, from 1; 0 for a folder tree."""
+    reason: str = ""
+    """Why it is refused already, or empty."""
 
 
 def list_frames(folder: Path) -> list[Path]:
@@ -27,3 +65,233 @@ def list_frames(folder: Path) -> list[Path]:
 
 def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", path.name)]
+
+
+def read_source(source: Path, *, root: Path, format: str = "auto", classes: list[str] | None = None) -> list[Listed]:
+    """All clips that `source` names, in its order. InputError where the source as a whole cannot be what it should be.
+
+    `classes`: names in the order of their labels; without it a tree's labels are its sorted class names, from 0.
+    """
+    if not root.is_dir():
+        raise InputError(f"--root {root} is not a folder; give the one that the paths are relative to")
+    name = detect(source) if format == "auto" else format
+    if source.is_dir() != (name == "tree"):
+        raise InputError(
+            f"{source} is {'a folder' if source.is_dir() else 'a file'}; --format {name} does not read that"
+        )
+    rows = _refuse_repeats(FORMATS[name](source, root, classes))
+    if not rows:
+        raise InputError(f"{source}: names no clip; expected {'<class>/<video>' if name == 'tree' else 'path;label'}")
+    return rows
+
+
+def detect(source: Path) -> str:
+    """The name of the format of `source`: tree for a folder; for a list the separator that fits more lines."""
+    if source.is_dir():
+        return "tree"
+    lines = [line for _, line in _lines(source)[:DETECTION_LINES]]
+    fits = {separator: sum(_label(line, separator) is not None for line in lines) for separator in _LIST_LINE}
+    semicolon = fits[";"] >= fits[" "] if any(fits.values()) else any(";" in line for line in lines[:1])
+    return "semicolon" if semicolon else "space"
+
+
+def read_classes(file: Path) -> list[str]:
+    """Class names, one a line; the first is label 0."""
+    names = [line.strip() for _, line in _lines(file)]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None or not names:
+        raise InputError(f"{file}: {f'names {repeated!r} twice' if names else 'is empty'}; give one class name a line")
+    return names
+
+
+def _lines(file: Path) -> list[tuple[int, str]]:
+    """(number from 1, text) of the lines that are not blank."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}; give an existing file or folder") from None
+    return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _key(name: str) -> str:
+    """Names are compared in one Unicode form: a Mac decomposes letters that a list file writes as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+class _Root:
+    """The folders below a root, each listed once: a million `stat` calls take an hour on a network file system."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root.absolute()
+        self._real = os.path.realpath(root)
+        self._folders: dict[str, dict[str, tuple[bool, str]] | None] = {}
+
+    def entries(self, folder: str) -> dict[str, tuple[bool, str]]:
+        """name -> (is it a folder, why it cannot be used or empty) for what lies in `folder`; empty where there is none."""
+        if folder not in self._folders:
+            self._folders[folder] = self._scan(folder)
+        return self._folders[folder] or {}
+
+    def _scan(self, folder: str) -> dict[str, tuple[bool, str]] | None:
+        here = self.path / folder
+        if not here.is_dir():
+            return None
+        outside = not self._inside(os.path.realpath(here))
+        with os.scandir(here) as scan:
+            return {entry.name: self._judge(entry, outside) for entry in scan if entry.name[0] != "."}
+
+    def _inside(self, real: str) -> bool:
+        return real == self._real or real.startswith(self._real.rstrip("/") + "/")
+
+    def _judge(self, entry: os.DirEntry[str], outside: bool) -> tuple[bool, str]:
+        reason = ""
+        if not entry.name.isprintable():  # also what is not UTF-8: Python shows such bytes as lone surrogates
+            reason = "its name has a line break, a control character or is not UTF-8; rename it"
+        elif outside or (entry.is_symlink() and not self._inside(os.path.realpath(entry.path))):
+            reason = "is a link that leads out of the root; give a --root that holds its target too, or copy it"
+        elif not entry.is_dir() and not entry.is_file():
+            reason = "is a link to nothing" if entry.is_symlink() else "is neither a file nor a folder"
+        return entry.is_dir(), reason
+
+    def find(self, path: str) -> tuple[str, str]:
+        """(real path relative to the root, reason or empty) of a path that may lack its suffix."""
+        folder, name = posixpath.split(path)
+        if folder and not self.entries(folder):
+            folder, reason = self.find_folder(folder)
+            if reason:
+                return path, reason
+        entries = self.entries(folder)
+        found = _candidates(entries, name)
+        if len(found) != 1:
+            several = f"may be any of {', '.join(sorted(found))}; write it with its suffix"
+            return path, several if found else "there is no such file, nor one with a video's suffix, nor such a folder"
+        return posixpath.join(folder, found[0]), entries[found[0]][1]
+
+    def find_folder(self, folder: str) -> tuple[str, str]:
+        """The folder's real spelling, where it differs in its Unicode form only."""
+        parent, name = posixpath.split(folder)
+        if parent and not self.entries(parent):
+            parent, reason = self.find_folder(parent)
+            if reason:
+                return folder, reason
+        for other in self.entries(parent):
+            if _key(other) == _key(name):
+                return posixpath.join(parent, other), ""
+        return folder, f"there is no folder {folder!r} below the root"
+
+
+def _candidates(entries: dict[str, tuple[bool, str]], name: str) -> list[str]:
+    """What `name` may mean: itself, or a video whose suffix was left out. A file that is called so is meant."""
+    if name in entries and not entries[name][0]:
+        return [name]
+    same = [other for other in entries if _key(other) == _key(name)]
+    bare = [
+        other
+        for other, (is_folder, _) in entries.items()
+        if not is_folder and other.lower().endswith(VIDEO_SUFFIXES) and _key(other.rpartition(".")[0]) == _key(name)
+    ]
+    return same + bare
+
+
+def read_tree(source: Path, root: Path, classes: list[str] | None) -> list[Listed]:
+    """`<class>/<video>` or `<class>/<folder of frames>`; labels are the sorted class names, from 0."""
+    tree = _Root(root)
+    prefix = _below(source.absolute().as_posix(), tree, f"{source}")
+    top = tree.entries(prefix)
+    names = sorted(name for name, (is_folder, _) in top.items() if is_folder)
+    if not names:
+        raise InputError(f"{source}: holds no class folder; expected <class>/<video>")
+    label_of = {_key(name): label for label, name in enumerate(names if classes is None else classes)}
+    rows = [
+        Listed(path=posixpath.join(prefix, name), label=None, reason="lies outside of any class folder")
+        for name in sorted(top)
+        if name.lower().endswith(VIDEO_SUFFIXES) and not top[name][0]
+    ]
+    for name in names:
+        rows += _class_rows(tree, posixpath.join(prefix, name), label_of.get(_key(name)))
+    return rows
+
+
+def _class_rows(tree: _Root, folder: str, label: int | None) -> list[Listed]:
+    rows = []
+    for name, (is_folder, reason) in sorted(tree.entries(folder).items()):
+        suffix = PurePosixPath(name).suffix.lower()
+        if not reason and label is None:
+            reason = f"the class {posixpath.basename(folder)!r} is not in the file given as --classes"
+        elif not reason and not is_folder and suffix in PICTURE_SUFFIXES:
+            reason = "is a picture; the frames of a clip belong into a folder of their own, <class>/<clip>/000001.jpg"
+        elif not reason and not is_folder and suffix not in VIDEO_SUFFIXES:
+            reason = f"is no video by its suffix {suffix!r}; rename it if it is one, as .mp4: the content decides"
+        path = posixpath.join(folder, name)
+        rows.append(Listed(path=path, label=label, class_name=posixpath.basename(folder), reason=reason))
+    return rows
+
+
+def _read_list(source: Path, root: Path, classes: list[str] | None, *, separator: str) -> list[Listed]:
+    """One clip a line, split from the right. The class name is that of --classes, else of the folder a clip lies in."""
+    tree = _Root(root)
+    rows = []
+    for number, line in _lines(source):
+        where = f"{source}, line {number}"
+        match = _LIST_LINE[separator].fullmatch(line)
+        label = _label(line, separator)
+        if match is None or label is None:
+            wrong = f"label {match[2]!r} is not an integer from 0" if match else f"{line.strip()[:100]!r} has no label"
+            raise InputError(f"{where}: {wrong}; a line is `{_WRITTEN[separator]}` (see --format)")
+        path, reason = tree.find(_below(match[1], tree, where))
+        rows.append(Listed(path=path, label=int(label) if label else None, line=number, reason=reason))
+    return _name_by_folder(rows) if classes is None else [_name_by_label(row, classes) for row in rows]
+
+
+def _label(line: str, separator: str) -> str | None:
+    """The digits of the label, empty for `path;`, None where the line does not have this form."""
+    match = _LIST_LINE[separator].fullmatch(line)
+    return match[2] if match and re.fullmatch(r"[0-9]*", match[2]) else None
+
+
+def _below(path: str, tree: _Root, where: str) -> str:
+    """`path` relative to the root, normalised; empty for the root itself."""
+    if path.startswith("/"):
+        path = os.path.relpath(path, tree.path)
+    path = posixpath.normpath(path)
+    if path == ".." or path.startswith("../"):
+        raise InputError(f"{where}: {path} leaves the root {tree.path}; give the folder that holds all files as --root")
+    return "" if path == "." else path
+
+
+def _name_by_label(row: Listed, classes: list[str]) -> Listed:
+    if row.label is None or row.label < len(classes):
+        return replace(row, class_name="" if row.label is None else classes[row.label])
+    return replace(row, reason=row.reason or f"label {row.label} is not among the {len(classes)} classes of --classes")
+
+
+def _name_by_folder(rows: list[Listed]) -> list[Listed]:
+    """Give every row its folder's name if folders and labels correspond one to one; else no row gets a name."""
+    pairs = {(row.label, posixpath.basename(posixpath.dirname(row.path))) for row in rows if row.label is not None}
+    labels, names = {label for label, _ in pairs}, {name for _, name in pairs}
+    if not len(labels) == len(names) == len(pairs) or "" in names:
+        return rows
+    name_of: dict[int | None, str] = defaultdict(str, pairs)
+    return [replace(row, class_name=name_of[row.label]) for row in rows]
+
+
+def _refuse_repeats(rows: list[Listed]) -> list[Listed]:
+    """A clip that is listed again counts once."""
+    first: dict[tuple[str, float | None, float | None], Listed] = {}
+    out = []
+    for row in rows:
+        before = first.setdefault((row.path, row.start_seconds, row.end_seconds), row)
+        if before is not row and not row.reason:
+            row = replace(row, reason=f"is listed before, in line {before.line} with label {before.label}")
+        out.append(row)
+    return out
+
+
+FORMATS: dict[str, Callable[[Path, Path, list[str] | None], list[Listed]]] = {
+    "tree": read_tree,
+    "semicolon": partial(_read_list, separator=";"),
+    "space": partial(_read_list, separator=" "),
+}
+"""Name of a format -> its reader."""

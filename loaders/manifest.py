@@ -15,6 +15,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,7 +56,7 @@ class Clip:
     codec: str
     """Name of the decoder (h264, vp9, ...), or jpeg / png for a folder of frames."""
     key_frame_spacing: int
-    """Largest distance between key frames, in frames; 1 when every frame is one."""
+    """Largest distance from a key frame to the next or to the end, in frames; 1 when every frame is one."""
     duration_seconds: float
     """From the first frame's time stamp to the end of the last frame."""
     domain: str = ""
@@ -218,14 +219,9 @@ def write_atomically(path: Path, write: Callable[[IO[str]], None]) -> None:
 def _write_rows(file: IO[str], clips: Iterable[Clip]) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(HEADER)
+    values = attrgetter(*HEADER)
     for clip in clips:
-        writer.writerow([_text(getattr(clip, name)) for name in HEADER])
-
-
-def _text(value: str | int | float | None) -> str:
-    if value is None:
-        return ""
-    return repr(round(value, 6)) if isinstance(value, float) else str(value)
+        writer.writerow(values(clip))  # None is written as nothing, a float so that it comes back the same
 
 
 def _parse(content: bytes, *, where: str) -> pa.Table:

@@ -46,7 +46,7 @@ def test_what_is_written_comes_back(tmp_path):
     file = tmp_path / "m.csv"
     Manifest.write(file, [PLAIN, FULL])
     manifest = Manifest.read(file)
-    assert [manifest.clip(0), manifest.clip(1)] == [PLAIN, replace(FULL, fps=round(FULL.fps, 6))]
+    assert [manifest.clip(0), manifest.clip(1)] == [PLAIN, FULL]
     assert manifest.root == tmp_path and manifest.name == "m" and manifest.path == file
     assert manifest.file(0) == tmp_path / "a/1.mp4"
     assert manifest.sha256 == Manifest.from_clips([PLAIN, FULL], root=tmp_path, name="m").sha256
@@ -139,8 +139,8 @@ def test_nothing_is_half_written(tmp_path):
 
 
 def test_many_rows_are_flat():
-    """200,000 rows are held as columns: under 250 bytes a row, where objects take over 1,000."""
-    clips = (replace(FULL, path=f"class {i % 400}/{i:011d}.mp4", label=i % 400, class_name="") for i in range(200_000))
+    """Rows are held as columns: under 250 bytes each, where objects take over 1,000."""
+    clips = (replace(FULL, path=f"class {i % 400}/{i:011d}.mp4", label=i % 400, class_name="") for i in range(50_000))
     manifest = Manifest.from_clips(clips, root="/data", name="m")
     assert len(pickle.dumps(manifest)) < 250 * len(manifest)
-    assert manifest.clip(199_999).path == "class 399/00000199999.mp4"
+    assert manifest.clip(49_999).path == "class 399/00000049999.mp4"
