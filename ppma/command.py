@@ -9,6 +9,7 @@ Exit codes: 0 done, 2 the user's input is wrong, 75 stopped in good order and wa
 import contextlib
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -22,16 +23,29 @@ DONE, WRONG_INPUT, RUN_AGAIN, INTERRUPTED = 0, 2, 75, 130
 T = TypeVar("T")
 
 
-def parse(config_class: Callable[..., T], argv: Sequence[str], *, prog: str) -> T:
-    """Turn `argv` into an instance of a dataclass (or the result of a function) by tyro.
+def parse(config_class: Callable[..., T], argv: Sequence[str], *, prog: str, default: T | None = None) -> T:
+    """Turn `argv` into an instance of a dataclass (or the result of a function) by tyro; flags change `default` where one is given.
 
     Its docstring is the help's text, the fields' docstrings the flags'. --help exits with 0; flags that do not fit, and an InputError
     raised while the config is built, become an InputError of one line, which `run` prints.
     """
+    if default is None:
+        return _told(lambda: tyro.cli(config_class, args=list(argv), prog=prog), prog)
+    return _told(lambda: tyro.cli(type(default), args=list(argv), prog=prog, default=default), prog)
+
+
+def parse_known(default: T, argv: Sequence[str], *, prog: str) -> tuple[T, list[str]]:
+    """Flags that change fields of `default`, and what is left of `argv`: flags for somebody else to read."""
+    kind = type(default)
+    return _told(lambda: tyro.cli(kind, args=list(argv), prog=prog, default=default, return_unknown_args=True), prog)
+
+
+def _told(read: Callable[[], T], prog: str) -> T:
+    """Call tyro; its framed complaint on stderr becomes an InputError of one line."""
     report = io.StringIO()
     try:
         with contextlib.redirect_stderr(report):
-            return tyro.cli(config_class, args=list(argv), prog=prog)
+            return read()
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -54,6 +68,9 @@ def run(main: Callable[[list[str]], int], argv: list[str], *, prog: str) -> int:
         message = " ".join(str(error).split())
         sys.stderr.write(f"{prog}: {message}\n")
         return WRONG_INPUT
+    except BrokenPipeError:  # `ppma ... | head`: nobody reads on, and Python would complain once more when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: interrupted\n")
         return INTERRUPTED

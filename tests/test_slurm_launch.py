@@ -1,0 +1,273 @@
+"""The launcher: what it shows, what it refuses, and jobs that really run here through submitit's local executor."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import submitit
+
+from ppma.command import RUN_AGAIN, WRONG_INPUT
+from ppma.loaders.errors import InputError
+from ppma.slurm import launch
+from ppma.slurm.cluster import ClusterConfig, allocate, executor, free_port, sbatch_script
+from ppma.slurm.foreground import follow
+from ppma.slurm.job import Job, export_ranks
+
+ROOT = Path(__file__).resolve().parents[1]
+
+WORK = """
+import os, pathlib, signal, time
+
+def ranks(folder):
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    rank = os.environ["RANK"]
+    pathlib.Path(folder, rank).write_text(" ".join(os.environ[name] for name in names))
+    print("hello from rank", rank, flush=True)
+    return folder
+
+def meet(folder):
+    import torch
+    from ppma.distributed import mean_over_ranks, session
+    with session("cpu") as me:
+        mean = mean_over_ranks(torch.tensor(float(me.rank)), me)
+    pathlib.Path(folder, str(me.rank)).write_text(str(mean.item()))
+
+def rank_1_fails(folder):
+    if os.environ["RANK"] == "1":
+        raise RuntimeError("no luck")
+    time.sleep(600)
+
+def until_stopped(folder):
+    stopped = []
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+    pathlib.Path(folder, "started").touch()
+    while not stopped:
+        time.sleep(0.05)
+    time.sleep(2)  # longer than the second that submitit's controller gives after Ctrl-C
+    pathlib.Path(folder, "saved").touch()
+"""
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """Make the functions above importable in jobs; returns the folder they write to."""
+    (tmp_path / "job_work.py").write_text(textwrap.dedent(WORK))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    return tmp_path
+
+
+def here(processes: int) -> ClusterConfig:
+    return ClusterConfig(cluster="local", gpus=0, processes=processes, hours=0.1)
+
+
+def run_here(function: str, folder: Path, processes: int) -> int:
+    return follow(
+        executor(here(processes), folder=folder / "jobs" / "%j", name="test"),
+        Job(work=f"job_work:{function}", config=str(folder), port=free_port()),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ local jobs
+
+
+def test_local_job_tells_every_rank_who_it_is(work, capsys):
+    assert run_here("ranks", work, 2) == 0
+    told = [(work / str(rank)).read_text().split() for rank in range(2)]
+    assert [words[:5] for words in told] == [["0", "2", "0", "2", "127.0.0.1"], ["1", "2", "1", "2", "127.0.0.1"]]
+    assert told[0][5] == told[1][5]
+    assert "hello from rank 0" in capsys.readouterr().out
+
+
+def test_ranks_meet(work):
+    assert run_here("meet", work, 2) == 0
+    assert [(work / str(rank)).read_text() for rank in range(2)] == ["0.5", "0.5"]
+
+
+def test_a_failed_rank_ends_the_others(work, monkeypatch, caplog):
+    monkeypatch.setattr("ppma.slurm.foreground.GRACE_SECONDS", 0.5)
+    begin = time.monotonic()
+    assert run_here("rank_1_fails", work, 2) == 1
+    assert time.monotonic() - begin < 60
+    assert "rank 1 failed" in caplog.text
+    assert any("no luck" in log.read_text() for log in work.glob("jobs/*/*_1_log.out"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_lets_the_job_finish_its_checkpoint(work, number):
+    """Sent to the whole process group, as a terminal does with Ctrl-C."""
+    code = f"""
+        import sys, test_slurm_launch as t
+        from pathlib import Path
+        sys.exit(t.run_here("until_stopped", Path({str(work)!r}), 1))
+    """
+    environment = os.environ | {"PYTHONPATH": f"{work}{os.pathsep}{Path(__file__).parent}"}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (work / "started").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.killpg(process.pid, number)
+        assert process.wait(timeout=60) == RUN_AGAIN
+    finally:
+        process.kill()
+    assert (work / "saved").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------- cluster
+
+
+class Environment:
+    """What submitit reports inside the third task of a 2 x 2 SLURM job."""
+
+    hostnames = ("node7", "node9")
+    num_nodes, num_tasks, global_rank, local_rank, job_id = 2, 4, 2, 0, "4711"
+
+
+def test_slurm_tasks_meet_on_the_first_node(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"CUDA_VISIBLE_DEVICES": "2,3"})
+    export_ranks(Environment(), port=None)
+    port = os.environ.pop("MASTER_PORT")
+    assert os.environ == {
+        "CUDA_VISIBLE_DEVICES": "2,3",
+        "RANK": "2",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "node7",
+    }
+    export_ranks(Environment(), port=None)
+    assert os.environ["MASTER_PORT"] == port and 20_000 <= int(port) <= 60_000
+
+
+def test_sbatch_script_asks_for_what_was_asked(tmp_path):
+    config = ClusterConfig(
+        nodes=8, gpus=4, cpus=6, hours=1.5, partition="long", memory_gib=100, account="lab", qos="high"
+    )
+    script = sbatch_script(config, folder=tmp_path, name="mae", after="17")
+    lines = [
+        "nodes=8",
+        "ntasks-per-node=4",
+        "gpus-per-node=4",
+        "cpus-per-task=6",
+        "time=90",
+        "partition=long",
+        "mem=100GB",
+    ]
+    lines += ["account=lab", "qos=high", "job-name=mae", "dependency=afterok:17"]
+    assert all(f"#SBATCH --{line}\n" in script for line in lines)
+    assert "--kill-on-bad-exit=1" in script and "export SRUN_CPUS_PER_TASK=6" in script
+    assert "constraint" not in script and "#SBATCH --gpus" not in sbatch_script(
+        ClusterConfig(gpus=0), folder=tmp_path, name="x"
+    )
+
+
+def test_the_paper_took_one_gpu_of_each_node():
+    assert allocate(ClusterConfig(nodes=8)).ranks == 8
+    assert allocate(ClusterConfig(nodes=2, gpus=4)).ranks == 8
+    assert allocate(ClusterConfig(nodes=1, gpus=0, processes=3)).ranks == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"nodes": 0}, "--nodes is 0"),
+        ({"memory_gib": 0}, "--memory-gib is 0"),
+        ({"hours": 0}, "--hours is 0"),
+        ({"cluster": "local", "nodes": 2}, "--cluster local has one node"),
+        ({"gpus": 2, "processes": 3}, "more than the 2 GPUs"),
+        ({"cluster": "local", "gpus": 99}, "--gpus is 99"),
+    ],
+)
+def test_wrong_clusters_are_refused(fields, word):
+    with pytest.raises(InputError, match=word):
+        allocate(ClusterConfig(**fields))
+
+
+# ----------------------------------------------------------------------------------------------------------- command line
+
+
+def test_without_slurm_it_names_the_ways_out(capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert launch.main(["pretrain", "--nodes", "8"]) == WRONG_INPUT
+    error = capsys.readouterr().err
+    assert "--cluster local" in error and "--dry-run" in error and error.count("\n") == 1
+
+
+def test_dry_run_of_both_stages(tmp_path, capsys):
+    assert launch.main(["pretrain", "--nodes", "8", "--runs", str(tmp_path), "--model", "tiny", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("#!/bin/bash") == 2 and text.count("#SBATCH --nodes=8") == 2
+    assert "dependency=afterok:JOB_OF_STAGE_1" in text.split("#!/bin/bash")[2]
+    assert "0.0008" in text and "0.002" in text
+    assert not list(tmp_path.iterdir())
+
+
+def plan(verb, *argv):
+    return launch._plan(verb, list(argv))[1]
+
+
+def test_stage_2_starts_from_stage_1(tmp_path):
+    mae, align = plan("pretrain", "--runs", str(tmp_path), "--mae", "mae_joint", "--model", "tiny")
+    assert mae.recipe == "mae_joint" and align.init == tmp_path / "mae_joint" / "checkpoints" / "latest"
+    assert mae.vit.width == align.vit.width and mae.run_dir != align.run_dir
+    (alone,) = plan("pretrain", "--runs", str(tmp_path), "--stage", "align")
+    assert alone.init == tmp_path / "mae_nohuman" / "checkpoints" / "latest"
+    _, align = plan("pretrain", "--runs", str(tmp_path), "--init", "some/run")
+    assert align.init == tmp_path / "mae_nohuman" / "checkpoints" / "latest"
+    (given,) = plan("align", "--init", "some/run")
+    assert given.init == Path("some/run").absolute()
+
+
+def test_flags_go_to_both_recipes_or_to_one():
+    flags = ["--seed", "3", "--mae-flags=--optim.epochs 2", "--align-flags=--optim.epochs 1"]
+    mae, align = plan("pretrain", *flags)
+    assert (mae.seed, mae.optim.epochs, align.seed, align.optim.epochs) == (3, 2, 3, 1)
+
+
+def test_recipe_flags_and_run_folders(tmp_path):
+    (run,) = plan("finetune", "--dataset", "hmdb51", "--runs", str(tmp_path))
+    assert run.sources == ("hmdb51",) and run.run_dir == tmp_path / "finetune-hmdb51"
+    (run,) = plan("probe", "--recipe", "probe_published", "--run-dir", str(tmp_path / "mine"))
+    assert run.recipe == "probe_published" and run.run_dir == tmp_path / "mine"
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [
+        (["pretrain", "--ndoes", "8"], "--ndoes"),
+        (["pretrain", "--run-dir", "x"], "both stages would write to"),
+        (["align", "--recipe", "mae_nohmuan"], "mae_nohmuan"),
+        (["pretrain", "--nodes", "7", "--dry-run"], "7 processes cannot share evenly"),
+        (["pretend"], "pretend"),
+    ],
+)
+def test_wrong_lines_are_one_line_and_exit_2(argv, word, capsys):
+    assert launch.main([*argv, "--dry-run"]) == WRONG_INPUT
+    error = capsys.readouterr().err
+    assert word in error and error.count("\n") == 1
+
+
+def test_help_without_torch():
+    """A login node resolves and shows a run without importing torch; the script runs by its path."""
+    code = """
+        import sys, runpy
+        sys.argv = ["launch.py", "pretrain", "--nodes", "8", "--dry-run"]
+        try:
+            runpy.run_path("slurm/launch.py", run_name="__main__")
+        except SystemExit as stop:
+            assert not stop.code and "torch" not in sys.modules
+    """
+    code = textwrap.dedent(code)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_a_job_survives_pickling_and_resubmission():
+    job = Job(work="ppma.train:train", config="x", port=5)
+    delayed = job.checkpoint()
+    assert isinstance(delayed, submitit.helpers.DelayedSubmission) and delayed.function == job
