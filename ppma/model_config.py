@@ -135,7 +135,7 @@ class MixConfig:
         for name in ("mixup_alpha", "cutmix_alpha"):
             value = getattr(self, name)
             _require(
-                value == 0 or 0.05 <= value <= 4, f"mix.{name} is {value}; it must be 0 (off) or between 0.05 and 4"
+                value == 0 or 0.05 <= value <= 2, f"mix.{name} is {value}; it must be 0 (off) or between 0.05 and 2"
             )
         for name in ("switch_probability", "probability"):
             _require(0 <= getattr(self, name) <= 1, f"mix.{name} is {getattr(self, name)}; it must be between 0 and 1")

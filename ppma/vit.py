@@ -49,9 +49,9 @@ def part_generator(seed: int, part: Literal["trunk", "tail"]) -> torch.Generator
     return torch.Generator().manual_seed(2 * seed + (part == "tail"))
 
 
-def initialise_head(head: nn.Linear, seed: int) -> nn.Linear:
+def initialise_head(head: nn.Linear, generator: torch.Generator) -> nn.Linear:
     """A classifier's last layer: normal 0.01, zero bias."""
-    nn.init.normal_(head.weight, std=0.01, generator=part_generator(seed, "tail"))
+    nn.init.normal_(head.weight, std=0.01, generator=generator)
     nn.init.zeros_(head.bias)
     return head
 
@@ -216,7 +216,7 @@ class VideoTransformer(Encoder):
         self.num_classes = num_classes
         self.head: nn.Module = nn.Identity()
         if num_classes:
-            self.head = initialise_head(nn.Linear(self.num_features, num_classes), self.seed)
+            self.head = initialise_head(nn.Linear(self.num_features, num_classes), part_generator(self.seed, "tail"))
 
     def get_classifier(self) -> nn.Module:
         """The head."""
