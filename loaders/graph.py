@@ -143,7 +143,9 @@ def decode(kind: str, device: str) -> DataNode:
 def _views(kind: str, views: int, size: int, slots: int, device: str) -> tuple[DataNode, DataNode]:
     decoded = decode(kind, device)
     shape = decoded.shape()  # the host checks it against the manifest's
-    scaled = _resize(decoded, fn.external_source(name="scaled"))
+    scaled, scaled_size = decoded, fn.external_source(name="scaled_size")
+    if fn.external_source(name="rescale") != 0:
+        scaled = _resize(decoded, scaled_size)
     edge = np.zeros((size, size, 1), np.float32)
     edge[1:-1, 1:-1] = 1
     inner = Constant(edge, device=device)

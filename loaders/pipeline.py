@@ -161,7 +161,8 @@ class DaliViews:
     def _arguments(self, inputs: list[ClipInput], draws: list[SampleDraw]) -> dict[str, np.ndarray]:
         """Everything drawn, as one array over the clips for each input of the graph."""
         scaled = [scaled_size(clip.height, clip.width, self.config.short_side) for clip in inputs]
-        named: dict[str, np.ndarray] = {"scaled": np.array(scaled, np.float32)}
+        rescale = [size != (clip.height, clip.width) for size, clip in zip(scaled, inputs)]
+        named = {"scaled_size": np.array(scaled, np.float32), "rescale": np.array(rescale, np.int32)}
         for v in range(self.config.views):
             named |= view_arguments([draw.views[v] for draw in draws], v, self.config)
         return named
