@@ -1,6 +1,6 @@
 """A local job in the foreground: its log on the terminal, Ctrl-C that saves a checkpoint first, an exit code at the end.
 
-    executor, Job  ->  follow  ->  lines of rank 0's log on stdout, 0 | 1 | 75
+    executor, Job  ->  follow  ->  lines of rank 0's log on stdout, an exit code
 
 submitit's local controller outlives whoever started it, gives its tasks one second after Ctrl-C, and waits for ever for the peers of a
 failed task. So it is started deaf to Ctrl-C; here Ctrl-C and SIGTERM become SIGTERM for the tasks, which stop in good order, and the peers
@@ -17,8 +17,8 @@ from pathlib import Path
 import submitit
 from submitit.local.local import LocalJob
 
-from ppma.command import DONE, INTERRUPTED, RUN_AGAIN
-from ppma.slurm.job import Job
+from ppma.command import DONE, INTERRUPTED, RUN_AGAIN, WRONG_INPUT
+from ppma.slurm.job import Job, exit_file
 
 log = logging.getLogger(__name__)
 
@@ -35,18 +35,21 @@ class _Tail:
         self._path, self._offset = path, 0
 
     def copy(self) -> None:
-        """Write the new part to stdout."""
+        """Write the new lines to stdout."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
             file.seek(self._offset)
             new = file.read()
-        self._offset += len(new)
-        sys.stdout.write(new.decode("utf-8", errors="replace"))
+        complete = new[: new.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        for line in complete.decode("utf-8", errors="replace").splitlines(keepends=True):
+            if not line.startswith("submitit "):  # its own account of pickles and signals stays in the file
+                sys.stdout.write(line)
         sys.stdout.flush()
 
 
-def _submit_deaf(executor: submitit.Executor, job: Job) -> LocalJob[str]:
+def _submit_deaf(executor: submitit.Executor, job: Job) -> LocalJob[None]:
     """Submit with SIGINT ignored, which the controller and, until they say otherwise, its tasks inherit."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -57,23 +60,41 @@ def _submit_deaf(executor: submitit.Executor, job: Job) -> LocalJob[str]:
     return submitted
 
 
-def _tasks(job: LocalJob[str]) -> list[LocalJob[str]]:
+def _tasks(job: LocalJob[None]) -> list[LocalJob[None]]:
     return list(job._sub_jobs) or [job]
 
 
-def _outcomes(job: LocalJob[str]) -> list[str | None]:
-    """success, error, or None without a result, of each task."""
-    return [task._get_outcome_and_result()[0] if task.paths.result_pickle.exists() else None for task in _tasks(job)]
+def _codes(job: LocalJob[None]) -> list[int | None]:
+    """Exit code of each task; None while it runs, and for one that was killed."""
+    found: list[int | None] = []
+    for rank, task in enumerate(_tasks(job)):
+        left = exit_file(task.paths.folder, rank)
+        if left.exists() and (text := left.read_text()):
+            found.append(int(text))
+        else:
+            found.append(FAILED if task.paths.result_pickle.exists() else None)  # an exception, which submitit keeps
+    return found
 
 
-def _kill_tasks(job: LocalJob[str]) -> None:
+def _verdict(codes: list[int | None], asked: int) -> int:
+    """One exit code for all tasks and the number of times a stop was asked for."""
+    if asked > 1:
+        return INTERRUPTED
+    if WRONG_INPUT in codes:
+        return WRONG_INPUT
+    if not set(codes) <= {DONE, RUN_AGAIN}:
+        return FAILED
+    return RUN_AGAIN if asked or RUN_AGAIN in codes else DONE
+
+
+def _kill_tasks(job: LocalJob[None]) -> None:
     """End the children of the controller, which ends by itself then."""
     children = Path(f"/proc/{job.job_id}/task/{job.job_id}/children")
     for child in children.read_text().split() if children.exists() else ():
         os.kill(int(child), signal.SIGKILL)
 
 
-def _watch(job: LocalJob[str]) -> int:
+def _watch(job: LocalJob[None]) -> int:
     """Copy rank 0's log until the job is over; returns how often a stop was asked for."""
     tail, failed_at = _Tail(_tasks(job)[0].paths.stdout), None
     asked: list[int] = []
@@ -88,7 +109,7 @@ def _watch(job: LocalJob[str]) -> int:
             tail.copy()
             if asked and job._process is not None:
                 job._process.send_signal(signal.SIGTERM)  # each time round: a task may not have been listening yet
-            if failed_at is None and "error" in _outcomes(job):
+            if failed_at is None and set(_codes(job)) - {None, DONE, RUN_AGAIN}:
                 failed_at = time.monotonic()
             if len(asked) > 1 or (failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS):
                 _kill_tasks(job)
@@ -101,15 +122,14 @@ def _watch(job: LocalJob[str]) -> int:
 
 
 def follow(executor: submitit.Executor, job: Job) -> int:
-    """Run a job to its end in the foreground: 0 when every task ended well, 75 when it was stopped in good order, 130 at once, else 1."""
+    """Run a job to its end in the foreground.
+
+    0 when every task ended well, 75 when it was stopped in good order, 130 when it was ended at once, 2 for a wrong input, else 1.
+    """
     submitted = _submit_deaf(executor, job)
     asked = _watch(submitted)
-    outcomes = _outcomes(submitted)
-    if asked > 1:
-        return INTERRUPTED
-    if asked and "error" not in outcomes:
-        return RUN_AGAIN
-    for rank, (task, outcome) in enumerate(zip(_tasks(submitted), outcomes)):
-        if outcome != "success":
+    codes = _codes(submitted)
+    for rank, (task, code) in enumerate(zip(_tasks(submitted), codes)):
+        if code not in (DONE, RUN_AGAIN, WRONG_INPUT):
             log.error("rank %d failed; its log: %s", rank, task.paths.stdout)
-    return DONE if set(outcomes) == {"success"} else FAILED
+    return _verdict(codes, asked)

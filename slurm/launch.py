@@ -1,6 +1,6 @@
-"""`python slurm/launch.py pretrain|align|finetune|probe`: take a run to a cluster, or run it here through the same job.
+"""`python slurm/launch.py pretrain|align|finetune|probe|evaluate`: take a run to a cluster, or run it here through the same job.
 
-    verb, flags -> stages, each a resolved RunConfig -> a table of what will happen -> submitit -> ppma.slurm.job.Job on every task
+    verb, flags -> stages, each with its resolved config -> a table of what will happen -> submitit -> ppma.slurm.job.Job on every task
 
 The flags of the cluster and the verb are read here; all others go to the recipe (`ppma train RECIPE --help` lists them).
 Imports no torch: a login node resolves and shows a run without it. Exit codes as everywhere: see ppma.command.
@@ -16,15 +16,13 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from ppma.command import DONE, WRONG_INPUT, parse_known, run
+from ppma.command import DONE, WRONG_INPUT, parse, parse_known, run
 from ppma.config import RunConfig
 from ppma.loaders.errors import InputError
 from ppma.recipes import resolve
 from ppma.slurm.cluster import ClusterConfig, allocate, executor, free_port, require_slurm, sbatch_script
 from ppma.slurm.foreground import follow
-from ppma.slurm.job import Job
-
-TRAIN = "ppma.train:train"
+from ppma.slurm.job import Job, evaluate, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +35,24 @@ class Launch(ClusterConfig):
     """Folder in which the run folder is made."""
     dry_run: bool = False
     """Show what would be submitted, and submit nothing; needs no cluster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(ClusterConfig):
+    """Test a finished run on a cluster, or here with --cluster local. All other flags go to `ppma evaluate`."""
+
+    dry_run: bool = False
+    """Show what would be submitted, and submit nothing; needs no cluster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One job: what it is called, what it does, where its logs go, and what to say about it beforehand."""
+
+    name: str
+    job: Job
+    logs: Path
+    facts: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +80,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "align": ("align_nohuman_synthetic", "stage 2 alone: --init RUN"),
     "finetune": ("finetune", "transfer by fine-tuning: --dataset NAME --init RUN"),
     "probe": ("probe", "transfer by a linear probe: --dataset NAME --init RUN"),
+    "evaluate": ("", "test a finished run: --checkpoint RUN --dataset NAME"),
 }
 """verb: (its default recipe, what it does)."""
 
@@ -96,84 +113,93 @@ def _check(config: RunConfig, cluster: ClusterConfig) -> None:
         )
 
 
-def _show(stages: Sequence[RunConfig], cluster: ClusterConfig, console: Console) -> None:
+def _training(config: RunConfig, cluster: ClusterConfig) -> Stage:
+    _check(config, cluster)
+    rate = config.optim.peak_lr * config.batch / config.optim.reference_batch
+    facts = {
+        "global batch": str(config.batch),
+        "peak rate at this batch": f"{rate:.3g}",
+        "epochs": str(config.optim.epochs),
+        "sources": ", ".join(config.sources),
+        "starts from": str(config.init or "scratch"),
+        "run folder": str(config.run_dir),
+    }
+    return Stage(
+        name=config.recipe, job=Job(work=train, config=config), logs=config.run_dir / "jobs" / "%j", facts=facts
+    )
+
+
+def _evaluation(flags: list[str], prog: str) -> Stage:
+    """The flags are read here once, so that a wrong one is told at once; that imports torch."""
+    from ppma.evaluate import Options, run_folder
+
+    options = parse(Options, flags, prog=prog)
+    facts = {"checkpoint": str(options.checkpoint), "data set": options.dataset, "split": options.evaluation.split}
+    logs = run_folder(options.checkpoint).absolute() / "jobs" / "%j"
+    return Stage(name="evaluate", job=Job(work=evaluate, config=flags), logs=logs, facts=facts)
+
+
+def _plan(verb: str, argv: list[str]) -> tuple[Launch | Pretrain | Evaluate, list[Stage]]:
+    prog = f"launch.py {verb}"
+    if verb == "pretrain":
+        pretrain, flags = parse_known(Pretrain(), argv, prog=prog)
+        return pretrain, [_training(config, pretrain) for config in _pretrain_stages(pretrain, flags, prog)]
+    if verb == "evaluate":
+        test, flags = parse_known(Evaluate(), argv, prog=prog)
+        return test, [_evaluation(flags, prog)]
+    launch, flags = parse_known(Launch(recipe=VERBS[verb][0]), argv, prog=prog)
+    return launch, [_training(_place(resolve(launch.recipe, flags, prog=prog), launch.runs), launch)]
+
+
+def _show(stages: Sequence[Stage], cluster: ClusterConfig, console: Console) -> None:
     """The table of what will happen, a column for each stage."""
     allocation = allocate(cluster)
-    rates = [config.optim.peak_lr * config.batch / config.optim.reference_batch for config in stages]
-    rows: dict[str, list[object]] = {
-        "nodes x GPUs": [f"{allocation.nodes} x {allocation.gpus}"] * len(stages),
-        "processes": [allocation.ranks] * len(stages),
-        "global batch": [config.batch for config in stages],
-        "peak rate at this batch": [f"{rate:.3g}" for rate in rates],
-        "epochs": [config.optim.epochs for config in stages],
-        "sources": [", ".join(config.sources) for config in stages],
-        "starts from": [config.init or "scratch" for config in stages],
-        "run folder": [config.run_dir for config in stages],
-    }
+    size = {"nodes x GPUs": f"{allocation.nodes} x {allocation.gpus}", "processes": str(allocation.ranks)}
     table = Table(box=None, pad_edge=False)
-    for heading in ("", *(config.recipe for config in stages)):
+    for heading in ("", *(stage.name for stage in stages)):
         table.add_column(heading, overflow="fold")
-    for name, values in rows.items():
-        table.add_row(name, *map(str, values))
+    for name in (*size, *stages[0].facts):
+        table.add_row(name, *((size | stage.facts)[name] for stage in stages))
     console.print(table)
 
 
-def _logs(config: RunConfig) -> Path:
-    return config.run_dir / "jobs" / "%j"
-
-
-def _submit(stages: Sequence[RunConfig], cluster: ClusterConfig, console: Console) -> int:
+def _submit(stages: Sequence[Stage], cluster: ClusterConfig, console: Console) -> int:
     """Hand the stages to SLURM, each waiting for the one before."""
     before = None
-    for config in stages:
-        job = executor(cluster, folder=_logs(config), name=config.recipe, after=before).submit(
-            Job(work=TRAIN, config=config)
-        )
-        console.print(f"submitted {config.recipe} as job {job.job_id}; its log: {job.paths.stdout}", soft_wrap=True)
+    for stage in stages:
+        job = executor(cluster, folder=stage.logs, name=stage.name, after=before).submit(stage.job)
+        console.print(f"submitted {stage.name} as job {job.job_id}; its log: {job.paths.stdout}", soft_wrap=True)
         before = job.job_id
     return DONE
 
 
-def _run_here(stages: Sequence[RunConfig], cluster: ClusterConfig, console: Console) -> int:
+def _run_here(stages: Sequence[Stage], cluster: ClusterConfig, console: Console) -> int:
     """One stage after the other, in the foreground; the first that does not end well ends it all."""
-    for config in stages:
-        console.print(f"{config.recipe} starts, run folder {config.run_dir}", soft_wrap=True)
-        code = follow(
-            executor(cluster, folder=_logs(config), name=config.recipe),
-            Job(work=TRAIN, config=config, port=free_port()),
-        )
+    for stage in stages:
+        console.print(f"\n{stage.name}", soft_wrap=True)
+        code = follow(executor(cluster, folder=stage.logs, name=stage.name), replace(stage.job, port=free_port()))
         if code != DONE:
             return code
     return DONE
 
 
-def _dry_run(stages: Sequence[RunConfig], cluster: ClusterConfig) -> int:
+def _dry_run(stages: Sequence[Stage], cluster: ClusterConfig) -> int:
     """Write what would be submitted."""
-    for number, config in enumerate(stages):
-        after = "JOB_OF_STAGE_1" if number else None
+    for number, stage in enumerate(stages):
         if cluster.cluster == "slurm":
-            text = sbatch_script(cluster, folder=_logs(config), name=config.recipe, after=after)
+            text = sbatch_script(
+                cluster, folder=stage.logs, name=stage.name, after="JOB_OF_STAGE_1" if number else None
+            )
         else:
-            text = f"{allocate(cluster).processes} x {shlex.quote(sys.executable)} -u -m submitit.core._submit {_logs(config)}\n"
-        sys.stdout.write(f"\n# {config.recipe}\n{text}")
+            text = f"{allocate(cluster).processes} x {shlex.quote(sys.executable)} -u -m submitit.core._submit {stage.logs}\n"
+        sys.stdout.write(f"\n# {stage.name}\n{text}")
     return DONE
-
-
-def _plan(verb: str, argv: list[str]) -> tuple[Launch | Pretrain, list[RunConfig]]:
-    prog = f"launch.py {verb}"
-    if verb == "pretrain":
-        pretrain, flags = parse_known(Pretrain(), argv, prog=prog)
-        return pretrain, _pretrain_stages(pretrain, flags, prog)
-    launch, flags = parse_known(Launch(recipe=VERBS[verb][0]), argv, prog=prog)
-    return launch, [_place(resolve(launch.recipe, flags, prog=prog), launch.runs)]
 
 
 def _launch(verb: str, argv: list[str]) -> int:
     cluster, stages = _plan(verb, argv)
     if cluster.cluster == "slurm" and not cluster.dry_run:
         require_slurm()
-    for config in stages:
-        _check(config, cluster)
     console = Console(highlight=False)
     _show(stages, cluster, console)
     if cluster.dry_run:

@@ -1,6 +1,8 @@
 """The launcher: what it shows, what it refuses, and jobs that really run here through submitit's local executor."""
 
+import importlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,8 +17,8 @@ from ppma.command import RUN_AGAIN, WRONG_INPUT
 from ppma.loaders.errors import InputError
 from ppma.slurm import launch
 from ppma.slurm.cluster import ClusterConfig, allocate, executor, free_port, sbatch_script
-from ppma.slurm.foreground import follow
-from ppma.slurm.job import Job, export_ranks
+from ppma.slurm.foreground import _verdict, follow
+from ppma.slurm.job import Job, export_ranks, train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,7 +30,7 @@ def ranks(folder):
     rank = os.environ["RANK"]
     pathlib.Path(folder, rank).write_text(" ".join(os.environ[name] for name in names))
     print("hello from rank", rank, flush=True)
-    return folder
+    return 0
 
 def meet(folder):
     import torch
@@ -36,6 +38,7 @@ def meet(folder):
     with session("cpu") as me:
         mean = mean_over_ranks(torch.tensor(float(me.rank)), me)
     pathlib.Path(folder, str(me.rank)).write_text(str(mean.item()))
+    return 0
 
 def rank_1_fails(folder):
     if os.environ["RANK"] == "1":
@@ -50,6 +53,11 @@ def until_stopped(folder):
         time.sleep(0.05)
     time.sleep(2)  # longer than the second that submitit's controller gives after Ctrl-C
     pathlib.Path(folder, "saved").touch()
+    return 75
+
+def wrong_input(folder):
+    from ppma.loaders.errors import InputError
+    raise InputError("no such film")
 """
 
 
@@ -58,6 +66,8 @@ def work(tmp_path, monkeypatch):
     """Make the functions above importable in jobs; returns the folder they write to."""
     (tmp_path / "job_work.py").write_text(textwrap.dedent(WORK))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "job_work", raising=False)
     return tmp_path
 
 
@@ -66,10 +76,8 @@ def here(processes: int) -> ClusterConfig:
 
 
 def run_here(function: str, folder: Path, processes: int) -> int:
-    return follow(
-        executor(here(processes), folder=folder / "jobs" / "%j", name="test"),
-        Job(work=f"job_work:{function}", config=str(folder), port=free_port()),
-    )
+    job = Job(work=getattr(importlib.import_module("job_work"), function), config=str(folder), port=free_port())
+    return follow(executor(here(processes), folder=folder / "jobs" / "%j", name="test"), job)
 
 
 # ------------------------------------------------------------------------------------------------------------ local jobs
@@ -95,6 +103,27 @@ def test_a_failed_rank_ends_the_others(work, monkeypatch, caplog):
     assert time.monotonic() - begin < 60
     assert "rank 1 failed" in caplog.text
     assert any("no luck" in log.read_text() for log in work.glob("jobs/*/*_1_log.out"))
+
+
+def test_a_wrong_input_is_told_and_exits_2(work, capsys):
+    assert run_here("wrong_input", work, 1) == WRONG_INPUT
+    assert capsys.readouterr().out == "wrong_input: no such film\n"
+
+
+@pytest.mark.parametrize(
+    ("codes", "asked", "code"),
+    [
+        ([0, 0], 0, 0),
+        ([0, 0], 1, 75),
+        ([75, 75], 0, 75),
+        ([0, None], 0, 1),
+        ([1, 0], 0, 1),
+        ([2, None], 0, 2),
+        ([None], 2, 130),
+    ],
+)
+def test_one_verdict_over_all_tasks(codes, asked, code):
+    assert _verdict(codes, asked) == code
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -209,7 +238,7 @@ def test_dry_run_of_both_stages(tmp_path, capsys):
 
 
 def plan(verb, *argv):
-    return launch._plan(verb, list(argv))[1]
+    return [stage.job.config for stage in launch._plan(verb, list(argv))[1]]
 
 
 def test_stage_2_starts_from_stage_1(tmp_path):
@@ -268,6 +297,7 @@ def test_help_without_torch():
 
 
 def test_a_job_survives_pickling_and_resubmission():
-    job = Job(work="ppma.train:train", config="x", port=5)
+    job = Job(work=train, config="x", port=5)
+    assert pickle.loads(pickle.dumps(job)) == job
     delayed = job.checkpoint()
     assert isinstance(delayed, submitit.helpers.DelayedSubmission) and delayed.function == job
