@@ -27,11 +27,6 @@ Device = Literal["cpu", "gpu"]
 INSTALL = "pip install nvidia-dali-cuda130==2.4.0"
 DISTRIBUTIONS = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 """What DALI is called on PyPI; `nvidia-dali` itself is an empty package there."""
-CODECS: dict[Device, frozenset[str]] = {
-    "cpu": frozenset({"vp8", "vp9", "mjpeg"}),
-    "gpu": frozenset({"vp8", "vp9", "mjpeg", "av1", "mpeg4", "h264", "hevc"}),
-}
-"""Codecs, under FFmpeg's names, that DALI 2.4's video decoder takes; others are decoded in the worker and come as frames."""
 
 
 class UndecodableError(RuntimeError):
