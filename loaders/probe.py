@@ -3,7 +3,7 @@
     path  ->  probe  ->  Facts, or Unusable with the reason in words
 
 Every packet is demuxed: that gives the true number of frames, their times and the distances between key frames, and shows where a file ends
-before its index does. Decoding everything costs fifty times as much, so there are two depths:
+before its index does. Decoding everything takes 10 to 20 times as long, so there are two depths:
 
     quick   decodes up to 8 key frames, spread over the file: size changes, rotation, damage to a key frame
     full    decodes every frame, in the same pass: every corrupt frame is found; a file with one is refused

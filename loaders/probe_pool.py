@@ -31,7 +31,6 @@ class _Worker:
     process: subprocess.Popen[bytes]
     connection: Connection
     log: IO[bytes]
-    ready: bool = False
     position: int | None = None
     deadline: float = field(default_factory=lambda: time.monotonic() + START_SECONDS)
 
@@ -84,7 +83,7 @@ def probe_all(
             for i, worker in enumerate(team):
                 if worker.connection in ready:
                     answer, alive = _receive(worker)
-                elif time.monotonic() >= worker.deadline:
+                elif time.monotonic() >= worker.deadline and not worker.connection.poll():
                     answer, alive = f"took longer than {timeout_seconds:g} s to look into (--timeout-seconds)", False
                 else:
                     continue
@@ -115,4 +114,5 @@ def _give(worker: _Worker, waiting: Iterator[tuple[int, Job]], timeout_seconds: 
     worker.position, job = next(waiting, (None, None))
     worker.deadline = time.monotonic() + timeout_seconds if job else float("inf")
     if job:
-        worker.connection.send(job)
+        with suppress(BrokenPipeError, ConnectionResetError):  # it died meanwhile: the next wait tells
+            worker.connection.send(job)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,7 +64,7 @@ class IndexConfig:
     licence: str = ""
     """Terms under which the footage is used, noted in every row."""
     check: Literal["quick", "full"] = "quick"
-    """quick: all packets and up to 8 key frames; full: decode every frame (about 20 times as long), refuse files with a damaged one."""
+    """quick: all packets and up to 8 key frames; full: decode every frame (10 to 20 times as long), refuse files with a damaged one."""
     max_pixels: int = MAX_PIXELS
     """Frames with more pixels are refused, by their header (default: 4096 x 2304)."""
     timeout_seconds: float = 60.0
@@ -151,8 +152,8 @@ def _with_progress(results: Iterable[tuple[int, Facts | str]], total: int) -> It
             bar.update(task, completed=done, note=f"{rate:.0f} files/s, {refused} refused, left:")
             if not console.is_terminal and now - said >= LINE_EVERY_SECONDS:
                 said = now
-                left = (total - done) / rate
-                sys.stderr.write(f"{done} of {total} files, {rate:.0f}/s, {refused} refused, {left:.0f} s left\n")
+                left = timedelta(seconds=int((total - done) / rate))
+                sys.stderr.write(f"{done} of {total} files, {rate:.0f}/s, {refused} refused, {left} left\n")
 
 
 def _clip(row: Listed, facts: Facts, config: IndexConfig) -> Clip:
@@ -216,7 +217,7 @@ def _tell_result(
     )
     remarks = Counter(remark for answer in answers if isinstance(answer, Facts) for remark in answer.remarks)
     folders = sum(clip.codec in ("jpeg", "png") for clip in clips)
-    remarks[f"folders of frames (counted as {FRAME_FOLDER_FPS:g} frames/s)"] = folders
+    remarks[f"folder{'s' * (folders > 1)} of frames (counted as {FRAME_FOLDER_FPS:g} frames/s)"] = folders
     for remark, count in remarks.most_common():
         if count:
             report.print(f"  {count} {remark}", markup=False)
