@@ -95,18 +95,19 @@ def _demux(container: av.container.InputContainer, stream: av.VideoStream, start
         raise BadClip("no key frame found")
     if in_order:
         stamps = list(range(len(packets)))
-        times = [float((packet.dts - origin) * base) for packet in packets]
+        shown = [packet.dts for packet in packets if packet.dts is not None]
     else:
         # Leading pictures of an open group refer to what was before the key frame: no decoder shows them after a seek.
-        stamps = sorted(packet.pts for packet in packets if packet.pts >= packets[0].pts)
-        times = [float((pts - origin) * base) for pts in stamps]
+        first = packets[0].pts or 0
+        shown = stamps = sorted(packet.pts for packet in packets if packet.pts is not None and packet.pts >= first)
+    times = [float((time - origin) * base) for time in shown]
     if start > 0 and times[0] > start + 5e-7:
         raise _SeekedTooFar
     return _Window(packets, stamps, times, in_order)
 
 
 class _NoPacketTimes(Exception):
-    """Packets carry no presentation time (B-frames in AVI): only decoding tells it."""
+    """Packets carry no presentation time: only decoding tells it."""
 
 
 class _SeekedTooFar(Exception):

@@ -240,7 +240,7 @@ class EvaluationSampler:
     def sample(self, clip: int, window: int) -> SampleDraw:
         """One window of one clip with its crops."""
         size, config = _size(self.source, clip), self.config
-        boxes = evaluation_crops(*scaled_size(*size, config.short_side), config.size)
+        boxes = list(evaluation_crops(*scaled_size(*size, config.short_side), config.size))
         boxes = boxes if self.crops == 3 else boxes[1:2]
         place = 0.5 if self.windows == 1 else window / (self.windows - 1)
         start, end = _place_window(self.source, clip, config.window_seconds, place)

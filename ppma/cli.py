@@ -11,6 +11,12 @@ from ppma import __version__
 from ppma.command import DONE, WRONG_INPUT, run
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "index": (
+        "ppma.index",
+        "make a manifest from a folder of videos or a published list, and enter it into the data catalogue",
+    ),
+    "train": ("ppma.train", "run a recipe: stage 1, stage 2, fine-tuning, linear probing"),
+    "evaluate": ("ppma.evaluate", "test a checkpoint: 2 x 3 views, top-1 and top-5 with 95 % intervals"),
     "doctor": ("ppma.doctor", "say what this machine has, which fast paths it will use, and what to mend"),
 }
 """command: (module with `main(argv: list[str]) -> int`, what it does)."""

@@ -1,0 +1,151 @@
+"""A run as plain data: the parts' own configs, composed. Imports no torch, so a login node can resolve and print a recipe.
+
+`recipes` makes RunConfigs, the command line changes fields of one, `train` runs it, and `config.json` in the run folder holds it resolved.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ppma.loaders.config import LoaderConfig
+from ppma.loaders.errors import InputError
+from ppma.model_config import ClassifierConfig, MAEConfig, OptimConfig, ViTConfig
+
+Phase = Literal["mae", "classify", "probe"]
+"""mae: stage 1; classify: everything with labels that runs the encoder every step; probe: a head on features cached once."""
+Precision = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How a classifier is tested. Defaults are the paper's 2 x 3 views."""
+
+    split: str = "val"
+    """Split of the run's sources that is tested."""
+    windows: int = 2
+    """Temporal windows of a video: two are its start and its end (paper: 2)."""
+    crops: int = 3
+    """Squares along the long side of a frame, 1 or 3 (paper: 3)."""
+    batch_clips: int = 16
+    """Videos tested at a time, over all ranks; changes no result."""
+    on_bad: Literal["fail", "mark"] = "fail"
+    """What an undecodable video does: stop the evaluation with its name, or count as wrong."""
+
+    def __post_init__(self) -> None:
+        for name in ("windows", "batch_clips"):
+            if getattr(self, name) < 1:
+                raise InputError(f"evaluation.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.crops not in (1, 3):
+            raise InputError(f"evaluation.crops is {self.crops}; it must be 1 or 3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run, resolved. `recipes` says where the numbers come from."""
+
+    recipe: str
+    """Name of the recipe this came from."""
+    phase: Phase
+    """What is trained."""
+    sources: tuple[str, ...]
+    """Names in the data catalogue, split `train`."""
+    weights: tuple[float, ...] | None = None
+    """Share of each source, in any unit; none: in proportion to their lengths."""
+    data: Path | None = None
+    """The data catalogue; none: $PPMA_DATA, else ./data.toml."""
+    run_dir: Path = Path("runs/run")
+    """Run folder: config, metrics, TensorBoard events, checkpoints."""
+    init: Path | None = None
+    """Checkpoint, run folder or .safetensors file whose encoder the run starts from; none: from scratch."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the run folder, where there is one."""
+    seed: int = 0
+    """Seed of every draw and of the initial weights."""
+    batch: int = 128
+    """Global batch in rows, clips x views, over all ranks and accumulation steps."""
+    accumulate: int = 1
+    """Micro-batches whose gradients are summed before a step."""
+    vit: ViTConfig = field(default_factory=ViTConfig)
+    """Shape of the encoder."""
+    mae: MAEConfig = field(default_factory=MAEConfig)
+    """Masking and decoder (phase mae)."""
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    """Heads, mixing, freezing (phases classify and probe)."""
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    """From videos to views."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """AdamW and its schedule."""
+    evaluation: EvaluationConfig | None = None
+    """Test at the end of the run; none: no test."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU where there is one."""
+    precision: Precision = "auto"
+    """Of the matrix products: auto is bf16 autocast on a GPU and fp32 on a CPU; weights stay fp32, or fp64 when that is asked for."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of the step; auto: on a GPU."""
+    log_every: int = 20
+    """Steps between two lines of metrics; nothing is read back from the device in between."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints; one is always written at the end and at a signalled stop."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    pictures_every: int = 1000
+    """Steps between two sets of pictures in TensorBoard; 0: none."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.sources:
+            raise InputError("sources is empty; name at least one source of the data catalogue")
+        if (self.vit.frames, self.vit.size) != (self.loader.frames, self.loader.size):
+            raise InputError(
+                f"the model takes {self.vit.frames} frames of {self.vit.size} pixels, the loader gives {self.loader.frames} of"
+                f" {self.loader.size}; set both with --frames and --size"
+            )
+        if self.batch % (self.loader.views * self.accumulate):
+            raise InputError(
+                f"batch {self.batch} does not divide into {self.accumulate} micro-batches of clips with {self.loader.views} views"
+            )
+        if self.weights is not None and len(self.weights) != len(self.sources):
+            raise InputError(
+                f"weights {self.weights} must be one number for each of the {len(self.sources)} sources {self.sources}"
+            )
+
+    @property
+    def batch_clips(self) -> int:
+        """Clips decoded for one global batch."""
+        return self.batch // self.loader.views
+
+    def to_json(self) -> str:
+        """The whole config as JSON, for `config.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2, default=str) + "\n"
+
+
+FREE_ON_RESUME = {
+    "run_dir", "data", "resume", "device", "compile", "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every", "evaluation",
+    "loader.implementation", "loader.workers", "loader.prefetch_batches", "loader.max_bad_fraction", "loader.stall_seconds",
+}  # fmt: skip
+"""Fields that a resumed run may change: none of them changes what is computed from what."""
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return out
+
+
+def differences(config: RunConfig, saved: dict[str, Any]) -> list[str]:
+    """What a resume would silently change, one `name: saved -> asked` each."""
+    asked, before = flat(json.loads(config.to_json())), flat(saved)
+    names = sorted(asked.keys() | before.keys())
+    free = tuple(f"{name}." for name in FREE_ON_RESUME)
+    return [
+        f"{name}: {before.get(name)} -> {asked.get(name)}"
+        for name in names
+        if name not in FREE_ON_RESUME and not name.startswith(free) and asked.get(name) != before.get(name)
+    ]

@@ -1,0 +1,148 @@
+"""Ranks: who runs what, and the few things they tell each other. The only file that reads RANK and WORLD_SIZE.
+
+Whoever starts the processes (torchrun, `slurm.job`, or nobody for a single one) sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
+MASTER_PORT. NCCL on GPUs, gloo on CPUs.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ppma.loaders.errors import InputError
+
+log = logging.getLogger(__name__)
+
+JOIN_SECONDS = 300
+"""How long ranks wait for each other at the start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process among all of them."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes what is written once."""
+        return self.rank == 0
+
+
+def _environment() -> tuple[int, int, int]:
+    try:
+        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    except ValueError as error:
+        raise InputError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {error}") from None
+    if not 0 <= rank < world_size:
+        raise InputError(f"RANK {rank} is not below WORLD_SIZE {world_size}; unset both, or start with torchrun")
+    return rank, world_size, local_rank
+
+
+def choose_device(asked: str, local_rank: int = 0) -> torch.device:
+    """auto, cpu or cuda as a device; InputError when a GPU is asked for and there is none."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is cuda, but torch sees no GPU; `ppma doctor` says why")
+    if asked == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+@contextlib.contextmanager
+def session(device: str = "auto") -> Iterator[Ranks]:
+    """Join the other ranks, and leave them at the end. A rank that cannot join raises; it never goes on alone."""
+    rank, world_size, local_rank = _environment()
+    chosen = choose_device(device, local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world_size > 1:
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        log.info("rank %d of %d joins over %s", rank, world_size, backend)
+        device_id = chosen if chosen.type == "cuda" else None
+        dist.init_process_group(backend, timeout=timedelta(seconds=JOIN_SECONDS), device_id=device_id)
+    try:
+        yield Ranks(rank=rank, world_size=world_size, local_rank=local_rank, device=chosen)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def barrier(ranks: Ranks) -> None:
+    """Wait for all ranks."""
+    if ranks.world_size > 1:
+        dist.barrier()
+
+
+def mean_over_ranks(value: Tensor, ranks: Ranks) -> Tensor:
+    """The mean of a tensor over the ranks, on all of them."""
+    if ranks.world_size > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= ranks.world_size
+    return value
+
+
+def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
+    """Rows of all ranks, rank 0's first; ranks may hold different numbers of them, also none."""
+    if ranks.world_size == 1:
+        return rows
+    counts = torch.zeros(ranks.world_size, dtype=torch.int64, device=rows.device)
+    counts[ranks.rank] = len(rows)
+    dist.all_reduce(counts)
+    padded = rows.new_zeros((int(counts.max()), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(ranks.world_size)]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(parts, counts)])
+
+
+class StopFlag:
+    """Whether any rank was asked to stop (SIGTERM, SIGINT), agreed on by all at the same step.
+
+    The flags of one step are reduced while the next one computes, and read there: no step waits for it.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self.asked = False
+        self._work: dist.Work | None = None
+        self._flag = torch.zeros(1, device=ranks.device)
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:  # a second Ctrl-C means it
+            raise KeyboardInterrupt
+        self.asked = True
+        log.warning("%s: stopping after this step", signal.Signals(number).name)
+
+    def agreed(self) -> bool:
+        """Call once a step, on every rank; True on all ranks at the same call."""
+        if self._ranks.world_size == 1:
+            return self.asked
+        stop = False
+        if self._work is not None:
+            self._work.wait()
+            stop = bool(self._flag.item())
+        self._flag.fill_(float(self.asked))
+        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, async_op=True)
+        return stop
+
+    def close(self) -> None:
+        """Put the old signal handlers back."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,240 @@
+"""Named runs: each is a function that returns a RunConfig and whose docstring says how it is started, what it costs and whose numbers it
+holds. Numbers without a word of explanation are those of the paper (Zhong et al., NeurIPS 2023, table of settings).
+
+`ppma train RECIPE` takes a recipe's own arguments (--model, --size, --frames, --dataset) and every field of the RunConfig as flags.
+Cost is given for the paper's data on one H200 at the ceiling of its matrix units; `benchmarks/` says what is reached.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ppma.config import EvaluationConfig, RunConfig
+from ppma.loaders.config import LoaderConfig
+from ppma.loaders.errors import InputError
+from ppma.model_config import ClassifierConfig, OptimConfig, preset
+
+NO_HUMAN, KINETICS, SYNTHETIC = "no-human-kinetics", "kinetics", "synapt"
+"""Names under which the recipes look for the paper's three sources in the data catalogue."""
+
+
+def _mae(name: str, sources: tuple[str, ...], model: str, size: int, frames: int) -> RunConfig:
+    """Stage 1 as published: 16 x 224 x 224, four views a decoded window, batch of 128 views, 200 epochs."""
+    return RunConfig(
+        recipe=name,
+        phase="mae",
+        sources=sources,
+        run_dir=Path("runs") / name,
+        batch=128,
+        vit=preset(model, size=size, frames=frames),
+        loader=LoaderConfig(size=size, frames=frames, short_side=_short_side(size), views=4),
+    )
+
+
+def _short_side(size: int) -> int:
+    """256 for views of 224, and in proportion for others."""
+    return round(size * 256 / 224)
+
+
+def _labelled(name: str, sources: tuple[str, ...], model: str, size: int, frames: int) -> RunConfig:
+    """What Align and fine-tuning share: RandAugment, erasing, mixing, drop path 0 to 0.1, layer decay 0.75."""
+    return RunConfig(
+        recipe=name,
+        phase="classify",
+        sources=sources,
+        run_dir=Path("runs") / name,
+        batch=128,
+        vit=preset(model, size=size, frames=frames, drop_path=0.1),
+        loader=LoaderConfig(
+            size=size, frames=frames, short_side=_short_side(size), views=1, randaugment_ops=4, erase_probability=0.25
+        ),
+        optim=OptimConfig(
+            epochs=50, peak_lr=2e-3, reference_batch=128, warmup_fraction=0.125, final_lr=5e-7, betas=(0.9, 0.999),
+            weight_decay=1e-4, layer_decay=0.75,
+        ),
+    )  # fmt: skip
+
+
+def mae_nohuman(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """Stage 1 on videos with the humans removed: the paper's main pre-training.
+
+    python slurm/launch.py pretrain --nodes 8, or ppma train mae_nohuman. 17.9 million views of 202 GFLOP: 1.3 H200 hours at the ceiling.
+    Differs from the published run in precision (bf16, there fp16) and recomputes no activations (Q2).
+    """
+    return _mae("mae_nohuman", (NO_HUMAN,), model, size, frames)
+
+
+def mae_kinetics(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """Stage 1 on the same videos with their humans: the baseline that privacy is compared with.
+
+    ppma train mae_kinetics. Costs what mae_nohuman costs.
+    """
+    return _mae("mae_kinetics", (KINETICS,), model, size, frames)
+
+
+def mae_synthetic(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """Stage 1 on virtual humans alone: a baseline of the paper.
+
+    ppma train mae_synthetic. Costs what mae_nohuman costs, in proportion to the number of clips.
+    """
+    return _mae("mae_synthetic", (SYNTHETIC,), model, size, frames)
+
+
+def mae_joint(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """Stage 1 on human-removed and synthetic videos together, mixed in proportion to their lengths: a baseline of the paper.
+
+    ppma train mae_joint. Costs the sum of mae_nohuman and mae_synthetic.
+    """
+    return _mae("mae_joint", (NO_HUMAN, SYNTHETIC), model, size, frames)
+
+
+def align_nohuman_synthetic(
+    *, model: str = "base", size: int = 224, frames: int = 16, published_heads: bool = False
+) -> RunConfig:
+    """Stage 2, PPMA itself: labels of human-removed and synthetic videos, from the encoder of mae_nohuman.
+
+    ppma train align_nohuman_synthetic --init runs/mae_nohuman. 50 epochs of 1,078 GFLOP a clip: 3.4 H200 hours at the ceiling for the
+    89,665 and up to 150,000 clips. One head for each label space and sources mixed by the sample; --published-heads shares one 150-way head
+    and takes a batch from one source at a time, as published (Q3). bf16, there float32 (Q2).
+    """
+    run = _labelled("align_nohuman_synthetic", (NO_HUMAN, SYNTHETIC), model, size, frames)
+    if not published_heads:
+        return run
+    return replace(run, classifier=replace(run.classifier, shared_head=True), loader=replace(run.loader, mix="batch"))
+
+
+def align_nohuman(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """Stage 2 on human-removed videos alone: a baseline of the paper.
+
+    ppma train align_nohuman --init runs/mae_nohuman. 1.7 H200 hours at the ceiling.
+    """
+    return _labelled("align_nohuman", (NO_HUMAN,), model, size, frames)
+
+
+def align_synthetic(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """Stage 2 on virtual humans alone: a baseline of the paper.
+
+    ppma train align_synthetic --init runs/mae_synthetic (or runs/mae_nohuman). Up to 2.8 H200 hours at the ceiling.
+    """
+    return _labelled("align_synthetic", (SYNTHETIC,), model, size, frames)
+
+
+def align_kinetics(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """Stage 2 on the videos with their humans: the baseline that privacy is compared with.
+
+    ppma train align_kinetics --init runs/mae_kinetics. 1.7 H200 hours at the ceiling.
+    """
+    return _labelled("align_kinetics", (KINETICS,), model, size, frames)
+
+
+def align_scratch(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """Stage 2 without stage 1, on human-removed and synthetic videos: a baseline of the paper.
+
+    ppma train align_scratch. Costs what align_nohuman_synthetic costs.
+    """
+    return _labelled("align_scratch", (NO_HUMAN, SYNTHETIC), model, size, frames)
+
+
+def finetune(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """Transfer by fine-tuning every weight, then the 2 x 3 view test on the split `val`.
+
+    ppma train finetune --dataset ucf101 --init runs/align_nohuman_synthetic. UCF101: 0.3 million clips, 7 H200 minutes at the ceiling.
+    The head has its full rate, as published it has 0.75 of it (Q6: --optim.published-head-decay). bf16, there float32 (Q2).
+    """
+    run = _labelled("finetune", (dataset,), model, size, frames)
+    return replace(
+        run,
+        run_dir=Path("runs") / f"finetune-{dataset}",
+        batch=32,
+        optim=replace(run.optim, epochs=30, reference_batch=32),
+        evaluation=EvaluationConfig(),
+    )
+
+
+def probe(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """Transfer by a linear probe on features of plain views, computed once; then the 2 x 3 view test.
+
+    ppma train probe --dataset ucf101 --init runs/align_nohuman_synthetic. One pass of 361 GFLOP a clip; the head takes seconds.
+    Not the paper's protocol: no augmentation, so that the encoder runs once and not once an epoch. `probe_published` is.
+    """
+    return RunConfig(
+        recipe="probe",
+        phase="probe",
+        sources=(dataset,),
+        run_dir=Path("runs") / f"probe-{dataset}",
+        batch=32,
+        vit=preset(model, size=size, frames=frames),
+        classifier=ClassifierConfig(freeze_encoder=True),
+        loader=LoaderConfig(size=size, frames=frames, short_side=size, views=1, crop="center"),
+        optim=OptimConfig(
+            epochs=50, peak_lr=2e-3, reference_batch=32, warmup_fraction=0.125, final_lr=0.0, betas=(0.9, 0.999), weight_decay=1e-4
+        ),
+        evaluation=EvaluationConfig(),
+    )  # fmt: skip
+
+
+def probe_published(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """Transfer by linear probing as the paper describes it: the encoder runs every epoch on augmented clips and stays frozen.
+
+    ppma train probe_published --dataset ucf101 --init runs/align_nohuman_synthetic. 30 epochs of 361 GFLOP a clip.
+    The published script never freezes the encoder, and scales the head's rate by 0.75 (Q6); this recipe does neither.
+    """
+    run = finetune(dataset=dataset, model=model, size=size, frames=frames)
+    return replace(
+        run,
+        recipe="probe_published",
+        run_dir=Path("runs") / f"probe_published-{dataset}",
+        classifier=replace(run.classifier, freeze_encoder=True),
+        optim=replace(run.optim, peak_lr=1.6e-2, warmup_lr=4e-6, final_lr=4e-6, layer_decay=None),
+    )
+
+
+RECIPES: dict[str, Callable[..., RunConfig]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        mae_nohuman, mae_kinetics, mae_synthetic, mae_joint,
+        align_nohuman_synthetic, align_nohuman, align_synthetic, align_kinetics, align_scratch,
+        finetune, probe, probe_published,
+    )
+}  # fmt: skip
+
+
+def recipe(name: str) -> Callable[..., RunConfig]:
+    """The recipe of that name; InputError lists them."""
+    if name not in RECIPES:
+        raise InputError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def _own_arguments(make: Callable[..., RunConfig], overrides: Sequence[str]) -> tuple[dict[str, object], list[str]]:
+    """Take the recipe's own arguments out of a list of flags; what is left belongs to the RunConfig."""
+    own = inspect.signature(make).parameters
+    arguments: dict[str, object] = {}
+    rest: list[str] = []
+    flags = iter(overrides)
+    for flag in flags:
+        name, _, value = flag.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if not flag.startswith("--") or name not in own:
+            rest.append(flag)
+            continue
+        default = own[name].default
+        if isinstance(default, bool):
+            arguments[name] = True
+            continue
+        text = value or next(flags, "")
+        try:
+            arguments[name] = type(default)(text)
+        except ValueError:
+            raise InputError(f"--{name} {text!r} is not {type(default).__name__}") from None
+    return arguments, rest
+
+
+def resolve(name: str, overrides: Sequence[str] = (), *, prog: str = "ppma train") -> RunConfig:
+    """The RunConfig of a recipe with flags applied, e.g. resolve("mae_nohuman", ["--model", "tiny", "--optim.epochs", "2"])."""
+    from ppma.command import parse  # tyro is not needed to make a recipe from Python
+
+    arguments, rest = _own_arguments(recipe(name), overrides)
+    default = recipe(name)(**arguments)
+    return parse(RunConfig, rest, prog=f"{prog} {name}", default=default) if rest else default

@@ -1,0 +1,316 @@
+"""`ppma train RECIPE`: one loop for every phase. The only file that knows all the parts.
+
+    RunConfig  ->  task (model, stream)  ->  [ batch -> loss -> gradients -> AdamW ] x steps  ->  run folder
+
+A step reads nothing back from the device between log intervals. Where a run stands is one number, the step: the schedule, the sampler
+and every draw follow from it, so a resumed run computes what the run that never stopped computes, to the bit on a CPU.
+"""
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ppma import checkpoint, distributed, environment, tasks
+from ppma.classify import Classifier
+from ppma.command import DONE, RUN_AGAIN
+from ppma.compute import Compute, choose
+from ppma.config import RunConfig, differences
+from ppma.distributed import Ranks, StopFlag
+from ppma.evaluate import evaluate
+from ppma.flops import measured_peak_flops
+from ppma.loaders.errors import InputError
+from ppma.monitor import Monitor
+from ppma.optim import build_optimizer, learning_rate, set_learning_rate
+from ppma.recipes import RECIPES, resolve
+from ppma.tasks import Batch, Task
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """The run was asked to stop, saved its state, and wants to be run again with resume."""
+
+
+class Trainer:
+    """The state of a run: model, optimiser, step. `run` takes it to the end."""
+
+    def __init__(self, config: RunConfig, task: Task, ranks: Ranks, compute: Compute) -> None:
+        self.config, self.task, self.ranks, self.compute = config, task, ranks, compute
+        self.model = task.model.to(ranks.device, compute.weights)
+        self.model.train()
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=compute.scales_loss)
+        self.total_steps = task.steps_per_epoch * config.optim.epochs
+        self.step = 0
+        self.loss_sum = torch.zeros((), device=ranks.device, dtype=torch.float64)
+        self.loss_steps = 0
+        self._module = self._wrapped()
+
+    def _wrapped(self) -> nn.Module:
+        """The model compiled, then split over the ranks."""
+        module: nn.Module = self.model
+        wanted = self.config.compile == "on" or (self.config.compile == "auto" and self.ranks.device.type == "cuda")
+        if wanted:
+            module = torch.compile(module)  # type: ignore[assignment]  # an OptimizedModule is a Module
+        if self.ranks.world_size > 1 and self.task.splits_over_ranks:
+            ids = [self.ranks.device.index] if self.ranks.device.type == "cuda" else None
+            module = DistributedDataParallel(
+                module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        return module
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go."""
+        return self.config.run_dir / "checkpoints"
+
+    def save(self) -> None:
+        """Write a checkpoint of this step; every rank calls it, the first one writes."""
+        if self.ranks.is_main:
+            training = {
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "loss_sum": self.loss_sum,
+                "loss_steps": self.loss_steps,
+                "torch_rng": torch.get_rng_state(),
+            }
+            state: dict[str, Any] = {"recipe": self.config.recipe, "steps_per_epoch": self.task.steps_per_epoch}
+            if isinstance(self.model, Classifier):
+                state["label_spaces"] = self.model.label_spaces
+            checkpoint.save(
+                self.checkpoints, step=self.step, model=self.model.state_dict(), training=training, state=state,
+                keep=self.config.keep_checkpoints,
+            )  # fmt: skip
+        distributed.barrier(self.ranks)
+
+    def restore(self) -> bool:
+        """Take up the newest checkpoint, where there is one."""
+        saved = checkpoint.newest(self.checkpoints)
+        if saved is None:
+            return False
+        if saved.state["steps_per_epoch"] != self.task.steps_per_epoch:
+            before = saved.state["steps_per_epoch"]
+            raise InputError(
+                f"{saved.folder} had {before} steps an epoch, now there are {self.task.steps_per_epoch}; the data changed"
+            )
+        checkpoint.load_model(self.model, saved.folder)
+        training = checkpoint.load_training(saved)
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.scaler.load_state_dict(training["scaler"])
+        self.loss_sum, self.loss_steps = training["loss_sum"].to(self.ranks.device), training["loss_steps"]
+        torch.set_rng_state(training["torch_rng"])
+        self.step = saved.step
+        log.info("resumed at step %d of %d from %s", self.step, self.total_steps, saved.folder)
+        return True
+
+    def train_step(self, batch: Batch) -> Tensor | None:
+        """One optimiser step over the rank's part of a global batch. Returns the gradient's norm where it was needed."""
+        rate = learning_rate(self.step, self.total_steps, self.config.optim, self.config.batch)
+        set_learning_rate(self.optimizer, rate)
+        for number, inputs in enumerate(self._micro_batches(batch)):
+            last = number == self.config.accumulate - 1
+            with self._synchronised(last), self.compute.autocast():
+                loss = self._module(*inputs)
+            with self._synchronised(last):
+                self.scaler.scale(loss / self.config.accumulate).backward()
+            self.loss_sum += loss.detach().double() / self.config.accumulate
+        self.step += 1
+        self.loss_steps += 1
+        norm = self._gradient_norm()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, ...]]:
+        inputs = self.task.inputs(batch)
+        return zip(*(tensor.chunk(self.config.accumulate) for tensor in inputs), strict=True)
+
+    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients travel between ranks once a step, with the last micro-batch."""
+        if isinstance(self._module, DistributedDataParallel) and not last:
+            return self._module.no_sync()
+        return contextlib.nullcontext()
+
+    def _gradient_norm(self) -> Tensor | None:
+        """Clip where asked to; else the norm is computed only when it will be logged."""
+        clip = self.config.optim.clip_grad
+        if clip is None and self.step % self.config.log_every:
+            return None
+        self.scaler.unscale_(self.optimizer)
+        return nn.utils.clip_grad_norm_(self.model.parameters(), clip or float("inf"))
+
+    def run(self, monitor: Monitor, stop: StopFlag) -> None:
+        """Train to the end. Raises Stopped after a checkpoint when any rank was asked to stop."""
+        start = divmod(self.step, self.task.steps_per_epoch)
+        pace = _Pace(self)
+        asked = False
+        with self.task.stream(self.ranks, start) as stream:
+            for batch in stream:
+                norm = self.train_step(batch)
+                monitor.advance(self.step)
+                if self.step % self.config.log_every == 0 or self.step == self.total_steps:
+                    self._log(monitor, batch, norm, pace)
+                if self.config.pictures_every and (self.step == 1 or self.step % self.config.pictures_every == 0):
+                    self._show(monitor, batch)
+                asked = stop.agreed()
+                if asked or self.step % self.config.checkpoint_every == 0 or self.step == self.total_steps:
+                    self.save()
+                if asked and self.step < self.total_steps:
+                    raise Stopped
+
+    def _log(self, monitor: Monitor, batch: Batch, norm: Tensor | None, pace: "_Pace") -> None:
+        loss = distributed.mean_over_ranks(self.loss_sum / max(self.loss_steps, 1), self.ranks).item()
+        self.loss_sum.zero_()
+        self.loss_steps = 0
+        values = {"train/loss": loss, "train/lr": max(group["lr"] for group in self.optimizer.param_groups)}
+        if norm is not None:
+            values["train/grad_norm"] = norm.item()
+        values |= pace.values(batch)
+        values["data/bad_files"] = float(batch.counters.bad_files)
+        monitor.scalars(self.step, values, epoch=batch.epoch)
+        if loss != loss:
+            raise FloatingPointError(
+                f"the loss is not a number at step {self.step}; the newest checkpoint is from before. Try a lower --optim.peak-lr,"
+                " --optim.clip-grad 1, or --precision fp32"
+            )
+
+    def _show(self, monitor: Monitor, batch: Batch) -> None:
+        if self.ranks.is_main:
+            with self.compute.autocast():
+                shown = self.task.pictures(batch)
+            for tag, picture in shown.items():
+                monitor.picture(self.step, tag, picture)
+
+
+class _Pace:
+    """Speed since the last line of metrics. The first interval holds compilation and the start of the workers, and says so by its rate."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._peak = measured_peak_flops(trainer.ranks.device, trainer.compute.products)
+        self._began, self._step, self._waited = time.perf_counter(), trainer.step, 0.0
+
+    def values(self, batch: Batch) -> dict[str, float]:
+        """perf/* over the steps since the last call; the losses were just read, so the device has caught up."""
+        trainer, now = self._trainer, time.perf_counter()
+        seconds, steps = now - self._began, trainer.step - self._step
+        waited = batch.counters.wait_seconds - self._waited
+        self._began, self._step, self._waited = now, trainer.step, batch.counters.wait_seconds
+        world = trainer.ranks.world_size if trainer.task.splits_over_ranks else 1
+        values = {
+            "perf/clips_per_s": steps * trainer.config.batch / seconds,
+            "perf/stall_percent": 100 * waited / seconds,
+            "perf/mfu": steps * trainer.task.step_flops / world / seconds / self._peak,
+        }
+        if trainer.ranks.device.type == "cuda":
+            values["perf/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        else:
+            values["perf/memory_gib"] = environment.resident_bytes() / 2**30
+        return values
+
+
+def check_run_folder(config: RunConfig) -> None:
+    """InputError when the run folder holds another run, or this one and resume was not asked for."""
+    saved = config.run_dir / "config.json"
+    if not saved.exists():
+        return
+    if not config.resume:
+        raise InputError(f"{config.run_dir} holds a run already; go on with --resume, or choose another --run-dir")
+    if changed := differences(config, json.loads(saved.read_text())):
+        raise InputError(
+            f"{config.run_dir} was started with other settings ({'; '.join(changed[:5])}); resume it with the same ones"
+        )
+
+
+def _make_run_folder(config: RunConfig, ranks: Ranks, compute: Compute) -> None:
+    distributed.barrier(ranks)  # every rank has looked before the first one writes
+    if ranks.is_main:
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        (config.run_dir / "config.json").write_text(config.to_json())
+        environment.write(config.run_dir / "environment.json", ranks, compute)
+    distributed.barrier(ranks)
+
+
+def check_batch(config: RunConfig, world_size: int) -> None:
+    """InputError unless the global batch divides into whole clips for every rank and micro-batch."""
+    unit = world_size * config.accumulate * config.loader.views
+    if config.phase != "probe" and config.batch % unit:
+        raise InputError(
+            f"batch {config.batch} does not divide by {world_size} ranks x {config.accumulate} micro-batches x {config.loader.views} views;"
+            f" take a multiple of {unit}"
+        )
+
+
+def train(config: RunConfig) -> Path:
+    """Run a RunConfig to its end on the ranks there are, test it where the config says so, and return the run folder.
+
+    Raises InputError for a wrong input, before anything is written, and Stopped after a signalled stop.
+    """
+    with distributed.session(config.device) as ranks:
+        check_batch(config, ranks.world_size)
+        check_run_folder(config)
+        compute = choose(config.precision, ranks.device)
+        tested = tasks.read_sources(config, config.evaluation.split) if config.evaluation else []
+        task = tasks.build(config, ranks, config.run_dir / "features")
+        _make_run_folder(config, ranks, compute)
+        trainer = Trainer(config, task, ranks, compute)
+        if config.resume:
+            trainer.restore()
+        title = f"{config.recipe} ({sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M parameters)"
+        stop = StopFlag(ranks)
+        try:
+            with Monitor(
+                config.run_dir,
+                writes=ranks.is_main,
+                total_steps=trainer.total_steps,
+                start_step=trainer.step,
+                title=title,
+            ) as monitor:
+                if trainer.step < trainer.total_steps:
+                    trainer.run(monitor, stop)
+                for manifest in tested:
+                    assert isinstance(trainer.model, Classifier)
+                    weights = str(config.run_dir / "checkpoints" / f"step_{trainer.step:08d}")
+                    result = evaluate(trainer.model, manifest, manifest.name, config, ranks, compute, weights=weights)
+                    monitor.scalars(trainer.step, {"eval/top1": result["top1"], "eval/top5": result["top5"]})
+        finally:
+            stop.close()
+    return config.run_dir
+
+
+HELP = """ppma train RECIPE [flags]: run a recipe.
+
+For example: ppma train mae_nohuman --model base
+             ppma train finetune --dataset ucf101 --init runs/align_nohuman_synthetic
+             ppma train RECIPE --help lists the flags and what they stand at.
+
+Recipes:
+"""
+
+
+def main(argv: list[str]) -> int:
+    """The command."""
+    import sys
+
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, RECIPES))
+        lines = [f"  {name:<{width}}  {(make.__doc__ or '').strip().splitlines()[0]}" for name, make in RECIPES.items()]
+        sys.stdout.write(HELP + "\n".join(lines) + "\n")
+        return DONE
+    config = resolve(argv[0], argv[1:])
+    try:
+        folder = train(config)
+    except Stopped:
+        log.info("stopped in good order; `ppma train %s --resume` with the same flags goes on", argv[0])
+        return RUN_AGAIN
+    log.info("done: %s; tensorboard --logdir %s", folder, folder.parent)
+    return DONE
