@@ -62,7 +62,9 @@ class LoaderConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"loader.{name} is {getattr(self, name)}; it must be at least 1")
         if self.short_side < self.size and self.crop == "center":
-            raise InputError(f"loader.short_side {self.short_side} is less than loader.size {self.size}: no centre crop fits")
+            raise InputError(
+                f"loader.short_side {self.short_side} is less than loader.size {self.size}: no centre crop fits"
+            )
         for name in ("flip_probability", "randaugment_probability", "erase_probability", "max_bad_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"loader.{name} is {getattr(self, name)}; it must be between 0 and 1")

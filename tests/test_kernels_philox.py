@@ -1,4 +1,5 @@
-"""Philox4x32-10 against the known-answer vectors of its authors (Random123, kat_vectors), and the properties the run relies on."""
+"""Philox4x32-10 against the known-answer vectors of its authors (Random123, kat_vectors), and the properties the run
+relies on."""
 
 import pytest
 import torch
