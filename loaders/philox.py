@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     AUGMENT = 7
     ERASE = 8
     REPLACE = 9
+    SYNTHESIS = 20
 
 
 def generator(seed: int, purpose: Purpose, *, epoch: int = 0, sample: int = 0, view: int = 0) -> np.random.Generator:

@@ -1,0 +1,9 @@
+"""Virtual humans: labelled clips of people who never lived, drawn by numpy and numba on any machine.
+
+generate(SynthesisConfig(out=..., classes=..., clips=...)) -> path of the manifest; CLASSES are the 30 actions it knows
+"""
+
+from ppma.synthetic.actions import CLASSES
+from ppma.synthetic.generate import DiskFullError, SynthesisConfig, generate
+
+__all__ = ["CLASSES", "DiskFullError", "SynthesisConfig", "generate"]
