@@ -31,9 +31,9 @@ class ClusterConfig:
     processes: int | None = None
     """Processes of each node. Default: one for each GPU, one without."""
     cpus: int = 12
-    """CPU cores of each process, its loader workers included."""
+    """CPU cores of each process on slurm, its loader workers included."""
     memory_gib: int | None = None
-    """Memory of each node in GiB. Default: the cluster's."""
+    """Memory of each node on slurm in GiB. Default: the cluster's."""
     hours: float = 24.0
     """Time limit in hours."""
     partition: str | None = None
@@ -142,7 +142,7 @@ def sbatch_script(config: ClusterConfig, *, folder: Path, name: str, after: str 
 
 
 def executor(config: ClusterConfig, *, folder: Path, name: str, after: str | None = None) -> submitit.Executor:
-    """The executor that takes a job to the cluster, or runs it here. Logs and results go to `folder` (with %j for the job's number)."""
+    """The executor that takes a job to the cluster, or runs it here. Logs and results go to `folder`."""
     if config.cluster == "slurm":
         slurm = submitit.SlurmExecutor(folder=folder)
         slurm.update_parameters(**slurm_parameters(config, name=name, after=after))

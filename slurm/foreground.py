@@ -67,8 +67,8 @@ def _tasks(job: LocalJob[None]) -> list[LocalJob[None]]:
 def _codes(job: LocalJob[None]) -> list[int | None]:
     """Exit code of each task; None while it runs, and for one that was killed."""
     found: list[int | None] = []
-    for rank, task in enumerate(_tasks(job)):
-        left = exit_file(task.paths.folder, rank)
+    for task in _tasks(job):
+        left = exit_file(task.paths)
         if left.exists() and (text := left.read_text()):
             found.append(int(text))
         else:

@@ -5,6 +5,7 @@
 Pickled on the login node and loaded on the nodes, so it holds plain data and a function by name; torch is imported where it runs.
 """
 
+import logging
 import os
 import random
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+from submitit.core.utils import JobPaths
 from submitit.helpers import DelayedSubmission
 
 from ppma.command import DONE, RUN_AGAIN, run
@@ -38,8 +40,9 @@ class Job:
         """Do the work. A code other than 0 ends the process with it, so that SLURM counts the task as failed and ends its peers."""
         environment = submitit.JobEnvironment()
         export_ranks(environment, port=self.port)
+        logging.getLogger("submitit").propagate = False  # it has a handler of its own
         code = run(lambda _: self.work(self.config), [], prog=self.work.__name__)
-        exit_file(environment.paths.folder, environment.global_rank).write_text(str(code))
+        exit_file(environment.paths).write_text(str(code))
         if code:
             sys.exit(code)
 
@@ -67,9 +70,9 @@ def evaluate(argv: list[str]) -> int:
     return main(argv)
 
 
-def exit_file(folder: Path, rank: int) -> Path:
+def exit_file(paths: JobPaths) -> Path:
     """Where a task leaves its exit code. A task that was killed or met a defect leaves none."""
-    return folder / f"exit_{rank}"
+    return paths.result_pickle.with_suffix(".exit")
 
 
 def export_ranks(environment: submitit.JobEnvironment, *, port: int | None) -> None:

@@ -124,9 +124,7 @@ def _training(config: RunConfig, cluster: ClusterConfig) -> Stage:
         "starts from": str(config.init or "scratch"),
         "run folder": str(config.run_dir),
     }
-    return Stage(
-        name=config.recipe, job=Job(work=train, config=config), logs=config.run_dir / "jobs" / "%j", facts=facts
-    )
+    return Stage(name=config.recipe, job=Job(work=train, config=config), logs=config.run_dir / "jobs", facts=facts)
 
 
 def _evaluation(flags: list[str], prog: str) -> Stage:
@@ -135,7 +133,7 @@ def _evaluation(flags: list[str], prog: str) -> Stage:
 
     options = parse(Options, flags, prog=prog)
     facts = {"checkpoint": str(options.checkpoint), "data set": options.dataset, "split": options.evaluation.split}
-    logs = run_folder(options.checkpoint).absolute() / "jobs" / "%j"
+    logs = run_folder(options.checkpoint).absolute() / "jobs"
     return Stage(name="evaluate", job=Job(work=evaluate, config=flags), logs=logs, facts=facts)
 
 

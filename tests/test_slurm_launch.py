@@ -77,7 +77,7 @@ def here(processes: int) -> ClusterConfig:
 
 def run_here(function: str, folder: Path, processes: int) -> int:
     job = Job(work=getattr(importlib.import_module("job_work"), function), config=str(folder), port=free_port())
-    return follow(executor(here(processes), folder=folder / "jobs" / "%j", name="test"), job)
+    return follow(executor(here(processes), folder=folder / "jobs", name="test"), job)
 
 
 # ------------------------------------------------------------------------------------------------------------ local jobs
@@ -102,7 +102,7 @@ def test_a_failed_rank_ends_the_others(work, monkeypatch, caplog):
     assert run_here("rank_1_fails", work, 2) == 1
     assert time.monotonic() - begin < 60
     assert "rank 1 failed" in caplog.text
-    assert any("no luck" in log.read_text() for log in work.glob("jobs/*/*_1_log.out"))
+    assert any("no luck" in log.read_text() for log in work.glob("jobs/*_1_log.out"))
 
 
 def test_a_wrong_input_is_told_and_exits_2(work, capsys):
@@ -235,6 +235,25 @@ def test_dry_run_of_both_stages(tmp_path, capsys):
     assert "dependency=afterok:JOB_OF_STAGE_1" in text.split("#!/bin/bash")[2]
     assert "0.0008" in text and "0.002" in text
     assert not list(tmp_path.iterdir())
+
+
+def test_stages_are_submitted_one_after_the_other(tmp_path, monkeypatch, capsys):
+    """sbatch is a script here that keeps what it is given and counts jobs up from 41."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    (commands / "srun").write_text("#!/bin/sh\n")
+    (commands / "sbatch").write_text(
+        f'#!/bin/sh\nn=$(ls {tmp_path}/script* 2>/dev/null | wc -l)\ncp "$1" {tmp_path}/script$n\necho "Submitted batch job $((41 + n))"\n'
+    )
+    for command in commands.iterdir():
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    assert launch.main(["pretrain", "--nodes", "2", "--runs", str(tmp_path / "runs"), "--model", "tiny"]) == 0
+    first, second = ((tmp_path / f"script{n}").read_text() for n in range(2))
+    assert "--dependency" not in first and "#SBATCH --dependency=afterok:41\n" in second
+    assert "job-name=mae_nohuman" in first and "job-name=align_nohuman_synthetic" in second
+    assert "as job 41" in capsys.readouterr().out
+    assert list((tmp_path / "runs" / "mae_nohuman" / "jobs").glob("*.pkl"))
 
 
 def plan(verb, *argv):
