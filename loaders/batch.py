@@ -18,6 +18,8 @@ class LoaderCounters:
     """Time the consumer waited for a batch."""
     bad_files: int = 0
     """Distinct files that could not give what was asked of them."""
+    fallbacks: int = 0
+    """Clips that DALI could not decode and PyAV could."""
     worker_restarts: int = 0
 
 

@@ -69,6 +69,11 @@ class _Pending:
     def complete(self) -> bool:
         return all(reply is not None for reply in self.replies)
 
+    @property
+    def decoded(self) -> list[bool]:
+        """Which samples of a complete batch have frames."""
+        return [reply is not None and not reply.reason for reply in self.replies]
+
 
 class ClipStream:
     """Iterate over the ClipBatches of one rank, from `start` (epoch, step) until `epochs` are done. A context manager.
@@ -136,16 +141,29 @@ class ClipStream:
             if not self._pending:
                 return
             began = time.perf_counter()
-            pending = self._pending[0]
-            while not pending.complete:
-                for reply in self._pool.replies():
-                    self._take(reply)
-            batch = self._assemble(self._pending.popleft())
+            batch = self._completed(self._pending[0])
+            self._pending.popleft()
             self.counters.wait_seconds += time.perf_counter() - began
             self.counters.worker_restarts = self._pool.restarts
             self._top_up()  # before the consumer computes, so that the workers have something to do meanwhile
             batch.counters = replace(self.counters)
             yield batch
+
+    def _completed(self, pending: _Pending) -> ClipBatch:
+        """Wait for the replies of a batch and make it. Clips that DALI cannot decode come back decoded by PyAV, visibly."""
+        while True:
+            while not pending.complete:
+                for reply in self._pool.replies():
+                    self._take(reply)
+            frames_BTHWC, undecoded = self._frames(pending)
+            if frames_BTHWC is not None:
+                return self._with_facts(frames_BTHWC, pending)
+            for place in undecoded:
+                draw = pending.draws[place]
+                log.warning("DALI cannot decode %s; PyAV does", self.sources[draw.source].file(draw.clip))
+                self.counters.fallbacks += 1
+                pending.replies[place] = None
+                self._submit(pending, place, codecs=())
 
     def _top_up(self) -> None:
         """Have the tasks of `prefetch_batches` batches out."""
@@ -164,12 +182,14 @@ class ClipStream:
             for place in range(len(draws)):
                 self._submit(pending, place)
 
-    def _submit(self, pending: _Pending, place: int) -> None:
+    def _submit(self, pending: _Pending, place: int, codecs: tuple[str, ...] | None = None) -> None:
+        """Give out the task of one place; `codecs` are handed to DALI undecoded, by default those that it takes."""
         draw = pending.draws[place]
         ticket = self._issued
         self._issued += 1
         self._tickets[ticket] = (pending, place)
-        codecs = DALI_GPU_CODECS if self.device.type == "cuda" else DALI_CPU_CODECS
+        if codecs is None:
+            codecs = DALI_GPU_CODECS if self.device.type == "cuda" else DALI_CPU_CODECS
         self._pool.submit(
             Task(
                 ticket=ticket,
@@ -231,21 +251,25 @@ class ClipStream:
                 f" {self.config.max_bad_fraction}: {listed}"
             )
 
-    def _assemble(self, pending: _Pending) -> ClipBatch:
-        views, config = self.batches.views, self.config
-        replies = [reply for reply in pending.replies if reply is not None]
-        decoded = [not reply.reason for reply in replies]
+    def _frames(self, pending: _Pending) -> tuple[torch.Tensor | None, list[int]]:
+        """The rows of a complete batch, or None and the places that DALI's decoder refused."""
+        decoded = pending.decoded
         if self._dali is None:
-            frames = self._shared_views(pending, decoded)
-        else:
-            shape = (len(replies), views, config.frames, config.size, config.size, 3)
-            frames = torch.zeros(shape, dtype=torch.uint8, device=self.device)
-            good = [i for i, fine in enumerate(decoded) if fine]
-            clips = [replies[i].clip for i in good]
-            if good:
-                frames[good] = self._dali(clips, [pending.draws[i] for i in good]).unflatten(0, (len(good), views))
-            frames = frames.flatten(0, 1)
-        return self._with_facts(frames, pending, decoded)
+            return self._shared_views(pending, decoded), []
+        from ppma.loaders.pipeline import UndecodableError
+
+        views, config = self.batches.views, self.config
+        shape = (len(decoded), views, config.frames, config.size, config.size, 3)
+        frames = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        good = [place for place, fine in enumerate(decoded) if fine]
+        if good:
+            clips = [reply.clip for reply in pending.replies if reply is not None and not reply.reason]
+            try:
+                made = self._dali(clips, [pending.draws[place] for place in good])
+            except UndecodableError as error:
+                return None, [good[i] for i in error.indices]
+            frames[good] = made.unflatten(0, (len(good), views))
+        return frames.flatten(0, 1), []
 
     def _shared_views(self, pending: _Pending, decoded: list[bool]) -> torch.Tensor:
         """Copy the batch out of the shared memory, which the next tasks will overwrite."""
@@ -258,7 +282,7 @@ class ClipStream:
                 frames[place] = 0
         return frames.flatten(0, 1).to(self.device, non_blocking=True)
 
-    def _with_facts(self, frames_BTHWC: torch.Tensor, pending: _Pending, decoded: list[bool]) -> ClipBatch:
+    def _with_facts(self, frames_BTHWC: torch.Tensor, pending: _Pending) -> ClipBatch:
         rows = [(draw, view) for draw in pending.draws for view in range(self.batches.views)]
 
         def column(values: list, dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -272,7 +296,7 @@ class ClipStream:
             view_B=column([view for _, view in rows]),
             key_B=column([draw.views[view].key for draw, view in rows]),
             erase_B4=column([draw.views[view].erase for draw, view in rows]).reshape(-1, 4),
-            decoded_B=column([fine for fine in decoded for _ in range(self.batches.views)], torch.bool),
+            decoded_B=column([fine for fine in pending.decoded for _ in range(self.batches.views)], torch.bool),
             epoch=pending.epoch,
             step=pending.step,
         )

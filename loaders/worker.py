@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from ppma.loaders.config import LoaderConfig
-from ppma.loaders.draws import ClipInput, SampleDraw
+from ppma.loaders.draws import ClipInput, SampleDraw, check_crops, scaled_size
 
 Product = Literal["views", "input"]
 """views: finished views in shared memory; input: a ClipInput for DALI through the pipe."""
@@ -55,21 +55,22 @@ def _produce(task: Task, config: LoaderConfig, memory: mmap.mmap) -> ClipInput |
     from ppma.loaders.augment import make_views
     from ppma.loaders.fetch import encoded_window, read_window
 
-    path, draw = Path(task.path), task.draw
-    window = (path, draw.start_seconds, draw.end_seconds, config.frames)
+    draw = task.draw
+    window = (Path(task.path), draw.start_seconds, draw.end_seconds, config.frames)
     if task.product == "input":
-        if task.codecs and (encoded := encoded_window(*window, task.codecs)) is not None:
-            return encoded
-        frames = read_window(*window)
-        height, width = frames.shape[1:3]
-        return ClipInput(
-            kind="frames", payloads=(frames,), frame_idx=tuple(range(config.frames)), height=height, width=width
-        )
-    frames = read_window(*window)
+        clip = encoded_window(*window, task.codecs) if task.codecs else None
+        clip = clip or _decoded_input(read_window(*window))
+        check_crops(draw.views, *scaled_size(clip.height, clip.width, config.short_side))
+        return clip
     shape = (len(draw.views), config.frames, config.size, config.size, 3)
     out_VTHWC = np.frombuffer(memory, dtype=np.uint8, count=int(np.prod(shape)), offset=task.offset).reshape(shape)
-    make_views(frames, draw.views, config, out_VTHWC)
+    make_views(read_window(*window), draw.views, config, out_VTHWC)
     return None
+
+
+def _decoded_input(frames_THWC: np.ndarray) -> ClipInput:
+    frames, height, width, _ = frames_THWC.shape
+    return ClipInput(kind="frames", payloads=(frames_THWC,), frame_idx=tuple(range(frames)), height=height, width=width)
 
 
 def _bytes_read() -> int:

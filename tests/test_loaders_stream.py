@@ -172,3 +172,46 @@ def test_implementation_is_chosen_once_and_says_why():
     name, why = choose_implementation(replace(CONFIG, implementation="auto"), torch.device("cpu"))
     assert name == "plain" and "CPU" in why
     assert choose_implementation(replace(CONFIG, implementation="plain"), torch.device("cpu")) == ("plain", "asked for")
+
+
+def test_dali_and_plain_give_the_same_batches(tmp_path, write_clip):
+    """H.264 is decoded by PyAV in both and is a rounding of a resize apart. VP9 is decoded by DALI itself, whose colour conversion
+    spreads chroma otherwise than swscale at the edges of the drawn square: small on average only. Both stand in one batch."""
+    rows = []
+    for number, (codec, container) in enumerate([("libvpx-vp9", "webm"), ("libx264", "mp4")] * 2):
+        write_clip(tmp_path / f"{number}.{container}", frames=24, codec=codec, colour=(60 * number, 128, 128))
+        rows.append(row(f"{number}.{container}", number))
+    mixed = Manifest.from_clips(rows, root=tmp_path, name="mixed")
+    quiet = replace(CONFIG, randaugment_ops=0)
+    plain = collect(mixed, config=quiet, epochs=1)
+    dali = collect(mixed, config=replace(quiet, implementation="dali"), epochs=1)
+    for a, b in zip(plain, dali, strict=True):
+        assert a.label_B.tolist() == b.label_B.tolist() and a.key_B.tolist() == b.key_B.tolist()
+        apart = (a.frames_BTHWC.int() - b.frames_BTHWC.int()).abs()
+        by_pyav = a.sample_id_B % 2 == 1
+        assert apart[by_pyav].max() <= 3  # two resizes, each rounded; OpenCV counts in 1/2048
+        assert apart[~by_pyav].float().mean() < 1
+
+
+def test_what_dali_refuses_is_decoded_by_pyav_and_counted(tmp_path, write_clip, monkeypatch, caplog):
+    write_clip(tmp_path / "0.mp4", frames=24)
+    one = Manifest.from_clips([row("0.mp4", 0)], root=tmp_path, name="one")
+    config = replace(CONFIG, implementation="dali", randaugment_ops=0)
+    monkeypatch.setattr("ppma.loaders.stream.DALI_CPU_CODECS", ("h264",))  # DALI 2.4 takes no H.264 on a CPU
+    batches = collect(one, config=config, epochs=1, batch_clips=1)
+    assert batches[0].counters.fallbacks == 1 and "0.mp4" in caplog.text
+    expected = collect(one, config=replace(config, implementation="plain"), epochs=1, batch_clips=1)
+    assert (batches[0].frames_BTHWC.int() - expected[0].frames_BTHWC.int()).abs().max() <= 3
+
+
+def test_a_file_that_changed_its_size_is_bad(tmp_path, write_clip):
+    write_clip(tmp_path / "0.mp4", frames=24)
+    liar = Manifest.from_clips([row("0.mp4", 0, width=640, height=64)], root=tmp_path, name="liar")
+    for implementation in ("plain", "dali"):
+        with pytest.raises(InputError, match="leaves the scaled frame"):
+            collect(
+                liar,
+                config=replace(CONFIG, implementation=implementation, max_bad_fraction=0.0),
+                epochs=20,
+                batch_clips=1,
+            )
