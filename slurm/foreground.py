@@ -7,6 +7,7 @@ failed task. So it is started deaf to Ctrl-C; here Ctrl-C and SIGTERM become SIG
 of a failed task are ended after a while.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -87,16 +88,38 @@ def _verdict(codes: list[int | None], asked: int) -> int:
     return RUN_AGAIN if asked or RUN_AGAIN in codes else DONE
 
 
-def _kill_tasks(job: LocalJob[None]) -> None:
-    """End the children of the controller, which ends by itself then."""
-    children = Path(f"/proc/{job.job_id}/task/{job.job_id}/children")
-    for child in children.read_text().split() if children.exists() else ():
-        os.kill(int(child), signal.SIGKILL)
+def _children(job: LocalJob[None]) -> list[int]:
+    """Process ids of the tasks that live, which are the controller's children."""
+    listed = Path(f"/proc/{job.job_id}/task/{job.job_id}/children")
+    return [int(child) for child in listed.read_text().split()] if listed.exists() else []
+
+
+def _kill(processes: list[int]) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself
+            os.kill(process, signal.SIGKILL)
+
+
+class _Failure:
+    """Whether a task has failed, or is gone without a word, while others go on."""
+
+    def __init__(self, job: LocalJob[None]) -> None:
+        self._job, self._started, self._since = job, False, float("inf")
+
+    def seconds(self) -> float:
+        """How long ago that was seen first; 0 or less where all is well."""
+        living = len(_children(self._job))
+        codes = _codes(self._job)  # after the count: a task leaves its code before it goes
+        self._started = self._started or living == len(codes)
+        gone = self._started and codes.count(None) > living
+        if gone or set(codes) - {None, DONE, RUN_AGAIN}:
+            self._since = min(self._since, time.monotonic())
+        return time.monotonic() - self._since
 
 
 def _watch(job: LocalJob[None]) -> int:
     """Copy rank 0's log until the job is over; returns how often a stop was asked for."""
-    tail, failed_at = _Tail(_tasks(job)[0].paths.stdout), None
+    tail, failure = _Tail(_tasks(job)[0].paths.stdout), _Failure(job)
     asked: list[int] = []
 
     def ask(number: int, frame: object) -> None:
@@ -109,10 +132,8 @@ def _watch(job: LocalJob[None]) -> int:
             tail.copy()
             if asked and job._process is not None:
                 job._process.send_signal(signal.SIGTERM)  # each time round: a task may not have been listening yet
-            if failed_at is None and set(_codes(job)) - {None, DONE, RUN_AGAIN}:
-                failed_at = time.monotonic()
-            if len(asked) > 1 or (failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS):
-                _kill_tasks(job)
+            if len(asked) > 1 or failure.seconds() > GRACE_SECONDS:
+                _kill(_children(job))
             time.sleep(POLL_SECONDS)
     finally:
         for number, handler in before.items():

@@ -45,6 +45,12 @@ def rank_1_fails(folder):
         raise RuntimeError("no luck")
     time.sleep(600)
 
+def rank_1_is_killed(folder):
+    if os.environ["RANK"] == "1":
+        print("no luck", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
+
 def until_stopped(folder):
     stopped = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
@@ -96,10 +102,11 @@ def test_ranks_meet(work):
     assert [(work / str(rank)).read_text() for rank in range(2)] == ["0.5", "0.5"]
 
 
-def test_a_failed_rank_ends_the_others(work, monkeypatch, caplog):
+@pytest.mark.parametrize("function", ["rank_1_fails", "rank_1_is_killed"])
+def test_a_failed_rank_ends_the_others(function, work, monkeypatch, caplog):
     monkeypatch.setattr("ppma.slurm.foreground.GRACE_SECONDS", 0.5)
     begin = time.monotonic()
-    assert run_here("rank_1_fails", work, 2) == 1
+    assert run_here(function, work, 2) == 1
     assert time.monotonic() - begin < 60
     assert "rank 1 failed" in caplog.text
     assert any("no luck" in log.read_text() for log in work.glob("jobs/*_1_log.out"))
