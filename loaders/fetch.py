@@ -13,6 +13,7 @@ the header is applied. Anything wrong inside a file raises BadClip with a reason
 """
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy as np
 from ppma.loaders.draws import ClipInput
 from ppma.loaders.errors import InputError
 from ppma.loaders.formats import FRAME_FOLDER_FPS, list_frames
+from ppma.loaders.probe import Unusable, open_video
 
 DALI_CPU_CODECS = ("vp8", "vp9", "mjpeg")
 """What DALI 2.4 decodes without a GPU; everything else raises there (FACTS, DALI)."""
@@ -34,8 +36,10 @@ DALI_GPU_CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg")
 _CONTAINERS = {"mjpeg": "avi", "vp8": "matroska"}
 """What a codec is remuxed into where MP4 does not hold it."""
 MAX_PIXELS = 8192 * 4352
-"""Of a frame: 8K. A 200 kB file can promise more and take gigabytes; it is refused from its header."""
+"""Of a frame: 8K, the most that `ppma index --max-pixels` can usefully admit. A 200 kB file may promise more; it is refused unopened."""
 _LONG_AGO = -(1 << 62)
+_PACKED_B_FRAMES = re.compile(rb"DivX\d+(?:Build|b)\d+p")
+"""How MPEG-4 in AVI says that two pictures share a packet (DivX, XviD: much of UCF101). FFmpeg's guesses of their times are swapped."""
 
 
 class BadClip(Exception):
@@ -51,7 +55,7 @@ class _Window:
     """What a decoded frame is recognised by: its pts or, in AVI, its place in the output."""
     times: list[float]
     in_order: bool
-    """AVI stores no presentation times, and with packed B-frames (XviD, UCF101) the guessed ones are swapped: frames count."""
+    """The guessed times of packed B-frames are swapped: frames are counted from the first of the file instead."""
 
 
 def choose_frames(times: Sequence[float], start: float, end: float, count: int) -> list[int]:
@@ -72,10 +76,10 @@ def _demux(container: av.container.InputContainer, stream: av.VideoStream, start
     base = stream.time_base
     if base is None:
         raise BadClip("the stream has no time base")
-    origin = stream.start_time or 0
-    if start > 0:
+    origin = _origin(container, stream)
+    in_order = bool(_PACKED_B_FRAMES.search(stream.codec_context.extradata or b""))
+    if start > 0 and not in_order:
         container.seek(origin + int(start / base), stream=stream, backward=True, any_frame=False)
-    in_order = container.format.name == "avi"
     packets: list[av.Packet] = []
     last_dts = _LONG_AGO
     for packet in container.demux(stream):
@@ -92,16 +96,16 @@ def _demux(container: av.container.InputContainer, stream: av.VideoStream, start
         if float((last_dts - origin) * base) >= end:
             break
     if not packets:
-        raise BadClip("no key frame found")
+        raise _SeekedTooFar if start > 0 else BadClip("no key frame found")
     if in_order:
         stamps = list(range(len(packets)))
-        shown = [packet.dts for packet in packets if packet.dts is not None]
+        origin, shown = 0, [packet.dts for packet in packets if packet.dts is not None]
     else:
         # Leading pictures of an open group refer to what was before the key frame: no decoder shows them after a seek.
         first = packets[0].pts or 0
         shown = stamps = sorted(packet.pts for packet in packets if packet.pts is not None and packet.pts >= first)
     times = [float((time - origin) * base) for time in shown]
-    if start > 0 and times[0] > start + 5e-7:
+    if start > 0 and not in_order and times[0] > start + 5e-7:
         raise _SeekedTooFar
     return _Window(packets, stamps, times, in_order)
 
@@ -154,7 +158,7 @@ def _decode_all(
     """The slow and certain way: decode from the beginning and take times from the decoder."""
     frames: list[av.VideoFrame] = []
     times: list[float] = []
-    origin = float((stream.start_time or 0) * (stream.time_base or 0))
+    origin = float(_origin(container, stream) * (stream.time_base or 0))
     for packet in container.demux(stream):
         for frame in stream.codec_context.decode(packet):
             _check(frame)
@@ -176,16 +180,21 @@ def _decode_all(
 
 
 def _open(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
-    container = av.open(str(path), mode="r", metadata_errors="replace")
-    if not container.streams.video:
-        container.close()
-        raise BadClip("no video stream")
-    stream = container.streams.video[0]
-    if stream.width * stream.height > MAX_PIXELS:
-        container.close()
-        raise BadClip(f"frames of {stream.width} x {stream.height} are larger than the {MAX_PIXELS} pixels allowed")
-    stream.codec_context.thread_count = 1  # workers are the parallelism; threads inside one cost more CPU for each clip
-    return container, stream
+    try:
+        return open_video(path, max_pixels=MAX_PIXELS)
+    except Unusable as error:
+        raise BadClip(str(error)) from error
+
+
+def _origin(container: av.container.InputContainer, stream: av.VideoStream) -> int:
+    """When the first frame is shown that can be decoded, in the stream's time base: time 0 of a clip, as in the index."""
+    # A transport stream may have been cut anywhere; AVI stores no times, and counts a delayed first picture from 1.
+    if container.format.name in ("mpegts", "avi"):
+        for packet in container.demux(stream):
+            if packet.is_keyframe and packet.pts is not None:
+                container.seek(0, backward=True, any_frame=False)
+                return packet.pts
+    return stream.start_time or 0
 
 
 def _read_video(path: Path, start: float, end: float, count: int) -> list[np.ndarray]:
@@ -267,8 +276,7 @@ def _remuxed_window(path: Path, start: float, end: float, count: int, codecs: Se
             window = _demux(container, stream, start, end)
         except (_NoPacketTimes, _SeekedTooFar):
             return None
-        packed = window.in_order and context.codec.canonical_name == "mpeg4" and context.has_b_frames
-        if packed or _rotation(stream, window.packets[0]):
+        if window.in_order or _rotation(stream, window.packets[0]):
             return None
         wanted = choose_frames(window.times, start, end, count)
         memory = io.BytesIO()
