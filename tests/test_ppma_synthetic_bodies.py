@@ -24,7 +24,7 @@ def test_no_body_is_in_both_splits():
     assert not train & test and len(train | test) == len(everybody.vertices_NV3)
     assert min(len(train), len(test)) >= 8
     heights = everybody.vertices_NV3[:, :, 2].max(1)
-    assert 1.4 < heights.min() and heights.max() < 2.1 and heights.std() > 0.05
+    assert heights.min() > 1.4 and heights.max() < 2.1 and heights.std() > 0.05
 
 
 def test_skin_is_the_weighted_sum_of_bone_motions():

@@ -225,6 +225,7 @@ def bake_motions(path: Path) -> None:
 
 
 def main() -> int:
+    """Bake everything."""
     ASSETS.mkdir(exist_ok=True)
     bake_bodies(ASSETS / "bodies.npz")
     bake_motions(ASSETS / "motions.npz")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ppma.command import DONE, RUN_AGAIN, parse
-from ppma.synthetic.generate import DiskFullError, SynthesisConfig, generate, plan
+from ppma.synthetic.production import DiskFullError, SynthesisConfig, generate, plan
 
 LINE_EVERY_SECONDS = 10.0
 """Between progress lines where the output is no terminal."""

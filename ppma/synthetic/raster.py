@@ -1,7 +1,6 @@
 # mypy: disable-error-code="no-untyped-def"
 """The drawing itself, compiled by numba: world to pixels, one thread, no GL and no GPU.
 
-    cast()     rays of the camera against floor, walls and sky    -> colour, which pixels are floor
     project()  vertices                                           -> screen points
     paint()    lit triangles through a z-buffer                   -> colour, layer (whose pixel it is)
     cover()    triangles flattened on the floor along the light   -> shadow
@@ -20,7 +19,6 @@ BEYOND, FLOOR, THING, PERSON = 0, 1, 2, 3
 NEAR = 0.1
 """Metres before the eye inside which triangles are not drawn."""
 FAR = 1e6
-TEXTURE_SIDE = 256
 
 
 @numba.njit(cache=True)
@@ -97,13 +95,14 @@ def paint(screen_V3, faces_F3, albedo_V3, light_V3, layer, colour_SS3, depth_SS,
                 if min(wa, wb, wc) < -1e-5:
                     continue
                 z = np.float32(1.0) / (wa / za + wb / zb + wc / zc)
-                if z < depth_SS[y, x]:
-                    depth_SS[y, x] = z
-                    layer_SS[y, x] = layer
-                    for k in range(3):
-                        paint = wa * albedo_V3[a, k] + wb * albedo_V3[b, k] + wc * albedo_V3[c, k]
-                        light = wa * light_V3[a, k] + wb * light_V3[b, k] + wc * light_V3[c, k]
-                        colour_SS3[y, x, k] = paint * light
+                if z >= depth_SS[y, x]:
+                    continue
+                depth_SS[y, x] = z
+                layer_SS[y, x] = layer
+                for k in range(3):
+                    paint = wa * albedo_V3[a, k] + wb * albedo_V3[b, k] + wc * albedo_V3[c, k]
+                    light = wa * light_V3[a, k] + wb * light_V3[b, k] + wc * light_V3[c, k]
+                    colour_SS3[y, x, k] = paint * light
 
 
 @numba.njit(cache=True)
@@ -135,95 +134,6 @@ def cover(screen_V3, faces_F3, shadow_PP):
                 wb = ((xc - px) * (ya - py) - (xa - px) * (yc - py)) / area
                 if wa >= 0 and wb >= 0 and wa + wb <= 1:
                     shadow_PP[y, x] = 1.0
-
-
-@numba.njit(cache=True)
-def _texel(pyramid, u, v, footprint, k):
-    """Colour k of a texture at (u, v) in tiles, from the level whose texels are about `footprint` tiles wide."""
-    level = 0
-    width = footprint * TEXTURE_SIDE
-    while width > 1.5 and level < pyramid.shape[0] - 1:
-        width *= 0.5
-        level += 1
-    side = TEXTURE_SIDE >> level
-    column = int((u - np.floor(u)) * side) & (side - 1)
-    row = int((v - np.floor(v)) * side) & (side - 1)
-    return pyramid[level, row, column, k]
-
-
-@numba.njit(cache=True)
-def _near_edge(distance):
-    """Less light reaches the corners of a room."""
-    return np.float32(1.0) - np.float32(0.35) * np.exp(-distance / np.float32(0.35))
-
-
-@numba.njit(cache=True)
-def cast(
-    eye_3, axes_33, focal, room_23, floor, wall, panorama, tile_metres, wall_light_5, haze_3, colour_SS3, layer_SS
-):
-    """Fill the picture with floor, walls and ceiling of the box `room_23` (corners; infinite: outdoors, a panorama instead of walls)."""
-    side = layer_SS.shape[0]
-    outdoors = room_23[1, 2] > 1e3
-    for y in range(side):
-        for x in range(side):
-            sx, sy = np.float32(x + 0.5 - side * 0.5) / focal, np.float32(y + 0.5 - side * 0.5) / focal
-            dx = axes_33[0, 0] * sx + axes_33[1, 0] * sy + axes_33[2, 0]
-            dy = axes_33[0, 1] * sx + axes_33[1, 1] * sy + axes_33[2, 1]
-            dz = axes_33[0, 2] * sx + axes_33[1, 2] * sy + axes_33[2, 2]
-            tx = (
-                (room_23[1, 0] - eye_3[0]) / dx
-                if dx > 0
-                else ((room_23[0, 0] - eye_3[0]) / dx if dx < 0 else np.float32(FAR))
-            )
-            ty = (
-                (room_23[1, 1] - eye_3[1]) / dy
-                if dy > 0
-                else ((room_23[0, 1] - eye_3[1]) / dy if dy < 0 else np.float32(FAR))
-            )
-            tz = (
-                (room_23[1, 2] - eye_3[2]) / dz
-                if dz > 0
-                else ((room_23[0, 2] - eye_3[2]) / dz if dz < 0 else np.float32(FAR))
-            )
-            t = min(tx, ty, tz)
-            hx, hy, hz = eye_3[0] + t * dx, eye_3[1] + t * dy, eye_3[2] + t * dz
-            footprint = t / (focal * tile_metres)
-            if dz < 0 and t == tz:
-                layer_SS[y, x] = FLOOR
-                grazing = footprint / max(np.float32(0.08), -dz)
-                fog = np.float32(1.0)
-                shade = wall_light_5[4]
-                if outdoors:
-                    fog = np.exp(-t / np.float32(60.0))
-                else:
-                    shade *= _near_edge(
-                        min(hx - room_23[0, 0], room_23[1, 0] - hx, hy - room_23[0, 1], room_23[1, 1] - hy)
-                    )
-                for k in range(3):
-                    colour_SS3[y, x, k] = (
-                        fog * shade * _texel(floor, hx / tile_metres, hy / tile_metres, grazing * 0.6, k)
-                        + (1 - fog) * haze_3[k]
-                    )
-                continue
-            layer_SS[y, x] = BEYOND
-            if outdoors:
-                rows, columns = panorama.shape[0], panorama.shape[1]
-                slope = dz / np.sqrt(dx * dx + dy * dy)  # horizon at the last row, 45 degrees up at the first
-                row = min(rows - 1, max(0, int((np.float32(1.0) - slope) * rows)))
-                column = int((np.arctan2(dy, dx) / np.float32(6.2831853) + np.float32(0.5)) * columns) % columns
-                for k in range(3):
-                    colour_SS3[y, x, k] = panorama[row, column, k]
-                continue
-            if t == tz:  # ceiling
-                edge = _near_edge(min(hx - room_23[0, 0], room_23[1, 0] - hx, hy - room_23[0, 1], room_23[1, 1] - hy))
-                for k in range(3):
-                    colour_SS3[y, x, k] = haze_3[k] * edge
-                continue
-            along, which = (hy, 0 if dx > 0 else 1) if t == tx else (hx, 2 if dy > 0 else 3)
-            low, high = (room_23[0, 1], room_23[1, 1]) if t == tx else (room_23[0, 0], room_23[1, 0])
-            edge = _near_edge(min(hz, room_23[1, 2] - hz, along - low, high - along)) * wall_light_5[which]
-            for k in range(3):
-                colour_SS3[y, x, k] = edge * _texel(wall, along / tile_metres, hz / tile_metres, footprint, k)
 
 
 @numba.njit(cache=True)

@@ -13,10 +13,11 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from ppma.synthetic import raster
+from ppma.synthetic import raster, surroundings
 from ppma.synthetic.draws import Split, apart
 from ppma.synthetic.outfit import colour
 from ppma.synthetic.rotations import unit
+from ppma.synthetic.surroundings import OUTDOORS
 from ppma.synthetic.textures import outlook, surface
 
 SIDES_OF_BOX = ((0, 2, 3, 1), (4, 5, 7, 6), (0, 1, 5, 4), (2, 6, 7, 3), (0, 4, 6, 2), (1, 3, 7, 5))
@@ -25,7 +26,6 @@ SIDES_OF_BOX = ((0, 2, 3, 1), (4, 5, 7, 6), (0, 1, 5, 4), (2, 6, 7, 3), (0, 4, 6
 Sides share no corners, so that edges stay sharp."""
 BOX_CORNERS = np.array(SIDES_OF_BOX).ravel()
 BOX_FACES = np.concatenate([np.array([(0, 1, 2), (0, 2, 3)]) + 4 * n for n in range(6)]).astype(np.int32)
-OUTDOORS = 1e4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,8 @@ class Camera:
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
+    """One sun or lamp, and what comes from everywhere."""
+
     direction_3: np.ndarray
     """Towards the sun, unit length, z > 0."""
     ambient_3: np.ndarray
@@ -171,7 +173,7 @@ def draw_scene(feet_N2: np.ndarray, camera: Camera, rng: np.random.Generator, sp
     if kind == "room":
         room_23 = np.concatenate([walls, [[0.0], [height]]], 1)
     light = draw_light(rng, split)
-    nothing = np.zeros((1, raster.TEXTURE_SIDE, raster.TEXTURE_SIDE, 3), np.float32)
+    nothing = np.zeros((1, surroundings.TEXTURE_SIDE, surroundings.TEXTURE_SIDE, 3), np.float32)
     if kind == "room":
         wall, panorama, haze_3 = (
             surface(rng, split, (0.5, 0.95)),
@@ -250,9 +252,20 @@ class Stage:
         if self._drawn_once and not self.camera.moving and self.pictures_TPP3 is None:
             return
         scene, canvas = self.scene, self.canvas
-        raster.cast(self.camera.eye_T3[t].astype(np.float32), self.camera.axes_T33[t], self._focal(len(canvas.depth_SS)), scene.room_23,
-                    scene.floor, scene.wall, scene.panorama, np.float32(scene.tile_metres), self._wall_light_5(), scene.haze_3,
-                    canvas.colour_SS3, canvas.layer_SS)  # fmt: skip
+        surroundings.cast(
+            self.camera.eye_T3[t].astype(np.float32),
+            self.camera.axes_T33[t],
+            self._focal(len(canvas.depth_SS)),
+            scene.room_23,
+            scene.floor,
+            scene.wall,
+            scene.panorama,
+            np.float32(scene.tile_metres),
+            self._wall_light_5(),
+            scene.haze_3,
+            canvas.colour_SS3,
+            canvas.layer_SS,
+        )
         canvas.depth_SS[:] = raster.FAR
         canvas.shadow_PP[:] = 0
         if self.pictures_TPP3 is not None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ppma.synthetic.draws import Split
 from ppma.synthetic.outfit import colour
-from ppma.synthetic.raster import TEXTURE_SIDE
+from ppma.synthetic.surroundings import TEXTURE_SIDE
 
 LEVELS = 5
 MUTED = 0.5
@@ -49,57 +49,57 @@ def _joints(distance: np.ndarray, width: float = 0.008) -> np.ndarray:
     return (distance > width).astype(np.float32)
 
 
-def planks(rng: np.random.Generator) -> np.ndarray:
+def _planks(rng: np.random.Generator) -> np.ndarray:
     tones, edge = _cells(rng, int(rng.integers(4, 9)), 2, 0.5)
     return (0.3 + 0.5 * tones + 0.2 * noise(rng, 8)) * _joints(edge, 0.004)
 
 
-def tiles(rng: np.random.Generator) -> np.ndarray:
+def _tiles(rng: np.random.Generator) -> np.ndarray:
     count = int(rng.integers(3, 7))
     tones, edge = _cells(rng, count, count)
     return (0.75 + 0.25 * tones) * _joints(edge)
 
 
-def carpet(rng: np.random.Generator) -> np.ndarray:
+def _carpet(rng: np.random.Generator) -> np.ndarray:
     return 0.6 * fractal(rng, 4) + 0.4 * rng.random((TEXTURE_SIDE, TEXTURE_SIDE), dtype=np.float32)
 
 
-def clouds(rng: np.random.Generator) -> np.ndarray:
+def _clouds(rng: np.random.Generator) -> np.ndarray:
     return fractal(rng, 4)
 
 
-def bars(rng: np.random.Generator) -> np.ndarray:
+def _bars(rng: np.random.Generator) -> np.ndarray:
     return (_COLUMN * int(rng.integers(3, 12)) % 1 < rng.uniform(0.3, 0.7)).astype(np.float32)
 
 
-def bricks(rng: np.random.Generator) -> np.ndarray:
+def _bricks(rng: np.random.Generator) -> np.ndarray:
     rows = 2 * int(rng.integers(3, 8))
     tones, edge = _cells(rng, rows, rows // 2, 0.5)
     return (0.45 + 0.55 * tones) * _joints(edge)
 
 
-def checks(rng: np.random.Generator) -> np.ndarray:
+def _checks(rng: np.random.Generator) -> np.ndarray:
     count = 2 * int(rng.integers(2, 5))
     return ((_ROW * count).astype(int) + (_COLUMN * count).astype(int)) % 2 + 0.15 * noise(rng, 8)
 
 
-def marble(rng: np.random.Generator) -> np.ndarray:
+def _marble(rng: np.random.Generator) -> np.ndarray:
     return np.abs(np.sin(2 * np.pi * (_ROW + _COLUMN + 0.8 * fractal(rng, 3))))
 
 
-def gravel(rng: np.random.Generator) -> np.ndarray:
+def _gravel(rng: np.random.Generator) -> np.ndarray:
     return 0.5 * (noise(rng, 64) > 0.5) + 0.5 * fractal(rng, 8)
 
 
-def dots(rng: np.random.Generator) -> np.ndarray:
+def _dots(rng: np.random.Generator) -> np.ndarray:
     count = int(rng.integers(4, 10))
     radius = np.hypot(_ROW * count % 1 - 0.5, _COLUMN * count % 1 - 0.5)
     return (radius < rng.uniform(0.15, 0.35)).astype(np.float32)
 
 
 PATTERNS: dict[Split, tuple[Pattern, ...]] = {
-    "train": (planks, tiles, carpet, clouds, bars),
-    "test": (bricks, checks, marble, gravel, dots),
+    "train": (_planks, _tiles, _carpet, _clouds, _bars),
+    "test": (_bricks, _checks, _marble, _gravel, _dots),
 }
 """Training never sees a pattern of the test split."""
 
