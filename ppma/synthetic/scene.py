@@ -133,12 +133,12 @@ def draw_light(rng: np.random.Generator, split: Split) -> Light:
     direction = np.array(
         [np.cos(height) * np.cos(azimuth), np.cos(height) * np.sin(azimuth), np.sin(height)], np.float32
     )
-    ambient = rng.uniform(0.4, 0.65)
+    ambient = rng.uniform(0.45, 0.7)
     tint = rng.uniform(0.88, 1.05, 3)
     return Light(
         direction_3=direction,
         ambient_3=(ambient * rng.uniform(0.9, 1.05, 3)).astype(np.float32),
-        direct_3=((1.1 - ambient) * tint).astype(np.float32),
+        direct_3=((1.2 - ambient) * tint).astype(np.float32),
         darkness=float(rng.uniform(0.3, 0.6)),
     )
 
@@ -194,7 +194,7 @@ def draw_scene(feet_N2: np.ndarray, camera: Camera, rng: np.random.Generator, sp
         boxes_V3=boxes_V3,
         boxes_F3=np.concatenate([np.zeros((0, 3), np.int32), *(BOX_FACES + 24 * n for n in range(count))]),
         boxes_albedo_V3=np.repeat(
-            np.array([colour(rng, split) for _ in range(count)], np.float32).reshape(-1, 3), 12, axis=0
+            np.array([colour(rng, split) for _ in range(count)], np.float32).reshape(-1, 3), 24, axis=0
         ),
         light=light,
     )
