@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ppma.loaders.errors import InputError
-from ppma.synthetic import actions, bodies, bvh
+from ppma.loaders.manifest import Manifest
+from ppma.synthetic import SynthesisConfig, actions, bodies, bvh, generate
 from ppma.synthetic.motion import JOINTS
 
 MIXAMO = {
@@ -163,3 +164,23 @@ def test_a_missing_joint_is_named(tmp_path):
     write(tmp_path / "dance" / "armless.bvh", MIXAMO, drop="left_elbow")
     with pytest.raises(InputError, match="no joint for the left elbow"):
         actions.bvh_classes(tmp_path)
+
+
+def test_clips_are_drawn_from_own_motion(tmp_path):
+    """A class of the user's beside one of ours; a folder named like one of the output's is refused."""
+    write(tmp_path / "bvh" / "my dance" / "one.bvh", MIXAMO)
+    config = SynthesisConfig(
+        out=tmp_path / "out",
+        bvh=tmp_path / "bvh",
+        classes=("my dance", "wave"),
+        clips=1,
+        size=32,
+        seconds=1.0,
+        fps=8.0,
+        workers=1,
+    )
+    manifest = Manifest.read(generate(config))
+    assert manifest.class_names == {0: "my dance", 1: "wave"} and manifest.file(0).is_file()
+    write(tmp_path / "bvh" / "masks" / "one.bvh", MIXAMO)
+    with pytest.raises(InputError, match="cannot be called 'masks'"):
+        generate(config)
