@@ -7,6 +7,7 @@ changed. A task that kills its worker twice is answered as a bad file. A task th
 import logging
 import mmap
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -100,9 +101,13 @@ class WorkerPool:
         """Start another worker in the place of a dead one and hand its tasks on."""
         worker.connection.close()
         code = worker.process.wait()
+        if (
+            code >= 0
+        ):  # it was not killed and did not crash: an exception of ours, and every other worker would meet it too
+            raise RuntimeError(f"a loader worker failed with code {code}; its traceback stands above")
         first = next(iter(worker.tasks.values()), None)  # tasks are served in order: the first is the one it died on
         where = f" while reading {first.path}" if first else ""
-        log.warning("a loader worker ended with code %d%s; starting another", code, where)
+        log.warning("a loader worker was ended by %s%s; starting another", signal.Signals(-code).name, where)
         self.restarts += 1
         fresh = self._start()
         self._workers[self._workers.index(worker)] = fresh
@@ -110,7 +115,9 @@ class WorkerPool:
             if task is first:
                 self._strikes[task.ticket] = self._strikes.get(task.ticket, 0) + 1
                 if self._strikes[task.ticket] >= STRIKES:
-                    self._failed.append(Reply(ticket=task.ticket, reason=f"ended {STRIKES} workers (code {code})"))
+                    self._failed.append(
+                        Reply(ticket=task.ticket, reason=f"ended {STRIKES} workers ({signal.Signals(-code).name})")
+                    )
                     continue
             fresh.tasks[task.ticket] = task
             fresh.connection.send(task)

@@ -22,8 +22,10 @@ Precision = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
 class EvaluationConfig:
     """How a classifier is tested. Defaults are the paper's 2 x 3 views."""
 
+    at_end: bool = False
+    """Test the run's first source when training is over."""
     split: str = "val"
-    """Split of the run's sources that is tested."""
+    """Split that is tested."""
     windows: int = 2
     """Temporal windows of a video: two are its start and its end (paper: 2)."""
     crops: int = 3
@@ -77,8 +79,8 @@ class RunConfig:
     """From videos to views."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """AdamW and its schedule."""
-    evaluation: EvaluationConfig | None = None
-    """Test at the end of the run; none: no test."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """The test of a classifier."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU where there is one."""
     precision: Precision = "auto"

@@ -35,7 +35,7 @@ def scores(
     model: Classifier, manifest: Manifest, space: str, config: RunConfig, ranks: Ranks, compute: Compute
 ) -> np.ndarray:
     """(V, C) float64 class probabilities: softmax of each view's logits, averaged over the views. NaN for an undecodable video."""
-    views = config.evaluation or EvaluationConfig()
+    views = config.evaluation
     folder = config.run_dir / "features"
     found = cached_features(model, manifest, config, views, folder=folder, ranks=ranks, compute=compute)
     was_training = model.training
@@ -64,7 +64,7 @@ def evaluate(
 
     `space` is the label space of the data set, `weights` the checkpoint's name for the record.
     """
-    views = config.evaluation or EvaluationConfig()
+    views = config.evaluation
     check_labels(manifest.labels, model.label_spaces[space], manifest.name)
     scores_VC = scores(model, manifest, space, config, ranks, compute)
     accuracies = {f"top{k}": top_k(scores_VC, manifest.labels, k) for k in (1, 5)}

@@ -6,6 +6,7 @@ Cost is given for the paper's data on one H200 at the ceiling of its matrix unit
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -148,7 +149,7 @@ def finetune(*, dataset: str = "ucf101", model: str = "base", size: int = 224, f
         run_dir=Path("runs") / f"finetune-{dataset}",
         batch=32,
         optim=replace(run.optim, epochs=30, reference_batch=32),
-        evaluation=EvaluationConfig(),
+        evaluation=EvaluationConfig(at_end=True),
     )
 
 
@@ -170,7 +171,7 @@ def probe(*, dataset: str = "ucf101", model: str = "base", size: int = 224, fram
         optim=OptimConfig(
             epochs=50, peak_lr=2e-3, reference_batch=32, warmup_fraction=0.125, final_lr=0.0, betas=(0.9, 0.999), weight_decay=1e-4
         ),
-        evaluation=EvaluationConfig(),
+        evaluation=EvaluationConfig(at_end=True),
     )  # fmt: skip
 
 
@@ -231,10 +232,21 @@ def _own_arguments(make: Callable[..., RunConfig], overrides: Sequence[str]) -> 
     return arguments, rest
 
 
+def _print_own_help(name: str) -> None:
+    """The recipe's docstring and own flags, which tyro does not know of."""
+    own = inspect.signature(recipe(name)).parameters.values()
+    flags = "".join(f"\n  --{p.name.replace('_', '-')} (default: {p.default})" for p in own)
+    sys.stdout.write(
+        f"{inspect.getdoc(recipe(name))}\n\nThe recipe's own flags, given before or among the others:{flags}\n\n"
+    )
+
+
 def resolve(name: str, overrides: Sequence[str] = (), *, prog: str = "ppma train") -> RunConfig:
     """The RunConfig of a recipe with flags applied, e.g. resolve("mae_nohuman", ["--model", "tiny", "--optim.epochs", "2"])."""
     from ppma.command import parse  # tyro is not needed to make a recipe from Python
 
+    if "--help" in overrides or "-h" in overrides:
+        _print_own_help(name)
     arguments, rest = _own_arguments(recipe(name), overrides)
     default = recipe(name)(**arguments)
     return parse(RunConfig, rest, prog=f"{prog} {name}", default=default) if rest else default

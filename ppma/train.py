@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ppma import checkpoint, distributed, environment, tasks
-from ppma.classify import Classifier
+from ppma.classify import Classifier, check_labels
 from ppma.command import DONE, RUN_AGAIN
 from ppma.compute import Compute, choose
 from ppma.config import RunConfig, differences
@@ -259,8 +259,13 @@ def train(config: RunConfig) -> Path:
         check_batch(config, ranks.world_size)
         check_run_folder(config)
         compute = choose(config.precision, ranks.device)
-        tested = tasks.read_sources(config, config.evaluation.split) if config.evaluation else []
+        tested = tasks.read_sources(config, config.evaluation.split)[:1] if config.evaluation.at_end else []
         task = tasks.build(config, ranks, config.run_dir / "features")
+        for manifest in tested:
+            assert isinstance(task.model, Classifier)
+            check_labels(
+                manifest.labels, task.model.label_spaces[manifest.name], f"{manifest.name} {config.evaluation.split}"
+            )
         _make_run_folder(config, ranks, compute)
         trainer = Trainer(config, task, ranks, compute)
         if config.resume:

@@ -150,7 +150,7 @@ def test_evaluation_sees_every_clip_once(clips, batch, world_size):
     draws = [
         d for s in range(chosen.steps_per_epoch) for r in range(world_size) for d in chosen.draws(0, s, r, world_size)
     ]
-    assert Counter(d.clip for d in draws) == {clip: 2 for clip in range(clips)}
+    assert Counter(d.clip for d in draws) == dict.fromkeys(range(clips), 2)
     assert all(len(d.views) == 3 and not d.views[0].ops for d in draws)
     first = chosen.sample(0, 0), chosen.sample(0, 1)
     assert [round(d.start_seconds, 6) for d in first] == [0.0, 7.3]

@@ -1,0 +1,36 @@
+"""Accuracies and intervals against worked figures."""
+
+import numpy as np
+import pytest
+
+from ppma.metrics import top_k, top_k_correct, wilson
+
+
+def test_wilson_against_worked_figures():
+    """Newcombe (Statistics in Medicine 1998, table I): 81 of 263, 15 of 148, 0 of 20, 1 of 29, without continuity correction."""
+    for correct, total, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
+        found = wilson(correct, total)
+        assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5) and found.value == correct / total
+    with pytest.raises(ValueError, match="no video"):
+        wilson(0, 0)
+
+
+def test_wilson_covers_as_it_says():
+    """Of many draws with p = 0.1 and 50 videos, about 95 % of the intervals hold p (Wilson's mean coverage: 0.92 to 0.98 there)."""
+    draws = np.random.default_rng(0).binomial(50, 0.1, 4000)
+    covered = np.mean([wilson(int(k), 50).low <= 0.1 <= wilson(int(k), 50).high for k in draws])
+    assert 0.92 < covered < 0.99
+
+
+def test_top_k_counts_ties_against_the_model():
+    scores = np.array([[0.1, 0.7, 0.2], [0.4, 0.4, 0.2], [1 / 3, 1 / 3, 1 / 3], [np.nan] * 3])
+    labels = np.array([1, 0, 2, 0])
+    assert top_k_correct(scores, labels, 1).tolist() == [True, False, False, False]
+    assert top_k_correct(scores, labels, 2).tolist() == [True, True, False, False]
+    assert top_k_correct(scores, labels, 5).tolist() == [True, True, True, False]
+    assert top_k(scores, labels, 1).value == 0.25

@@ -1,0 +1,103 @@
+"""A run small enough for a test: every recipe shrunk to a few thousand weights, and clips that need no decoding."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ppma.config import RunConfig
+from ppma.distributed import Ranks
+from ppma.loaders.batch import ClipBatch
+from ppma.loaders.manifest import Clip, Manifest
+from ppma.loaders.philox import Purpose, generator
+from ppma.model_config import MAEConfig, ViTConfig
+from ppma.recipes import RECIPES
+
+FRAMES, SIZE = 4, 32
+_SHAPE = "--size 32 --frames 4 --vit.width 48 --vit.depth 2 --vit.heads 3 --vit.patch 2 8 8"
+FLAGS = f"{_SHAPE} --log-every 1 --device cpu --loader.workers 1".split()
+"""What makes a recipe tiny, as flags of `ppma train`."""
+_DECODER = "--mae.decoder-width 32 --mae.decoder-depth 1 --mae.decoder-heads 2"
+MAE_FLAGS = f"--loader.views 2 {_DECODER}".split()
+
+
+def shrink(name: str, **changes: object) -> RunConfig:
+    """A recipe of a tiny model in float64 for 20 steps of 8 rows over 32 clips, nothing dropped."""
+    config = RECIPES[name](size=SIZE, frames=FRAMES)
+    views = 2 if config.phase == "mae" else 1
+    return replace(
+        config,
+        vit=ViTConfig(width=48, depth=2, heads=3, patch=(2, 8, 8), frames=FRAMES, size=SIZE),
+        mae=MAEConfig(decoder_width=32, decoder_depth=1, decoder_heads=2),
+        loader=replace(config.loader, views=views, workers=1),
+        optim=replace(config.optim, epochs=5, reference_batch=8, peak_lr=2e-3),
+        batch=8,
+        precision="fp64",
+        device="cpu",
+        **changes,
+    )
+
+
+def source(name: str, clips: int = 32, classes: int = 4) -> Manifest:
+    """A manifest of clips that exist in name only."""
+    facts = {"fps": 25.0, "frames": 100, "width": 48, "height": 40, "duration_seconds": 4.0, "key_frame_spacing": 1}
+    texts = {"codec": "h264", "domain": "synthetic", "licence": "", "audit": "", "source": name}
+    rows = [
+        Clip(
+            path=f"{i}.mp4",
+            label=i % classes,
+            class_name=f"{i % classes}",
+            start_seconds=None,
+            end_seconds=None,
+            **facts,
+            **texts,
+        )
+        for i in range(clips)
+    ]
+    return Manifest.from_clips(rows, root=Path("/nowhere"), name=name)
+
+
+def pixels(source: int, clip: int, view: int) -> np.ndarray:
+    """uint8 (T, H, W, 3) of one view: coarse random blocks, and stripes whose angle is the clip's class."""
+    rng = generator(source, Purpose.SYNTHESIS, sample=clip, view=view)
+    blocks = rng.integers(0, 160, (FRAMES, SIZE // 4, SIZE // 4, 3)).repeat(4, axis=1).repeat(4, axis=2)
+    y, x = np.mgrid[:SIZE, :SIZE]
+    angle = np.pi * (clip % 4) / 4
+    stripes = 80 * (np.sin((x * np.cos(angle) + y * np.sin(angle)) / 2) > 0)
+    return (blocks + stripes[None, :, :, None]).astype(np.uint8)
+
+
+class MadeStream:
+    """Takes the place of ClipStream: the sampler's draws with made pixels."""
+
+    def __init__(self, task, ranks: Ranks, start: tuple[int, int]) -> None:
+        self.task, self.ranks, self.start = task, ranks, start
+
+    def __enter__(self) -> "MadeStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        sampler, config = self.task.sampler, self.task.config
+        for position in range(
+            self.start[0] * sampler.steps_per_epoch + self.start[1], sampler.steps_per_epoch * config.optim.epochs
+        ):
+            epoch, step = divmod(position, sampler.steps_per_epoch)
+            draws = sampler.draws(epoch, step, self.ranks.rank, self.ranks.world_size)
+            rows = [(draw, view) for draw in draws for view in range(sampler.views)]
+            yield ClipBatch(
+                frames_BTHWC=torch.from_numpy(np.stack([pixels(d.source, d.clip, v) for d, v in rows])),
+                label_B=torch.tensor([int(self.task.sources[d.source].labels[d.clip]) for d, _ in rows]),
+                source_B=torch.tensor([d.source for d, _ in rows]),
+                sample_id_B=torch.tensor([d.clip for d, _ in rows]),
+                view_B=torch.tensor([v for _, v in rows]),
+                key_B=torch.tensor([d.views[v].key for d, v in rows]),
+                erase_B4=torch.tensor([d.views[v].erase for d, v in rows]),
+                decoded_B=torch.ones(len(rows), dtype=torch.bool),
+                epoch=epoch,
+                step=step,
+            )
