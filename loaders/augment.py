@@ -8,7 +8,7 @@ Pixelwise operations see all frames as one tall image, which saves fifteen of si
 A worker process calls `cv2.setNumThreads(1)` once; this module leaves OpenCV's threads alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -26,23 +26,28 @@ _CUT_OFF = -0.5 + 1 / 512
 
 
 def make_views(
-    frames_THWC: np.ndarray, views: Sequence[ViewDraw], config: LoaderConfig, out_VTHWC: np.ndarray | None = None
+    frames_THWC: np.ndarray | Sequence[np.ndarray],
+    views: Sequence[ViewDraw],
+    config: LoaderConfig,
+    out_VTHWC: np.ndarray | None = None,
 ) -> np.ndarray:
     """The views of one clip: uint8 (V, T, size, size, 3), written into `out_VTHWC` (C-contiguous) where one is given.
 
-    `frames_THWC` is uint8 RGB of any size; each crop of `views` lies in the frame scaled to `config.short_side`.
+    `frames_THWC` is uint8 RGB of any size, one array or a list of frames of one size; each crop of `views` lies in the frame
+    scaled to `config.short_side`.
     """
-    if frames_THWC.dtype != np.uint8 or frames_THWC.ndim != 4 or frames_THWC.shape[-1] != 3:
-        raise ValueError(f"frames are {frames_THWC.dtype} {frames_THWC.shape}; uint8 (T, H, W, 3) is needed")
+    first_HWC = frames_THWC[0]
+    if first_HWC.dtype != np.uint8 or first_HWC.ndim != 3 or first_HWC.shape[-1] != 3:
+        raise ValueError(f"a frame is {first_HWC.dtype} {first_HWC.shape}; uint8 (H, W, 3) is needed")
     shape = (len(views), len(frames_THWC), config.size, config.size, 3)
     if out_VTHWC is None:
         out_VTHWC = np.empty(shape, np.uint8)
     if out_VTHWC.shape != shape or out_VTHWC.dtype != np.uint8 or not out_VTHWC.flags.c_contiguous:
         raise ValueError(f"out is {out_VTHWC.dtype} {out_VTHWC.shape}; contiguous uint8 {shape} is needed")
-    height, width = scaled_size(frames_THWC.shape[1], frames_THWC.shape[2], config.short_side)
+    height, width = scaled_size(first_HWC.shape[0], first_HWC.shape[1], config.short_side)
     check_crops(views, height, width)
     scaled_THWC = frames_THWC
-    if frames_THWC.shape[1:3] != (height, width):
+    if first_HWC.shape[:2] != (height, width):
         scaled_THWC = np.empty((len(frames_THWC), height, width, 3), np.uint8)
         _resize(frames_THWC, scaled_THWC)
     for draw, view_THWC in zip(views, out_VTHWC):
@@ -50,9 +55,9 @@ def make_views(
     return out_VTHWC
 
 
-def _make_view(scaled_THWC: np.ndarray, draw: ViewDraw, view_THWC: np.ndarray) -> None:
+def _make_view(scaled_THWC: np.ndarray | Sequence[np.ndarray], draw: ViewDraw, view_THWC: np.ndarray) -> None:
     top, left, h, w = draw.crop
-    _resize(scaled_THWC[:, top : top + h, left : left + w], view_THWC)
+    _resize((frame_HWC[top : top + h, left : left + w] for frame_HWC in scaled_THWC), view_THWC)
     if draw.flip:
         cv2.flip(_tall(view_THWC), 1, dst=_tall(view_THWC))
     for name, argument in draw.ops:
@@ -67,7 +72,7 @@ def apply_operation(frames_THWC: np.ndarray, name: str, argument: float) -> None
         _PIXELWISE[name](frames_THWC, argument)
 
 
-def _resize(frames_THWC: np.ndarray, out_THWC: np.ndarray) -> None:
+def _resize(frames_THWC: Iterable[np.ndarray], out_THWC: np.ndarray) -> None:
     """Bilinear, half-pixel centres. OpenCV's fixed-point form stays within 1 of the exact value (tested)."""
     size = out_THWC.shape[2], out_THWC.shape[1]
     for frame_HWC, out_HWC in zip(frames_THWC, out_THWC):

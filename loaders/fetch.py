@@ -13,8 +13,10 @@ the header is applied. Anything wrong inside a file raises BadClip with a reason
 """
 
 import io
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +24,13 @@ import av
 import av.error
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from ppma.loaders.draws import ClipInput
 from ppma.loaders.errors import InputError
 from ppma.loaders.formats import FRAME_FOLDER_FPS, list_frames
 from ppma.loaders.probe import Unusable, open_video
+from ppma.loaders.store import StoreError, is_packed, read_packed
 
 DALI_CPU_CODECS = ("vp8", "vp9", "mjpeg")
 """What DALI 2.4 decodes without a GPU; everything else raises there (FACTS, DALI)."""
@@ -38,8 +42,13 @@ _CONTAINERS = {"mjpeg": "avi", "vp8": "matroska"}
 MAX_PIXELS = 8192 * 4352
 """Of a frame: 8K, the most that `ppma index --max-pixels` can usefully admit. A 200 kB file may promise more; it is refused unopened."""
 _LONG_AGO = -(1 << 62)
+_WHOLE_PICTURES = ("mov,", "matroska,")
 _PACKED_B_FRAMES = re.compile(rb"DivX\d+(?:Build|b)\d+p")
 """How MPEG-4 in AVI says that two pictures share a packet (DivX, XviD: much of UCF101). FFmpeg's guesses of their times are swapped."""
+
+
+Choose = Callable[[Sequence[float] | np.ndarray], list[int]]
+"""Times of frames, ascending -> which of them are wanted."""
 
 
 class BadClip(Exception):
@@ -56,19 +65,41 @@ class _Window:
     times: list[float]
     in_order: bool
     """The guessed times of packed B-frames are swapped: frames are counted from the first of the file instead."""
+    skippable: bool
+    """H.264 whose packets are whole pictures, never one of two fields: the decoder may be told of each whether it is wanted."""
 
 
-def choose_frames(times: Sequence[float], start: float, end: float, count: int) -> list[int]:
+def _inside(times: Sequence[float] | np.ndarray, start: float, end: float) -> tuple[int, int]:
+    """First and last + 1 of the frames whose (ascending) time lies in [start, end), or of the one that is on screen where none does."""
+    # Half a microsecond of slack: a start that equals a frame's time as a fraction may differ from it as a float.
+    first, stop = np.searchsorted(times, (start - 5e-7, end - 5e-7)).tolist()
+    if first < stop:
+        return first, stop
+    shown = max(int(np.searchsorted(times, start, side="right")) - 1, 0)
+    return shown, shown + 1
+
+
+def choose_frames(times: Sequence[float] | np.ndarray, start: float, end: float, count: int) -> list[int]:
     """Indices into `times` (ascending seconds) of `count` frames, uniformly spaced over those in [start, end).
 
     linspace from the first to the last, truncated; a window with fewer frames repeats some. A window in which no frame begins shows the
     frame that was on screen: the last one before it, or the first of all.
     """
-    # Half a microsecond of slack: a start that equals a frame's time as a fraction may differ from it as a float.
-    inside = [i for i, time in enumerate(times) if start - 5e-7 <= time < end - 5e-7]
-    if not inside:
-        inside = [max((i for i, time in enumerate(times) if time <= start), default=0)]
-    return [inside[int(i)] for i in np.linspace(0, len(inside) - 1, count)]
+    first, stop = _inside(times, start, end)
+    return [first + int(i) for i in np.linspace(0, stop - first - 1, count)]
+
+
+def thinned(times: Sequence[float] | np.ndarray, first: int, stop: int, fps: float | None) -> list[int]:
+    """Those of the frames [first, stop) that are kept at `fps` a second: each the first one due; None keeps all."""
+    if fps is None:
+        return list(range(first, stop))
+    kept: list[int] = []
+    due = times[first]
+    for i in range(first, stop):
+        if times[i] >= due - 5e-7:
+            kept.append(i)
+            due += max(1, math.floor((times[i] - due) * fps + 1e-6) + 1) / fps
+    return kept
 
 
 def _demux(container: av.container.InputContainer, stream: av.VideoStream, start: float, end: float) -> _Window:
@@ -76,7 +107,7 @@ def _demux(container: av.container.InputContainer, stream: av.VideoStream, start
     base = stream.time_base
     if base is None:
         raise BadClip("the stream has no time base")
-    origin = _origin(container, stream)
+    origin, seconds, ticks = _origin(container, stream), base.numerator, base.denominator
     in_order = bool(_PACKED_B_FRAMES.search(stream.codec_context.extradata or b""))
     if start > 0 and not in_order:
         container.seek(origin + int(start / base), stream=stream, backward=True, any_frame=False)
@@ -88,12 +119,12 @@ def _demux(container: av.container.InputContainer, stream: av.VideoStream, start
         if packet.pts is None and not in_order:
             raise _NoPacketTimes
         if packet.dts is not None and packet.dts <= last_dts:
-            raise BadClip(f"time stamps fall back at {float((packet.dts - origin) * base):.3f} s")
+            raise BadClip(f"time stamps fall back at {(packet.dts - origin) * seconds / ticks:.3f} s")
         if packets or packet.is_keyframe:  # a stream cut inside a group starts with pictures that nothing can decode
             packets.append(packet)
         # A picture is never shown before it is decoded, so from here on every picture lies behind the window.
         last_dts = packet.dts if packet.dts is not None else last_dts
-        if float((last_dts - origin) * base) >= end:
+        if (last_dts - origin) * seconds / ticks >= end:
             break
     if not packets:
         raise _SeekedTooFar if start > 0 else BadClip("no key frame found")
@@ -104,10 +135,11 @@ def _demux(container: av.container.InputContainer, stream: av.VideoStream, start
         # Leading pictures of an open group refer to what was before the key frame: no decoder shows them after a seek.
         first = packets[0].pts or 0
         shown = stamps = sorted(packet.pts for packet in packets if packet.pts is not None and packet.pts >= first)
-    times = [float((time - origin) * base) for time in shown]
+    times = [(time - origin) * seconds / ticks for time in shown]
     if start > 0 and not in_order and times[0] > start + 5e-7:
         raise _SeekedTooFar
-    return _Window(packets, stamps, times, in_order)
+    skippable = stream.codec_context.name == "h264" and container.format.name.startswith(_WHOLE_PICTURES)
+    return _Window(packets, stamps, times, in_order, skippable)
 
 
 class _NoPacketTimes(Exception):
@@ -118,8 +150,13 @@ class _SeekedTooFar(Exception):
     """The container's index pointed behind the window, or the file begins later than it says."""
 
 
+_reformatter = (
+    VideoReformatter()
+)  # of this process: one set of tables for all frames, where each frame would make its own
+
+
 def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    rgb = frame.to_ndarray(format="rgb24")
+    rgb = _reformatter.reformat(frame, format="rgb24").to_ndarray()
     turns = round((frame.rotation % 360) / 90) % 4  # degrees counter-clockwise that make the picture upright
     return np.rot90(rgb, turns) if turns else rgb
 
@@ -135,27 +172,31 @@ def _rotation(stream: av.VideoStream, key_packet: av.Packet) -> int:
     return frames[0].rotation if frames else 0
 
 
-def _decode_window(stream: av.VideoStream, window: _Window, wanted: list[int]) -> list[np.ndarray]:
-    """Decode to the last wanted frame; convert only those that are wanted."""
-    needed = {window.stamps[i] for i in wanted}
-    pictures: dict[int, np.ndarray] = {}
-    shown = 0
+def _decoded(stream: av.VideoStream, window: _Window, wanted: Iterable[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(place in the window, frame) of the wanted frames, as they come out of the decoder; it stops after the last.
+
+    Pictures that nobody wants and none refers to are not decoded: a third of H.264's time with B-frames, and no other pixel changes.
+    """
+    left = {window.stamps[i]: i for i in wanted}
+    context, shown = stream.codec_context, 0
     for packet in [*window.packets, None]:
-        for frame in stream.codec_context.decode(packet):
+        if window.skippable and packet is not None:
+            context.skip_frame = "DEFAULT" if packet.pts in left else "NONREF"
+        for frame in context.decode(packet):
             _check(frame)
             stamp = shown if window.in_order else frame.pts
             shown += 1
-            if stamp in needed:
-                pictures[stamp] = _to_rgb(frame)
-        if len(pictures) == len(needed):
-            return [pictures[window.stamps[i]] for i in wanted]
-    raise BadClip(f"{len(needed) - len(pictures)} of {len(needed)} wanted frames could not be decoded")
+            if stamp in left:
+                yield left.pop(stamp), frame
+        if not left:
+            return
+    raise BadClip(f"{len(left)} wanted frames could not be decoded")
 
 
 def _decode_all(
-    container: av.container.InputContainer, stream: av.VideoStream, start: float, end: float, count: int
-) -> list[np.ndarray]:
-    """The slow and certain way: decode from the beginning and take times from the decoder."""
+    container: av.container.InputContainer, stream: av.VideoStream, start: float, end: float
+) -> tuple[list[av.VideoFrame], list[float]]:
+    """The slow and certain way: decode from the beginning and take times from the decoder. (frames, times)."""
     frames: list[av.VideoFrame] = []
     times: list[float] = []
     origin = float(_origin(container, stream) * (stream.time_base or 0))
@@ -176,7 +217,7 @@ def _decode_all(
             break
     if not frames:
         raise BadClip("no frame could be decoded")
-    return [_to_rgb(frames[i]) for i in choose_frames(times, start, end, count)]
+    return frames, times
 
 
 def _open(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
@@ -197,52 +238,116 @@ def _origin(container: av.container.InputContainer, stream: av.VideoStream) -> i
     return stream.start_time or 0
 
 
-def _read_video(path: Path, start: float, end: float, count: int) -> list[np.ndarray]:
+def _video_frames(path: Path, start: float, end: float, choose: Choose) -> Iterator[tuple[int, float, np.ndarray]]:
+    """(place, time, picture) of the frames of [start, end) that `choose(times)` names, each once, in order of time."""
     container, stream = _open(path)
     with container:
         try:
             window = _demux(container, stream, start, end)
-            return _decode_window(stream, window, choose_frames(window.times, start, end, count))
         except (_NoPacketTimes, _SeekedTooFar):
-            pass
+            window = None
+        if window is not None:
+            for place, frame in _decoded(stream, window, choose(window.times)):
+                yield place, window.times[place], _to_rgb(frame)
+            return
     container, stream = _open(path)  # a fresh decoder: the old one holds pictures from where it was
     with container:
-        return _decode_all(container, stream, start, end, count)
+        frames, times = _decode_all(container, stream, start, end)
+        for place in dict.fromkeys(choose(times)):
+            yield place, times[place], _to_rgb(frames[place])
+
+
+def _read_video(path: Path, start: float, end: float, count: int) -> list[np.ndarray]:
+    wanted: list[int] = []
+
+    def choose(times: Sequence[float] | np.ndarray) -> list[int]:
+        wanted.extend(choose_frames(times, start, end, count))
+        return wanted
+
+    pictures = {place: picture for place, _, picture in _video_frames(path, start, end, choose)}
+    return [pictures[i] for i in wanted]
+
+
+def _decode_image(data: np.ndarray, name: str) -> np.ndarray:
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise BadClip(f"the frame {name} cannot be decoded")
+    return image
 
 
 def _read_image(path: Path) -> np.ndarray:
-    image = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise BadClip(f"the frame {path.name} cannot be decoded")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return _decode_image(np.fromfile(path, dtype=np.uint8), path.name)
 
 
-def _folder_frames(path: Path, start: float, end: float, count: int) -> tuple[list[Path], list[int]]:
+def _folder(path: Path) -> tuple[list[Path], np.ndarray]:
+    """The files of a folder of frames, and the time of each."""
     try:
         files = list_frames(path)
     except InputError as error:
         raise BadClip(str(error)) from error
-    times = [i / FRAME_FOLDER_FPS for i in range(len(files))]
+    return files, np.arange(len(files)) / FRAME_FOLDER_FPS
+
+
+def _folder_frames(path: Path, start: float, end: float, count: int) -> tuple[list[Path], list[int]]:
+    files, times = _folder(path)
     return files, choose_frames(times, start, end, count)
 
 
-def read_window(path: Path, start: float, end: float, count: int) -> np.ndarray:
-    """The `count` frames of [start, end) seconds as uint8 (T, H, W, 3) RGB, upright, at the file's own size.
-
-    `path` is a video or a folder of frames (25 frames/s). Raises BadClip with the reason when they cannot be had.
-    """
+@contextmanager
+def _named() -> Iterator[None]:
+    """What the libraries raise over a bad file, as BadClip."""
     try:
-        if path.is_dir():
+        yield
+    except StoreError as error:
+        raise BadClip(str(error)) from error
+    except (av.error.FFmpegError, OSError) as error:
+        raise BadClip(f"{type(error).__name__}: {error.strerror or error}") from error
+
+
+def read_window(path: Path, start: float, end: float, count: int) -> np.ndarray:
+    """What `read_frames` reads, as one array (T, H, W, 3)."""
+    return np.stack(read_frames(path, start, end, count))
+
+
+def read_frames(path: Path, start: float, end: float, count: int) -> list[np.ndarray]:
+    """The `count` frames of [start, end) seconds, each uint8 (H, W, 3) RGB, upright, at the file's own size.
+
+    `path` is a video, a folder of frames (25 frames/s) or the address of a packed clip. Raises BadClip with the reason when they cannot
+    be had.
+    """
+    with _named():
+        if is_packed(path):
+            packed = read_packed(path, start, end, count, choose_frames)
+            decoded = [_decode_image(data, path.name) for data in packed.jpegs]
+            frames = [decoded[i] for i in packed.order]
+        elif path.is_dir():
             files, wanted = _folder_frames(path, start, end, count)
             pictures = {i: _read_image(files[i]) for i in dict.fromkeys(wanted)}
             frames = [pictures[i] for i in wanted]
         else:
             frames = _read_video(path, start, end, count)
-    except (av.error.FFmpegError, OSError) as error:
-        raise BadClip(f"{type(error).__name__}: {error.strerror or error}") from error
     if len({frame.shape for frame in frames}) != 1:
         raise BadClip(f"frames differ in size: {sorted({frame.shape[:2] for frame in frames})}")
-    return np.stack(frames)
+    return frames
+
+
+def all_frames(path: Path, start: float, end: float, *, fps: float | None = None) -> Iterator[tuple[float, np.ndarray]]:
+    """(time in seconds, uint8 (H, W, 3) RGB) of every frame of [start, end) in order, or of at most `fps` a second.
+
+    `path` is a video or a folder of frames; one picture is held at a time. Raises BadClip, possibly after some frames.
+    """
+
+    def choose(times: Sequence[float] | np.ndarray) -> list[int]:
+        return thinned(times, *_inside(times, start, end), fps)
+
+    with _named():
+        if path.is_dir():
+            files, times = _folder(path)
+            for i in choose(times):
+                yield float(times[i]), _read_image(files[i])
+        else:
+            for _, time, picture in _video_frames(path, start, end, choose):
+                yield time, picture
 
 
 def encoded_window(path: Path, start: float, end: float, count: int, codecs: Sequence[str]) -> ClipInput | None:
@@ -251,7 +356,11 @@ def encoded_window(path: Path, start: float, end: float, count: int, codecs: Seq
     A video becomes a container with the packets from the key frame before the window to its last wanted frame; of a folder, the wanted
     files. Rotated videos and pixel formats other than 8-bit 4:2:0 are left to PyAV.
     """
-    try:
+    with _named():
+        if is_packed(path):
+            packed = read_packed(path, start, end, count, choose_frames)
+            size = {"height": packed.height, "width": packed.width}
+            return ClipInput(kind="jpeg", payloads=packed.jpegs, frame_idx=packed.order, **size)
         if path.is_dir():
             files, wanted = _folder_frames(path, start, end, count)
             unique = list(dict.fromkeys(wanted))
@@ -262,8 +371,6 @@ def encoded_window(path: Path, start: float, end: float, count: int, codecs: Seq
             order = tuple(unique.index(i) for i in wanted)
             return ClipInput(kind="jpeg", payloads=payloads, frame_idx=order, height=height, width=width)
         return _remuxed_window(path, start, end, count, codecs)
-    except (av.error.FFmpegError, OSError) as error:
-        raise BadClip(f"{type(error).__name__}: {error.strerror or error}") from error
 
 
 def _remuxed_window(path: Path, start: float, end: float, count: int, codecs: Sequence[str]) -> ClipInput | None:

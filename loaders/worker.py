@@ -53,7 +53,7 @@ class Reply:
 
 def _produce(task: Task, config: LoaderConfig, memory: mmap.mmap) -> ClipInput | None:
     from ppma.loaders.augment import make_views
-    from ppma.loaders.fetch import encoded_window, read_window
+    from ppma.loaders.fetch import encoded_window, read_frames, read_window
 
     draw = task.draw
     window = (Path(task.path), draw.start_seconds, draw.end_seconds, config.frames)
@@ -64,7 +64,7 @@ def _produce(task: Task, config: LoaderConfig, memory: mmap.mmap) -> ClipInput |
         return clip
     shape = (len(draw.views), config.frames, config.size, config.size, 3)
     out_VTHWC = np.frombuffer(memory, dtype=np.uint8, count=int(np.prod(shape)), offset=task.offset).reshape(shape)
-    make_views(read_window(*window), draw.views, config, out_VTHWC)
+    make_views(read_frames(*window), draw.views, config, out_VTHWC)
     return None
 
 
@@ -111,9 +111,10 @@ def serve(connection: Connection, memory: mmap.mmap) -> None:
 
 def main() -> None:
     """Attach to the file descriptors named on the command line and serve."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the parent decides and closes the pipe
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # Ctrl-C and SLURM reach the whole group; the parent decides and closes the pipe
     pipe_fd, memory_fd = int(sys.argv[1]), int(sys.argv[2])
     size = os.fstat(memory_fd).st_size
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone: the ordinary end
