@@ -20,6 +20,7 @@ from typing import Any
 
 from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Manifest, write_atomically
+from ppma.loaders.store import Store
 
 _KEYS = ("manifest", "root", "store")
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -56,9 +57,10 @@ class Catalogue:
         return self.entries[name, split]
 
     def manifest(self, name: str, split: str = "train") -> Manifest:
-        """Read the manifest of `name` and `split`."""
+        """Read the manifest of `name` and `split`; where the entry has a packed store, its rows are read from there."""
         entry = self.entry(name, split)
-        return Manifest.read(entry.manifest, root=entry.root, name=name)
+        manifest = Manifest.read(entry.manifest, root=entry.root, name=name)
+        return manifest.packed_in(Store(entry.store, manifest_sha256=manifest.sha256)) if entry.store else manifest
 
 
 def locate(explicit: Path | None = None) -> Path:

@@ -7,6 +7,7 @@ an object, and a million objects are touched, thus copied, in every forked proce
 Everything that can be wrong with a row is found when the file is read, so that no training step meets it.
 """
 
+import copy
 import csv
 import hashlib
 import io
@@ -25,6 +26,7 @@ import pyarrow.compute as pc
 from pyarrow import csv as pa_csv
 
 from ppma.loaders.errors import InputError
+from ppma.loaders.store import Store
 
 DOMAINS = ("", "real", "human-removed", "synthetic")
 
@@ -115,6 +117,7 @@ class Manifest:
         self.ends = np.where(np.isnan(self.ends), self.durations, self.ends)
         self.class_names = self._class_names()
         """label -> name, for the labels that occur with a name."""
+        self._store: Store | None = None
 
     def __len__(self) -> int:
         return self._rows
@@ -130,8 +133,21 @@ class Manifest:
             raise IndexError(f"row {i} of a manifest with {self._rows} rows")
         return Clip(**{name: column[i].as_py() for name, column in self._columns.items()})
 
+    def packed_in(self, store: Store) -> "Manifest":
+        """The same rows, read from a packed store: `file` gives addresses in it, `widths` and `heights` are of its frames.
+
+        A row that could not be packed keeps its video, and is met there as the bad file that it is.
+        """
+        packed = copy.copy(self)
+        packed._store, there = store, store.places["shard"] >= 0
+        packed.widths = np.where(there, store.places["width"], self.widths)
+        packed.heights = np.where(there, store.places["height"], self.heights)
+        return packed
+
     def file(self, i: int) -> Path:
-        """The video file or folder of frames of row `i`."""
+        """The video file or folder of frames of row `i`, or its address in the packed store."""
+        if self._store is not None and (address := self._store.address(i)) is not None:
+            return address
         return self.root / self._columns["path"][i].as_py()
 
     def check_labels(self, n_classes: int) -> None:
