@@ -15,6 +15,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "ppma.index",
         "make a manifest from a folder of videos or a published list, and enter it into the data catalogue",
     ),
+    "pack": (
+        "ppma.pack",
+        "write a source's clips as JPEG frames at the training size: ten times as many clips a second",
+    ),
     "train": ("ppma.train", "run a recipe: stage 1, stage 2, fine-tuning, linear probing"),
     "evaluate": ("ppma.evaluate", "test a checkpoint: 2 x 3 views, top-1 and top-5 with 95 % intervals"),
     "doctor": ("ppma.doctor", "say what this machine has, which fast paths it will use, and what to mend"),
