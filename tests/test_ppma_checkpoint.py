@@ -70,8 +70,15 @@ def test_misfits_are_named(tmp_path):
         checkpoint.load_encoder(Classifier(VIT, {"a": 5}), tmp_path)
     text = str(caught.value)
     assert "blocks.0.attn.proj.bias has shape (32,), the model's has (16,)" in text and " more" in text
-    with pytest.raises(InputError, match=r"head\.bias is missing"):
-        checkpoint.load_model(Classifier(VIT, {"a": 5}), tmp_path)
+    with pytest.raises(InputError, match=r"decoder\.blocks\.0\.attn\.proj\.bias is not part of this model"):
+        checkpoint.load_model(Classifier(VIT, {"a": 5}), _stage_1(tmp_path))
+
+
+def _stage_1(folder):
+    """A checkpoint of the same encoder, with stage 1's tail."""
+    return checkpoint.save(
+        folder / "mae", step=1, model=MaskedAutoencoder(VIT, MAE).state_dict(), training={}, state={}
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04\x95 a pickle", b"\xff" * 100])
