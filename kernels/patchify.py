@@ -9,7 +9,11 @@ into numbers. The order of P is (c, t, h, w), that of a Conv3d weight, so the pa
 import torch
 from torch import Tensor
 
+from ppma.kernels import choice
 from ppma.kernels.reference import Patch, grid_of
+
+if choice.LOADED:
+    from ppma.kernels.patchify_triton import patchify_triton
 
 
 def gather_patches(frames_BTHWC: Tensor, idx_BV: Tensor | None, patch: Patch) -> Tensor:
@@ -41,6 +45,10 @@ def patchify(
     """(B, V, P) values (x / 255 - mean) / std, the arithmetic in float32 or better and then rounded to `dtype`."""
     if frames_BTHWC.dtype != torch.uint8:
         raise ValueError(f"frames are {frames_BTHWC.dtype}; patchify takes torch.uint8")
+    if dtype != torch.float64 and choice.runs_triton(frames_BTHWC.device):
+        _, *frames_THW, _ = frames_BTHWC.shape
+        grid_of((frames_THW[0], frames_THW[1], frames_THW[2]), patch)
+        return patchify_triton(frames_BTHWC, idx_BV, patch, mean, std, dtype)
     values = gather_patches(frames_BTHWC, idx_BV, patch).to(torch.promote_types(dtype, torch.float32)) / 255
     values = (values - _per_colour(mean, values)) / _per_colour(std, values)
     return values.permute(0, 1, 5, 2, 3, 4).flatten(2).to(dtype)

@@ -6,7 +6,7 @@ PPMA_REQUIRE=gpu,slurm turns a missing GPU or cluster from a skip into a failure
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,6 +17,9 @@ import pytest
 os.environ.setdefault(
     "OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1))
 )  # before torch is imported, and for child processes
+
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton kernels run on the CPU; read when they are defined
 
 CLASSES = {"moving left": (-1, 0), "moving right": (1, 0), "rising, [slowly]": (0, -1), "größer fallend": (0, 1)}
 """Class names of the generated tree, awkward on purpose, and the direction (x, y) in which their square moves."""
@@ -136,3 +139,13 @@ def clip_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
             codec = "mpeg4" if index == 2 else "libx264"
             write_barcoded_clip(path, width=width, height=height, codec=codec, direction=direction, colour=colour)
     return root
+
+
+@pytest.fixture(params=["interpreted", pytest.param("compiled", marks=pytest.mark.cuda)])
+def triton_device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The device to run Triton kernels on, inside a block that forces them: "cpu" in the interpreter, "cuda" compiled."""
+    choice = pytest.importorskip("ppma.kernels.choice")
+    if request.param == "interpreted" and not (choice.INTERPRETED and choice.INSTALLED):
+        pytest.skip("Triton is not installed" if not choice.INSTALLED else "compiled on this GPU instead")
+    with choice.use("triton"):
+        yield "cpu" if request.param == "interpreted" else "cuda"

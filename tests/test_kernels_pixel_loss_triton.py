@@ -1,0 +1,100 @@
+"""The Triton form of `pixel_loss` against the plain meaning: value and gradient."""
+
+import hopper
+import pytest
+import torch
+
+from ppma.kernels import reference
+from ppma.kernels.pixel_loss import VARIANCE_FLOOR, pixel_loss
+
+CASES = [(2, 4, 32, 32, (2, 16, 16), 7), (3, 3, 10, 21, (1, 5, 7), 1), (1, 2, 16, 16, (2, 16, 16), 1)]
+
+
+def case(B, T, H, W, patch, M, device):
+    generator = torch.Generator().manual_seed(B + M)
+    clip = torch.randint(0, 256, (B, T, H, W, 3), dtype=torch.uint8, generator=generator)
+    n = T * H * W // (patch[0] * patch[1] * patch[2])
+    idx = torch.stack([torch.randperm(n, generator=generator)[:M] for _ in range(B)])
+    prediction = torch.randn(B, M, patch[0] * patch[1] * patch[2] * 3, dtype=torch.float64, generator=generator)
+    return prediction.to(device), clip.to(device), idx.to(device)
+
+
+@pytest.mark.parametrize("sizes", CASES)
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+def test_value_and_gradient(triton_device, sizes, normalise, dtype, rtol):
+    """float32 sums keep 1e-5. A prediction of 16 bits is rounded before, and its gradient twice: 2^-8 and 2^-11 are the
+    units."""
+    prediction, clip, idx = case(*sizes, triton_device)
+    ours, plain = (prediction.to(t, copy=True).requires_grad_() for t in (dtype, torch.float64))
+    loss = pixel_loss(ours, clip, idx, patch=sizes[4], normalise=normalise)
+    stated = reference.pixel_loss(plain, clip, idx, patch=sizes[4], normalise=normalise)
+    (3 * loss).backward(), (3 * stated).backward()
+    assert loss.dtype == torch.float32 and ours.grad.dtype == dtype
+    torch.testing.assert_close(loss.double(), stated, rtol=rtol, atol=0)
+    largest = plain.grad.abs().max().item()
+    torch.testing.assert_close(ours.grad.double(), plain.grad, rtol=0, atol=rtol * largest)
+
+
+def test_float16_gradients_do_not_underflow_under_a_loss_scale(triton_device):
+    """2 / count is 4e-5 here, and 7e-9 in a batch of 128 clips, where float16 ends at 6e-8."""
+    prediction, clip, idx = case(2, 4, 64, 64, (2, 16, 16), 15, triton_device)
+    ours, plain = (prediction.to(t, copy=True).requires_grad_() for t in (torch.float16, torch.float64))
+    (pixel_loss(ours, clip, idx, patch=(2, 16, 16)) * 2.0**-14).backward(torch.tensor(2.0**16, device=triton_device))
+    (reference.pixel_loss(plain, clip, idx, patch=(2, 16, 16)) * 2.0**2).backward()
+    torch.testing.assert_close(ours.grad.double(), plain.grad, rtol=0, atol=2e-3 * plain.grad.abs().max().item())
+
+
+def test_bright_patches_of_little_contrast(triton_device):
+    """Values of 254 and 255: a variance taken as mean of squares minus square of the mean would lose four digits in
+    float32."""
+    clip = (torch.arange(512 * 3) % 7 == 0).reshape(1, 2, 16, 16, 3).to(torch.uint8) + 254
+    prediction, idx = torch.zeros(1, 1, 1536), torch.tensor([[0]])
+    given = [x.to(triton_device) for x in (prediction, clip, idx)]
+    expected = reference.pixel_loss(prediction.double(), clip, idx, patch=(2, 16, 16))
+    torch.testing.assert_close(pixel_loss(*given, patch=(2, 16, 16)).cpu().double(), expected, rtol=1e-5, atol=0)
+    flat = torch.full_like(given[1], 200)
+    assert pixel_loss(given[0], flat, given[2], patch=(2, 16, 16)) == 0
+
+
+def test_any_strides(triton_device):
+    prediction, clip, idx = case(2, 4, 48, 48, (2, 16, 16), 8, triton_device)
+    crop = clip[:, :, 8:40, 8:40]
+    at = (idx % 8).t().contiguous().t()
+    wide = torch.empty(2, 1536, 8, device=triton_device).transpose(1, 2).copy_(prediction).requires_grad_()
+    loss = pixel_loss(wide, crop, at, patch=(2, 16, 16))
+    plain = prediction.clone().requires_grad_()
+    stated = reference.pixel_loss(plain, crop, at, patch=(2, 16, 16))
+    loss.backward(), stated.backward()
+    torch.testing.assert_close(loss.double(), stated, rtol=1e-5, atol=0)
+    torch.testing.assert_close(wide.grad.double(), plain.grad, rtol=0, atol=1e-5 * plain.grad.abs().max().item())
+
+
+def test_the_operator_is_registered_rightly(triton_device):
+    prediction, clip, idx = case(*CASES[0], triton_device)
+    given = (prediction.float().requires_grad_(), clip, idx, (2, 16, 16), True, VARIANCE_FLOOR)
+    torch.library.opcheck(torch.ops.ppma.pixel_loss.default, given)
+
+
+def test_compiles_without_a_graph_break(triton_device):
+    prediction, clip, idx = case(*CASES[0], triton_device)
+    eager, traced = (prediction.float().requires_grad_() for _ in range(2))
+    pixel_loss(eager, clip, idx, patch=(2, 16, 16)).backward()
+    torch.compile(pixel_loss, fullgraph=True, backend="aot_eager")(traced, clip, idx, patch=(2, 16, 16)).backward()
+    torch.testing.assert_close(traced.grad, eager.grad, rtol=0, atol=0)
+
+
+def test_compiles_for_hopper():
+    """Both kernels on patches: this one calls what patchify's is made of."""
+    numbers = "idx_stride_b idx_stride_m stride_b stride_t stride_h stride_w stride_c nh nw M p_stride_b p_stride_m p_stride_p"
+    types = {"prediction": "*bf16", "frames": "*u8", "idx": "*i64", "difference": "*bf16", "error": "*fp32"}
+    types |= dict.fromkeys(numbers.split(), "i32") | {"variance_floor": "fp32"}
+    constants = {"NORMALISE": True, "PT": 2, "PH": 16, "PW": 16, "BLOCK": 512}
+    loss = ["ppma.kernels.pixel_loss_triton.pixel_loss_kernel", types, constants, {"num_warps": 4}]
+    numbers = "idx_stride_b idx_stride_v stride_b stride_t stride_h stride_w stride_c nh nw V"
+    colours = "scale_r scale_g scale_b shift_r shift_g shift_b"
+    types = {"frames": "*u8", "idx": "*i64", "out": "*bf16"}
+    types |= dict.fromkeys(numbers.split(), "i32") | dict.fromkeys(colours.split(), "fp32")
+    constants = {"HAS_IDX": True, "PT": 2, "PH": 16, "PW": 16, "BLOCK": 512}
+    patches = ["ppma.kernels.patchify_triton.patchify_kernel", types, constants, {"num_warps": 4}]
+    assert len(hopper.shared_bytes([loss, patches])) == 2
