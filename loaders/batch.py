@@ -43,6 +43,8 @@ class ClipBatch:
     """int64 top, left, height, width of the box to erase after normalisation; height 0: none."""
     decoded_B: Tensor
     """bool; False only in an evaluation that counts undecodable clips as wrong. Such frames are black and must not be scored."""
+    sources: frozenset[int]
+    """Which sources have rows here; known on the host."""
     epoch: int
     step: int
     """The loader's state: a stream started at (epoch, step) yields this batch first."""

@@ -297,6 +297,7 @@ class ClipStream:
             key_B=column([draw.views[view].key for draw, view in rows]),
             erase_B4=column([draw.views[view].erase for draw, view in rows]).reshape(-1, 4),
             decoded_B=column([fine for fine in pending.decoded for _ in range(self.batches.views)], torch.bool),
+            sources=frozenset(draw.source for draw in pending.draws),
             epoch=pending.epoch,
             step=pending.step,
         )

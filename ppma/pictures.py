@@ -26,16 +26,10 @@ def sheet(rows: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(bands, axis=0)
 
 
-def clips_by_source(
-    frames_BTHWC: Tensor, source_B: Tensor, names: tuple[str, ...], *, clips: int = 4
-) -> dict[str, np.ndarray]:
-    """For each source in the batch, a sheet of its first clips as the model gets them."""
-    pictures = {}
-    for number, name in enumerate(names):
-        rows = torch.nonzero(source_B == number)[:clips, 0]
-        if len(rows):
-            pictures[name] = sheet(list(frames_BTHWC[rows].cpu().numpy()))
-    return pictures
+def clips_of_source(frames_BTHWC: Tensor, source_B: Tensor, source: int, *, clips: int = 4) -> np.ndarray:
+    """A sheet of the first clips of a source that has rows in the batch, as the model gets them."""
+    rows = torch.nonzero(source_B == source)[:clips, 0]
+    return sheet(list(frames_BTHWC[rows].cpu().numpy()))
 
 
 def reconstructions(

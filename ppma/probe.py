@@ -76,6 +76,6 @@ class ProbeTask:
         """Features and labels."""
         return batch.features_BD, batch.label_B
 
-    def pictures(self, batch: FeatureBatch) -> dict[str, np.ndarray]:
+    def pictures(self, batch: FeatureBatch, *, due: bool) -> dict[str, np.ndarray]:
         """Features have no picture."""
         return {}

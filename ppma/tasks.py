@@ -57,8 +57,8 @@ class Task(Protocol):
     def inputs(self, batch: Any) -> tuple[Tensor, ...]:
         """Tensors for the model, rows first."""
 
-    def pictures(self, batch: Any) -> dict[str, np.ndarray]:
-        """RGB pictures by tag."""
+    def pictures(self, batch: Any, *, due: bool) -> dict[str, np.ndarray]:
+        """RGB pictures by tag: all that there are when they are due, later those that a batch could not yet give."""
 
 
 def read_sources(config: RunConfig, split: str = "train") -> list[Manifest]:
@@ -103,6 +103,7 @@ class _ClipTask:
             weights=config.weights,
         )
         self.steps_per_epoch = self.sampler.steps_per_epoch
+        self._unseen: set[int] = set()
 
     def stream(self, ranks: Ranks, start: tuple[int, int]) -> ClipStream:
         """The loader, writing `quarantine.csv` into the run folder."""
@@ -112,10 +113,16 @@ class _ClipTask:
             epochs=config.optim.epochs, start=start, quarantine=config.run_dir / "quarantine.csv",
         )  # fmt: skip
 
-    def pictures(self, batch: ClipBatch) -> dict[str, np.ndarray]:
-        """The clips of each source as the model gets them."""
-        grids = pictures.clips_by_source(batch.frames_BTHWC, batch.source_B, self.config.sources)
-        return {f"clips/{name}": picture for name, picture in grids.items()}
+    def pictures(self, batch: ClipBatch, *, due: bool) -> dict[str, np.ndarray]:
+        """The clips of each source as the model gets them; a source that is not in this batch is shown from the next that has it."""
+        if due:
+            self._unseen = set(range(len(self.sources)))
+        shown = self._unseen & batch.sources
+        self._unseen -= shown
+        names = self.config.sources
+        return {
+            f"clips/{names[i]}": pictures.clips_of_source(batch.frames_BTHWC, batch.source_B, i) for i in sorted(shown)
+        }
 
 
 class MaeTask(_ClipTask):
@@ -130,10 +137,13 @@ class MaeTask(_ClipTask):
         """Frames and row keys."""
         return batch.frames_BTHWC, batch.key_B
 
-    def pictures(self, batch: ClipBatch) -> dict[str, np.ndarray]:
+    def pictures(self, batch: ClipBatch, *, due: bool) -> dict[str, np.ndarray]:
         """Also originals, what was visible of them, and reconstructions."""
+        grids = super().pictures(batch, due=due)
+        if not due:
+            return grids
         caption, strip = pictures.reconstructions(self.autoencoder, batch.frames_BTHWC, batch.key_B)
-        return super().pictures(batch) | {f"reconstruction/{caption}": strip}
+        return grids | {f"reconstruction/{caption}": strip}
 
 
 class ClassifyTask(_ClipTask):

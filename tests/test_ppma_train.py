@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -131,8 +132,8 @@ def wait_until(true, process, seconds=120):
         time.sleep(0.05)
 
 
-def on_ranks(world_size, argv):
-    """Run `ppma train` on so many gloo ranks of this machine; returns their exit codes and the output of the first."""
+def on_ranks(world_size, argv, command="train"):
+    """Run a command of ppma on so many gloo ranks of this machine; returns their exit codes and the output of the first."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -146,8 +147,8 @@ def on_ranks(world_size, argv):
             "MASTER_PORT": port,
         }
         environment = {**os.environ, **{k: str(v) for k, v in place.items()}, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "ppma", "train", *argv]
-        ranks.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+        words = [sys.executable, "-m", "ppma", command, *argv]
+        ranks.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True))
     output = [process.communicate(timeout=300)[1] for process in ranks]
     return [process.returncode for process in ranks], output
 
@@ -354,3 +355,12 @@ def test_parameters_of_a_frozen_encoder_stay(data, tmp_path):
             assert torch.equal(before[name], after[name])
     assert not torch.equal(after["head.weight"], torch.zeros_like(after["head.weight"]))
     assert replace(resolve("probe_published"), seed=1).classifier.freeze_encoder
+
+
+def test_an_evaluation_on_two_ranks_sees_every_video_once(data, tmp_path):
+    folder = run("finetune", data, tmp_path / "fine", "--optim.epochs", 1)
+    argv = ["--checkpoint", str(folder), "--dataset", "made", "--data", str(data), "--out", str(tmp_path / "two")]
+    codes, output = on_ranks(2, [*argv, "--device", "cpu"], command="evaluate")
+    assert codes == [0, 0], output
+    one, two = (np.load(where / "scores.npz") for where in (folder, tmp_path / "two"))
+    assert list(one["video"]) == list(two["video"]) and np.abs(one["scores"] - two["scores"]).max() < 1e-5

@@ -98,6 +98,7 @@ class MadeStream:
                 key_B=torch.tensor([d.views[v].key for d, v in rows]),
                 erase_B4=torch.tensor([d.views[v].erase for d, v in rows]),
                 decoded_B=torch.ones(len(rows), dtype=torch.bool),
+                sources=frozenset(d.source for d in draws),
                 epoch=epoch,
                 step=step,
             )
