@@ -12,7 +12,9 @@ import os
 import pickle
 import re
 import shutil
+import struct
 import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,10 @@ from ppma.loaders.errors import InputError
 
 MODEL, TRAINING, STATE, LATEST = "model.safetensors", "training.pt", "state.json", "latest"
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
+_PICKLE_ERRORS = (
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, struct.error,
+)  # fmt: skip
+"""What the restricted unpickler raises on bytes that are no checkpoint."""
 ENCODER_PREFIXES = ("patch_embed.", "blocks.")
 
 
@@ -70,6 +76,19 @@ def save(
     return target
 
 
+def save_weights(folder: Path, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Write weights that come from no run as a folder that `load_encoder` takes; it appears complete or not at all."""
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, temporary / MODEL)
+        (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n")
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
 def _to_disk(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -99,13 +118,20 @@ def newest(folder: Path) -> Saved | None:
     return Saved(folder=path, step=step, state=json.loads((path / STATE).read_text()))
 
 
+def read_pickle(path: Path) -> Any:
+    """What torch.save wrote, read with weights_only=True: tensors and plain containers only, and no code of the file is run."""
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is refused: it is damaged, or was not written by torch.save of torch 1.6 or later")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except _PICKLE_ERRORS as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise InputError(f"{path} is refused: it is damaged, or holds more than tensors ({lines[0]})") from None
+
+
 def load_training(saved: Saved) -> dict[str, Any]:
     """The optimiser's and generators' state of a checkpoint of one's own run."""
-    try:
-        return torch.load(saved.folder / TRAINING, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{saved.folder / TRAINING} cannot be read safely: {first}") from None
+    return read_pickle(saved.folder / TRAINING)
 
 
 def locate_model(path: Path) -> Path:
