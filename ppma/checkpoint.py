@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ppma.loaders.errors import InputError
+from ppma.vit import TRUNK
 
 MODEL, TRAINING, STATE, LATEST = "model.safetensors", "training.pt", "state.json", "latest"
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
@@ -32,7 +33,6 @@ _PICKLE_ERRORS = (
     pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, struct.error,
 )  # fmt: skip
 """What the restricted unpickler raises on bytes that are no checkpoint."""
-ENCODER_PREFIXES = ("patch_embed.", "blocks.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,9 +166,9 @@ def load_encoder(module: nn.Module, path: Path, *, keep_norm: bool = False) -> l
     the LayerNorm, `norm` or `fc_norm`, into `module`'s own.
     """
     weights = read_weights(path)
-    chosen = {name: tensor for name, tensor in weights.items() if name.startswith(ENCODER_PREFIXES)}
+    chosen = {name: tensor for name, tensor in weights.items() if name.startswith(TRUNK)}
     own = module.state_dict()
-    wanted = {name: tensor for name, tensor in own.items() if name.startswith(ENCODER_PREFIXES)}
+    wanted = {name: tensor for name, tensor in own.items() if name.startswith(TRUNK)}
     if keep_norm:
         mine = "fc_norm." if "fc_norm.weight" in own else "norm."
         theirs = "fc_norm." if "fc_norm.weight" in weights else "norm."
@@ -178,7 +178,7 @@ def load_encoder(module: nn.Module, path: Path, *, keep_norm: bool = False) -> l
                 chosen[mine + part] = weights[theirs + part]
     _check(wanted, chosen, path)
     module.load_state_dict(chosen, strict=False)
-    return sorted(weights.keys() - {name for name in weights if name.startswith(ENCODER_PREFIXES)})
+    return sorted(weights.keys() - {name for name in weights if name.startswith(TRUNK)})
 
 
 def _check(wanted: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:

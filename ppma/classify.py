@@ -17,12 +17,9 @@ from torch import Tensor, nn
 from ppma.loaders.errors import InputError
 from ppma.mixing import draw_mix, erase, mix, mixed_cross_entropy
 from ppma.model_config import ClassifierConfig, ViTConfig
-from ppma.vit import Encoder, initialise_head, layer_norm, part_generator
+from ppma.vit import TRUNK, Encoder, initialise_head, layer_norm, part_generator
 
 __all__ = ["Classifier", "ClassifierConfig", "check_labels"]
-
-TRUNK = ("patch_embed.", "blocks.")
-"""What every model shares; the prefixes of its parameters."""
 
 
 def check_labels(labels: np.ndarray, classes: int, source: str) -> None:
@@ -135,32 +132,3 @@ class Classifier(Encoder):
         logits = self.logits_of_heads(self.fc_norm(self.tokens(patches_BNP, key_B).mean(dim=1)))
         smoothing = mixing.smoothing if self.training else 0.0
         return mixed_cross_entropy(logits, label_B, head_B, smoothing=smoothing, own_B=own_B, group=mixing.group)
-
-    def load_encoder(self, state: Mapping[str, Tensor]) -> None:
-        """Start from a checkpoint under timm's names, of stage 1 or of another classifier.
-
-        Decoder and heads are dropped. The final LayerNorm starts anew, as published, unless the config says keep_norm:
-        then `norm` (stage 1) or `fc_norm` is taken. InputError when the trunk does not fit.
-        """
-        kept = {name: value for name, value in state.items() if name.startswith(TRUNK)}
-        if self.classifier.keep_norm:
-            norm = {
-                name.replace("fc_norm.", "norm."): v
-                for name, v in state.items()
-                if name.startswith(("norm.", "fc_norm."))
-            }
-            kept |= {f"fc_{name}": value for name, value in norm.items()}
-        wanted = {
-            name: value
-            for name, value in self.state_dict().items()
-            if name.startswith(TRUNK) or (self.classifier.keep_norm and name.startswith("fc_norm."))
-        }
-        if wrong := sorted(
-            name
-            for name in wanted.keys() | kept.keys()
-            if name not in wanted or name not in kept or wanted[name].shape != kept[name].shape
-        ):
-            raise InputError(
-                f"the checkpoint does not fit this encoder: {len(wrong)} parameters differ, {wrong[0]} first"
-            )
-        self.load_state_dict(kept, strict=False)

@@ -25,6 +25,7 @@ from ppma.loaders.config import LoaderConfig
 from ppma.loaders.manifest import Manifest
 from ppma.loaders.sampler import EvaluationSampler
 from ppma.loaders.stream import ClipStream
+from ppma.vit import TRUNK
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def _key(model: Classifier, manifest: Manifest, loader: LoaderConfig, views: Eva
     """What the features depend on, hashed: the encoder's weights, the manifest, the views, the precision."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith(("patch_embed.", "blocks.")):
+        if name.startswith(TRUNK):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     plan = evaluation_loader(loader, views)

@@ -26,6 +26,8 @@ from ppma.torchvision_shim import timm
 
 __all__ = ["PRESETS", "Block", "Encoder", "ViTConfig", "VideoTransformer", "preset"]
 
+TRUNK = ("patch_embed.", "blocks.")
+"""What every phase's model shares: the prefixes of its parameters."""
 LinearInit = Literal["xavier", "truncated_normal"]
 
 

@@ -63,6 +63,26 @@ def test_an_encoder_starts_from_stage_1_without_its_tail(tmp_path):
     assert torch.equal(fresh.fc_norm.weight, mae.norm.weight)
 
 
+def test_a_classifier_passes_its_encoder_on_and_a_misfit_changes_nothing(tmp_path):
+    first = Classifier(VIT, {"a": 5}, seed=3)
+    torch.nn.init.normal_(first.fc_norm.weight)
+    checkpoint.save(tmp_path / "a", step=1, model=first.state_dict(), training={}, state={})
+    second = Classifier(VIT, {"b": 7}, seed=4)
+    checkpoint.load_encoder(second, tmp_path / "a", keep_norm=True)
+    assert torch.equal(second.fc_norm.weight, first.fc_norm.weight)
+    assert torch.equal(second.blocks[0].attn.qkv.weight, first.blocks[0].attn.qkv.weight)
+    state = {
+        name: value
+        for name, value in Classifier(VIT, {"a": 5}, seed=9).state_dict().items()
+        if "patch_embed.proj.bias" not in name
+    }
+    checkpoint.save(tmp_path / "b", step=1, model=state, training={}, state={})
+    before = {name: value.clone() for name, value in second.state_dict().items()}
+    with pytest.raises(InputError, match=r"patch_embed\.proj\.bias is missing"):
+        checkpoint.load_encoder(second, tmp_path / "b")
+    assert all(torch.equal(value, before[name]) for name, value in second.state_dict().items())
+
+
 def test_misfits_are_named(tmp_path):
     wide = MaskedAutoencoder(ViTConfig(width=32, depth=1, heads=2, patch=(2, 8, 8), frames=4, size=16), MAE)
     checkpoint.save(tmp_path, step=1, model=wide.state_dict(), training={}, state={})

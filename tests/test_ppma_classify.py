@@ -7,7 +7,6 @@ import torch
 
 from ppma.classify import Classifier, check_labels
 from ppma.loaders.errors import InputError
-from ppma.mae import MaskedAutoencoder
 from ppma.mixing import draw_mix
 from ppma.model_config import ClassifierConfig, MAEConfig, MixConfig, ViTConfig
 from ppma.torchvision_shim import timm
@@ -150,32 +149,6 @@ def test_every_head_takes_part_in_every_step():
     model(FRAMES, KEYS, LABELS.clamp(max=2), torch.zeros(4, dtype=torch.int64)).backward()
     assert all(p.grad is not None for p in model.parameters())
     assert not model.heads["synthetic"].weight.grad.any() and model.heads["real"].weight.grad.any()
-
-
-@pytest.mark.parametrize("keep_norm", [False, True])
-@pytest.mark.parametrize("source", ["mae", "classifier"])
-def test_loading_takes_the_trunk_and_the_norm_when_asked(keep_norm, source):
-    made = MaskedAutoencoder(VIT, MAE, seed=3) if source == "mae" else Classifier(VIT, {"kinetics": 9}, seed=3)
-    state = shaken(made).state_dict()
-    model = Classifier(VIT, SPACES, ClassifierConfig(keep_norm=keep_norm))
-    heads = {n: v.clone() for n, v in model.state_dict().items() if n.startswith("heads.")}
-    model.load_encoder(state)
-    ours = model.state_dict()
-    assert all(torch.equal(ours[n], state[n]) for n in ours if n.startswith(("patch_embed.", "blocks.")))
-    assert all(torch.equal(ours[n], heads[n]) for n in heads)
-    norm = state["norm.weight" if source == "mae" else "fc_norm.weight"]
-    assert torch.equal(ours["fc_norm.weight"], norm if keep_norm else torch.ones(48))
-
-
-def test_a_checkpoint_that_does_not_fit_is_refused_whole():
-    model = Classifier(VIT, SPACES)
-    before = {n: v.clone() for n, v in model.state_dict().items()}
-    deeper = Classifier(ViTConfig(width=48, depth=3, heads=3, size=32, frames=4), SPACES, seed=5).state_dict()
-    with pytest.raises(InputError, match=r"12 parameters differ, blocks\.2\.attn\.proj\.bias first"):
-        model.load_encoder(deeper)
-    with pytest.raises(InputError, match="does not fit"):
-        model.load_encoder({n: v for n, v in before.items() if n != "patch_embed.proj.bias"})
-    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
 
 
 def test_a_step_compiles_without_a_graph_break():

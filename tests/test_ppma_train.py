@@ -310,7 +310,7 @@ def test_foreign_pickles_are_not_run(data, tmp_path):
     folder = run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1)
     latest = (folder / "checkpoints/latest").resolve()
     torch.save({"optimizer": Evil()}, latest / "training.pt")
-    with pytest.raises(InputError, match="refused: .* holds more than tensors"):
+    with pytest.raises(InputError, match=r"refused: .* holds more than tensors"):
         run("align_nohuman", data, folder, "--optim.epochs", 1, "--resume")
     assert not (tmp_path / "pwned").exists()
 
