@@ -1,4 +1,4 @@
-"""What a run ran on, for `environment.json`: versions, device, ranks, precision."""
+"""What a run ran on, for `environment.json`: versions, device, ranks, precision, fast paths."""
 
 import json
 import os
@@ -12,7 +12,10 @@ from typing import Any
 import torch
 
 from ppma.compute import Compute
+from ppma.config import RunConfig
 from ppma.distributed import Ranks
+from ppma.kernels import choice
+from ppma.loaders.stream import choose_implementation
 
 PACKAGES = (
     "ppma",
@@ -45,7 +48,14 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def describe(ranks: Ranks, compute: Compute) -> dict[str, Any]:
+def implementations(config: RunConfig, ranks: Ranks) -> dict[str, str]:
+    """Which fast paths run here, and why, in words: the loader's form and the kernels'."""
+    loader, why = choose_implementation(config.loader, ranks.device)
+    kernels, because = choice.explain(ranks.device)
+    return {"loader": f"{loader} ({why})", "kernels": f"{kernels} ({because})"}
+
+
+def describe(config: RunConfig, ranks: Ranks, compute: Compute) -> dict[str, Any]:
     """The facts."""
     on_gpu = ranks.device.type == "cuda"
     return {
@@ -60,10 +70,11 @@ def describe(ranks: Ranks, compute: Compute) -> dict[str, Any]:
         "world_size": ranks.world_size,
         "weights": str(compute.weights),
         "products": str(compute.products),
+        "implementations": implementations(config, ranks),
     }
 
 
-def write(path: Path, ranks: Ranks, compute: Compute) -> None:
+def write(path: Path, config: RunConfig, ranks: Ranks, compute: Compute) -> None:
     """Add the facts of this start to the file: a resumed run has a line for each machine it was on."""
     before = json.loads(path.read_text()) if path.exists() else []
-    path.write_text(json.dumps([*before, describe(ranks, compute)], indent=2) + "\n")
+    path.write_text(json.dumps([*before, describe(config, ranks, compute)], indent=2) + "\n")

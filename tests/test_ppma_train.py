@@ -209,6 +209,7 @@ def test_a_run_folder_holds_what_design_says(data, tmp_path):
     assert config["recipe"] == "mae_nohuman" and config["vit"]["width"] == 48
     environment = json.loads((folder / "environment.json").read_text())[0]
     assert environment["versions"]["torch"] == torch.__version__.split("+")[0] or environment["versions"]["torch"]
+    assert environment["implementations"].keys() == {"loader", "kernels"}
     row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     tags = {
         "train/loss",
@@ -234,6 +235,18 @@ def test_tensorboard_shows_scalars_and_pictures(data, tmp_path):
     pictures = set(events.Tags()["images"])
     assert {"clips/made", "clips/other"} <= pictures
     assert "reconstruction/original, visible, reconstructed" in pictures  # no word of hidden statistics: none were used
+
+
+def test_a_dry_run_says_what_it_would_do_and_writes_nothing(data, tmp_path, caplog):
+    argv = ["mae_nohuman", "--sources", "made", *tiny.FLAGS, *tiny.MAE_FLAGS, "--batch", "4", "--data", str(data)]
+    with caplog.at_level("INFO"):
+        assert ppma(["train", *argv, "--optim.epochs", "2", "--dry-run", "--run-dir", str(tmp_path / "run")]) == 0
+    assert (
+        "made: 12 clips" in caplog.text
+        and "6 of 4 rows (2 clips), 2 epochs" in caplog.text
+        and "plain (on a CPU" in caplog.text
+    )
+    assert not (tmp_path / "run").exists()
 
 
 REFUSED = {
