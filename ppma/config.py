@@ -95,9 +95,11 @@ class RunConfig:
     """Newest checkpoints that are kept."""
     pictures_every: int = 1000
     """Steps between two sets of pictures in TensorBoard; 0: none."""
+    hang_seconds: float = 1800.0
+    """A process that finishes no step for so long writes the stacks of all its threads into the log and exits with 75."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("batch", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "hang_seconds"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not self.sources:
@@ -127,7 +129,8 @@ class RunConfig:
 
 
 FREE_ON_RESUME = {
-    "run_dir", "data", "resume", "device", "compile", "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every", "evaluation",
+    "run_dir", "data", "resume", "device", "compile", "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every",
+    "hang_seconds", "evaluation",
     "loader.implementation", "loader.workers", "loader.prefetch_batches", "loader.max_bad_fraction", "loader.stall_seconds",
 }  # fmt: skip
 """Fields that a resumed run may change: none of them changes what is computed from what."""
@@ -151,3 +154,26 @@ def differences(config: RunConfig, saved: dict[str, Any]) -> list[str]:
         for name in names
         if name not in FREE_ON_RESUME and not name.startswith(free) and asked.get(name) != before.get(name)
     ]
+
+
+def check_run_folder(config: RunConfig) -> None:
+    """InputError when the run folder holds another run, or this one and resume was not asked for."""
+    saved = config.run_dir / "config.json"
+    if not saved.exists():
+        return
+    if not config.resume:
+        raise InputError(f"{config.run_dir} holds a run already; go on with --resume, or choose another --run-dir")
+    if changed := differences(config, json.loads(saved.read_text())):
+        raise InputError(
+            f"{config.run_dir} was started with other settings ({'; '.join(changed[:5])}); resume it with the same ones"
+        )
+
+
+def check_ranks(config: RunConfig, ranks: int) -> None:
+    """InputError unless the global batch divides into whole clips for every rank and micro-batch. In a probe all ranks do the same."""
+    unit = ranks * config.accumulate * config.loader.views
+    if config.phase != "probe" and config.batch % unit:
+        raise InputError(
+            f"{config.recipe}: batch {config.batch} does not divide by {ranks} ranks x {config.accumulate} micro-batches x"
+            f" {config.loader.views} views; take a multiple of {unit}, or another number of ranks"
+        )

@@ -8,9 +8,11 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import IntEnum
 from types import FrameType
 
 import torch
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 
 JOIN_SECONDS = 300
 """How long ranks wait for each other at the start."""
+EXCHANGE_SECONDS = 7200
+"""How long an exchange may take. The watchdog of a training run (hang_seconds) speaks earlier; this is for all that it does not see."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,12 @@ class Ranks:
 
 
 def _environment() -> tuple[int, int, int]:
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if "WORLD_SIZE" not in os.environ and tasks != "1":
+        raise InputError(
+            f"this is one of {tasks} tasks of a SLURM step, and WORLD_SIZE is not set: each would train a model of its own; "
+            "start with `python slurm/launch.py`, or with torchrun in one task a node (docs/clusters.md)"
+        )
     try:
         rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -60,6 +70,38 @@ def choose_device(asked: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
+def _join(rank: int, world_size: int, device: torch.device) -> None:
+    """Meet the other ranks, all of them, or raise ConnectionError with what there is to know."""
+    backend, why = ("nccl", "GPUs") if device.type == "cuda" else ("gloo", "no GPU")
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    me = f"rank {rank} of {world_size} on {socket.gethostname()}"
+    log.info("%s joins at %s over %s (%s)", me, where, backend, why)
+    device_id = device if device.type == "cuda" else None
+    try:
+        # A store of our own, because init_process_group has one time-out for the meeting and for every exchange after it.
+        store, rank, world_size = next(
+            dist.rendezvous("env://", rank, world_size, timeout=timedelta(seconds=JOIN_SECONDS))
+        )
+        store.set_timeout(timedelta(seconds=JOIN_SECONDS))
+        exchange = timedelta(seconds=EXCHANGE_SECONDS)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=exchange, device_id=device_id
+        )
+        hosts: list[str] = [""] * world_size
+        dist.all_gather_object(hosts, socket.gethostname())
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # torch's DistError is a RuntimeError; a port that is no number a ValueError
+        first = str(error).strip().splitlines()[0]
+        raise ConnectionError(
+            f"{me} could not meet the others at {where} within {JOIN_SECONDS} s: {first}. Look in the logs of the other ranks for one "
+            "that failed earlier; the nodes must reach each other at that address"
+        ) from error
+    if rank == 0:
+        log.info("%d ranks on %d nodes: %s", world_size, len(set(hosts)), ", ".join(dict.fromkeys(hosts)))
+
+
 @contextlib.contextmanager
 def session(device: str = "auto") -> Iterator[Ranks]:
     """Join the other ranks, and leave them at the end. A rank that cannot join raises; it never goes on alone."""
@@ -68,10 +110,7 @@ def session(device: str = "auto") -> Iterator[Ranks]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world_size > 1:
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
-        log.info("rank %d of %d joins over %s", rank, world_size, backend)
-        device_id = chosen if chosen.type == "cuda" else None
-        dist.init_process_group(backend, timeout=timedelta(seconds=JOIN_SECONDS), device_id=device_id)
+        _join(rank, world_size, chosen)
     try:
         yield Ranks(rank=rank, world_size=world_size, local_rank=local_rank, device=chosen)
     finally:
@@ -108,35 +147,48 @@ def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
     return torch.cat([part[: int(n)] for part, n in zip(parts, counts)])
 
 
-class StopFlag:
-    """Whether any rank was asked to stop (SIGTERM, SIGINT), agreed on by all at the same step.
+class Stop(IntEnum):
+    """What the ranks were asked for; the highest of all ranks counts."""
 
-    The flags of one step are reduced while the next one computes, and read there: no step waits for it.
+    NO = 0
+    SAVE = 1
+    """SIGTERM or SIGINT: save and end."""
+    HAND_OVER = 2
+    """SIGUSR2, which announces a preemption or the end of the time: save and be queued again."""
+
+
+class StopFlag:
+    """Whether any rank was asked to stop, agreed on by all at the same step.
+
+    The flags of one step are reduced while the next one computes, and read there: no step waits for it. They travel over gloo also where
+    gradients do over NCCL: reading a flag on a GPU would wait for all that the GPU has yet to do.
     """
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
-        self.asked = False
+        self.asked = Stop.NO
         self._work: dist.Work | None = None
-        self._flag = torch.zeros(1, device=ranks.device)
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+        self._before = {number: signal.signal(number, self._ask) for number in numbers}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:  # a second Ctrl-C means it
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = max(self.asked, Stop.HAND_OVER if number == signal.SIGUSR2 else Stop.SAVE)
         log.warning("%s: stopping after this step", signal.Signals(number).name)
 
-    def agreed(self) -> bool:
-        """Call once a step, on every rank; True on all ranks at the same call."""
+    def agreed(self) -> Stop:
+        """Call once a step, on every rank; the same answer on all ranks at the same call."""
         if self._ranks.world_size == 1:
             return self.asked
-        stop = False
+        stop = Stop.NO
         if self._work is not None:
             self._work.wait()
-            stop = bool(self._flag.item())
-        self._flag.fill_(float(self.asked))
-        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, async_op=True)
+            stop = Stop(int(self._flag.item()))
+        self._flag.fill_(int(self.asked))
+        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         return stop
 
     def close(self) -> None:

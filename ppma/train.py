@@ -7,10 +7,11 @@ and every draw follow from it, so a resumed run computes what the run that never
 """
 
 import contextlib
-import json
+import inspect
 import logging
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from ppma import checkpoint, distributed, environment, tasks
 from ppma.classify import Classifier, check_labels
 from ppma.command import DONE, RUN_AGAIN
 from ppma.compute import Compute, choose
-from ppma.config import RunConfig, differences
-from ppma.distributed import Ranks, StopFlag
+from ppma.config import RunConfig, check_ranks, check_run_folder
+from ppma.distributed import Ranks, Stop, StopFlag
 from ppma.evaluate import evaluate
 from ppma.flops import measured_peak_flops
 from ppma.loaders.errors import InputError
@@ -31,12 +32,17 @@ from ppma.monitor import Monitor
 from ppma.optim import build_optimizer, learning_rate, set_learning_rate
 from ppma.recipes import RECIPES, resolve
 from ppma.tasks import Batch, Task
+from ppma.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
     """The run was asked to stop, saved its state, and wants to be run again with resume."""
+
+    def __init__(self, why: Stop) -> None:
+        super().__init__(why.name)
+        self.why = why
 
 
 class Trainer:
@@ -62,9 +68,10 @@ class Trainer:
             module = torch.compile(module)  # type: ignore[assignment]  # an OptimizedModule is a Module
         if self.ranks.world_size > 1 and self.task.splits_over_ranks:
             ids = [self.ranks.device.index] if self.ranks.device.type == "cuda" else None
-            module = DistributedDataParallel(
-                module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            # The buffers are tables that every rank computes alike; the option to leave them be has a new name from torch 2.13 on.
+            renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+            still: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+            module = DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, **still)
         return module
 
     @property
@@ -148,14 +155,14 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         return nn.utils.clip_grad_norm_(self.model.parameters(), clip or float("inf"))
 
-    def run(self, monitor: Monitor, stop: StopFlag) -> None:
+    def run(self, monitor: Monitor, stop: StopFlag, watchdog: Watchdog) -> None:
         """Train to the end. Raises Stopped after a checkpoint when any rank was asked to stop."""
         start = divmod(self.step, self.task.steps_per_epoch)
         pace = _Pace(self)
-        asked = False
-        with self.task.stream(self.ranks, start) as stream:
+        with watchdog, self.task.stream(self.ranks, start) as stream:
             for batch in stream:
                 norm = self.train_step(batch)
+                watchdog.beat()
                 monitor.advance(self.step)
                 if self.step % self.config.log_every == 0 or self.step == self.total_steps:
                     self._log(monitor, batch, norm, pace)
@@ -165,7 +172,7 @@ class Trainer:
                 if asked or self.step % self.config.checkpoint_every == 0 or self.step == self.total_steps:
                     self.save()
                 if asked and self.step < self.total_steps:
-                    raise Stopped
+                    raise Stopped(asked)
 
     def _log(self, monitor: Monitor, batch: Batch, norm: Tensor | None, pace: "_Pace") -> None:
         loss = distributed.mean_over_ranks(self.loss_sum / max(self.loss_steps, 1), self.ranks).item()
@@ -218,19 +225,6 @@ class _Pace:
         return values
 
 
-def check_run_folder(config: RunConfig) -> None:
-    """InputError when the run folder holds another run, or this one and resume was not asked for."""
-    saved = config.run_dir / "config.json"
-    if not saved.exists():
-        return
-    if not config.resume:
-        raise InputError(f"{config.run_dir} holds a run already; go on with --resume, or choose another --run-dir")
-    if changed := differences(config, json.loads(saved.read_text())):
-        raise InputError(
-            f"{config.run_dir} was started with other settings ({'; '.join(changed[:5])}); resume it with the same ones"
-        )
-
-
 def _make_run_folder(config: RunConfig, ranks: Ranks, compute: Compute) -> None:
     distributed.barrier(ranks)  # every rank has looked before the first one writes
     if ranks.is_main:
@@ -240,23 +234,14 @@ def _make_run_folder(config: RunConfig, ranks: Ranks, compute: Compute) -> None:
     distributed.barrier(ranks)
 
 
-def check_batch(config: RunConfig, world_size: int) -> None:
-    """InputError unless the global batch divides into whole clips for every rank and micro-batch."""
-    unit = world_size * config.accumulate * config.loader.views
-    if config.phase != "probe" and config.batch % unit:
-        raise InputError(
-            f"batch {config.batch} does not divide by {world_size} ranks x {config.accumulate} micro-batches x {config.loader.views} views;"
-            f" take a multiple of {unit}"
-        )
-
-
-def train(config: RunConfig) -> Path:
+def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path:
     """Run a RunConfig to its end on the ranks there are, test it where the config says so, and return the run folder.
 
-    Raises InputError for a wrong input, before anything is written, and Stopped after a signalled stop.
+    Raises InputError for a wrong input, before anything is written, and Stopped after a signalled stop. `leave` is called with 75 when
+    the run hangs.
     """
     with distributed.session(config.device) as ranks:
-        check_batch(config, ranks.world_size)
+        check_ranks(config, ranks.world_size)
         check_run_folder(config)
         compute = choose(config.precision, ranks.device)
         tested = tasks.read_sources(config, config.evaluation.split)[:1] if config.evaluation.at_end else []
@@ -281,7 +266,7 @@ def train(config: RunConfig) -> Path:
                 title=title,
             ) as monitor:
                 if trainer.step < trainer.total_steps:
-                    trainer.run(monitor, stop)
+                    trainer.run(monitor, stop, Watchdog(config.hang_seconds, leave))
                 for manifest in tested:
                     assert isinstance(trainer.model, Classifier)
                     weights = str(config.run_dir / "checkpoints" / f"step_{trainer.step:08d}")

@@ -1,155 +1,39 @@
-"""`python slurm/launch.py pretrain|align|finetune|probe|evaluate`: take a run to a cluster, or run it here through the same job.
+"""`python slurm/launch.py VERB`: take a run to a cluster, or run it here through the same job.
 
-    verb, flags -> stages, each with its resolved config -> a table of what will happen -> submitit -> ppma.slurm.job.Job on every task
+    verb, flags -> plan: stages with resolved configs -> a table of what will happen -> checks -> copy of the code -> submitit
 
-The flags of the cluster and the verb are read here; all others go to the recipe (`ppma train RECIPE --help` lists them).
-Imports no torch: a login node resolves and shows a run without it. Exit codes as everywhere: see ppma.command.
+Nothing is submitted by halves: all that can be wrong is looked at first, and when SLURM refuses a stage the ones before it are cancelled.
+Imports no torch for a training: a login node resolves and shows a run without it. Exit codes as everywhere: see ppma.command.
 """
 
+import contextlib
+import io
+import json
 import shlex
+import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from ppma.command import DONE, WRONG_INPUT, parse, parse_known, run
-from ppma.config import RunConfig
+from ppma.command import DONE, WRONG_INPUT, run
 from ppma.loaders.errors import InputError
-from ppma.recipes import resolve
-from ppma.slurm.cluster import ClusterConfig, allocate, executor, free_port, require_slurm, sbatch_script
+from ppma.slurm import snapshot
+from ppma.slurm.cluster import Script, allocate, executor, free_port, require_slurm, sbatch_script
 from ppma.slurm.foreground import follow
-from ppma.slurm.job import Job, evaluate, train
+from ppma.slurm.plan import VERBS, Stage, Verb, check_inputs, plan
+from ppma.slurm.site import check, explain_refusal
+from ppma.slurm.status import LAUNCH, active_jobs
+from ppma.slurm.status import main as status
 
 
-@dataclass(frozen=True, kw_only=True)
-class Launch(ClusterConfig):
-    """Start a run on a cluster, or here with --cluster local. All other flags go to the recipe."""
-
-    recipe: str
-    """Name of the recipe."""
-    runs: Path = Path("runs")
-    """Folder in which the run folder is made."""
-    dry_run: bool = False
-    """Show what would be submitted, and submit nothing; needs no cluster."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluate(ClusterConfig):
-    """Test a finished run on a cluster, or here with --cluster local. All other flags go to `ppma evaluate`."""
-
-    dry_run: bool = False
-    """Show what would be submitted, and submit nothing; needs no cluster."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One job: what it is called, what it does, where its logs go, and what to say about it beforehand."""
-
-    name: str
-    job: Job
-    logs: Path
-    facts: dict[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pretrain(ClusterConfig):
-    """Pre-train: stage 1 (MAE) and then stage 2 (Align), which starts from its checkpoint. All other flags go to both recipes."""
-
-    stage: Literal["mae", "align", "both"] = "both"
-    """Which stage. align alone starts from the newest checkpoint of stage 1 in --runs."""
-    mae: str = "mae_nohuman"
-    """Recipe of stage 1."""
-    align: str = "align_nohuman_synthetic"
-    """Recipe of stage 2."""
-    mae_flags: str = ""
-    """Flags for stage 1 only, in one string: --mae-flags="--optim.epochs 2"."""
-    align_flags: str = ""
-    """Flags for stage 2 only, in one string."""
-    runs: Path = Path("runs")
-    """Folder in which the run folders are made."""
-    dry_run: bool = False
-    """Show what would be submitted, and submit nothing; needs no cluster."""
-
-
-VERBS: dict[str, tuple[str, str]] = {
-    "pretrain": ("", "stage 1, then stage 2"),
-    "align": ("align_nohuman_synthetic", "stage 2 alone: --init RUN"),
-    "finetune": ("finetune", "transfer by fine-tuning: --dataset NAME --init RUN"),
-    "probe": ("probe", "transfer by a linear probe: --dataset NAME --init RUN"),
-    "evaluate": ("", "test a finished run: --checkpoint RUN --dataset NAME"),
-}
-"""verb: (its default recipe, what it does)."""
-
-
-def _place(config: RunConfig, runs: Path) -> RunConfig:
-    """The same run, its folder made absolute: a job may start elsewhere. `runs` takes the place of the recipe's own parent folder."""
-    folder = runs / config.run_dir.name if config.run_dir.parent == Path("runs") else config.run_dir
-    return replace(config, run_dir=folder.absolute(), init=config.init.absolute() if config.init else None)
-
-
-def _pretrain_stages(launch: Pretrain, flags: Sequence[str], prog: str) -> list[RunConfig]:
-    mae = _place(resolve(launch.mae, [*flags, *shlex.split(launch.mae_flags)], prog=prog), launch.runs)
-    align = _place(resolve(launch.align, [*flags, *shlex.split(launch.align_flags)], prog=prog), launch.runs)
-    if mae.run_dir == align.run_dir:
-        raise InputError(
-            f"both stages would write to {mae.run_dir}; --runs names the folder in which each gets its own"
-        )
-    if launch.stage == "both" or align.init is None:
-        align = replace(align, init=mae.run_dir / "checkpoints" / "latest")
-    return {"mae": [mae], "align": [align], "both": [mae, align]}[launch.stage]
-
-
-def _check(config: RunConfig, cluster: ClusterConfig) -> None:
-    """A global batch must divide among the processes; better said here than by a job that waited for an hour."""
-    ranks = allocate(cluster).ranks
-    if config.batch % (config.loader.views * config.accumulate * ranks):
-        raise InputError(
-            f"{config.recipe}: a batch of {config.batch} is {config.batch_clips} clips of {config.loader.views} views in"
-            f" {config.accumulate} micro-batches, which {ranks} processes cannot share evenly; change --batch, --nodes or --processes"
-        )
-
-
-def _training(config: RunConfig, cluster: ClusterConfig) -> Stage:
-    _check(config, cluster)
-    rate = config.optim.peak_lr * config.batch / config.optim.reference_batch
-    facts = {
-        "global batch": str(config.batch),
-        "peak rate at this batch": f"{rate:.3g}",
-        "epochs": str(config.optim.epochs),
-        "sources": ", ".join(config.sources),
-        "starts from": str(config.init or "scratch"),
-        "run folder": str(config.run_dir),
-    }
-    return Stage(name=config.recipe, job=Job(work=train, config=config), logs=config.run_dir / "jobs", facts=facts)
-
-
-def _evaluation(flags: list[str], prog: str) -> Stage:
-    """The flags are read here once, so that a wrong one is told at once; that imports torch."""
-    from ppma.evaluate import Options, run_folder
-
-    options = parse(Options, flags, prog=prog)
-    facts = {"checkpoint": str(options.checkpoint), "data set": options.dataset, "split": options.evaluation.split}
-    logs = run_folder(options.checkpoint).absolute() / "jobs"
-    return Stage(name="evaluate", job=Job(work=evaluate, config=flags), logs=logs, facts=facts)
-
-
-def _plan(verb: str, argv: list[str]) -> tuple[Launch | Pretrain | Evaluate, list[Stage]]:
-    prog = f"launch.py {verb}"
-    if verb == "pretrain":
-        pretrain, flags = parse_known(Pretrain(), argv, prog=prog)
-        return pretrain, [_training(config, pretrain) for config in _pretrain_stages(pretrain, flags, prog)]
-    if verb == "evaluate":
-        test, flags = parse_known(Evaluate(), argv, prog=prog)
-        return test, [_evaluation(flags, prog)]
-    launch, flags = parse_known(Launch(recipe=VERBS[verb][0]), argv, prog=prog)
-    return launch, [_training(_place(resolve(launch.recipe, flags, prog=prog), launch.runs), launch)]
-
-
-def _show(stages: Sequence[Stage], cluster: ClusterConfig, console: Console) -> None:
+def _show(stages: Sequence[Stage], cluster: Verb, console: Console) -> None:
     """The table of what will happen, a column for each stage."""
     allocation = allocate(cluster)
     size = {"nodes x GPUs": f"{allocation.nodes} x {allocation.gpus}", "processes": str(allocation.ranks)}
@@ -161,41 +45,119 @@ def _show(stages: Sequence[Stage], cluster: ClusterConfig, console: Console) -> 
     console.print(table)
 
 
-def _submit(stages: Sequence[Stage], cluster: ClusterConfig, console: Console) -> int:
-    """Hand the stages to SLURM, each waiting for the one before."""
-    before = None
+def _script(stage: Stage, after: tuple[str, ...] = ()) -> Script:
+    run_dir = stage.folder if stage.config else None
+    return Script(name=stage.name, logs=stage.logs, after=after, code=stage.folder / snapshot.CODE, run_dir=run_dir)
+
+
+def _prepare(stage: Stage, cluster: Verb) -> None:
+    """Copy the code and write down what is about to be submitted."""
+    copied = snapshot.take(stage.folder)
+    if stage.config:
+        (stage.folder / "config.json").write_text(stage.config.to_json())
+    record = {
+        "command": [sys.executable, *sys.argv],
+        "submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "code": asdict(copied) | {"folder": str(copied.folder)},
+        "cluster": asdict(cluster),
+        "jobs": [],
+    }
+    file = stage.folder / LAUNCH
+    before = json.loads(file.read_text()) if file.exists() else []
+    file.write_text(json.dumps([*before, record], indent=2, default=str) + "\n")
+
+
+def _note_jobs(stage: Stage, jobs: list[str]) -> None:
+    file = stage.folder / LAUNCH
+    records = json.loads(file.read_text())
+    records[-1]["jobs"] = jobs
+    file.write_text(json.dumps(records, indent=2) + "\n")
+
+
+def _withdraw(stages: Sequence[Stage], made: Sequence[Path], jobs: Sequence[str]) -> None:
+    """Take back what was submitted and written before a stage was refused."""
+    if jobs:
+        subprocess.run(["scancel", *jobs], check=False)
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _submit_all(stages: Sequence[Stage], cluster: Verb, console: Console) -> list[list[str]]:
+    """Job ids of each stage, which waits for the one before."""
+    ids: list[list[str]] = []
+    made = [stage.folder for stage in stages if not stage.folder.exists()]
+    try:
+        for stage in stages:
+            _prepare(stage, cluster)
+            target = executor(cluster, _script(stage, tuple({job.split("_")[0] for job in ids[-1]} if ids else ())))
+            with (
+                contextlib.redirect_stderr(io.StringIO()),
+                target.batch(),
+            ):  # sbatch's complaint comes with the exception
+                jobs = [target.submit(job) for job in stage.jobs]
+            ids.append([job.job_id for job in jobs])
+            _note_jobs(stage, ids[-1])
+            console.print(f"submitted {stage.name} as job {ids[-1][0].split('_')[0]}", soft_wrap=True)
+    except (FailedJobError, FailedSubmissionError) as error:
+        _withdraw(stages, made, [job for jobs in ids for job in jobs])
+        raise InputError(explain_refusal(str(error))) from None
+    except BaseException:
+        _withdraw(stages, made, [job for jobs in ids for job in jobs])
+        raise
+    return ids
+
+
+def _submit(stages: Sequence[Stage], cluster: Verb, console: Console) -> int:
+    """Check, hand the stages to SLURM, and say what one needs next."""
+    check_inputs(stages)
+    check(cluster)
     for stage in stages:
-        job = executor(cluster, folder=stage.logs, name=stage.name, after=before).submit(stage.job)
-        console.print(f"submitted {stage.name} as job {job.job_id}; its log: {job.paths.stdout}", soft_wrap=True)
-        before = job.job_id
+        if active := active_jobs(stage.folder):
+            raise InputError(f"{stage.folder} is in the queue as job {', '.join(active)}; scancel it first")
+    if cluster.require_clean:
+        snapshot.require_clean(snapshot.source_root())
+    ids = _submit_all(stages, cluster, console)
+    log, first = stages[0].logs, ids[0][0]
+    jobs = " ".join(dict.fromkeys(job.split("_")[0] for stage in ids for job in stage))
+    console.print("\nfollow the log:  " + shlex.join(["tail", "-F", f"{log}/{first}_0_log.out"]), soft_wrap=True)
+    console.print(
+        "see the curves:  " + shlex.join(["tensorboard", "--logdir", str(cluster.runs.absolute())]), soft_wrap=True
+    )
+    console.print(f"cancel:          scancel {jobs}", soft_wrap=True)
     return DONE
 
 
-def _run_here(stages: Sequence[Stage], cluster: ClusterConfig, console: Console) -> int:
+def _run_here(stages: Sequence[Stage], cluster: Verb, console: Console) -> int:
     """One stage after the other, in the foreground; the first that does not end well ends it all."""
+    check_inputs(stages)
     for stage in stages:
-        console.print(f"\n{stage.name}", soft_wrap=True)
-        code = follow(executor(cluster, folder=stage.logs, name=stage.name), replace(stage.job, port=free_port()))
-        if code != DONE:
-            return code
+        for job in stage.jobs:
+            console.print(f"\n{stage.name}", soft_wrap=True)
+            if cluster.cluster == "debug":
+                code = job.work(job.config)
+            else:
+                code = follow(executor(cluster, _script(stage)), replace(job, port=free_port()))
+            if code != DONE:
+                return code
     return DONE
 
 
-def _dry_run(stages: Sequence[Stage], cluster: ClusterConfig) -> int:
+def _dry_run(stages: Sequence[Stage], cluster: Verb) -> int:
     """Write what would be submitted."""
     for number, stage in enumerate(stages):
         if cluster.cluster == "slurm":
-            text = sbatch_script(
-                cluster, folder=stage.logs, name=stage.name, after="JOB_OF_STAGE_1" if number else None
-            )
+            script = _script(stage, ("JOB_OF_STAGE_1",) if number else ())
+            text = sbatch_script(cluster, script, tasks_of_array=len(stage.jobs))
         else:
-            text = f"{allocate(cluster).processes} x {shlex.quote(sys.executable)} -u -m submitit.core._submit {stage.logs}\n"
+            text = (
+                f"{allocate(cluster).tasks} x {shlex.quote(sys.executable)} -u -m submitit.core._submit {stage.logs}\n"
+            )
         sys.stdout.write(f"\n# {stage.name}\n{text}")
     return DONE
 
 
 def _launch(verb: str, argv: list[str]) -> int:
-    cluster, stages = _plan(verb, argv)
+    cluster, stages = plan(verb, argv)
     if cluster.cluster == "slurm" and not cluster.dry_run:
         require_slurm()
     console = Console(highlight=False)
@@ -209,14 +171,17 @@ def main(argv: list[str] | None = None) -> int:
     """Run `launch.py ARGV` and return its exit code."""
     verb, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if verb in ("-h", "--help"):
-        lines = [f"  {name:<10} {purpose}" for name, (_, purpose) in VERBS.items()]
+        lines = [f"  {name:<14} {purpose}" for name, (_, purpose) in VERBS.items()]
+        lines.append(f"  {'status':<14} state, step, speed, time left and restarts of a run: status RUN")
         sys.stdout.write(
-            "usage: launch.py VERB [--cluster slurm|local] [--nodes N] [--dry-run] [FLAGS OF THE RECIPE]\n\n"
+            "usage: launch.py VERB [--cluster slurm|local|debug] [--nodes N] [--dry-run] [FLAGS OF THE RECIPE]\n\n"
         )
         sys.stdout.write("\n".join(lines) + "\n\nStart with: python slurm/launch.py pretrain --nodes 8 --dry-run\n")
         return DONE
+    if verb == "status":
+        return run(status, rest, prog="launch.py status")
     if verb not in VERBS:
-        sys.stderr.write(f"launch.py: there is no verb {verb!r}; verbs: {', '.join(VERBS)}\n")
+        sys.stderr.write(f"launch.py: there is no verb {verb!r}; verbs: {', '.join([*VERBS, 'status'])}\n")
         return WRONG_INPUT
     return run(lambda argv: _launch(verb, argv), rest, prog=f"launch.py {verb}")
 

@@ -6,7 +6,9 @@ PPMA_REQUIRE=gpu,slurm turns a missing GPU or cluster from a skip into a failure
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -39,9 +41,24 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+SLURM_CLUSTER = Path(__file__).with_name("slurm-cluster")
+
+
+def _can_start_slurm() -> bool:
+    """Root, who may make namespaces, with SLURM installed or apt-get to install it."""
+    tools = shutil.which("slurmctld", path="/usr/sbin:/sbin") or shutil.which("apt-get")
+    if os.geteuid() != 0 or tools is None or shutil.which("unshare") is None:
+        return False
+    return subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True, check=False).returncode == 0
+
+
 NEEDS: dict[str, tuple[str, Callable[[], bool], str]] = {
     "cuda": ("gpu", _has_gpu, "needs an NVIDIA GPU"),
-    "slurm": ("slurm", lambda: shutil.which("sbatch") is not None, "needs a SLURM cluster (sbatch)"),
+    "slurm": (
+        "slurm",
+        _can_start_slurm,
+        "needs root, namespaces and SLURM or apt-get, to start a SLURM cluster of its own",
+    ),
 }
 """marker: (its name in PPMA_REQUIRE, whether the machine has it, why a test is skipped)."""
 
@@ -149,3 +166,41 @@ def triton_device(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip("Triton is not installed" if not choice.INSTALLED else "compiled on this GPU instead")
     with choice.use("triton"):
         yield "cpu" if request.param == "interpreted" else "cuda"
+
+
+@dataclass(frozen=True)
+class SlurmCluster:
+    """A throw-away SLURM of two nodes, node1 and node2, partitions main (preempted, 7 days) and high (1 day)."""
+
+    environment: dict[str, str]
+    """For processes that use it."""
+
+    def __call__(self, *command: str, check: bool = True) -> str:
+        """Run a command such as squeue; returns what it prints."""
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False, timeout=120)
+        assert not check or done.returncode == 0, (command, done.stderr)
+        return done.stdout
+
+    def power(self, switch: str, node: str) -> None:
+        """kill-node or boot-node."""
+        self(str(SLURM_CLUSTER), switch, node)
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster(request: pytest.FixtureRequest) -> Iterator[SlurmCluster]:
+    """Start the cluster for the tests of this session, 12 s, and stop it after them."""
+    folder = Path(f"/var/tmp/ppma-slurm-{os.getpid()}")
+    environment = {**os.environ, "SLURM_CLUSTER_DIR": str(folder), "XDG_CONFIG_HOME": str(folder / "no-site")}
+    started = subprocess.run(
+        [str(SLURM_CLUSTER), "start", "2"], env=environment, capture_output=True, text=True, check=False
+    )
+    if started.returncode:
+        give_up = pytest.fail if "slurm" in os.environ.get("PPMA_REQUIRE", "").split(",") else pytest.skip
+        give_up(f"the SLURM cluster does not start: {started.stderr[-2000:]}")
+    try:
+        path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        yield SlurmCluster({**environment, "PATH": path, "SLURM_CONF": str(folder / "etc" / "slurm.conf")})
+    finally:
+        subprocess.run([str(SLURM_CLUSTER), "stop"], env=environment, check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)

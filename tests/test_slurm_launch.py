@@ -1,6 +1,7 @@
 """The launcher: what it shows, what it refuses, and jobs that really run here through submitit's local executor."""
 
 import importlib
+import json
 import os
 import pickle
 import signal
@@ -16,9 +17,10 @@ import submitit
 from ppma.command import RUN_AGAIN, WRONG_INPUT
 from ppma.loaders.errors import InputError
 from ppma.slurm import launch
-from ppma.slurm.cluster import ClusterConfig, allocate, executor, free_port, sbatch_script
+from ppma.slurm.cluster import ClusterConfig, Script, allocate, executor, free_port, minutes, sbatch_script
 from ppma.slurm.foreground import _verdict, follow
 from ppma.slurm.job import Job, export_ranks, train
+from ppma.slurm.plan import plan as make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -78,12 +80,17 @@ def work(tmp_path, monkeypatch):
 
 
 def here(processes: int) -> ClusterConfig:
-    return ClusterConfig(cluster="local", gpus=0, processes=processes, hours=0.1)
+    return ClusterConfig(cluster="local", gpus_per_node=0, tasks_per_node=processes, time="6")
 
 
 def run_here(function: str, folder: Path, processes: int) -> int:
-    job = Job(work=getattr(importlib.import_module("job_work"), function), config=str(folder), port=free_port())
-    return follow(executor(here(processes), folder=folder / "jobs", name="test"), job)
+    job = Job(
+        work=getattr(importlib.import_module("job_work"), function),
+        config=str(folder),
+        ranks=processes,
+        port=free_port(),
+    )
+    return follow(executor(here(processes), Script(name="test", logs=folder / "jobs")), job)
 
 
 # ------------------------------------------------------------------------------------------------------------ local jobs
@@ -183,9 +190,21 @@ def test_slurm_tasks_meet_on_the_first_node(monkeypatch):
 
 def test_sbatch_script_asks_for_what_was_asked(tmp_path):
     config = ClusterConfig(
-        nodes=8, gpus=4, cpus=6, hours=1.5, partition="long", memory_gib=100, account="lab", qos="high"
+        nodes=8,
+        gpus_per_node=4,
+        cpus_per_task=6,
+        time="1:30:00",
+        partition="long",
+        mem_gib=100,
+        account="lab",
+        qos="high",
+        slurm=("reservation=ppma", "contiguous"),
+        setup=("module load cuda",),
+        nodelist="n[1-8]",
     )
-    script = sbatch_script(config, folder=tmp_path, name="mae", after="17")
+    script = sbatch_script(
+        config, Script(name="mae", logs=tmp_path / "jobs", after=("17",), run_dir=tmp_path, code=tmp_path / "code")
+    )
     lines = [
         "nodes=8",
         "ntasks-per-node=4",
@@ -195,29 +214,42 @@ def test_sbatch_script_asks_for_what_was_asked(tmp_path):
         "partition=long",
         "mem=100GB",
     ]
-    lines += ["account=lab", "qos=high", "job-name=mae", "dependency=afterok:17"]
+    lines += [
+        "account=lab",
+        "qos=high",
+        "job-name=mae",
+        "dependency=afterok:17",
+        "signal=USR2@120",
+        "kill-on-invalid-dep=yes",
+    ]
+    lines += ["reservation=ppma", "nodelist='n[1-8]'"]
     assert all(f"#SBATCH --{line}\n" in script for line in lines)
     assert "--kill-on-bad-exit=1" in script and "export SRUN_CPUS_PER_TASK=6" in script
-    assert "constraint" not in script and "#SBATCH --gpus" not in sbatch_script(
-        ClusterConfig(gpus=0), folder=tmp_path, name="x"
-    )
+    assert "#SBATCH --contiguous\n" in script and "#SBATCH --requeue\n" in script and "\nmodule load cuda\n" in script
+    assert f"PYTHONSAFEPATH=1 PYTHONPATH={tmp_path}/code" in script
+    assert "\ncode=$?\nexec " in script and "-m ppma.slurm.restart" in script.splitlines()[-1]
+    bare = sbatch_script(ClusterConfig(gpus_per_node=0), Script(name="x", logs=tmp_path))
+    assert "constraint" not in script and "#SBATCH --gpus" not in bare and bare.endswith("code=$?\nexit $code")
 
 
 def test_the_paper_took_one_gpu_of_each_node():
     assert allocate(ClusterConfig(nodes=8)).ranks == 8
-    assert allocate(ClusterConfig(nodes=2, gpus=4)).ranks == 8
-    assert allocate(ClusterConfig(nodes=1, gpus=0, processes=3)).ranks == 3
+    assert allocate(ClusterConfig(nodes=2, gpus_per_node=4)).ranks == 8
+    assert allocate(ClusterConfig(nodes=1, gpus_per_node=0, tasks_per_node=3)).ranks == 3
 
 
 @pytest.mark.parametrize(
     ("fields", "word"),
     [
         ({"nodes": 0}, "--nodes is 0"),
-        ({"memory_gib": 0}, "--memory-gib is 0"),
-        ({"hours": 0}, "--hours is 0"),
+        ({"mem_gib": 0}, "--mem-gib is 0"),
+        ({"time": "0"}, "at least a minute"),
+        ({"time": "soon"}, "write minutes, hours:minutes:seconds"),
+        ({"slurm": ("a b=c",)}, "give KEY=VALUE"),
+        ({"cluster": "debug", "tasks_per_node": 2}, "--cluster debug has one process"),
         ({"cluster": "local", "nodes": 2}, "--cluster local has one node"),
-        ({"gpus": 2, "processes": 3}, "more than the 2 GPUs"),
-        ({"cluster": "local", "gpus": 99}, "--gpus is 99"),
+        ({"gpus_per_node": 2, "tasks_per_node": 3}, "more than the 2 GPUs"),
+        ({"cluster": "local", "gpus_per_node": 99}, "--gpus-per-node is 99"),
     ],
 )
 def test_wrong_clusters_are_refused(fields, word):
@@ -235,6 +267,13 @@ def test_without_slurm_it_names_the_ways_out(capsys, monkeypatch):
     assert "--cluster local" in error and "--dry-run" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("time", "wanted"), [("90", 90), ("1:30", 2), ("1:30:00", 90), ("1-2", 1560), ("1-00:00:01", 1441), ("7-0", 10080)]
+)
+def test_times_are_read_as_slurm_does(time, wanted):
+    assert minutes(time) == wanted
+
+
 def test_dry_run_of_both_stages(tmp_path, capsys):
     assert launch.main(["pretrain", "--nodes", "8", "--runs", str(tmp_path), "--model", "tiny", "--dry-run"]) == 0
     text = capsys.readouterr().out
@@ -244,27 +283,75 @@ def test_dry_run_of_both_stages(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_stages_are_submitted_one_after_the_other(tmp_path, monkeypatch, capsys):
-    """sbatch is a script here that keeps what it is given and counts jobs up from 41."""
-    commands = tmp_path / "bin"
-    commands.mkdir()
-    (commands / "srun").write_text("#!/bin/sh\n")
-    (commands / "sbatch").write_text(
-        f'#!/bin/sh\nn=$(ls {tmp_path}/script* 2>/dev/null | wc -l)\ncp "$1" {tmp_path}/script$n\necho "Submitted batch job $((41 + n))"\n'
-    )
-    for command in commands.iterdir():
-        command.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
-    assert launch.main(["pretrain", "--nodes", "2", "--runs", str(tmp_path / "runs"), "--model", "tiny"]) == 0
-    first, second = ((tmp_path / f"script{n}").read_text() for n in range(2))
+@pytest.fixture
+def fake_slurm(tmp_path, monkeypatch):
+    """Commands of a cluster with one large partition. sbatch keeps the scripts it is given and counts jobs up from 41; a file `refuse`
+    holds the number of the script that it refuses. scancel notes what it is told."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    sbatch = f"""
+        n=$(ls {tmp_path}/script* 2>/dev/null | wc -l)
+        if [ "$n" = "$(cat {tmp_path}/refuse 2>/dev/null)" ]; then echo "sbatch: error: too much" >&2; exit 1; fi
+        cp "$1" {tmp_path}/script$n; echo "Submitted batch job $((41 + n))"
+    """
+    commands = {
+        "srun": "", "squeue": "", "sbatch": sbatch, "scancel": f'echo "$@" >{tmp_path}/cancelled',
+        "sinfo": "for n in $(seq 16); do echo 'main*|n'$n'|idle|gpu:8|128|infinite'; done",
+    }  # fmt: skip
+    for name, text in commands.items():
+        (folder / name).write_text(f"#!/bin/sh\n{textwrap.dedent(text)}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "made.csv").write_text("x\n")
+    sources = ("no-human-kinetics", "synapt")
+    text = "".join(f'[{name}.train]\nmanifest = "made.csv"\nroot = "."\n' for name in sources)
+    (tmp_path / "data.toml").write_text(text)
+    monkeypatch.setenv("PPMA_DATA", str(tmp_path / "data.toml"))
+    return tmp_path
+
+
+def test_stages_are_submitted_one_after_the_other(fake_slurm, capsys):
+    runs = fake_slurm / "runs"
+    assert launch.main(["pretrain", "--nodes", "2", "--runs", str(runs), "--model", "tiny"]) == 0
+    first, second = ((fake_slurm / f"script{n}").read_text() for n in range(2))
     assert "--dependency" not in first and "#SBATCH --dependency=afterok:41\n" in second
     assert "job-name=mae_nohuman" in first and "job-name=align_nohuman_synthetic" in second
-    assert "as job 41" in capsys.readouterr().out
-    assert list((tmp_path / "runs" / "mae_nohuman" / "jobs").glob("*.pkl"))
+    told = capsys.readouterr().out
+    assert "as job 41" in told and f"tail -F {runs}/mae_nohuman/jobs/41_0_log.out" in told and "scancel 41 42" in told
+    assert list((runs / "mae_nohuman" / "jobs").glob("*.pkl"))
+    record = json.loads((runs / "mae_nohuman" / "launch.json").read_text())[0]
+    assert record["jobs"] == ["41"] and len(record["code"]["sha256"]) == 64
+    assert (runs / "mae_nohuman" / "code" / "ppma" / "slurm").is_symlink()
+    config = json.loads((runs / "mae_nohuman" / "config.json").read_text())
+    assert config["resume"] and config["data"] == str(fake_slurm / "data.toml")
+
+
+def test_a_refused_stage_2_cancels_stage_1_and_leaves_nothing(fake_slurm, capsys):
+    (fake_slurm / "refuse").write_text("1")
+    assert launch.main(["pretrain", "--runs", str(fake_slurm / "runs"), "--model", "tiny"]) == WRONG_INPUT
+    assert capsys.readouterr().err == "launch.py pretrain: sbatch refuses: too much\n"
+    assert (fake_slurm / "cancelled").read_text() == "41\n"
+    assert not list((fake_slurm / "runs").iterdir())
+
+
+def test_a_run_in_the_queue_is_not_submitted_again(fake_slurm, capsys):
+    flags = ["align", "--runs", str(fake_slurm / "runs"), "--model", "tiny"]
+    assert launch.main(flags) == 0
+    (fake_slurm / "bin" / "squeue").write_text("#!/bin/sh\necho '41|PENDING'\n")
+    assert launch.main([*flags, "--resume"]) == WRONG_INPUT
+    assert "is in the queue as job 41" in capsys.readouterr().err
+
+
+def test_a_missing_store_is_told(fake_slurm, capsys):
+    with (fake_slurm / "data.toml").open("a") as file:
+        file.write('store = "gone.beton"\n')
+    assert launch.main(["pretrain", "--runs", str(fake_slurm / "runs"), "--model", "tiny"]) == WRONG_INPUT
+    error = capsys.readouterr().err
+    assert "gone.beton does not exist" in error and error.count("\n") == 1 and not (fake_slurm / "runs").exists()
 
 
 def plan(verb, *argv):
-    return [stage.job.config for stage in launch._plan(verb, list(argv))[1]]
+    return [stage.config for stage in make_plan(verb, list(argv))[1]]
 
 
 def test_stage_2_starts_from_stage_1(tmp_path):
@@ -298,7 +385,7 @@ def test_recipe_flags_and_run_folders(tmp_path):
         (["pretrain", "--ndoes", "8"], "--ndoes"),
         (["pretrain", "--run-dir", "x"], "both stages would write to"),
         (["align", "--recipe", "mae_nohmuan"], "mae_nohmuan"),
-        (["pretrain", "--nodes", "7", "--dry-run"], "7 processes cannot share evenly"),
+        (["pretrain", "--nodes", "7", "--dry-run"], "does not divide by 7 ranks"),
         (["pretend"], "pretend"),
     ],
 )

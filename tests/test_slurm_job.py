@@ -1,0 +1,264 @@
+"""Jobs on a real SLURM, two nodes of two tasks: training through the launcher, and everything that ends a job before its time."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from slurm_runs import ROOT, Run, flags, launch
+
+from ppma.cli import main as ppma
+
+EPOCHS = 60
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, clip_tree):
+    """A data catalogue with the source `made`."""
+    folder = tmp_path_factory.mktemp("data")
+    words = f"--root {clip_tree} --out {folder}/made.csv --name made --split train --data {folder}/data.toml".split()
+    assert ppma(["index", str(clip_tree), *words]) == 0
+    return folder / "data.toml"
+
+
+def weights(run_dir):
+    return load_file(Path(run_dir) / "checkpoints" / "latest" / "model.safetensors")
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def never_stopped(data, run_dir, epochs, environment):
+    """The same run on four ranks of this machine, through the launcher."""
+    place = ["--cluster", "local", "--gpus-per-node", "0", "--tasks-per-node", "4"]
+    done = launch([*flags(data, run_dir, epochs), *place], environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return weights(run_dir)
+
+
+def steps_at_stop(run):
+    """Steps at which rank 0 wrote a last line before it was queued again, and those at which it resumed."""
+    log = run.log()
+    resumed = [int(step) for step in re.findall(r"resumed at step (\d+)", log)]
+    parts = log.split("Loading pickle")[1:]
+    last = [
+        max((int(step) for step in re.findall(r"^step (\d+) of", part, flags=re.MULTILINE)), default=0)
+        for part in parts
+    ]
+    return last[:-1], resumed
+
+
+@pytest.mark.slurm
+def test_slurm_trains_on_two_nodes_and_survives_a_preemption_to_the_bit(slurm_cluster, data, tmp_path):
+    run = Run(slurm_cluster, data, tmp_path / "run", EPOCHS)
+    assert all(words in run.told for words in ("follow the log:", "tensorboard --logdir", f"scancel {run.job}"))
+    run.wait_for_step(10)
+    told = launch(["status", str(run.folder)], slurm_cluster.environment)
+    assert told.returncode == 0 and "running" in told.stdout, told
+    run.preempt()
+    assert 10 <= run.step() < EPOCHS
+    whole = never_stopped(data, tmp_path / "whole", EPOCHS, slurm_cluster.environment)
+    run.wait_for_end()
+    stopped, resumed = steps_at_stop(run)
+    assert resumed == stopped  # no step was lost
+    assert equal(weights(run.folder), whole)
+    assert [row["step"] for row in run.rows()] == list(range(1, EPOCHS + 1))
+    ranks = [re.search(r"rank \d of 4 on (\w+) joins at node1:\d+ over gloo", run.log(rank)) for rank in range(4)]
+    assert [rank[1] for rank in ranks] == ["node1", "node1", "node2", "node2"]
+    assert "4 ranks on 2 nodes: node1, node2" in run.log()
+    assert not any("Traceback" in run.log(rank) for rank in range(4))
+    told = launch(["status", str(run.folder)], slurm_cluster.environment).stdout
+    assert "completed" in told and f"{EPOCHS} of {EPOCHS}" in told and re.search(r"restarts +1", told)
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("--partition long", "there are main, high"),
+        ("--nodes 3", "partition main has 2"),
+        ("--gpus-per-node 8", "nodes of partition main have up to 4"),
+        ("--time 8-00:00:00", "partition main allows up to 7-00:00:00"),
+        ("--cpus-per-task 100", "have up to"),
+        ("--account nobody", "--account takes lab"),
+        ("--qos fastest", "--qos takes"),
+        ("--nodelist node7", "node7 is no node of partition main; usable are node1, node2"),
+        ("--sources nowhere", "has no source nowhere.train"),
+        ("--init gone", "there is no such run or checkpoint"),
+    ],
+)
+def test_slurm_refuses_in_one_line_and_submits_nothing(wrong, words, slurm_cluster, data, tmp_path):
+    few = ["--gpus-per-node", "0", "--cpus-per-task", "1"]
+    done = launch(
+        [*flags(data, tmp_path / "runs" / "run", 2), *few, "--batch", "24", *wrong.split()], slurm_cluster.environment
+    )
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done
+    assert not (tmp_path / "runs" / "run").exists()
+    assert slurm_cluster("squeue", "-h", "-n", "mae_nohuman") == ""
+
+
+# ------------------------------------------------------------------------------------------------------- make slow
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_slurm_ten_preemptions_change_nothing(slurm_cluster, data, tmp_path):
+    epochs = 500
+    run = Run(slurm_cluster, data, tmp_path / "run", epochs)
+    for number in range(10):
+        before = run.saved()
+        run.wait_for_step(before + 15)
+        if number % 2:
+            run.preempt()
+        else:  # what submitit sends for its tests, and SLURM at the end of the time
+            restarts = run.restarts()
+            slurm_cluster("scancel", "--signal=USR2", run.job)
+            run.wait("restart", lambda: run.restarts() > restarts)  # noqa: B023
+    run.wait_for_end()
+    assert run.restarts() == 10
+    stopped, resumed = steps_at_stop(run)
+    assert resumed == stopped and len(resumed) == 10
+    assert equal(weights(run.folder), never_stopped(data, tmp_path / "whole", epochs, slurm_cluster.environment))
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_slurm_time_limit_is_a_preemption(slurm_cluster, data, tmp_path):
+    """The limit is one minute, SLURM warns 45 s before; the job goes on until it is done."""
+    run = Run(
+        slurm_cluster,
+        data,
+        tmp_path / "run",
+        1500,
+        "--time",
+        "1",
+        "--signal-delay-s",
+        "30",
+        "--checkpoint-every",
+        "100000",
+    )
+    run.wait("restart", lambda: run.restarts() >= 1, 240)
+    slurm_cluster("scancel", run.job)
+    assert run.saved() > 0
+
+
+def node_dies(run):
+    run.cluster.power("kill-node", "node2")
+    run.wait("requeue", lambda: run.restarts() >= 1, 120)
+    run.cluster.power("boot-node", "node2")
+
+
+def administrator_requeues(run):
+    run.cluster("scontrol", "requeue", run.job)
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+@pytest.mark.parametrize("what", [node_dies, administrator_requeues])
+def test_slurm_requeues_lose_one_checkpoint_interval_at_most(what, slurm_cluster, data, tmp_path):
+    epochs, interval = 300, 20
+    run = Run(slurm_cluster, data, tmp_path / "run", epochs, "--checkpoint-every", str(interval))
+    run.wait_for_step(50)
+    what(run)
+    run.wait_for_end()
+    stopped, resumed = steps_at_stop(run)
+    assert run.restarts() == 1 and len(resumed) == 1 and 0 <= stopped[0] - resumed[0] <= interval
+    assert equal(weights(run.folder), never_stopped(data, tmp_path / "whole", epochs, slurm_cluster.environment))
+
+
+def processes_of_rank(run, rank):
+    """Processes of this machine that are that task of the job."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        wanted = {f"SLURM_JOB_ID={run.job}".encode(), f"SLURM_PROCID={rank}".encode()}
+        if wanted <= set(variables) and b"submitit.core._submit" in command and b"ppma-slurm" in b"".join(variables):
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_slurm_a_killed_rank_takes_the_job_down_and_resume_goes_on(slurm_cluster, data, tmp_path):
+    epochs, interval = 200, 20
+    run = Run(slurm_cluster, data, tmp_path / "run", epochs, "--checkpoint-every", str(interval))
+    run.wait_for_step(50)
+    (victim,) = processes_of_rank(run, 3)
+    os.kill(victim, signal.SIGKILL)
+    began = time.monotonic()
+    run.wait_for_end("FAILED")
+    assert time.monotonic() - began < 60
+    assert run.restarts() == 0
+    assert any("Traceback" in run.log(rank) for rank in range(3))  # peers tell where they lost it
+    lost_at = run.step()
+    again = Run(slurm_cluster, data, tmp_path / "run", epochs, "--checkpoint-every", str(interval), "--resume")
+    again.wait_for_end()
+    resumed = int(re.search(r"resumed at step (\d+)", again.log())[1])
+    assert 0 <= lost_at - resumed <= interval
+    assert equal(weights(run.folder), never_stopped(data, tmp_path / "whole", epochs, slurm_cluster.environment))
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_slurm_a_hang_is_noticed_told_and_run_again(slurm_cluster, data, tmp_path):
+    run = Run(slurm_cluster, data, tmp_path / "run", 200, "--checkpoint-every", "20", "--hang-seconds", "30")
+    run.wait_for_step(50)
+    (victim,) = processes_of_rank(run, 3)
+    os.kill(victim, signal.SIGSTOP)
+    run.wait("restart", lambda: run.restarts() == 1, 120)
+    assert "the run hangs" in run.log() and "train_step" in run.log()
+    assert "restart 1 of 5 at this step" in run.log()
+    run.wait_for_end()
+    assert json.loads((run.folder / "restarts.json").read_text())["without_progress"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_slurm_jobs_run_the_code_of_their_submission(slurm_cluster, data, tmp_path):
+    """A change in the copy is seen by the job that is queued again, so it is the copy that runs."""
+    run = Run(slurm_cluster, data, tmp_path / "run", 150)
+    run.wait_for_step(20)
+    job = run.folder / "code" / "slurm" / "job.py"
+    job.write_text(job.read_text().replace("faulthandler.enable()", 'faulthandler.enable(); print("the copy runs")', 1))
+    run.preempt()
+    run.wait_for_end()
+    assert run.log().count("the copy runs") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_slurm_launcher_costs_less_than_15_seconds(slurm_cluster, data, tmp_path):
+    """Submission to first step, against the same four processes started by hand on this machine."""
+    run = Run(slurm_cluster, data, tmp_path / "run", 20)
+    run.wait_for_end()
+    first = run.submitted, min(p.stat().st_mtime for p in run.folder.glob("checkpoints/step_*"))
+    began = time.time()
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "4",
+        "-m",
+        "ppma",
+        "train",
+        "mae_nohuman",
+    ]
+    words = flags(data, tmp_path / "hand", 20)
+    own = words[words.index("--data") :]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--run-dir", str(tmp_path / "hand"), *own], cwd=ROOT, env=environment, check=True)
+    by_hand = min(p.stat().st_mtime for p in (tmp_path / "hand").glob("checkpoints/step_*")) - began
+    assert first[1] - first[0] - by_hand < 15
