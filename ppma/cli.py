@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("ppma.train", "run a recipe: stage 1, stage 2, fine-tuning, linear probing"),
     "evaluate": ("ppma.evaluate", "test a checkpoint: 2 x 3 views, top-1 and top-5 with 95 % intervals"),
     "convert": ("ppma.interop", "bring a checkpoint of PPMA, VideoMAE or Hugging Face here, or one of ours there"),
+    "export": ("ppma.export", "write an encoder as safetensors, torch.export and ONNX, with a model card"),
     "doctor": ("ppma.doctor", "say what this machine has, which fast paths it will use, and what to mend"),
 }
 """command: (module with `main(argv: list[str]) -> int`, what it does)."""
