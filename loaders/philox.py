@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     ERASE = 8
     REPLACE = 9
     SYNTHESIS = 20
+    RESAMPLE = 30
 
 
 def generator(seed: int, purpose: Purpose, *, epoch: int = 0, sample: int = 0, view: int = 0) -> np.random.Generator:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ppma.metrics import top_k, top_k_correct, wilson
+from ppma.metrics import Z95, bootstrap, paired_bootstrap, top_k, top_k_correct, wilson
 
 
 def test_wilson_against_worked_figures():
@@ -34,3 +34,35 @@ def test_top_k_counts_ties_against_the_model():
     assert top_k_correct(scores, labels, 2).tolist() == [True, True, False, False]
     assert top_k_correct(scores, labels, 5).tolist() == [True, True, True, False]
     assert top_k(scores, labels, 1).value == 0.25
+
+
+def test_bootstrap_agrees_with_the_normal_interval_where_that_holds():
+    values = (np.arange(400) % 10 < 3).astype(float)
+    found, half = bootstrap(values), Z95 * np.sqrt(0.3 * 0.7 / 400)
+    assert found.value == pytest.approx(0.3)
+    # 10,000 resamples place a 2.5 % point of a mean that moves in steps of 1/400 within one such step and a half
+    assert (found.low, found.high) == pytest.approx((0.3 - half, 0.3 + half), abs=0.00375)
+    assert bootstrap(values) == bootstrap(values)
+
+
+def test_pairing_cancels_what_is_hard_for_both():
+    rng = np.random.default_rng(0)
+    easy = rng.random(300) < 0.5
+    better = easy | (rng.random(300) < 0.1)
+    paired = paired_bootstrap(better, easy)
+    assert paired.value == pytest.approx(better.mean() - easy.mean()) and paired.low > 0
+    shuffled = paired_bootstrap(better, rng.permutation(easy))
+    assert shuffled.high - shuffled.low > 2 * (paired.high - paired.low)
+
+
+def test_a_difference_of_nothing_is_zero_with_an_interval_around_it():
+    right = np.arange(200) % 2 == 0
+    same = paired_bootstrap(right, right)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    swapped = paired_bootstrap(right, ~right)
+    assert swapped.low < 0 < swapped.high
+
+
+def test_other_videos_cannot_be_paired():
+    with pytest.raises(ValueError, match="3 and 4 videos cannot be paired"):
+        paired_bootstrap(np.ones(3), np.ones(4))
