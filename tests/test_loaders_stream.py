@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import reference_views
 import torch
+from damaged_clips import make_all
 
 from ppma.loaders.augment import make_views
 from ppma.loaders.config import LoaderConfig
 from ppma.loaders.errors import InputError
-from ppma.loaders.fetch import read_window
+from ppma.loaders.fetch import choose_frames, read_window
 from ppma.loaders.manifest import Clip, Manifest
 from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
 from ppma.loaders.stream import ClipStream, choose_implementation
@@ -240,3 +242,113 @@ def test_a_file_that_changed_its_size_is_bad(tmp_path, write_clip):
                 epochs=20,
                 batch_clips=1,
             )
+
+
+CODE_BITS, CODE_CELL, CODE_SIDE = 24, 12, 72
+"""A barcoded picture: 24 cells of 12 x 12 pixels, six a row, on 72 x 72: 14 bits for the clip, 10 for the frame."""
+
+
+def barcoded(clip: int, frame: int) -> np.ndarray:
+    value = clip << 10 | frame
+    bits = np.array([value >> bit & 1 for bit in range(CODE_BITS)]).reshape(4, 6)
+    cells = np.kron(bits, np.ones((CODE_CELL, CODE_CELL))) * 200 + 28
+    return np.repeat(np.pad(cells, ((0, 24), (0, 0)), constant_values=128)[..., None], 3, axis=2).astype(np.uint8)
+
+
+def read_codes(frames_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(clip_N, frame_N) that the pictures carry."""
+    cells = frames_NHWC[:, :48, :, 1].reshape(-1, 4, CODE_CELL, 6, CODE_CELL)[:, :, 3:-3, :, 3:-3].mean(axis=(2, 4))
+    value = ((cells > 128).reshape(-1, CODE_BITS) << np.arange(CODE_BITS)).sum(axis=1)
+    return value >> 10, value & 1023
+
+
+def write_coded_clip(path, clip: int, frames: int, codec: str) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10, options={"threads": "1"})
+        stream.width = stream.height = CODE_SIDE
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.gop_size = 9 + clip % 17
+        stream.bit_rate = 300_000
+        for number in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(barcoded(clip, number), format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def check_barcodes(root, *, clips: int, frames_wanted: int, kill_every: int) -> tuple[int, int, int]:
+    """Read until so many frames were seen, killing a worker now and then; returns frames, mismatches and workers started anew."""
+    rows = []
+    for clip in range(clips):
+        codec, container = [("libx264", "mp4"), ("mpeg4", "avi"), ("libvpx-vp9", "webm")][clip % 3]
+        write_coded_clip(root / f"{clip}.{container}", clip, 40, codec)
+        facts = {"width": CODE_SIDE, "height": CODE_SIDE, "frames": 40, "duration_seconds": 4.0, "codec": codec}
+        rows.append(row(f"{clip}.{container}", clip % 7, **facts))
+    manifest = Manifest.from_clips(rows, root=root, name="codes")
+    config = LoaderConfig(frames=16, size=CODE_SIDE, short_side=CODE_SIDE, crop="center", views=1, workers=2)
+    sampler = TrainingSampler([manifest], config, seed=1, batch_clips=10)
+    seen = mismatches = 0
+    with ClipStream(sampler, [manifest], config, epochs=10**6) as stream:
+        for number, batch in enumerate(stream):
+            clip, frame = (codes.reshape(-1, 16) for codes in read_codes(batch.frames_BTHWC.flatten(0, 1).numpy()))
+            draws = sampler.draws(batch.epoch, batch.step)
+            expected = np.stack(
+                [choose_frames([i / 10 for i in range(40)], d.start_seconds, d.end_seconds, 16) for d in draws]
+            )
+            mismatches += int((clip != batch.sample_id_B[:, None].numpy()).sum() + (frame != expected).sum())
+            mismatches += int((batch.label_B != batch.sample_id_B % 7).sum())
+            seen += frame.size
+            if seen >= frames_wanted:
+                return seen, mismatches, batch.counters.worker_restarts
+            if number % kill_every == 0:
+                os.kill(stream._pool._workers[number // kill_every % 2].process.pid, signal.SIGKILL)
+    raise AssertionError("the stream ended")
+
+
+def test_no_frame_of_another_clip_and_no_wrong_label(tmp_path):
+    """5,000 frames in three codecs, workers killed in between: each frame says which clip and which frame it is."""
+    seen, mismatches, restarts = check_barcodes(tmp_path, clips=24, frames_wanted=5_000, kill_every=8)
+    assert seen >= 5_000 and mismatches == 0 and restarts >= 3
+
+
+@pytest.mark.slow
+def test_no_frame_of_another_clip_in_a_hundred_thousand(tmp_path):
+    seen, mismatches, restarts = check_barcodes(tmp_path, clips=300, frames_wanted=100_000, kill_every=25)
+    assert seen >= 100_000 and mismatches == 0 and restarts >= 20
+
+
+ODD = {
+    "one_frame.mp4": None, "odd_size_161x91.mp4": None, "rotated_90.mp4": None, "variable_frame_rate.mp4": None, "ten_bit_hevc.mp4": None,
+    "yuv444.mp4": None, "interlaced.mp4": None, "wrong_extension.mp4": None, "missing_pts.avi": None, "starts_without_key_frame.ts": None,
+    "truncated.mp4": "cut before its index", "zero_bytes.mp4": "empty file", "html_error_page.mp4": "web page",
+    "audio_only.mp4": "no video stream", "huge_dimensions.mp4": "8192 x 8192", "concealed_corruption.mp4": "corrupt",
+    "mid_stream_corruption.mp4": "corrupt|decoded|Invalid", "truncated_after_index.mp4": "Invalid", "missing_pts.h264": "time stamps",
+    "timestamps_jump_back.ts": "time stamps fall back", "size_changes.ts": "time stamps fall back|differ in size",
+}  # fmt: skip
+"""What a loader that meets such a file does: None gives frames, a pattern is the reason it names."""
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    return make_all(tmp_path_factory.mktemp("damaged"))
+
+
+@pytest.mark.parametrize("implementation", ["plain", "dali"])
+def test_odd_files_give_frames_and_damaged_ones_are_named(damaged, implementation):
+    assert {path.name for path in damaged.iterdir()} == set(ODD)
+    sizes = {"odd_size_161x91.mp4": (161, 91), "rotated_90.mp4": (240, 320)}
+    facts = {"frames": 60, "fps": 25.0, "duration_seconds": 2.4}
+    rows = []
+    for name in ODD:
+        width, height = sizes.get(name, (320, 240))
+        rows.append(row(name, 0, width=width, height=height, **facts))
+    odd = Manifest.from_clips(rows, root=damaged, name="odd")
+    config = LoaderConfig(
+        frames=4, size=64, short_side=64, crop="center", views=1, workers=2, implementation=implementation
+    )
+    sampler = EvaluationSampler(odd, config, batch_clips=5, windows=1, crops=1)
+    with ClipStream(sampler, [odd], config, on_bad="mark") as stream:
+        decoded = {int(i): bool(fine) for batch in stream for i, fine in zip(batch.sample_id_B, batch.decoded_B)}
+        reasons = {path.rpartition("/")[2]: reason for path, reason in stream.bad_files.items()}
+    for number, (name, pattern) in enumerate(ODD.items()):
+        assert decoded[number] == (pattern is None), (name, reasons.get(name))
+        if pattern is not None:
+            assert re.search(pattern, reasons[name]), (name, reasons[name])
