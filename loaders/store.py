@@ -202,6 +202,8 @@ class PackedWindow:
 
 def locate_packed(address: Path) -> tuple[ShardFile, int]:
     """The shard and the place that an address names; StoreError when there is no such clip."""
+    if not is_packed(address):
+        raise StoreError(f"{address} is no address of a packed clip")
     name, _, place = address.name.rpartition("#")
     shard = open_shard(address.with_name(name))
     if int(place) >= len(shard.samples):
