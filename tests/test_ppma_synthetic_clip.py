@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from ppma.synthetic import actions
-from ppma.synthetic.clip import Address, draw_clip, shoot
+from ppma.synthetic.clip import SCENE_KINDS, Address, draw_clip, scene_kind, shoot
 from ppma.synthetic.production import encode
+from ppma.synthetic.surroundings import OUTDOORS
 
 PLAIN = Address(seed=5, split="train", class_name="squat", number=0, size=48, frames=8, fps=4.0, people=1)
 
@@ -97,3 +98,20 @@ def test_at_least_25_frames_a_second_on_one_core():
         encode([frame.picture_PP3 for frame in shoot(draw_clip(address))], address.fps)
         rates.append(36 / (time.process_time() - began))
     assert np.median(rates) >= 25, rates
+
+
+def test_the_kind_of_a_scene_is_what_is_drawn():
+    """From the address alone, and true of the clip: a ceiling in a room, and a camera that stands moves only to follow."""
+    seen = set()
+    for number in range(24):
+        address = replace(PLAIN, class_name="bow", number=number, frames=4)
+        place, way = scene_kind(address).split(", camera ")
+        take = draw_clip(address)
+        assert (take.scene.room_23[1, 2] < OUTDOORS) == (place == "room")
+        eye_T3 = take.camera.eye_T3
+        moves = np.linalg.norm(eye_T3 - eye_T3[0], axis=1).max() > 1e-6
+        assert take.camera.moving == moves
+        assert moves or way == "still"  # one that stands may still follow
+        seen.add((f"{place}, camera {way}", moves))
+    assert {kind for kind, _ in seen} <= set(SCENE_KINDS) and len(seen) >= 6
+    assert any("still" in kind and not moves for kind, moves in seen)

@@ -15,6 +15,7 @@ from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Manifest
 from ppma.loaders.probe import probe
 from ppma.synthetic import production
+from ppma.synthetic.clip import SCENE_KINDS
 from ppma.synthetic.production import DiskFullError, SynthesisConfig, encode, generate
 
 SMALL = {"classes": ("wave", "walk"), "clips": 2, "size": 32, "seconds": 1.0, "fps": 8.0, "workers": 1}
@@ -64,11 +65,20 @@ def test_the_manifest_says_what_the_probe_finds(once):
         assert clip.domain == "synthetic" and "CC0" in clip.licence
 
 
-def test_empty_scenes_have_no_label_and_are_never_called_human_removed(once):
+def test_empty_scenes_are_labelled_by_kind_and_never_called_human_removed(once):
     manifest = Manifest.read(once / "train_empty.csv")
-    assert len(manifest) == 4 and (manifest.labels == -1).all()
+    assert len(manifest) == 4 and all(SCENE_KINDS[k] == name for k, name in manifest.class_names.items())
+    assert (manifest.labels >= 0).all() and "wave" not in manifest.class_names.values()
     assert {manifest.clip(i).domain for i in range(4)} == {"synthetic"}
     assert "human-removed" not in (once / "train_empty.csv").read_text()
+
+
+def test_scenes_before_own_footage_have_no_label(clip_tree, tmp_path):
+    config = SynthesisConfig(
+        out=tmp_path, empty=True, backgrounds=clip_tree, **SMALL | {"classes": ("wave",), "clips": 1}
+    )
+    generate(config)
+    assert Manifest.read(tmp_path / "train_empty.csv").labels.tolist() == [-1]
 
 
 def test_masks_lie_where_clip_and_empty_twin_differ(once):

@@ -17,8 +17,10 @@ from ppma.loaders.philox import Purpose, generator
 from ppma.synthetic import actions, backgrounds, bodies, raster
 from ppma.synthetic.draws import SPLITS, Split
 from ppma.synthetic.outfit import dress
-from ppma.synthetic.scene import Camera, Scene, Stage, draw_camera, draw_scene
+from ppma.synthetic.scene import PLACES, WAYS, Camera, Scene, Stage, draw_camera, draw_place, draw_scene, draw_way
 
+SCENE_KINDS = tuple(f"{place}, camera {way}" for place in PLACES for way in WAYS)
+"""What is known of a scene without anybody in it: the classes of empty scenes."""
 STREAMS = ("people", "camera", "scene", "place")
 """What draws apart from what; the position is the `view` of the address."""
 ELBOW_ROOM_METRES = 1.35
@@ -104,6 +106,13 @@ def _draw_people(address: Address) -> tuple[Person, ...]:
             )
         )
     return tuple(people)
+
+
+def scene_kind(address: Address) -> str | None:
+    """Which of SCENE_KINDS a clip shows, from its address alone; None in front of the user's own footage, of which nothing is known."""
+    if address.videos:
+        return None
+    return f"{draw_place(address.stream('scene'))}, camera {draw_way(address.stream('camera'))}"
 
 
 def draw_clip(address: Address) -> Take:

@@ -30,7 +30,7 @@ from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Clip, Manifest, write_atomically
 from ppma.synthetic import actions
 from ppma.synthetic.backgrounds import list_videos
-from ppma.synthetic.clip import Address, Frame, draw_clip, shoot
+from ppma.synthetic.clip import SCENE_KINDS, Address, Frame, draw_clip, scene_kind, shoot
 from ppma.synthetic.draws import SPLITS, Split
 
 SIZES = (32, 1024)
@@ -38,7 +38,7 @@ MAX_CLIPS = 100_000
 MAX_PEOPLE = 6
 FRAME_RATES = (4.0, 60.0)
 MAX_SECONDS = 60.0
-VERSION = 1
+VERSION = 2
 """Of the drawing: raised when the same address gives other pixels."""
 SOURCE = "virtual-humans"
 RESERVED = ("masks", "empty")
@@ -85,7 +85,8 @@ class SynthesisConfig:
     masks: bool = False
     """Write whose pixels are people's as well: masks/<class>/<video>.npz with mask_THW."""
     empty: bool = False
-    """Draw each scene without people as well: empty/<class>/<video>.mp4 and <split>_empty.csv, without labels."""
+    """Draw each scene without people as well: empty/<class>/<video>.mp4 and <split>_empty.csv, labelled by kind of scene: room or open, and how
+    the camera moves (without labels before your own backgrounds, of which that is not known)."""
     workers: int = len(os.sched_getaffinity(0))
     """Processes (default: one a core)."""
     dry_run: bool = False
@@ -298,10 +299,12 @@ def _claim(config: SynthesisConfig) -> None:
 
 def _row(job: Job, *, empty: bool) -> Clip:
     address = job.address
+    kind = scene_kind(address)
+    scene = SCENE_KINDS.index(kind) if kind else None
     return Clip(
         path=(Path("empty") / job.name if empty else job.name).as_posix(),
-        label=None if empty else job.label,
-        class_name="" if empty else address.class_name,
+        label=scene if empty else job.label,
+        class_name=(kind or "") if empty else address.class_name,
         source=SOURCE,
         frames=address.frames,
         fps=float(Fraction(address.fps).limit_denominator(1001)),

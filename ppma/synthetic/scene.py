@@ -1,5 +1,6 @@
 """Where a clip takes place and who looks: a room or the open, furniture, a light, and a camera that stands, drifts, circles or follows.
 
+    draw_way(), draw_place()                    -> how the camera moves, room or open: the first draws of their streams
     draw_camera()  where people are             -> eye and target per frame
     draw_scene()   people and camera, so that no wall or box stands between them  -> Scene
     Stage          draws the scene frame by frame, once if the camera stands
@@ -8,7 +9,7 @@ Legend: T frames, S samples along a side, P pixels along a side.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -26,6 +27,14 @@ SIDES_OF_BOX = ((0, 2, 3, 1), (4, 5, 7, 6), (0, 1, 5, 4), (2, 6, 7, 3), (0, 4, 6
 Sides share no corners, so that edges stay sharp."""
 BOX_CORNERS = np.array(SIDES_OF_BOX).ravel()
 BOX_FACES = np.concatenate([np.array([(0, 1, 2), (0, 2, 3)]) + 4 * n for n in range(6)]).astype(np.int32)
+
+
+Way = Literal["still", "circling", "drifting", "handheld"]
+WAYS: tuple[Way, ...] = get_args(Way)
+"""How a camera moves of its own accord; one that follows somebody who walks off does so besides."""
+Place = Literal["room", "open"]
+PLACES: tuple[Place, ...] = get_args(Place)
+ROOM_SHARE = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +91,17 @@ def _smooth(values_T: np.ndarray, frames: int) -> np.ndarray:
     return np.stack([np.convolve(np.pad(column, frames, mode="edge"), kernel, "valid") for column in values_T.T], -1)
 
 
+def draw_way(rng: np.random.Generator, *, still: bool = False) -> Way:
+    """How the camera moves: two in five stand; all of them where `still`."""
+    drawn = int(rng.integers(len(WAYS) + 1))
+    return WAYS[0] if still else WAYS[max(drawn - 1, 0)]
+
+
+def draw_place(rng: np.random.Generator) -> Place:
+    """A room or the open."""
+    return PLACES[int(rng.random() >= ROOM_SHARE)]
+
+
 def draw_camera(
     feet_T2: np.ndarray, wide: float, tall: float, rng: np.random.Generator, split: Split, *, still: bool = False
 ) -> Camera:
@@ -89,12 +109,12 @@ def draw_camera(
 
     `still`: no movement but to follow who walks off.
     """
+    way = draw_way(rng, still=still)
     count = len(feet_T2)
     time = np.linspace(-0.5, 0.5, count)
     azimuth = np.deg2rad(-90 + apart(rng, split, -72, 72, sectors=12))
     elevation = np.deg2rad(apart(rng, split, 1, 26, sectors=6))
     focal = apart(rng, split, 1.0, 1.7)
-    way = "still" if still else rng.choice(["still", "still", "circling", "drifting", "handheld"])
     travel = np.ptp(feet_T2, axis=0).max()
     follows = travel > 1.2 or rng.random() < 0.3
     centre_T2 = _smooth(feet_T2, count // 5) if follows else np.tile((feet_T2.min(0) + feet_T2.max(0)) / 2, (count, 1))
@@ -165,16 +185,16 @@ def _boxes(keep_out: np.ndarray, eye_2: np.ndarray, room_23: np.ndarray, rng: np
 
 def draw_scene(feet_N2: np.ndarray, camera: Camera, rng: np.random.Generator, split: Split) -> Scene:
     """A room or the open around people who stand within the points feet_N2, with the camera inside."""
+    place = draw_place(rng)
     inside = np.concatenate([feet_N2, camera.eye_T3[:, :2]])
-    kind: Literal["room", "open"] = "room" if rng.random() < 0.6 else "open"
     room_23 = np.array([[-OUTDOORS, -OUTDOORS, 0], [OUTDOORS, OUTDOORS, OUTDOORS]])
     walls = np.stack([inside.min(0) - rng.uniform(1.0, 3.5, 2), inside.max(0) + rng.uniform(1.0, 3.5, 2)])
     height = max(rng.uniform(2.5, 4.5), camera.eye_T3[:, 2].max() + 0.3)
-    if kind == "room":
+    if place == "room":
         room_23 = np.concatenate([walls, [[0.0], [height]]], 1)
     light = draw_light(rng, split)
     nothing = np.zeros((1, surroundings.TEXTURE_SIDE, surroundings.TEXTURE_SIDE, 3), np.float32)
-    if kind == "room":
+    if place == "room":
         wall, panorama, haze_3 = (
             surface(rng, split, (0.5, 0.95)),
             nothing[0, :1, :1],
