@@ -85,8 +85,8 @@ class SynthesisConfig:
     masks: bool = False
     """Write whose pixels are people's as well: masks/<class>/<video>.npz with mask_THW."""
     empty: bool = False
-    """Draw each scene without people as well: empty/<class>/<video>.mp4 and <split>_empty.csv, labelled by kind of scene: room or open, and how
-    the camera moves (without labels before your own backgrounds, of which that is not known)."""
+    """Draw each scene without people as well: empty/<class>/<video>.mp4 and <split>_empty.csv, labelled by kind of scene: room or open, and
+    how the camera moves (without labels before your own backgrounds, of which that is not known)."""
     workers: int = len(os.sched_getaffinity(0))
     """Processes (default: one a core)."""
     dry_run: bool = False
