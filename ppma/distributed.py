@@ -147,6 +147,26 @@ def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
     return torch.cat([part[: int(n)] for part, n in zip(parts, counts)])
 
 
+def mean_in_rank_order(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """DistributedDataParallel's exchange on CPUs: gather the gradients of all ranks and add them in the order of the ranks.
+
+    all_reduce adds each element in an order that follows from its place in a bucket, and DDP lays its buckets out anew after the first
+    step it takes. A resumed run would differ from one that never stopped in the last bit of its first step.
+    """
+    gradient = bucket.buffer()
+    parts = [torch.empty_like(gradient) for _ in range(dist.get_world_size())]
+    work = dist.all_gather(parts, gradient, async_op=True)
+    assert work is not None
+
+    def add(_: object) -> Tensor:
+        gradient.copy_(parts[0])
+        for part in parts[1:]:
+            gradient.add_(part)
+        return gradient.div_(len(parts))
+
+    return work.get_future().then(add)
+
+
 class Stop(IntEnum):
     """What the ranks were asked for; the highest of all ranks counts."""
 

@@ -71,7 +71,10 @@ class Trainer:
             # The buffers are tables that every rank computes alike; the option to leave them be has a new name from torch 2.13 on.
             renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
             still: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-            module = DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, **still)
+            split = DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, **still)
+            if self.ranks.device.type == "cpu":
+                split.register_comm_hook(None, distributed.mean_in_rank_order)
+            module = split
         return module
 
     @property

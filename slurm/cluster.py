@@ -231,6 +231,11 @@ def _python(config: ClusterConfig) -> str:
     return config.python or shlex.quote(sys.executable)
 
 
+def _task(config: ClusterConfig) -> str:
+    """Python for the tasks: a preemption announced before submitit listens would kill them, and with that fail the job."""
+    return f"env --ignore-signal=USR2 {_python(config)}"
+
+
 def slurm_parameters(config: ClusterConfig, script: Script) -> dict[str, Any]:
     """sbatch's parameters under submitit's names."""
     allocation = allocate(config)
@@ -257,7 +262,7 @@ def slurm_parameters(config: ClusterConfig, script: Script) -> dict[str, Any]:
 
 def sbatch_script(config: ClusterConfig, script: Script, *, tasks_of_array: int = 1) -> str:
     """The script that would be submitted; needs no cluster."""
-    command = f"{_python(config)} -u -m submitit.core._submit {shlex.quote(str(script.logs))}"
+    command = f"{_task(config)} -u -m submitit.core._submit {shlex.quote(str(script.logs))}"
     parameters = slurm_parameters(config, script)
     if tasks_of_array > 1:
         parameters["map_count"] = tasks_of_array
@@ -268,7 +273,7 @@ def executor(config: ClusterConfig, script: Script) -> submitit.Executor:
     """The executor that takes a job to the cluster, or runs it here."""
     if config.cluster == "slurm":
         # submitit's own bound on time-outs would also count preemptions of short jobs; `restart` bounds what gets nowhere.
-        slurm = submitit.SlurmExecutor(folder=script.logs, max_num_timeout=NEVER, python=_python(config))
+        slurm = submitit.SlurmExecutor(folder=script.logs, max_num_timeout=NEVER, python=_task(config))
         slurm.update_parameters(**slurm_parameters(config, script))
         return slurm
     allocation = allocate(config)

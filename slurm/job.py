@@ -125,6 +125,9 @@ def exit_file(paths: JobPaths) -> Path:
 
 def leave(code: int) -> None:
     """Leave the exit code in its file, and the process if it is not 0."""
+    signal.signal(
+        signal.SIGUSR2, signal.SIG_IGN
+    )  # all is done; Python's own end would let it kill the process, and fail the job
     exit_file(submitit.JobEnvironment().paths).write_text(str(code))
     if code:
         sys.exit(code)

@@ -54,7 +54,9 @@ def verdict(codes: list[int], code: int) -> int:
     if code == DONE or WRONG_INPUT in codes:
         return WRONG_INPUT if code else DONE
     left = set(codes) | ({code} if code < 128 else set())
-    return RUN_AGAIN if RUN_AGAIN in left and left <= {DONE, RUN_AGAIN} else code
+    if left <= {DONE, RUN_AGAIN}:
+        return RUN_AGAIN if RUN_AGAIN in left else code
+    return 1 if code == RUN_AGAIN else code
 
 
 def count(run_dir: Path) -> int:

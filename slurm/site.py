@@ -5,6 +5,7 @@ sinfo, sacctmgr     ->  the flags are possible, or an InputError with the values
 """
 
 import dataclasses
+import getpass
 import os
 import re
 import subprocess
@@ -146,7 +147,7 @@ def explain_refusal(stderr: str) -> str:
     text = "sbatch refuses: " + ("; ".join(lines) or " ".join(stderr.split()[-40:]))
     if re.search(r"account|qos", text, re.IGNORECASE):
         done = subprocess.run(
-            ["sacctmgr", "-nP", "show", "assoc", f"user={os.environ.get('USER') or os.getuid()}", "format=account,qos"],
+            ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=account,qos"],
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         pairs = [line.split("|") for line in done.stdout.splitlines() if "|" in line]

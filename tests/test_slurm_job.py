@@ -15,8 +15,11 @@ from safetensors.torch import load_file
 from slurm_runs import ROOT, Run, flags, launch
 
 from ppma.cli import main as ppma
+from ppma.command import WRONG_INPUT
+from ppma.slurm.launch import main
 
-EPOCHS = 60
+EPOCHS = 240
+"""Steps too: enough that a preemption, which takes SLURM some seconds, comes before the end."""
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,13 @@ def data(tmp_path_factory, clip_tree):
     words = f"--root {clip_tree} --out {folder}/made.csv --name made --split train --data {folder}/data.toml".split()
     assert ppma(["index", str(clip_tree), *words]) == 0
     return folder / "data.toml"
+
+
+@pytest.fixture
+def cluster(slurm_cluster):
+    """The cluster, its queue empty again after the test."""
+    yield slurm_cluster
+    slurm_cluster("scancel", "-u", "root")
 
 
 def weights(run_dir):
@@ -57,15 +67,15 @@ def steps_at_stop(run):
 
 
 @pytest.mark.slurm
-def test_slurm_trains_on_two_nodes_and_survives_a_preemption_to_the_bit(slurm_cluster, data, tmp_path):
-    run = Run(slurm_cluster, data, tmp_path / "run", EPOCHS)
+def test_slurm_trains_on_two_nodes_and_survives_a_preemption_to_the_bit(cluster, data, tmp_path):
+    run = Run(cluster, data, tmp_path / "run", EPOCHS)
     assert all(words in run.told for words in ("follow the log:", "tensorboard --logdir", f"scancel {run.job}"))
     run.wait_for_step(10)
-    told = launch(["status", str(run.folder)], slurm_cluster.environment)
-    assert told.returncode == 0 and "running" in told.stdout, told
     run.preempt()
     assert 10 <= run.step() < EPOCHS
-    whole = never_stopped(data, tmp_path / "whole", EPOCHS, slurm_cluster.environment)
+    told = launch(["status", str(run.folder)], cluster.environment)
+    assert told.returncode == 0 and re.search(r"state +(running|completing|pending) \(job", told.stdout), told
+    whole = never_stopped(data, tmp_path / "whole", EPOCHS, cluster.environment)
     run.wait_for_end()
     stopped, resumed = steps_at_stop(run)
     assert resumed == stopped  # no step was lost
@@ -75,7 +85,7 @@ def test_slurm_trains_on_two_nodes_and_survives_a_preemption_to_the_bit(slurm_cl
     assert [rank[1] for rank in ranks] == ["node1", "node1", "node2", "node2"]
     assert "4 ranks on 2 nodes: node1, node2" in run.log()
     assert not any("Traceback" in run.log(rank) for rank in range(4))
-    told = launch(["status", str(run.folder)], slurm_cluster.environment).stdout
+    told = launch(["status", str(run.folder)], cluster.environment).stdout
     assert "completed" in told and f"{EPOCHS} of {EPOCHS}" in told and re.search(r"restarts +1", told)
 
 
@@ -95,14 +105,14 @@ def test_slurm_trains_on_two_nodes_and_survives_a_preemption_to_the_bit(slurm_cl
         ("--init gone", "there is no such run or checkpoint"),
     ],
 )
-def test_slurm_refuses_in_one_line_and_submits_nothing(wrong, words, slurm_cluster, data, tmp_path):
-    few = ["--gpus-per-node", "0", "--cpus-per-task", "1"]
-    done = launch(
-        [*flags(data, tmp_path / "runs" / "run", 2), *few, "--batch", "24", *wrong.split()], slurm_cluster.environment
-    )
-    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done
-    assert not (tmp_path / "runs" / "run").exists()
-    assert slurm_cluster("squeue", "-h", "-n", "mae_nohuman") == ""
+def test_slurm_refuses_in_one_line_and_submits_nothing(wrong, words, cluster, data, tmp_path, monkeypatch, capsys):
+    for name in ("PATH", "SLURM_CONF", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, cluster.environment[name])
+    few = ["--gpus-per-node", "0", "--cpus-per-task", "1", "--batch", "48"]
+    assert main([*flags(data, tmp_path / "runs" / "run", 2), *few, *wrong.split()]) == WRONG_INPUT
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert not (tmp_path / "runs" / "run").exists() and cluster("squeue", "-h") == ""
 
 
 # ------------------------------------------------------------------------------------------------------- make slow
@@ -110,9 +120,9 @@ def test_slurm_refuses_in_one_line_and_submits_nothing(wrong, words, slurm_clust
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_slurm_ten_preemptions_change_nothing(slurm_cluster, data, tmp_path):
+def test_slurm_ten_preemptions_change_nothing(cluster, data, tmp_path):
     epochs = 500
-    run = Run(slurm_cluster, data, tmp_path / "run", epochs)
+    run = Run(cluster, data, tmp_path / "run", epochs)
     for number in range(10):
         before = run.saved()
         run.wait_for_step(before + 15)
@@ -120,18 +130,18 @@ def test_slurm_ten_preemptions_change_nothing(slurm_cluster, data, tmp_path):
             run.preempt()
         else:  # what submitit sends for its tests, and SLURM at the end of the time
             restarts = run.restarts()
-            slurm_cluster("scancel", "--signal=USR2", run.job)
+            cluster("scancel", "--signal=USR2", run.job)
             run.wait("restart", lambda: run.restarts() > restarts)  # noqa: B023
     run.wait_for_end()
     assert run.restarts() == 10
     stopped, resumed = steps_at_stop(run)
     assert resumed == stopped and len(resumed) == 10
-    assert equal(weights(run.folder), never_stopped(data, tmp_path / "whole", epochs, slurm_cluster.environment))
+    assert equal(weights(run.folder), never_stopped(data, tmp_path / "whole", epochs, cluster.environment))
 
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_slurm_time_limit_is_a_preemption(slurm_cluster, data, tmp_path):
+def test_slurm_time_limit_is_a_preemption(cluster, data, tmp_path):
     """The limit is one minute, SLURM warns 45 s before; the job goes on until it is done."""
     run = Run(
         slurm_cluster,
@@ -146,7 +156,7 @@ def test_slurm_time_limit_is_a_preemption(slurm_cluster, data, tmp_path):
         "100000",
     )
     run.wait("restart", lambda: run.restarts() >= 1, 240)
-    slurm_cluster("scancel", run.job)
+    cluster("scancel", run.job)
     assert run.saved() > 0
 
 
@@ -163,15 +173,15 @@ def administrator_requeues(run):
 @pytest.mark.slow
 @pytest.mark.slurm
 @pytest.mark.parametrize("what", [node_dies, administrator_requeues])
-def test_slurm_requeues_lose_one_checkpoint_interval_at_most(what, slurm_cluster, data, tmp_path):
+def test_slurm_requeues_lose_one_checkpoint_interval_at_most(what, cluster, data, tmp_path):
     epochs, interval = 300, 20
-    run = Run(slurm_cluster, data, tmp_path / "run", epochs, "--checkpoint-every", str(interval))
+    run = Run(cluster, data, tmp_path / "run", epochs, "--checkpoint-every", str(interval))
     run.wait_for_step(50)
     what(run)
     run.wait_for_end()
     stopped, resumed = steps_at_stop(run)
     assert run.restarts() == 1 and len(resumed) == 1 and 0 <= stopped[0] - resumed[0] <= interval
-    assert equal(weights(run.folder), never_stopped(data, tmp_path / "whole", epochs, slurm_cluster.environment))
+    assert equal(weights(run.folder), never_stopped(data, tmp_path / "whole", epochs, cluster.environment))
 
 
 def processes_of_rank(run, rank):
@@ -191,9 +201,9 @@ def processes_of_rank(run, rank):
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_slurm_a_killed_rank_takes_the_job_down_and_resume_goes_on(slurm_cluster, data, tmp_path):
+def test_slurm_a_killed_rank_takes_the_job_down_and_resume_goes_on(cluster, data, tmp_path):
     epochs, interval = 200, 20
-    run = Run(slurm_cluster, data, tmp_path / "run", epochs, "--checkpoint-every", str(interval))
+    run = Run(cluster, data, tmp_path / "run", epochs, "--checkpoint-every", str(interval))
     run.wait_for_step(50)
     (victim,) = processes_of_rank(run, 3)
     os.kill(victim, signal.SIGKILL)
@@ -203,17 +213,17 @@ def test_slurm_a_killed_rank_takes_the_job_down_and_resume_goes_on(slurm_cluster
     assert run.restarts() == 0
     assert any("Traceback" in run.log(rank) for rank in range(3))  # peers tell where they lost it
     lost_at = run.step()
-    again = Run(slurm_cluster, data, tmp_path / "run", epochs, "--checkpoint-every", str(interval), "--resume")
+    again = Run(cluster, data, tmp_path / "run", epochs, "--checkpoint-every", str(interval), "--resume")
     again.wait_for_end()
     resumed = int(re.search(r"resumed at step (\d+)", again.log())[1])
     assert 0 <= lost_at - resumed <= interval
-    assert equal(weights(run.folder), never_stopped(data, tmp_path / "whole", epochs, slurm_cluster.environment))
+    assert equal(weights(run.folder), never_stopped(data, tmp_path / "whole", epochs, cluster.environment))
 
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_slurm_a_hang_is_noticed_told_and_run_again(slurm_cluster, data, tmp_path):
-    run = Run(slurm_cluster, data, tmp_path / "run", 200, "--checkpoint-every", "20", "--hang-seconds", "30")
+def test_slurm_a_hang_is_noticed_told_and_run_again(cluster, data, tmp_path):
+    run = Run(cluster, data, tmp_path / "run", 200, "--checkpoint-every", "20", "--hang-seconds", "30")
     run.wait_for_step(50)
     (victim,) = processes_of_rank(run, 3)
     os.kill(victim, signal.SIGSTOP)
@@ -226,9 +236,9 @@ def test_slurm_a_hang_is_noticed_told_and_run_again(slurm_cluster, data, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_slurm_jobs_run_the_code_of_their_submission(slurm_cluster, data, tmp_path):
+def test_slurm_jobs_run_the_code_of_their_submission(cluster, data, tmp_path):
     """A change in the copy is seen by the job that is queued again, so it is the copy that runs."""
-    run = Run(slurm_cluster, data, tmp_path / "run", 150)
+    run = Run(cluster, data, tmp_path / "run", 150)
     run.wait_for_step(20)
     job = run.folder / "code" / "slurm" / "job.py"
     job.write_text(job.read_text().replace("faulthandler.enable()", 'faulthandler.enable(); print("the copy runs")', 1))
@@ -239,9 +249,9 @@ def test_slurm_jobs_run_the_code_of_their_submission(slurm_cluster, data, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_slurm_launcher_costs_less_than_15_seconds(slurm_cluster, data, tmp_path):
+def test_slurm_launcher_costs_less_than_15_seconds(cluster, data, tmp_path):
     """Submission to first step, against the same four processes started by hand on this machine."""
-    run = Run(slurm_cluster, data, tmp_path / "run", 20)
+    run = Run(cluster, data, tmp_path / "run", 20)
     run.wait_for_end()
     first = run.submitted, min(p.stat().st_mtime for p in run.folder.glob("checkpoints/step_*"))
     began = time.time()

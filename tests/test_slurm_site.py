@@ -1,0 +1,87 @@
+"""Settings of a site, and what its cluster allows, read from what sinfo prints."""
+
+import pytest
+
+from ppma.loaders.errors import InputError
+from ppma.slurm import site
+from ppma.slurm.cluster import ClusterConfig
+
+SINFO = """\
+main*|node1|idle|gpu:h200:8(S:0-1)|64|7-00:00:00
+main*|node2|down*|gpu:h200:8(S:0-1)|64|7-00:00:00
+debug|node1|idle|gpu:h200:8|64|1:00:00
+cpu|node3|mixed|(null)|16|infinite
+"""
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    def ask(*command):
+        return SINFO if command[0] == "sinfo" else "\n".join(command[-1].split(","))
+
+    monkeypatch.setattr(site, "_ask", ask)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"partition": "gpu"}, "--partition is gpu; there are main, debug, cpu"),
+        ({"nodes": 3}, "--nodes is 3; partition main has 2"),
+        ({"gpus_per_node": 16}, "--gpus-per-node is 16; nodes of partition main have up to 8"),
+        ({"partition": "cpu"}, "--gpus-per-node is 1; nodes of partition cpu have up to 0"),
+        (
+            {"gpus_per_node": 8, "cpus_per_task": 9},
+            "--cpus-per-task is 9; with 8 tasks a node, nodes of partition main have up to 8",
+        ),
+        ({"partition": "debug"}, "--time is 1-00:00:00; partition debug allows up to 0-01:00:00"),
+        ({"nodelist": "node1,node2"}, r"--nodelist: node2 is down\*; usable nodes of partition main are node1"),
+        ({"nodelist": "node9"}, "--nodelist: node9 is no node of partition main; usable are node1"),
+    ],
+)
+def test_what_the_cluster_can_never_run_is_refused(fields, message, cluster):
+    with pytest.raises(InputError, match=message):
+        site.check(ClusterConfig(**fields))
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"partition": "cpu", "gpus_per_node": 0, "time": "99-0"}, {"partition": "main,debug"}]
+)
+def test_what_it_can_run_is_not(fields, cluster):
+    site.check(ClusterConfig(**fields))
+
+
+def test_refusals_name_what_is_allowed(monkeypatch):
+    class Done:
+        stdout = "lab|normal,low\nteam|normal\n"
+
+    monkeypatch.setattr(site.subprocess, "run", lambda *_, **__: Done)
+    text = "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
+    assert site.explain_refusal(text).endswith("--account takes lab, team; --qos takes normal, low")
+    assert site.explain_refusal("sbatch: error: a\nsbatch: error: b\n") == "sbatch refuses: a; b"
+
+
+def test_a_site_sets_defaults_and_flags_go_over_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert site.with_site(ClusterConfig(), []) == ClusterConfig()
+    (tmp_path / "ppma").mkdir()
+    usual = tmp_path / "ppma" / "site.toml"
+    usual.write_text('partition = "gpu"\ngpus_per_node = 8\nsetup = ["module load cuda"]\n[slurm]\nreservation = "x"\n')
+    given = site.with_site(ClusterConfig(), [])
+    assert (given.partition, given.gpus_per_node, given.setup) == ("gpu", 8, ("module load cuda",))
+    assert given.slurm == ("reservation=x",)
+    (tmp_path / "other.toml").write_text('partition = "other"\n')
+    assert site.with_site(ClusterConfig(), ["--site", str(tmp_path / "other.toml")]).partition == "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("partitoin = 'x'", "partitoin is no setting; there are cluster, nodes"),
+        ("nodes = '2'", "nodes is '2'; it must be int"),
+        ("=", "--site"),
+    ],
+)
+def test_a_wrong_site_file_is_told(text, message, tmp_path):
+    (tmp_path / "site.toml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        site.with_site(ClusterConfig(), [f"--site={tmp_path / 'site.toml'}"])

@@ -1,0 +1,41 @@
+"""`status RUN` from a run folder, where there is no cluster."""
+
+import json
+
+from ppma.slurm import launch
+from ppma.slurm.status import facts
+
+
+def folder_of_a_run(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"batch": 8, "optim": {"epochs": 10}}))
+    rows = [{"step": step, "perf/clips_per_s": 4.0} for step in (10, 20)] + [{"step": 20, "eval/top1": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "environment.json").write_text("[{}, {}, {}]")
+    saved = tmp_path / "checkpoints" / "step_00000020"
+    saved.mkdir(parents=True)
+    (saved / "state.json").write_text('{"step": 20, "steps_per_epoch": 5}')
+    return tmp_path
+
+
+def test_it_counts_steps_time_left_and_restarts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    told = facts(folder_of_a_run(tmp_path))
+    assert told == {
+        "state": "not submitted by the launcher", "step": "20 of 50", "newest checkpoint": "20", "clips/s": "4.0",
+        "time left": "0:01:00", "restarts": "2",
+    }  # fmt: skip
+    assert launch.main(["status", str(tmp_path)]) == 0
+    assert "20 of 50" in capsys.readouterr().out
+
+
+def test_a_run_that_has_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    (tmp_path / "config.json").write_text(json.dumps({"batch": 8, "optim": {"epochs": 10}}))
+    (tmp_path / "launch.json").write_text('[{"jobs": ["5"]}]')
+    told = facts(tmp_path)
+    assert told["state"] == "not in the queue (job 5)" and told["time left"] == "not known" and told["restarts"] == "0"
+
+
+def test_no_run_is_one_line_and_exit_2(tmp_path, capsys):
+    assert launch.main(["status", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith("no run folder (it has no config.json)\n")
