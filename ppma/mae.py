@@ -60,13 +60,13 @@ class Decoder(nn.Module):
         self, tokens_BVD: Tensor, visible_idx_BV: Tensor, masked_idx_BM: Tensor, position_1ND: Tensor
     ) -> Tensor:
         """(B, M, P) prediction for the masked tokens, P in the order (t, h, w, c)."""
-        B, _, D = tokens_BVD.shape
-        table_BND = self.mask_token.to(tokens_BVD.dtype).expand(B, position_1ND.shape[1], D)
-        table_BND = table_BND.scatter(1, visible_idx_BV[..., None].expand(-1, -1, D), tokens_BVD)
-        x_BNE = self.embed(table_BND + position_1ND)
+        hidden_1NE = self.embed(self.mask_token.to(position_1ND.dtype) + position_1ND)  # the same in every row
+        seen_BVE = self.embed(tokens_BVD + position_1ND[0][visible_idx_BV])
+        B, _, E = seen_BVE.shape
+        x_BNE = hidden_1NE.expand(B, -1, -1).scatter(1, visible_idx_BV[..., None].expand(-1, -1, E), seen_BVE)
         for block in self.blocks:
             x_BNE = block(x_BNE)
-        x_BME = x_BNE.gather(1, masked_idx_BM[..., None].expand(-1, -1, x_BNE.shape[2]))
+        x_BME = x_BNE.gather(1, masked_idx_BM[..., None].expand(-1, -1, E))
         return self.head(self.norm(x_BME))
 
 

@@ -69,9 +69,8 @@ def parameter_groups(model: Encoder, config: OptimConfig) -> list[dict[str, Any]
 
 
 def build_optimizer(model: Encoder, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, one fused kernel on a GPU. Its rate is 0 until `set_learning_rate`."""
-    on_gpu = all(parameter.is_cuda for parameter in model.parameters())
-    return torch.optim.AdamW(parameter_groups(model, config), lr=0.0, betas=config.betas, fused=on_gpu or None)
+    """AdamW over `parameter_groups`, one fused kernel on either device. Its rate is 0 until `set_learning_rate`."""
+    return torch.optim.AdamW(parameter_groups(model, config), lr=0.0, betas=config.betas, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
