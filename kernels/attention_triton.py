@@ -10,7 +10,9 @@ Past N, q, k, v and gradients are read as zeros. That leaves weights of exp2(-ls
 backward kernels also null them: by an infinite lse where rows run, by a select where columns run.
 """
 
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False  # arguments of a kernel have no Python types
+# The arguments of a kernel have no Python types.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
 from typing import Any
 
 import torch

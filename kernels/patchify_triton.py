@@ -6,7 +6,9 @@ Traffic is the least there is: the bytes of the V wanted patches in, V x P value
 ppma::patchify, so that torch.compile takes it whole.
 """
 
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False  # arguments of a kernel have no Python types
+# The arguments of a kernel have no Python types.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
 from collections.abc import Sequence
 
 import torch

@@ -6,7 +6,9 @@ The target lives in registers. What is kept for the backward pass is prediction 
 its product with 2 / count is left to the backward, where a loss scale keeps it above the underflow of float16.
 """
 
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False  # arguments of a kernel have no Python types
+# The arguments of a kernel have no Python types.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
 from collections.abc import Sequence
 from typing import Any
 
