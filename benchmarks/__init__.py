@@ -1,0 +1,1 @@
+"""What is measured, against what; nothing but tests imports it."""

@@ -1,0 +1,169 @@
+"""A benchmark row is data: what every benchmark writes, keeps, compares and draws, in one place.
+
+    measured fields  ->  row = fields + benchmark, machine, versions, commit, date  ->  results/<benchmark>.jsonl
+
+A benchmark calls `report`. Rows are flat. `spread` is the half-width of the middle half of the repetitions over their
+median: 0.02 says that a second run gives about 2 % more or less. A row is comparable with another of the same
+benchmark when all its words and whole numbers are equal (`keys_of`), and its machine too.
+"""
+
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from json import dumps, loads
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "triton", "timm", "transformers", "nvidia-dali-cuda130", "av", "numpy")
+DESCRIPTION = {"benchmark", "machine", "versions", "commit", "date", "spread"}
+"""Fields that say where a row comes from."""
+
+
+def machine() -> str:
+    """The GPU where there is one, else the processor; and the processors this process may use."""
+    import torch
+
+    cpus = len(os.sched_getaffinity(0))
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, {cpus} CPUs"
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {cpus} CPUs"
+
+
+def versions() -> str:
+    """Installed versions of what a speed depends on, in one string."""
+    found = [f"python {platform.python_version()}"]
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def commit() -> str:
+    """The commit of the code, with a + where tracked files differ from it; empty outside a repository."""
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--match="]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()
+
+
+def spread(values: Sequence[float]) -> float:
+    """Half the interquartile range over the median; 0 for fewer than three values."""
+    if len(values) < 3:
+        return 0.0
+    low, middle, high = statistics.quantiles(values, n=4)
+    return (high - low) / 2 / middle if middle else 0.0
+
+
+def describe(benchmark: str, measured: Sequence[Row]) -> list[Row]:
+    """The rows of one run, complete."""
+    where = {"machine": machine(), "versions": versions(), "commit": commit()}
+    where["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+    return [{"benchmark": benchmark, **row, **where} for row in measured]
+
+
+def history(benchmark: str, folder: Path = RESULTS) -> list[Row]:
+    """Every row kept so far, oldest first."""
+    file = folder / f"{benchmark}.jsonl"
+    return [loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def append(rows: Sequence[Row], folder: Path = RESULTS) -> None:
+    """Add to the history of the rows' benchmark."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        with (folder / f"{row['benchmark']}.jsonl").open("a") as file:
+            file.write(dumps(row) + "\n")
+
+
+def comparison(new: Sequence[Row], old: Sequence[Row], keys: Sequence[str], measure: str) -> list[Row]:
+    """For each new row the newest old one with its keys and machine: keys, old and new `measure`, and new / old."""
+    found = []
+    for row in new:
+        same = [o for o in old if all(o.get(k) == row.get(k) for k in (*keys, "machine")) and o.get(measure)]
+        if same and row.get(measure) is not None:
+            before, now = same[-1][measure], row[measure]
+            since = {"old": before, "new": now, "new_over_old": now / before, "old_commit": same[-1]["commit"]}
+            found.append({k: row.get(k) for k in keys} | since)
+    return found
+
+
+def plain(value: Any) -> str:
+    """A cell of a table."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Aligned columns, without the fields that are the same for all rows of a run."""
+    columns = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in DESCRIPTION - {"spread"}]
+    cells = [columns, *([plain(row.get(name)) for name in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def draw(rows: Sequence[Row], keys: Sequence[str], measure: str, file: Path) -> None:
+    """Bars of `measure`, one for each row, labelled by its keys."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = [row for row in rows if row.get(measure) is not None]
+    labels = [" ".join(plain(row.get(key)) for key in keys) for row in shown]
+    figure, axes = pyplot.subplots(figsize=(8, 1 + 0.35 * len(shown)), layout="constrained")
+    axes.barh(labels, [row[measure] for row in shown])
+    axes.invert_yaxis()
+    axes.set_xlabel(measure)
+    axes.set_title(f"{shown[0]['benchmark']}: {shown[0]['machine']}" if shown else measure, fontsize=9)
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def keys_of(rows: Sequence[Row]) -> list[str]:
+    """The fields that say what was measured: words and whole numbers, but for how often it was."""
+    names = [n for n in dict.fromkeys(n for row in rows for n in row) if n not in DESCRIPTION | {"repeats", "rounds"}]
+    return [name for name in names if all(isinstance(row.get(name), str | int | None) for row in rows)]
+
+
+def report(
+    made: Sequence[Row],
+    *,
+    benchmark: str,
+    json: Path | None = None,
+    compare: bool = False,
+    plot: Path | None = None,
+    measure: str = "clips_per_s",
+    folder: Path = RESULTS,
+) -> list[Row]:
+    """Complete the measured fields of a run to rows; print them, keep them, and do what the flags of their names say.
+
+    `json` writes a list, `compare` shows `measure` beside the newest kept rows, `plot` draws it.
+    """
+    rows = describe(benchmark, made)
+    print(table(rows))
+    keys = keys_of(rows)
+    if compare:
+        changes = comparison(rows, history(benchmark, folder), keys, measure)
+        print(
+            f"\n{measure}, against the newest kept rows:\n{table(changes)}" if changes else "\nnothing to compare with"
+        )
+    append(rows, folder)
+    if json:
+        json.write_text(dumps(rows, indent=1) + "\n")
+    if plot:
+        draw(rows, keys, measure, plot)
+    return rows

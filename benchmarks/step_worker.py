@@ -1,0 +1,213 @@
+"""One implementation of the training step in a process of its own; `train_step.py` starts it and asks.
+
+    "step"  ->  {"ms": ..., "cpu_s": ...}          "end"  ->  facts about the whole process
+
+The first steps, which allocate, compile and choose kernels, are made before the first answer and not counted: one on
+a CPU, three on a GPU.
+"""
+
+import gc
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import published
+from ppma import flops
+from ppma.classify import Classifier
+from ppma.mae import MaskedAutoencoder
+from ppma.masking import random_masking
+from ppma.model_config import ClassifierConfig, MAEConfig, MixConfig, OptimConfig, ViTConfig, preset
+from ppma.optim import build_optimizer, set_learning_rate
+
+CLASSES = 150
+RATE = 1e-5
+Step = Callable[[], None]
+
+
+class Setting:
+    """The clips of a case, on its device."""
+
+    def __init__(self, *, phase: str, model: str, batch: int, size: int, frames: int, device: str) -> None:
+        self.phase, self.batch, self.device = phase, batch, torch.device(device)
+        self.vit: ViTConfig = preset(model, size=size, frames=frames)
+        self.mae = MAEConfig()
+        generator = torch.Generator().manual_seed(0)
+        shape = (batch, frames, size, size, 3)
+        self.frames_BTHWC = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(self.device)
+        self.key_B = torch.arange(batch, device=self.device)
+        self.label_B = self.key_B % CLASSES
+
+    @property
+    def trunk(self) -> dict:
+        """Arguments of the published models."""
+        vit = self.vit
+        shape = {"width": vit.width, "depth": vit.depth, "heads": vit.heads, "mlp_ratio": vit.mlp_ratio}
+        return shape | {"tokens": vit.tokens}
+
+    def masked_BN(self) -> Tensor:
+        """True where a token is hidden."""
+        _, masked_idx_BM = random_masking(self.key_B, self.vit.tokens, self.mae.mask_ratio)
+        empty_BN = torch.zeros(self.batch, self.vit.tokens, dtype=torch.bool, device=self.device)
+        return empty_BN.scatter(1, masked_idx_BM, True)
+
+    @property
+    def flops(self) -> float:
+        """Of a step: the model's arithmetic, whatever an implementation makes of it."""
+        one = flops.mae_flops(self.vit, self.mae) if self.phase == "mae" else flops.classifier_flops(self.vit, CLASSES)
+        return 3 * self.batch * one
+
+
+def ours(setting: Setting, *, compiled: bool) -> tuple[nn.Module, tuple[Tensor, ...], torch.optim.Optimizer]:
+    """The package's step: visible patches only, fused attention; on a GPU bfloat16 products."""
+    if setting.phase == "mae":
+        model: nn.Module = MaskedAutoencoder(setting.vit, setting.mae)
+        inputs: tuple[Tensor, ...] = (setting.frames_BTHWC, setting.key_B)
+    else:
+        config = ClassifierConfig(mix=MixConfig(probability=0.0))
+        model = Classifier(setting.vit, {"actions": CLASSES}, config)
+        inputs = (setting.frames_BTHWC, setting.key_B, setting.label_B, torch.zeros_like(setting.label_B))
+    model = model.to(setting.device)
+    optimizer = build_optimizer(model, OptimConfig())
+    set_learning_rate(optimizer, RATE)
+    return (torch.compile(model) if compiled else model), inputs, optimizer  # type: ignore[return-value]
+
+
+def plain(setting: Setting, *, recompute: bool) -> tuple[nn.Module, tuple[Tensor, ...], torch.optim.Optimizer]:
+    """The published step. Its loader delivers float32 clips, so making them is not part of the step."""
+    clip_BCTHW = published.normalised(setting.frames_BTHWC)
+    if setting.phase == "mae":
+        mae = setting.mae
+        decoder = {"decoder_width": mae.decoder_width, "decoder_depth": mae.decoder_depth}
+        decoder |= {"decoder_heads": mae.decoder_heads}
+        model: nn.Module = published.PublishedMAE(**decoder, recompute=recompute, **setting.trunk)
+        inputs = (clip_BCTHW, setting.masked_BN())
+    else:
+        model = published.PublishedClassifier(classes=CLASSES, recompute=False, **setting.trunk)
+        inputs = (clip_BCTHW, setting.label_B)
+    model = model.to(setting.device)
+    return model, inputs, torch.optim.AdamW(model.parameters(), lr=RATE)
+
+
+def huggingface(setting: Setting) -> tuple[nn.Module, tuple[Tensor, ...], torch.optim.Optimizer]:
+    """transformers' VideoMAE with the same shapes, as its documentation uses it."""
+    import transformers
+
+    vit, mae = setting.vit, setting.mae
+    config = transformers.VideoMAEConfig(
+        image_size=vit.size, patch_size=vit.patch[1], num_frames=vit.frames, tubelet_size=vit.patch[0],
+        hidden_size=vit.width, num_hidden_layers=vit.depth, num_attention_heads=vit.heads,
+        intermediate_size=int(vit.width * vit.mlp_ratio), decoder_hidden_size=mae.decoder_width,
+        decoder_num_hidden_layers=mae.decoder_depth, decoder_num_attention_heads=mae.decoder_heads,
+        decoder_intermediate_size=int(mae.decoder_width * vit.mlp_ratio), num_labels=CLASSES,
+    )  # fmt: skip
+    clip_BTCHW = published.normalised(setting.frames_BTHWC).transpose(1, 2).contiguous()
+
+    class Loss(nn.Module):
+        """The loss as forward's result."""
+
+        def __init__(self, model: nn.Module, second: str) -> None:
+            super().__init__()
+            self.model, self.second = model, second
+
+        def forward(self, clip_BTCHW: Tensor, second: Tensor) -> Tensor:
+            return self.model(clip_BTCHW, **{self.second: second}).loss
+
+    if setting.phase == "mae":
+        model = Loss(transformers.VideoMAEForPreTraining(config), "bool_masked_pos")
+        inputs = (clip_BTCHW, setting.masked_BN())
+    else:
+        model = Loss(transformers.VideoMAEForVideoClassification(config), "labels")
+        inputs = (clip_BTCHW, setting.label_B)
+    model = model.to(setting.device).train()
+    return model, inputs, torch.optim.AdamW(model.parameters(), lr=RATE)
+
+
+def build(setting: Setting, implementation: str) -> tuple[Step, torch.dtype]:
+    """A function that makes one step, and the type of its matrix products."""
+    on_gpu = setting.device.type == "cuda"
+    if implementation.startswith("ours"):
+        compiled = implementation == "ours_compiled" or (on_gpu and implementation == "ours")
+        model, inputs, optimizer = ours(setting, compiled=compiled)
+        products = torch.bfloat16 if on_gpu else torch.float32
+    elif implementation == "huggingface":
+        (model, inputs, optimizer), products = huggingface(setting), torch.float32
+    elif implementation in ("published", "published_without_recompute", "published_fp16"):
+        model, inputs, optimizer = plain(setting, recompute=implementation != "published_without_recompute")
+        products = torch.float16 if implementation == "published_fp16" else torch.float32
+    else:
+        raise SystemExit(
+            f"no implementation {implementation!r}; there are ours, ours_eager, ours_compiled, published, "
+            "published_without_recompute, published_fp16, huggingface"
+        )
+    scaler = torch.amp.GradScaler(setting.device.type, enabled=products == torch.float16)
+
+    def step() -> None:
+        with torch.autocast(setting.device.type, dtype=products, enabled=products != torch.float32):
+            loss = model(*inputs)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step, products
+
+
+def peak_mb(device: torch.device) -> float:
+    """Most memory so far: allocated on a GPU, resident on a CPU (Linux counts in KiB)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def timed(step: Step, device: torch.device) -> dict[str, float]:
+    """Elapsed milliseconds and CPU seconds of all threads."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began, cpu = time.perf_counter(), time.process_time()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return {"ms": 1000 * (time.perf_counter() - began), "cpu_s": time.process_time() - cpu}
+
+
+def main() -> None:
+    """Answer until "end"."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    case = json.loads(sys.argv[1])
+    implementation, threads = case.pop("implementation"), case.pop("threads")
+    if threads:
+        torch.set_num_threads(threads)
+    device = torch.device(case["device"])
+    gc.collect()
+    baseline = peak_mb(device)
+    setting = Setting(**case)
+    step, products = build(setting, implementation)
+    for number, word in enumerate(map(str.strip, sys.stdin)):
+        try:
+            for _ in range(0 if number else 3 if device.type == "cuda" else 1):
+                step()
+            answer = timed(step, device) if word == "step" else {}
+        except torch.OutOfMemoryError as error:
+            answer = {"failure": str(error).splitlines()[0]}
+        if word == "end":
+            answer = {"peak_memory_mb": peak_mb(device) - baseline, "step_flops": setting.flops}
+            answer["peak_flops"] = flops.measured_peak_flops(device, products)
+            answer |= {"precision": str(products).removeprefix("torch."), "threads": torch.get_num_threads()}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+        if word == "end" or "failure" in answer:
+            return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Time and memory of a training step: ours against the published step written plainly, in one run.
+
+    python benchmarks/train_step.py --phase mae --model base --batch 4
+    python benchmarks/train_step.py --phase align --model base --batch 2
+
+Each implementation runs in a process of its own, so that its peak memory is its own. On a CPU the processes take
+turns, one step each, so that a busy moment of the machine hits all of them alike, and what is compared is the CPU time
+of a step; `ratio_to_published` is the median of the ratios of neighbouring steps. On a GPU they run one after the
+other, and milliseconds are compared. A step is forward, backward and AdamW on random clips, without mixing and
+erasing, which cost all implementations the same. Peak memory is what a process has at most beyond what it had after
+its imports (resident memory on a CPU, allocated memory on a GPU).
+"""
+
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import rows
+from ppma.command import DONE, parse, run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What a worker process measures."""
+
+    phase: str
+    implementation: str
+    model: str
+    batch: int
+    size: int = 224
+    """Height and width of a clip; smaller ones are for tests."""
+    frames: int = 16
+    threads: int = 0
+    """Threads of a CPU; 0 leaves torch's choice."""
+    device: str = "cpu"
+
+
+IMPLEMENTATIONS = {
+    "cpu": {
+        "mae": ("ours", "published", "published_without_recompute"),
+        "align": ("ours", "published"),
+    },
+    "cuda": {
+        "mae": ("ours", "ours_eager", "published", "published_without_recompute", "published_fp16"),
+        "align": ("ours", "ours_eager", "published", "published_fp16"),
+    },
+}
+"""What is measured by default. `huggingface` joins where transformers is installed; `ours_compiled` on a CPU by name."""
+
+
+class Worker:
+    """A process that makes one step whenever it is asked to."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        environment = dict(os.environ)
+        if case.threads:
+            environment["OMP_NUM_THREADS"] = str(case.threads)
+        command = [sys.executable, str(Path(__file__).with_name("step_worker.py")), json.dumps(asdict(case))]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.steps: list[dict[str, float]] = []
+        self.failure = ""
+        self.facts: dict = {}
+
+    def ask(self, word: str) -> dict | None:
+        """The answer to one word; None once the process has failed, which it says in its last line."""
+        assert self.process.stdin and self.process.stdout
+        if self.failure:
+            return None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        answer = json.loads(line) if line else {"failure": f"the process ended with {self.process.wait()}"}
+        self.failure = answer.get("failure", "")
+        return None if self.failure else answer
+
+    def step(self) -> None:
+        """One step more."""
+        if answer := self.ask("step"):
+            self.steps.append(answer)
+
+    def close(self) -> None:
+        """Take down the facts about the whole process, which ends."""
+        self.facts = self.ask("end") or {}
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+def measure(cases: list[Case], repeats: int) -> list[rows.Row]:
+    """One row for each case that could run; the cases differ in the implementation only."""
+    alone = cases[0].device == "cuda"
+    together = [[case] for case in cases] if alone else [cases]
+    workers = []
+    for group in together:
+        running = [Worker(case) for case in group]
+        for _ in range(repeats):
+            for worker in running:
+                worker.step()
+        for worker in running:
+            worker.close()
+        workers += running
+    for worker in workers:
+        if worker.failure:
+            print(f"{worker.case.implementation} is left out: {worker.failure}", file=sys.stderr)
+    ran = [worker for worker in workers if not worker.failure]
+    published = next((worker for worker in ran if worker.case.implementation == "published"), None)
+    return [row_of(worker, published) for worker in ran]
+
+
+def row_of(worker: Worker, published: Worker | None) -> rows.Row:
+    """The fields of a row, in the order in which they are shown."""
+    case, facts = worker.case, worker.facts
+    compared = "ms" if case.device == "cuda" else "cpu_s"
+    ratio = None
+    if published is not None:
+        ratio = statistics.median(
+            theirs[compared] / ours[compared] for theirs, ours in zip(published.steps, worker.steps, strict=True)
+        )
+    ms = statistics.median(step["ms"] for step in worker.steps)
+    cpu_s = statistics.median(step["cpu_s"] for step in worker.steps)
+    return {
+        "phase": case.phase,
+        "implementation": case.implementation,
+        "model": case.model,
+        "batch": case.batch,
+        "precision": facts["precision"],
+        "ms_per_step": ms,
+        "cpu_s_per_step": cpu_s,
+        "clips_per_s": case.batch / ms * 1000,
+        "peak_memory_mb": facts["peak_memory_mb"],
+        "mfu": facts["step_flops"] / (ms / 1000) / facts["peak_flops"],
+        "ratio_to_published": ratio,
+        "memory_to_published": facts["peak_memory_mb"] / published.facts["peak_memory_mb"] if published else None,
+        "repeats": len(worker.steps),
+        "threads": facts["threads"],
+        "spread": rows.spread([step[compared] for step in worker.steps]),
+    }
+
+
+def default_implementations(device: str, phase: str) -> list[str]:
+    """Those that can run here."""
+    names = list(IMPLEMENTATIONS[device][phase])
+    return names + ["huggingface"] * (importlib.util.find_spec("transformers") is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Time and memory of a training step against the published one."""
+
+    phase: tuple[Literal["mae", "align"], ...] = ("mae", "align")
+    model: tuple[str, ...] = ("base",)
+    """Of tiny, small, base, large, huge."""
+    batch: tuple[int, ...] = ()
+    """Default: 4 mae, 2 align; 64 and 16 on a GPU."""
+    implementation: tuple[str, ...] = ()
+    """Default: all that can run here."""
+    repeats: int = 5
+    """Steps of each implementation, after the ones that are not counted."""
+    threads: int = 0
+    """Of each process; 0: torch's choice."""
+    size: int = 224
+    """Height and width of a clip."""
+    frames: int = 16
+    """Frames of a clip."""
+    json: Path | None = None
+    """Write the rows as a JSON list."""
+    compare: bool = False
+    """Show these rows beside the last ones in benchmarks/results/."""
+    plot: Path | None = None
+    """Draw the rows into a PNG."""
+
+
+def cases(config: BenchmarkConfig, device: str) -> list[list[Case]]:
+    """Groups that differ in the implementation only."""
+    batches = {"cpu": {"mae": (4,), "align": (2,)}, "cuda": {"mae": (64,), "align": (16,)}}[device]
+    return [
+        [
+            Case(
+                phase=phase, implementation=name, model=model, batch=batch, size=config.size, frames=config.frames,
+                threads=config.threads, device=device,
+            )
+            for name in config.implementation or default_implementations(device, phase)
+        ]
+        for phase in config.phase
+        for model in config.model
+        for batch in config.batch or batches[phase]
+    ]  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    """The command."""
+    import torch
+
+    config = parse(BenchmarkConfig, argv, prog="train_step")
+    groups = cases(config, "cuda" if torch.cuda.is_available() else "cpu")
+    made = [row for group in groups for row in measure(group, config.repeats)]
+    if not made:
+        return 1
+    rows.report(made, benchmark="train_step", json=config.json, compare=config.compare, plot=config.plot)
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], prog="train_step"))

@@ -1,0 +1,49 @@
+"""The step against the published one, in processes that take turns: ratios within one run."""
+
+import pytest
+
+from benchmarks.train_step import BenchmarkConfig, Case, Worker, cases, measure
+
+FIELDS = {"phase", "implementation", "model", "batch", "ms_per_step", "cpu_s_per_step", "clips_per_s", "peak_memory_mb"}
+FIELDS |= {"mfu", "ratio_to_published"}
+
+
+def by_name(config, repeats):
+    (group,) = cases(config, "cpu")
+    return {row["implementation"]: row for row in measure(group, repeats)}
+
+
+def test_stage_1_in_small():
+    """4 frames instead of 16, and a small encoder: 392 tokens. A busy machine moves a ratio of CPU
+    times by a fifth."""
+    config = BenchmarkConfig(phase=("mae",), model=("tiny",), batch=(1,), frames=4, threads=1)
+    made = by_name(config, repeats=2)
+    assert FIELDS < set(made["ours"]) and made["published"]["ratio_to_published"] == 1
+    assert made["ours"]["ratio_to_published"] > 1.4
+    without = made["published_without_recompute"]["peak_memory_mb"]
+    assert made["ours"]["peak_memory_mb"] < 0.8 * without
+
+
+def test_an_unknown_implementation_is_named(capfd):
+    worker = Worker(Case(phase="mae", implementation="magic", model="tiny", batch=1, size=32, frames=2))
+    worker.step()
+    assert "ended with 1" in worker.failure and "no implementation 'magic'; there are ours" in capfd.readouterr().err
+    worker.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_stage_1_reaches_its_goals():
+    """ViT-B, batch 4."""
+    made = by_name(BenchmarkConfig(phase=("mae",), threads=1), repeats=3)
+    ours, without = made["ours"], made["published_without_recompute"]
+    assert ours["ratio_to_published"] >= 2.3
+    assert ours["memory_to_published"] <= 0.7
+    assert ours["peak_memory_mb"] <= 0.45 * without["peak_memory_mb"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_stage_2_reaches_its_goal():
+    """ViT-B, batch 2."""
+    assert by_name(BenchmarkConfig(phase=("align",), threads=1), repeats=3)["ours"]["ratio_to_published"] >= 1.6
