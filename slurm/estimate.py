@@ -1,6 +1,6 @@
 """How long a run will take: clips to compute, and the rate of the newest benchmark of such a run on this kind of machine.
 
-RunConfig, benchmarks/results/*.jsonl  ->  "2.6 h (...)", or why that is not known
+RunConfig, benchmarks/results/train_step.jsonl  ->  "2.6 h (...)", or why that is not known
 """
 
 import json
@@ -9,25 +9,25 @@ from typing import Any
 
 from ppma.config import RunConfig
 from ppma.loaders import catalogue
+from ppma.model_config import PRESETS
 from ppma.slurm.snapshot import source_root
 
-RESULTS = Path("benchmarks") / "results"
+RESULTS = Path("benchmarks") / "results" / "train_step.jsonl"
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    """All benchmark rows, oldest first."""
-    rows = [
-        json.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in file.read_text().splitlines() if line
-    ]
-    return sorted(rows, key=lambda row: str(row.get("date", "")))
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """All rows, oldest first."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def clips_per_s(config: RunConfig, folder: Path | None = None) -> tuple[float, str] | None:
-    """Views a second of one rank in the newest row of a training step of this phase and encoder, and where it was measured."""
-    wanted = {"phase": config.phase, "width": config.vit.width, "depth": config.vit.depth, "size": config.vit.size}
-    for row in reversed(_rows(folder or source_root() / RESULTS)):
-        if "clips_per_s" in row and all(row.get(name) == value for name, value in wanted.items()):
-            return float(row["clips_per_s"]), str(row.get("device") or row.get("machine") or "another machine")
+def clips_per_s(config: RunConfig, file: Path | None = None) -> tuple[float, str] | None:
+    """Rows a second of one process in the newest row of `train_step` for this phase and encoder, and the machine it was measured on."""
+    sizes = {(vit.width, vit.depth): name for name, vit in PRESETS.items()}
+    model = sizes.get((config.vit.width, config.vit.depth))
+    wanted = {"phase": "mae" if config.phase == "mae" else "align", "implementation": "ours", "model": model}
+    for row in reversed(_rows(file or source_root() / RESULTS)):
+        if all(row.get(name) == value for name, value in wanted.items()):
+            return float(row["clips_per_s"]), str(row["machine"])
     return None
 
 
@@ -47,7 +47,7 @@ def hours_left(config: RunConfig, ranks: int) -> str:
     """The estimate in words."""
     rate, work = clips_per_s(config), views(config)
     if rate is None:
-        return "not known: no benchmark of such a model in benchmarks/results"
+        return "not known: no row for such a model in benchmarks/results/train_step.jsonl"
     if work is None:
         return "not known: no manifest to count"
     return f"{work / (rate[0] * ranks) / 3600:.1f} h at {rate[0]:.0f} clips/s a process ({rate[1]}), no loss over the network counted"

@@ -18,7 +18,7 @@ from ppma.cli import main as ppma
 from ppma.command import WRONG_INPUT
 from ppma.slurm.launch import main
 
-EPOCHS = 240
+EPOCHS = 160
 """Steps too: enough that a preemption, which takes SLURM some seconds, comes before the end."""
 
 
@@ -70,9 +70,9 @@ def steps_at_stop(run):
 def test_slurm_trains_on_two_nodes_and_survives_a_preemption_to_the_bit(cluster, data, tmp_path):
     run = Run(cluster, data, tmp_path / "run", EPOCHS)
     assert all(words in run.told for words in ("follow the log:", "tensorboard --logdir", f"scancel {run.job}"))
-    run.wait_for_step(10)
+    run.wait_for_step(5)
     run.preempt()
-    assert 10 <= run.step() < EPOCHS
+    assert 5 <= run.step() < EPOCHS
     told = launch(["status", str(run.folder)], cluster.environment)
     assert told.returncode == 0 and re.search(r"state +(running|completing|pending) \(job", told.stdout), told
     whole = never_stopped(data, tmp_path / "whole", EPOCHS, cluster.environment)
@@ -144,7 +144,7 @@ def test_slurm_ten_preemptions_change_nothing(cluster, data, tmp_path):
 def test_slurm_time_limit_is_a_preemption(cluster, data, tmp_path):
     """The limit is one minute, SLURM warns 45 s before; the job goes on until it is done."""
     run = Run(
-        slurm_cluster,
+        cluster,
         data,
         tmp_path / "run",
         1500,
