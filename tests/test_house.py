@@ -330,9 +330,8 @@ def offered_by(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     positional = list(itertools.takewhile(lambda word: not word.startswith("-"), words[1:]))
     if words[0] == "launch":
         own = help_of(importlib.import_module("ppma.slurm.launch").main, positional, capsys)
-        return own + offered_by(
-            ["ppma", "evaluate"] if positional[0] == "evaluate" else ["ppma", "train", "finetune"], capsys
-        )
+        behind = [positional[0]] if positional[0] in COMMANDS else ["train", "finetune"]
+        return own + offered_by(["ppma", *behind], capsys)
     return help_of(importlib.import_module(COMMANDS[positional[0]][0]).main, positional[1:], capsys)
 
 
