@@ -52,6 +52,8 @@ class LoaderConfig:
     """Worker processes of each rank. They change the speed and nothing else."""
     prefetch_batches: int = 2
     """Batches of a rank that are read ahead."""
+    read_ahead_batches: int = 0
+    """Further batches whose files the kernel is asked to fetch already, for network file systems; 0: none."""
     max_bad_fraction: float = 0.01
     """Share of samples whose file cannot be decoded, above which the run stops with the list of files."""
     stall_seconds: float = 60.0
@@ -61,6 +63,8 @@ class LoaderConfig:
         for name in ("frames", "size", "short_side", "views", "workers", "prefetch_batches"):
             if getattr(self, name) < 1:
                 raise InputError(f"loader.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.read_ahead_batches < 0:
+            raise InputError(f"loader.read_ahead_batches is {self.read_ahead_batches}; it must be at least 0")
         if self.short_side < self.size and self.crop == "center":
             raise InputError(
                 f"loader.short_side {self.short_side} is less than loader.size {self.size}: no centre crop fits"

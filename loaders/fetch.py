@@ -12,8 +12,10 @@ Times are presentation times from the first frame, so a variable frame rate samp
 the header is applied. Anything wrong inside a file raises BadClip with a reason; this module never makes a picture up.
 """
 
+import contextlib
 import io
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +51,10 @@ _PACKED_B_FRAMES = re.compile(rb"DivX\d+(?:Build|b)\d+p")
 
 Choose = Callable[[Sequence[float] | np.ndarray], list[int]]
 """Times of frames, ascending -> which of them are wanted."""
+
+
+class NotForDali(Exception):
+    """A file that DALI's decoder does not take as it is, and PyAV does; the text says why."""
 
 
 class BadClip(Exception):
@@ -275,6 +281,18 @@ def _decode_image(data: np.ndarray, name: str) -> np.ndarray:
     return image
 
 
+def read_ahead(path: Path) -> None:
+    """Ask the kernel to fetch a file before it is wanted (posix_fadvise): on a network file system its latency is then hidden.
+
+    A file that cannot be opened is left for the reading to complain of. Packed stores are read in place and need none.
+    """
+    if is_packed(path):
+        return
+    for file in list_frames(path) if path.is_dir() else [path]:
+        with contextlib.suppress(OSError), file.open("rb") as handle:
+            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
 def _read_image(path: Path) -> np.ndarray:
     return _decode_image(np.fromfile(path, dtype=np.uint8), path.name)
 
@@ -350,8 +368,8 @@ def all_frames(path: Path, start: float, end: float, *, fps: float | None = None
                 yield time, picture
 
 
-def encoded_window(path: Path, start: float, end: float, count: int, codecs: Sequence[str]) -> ClipInput | None:
-    """The same frames as encoded bytes for DALI to decode; None where its decoder does not take this file as it is.
+def encoded_window(path: Path, start: float, end: float, count: int, codecs: Sequence[str]) -> ClipInput:
+    """The same frames as encoded bytes for DALI to decode; NotForDali where its decoder does not take this file as it is.
 
     A video becomes a container with the packets from the key frame before the window to its last wanted frame; of a folder, the wanted
     files. Rotated videos and pixel formats other than 8-bit 4:2:0 are left to PyAV.
@@ -365,7 +383,7 @@ def encoded_window(path: Path, start: float, end: float, count: int, codecs: Seq
             files, wanted = _folder_frames(path, start, end, count)
             unique = list(dict.fromkeys(wanted))
             if any(files[i].suffix.lower() not in (".jpg", ".jpeg") for i in unique):
-                return None
+                raise NotForDali(f"{files[unique[0]].suffix} frames; nvJPEG takes JPEG")
             payloads = tuple(np.fromfile(files[i], dtype=np.uint8) for i in unique)
             height, width = _read_image(files[unique[0]]).shape[:2]
             order = tuple(unique.index(i) for i in wanted)
@@ -373,21 +391,26 @@ def encoded_window(path: Path, start: float, end: float, count: int, codecs: Seq
         return _remuxed_window(path, start, end, count, codecs)
 
 
-def _remuxed_window(path: Path, start: float, end: float, count: int, codecs: Sequence[str]) -> ClipInput | None:
+def _remuxed_window(path: Path, start: float, end: float, count: int, codecs: Sequence[str]) -> ClipInput:
     container, stream = _open(path)
     with container:
         context = stream.codec_context
-        if context.codec.canonical_name not in codecs or context.pix_fmt not in ("yuv420p", "yuvj420p"):
-            return None
+        codec = context.codec.canonical_name
+        if codec not in codecs:
+            raise NotForDali(f"codec {codec} is none of {', '.join(codecs)}")
+        if context.pix_fmt not in ("yuv420p", "yuvj420p"):
+            raise NotForDali(f"pixel format {context.pix_fmt} of {codec}")
         try:
             window = _demux(container, stream, start, end)
         except (_NoPacketTimes, _SeekedTooFar):
-            return None
-        if window.in_order or _rotation(stream, window.packets[0]):
-            return None
+            raise NotForDali(f"{codec} without usable packet times") from None
+        if window.in_order:
+            raise NotForDali(f"packed B-frames of {codec} in AVI")
+        if _rotation(stream, window.packets[0]):
+            raise NotForDali("a picture to be turned")
         wanted = choose_frames(window.times, start, end, count)
         memory = io.BytesIO()
-        with av.open(memory, "w", format=_CONTAINERS.get(context.codec.canonical_name, "mp4")) as sink:
+        with av.open(memory, "w", format=_CONTAINERS.get(codec, "mp4")) as sink:
             out = sink.add_stream_from_template(stream)
             for packet in window.packets:
                 packet.stream = out

@@ -28,7 +28,7 @@ from ppma.loaders.fetch import DALI_CPU_CODECS, DALI_GPU_CODECS
 from ppma.loaders.manifest import Manifest
 from ppma.loaders.pool import WorkerPool
 from ppma.loaders.sampler import Batches
-from ppma.loaders.worker import Reply, Task
+from ppma.loaders.worker import Product, Reply, Task
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +111,7 @@ class ClipStream:
         self._pending: deque[_Pending] = deque()
         self._tickets: dict[int, tuple[_Pending, int]] = {}
         self._issued = 0
+        self._fallbacks: set[str] = set()
         self._batch_number = 0
         self._dali = self._make_dali() if self.implementation == "dali" else None
 
@@ -161,7 +162,6 @@ class ClipStream:
             for place in undecoded:
                 draw = pending.draws[place]
                 log.warning("DALI cannot decode %s; PyAV does", self.sources[draw.source].file(draw.clip))
-                self.counters.fallbacks += 1
                 pending.replies[place] = None
                 self._submit(pending, place, codecs=())
 
@@ -181,28 +181,40 @@ class ClipStream:
             self._pending.append(pending)
             for place in range(len(draws)):
                 self._submit(pending, place)
+            ahead = epoch * self.batches.steps_per_epoch + step + self.config.read_ahead_batches
+            self._read_ahead(*divmod(ahead, self.batches.steps_per_epoch))
 
     def _submit(self, pending: _Pending, place: int, codecs: tuple[str, ...] | None = None) -> None:
         """Give out the task of one place; `codecs` are handed to DALI undecoded, by default those that it takes."""
         draw = pending.draws[place]
-        ticket = self._issued
-        self._issued += 1
-        self._tickets[ticket] = (pending, place)
         if codecs is None:
             codecs = DALI_GPU_CODECS if self.device.type == "cuda" else DALI_CPU_CODECS
-        self._pool.submit(
-            Task(
-                ticket=ticket,
-                path=str(self.sources[draw.source].file(draw.clip)),
-                draw=draw,
-                product="views" if self.implementation == "plain" else "input",
-                codecs=codecs,
-                offset=pending.first_offset + place * self.batches.views * self._view_bytes,
-            )
-        )
+        product: Product = "views" if self.implementation == "plain" else "input"
+        task = self._task(draw, product, codecs, pending.first_offset + place * self.batches.views * self._view_bytes)
+        self._tickets[task.ticket] = (pending, place)
+        self._pool.submit(task)
+
+    def _task(self, draw: SampleDraw, product: Product, codecs: tuple[str, ...] = (), offset: int = 0) -> Task:
+        self._issued += 1
+        path = str(self.sources[draw.source].file(draw.clip))
+        return Task(ticket=self._issued, path=path, draw=draw, product=product, codecs=codecs, offset=offset)
+
+    def _read_ahead(self, epoch: int, step: int) -> None:
+        """Have the files of a later batch fetched by the kernel."""
+        if not self.config.read_ahead_batches or epoch >= self.epochs:
+            return
+        for draw in self.batches.draws(epoch, step, self.rank, self.world_size):
+            self._pool.submit(self._task(draw, "read_ahead"))
 
     def _take(self, reply: Reply) -> None:
+        if reply.ticket not in self._tickets:
+            return  # of a read_ahead
         pending, place = self._tickets.pop(reply.ticket)
+        if reply.fallback:
+            self.counters.fallbacks += 1
+            if reply.fallback not in self._fallbacks:
+                self._fallbacks.add(reply.fallback)
+                log.warning("PyAV decodes what DALI does not take: %s", reply.fallback)
         self.counters.samples += 1
         self.counters.bytes_read += reply.bytes_read
         self.counters.decode_seconds += reply.seconds

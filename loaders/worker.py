@@ -22,8 +22,8 @@ import numpy as np
 from ppma.loaders.config import LoaderConfig
 from ppma.loaders.draws import ClipInput, SampleDraw, check_crops, scaled_size
 
-Product = Literal["views", "input"]
-"""views: finished views in shared memory; input: a ClipInput for DALI through the pipe."""
+Product = Literal["views", "input", "read_ahead"]
+"""views: finished views in shared memory; input: a ClipInput for DALI through the pipe; read_ahead: nothing, but the file is on its way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Task:
     draw: SampleDraw
     product: Product
     codecs: tuple[str, ...]
-    """Codecs to hand over undecoded ("input" only)."""
+    """Codecs to hand over undecoded ("input" only); none: PyAV and OpenCV decode, after DALI has refused."""
     offset: int
     """Where the views go in the shared memory, in bytes ("views" only)."""
 
@@ -46,26 +46,36 @@ class Reply:
 
     ticket: int
     reason: str = ""
+    fallback: str = ""
+    """Why PyAV decoded what DALI was to decode; empty where it did not."""
     clip: ClipInput | None = None
     seconds: float = 0.0
     bytes_read: int = 0
 
 
-def _produce(task: Task, config: LoaderConfig, memory: mmap.mmap) -> ClipInput | None:
+def _produce(task: Task, config: LoaderConfig, memory: mmap.mmap) -> tuple[ClipInput | None, str]:
+    """(what goes through the pipe, why DALI will not decode it)."""
     from ppma.loaders.augment import make_views
-    from ppma.loaders.fetch import encoded_window, read_frames, read_window
+    from ppma.loaders.fetch import NotForDali, encoded_window, read_ahead, read_frames, read_window
 
-    draw = task.draw
+    draw, fallback = task.draw, ""
     window = (Path(task.path), draw.start_seconds, draw.end_seconds, config.frames)
+    if task.product == "read_ahead":
+        read_ahead(window[0])
+        return None, ""
     if task.product == "input":
-        clip = encoded_window(*window, task.codecs) if task.codecs else None
-        clip = clip or _decoded_input(read_window(*window))
+        try:
+            if not task.codecs:
+                raise NotForDali("its decoder refused the file")
+            clip = encoded_window(*window, task.codecs)
+        except NotForDali as reason:
+            clip, fallback = _decoded_input(read_window(*window)), str(reason)
         check_crops(draw.views, *scaled_size(clip.height, clip.width, config.short_side))
-        return clip
+        return clip, fallback
     shape = (len(draw.views), config.frames, config.size, config.size, 3)
     out_VTHWC = np.frombuffer(memory, dtype=np.uint8, count=int(np.prod(shape)), offset=task.offset).reshape(shape)
     make_views(read_frames(*window), draw.views, config, out_VTHWC)
-    return None
+    return None, ""
 
 
 def _decoded_input(frames_THWC: np.ndarray) -> ClipInput:
@@ -90,18 +100,16 @@ def serve(connection: Connection, memory: mmap.mmap) -> None:
     while True:
         task: Task = connection.recv()
         began, read_before = time.perf_counter(), _bytes_read()
-        reason, clip = "", None
+        reason, clip, fallback = "", None, ""
         try:
-            clip = _produce(task, config, memory)
-        except (
-            BadClip,
-            ValueError,
-        ) as error:  # ValueError: a crop outside the frame, when the file changed after it was indexed
+            clip, fallback = _produce(task, config, memory)
+        except (BadClip, ValueError) as error:  # ValueError: the crop leaves a file that changed after it was indexed
             reason = str(error)
         connection.send(
             Reply(
                 ticket=task.ticket,
                 reason=reason,
+                fallback=fallback,
                 clip=clip,
                 seconds=time.perf_counter() - began,
                 bytes_read=_bytes_read() - read_before,

@@ -12,6 +12,7 @@ from ppma.loaders.fetch import (
     DALI_CPU_CODECS,
     DALI_GPU_CODECS,
     BadClip,
+    NotForDali,
     choose_frames,
     encoded_window,
     read_window,
@@ -87,7 +88,8 @@ def test_a_folder_of_frames_counts_25_a_second(tmp_path):
         cv2.imwrite(str(tmp_path / f"{number + 1:06d}.png"), picture)
     frames = read_window(tmp_path, 0.4, 1.2, 5)
     assert [int(f[0, 0, 0]) for f in frames] == [10 + int(x) for x in np.linspace(0, 19, 5)]
-    assert encoded_window(tmp_path, 0.0, 1.0, 4, DALI_CPU_CODECS) is None  # PNG is left to OpenCV
+    with pytest.raises(NotForDali, match=r"\.png frames"):  # left to OpenCV
+        encoded_window(tmp_path, 0.0, 1.0, 4, DALI_CPU_CODECS)
 
 
 def test_encoded_jpegs_are_the_wanted_files(tmp_path):
@@ -111,8 +113,9 @@ def test_encoded_windows_decode_to_the_same_frames(tmp_path, write_clip, codec, 
 
 def test_only_what_the_decoder_takes_is_handed_over(tmp_path, write_clip):
     path = write_clip(tmp_path / "clip.mp4", frames=20)
-    assert encoded_window(path, 0.0, 1.0, 4, DALI_CPU_CODECS) is None
-    assert encoded_window(path, 0.0, 1.0, 4, DALI_GPU_CODECS) is not None
+    with pytest.raises(NotForDali, match="codec h264 is none of vp8, vp9, mjpeg"):
+        encoded_window(path, 0.0, 1.0, 4, DALI_CPU_CODECS)
+    assert encoded_window(path, 0.0, 1.0, 4, DALI_GPU_CODECS).kind == "video"
 
 
 def test_bad_files_say_what_is_wrong(tmp_path, write_clip):

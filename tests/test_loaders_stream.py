@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 
 import av
+import cv2
 import numpy as np
 import pytest
 import reference_views
@@ -106,6 +107,12 @@ def test_a_batch_equals_a_plain_reference(manifest, implementation, tolerance):
                 assert np.abs(next(rows).astype(int) - expected).max() <= tolerance
 
 
+def test_reading_ahead_changes_nothing(manifest):
+    whole = collect(manifest)
+    ahead = collect(manifest, config=replace(CONFIG, read_ahead_batches=2))
+    assert len(ahead) == 6 and all(same(a, b) for a, b in zip(whole, ahead, strict=True))
+
+
 def test_workers_ranks_and_resume_change_nothing(manifest):
     whole = collect(manifest)
     assert all(
@@ -201,7 +208,7 @@ def test_implementation_is_chosen_once_and_says_why():
     assert choose_implementation(replace(CONFIG, implementation="plain"), torch.device("cpu")) == ("plain", "asked for")
 
 
-def test_dali_and_plain_give_the_same_batches(tmp_path, write_clip):
+def test_dali_and_plain_give_the_same_batches(tmp_path, write_clip, caplog):
     """H.264 is decoded by PyAV in both and is a rounding of a resize apart. VP9 is decoded by DALI itself, whose colour conversion
     spreads chroma otherwise than swscale at the edges of the drawn square: small on average only. Both stand in one batch."""
     rows = []
@@ -218,6 +225,7 @@ def test_dali_and_plain_give_the_same_batches(tmp_path, write_clip):
         by_pyav = a.sample_id_B % 2 == 1
         assert apart[by_pyav].max() <= 3  # two resizes, each rounded; OpenCV counts in 1/2048
         assert apart[~by_pyav].float().mean() < 1
+    assert dali[-1].counters.fallbacks == 2 and "codec h264 is none of vp8, vp9, mjpeg" in caplog.text
 
 
 def test_what_dali_refuses_is_decoded_by_pyav_and_counted(tmp_path, write_clip, monkeypatch, caplog):
@@ -226,9 +234,27 @@ def test_what_dali_refuses_is_decoded_by_pyav_and_counted(tmp_path, write_clip, 
     config = replace(CONFIG, implementation="dali", randaugment_ops=0)
     monkeypatch.setattr("ppma.loaders.stream.DALI_CPU_CODECS", ("h264",))  # DALI 2.4 takes no H.264 on a CPU
     batches = collect(one, config=config, epochs=1, batch_clips=1)
-    assert batches[0].counters.fallbacks == 1 and "0.mp4" in caplog.text
+    assert batches[0].counters.fallbacks == 1 and "DALI cannot decode" in caplog.text and "0.mp4" in caplog.text
     expected = collect(one, config=replace(config, implementation="plain"), epochs=1, batch_clips=1)
     assert (batches[0].frames_BTHWC.int() - expected[0].frames_BTHWC.int()).abs().max() <= 3
+
+
+def test_a_damaged_picture_in_a_folder_is_bad_for_dali_too(tmp_path):
+    """DALI refuses it, OpenCV has its try, and then it is named: not asked for again and again."""
+    for name in ("fine", "damaged"):
+        (tmp_path / name).mkdir()
+        for number in range(30):
+            cv2.imwrite(str(tmp_path / name / f"{number:06d}.jpg"), np.full((48, 64, 3), 8 * number, np.uint8))
+    for number in range(30):
+        (tmp_path / "damaged" / f"{number:06d}.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    rows = [row(name, 0, codec="jpeg", frames=30, fps=25.0, duration_seconds=1.2) for name in ("fine", "damaged")]
+    folders = Manifest.from_clips(rows, root=tmp_path, name="folders")
+    config = LoaderConfig(frames=4, size=32, short_side=32, crop="center", views=1, implementation="dali")
+    with ClipStream(
+        EvaluationSampler(folders, config, batch_clips=2, windows=1, crops=1), [folders], config, on_bad="mark"
+    ) as stream:
+        (batch,) = stream
+    assert batch.decoded_B.tolist() == [True, False] and list(stream.bad_files) == [str(tmp_path / "damaged")]
 
 
 def test_a_file_that_changed_its_size_is_bad(tmp_path, write_clip):
