@@ -87,6 +87,8 @@ class ClusterConfig:
     """Everything else that sbatch takes, KEY=VALUE each."""
     python: str | None = None
     """Command that starts Python on the nodes, for containers: "apptainer exec --nv ppma.sif python". Default: this Python."""
+    stage_to: Path | None = None
+    """Folder on the nodes' own disks: manifests and packed stores are copied there before a training starts, once a node."""
     max_restarts: int = 5
     """How often a job that stopped with 75 runs again without a newer checkpoint."""
 

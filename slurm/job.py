@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from submitit.helpers import DelayedSubmission
 
 from ppma.command import DONE, RUN_AGAIN, run
 from ppma.config import RunConfig
+from ppma.loaders import catalogue
+from ppma.slurm.staging import stage
 
 PORTS = (20_000, 60_000)
 """Range of the rendezvous port on a cluster; every task draws the same one from the job's number."""
@@ -48,6 +50,8 @@ class Job:
     """Its argument, plain data."""
     ranks: int = 1
     """Tasks that the job was submitted for."""
+    stage_to: Path | None = None
+    """Folder on the nodes' own disks to which the stores of a training are copied first."""
     port: int | None = None
     """Rendezvous port on this machine for --cluster local; None on a cluster."""
 
@@ -67,7 +71,15 @@ class Job:
                 "the process; a container must pass on SLURM_* (docs/clusters.md)"
             )
         export_ranks(environment, port=self.port)
-        return self.work(self.config)
+        return self.work(self._staged())
+
+    def _staged(self) -> Any:
+        """The argument, its data read from the node's own disk where that was asked for."""
+        if self.stage_to is None or not isinstance(self.config, RunConfig):
+            return self.config
+        splits = ("train", self.config.evaluation.split)
+        data = stage(catalogue.locate(self.config.data), self.config.sources, splits, self.stage_to)
+        return replace(self.config, data=data)
 
     def checkpoint(self) -> DelayedSubmission:
         """What submitit queues again after a time limit: the same job, which resumes from its run folder."""

@@ -162,7 +162,7 @@ def _training(config: RunConfig, cluster: ClusterConfig) -> Stage:
         "starts from": str(config.init or "scratch"),
         "run folder": str(config.run_dir),
     }
-    job = Job(work=train, config=replace(config, resume=True), ranks=ranks)
+    job = Job(work=train, config=replace(config, resume=True), ranks=ranks, stage_to=cluster.stage_to)
     return Stage(name=config.recipe, jobs=(job,), folder=config.run_dir, facts=facts)
 
 

@@ -120,6 +120,7 @@ def test_slurm_refuses_in_one_line_and_submits_nothing(wrong, words, cluster, da
 
 @pytest.mark.slow
 @pytest.mark.slurm
+@pytest.mark.timeout(2400)
 def test_slurm_ten_preemptions_change_nothing(cluster, data, tmp_path):
     epochs = 500
     run = Run(cluster, data, tmp_path / "run", epochs)
@@ -142,22 +143,23 @@ def test_slurm_ten_preemptions_change_nothing(cluster, data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.slurm
 def test_slurm_time_limit_is_a_preemption(cluster, data, tmp_path):
-    """The limit is one minute, SLURM warns 45 s before; the job goes on until it is done."""
-    run = Run(
-        cluster,
-        data,
-        tmp_path / "run",
-        1500,
-        "--time",
-        "1",
-        "--signal-delay-s",
-        "30",
-        "--checkpoint-every",
-        "100000",
-    )
+    """SLURM announces the end of two minutes half a minute before; the job goes on under the same number."""
+    limit = ["--time", "2", "--signal-delay-s", "30", "--checkpoint-every", "100000"]
+    run = Run(cluster, data, tmp_path / "run", 100_000, *limit)
     run.wait("restart", lambda: run.restarts() >= 1, 240)
+    assert run.saved() == run.step() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_slurm_a_cancelled_job_stays_cancelled(cluster, data, tmp_path):
+    run = Run(cluster, data, tmp_path / "run", 100_000)
+    run.wait_for_step(5)
     cluster("scancel", run.job)
-    assert run.saved() > 0
+    run.wait_for_end("CANCELLED")
+    time.sleep(10)  # it would be queued again by now
+    assert run.fact("JobState") == "CANCELLED" and run.restarts() == 0
+    assert run.saved() == run.step() > 0
 
 
 def node_dies(run):
