@@ -11,6 +11,7 @@ import copy
 import csv
 import hashlib
 import io
+import json
 import os
 import re
 import tempfile
@@ -18,13 +19,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as pa_csv
 
+from ppma.loaders import manifest_cache
 from ppma.loaders.errors import InputError
 from ppma.loaders.store import Store
 
@@ -91,8 +93,9 @@ _LEAVES_ROOT = r"^/|(^|/)\.\.(/|$)"
 class Manifest:
     """The clips of one source, column by column. Make one with `read` or `from_clips`."""
 
-    def __init__(self, table: pa.Table, *, root: Path, path: Path | None, name: str, sha256: str) -> None:
-        self._columns = {field: table.column(field).combine_chunks() for field in HEADER}
+    def __init__(self, table: pa.Table, *, root: Path, path: Path | None, name: str) -> None:
+        """Of a table that `_derive` has checked and completed."""
+        self._columns = {field: _whole(table.column(field)) for field in table.column_names}
         self._rows = table.num_rows
         self.root = Path(root)
         """Folder that the paths of the rows are relative to."""
@@ -100,22 +103,20 @@ class Manifest:
         """CSV that it was read from, or None."""
         self.name = name
         """Name of the source."""
-        self.sha256 = sha256
+        self.sha256 = table.schema.metadata[b"sha256"].decode()
         """Hash of the CSV file (of the CSV it would be, for a manifest made in memory)."""
-        _check(self._columns, where=str(path) if path else f"manifest {name!r}")
-        self.labels = self._numbers("label", np.dtype(np.int64), missing=-1)
+        self.labels = self._numbers("_label")
         """int64 (rows,); -1 for a row without a label."""
-        self.frames = self._numbers("frames", np.dtype(np.int64))
-        self.fps = self._numbers("fps", np.dtype(np.float64))
-        self.widths = self._numbers("width", np.dtype(np.int32))
-        self.heights = self._numbers("height", np.dtype(np.int32))
-        self.durations = self._numbers("duration_seconds", np.dtype(np.float64))
-        self.starts = self._numbers("start_seconds", np.dtype(np.float64), missing=0.0)
+        self.frames = self._numbers("frames")
+        self.fps = self._numbers("fps")
+        self.widths = self._numbers("width")
+        self.heights = self._numbers("height")
+        self.durations = self._numbers("duration_seconds")
+        self.starts = self._numbers("_start")
         """Seconds; 0 where the row does not say."""
-        self.ends = self._numbers("end_seconds", np.dtype(np.float64), missing=np.nan)
+        self.ends = self._numbers("_end")
         """Seconds; the file's duration where the row does not say."""
-        self.ends = np.where(np.isnan(self.ends), self.durations, self.ends)
-        self.class_names = self._class_names()
+        self.class_names = {int(label): name for label, name in json.loads(table.schema.metadata[b"class_names"])}
         """label -> name, for the labels that occur with a name."""
         self._store: Store | None = None
 
@@ -131,7 +132,7 @@ class Manifest:
         """Row `i`, built on demand."""
         if not 0 <= i < self._rows:
             raise IndexError(f"row {i} of a manifest with {self._rows} rows")
-        return Clip(**{name: column[i].as_py() for name, column in self._columns.items()})
+        return Clip(**{name: self._columns[name][i].as_py() for name in HEADER})
 
     def packed_in(self, store: Store) -> "Manifest":
         """The same rows, read from a packed store: `file` gives addresses in it, `widths` and `heights` are of its frames.
@@ -166,15 +167,12 @@ class Manifest:
         """Read and check the CSV `path`; InputError names the line. `root` defaults to its folder, `name` to its stem."""
         path = Path(path)
         try:
-            content = path.read_bytes()
+            large = path.stat().st_size >= manifest_cache.FROM_BYTES
+            table = manifest_cache.shared(path, lambda: _read(path)) if large else _read(path)
         except OSError as error:
             hint = f"`ppma index SOURCE --root DIR --out {path}` makes it"
             raise InputError(f"{path}: {error.strerror}; {hint}") from None
-        table = _parse(content, where=str(path))
-        if not table.num_rows:
-            raise InputError(f"{path}: holds no clip; index a source that has some")
-        digest = hashlib.sha256(content).hexdigest()
-        return cls(table, root=Path(root or path.parent), path=path, name=name or path.stem, sha256=digest)
+        return cls(table, root=Path(root or path.parent), path=path, name=name or path.stem)
 
     @classmethod
     def from_clips(cls, clips: Iterable[Clip], *, root: Path | str, name: str) -> "Manifest":
@@ -182,34 +180,61 @@ class Manifest:
         text = io.StringIO(newline="")
         _write_rows(text, clips)
         content = text.getvalue().encode()
-        table = _parse(content, where=f"manifest {name!r}")
-        return cls(table, root=Path(root), path=None, name=name, sha256=hashlib.sha256(content).hexdigest())
+        where = f"manifest {name!r}"
+        return cls(_derive(_parse(content, where=where), content, where), root=Path(root), path=None, name=name)
 
     @staticmethod
     def write(path: Path | str, clips: Iterable[Clip]) -> None:
         """Write `clips` as CSV; the file appears complete or not at all."""
         write_atomically(Path(path), lambda file: _write_rows(file, clips))
 
-    def _numbers(self, name: str, dtype: np.dtype[Any], missing: float | None = None) -> np.ndarray:
-        column = self._columns[name]
-        filled = column if missing is None else pc.fill_null(column, pa.scalar(missing, column.type))
-        return filled.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+    def _numbers(self, name: str) -> np.ndarray:
+        return self._columns[name].to_numpy(zero_copy_only=False)  # no column has nulls here, so nothing is copied
 
-    def _class_names(self) -> dict[int, str]:
-        names = self._columns["class_name"]
-        pairs = np.stack([self.labels, names.indices.to_numpy(zero_copy_only=False)], axis=1)
-        unique, first_row = np.unique(pairs, axis=0, return_index=True)
-        found: dict[int, str] = {}
-        for (label, index), row in zip(unique.tolist(), first_row.tolist()):
-            name = names.dictionary[index].as_py()
-            if label < 0 or not name:
-                continue
-            if found.setdefault(label, name) != name:
-                raise InputError(
-                    f"{self.path or self.name}, line {row + 2}: label {label} is called {name!r} here and "
-                    f"{found[label]!r} elsewhere; a label has one name, index the source again"
-                )
-        return found
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece, without a copy where it is one."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _read(path: Path) -> pa.Table:
+    content = path.read_bytes()
+    table = _parse(content, where=str(path))
+    if not table.num_rows:
+        raise InputError(f"{path}: holds no clip; index a source that has some")
+    return _derive(table, content, str(path))
+
+
+def _derive(table: pa.Table, content: bytes, where: str) -> pa.Table:
+    """Check the rows, and add what follows from them: numbers without gaps, the classes, the hash of the CSV."""
+    columns = {field: _whole(table.column(field)) for field in HEADER}
+    _check(columns, where=where)
+    label = pc.fill_null(columns["label"], -1)
+    names = _class_names(columns, label.to_numpy(zero_copy_only=False), where)
+    facts = {"sha256": hashlib.sha256(content).hexdigest(), "class_names": json.dumps(list(names.items()))}
+    added = {
+        "_label": label,
+        "_start": pc.fill_null(columns["start_seconds"], 0.0),
+        "_end": pc.coalesce(columns["end_seconds"], columns["duration_seconds"]),
+    }
+    return pa.table(columns | added).replace_schema_metadata(facts)
+
+
+def _class_names(columns: dict[str, pa.Array], labels: np.ndarray, where: str) -> dict[int, str]:
+    names = columns["class_name"]
+    pairs = np.stack([labels, names.indices.to_numpy(zero_copy_only=False)], axis=1)
+    unique, first_row = np.unique(pairs, axis=0, return_index=True)
+    found: dict[int, str] = {}
+    for (label, index), row in zip(unique.tolist(), first_row.tolist()):
+        name = names.dictionary[index].as_py()
+        if label < 0 or not name:
+            continue
+        if found.setdefault(label, name) != name:
+            raise InputError(
+                f"{where}, line {row + 2}: label {label} is called {name!r} here and "
+                f"{found[label]!r} elsewhere; a label has one name, index the source again"
+            )
+    return found
 
 
 def write_atomically(path: Path, write: Callable[[IO[str]], None]) -> None:

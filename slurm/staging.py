@@ -2,8 +2,8 @@
 
     data.toml, names of sources, --stage-to DIR  ->  DIR/<source>.<split>/...  ->  DIR/data-<hash>.toml, which the run reads instead
 
-The first process of a node copies, under a lock; the others wait for it. A copy has its name when it is complete, and a later job
-on the same node finds it there. A source without a store is not copied: its videos may be larger than any disk, and are left where they are.
+The first process of a node copies, under a lock; the others wait for it. A copy has its name when it is complete, and a
+later job on the same node finds it there. A source without a store is not copied: its videos may be larger than any disk.
 """
 
 import fcntl

@@ -33,7 +33,7 @@ class Run:
     def __init__(self, cluster: SlurmCluster, data: Path, run_dir: Path, epochs: int, *more: str) -> None:
         self.cluster, self.folder = cluster, run_dir
         self.submitted = time.time()
-        done = launch([*flags(data, run_dir, epochs, *more), "--nodes", "2", *PLACE], cluster.environment)
+        done = launch([*flags(data, run_dir, epochs), "--nodes", "2", *PLACE, *more], cluster.environment)
         assert done.returncode == 0, done.stderr
         self.told = done.stdout
         self.job = json.loads((run_dir / "launch.json").read_text())[-1]["jobs"][0]
