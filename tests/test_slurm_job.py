@@ -182,7 +182,9 @@ def test_slurm_requeues_lose_one_checkpoint_interval_at_most(what, cluster, data
     what(run)
     run.wait_for_end()
     stopped, resumed = steps_at_stop(run)
-    assert run.restarts() == 1 and len(resumed) == 1 and 0 <= stopped[0] - resumed[0] <= interval
+    # A minute after a lost node is back SLURM 22.05 may end the job there once more: that is a stop in good order, with nothing lost.
+    assert run.restarts() == len(resumed) >= 1
+    assert all(0 <= last - first <= interval for last, first in zip(stopped, resumed, strict=True))
     assert equal(weights(run.folder), never_stopped(data, tmp_path / "whole", epochs, cluster.environment))
 
 

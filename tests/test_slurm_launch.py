@@ -9,11 +9,13 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 from pathlib import Path
 
 import pytest
 import submitit
 
+from ppma import cli
 from ppma.command import RUN_AGAIN, WRONG_INPUT
 from ppma.loaders.errors import InputError
 from ppma.slurm import launch
@@ -348,6 +350,17 @@ def test_a_missing_store_is_told(fake_slurm, capsys):
     assert launch.main(["pretrain", "--runs", str(fake_slurm / "runs"), "--model", "tiny"]) == WRONG_INPUT
     error = capsys.readouterr().err
     assert "gone.beton does not exist" in error and error.count("\n") == 1 and not (fake_slurm / "runs").exists()
+
+
+def test_cluster_debug_runs_in_this_process(tmp_path, monkeypatch):
+    """For a debugger; also the way in which a verb that runs a `ppma` command reaches it."""
+    calls = []
+    module = types.ModuleType("quick")
+    module.main = lambda argv: calls.append((os.getpid(), argv)) or 0
+    monkeypatch.setitem(sys.modules, "quick", module)
+    monkeypatch.setitem(cli.COMMANDS, "pack", ("quick", ""))
+    assert launch.main(["pack", "made", "--cluster", "debug", "--runs", str(tmp_path)]) == 0
+    assert calls[-1] == (os.getpid(), ["made"])
 
 
 def plan(verb, *argv):
