@@ -1,0 +1,89 @@
+"""Which of the two waits for the other: the training step or the loader. Called by `loader_throughput.py --headspace`.
+
+    step on one cached batch  |  loader alone  |  both together   ->   clips/s of each, and one sentence
+
+The step is stage 1's (ViT-tiny on a CPU, ViT-B in bf16 on a GPU). Both together can at best reach the slower of the two; on a CPU they
+also share the cores.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+
+from benchmarks.loader_readers import BATCH_CLIPS, sampler_of
+from ppma.loaders.batch import ClipBatch
+from ppma.loaders.config import LoaderConfig
+from ppma.loaders.manifest import Manifest
+from ppma.loaders.stream import ClipStream
+from ppma.mae import MAEConfig, MaskedAutoencoder
+from ppma.model_config import preset
+
+CLOSE = 0.97
+"""Share of the step's rate from which on the loader counts as fast enough."""
+WARM_UP = 3
+
+
+def make_step(device: torch.device) -> tuple[str, Callable[[ClipBatch], None]]:
+    """The model's name, and a function that trains on one batch."""
+    name = "base" if device.type == "cuda" else "tiny"
+    model = MaskedAutoencoder(preset(name), MAEConfig()).to(device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
+
+    def step(batch: ClipBatch) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = model(batch.frames_BTHWC, batch.key_B)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    return name, step
+
+
+def rate(device: torch.device, seconds: float, one: Callable[[], object]) -> float:
+    """Clips/s of calls of `one`, each a batch, for about `seconds`."""
+
+    def run(calls: int) -> float:
+        began = time.perf_counter()
+        for _ in range(calls):
+            one()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - began) / calls
+
+    for _ in range(WARM_UP if device.type == "cuda" else 1):
+        one()
+    return BATCH_CLIPS / run(max(2, round(seconds / run(1))))
+
+
+def sentence(step: float, loader: float, both: float, *, cpu: bool) -> str:
+    """What is the bottleneck, and what would help."""
+    if both >= CLOSE * step:
+        return f"The training step is the bottleneck: with the loader it keeps {both / step:.0%} of its speed."
+    if loader < step:
+        return (
+            f"The loader is the bottleneck: it gives {loader:.1f} clips/s where the step could take {step:.1f}; "
+            "more workers, more views of a clip, or `ppma pack` would help."
+        )
+    why = "they share the cores; give the loader cores of its own or pack the data" if cpu else "give it more workers"
+    return f"Each alone is fast enough (step {step:.1f}, loader {loader:.1f} clips/s), together they give {both:.1f}: {why}."
+
+
+def headspace(
+    manifest: Manifest, *, device: Literal["cpu", "gpu"], workers: int, views: int, seconds: float = 10.0
+) -> list[dict[str, Any]]:
+    """Rows with the three rates; prints the sentence."""
+    where = torch.device("cuda" if device == "gpu" else "cpu")
+    config = LoaderConfig(views=views, workers=workers)
+    name, step = make_step(where)
+    with ClipStream(sampler_of(manifest, config), [manifest], config, device=where, epochs=1 << 30) as stream:
+        flow: Iterator[ClipBatch] = iter(stream)
+        loader = rate(where, seconds, lambda: next(flow))
+        both = rate(where, seconds, lambda: step(next(flow)))
+        cached = next(flow)
+    alone = rate(where, seconds, lambda: step(cached))
+    print(sentence(alone, loader, both, cpu=device == "cpu"))
+    common = {"content": manifest.name, "model": name, "views": views, "workers": workers, "device": device}
+    rates = {"step on a cached batch": alone, "loader alone": loader, "both": both}
+    return [{"what": what, **common, "clips_per_s": round(value, 2)} for what, value in rates.items()]

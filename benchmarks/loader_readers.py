@@ -1,0 +1,217 @@
+"""Every way of reading clips that is compared, at equal output: uint8 views (clips * views, 16, 224, 224, 3), batch after batch.
+
+    Manifest, LoaderConfig  ->  TrainingSampler, the same for all  ->  a reader's endless batches
+
+`published` is PPMA's own way, after pytorchvideo: PyAV decodes every frame of the window to RGB and float, 16 are kept, scaled and
+cropped in float. The others take the wanted frames as their library does it best on one thread, and crop and resize with OpenCV, as we
+do. All peers run in a torch DataLoader with the same number of workers.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ppma.loaders.config import LoaderConfig
+from ppma.loaders.draws import SampleDraw, scaled_size
+from ppma.loaders.fetch import choose_frames
+from ppma.loaders.formats import list_frames
+from ppma.loaders.manifest import Manifest
+from ppma.loaders.sampler import TrainingSampler
+from ppma.loaders.store import is_packed, read_packed
+from ppma.loaders.stream import ClipStream
+
+BATCH_CLIPS = 4
+AHEAD = 2
+"""Batches read ahead: by each DataLoader worker (torch's default), by our stream, by FFCV."""
+
+ReadFrames = Callable[[Path, list[int]], list[np.ndarray]]
+"""A file and frame numbers -> RGB frames."""
+
+
+def _wanted(manifest: Manifest, draw: SampleDraw, frames: int) -> list[int]:
+    times = np.arange(manifest.frames[draw.clip]) / manifest.fps[draw.clip]
+    return choose_frames(times, draw.start_seconds, draw.end_seconds, frames)
+
+
+def _views(frames: list[np.ndarray], draw: SampleDraw, config: LoaderConfig) -> torch.Tensor:
+    """The plain way that a peer's user writes it: scale where needed, crop, resize."""
+    out = np.empty((len(draw.views), len(frames), config.size, config.size, 3), np.uint8)
+    height, width = scaled_size(*frames[0].shape[:2], config.short_side)
+    for t, frame in enumerate(frames):
+        if frame.shape[:2] != (height, width):
+            frame = cv2.resize(frame, (width, height))
+        for v, view in enumerate(draw.views):
+            top, left, h, w = view.crop
+            cv2.resize(frame[top : top + h, left : left + w], (config.size, config.size), dst=out[v, t])
+    return torch.from_numpy(out)
+
+
+def _decord(path: Path, wanted: list[int]) -> list[np.ndarray]:
+    import decord
+
+    return list(decord.VideoReader(str(path), num_threads=1).get_batch(wanted).asnumpy())
+
+
+def _torchcodec(path: Path, wanted: list[int]) -> list[np.ndarray]:
+    from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate")
+    return list(decoder.get_frames_at(wanted).data.numpy())
+
+
+def _opencv_video(path: Path, wanted: list[int]) -> list[np.ndarray]:
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    capture.set(cv2.CAP_PROP_POS_FRAMES, wanted[0])
+    frames, at = [], wanted[0]
+    for number in wanted:
+        while at <= number:
+            capture.grab()
+            at += 1
+        frames.append(cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB))
+    return frames
+
+
+def _opencv(path: Path, wanted: list[int]) -> list[np.ndarray]:
+    if is_packed(path):
+        jpegs = read_packed(path, 0.0, 0.0, 0, lambda *_: wanted).jpegs
+        return [cv2.cvtColor(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for jpeg in jpegs]
+    if path.is_dir():
+        files = list_frames(path)
+        return [cv2.cvtColor(cv2.imread(str(files[i])), cv2.COLOR_BGR2RGB) for i in wanted]
+    return _opencv_video(path, wanted)
+
+
+def _published_window(path: Path, draw: SampleDraw, wanted: list[int]) -> torch.Tensor:
+    """float32 (C, T, H, W) of every frame of the window, as pytorchvideo's EncodedVideo and FrameVideo give it."""
+    if path.is_dir():
+        files = list_frames(path)
+        window = [cv2.cvtColor(cv2.imread(str(files[i])), cv2.COLOR_BGR2RGB) for i in range(wanted[0], wanted[-1] + 1)]
+        return torch.from_numpy(np.stack(window)).permute(3, 0, 1, 2).float()
+    frames = []
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        base = stream.time_base or 1
+        origin = stream.start_time or 0
+        first, stop = (origin + int(s / base) for s in (draw.start_seconds, draw.end_seconds))
+        container.seek(max(first - 1024, 0), any_frame=False, backward=True, stream=stream)
+        for frame in container.decode(stream):
+            if frame.pts is None or frame.pts >= stop:
+                break
+            if frame.pts >= first:
+                frames.append(frame.to_rgb().to_ndarray())
+    return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2).float()
+
+
+def _published(manifest: Manifest, draw: SampleDraw, config: LoaderConfig) -> torch.Tensor:
+    window_CTHW = _published_window(manifest.file(draw.clip), draw, _wanted(manifest, draw, config.frames))
+    keep = torch.linspace(0, window_CTHW.shape[1] - 1, config.frames).long()
+    frames_CTHW = window_CTHW[:, keep] / 255.0
+    size = scaled_size(frames_CTHW.shape[2], frames_CTHW.shape[3], config.short_side)
+    frames_CTHW = F.interpolate(frames_CTHW, size=size, mode="bilinear", align_corners=False)
+    views = []
+    for view in draw.views:
+        top, left, h, w = view.crop
+        crop = frames_CTHW[:, :, top : top + h, left : left + w]
+        views.append(F.interpolate(crop, size=(config.size, config.size), mode="bilinear", align_corners=False))
+    return (torch.stack(views).permute(0, 2, 3, 4, 1) * 255).round().to(torch.uint8)
+
+
+def _by_frames(read: ReadFrames, manifest: Manifest, draw: SampleDraw, config: LoaderConfig) -> torch.Tensor:
+    wanted = _wanted(manifest, draw, config.frames)
+    return _views(read(manifest.file(draw.clip), wanted), draw, config)
+
+
+PEERS: dict[str, Callable[[Manifest, SampleDraw, LoaderConfig], torch.Tensor]] = {
+    "published": _published,
+    "torchcodec": partial(_by_frames, _torchcodec),
+    "decord2": partial(_by_frames, _decord),
+    "opencv": partial(_by_frames, _opencv),
+}
+MODULES = {"torchcodec": "torchcodec", "decord2": "decord", "ffcv": "ffcv"}
+READERS = ("ours", *PEERS, "ffcv")
+
+
+def installed(reader: str) -> bool:
+    """Whether a reader's library is here."""
+    return reader not in MODULES or importlib.util.find_spec(MODULES[reader]) is not None
+
+
+def reads(reader: str, content: str) -> bool:
+    """Whether a reader takes a content at all."""
+    if reader == "ffcv":
+        return content == "packed"
+    if content == "packed":
+        return reader in ("ours", "opencv")
+    return content != "jpeg_folder" or reader in ("ours", "published", "opencv")
+
+
+class _Endless(IterableDataset):
+    """Whole batches, so that a worker hands over one tensor, as DataLoader's own collation would."""
+
+    def __init__(self, reader: str, manifest: Manifest, config: LoaderConfig) -> None:
+        self.reader, self.manifest, self.config = reader, manifest, config
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        cv2.setNumThreads(1)
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        sampler = sampler_of(self.manifest, self.config)
+        for number in count(first, step):
+            epoch, at = divmod(number, sampler.steps_per_epoch)
+            draws = sampler.draws(epoch, at)
+            yield torch.cat([PEERS[self.reader](self.manifest, draw, self.config) for draw in draws])
+
+
+def sampler_of(manifest: Manifest, config: LoaderConfig) -> TrainingSampler:
+    """What every reader is asked for."""
+    return TrainingSampler([manifest], config, seed=0, batch_clips=BATCH_CLIPS, epoch_clips=64 * BATCH_CLIPS)
+
+
+def _ours(manifest: Manifest, config: LoaderConfig, device: str) -> Iterator[torch.Tensor]:
+    with ClipStream(
+        sampler_of(manifest, config), [manifest], config, epochs=1 << 30, on_bad="fail", device=device
+    ) as stream:
+        for batch in stream:
+            yield batch.frames_BTHWC
+
+
+def _ffcv(manifest: Manifest, config: LoaderConfig) -> Iterator[torch.Tensor]:
+    from ppma.loaders.ffcv_field import FfcvViews
+
+    sampler = sampler_of(manifest, config)
+    shard = manifest.file(0)
+    shard = shard.with_name(shard.name.partition("#")[0])
+    pixels = int((manifest.widths * manifest.heights).max())
+    views = FfcvViews(shard, config, batch_clips=BATCH_CLIPS, views=config.views, pixels=pixels)
+    for epoch in count():
+        draws = [draw for step in range(sampler.steps_per_epoch) for draw in sampler.draws(epoch, step)]
+        for views_BVTHWC, bad_B in views.run([manifest.file(draw.clip) for draw in draws], draws):
+            assert not bad_B.any()
+            yield torch.from_numpy(views_BVTHWC).flatten(0, 1)
+
+
+def batches(reader: str, manifest: Manifest, config: LoaderConfig, device: str) -> tuple[Iterator[torch.Tensor], int]:
+    """A reader's endless batches, and how many of them are read ahead."""
+    config = replace(config, prefetch_batches=AHEAD)
+    if reader == "ours":
+        return _ours(manifest, config, device), AHEAD
+    if reader == "ffcv":
+        return _ffcv(manifest, config), AHEAD + 1
+    loader = DataLoader(
+        _Endless(reader, manifest, config),
+        batch_size=None,
+        num_workers=config.workers,
+        prefetch_factor=AHEAD,
+        multiprocessing_context="fork",  # PyTorch's default on Linux; a spawned process would inherit "spawn"
+    )
+    return iter(loader), AHEAD * config.workers

@@ -1,0 +1,329 @@
+"""How many clips a second each way of reading them gives, and what a clip costs: `python benchmarks/loader_throughput.py`.
+
+    clips (made here, or --manifest)  ->  every installed reader in a process of its own, in turn, some rounds  ->  medians, ratios, rows
+
+All readers make the same views of the same windows. A reader's process stays, with its batches read ahead; between two rounds everything
+rests. CPU time is that of the reader's whole process tree, from rest to rest, over all batches that it made; clips/s is timed while batches
+flow. Ratios are to the published way: on the same content, or for `packed` on the H.264 that was packed.
+"""
+
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import rows
+from benchmarks.natural_clips import CONTENTS, FPS, make_clips
+from ppma.command import DONE, parse, run
+from ppma.loaders.config import LoaderConfig
+from ppma.loaders.errors import InputError
+from ppma.loaders.manifest import Manifest
+
+READERS = ("ours", "published", "torchcodec", "decord2", "opencv", "ffcv")
+BATCH_CLIPS = 4
+STRIDE, FRAMES = 4, 16
+REST_SECONDS, REST_AT_MOST = 0.12, 10.0
+ON_CPU = tuple(content for content in CONTENTS if content != "h264_gop1")
+FOUR_VIEWS = (("h264_gop250", ("ours", "published")), ("packed", ("ours", "ffcv")))
+"""What is measured with four views too, as stage 1 has them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Clips a second, CPU time and memory of every way of reading clips that is installed here.
+
+    python benchmarks/loader_throughput.py
+    """
+
+    manifest: Path | None = None
+    """Measure on one's own clips (FILE.csv of `ppma index`) instead of made ones."""
+    root: Path | None = None
+    """Folder that the paths of --manifest are relative to (default: its own)."""
+    contents: tuple[str, ...] = ()
+    """Of h264_gop250, h264_gop12, h264_gop1, vp9, mpeg4, jpeg_folder, packed (default: all but gop1; on a GPU all)."""
+    readers: tuple[str, ...] = READERS
+    """Of ours, published, torchcodec, decord2, opencv, ffcv; those that are not installed are left out."""
+    views: int = 1
+    """Crops of each clip; with the default contents, 4 is measured too where it says most."""
+    workers: int = 2
+    """Worker processes (FFCV: threads) of every reader."""
+    rounds: int = 3
+    """Measurements of each reader, in turn."""
+    seconds: float = 1.0
+    """Length of one measurement."""
+    minutes: float = 4.0
+    """For all measurements: a case that has had its share of them is measured in fewer rounds."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """Where our views are made; peers stay on the CPU."""
+    clips: Path = field(default_factory=lambda: Path("~/.cache/ppma/benchmark-clips").expanduser())
+    """Folder for the made clips, kept for the next run."""
+    json: Path | None = None
+    """Write the rows as a JSON list."""
+    compare: bool = False
+    """Show these rows beside the last ones in benchmarks/results/."""
+    plot: Path | None = None
+    """Draw the rows into a PNG."""
+    headspace: bool = False
+    """Time the training step on a cached batch, the loader alone, and both; say what is the bottleneck."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("contents", CONTENTS), ("readers", READERS)):
+            for value in getattr(self, name):
+                if value not in known:
+                    raise InputError(f"--{name} has {value!r}; it may have {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One content with one number of views."""
+
+    content: str
+    views: int
+    readers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One round of one reader."""
+
+    clips_per_s: float
+    cpu_ms_per_clip: float
+    rss_mb: float
+
+
+def serve(connection: Connection, reader: str) -> None:
+    """A reader's process: open a content, or take batches and answer with (clips, seconds)."""
+    from benchmarks import loader_readers
+
+    flow: Iterator[Any] = iter(())
+    ahead, views = 0, 1
+    connection.send("ready")
+    while (order := connection.recv()) is not None:
+        if isinstance(order, tuple):
+            manifest, config, device = order
+            del flow  # ends the workers of the content before
+            flow, ahead = loader_readers.batches(reader, manifest, config, device)
+            views = config.views
+            connection.send(tuple(next(flow).shape))
+            continue
+        for _ in range(ahead):
+            next(flow)
+        began = time.perf_counter()
+        rows_made = sum(len(next(flow)) for _ in range(order))
+        seconds = time.perf_counter() - began
+        connection.send((rows_made / views / seconds, (ahead + order) * BATCH_CLIPS))
+
+
+def _proc(path: str) -> str:
+    """A file of /proc; empty when its thread or process has just ended."""
+    try:
+        return Path(f"/proc/{path}").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all its descendants."""
+    threads = [thread.name for thread in Path(f"/proc/{pid}/task").glob("*")]
+    children = [int(child) for thread in threads for child in _proc(f"{pid}/task/{thread}/children").split()]
+    return [pid, *(member for child in children for member in tree(child))]
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process tree so far."""
+    ticks = 0
+    for member in tree(pid):
+        fields = _proc(f"{member}/stat").rpartition(")")[2].split()
+        ticks += sum(int(ticks) for ticks in fields[11:13])
+    return ticks / 100
+
+
+def memory_mb(pid: int) -> float:
+    """Proportional set size of a process tree: what is shared counts once."""
+    total = 0
+    for member in tree(pid):
+        for line in _proc(f"{member}/smaps_rollup").splitlines():
+            total += int(line.split()[1]) if line.startswith("Pss:") else 0
+    return total / 1024
+
+
+class Reader:
+    """A reader's process, from here."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        # Not a daemon: a DataLoader's workers are its children.
+        self._process = context.Process(target=serve, args=(theirs, name))
+        self._process.start()
+        theirs.close()
+        self._batches = 1
+
+    def wait_until_ready(self) -> None:
+        """Imports take seconds."""
+        self._connection.recv()
+
+    def _rest(self) -> float:
+        """CPU seconds once the tree rests."""
+        pid = self._process.pid or 0
+        deadline, last = time.monotonic() + REST_AT_MOST, cpu_seconds(pid)
+        while time.monotonic() < deadline:
+            time.sleep(REST_SECONDS)
+            now = cpu_seconds(pid)
+            if now - last < 0.011:
+                return now
+            last = now
+        return last
+
+    def open(self, manifest: Manifest, config: LoaderConfig, device: str, seconds: float) -> tuple[int, ...]:
+        """Begin a content; a measurement will take about `seconds`. Returns the shape of a batch."""
+        self._connection.send((manifest, config, device))
+        shape: tuple[int, ...] = self._connection.recv()
+        self._rest()
+        self._connection.send(1)
+        rate, _ = self._connection.recv()
+        self._batches = max(2, round(seconds * rate / BATCH_CLIPS))
+        return shape
+
+    def measure(self) -> Measure:
+        """One round."""
+        before = self._rest()
+        self._connection.send(self._batches)
+        rate, made = self._connection.recv()
+        memory = memory_mb(self._process.pid or 0)
+        return Measure(rate, 1e3 * (self._rest() - before) / made, memory)
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.send(None)
+        self._process.join(30)
+        if self._process.is_alive():
+            self._process.kill()
+
+
+def cases(config: BenchmarkConfig, readers: tuple[str, ...]) -> list[Case]:
+    """What is measured, in order."""
+    from benchmarks.loader_readers import reads
+
+    if config.manifest is not None:
+        return [Case("manifest", config.views, tuple(r for r in readers if r != "ffcv"))]
+    contents = config.contents or (CONTENTS if config.device == "gpu" else ON_CPU)
+    found = [Case(c, config.views, tuple(r for r in readers if reads(r, c))) for c in contents]
+    if not config.contents and config.views == 1:
+        found += [Case(c, 4, tuple(r for r in some if r in readers)) for c, some in FOUR_VIEWS]
+    return found
+
+
+def measure(config: BenchmarkConfig, manifests: dict[str, Manifest], cases: list[Case]) -> list[dict[str, Any]]:
+    """Rows of all cases; the readers of a case take turns, round after round."""
+    readers = {name: Reader(name) for name in dict.fromkeys(r for case in cases for r in case.readers)}
+    found: dict[tuple[str, str, int], list[Measure]] = {}
+    try:
+        for reader in readers.values():
+            reader.wait_until_ready()
+        began = time.monotonic()
+        for number, case in enumerate(cases, 1):
+            until = began + 60 * config.minutes * number / len(cases)
+            measured = _measure_case(config, case, {name: readers[name] for name in case.readers}, manifests, until)
+            found |= {(name, case.content, case.views): rounds for name, rounds in measured.items()}
+            told = "  ".join(f"{name} {_median(rounds, 'cpu_ms_per_clip'):.1f}" for name, rounds in measured.items())
+            print(f"{case.content}, views {case.views}: {told} ms of CPU a clip", flush=True)
+    finally:
+        for reader in readers.values():
+            reader.close()
+    return to_rows(found, config)
+
+
+def _measure_case(
+    config: BenchmarkConfig, case: Case, readers: dict[str, Reader], manifests: dict[str, Manifest], until: float
+) -> dict[str, list[Measure]]:
+    """Each reader's rounds, at least one; no more once it is past `until`."""
+    loader = LoaderConfig(
+        frames=FRAMES,
+        views=case.views,
+        window_seconds=(STRIDE * (FRAMES - 1) + 1) / FPS,
+        workers=config.workers,
+        implementation="dali" if config.device == "gpu" else "plain",
+    )
+    shapes = {}
+    for name, reader in readers.items():
+        device = "cuda" if config.device == "gpu" and name == "ours" else "cpu"
+        own = replace(loader, implementation="plain") if device == "cpu" else loader
+        shapes[name] = reader.open(manifests[case.content], own, device, config.seconds)
+    assert len(set(shapes.values())) == 1, f"readers differ in what they give: {shapes}"
+    rounds: dict[str, list[Measure]] = {name: [] for name in readers}
+    for number in range(config.rounds):
+        if number and time.monotonic() > until:
+            break
+        for name, reader in readers.items():
+            rounds[name].append(reader.measure())
+    return rounds
+
+
+def _median(measures: list[Measure], name: str) -> float:
+    return statistics.median(getattr(m, name) for m in measures)
+
+
+def to_rows(found: dict[tuple[str, str, int], list[Measure]], config: BenchmarkConfig) -> list[dict[str, Any]]:
+    """One flat row for each reader, content and number of views."""
+    made = []
+    for (reader, content, views), measures in found.items():
+        source = "h264_gop250" if content == "packed" else content
+        published = found.get(("published", source, views))
+        cpu = [m.cpu_ms_per_clip for m in measures]
+        made.append(
+            {
+                "reader": reader,
+                "content": content,
+                "views": views,
+                "device": config.device if reader == "ours" else "cpu",
+                "workers": config.workers,
+                "clips_per_s": round(_median(measures, "clips_per_s"), 2),
+                "cpu_ms_per_clip": round(statistics.median(cpu), 3),
+                "spread": rows.spread(cpu),
+                "peak_rss_mb": round(max(m.rss_mb for m in measures), 1),
+                "ratio_to_published": published
+                and round(_median(published, "cpu_ms_per_clip") / statistics.median(cpu), 2),
+                "rounds": len(measures),
+            }
+        )
+    return made
+
+
+def main(argv: list[str]) -> int:
+    """Run the benchmark."""
+    config = parse(BenchmarkConfig, argv, prog="loader_throughput")
+    from benchmarks.loader_readers import installed
+
+    readers = tuple(r for r in config.readers if installed(r))
+    for reader in sorted(set(config.readers) - set(readers)):
+        print(f"{reader} is not installed and left out")
+    if config.manifest is not None:
+        manifests = {"manifest": Manifest.read(config.manifest, root=config.root)}
+    else:
+        print(f"making clips in {config.clips} (once)", flush=True)
+        contents = CONTENTS if config.device == "gpu" or "h264_gop1" in config.contents else ON_CPU
+        manifests = make_clips(config.clips, contents=contents)
+    if config.headspace:
+        from benchmarks.headspace import headspace
+
+        made = headspace(
+            next(iter(manifests.values())), device=config.device, workers=config.workers, views=config.views
+        )
+        benchmark = "headspace"
+    else:
+        made, benchmark = measure(config, manifests, cases(config, readers)), "loader_throughput"
+    rows.report(made, benchmark=benchmark, json=config.json, compare=config.compare, plot=config.plot)
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], prog="loader_throughput"))

@@ -1,0 +1,156 @@
+"""Clips that cost what natural video costs, made on the spot: the same pictures in every codec, as a folder of JPEG, and packed.
+
+    seed  ->  frames (a 1/f texture under a moving camera, three textured bodies, sensor noise)  ->  DIR/<content>/... and Manifests
+
+Calibrated on Kinetics clips of 340 x 256: there JPEG at quality 90 takes 20 kB a frame, here 22 kB, and H.264 (x264's defaults) has
+B-frames and bit rates in the range found there.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+
+from ppma.loaders.manifest import Clip, Manifest
+from ppma.loaders.packing import PackRow, pack_shard, write_rows
+from ppma.loaders.store import INDEX, PackParameters, Store, StoreIndex, locate_packed
+
+WIDTH, HEIGHT, FPS, FRAMES = 340, 256, 25, 300
+QUALITY = 90
+ENCODERS: dict[str, tuple[str, str, int, dict[str, str]]] = {
+    "h264_gop250": ("libx264", "mp4", 250, {"crf": "20", "sc_threshold": "0", "preset": "medium"}),
+    "h264_gop12": ("libx264", "mp4", 12, {"crf": "20", "sc_threshold": "0", "preset": "medium"}),
+    "h264_gop1": ("libx264", "mp4", 1, {"crf": "20", "preset": "medium"}),
+    "vp9": ("libvpx-vp9", "webm", 128, {"crf": "33", "b": "0", "deadline": "realtime", "cpu-used": "8"}),
+    "mpeg4": ("mpeg4", "avi", 12, {"b": "700000"}),
+}
+"""content: encoder, container, distance of key frames, options."""
+CONTENTS = (*ENCODERS, "jpeg_folder", "packed")
+
+
+def _texture(rng: np.random.Generator, side: int) -> np.ndarray:
+    """A coloured 1/f^1.5 texture, uint8 (side, side, 3)."""
+    spectrum = np.fft.rfft2(rng.standard_normal((side, side, 3)), axes=(0, 1))
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
+    image = np.fft.irfft2(spectrum / np.maximum(frequency, 1 / side)[..., None] ** 1.5, s=(side, side), axes=(0, 1))
+    image[..., 1:] = 0.35 * image[..., 1:] + 0.8 * image[..., :1]  # the channels of natural pictures go together
+    return np.clip(128 + 45 * image / image.std(), 0, 255).astype(np.uint8)
+
+
+def _warped(texture: np.ndarray, matrix: list[list[float]]) -> np.ndarray:
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(texture, np.array(matrix), (WIDTH, HEIGHT), flags=flags)
+
+
+def natural_frames(seed: int, count: int = FRAMES) -> Iterator[np.ndarray]:
+    """RGB frames, uint8 (256, 340, 3)."""
+    rng = np.random.default_rng(seed)
+    ground, bodies = _texture(rng, 1024), [_texture(rng, 256) for _ in range(3)]
+    phase = rng.uniform(0, 2 * np.pi, (4, 3))
+    noise = [rng.normal(0, 1.2, (HEIGHT, WIDTH, 3)).round().astype(np.int16) for _ in range(8)]
+    for t in range(count):
+        zoom = 1.6 + 0.3 * np.sin(t / 60 + phase[3, 0])
+        x, y = 512 + 150 * np.sin(t / 70 + phase[3, 1]), 512 + 100 * np.cos(t / 80 + phase[3, 2])
+        frame = _warped(ground, [[zoom, 0, x - zoom * WIDTH / 2], [0, zoom, y - zoom * HEIGHT / 2]])
+        for i, body in enumerate(bodies):
+            x = WIDTH * (0.5 + 0.4 * np.sin(t / (12 + 5 * i) + phase[i, 0]))
+            y = HEIGHT * (0.5 + 0.35 * np.cos(t / (15 + 4 * i) + phase[i, 1]))
+            angle = t / 20 + phase[i, 2]
+            c, s = 2 * np.cos(angle), 2 * np.sin(angle)
+            mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+            cv2.ellipse(mask, (int(x), int(y)), (45, 28), np.degrees(angle), 0, 360, 255, -1)
+            cv2.copyTo(_warped(body, [[c, -s, 128 - c * x + s * y], [s, c, 128 - s * x - c * y]]), mask, frame)
+        yield np.clip(frame + noise[t % 8], 0, 255).astype(np.uint8)
+
+
+def _encode(path: Path, content: str, frames: list[np.ndarray]) -> None:
+    codec, _, spacing, options = ENCODERS[content]
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=Fraction(FPS), options=options)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.gop_size = spacing
+        if options.get("b", "0") != "0":
+            stream.codec_context.bit_rate = int(options["b"])
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def _make_clip(seed: int, frames: int, paths: dict[str, Path]) -> None:
+    """One clip in every codec."""
+    pictures = list(natural_frames(seed, frames))
+    for content, path in paths.items():
+        _encode(path, content, pictures)
+
+
+def _clip(path: str, codec: str, spacing: int, frames: int) -> Clip:
+    return Clip(
+        path=path,
+        label=0,
+        frames=frames,
+        fps=float(FPS),
+        width=WIDTH,
+        height=HEIGHT,
+        codec=codec,
+        key_frame_spacing=spacing,
+        duration_seconds=frames / FPS,
+    )
+
+
+def _pack(folder: Path, videos: list[Path]) -> Store:
+    """A store of the videos, and DIR/jpeg_folder with the very same JPEG files."""
+    store, parameters = folder / "packed.beton", PackParameters(short_side=HEIGHT, fps=None, quality=QUALITY)
+    store.mkdir(exist_ok=True)
+    rows = [
+        PackRow(row=i, path=str(path), label=0, start_seconds=0.0, end_seconds=1e6) for i, path in enumerate(videos)
+    ]
+    shard = pack_shard(store, 0, rows, parameters, refused={}, started=lambda _: None)
+    write_rows(store, [shard], len(rows))
+    index = StoreIndex(manifest_sha256="", rows=len(rows), parameters=parameters, shards=(shard,), complete=True)
+    (store / INDEX).write_text(index.dump())
+    made = Store(store)
+    for i in range(len(rows)):
+        address = made.address(i)
+        assert address is not None
+        file, place = locate_packed(address)
+        offsets, _ = file.table(place)
+        (folder / "jpeg_folder" / f"{i}").mkdir(parents=True, exist_ok=True)
+        for k, (begin, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist())):
+            (folder / "jpeg_folder" / f"{i}" / f"{k + 1:06d}.jpg").write_bytes(file.read(begin, end - begin))
+    return made
+
+
+def make_clips(
+    folder: Path, *, clips: int = 4, frames: int = FRAMES, contents: tuple[str, ...] = CONTENTS
+) -> dict[str, Manifest]:
+    """A manifest for each content, its files made below `folder` unless they are there."""
+    mark, wanted = folder / "made.json", {"clips": clips, "frames": frames, "contents": sorted(contents), "version": 3}
+    videos = {name: [f"{name}/{i}.{ENCODERS[name][1]}" for i in range(clips)] for name in contents if name in ENCODERS}
+    if not mark.exists() or json.loads(mark.read_text()) != wanted:
+        mark.unlink(missing_ok=True)
+        for name in videos:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        jobs = [(i, frames, {name: folder / paths[i] for name, paths in videos.items()}) for i in range(clips)]
+        with multiprocessing.get_context("spawn").Pool(min(clips, len(os.sched_getaffinity(0)))) as pool:
+            pool.starmap(_make_clip, jobs, chunksize=1)
+        if "packed" in contents:
+            _pack(folder, [folder / path for path in videos["h264_gop250"]])
+        mark.write_text(json.dumps(wanted))
+    names = {"libx264": "h264", "libvpx-vp9": "vp9", "mpeg4": "mpeg4"}
+    rows = {
+        name: [_clip(path, names[ENCODERS[name][0]], ENCODERS[name][2], frames) for path in paths]
+        for name, paths in videos.items()
+    }
+    if "packed" in contents:
+        rows["jpeg_folder"] = [_clip(f"jpeg_folder/{i}", "jpeg", 1, frames) for i in range(clips)]
+    made = {name: Manifest.from_clips(listed, root=folder, name=name) for name, listed in rows.items()}
+    if "packed" in contents:
+        made["packed"] = made["h264_gop250"].packed_in(Store(folder / "packed.beton"))
+    return made
