@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ppma import checkpoint, distributed, environment, tasks
+from ppma import checkpoint, distributed, environment, flops, tasks
 from ppma.classify import Classifier, check_labels
 from ppma.command import DONE, RUN_AGAIN
 from ppma.compute import Compute, choose
@@ -169,8 +169,7 @@ class Trainer:
                 monitor.advance(self.step)
                 if self.step % self.config.log_every == 0 or self.step == self.total_steps:
                     self._log(monitor, batch, norm, pace)
-                if self.config.pictures_every and (self.step == 1 or self.step % self.config.pictures_every == 0):
-                    self._show(monitor, batch)
+                self._show(monitor, batch)
                 asked = stop.agreed()
                 if asked or self.step % self.config.checkpoint_every == 0 or self.step == self.total_steps:
                     self.save()
@@ -194,11 +193,14 @@ class Trainer:
             )
 
     def _show(self, monitor: Monitor, batch: Batch) -> None:
-        if self.ranks.is_main:
-            with self.compute.autocast():
-                shown = self.task.pictures(batch)
-            for tag, picture in shown.items():
-                monitor.picture(self.step, tag, picture)
+        every = self.config.pictures_every
+        if not every or not self.ranks.is_main:
+            return
+        due = self.step in (1, self.total_steps) or self.step % every == 0
+        with self.compute.autocast():
+            shown = self.task.pictures(batch, due=due)
+        for tag, picture in shown.items():
+            monitor.picture(self.step, tag, picture)
 
 
 class _Pace:
@@ -233,7 +235,9 @@ def _make_run_folder(config: RunConfig, ranks: Ranks, compute: Compute) -> None:
     if ranks.is_main:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         (config.run_dir / "config.json").write_text(config.to_json())
-        environment.write(config.run_dir / "environment.json", ranks, compute)
+        environment.write(config.run_dir / "environment.json", config, ranks, compute)
+        for part, chosen in environment.implementations(config, ranks).items():
+            log.info("%s: %s", part, chosen)
     distributed.barrier(ranks)
 
 
@@ -280,11 +284,44 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
     return config.run_dir
 
 
+def plan(config: RunConfig) -> None:
+    """Check everything that can be checked without training, and say what a run would do."""
+    with distributed.session(config.device) as ranks:
+        check_ranks(config, ranks.world_size)
+        check_run_folder(config)
+        compute = choose(config.precision, ranks.device)
+        sources = tasks.read_sources(config)
+        rows = sum(len(source) for source in sources) // config.batch * config.batch
+        steps = rows // config.batch * config.optim.epochs
+        forward = (
+            flops.mae_flops(config.vit, config.mae)
+            if config.phase == "mae"
+            else flops.encoder_flops(config.vit, config.vit.tokens)
+        )
+        total = forward * rows * (1 if config.phase == "probe" else 3 * config.optim.epochs)
+        peak = measured_peak_flops(ranks.device, compute.products)
+        rate = learning_rate(round(steps * config.optim.warmup_fraction), max(steps, 1), config.optim, config.batch)
+    lines = {
+        "recipe": f"{config.recipe} ({config.phase})",
+        "sources": ", ".join(f"{source.name}: {len(source)} clips" for source in sources),
+        "encoder": f"width {config.vit.width}, {config.vit.depth} layers, {config.vit.tokens} tokens of {config.vit.patch}",
+        "steps": f"{steps} of {config.batch} rows ({config.batch_clips} clips), {config.optim.epochs} epochs",
+        "peak rate": f"{rate:.3g}",
+        "arithmetic": f"{total / 1e15:.3g} PFLOP, {total / peak / 3600:.3g} h at the {peak / 1e12:.3g} TFLOP/s measured on"
+        f" {ranks.device}, were nothing else to be done",
+        **environment.implementations(config, ranks),
+        "run folder": str(config.run_dir),
+    }
+    for name, value in lines.items():
+        log.info("%-11s %s", name, value)
+
+
 HELP = """ppma train RECIPE [flags]: run a recipe.
 
 For example: ppma train mae_nohuman --model base
              ppma train finetune --dataset ucf101 --init runs/align_nohuman_synthetic
              ppma train RECIPE --help lists the flags and what they stand at.
+             ppma train RECIPE --dry-run says what the run would do, and does nothing.
 
 Recipes:
 """
@@ -299,7 +336,10 @@ def main(argv: list[str]) -> int:
         lines = [f"  {name:<{width}}  {(make.__doc__ or '').strip().splitlines()[0]}" for name, make in RECIPES.items()]
         sys.stdout.write(HELP + "\n".join(lines) + "\n")
         return DONE
-    config = resolve(argv[0], argv[1:])
+    config = resolve(argv[0], [flag for flag in argv[1:] if flag != "--dry-run"])
+    if "--dry-run" in argv:
+        plan(config)
+        return DONE
     try:
         folder = train(config)
     except Stopped:
