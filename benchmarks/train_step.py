@@ -11,6 +11,7 @@ erasing, which cost all implementations the same. Peak memory is what a process 
 its imports (resident memory on a CPU, allocated memory on a GPU).
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -77,8 +78,9 @@ class Worker:
         assert self.process.stdin and self.process.stdout
         if self.failure:
             return None
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended; what it left to read says how
+            self.process.stdin.write(word + "\n")
+            self.process.stdin.flush()
         line = self.process.stdout.readline()
         answer = json.loads(line) if line else {"failure": f"the process ended with {self.process.wait()}"}
         self.failure = answer.get("failure", "")
@@ -93,7 +95,8 @@ class Worker:
         """Take down the facts about the whole process, which ends."""
         self.facts = self.ask("end") or {}
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait()
 

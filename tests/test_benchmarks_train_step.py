@@ -31,6 +31,16 @@ def test_an_unknown_implementation_is_named(capfd):
     worker.close()
 
 
+def test_a_process_that_is_killed_is_left_out(capsys):
+    """As when the machine runs out of memory: the rest of the run goes on."""
+    worker = Worker(Case(phase="mae", implementation="ours", model="tiny", batch=1, size=32, frames=2))
+    worker.process.kill()
+    worker.process.wait()
+    worker.step()
+    worker.close()
+    assert worker.failure == "the process ended with -9" and not worker.facts
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_stage_1_reaches_its_goals():
