@@ -14,7 +14,6 @@ the header is applied. Anything wrong inside a file raises BadClip with a reason
 
 import contextlib
 import io
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +32,7 @@ from ppma.loaders.errors import InputError
 from ppma.loaders.formats import FRAME_FOLDER_FPS, list_frames
 from ppma.loaders.probe import Unusable, open_video
 from ppma.loaders.store import StoreError, is_packed, read_packed
+from ppma.loaders.window import choose_frames, inside, thinned
 
 DALI_CPU_CODECS = ("vp8", "vp9", "mjpeg")
 """What DALI 2.4 decodes without a GPU; everything else raises there (FACTS, DALI)."""
@@ -73,39 +73,6 @@ class _Window:
     """The guessed times of packed B-frames are swapped: frames are counted from the first of the file instead."""
     skippable: bool
     """H.264 whose packets are whole pictures, never one of two fields: the decoder may be told of each whether it is wanted."""
-
-
-def _inside(times: Sequence[float] | np.ndarray, start: float, end: float) -> tuple[int, int]:
-    """First and last + 1 of the frames whose (ascending) time lies in [start, end), or of the one that is on screen where none does."""
-    # Half a microsecond of slack: a start that equals a frame's time as a fraction may differ from it as a float.
-    first, stop = np.searchsorted(times, (start - 5e-7, end - 5e-7)).tolist()
-    if first < stop:
-        return first, stop
-    shown = max(int(np.searchsorted(times, start, side="right")) - 1, 0)
-    return shown, shown + 1
-
-
-def choose_frames(times: Sequence[float] | np.ndarray, start: float, end: float, count: int) -> list[int]:
-    """Indices into `times` (ascending seconds) of `count` frames, uniformly spaced over those in [start, end).
-
-    linspace from the first to the last, truncated; a window with fewer frames repeats some. A window in which no frame begins shows the
-    frame that was on screen: the last one before it, or the first of all.
-    """
-    first, stop = _inside(times, start, end)
-    return [first + int(i) for i in np.linspace(0, stop - first - 1, count)]
-
-
-def thinned(times: Sequence[float] | np.ndarray, first: int, stop: int, fps: float | None) -> list[int]:
-    """Those of the frames [first, stop) that are kept at `fps` a second: each the first one due; None keeps all."""
-    if fps is None:
-        return list(range(first, stop))
-    kept: list[int] = []
-    due = times[first]
-    for i in range(first, stop):
-        if times[i] >= due - 5e-7:
-            kept.append(i)
-            due += max(1, math.floor((times[i] - due) * fps + 1e-6) + 1) / fps
-    return kept
 
 
 def _demux(container: av.container.InputContainer, stream: av.VideoStream, start: float, end: float) -> _Window:
@@ -356,7 +323,7 @@ def all_frames(path: Path, start: float, end: float, *, fps: float | None = None
     """
 
     def choose(times: Sequence[float] | np.ndarray) -> list[int]:
-        return thinned(times, *_inside(times, start, end), fps)
+        return thinned(times, *inside(times, start, end), fps)
 
     with _named():
         if path.is_dir():
