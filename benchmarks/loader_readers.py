@@ -30,7 +30,7 @@ from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.store import is_packed, read_packed
 from ppma.loaders.stream import ClipStream
 
-BATCH_CLIPS = 4
+BATCH_CLIPS, CYCLE_BATCHES = 4, 4
 AHEAD = 2
 """Batches read ahead: by each DataLoader worker (torch's default), by our stream, by FFCV."""
 
@@ -172,9 +172,25 @@ class _Endless(IterableDataset):
             yield torch.cat([PEERS[self.reader](self.manifest, draw, self.config) for draw in draws])
 
 
-def sampler_of(manifest: Manifest, config: LoaderConfig) -> TrainingSampler:
+class Cycle:
+    """The same few batches over and over: whole turns are the same work for every reader."""
+
+    def __init__(self, sampler: TrainingSampler) -> None:
+        self._sampler = sampler
+        self.steps_per_epoch, self.views = sampler.steps_per_epoch, sampler.views
+
+    def draws(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> list[SampleDraw]:
+        """Those of the first epoch."""
+        return self._sampler.draws(0, step, rank, world_size)
+
+    def replacement(self, draw: SampleDraw, attempt: int) -> None:
+        """Nothing is replaced: the clips are good."""
+
+
+def sampler_of(manifest: Manifest, config: LoaderConfig) -> Cycle:
     """What every reader is asked for."""
-    return TrainingSampler([manifest], config, seed=0, batch_clips=BATCH_CLIPS, epoch_clips=64 * BATCH_CLIPS)
+    clips = CYCLE_BATCHES * BATCH_CLIPS
+    return Cycle(TrainingSampler([manifest], config, seed=0, batch_clips=BATCH_CLIPS, epoch_clips=clips))
 
 
 def _ours(manifest: Manifest, config: LoaderConfig, device: str) -> Iterator[torch.Tensor]:
@@ -193,8 +209,8 @@ def _ffcv(manifest: Manifest, config: LoaderConfig) -> Iterator[torch.Tensor]:
     shard = shard.with_name(shard.name.partition("#")[0])
     pixels = int((manifest.widths * manifest.heights).max())
     views = FfcvViews(shard, config, batch_clips=BATCH_CLIPS, views=config.views, pixels=pixels)
-    for epoch in count():
-        draws = [draw for step in range(sampler.steps_per_epoch) for draw in sampler.draws(epoch, step)]
+    draws = [draw for step in range(sampler.steps_per_epoch) for draw in sampler.draws(0, step)] * 16
+    while True:
         for views_BVTHWC, bad_B in views.run([manifest.file(draw.clip) for draw in draws], draws):
             assert not bad_B.any()
             yield torch.from_numpy(views_BVTHWC).flatten(0, 1)

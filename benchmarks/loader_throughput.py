@@ -7,6 +7,7 @@ rests. CPU time is that of the reader's whole process tree, from rest to rest, o
 flow. Ratios are to the published way: on the same content, or for `packed` on the H.264 that was packed.
 """
 
+import math
 import multiprocessing
 import statistics
 import sys
@@ -27,7 +28,7 @@ from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Manifest
 
 READERS = ("ours", "published", "torchcodec", "decord2", "opencv", "ffcv")
-BATCH_CLIPS = 4
+BATCH_CLIPS, CYCLE_BATCHES = 4, 4  # as in loader_readers, which imports torch
 STRIDE, FRAMES = 4, 16
 REST_SECONDS, REST_AT_MOST = 0.12, 10.0
 ON_CPU = tuple(content for content in CONTENTS if content != "h264_gop1")
@@ -111,7 +112,7 @@ def serve(connection: Connection, reader: str) -> None:
             del flow  # ends the workers of the content before
             flow, ahead = loader_readers.batches(reader, manifest, config, device)
             views = config.views
-            connection.send(tuple(next(flow).shape))
+            connection.send((tuple(next(flow).shape), ahead))
             continue
         for _ in range(ahead):
             next(flow)
@@ -186,11 +187,13 @@ class Reader:
     def open(self, manifest: Manifest, config: LoaderConfig, device: str, seconds: float) -> tuple[int, ...]:
         """Begin a content; a measurement will take about `seconds`. Returns the shape of a batch."""
         self._connection.send((manifest, config, device))
-        shape: tuple[int, ...] = self._connection.recv()
+        shape, ahead = self._connection.recv()
         self._rest()
         self._connection.send(1)
         rate, _ = self._connection.recv()
-        self._batches = max(2, round(seconds * rate / BATCH_CLIPS))
+        turns = max(1, math.ceil((seconds * rate / BATCH_CLIPS + ahead) / CYCLE_BATCHES))
+        turns += turns * CYCLE_BATCHES - ahead < 2  # a rate of fewer batches says nothing
+        self._batches = turns * CYCLE_BATCHES - ahead
         return shape
 
     def measure(self) -> Measure:
