@@ -1,15 +1,22 @@
 # make test: the two minutes to an environment, then the tests.  make slow: the full-size proofs.  make lint: ruff and mypy.
+# make demo: the paper's idea in ten minutes on virtual people; SEEDS=3 for three seeds, VIDEOS=DIR for your own human-removed clips, OUT=DIR.
 # PYTHON=python3.12 chooses an interpreter; ARGS='-k manifest' goes to pytest.
 PYTHON ?=
 ARGS ?=
+SEEDS ?= 1
+VIDEOS ?=
+OUT ?= runs/demo
 STAMP := .venv/.installed
 
-.PHONY: venv test slow lint format clean
+.PHONY: venv demo test slow lint format clean
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt .ci/venv
 	@PYTHON="$(PYTHON)" .ci/venv
 	@touch $@
+
+demo: venv
+	.venv/bin/ppma demo --seeds $(SEEDS) --out "$(OUT)" $(if $(VIDEOS),--videos "$(VIDEOS)")
 
 test: venv
 	.venv/bin/python -m pytest $(ARGS)

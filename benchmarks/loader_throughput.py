@@ -7,6 +7,7 @@ rests. CPU time is that of the reader's whole process tree, from rest to rest, o
 flow. Ratios are to the published way: on the same content, or for `packed` on the H.264 that was packed.
 """
 
+import contextlib
 import math
 import multiprocessing
 import statistics
@@ -30,6 +31,8 @@ from ppma.loaders.manifest import Manifest
 READERS = ("ours", "published", "torchcodec", "decord2", "opencv", "ffcv")
 BATCH_CLIPS, CYCLE_BATCHES = 4, 4  # as in loader_readers, which imports torch
 STRIDE, FRAMES = 4, 16
+MOST_TURNS = 8
+"""Of the cycle in one measurement: on a busy machine a batch may seem to take no time at all."""
 REST_SECONDS, REST_AT_MOST = 0.12, 10.0
 ON_CPU = tuple(content for content in CONTENTS if content != "h264_gop1")
 FOUR_VIEWS = (("h264_gop250", ("ours", "published")), ("packed", ("ours", "ffcv")))
@@ -100,7 +103,13 @@ class Measure:
 
 
 def serve(connection: Connection, reader: str) -> None:
-    """A reader's process: open a content, or take batches and answer with (clips, seconds)."""
+    """A reader's process, until the other end closes."""
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the benchmark was ended
+        _answer(connection, reader)
+
+
+def _answer(connection: Connection, reader: str) -> None:
+    """Open a content, or take batches and answer with (clips/s, clips made), until None."""
     from benchmarks import loader_readers
 
     flow: Iterator[Any] = iter(())
@@ -189,9 +198,9 @@ class Reader:
         self._connection.send((manifest, config, device))
         shape, ahead = self._connection.recv()
         self._rest()
-        self._connection.send(1)
+        self._connection.send(CYCLE_BATCHES)
         rate, _ = self._connection.recv()
-        turns = max(1, math.ceil((seconds * rate / BATCH_CLIPS + ahead) / CYCLE_BATCHES))
+        turns = min(math.ceil((seconds * rate / BATCH_CLIPS + ahead) / CYCLE_BATCHES), MOST_TURNS)
         turns += turns * CYCLE_BATCHES - ahead < 2  # a rate of fewer batches says nothing
         self._batches = turns * CYCLE_BATCHES - ahead
         return shape

@@ -11,6 +11,7 @@ from ppma import __version__
 from ppma.command import DONE, WRONG_INPUT, run
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("ppma.demo", "the paper's idea in ten minutes, on virtual people: nothing to download"),
     "index": (
         "ppma.index",
         "make a manifest from a folder of videos or a published list, and enter it into the data catalogue",
@@ -19,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "ppma.pack",
         "write a source's clips as JPEG frames at the training size: ten times as many clips a second",
     ),
+    "synthesize": ("ppma.synthetic.command", "draw labelled clips of virtual people, and scenes without them"),
     "train": ("ppma.train", "run a recipe: stage 1, stage 2, fine-tuning, linear probing"),
     "evaluate": ("ppma.evaluate", "test a checkpoint: 2 x 3 views, top-1 and top-5 with 95 % intervals"),
     "convert": ("ppma.interop", "bring a checkpoint of PPMA, VideoMAE or Hugging Face here, or one of ours there"),

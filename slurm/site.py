@@ -106,7 +106,7 @@ def _nodes(config: ClusterConfig) -> list[Node]:
 
 
 def _names(words: Any) -> str:
-    return ", ".join(dict.fromkeys(words))
+    return ", ".join(sorted(set(words)))
 
 
 def check(config: ClusterConfig) -> None:

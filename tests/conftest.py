@@ -6,6 +6,7 @@ PPMA_REQUIRE=gpu,slurm turns a missing GPU or cluster from a skip into a failure
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ import pytest
 os.environ.setdefault(
     "OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1))
 )  # before torch is imported, and for child processes
+
+# A shell ignores SIGINT for what it starts in the background, and children would inherit that: tests press Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton kernels run on the CPU; read when they are defined

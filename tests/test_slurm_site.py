@@ -25,7 +25,7 @@ def cluster(monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"partition": "gpu"}, "--partition is gpu; there are main, debug, cpu"),
+        ({"partition": "gpu"}, "--partition is gpu; there are cpu, debug, main"),
         ({"nodes": 3}, "--nodes is 3; partition main has 2"),
         ({"gpus_per_node": 16}, "--gpus-per-node is 16; nodes of partition main have up to 8"),
         ({"partition": "cpu"}, "--gpus-per-node is 1; nodes of partition cpu have up to 0"),
@@ -56,7 +56,7 @@ def test_refusals_name_what_is_allowed(monkeypatch):
 
     monkeypatch.setattr(site.subprocess, "run", lambda *_, **__: Done)
     text = "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
-    assert site.explain_refusal(text).endswith("--account takes lab, team; --qos takes normal, low")
+    assert site.explain_refusal(text).endswith("--account takes lab, team; --qos takes low, normal")
     assert site.explain_refusal("sbatch: error: a\nsbatch: error: b\n") == "sbatch refuses: a; b"
 
 
