@@ -22,7 +22,20 @@ from ppma.synthetic import CLASSES, DiskFullError
 from ppma.train import Stopped, train
 
 SMALL = [
-    *["--learned", "wave", "squat", "--new", "clap", "bow", "--learned-clips", "4", "--probe-clips", "4", "--test-clips", "3"],
+    *[
+        "--learned",
+        "wave",
+        "squat",
+        "--new",
+        "clap",
+        "bow",
+        "--learned-clips",
+        "4",
+        "--probe-clips",
+        "4",
+        "--test-clips",
+        "3",
+    ],
     *["--scenes-epochs", "1", "--actions-epochs", "1", "--workers", "1", "--device", "cpu"],
 ]
 
