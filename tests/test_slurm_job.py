@@ -122,7 +122,7 @@ def test_slurm_refuses_in_one_line_and_submits_nothing(wrong, words, cluster, da
 @pytest.mark.slurm
 @pytest.mark.timeout(2400)
 def test_slurm_ten_preemptions_change_nothing(cluster, data, tmp_path):
-    epochs = 350
+    epochs = 1500  # a preemption takes SLURM five seconds, in which an idle machine makes a hundred steps
     run = Run(cluster, data, tmp_path / "run", epochs)
     for number in range(10):
         before = run.saved()
