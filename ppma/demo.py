@@ -17,7 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from ppma import checkpoint, index, recipes
+import numpy as np
+
+from ppma import checkpoint, index, pack, recipes
 from ppma.command import DONE, RUN_AGAIN, parse
 from ppma.config import RunConfig, check_run_folder
 from ppma.demo_report import ARMS, write_report
@@ -125,11 +127,14 @@ def run_config(config: DemoConfig, seed: int, stage: recipes.DemoStage, run: str
         if stage == "actions" and not _has_labels(config):
             sources, weights = (ACTIONS,), None
     clips = sum(len(catalogue.read(config.data).manifest(name)) for name in sources)
+    drawn = len(config.learned) * config.learned_clips
     batch = max(base.loader.views, min(base.batch, clips // base.loader.views * base.loader.views))
-    asked = {"scenes": config.scenes_epochs, "actions": config.actions_epochs}.get(stage, 0)
+    epochs = {"scenes": config.scenes_epochs, "actions": config.actions_epochs}.get(stage) or base.optim.epochs
+    if config.videos is not None and stage == "scenes":
+        epochs = round(epochs * drawn / clips)  # as many views of few clips as of many
     return replace(
         base, run_dir=folder / run, init=None if init is None else folder / init, sources=sources, weights=weights, seed=seed,
-        data=config.data, batch=batch, resume=True, device=config.device, optim=replace(base.optim, epochs=asked or base.optim.epochs),
+        data=config.data, batch=batch, resume=True, device=config.device, optim=replace(base.optim, epochs=epochs),
         loader=replace(base.loader, workers=config.workers),
     )  # fmt: skip
 
@@ -171,18 +176,33 @@ def _draw(config: DemoConfig, folder: str) -> None:
     catalogue.add(config.data, name=name, split=split, manifest=manifest, root=asked.out)
     if asked.empty:
         _enter_scenes(config, SCENES, asked.out / "train_empty.csv", asked.out)
+    if folder == ACTIONS:
+        _pack(config, ACTIONS)
 
 
 def _enter_scenes(config: DemoConfig, name: str, path: Path, root: Path) -> None:
-    """Enter scenes without people, their labels counted on from those of the actions, for the head that stage 2 shares."""
-    listed = Manifest.read(path, root=root)
-    clips = (listed.clip(row) for row in range(len(listed)))
+    """Enter scenes without people and pack them.
+
+    Labels count on from those of the actions, for the head that stage 2 shares. Of the user's clips at most as many are taken, evenly, as
+    would be drawn, so that the time stays what it is.
+    """
+    listed, most = Manifest.read(path, root=root), len(config.learned) * config.learned_clips
+    rows = np.unique(np.linspace(0, len(listed) - 1, min(most, len(listed))).astype(int))
+    clips = [listed.clip(int(row)) for row in rows]
     shifted = config.out / f"{name}.csv"
     Manifest.write(
         shifted,
         (clip if clip.label is None else replace(clip, label=clip.label + len(config.learned)) for clip in clips),
     )
     catalogue.add(config.data, name=name, split="train", manifest=shifted, root=root)
+    _pack(config, name)
+
+
+def _pack(config: DemoConfig, name: str) -> None:
+    """Keep a source's frames as JPEG: stage 2 reads each clip dozens of times, and decoding video would take as long as learning."""
+    flags = {"--out": config.out / f"{name}.beton", "--data": config.data, "--workers": config.workers}
+    flags |= {"--short-side": recipes.DEMO_CLIP_SIZE, "--fps": recipes.DEMO_FPS}
+    pack.main([name, *(str(part) for flag in flags.items() for part in flag)])
 
 
 def _drawn(config: DemoConfig, folder: str) -> bool:
@@ -255,8 +275,8 @@ def steps(config: DemoConfig) -> list[Step]:
         which = f", seed {seed}" if many else ""
         todo += [
             _stage(config, seed, "scenes", "scenes", None, f"stage 1, scenes without people{which}", 60),
-            _stage(config, seed, "actions", "actions", "scenes", f"stage 2 after stage 1{which}", 100),
-            _stage(config, seed, "actions", "scratch", None, f"stage 2 from scratch, to compare with{which}", 100),
+            _stage(config, seed, "actions", "actions", "scenes", f"stage 2 after stage 1{which}", 120),
+            _stage(config, seed, "actions", "scratch", None, f"stage 2 from scratch, to compare with{which}", 120),
         ]
         todo += [_stage(config, seed, "probe", arm.run, arm.init, f"probe: {arm.title}{which}", 15) for arm in ARMS]
     return todo

@@ -51,7 +51,7 @@ def accuracy(bars: Sequence[tuple[str, Accuracy]], chance: float, clips: int) ->
     axes.set_yticks(range(len(bars)), [title for title, _ in bars])
     axes.set_ylim(-0.5, len(bars) - 0.1)
     axes.set_xlim(0, min(100, 100 * max(found.high for _, found in bars) + 10))
-    axes.set_xlabel(f"new actions named right, % of {clips} clips of unseen people (lines: 95 % intervals)")
+    axes.set_xlabel(f"new actions named right, % of {clips} clips of unseen people (95 % intervals)")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -156,7 +157,7 @@ def test_a_full_disk_asks_to_be_run_again(error, tmp_path, monkeypatch, capsys):
 def test_ones_own_clips_take_the_place_of_the_scenes(once, clip_tree, tmp_path):
     """Indexed as human-removed because the user says so; their class folders are the labels of stage 2."""
     out, _ = once
-    (tmp_path / "data.toml").write_text((out / "data.toml").read_text().replace('"clips/', f'"{out}/clips/'))
+    (tmp_path / "data.toml").write_text(re.sub(r'"(clips/|\w+\.beton)', rf'"{out}/\1', (out / "data.toml").read_text()))
     config = replace(DemoConfig(out=tmp_path), videos=clip_tree)
     demo._index(config)
     assert {row["domain"] for row in csv.DictReader((tmp_path / "real.csv").open())} == {"human-removed"}
