@@ -2,10 +2,11 @@
 
     clip_BCTHW float32, normalised (+ masked_BN bool, or label_B)  ->  loss
 
-What makes it slow is kept on purpose: every patch is embedded and nine tenths of the tokens are thrown away, attention
-writes out its (N, N) scores, the target is made for all patches, and in stage 1 each block's activations are computed
-a second time in the backward pass. It imports nothing of the package. Its state dict has the package's names, so that a
-test can hold that both compute the same loss. Source: PAPER.md's description of PPMA (NeurIPS 2023), after VideoMAE.
+What makes it slow is kept on purpose, as the published code does it: every patch is embedded and nine tenths of the
+tokens are thrown away, attention writes out its (N, N) scores and scales those, the pixel head, the target and the
+squared error are computed for all patches and masked after, and in stage 1 each block's activations are computed a
+second time in the backward pass. It imports nothing of the package. Its state dict has the package's names, so that a
+test can hold that both compute the same loss. Source: the published PPMA (NeurIPS 2023), written anew.
 """
 
 import torch
@@ -41,7 +42,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, N, D = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        weights = (q * (D // self.heads) ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
+        weights = ((q @ k.transpose(-2, -1)) * (D // self.heads) ** -0.5).softmax(dim=-1)
         return self.proj((weights @ v).transpose(1, 2).reshape(B, N, D))
 
 
@@ -113,8 +114,9 @@ class PublishedMAE(Trunk):
         table = self.decoder.mask_token.to(seen.dtype).repeat(B, N, 1)
         table[~masked_BN] = seen.flatten(0, 1)
         x = self.run(self.decoder.embed(table + self.position_1ND), self.decoder.blocks)
-        prediction = self.decoder.head(self.decoder.norm(x[masked_BN]))
-        return F.mse_loss(prediction.float(), patch_targets(clip_BCTHW)[masked_BN])
+        prediction = self.decoder.head(self.decoder.norm(x))
+        error_BN = ((prediction - patch_targets(clip_BCTHW)) ** 2).mean(dim=-1)
+        return (error_BN * masked_BN).sum() / masked_BN.sum()
 
 
 @torch.no_grad()
