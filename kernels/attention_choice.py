@@ -129,7 +129,6 @@ def measure(shape: Shape) -> Form:
     return best
 
 
-@torch.compiler.assume_constant_result
 def fastest_form(
     batch: int, tokens: int, heads: int, head_width: int, dtype: torch.dtype, device: torch.device
 ) -> Form:
@@ -147,3 +146,17 @@ def fastest_form(
             if _chosen[key] != "pytorch":
                 remember(file, machine, shape.name, _chosen[key])
     return _chosen[key]
+
+
+# What torch.compiler.assume_constant_result does, without the import of torch._dynamo that it costs everyone (1.3 s).
+fastest_form._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def explain(shape: Shape) -> tuple[Form, str]:
+    """The form that runs on this shape, and the reason in words; on a GPU it may have to be measured first."""
+    if shape.device.type != "cuda":
+        return (
+            "pytorch",
+            f"scaled_dot_product_attention as it is on a {shape.device.type} device, never the N x N scores",
+        )
+    return fastest_form(*shape), f"the fastest of {', '.join(candidates(shape))} for {shape.name}; {cache_file()}"

@@ -33,7 +33,7 @@ MAY_IMPORT = {
 
 LAYERS = (
     {"masking", "model_config", "torchvision_shim", "vit"},
-    {"mae", "classify"},
+    {"mae", "classify", "timm_models"},
     {"train", "evaluate", "privacy", "synthetic"},
     {"cli", "__main__"},
 )

@@ -90,6 +90,23 @@ def test_a_compiled_step_asks_while_it_is_traced(measured):
     assert len(measured) == 4
 
 
+def test_the_mark_is_torchs_own():
+    """Set by hand to spare an import; a release of torch that marks in another way must be noticed."""
+
+    def ours():
+        pass
+
+    assert vars(torch.compiler.assume_constant_result(ours)).items() <= vars(fastest_form).items()
+    assert vars(ours)
+
+
+def test_the_answer_is_explained(measured):
+    form, why = attention_choice.explain(SHAPE)
+    assert form == "flash" and "fastest of cudnn, flash, efficient, triton for B4 N157" in why
+    form, why = attention_choice.explain(SHAPE._replace(device=torch.device("cpu")))
+    assert form == "pytorch" and "on a cpu device" in why and len(measured) == 4
+
+
 @pytest.mark.cuda
 def test_measured_on_this_gpu(monkeypatch, tmp_path):
     """The seam is no slower than the best of PyTorch's back ends at the shape of stage 1's decoder."""

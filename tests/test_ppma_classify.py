@@ -5,11 +5,11 @@ import pytest
 import restatement
 import torch
 
+from ppma import timm_models
 from ppma.classify import Classifier, check_labels
 from ppma.loaders.errors import InputError
 from ppma.mixing import draw_mix
 from ppma.model_config import ClassifierConfig, MAEConfig, MixConfig, ViTConfig
-from ppma.torchvision_shim import timm
 
 VIT = ViTConfig(width=48, depth=2, heads=3, size=32, frames=4, drop_path=0.5)
 SPACES = {"real": 5, "synthetic": 3}
@@ -102,7 +102,7 @@ def test_names_of_heads():
 
 def test_one_head_has_the_state_of_timms_model():
     model = Classifier(VIT, {"real": 5})
-    theirs = timm.create_model("ppma_vit_tiny_patch16_224", num_classes=5, img_size=32, frames=4)
+    theirs = timm_models.ppma_vit_tiny_patch16_224(num_classes=5, img_size=32, frames=4)
     assert set(model.state_dict()) <= set(theirs.state_dict())
     assert set(theirs.state_dict()) - set(model.state_dict()) == {
         n for n in theirs.state_dict() if n.startswith("blocks.") and int(n.split(".")[1]) >= 2

@@ -257,6 +257,13 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(data, tmp_path, capl
     assert not (tmp_path / "run").exists()
 
 
+def test_the_command_waits_for_nothing_that_it_may_not_need():
+    """torch._dynamo takes 1.3 s to import, timm 0.6 s: help and refusals come without them."""
+    code = "import sys, ppma.train; print([m for m in ('torch._dynamo', 'timm', 'torchvision') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 REFUSED = {
     "a source the catalogue lacks": (["--sources", "nowhere"], "has no source nowhere.train"),
     "a checkpoint that is not there": (["--init", "gone"], "gone: no checkpoint here"),

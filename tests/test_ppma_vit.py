@@ -8,9 +8,10 @@ import torch
 
 from ppma.kernels.philox import DevicePurpose, uniform
 from ppma.loaders.errors import InputError
-from ppma.model_config import ViTConfig, preset
+from ppma.model_config import ViTConfig
+from ppma.timm_models import VideoTransformer
 from ppma.torchvision_shim import timm
-from ppma.vit import Encoder, VideoTransformer, drop_path_scale, sinusoid_table
+from ppma.vit import Encoder, drop_path_scale, sinusoid_table
 
 TINY = ViTConfig(width=48, depth=2, heads=3, size=32, frames=4)
 ODD = ViTConfig(width=30, depth=1, heads=5, size=21, frames=3, patch=(1, 7, 3), mlp_ratio=3.5)
@@ -79,34 +80,6 @@ def test_blocks_are_timms_blocks():
     expected = theirs.blocks(tokens)
     torch.testing.assert_close(model.encode(tokens), expected, rtol=0, atol=1e-10)
     torch.testing.assert_close(model.forward_head(expected), theirs.eval().forward_head(expected), rtol=0, atol=1e-10)
-
-
-def test_timm_creates_it_and_its_weights_are_an_encoders():
-    model = timm.create_model("ppma_vit_tiny_patch16_224", num_classes=7, img_size=32, frames=4).double().eval()
-    clip = frames(TINY)
-    logits = model(restatement.normalised_clip(clip, torch.float64))
-    assert logits.shape == (2, 7)
-    encoder = Encoder(preset("tiny", size=32, frames=4), init="xavier", seed=9).double()
-    left = encoder.load_state_dict(model.state_dict(), strict=False)
-    assert not left.missing_keys and set(left.unexpected_keys) == {
-        f"{n}.{p}" for n in ("fc_norm", "head") for p in ("weight", "bias")
-    }
-    tokens = encoder.encode(encoder.embed(encoder.patches(clip)))
-    torch.testing.assert_close(model.forward_head(tokens), logits, rtol=0, atol=1e-10)
-    assert timm.data.resolve_model_data_config(model)["mean"] == restatement.MEAN
-
-
-def test_timm_methods():
-    model = timm.create_model("ppma_vit_tiny_patch16_224", img_size=32, frames=4, drop_path_rate=0.5)
-    video = torch.randn(2, 3, 4, 32, 32)
-    assert model(video).shape == (2, 192) and model.forward_features(video).shape == (2, 8, 192)
-    model.reset_classifier(3)
-    assert model(video).shape == (2, 3) and model.get_classifier().out_features == 3
-    assert len(timm.list_models("ppma_vit_*")) == 5
-    with pytest.raises(InputError, match=r"takes num_classes.*given global_pool"):
-        timm.create_model("ppma_vit_tiny_patch16_224", global_pool="token")
-    with pytest.raises(InputError, match="no released weights"):
-        timm.create_model("ppma_vit_tiny_patch16_224", pretrained=True)
 
 
 def test_a_clip_that_does_not_fit_is_named():
