@@ -75,6 +75,8 @@ class Machine:
     ffmpeg: str = ""
     av_codecs: tuple[str, ...] = ()
     """Codecs that PyAV can decode."""
+    kernels: tuple[tuple[str, str, str], ...] = ()
+    """(work, what `ppma.kernels` runs for it, why)."""
     torchvision: str = ""
     """How torchvision imports: "by itself", "with the shim", or the reason why it does not."""
     broken: dict[str, str] = field(default_factory=dict)
@@ -218,10 +220,7 @@ def fast_paths(machine: Machine) -> list[FastPath]:
                 f"not DALI on a GPU: {why}; faster than DALI on a CPU",
             )
         )
-    attention = "fused: cuDNN or flash attention" if gpu else "PyTorch's CPU kernels"
-    rows.append(
-        FastPath("attention", attention, "scaled_dot_product_attention picks" if gpu else f"not fused: {no_gpu}")
-    )
+    rows += [FastPath(*row) for row in machine.kernels]
     if machine.compiler:
         rows.append(FastPath("torch.compile", "can be used", "a C++ compiler is there"))
     else:
@@ -313,10 +312,13 @@ def _torchvision() -> str:
 
 
 def probe() -> Machine:
-    """Look at this machine; about 6 seconds, most of them imports."""
+    """Look at this machine; about 6 seconds, most of them imports, and some more on a GPU whose attention no run has measured."""
     import torch
 
+    from ppma.doctor_kernels import chosen_kernels
+
     cuda = torch.cuda.is_available()
+    device = torch.device("cuda", 0) if cuda else torch.device("cpu")
     properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if cuda else []
     versions, torchvision, (ffmpeg, av_codecs) = _installed(), _torchvision(), _av_codecs()
     broken = {"torchvision": torchvision} if torchvision.startswith("not at all") else {}
@@ -331,6 +333,7 @@ def probe() -> Machine:
         dali_gpu=_dali("gpu") if has_dali and cuda else (),
         ffmpeg=ffmpeg,
         av_codecs=av_codecs,
+        kernels=chosen_kernels(device),
         torchvision=torchvision,
         broken=broken,
         compiler=shutil.which("g++") is not None or shutil.which("clang++") is not None,

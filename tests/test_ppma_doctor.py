@@ -24,6 +24,7 @@ CPU = Machine(
     dali_cpu=("vp8", "vp9", "mjpeg", "jpeg"),
     torchvision="by itself",
     compiler=True,
+    kernels=(("attention, stage 2", "PyTorch's own choice", "as it is on a cpu device"),),
 )
 H200 = replace(
     CPU,
@@ -32,6 +33,7 @@ H200 = replace(
     gpus=("NVIDIA H200, 140 GiB",),
     driver="580.95.05",
     dali_gpu=("h264", "hevc", "av1", "vp9", "jpeg"),
+    kernels=(("attention, stage 2", "cuDNN", "the fastest of four"),),
 )
 
 
@@ -90,7 +92,9 @@ def test_fast_paths_follow_the_machine():
     there = {path.work: path for path in fast_paths(H200)}
     assert there["video decoding"].chosen == "NVDEC through DALI" and "h264" in there["video decoding"].reason
     assert there["JPEG frames"].chosen == "nvJPEG through DALI"
+    assert (there["attention, stage 2"].chosen, there["attention, stage 2"].reason) == ("cuDNN", "the fastest of four")
     here = {path.work: path for path in fast_paths(CPU)}
+    assert here["attention, stage 2"].chosen == "PyTorch's own choice" and "cpu" in here["attention, stage 2"].reason
     assert here["video decoding"].chosen.startswith("PyAV") and "no GPU" in here["video decoding"].reason
     broken = {path.work: path for path in fast_paths(replace(H200, dali_gpu=()))}
     assert broken["video decoding"].chosen.startswith("PyAV") and "on this GPU" in broken["video decoding"].reason
