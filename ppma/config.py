@@ -130,7 +130,7 @@ class RunConfig:
 
 FREE_ON_RESUME = {
     "run_dir", "data", "resume", "device", "compile", "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every",
-    "hang_seconds", "evaluation",
+    "hang_seconds", "evaluation", "vit.recompute",
     "loader.implementation", "loader.workers", "loader.prefetch_batches", "loader.read_ahead_batches", "loader.max_bad_fraction",
     "loader.stall_seconds",
 }  # fmt: skip

@@ -1,7 +1,8 @@
 """Arithmetic of the model, in one place: floating-point operations of a row, 1 multiply-add = 2.
 
 Matrix products and attention only; norms, activations, softmax and the loss are under 1 % and not counted, as is usual for model FLOP
-utilisation. A training step is three forward passes (one forward, two for the gradients).
+utilisation. A training step is three forward passes (one forward, two for the gradients); what vit.recompute computes a second time is
+not counted, since it brings the model no further.
 """
 
 import time

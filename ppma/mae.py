@@ -18,7 +18,7 @@ from ppma.kernels.pixel_loss import patch_moments, pixel_loss
 from ppma.kernels.reference import paste, patch_targets
 from ppma.masking import random_masking
 from ppma.model_config import MAEConfig, ViTConfig
-from ppma.vit import Block, Encoder, initialise_linear, layer_norm, part_generator
+from ppma.vit import Block, Encoder, initialise_linear, layer_norm, part_generator, through_blocks
 
 __all__ = ["Decoder", "MAEConfig", "MaskedAutoencoder", "Reconstruction"]
 
@@ -43,6 +43,7 @@ class Decoder(nn.Module):
 
     def __init__(self, vit: ViTConfig, mae: MAEConfig) -> None:
         super().__init__()
+        self.recompute = vit.recompute
         self.mask_token = nn.Parameter(torch.zeros(vit.width))  # one axis, so no weight decay, as in VideoMAE
         self.embed = nn.Linear(vit.width, mae.decoder_width)
         blocks = (Block(mae.decoder_width, mae.decoder_heads, vit.mlp_ratio) for _ in range(mae.decoder_depth))
@@ -64,8 +65,7 @@ class Decoder(nn.Module):
         seen_BVE = self.embed(tokens_BVD + position_1ND[0][visible_idx_BV])
         B, _, E = seen_BVE.shape
         x_BNE = hidden_1NE.expand(B, -1, -1).scatter(1, visible_idx_BV[..., None].expand(-1, -1, E), seen_BVE)
-        for block in self.blocks:
-            x_BNE = block(x_BNE)
+        x_BNE = through_blocks(self.blocks, x_BNE, recompute=self.recompute)
         x_BME = x_BNE.gather(1, masked_idx_BM[..., None].expand(-1, -1, E))
         return self.head(self.norm(x_BME))
 

@@ -66,7 +66,7 @@ def mae_nohuman(*, model: str = "base", size: int = 224, frames: int = 16) -> Ru
     """Stage 1 on videos with the humans removed: the paper's main pre-training.
 
     python slurm/launch.py pretrain --nodes 8, or ppma train mae_nohuman. 17.9 million views of 202 GFLOP: 1.3 H200 hours at the ceiling.
-    Differs from the published run in precision (bf16, there fp16) and recomputes no activations (Q2).
+    Differs from the published run in precision (bf16, there fp16) and recomputes no activations (Q2: --vit.recompute).
     """
     return _mae("mae_nohuman", (NO_HUMAN,), model, size, frames)
 

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ppma.kernels.attention import attention
 from ppma.kernels.patchify import patchify
@@ -103,6 +104,18 @@ class Block(nn.Module):
         attention_scale_B, mlp_scale_B = (None, None) if scale_2B is None else scale_2B.unbind(0)
         x_BND = _add(x_BND, self.attn(self.norm1(x_BND)), attention_scale_B)
         return _add(x_BND, self.mlp(self.norm2(x_BND)), mlp_scale_B)
+
+
+def through_blocks(blocks: nn.ModuleList, x_BND: Tensor, scale_L2B: Tensor | None = None, *, recompute: bool) -> Tensor:
+    """(B, N, D) after all blocks; `scale_L2B` holds drop path's factors of each. `recompute` is vit.recompute."""
+    for layer, block in enumerate(blocks):
+        scale_2B = None if scale_L2B is None else scale_L2B[layer]
+        if recompute and torch.is_grad_enabled():
+            # Blocks draw nothing from torch's generators, so there is no state of theirs to put back.
+            x_BND = checkpoint(block, x_BND, scale_2B, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x_BND = block(x_BND, scale_2B)
+    return x_BND
 
 
 class PatchEmbed(nn.Module):
@@ -199,6 +212,4 @@ class Encoder(nn.Module):
 
     def encode(self, tokens_BVD: Tensor, scale_L2B: Tensor | None = None) -> Tensor:
         """All blocks; the caller applies the final norm."""
-        for layer, block in enumerate(self.blocks):
-            tokens_BVD = block(tokens_BVD, None if scale_L2B is None else scale_L2B[layer])
-        return tokens_BVD
+        return through_blocks(self.blocks, tokens_BVD, scale_L2B, recompute=self.config.recompute)

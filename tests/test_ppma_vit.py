@@ -1,10 +1,12 @@
 """The encoder against the restatement of the paper and against timm's own blocks."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import restatement
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from ppma.kernels.philox import DevicePurpose, uniform
 from ppma.loaders.errors import InputError
@@ -155,6 +157,25 @@ def test_bfloat16_autocast_embeds_in_bfloat16_and_keeps_the_stream_in_float32():
         mixed = model.encode(model.embed(model.patches(clip)))
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(mixed, exact, rtol=0, atol=0.03)  # 8 bits of values near 2
+
+
+def kept_bytes(model, tokens):
+    """Bytes that a forward pass through the blocks leaves allocated, its result among them."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        out = model.encode(tokens)
+    assert out.requires_grad
+    return sum(event.self_cpu_memory_usage for event in seen.events())
+
+
+def test_recomputed_activations_are_not_kept():
+    """A block that keeps all keeps its output and 13 times its input in bytes at the least: two norms, q, k, v, attention, MLP before and
+    after GELU. One that computes them again keeps its output, which is the next one's input, and nothing else."""
+    kept, again = (Encoder(replace(TINY, depth=4, recompute=on), init="xavier") for on in (False, True))
+    tokens = torch.randn(2, 8, 48)
+    assert kept_bytes(again, tokens) == 4 * tokens.nbytes
+    assert kept_bytes(kept, tokens) > 4 * 14 * tokens.nbytes
+    with torch.no_grad():
+        assert torch.equal(again.encode(tokens), kept.encode(tokens))
 
 
 def test_models_can_be_copied():
