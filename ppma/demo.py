@@ -23,11 +23,12 @@ from ppma import checkpoint, index, pack, recipes
 from ppma.command import DONE, RUN_AGAIN, parse
 from ppma.config import RunConfig, check_run_folder
 from ppma.demo_report import ARMS, write_report
+from ppma.fanout import FULL_DISK, DiskFullError
 from ppma.loaders import catalogue
 from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Manifest
-from ppma.synthetic import CLASSES, DiskFullError, SynthesisConfig, generate
-from ppma.synthetic.production import FULL_DISK, plan
+from ppma.synthetic import CLASSES, SynthesisConfig, generate
+from ppma.synthetic.production import plan
 from ppma.train import Stopped, train
 
 log = logging.getLogger(__name__)

@@ -17,9 +17,10 @@ from ppma.command import DONE, RUN_AGAIN, WRONG_INPUT
 from ppma.demo import DemoConfig, run_config
 from ppma.demo_report import ARMS, find
 from ppma.distributed import Stop
+from ppma.fanout import DiskFullError
 from ppma.features import PLAIN_VIEWS
 from ppma.metrics import paired_bootstrap, top_k_correct
-from ppma.synthetic import CLASSES, DiskFullError
+from ppma.synthetic import CLASSES
 from ppma.train import Stopped, train
 
 SMALL = [

@@ -11,12 +11,13 @@ import av
 import numpy as np
 import pytest
 
+from ppma.fanout import DiskFullError
 from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Manifest
 from ppma.loaders.probe import probe
 from ppma.synthetic import production
 from ppma.synthetic.clip import SCENE_KINDS
-from ppma.synthetic.production import DiskFullError, SynthesisConfig, encode, generate
+from ppma.synthetic.production import SynthesisConfig, encode, generate
 
 SMALL = {"classes": ("wave", "walk"), "clips": 2, "size": 32, "seconds": 1.0, "fps": 8.0, "workers": 1}
 

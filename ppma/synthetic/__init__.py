@@ -4,6 +4,6 @@ generate(SynthesisConfig(out=..., classes=..., clips=...)) -> path of the manife
 """
 
 from ppma.synthetic.actions import CLASSES
-from ppma.synthetic.production import DiskFullError, SynthesisConfig, generate
+from ppma.synthetic.production import SynthesisConfig, generate
 
-__all__ = ["CLASSES", "DiskFullError", "SynthesisConfig", "generate"]
+__all__ = ["CLASSES", "SynthesisConfig", "generate"]

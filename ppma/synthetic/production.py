@@ -8,24 +8,18 @@ A clip depends on its address alone and libx264 runs on one thread, so the files
 A rerun keeps the clips that are there; settings that would mix two kinds of clips in one folder are refused.
 """
 
-import errno
 import io
 import json
 import os
-import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 
 import av
-import cv2
 import numpy as np
 
+from ppma.fanout import spread, watch_disk
 from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Clip, Manifest, write_atomically
 from ppma.synthetic import actions
@@ -46,11 +40,6 @@ RESERVED = ("masks", "empty")
 LICENCE = "drawn by ppma synthesize; bodies CC0-1.0 (MakeHuman), motions MIT (DeepMimic)"
 X264 = {"preset": "veryfast", "crf": "20", "threads": "1", "sc_threshold": "0"}
 """One thread and no key frames but the regular ones: the same bytes anywhere."""
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-
-
-class DiskFullError(Exception):
-    """No space is left; finished clips are kept and the same command goes on from there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,17 +196,6 @@ def write_complete(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def _watch_disk(folder: Path) -> Iterator[None]:
-    """Turn "no space left" into DiskFullError; every other error passes."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL_DISK:
-            raise
-        raise DiskFullError(f"{folder}: {error.strerror}") from None
-
-
 def make(job: Job) -> None:
     """Draw one clip and write its files; DiskFullError when they do not fit."""
     frames: list[Frame] = list(shoot(draw_clip(job.address), empty=job.empty))
@@ -225,7 +203,7 @@ def make(job: Job) -> None:
     contents = {"clip": lambda: encode([frame.picture_PP3 for frame in frames], fps)}
     contents["mask"] = lambda: _pack(np.stack([frame.mask_PP for frame in frames]))
     contents["empty"] = lambda: encode([frame.empty_PP3 for frame in frames if frame.empty_PP3 is not None], fps)
-    with _watch_disk(job.root):
+    with watch_disk(job.root):
         for kind, path in files.items():
             write_complete(path, contents[kind]())
 
@@ -234,38 +212,6 @@ def _pack(mask_THW: np.ndarray) -> bytes:
     memory = io.BytesIO()
     np.savez_compressed(memory, mask_THW=mask_THW)
     return memory.getvalue()
-
-
-def _settle_in() -> None:
-    """Ctrl-C is for the parent, which lets clips in work be finished; one worker takes one core."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-
-
-def _spread(jobs: list[Job], workers: int) -> Iterator[None]:
-    """Make the jobs on several processes; yields once for each that is finished. Left early, it finishes the clips in work."""
-    waiting, running = iter(jobs), set[Future[None]]()
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_settle_in) as pool:
-        running |= {pool.submit(make, job) for job in islice(waiting, 2 * workers)}
-        while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {pool.submit(make, job) for job in islice(waiting, len(finished))}
-            for future in finished:
-                try:
-                    future.result()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
-                yield
-
-
-def _run(jobs: list[Job], workers: int) -> Iterator[None]:
-    if workers == 1 or len(jobs) < 2:
-        for job in jobs:
-            make(job)
-            yield
-    else:
-        yield from _spread(jobs, workers)
 
 
 def _settings(config: SynthesisConfig) -> dict[str, object]:
@@ -326,16 +272,16 @@ def generate(config: SynthesisConfig, *, on_progress: Callable[[int, int], None]
     InputError: what is asked for cannot be drawn.
     """
     jobs = plan(config)
-    with _watch_disk(config.out):
+    with watch_disk(config.out):
         _claim(config)
     left = [job for job in jobs if not job.done()]
     done = len(jobs) - len(left)
     on_progress(done, len(jobs))
-    for _ in _run(left, config.workers):
+    for _ in spread(make, left, config.workers):
         done += 1
         on_progress(done, len(jobs))
     manifest = config.out / f"{config.split}.csv"
-    with _watch_disk(config.out):
+    with watch_disk(config.out):
         if config.empty:
             Manifest.write(config.out / f"{config.split}_empty.csv", (_row(job, empty=True) for job in jobs))
         Manifest.write(manifest, (_row(job, empty=False) for job in jobs))
