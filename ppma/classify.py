@@ -1,7 +1,7 @@
 """Everything with labels: Align, fine-tuning and linear probing train this one model.
 
-    frames_BTHWC uint8, key_B, label_B, source_B, erase_B4  ->  erase, mix  ->  all tokens  ->  mean, fc_norm, heads
-    ->  loss
+    frames_BTHWC uint8, key_B, label_B, source_B, erase_B4  ->  erase, mix  ->  all tokens, or those that
+    classifier.token_drop leaves  ->  mean, fc_norm, heads  ->  loss
 
 A label space is a set of classes with one meaning; sources that share one share its head. Names: a single head is
 `head`, as in timm, so the state dict is that of timm's VisionTransformer with global_pool="avg"; several heads are
@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppma.kernels.reference import take
 from ppma.loaders.errors import InputError
+from ppma.masking import kept_count, kept_tokens
 from ppma.mixing import draw_mix, erase, mix, mixed_cross_entropy
 from ppma.model_config import ClassifierConfig, ViTConfig
 from ppma.vit import TRUNK, Encoder, initialise_head, layer_norm, part_generator
@@ -51,6 +53,7 @@ class Classifier(Encoder):
     ) -> None:
         super().__init__(vit, init="truncated_normal", seed=seed)
         self.classifier = classifier or ClassifierConfig()
+        kept_count(vit.tokens, self.classifier.token_drop)
         self.label_spaces = dict(label_spaces)
         self.fc_norm = layer_norm(vit.width)
         self._add_heads(part_generator(seed, "tail"))
@@ -90,9 +93,9 @@ class Classifier(Encoder):
             raise InputError(f"no label space {name!r}; there are {', '.join(self.label_spaces)}")
         return name
 
-    def tokens(self, patches_BNP: Tensor, key_B: Tensor | None) -> Tensor:
-        """(B, N, D) of whole clips."""
-        return self.encode(self.embed(patches_BNP), self.drop_path(key_B))
+    def tokens(self, patches_BVP: Tensor, key_B: Tensor | None, idx_BV: Tensor | None = None) -> Tensor:
+        """(B, V, D) of the patches at these places, of whole clips for None."""
+        return self.encode(self.embed(patches_BVP, idx_BV), self.drop_path(key_B))
 
     def features(self, frames_BTHWC: Tensor, key_B: Tensor | None = None) -> Tensor:
         """(B, D) mean over the tokens, normed: what the heads see. Keys are needed for drop path in training only."""
@@ -120,6 +123,9 @@ class Classifier(Encoder):
         nothing.
         """
         mixing, head_B, own_B = self.classifier.mix, self.head_of_source[source_B], None
+        idx_BV = None
+        if self.training and self.classifier.token_drop > 0:
+            idx_BV = kept_tokens(key_B, self.config.tokens, self.classifier.token_drop)
         if self.training and (mixing.mixes or erase_B4 is not None):
             patches_BNP = self.patches(frames_BTHWC, dtype=self.patch_embed.proj.weight.dtype)
             if erase_B4 is not None:
@@ -127,8 +133,9 @@ class Classifier(Encoder):
             if mixing.mixes:
                 draw = draw_mix(key_B, mixing, self.config.size, self.config.size)
                 patches_BNP, own_B = mix(patches_BNP, draw, mixing.group, self.config), draw.own_B
+            patches_BVP = patches_BNP if idx_BV is None else take(patches_BNP, idx_BV)
         else:
-            patches_BNP = self.patches(frames_BTHWC)
-        logits = self.logits_of_heads(self.fc_norm(self.tokens(patches_BNP, key_B).mean(dim=1)))
+            patches_BVP = self.patches(frames_BTHWC, idx_BV)
+        logits = self.logits_of_heads(self.fc_norm(self.tokens(patches_BVP, key_B, idx_BV).mean(dim=1)))
         smoothing = mixing.smoothing if self.training else 0.0
         return mixed_cross_entropy(logits, label_B, head_B, smoothing=smoothing, own_B=own_B, group=mixing.group)

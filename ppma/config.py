@@ -113,6 +113,10 @@ class RunConfig:
             raise InputError(
                 f"batch {self.batch} does not divide into {self.accumulate} micro-batches of clips with {self.loader.views} views"
             )
+        if self.phase == "probe" and self.classifier.token_drop:
+            raise InputError(
+                "classifier.token_drop is for clips; a probe learns from features of whole ones: leave it at 0"
+            )
         if self.weights is not None and len(self.weights) != len(self.sources):
             raise InputError(
                 f"weights {self.weights} must be one number for each of the {len(self.sources)} sources {self.sources}"

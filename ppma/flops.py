@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from ppma.masking import masked_count
+from ppma.masking import kept_count, masked_count, target_count
 from ppma.model_config import MAEConfig, ViTConfig
 
 
@@ -24,17 +24,19 @@ def encoder_flops(vit: ViTConfig, tokens: int) -> float:
 
 
 def mae_flops(vit: ViTConfig, mae: MAEConfig) -> float:
-    """Forward pass of stage 1 for one view: visible tokens in the encoder, all in the decoder, the head on the masked ones."""
+    """Forward pass of stage 1 for one view: visible tokens in the encoder, these and the ones to predict in the decoder, the head on the
+    latter. All hidden tokens are to be predicted, or mae.decoder_share of them."""
     masked = masked_count(vit.tokens, mae.mask_ratio)
-    decoder = mae.decoder_depth * block_flops(vit.tokens, mae.decoder_width, vit.mlp_ratio)
-    embed = 2 * vit.tokens * vit.width * mae.decoder_width
-    head = 2 * masked * mae.decoder_width * vit.patch_values
-    return encoder_flops(vit, vit.tokens - masked) + embed + decoder + head
+    visible, targets = vit.tokens - masked, target_count(masked, mae.decoder_share)
+    decoder = mae.decoder_depth * block_flops(visible + targets, mae.decoder_width, vit.mlp_ratio)
+    embed = 2 * (visible + targets) * vit.width * mae.decoder_width
+    head = 2 * targets * mae.decoder_width * vit.patch_values
+    return encoder_flops(vit, visible) + embed + decoder + head
 
 
-def classifier_flops(vit: ViTConfig, classes: int) -> float:
-    """Forward pass of a classifier for one view."""
-    return encoder_flops(vit, vit.tokens) + 2 * vit.width * classes
+def classifier_flops(vit: ViTConfig, classes: int, token_drop: float = 0.0) -> float:
+    """Forward pass of a classifier for one view, in training with the tokens that classifier.token_drop leaves."""
+    return encoder_flops(vit, kept_count(vit.tokens, token_drop)) + 2 * vit.width * classes
 
 
 def measured_peak_flops(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.2) -> float:

@@ -4,8 +4,8 @@
     prediction_BMP  ->  loss
 
 Nine tenths of the patches are hidden, and only the visible ones are turned into numbers and embedded. The decoder sees
-all positions, but its head is applied to the hidden ones only. Shapes, initialisation and loss: PPMA (NeurIPS 2023),
-after VideoMAE.
+all positions, or with mae.decoder_share a part of the hidden ones, and its head is applied to the hidden ones only.
+Shapes, initialisation and loss: PPMA (NeurIPS 2023), after VideoMAE.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ppma.kernels.pixel_loss import patch_moments, pixel_loss
 from ppma.kernels.reference import paste, patch_targets
-from ppma.masking import random_masking
+from ppma.masking import masked_count, random_masking, running_cell, target_count
 from ppma.model_config import MAEConfig, ViTConfig
 from ppma.vit import Block, Encoder, initialise_linear, layer_norm, part_generator, through_blocks
 
@@ -60,13 +60,21 @@ class Decoder(nn.Module):
     def forward(
         self, tokens_BVD: Tensor, visible_idx_BV: Tensor, masked_idx_BM: Tensor, position_1ND: Tensor
     ) -> Tensor:
-        """(B, M, P) prediction for the masked tokens, P in the order (t, h, w, c)."""
+        """(B, M, P) prediction for the masked tokens, P in the order (t, h, w, c).
+
+        `masked_idx_BM` may hold a part of the tokens that are not visible: the others then do not exist here.
+        """
         hidden_1NE = self.embed(self.mask_token.to(position_1ND.dtype) + position_1ND)  # the same in every row
         seen_BVE = self.embed(tokens_BVD + position_1ND[0][visible_idx_BV])
-        B, _, E = seen_BVE.shape
-        x_BNE = hidden_1NE.expand(B, -1, -1).scatter(1, visible_idx_BV[..., None].expand(-1, -1, E), seen_BVE)
-        x_BNE = through_blocks(self.blocks, x_BNE, recompute=self.recompute)
-        x_BME = x_BNE.gather(1, masked_idx_BM[..., None].expand(-1, -1, E))
+        B, V, E = seen_BVE.shape
+        if V + masked_idx_BM.shape[1] == position_1ND.shape[1]:
+            x_BNE = hidden_1NE.expand(B, -1, -1).scatter(1, visible_idx_BV[..., None].expand(-1, -1, E), seen_BVE)
+            x_BNE = through_blocks(self.blocks, x_BNE, recompute=self.recompute)
+            x_BME = x_BNE.gather(1, masked_idx_BM[..., None].expand(-1, -1, E))
+        else:
+            hidden_BME = hidden_1NE.expand(B, -1, -1).gather(1, masked_idx_BM[..., None].expand(-1, -1, E))
+            x_BXE = torch.cat([seen_BVE, hidden_BME], dim=1)
+            x_BME = through_blocks(self.blocks, x_BXE, recompute=self.recompute)[:, V:]
         return self.head(self.norm(x_BME))
 
 
@@ -76,6 +84,7 @@ class MaskedAutoencoder(Encoder):
     def __init__(self, vit: ViTConfig, mae: MAEConfig, *, seed: int = 0) -> None:
         super().__init__(vit, init="xavier", seed=seed)
         self.mae = mae
+        target_count(masked_count(vit.tokens, mae.mask_ratio), mae.decoder_share)
         self.norm = layer_norm(vit.width)
         self.decoder = Decoder(vit, mae)
         self.decoder.initialise(part_generator(seed, "tail"))
@@ -96,14 +105,21 @@ class MaskedAutoencoder(Encoder):
         """(prediction_BMP, visible_idx_BV, masked_idx_BM); the prediction is of normalised patches if the targets
         are."""
         visible_idx_BV, masked_idx_BM = self.mask(key_B)
+        return self._predict(frames_BTHWC, key_B, visible_idx_BV, masked_idx_BM), visible_idx_BV, masked_idx_BM
+
+    def _predict(self, frames_BTHWC: Tensor, key_B: Tensor, visible_idx_BV: Tensor, target_idx_BK: Tensor) -> Tensor:
+        """(B, K, P) prediction of the target tokens from the visible ones."""
         tokens_BVD = self.features(frames_BTHWC, visible_idx_BV, key_B)
-        return self.decoder(tokens_BVD, visible_idx_BV, masked_idx_BM, self.positions()), visible_idx_BV, masked_idx_BM
+        return self.decoder(tokens_BVD, visible_idx_BV, target_idx_BK, self.positions())
 
     def forward(self, frames_BTHWC: Tensor, key_B: Tensor) -> Tensor:
         """The loss, a scalar in float32 or better."""
-        prediction_BMP, _, masked_idx_BM = self.predict(frames_BTHWC, key_B)
+        visible_idx_BV, target_idx_BK = self.mask(key_B)
+        if self.mae.decoder_share < 1:
+            target_idx_BK = running_cell(key_B, target_idx_BK, self.config.grid, self.mae.decoder_share)
+        prediction_BKP = self._predict(frames_BTHWC, key_B, visible_idx_BV, target_idx_BK)
         return pixel_loss(
-            prediction_BMP, frames_BTHWC, masked_idx_BM, patch=self.config.patch, normalise=self.mae.normalise_targets
+            prediction_BKP, frames_BTHWC, target_idx_BK, patch=self.config.patch, normalise=self.mae.normalise_targets
         )
 
     @torch.no_grad()

@@ -154,7 +154,8 @@ class ClassifyTask(_ClipTask):
         spaces = label_spaces(config, sources)
         self.model = Classifier(config.vit, spaces, config.classifier, source_spaces=config.sources, seed=config.seed)
         passes = 1 if config.classifier.freeze_encoder else 3
-        self.step_flops = passes * config.batch * flops.classifier_flops(config.vit, sum(spaces.values()))
+        one = flops.classifier_flops(config.vit, sum(spaces.values()), config.classifier.token_drop)
+        self.step_flops = passes * config.batch * one
 
     def check_world(self, world_size: int) -> None:
         """InputError unless mixing groups fit into what a rank gets at a time."""

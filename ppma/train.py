@@ -28,6 +28,7 @@ from ppma.distributed import Ranks, Stop, StopFlag
 from ppma.evaluate import evaluate
 from ppma.flops import measured_peak_flops
 from ppma.loaders.errors import InputError
+from ppma.masking import kept_count
 from ppma.monitor import Monitor
 from ppma.optim import build_optimizer, learning_rate, set_learning_rate
 from ppma.recipes import RECIPES, resolve
@@ -296,7 +297,7 @@ def plan(config: RunConfig) -> None:
         forward = (
             flops.mae_flops(config.vit, config.mae)
             if config.phase == "mae"
-            else flops.encoder_flops(config.vit, config.vit.tokens)
+            else flops.encoder_flops(config.vit, kept_count(config.vit.tokens, config.classifier.token_drop))
         )
         total = forward * rows * (1 if config.phase == "probe" else 3 * config.optim.epochs)
         peak = measured_peak_flops(ranks.device, compute.products)

@@ -1,5 +1,7 @@
 """The classifier against the restatement of the paper: features, loss and gradients; heads, freezing, loading."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import restatement
@@ -8,6 +10,7 @@ import torch
 from ppma import timm_models
 from ppma.classify import Classifier, check_labels
 from ppma.loaders.errors import InputError
+from ppma.masking import kept_tokens
 from ppma.mixing import draw_mix
 from ppma.model_config import ClassifierConfig, MAEConfig, MixConfig, ViTConfig
 
@@ -70,6 +73,38 @@ def test_a_mixed_step_is_the_weighted_sum_of_its_labels():
             head = logits[0][int(SOURCES[of])][row]
             expected = expected - weight * torch.log_softmax(head, -1)[LABELS[of]] / 4
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+
+
+def test_dropped_tokens_do_not_exist_for_a_training_step():
+    """The loss of the tokens that are kept, mixed and erased before they are chosen; the rows alone decide which."""
+    dropping = ClassifierConfig(mix=MixConfig(probability=0, smoothing=0.1), token_drop=0.5)
+    vit = replace(VIT, patch=(2, 8, 8))
+    model = shaken(Classifier(vit, SPACES, dropping)).double()
+    loss = model(FRAMES, KEYS, LABELS, SOURCES)
+    assert kept_tokens(KEYS, 32, 0.5).shape == (4, 16)
+    rows = [model(FRAMES[i : i + 1], KEYS[i : i + 1], LABELS[i : i + 1], SOURCES[i : i + 1]) for i in range(4)]
+    torch.testing.assert_close(loss, torch.stack(rows).mean(), rtol=1e-12, atol=0)
+    other = FRAMES.clone()
+    kept = set(kept_tokens(KEYS, 32, 0.5)[0].tolist())
+    for number in set(range(32)) - kept:
+        restatement.patch_of(other[0], number, vit.patch).add_(77)
+    assert torch.equal(model(other, KEYS, LABELS, SOURCES), loss)
+    restatement.patch_of(other[0], min(kept), vit.patch).add_(77)
+    assert not torch.equal(model(other, KEYS, LABELS, SOURCES), loss)
+
+
+def test_tokens_are_dropped_after_mixing_and_not_in_evaluation():
+    vit = replace(VIT, patch=(2, 8, 8))
+    mixed = [shaken(Classifier(vit, SPACES, ClassifierConfig(token_drop=drop))) for drop in (0.0, 0.5)]
+    seen = []
+    for model in mixed:
+        model.embed = lambda patches, idx=None, model=model: (
+            seen.append((patches, idx)) or type(model).embed(model, patches, idx)
+        )
+        model(FRAMES, KEYS, LABELS, SOURCES, BOXES)
+    (whole, nothing), (part, idx) = seen
+    assert nothing is None and torch.equal(part, restatement.rows(whole, idx))
+    assert torch.equal(*(m.eval()(FRAMES, KEYS, LABELS, SOURCES) for m in mixed))
 
 
 def test_evaluation_neither_mixes_nor_erases_nor_smooths_nor_drops():

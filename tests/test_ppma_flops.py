@@ -1,5 +1,7 @@
 """The formula against torch's own count of a forward and a backward pass."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,11 +39,27 @@ def test_stage_1():
     assert counted(lambda: model(clips(VIT), KEYS), backward=False) == pytest.approx(flops.mae_flops(VIT, MAE) - saved)
 
 
+def test_stage_1_with_a_decoder_of_half_the_hidden_tokens():
+    mae = replace(MAE, decoder_share=0.5)
+    model, hidden = MaskedAutoencoder(VIT, mae), int(VIT.tokens * MAE.mask_ratio)
+    difference = VIT.tokens / 2 - int(hidden / 2)  # hidden places are embedded once for both rows, targets or not
+    expected = flops.mae_flops(VIT, mae) + difference * 2 * VIT.width * MAE.decoder_width
+    assert counted(lambda: model(clips(VIT), KEYS), backward=False) == pytest.approx(expected)
+
+
 def test_stage_2():
     model = Classifier(VIT, {"actions": 7}, ClassifierConfig(mix=MixConfig(probability=0.0)))
     label = torch.zeros(2, dtype=torch.int64)
     forward = counted(lambda: model(clips(VIT), KEYS, label, label), backward=False)
     assert forward == pytest.approx(flops.classifier_flops(VIT, 7))
+
+
+def test_stage_2_with_dropped_tokens():
+    config = ClassifierConfig(mix=MixConfig(probability=0.0), token_drop=0.3)
+    model = Classifier(VIT, {"actions": 7}, config)
+    label = torch.zeros(2, dtype=torch.int64)
+    forward = counted(lambda: model(clips(VIT), KEYS, label, label), backward=False)
+    assert forward == pytest.approx(flops.classifier_flops(VIT, 7, 0.3))
 
 
 def test_a_training_step_is_three_forward_passes_but_for_the_gradient_of_the_pixels():

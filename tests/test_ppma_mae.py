@@ -9,7 +9,9 @@ import torch.distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
 
 from ppma.kernels.reference import patch_targets
+from ppma.loaders.errors import InputError
 from ppma.mae import MaskedAutoencoder
+from ppma.masking import running_cell
 from ppma.model_config import MAEConfig, ViTConfig, preset
 from ppma.vit import Encoder
 
@@ -101,6 +103,42 @@ def test_hidden_pixels_do_not_reach_the_prediction():
     assert torch.equal(model.predict(other, KEYS)[0], model.predict(clip, KEYS)[0])
     restatement.patch_of(other[0], int(visible[0, 0]), VIT.patch).add_(77)
     assert not torch.equal(model.predict(other, KEYS)[0], model.predict(clip, KEYS)[0])
+
+
+HALF = replace(MAE, decoder_share=0.5)
+
+
+def test_a_decoder_of_half_the_hidden_tokens_equals_the_restatement():
+    """A sequence of the visible and the target tokens and no others; float64, sums in another order."""
+    model, clip = shaken(MaskedAutoencoder(VIT, HALF)).double(), frames(VIT)
+    weights = {name: value.detach() for name, value in model.state_dict().items()}
+    visible, masked = model.mask(KEYS)
+    targets = running_cell(KEYS, masked, VIT.grid, 0.5)
+    assert targets.shape == (2, 6) and masked.shape == (2, 13)
+    positions = restatement.position_table(VIT.tokens, VIT.width, torch.float64)
+    seen = model.features(clip, visible) + positions[visible]
+    sequence = torch.cat([seen, weights["decoder.mask_token"] + positions[targets]], dim=1)
+    x = restatement.linear(sequence, weights, "decoder.embed")
+    x = restatement.blocks(x, weights, "decoder.blocks.", HALF.decoder_depth, HALF.decoder_heads)[:, -6:]
+    prediction = restatement.linear(restatement.norm(x, weights, "decoder.norm"), weights, "decoder.head")
+    loss = restatement.mae_loss(prediction, clip, targets, VIT.patch, True)
+    torch.testing.assert_close(model(clip, KEYS), loss, rtol=1e-10, atol=0)
+    rows = torch.stack([model(clip[i : i + 1], KEYS[i : i + 1]) for i in range(2)])
+    torch.testing.assert_close(model(clip, KEYS), rows.mean(), rtol=1e-12, atol=0)
+    assert model.predict(clip, KEYS)[0].shape[1] == 13, "pictures show all hidden tokens"
+
+
+def test_a_decoder_of_half_the_hidden_tokens_compiles_and_recomputes():
+    model = shaken(MaskedAutoencoder(RECOMPUTED, HALF))
+    kept = shaken(MaskedAutoencoder(replace(RECOMPUTED, recompute=False), HALF))
+    assert all(torch.equal(a, b) for a, b in zip(gradients(kept, kept), gradients(model, model), strict=True))
+    compiled = torch.compile(kept, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(frames(VIT), KEYS), kept(frames(VIT), KEYS), rtol=1e-6, atol=0)
+
+
+def test_a_share_that_leaves_nothing_to_predict_is_refused():
+    with pytest.raises(InputError, match=r"decoder_share 0\.05 of 13 hidden tokens leaves none"):
+        MaskedAutoencoder(VIT, replace(MAE, decoder_share=0.05))
 
 
 def test_the_encoders_part_of_the_state_is_an_encoders():

@@ -147,6 +147,13 @@ def test_flags_change_a_recipe():
         ("mae_nohuman", ["--size", "big"], "--size 'big' is not int"),
         ("mae_nohuman", ["--nope", "1"], "--nope"),
         ("mae_nohuman", ["--batch", "10"], "batch 10 does not divide"),
+        ("mae_nohuman", ["--mae.decoder-share", "0"], "mae.decoder_share is 0.0; it must be above 0"),
+        (
+            "finetune",
+            ["--classifier.token-drop", "1"],
+            "classifier.token_drop is 1.0; it must be at least 0 and below 1",
+        ),
+        ("probe", ["--classifier.token-drop", "0.5"], "a probe learns from features of whole ones"),
         ("mae_nohuman", ["--loader.size", "112"], "set both with --frames and --size"),
         ("mae_nohuman", ["--weights", "1", "2"], "one number for each of the 1 sources"),
     ],
