@@ -5,7 +5,7 @@ from typing import Literal
 
 from ppma.loaders.errors import InputError
 
-Implementation = Literal["auto", "dali", "plain"]
+Implementation = Literal["auto", "dali", "plain", "ffcv"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,8 @@ class LoaderConfig:
     mix: Literal["sample", "batch"] = "sample"
     """How sources mix: a source drawn for each sample, or one source for each global batch (the published stage 2)."""
     implementation: Implementation = "auto"
-    """dali: the DALI graph; plain: OpenCV in the worker processes; auto: DALI on a GPU, plain on a CPU, where it is faster."""
+    """dali: the DALI graph; plain: OpenCV in the worker processes; auto: DALI on a GPU, plain on a CPU, where it is faster; ffcv: FFCV's
+    compiled threads, on packed stores of `short_side`, crops and flips only."""
     workers: int = 2
     """Worker processes of each rank. They change the speed and nothing else."""
     prefetch_batches: int = 2
@@ -74,5 +75,7 @@ class LoaderConfig:
                 raise InputError(f"loader.{name} is {getattr(self, name)}; it must be between 0 and 1")
         if self.window_seconds <= 0:
             raise InputError(f"loader.window_seconds is {self.window_seconds}; it must be above 0")
+        if self.implementation == "ffcv" and self.randaugment_ops:
+            raise InputError("loader.implementation ffcv crops and flips only; for RandAugment take plain or dali")
         if not 0 <= self.randaugment_ops <= 14:
             raise InputError(f"loader.randaugment_ops is {self.randaugment_ops}; it must be between 0 and 14")

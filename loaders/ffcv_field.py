@@ -11,10 +11,11 @@ with libjpeg-turbo's fast DCT, within 5 levels of the accurate one; resizing is 
 """
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ctypes import c_int32, c_void_p
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from ppma.loaders.config import LoaderConfig  # noqa: E402
 from ppma.loaders.draws import SampleDraw, check_crops, scaled_size  # noqa: E402
 from ppma.loaders.errors import InputError  # noqa: E402
 from ppma.loaders.fetch import choose_frames  # noqa: E402
-from ppma.loaders.store import CLIP, locate_packed  # noqa: E402
+from ppma.loaders.store import CLIP, StoreError, locate_packed  # noqa: E402
 
 # FFCV's `resize_crop` knows INTER_AREA only. Its library is linked with OpenCV 4, whose C functions numba can call.
 _cv_resize, _cv_flip = lib.cvResize, lib.cvFlip
@@ -43,6 +44,8 @@ _cv_resize.argtypes = _cv_flip.argtypes = [c_void_p, c_void_p, c_int32]
 _MATRIX = 0x42420000 | 16
 """Mark of a CvMat, and CV_8UC3. As 64-bit words: mark and step, 0, 0, address, rows and columns."""
 _HEADER = 5
+PLANNED_STEPS = 64
+"""FFCV's threads run dry between two plans, once in so many batches; a row of a plan costs 0.4 kB with 16 frames and 4 views."""
 
 
 class ClipField(Field):
@@ -126,7 +129,7 @@ class PlannedViews(Operation):
                 sample, header, frame = plan[batch_indices[i]], headers[i], pixels_BP[i].ctypes.data
                 header[:] = 0
                 h, w = np.uint32(sample["height"]), np.uint32(sample["width"])
-                for t in range(frames):
+                for t in range(0 if sample["bad"] else frames):
                     jpeg, size = sample["address"][t], sample["size"][t]
                     if ctypes_imdecode(jpeg, size, h, w, frame, h, w, 0, 0, 1, 1, False, False) != 0:
                         plan[batch_indices[i]]["bad"] = 1
@@ -182,9 +185,23 @@ class FfcvViews:
             yield views_BVTHWC, plan["bad"][done : done + len(views_BVTHWC)] != 0
             done += len(views_BVTHWC)
 
+    def follow(self, steps: Iterable[list[tuple[Path, SampleDraw]]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """`run` over the samples of one step after the other, one batch each; a step shorter than the rest ends a plan."""
+        steps = iter(steps)
+        while planned := list(islice(steps, PLANNED_STEPS)):
+            while planned:
+                whole = next((n for n, step in enumerate(planned) if len(step) < self._loader.batch_size), len(planned))
+                now, planned = planned[: whole + 1], planned[whole + 1 :]
+                samples = [sample for step in now for sample in step]
+                yield from self.run([address for address, _ in samples], [draw for _, draw in samples])
+
     def _fill(self, row: np.ndarray, address: Path, draw: SampleDraw) -> None:
-        shard, place = locate_packed(address)
-        offsets, times = shard.table(place)
+        try:
+            shard, place = locate_packed(address)
+            offsets, times = shard.table(place)
+        except StoreError:  # the stream has it read again by a worker, which says what is wrong
+            row["bad"] = 1
+            return
         wanted = choose_frames(times, draw.start_seconds, draw.end_seconds, self.config.frames)
         height, width = shard.size(place)
         if scaled_size(height, width, self.config.short_side) != (height, width):

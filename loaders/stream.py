@@ -2,12 +2,14 @@
 
     sampler --draws--> tasks --> worker processes --> views in shared memory ------------> ClipBatch
                                        \\--> bytes or frames --> DALI graph (device) --/
+            \\--draws--> FFCV's threads over a packed store ------------------------------/
 
 Tasks of the next `prefetch_batches` are always out. What a batch holds depends on the sampler alone; workers and prefetching change when
 it arrives. A file that cannot be decoded is named in quarantine.csv, counted, and replaced by the sampler's next choice for that place.
 """
 
 import csv
+import importlib.util
 import logging
 import time
 from collections import deque
@@ -28,6 +30,7 @@ from ppma.loaders.fetch import DALI_CPU_CODECS, DALI_GPU_CODECS
 from ppma.loaders.manifest import Manifest
 from ppma.loaders.pool import WorkerPool
 from ppma.loaders.sampler import Batches
+from ppma.loaders.store import is_packed
 from ppma.loaders.worker import Product, Reply, Task
 
 log = logging.getLogger(__name__)
@@ -37,10 +40,14 @@ OnBad = Literal["replace", "fail", "mark"]
 MAX_REPLACEMENTS = 64
 
 
-def choose_implementation(config: LoaderConfig, device: torch.device) -> tuple[Literal["dali", "plain"], str]:
+def choose_implementation(config: LoaderConfig, device: torch.device) -> tuple[Literal["dali", "plain", "ffcv"], str]:
     """Which form of the views runs, and why, in words for the log."""
     if config.implementation == "plain":
         return "plain", "asked for"
+    if config.implementation == "ffcv":
+        if importlib.util.find_spec("ffcv") is None:
+            raise InputError("loader.implementation is ffcv, which is not installed: pip install ppma[ffcv]")
+        return "ffcv", "asked for"
     if config.implementation == "auto" and device.type == "cpu":
         return "plain", "on a CPU OpenCV in the workers takes less time than the DALI graph"
     from ppma.loaders import pipeline
@@ -64,6 +71,10 @@ class _Pending:
     replies: list[Reply | None]
     attempts: list[int] = field(default_factory=list)
     first_offset: int = 0
+    made: torch.Tensor | None = None
+    """Views (samples, V, T, size, size, 3) of FFCV; a sample that it could not decode is in the shared memory."""
+    in_memory: set[int] = field(default_factory=set)
+    """Samples of `made` that a worker has produced anew."""
 
     @property
     def complete(self) -> bool:
@@ -105,7 +116,7 @@ class ClipStream:
         self._next = start
         self._view_bytes = config.frames * config.size**2 * 3
         self._most_samples = max((len(batches.draws(0, 0, r, world_size)) for r in range(world_size)), default=1)
-        region = self._most_samples * batches.views * self._view_bytes if self.implementation == "plain" else 0
+        region = self._most_samples * batches.views * self._view_bytes if self.implementation != "dali" else 0
         self._pool = WorkerPool(config, region * config.prefetch_batches)
         self._region_bytes = region
         self._pending: deque[_Pending] = deque()
@@ -114,6 +125,7 @@ class ClipStream:
         self._fallbacks: set[str] = set()
         self._batch_number = 0
         self._dali = self._make_dali() if self.implementation == "dali" else None
+        self._ffcv = self._make_ffcv() if self.implementation == "ffcv" else None
 
     def _make_dali(self):  # type: ignore[no-untyped-def]  # DALI is imported only where it is used
         from ppma.loaders.pipeline import DaliViews
@@ -122,6 +134,33 @@ class ClipStream:
         views = replace(self.config, views=self.batches.views)
         return DaliViews(
             views, self._most_samples, device=kind, device_id=self.device.index or 0, threads=self.config.workers
+        )
+
+    def _make_ffcv(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Views of every step's samples, from the first step on."""
+        for source in self.sources:
+            if not is_packed(source.file(0)):
+                raise InputError(
+                    f"loader.implementation ffcv reads packed stores, and {source.name} is none: "
+                    f"ppma pack {source.name} --short-side {self.config.short_side}, or take another implementation"
+                )
+        from ppma.loaders.ffcv_field import FfcvViews  # late: importing ffcv takes ten seconds
+
+        (epoch, step), batches = self._next, self.batches
+        first = self.sources[0].file(0)
+        views = FfcvViews(
+            first.with_name(first.name.rpartition("#")[0]),
+            self.config,
+            batch_clips=len(batches.draws(0, 0, self.rank, self.world_size)) or 1,
+            views=batches.views,
+            pixels=max(int((source.widths * source.heights).max()) for source in self.sources),
+        )
+        places = (
+            (e, s) for e in range(epoch, self.epochs) for s in range(step if e == epoch else 0, batches.steps_per_epoch)
+        )
+        draws = (batches.draws(e, s, self.rank, self.world_size) for e, s in places)
+        return views.follow(
+            [(self.sources[draw.source].file(draw.clip), draw) for draw in made] for made in draws if made
         )
 
     def __enter__(self) -> "ClipStream":
@@ -134,6 +173,7 @@ class ClipStream:
 
     def close(self) -> None:
         """End the worker processes. Idempotent."""
+        self._ffcv = None
         self._pool.close()
 
     def __iter__(self) -> Iterator[ClipBatch]:
@@ -152,6 +192,8 @@ class ClipStream:
 
     def _completed(self, pending: _Pending) -> ClipBatch:
         """Wait for the replies of a batch and make it. Clips that DALI cannot decode come back decoded by PyAV, visibly."""
+        if self._ffcv is not None and pending.draws:
+            self._take_ffcv(pending, *next(self._ffcv))
         while True:
             while not pending.complete:
                 for reply in self._pool.replies():
@@ -164,6 +206,17 @@ class ClipStream:
                 log.warning("DALI cannot decode %s; PyAV does", self.sources[draw.source].file(draw.clip))
                 pending.replies[place] = None
                 self._submit(pending, place, codecs=())
+
+    def _take_ffcv(self, pending: _Pending, views_BVTHWC: np.ndarray, bad_B: np.ndarray) -> None:
+        """A batch from FFCV's threads. What they cannot decode a worker reads anew: it replaces it, or says what is wrong with it."""
+        pending.made = torch.from_numpy(views_BVTHWC.copy())
+        for place, bad in enumerate(bad_B):
+            if bad:
+                pending.in_memory.add(place)
+                self._submit(pending, place)
+            else:
+                self.counters.samples += 1
+                pending.replies[place] = Reply(ticket=0)
 
     def _top_up(self) -> None:
         """Have the tasks of `prefetch_batches` batches out."""
@@ -179,7 +232,7 @@ class ClipStream:
             pending = _Pending(epoch, step, draws, [None] * len(draws), [0] * len(draws), offset)
             self._batch_number += 1
             self._pending.append(pending)
-            for place in range(len(draws)):
+            for place in range(len(draws) if self._ffcv is None else 0):
                 self._submit(pending, place)
             ahead = epoch * self.batches.steps_per_epoch + step + self.config.read_ahead_batches
             self._read_ahead(*divmod(ahead, self.batches.steps_per_epoch))
@@ -189,7 +242,7 @@ class ClipStream:
         draw = pending.draws[place]
         if codecs is None:
             codecs = DALI_GPU_CODECS if self.device.type == "cuda" else DALI_CPU_CODECS
-        product: Product = "views" if self.implementation == "plain" else "input"
+        product: Product = "input" if self.implementation == "dali" else "views"
         task = self._task(draw, product, codecs, pending.first_offset + place * self.batches.views * self._view_bytes)
         self._tickets[task.ticket] = (pending, place)
         self._pool.submit(task)
@@ -288,7 +341,13 @@ class ClipStream:
         config, views = self.config, self.batches.views
         shape = (len(pending.draws), views, config.frames, config.size, config.size, 3)
         shared = np.frombuffer(self._pool.memory, np.uint8, count=int(np.prod(shape)), offset=pending.first_offset)
-        frames = torch.from_numpy(shared.reshape(shape).copy())
+        views_BVTHWC = torch.from_numpy(shared.reshape(shape))
+        if pending.made is None:
+            frames = views_BVTHWC.clone()
+        else:
+            frames = pending.made
+            for place in pending.in_memory:
+                frames[place] = views_BVTHWC[place]
         for place, fine in enumerate(decoded):
             if not fine:
                 frames[place] = 0

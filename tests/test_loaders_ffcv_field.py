@@ -1,5 +1,6 @@
 """FFCV's loader gives the views of the plain path, drawn by the sampler, less what its fast DCT changes."""
 
+import shutil
 from dataclasses import replace
 from itertools import islice
 
@@ -13,8 +14,9 @@ from ppma.loaders.errors import InputError
 from ppma.loaders.fetch import read_frames
 from ppma.loaders.manifest import Clip, Manifest
 from ppma.loaders.packing import PackRow, pack_shard, write_rows
-from ppma.loaders.sampler import TrainingSampler
-from ppma.loaders.store import INDEX, PackParameters, Store, StoreIndex
+from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
+from ppma.loaders.store import INDEX, PackParameters, Store, StoreIndex, locate_packed
+from ppma.loaders.stream import ClipStream
 
 pytest.importorskip("ffcv")
 CONFIG = LoaderConfig(frames=4, size=32, short_side=48, views=3, flip_probability=0.5, window_seconds=1.0)
@@ -95,3 +97,75 @@ def test_a_store_of_another_size_is_refused(packed):
     views, addresses, _ = run(packed, config, draws)
     with pytest.raises(InputError, match="pack with --short-side 40"):
         next(views.run(addresses, draws))
+
+
+def collect(source, implementation, *, start=(0, 0), sampler=TrainingSampler, on_bad="replace"):
+    config = replace(CONFIG, implementation=implementation, max_bad_fraction=0.5, workers=1)
+    batches = (
+        sampler([source], config, seed=3, batch_clips=3)
+        if sampler is TrainingSampler
+        else sampler(source, config, batch_clips=4)
+    )
+    with ClipStream(
+        batches, [source], config, epochs=2 if sampler is TrainingSampler else 1, start=start, on_bad=on_bad
+    ) as stream:
+        return list(stream), stream
+
+
+def assert_alike(made, plain):
+    """The same samples in the same order, their pixels within what FFCV's fast DCT changes."""
+    assert len(made) == len(plain)
+    for ours, theirs in zip(made, plain):
+        for name in ("label_B", "sample_id_B", "view_B", "key_B", "decoded_B"):
+            assert getattr(ours, name).tolist() == getattr(theirs, name).tolist(), name
+        apart = (ours.frames_BTHWC.int() - theirs.frames_BTHWC.int()).abs()
+        assert apart.max() <= 12 and apart.float().mean() < 1.5
+
+
+def test_a_stream_by_ffcv_is_the_plain_one(packed):
+    plain, _ = collect(packed, "plain")
+    made, stream = collect(packed, "ffcv")
+    assert stream.counters.samples == 12 and len(made) == 4
+    assert_alike(made, plain)
+    assert_alike(collect(packed, "ffcv", start=(1, 1))[0], plain[3:])
+
+
+def test_an_evaluation_ends_with_a_short_batch(packed):
+    made, _ = collect(packed, "ffcv", sampler=EvaluationSampler)
+    assert [len(batch.sample_id_B) for batch in made] == [4 * 6, 2 * 6]
+    assert_alike(made, collect(packed, "plain", sampler=EvaluationSampler)[0])
+
+
+@pytest.fixture
+def damaged(packed, tmp_path):
+    """The store with a clip whose JPEGs are zeros."""
+    shutil.copytree(packed.root, tmp_path / "store")
+    shard, place = locate_packed(packed.file(1))
+    offsets, _ = shard.table(place)
+    with (tmp_path / "store" / shard.path.name).open("r+b") as file:
+        file.seek(int(offsets[0]))
+        file.write(bytes(int(offsets[-1] - offsets[0])))
+    clips = [packed.clip(row) for row in range(len(packed))]
+    return Manifest.from_clips(clips, root=tmp_path / "store", name="x").packed_in(Store(tmp_path / "store"))
+
+
+def test_a_damaged_clip_is_named_and_replaced_as_by_the_plain_path(damaged):
+    plain, plainly = collect(damaged, "plain")
+    made, stream = collect(damaged, "ffcv")
+    assert stream.bad_files == plainly.bad_files and len(stream.bad_files) == 1
+    assert_alike(made, plain)
+    assert not any(1 in batch.sample_id_B for batch in made)
+
+
+def test_a_damaged_clip_is_black_and_marked_in_an_evaluation(damaged):
+    made, _ = collect(damaged, "ffcv", sampler=EvaluationSampler, on_bad="mark")
+    assert made[0].decoded_B.tolist() == [True] * 6 + [False] * 6 + [True] * 12
+    assert not made[0].frames_BTHWC[6:12].any()
+
+
+def test_what_ffcv_cannot_do_is_refused(packed):
+    with pytest.raises(InputError, match="for RandAugment take plain or dali"):
+        replace(CONFIG, implementation="ffcv", randaugment_ops=2)
+    clips = Manifest.from_clips([packed.clip(row) for row in range(6)], root=packed.root, name="clips")
+    with pytest.raises(InputError, match="clips is none: ppma pack clips --short-side 48"):
+        collect(clips, "ffcv")
