@@ -86,7 +86,8 @@ class RunConfig:
     precision: Precision = "auto"
     """Of the matrix products: auto is bf16 autocast on a GPU and fp32 on a CPU; weights stay fp32, or fp64 when that is asked for."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile of the step; auto: on a GPU."""
+    """torch.compile of the step; auto: on a GPU. What it makes is kept in ~/.cache/ppma/compiled, which $XDG_CACHE_HOME or
+    $TORCHINDUCTOR_CACHE_DIR move, so that the next run starts faster."""
     log_every: int = 20
     """Steps between two lines of metrics; nothing is read back from the device in between."""
     checkpoint_every: int = 1000

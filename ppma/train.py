@@ -7,7 +7,6 @@ and every draw follow from it, so a resumed run computes what the run that never
 """
 
 import contextlib
-import inspect
 import logging
 import os
 import time
@@ -17,9 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ppma import checkpoint, distributed, environment, flops, tasks
+from ppma import checkpoint, compiling, distributed, environment, flops, parallel, tasks
 from ppma.classify import Classifier, check_labels
 from ppma.command import DONE, RUN_AGAIN
 from ppma.compute import Compute, choose
@@ -59,24 +57,10 @@ class Trainer:
         self.step = 0
         self.loss_sum = torch.zeros((), device=ranks.device, dtype=torch.float64)
         self.loss_steps = 0
-        self._module = self._wrapped()
-
-    def _wrapped(self) -> nn.Module:
-        """The model compiled, then split over the ranks."""
-        module: nn.Module = self.model
-        wanted = self.config.compile == "on" or (self.config.compile == "auto" and self.ranks.device.type == "cuda")
-        if wanted:
-            module = torch.compile(module)  # type: ignore[assignment]  # an OptimizedModule is a Module
-        if self.ranks.world_size > 1 and self.task.splits_over_ranks:
-            ids = [self.ranks.device.index] if self.ranks.device.type == "cuda" else None
-            # The buffers are tables that every rank computes alike; the option to leave them be has a new name from torch 2.13 on.
-            renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-            still: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-            split = DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, **still)
-            if self.ranks.device.type == "cpu":
-                split.register_comm_hook(None, distributed.mean_in_rank_order)
-            module = split
-        return module
+        compiles = config.compile == "on" or (config.compile == "auto" and ranks.device.type == "cuda")
+        self._clock = compiling.clock() if compiles else None
+        module = compiling.compiled(self.model) if compiles else self.model
+        self._module = parallel.over_ranks(module, ranks) if task.splits_over_ranks else module
 
     @property
     def checkpoints(self) -> Path:
@@ -147,9 +131,7 @@ class Trainer:
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients travel between ranks once a step, with the last micro-batch."""
-        if isinstance(self._module, DistributedDataParallel) and not last:
-            return self._module.no_sync()
-        return contextlib.nullcontext()
+        return contextlib.nullcontext() if last else parallel.unsynchronised(self._module)
 
     def _gradient_norm(self) -> Tensor | None:
         """Clip where asked to; else the norm is computed only when it will be logged."""
@@ -187,6 +169,8 @@ class Trainer:
         values |= pace.values(batch)
         values["data/bad_files"] = float(batch.counters.bad_files)
         monitor.scalars(self.step, values, epoch=batch.epoch)
+        if self._clock is not None:
+            self._clock.report()
         if loss != loss:
             raise FloatingPointError(
                 f"the loss is not a number at step {self.step}; the newest checkpoint is from before. Try a lower --optim.peak-lr,"
