@@ -21,6 +21,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "write a source's clips as JPEG frames at the training size: ten times as many clips a second",
     ),
     "synthesize": ("ppma.synthetic.command", "draw labelled clips of virtual people, and scenes without them"),
+    "privacy": (
+        "ppma.privacy.fetch_command",
+        "fetch the small models that find people, and list them with their licences",
+    ),
+    "remove-humans": ("ppma.privacy.command", "paint over the people in your own videos; drops sound and metadata"),
     "train": ("ppma.train", "run a recipe: stage 1, stage 2, fine-tuning, linear probing"),
     "evaluate": ("ppma.evaluate", "test a checkpoint: 2 x 3 views, top-1 and top-5 with 95 % intervals"),
     "convert": ("ppma.interop", "bring a checkpoint of PPMA, VideoMAE or Hugging Face here, or one of ours there"),

