@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -53,10 +54,10 @@ def _told(read: Callable[[], T], prog: str) -> T:
 
 
 def _one_line(box: str) -> str:
-    """The message of tyro's box: its lines between the frame and the first rule, joined."""
+    """The message of tyro's box: its lines between the frame and the first rule, joined, without the name of our class."""
     lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
     rule = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
-    return " ".join(filter(None, lines[:rule]))
+    return re.sub(r"^Error parsing \w+: ", "", " ".join(filter(None, lines[:rule])))
 
 
 def run(main: Callable[[list[str]], int], argv: list[str], *, prog: str) -> int:

@@ -166,6 +166,14 @@ def test_ones_own_clips_take_the_place_of_the_scenes(once, clip_tree, tmp_path):
     assert run_config(config, 0, "actions", "actions", "scenes").sources == ("actions", "real")
 
 
+def test_the_table_of_the_readme_is_the_one_that_the_demo_wrote():
+    root = Path(__file__).resolve().parents[1]
+    table, findings = (root / "docs/demo" / name for name in ("table.md", "findings.json"))
+    assert table.read_text() in (root / "README.md").read_text()
+    for row in json.loads(findings.read_text())["rows"]:
+        assert f"| {100 * row['accuracy']['value']:.1f} (" in table.read_text()
+
+
 def test_dry_run_lists_the_steps_and_writes_nothing(tmp_path, caplog):
     with caplog.at_level("INFO"):
         assert run(tmp_path / "demo", "--dry-run", "--seeds", 2) == DONE
