@@ -29,32 +29,35 @@ MAX_OFFSET = 40.0
 
 
 @numba.njit(cache=True)
+def _sorted_free(values_R: np.ndarray, free_R: np.ndarray, sorted_R: np.ndarray) -> int:
+    """Put the values that are free into `sorted_R`, by insertion; how many there are."""
+    sights = 0
+    for r in range(len(values_R)):
+        if free_R[r]:
+            value, k = values_R[r], sights
+            while k > 0 and sorted_R[k - 1] > value:
+                sorted_R[k] = sorted_R[k - 1]
+                k -= 1
+            sorted_R[k] = value
+            sights += 1
+    return sights
+
+
+@numba.njit(cache=True)
 def median_of_free(
     stack_RhwC: np.ndarray, free_Rhw: np.ndarray, wanted_hw: np.ndarray, least: int, out_hwC: np.ndarray
 ) -> np.ndarray:
-    """Median over the references that are free at a wanted pixel, by insertion; returns seen_hw where there are `least` of them."""
+    """Median over the references that are free at a wanted pixel; returns seen_hw where there are `least` of them."""
     count, height, width, channels = stack_RhwC.shape
     seen_hw = np.zeros((height, width), np.bool_)
-    values = np.empty(count, np.uint8)
+    sorted_R = np.empty(count, np.uint8)
     for y in range(height):
         for x in range(width):
-            if not wanted_hw[y, x]:
-                continue
-            sights = 0
-            for c in range(channels):
-                sights = 0
-                for r in range(count):
-                    if free_Rhw[r, y, x]:
-                        value, k = stack_RhwC[r, y, x, c], sights
-                        while k > 0 and values[k - 1] > value:
-                            values[k] = values[k - 1]
-                            k -= 1
-                        values[k] = value
-                        sights += 1
-                if sights < least:
-                    break
-                out_hwC[y, x, c] = values[sights // 2]
-            seen_hw[y, x] = sights >= least
+            seen_hw[y, x] = wanted_hw[y, x] and free_Rhw[:, y, x].sum() >= least
+            if seen_hw[y, x]:
+                for c in range(channels):
+                    sights = _sorted_free(stack_RhwC[:, y, x, c], free_Rhw[:, y, x], sorted_R)
+                    out_hwC[y, x, c] = sorted_R[sights // 2]
     return seen_hw
 
 
