@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -148,6 +148,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     file = locate_model(path)
     try:
         return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is no readable safetensors file: {error}") from None
+
+
+def open_weights(path: Path) -> safe_open:
+    """The tensors of a checkpoint, one at a time from the mapped file: none is in memory before it is asked for. A context manager."""
+    file = locate_model(path)
+    try:
+        return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is no readable safetensors file: {error}") from None
 
