@@ -1,0 +1,126 @@
+"""What the audit says of a clip, and how the word travels: the one contract between `ppma audit` and `ppma train --privacy strict`.
+
+    audit  ->  <report>/audit.json       per clip: path, SHA-256 of its content, verdict, and why
+           ->  the manifest's `audit`    the verdict of each row, one of VERDICTS and nothing else
+           ->  <manifest>.audit          the seal: where audit.json lies, its SHA-256 and that of the manifest
+    strict <-  verified(manifest)        verdicts by path, or InputError that says what does not fit
+
+The seal ties three files together, so that none of them can be edited, swapped or left behind unnoticed; it is no signature, and whoever
+may write all three may write what they like. A manifest that was written anew (`ppma remove-humans`, `ppma index`) has no valid seal.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ppma.loaders.errors import InputError
+from ppma.loaders.manifest import Manifest, write_atomically
+
+Verdict = Literal["passed", "failed", "cannot tell"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+PASSED, FAILED, CANNOT_TELL = VERDICTS
+"""passed: nobody detected, by detectors that did see people in the original. failed: a detection, or a check of the pixels or of the file
+that did not hold. cannot tell: nobody detected, but the detectors are blind here, or there is no original to try them on."""
+FORMAT = "ppma-audit-1"
+AUDIT_FILE = "audit.json"
+AGAIN = "run `ppma audit` on it again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seal:
+    """What stands beside an audited manifest."""
+
+    audit: str
+    """audit.json, relative to the folder of the manifest."""
+    audit_sha256: str
+    manifest_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audited:
+    """What audit.json says of one clip."""
+
+    verdict: Verdict
+    sha256: str
+    """Of the clip's content, see `content_sha256`: a file that was replaced after the audit has another."""
+
+
+def content_sha256(path: Path) -> str:
+    """Hash of a file, or of the names and contents of a folder of frames."""
+    if path.is_file():
+        return _file_sha256(path)
+    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    lines = "".join(f"{_file_sha256(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal_of(manifest: Path) -> Path:
+    """Where the seal of a manifest lies."""
+    return manifest.with_name(manifest.name + ".audit")
+
+
+def seal(manifest: Path, audit: Path) -> None:
+    """Write the seal, after the manifest and audit.json."""
+    note = Seal(
+        audit=Path(os.path.relpath(audit.resolve(), manifest.resolve().parent)).as_posix(),
+        audit_sha256=_file_sha256(audit),
+        manifest_sha256=_file_sha256(manifest),
+    )
+    write_atomically(seal_of(manifest), lambda file: json.dump(asdict(note), file, indent=1))
+
+
+def verified(manifest: Path) -> dict[str, Audited]:
+    """path of each row -> what the audit found, once seal, manifest and audit.json fit together; InputError that says what does not.
+
+    The content of the clips is not read: compare `Audited.sha256` with `content_sha256` where that is wanted.
+    """
+    note = _read_seal(manifest)
+    if _file_sha256(manifest) != note.manifest_sha256:
+        raise InputError(f"{manifest} was changed after its audit; {AGAIN}")
+    audit = manifest.parent / note.audit
+    if not audit.is_file():
+        raise InputError(f"{audit}, the audit of {manifest}, is not there; put it back, or {AGAIN}")
+    if _file_sha256(audit) != note.audit_sha256:
+        raise InputError(f"{audit} was changed after the audit of {manifest}; {AGAIN}")
+    found = _verdicts(audit)
+    rows = Manifest.read(manifest)
+    for i in range(len(rows)):
+        row = rows.clip(i)
+        said = found[row.path].verdict if row.path in found else "nothing"
+        if row.audit != said:
+            raise InputError(f"{manifest}, line {i + 2}: audit is {row.audit!r}, and {audit} says {said}; {AGAIN}")
+    return found
+
+
+def _read_seal(manifest: Path) -> Seal:
+    path = seal_of(manifest)
+    try:
+        return Seal(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{manifest} has no audit ({path.name} is not beside it); {AGAIN}") from None
+    except (OSError, ValueError, TypeError):
+        raise InputError(f"{path} is no seal of `ppma audit`; {AGAIN}") from None
+
+
+def _verdicts(audit: Path) -> dict[str, Audited]:
+    """Of audit.json, by path. A report in which a detector judges its own masks counts for nothing."""
+    try:
+        content: dict[str, Any] = json.loads(audit.read_text(encoding="utf-8"))
+        shared = set(content["makers"]) & set(content["auditors"])
+        clips = {c["path"]: Audited(verdict=c["verdict"], sha256=c["sha256"]) for c in content["clips"]}
+        known = content["format"] == FORMAT and len(content["auditors"]) > 0
+    except (OSError, ValueError, TypeError, KeyError):
+        raise InputError(f"{audit} is no report of `ppma audit`") from None
+    if not known or any(clip.verdict not in VERDICTS for clip in clips.values()):
+        raise InputError(f"{audit} is no report of this `ppma audit` ({FORMAT}); {AGAIN}")
+    if shared:
+        raise InputError(f"{audit}: {', '.join(sorted(shared))} made the masks and judged them; {AGAIN}")
+    return clips
