@@ -116,21 +116,33 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], keys: Sequence[str], measure: str, file: Path) -> None:
-    """Bars of `measure`, one for each row, labelled by its keys."""
+    """Bars of `measure`, one for each row, labelled by the keys that differ between rows and coloured by the first of them."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     shown = [row for row in rows if row.get(measure) is not None]
-    labels = [" ".join(plain(row.get(key)) for key in keys) for row in shown]
-    figure, axes = pyplot.subplots(figsize=(8, 1 + 0.35 * len(shown)), layout="constrained")
-    axes.barh(labels, [row[measure] for row in shown])
+    named = [key for key in keys if len({row.get(key) for row in shown}) > 1] or list(keys[:1])
+    labels = [", ".join(_words(key, row.get(key)) for key in named) for row in shown]
+    firsts = list(dict.fromkeys(row.get(named[0]) for row in shown)) if named else []
+    figure, axes = pyplot.subplots(figsize=(8, 1 + 0.3 * len(shown)), layout="constrained")
+    colours = [f"C{firsts.index(row.get(named[0])) % 10}" for row in shown]
+    bars = axes.barh(range(len(shown)), [row[measure] for row in shown], color=colours)
+    axes.bar_label(bars, fmt="{:.4g}", padding=3, fontsize=8)
+    axes.set_yticks(range(len(shown)), labels)
     axes.invert_yaxis()
-    axes.set_xlabel(measure)
+    axes.margins(x=0.1, y=0.01)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(measure.replace("_per_", "/").replace("_", " "))
     axes.set_title(f"{shown[0]['benchmark']}: {shown[0]['machine']}" if shown else measure, fontsize=9)
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
+
+
+def _words(key: str, value: Any) -> str:
+    """A key's value in a label: a word speaks for itself, a number needs its name."""
+    return plain(value) if isinstance(value, str) or value is None else f"{plain(value)} {key}"
 
 
 def keys_of(rows: Sequence[Row]) -> list[str]:
