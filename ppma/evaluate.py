@@ -1,12 +1,11 @@
 """`ppma evaluate`: the transfer score of a checkpoint, over exactly the listed videos.
 
-    checkpoint, data set  ->  2 x 3 views a video, softmax averaged  ->  result.json, scores.npz
+    checkpoint, data set  ->  2 x 3 views a video, softmax averaged  ->  result.json, scores.npz, confusion.csv
 
 Every video counts once at any world size. `scores.npz` holds one row a video, so that two runs can be compared video by video.
 """
 
 import json
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,10 +24,8 @@ from ppma.loaders import catalogue
 from ppma.loaders.config import LoaderConfig
 from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Manifest
-from ppma.metrics import top_k
 from ppma.model_config import ClassifierConfig, ViTConfig
-
-log = logging.getLogger(__name__)
+from ppma.result import write_result
 
 
 def scores(
@@ -60,45 +57,16 @@ def evaluate(
     *,
     weights: str,
 ) -> dict[str, Any]:
-    """Score a data set and write `result.json` and `scores.npz` into the run folder; returns the result.
+    """Score a data set and write `result.json`, `scores.npz` and `confusion.csv` into the run folder; returns the result.
 
     `space` is the label space of the data set, `weights` the checkpoint's name for the record.
     """
     views = config.evaluation
     check_labels(manifest.labels, model.label_spaces[space], manifest.name)
-    scores_VC = scores(model, manifest, space, config, ranks, compute)
-    accuracies = {f"top{k}": top_k(scores_VC, manifest.labels, k) for k in (1, 5)}
-    result: dict[str, Any] = {
-        "dataset": manifest.name,
-        "split": views.split,
-        "protocol": f"{config.recipe}, {views.windows} windows x {views.crops} crops",
-        "checkpoint": weights,
-        "seed": config.seed,
-        "n_videos": len(manifest),
-        "n_undecodable": int(np.isnan(scores_VC[:, 0]).sum()),
-        **{name: accuracy.value for name, accuracy in accuracies.items()},
-        "ci95": {name: [accuracy.low, accuracy.high] for name, accuracy in accuracies.items()},
-        "interval": "Wilson, over videos",
-        "manifest_sha256": manifest.sha256,
-    }
-    if ranks.is_main:
-        _write(config.run_dir, result, manifest, scores_VC)
-        low, high = result["ci95"]["top1"]
-        log.info(
-            "%s %s: top-1 %.4f (95 %%: %.4f to %.4f), top-5 %.4f over %d videos",
-            manifest.name, views.split, result["top1"], low, high, result["top5"], len(manifest),
-        )  # fmt: skip
-    return result
-
-
-def _write(folder: Path, result: dict[str, Any], manifest: Manifest, scores_VC: np.ndarray) -> None:
-    videos = np.array([manifest.clip(i).path for i in range(len(manifest))])
-    beside = folder / "scores.tmp.npz"
-    np.savez_compressed(beside, video=videos, scores=scores_VC.astype(np.float32), label=manifest.labels)
-    beside.replace(folder / "scores.npz")
-    text = folder / "result.tmp"
-    text.write_text(json.dumps(result, indent=2) + "\n")
-    text.replace(folder / "result.json")
+    return write_result(
+        config, manifest, scores(model, manifest, space, config, ranks, compute),
+        protocol=f"{config.recipe}, {views.windows} windows x {views.crops} crops", weights=weights, writes=ranks.is_main,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,9 @@
-"""Scores of an evaluation and what they are worth: accuracies with intervals, from one row of scores a video."""
+"""Scores of an evaluation and what they are worth, from one row of scores a video: accuracies with intervals, in all and by class, which
+classes are taken for which, and whether the scores can be believed as probabilities.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +12,20 @@ from ppma.loaders.philox import Purpose, generator
 
 Z95 = 1.959963984540054
 """Two-sided 95 % point of the normal distribution."""
+
+
+STUDENT95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+"""Two-sided 95 % points of Student's t with 1 to 30 degrees of freedom."""
+
+
+def student95(degrees: int) -> float:
+    """Two-sided 95 % point of Student's t; above 30 degrees by the first terms of its expansion, within 0.001."""
+    if degrees <= len(STUDENT95):
+        return STUDENT95[degrees - 1]
+    return Z95 + (Z95**3 + Z95) / (4 * degrees) + (5 * Z95**5 + 16 * Z95**3 + 3 * Z95) / (96 * degrees**2)
 
 
 RESAMPLES = 10_000
@@ -48,6 +65,72 @@ def top_k_correct(scores_VC: np.ndarray, labels_V: np.ndarray, k: int) -> np.nda
 def top_k(scores_VC: np.ndarray, labels_V: np.ndarray, k: int) -> Accuracy:
     """Top-k accuracy over videos."""
     return wilson(int(top_k_correct(scores_VC, labels_V, k).sum()), len(labels_V))
+
+
+def predictions(scores_VC: np.ndarray, labels_V: np.ndarray) -> np.ndarray:
+    """int64 (V,): the class with the largest score; -1 for a row of NaN. A tie with the label goes to the other class, as in `top_k`."""
+    rivals_VC = np.nan_to_num(scores_VC, nan=-np.inf)
+    tied_V = ~top_k_correct(scores_VC, labels_V, 1)
+    rivals_VC[tied_V, labels_V[tied_V]] = -np.inf
+    return np.where(np.isnan(scores_VC[:, 0]), -1, rivals_VC.argmax(axis=1))
+
+
+def confusion(scores_VC: np.ndarray, labels_V: np.ndarray) -> np.ndarray:
+    """int64 (C, C + 1): videos of each class (row) by what they were taken for (column); the last column counts undecodable videos."""
+    classes = scores_VC.shape[1]
+    counts_CC = np.zeros((classes, classes + 1), dtype=np.int64)
+    np.add.at(counts_CC, (labels_V, predictions(scores_VC, labels_V)), 1)
+    return counts_CC
+
+
+def class_accuracies(confusion_CC: np.ndarray) -> np.ndarray:
+    """float64 (C,): share of each class's videos that were recognised; NaN for a class without videos. Its mean is over classes alike."""
+    with np.errstate(invalid="ignore"):
+        return np.diagonal(confusion_CC) / confusion_CC.sum(axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """Videos whose largest score lies in (low, high]."""
+
+    low: float
+    high: float
+    videos: int
+    confidence: float | None
+    """Mean of their largest scores; None where there is no video."""
+    accuracy: float | None
+    """Share of them that is right."""
+
+
+def calibration(scores_VC: np.ndarray, labels_V: np.ndarray, bins: int = 15) -> tuple[float, list[Bin]]:
+    """Expected calibration error (Guo et al., ICML 2017) with its equal bins: the mean over videos of |accuracy - confidence| in their bin.
+
+    Undecodable videos have no confidence and are left out.
+    """
+    fine_V = ~np.isnan(scores_VC[:, 0])
+    largest_V, right_V = scores_VC[fine_V].max(axis=1), top_k_correct(scores_VC[fine_V], labels_V[fine_V], 1)
+    place_V = np.clip(np.ceil(largest_V * bins).astype(int) - 1, 0, bins - 1)
+    found, error = [], 0.0
+    for number in range(bins):
+        inside_V = place_V == number
+        videos = int(inside_V.sum())
+        confidence = float(largest_V[inside_V].mean()) if videos else None
+        accuracy = float(right_V[inside_V].mean()) if videos else None
+        found.append(
+            Bin(low=number / bins, high=(number + 1) / bins, videos=videos, confidence=confidence, accuracy=accuracy)
+        )
+        if confidence is not None and accuracy is not None:
+            error += videos / len(largest_V) * abs(accuracy - confidence)
+    return error, found
+
+
+def over_draws(values: Sequence[float]) -> Accuracy:
+    """The mean of a few repetitions with Student's 95 % interval of it; a single one has no interval, and its ends are NaN."""
+    values_N = np.asarray(values, dtype=np.float64)
+    if len(values_N) < 2:
+        return Accuracy(value=float(values_N.mean()), low=math.nan, high=math.nan)
+    half = student95(len(values_N) - 1) * values_N.std(ddof=1) / math.sqrt(len(values_N))
+    return Accuracy(value=float(values_N.mean()), low=float(values_N.mean() - half), high=float(values_N.mean() + half))
 
 
 def bootstrap(values_V: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Accuracy:

@@ -3,7 +3,20 @@
 import numpy as np
 import pytest
 
-from ppma.metrics import Z95, bootstrap, paired_bootstrap, top_k, top_k_correct, wilson
+from ppma.metrics import (
+    Z95,
+    bootstrap,
+    calibration,
+    class_accuracies,
+    confusion,
+    over_draws,
+    paired_bootstrap,
+    predictions,
+    student95,
+    top_k,
+    top_k_correct,
+    wilson,
+)  # fmt: skip
 
 
 def test_wilson_against_worked_figures():
@@ -66,3 +79,50 @@ def test_a_difference_of_nothing_is_zero_with_an_interval_around_it():
 def test_other_videos_cannot_be_paired():
     with pytest.raises(ValueError, match="3 and 4 videos cannot be paired"):
         paired_bootstrap(np.ones(3), np.ones(4))
+
+
+def test_predictions_and_confusion_agree_with_top_1_whatever_ties():
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 4, (500, 5)) / 3.0  # many ties
+    scores[::50] = np.nan
+    labels = rng.integers(0, 5, 500)
+    counts, predicted = confusion(scores, labels), predictions(scores, labels)
+    right = top_k_correct(scores, labels, 1)
+    assert ((predicted == labels) == right).all() and (predicted[::50] == -1).all()
+    assert counts.sum() == 500 and np.diagonal(counts).sum() == right.sum() and counts[:, 5].sum() == 10
+    assert class_accuracies(counts) == pytest.approx([right[labels == c].mean() for c in range(5)])
+
+
+def test_a_class_without_videos_has_no_accuracy():
+    counts = confusion(np.eye(3)[[0, 2, 2]], np.array([0, 2, 2]))
+    assert class_accuracies(counts)[[0, 2]].tolist() == [1, 1] and np.isnan(class_accuracies(counts)[1])
+
+
+def test_calibration_against_worked_figures():
+    """Ten videos at 0.75, of which six are right, and ten sure ones, all right: (10 * |0.6 - 0.75| + 10 * 0) / 20."""
+    scores = np.array([[0.75, 0.25]] * 10 + [[0.0, 1.0]] * 10 + [[np.nan, np.nan]])
+    labels = np.array([0] * 6 + [1] * 4 + [1] * 10 + [1])
+    error, bins = calibration(scores, labels, bins=4)
+    assert error == pytest.approx(0.075)
+    assert [b.videos for b in bins] == [0, 0, 10, 10]  # 0.75 belongs to the bin that ends there
+    assert (bins[2].confidence, bins[2].accuracy, bins[3].accuracy) == (0.75, 0.6, 1.0)
+    assert bins[0].confidence is None
+
+
+def test_scores_that_say_their_own_accuracy_have_hardly_any_calibration_error():
+    rng = np.random.default_rng(0)
+    sure = rng.uniform(0.5, 1, 20_000)
+    scores, labels = np.stack([sure, 1 - sure], axis=1), (rng.random(20_000) > sure).astype(int)
+    assert calibration(scores, labels)[0] < 0.02 < calibration(np.sqrt(scores), labels)[0]
+
+
+def test_student_against_the_tables():
+    assert (student95(1), student95(9), student95(30)) == (12.706, 2.262, 2.042)
+    assert (student95(40), student95(120)) == pytest.approx((2.0211, 1.9799), abs=1e-3)
+
+
+def test_the_interval_over_draws():
+    """Ten values of mean 5.5 and standard deviation 3.0277: half 2.262 * 3.0277 / sqrt(10)."""
+    found = over_draws(range(1, 11))
+    assert (found.value, found.high - found.value) == pytest.approx((5.5, 2.1657), abs=1e-3)
+    assert np.isnan(over_draws([1.0]).low)
