@@ -165,12 +165,22 @@ def clip_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def person_weights() -> Path:
     """Folder of the models that find people; the test is skipped where `ppma privacy fetch` was not run."""
-    from ppma.privacy.weights import WEIGHTS, default_folder, missing
+    from ppma.privacy.weights import REMOVERS, default_folder, missing
 
     folder = default_folder()
-    if lacking := missing(WEIGHTS, folder):
+    if lacking := missing(REMOVERS, folder):
         pytest.skip(f"{', '.join(lacking)} not in {folder}: `ppma privacy fetch` puts them there")
     return folder
+
+
+@pytest.fixture(scope="session")
+def audit_weights(person_weights: Path) -> Path:
+    """The same folder, with the detectors of the auditor in it."""
+    from ppma.privacy.weights import missing
+
+    if missing(["auditors"], person_weights):
+        pytest.skip(f"auditors not in {person_weights}: `ppma privacy fetch --models auditors` puts them there")
+    return person_weights
 
 
 @pytest.fixture(params=["interpreted", pytest.param("compiled", marks=pytest.mark.cuda)])

