@@ -100,10 +100,10 @@ class StoreIndex:
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
-def read_index(store: Path) -> StoreIndex:
-    """The index of a store, finished or not; InputError where there is none or it is of another format."""
+def read_index(store: Path, name: str = INDEX) -> StoreIndex:
+    """The index of a store or of a part of one, finished or not; InputError where there is none or it is of another format."""
     try:
-        found: dict[str, Any] = json.loads((store / INDEX).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((store / name).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(
             f"{store}: is no packed store ({error}); `ppma pack MANIFEST --out {store}` makes it"

@@ -2,16 +2,18 @@
 
     manifest  ->  what it will take  ->  shards, in parallel (loaders.packing_pool)  ->  index.json, rows.npy, rejected.csv, data.toml
 
-A shard appears whole or not at all, and index.json is written anew after each: an interrupted run goes on where it stopped.
+A shard appears whole or not at all, and index.json is written anew after each: an interrupted run goes on where it stopped. The tasks
+of an array (--part I/N) write every N-th shard into the same folder, each with an index of its own, part-I-of-N.json, until --merge N.
 """
 
 import csv
 import dataclasses
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,6 +33,7 @@ from ppma.loaders.manifest import Manifest, write_atomically
 from ppma.loaders.packing import PackRow, damaged_shards, encode_clip, shard_bounds, write_rows
 from ppma.loaders.packing_pool import Job, pack_all
 from ppma.loaders.store import INDEX, REJECTED, PackParameters, Shard, Store, StoreIndex, read_index
+from ppma.parts import turn
 
 LINE_EVERY_SECONDS = 10.0
 """Between progress lines where the output is no terminal."""
@@ -69,6 +72,10 @@ class PackConfig:
     """Processes (default: one a core)."""
     verify: bool = False
     """First compare the checksums of the shards that are there; damaged ones are packed again."""
+    part: str | None = None
+    """I/N: write every N-th shard from the I-th, 0 to N - 1, and enter nothing into data.toml: a task of an array."""
+    merge: int | None = None
+    """N: make one store of N parts that are finished."""
     dry_run: bool = False
     """Only tell what it will take."""
 
@@ -84,11 +91,22 @@ class PackConfig:
         if self.name is not None:
             catalogue.check_name(self.name, "name")
             catalogue.check_name(self.split, "split")
+        turn(self.part, self.merge)
+
+    @property
+    def index(self) -> str:
+        """Name of the file that tells of the shards of this part, or of the whole store."""
+        return INDEX if self.part is None else part_index(*turn(self.part))
 
     @property
     def parameters(self) -> PackParameters:
         """What decides the bytes."""
         return PackParameters(short_side=self.short_side, fps=self.fps, quality=self.quality)
+
+
+def part_index(number: int, of: int) -> str:
+    """Name of the index of one part, which goes when the parts are merged."""
+    return f"part-{number}-of-{of}.json"
 
 
 @dataclass(frozen=True)
@@ -104,19 +122,49 @@ def main(argv: list[str]) -> int:
     report = Console(highlight=False, soft_wrap=True)
     source = _find(config)
     frames = _frames(source.manifest, config.fps)
-    bounds = shard_bounds(np.maximum(frames, 1).astype(int).tolist())
-    done = _finished_shards(source.manifest, config, report)
-    left = sum(float(frames[first:stop].sum()) for i, (first, stop) in enumerate(bounds) if i not in done)
+    numbered = list(enumerate(shard_bounds(np.maximum(frames, 1).astype(int).tolist())))
+    if config.merge is not None:
+        return _keep(report, source, config, _merged(source.manifest, config, len(numbered)))
+    first, step = turn(config.part)
+    mine = dict(numbered[first::step])
+    done = {i: shard for i, shard in _finished_shards(source.manifest, config, report).items() if i in mine}
+    left = sum(float(frames[begin:end].sum()) for i, (begin, end) in mine.items() if i not in done)
     if left:
         _tell_estimate(report, source.manifest, config, left)
     if config.dry_run:
-        report.print(f"would write {len(bounds) - len(done)} of {len(bounds)} shards into {config.out}", markup=False)
+        report.print(f"would write {len(mine) - len(done)} of {len(mine)} shards into {config.out}", markup=False)
         return DONE
     config.out.mkdir(exist_ok=True)
-    shards = _pack(source.manifest, config, bounds, done, left)
+    shards = _pack(source.manifest, config, mine, done, left)
+    if config.part is None:
+        return _keep(report, source, config, shards)
+    _write_index(source.manifest, config, shards, complete=True)
+    report.print(f"{config.out}: part {config.part} is done, {len(shards)} of {len(numbered)} shards", markup=False)
+    return DONE
+
+
+def _keep(report: Console, source: _Source, config: PackConfig, shards: Sequence[Shard]) -> int:
+    """Make a store of the shards, now that all are there."""
     _finish(source, config, shards)
+    for number in range(config.merge or 0):
+        (config.out / part_index(number, config.merge or 0)).unlink(missing_ok=True)
     _tell_result(report, source, config, shards)
     return DONE
+
+
+def _merged(manifest: Manifest, config: PackConfig, wanted: int) -> list[Shard]:
+    """The shards of all parts; InputError names the part that is not finished. Merged before: those of the store."""
+    of = config.merge or 0
+    if (config.out / INDEX).exists() and _index(manifest, config, INDEX).complete:
+        return list(_index(manifest, config, INDEX).shards)
+    shards: list[Shard] = []
+    for number in range(of):
+        name = part_index(number, of)
+        if not (config.out / name).exists() or not (index := _index(manifest, config, name)).complete:
+            raise InputError(f"{config.out}: part {number} of {of} is not finished; run it with --part {number}/{of}")
+        shards += index.shards
+    assert len(shards) == wanted
+    return sorted(shards, key=_number)
 
 
 def _find(config: PackConfig) -> _Source:
@@ -147,18 +195,35 @@ def _rows(manifest: Manifest, first: int, stop: int) -> list[PackRow]:
     ]
 
 
-def _finished_shards(manifest: Manifest, config: PackConfig, report: Console) -> dict[int, Shard]:
-    """Shards of an earlier run with the same manifest and parameters, by number; InputError when they differ."""
-    if not (config.out / INDEX).exists():
-        if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-            raise InputError(f"--out {config.out} exists and is no packed store; give a new name")
-        return {}
-    index = read_index(config.out)
+def _index(manifest: Manifest, config: PackConfig, name: str) -> StoreIndex:
+    """An index of the store; InputError when it is of another manifest or other parameters."""
+    index = read_index(config.out, name)
     if index.manifest_sha256 != manifest.sha256:
         raise InputError(f"{config.out} was packed from another manifest; give a new --out, or remove it")
     if index.parameters != config.parameters:
         raise InputError(f"{config.out} was packed with {index.parameters}; use the same, or give a new --out")
-    found = {_number(shard): shard for shard in index.shards if (config.out / shard.file).exists()}
+    return index
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether something lies there that no run of this command made; it begins with an index, and other parts may be at work."""
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        return True
+    names = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+    return bool(names) and not any(name == INDEX or re.fullmatch(r"part-\d+-of-\d+\.json", name) for name in names)
+
+
+def _finished_shards(manifest: Manifest, config: PackConfig, report: Console) -> dict[int, Shard]:
+    """Shards of an earlier run with the same manifest and parameters, by number; InputError when they differ."""
+    if _is_foreign(config.out):
+        raise InputError(f"--out {config.out} exists and is no packed store; give a new name")
+    names = [name for name in dict.fromkeys((INDEX, config.index)) if (config.out / name).exists()]
+    there = [shard for name in names for shard in _index(manifest, config, name).shards]
+    found = {_number(shard): shard for shard in there if (config.out / shard.file).exists()}
+    if not names:
+        return {}
     if config.verify:
         for shard, wrong in damaged_shards(config.out, list(found.values())):
             if wrong:
@@ -207,18 +272,25 @@ def _write_index(manifest: Manifest, config: PackConfig, shards: Sequence[Shard]
         shards=tuple(shards),
         complete=complete,
     )
-    write_atomically(config.out / INDEX, lambda file: file.writelines([index.dump()]))
+    write_atomically(config.out / config.index, lambda file: file.writelines([index.dump()]))
+
+
+def _clear(config: PackConfig, mine: Mapping[int, tuple[int, int]]) -> None:
+    """Remove what a run that was killed left half-written. Other parts may be writing beside."""
+    for leftover in config.out.glob(".*.tmp"):
+        shard = re.match(r"\.shard-(\d+)\.", leftover.name)
+        if (int(shard[1]) in mine) if shard else leftover.name.startswith(f".{config.index}."):
+            leftover.unlink()
 
 
 def _pack(
-    manifest: Manifest, config: PackConfig, bounds: list[tuple[int, int]], done: dict[int, Shard], frames: float
+    manifest: Manifest, config: PackConfig, mine: Mapping[int, tuple[int, int]], done: dict[int, Shard], frames: float
 ) -> list[Shard]:
     """Write the shards that are missing; the index tells of each as soon as it is there."""
-    for leftover in config.out.glob(".*.tmp"):  # of a run that was killed
-        leftover.unlink()
+    _clear(config, mine)
     shards = dict(done)
     _write_index(manifest, config, [shards[i] for i in sorted(shards)], complete=False)
-    jobs = [Job(i, _rows(manifest, *bound)) for i, bound in enumerate(bounds) if i not in done]
+    jobs = [Job(i, _rows(manifest, *bound)) for i, bound in mine.items() if i not in done]
     rows = sum(len(job.rows) for job in jobs)
     with (
         _Progress(rows) as progress,

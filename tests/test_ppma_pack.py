@@ -12,6 +12,7 @@ import pytest
 
 from ppma.cli import main
 from ppma.loaders import catalogue, fetch, packing
+from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Manifest
 from ppma.loaders.packing import PackRow
 from ppma.loaders.packing_pool import Job, pack_all
@@ -122,6 +123,44 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(data, monkeypatch):
     assert pack(data, "--workers", "1") == 0
     assert [s.sha256 for s in Store(folder).index.shards] == [s.sha256 for s in Store(whole).index.shards]
     assert np.array_equal(Store(folder).places, Store(whole).places) and not list(folder.glob(".*"))
+
+
+def test_parts_make_the_store_that_one_run_makes(data, monkeypatch, capsys):
+    monkeypatch.setattr(packing, "SHARD_FRAMES", 60)
+    assert pack(data, "--workers", "1") == 0
+    whole, folder = data.with_name("tree.beton").rename(data.with_name("whole.beton")), data.with_name("tree.beton")
+    assert pack(data, "--workers", "1", "--part", "1/2") == 0
+    capsys.readouterr()
+    assert pack(data, "--merge", "2") == 2
+    assert "part 0 of 2 is not finished; run it with --part 0/2" in capsys.readouterr().err
+    (folder / ".shard-00003.beton.7.tmp").touch()  # of a neighbour at work
+    (folder / ".shard-00000.beton.7.tmp").touch()  # of this part, which was killed
+    assert pack(data, "--workers", "1", "--part", "0/2") == 0
+    assert [path.name for path in folder.glob(".*")] == [".shard-00003.beton.7.tmp"]
+    (folder / ".shard-00003.beton.7.tmp").unlink()
+    with pytest.raises(InputError, match="is no packed store"):
+        Store(folder)
+    for _ in range(2):  # a merge that is queued again finds its work done
+        assert pack(data, "--merge", "2") == 0
+    assert [s.sha256 for s in Store(folder).index.shards] == [s.sha256 for s in Store(whole).index.shards]
+    assert np.array_equal(Store(folder).places, Store(whole).places)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in whole.iterdir())
+    assert catalogue.find(data).entry("tree").store == folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--part 4/4", "I from 0 to N - 1"),
+        ("--part x", "write I/N"),
+        ("--merge 0", "at least 1"),
+        ("--part 0/2 --merge 2", "one of the two"),
+    ],
+)
+def test_shares_that_are_none_are_told(flags, told, data, capsys):
+    assert pack(data, *flags.split()) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1 and not data.with_name("tree.beton").exists()
 
 
 def test_a_row_that_ends_its_worker_is_refused(tmp_path, clip_tree, write_clip):

@@ -114,6 +114,18 @@ def test_a_clip_does_not_depend_on_the_other_classes(once, tmp_path):
     assert (tmp_path / "walk/train_00000.mp4").read_bytes() == (once / "walk/train_00000.mp4").read_bytes()
 
 
+def test_parts_make_the_files_that_one_run_makes(once, tmp_path):
+    shape = {"out": tmp_path, "masks": True, "empty": True, **SMALL}
+    for part in ("0/3", "2/3"):
+        generate(SynthesisConfig(part=part, **shape))
+    assert not (tmp_path / "train.csv").exists()
+    with pytest.raises(InputError, match=r"wave/train_00001.mp4 and 0 more are missing; run --part 1/3 first"):
+        generate(SynthesisConfig(merge=3, **shape))
+    generate(SynthesisConfig(part="1/3", **shape))
+    generate(SynthesisConfig(merge=3, **shape))
+    assert contents(tmp_path) == contents(once)
+
+
 def test_other_settings_are_not_mixed_in(once):
     with pytest.raises(InputError, match="size 32, not 48; give another folder"):
         generate(SynthesisConfig(out=once, **SMALL | {"size": 48}))

@@ -31,6 +31,9 @@ def main(argv: list[str]) -> int:
             f"ppma synthesize: {error}; finished clips are kept: make room and run the same command again\n"
         )
         return RUN_AGAIN
+    if config.part is not None:
+        report.print(f"{config.out}: part {config.part} is done; --merge writes the manifest", markup=False)
+        return DONE
     rows = sum(1 for _ in manifest.open()) - 1
     report.print(f"{manifest}: {rows} clips, {rows * config.seconds / 3600:.2f} hours", markup=False)
     return DONE

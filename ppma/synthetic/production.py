@@ -11,7 +11,7 @@ A rerun keeps the clips that are there; settings that would mix two kinds of cli
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 from ppma.fanout import spread, watch_disk
 from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Clip, Manifest, write_atomically
+from ppma.parts import turn
 from ppma.synthetic import actions
 from ppma.synthetic.backgrounds import list_videos
 from ppma.synthetic.clip import SCENE_KINDS, Address, Frame, draw_clip, scene_kind, shoot
@@ -79,6 +80,10 @@ class SynthesisConfig:
     how the camera moves (without labels before your own backgrounds, of which that is not known)."""
     workers: int = len(os.sched_getaffinity(0))
     """Processes (default: one a core)."""
+    part: str | None = None
+    """I/N: draw every N-th clip from the I-th, 0 to N - 1, and write no manifest: a task of an array."""
+    merge: int | None = None
+    """N: write the manifest of N parts that are finished."""
     dry_run: bool = False
     """Only say what would be drawn."""
 
@@ -94,6 +99,7 @@ class SynthesisConfig:
             raise InputError(f"--size is {self.size}; it must be even (video codecs halve the colours)")
         if self.split not in SPLITS:
             raise InputError(f"--split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
+        turn(self.part, self.merge)
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
         if repeated:
             raise InputError(f"--classes names {', '.join(repeated)} twice; name each class once")
@@ -266,24 +272,35 @@ def _row(job: Job, *, empty: bool) -> Clip:
 
 
 def generate(config: SynthesisConfig, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
-    """Draw what the configuration asks for and return the manifest, <out>/<split>.csv (its root is config.out).
+    """Draw what the configuration asks for and return the manifest, <out>/<split>.csv (its root is config.out), which a part leaves to
+    the merge.
 
     `on_progress(done, total)` is called at the start and after each clip. Clips that are there already are kept.
     After DiskFullError or KeyboardInterrupt finished clips stay, and the same call goes on from there.
-    InputError: what is asked for cannot be drawn.
+    InputError: what is asked for cannot be drawn, or is not all there to be merged.
     """
     jobs = plan(config)
+    first, step = turn(config.part)
+    mine = jobs[first::step]
     with watch_disk(config.out):
         _claim(config)
-    left = [job for job in jobs if not job.done()]
-    done = len(jobs) - len(left)
-    on_progress(done, len(jobs))
+    left = [job for job in mine if not job.done()]
+    if config.merge is not None and left:
+        part = jobs.index(left[0]) % config.merge
+        raise InputError(f"{left[0].name} and {len(left) - 1} more are missing; run --part {part}/{config.merge} first")
+    done = len(mine) - len(left)
+    on_progress(done, len(mine))
     for _ in spread(make, left, config.workers):
         done += 1
-        on_progress(done, len(jobs))
+        on_progress(done, len(mine))
     manifest = config.out / f"{config.split}.csv"
+    if config.part is None:
+        _write_manifests(config, jobs, manifest)
+    return manifest
+
+
+def _write_manifests(config: SynthesisConfig, jobs: Sequence[Job], manifest: Path) -> None:
     with watch_disk(config.out):
         if config.empty:
             Manifest.write(config.out / f"{config.split}_empty.csv", (_row(job, empty=True) for job in jobs))
         Manifest.write(manifest, (_row(job, empty=False) for job in jobs))
-    return manifest
