@@ -24,7 +24,7 @@ from ppma.loaders.errors import InputError
 log = logging.getLogger(__name__)
 
 JOIN_SECONDS = 300
-"""How long ranks wait for each other at the start."""
+"""How long ranks wait for each other at the start, where $PPMA_JOIN_SECONDS does not say otherwise."""
 EXCHANGE_SECONDS = 7200
 """How long an exchange may take. The watchdog of a training run (hang_seconds) speaks earlier; this is for all that it does not see."""
 
@@ -75,14 +75,13 @@ def _join(rank: int, world_size: int, device: torch.device) -> None:
     backend, why = ("nccl", "GPUs") if device.type == "cuda" else ("gloo", "no GPU")
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     me = f"rank {rank} of {world_size} on {socket.gethostname()}"
+    seconds = int(os.environ.get("PPMA_JOIN_SECONDS") or JOIN_SECONDS)
     log.info("%s joins at %s over %s (%s)", me, where, backend, why)
     device_id = device if device.type == "cuda" else None
     try:
         # A store of our own, because init_process_group has one time-out for the meeting and for every exchange after it.
-        store, rank, world_size = next(
-            dist.rendezvous("env://", rank, world_size, timeout=timedelta(seconds=JOIN_SECONDS))
-        )
-        store.set_timeout(timedelta(seconds=JOIN_SECONDS))
+        store, rank, world_size = next(dist.rendezvous("env://", rank, world_size, timeout=timedelta(seconds=seconds)))
+        store.set_timeout(timedelta(seconds=seconds))
         exchange = timedelta(seconds=EXCHANGE_SECONDS)
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=world_size, timeout=exchange, device_id=device_id
@@ -95,7 +94,7 @@ def _join(rank: int, world_size: int, device: torch.device) -> None:
     ) as error:  # torch's DistError is a RuntimeError; a port that is no number a ValueError
         first = str(error).strip().splitlines()[0]
         raise ConnectionError(
-            f"{me} could not meet the others at {where} within {JOIN_SECONDS} s: {first}. Look in the logs of the other ranks for one "
+            f"{me} could not meet the others at {where} within {seconds} s: {first}. Look in the logs of the other ranks for one "
             "that failed earlier; the nodes must reach each other at that address"
         ) from error
     if rank == 0:
@@ -177,6 +176,14 @@ class Stop(IntEnum):
     """SIGUSR2, which announces a preemption or the end of the time: save and be queued again."""
 
 
+class Stopped(Exception):
+    """The run was asked to stop; all that it has is saved, and it wants to be run again with resume."""
+
+    def __init__(self, why: Stop) -> None:
+        super().__init__(why.name)
+        self.why = why
+
+
 class StopFlag:
     """Whether any rank was asked to stop, agreed on by all at the same step.
 
@@ -187,6 +194,7 @@ class StopFlag:
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self.asked = Stop.NO
+        self._at_once = False
         self._work: dist.Work | None = None
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
@@ -196,8 +204,22 @@ class StopFlag:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:  # a second Ctrl-C means it
             raise KeyboardInterrupt
+        known = self.asked
         self.asked = max(self.asked, Stop.HAND_OVER if number == signal.SIGUSR2 else Stop.SAVE)
-        log.warning("%s: stopping after this step", signal.Signals(number).name)
+        log.warning("%s: stopping %s", signal.Signals(number).name, "at once" if self._at_once else "after this step")
+        if self._at_once and not known:  # asked again while it stops, it goes on stopping
+            raise Stopped(self.asked)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a signal raises Stopped on the rank that gets it: for the work after the last step, which starts anew in the next run."""
+        self._at_once = True
+        try:
+            if self.asked:
+                raise Stopped(self.asked)
+            yield
+        finally:
+            self._at_once = False
 
     def agreed(self) -> Stop:
         """Call once a step, on every rank; the same answer on all ranks at the same call."""

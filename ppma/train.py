@@ -22,10 +22,11 @@ from ppma.classify import Classifier, check_labels
 from ppma.command import DONE, RUN_AGAIN
 from ppma.compute import Compute, choose
 from ppma.config import RunConfig, check_ranks, check_run_folder
-from ppma.distributed import Ranks, Stop, StopFlag
+from ppma.distributed import Ranks, StopFlag, Stopped
 from ppma.evaluate import evaluate
 from ppma.flops import measured_peak_flops
 from ppma.loaders.errors import InputError
+from ppma.loaders.manifest import Manifest
 from ppma.masking import kept_count
 from ppma.monitor import Monitor
 from ppma.optim import build_optimizer, learning_rate, set_learning_rate
@@ -34,14 +35,6 @@ from ppma.tasks import Batch, Task
 from ppma.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-
-
-class Stopped(Exception):
-    """The run was asked to stop, saved its state, and wants to be run again with resume."""
-
-    def __init__(self, why: Stop) -> None:
-        super().__init__(why.name)
-        self.why = why
 
 
 class Trainer:
@@ -159,6 +152,16 @@ class Trainer:
                 if asked and self.step < self.total_steps:
                     raise Stopped(asked)
 
+    def test(self, manifest: Manifest, monitor: Monitor, stop: StopFlag) -> None:
+        """Score a data set with what was trained. A signal raises Stopped at once: the run that goes on has only this to do."""
+        assert isinstance(self.model, Classifier)
+        weights = str(self.checkpoints / f"step_{self.step:08d}")
+        with stop.at_once():
+            result = evaluate(
+                self.model, manifest, manifest.name, self.config, self.ranks, self.compute, weights=weights
+            )
+        monitor.scalars(self.step, {"eval/top1": result["top1"], "eval/top5": result["top5"]})
+
     def _log(self, monitor: Monitor, batch: Batch, norm: Tensor | None, pace: "_Pace") -> None:
         loss = distributed.mean_over_ranks(self.loss_sum / max(self.loss_steps, 1), self.ranks).item()
         self.loss_sum.zero_()
@@ -260,10 +263,7 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
                 if trainer.step < trainer.total_steps:
                     trainer.run(monitor, stop, Watchdog(config.hang_seconds, leave))
                 for manifest in tested:
-                    assert isinstance(trainer.model, Classifier)
-                    weights = str(config.run_dir / "checkpoints" / f"step_{trainer.step:08d}")
-                    result = evaluate(trainer.model, manifest, manifest.name, config, ranks, compute, weights=weights)
-                    monitor.scalars(trainer.step, {"eval/top1": result["top1"], "eval/top5": result["top5"]})
+                    trainer.test(manifest, monitor, stop)
         finally:
             stop.close()
     return config.run_dir

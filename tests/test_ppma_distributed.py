@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppma import distributed
 from ppma.distributed import Ranks, Stop, StopFlag, session
 from ppma.loaders.errors import InputError
 from ppma.slurm.cluster import free_port
@@ -55,7 +54,7 @@ def test_a_task_of_a_slurm_step_does_not_train_alone(monkeypatch):
 
 
 def test_a_rank_that_cannot_join_says_so_and_does_not_go_on(monkeypatch):
-    monkeypatch.setattr(distributed, "JOIN_SECONDS", 2)
+    monkeypatch.setenv("PPMA_JOIN_SECONDS", "2")
     place = {
         "RANK": "1",
         "WORLD_SIZE": "2",

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ppma import train
 from ppma.cli import main as ppma
 from ppma.compute import choose
-from ppma.distributed import Ranks, StopFlag, choose_device
+from ppma.distributed import Ranks, Stop, StopFlag, Stopped, choose_device
 from ppma.loaders.errors import InputError
 from ppma.monitor import Monitor
 from ppma.recipes import resolve
@@ -138,6 +138,94 @@ def test_signal_stops_in_good_order_and_resume_goes_on(data, tmp_path):
     again = subprocess.run([*command, "--resume"], stderr=subprocess.PIPE, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_stop_during_the_test_after_training_is_no_end(number, data, tmp_path, monkeypatch):
+    """The end of the time comes while a finished run is tested: it is queued again, and then only tested."""
+    flags = ("--optim.epochs", 1, "--evaluation.windows", 1, "--evaluation.crops", 1, "--resume")
+    tested = train.evaluate
+
+    def interrupted(*arguments, **names):
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # whoever asks may ask again
+        return tested(*arguments, **names)
+
+    monkeypatch.setattr(train, "evaluate", interrupted)
+    with pytest.raises(Stopped) as stopped:
+        run("finetune", data, tmp_path / "run", *flags)
+    assert stopped.value.why is (Stop.HAND_OVER if number == signal.SIGUSR2 else Stop.SAVE)
+    before = weights(tmp_path / "run")
+    monkeypatch.setattr(train, "evaluate", tested)
+    run("finetune", data, tmp_path / "run", *flags)
+    assert (tmp_path / "run" / "result.json").is_file() and equal(before, weights(tmp_path / "run"))
+
+
+def test_ranks_may_change_between_two_starts(data, tmp_path):
+    """Begun on two ranks, gone on with on one: the samples and the global batch stay, so only rounding is left."""
+    argv = ["mae_nohuman", "--sources", "made", *tiny.FLAGS, *tiny.MAE_FLAGS, "--batch", "8", "--data", str(data)]
+    argv += ["--precision", "fp64", "--optim.epochs", "4", "--checkpoint-every", "2", "--keep-checkpoints", "9"]
+    codes, output = on_ranks(2, [*argv, "--run-dir", str(tmp_path / "two")])
+    assert codes == [0, 0], output
+    shutil.copytree(tmp_path / "two", tmp_path / "one", symlinks=True)
+    shutil.rmtree(tmp_path / "one" / "checkpoints" / "step_00000004")
+    train.train(resolve("mae_nohuman", [*argv[1:], "--run-dir", str(tmp_path / "one"), "--resume"]))
+    starts = json.loads((tmp_path / "one" / "environment.json").read_text())
+    assert [start["world_size"] for start in starts] == [2, 1]
+    for tensor, value in weights(tmp_path / "one").items():
+        assert (value - weights(tmp_path / "two")[tensor]).abs().max() < 1e-10, tensor
+    assert dict(losses(tmp_path / "one")) == pytest.approx(dict(losses(tmp_path / "two")), abs=1e-10)
+
+
+LISTINGS = """
+import os, sys
+
+def note(event, arguments):
+    if event in ("os.listdir", "os.scandir") and isinstance(arguments[0], (str, os.PathLike)):
+        with open(os.environ["LISTINGS"], "a") as file:
+            file.write(os.path.abspath(arguments[0]) + chr(10))
+
+sys.addaudithook(note)
+"""
+
+
+def test_no_process_lists_a_folder_of_data(data, clip_tree, tmp_path):
+    """On a file system of a cluster that is what takes it down. Every process of a run is watched: videos, a packed store, a test."""
+    (tmp_path / "watch").mkdir()
+    (tmp_path / "watch" / "sitecustomize.py").write_text(LISTINGS)
+    shutil.copytree(data.parent, tmp_path / "data")
+    catalogue = tmp_path / "data" / "data.toml"
+    store = [
+        "pack",
+        "other",
+        "--data",
+        str(catalogue),
+        "--out",
+        str(tmp_path / "data" / "other.beton"),
+        "--workers",
+        "1",
+    ]
+    assert ppma(store) == 0
+    flags = [*tiny.FLAGS, "--batch", "4", "--data", str(catalogue), "--optim.epochs", "1", "--loader.workers", "2"]
+    path = os.pathsep.join([str(tmp_path / "watch"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "LISTINGS": str(tmp_path / "listings")}
+    runs = (["finetune", "--dataset", "made"], ["align_nohuman_synthetic", "--sources", "made", "other"])
+    for run_of in runs:
+        command = [
+            sys.executable,
+            "-m",
+            "ppma",
+            "train",
+            *run_of,
+            *flags,
+            "--run-dir",
+            str(tmp_path / "runs" / run_of[0]),
+        ]
+        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    listed = [Path(line) for line in (tmp_path / "listings").read_text().splitlines()]
+    assert tmp_path / "runs" / "finetune" / "checkpoints" in listed  # the watch sees what there is to see
+    assert not [path for path in listed if path.is_relative_to(clip_tree) or path.is_relative_to(tmp_path / "data")]
 
 
 def wait_until(true, process, seconds=120):
