@@ -75,7 +75,10 @@ class Node:
 
 def _ask(*command: str) -> str:
     """Output of a command of the cluster."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        raise InputError(f"{command[0]} does not answer within 60 s: is the cluster's controller up?") from None
     if done.returncode:
         raise InputError(f"{command[0]} does not answer: {' '.join((done.stderr or done.stdout).split())}")
     return done.stdout
@@ -116,7 +119,7 @@ def check(config: ClusterConfig) -> None:
     limits = (
         ("--nodes", allocation.nodes, len({node.name for node in nodes}), f"{where} has"),
         ("--gpus-per-node", allocation.gpus, max(node.gpus for node in nodes), f"nodes of {where} have up to"),
-        ("--cpus-per-task", config.cpus_per_task, max(node.cpus for node in nodes) // allocation.tasks,
+        ("--cpus-per-task", config.cpus, max(node.cpus for node in nodes) // allocation.tasks,
          f"with {allocation.tasks} tasks a node, nodes of {where} have up to"),
     )  # fmt: skip
     for flag, asked, most, whose in limits:

@@ -70,7 +70,11 @@ def changes(root: Path) -> tuple[str, ...]:
 
 
 def require_clean(root: Path) -> None:
-    """InputError when the working tree differs from its last commit."""
+    """InputError when the working tree differs from its last commit, or is no checkout that could tell."""
+    if _git(root, "rev-parse", "HEAD") is None:
+        raise InputError(
+            f"--require-clean: {root} is no git checkout with a commit; clone the repository, or leave the flag out"
+        )
     if changed := changes(root):
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise InputError(

@@ -77,8 +77,9 @@ def _state(folder: Path) -> str:
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
+    """Lines of metrics that are complete: the run may be writing the next one."""
     file = folder / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [json.loads(line) for line in file.read_text().split("\n")[:-1]] if file.exists() else []
 
 
 def _total_steps(folder: Path, config: dict[str, Any]) -> int | None:
@@ -92,6 +93,8 @@ def _total_steps(folder: Path, config: dict[str, Any]) -> int | None:
 def facts(folder: Path) -> dict[str, str]:
     """What there is to say, by heading. InputError where there is no run."""
     if not (folder / "config.json").is_file():
+        if (folder / LAUNCH).is_file():  # an array of tests or of shares of work
+            return {"state": _state(folder)}
         raise InputError(f"{folder}: no run folder (it has no config.json)")
     config = json.loads((folder / "config.json").read_text())
     starts = json.loads((folder / "environment.json").read_text()) if (folder / "environment.json").exists() else []

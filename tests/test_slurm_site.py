@@ -1,5 +1,7 @@
 """Settings of a site, and what its cluster allows, read from what sinfo prints."""
 
+import subprocess
+
 import pytest
 
 from ppma.loaders.errors import InputError
@@ -48,6 +50,15 @@ def test_what_the_cluster_can_never_run_is_refused(fields, message, cluster):
 )
 def test_what_it_can_run_is_not(fields, cluster):
     site.check(ClusterConfig(**fields))
+
+
+def test_a_controller_that_does_not_answer_is_told(monkeypatch):
+    def hangs(command, **_):
+        raise subprocess.TimeoutExpired(command, 60)
+
+    monkeypatch.setattr(site.subprocess, "run", hangs)
+    with pytest.raises(InputError, match="sinfo does not answer within 60 s"):
+        site.check(ClusterConfig())
 
 
 def test_refusals_name_what_is_allowed(monkeypatch):

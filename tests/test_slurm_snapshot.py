@@ -72,6 +72,9 @@ def test_require_clean(checkout):
     (checkout / "slurm" / "job.py").write_text("VERSION = 2\n")
     with pytest.raises(InputError, match=r"--require-clean: slurm/job.py in .* not committed"):
         snapshot.require_clean(checkout)
+    subprocess.run(["rm", "-rf", str(checkout / ".git")], check=True)
+    with pytest.raises(InputError, match="is no git checkout"):
+        snapshot.require_clean(checkout)
 
 
 def test_an_installed_package_is_copied_too(checkout, tmp_path):

@@ -36,6 +36,19 @@ def test_a_run_that_has_not_begun(tmp_path, monkeypatch):
     assert told["state"] == "not in the queue (job 5)" and told["time left"] == "not known" and told["restarts"] == "0"
 
 
+def test_a_line_that_is_being_written_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with (folder_of_a_run(tmp_path) / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "perf/cl')
+    assert facts(tmp_path)["step"] == "20 of 50"
+
+
+def test_an_array_has_a_state_and_no_steps(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    (tmp_path / "launch.json").write_text('[{"jobs": ["5_0", "5_1"]}]')
+    assert facts(tmp_path) == {"state": "not in the queue (job 5_0), not in the queue (job 5_1)"}
+
+
 def test_no_run_is_one_line_and_exit_2(tmp_path, capsys):
     assert launch.main(["status", str(tmp_path)]) == 2
     assert capsys.readouterr().err.endswith("no run folder (it has no config.json)\n")
