@@ -37,12 +37,18 @@ class ClusterConfig:
     """GPUs of each node. Default: 1 on slurm, as in the paper; all of this machine with --cluster local; 0 trains on the CPU."""
     tasks_per_node: int | None = None
     """Processes of each node. Default: one for each GPU, one without."""
+    gpus_per_task: int | None = None
+    """GPUs of each process in place of gpus_per_node, for clusters that bind them: a process sees no other. More than 1 is of no use."""
     cpus_per_task: int = 12
     """CPU cores of each process on slurm, its loader workers included."""
+    cpus_per_gpu: int | None = None
+    """The same for each GPU, in place of cpus_per_task; goes with gpus_per_task."""
     mem_gib: int | None = None
     """Memory of each node on slurm in GiB. Default: the cluster's."""
     time: str = "1-00:00:00"
     """Time limit as SLURM writes it: minutes, hours:minutes:seconds or days-hours[:minutes[:seconds]]."""
+    job_name: str | None = None
+    """Name of the jobs in the queue. Default: the recipe's, or the verb."""
     partition: str | None = None
     """Partition (queue) of the cluster."""
     account: str | None = None
@@ -89,23 +95,36 @@ class ClusterConfig:
     """Command that starts Python on the nodes, for containers: "apptainer exec --nv ppma.sif python". Default: this Python."""
     stage_to: Path | None = None
     """Folder on the nodes' own disks: manifests and packed stores are copied there before a training starts, once a node."""
+    warm: bool = False
+    """Read manifests and packed stores into each node's memory before a training starts, once a node, as far as they fit."""
     max_restarts: int = 5
     """How often a job that stopped with 75 runs again without a newer checkpoint."""
 
     def __post_init__(self) -> None:
-        lowest = {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1, "mem_gib": 1, "array_parallelism": 1,
-                  "signal_delay_s": 1, "max_restarts": 0}  # fmt: skip
+        lowest = {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "gpus_per_task": 1, "cpus_per_task": 1, "cpus_per_gpu": 1,
+                  "mem_gib": 1, "array_parallelism": 1, "signal_delay_s": 1, "max_restarts": 0}  # fmt: skip
         for name, least in lowest.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
         minutes(self.time)
+        if self.gpus_per_task and self.gpus_per_node:
+            raise InputError("--gpus-per-node and --gpus-per-task are both given; give one of the two")
+        if self.cpus_per_gpu and not self.gpus_per_task:
+            raise InputError("--cpus-per-gpu goes with --gpus-per-task; else give --cpus-per-task")
         if self.cluster != "slurm" and self.nodes > 1:
             raise InputError(
                 f"--nodes is {self.nodes}; --cluster {self.cluster} has one node: use --tasks-per-node, or --cluster slurm"
             )
         if bad := [word for word in self.slurm if not re.fullmatch(r"[a-zA-Z][\w-]*(=.*)?", word)]:
             raise InputError(f"--slurm {bad[0]!r}; give KEY=VALUE, a flag of sbatch without its dashes")
+
+    @property
+    def cpus(self) -> int:
+        """CPU cores of each process."""
+        return (
+            self.cpus_per_gpu * self.gpus_per_task if self.cpus_per_gpu and self.gpus_per_task else self.cpus_per_task
+        )
 
 
 def minutes(time: str) -> int:
@@ -142,7 +161,9 @@ class Allocation:
 def allocate(config: ClusterConfig) -> Allocation:
     """Fill in what the command line left open."""
     gpus = config.gpus_per_node
-    if gpus is None:
+    if config.gpus_per_task:
+        gpus = config.gpus_per_task * (config.tasks_per_node or 1)
+    elif gpus is None:
         gpus = 1 if config.cluster == "slurm" else len(_local_gpus())
     if config.cluster != "slurm" and gpus > 0 and gpus > len(_local_gpus()):
         raise InputError(f"--gpus-per-node is {gpus}; torch can use {len(_local_gpus())} GPUs of this machine")
@@ -213,7 +234,7 @@ def _setup(config: ClusterConfig, script: Script) -> list[str]:
     """The site's lines, and what the tasks must find in their environment."""
     lines = [
         *config.setup,
-        f"export SRUN_CPUS_PER_TASK={config.cpus_per_task}",
+        f"export SRUN_CPUS_PER_TASK={config.cpus}",
     ]  # srun no longer inherits it (SLURM 22.05)
     if script.code:  # PYTHONSAFEPATH: `python -m` must not find the package in the folder where it was submitted
         lines += [f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(script.code))}${{PYTHONPATH:+:$PYTHONPATH}}"]
@@ -243,11 +264,13 @@ def slurm_parameters(config: ClusterConfig, script: Script) -> dict[str, Any]:
     allocation = allocate(config)
     waits = [config.dependency] if config.dependency and not script.after else []
     asked = {
-        "job_name": script.name,
+        "job_name": config.job_name or script.name,
         "nodes": allocation.nodes,
         "ntasks_per_node": allocation.tasks,
-        "gpus_per_node": allocation.gpus or None,
-        "cpus_per_task": config.cpus_per_task,
+        "gpus_per_node": None if config.gpus_per_task else allocation.gpus or None,
+        "gpus_per_task": config.gpus_per_task,
+        "cpus_per_task": None if config.cpus_per_gpu else config.cpus_per_task,
+        "cpus_per_gpu": config.cpus_per_gpu,
         "mem": f"{config.mem_gib}GB" if config.mem_gib else None,
         "time": minutes(config.time),
         "exclusive": config.exclusive or None,

@@ -13,6 +13,8 @@ from ppma.model_config import PRESETS
 from ppma.slurm.snapshot import source_root
 
 RESULTS = Path("benchmarks") / "results" / "train_step.jsonl"
+GPU = "NVIDIA"
+"""How torch's names of GPUs begin; benchmarks name the machine by its GPU where it has one."""
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
@@ -20,13 +22,15 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def clips_per_s(config: RunConfig, file: Path | None = None) -> tuple[float, str] | None:
+def clips_per_s(config: RunConfig, *, on_gpu: bool) -> tuple[float, str] | None:
     """Rows a second of one process in the newest row of `train_step` for this phase and encoder, and the machine it was measured on."""
     sizes = {(vit.width, vit.depth): name for name, vit in PRESETS.items()}
     model = sizes.get((config.vit.width, config.vit.depth))
     wanted = {"phase": "mae" if config.phase == "mae" else "align", "implementation": "ours", "model": model}
-    for row in reversed(_rows(file or source_root() / RESULTS)):
-        if all(row.get(name) == value for name, value in wanted.items()):
+    for row in reversed(_rows(source_root() / RESULTS)):
+        if on_gpu == str(row.get("machine")).startswith(GPU) and all(
+            row.get(name) == value for name, value in wanted.items()
+        ):
             return float(row["clips_per_s"]), str(row["machine"])
     return None
 
@@ -43,11 +47,12 @@ def views(config: RunConfig) -> int | None:
     return rows * config.optim.epochs
 
 
-def hours_left(config: RunConfig, ranks: int) -> str:
-    """The estimate in words."""
-    rate, work = clips_per_s(config), views(config)
+def hours_left(config: RunConfig, ranks: int, *, on_gpu: bool) -> str:
+    """The estimate in words, for so many processes."""
+    rate, work = clips_per_s(config, on_gpu=on_gpu), views(config)
     if rate is None:
-        return "not known: no row for such a model in benchmarks/results/train_step.jsonl"
+        where = "a GPU" if on_gpu else "CPUs"
+        return f"not known: benchmarks/results/train_step.jsonl has no row of such a model on {where}; benchmarks/train_step.py makes one"
     if work is None:
         return "not known: no manifest to count"
     return f"{work / (rate[0] * ranks) / 3600:.1f} h at {rate[0]:.0f} clips/s a process ({rate[1]}), no loss over the network counted"

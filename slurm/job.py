@@ -30,10 +30,13 @@ from submitit.helpers import DelayedSubmission
 from ppma.command import DONE, RUN_AGAIN, run
 from ppma.config import RunConfig
 from ppma.loaders import catalogue
-from ppma.slurm.staging import stage
+from ppma.slurm.restart import count
+from ppma.slurm.staging import stage, warm
 
 PORTS = (20_000, 60_000)
 """Range of the rendezvous port on a cluster; every task draws the same one from the job's number."""
+PREPARE_SECONDS = 24 * 3600
+"""How long a node waits for others that still copy or read their data; a task that fails at it ends the job anyway."""
 END_SECONDS = 120.0
 """How long a task waits to be ended after the job was queued again."""
 
@@ -52,6 +55,10 @@ class Job:
     """Tasks that the job was submitted for."""
     stage_to: Path | None = None
     """Folder on the nodes' own disks to which the stores of a training are copied first."""
+    warm: bool = False
+    """Read the data of a training into the node's memory first."""
+    max_restarts: int = 5
+    """How often a training is queued again without a newer checkpoint, whatever stopped it."""
     port: int | None = None
     """Rendezvous port on this machine for --cluster local; None on a cluster."""
 
@@ -74,22 +81,37 @@ class Job:
         return self.work(self._staged())
 
     def _staged(self) -> Any:
-        """The argument, its data read from the node's own disk where that was asked for."""
-        if self.stage_to is None or not isinstance(self.config, RunConfig):
+        """The argument, its data read from the node's own disk or memory where that was asked for."""
+        if not isinstance(self.config, RunConfig) or not (self.stage_to or self.warm):
             return self.config
-        splits = ("train", self.config.evaluation.split)
-        data = stage(catalogue.locate(self.config.data), self.config.sources, splits, self.stage_to)
+        os.environ["PPMA_JOIN_SECONDS"] = str(PREPARE_SECONDS)
+        data, sources, splits = (
+            catalogue.locate(self.config.data),
+            self.config.sources,
+            ("train", self.config.evaluation.split),
+        )
+        if self.stage_to:
+            data = stage(data, sources, splits, self.stage_to)
+        if self.warm and os.environ["LOCAL_RANK"] == "0":  # the others wait where the ranks meet
+            warm(data, sources, splits)
         return replace(self.config, data=data)
 
-    def checkpoint(self) -> DelayedSubmission:
-        """What submitit queues again after a time limit: the same job, which resumes from its run folder."""
+    def checkpoint(self) -> DelayedSubmission | None:
+        """What submitit queues again at a preemption or the end of the time: the same job, which resumes from its run folder.
+
+        None when it got nowhere `max_restarts` times: a time too short to begin with would hold its nodes for ever.
+        """
+        if isinstance(self.config, RunConfig) and count(self.config.run_dir) - 1 > self.max_restarts:
+            log.error(
+                "%d restarts without a newer checkpoint: not queued again; is --time too short?", self.max_restarts
+            )
+            return None
         return DelayedSubmission(self)
 
 
 def train(config: RunConfig) -> int:
     """Work: run a recipe; 75 when it was stopped in good order. The launcher made the run folder, so the run goes on with what is there."""
-    from ppma.distributed import Stop
-    from ppma.train import Stopped
+    from ppma.distributed import Stop, Stopped
     from ppma.train import train as train_run
 
     try:

@@ -149,7 +149,8 @@ def _pretrain_runs(launch: Pretrain, flags: Sequence[str], prog: str) -> list[Ru
 
 
 def _training(config: RunConfig, cluster: ClusterConfig) -> Stage:
-    ranks = allocate(cluster).ranks
+    allocation = allocate(cluster)
+    ranks = allocation.ranks
     check_ranks(config, ranks)
     check_run_folder(config)
     rate = config.optim.peak_lr * config.batch / config.optim.reference_batch
@@ -157,12 +158,15 @@ def _training(config: RunConfig, cluster: ClusterConfig) -> Stage:
         "global batch": f"{config.batch} ({config.batch // ranks} a process)",
         "peak rate at this batch": f"{rate:.3g}",
         "epochs": str(config.optim.epochs),
-        "estimated time": hours_left(config, ranks),
+        "estimated time": hours_left(config, ranks, on_gpu=allocation.gpus > 0),
         "sources": ", ".join(config.sources),
         "starts from": str(config.init or "scratch"),
         "run folder": str(config.run_dir),
     }
-    job = Job(work=train, config=replace(config, resume=True), ranks=ranks, stage_to=cluster.stage_to)
+    job = Job(
+        work=train, config=replace(config, resume=True), ranks=ranks, stage_to=cluster.stage_to, warm=cluster.warm,
+        max_restarts=cluster.max_restarts,
+    )  # fmt: skip
     return Stage(name=config.recipe, jobs=(job,), folder=config.run_dir, facts=facts)
 
 
@@ -171,8 +175,10 @@ def check_inputs(stages: Sequence[Stage]) -> None:
     coming = {stage.folder for stage in stages}
     for config in (stage.config for stage in stages if stage.config):
         data = catalogue.read(catalogue.locate(config.data))
-        for name in config.sources:
-            entry = data.entry(name)
+        wanted = [(name, "train") for name in config.sources]
+        wanted += [(config.sources[0], config.evaluation.split)] if config.evaluation.at_end else []
+        for name, split in wanted:
+            entry = data.entry(name, split)
             for what, path in (("manifest", entry.manifest), ("root", entry.root), ("store", entry.store)):
                 if path is not None and not path.exists():
                     raise InputError(f"{data.path}, [{name}.{entry.split}]: {what} {path} does not exist")

@@ -1,6 +1,7 @@
-"""Manifests and packed stores copied to the disk of a node before a run starts there, once for all its processes.
+"""Manifests and packed stores brought to a node before a run starts there, once for all its processes: onto its disk, into its memory.
 
     data.toml, names of sources, --stage-to DIR  ->  DIR/<source>.<split>/...  ->  DIR/data-<hash>.toml, which the run reads instead
+    data.toml, names of sources, --warm          ->  read once                 ->  the page cache, and large manifests parsed
 
 The first process of a node copies, under a lock; the others wait for it. A copy has its name when it is complete, and a
 later job on the same node finds it there. A source without a store is not copied: its videos may be larger than any disk.
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 LINE_EVERY_SECONDS = 10.0
 """Between lines of progress."""
 CHUNK_BYTES = 16 * 2**20
+MEMORY_SHARE = 0.5
+"""Of the free memory that `warm` fills: more would push out what it read first, or what the processes need."""
 
 
 @contextmanager
@@ -40,20 +43,21 @@ class _Progress:
     """A line now and then: how much, how fast, how long."""
 
     def __init__(self, name: str, total: int) -> None:
-        self._name, self._total, self._done = name, total, 0
+        """`name`: what is done, to what."""
+        self._name, self._total, self.done = name, total, 0
         self._began = self._said = time.monotonic()
 
     def add(self, size: int) -> None:
         """So many bytes more."""
-        self._done += size
+        self.done += size
         now = time.monotonic()
         if now - self._said >= LINE_EVERY_SECONDS:
             self._said = now
-            rate = self._done / (now - self._began)
-            left = (self._total - self._done) / rate
+            rate = self.done / (now - self._began)
+            left = (self._total - self.done) / rate
             log.info(
-                "staging %s: %.1f of %.1f GB, %.2f GB/s, %.0f s left",
-                self._name, self._done / 1e9, self._total / 1e9, rate / 1e9, left,
+                "%s: %.1f of %.1f GB, %.2f GB/s, %.0f s left",
+                self._name, self.done / 1e9, self._total / 1e9, rate / 1e9, left,
             )  # fmt: skip
 
 
@@ -88,7 +92,7 @@ def _stage_source(entry: Entry, folder: Path) -> Entry:
         raise InputError(f"--stage-to {folder}: {name} takes {total / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there")
     beside = folder / f".{place.name}.part"
     shutil.rmtree(beside, ignore_errors=True)  # of a job that was ended while it copied
-    progress = _Progress(name, total)
+    progress = _Progress(f"staging {name}", total)
     began = time.monotonic()
     _copy_file(entry.manifest, beside / entry.manifest.name, progress)
     for file in files:
@@ -116,6 +120,31 @@ def stage(data: Path, sources: tuple[str, ...], splits: tuple[str, ...], folder:
             beside.write_text("\n".join(lines), encoding="utf-8")
             beside.replace(target)
     return target
+
+
+def _free_memory() -> int:
+    """Bytes that the kernel could give without swapping; the page cache counts."""
+    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    return int(line.split()[1]) * 1024
+
+
+def warm(data: Path, sources: tuple[str, ...], splits: tuple[str, ...]) -> None:
+    """Read manifests and stores once, so that the first epoch finds them in the node's memory. One process of a node calls it."""
+    known = catalogue.read(data)
+    wanted = [key for key in known.entries if key[0] in sources and key[1] in splits]
+    stores = [entry.store for key in wanted if (entry := known.entries[key]).store is not None]
+    files = sorted(path for store in stores for path in store.rglob("*") if path.is_file())
+    total, left = sum(file.stat().st_size for file in files), int(MEMORY_SHARE * _free_memory())
+    began, progress = time.monotonic(), _Progress("warming", min(total, left))
+    for key in wanted:
+        known.manifest(*key)
+    for file in files:
+        with file.open("rb") as reader:
+            while left > 0 and (chunk := reader.read(min(CHUNK_BYTES, left))):
+                left -= len(chunk)
+                progress.add(len(chunk))
+    more = ", the rest does not fit into memory" if left <= 0 else ""
+    log.info("warmed %d sources: %.1f GB in %.0f s%s", len(wanted), progress.done / 1e9, time.monotonic() - began, more)
 
 
 def _table(entry: Entry) -> str:

@@ -9,20 +9,26 @@ from ppma.slurm import estimate
 
 def test_the_newest_row_of_such_a_model_counts(tmp_path, monkeypatch):
     base = RECIPES["mae_nohuman"]()
-    row = {"phase": "mae", "implementation": "ours", "model": "base", "machine": "H200, 16 CPUs"}
+    row = {"phase": "mae", "implementation": "ours", "model": "base", "machine": "NVIDIA H200, 16 CPUs"}
     rows = [
         {**row, "clips_per_s": 1.0},
         {**row, "clips_per_s": 2000.0},
         {**row, "clips_per_s": 5.0, "model": "large"},
         {**row, "clips_per_s": 6.0, "implementation": "published"},
+        {**row, "clips_per_s": 0.2, "machine": "Xeon, 2 CPUs"},
     ]
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     (tmp_path / "benchmarks" / "results" / "train_step.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     monkeypatch.setattr(estimate, "source_root", lambda: tmp_path)
-    assert estimate.clips_per_s(base) == (2000.0, "H200, 16 CPUs")
+    assert estimate.clips_per_s(base, on_gpu=True) == (2000.0, "NVIDIA H200, 16 CPUs")
+    assert estimate.clips_per_s(base, on_gpu=False) == (0.2, "Xeon, 2 CPUs")
     (tmp_path / "data.toml").write_text('[no-human-kinetics.train]\nmanifest = "m.csv"\nroot = "."\n')
     config = replace(base, data=tmp_path / "data.toml")
-    assert estimate.hours_left(config, 8) == "not known: no manifest to count"
+    assert estimate.hours_left(config, 8, on_gpu=True) == "not known: no manifest to count"
     (tmp_path / "m.csv").write_text("header\n" + "row\n" * 14400)
-    assert estimate.hours_left(config, 2).startswith("0.2 h at 2000 clips/s a process (H200, 16 CPUs)")
-    assert estimate.hours_left(RECIPES["align_scratch"](), 2).startswith("not known: no row")
+    assert estimate.hours_left(config, 2, on_gpu=True).startswith(
+        "0.2 h at 2000 clips/s a process (NVIDIA H200, 16 CPUs)"
+    )
+    assert estimate.hours_left(RECIPES["align_scratch"](), 2, on_gpu=True).startswith(
+        "not known: benchmarks/results/train_step.jsonl has no row"
+    )

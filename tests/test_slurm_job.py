@@ -67,6 +67,7 @@ def steps_at_stop(run):
 
 
 @pytest.mark.slurm
+@pytest.mark.timeout(180)  # the start of the cluster and the preemption included
 def test_slurm_trains_on_two_nodes_and_survives_a_preemption_to_the_bit(cluster, data, tmp_path):
     run = Run(cluster, data, tmp_path / "run", EPOCHS)
     assert all(words in run.told for words in ("follow the log:", "tensorboard --logdir", f"scancel {run.job}"))
@@ -249,6 +250,67 @@ def test_slurm_jobs_run_the_code_of_their_submission(cluster, data, tmp_path):
     run.preempt()
     run.wait_for_end()
     assert run.log().count("the copy runs") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_slurm_a_run_goes_on_with_another_number_of_nodes(cluster, data, tmp_path):
+    """Two nodes, then one, then two again: global batch and samples stay, so in float64 only rounding is left."""
+    epochs, double = 300, ["--precision", "fp64"]
+    for number, place in enumerate((["--nodes", "2"], ["--nodes", "1"], ["--nodes", "2", "--tasks-per-node", "1"])):
+        run = Run(cluster, data, tmp_path / "run", epochs, *double, *place, "--resume")
+        if number < 2:
+            run.wait_for_step(80 * number + 20)
+            cluster("scancel", run.job)
+            run.wait_for_end("CANCELLED")
+            assert 80 * number + 20 <= run.saved() == run.step() < epochs
+    run.wait_for_end()
+    starts = json.loads((run.folder / "environment.json").read_text())
+    assert [start["world_size"] for start in starts] == [4, 2, 2]
+    assert [row["step"] for row in run.rows()] == list(range(1, epochs + 1))
+    words = [*flags(data, tmp_path / "whole", epochs), *double, "--cluster", "local", "--gpus-per-node", "0"]
+    done = launch(words, cluster.environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    whole = weights(tmp_path / "whole")
+    assert all((value - whole[name]).abs().max() < 1e-10 for name, value in weights(run.folder).items())
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_slurm_packs_in_parts_and_trains_from_the_nodes_disk(cluster, data, tmp_path):
+    """An array of two tasks and the job that merges them, then a training that copies the store and reads it into memory first."""
+    catalogue = tmp_path / "data.toml"
+    catalogue.write_text(data.read_text().replace('"made.csv"', f'"{data.parent}/made.csv"'))
+    few = ["--cpus-per-task", "1", "--mem-gib", "2", "--time", "10", "--runs", str(tmp_path / "runs")]
+    words = [
+        "pack",
+        "made",
+        "--data",
+        str(catalogue),
+        "--out",
+        str(tmp_path / "made.beton"),
+        "--workers",
+        "1",
+        "--parts",
+        "2",
+    ]
+    told = launch([*words, *few], cluster.environment)
+    assert told.returncode == 0, told.stderr
+    parts, merge = (json.loads(file.read_text())[-1]["jobs"] for file in sorted(tmp_path.glob("runs/**/launch.json")))
+    end = time.monotonic() + 120
+    while (state := cluster("squeue", "-h", "-o", "%i %T %R")) and time.monotonic() < end:
+        assert "DependencyNeverSatisfied" not in state
+        time.sleep(1)
+    assert len(parts) == 2 and "COMPLETED" in cluster("scontrol", "show", "job", merge[0])
+    assert "store = " in catalogue.read_text() and not list(tmp_path.glob("made.beton/part-*"))
+    run = Run(cluster, catalogue, tmp_path / "run", 5, "--stage-to", str(tmp_path / "disk"), "--warm")
+    run.wait_for_end()
+    logs = [run.log(rank) for rank in range(4)]
+    assert sum("staged made.train" in log for log in logs) == 1  # the nodes of this cluster share their disk
+    assert sum("made.train" in log and "is there already" in log for log in logs) == 3
+    assert [("warmed 1 sources" in log) for log in logs] == [True, False, True, False]
+    config = json.loads((run.folder / "config.json").read_text())
+    assert Path(config["data"]).parent == tmp_path / "disk"
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """The launcher: what it shows, what it refuses, and jobs that really run here through submitit's local executor."""
 
+import dataclasses
 import importlib
+import inspect
 import json
 import os
 import pickle
@@ -234,6 +236,34 @@ def test_sbatch_script_asks_for_what_was_asked(tmp_path):
     assert "constraint" not in script and "#SBATCH --gpus" not in bare and bare.endswith("code=$?\nexit $code")
 
 
+ANOTHER_WAY = {
+    "command": "the launcher's", "folder": "the run's", "map_count": "the number of jobs", "num_gpus": "an old name of gpus_per_node",
+    "mem": "mem_gib, mem_per_cpu, mem_per_gpu", "ntasks_per_node": "tasks_per_node", "additional_parameters": "slurm",
+    "stderr_to_stdout": "one log for each task", "use_srun": "ranks come from srun",
+}  # fmt: skip
+
+
+def test_every_parameter_of_submitit_has_its_flag():
+    theirs = set(inspect.signature(submitit.slurm.slurm._make_sbatch_string).parameters) - ANOTHER_WAY.keys()
+    assert theirs <= {field.name for field in dataclasses.fields(ClusterConfig)}
+
+
+def test_flags_reach_the_script(tmp_path):
+    flags = {"job_name": "mine", "constraint": "a100", "exclude": "n3", "gres": "nvme:1", "exclusive": True, "mem_per_cpu": "2G",
+             "comment": "a try", "mail_type": "END", "mail_user": "me", "wckey": "key", "dependency": "afterany:3", "signal_delay_s": 77,
+             "srun_args": ("--container-image=x",), "teardown": ("rm -r scratch",), "gpus_per_task": 1, "tasks_per_node": 4,
+             "cpus_per_gpu": 6}  # fmt: skip
+    config = ClusterConfig(nodes=2, **flags)
+    assert allocate(config).ranks == 8 and allocate(config).gpus == 4
+    script = sbatch_script(config, Script(name="mae", logs=tmp_path), tasks_of_array=3)
+    for line in ("job-name=mine", "constraint=a100", "exclude=n3", "gres=nvme:1", "exclusive", "mem-per-cpu=2G", "comment='a try'",
+                 "mail-type=END", "mail-user=me", "wckey=key", "dependency=afterany:3", "signal=USR2@77", "gpus-per-task=1",
+                 "ntasks-per-node=4", "cpus-per-gpu=6", "array=0-2%3"):  # fmt: skip
+        assert f"#SBATCH --{line}\n" in script, line
+    assert "--container-image=x" in script and "\ncode=$?\nrm -r scratch\n" in script
+    assert "SRUN_CPUS_PER_TASK=6\n" in script and "--cpus-per-task" not in script and "--gpus-per-node" not in script
+
+
 def test_the_paper_took_one_gpu_of_each_node():
     assert allocate(ClusterConfig(nodes=8)).ranks == 8
     assert allocate(ClusterConfig(nodes=2, gpus_per_node=4)).ranks == 8
@@ -251,6 +281,8 @@ def test_the_paper_took_one_gpu_of_each_node():
         ({"cluster": "debug", "tasks_per_node": 2}, "--cluster debug has one process"),
         ({"cluster": "local", "nodes": 2}, "--cluster local has one node"),
         ({"gpus_per_node": 2, "tasks_per_node": 3}, "more than the 2 GPUs"),
+        ({"gpus_per_node": 2, "gpus_per_task": 1}, "--gpus-per-node and --gpus-per-task are both given"),
+        ({"cpus_per_gpu": 4}, "--cpus-per-gpu goes with --gpus-per-task"),
         ({"cluster": "local", "gpus_per_node": 99}, "--gpus-per-node is 99"),
     ],
 )
@@ -352,6 +384,15 @@ def test_a_missing_store_is_told(fake_slurm, capsys):
     assert "gone.beton does not exist" in error and error.count("\n") == 1 and not (fake_slurm / "runs").exists()
 
 
+def test_a_missing_test_split_is_told_before_the_training_not_after(fake_slurm, capsys):
+    with (fake_slurm / "data.toml").open("a") as file:
+        file.write('[ucf101.train]\nmanifest = "made.csv"\nroot = "."\n')
+    flags = ["--dataset", "ucf101", "--runs", str(fake_slurm / "runs"), "--model", "tiny"]
+    assert launch.main(["finetune", *flags]) == WRONG_INPUT
+    error = capsys.readouterr().err
+    assert "has no source ucf101.val" in error and error.count("\n") == 1 and not (fake_slurm / "runs").exists()
+
+
 def test_cluster_debug_runs_in_this_process(tmp_path, monkeypatch):
     """For a debugger; also the way in which a verb that runs a `ppma` command reaches it."""
     calls = []
@@ -420,6 +461,18 @@ def test_help_without_torch():
     """
     code = textwrap.dedent(code)
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_a_training_that_gets_nowhere_is_not_queued_for_ever(tmp_path, caplog):
+    """A time that ends before the first step: submitit would queue the job again each time."""
+    config = make_plan("align", ["--runs", str(tmp_path), "--gpus-per-node", "0"])[1][0].config
+    job = Job(work=train, config=config, max_restarts=2)
+    config.run_dir.mkdir()
+    assert all(job.checkpoint() is not None for _ in range(3))
+    assert job.checkpoint() is None and "2 restarts without a newer checkpoint" in caplog.text
+    (config.run_dir / "checkpoints" / "step_00000010").mkdir(parents=True)
+    assert all(job.checkpoint() is not None for _ in range(3)) and job.checkpoint() is None
+    assert Job(work=train, config="no training").checkpoint() is not None
 
 
 def test_a_job_survives_pickling_and_resubmission():

@@ -1,13 +1,17 @@
 """Stores on the node's own disk: copied once, complete or not there, found again, and read instead of the shared ones."""
 
+import os
 import threading
+from pathlib import Path
 
 import pytest
 
 from ppma.loaders import catalogue
 from ppma.loaders.errors import InputError
 from ppma.slurm import staging
-from ppma.slurm.staging import stage
+from ppma.slurm.job import PREPARE_SECONDS, Job
+from ppma.slurm.plan import plan
+from ppma.slurm.staging import stage, warm
 
 
 @pytest.fixture
@@ -73,3 +77,52 @@ def test_a_disk_that_is_too_small_is_told(shared, tmp_path, monkeypatch):
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: Full)
     with pytest.raises(InputError, match=r"made.train takes 0.0 GB, 0.0 GB are free there"):
         stage(shared / "data.toml", ("made",), ("train",), tmp_path / "node")
+
+
+def test_data_is_read_into_memory_as_far_as_it_fits(shared, monkeypatch, caplog):
+    read, real = [], Path.open
+
+    class Counted:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def read(self, size):
+            read.append(len(data := self.file.read(size)))
+            return data
+
+    def counted(path, mode="r", **names):
+        file = real(path, mode, **names)
+        return Counted(file) if mode == "rb" else file
+
+    monkeypatch.setattr(Path, "open", counted)
+    manifests = []
+    monkeypatch.setattr(staging.catalogue.Catalogue, "manifest", lambda _, *key: manifests.append(key))
+    with caplog.at_level("INFO"):
+        warm(shared / "data.toml", ("made", "videos"), ("train", "val"))
+    assert sum(read) == 1002 and manifests == [("made", "train"), ("videos", "train")]
+    assert "warmed 2 sources" in caplog.text and "does not fit" not in caplog.text
+    read.clear()
+    monkeypatch.setattr(staging, "_free_memory", lambda: 1000)
+    with caplog.at_level("INFO"):
+        warm(shared / "data.toml", ("made",), ("train",))
+    assert sum(read) == 500 and "does not fit" in caplog.text
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_one_process_of_a_node_warms_and_the_others_wait_longer_for_it(local_rank, shared, monkeypatch):
+    warmed = []
+    monkeypatch.setattr("ppma.slurm.job.warm", lambda *call: warmed.append(call))
+    monkeypatch.setattr(os, "environ", {**os.environ, "LOCAL_RANK": str(local_rank)})
+    flags = ["--warm", "--sources", "made", "--data", str(shared / "data.toml"), "--gpus-per-node", "0"]
+    (job,) = plan("align", flags)[1][0].jobs
+    config = job._staged()
+    assert config.data == shared / "data.toml"
+    assert warmed == ([(shared / "data.toml", ("made",), ("train", "val"))] if local_rank == 0 else [])
+    assert os.environ["PPMA_JOIN_SECONDS"] == str(PREPARE_SECONDS)
+    assert Job(work=print, config=["pack"], warm=True)._staged() == ["pack"]
