@@ -25,9 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ppma.loaders.errors import InputError
+from ppma.seal import MODEL, locate_model
 from ppma.vit import TRUNK
 
-MODEL, TRAINING, STATE, LATEST = "model.safetensors", "training.pt", "state.json", "latest"
+TRAINING, STATE, LATEST = "training.pt", "state.json", "latest"
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 _PICKLE_ERRORS = (
     pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, struct.error,
@@ -132,15 +133,6 @@ def read_pickle(path: Path) -> Any:
 def load_training(saved: Saved) -> dict[str, Any]:
     """The optimiser's and generators' state of a checkpoint of one's own run."""
     return read_pickle(saved.folder / TRAINING)
-
-
-def locate_model(path: Path) -> Path:
-    """The .safetensors file meant by a run folder, a checkpoint folder or the file itself. InputError when there is none."""
-    candidates = [path, path / MODEL, path / LATEST / MODEL, path / "checkpoints" / LATEST / MODEL]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise InputError(f"{path}: no checkpoint here; give a run folder, a checkpoint folder or a .safetensors file")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -162,7 +162,7 @@ def _synthesis(config: DemoConfig, folder: str) -> SynthesisConfig:
     )
 
 
-def _draw(config: DemoConfig, folder: str) -> None:
+def draw(config: DemoConfig, folder: str) -> None:
     """Draw one set of clips and enter it, and its empty scenes, into the catalogue."""
     asked, said = _synthesis(config, folder), time.monotonic()
 
@@ -206,12 +206,13 @@ def _pack(config: DemoConfig, name: str) -> None:
     pack.main([name, *(str(part) for flag in flags.items() for part in flag)])
 
 
-def _drawn(config: DemoConfig, folder: str) -> bool:
+def drawn(config: DemoConfig, folder: str) -> bool:
+    """Whether one set of clips is there."""
     asked = _synthesis(config, folder)
     return all(job.done() for job in plan(asked)) and (asked.out / f"{asked.split}.csv").is_file()
 
 
-def _index(config: DemoConfig) -> None:
+def index_videos(config: DemoConfig) -> None:
     """Look into the user's own clips and enter them as what the user says they are."""
     assert config.videos is not None
     config.out.mkdir(parents=True, exist_ok=True)
@@ -256,8 +257,8 @@ def steps(config: DemoConfig) -> list[Step]:
         Step(
             title=title,
             cost=cost,
-            done=partial(_drawn, config, folder),
-            work=partial(_draw, config, folder),
+            done=partial(drawn, config, folder),
+            work=partial(draw, config, folder),
             again=True,
         )
         for folder, title, cost in drawings
@@ -269,7 +270,7 @@ def steps(config: DemoConfig) -> list[Step]:
                 title=f"look into your clips in {config.videos}",
                 cost=10,
                 done=real.is_file,
-                work=partial(_index, config),
+                work=partial(index_videos, config),
             )
         )
     for seed in range(config.seeds):

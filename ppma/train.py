@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppma import checkpoint, compiling, distributed, environment, flops, parallel, tasks
+from ppma import checkpoint, compiling, distributed, environment, flops, parallel, seal, tasks
 from ppma.classify import Classifier, check_labels
 from ppma.command import DONE, RUN_AGAIN
 from ppma.compute import Compute, choose
@@ -235,11 +235,13 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
     Raises InputError for a wrong input, before anything is written, and Stopped after a signalled stop. `leave` is called with 75 when
     the run hangs.
     """
+    began = time.monotonic()
     with distributed.session(config.device) as ranks:
         check_ranks(config, ranks.world_size)
         check_run_folder(config)
         compute = choose(config.precision, ranks.device)
         tested = tasks.read_sources(config, config.evaluation.split)[:1] if config.evaluation.at_end else []
+        made_of = _inputs(config)
         task = tasks.build(config, ranks, config.run_dir / "features")
         for manifest in tested:
             assert isinstance(task.model, Classifier)
@@ -248,8 +250,7 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
             )
         _make_run_folder(config, ranks, compute)
         trainer = Trainer(config, task, ranks, compute)
-        if config.resume:
-            trainer.restore()
+        before = seal.logged_seconds(config.run_dir, config.batch) if config.resume and trainer.restore() else 0.0
         title = f"{config.recipe} ({sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M parameters)"
         stop = StopFlag(ranks)
         try:
@@ -266,7 +267,15 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
                     trainer.test(manifest, monitor, stop)
         finally:
             stop.close()
+        if ranks.is_main:
+            seal.write(config.run_dir, **made_of, seconds=before + time.monotonic() - began)
     return config.run_dir
+
+
+def _inputs(config: RunConfig) -> dict[str, Any]:
+    """Hashes of what the run is made of, for its seal."""
+    init = None if config.init is None else seal.sha256(checkpoint.locate_model(config.init))
+    return {"manifests": seal.manifest_hashes(config), "init": init}
 
 
 def plan(config: RunConfig) -> None:

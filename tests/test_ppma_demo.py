@@ -160,7 +160,7 @@ def test_ones_own_clips_take_the_place_of_the_scenes(once, clip_tree, tmp_path):
     out, _ = once
     (tmp_path / "data.toml").write_text(re.sub(r'"(clips/|\w+\.beton)', rf'"{out}/\1', (out / "data.toml").read_text()))
     config = replace(DemoConfig(out=tmp_path), videos=clip_tree)
-    demo._index(config)
+    demo.index_videos(config)
     assert {row["domain"] for row in csv.DictReader((tmp_path / "real.csv").open())} == {"human-removed"}
     assert run_config(config, 0, "scenes", "scenes", None).sources == ("real",)
     assert run_config(config, 0, "actions", "actions", "scenes").sources == ("actions", "real")

@@ -1,0 +1,203 @@
+"""Tested runs as their sealed files have them: the only way for a number into a report.
+
+RUNS/NAME.study.json, or any folder with runs in it  ->  seals checked, scores read  ->  Result of each run, and what is missing
+
+Accuracies are counted again from `scores.npz`; a `result.json` that says something else is refused, and so is a run that was edited, is not
+the run that the study means, or started from other weights than those of the run it names.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppma import seal
+from ppma.loaders.errors import InputError
+from ppma.metrics import top_k_correct
+from ppma.seal import Seal
+
+LISTING = "*.study.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One tested run."""
+
+    method: str
+    protocol: str
+    dataset: str
+    seed: int
+    folder: Path
+    seal: Seal
+    right_V: np.ndarray
+    right5_V: np.ndarray
+    videos: str
+    """Hash of the list of videos and labels: equal for runs that can be paired."""
+    pretrain_seconds: float | None
+    """Wall time of all that the encoder came from; None where one of those runs is not there."""
+    device: str
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """All results of a study, with what its author calls things."""
+
+    title: str
+    methods: dict[str, str]
+    """name: title, in the order of the table."""
+    protocols: dict[str, str]
+    datasets: tuple[str, ...]
+    results: tuple[Result, ...]
+    missing: tuple[str, ...] = ()
+    """Runs that are planned and not there."""
+    compare: str = ""
+    humans: str = ""
+    commands: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Run folder: what one types to do it."""
+
+
+def collect(runs: Path) -> Collection:
+    """Read a study (its listing, or a folder with one), or every finished run below a folder.
+
+    InputError names the first file that is not as it was.
+    """
+    if runs.is_file():
+        return _study(runs)
+    if not runs.is_dir():
+        raise InputError(
+            f"{runs}: there is no such folder; give the --out of `ppma study`, or a folder with runs in it"
+        )
+    listings = sorted(runs.glob(LISTING))
+    if len(listings) > 1:
+        raise InputError(f"{runs} holds {len(listings)} studies; give one: {', '.join(map(str, listings))}")
+    return _study(listings[0]) if listings else _loose(runs)
+
+
+def _study(file: Path) -> Collection:
+    listing, base = seal.verified(file), file.parent
+    results, missing = [], []
+    commands = {folder: tuple(command) for folder, command in listing["commands"].items()}
+    chains = _Chains()
+    for row in listing["rows"]:
+        folder = base / row["folder"]
+        if not (folder / seal.SEAL).is_file():
+            missing.append(folder.name)
+            continue
+        found = _read(folder, commands.get(row["folder"], ()))
+        config = json.loads((folder / "config.json").read_text())
+        if (found["dataset"], found["seed"]) != (row["dataset"], row["seed"]) or config["seed"] != row["seed"]:
+            raise InputError(f"{folder} tested {found['dataset']}, seed {found['seed']}; {file.name} means another run")
+        seconds = chains.seconds([base / name for name in row["chain"]], found["seal"], folder)
+        names = {key: row[key] for key in ("method", "protocol")}
+        results.append(Result(**found, **names, pretrain_seconds=seconds))
+    return Collection(
+        title=listing["title"], methods=listing["methods"], protocols=listing["protocols"], datasets=tuple(listing["datasets"]),
+        results=tuple(results), missing=tuple(missing), compare=listing["compare"], humans=listing["humans"], commands=commands,
+    )  # fmt: skip
+
+
+class _Chains:
+    """Time of what encoders came from; each run is read once, though many start from it."""
+
+    def __init__(self) -> None:
+        self._seals: dict[Path, Seal | None] = {}
+
+    def seal(self, folder: Path) -> Seal | None:
+        """The checked seal of a run, None where it is not there."""
+        if folder not in self._seals:
+            self._seals[folder] = seal.read(folder) if (folder / seal.SEAL).is_file() else None
+        return self._seals[folder]
+
+    def seconds(self, chain: Sequence[Path], tested: Seal, folder: Path) -> float | None:
+        """Sum over the chain, whose last run must have made the weights that were tested."""
+        seals = [self.seal(other) for other in chain]
+        if seals and seals[-1] is not None and seals[-1].weights != tested.init:
+            raise InputError(
+                f"{folder} did not start from the weights of {chain[-1]}: their hashes differ; run the study again"
+            )
+        return sum(found.seconds for found in seals if found) if None not in seals else None
+
+
+def _read(folder: Path, command: tuple[str, ...]) -> dict[str, Any]:
+    """What a folder with a result says, after its seal vouched for it."""
+    sealed = seal.read(folder)
+    result = json.loads((folder / "result.json").read_text())
+    with np.load(folder / "scores.npz") as scores:
+        scores_VC, label_V, video_V = scores["scores"], scores["label"], scores["video"]
+    right_V, right5_V = (top_k_correct(scores_VC, label_V, k) for k in (1, 5))
+    for name, counted in (("top1", right_V.mean()), ("top5", right5_V.mean())):
+        if abs(result[name] - counted) > 1e-9 or result["n_videos"] != len(label_V):
+            raise InputError(
+                f"{folder / 'result.json'} says {name} {result[name]}, its scores {counted}: they are not of one run"
+            )
+    listed = hashlib.sha256("\0".join([*video_V.tolist(), *map(str, label_V.tolist())]).encode()).hexdigest()
+    return {
+        "dataset": result["dataset"], "seed": result["seed"], "folder": folder, "seal": sealed, "right_V": right_V, "right5_V": right5_V,
+        "videos": listed, "device": _device(folder), "command": command,
+    }  # fmt: skip
+
+
+def _device(folder: Path) -> str:
+    file = folder / "environment.json"
+    if not file.is_file():
+        return "not recorded"
+    last = json.loads(file.read_text())[-1]
+    return f"{last['world_size']} x {last['device']}"
+
+
+# ------------------------------------------------------------------------------------------- runs that no study planned
+
+
+def _loose(runs: Path) -> Collection:
+    """Every result below a folder. A method is called after the recipes that its encoder went through."""
+    results, chains = [], _Chains()
+    for file in sorted(runs.rglob("result.json")):
+        folder, run = file.parent, _run_folder(file.parent)
+        if run is None:
+            continue
+        config, result = json.loads((run / "config.json").read_text()), json.loads(file.read_text())
+        chain = _chain(config)
+        method = " > ".join([json.loads((r / "config.json").read_text())["recipe"] for r in chain]) or "from scratch"
+        if config.get("init") and not chain:
+            method = Path(config["init"]).name
+        found = _read(folder, _typed(run))
+        seconds = chains.seconds(chain, seal.read(run), folder) if chain or not config.get("init") else None
+        results.append(Result(**found, method=method, protocol=result["protocol"], pretrain_seconds=seconds))
+    if not results:
+        raise InputError(
+            f"{runs}: no run with a result below it; finetune, probe, `ppma evaluate` and `ppma study` make some"
+        )
+    names = {
+        key: dict.fromkeys(sorted({getattr(r, key) for r in results})) for key in ("method", "protocol", "dataset")
+    }
+    return Collection(
+        title=f"Runs in {runs}",
+        methods={name: name for name in names["method"]},
+        protocols={name: name for name in names["protocol"]},
+        datasets=tuple(names["dataset"]),
+        results=tuple(results),
+    )
+
+
+def _run_folder(folder: Path) -> Path | None:
+    """The folder or the one above it that is a run."""
+    return next((path for path in (folder, folder.parent) if (path / "config.json").is_file()), None)
+
+
+def _chain(config: Mapping[str, Any]) -> list[Path]:
+    """Run folders of what a run came from, first to last, as far as they are there."""
+    init = config.get("init")
+    if not init:
+        return []
+    above = next((path for path in (Path(init), *Path(init).parents) if (path / "config.json").is_file()), None)
+    return [] if above is None else [*_chain(json.loads((above / "config.json").read_text())), above]
+
+
+def _typed(run: Path) -> tuple[str, ...]:
+    file = run / "environment.json"
+    return tuple(json.loads(file.read_text())[-1]["command"]) if file.is_file() else ()
