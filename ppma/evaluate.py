@@ -6,6 +6,7 @@ Every video counts once at any world size. `scores.npz` holds one row a video, s
 """
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ppma import checkpoint, distributed
+from ppma import checkpoint, distributed, seal
 from ppma.classify import Classifier, check_labels
 from ppma.command import DONE, parse
 from ppma.compute import Compute, choose
@@ -121,6 +122,7 @@ def load_classifier(path: Path) -> tuple[Classifier, dict[str, Any]]:
 
 def main(argv: list[str]) -> int:
     """The command."""
+    began = time.monotonic()
     options = parse(Options, argv, prog="ppma evaluate")
     manifest = catalogue.find(options.data).manifest(options.dataset, options.evaluation.split)
     model, saved = load_classifier(options.checkpoint)
@@ -149,4 +151,8 @@ def main(argv: list[str]) -> int:
         out.mkdir(parents=True, exist_ok=True)
         model.to(ranks.device, compute.weights)
         evaluate(model, manifest, options.dataset, config, ranks, compute, weights=str(options.checkpoint))
+        if ranks.is_main:
+            tested = {f"{manifest.name}.{options.evaluation.split}": manifest.sha256}
+            weights = seal.sha256(checkpoint.locate_model(options.checkpoint))
+            seal.write(out, manifests=tested, init=weights, seconds=time.monotonic() - began)
     return DONE

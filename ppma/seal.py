@@ -16,7 +16,9 @@ from ppma.loaders import catalogue
 from ppma.loaders.errors import InputError
 
 SEAL = "seal.json"
-READ = ("config.json", "environment.json", "metrics.jsonl", "quarantine.csv", "result.json", "scores.npz", "state.json")
+READ = (
+    "config.json", "confusion.csv", "environment.json", "metrics.jsonl", "quarantine.csv", "result.json", "scores.npz", "state.json",
+)  # fmt: skip
 """Files whose contents are sealed; those of them that a run does not have must not appear later either."""
 MODEL = "model.safetensors"
 
