@@ -1,5 +1,6 @@
 # make test: the two minutes to an environment, then the tests.  make slow: the full-size proofs.  make lint: ruff and mypy.
 # make demo: the paper's idea in ten minutes on virtual people; SEEDS=3 for three seeds, VIDEOS=DIR for your own human-removed clips, OUT=DIR.
+# make study: the small study, three seeds of eight methods, and its report; goes on where it was; VIDEOS=DIR adds your own clips.
 # PYTHON=python3.12 chooses an interpreter; ARGS='-k manifest' goes to pytest.
 PYTHON ?=
 ARGS ?=
@@ -8,7 +9,7 @@ VIDEOS ?=
 OUT ?= runs/demo
 STAMP := .venv/.installed
 
-.PHONY: venv demo test slow lint format clean
+.PHONY: venv demo study test slow lint format clean
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt .ci/venv
@@ -17,6 +18,10 @@ $(STAMP): pyproject.toml constraints.txt .ci/venv
 
 demo: venv
 	.venv/bin/ppma demo --seeds $(SEEDS) --out "$(OUT)" $(if $(VIDEOS),--videos "$(VIDEOS)")
+
+study: venv
+	.venv/bin/ppma study docs/small-study/spec.toml --out runs/small-study $(if $(VIDEOS),--videos "$(VIDEOS)")
+	.venv/bin/ppma report runs/small-study --out runs/small-study/report
 
 test: venv
 	.venv/bin/python -m pytest $(ARGS)

@@ -26,6 +26,7 @@ from ppma.slurm.cluster import ClusterConfig, allocate
 from ppma.slurm.estimate import hours_left
 from ppma.slurm.job import Job, command, evaluate, train
 from ppma.slurm.site import with_site
+from ppma.slurm.study import study_jobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ class Stage:
     def config(self) -> RunConfig | None:
         """Of a training."""
         config = self.jobs[0].config
-        return config if isinstance(config, RunConfig) else None
+        return config if isinstance(config, RunConfig) and config.run_dir == self.folder else None
 
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -120,13 +121,13 @@ VERBS: dict[str, tuple[str, str]] = {
     "finetune": ("finetune", "transfer by fine-tuning: --dataset NAME --init RUN"),
     "probe": ("probe", "transfer by a linear probe: --dataset NAME --init RUN"),
     "evaluate": ("", "test finished runs: --checkpoint RUN --dataset NAME..."),
-    "study": ("", "a matrix of runs"),
+    "study": ("", "a matrix of runs, the missing ones as arrays: SPEC --out DIR"),
     "pack": ("", "write a packed store: SOURCE --out DIR"),
     "synthesize": ("", "make clips of virtual people: --out DIR"),
     "remove-humans": ("", "remove the people from videos"),
 }
-"""verb: (its default recipe, what it does). study and those after it run the `ppma` command of their name."""
-COMMAND_VERBS = ("study", "pack", "synthesize", "remove-humans")
+"""verb: (its default recipe, what it does). pack and those after it run the `ppma` command of their name."""
+COMMAND_VERBS = ("pack", "synthesize", "remove-humans")
 
 
 def _place(config: RunConfig, runs: Path) -> RunConfig:
@@ -215,6 +216,13 @@ def _evaluation(test: Evaluate, flags: list[str], prog: str) -> Stage:
     return Stage(name="evaluate", jobs=jobs, folder=_own_folder("evaluate", test.runs), facts=facts)
 
 
+def _study(cluster: Verb, flags: list[str], prog: str) -> list[Stage]:
+    """One stage for each step of the way to a test; see ppma.slurm.study."""
+    folder = _own_folder("study", cluster.runs)
+    arrays = study_jobs(flags, cluster, writes=not cluster.dry_run, prog=prog)
+    return [Stage(name=name, jobs=jobs, folder=folder / name, facts=facts) for name, jobs, facts in arrays]
+
+
 def _help_of(verb: str) -> str:
     """The flags of a `ppma` command as its help lists them. InputError while there is no such command."""
     if verb not in COMMANDS:
@@ -261,6 +269,9 @@ def plan(verb: str, argv: list[str]) -> tuple[Verb, list[Stage]]:
     if verb == "evaluate":
         test, flags = parse_known(with_site(Evaluate(), argv), argv, prog=prog)
         return test, [_evaluation(test, flags, prog)]
+    if verb == "study":
+        verb_config, flags = parse_known(with_site(Verb(), argv), argv, prog=prog)
+        return verb_config, _study(verb_config, flags, prog)
     if verb in COMMAND_VERBS:
         shards, flags = parse_known(with_site(Shards(gpus_per_node=0), argv), argv, prog=prog)
         return shards, _command(verb, shards, flags)

@@ -48,7 +48,7 @@ class StudyConfig:
     videos: Path | None = None
     """Your own human-removed clips, <class>/<video>, on your word: stage 1 of a study that draws its data reads them beside the scenes."""
     only: str | None = None
-    """Do just the run of this folder name; what it starts from must be there. What an array on a cluster calls."""
+    """Do just the run of this folder name, whose inputs must be there; or draw just the data: data. What jobs on a cluster call."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU where there is one."""
     workers: int = len(os.sched_getaffinity(0))
@@ -146,12 +146,15 @@ def do(run: Run) -> None:
 
         train(run.config)
         return
-    from ppma import average
+    from ppma import average, distributed
 
     began = time.monotonic()
-    shutil.rmtree(run.folder, ignore_errors=True)  # of a run that was killed between the weights and the seal
-    average.main(list(run.command[1:]))
-    seal.write(run.folder, manifests={}, init=None, seconds=time.monotonic() - began)
+    with distributed.session("cpu") as ranks:
+        if ranks.is_main:
+            shutil.rmtree(run.folder, ignore_errors=True)  # of a run that was killed between the weights and the seal
+            average.main(list(run.command[1:]))
+            seal.write(run.folder, manifests={}, init=None, seconds=time.monotonic() - began)
+        distributed.barrier(ranks)
 
 
 def work_through(runs: Sequence[Run], states: Sequence[State], price_per_hour: float) -> None:
@@ -204,7 +207,9 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _only(options: StudyConfig, name: str) -> int:
-    planned = plan(options, draw=False)
+    planned = plan(options, draw=name == "data")
+    if name == "data":
+        return DONE
     for run, state in zip(planned.runs, planned.states):
         if run.folder.name == name:
             if state != "done":
