@@ -134,6 +134,15 @@ class Manifest:
             raise IndexError(f"row {i} of a manifest with {self._rows} rows")
         return Clip(**{name: self._columns[name][i].as_py() for name in HEADER})
 
+    @property
+    def store(self) -> Store | None:
+        """The packed store that its rows are read from."""
+        return self._store
+
+    def texts(self, name: str) -> list[str]:
+        """A column of words, one for each row: path, class_name, source, codec, domain, licence or audit."""
+        return self._columns[name].to_pylist()
+
     def packed_in(self, store: Store) -> "Manifest":
         """The same rows, read from a packed store: `file` gives addresses in it, `widths` and `heights` are of its frames.
 

@@ -7,7 +7,6 @@ file is laid out here, byte for byte in its format: header, fields, table of sam
 which FFCV allows up to 2 GiB. Needs no FFCV.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import cv2
 import numpy as np
 
 from ppma.loaders import fetch
+from ppma.loaders.content import content_sha256, file_sha256, joined_sha256
 from ppma.loaders.draws import scaled_size
 from ppma.loaders.errors import InputError
 from ppma.loaders.store import (
@@ -142,7 +142,7 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        digest = sha256(self._temporary)
+        digest = file_sha256(self._temporary)
         _check(self._temporary, samples)
         size = self._temporary.stat().st_size
         self._temporary.replace(self.path)
@@ -173,12 +173,6 @@ def _check(path: Path, samples: np.ndarray) -> None:
                 raise StoreError(f"{path.name}: clip {place} did not reach the disk as it was written")
 
 
-def sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def pack_shard(
     folder: Path,
     number: int,
@@ -195,6 +189,7 @@ def pack_shard(
     path = folder / f"shard-{number:05d}{SUFFIX}"
     writer = ShardWriter(path, len(rows))
     rejected: list[tuple[int, str, str]] = []
+    contents = []
     try:
         for row in rows:
             started(row)
@@ -206,6 +201,7 @@ def pack_shard(
                 rejected.append((row.row, row.path, str(error)))
                 continue
             writer.add(clip, label=row.label, row=row.row)
+            contents.append(content_sha256(Path(row.path)))
         digest, size = writer.finish()
     finally:
         writer.abandon()
@@ -218,6 +214,7 @@ def pack_shard(
         bytes=size,
         sha256=digest,
         rejected=tuple(rejected),
+        content_sha256=joined_sha256(contents),
     )
 
 
@@ -245,4 +242,4 @@ def damaged_shards(folder: Path, shards: Sequence[Shard]) -> Iterator[tuple[Shar
         if path.stat().st_size != shard.bytes:
             yield shard, f"has {path.stat().st_size} bytes, not {shard.bytes}"
         else:
-            yield shard, "" if sha256(path) == shard.sha256 else "differs from its checksum"
+            yield shard, "" if file_sha256(path) == shard.sha256 else "differs from its checksum"

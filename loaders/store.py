@@ -82,6 +82,8 @@ class Shard:
     sha256: str
     rejected: tuple[tuple[int, str, str], ...] = ()
     """(row, path, reason)."""
+    content_sha256: str = ""
+    """Over the content of the clips that it was made from, rejected ones left out; empty in a store of an older ppma."""
 
 
 @dataclass(frozen=True, kw_only=True)

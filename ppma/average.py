@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ppma import checkpoint
 from ppma.command import DONE, parse
+from ppma.lineage import of_average
 from ppma.loaders.errors import InputError
 from ppma.vit import TRUNK
 
@@ -142,7 +143,8 @@ def main(argv: list[str]) -> int:
     averaged = average(options.models, options.weights)
     record = parents(options.models, options.weights)
     options.out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_weights(options.out, averaged, {"made_by": "ppma average", "parents": record})
+    state = {"made_by": "ppma average", "parents": record}
+    checkpoint.save_weights(options.out, averaged, state, lineage=of_average([Path(p["file"]) for p in record]))
     for parent in record:
         log.info("%.4f of %s", parent["weight"], parent["path"])
     norm = next((norm for norm in NORMS if norm + "weight" in averaged), None)

@@ -1,6 +1,6 @@
 """Checkpoints that survive what happens to them: written beside, renamed when complete, never written over.
 
-    runs/x/checkpoints/step_00001000/{model.safetensors, training.pt, state.json}      latest -> step_00001000
+    runs/x/checkpoints/step_00001000/{model.safetensors, training.pt, state.json, lineage.json}      latest -> step_00001000
 
 A folder either is complete or has a temporary name. `latest` is a link that is replaced last; old folders go only after that.
 `training.pt` (optimiser, scaler, generators) is read with weights_only=True, so no code of a foreign file is ever run; weights are
@@ -24,6 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ppma.lineage import Lineage
+from ppma.lineage import write as write_lineage
 from ppma.loaders.errors import InputError
 from ppma.seal import MODEL, locate_model
 from ppma.vit import TRUNK
@@ -47,11 +49,12 @@ class Saved:
 
 
 def save(
-    folder: Path, *, step: int, model: dict[str, Tensor], training: dict[str, Any], state: dict[str, Any], keep: int = 2
-) -> Path:
+    folder: Path, *, step: int, model: dict[str, Tensor], training: dict[str, Any], state: dict[str, Any], keep: int = 2,
+    lineage: Lineage | None = None,
+) -> Path:  # fmt: skip
     """Write checkpoints/step_XXXXXXXX below `folder`, move `latest`, prune to the `keep` newest. Returns the new folder.
 
-    A full disk raises OSError and leaves everything that was there as it was.
+    A full disk raises OSError and leaves everything that was there as it was. Without a lineage what the weights saw is unknown.
     """
     target = folder / f"step_{step:08d}"
     if target.exists():
@@ -62,6 +65,8 @@ def save(
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in model.items()}, temporary / MODEL)
         torch.save(training, temporary / TRAINING)
         (temporary / STATE).write_text(json.dumps({"step": step, **state}, indent=2) + "\n")
+        if lineage is not None:
+            write_lineage(temporary, lineage)
         for file in temporary.iterdir():
             _to_disk(file)
         temporary.chmod(0o755)
@@ -77,12 +82,16 @@ def save(
     return target
 
 
-def save_weights(folder: Path, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+def save_weights(
+    folder: Path, weights: dict[str, Tensor], state: dict[str, Any], *, lineage: Lineage | None = None
+) -> None:
     """Write weights that come from no run as a folder that `load_encoder` takes; it appears complete or not at all."""
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, temporary / MODEL)
         (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n")
+        if lineage is not None:
+            write_lineage(temporary, lineage)
         temporary.chmod(0o755)
         temporary.rename(folder)
     except BaseException:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ppma.lineage import Privacy
 from ppma.loaders.config import LoaderConfig
 from ppma.loaders.errors import InputError
 from ppma.model_config import ClassifierConfig, MAEConfig, OptimConfig, ViTConfig
@@ -63,6 +64,9 @@ class RunConfig:
     """Checkpoint, run folder or .safetensors file whose encoder the run starts from; none: from scratch."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder, where there is one."""
+    privacy: Privacy = "off"
+    """strict: refuse rows of people, of unknown origin, without a licence, or without a passed audit of just these files, and an initial
+    checkpoint that saw any, or of which that is not known (docs/privacy.md)."""
     seed: int = 0
     """Seed of every draw and of the initial weights."""
     batch: int = 128

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
 from types import FrameType
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,8 @@ from torch import Tensor
 from ppma.loaders.errors import InputError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 JOIN_SECONDS = 300
 """How long ranks wait for each other at the start, where $PPMA_JOIN_SECONDS does not say otherwise."""
@@ -144,6 +147,15 @@ def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(ranks.world_size)]
     dist.all_gather(parts, padded)
     return torch.cat([part[: int(n)] for part, n in zip(parts, counts)])
+
+
+def gather_objects(mine: T, ranks: Ranks) -> list[T]:
+    """What every rank has, rank 0's first; anything that can be pickled."""
+    if ranks.world_size == 1:
+        return [mine]
+    parts: list[T] = [mine] * ranks.world_size
+    dist.all_gather_object(parts, mine)
+    return parts
 
 
 def mean_in_rank_order(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

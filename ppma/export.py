@@ -1,6 +1,7 @@
 """`ppma export`: an encoder for use elsewhere, in three forms that are checked by running them.
 
-    run folder  ->  model.safetensors (timm's names), config.json, README.md (model card), encoder.pt2 (torch.export), encoder.onnx
+    run folder  ->  model.safetensors (timm's names), export.json, lineage.json, README.md (model card),
+                    encoder.pt2 (torch.export), encoder.onnx
 
 The exported graph takes what a video decoder gives, uint8 frames, and does the normalisation itself: one thing less to get wrong.
 """
@@ -12,7 +13,7 @@ import logging
 import shutil
 import tempfile
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ import tyro
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ppma import __version__, checkpoint
+from ppma import __version__, checkpoint, lineage
 from ppma.classify import Classifier
 from ppma.command import DONE, parse
 from ppma.evaluate import run_folder
+from ppma.lineage import Lineage
 from ppma.loaders.errors import InputError
 from ppma.mae import MaskedAutoencoder
 from ppma.model_config import PIXEL_MEAN, PIXEL_STD, ClassifierConfig, MAEConfig, ViTConfig
@@ -147,7 +149,12 @@ A video transformer of {millions:.1f} million parameters (width {vit.width}, {vi
 - Sources: {sources}
 - Started from: {init}
 
-Whether people are in the training videos is what the sources say of themselves; no claim of anonymity is made.
+## What the weights have seen
+
+{lineage}
+
+`lineage.json` beside this card holds the whole record. Domains are what the sources say of themselves, an audit says how many people its
+detectors found; no claim of anonymity is made.
 
 ## Use
 
@@ -168,14 +175,14 @@ def _result_line(path: Path) -> str:
     return f"- {test}: top-1 {found['top1']:.3f} (95 %: {low:.3f} to {high:.3f}), top-5 {found['top5']:.3f} over {found['n_videos']} videos"
 
 
-def card(saved: dict[str, Any], vit: ViTConfig, parameters: int, source: Path) -> str:
-    """The model card, from the run's own files; `saved` is its config.json."""
+def card(saved: dict[str, Any], vit: ViTConfig, parameters: int, source: Path, seen: Lineage) -> str:
+    """The model card, from the run's own files; `saved` is its config.json, `seen` the lineage of the weights."""
     results = [_result_line(path) for path in sorted(source.glob("**/result.json"))]
     return CARD.format(
         recipe=saved["recipe"], phase=saved["phase"], epochs=saved["optim"]["epochs"], batch=saved["batch"], seed=saved["seed"],
         sources=", ".join(saved["sources"]), init=saved["init"] or "random weights", seconds=saved["loader"]["window_seconds"],
         vit=vit, millions=parameters / 1e6, version=__version__, input=INPUT, output=OUTPUT,
-        results="\n".join(results) or "None recorded with this run.",
+        results="\n".join(results) or "None recorded with this run.", lineage=lineage.describe(seen),
     )  # fmt: skip
 
 
@@ -197,11 +204,13 @@ def main(argv: list[str]) -> int:
         }  # fmt: skip
         (temporary / "export.json").write_text(json.dumps(facts, indent=2) + "\n")
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        (temporary / "README.md").write_text(card(saved, vit, parameters, source))
+        seen = lineage.read(checkpoint.locate_model(options.checkpoint))
+        (temporary / "README.md").write_text(card(saved, vit, parameters, source, seen))
         extractor = FeatureExtractor(model).eval()
         write_program(extractor, vit, temporary / "encoder.pt2")
         if options.onnx:
             write_onnx(extractor, vit, temporary / "encoder.onnx")
+        lineage.write(temporary, replace(seen, weights_sha256=""))
         temporary.chmod(0o755)
         temporary.rename(options.out)
     except BaseException:

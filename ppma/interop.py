@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ppma import checkpoint
+from ppma import checkpoint, lineage
 from ppma.command import DONE, parse
 from ppma.loaders.errors import InputError
 from ppma.vit import sinusoid_table
@@ -309,7 +309,8 @@ def _import(options: Options, kind: Format) -> None:
     state: dict[str, object] = {"converted_from": kind, "file": options.source.name}
     if "head.weight" in converted:
         state["label_spaces"] = {"converted": len(converted["head.weight"])}
-    checkpoint.save_weights(options.out, converted, state)
+    origin = lineage.unknown(f"converted from a file of {kind}, {options.source.name}")
+    checkpoint.save_weights(options.out, converted, state, lineage=origin)
     log.info("%s: %d tensors from %s", options.out, len(converted), options.source)
     if left:
         log.info("left out: %d tensors (%s, ...). %s", len(left), left[0], DECODER_REASON)

@@ -208,11 +208,10 @@ class FeatureStream:
                 yield FeatureBatch(self.features_VD[rows], self.labels_V[rows], epoch, step, counters)
 
 
-def build(config: RunConfig, ranks: Ranks, features_dir: Path) -> Task:
+def build(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks, features_dir: Path) -> Task:
     """The task of a run, its model initialised from the seed and, where the config says so, from a checkpoint."""
     from ppma import checkpoint
 
-    sources = read_sources(config)
     if config.phase == "mae":
         task: Task = MaeTask(config, sources)
     elif config.phase == "classify":

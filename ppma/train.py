@@ -25,11 +25,14 @@ from ppma.config import RunConfig, check_ranks, check_run_folder
 from ppma.distributed import Ranks, StopFlag, Stopped
 from ppma.evaluate import evaluate
 from ppma.flops import measured_peak_flops
+from ppma.lineage import Lineage
+from ppma.lineage import write as write_lineage
 from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Manifest
 from ppma.masking import kept_count
 from ppma.monitor import Monitor
 from ppma.optim import build_optimizer, learning_rate, set_learning_rate
+from ppma.privacy import strict
 from ppma.recipes import RECIPES, resolve
 from ppma.tasks import Batch, Task
 from ppma.watchdog import Watchdog
@@ -40,8 +43,10 @@ log = logging.getLogger(__name__)
 class Trainer:
     """The state of a run: model, optimiser, step. `run` takes it to the end."""
 
-    def __init__(self, config: RunConfig, task: Task, ranks: Ranks, compute: Compute) -> None:
-        self.config, self.task, self.ranks, self.compute = config, task, ranks, compute
+    def __init__(
+        self, config: RunConfig, task: Task, ranks: Ranks, compute: Compute, lineage: Lineage | None = None
+    ) -> None:
+        self.config, self.task, self.ranks, self.compute, self.lineage = config, task, ranks, compute, lineage
         self.model = task.model.to(ranks.device, compute.weights)
         self.model.train()
         self.optimizer = build_optimizer(self.model, config.optim)
@@ -75,7 +80,7 @@ class Trainer:
                 state["label_spaces"] = self.model.label_spaces
             checkpoint.save(
                 self.checkpoints, step=self.step, model=self.model.state_dict(), training=training, state=state,
-                keep=self.config.keep_checkpoints,
+                keep=self.config.keep_checkpoints, lineage=self.lineage,
             )  # fmt: skip
         distributed.barrier(self.ranks)
 
@@ -218,12 +223,13 @@ class _Pace:
         return values
 
 
-def _make_run_folder(config: RunConfig, ranks: Ranks, compute: Compute) -> None:
+def _make_run_folder(config: RunConfig, ranks: Ranks, compute: Compute, lineage: Lineage) -> None:
     distributed.barrier(ranks)  # every rank has looked before the first one writes
     if ranks.is_main:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         (config.run_dir / "config.json").write_text(config.to_json())
         environment.write(config.run_dir / "environment.json", config, ranks, compute)
+        write_lineage(config.run_dir, lineage, of_files=False)
         for part, chosen in environment.implementations(config, ranks).items():
             log.info("%s: %s", part, chosen)
     distributed.barrier(ranks)
@@ -242,14 +248,16 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
         compute = choose(config.precision, ranks.device)
         tested = tasks.read_sources(config, config.evaluation.split)[:1] if config.evaluation.at_end else []
         made_of = _inputs(config)
-        task = tasks.build(config, ranks, config.run_dir / "features")
+        sources = tasks.read_sources(config)
+        lineage = strict.admit(config, sources, ranks)
+        task = tasks.build(config, sources, ranks, config.run_dir / "features")
         for manifest in tested:
             assert isinstance(task.model, Classifier)
             check_labels(
                 manifest.labels, task.model.label_spaces[manifest.name], f"{manifest.name} {config.evaluation.split}"
             )
-        _make_run_folder(config, ranks, compute)
-        trainer = Trainer(config, task, ranks, compute)
+        _make_run_folder(config, ranks, compute, lineage)
+        trainer = Trainer(config, task, ranks, compute, lineage)
         before = seal.logged_seconds(config.run_dir, config.batch) if config.resume and trainer.restore() else 0.0
         title = f"{config.recipe} ({sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M parameters)"
         stop = StopFlag(ranks)
@@ -285,6 +293,8 @@ def plan(config: RunConfig) -> None:
         check_run_folder(config)
         compute = choose(config.precision, ranks.device)
         sources = tasks.read_sources(config)
+        if config.privacy == "strict":
+            strict.look(config, sources)
         rows = sum(len(source) for source in sources) // config.batch * config.batch
         steps = rows // config.batch * config.optim.epochs
         forward = (

@@ -11,7 +11,7 @@ import io
 import itertools
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -185,6 +185,17 @@ def check_inputs(stages: Sequence[Stage]) -> None:
                     raise InputError(f"{data.path}, [{name}.{entry.split}]: {what} {path} does not exist")
         if config.init and not config.init.exists() and not any(config.init.is_relative_to(run) for run in coming):
             raise InputError(f"--init {config.init}: there is no such run or checkpoint")
+        if config.privacy == "strict":
+            _look_strictly(config, coming)
+
+
+def _look_strictly(config: RunConfig, coming: Collection[Path]) -> None:
+    """What --privacy strict would refuse on the nodes and can be seen from here: rows, audits, weights that are there. Imports torch."""
+    from ppma.privacy import strict
+    from ppma.tasks import read_sources
+
+    to_come = config.init is not None and any(config.init.is_relative_to(run) for run in coming)
+    strict.look(replace(config, init=None) if to_come else config, read_sources(config))
 
 
 def _own_folder(verb: str, runs: Path) -> Path:

@@ -34,7 +34,7 @@ def test_every_form_gives_the_model_s_features(runs, tmp_path, name):
     out = tmp_path / "exported"
     assert ppma(["export", str(runs / name), str(out)]) == 0
     files = {path.name for path in out.iterdir()}
-    assert files == {"model.safetensors", "export.json", "README.md", "encoder.pt2", "encoder.onnx"}
+    assert files == {"model.safetensors", "export.json", "README.md", "encoder.pt2", "encoder.onnx", "lineage.json"}
     model, _ = export.load_encoder_model(runs / name)
     frames = torch.randint(0, 256, (5, 4, 32, 32, 3), dtype=torch.uint8)
     with torch.no_grad():

@@ -9,13 +9,14 @@ The seal ties three files together, so that none of them can be edited, swapped 
 may write all three may write what they like. A manifest that was written anew (`ppma remove-humans`, `ppma index`) has no valid seal.
 """
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ppma.loaders.content import content_sha256 as content_sha256
+from ppma.loaders.content import file_sha256
 from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Manifest, write_atomically
 
@@ -48,20 +49,6 @@ class Audited:
     """Of the clip's content, see `content_sha256`: a file that was replaced after the audit has another."""
 
 
-def content_sha256(path: Path) -> str:
-    """Hash of a file, or of the names and contents of a folder of frames."""
-    if path.is_file():
-        return _file_sha256(path)
-    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-    lines = "".join(f"{_file_sha256(file)}  {file.name}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def seal_of(manifest: Path) -> Path:
     """Where the seal of a manifest lies."""
     return manifest.with_name(manifest.name + ".audit")
@@ -71,8 +58,8 @@ def seal(manifest: Path, audit: Path) -> None:
     """Write the seal, after the manifest and audit.json."""
     note = Seal(
         audit=Path(os.path.relpath(audit.resolve(), manifest.resolve().parent)).as_posix(),
-        audit_sha256=_file_sha256(audit),
-        manifest_sha256=_file_sha256(manifest),
+        audit_sha256=file_sha256(audit),
+        manifest_sha256=file_sha256(manifest),
     )
     write_atomically(seal_of(manifest), lambda file: json.dump(asdict(note), file, indent=1))
 
@@ -83,12 +70,12 @@ def verified(manifest: Path) -> dict[str, Audited]:
     The content of the clips is not read: compare `Audited.sha256` with `content_sha256` where that is wanted.
     """
     note = _read_seal(manifest)
-    if _file_sha256(manifest) != note.manifest_sha256:
+    if file_sha256(manifest) != note.manifest_sha256:
         raise InputError(f"{manifest} was changed after its audit; {AGAIN}")
     audit = manifest.parent / note.audit
     if not audit.is_file():
         raise InputError(f"{audit}, the audit of {manifest}, is not there; put it back, or {AGAIN}")
-    if _file_sha256(audit) != note.audit_sha256:
+    if file_sha256(audit) != note.audit_sha256:
         raise InputError(f"{audit} was changed after the audit of {manifest}; {AGAIN}")
     found = _verdicts(audit)
     rows = Manifest.read(manifest)
@@ -98,6 +85,11 @@ def verified(manifest: Path) -> dict[str, Audited]:
         if row.audit != said:
             raise InputError(f"{manifest}, line {i + 2}: audit is {row.audit!r}, and {audit} says {said}; {AGAIN}")
     return found
+
+
+def audit_sha256(manifest: Path) -> str:
+    """Hash of the audit.json that a manifest is sealed to; InputError where it has no seal."""
+    return _read_seal(manifest).audit_sha256
 
 
 def _read_seal(manifest: Path) -> Seal:

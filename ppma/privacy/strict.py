@@ -1,0 +1,157 @@
+"""`--privacy strict`: what a run may learn from, looked at before its first step.
+
+    config, manifests  ->  rows: domain, licence, audit  ->  files: where they lie, and that they are the audited ones
+                       ->  what the weights at the start have seen  ->  Lineage of the run, or InputError with the first objection
+
+Synthetic rows need a licence, human-removed ones also a passed audit of exactly this manifest and these files; nothing else is let in.
+It binds by hashes: it finds what was mixed up, edited, swapped or left behind, and stops nobody who forges manifest, seal and report
+together, calls people synthetic where no other manifest knows them, or swaps files while the run reads them (docs/privacy.md).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from ppma import checkpoint, distributed, lineage
+from ppma.config import RunConfig
+from ppma.distributed import Ranks
+from ppma.lineage import Lineage, Seen
+from ppma.loaders.content import joined_sha256
+from ppma.loaders.errors import InputError
+from ppma.loaders.manifest import Manifest
+from ppma.privacy import verdict
+from ppma.privacy.clip_files import check_disguise, check_places, check_store, contents
+
+REMOVED, SYNTHETIC = "human-removed", "synthetic"
+NO_LICENCE = ("", "none", "unknown", "n/a", "na", "null", "tbd", "?", "-")
+BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"
+"""Letters by Unicode's word that show nothing."""
+
+T = TypeVar("T")
+
+
+def admit(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Lineage:
+    """The lineage of a run that is about to start; under --privacy strict an InputError where something speaks against it.
+
+    Every rank calls it; under strict each hashes its part of the files.
+    """
+    if config.privacy != "strict":
+        return _lineage(config, [lineage.seen(source) for source in sources])
+    audits = look(config, sources)
+    found = _lineage(config, [_checked(*pair, ranks) for pair in zip(sources, audits, strict=True)])
+    _agree(ranks, lambda: check_disguise(config.data, sources) if ranks.is_main else None)
+    if objection := objection_to(found):  # also the weights that a resumed run goes on from
+        raise InputError(f"{config.run_dir} is refused by --privacy strict: {objection}")
+    return found
+
+
+def look(config: RunConfig, sources: Sequence[Manifest]) -> list[dict[str, verdict.Audited]]:
+    """What can be refused without reading a video: rows, seals, weights to start from. Returns the audit of each source, by path."""
+    audits = [_check_rows(source) for source in sources]
+    starts = {"--init": config.init, "--resume": _newest(config)}
+    for flag, path in starts.items():
+        if path and (objection := objection_to(lineage.read(checkpoint.locate_model(path)))):
+            raise InputError(f"{flag} {path} is refused by --privacy strict: {objection}")
+    if (config.run_dir / "features").exists() and not (config.run_dir / "config.json").exists():
+        raise InputError(
+            f"{config.run_dir} holds features of clips that nobody checked; remove them or choose another --run-dir"
+        )
+    return audits
+
+
+def objection_to(found: Lineage) -> str:
+    """Why weights with that lineage may not be gone on from; empty where nothing speaks against it."""
+    for one in lineage.history(found):
+        if one.origin == "unknown":
+            return f"what the weights saw is unknown: {one.note}"
+        if one.origin == "averaged" and not one.parents:
+            return "it is an average of nothing that is named"
+        for source in one.sources:
+            others = {name: count for name, count in source.domains.items() if name not in (REMOVED, SYNTHETIC)}
+            for domain, count in others.items():
+                return f"{one.recipe} saw {count} clips of {source.name} whose domain is {domain or 'unknown'}"
+        if one.origin == "trained" and one.privacy != "strict":
+            return f"{one.recipe} was trained without --privacy strict, so nobody checked what it saw; train it with it"
+    return ""
+
+
+def _lineage(config: RunConfig, seen: Sequence[Seen]) -> Lineage:
+    newest = _newest(config)
+    return lineage.of_run(
+        config.recipe,
+        config.privacy,
+        seen,
+        init=checkpoint.locate_model(config.init) if config.init else None,
+        resumed=checkpoint.locate_model(newest) if newest else None,
+    )
+
+
+def _newest(config: RunConfig) -> Path | None:
+    saved = checkpoint.newest(config.run_dir / "checkpoints") if config.resume else None
+    return saved.folder if saved else None
+
+
+def _check_rows(source: Manifest) -> dict[str, verdict.Audited]:
+    """InputError that names the first row that is not let in; else the audit's word on each path, empty where none is needed."""
+    assert source.path is not None  # the catalogue read it from a file
+    domains = source.texts("domain")
+    for row, (domain, licence) in enumerate(zip(domains, source.texts("licence"), strict=True)):
+        if objection := _objection_to_row(domain, licence):
+            raise InputError(f"{source.path}, line {row + 2}: {objection}")
+    if REMOVED not in domains:
+        return {}
+    audited = verdict.verified(source.path)
+    for row, (path, domain) in enumerate(zip(source.texts("path"), domains, strict=True)):
+        if domain == REMOVED and audited[path].verdict != verdict.PASSED:
+            raise InputError(
+                f"{source.path}, line {row + 2}: the audit of {path} says {audited[path].verdict!r}, and --privacy strict needs"
+                f" {verdict.PASSED!r}; take the row out (`ppma audit` names them all) and audit the rest"
+            )
+    return audited
+
+
+def _objection_to_row(domain: str, licence: str) -> str:
+    if not domain:
+        return "its domain is not known; --privacy strict wants one: index it again with --domain"
+    if domain not in (REMOVED, SYNTHETIC):
+        return f"its domain is {domain}, and --privacy strict takes {REMOVED} and {SYNTHETIC} rows only"
+    shown = "".join(c for c in licence if c.isprintable() and not c.isspace() and c not in BLANK_LETTERS)
+    if shown.lower() in NO_LICENCE or not any(c.isalnum() for c in shown):
+        return f"its licence is {licence!r}; --privacy strict wants one: index it again with --licence"
+    return ""
+
+
+def _checked(source: Manifest, audited: Mapping[str, verdict.Audited], ranks: Ranks) -> Seen:
+    """The source as it goes into the lineage, once every file is where it should be and holds what the audit saw."""
+    paths = source.texts("path")
+    own = range(ranks.rank, len(paths), ranks.world_size)
+    _agree(ranks, lambda: check_places(source.root, [paths[row] for row in own]))
+    parts = _agree(ranks, lambda: contents([source.root / paths[row] for row in own], source.name))
+    found = [""] * len(paths)
+    for rank, part in enumerate(parts):
+        found[rank :: ranks.world_size] = part
+    domains = source.texts("domain")
+    for row, path in enumerate(paths):
+        if domains[row] == REMOVED and audited[path].sha256 != found[row]:
+            raise InputError(
+                f"{source.root / path} is not the file that was audited; put that one back, or run `ppma audit` on {source.path} again"
+            )
+    if source.store is not None:
+        store = source.store
+        _agree(ranks, lambda: check_store(store, found) if ranks.is_main else None)
+    sealed = verdict.audit_sha256(source.path) if audited and source.path else ""
+    return lineage.seen(source, audit_sha256=sealed, content_sha256=joined_sha256(found))
+
+
+def _agree(ranks: Ranks, work: Callable[[], T]) -> list[T]:
+    """What `work` returns on each rank; an InputError of one is raised on all, so that none waits for it for ever."""
+    mine: tuple[list[T], str]
+    try:
+        mine = [work()], ""
+    except InputError as error:
+        mine = [], str(error)
+    parts = distributed.gather_objects(mine, ranks)
+    for _, message in parts:
+        if message:
+            raise InputError(message)
+    return [result for results, _ in parts for result in results]
