@@ -28,6 +28,8 @@ VIDEO_SUFFIXES = (
 """What a list may leave out, and what counts as a video in a folder tree. The content decides what is in it."""
 DETECTION_LINES = 1000
 """Lines of a list that are looked at to tell its separator."""
+ABSENT = "there is no "
+"""How the reason begins where nothing is on the disk."""
 _LIST_LINE = {";": re.compile(r"\s*(.*\S)\s*;\s*(\S*)\s*"), " ": re.compile(r"\s*(.*\S)\s+(\S+)\s*")}
 _WRITTEN = {";": "path;label", " ": "path label"}
 
@@ -79,7 +81,7 @@ def read_source(source: Path, *, root: Path, format: str = "auto", classes: list
         raise InputError(
             f"{source} is {'a folder' if source.is_dir() else 'a file'}; --format {name} does not read that"
         )
-    rows = _refuse_repeats(FORMATS[name](source, root, classes))
+    rows = refuse_repeats(FORMATS[name](source, root, classes))
     if not rows:
         raise InputError(f"{source}: names no clip; expected {'<class>/<video>' if name == 'tree' else 'path;label'}")
     return rows
@@ -120,13 +122,14 @@ def _key(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-class _Root:
+class Root:
     """The folders below a root, each listed once: a million `stat` calls take an hour on a network file system."""
 
     def __init__(self, root: Path) -> None:
         self.path = root.absolute()
         self._real = os.path.realpath(root)
         self._folders: dict[str, dict[str, tuple[bool, str]] | None] = {}
+        self._names: dict[str, dict[str, list[str]]] = {}
 
     def entries(self, folder: str) -> dict[str, tuple[bool, str]]:
         """name -> (is it a folder, why it cannot be used or empty) for what lies in `folder`; empty where there is none."""
@@ -163,11 +166,20 @@ class _Root:
             if reason:
                 return path, reason
         entries = self.entries(folder)
-        found = _candidates(entries, name)
+        found = self._candidates(folder, name)
         if len(found) != 1:
             several = f"may be any of {', '.join(sorted(found))}; write it with its suffix"
-            return path, several if found else "there is no such file, nor one with a video's suffix, nor such a folder"
+            return path, several if found else f"{ABSENT}such file, nor one with a video's suffix, nor such a folder"
         return posixpath.join(folder, found[0]), entries[found[0]][1]
+
+    def _candidates(self, folder: str, name: str) -> list[str]:
+        """What `name` may mean: itself, or a video whose suffix was left out. A file that is called so is meant."""
+        entries = self.entries(folder)
+        if name in entries and not entries[name][0]:
+            return [name]
+        if folder not in self._names:  # of a folder of 220,000 videos too, each name is looked at once
+            self._names[folder] = _by_name(entries)
+        return self._names[folder].get(_key(name), [])
 
     def find_folder(self, folder: str) -> tuple[str, str]:
         """The folder's real spelling, where it differs in its Unicode form only."""
@@ -179,25 +191,22 @@ class _Root:
         for other in self.entries(parent):
             if _key(other) == _key(name):
                 return posixpath.join(parent, other), ""
-        return folder, f"there is no folder {folder!r} below the root"
+        return folder, f"{ABSENT}folder {folder!r} below the root"
 
 
-def _candidates(entries: dict[str, tuple[bool, str]], name: str) -> list[str]:
-    """What `name` may mean: itself, or a video whose suffix was left out. A file that is called so is meant."""
-    if name in entries and not entries[name][0]:
-        return [name]
-    same = [other for other in entries if _key(other) == _key(name)]
-    bare = [
-        other
-        for other, (is_folder, _) in entries.items()
-        if not is_folder and other.lower().endswith(VIDEO_SUFFIXES) and _key(other.rpartition(".")[0]) == _key(name)
-    ]
-    return same + bare
+def _by_name(entries: dict[str, tuple[bool, str]]) -> dict[str, list[str]]:
+    """What each name may mean, in one Unicode form, with a video's suffix and without."""
+    names = defaultdict(list)
+    for name, (is_folder, _) in entries.items():
+        names[_key(name)].append(name)
+        if not is_folder and name.lower().endswith(VIDEO_SUFFIXES):
+            names[_key(name.rpartition(".")[0])].append(name)
+    return names
 
 
 def read_tree(source: Path, root: Path, classes: list[str] | None) -> list[Listed]:
     """`<class>/<video>` or `<class>/<folder of frames>`; labels are the sorted class names, from 0."""
-    tree = _Root(root)
+    tree = Root(root)
     prefix = _below(source.absolute().as_posix(), tree, f"{source}")
     top = tree.entries(prefix)
     names = sorted(name for name, (is_folder, _) in top.items() if is_folder)
@@ -214,7 +223,7 @@ def read_tree(source: Path, root: Path, classes: list[str] | None) -> list[Liste
     return rows
 
 
-def _class_rows(tree: _Root, folder: str, label: int | None) -> list[Listed]:
+def _class_rows(tree: Root, folder: str, label: int | None) -> list[Listed]:
     rows = []
     for name, (is_folder, reason) in sorted(tree.entries(folder).items()):
         suffix = PurePosixPath(name).suffix.lower()
@@ -231,7 +240,7 @@ def _class_rows(tree: _Root, folder: str, label: int | None) -> list[Listed]:
 
 def _read_list(source: Path, root: Path, classes: list[str] | None, *, separator: str) -> list[Listed]:
     """One clip a line, split from the right. The class name is that of --classes, else of the folder a clip lies in."""
-    tree = _Root(root)
+    tree = Root(root)
     rows = []
     for number, line in _lines(source):
         where = f"{source}, line {number}"
@@ -251,7 +260,7 @@ def _label(line: str, separator: str) -> str | None:
     return match[2] if match and re.fullmatch(r"[0-9]*", match[2]) else None
 
 
-def _below(path: str, tree: _Root, where: str) -> str:
+def _below(path: str, tree: Root, where: str) -> str:
     """`path` relative to the root, normalised; empty for the root itself."""
     if path.startswith("/"):
         path = os.path.relpath(path, tree.path)
@@ -277,7 +286,7 @@ def _name_by_folder(rows: list[Listed]) -> list[Listed]:
     return [replace(row, class_name=name_of[row.label]) for row in rows]
 
 
-def _refuse_repeats(rows: list[Listed]) -> list[Listed]:
+def refuse_repeats(rows: list[Listed]) -> list[Listed]:
     """A clip that is listed again counts once."""
     first: dict[tuple[str, float | None, float | None], Listed] = {}
     out = []
