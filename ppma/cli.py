@@ -14,7 +14,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("ppma.demo", "the paper's idea in ten minutes, on virtual people: nothing to download"),
     "index": (
         "ppma.index",
-        "make a manifest from a folder of videos or a published list, and enter it into the data catalogue",
+        "make a manifest from a folder of videos, a published list or a data set, and enter it into the data catalogue",
+    ),
+    "datasets": (
+        "ppma.datasets_command",
+        "list the data sets that can be indexed by name, with splits, licence and terms",
     ),
     "pack": (
         "ppma.pack",
