@@ -6,11 +6,13 @@
 Every step leaves its result in the folder and is skipped when that is there, so the same command goes on where an earlier one stopped.
 """
 
+import csv
 import logging
 import os
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -26,7 +28,8 @@ from ppma.demo_report import ARMS, write_report
 from ppma.fanout import FULL_DISK, DiskFullError
 from ppma.loaders import catalogue
 from ppma.loaders.errors import InputError
-from ppma.loaders.manifest import Manifest
+from ppma.loaders.manifest import Clip, Manifest
+from ppma.loaders.store import REJECTED
 from ppma.synthetic import CLASSES, SynthesisConfig, generate
 from ppma.synthetic.production import plan
 from ppma.train import Stopped, train
@@ -191,12 +194,33 @@ def _enter_scenes(config: DemoConfig, name: str, path: Path, root: Path) -> None
     rows = np.unique(np.linspace(0, len(listed) - 1, min(most, len(listed))).astype(int))
     clips = [listed.clip(int(row)) for row in rows]
     shifted = config.out / f"{name}.csv"
-    Manifest.write(
-        shifted,
-        (clip if clip.label is None else replace(clip, label=clip.label + len(config.learned)) for clip in clips),
-    )
-    catalogue.add(config.data, name=name, split="train", manifest=shifted, root=root)
+    clips = [clip if clip.label is None else replace(clip, label=clip.label + len(config.learned)) for clip in clips]
+    refused = _enter_and_pack(config, name, shifted, clips, root)
+    if (
+        refused
+    ):  # a quick look into a file does not find everything; what cannot be packed could not be trained on either
+        log.warning("%d of %d clips are damaged and are left out", len(refused), len(clips))
+        shutil.rmtree(config.out / f"{name}.beton")
+        _enter_and_pack(config, name, shifted, [clip for i, clip in enumerate(clips) if i not in refused], root)
+
+
+def _enter_and_pack(config: DemoConfig, name: str, path: Path, clips: Sequence[Clip], root: Path) -> set[int]:
+    """Write a manifest, enter it and pack it; the rows that could not be packed."""
+    Manifest.write(path, clips)
+    catalogue.add(config.data, name=name, split="train", manifest=path, root=root)
     _pack(config, name)
+    return _refused(config, name)
+
+
+def _refused(config: DemoConfig, name: str) -> set[int]:
+    """Rows that a packed source lacks."""
+    with (config.out / f"{name}.beton" / REJECTED).open(newline="") as file:
+        return {int(row["row"]) for row in csv.DictReader(file)}
+
+
+def _indexed(config: DemoConfig) -> bool:
+    """Whether the user's own clips are packed, and all of them: REJECTED is written last."""
+    return (config.out / f"{REAL}.beton" / REJECTED).is_file() and not _refused(config, REAL)
 
 
 def _pack(config: DemoConfig, name: str) -> None:
@@ -216,6 +240,7 @@ def index_videos(config: DemoConfig) -> None:
     """Look into the user's own clips and enter them as what the user says they are."""
     assert config.videos is not None
     config.out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(config.out / f"{REAL}.beton", ignore_errors=True)  # half of one, of a run that was stopped
     found = config.out / "real_as_found.csv"
     index.main([str(config.videos), "--out", str(found), "--domain", "human-removed"])
     _enter_scenes(config, REAL, found, config.videos.absolute())
@@ -264,12 +289,11 @@ def steps(config: DemoConfig) -> list[Step]:
         for folder, title, cost in drawings
     ]
     if config.videos is not None:
-        real = config.out / "real.csv"
         todo.append(
             Step(
                 title=f"look into your clips in {config.videos}",
                 cost=10,
-                done=real.is_file,
+                done=partial(_indexed, config),
                 work=partial(index_videos, config),
             )
         )

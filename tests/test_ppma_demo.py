@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damaged_clips import CASES
 
 from ppma import demo
 from ppma.cli import main as ppma
@@ -156,11 +158,19 @@ def test_a_full_disk_asks_to_be_run_again(error, tmp_path, monkeypatch, capsys):
 
 
 def test_ones_own_clips_take_the_place_of_the_scenes(once, clip_tree, tmp_path):
-    """Indexed as human-removed because the user says so; their class folders are the labels of stage 2."""
+    """Indexed as human-removed because the user says so; their class folders are the labels of stage 2. A clip whose damage shows only
+    when all of it is decoded is left out."""
+    videos = shutil.copytree(clip_tree, tmp_path / "videos")
+    damaged = next(path for path in videos.iterdir() if path.is_dir()) / "concealed.mp4"
+    damaged.write_bytes(CASES["concealed_corruption.mp4"]())
     out, _ = once
     (tmp_path / "data.toml").write_text(re.sub(r'"(clips/|\w+\.beton)', rf'"{out}/\1', (out / "data.toml").read_text()))
-    config = replace(DemoConfig(out=tmp_path), videos=clip_tree)
+    config = replace(DemoConfig(out=tmp_path), videos=videos)
+    assert not demo._indexed(config)
     demo.index_videos(config)
+    assert demo._indexed(config)
+    assert damaged.name in (tmp_path / "real_as_found.csv").read_text()
+    assert damaged.name not in (tmp_path / "real.csv").read_text()
     assert {row["domain"] for row in csv.DictReader((tmp_path / "real.csv").open())} == {"human-removed"}
     assert run_config(config, 0, "scenes", "scenes", None).sources == ("real",)
     assert run_config(config, 0, "actions", "actions", "scenes").sources == ("actions", "real")
