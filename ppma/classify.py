@@ -42,6 +42,9 @@ class Classifier(Encoder):
     the order of ClipBatch.source_B, by default the label spaces in their own order.
     """
 
+    before_features: tuple[str, ...] = TRUNK
+    """Prefixes of the parameters that pooled features depend on."""
+
     def __init__(
         self,
         vit: ViTConfig,
@@ -97,9 +100,13 @@ class Classifier(Encoder):
         """(B, V, D) of the patches at these places, of whole clips for None."""
         return self.encode(self.embed(patches_BVP, idx_BV), self.drop_path(key_B))
 
+    def pool(self, tokens_BVD: Tensor) -> Tensor:
+        """(B, D) one vector a clip, before `fc_norm`: the mean over its tokens."""
+        return tokens_BVD.mean(dim=1)
+
     def features(self, frames_BTHWC: Tensor, key_B: Tensor | None = None) -> Tensor:
-        """(B, D) mean over the tokens, normed: what the heads see. Keys are needed for drop path in training only."""
-        return self.fc_norm(self.tokens(self.patches(frames_BTHWC), key_B).mean(dim=1))
+        """(B, D) pooled tokens, normed: what the heads see. Keys are needed for drop path in training only."""
+        return self.fc_norm(self.pool(self.tokens(self.patches(frames_BTHWC), key_B)))
 
     def logits_of_heads(self, features_BD: Tensor) -> list[Tensor]:
         """(B, K) of every head, in the order of the label spaces; a single one for a shared head."""
@@ -136,6 +143,6 @@ class Classifier(Encoder):
             patches_BVP = patches_BNP if idx_BV is None else take(patches_BNP, idx_BV)
         else:
             patches_BVP = self.patches(frames_BTHWC, idx_BV)
-        logits = self.logits_of_heads(self.fc_norm(self.tokens(patches_BVP, key_B, idx_BV).mean(dim=1)))
+        logits = self.logits_of_heads(self.fc_norm(self.pool(self.tokens(patches_BVP, key_B, idx_BV))))
         smoothing = mixing.smoothing if self.training else 0.0
         return mixed_cross_entropy(logits, label_B, head_B, smoothing=smoothing, own_B=own_B, group=mixing.group)

@@ -62,6 +62,11 @@ class RunConfig:
     """Run folder: config, metrics, TensorBoard events, checkpoints."""
     init: Path | None = None
     """Checkpoint, run folder or .safetensors file whose encoder the run starts from; none: from scratch."""
+    average: tuple[Path, ...] | None = None
+    """Two or more of those: the encoder is their weighted mean, the weights learned with the head (recipe adaptive_average)."""
+    features: Path | None = None
+    """Folder of cached features, which all runs share while their encoder is frozen; none: $PPMA_FEATURES, else `features` beside the
+    run folder."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder, where there is one."""
     privacy: Privacy = "off"
@@ -138,7 +143,7 @@ class RunConfig:
 
 
 FREE_ON_RESUME = {
-    "run_dir", "data", "resume", "device", "compile", "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every",
+    "run_dir", "data", "features", "resume", "device", "compile", "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every",
     "hang_seconds", "evaluation", "vit.recompute",
     "loader.implementation", "loader.workers", "loader.prefetch_batches", "loader.read_ahead_batches", "loader.max_bad_fraction",
     "loader.stall_seconds",

@@ -33,9 +33,7 @@ def scores(
     model: Classifier, manifest: Manifest, space: str, config: RunConfig, ranks: Ranks, compute: Compute
 ) -> np.ndarray:
     """(V, C) float64 class probabilities: softmax of each view's logits, averaged over the views. NaN for an undecodable video."""
-    views = config.evaluation
-    folder = config.run_dir / "features"
-    found = cached_features(model, manifest, config, views, folder=folder, ranks=ranks, compute=compute)
+    found = cached_features(model, manifest, config, config.evaluation, ranks=ranks, compute=compute)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -131,12 +129,14 @@ def main(argv: list[str]) -> int:
             f"the checkpoint has no head for {options.dataset}; it has one for {', '.join(model.label_spaces)}"
         )
     out = options.out or run_folder(options.checkpoint) / f"evaluate-{options.dataset}-{options.evaluation.split}"
-    loader = saved["loader"]
+    loader, frozen = saved["loader"], saved["classifier"]["freeze_encoder"]
     config = RunConfig(
         recipe=saved["recipe"],
         phase=saved["phase"],
         sources=(options.dataset,),
         run_dir=out,
+        features=run_folder(options.checkpoint).absolute().parent / "features" if frozen else None,
+        classifier=ClassifierConfig(freeze_encoder=frozen),
         seed=saved["seed"],
         batch=1,
         vit=model.config,

@@ -6,7 +6,6 @@ The published protocol runs the encoder in every epoch on augmented clips; recip
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,7 +37,7 @@ class ProbeTask:
 
     splits_over_ranks = False
 
-    def __init__(self, config: RunConfig, sources: Sequence[Manifest], ranks: Ranks, features_dir: Path) -> None:
+    def __init__(self, config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> None:
         if len(sources) != 1:
             raise InputError(f"a probe takes one data set, not {len(sources)}: {', '.join(config.sources)}")
         spaces = label_spaces(config, sources)
@@ -48,9 +47,7 @@ class ProbeTask:
             checkpoint.load_encoder(self.model, config.init, keep_norm=config.classifier.keep_norm)
         compute = choose(config.precision, ranks.device)
         self.model.to(ranks.device, compute.weights)
-        found = cached_features(
-            self.model, sources[0], config, PLAIN_VIEWS, folder=features_dir, ranks=ranks, compute=compute
-        )
+        found = cached_features(self.model, sources[0], config, PLAIN_VIEWS, ranks=ranks, compute=compute)
         self._features_VD = found.features_VWD[:, 0].clone()  # inference tensors may not enter a training step
         self._labels_V = torch.from_numpy(sources[0].labels.copy()).to(ranks.device)
         self.steps_per_epoch = len(self._labels_V) // config.batch

@@ -8,7 +8,6 @@ The loop in `train` knows nothing of masks, labels or features; a task knows not
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -208,7 +207,7 @@ class FeatureStream:
                 yield FeatureBatch(self.features_VD[rows], self.labels_V[rows], epoch, step, counters)
 
 
-def build(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks, features_dir: Path) -> Task:
+def build(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Task:
     """The task of a run, its model initialised from the seed and, where the config says so, from a checkpoint."""
     from ppma import checkpoint
 
@@ -220,7 +219,7 @@ def build(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks, features
     else:
         from ppma.probe import ProbeTask
 
-        return ProbeTask(config, sources, ranks, features_dir)
+        return ProbeTask(config, sources, ranks)
     if config.init is not None:
         checkpoint.load_encoder(task.model, config.init, keep_norm=config.classifier.keep_norm)
     return task

@@ -250,7 +250,7 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
         made_of = _inputs(config)
         sources = tasks.read_sources(config)
         lineage = strict.admit(config, sources, ranks)
-        task = tasks.build(config, sources, ranks, config.run_dir / "features")
+        task = tasks.build(config, sources, ranks)
         for manifest in tested:
             assert isinstance(task.model, Classifier)
             check_labels(
