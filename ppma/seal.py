@@ -8,6 +8,7 @@ A seal tells an edited file; it is no signature: who can write the file can writ
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,16 @@ def manifest_hashes(config: RunConfig) -> dict[str, str]:
         entries.append(data.entry(config.sources[0], config.evaluation.split))
     if missing := [entry for entry in entries if not entry.manifest.is_file()]:
         raise InputError(f"{data.path}, [{missing[0].name}.{missing[0].split}]: no manifest {missing[0].manifest}")
-    return {f"{entry.name}.{entry.split}": sha256(entry.manifest) for entry in entries}
+    return {
+        f"{entry.name}.{entry.split}": _manifest_hash(entry.manifest, entry.manifest.stat().st_mtime_ns)
+        for entry in entries
+    }
+
+
+@cache
+def _manifest_hash(path: Path, changed_ns: int) -> str:
+    """A study asks for the same manifests hundreds of times."""
+    return sha256(path)
 
 
 def logged_seconds(folder: Path, batch: int) -> float:

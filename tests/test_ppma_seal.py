@@ -2,15 +2,16 @@
 
 import json
 
+import made_runs
 import numpy as np
 import pytest
+import tiny
 
 from ppma import seal
 from ppma.config import RunConfig
 from ppma.loaders import catalogue
 from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Manifest
-from tests import made_runs, tiny
 
 
 @pytest.fixture

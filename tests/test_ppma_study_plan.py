@@ -5,6 +5,8 @@ import shlex
 from dataclasses import replace
 
 import pytest
+import tiny
+from test_ppma_study_spec import GOOD
 
 from ppma import seal
 from ppma.loaders import catalogue
@@ -13,8 +15,6 @@ from ppma.loaders.manifest import Manifest
 from ppma.recipes import resolve
 from ppma.study import spec
 from ppma.study.plan import Planner
-from tests import tiny
-from tests.test_ppma_study_spec import GOOD
 
 SPEC = GOOD.replace("mae_nohuman --model tiny", "mae_nohuman --model tiny --loader.workers 3").split(
     "[pretrain.foreign]"

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 
+import made_runs
 import numpy as np
 import pytest
 
@@ -16,7 +17,6 @@ from ppma.command import DONE, WRONG_INPUT
 from ppma.study.findings import find
 from ppma.study.report import files
 from ppma.study.results import collect
-from tests import made_runs
 
 METHODS, DATASETS, SEEDS = ("random", "stage1", "full", "humans"), ("ucf", "hmdb"), (0, 1, 2)
 NAMES = ["report.html", "runs.csv", "table.csv", "table.md", "table.tex"]

@@ -2,13 +2,13 @@
 
 import json
 
+import made_runs
 import numpy as np
 import pytest
 
 from ppma import seal
 from ppma.loaders.errors import InputError
 from ppma.study.results import collect
-from tests import made_runs
 
 RIGHT = {(m, "probe", "ucf", s): np.arange(60) % (4 - i) == 0 for i, m in enumerate(("random", "full")) for s in (0, 1)}
 

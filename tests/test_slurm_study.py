@@ -1,16 +1,21 @@
 """A study as arrays: levels in order, only what is missing, each run with its own config."""
 
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
+from slurm_runs import PLACE
+from slurm_runs import launch as submit
+from test_ppma_study_plan import TEXT, data, end  # noqa: F401  # data is a fixture
+from test_ppma_study_work import RUNS, SPEC
 
+from ppma.cli import main as ppma
 from ppma.command import DONE, WRONG_INPUT
 from ppma.loaders.errors import InputError
 from ppma.slurm.launch import main as launch
 from ppma.slurm.plan import plan
 from ppma.slurm.study import levels
-from tests.test_ppma_study_plan import TEXT, data, end  # noqa: F401  # data is a fixture
 
 
 @pytest.fixture
@@ -78,3 +83,30 @@ def test_levels_of_a_chain_that_is_half_done():
     runs.append(SimpleNamespace(folder="c", needs=tuple(runs)))
     half = SimpleNamespace(runs=runs, states=["done", "started", "open"])
     assert [[run.folder for run in array] for array in levels(half)] == [["b"], ["c"]]
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_slurm_runs_a_study_in_arrays(slurm_cluster, tmp_path):
+    """Draw here, train there on two ranks, one array after the other; then there is nothing to submit, and the report is whole."""
+    out, argv = (
+        tmp_path / "out",
+        ["study", str(tmp_path / "spec.toml"), "--out", str(tmp_path / "out"), "--device", "cpu"],
+    )
+    (tmp_path / "spec.toml").write_text(SPEC)
+    assert ppma([*argv, "--only", "data", "--workers", "1"]) == DONE
+    done = submit([*argv, *PLACE, "--runs", str(tmp_path / "jobs")], slurm_cluster.environment)
+    assert done.returncode == DONE, done.stderr
+    assert [f"submitted study-{level}" in done.stdout for level in range(4)] == [True] * 4
+    end_of_patience = time.monotonic() + 300
+    while slurm_cluster("squeue", "-h").strip():
+        assert time.monotonic() < end_of_patience, [
+            log.read_text()[-2000:] for log in tmp_path.glob("jobs/*/*/jobs/*_0_log.out")
+        ]
+        time.sleep(1)
+    logs = [log.read_text()[-2000:] for log in tmp_path.glob("jobs/*/*/jobs/*_0_log.out")]
+    assert len(list(out.glob("runs/*/seal.json"))) == RUNS, logs
+    assert ppma(["report", str(out), "--out", str(tmp_path / "report")]) == DONE
+    assert "planned runs are not there" not in (tmp_path / "report/report.html").read_text()
+    again = submit([*argv, *PLACE, "--runs", str(tmp_path / "jobs")], slurm_cluster.environment)
+    assert again.returncode == WRONG_INPUT and f"all {RUNS} runs are there already" in again.stderr
