@@ -94,6 +94,17 @@ def test_runs_that_no_study_planned_are_called_after_their_recipes(tmp_path):
     assert found.results[0].command == ("ppma", "train", "probe")
 
 
+def test_the_same_test_twice_counts_once_and_another_split_is_another_data_set(tmp_path):
+    right_V = RIGHT["full", "probe", "ucf", 0]
+    run = made_runs.tested(tmp_path / "probe", right_V)
+    for name, split in (("again", "val"), ("other", "test")):
+        folder = made_runs.tested(run / name, right_V)
+        (folder / "config.json").unlink()
+        rewrite(folder / "result.json", split=split)
+        reseal(folder)
+    assert [(r.folder, r.dataset) for r in collect(tmp_path).results] == [(run, "made"), (run / "other", "made (test)")]
+
+
 def test_what_holds_no_run_is_told(tmp_path, study):
     with pytest.raises(InputError, match="there is no such folder"):
         collect(tmp_path / "nowhere")

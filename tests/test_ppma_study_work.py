@@ -11,12 +11,13 @@ import time
 
 import pytest
 
-import ppma.train
 from ppma import seal
+from ppma import train as training
 from ppma.cli import main as ppma
 from ppma.command import DONE, RUN_AGAIN, WRONG_INPUT
 from ppma.distributed import Stop
-from ppma.train import Stopped, train
+from ppma.study.work import StudyConfig, plan
+from ppma.train import Stopped
 
 SPEC = """
 name = "tiny"
@@ -79,6 +80,7 @@ def hashes(out):
 @pytest.fixture(scope="module")
 def once(tmp_path_factory):
     """A study that was asked to stop in stage 2 and then run again; what the folder held in between."""
+    train = training.train
     folder, patch = tmp_path_factory.mktemp("study"), pytest.MonkeyPatch()
     (folder / "spec.toml").write_text(SPEC)
 
@@ -87,7 +89,7 @@ def once(tmp_path_factory):
             raise Stopped(Stop.SAVE)
         return train(config)
 
-    patch.setattr(ppma.train, "train", stopped)
+    patch.setattr(training, "train", stopped)
     assert run(folder / "out") == RUN_AGAIN
     patch.undo()
     before = written(folder / "out")
@@ -110,7 +112,7 @@ def test_a_finished_study_is_not_done_again_whatever_it_is_called(once, monkeypa
     def never(config):
         raise AssertionError(f"{config.run_dir} was trained again")
 
-    monkeypatch.setattr(ppma.train, "train", never)
+    monkeypatch.setattr(training, "train", never)
     assert run(out) == DONE and written(out / "runs") == before
     (out.parent / "other.toml").write_text(SPEC.replace('"tiny"', '"other"').replace("stage1", "first"))
     with caplog.at_level("INFO"):
@@ -153,7 +155,7 @@ def test_the_dry_run_says_what_is_left(once, capsys, tmp_path):
 def test_one_run_alone_by_its_folder(once, monkeypatch, capsys):
     out, _ = once
     asked = []
-    monkeypatch.setattr(ppma.train, "train", lambda config: asked.append(config.run_dir.name))
+    monkeypatch.setattr(training, "train", lambda config: asked.append(config.run_dir.name))
     (out.parent / "spec1.toml").write_text(SPEC.replace("seeds = [0]", "seeds = [1]"))
     argv = ["study", str(out.parent / "spec1.toml"), "--out", str(out), "--device", "cpu"]
     assert ppma([*argv, "--dry-run"]) == DONE
@@ -185,6 +187,17 @@ def test_an_edited_run_stops_the_study_and_the_report(once, tmp_path, capsys):
         assert "result.json was edited after the run had ended" in error and error.count("\n") == 1
     file.write_bytes(before)
     assert not (tmp_path / "r").exists()
+
+
+def test_ones_own_clips_are_read_beside_the_scenes(once, clip_tree):
+    """Indexed as human-removed on the user's word; stage 1 is then another run, and so is what starts from it."""
+    out, _ = once
+    options = StudyConfig(spec=out.parent / "spec.toml", out=out, videos=clip_tree, workers=1, device="cpu")
+    planned = plan(options, draw=True)
+    runs = {run.name: (run.config, state) for run, state in zip(planned.runs, planned.states)}
+    assert runs["stage1"][0].sources == ("scenes", "real") and runs["full"][0].sources == ("actions", "scenes")
+    assert {name for name, (_, state) in runs.items() if state == "done"} == {"random.probe.transfer"}
+    assert {row["domain"] for row in csv.DictReader((out / "data/real.csv").open())} == {"human-removed"}
 
 
 @pytest.mark.parametrize(

@@ -28,12 +28,14 @@ class Left:
         """For people: time, and cost where an hour has a price."""
         if not self.runs:
             return "nothing"
-        time = str(timedelta(seconds=round(self.seconds)))
-        text = f"{self.runs} run{'s' if self.runs > 1 else ''}, {'at least' if self.unknown else 'about'} {time}"
+        text = f"{self.runs} run{'s' if self.runs > 1 else ''}, "
+        if not self.seconds:
+            return text + f"time not known before a {' and a '.join(self.unknown)} run has ended"
+        text += f"{'at least' if self.unknown else 'about'} {timedelta(seconds=round(self.seconds))}"
         if price_per_hour:
             text += f", which costs {self.seconds / 3600 * price_per_hour:.2f}"
         return text + (
-            f" (no {' or '.join(self.unknown)} run has ended yet, so these are not counted)" if self.unknown else ""
+            f" (not counted: runs of phase {', '.join(self.unknown)}, none of which has ended)" if self.unknown else ""
         )
 
 

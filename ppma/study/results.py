@@ -154,34 +154,42 @@ def _device(folder: Path) -> str:
 
 
 def _loose(runs: Path) -> Collection:
-    """Every result below a folder. A method is called after the recipes that its encoder went through."""
-    results, chains = [], _Chains()
-    for file in sorted(runs.rglob("result.json")):
-        folder, run = file.parent, _run_folder(file.parent)
-        if run is None:
-            continue
-        config, result = json.loads((run / "config.json").read_text()), json.loads(file.read_text())
-        chain = _chain(config)
-        method = " > ".join([json.loads((r / "config.json").read_text())["recipe"] for r in chain]) or "from scratch"
-        if config.get("init") and not chain:
-            method = Path(config["init"]).name
-        found = _read(folder, _typed(run))
-        seconds = chains.seconds(chain, seal.read(run), folder) if chain or not config.get("init") else None
-        results.append(Result(**found, method=method, protocol=result["protocol"], pretrain_seconds=seconds))
+    """Every result below a folder. A method is called after the recipes that its encoder went through.
+
+    What `ppma evaluate` found where the run had tested itself already, with the same views, is not counted twice.
+    """
+    results: dict[tuple[object, ...], Result] = {}
+    chains = _Chains()
+    for file in sorted(runs.rglob("result.json"), key=lambda path: (len(path.parts), path)):
+        run = _run_folder(file.parent)
+        if run is not None:
+            result = _loose_result(file, run, chains)
+            results.setdefault((run, result.protocol, result.dataset), result)
     if not results:
         raise InputError(
             f"{runs}: no run with a result below it; finetune, probe, `ppma evaluate` and `ppma study` make some"
         )
+    found = tuple(results.values())
     names = {
-        key: dict.fromkeys(sorted({getattr(r, key) for r in results})) for key in ("method", "protocol", "dataset")
+        key: {name: name for name in sorted({getattr(r, key) for r in found})}
+        for key in ("method", "protocol", "dataset")
     }
     return Collection(
-        title=f"Runs in {runs}",
-        methods={name: name for name in names["method"]},
-        protocols={name: name for name in names["protocol"]},
-        datasets=tuple(names["dataset"]),
-        results=tuple(results),
-    )
+        title=f"Runs in {runs}", methods=names["method"], protocols=names["protocol"], datasets=tuple(names["dataset"]), results=found
+    )  # fmt: skip
+
+
+def _loose_result(file: Path, run: Path, chains: _Chains) -> Result:
+    config, result = json.loads((run / "config.json").read_text()), json.loads(file.read_text())
+    chain = _chain(config)
+    method = " > ".join(json.loads((above / "config.json").read_text())["recipe"] for above in chain) or "from scratch"
+    if config.get("init") and not chain:
+        method = Path(config["init"]).name
+    found = _read(file.parent, _typed(run))
+    if result["split"] != "val":
+        found["dataset"] += f" ({result['split']})"
+    seconds = chains.seconds(chain, seal.read(run), file.parent) if chain or not config.get("init") else None
+    return Result(**found, method=method, protocol=result["protocol"], pretrain_seconds=seconds)
 
 
 def _run_folder(folder: Path) -> Path | None:
