@@ -59,10 +59,10 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-def spread(values: Sequence[float]) -> float:
-    """Half the interquartile range over the median; 0 for fewer than three values."""
+def spread(values: Sequence[float]) -> float | None:
+    """Half the interquartile range over the median; None, which is unknown, for fewer than three values."""
     if len(values) < 3:
-        return 0.0
+        return None
     low, middle, high = statistics.quantiles(values, n=4)
     return (high - low) / 2 / middle if middle else 0.0
 
