@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import published
-from ppma import flops
+from ppma import compiling, flops
 from ppma.classify import Classifier
+from ppma.config import Compile
 from ppma.mae import MaskedAutoencoder
 from ppma.masking import random_masking
 from ppma.model_config import ClassifierConfig, MAEConfig, MixConfig, OptimConfig, ViTConfig, preset
@@ -66,7 +67,7 @@ class Setting:
         return 3 * self.batch * one
 
 
-def ours(setting: Setting, *, compiled: bool) -> tuple[nn.Module, tuple[Tensor, ...], torch.optim.Optimizer]:
+def ours(setting: Setting, *, mode: compiling.Mode) -> tuple[nn.Module, tuple[Tensor, ...], torch.optim.Optimizer]:
     """The package's step: visible patches only, fused attention; on a GPU bfloat16 products."""
     if setting.phase == "mae":
         model: nn.Module = MaskedAutoencoder(setting.vit, setting.mae)
@@ -78,7 +79,7 @@ def ours(setting: Setting, *, compiled: bool) -> tuple[nn.Module, tuple[Tensor, 
     model = model.to(setting.device)
     optimizer = build_optimizer(model, OptimConfig())
     set_learning_rate(optimizer, RATE)
-    return (torch.compile(model) if compiled else model), inputs, optimizer  # type: ignore[return-value]
+    return (compiling.compiled(model, mode) if mode != "off" else model), inputs, optimizer
 
 
 def plain(setting: Setting, *, recompute: bool) -> tuple[nn.Module, tuple[Tensor, ...], torch.optim.Optimizer]:
@@ -135,8 +136,9 @@ def build(setting: Setting, implementation: str) -> tuple[Step, torch.dtype]:
     """A function that makes one step, and the type of its matrix products."""
     on_gpu = setting.device.type == "cuda"
     if implementation.startswith("ours"):
-        compiled = implementation == "ours_compiled" or (on_gpu and implementation == "ours")
-        model, inputs, optimizer = ours(setting, compiled=compiled)
+        asked: dict[str, Compile] = {"ours": "auto", "ours_compiled": "on", "ours_graphs": "graphs"}
+        mode = compiling.choose(asked.get(implementation, "off"), setting.device)
+        model, inputs, optimizer = ours(setting, mode=mode)
         products = torch.bfloat16 if on_gpu else torch.float32
     elif implementation == "huggingface":
         (model, inputs, optimizer), products = huggingface(setting), torch.float32
@@ -145,12 +147,14 @@ def build(setting: Setting, implementation: str) -> tuple[Step, torch.dtype]:
         products = torch.float16 if implementation == "published_fp16" else torch.float32
     else:
         raise SystemExit(
-            f"no implementation {implementation!r}; there are ours, ours_eager, ours_compiled, published, "
+            f"no implementation {implementation!r}; there are ours, ours_eager, ours_compiled, ours_graphs, published, "
             "published_without_recompute, published_fp16, huggingface"
         )
     scaler = torch.amp.GradScaler(setting.device.type, enabled=products == torch.float16)
 
     def step() -> None:
+        if implementation == "ours_graphs":
+            torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(setting.device.type, dtype=products, enabled=products != torch.float32):
             loss = model(*inputs)
         scaler.scale(loss).backward()

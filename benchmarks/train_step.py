@@ -50,8 +50,8 @@ IMPLEMENTATIONS = {
         "align": ("ours", "published"),
     },
     "cuda": {
-        "mae": ("ours", "ours_eager", "published", "published_without_recompute", "published_fp16"),
-        "align": ("ours", "ours_eager", "published", "published_fp16"),
+        "mae": ("ours", "ours_graphs", "ours_eager", "published", "published_without_recompute", "published_fp16"),
+        "align": ("ours", "ours_graphs", "ours_eager", "published", "published_fp16"),
     },
 }
 """What is measured by default. `huggingface` joins where transformers is installed; `ours_compiled` on a CPU by name."""

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ppma import parallel
 from ppma.lineage import Lineage
 from ppma.lineage import write as write_lineage
 from ppma.loaders.errors import InputError
@@ -164,9 +165,9 @@ def open_weights(path: Path) -> safe_open:
 
 def load_model(module: nn.Module, path: Path) -> None:
     """Load all weights of `module`; every tensor must be there and fit, or an InputError names those that do not."""
-    weights = read_weights(path)
-    _check(module.state_dict(), weights, path)
-    module.load_state_dict(weights)
+    weights, own = read_weights(path), module.state_dict()
+    _check(own, weights, path)
+    module.load_state_dict({name: parallel.part_of(tensor, own[name]) for name, tensor in weights.items()})
 
 
 def load_encoder(module: nn.Module, path: Path, *, keep_norm: bool = False) -> list[str]:

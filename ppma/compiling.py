@@ -11,11 +11,18 @@ import os
 import time
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 
+from ppma.config import Compile
+from ppma.loaders.errors import InputError
+from ppma.vit import Block
+
 log = logging.getLogger(__name__)
+
+Mode = Literal["on", "graphs", "off"]
 
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 """Where inductor, and Triton through it, read where their caches are."""
@@ -69,8 +76,26 @@ def clock() -> Clock:
     return Clock()
 
 
-def compiled(module: nn.Module) -> nn.Module:
-    """The module, compiled when it is first called."""
+def choose(asked: Compile, device: torch.device) -> Mode:
+    """auto: on a GPU. InputError for CUDA graphs without one."""
+    if asked == "graphs" and device.type != "cuda":
+        raise InputError(f"compile graphs records CUDA graphs, and the device is {device.type}: take --compile on")
+    if asked == "auto":
+        return "on" if device.type == "cuda" else "off"
+    return asked
+
+
+def compiled(module: nn.Module, mode: Mode = "on") -> nn.Module:
+    """The module, compiled when it is first called.
+
+    Around DDP, so that dynamo cuts the graph where a bucket ends and gradients travel while the backward pass goes on. Of a module that
+    FSDP2 has spread, each block is compiled by itself: its weights come and go between the blocks.
+    """
     keep_results()
     clock()
-    return torch.compile(module, dynamic=False)  # type: ignore[return-value]  # an OptimizedModule is a Module
+    if hasattr(module, "unshard"):
+        for block in [part for part in module.modules() if isinstance(part, Block)]:
+            block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+        return module
+    name = "reduce-overhead" if mode == "graphs" else None
+    return torch.compile(module, dynamic=False, mode=name)  # type: ignore[return-value]  # an OptimizedModule is a Module

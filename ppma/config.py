@@ -17,6 +17,7 @@ from ppma.model_config import ClassifierConfig, MAEConfig, OptimConfig, ViTConfi
 Phase = Literal["mae", "classify", "probe"]
 """mae: stage 1; classify: everything with labels that runs the encoder every step; probe: a head on features cached once."""
 Precision = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
+Compile = Literal["auto", "on", "graphs", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,9 @@ class RunConfig:
     """Global batch in rows, clips x views, over all ranks and accumulation steps."""
     accumulate: int = 1
     """Micro-batches whose gradients are summed before a step."""
+    shard: bool = False
+    """Spread weights, gradients and optimiser state over the ranks (FSDP2) rather than copy them (DDP), for models that one GPU cannot
+    hold. The numbers are the same, the traffic is more; checkpoints hold whole tensors either way."""
     vit: ViTConfig = field(default_factory=ViTConfig)
     """Shape of the encoder."""
     mae: MAEConfig = field(default_factory=MAEConfig)
@@ -94,9 +98,10 @@ class RunConfig:
     """auto: the GPU where there is one."""
     precision: Precision = "auto"
     """Of the matrix products: auto is bf16 autocast on a GPU and fp32 on a CPU; weights stay fp32, or fp64 when that is asked for."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile of the step; auto: on a GPU. What it makes is kept in ~/.cache/ppma/compiled, which $XDG_CACHE_HOME or
-    $TORCHINDUCTOR_CACHE_DIR move, so that the next run starts faster."""
+    compile: Compile = "auto"
+    """torch.compile of the step; auto: on a GPU; graphs: launches are also recorded as CUDA graphs, for small models and batches, where the
+    GPU waits for the host (`ours_graphs` of benchmarks/train_step.py tells). What it makes is kept in ~/.cache/ppma/compiled, which
+    $XDG_CACHE_HOME or $TORCHINDUCTOR_CACHE_DIR move, so that the next run starts faster."""
     log_every: int = 20
     """Steps between two lines of metrics; nothing is read back from the device in between."""
     checkpoint_every: int = 1000
@@ -127,6 +132,12 @@ class RunConfig:
             raise InputError(
                 "classifier.token_drop is for clips; a probe learns from features of whole ones: leave it at 0"
             )
+        if self.shard and (self.phase == "probe" or self.precision == "fp16"):
+            raise InputError("shard is for phases mae and classify in bf16, fp32 or fp64: leave it out here")
+        if self.compile == "graphs" and (self.shard or self.accumulate > 1):
+            raise InputError(
+                "compile graphs goes with neither shard nor accumulate: take --compile on, or leave those out"
+            )
         if self.weights is not None and len(self.weights) != len(self.sources):
             raise InputError(
                 f"weights {self.weights} must be one number for each of the {len(self.sources)} sources {self.sources}"
@@ -143,8 +154,8 @@ class RunConfig:
 
 
 FREE_ON_RESUME = {
-    "run_dir", "data", "features", "resume", "device", "compile", "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every",
-    "hang_seconds", "evaluation", "vit.recompute",
+    "run_dir", "data", "features", "resume", "device", "compile", "log_every", "checkpoint_every", "keep_checkpoints",
+    "pictures_every", "shard", "hang_seconds", "evaluation", "vit.recompute",
     "loader.implementation", "loader.workers", "loader.prefetch_batches", "loader.read_ahead_batches", "loader.max_bad_fraction",
     "loader.stall_seconds",
 }  # fmt: skip

@@ -49,16 +49,19 @@ class Trainer:
         self.config, self.task, self.ranks, self.compute, self.lineage = config, task, ranks, compute, lineage
         self.model = task.model.to(ranks.device, compute.weights)
         self.model.train()
-        self.optimizer = build_optimizer(self.model, config.optim)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=compute.scales_loss)
         self.total_steps = task.steps_per_epoch * config.optim.epochs
         self.step = 0
         self.loss_sum = torch.zeros((), device=ranks.device, dtype=torch.float64)
         self.loss_steps = 0
-        compiles = config.compile == "on" or (config.compile == "auto" and ranks.device.type == "cuda")
-        self._clock = compiling.clock() if compiles else None
-        module = compiling.compiled(self.model) if compiles else self.model
-        self._module = parallel.over_ranks(module, ranks) if task.splits_over_ranks else module
+        self._split = (
+            parallel.over_ranks(self.model, ranks, shard=config.shard) if task.splits_over_ranks else self.model
+        )
+        self.optimizer = build_optimizer(self.model, config.optim)  # over the parts that this rank holds
+        mode = compiling.choose(config.compile, ranks.device)
+        self._clock = compiling.clock() if mode != "off" else None
+        self._marks_steps = mode == "graphs"
+        self._module = compiling.compiled(self._split, mode) if mode != "off" else self._split
 
     @property
     def checkpoints(self) -> Path:
@@ -67,9 +70,12 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this step; every rank calls it, the first one writes."""
+        model, optimizer = (
+            parallel.whole(part.state_dict(), keep=self.ranks.is_main) for part in (self.model, self.optimizer)
+        )
         if self.ranks.is_main:
             training = {
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer,
                 "scaler": self.scaler.state_dict(),
                 "loss_sum": self.loss_sum,
                 "loss_steps": self.loss_steps,
@@ -79,7 +85,7 @@ class Trainer:
             if isinstance(self.model, Classifier):
                 state["label_spaces"] = self.model.label_spaces
             checkpoint.save(
-                self.checkpoints, step=self.step, model=self.model.state_dict(), training=training, state=state,
+                self.checkpoints, step=self.step, model=model, training=training, state=state,
                 keep=self.config.keep_checkpoints, lineage=self.lineage,
             )  # fmt: skip
         distributed.barrier(self.ranks)
@@ -96,7 +102,7 @@ class Trainer:
             )
         checkpoint.load_model(self.model, saved.folder)
         training = checkpoint.load_training(saved)
-        self.optimizer.load_state_dict(training["optimizer"])
+        parallel.load_optimizer(self.optimizer, training["optimizer"])
         self.scaler.load_state_dict(training["scaler"])
         self.loss_sum, self.loss_steps = training["loss_sum"].to(self.ranks.device), training["loss_steps"]
         torch.set_rng_state(training["torch_rng"])
@@ -108,6 +114,8 @@ class Trainer:
         """One optimiser step over the rank's part of a global batch. Returns the gradient's norm where it was needed."""
         rate = learning_rate(self.step, self.total_steps, self.config.optim, self.config.batch)
         set_learning_rate(self.optimizer, rate)
+        if self._marks_steps:
+            torch.compiler.cudagraph_mark_step_begin()  # what the step before made may be written over
         for number, inputs in enumerate(self._micro_batches(batch)):
             last = number == self.config.accumulate - 1
             with self._synchronised(last), self.compute.autocast():
@@ -129,7 +137,7 @@ class Trainer:
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients travel between ranks once a step, with the last micro-batch."""
-        return contextlib.nullcontext() if last else parallel.unsynchronised(self._module)
+        return contextlib.nullcontext() if last else parallel.unsynchronised(self._split)
 
     def _gradient_norm(self) -> Tensor | None:
         """Clip where asked to; else the norm is computed only when it will be logged."""
@@ -137,7 +145,7 @@ class Trainer:
         if clip is None and self.step % self.config.log_every:
             return None
         self.scaler.unscale_(self.optimizer)
-        return nn.utils.clip_grad_norm_(self.model.parameters(), clip or float("inf"))
+        return parallel.whole(nn.utils.clip_grad_norm_(self.model.parameters(), clip or float("inf")))
 
     def run(self, monitor: Monitor, stop: StopFlag, watchdog: Watchdog) -> None:
         """Train to the end. Raises Stopped after a checkpoint when any rank was asked to stop."""
@@ -187,8 +195,8 @@ class Trainer:
 
     def _show(self, monitor: Monitor, batch: Batch) -> None:
         every = self.config.pictures_every
-        if not every or not self.ranks.is_main:
-            return
+        if not every or not (self.ranks.is_main or self.config.shard):
+            return  # a spread model is run by all ranks or by none
         due = self.step in (1, self.total_steps) or self.step % every == 0
         with self.compute.autocast():
             shown = self.task.pictures(batch, due=due)
@@ -246,6 +254,7 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
         check_ranks(config, ranks.world_size)
         check_run_folder(config)
         compute = choose(config.precision, ranks.device)
+        compiling.choose(config.compile, ranks.device)
         tested = tasks.read_sources(config, config.evaluation.split)[:1] if config.evaluation.at_end else []
         made_of = _inputs(config)
         sources = tasks.read_sources(config)
@@ -271,6 +280,8 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
             ) as monitor:
                 if trainer.step < trainer.total_steps:
                     trainer.run(monitor, stop, Watchdog(config.hang_seconds, leave))
+                if tested:
+                    parallel.gather(trainer.model)
                 for manifest in tested:
                     trainer.test(manifest, monitor, stop)
         finally:
@@ -292,6 +303,7 @@ def plan(config: RunConfig) -> None:
         check_ranks(config, ranks.world_size)
         check_run_folder(config)
         compute = choose(config.precision, ranks.device)
+        compiling.choose(config.compile, ranks.device)
         sources = tasks.read_sources(config)
         if config.privacy == "strict":
             strict.look(config, sources)
