@@ -52,7 +52,8 @@ class Catalogue:
             known = ", ".join(f"{n}.{s}" for n, s in sorted(self.entries)) or "no source"
             raise InputError(
                 f"{self.path} has no source {name}.{split} (it has {known}); make it: `ppma index SOURCE --root DIR "
-                f"--out {name}_{split}.csv --name {name} --split {split} --data {self.path}`"
+                f"--out {name}_{split}.csv --name {name} --split {split} --data {self.path}`, or, for a data set that "
+                f"`ppma datasets` lists, `ppma index --dataset NAME --root DIR --data {self.path}`"
             )
         return self.entries[name, split]
 

@@ -177,9 +177,13 @@ class Root:
         entries = self.entries(folder)
         if name in entries and not entries[name][0]:
             return [name]
-        if folder not in self._names:  # of a folder of 220,000 videos too, each name is looked at once
-            self._names[folder] = _by_name(entries)
-        return self._names[folder].get(_key(name), [])
+        return self._named(folder).get(_key(name), [])
+
+    def _named(self, folder: str) -> dict[str, list[str]]:
+        """`_by_name` of a folder, made once: there are folders of 220,000 videos."""
+        if folder not in self._names:
+            self._names[folder] = _by_name(self.entries(folder))
+        return self._names[folder]
 
     def find_folder(self, folder: str) -> tuple[str, str]:
         """The folder's real spelling, where it differs in its Unicode form only."""
@@ -188,7 +192,7 @@ class Root:
             parent, reason = self.find_folder(parent)
             if reason:
                 return folder, reason
-        for other in self.entries(parent):
+        for other in self._named(parent).get(_key(name), []):
             if _key(other) == _key(name):
                 return posixpath.join(parent, other), ""
         return folder, f"{ABSENT}folder {folder!r} below the root"

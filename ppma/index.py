@@ -7,12 +7,14 @@ Nothing is written before every file was looked at; an interrupted run leaves wh
 With --name the manifest is entered into data.toml.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from ppma.command import DONE, parse
+from ppma.command import DONE, RUN_AGAIN, parse
+from ppma.fanout import DiskFullError
 from ppma.index_dataset import index_dataset
 from ppma.indexing import SHOWN, IndexConfig, look_into, tell_result, write
 from ppma.loaders import catalogue
@@ -24,8 +26,15 @@ def main(argv: list[str]) -> int:
     """Run `ppma index ARGV`."""
     config = parse(IndexConfig, argv, prog="ppma index")
     report = Console(highlight=False, soft_wrap=True)
-    if config.dataset is not None:
-        return index_dataset(config, report)
+    try:
+        return _index(config, report) if config.dataset is None else index_dataset(config, report)
+    except DiskFullError as error:
+        sys.stderr.write(f"ppma index: {error}; make room and give the same command\n")
+        return RUN_AGAIN
+
+
+def _index(config: IndexConfig, report: Console) -> int:
+    """A folder tree or a list."""
     assert config.source is not None and config.out is not None
     root, rows = _read(config, config.source)
     if config.dry_run:

@@ -7,7 +7,6 @@ A second official split becomes a source of its own, `ucf101-2`, with train and 
 """
 
 import csv
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +15,7 @@ from rich.console import Console
 
 from ppma import datasets
 from ppma.adapter import Dataset, Download, Splits
-from ppma.command import DONE, RUN_AGAIN
-from ppma.fanout import DiskFullError
+from ppma.command import DONE
 from ppma.indexing import SHOWN, IndexConfig, look_into, tell_result, write
 from ppma.loaders import catalogue
 from ppma.loaders.errors import InputError
@@ -62,11 +60,7 @@ def index_dataset(config: IndexConfig, report: Console) -> int:
         _tell_plan(report, dataset, parts, config)
         return DONE
     _settle_missing(dataset, name, parts, config)
-    try:
-        root, parts, answers = _look(download.root, parts, config)
-    except DiskFullError as error:
-        sys.stderr.write(f"ppma index: {error}; make room and give the same command: what is encoded is kept\n")
-        return RUN_AGAIN
+    root, parts, answers = _look(download.root, parts, config)
     settings = replace(config, domain=config.domain or dataset.domain, licence=config.licence or dataset.licence)
     for part in parts:
         found = [row.reason or answers[row.path] for row in part.rows]

@@ -19,6 +19,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ppma.fanout import watch_disk
 from ppma.loaders.errors import InputError
 from ppma.loaders.formats import FRAME_FOLDER_FPS, Listed
 from ppma.loaders.manifest import Clip, Manifest, write_atomically
@@ -151,12 +152,16 @@ def write(
     clips = [_clip(row, facts, source, config) for row, facts in zip(rows, answers) if isinstance(facts, Facts)]
     refused = [(row, answer) for row, answer in zip(rows, answers) if isinstance(answer, str)]
     rejected = out.with_suffix(".rejected.csv")
-    write_atomically(rejected, lambda file: csv.writer(file, lineterminator="\n").writerows(_rejected_rows(refused)))
+    with watch_disk(out):
+        write_atomically(
+            rejected, lambda file: csv.writer(file, lineterminator="\n").writerows(_rejected_rows(refused))
+        )
     if not clips:
         raise InputError(
             f"{config.source or out.stem}: none of {len(rows)} clips can be used{_most(refused)}; see {rejected}"
         )
-    Manifest.write(out, clips)
+    with watch_disk(out):
+        Manifest.write(out, clips)
     Manifest.read(out, root=root)  # what a training run will read, checked now
     return clips, refused
 

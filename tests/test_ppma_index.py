@@ -1,6 +1,7 @@
 """`ppma index` as a stranger uses it: what it writes, what it says, and that a wrong input costs one line."""
 
 import csv
+import errno
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from damaged_clips import CASES, encode
 
-from ppma.command import INTERRUPTED, WRONG_INPUT, run
+from ppma.command import INTERRUPTED, RUN_AGAIN, WRONG_INPUT, run
 from ppma.index import main
 from ppma.loaders import catalogue
 from ppma.loaders.manifest import Manifest
@@ -155,3 +156,15 @@ def test_an_interrupted_run_leaves_what_was_there(clip_tree, tmp_path):
     assert workers and not any(Path(f"/proc/{pid}").exists() for pid in workers)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv", "tree"]
     assert Path("m.csv").read_text() == "before"
+
+
+def test_a_full_disk_is_said_in_one_line(clip_tree, monkeypatch, capsys):
+    def fail(path, clips):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Manifest, "write", staticmethod(fail))
+    assert index(clip_tree, "--out", "m.csv", "--name", "demo") == RUN_AGAIN
+    assert (
+        capsys.readouterr().err == "ppma index: m.csv: No space left on device; make room and give the same command\n"
+    )
+    assert not Path("m.csv").exists() and not Path("data.toml").exists()

@@ -41,5 +41,5 @@ DATASET = Dataset(
     home="http://www.svcl.ucsd.edu/projects/resound/dataset.html",
     citation="Li, Li, Vasconcelos: RESOUND: Towards Action Recognition without Representation Bias, ECCV 2018",
     read=read,
-    unconfirmed=("the licence: no page of the owners that states one was found", "which words the vocabulary uses"),
+    unconfirmed=("the licence: no page of the owners that states one was found",),
 )

@@ -55,5 +55,6 @@ DATASET = Dataset(
     read=read,
     unconfirmed=(
         "the training list: the authors' repository as it was seen holds val.csv only; without train.csv val alone is indexed",
+        "that the cited paper is where the subset comes from",
     ),
 )
