@@ -16,7 +16,7 @@ def test_one_seed_is_the_bootstrap_over_videos():
     assert (ours.low, ours.high) == pytest.approx((usual.low, usual.high), abs=0.005)
 
 
-def test_patterns_are_the_same_draw_as_drawing_rows_and_columns():
+def test_sums_are_the_same_draw_as_drawing_rows_and_columns():
     """Against the pigeonhole bootstrap written out: mean and standard deviation of the resampled means."""
     rng = np.random.default_rng(1)
     values_SV = rng.random((3, 120)) < np.array([[0.3], [0.5], [0.6]])

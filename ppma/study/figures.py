@@ -18,8 +18,10 @@ from ppma.study.findings import Cell, Findings
 GREY, BLUE, ORANGE = "#8c97a3", "#1f6fb2", "#c8621b"
 MARKERS = "osD^vP*X<>"
 PANELS_A_ROW = 2
-SHORT = 46
+SHORT = 52
 """Letters of a title that fit beside a panel."""
+LEFT = 4.1
+"""Inches for the titles."""
 
 
 def svg(figure: Figure) -> str:
@@ -36,10 +38,16 @@ def _short(title: str) -> str:
 
 
 def _panels(count: int, methods: int) -> tuple[Figure, list[Axes]]:
+    """Panels at fixed places: matplotlib's own layout takes longer than all the rest of a report."""
     across = min(PANELS_A_ROW, count)
     down = -(-count // across)
-    figure = Figure(figsize=(4.6 * across + 2.4, (0.28 * methods + 1.1) * down), layout="constrained")
+    width, height = LEFT + across * 4.6, down * (0.28 * methods + 1.1)
+    figure = Figure(figsize=(width, height))
     axes = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
+    gap = 0.9 / (height / down - 0.9) if down > 1 else 0
+    figure.subplots_adjust(
+        left=LEFT / width, right=1 - 0.15 / width, top=1 - 0.35 / height, bottom=0.5 / height, wspace=0.06, hspace=gap
+    )
     for cell in axes[count:]:
         cell.set_axis_off()
     return figure, list(axes[:count])
@@ -112,8 +120,11 @@ def cost(findings: Findings) -> Figure | None:
     timed = [cell for cell in findings.cells.values() if cell.pretrain_seconds is not None]
     if not timed:
         return None
-    figure = Figure(figsize=(4.6 * len(protocols) + 3.2, 3.4), layout="constrained")
-    for axes, protocol in zip(figure.subplots(1, len(protocols), squeeze=False)[0], protocols):
+    width = 4.3 * len(protocols) + LEFT
+    figure = Figure(figsize=(width, 3.4))
+    panels = figure.subplots(1, len(protocols), squeeze=False)[0]
+    figure.subplots_adjust(left=0.7 / width, right=1 - LEFT / width, top=0.9, bottom=0.16, wspace=0.25)
+    for axes, protocol in zip(panels, protocols):
         for place, (method, title) in enumerate(findings.collection.methods.items()):
             cells = [cell for cell in timed if (cell.method, cell.protocol) == (method, protocol)]
             if cells:
@@ -124,7 +135,9 @@ def cost(findings: Findings) -> Figure | None:
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+    figure.legend(
+        handles, labels, loc="upper left", bbox_to_anchor=(1 - (LEFT - 0.1) / width, 0.92), fontsize=8, frameon=False
+    )
     return figure
 
 

@@ -4,20 +4,18 @@ right_SV, right or wrong of each seed on each video  ->  mean with a 95 % interv
 
 Both what varies is drawn again: the seeds and the videos, each with replacement (the pigeonhole bootstrap, Owen, Annals of Applied
 Statistics 2007; it errs towards wide intervals). With one seed this is the usual bootstrap over videos, and says nothing of other seeds.
-A mean depends on the drawn videos only through how often each pattern of right and wrong over the seeds was drawn, and there are few such
-patterns: a multinomial over them is the same draw, a hundred times faster.
+Once the seeds are drawn, a video counts by its sum over them, a small whole number, and the drawn videos matter only through how often
+each such number comes: a multinomial over them is the same draw, a hundred times faster.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from ppma.loaders.philox import Purpose, generator
 from ppma.metrics import RESAMPLES, Accuracy
-
-AT_A_TIME = 1000
-"""Resamples drawn in one go, which bounds memory where there are many patterns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +32,26 @@ class Difference:
         return "better" if self.by.low > 0 else "worse" if self.by.high < 0 else "not told apart"
 
 
+@cache
+def _drawn_seeds(seeds: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each seed was drawn, (different ways, seeds), and how many resamples drew them that way; the same for all methods."""
+    drawn_RS = generator(seed, Purpose.RESAMPLE).multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
+    ways_WS, number_W = np.unique(drawn_RS, axis=0, return_counts=True)
+    return ways_WS, number_W
+
+
 def resampled_means(values_SV: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """(resamples,) means of values drawn again over seeds (rows) and videos (columns)."""
+    """(resamples,) means of whole numbers drawn again over seeds (rows) and videos (columns), in no particular order."""
     seeds, videos = values_SV.shape
-    patterns_PS, counts_P = np.unique(values_SV.T.astype(np.float64), axis=0, return_counts=True)
-    rng = generator(seed, Purpose.RESAMPLE)
+    patterns_PS, videos_P = np.unique(values_SV.T.astype(np.int64), axis=0, return_counts=True)
+    rng = generator(seed, Purpose.RESAMPLE, epoch=1)
     means = []
-    for start in range(0, resamples, AT_A_TIME):
-        some = min(AT_A_TIME, resamples - start)
-        videos_RP = rng.multinomial(videos, counts_P / videos, size=some)
-        seeds_RS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=some)
-        means.append((videos_RP @ patterns_PS * seeds_RS).sum(axis=1) / (videos * seeds))
+    for times_S, number in zip(*_drawn_seeds(seeds, resamples, seed)):
+        sums_P = patterns_PS @ times_S
+        lowest = sums_P.min()
+        share_K = np.bincount(sums_P - lowest, weights=videos_P) / videos
+        drawn_NK = rng.multinomial(videos, share_K, size=number)
+        means.append(drawn_NK @ (np.arange(len(share_K)) + lowest) / (videos * seeds))
     return np.concatenate(means)
 
 
@@ -64,7 +71,7 @@ def difference(first_SV: np.ndarray, second_SV: np.ndarray) -> Difference:
     """First less second; row s of both is one seed, column v one video. What is hard for both cancels."""
     if first_SV.shape != second_SV.shape:
         raise ValueError(f"{first_SV.shape} and {second_SV.shape} cannot be paired: other seeds or other videos")
-    values_SV = first_SV.astype(np.float64) - second_SV
+    values_SV = first_SV.astype(np.int64) - second_SV
     means_R = resampled_means(values_SV)
     beyond = min(int((means_R <= 0).sum()), int((means_R >= 0).sum()))
     return Difference(by=_interval(float(values_SV.mean()), means_R), p=min(1.0, 2 * (beyond + 1) / (len(means_R) + 1)))
