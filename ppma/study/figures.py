@@ -18,7 +18,7 @@ from ppma.study.findings import Cell, Findings
 GREY, BLUE, ORANGE = "#8c97a3", "#1f6fb2", "#c8621b"
 MARKERS = "osD^vP*X<>"
 PANELS_A_ROW = 2
-SHORT = 52
+SHORT = 56
 """Letters of a title that fit beside a panel."""
 LEFT = 4.1
 """Inches for the titles."""
