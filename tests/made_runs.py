@@ -27,17 +27,18 @@ def tested(
     dataset: str = "made",
     init: Path | None = None,
     classes: int = 8,
+    draws: int = 1,
 ) -> Path:
-    """A sealed probe that got these videos right; `init` is a run of `trained`."""
+    """A sealed probe that got these videos right, whole draws one after another; `init` is a run of `trained`."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(str(folder).encode()).digest()[:4]))
     scores_VC, label_V = scores(right_V, classes, rng)
-    videos = np.array([f"clips/{i:05d}.mp4" for i in range(len(right_V))])
+    videos = np.array([f"clips/{i % (len(right_V) // draws):05d}.mp4" for i in range(len(right_V))])
     np.savez_compressed(folder / "scores.npz", video=videos, scores=scores_VC, label=label_V)
     top5 = float(((scores_VC >= scores_VC[np.arange(len(label_V)), label_V][:, None]).sum(axis=1) <= 5).mean())
     result = {
         "dataset": dataset, "split": "val", "protocol": "probe, 2 windows x 3 crops", "seed": seed, "n_videos": len(right_V),
-        "top1": float(right_V.mean()), "top5": top5,
+        "top1": float(right_V.mean()), "top5": top5, "draws": draws,
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
     _common(folder, "probe", seed, init)

@@ -32,7 +32,7 @@ def test_results_are_counted_from_the_scores(study):
     assert found.title == "A made <study> & more" and list(found.methods) == ["random", "full"] and not found.missing
     for result in found.results:
         right_V = RIGHT[result.method, result.protocol, result.dataset, result.seed]
-        assert np.array_equal(result.right_V, right_V)
+        assert np.array_equal(result.right_DV, right_V[None])
         assert result.pretrain_seconds == (0 if result.method == "random" else 3600 * (1 + result.seed))
     assert len({result.videos for result in found.results}) == 1
     assert collect(study / "made.study.json").results[0].folder == found.results[0].folder
@@ -114,3 +114,13 @@ def test_what_holds_no_run_is_told(tmp_path, study):
     (study / "two.study.json").write_text("{}")
     with pytest.raises(InputError, match=r"holds 2 studies; give one: .*made\.study\.json"):
         collect(study)
+
+
+def test_draws_of_few_clips_are_rows_over_the_same_videos(tmp_path):
+    """As a few-shot run leaves them: whole draws one after another, over a list of videos that comes again."""
+    right_DV = np.stack([np.arange(40) % (2 + draw) == 0 for draw in range(3)])
+    run = made_runs.tested(tmp_path / "few", right_DV.ravel(), draws=3)
+    (found,) = collect(run.parent).results
+    assert np.array_equal(found.right_DV, right_DV) and found.right5_DV.shape == (3, 40)
+    one = made_runs.tested(tmp_path / "one", right_DV[0])
+    assert {result.videos for result in collect(one.parent).results} == {found.videos}

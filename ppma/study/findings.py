@@ -85,8 +85,8 @@ def _cell(key: tuple[str, str, str], groups: Groups, collection: Collection) -> 
     costs = [result.pretrain_seconds for result in results]
     return Cell(
         method=method, protocol=protocol, dataset=dataset,
-        top1=mean(np.stack([r.right_V for r in results])), top5=mean(np.stack([r.right5_V for r in results])),
-        of_seeds={seed: float(result.right_V.mean()) for seed, result in by_seed.items()}, videos=len(results[0].right_V),
+        top1=mean(np.concatenate([r.right_DV for r in results])), top5=mean(np.concatenate([r.right5_DV for r in results])),
+        of_seeds={seed: float(result.right_DV.mean()) for seed, result in by_seed.items()}, videos=results[0].right_DV.shape[1],
         behind=_against(collection.compare, key, groups), gap=_against(collection.humans, key, groups),
         test_seconds=float(np.mean([r.seal.seconds for r in results])),
         pretrain_seconds=None if None in costs else float(np.mean([cost for cost in costs if cost is not None])),
@@ -97,10 +97,15 @@ def _against(other: str, key: tuple[str, str, str], groups: Groups) -> Differenc
     """How much better the method `other` is on the seeds and videos that both have."""
     method, protocol, dataset = key
     theirs, own = groups.get((other, protocol, dataset), {}), groups[key]
-    shared = [seed for seed in sorted(own) if seed in theirs and theirs[seed].videos == own[seed].videos]
+    shared = [seed for seed in sorted(own) if seed in theirs and _pair(theirs[seed], own[seed])]
     if other in ("", method) or not shared:
         return None
-    return difference(np.stack([theirs[s].right_V for s in shared]), np.stack([own[s].right_V for s in shared]))
+    both = ([runs[seed].right_DV for seed in shared] for runs in (theirs, own))
+    return difference(*map(np.concatenate, both))
+
+
+def _pair(one: Result, other: Result) -> bool:
+    return one.videos == other.videos and one.right_DV.shape == other.right_DV.shape
 
 
 def _corrected(cells: dict[tuple[str, str, str], Cell]) -> dict[tuple[str, str, str], Cell]:

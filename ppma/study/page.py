@@ -76,7 +76,7 @@ def _run(result: Result, title: str) -> str:
     lines = "\n".join(f"{name:<24} {digest}" for name, digest in hashes.items() if digest)
     command = f"<pre>{escape(shlex.join(result.command))}</pre>" if result.command else ""
     where = f"{result.folder.name}, {result.device}, {result.seal.seconds:.0f} s"
-    head = f"{escape(title)}, {escape(result.protocol)}, {escape(result.dataset)}, seed {result.seed}: {100 * result.right_V.mean():.1f} %"
+    head = f"{escape(title)}, {escape(result.protocol)}, {escape(result.dataset)}, seed {result.seed}: {100 * result.right_DV.mean():.1f} %"
     return f"<details><summary>{head}</summary><p class=note>{escape(where)}</p>{command}<pre>{escape(lines)}</pre></details>\n"
 
 

@@ -33,8 +33,9 @@ class Result:
     seed: int
     folder: Path
     seal: Seal
-    right_V: np.ndarray
-    right5_V: np.ndarray
+    right_DV: np.ndarray
+    """bool: whether a video was named right, in each draw of a protocol that draws its training clips; one draw elsewhere."""
+    right5_DV: np.ndarray
     videos: str
     """Hash of the list of videos and labels: equal for runs that can be paired."""
     pretrain_seconds: float | None
@@ -135,10 +136,15 @@ def _read(folder: Path, command: tuple[str, ...]) -> dict[str, Any]:
             raise InputError(
                 f"{folder / 'result.json'} says {name} {result[name]}, its scores {counted}: they are not of one run"
             )
-    listed = hashlib.sha256("\0".join([*video_V.tolist(), *map(str, label_V.tolist())]).encode()).hexdigest()
+    draws = result.get("draws", 1)
+    videos = len(label_V) // draws
+    listed = hashlib.sha256(
+        "\0".join([*video_V[:videos].tolist(), *map(str, label_V[:videos].tolist())]).encode()
+    ).hexdigest()
     return {
-        "dataset": result["dataset"], "seed": result["seed"], "folder": folder, "seal": sealed, "right_V": right_V, "right5_V": right5_V,
-        "videos": listed, "device": _device(folder), "command": command,
+        "dataset": result["dataset"], "seed": result["seed"], "folder": folder, "seal": sealed, "videos": listed,
+        "right_DV": right_V.reshape(draws, videos), "right5_DV": right5_V.reshape(draws, videos),
+        "device": _device(folder), "command": command,
     }  # fmt: skip
 
 

@@ -43,11 +43,11 @@ def _drawn_seeds(seeds: int, resamples: int, seed: int) -> tuple[np.ndarray, np.
 def resampled_means(values_SV: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """(resamples,) means of whole numbers drawn again over seeds (rows) and videos (columns), in no particular order."""
     seeds, videos = values_SV.shape
-    patterns_PS, videos_P = np.unique(values_SV.T.astype(np.int64), axis=0, return_counts=True)
+    patterns_PS, videos_P = np.unique(values_SV.T.astype(np.float64), axis=0, return_counts=True)
     rng = generator(seed, Purpose.RESAMPLE, epoch=1)
     means = []
     for times_S, number in zip(*_drawn_seeds(seeds, resamples, seed)):
-        sums_P = patterns_PS @ times_S
+        sums_P = (patterns_PS @ times_S).astype(np.int64)  # float64 multiplies whole numbers exactly, and faster
         lowest = sums_P.min()
         share_K = np.bincount(sums_P - lowest, weights=videos_P) / videos
         drawn_NK = rng.multinomial(videos, share_K, size=number)

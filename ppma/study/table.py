@@ -153,7 +153,7 @@ def runs_csv(findings: Findings) -> str:
     return _csv([
         {
             "method": result.method, "protocol": result.protocol, "dataset": result.dataset, "seed": result.seed,
-            "top1": float(result.right_V.mean()), "top5": float(result.right5_V.mean()), "videos": len(result.right_V),
+            "top1": float(result.right_DV.mean()), "top5": float(result.right5_DV.mean()), "videos": result.right_DV.shape[1],
             "seconds": result.seal.seconds, "device": result.device, "folder": result.folder.name,
             "config_sha256": result.seal.files.get("config.json", ""), "scores_sha256": result.seal.files["scores.npz"],
             "weights_sha256": result.seal.weights, "init_sha256": result.seal.init,
