@@ -9,13 +9,14 @@ A second reader runs ahead in the third pass and brings the references. Nothing 
 """
 
 import contextlib
+import hashlib
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -97,6 +98,8 @@ class Outcome:
     """Of the hidden pixels, painted from other frames; the rest is guessed."""
     shots: int
     cpu_seconds: float
+    outside_sha256: str
+    """Of the pixels that are not hidden, frame after frame, before encoding: those of the source have the same."""
 
 
 @dataclass
@@ -159,6 +162,7 @@ class Workshop:
             seen_share=tally.seen / max(1, tally.hidden),
             shots=1 + max((pose.shot for pose in poses), default=0),
             cpu_seconds=time.process_time() - began,
+            outside_sha256=tally.outside.hexdigest(),
         )
         return outcome, paths
 
@@ -197,7 +201,7 @@ class Workshop:
                     height, width = frame_HWC.shape[:2]
                     writers = {p: writer(path, p, layout, source.fps, (height, width)) for p, path in paths.items()}
                 picture_HWC, hidden_HW, seen_HW = self._change(t, frame_HWC, spool, window)
-                tally.add(hidden_HW, seen_HW)
+                tally.add(picture_HWC, hidden_HW, seen_HW)
                 pictures: dict[Part, np.ndarray] = {"inp": picture_HWC, "seg": hidden_HW, "ori": frame_HWC}
                 for part, one in writers.items():
                     one.add(pictures[part])
@@ -233,8 +237,10 @@ class _Tally:
     width: int = 0
     hidden: int = 0
     seen: int = 0
+    outside: Any = field(default_factory=hashlib.sha256)
 
-    def add(self, hidden_HW: np.ndarray, seen_HW: np.ndarray) -> None:
+    def add(self, picture_HWC: np.ndarray, hidden_HW: np.ndarray, seen_HW: np.ndarray) -> None:
+        self.outside.update(picture_HWC[~hidden_HW].tobytes())
         self.frames += 1
         self.height, self.width = hidden_HW.shape
         self.hidden += int(hidden_HW.sum())
