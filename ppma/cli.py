@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "fetch the small models that find people, and list them with their licences",
     ),
     "remove-humans": ("ppma.privacy.command", "paint over the people in your own videos; drops sound and metadata"),
+    "audit": ("ppma.privacy.audit", "say what is left of the people in cleaned clips, and how sure one can be"),
     "train": ("ppma.train", "run a recipe: stage 1, stage 2, fine-tuning, linear probing"),
     "evaluate": ("ppma.evaluate", "test a checkpoint: 2 x 3 views, top-1 and top-5 with 95 % intervals"),
     "average": ("ppma.average", "average the weights of two or more encoders into one that --init takes"),

@@ -20,7 +20,7 @@ import numpy as np
 from ppma.loaders.errors import InputError
 from ppma.privacy import weights
 from ppma.privacy.boxes import NONE_05, suppress
-from ppma.privacy.detectors import tiles
+from ppma.privacy.detectors import MOST_ENLARGED, tiles
 from ppma.privacy.tfjs import Graph
 
 
@@ -50,19 +50,23 @@ class AuditorKind:
     """One of the detectors, under which terms it may be used, and at which operating point it judges."""
 
     make: Callable[..., Auditor]
-    """Of the files of its weights, when it has any."""
+    """Of the files of its weights, when it has any, and a threshold."""
     finds: Literal["person", "face"]
     licence: str
-    operating_point: str
-    """In words, for the report."""
+    threshold: float
+    """Its operating point: from this score on a box is a hit."""
     weights: str = ""
     """Key of `weights.WEIGHTS`, or empty for one without weights."""
 
 
 def looks(frame_HWC: np.ndarray, side: int) -> tuple[np.ndarray, list[Look]]:
-    """(batch_BSS3 uint8, where each lies): the whole picture and its tiles, each scaled into a square with grey beside it."""
+    """(batch_BSS3 uint8, where each lies): the whole picture and its tiles, each scaled into a square with grey beside it.
+
+    No tiles of a picture that is enlarged MOST_ENLARGED times as a whole: more shows nothing more.
+    """
     squares, places = [], []
-    for part_HWC, x, y in [(frame_HWC, 0, 0), *tiles(frame_HWC)]:
+    enough = side >= MOST_ENLARGED * max(frame_HWC.shape[:2])
+    for part_HWC, x, y in [(frame_HWC, 0, 0), *(() if enough else tiles(frame_HWC))]:
         height, width = part_HWC.shape[:2]
         scale = side / max(height, width)
         square = np.full((side, side, 3), 114, np.uint8)
@@ -87,7 +91,7 @@ class NanoDet:
     """Of blue, green and red, as it was trained."""
     _outputs = ("Sigmoid_154", "Split_153:1", "Sigmoid_165", "Split_164:1", "Sigmoid_176", "Split_175:1")
 
-    def __init__(self, files: dict[str, Path], threshold: float = 0.4) -> None:
+    def __init__(self, files: dict[str, Path], threshold: float) -> None:
         """`files`: nanodet.json and nanodet.bin."""
         self.threshold = threshold
         names = [f"PartitionedCall/onnx_tf_prefix_{name}" for name in self._outputs]
@@ -123,7 +127,7 @@ class CenterNet:
 
     side, stride = 512, 4
 
-    def __init__(self, files: dict[str, Path], threshold: float = 0.4) -> None:
+    def __init__(self, files: dict[str, Path], threshold: float) -> None:
         """`files`: centernet.json and centernet.bin."""
         self.threshold = threshold
         self._graph = Graph(files["centernet.json"], files["centernet.bin"], ["tower_0/keypoints", "tower_0/wh"])
@@ -147,7 +151,7 @@ class BlazeFace:
 
     side, stride = 192, 4
 
-    def __init__(self, files: dict[str, Path], threshold: float = 0.6) -> None:
+    def __init__(self, files: dict[str, Path], threshold: float) -> None:
         """`files`: blazeface.json and blazeface.bin."""
         self.threshold = threshold
         names = [
@@ -174,7 +178,7 @@ class BlazeFace:
 class Hog:
     """OpenCV's people detector on histograms of gradients (Dalal and Triggs, 2005): upright people only, but no network."""
 
-    def __init__(self, threshold: float = 0.8) -> None:
+    def __init__(self, threshold: float) -> None:
         """`threshold`: distance from the plane of the support vector machine."""
         self.threshold = threshold
         self._hog = cv2.HOGDescriptor()
@@ -194,41 +198,37 @@ class Hog:
 
 
 AUDITORS: dict[str, AuditorKind] = {
-    "nanodet": AuditorKind(
-        make=NanoDet, finds="person", weights="auditors", licence="Apache-2.0", operating_point="score of 0.4 and more"
-    ),
+    "nanodet": AuditorKind(make=NanoDet, finds="person", weights="auditors", licence="Apache-2.0", threshold=0.4),
     "centernet": AuditorKind(
         make=CenterNet,
         finds="person",
         weights="auditors",
         licence="Apache-2.0",
-        operating_point="score of 0.4 and more",
+        threshold=0.4,
     ),
-    "hog": AuditorKind(
-        make=Hog, finds="person", licence="Apache-2.0 (OpenCV)", operating_point="0.8 and more beyond the plane"
-    ),
-    "blazeface": AuditorKind(
-        make=BlazeFace, finds="face", weights="auditors", licence="Apache-2.0", operating_point="score of 0.6 and more"
-    ),
+    "hog": AuditorKind(make=Hog, finds="person", licence="Apache-2.0 (OpenCV)", threshold=0.8),
+    "blazeface": AuditorKind(make=BlazeFace, finds="face", weights="auditors", licence="Apache-2.0", threshold=0.6),
 }
 """By the name that a report gives them."""
 
 
-def check(names: tuple[str, ...], makers: set[str]) -> None:
+def check(names: tuple[str, ...], makers: set[str], flag: str = "--detectors") -> None:
     """InputError unless they may judge masks made by `makers`: known, two for people and one for faces, and none that made them."""
     for name in names:
         if name not in AUDITORS:
-            raise InputError(f"--detectors: there is no auditor {name!r}; auditors are {', '.join(AUDITORS)}")
+            raise InputError(f"{flag}: there is no auditor {name!r}; auditors are {', '.join(AUDITORS)}")
     if both := sorted(set(names) & makers):
-        raise InputError(f"{', '.join(both)} made the masks and cannot judge them; leave it out of --detectors")
+        raise InputError(f"{', '.join(both)} made the masks and cannot judge them; leave it out of {flag}")
     finds = [AUDITORS[name].finds for name in names]
     if finds.count("person") < 2 or "face" not in finds:
-        raise InputError(f"--detectors {' '.join(names)}: an audit takes two that find people and one that finds faces")
+        raise InputError(f"{flag} {' '.join(names)}: an audit takes two that find people and one that finds faces")
 
 
-def load(name: str, folder: Path) -> Auditor:
-    """The auditor of that name, with its weights from `folder`; InputError when they are not there, or are not what they should be."""
+def load(name: str, folder: Path, threshold: float | None = None) -> Auditor:
+    """The auditor of that name, at its operating point unless told otherwise, with its weights from `folder`.
+
+    InputError when they are not there, or are not what they should be.
+    """
     kind = AUDITORS[name]
-    if not kind.weights:
-        return kind.make()
-    return kind.make(weights.find(kind.weights, folder))
+    threshold = kind.threshold if threshold is None else threshold
+    return kind.make(weights.find(kind.weights, folder), threshold) if kind.weights else kind.make(threshold)
