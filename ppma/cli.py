@@ -31,6 +31,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "remove-humans": ("ppma.privacy.command", "paint over the people in your own videos; drops sound and metadata"),
     "audit": ("ppma.privacy.audit", "say what is left of the people in cleaned clips, and how sure one can be"),
+    "plant": (
+        "ppma.privacy.plant_command",
+        "draw people into places without people, remove and audit them: what do remover and auditor see?",
+    ),
     "train": ("ppma.train", "run a recipe: stage 1, stage 2, fine-tuning, linear probing"),
     "evaluate": ("ppma.evaluate", "test a checkpoint: 2 x 3 views, top-1 and top-5 with 95 % intervals"),
     "average": ("ppma.average", "average the weights of two or more encoders into one that --init takes"),

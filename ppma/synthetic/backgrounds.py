@@ -26,7 +26,7 @@ def list_videos(folder: Path, split: Split) -> tuple[Path, ...]:
     return mine
 
 
-def _square(picture_HW3: np.ndarray, size: int, where: float) -> np.ndarray:
+def square(picture_HW3: np.ndarray, size: int, where: float) -> np.ndarray:
     """A square cut from the longer side at the share `where`, scaled to size."""
     side = min(picture_HW3.shape[:2])
     top, left = (int(where * (length - side)) for length in picture_HW3.shape[:2])
@@ -45,7 +45,7 @@ def pictures(path: Path, count: int, fps: float, size: int, rng: np.random.Gener
             first = int(begin * min(spare, 10 * rate))  # a start further in would cost more decoding than drawing
             for number, frame in enumerate(container.decode(stream)):
                 if number >= first + len(frames) * rate / fps:
-                    frames.append(_square(frame.to_ndarray(format="rgb24"), size, where))
+                    frames.append(square(frame.to_ndarray(format="rgb24"), size, where))
                 if len(frames) == count:
                     break
     except (av.error.FFmpegError, IndexError) as error:

@@ -23,6 +23,8 @@ SCENE_KINDS = tuple(f"{place}, camera {way}" for place in PLACES for way in WAYS
 """What is known of a scene without anybody in it: the classes of empty scenes."""
 STREAMS = ("people", "camera", "scene", "place")
 """What draws apart from what; the position is the `view` of the address."""
+BODY_METRES = 1.7
+"""Height of a person, about."""
 ELBOW_ROOM_METRES = 1.35
 """Between neighbours when several people are asked for."""
 
@@ -115,14 +117,19 @@ def scene_kind(address: Address) -> str | None:
     return f"{draw_place(address.stream('scene'))}, camera {draw_way(address.stream('camera'))}"
 
 
-def draw_clip(address: Address) -> Take:
-    """Everything about the clip that is drawn at random."""
+def draw_clip(address: Address, *, body_pixels: float | None = None) -> Take:
+    """Everything about the clip that is drawn at random.
+
+    `body_pixels`: the camera goes back or comes near until people are about so tall, instead of showing all of them.
+    """
     people = _draw_people(address)
     feet_NT2 = np.stack([person.vertices_TV3[:, :, :2].mean(1) for person in people])
     middle_T2 = feet_NT2.mean(0)
     wide = 1.2 + 2 * float(np.linalg.norm(feet_NT2 - middle_T2, axis=-1).max())
     tall = max(float(person.vertices_TV3[:, :, 2].max()) for person in people)
     camera = draw_camera(middle_T2, wide, tall, address.stream("camera"), address.split, still=bool(address.videos))
+    if body_pixels is not None:
+        camera = camera.at_distance(BODY_METRES * camera.focal * address.size / body_pixels, middle_T2)
     scene = draw_scene(feet_NT2.reshape(-1, 2), camera, address.stream("scene"), address.split)
     pictures = None
     if address.videos:

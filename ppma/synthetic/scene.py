@@ -8,7 +8,7 @@ Scene and camera draw from their own streams; nothing about them depends on the 
 Legend: T frames, S samples along a side, P pixels along a side.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import cv2
@@ -47,6 +47,14 @@ class Camera:
     focal: float
     """Focal length in picture widths."""
     moving: bool
+
+    def at_distance(self, metres: float, middle_T2: np.ndarray) -> "Camera":
+        """The camera moved along its view until it is so far, on average, from people whose middle is middle_T2; it turns as before."""
+        ahead_T3 = self.axes_T33[:, 2]
+        people_T3 = np.concatenate([middle_T2, np.full((len(middle_T2), 1), 0.85)], 1)
+        distance_T = np.einsum("tk,tk->t", people_T3 - self.eye_T3, ahead_T3)
+        step_T1 = (distance_T * (1 - metres / distance_T.mean()))[:, None]
+        return replace(self, eye_T3=self.eye_T3 + step_T1 * ahead_T3)
 
 
 @dataclass(frozen=True, kw_only=True)
