@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import rows
+from ppma import compiling
 from ppma.command import DONE, parse, run
 from ppma.compute import choose
 from ppma.loaders.batch import ClipBatch
@@ -37,7 +38,7 @@ WARM_UP = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(rows.ReportConfig):
     """Training speed with the loader in the loop."""
 
     source: tuple[Literal["h264_gop250", "h264_gop12", "vp9", "mpeg4", "jpeg_folder", "packed"], ...] = (
@@ -63,12 +64,14 @@ class BenchmarkConfig:
     """Height and width of a view; smaller ones are for tests."""
     clips: Path = Path("~/.cache/ppma/benchmark-clips")
     """Folder for the made clips, kept for the next run."""
-    json: Path | None = None
-    """Write the rows as a JSON list."""
-    compare: bool = False
-    """Show these rows beside the last ones in benchmarks/results/."""
-    plot: Path | None = None
-    """Draw the rows into a PNG."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(0, "batch")
+        self.at_least(1, "views", "workers", "steps")
+        preset(self.model or "base", size=self.size)
+        if self.batch % self.views or (self.batch == 0 and 4 % self.views):
+            raise InputError(f"--batch {self.batch or 4} is no multiple of {self.views} views")
 
 
 def make_step(model_name: str, size: int, device: torch.device) -> Callable[[ClipBatch], None]:
@@ -77,7 +80,8 @@ def make_step(model_name: str, size: int, device: torch.device) -> Callable[[Cli
     model = MaskedAutoencoder(preset(model_name, size=size), MAEConfig()).to(device)
     optimizer = build_optimizer(model, OptimConfig())
     set_learning_rate(optimizer, 1e-5)
-    module = torch.compile(model) if device.type == "cuda" else model
+    mode = compiling.choose("auto", device)
+    module = compiling.compiled(model, mode) if mode != "off" else model
 
     def step(batch: ClipBatch) -> None:
         with compute.autocast():
@@ -100,8 +104,6 @@ def measure(manifest: Manifest, config: BenchmarkConfig, device: torch.device) -
     on_gpu = device.type == "cuda"
     model = config.model or ("base" if on_gpu else "tiny")
     batch = config.batch or (128 if on_gpu else 4)
-    if batch % config.views:
-        raise InputError(f"batch {batch} is no multiple of {config.views} views")
     loader = LoaderConfig(views=config.views, workers=config.workers, size=config.size)
     clips = batch // config.views
     epoch_clips = clips * (WARM_UP + config.steps)
@@ -141,7 +143,7 @@ def manifests(config: BenchmarkConfig) -> list[Manifest]:
         return [Manifest.read(config.manifest, root=config.root, name=config.manifest.stem)]
     from benchmarks.natural_clips import make_clips
 
-    made = make_clips(config.clips.expanduser())
+    made = make_clips(config.clips.expanduser(), contents=config.source)
     return [made[name] for name in config.source]
 
 

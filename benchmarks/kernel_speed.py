@@ -38,7 +38,7 @@ Kernel = Literal["patchify", "pixel_loss", "attention"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(rows.ReportConfig):
     """Speed of the fused operations."""
 
     kernel: tuple[Kernel, ...] = ("patchify", "pixel_loss", "attention")
@@ -46,12 +46,10 @@ class BenchmarkConfig:
     """Clips; 0: 64 on a GPU, 1 on a CPU."""
     repeats: int = 0
     """Of each measurement; 0: 50 on a GPU, 5 on a CPU."""
-    json: Path | None = None
-    """Write the rows as a JSON list."""
-    compare: bool = False
-    """Show these rows beside the last ones in benchmarks/results/."""
-    plot: Path | None = None
-    """Draw the rows into a PNG."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(0, "batch", "repeats")
 
 
 @dataclass(frozen=True, kw_only=True)

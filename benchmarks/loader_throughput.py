@@ -40,7 +40,7 @@ FOUR_VIEWS = (("h264_gop250", ("ours", "published")), ("packed", ("ours", "ffcv"
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(rows.ReportConfig):
     """Clips a second, CPU time and memory of every way of reading clips that is installed here.
 
     python benchmarks/loader_throughput.py
@@ -68,16 +68,14 @@ class BenchmarkConfig:
     """Where our views are made; peers stay on the CPU."""
     clips: Path = field(default_factory=lambda: Path("~/.cache/ppma/benchmark-clips").expanduser())
     """Folder for the made clips, kept for the next run."""
-    json: Path | None = None
-    """Write the rows as a JSON list."""
-    compare: bool = False
-    """Show these rows beside the last ones in benchmarks/results/."""
-    plot: Path | None = None
-    """Draw the rows into a PNG."""
     headspace: bool = False
     """Time the training step on a cached batch, the loader alone, and both; say what is the bottleneck."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(1, "views", "workers", "rounds")
+        if min(self.seconds, self.minutes) <= 0:
+            raise InputError(f"--seconds {self.seconds:g} and --minutes {self.minutes:g} must be above 0")
         for name, known in (("contents", CONTENTS), ("readers", READERS)):
             for value in getattr(self, name):
                 if value not in known:
@@ -221,14 +219,18 @@ class Reader:
             self._process.kill()
 
 
+def contents_of(config: BenchmarkConfig) -> tuple[str, ...]:
+    """Those that are asked for, or all that say something on the device."""
+    return config.contents or (CONTENTS if config.device == "gpu" else ON_CPU)
+
+
 def cases(config: BenchmarkConfig, readers: tuple[str, ...]) -> list[Case]:
     """What is measured, in order."""
     from benchmarks.loader_readers import reads
 
     if config.manifest is not None:
         return [Case("manifest", config.views, tuple(r for r in readers if r != "ffcv"))]
-    contents = config.contents or (CONTENTS if config.device == "gpu" else ON_CPU)
-    found = [Case(c, config.views, tuple(r for r in readers if reads(r, c))) for c in contents]
+    found = [Case(c, config.views, tuple(r for r in readers if reads(r, c))) for c in contents_of(config)]
     if not config.contents and config.views == 1:
         found += [Case(c, 4, tuple(r for r in some if r in readers)) for c, some in FOUR_VIEWS]
     return found
@@ -313,6 +315,12 @@ def to_rows(found: dict[tuple[str, str, int], list[Measure]], config: BenchmarkC
 def main(argv: list[str]) -> int:
     """Run the benchmark."""
     config = parse(BenchmarkConfig, argv, prog="loader_throughput")
+    if config.device == "gpu":
+        from ppma.loaders.pipeline import available
+
+        ready, why = available("gpu")
+        if not ready:
+            raise InputError(f"--device gpu: {why}")
     from benchmarks.loader_readers import installed
 
     readers = tuple(r for r in config.readers if installed(r))
@@ -322,8 +330,7 @@ def main(argv: list[str]) -> int:
         manifests = {"manifest": Manifest.read(config.manifest, root=config.root)}
     else:
         print(f"making clips in {config.clips} (once)", flush=True)
-        contents = CONTENTS if config.device == "gpu" or "h264_gop1" in config.contents else ON_CPU
-        manifests = make_clips(config.clips, contents=contents)
+        manifests = make_clips(config.clips.expanduser(), contents=contents_of(config))
     if config.headspace:
         from benchmarks.headspace import headspace
 

@@ -18,6 +18,7 @@ import av
 import cv2
 import numpy as np
 
+from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Clip, Manifest
 from ppma.loaders.packing import PackRow, pack_shard, write_rows
 from ppma.loaders.store import INDEX, PackParameters, Store, StoreIndex, locate_packed
@@ -33,6 +34,8 @@ ENCODERS: dict[str, tuple[str, str, int, dict[str, str]]] = {
 }
 """content: encoder, container, distance of key frames, options."""
 CONTENTS = (*ENCODERS, "jpeg_folder", "packed")
+PACKED = {"jpeg_folder", "packed"}
+"""The same JPEG frames, as files and in a store; they are made together."""
 
 
 def _texture(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -72,7 +75,8 @@ def natural_frames(seed: int, count: int = FRAMES) -> Iterator[np.ndarray]:
 
 def _encode(path: Path, content: str, frames: list[np.ndarray]) -> None:
     codec, _, spacing, options = ENCODERS[content]
-    with av.open(str(path), "w") as container:
+    beside = path.with_stem(f".{path.stem}")  # another benchmark may be reading the clip that this one replaces
+    with av.open(str(beside), "w") as container:
         stream: Any = container.add_stream(codec, rate=Fraction(FPS), options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.gop_size = spacing
@@ -81,6 +85,7 @@ def _encode(path: Path, content: str, frames: list[np.ndarray]) -> None:
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
+    beside.replace(path)
 
 
 def _make_clip(seed: int, frames: int, paths: dict[str, Path]) -> None:
@@ -127,22 +132,34 @@ def _pack(folder: Path, videos: list[Path]) -> Store:
     return made
 
 
+def _make(folder: Path, clips: int, frames: int, videos: dict[str, list[str]]) -> None:
+    """The videos of these contents, a process for each clip."""
+    for name in videos:
+        try:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"no clips can be made in {folder}: {error.strerror}; choose another --clips") from None
+    jobs = [(i, frames, {name: folder / paths[i] for name, paths in videos.items()}) for i in range(clips)]
+    with multiprocessing.get_context("spawn").Pool(min(clips, len(os.sched_getaffinity(0)))) as pool:
+        pool.starmap(_make_clip, jobs, chunksize=1)
+
+
 def make_clips(
     folder: Path, *, clips: int = 4, frames: int = FRAMES, contents: tuple[str, ...] = CONTENTS
 ) -> dict[str, Manifest]:
-    """A manifest for each content, its files made below `folder` unless they are there."""
-    mark, wanted = folder / "made.json", {"clips": clips, "frames": frames, "contents": sorted(contents), "version": 3}
+    """A manifest for each content, its files made below `folder` unless they are there. Packed clips are those of h264_gop250."""
+    if PACKED & set(contents):
+        contents = tuple({"h264_gop250": None, **dict.fromkeys(contents), **dict.fromkeys(sorted(PACKED))})
     videos = {name: [f"{name}/{i}.{ENCODERS[name][1]}" for i in range(clips)] for name in contents if name in ENCODERS}
-    if not mark.exists() or json.loads(mark.read_text()) != wanted:
-        mark.unlink(missing_ok=True)
-        for name in videos:
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        jobs = [(i, frames, {name: folder / paths[i] for name, paths in videos.items()}) for i in range(clips)]
-        with multiprocessing.get_context("spawn").Pool(min(clips, len(os.sched_getaffinity(0)))) as pool:
-            pool.starmap(_make_clip, jobs, chunksize=1)
-        if "packed" in contents:
+    mark, as_wanted = folder / "made.json", {"clips": clips, "frames": frames, "version": 3}
+    marked = json.loads(mark.read_text()) if mark.exists() else {}
+    there = {name: marked[name] for name in CONTENTS if name in marked}
+    missing = [name for name in contents if there.get(name) != as_wanted]
+    if missing:
+        _make(folder, clips, frames, {name: paths for name, paths in videos.items() if name in missing})
+        if PACKED & set(missing):
             _pack(folder, [folder / path for path in videos["h264_gop250"]])
-        mark.write_text(json.dumps(wanted))
+        mark.write_text(json.dumps(there | dict.fromkeys(missing, as_wanted)))
     names = {"libx264": "h264", "libvpx-vp9": "vp9", "mpeg4": "mpeg4"}
     rows = {
         name: [_clip(path, names[ENCODERS[name][0]], ENCODERS[name][2], frames) for path in paths]

@@ -12,11 +12,14 @@ import platform
 import statistics
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from json import dumps, loads
 from pathlib import Path
 from typing import Any
+
+from ppma.loaders.errors import InputError
 
 Row = dict[str, Any]
 
@@ -24,6 +27,36 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "triton", "timm", "transformers", "nvidia-dali-cuda130", "av", "numpy")
 DESCRIPTION = {"benchmark", "machine", "versions", "commit", "date", "spread"}
 """Fields that say where a row comes from."""
+
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What is done with the rows: the flags that all benchmarks share."""
+
+    json: Path | None = None
+    """Write the rows as a JSON list."""
+    compare: bool = False
+    """Show these rows beside the last ones in benchmarks/results/."""
+    plot: Path | None = None
+    """Draw the rows into a PNG."""
+
+    def __post_init__(self) -> None:
+        """Refuse before anything is measured what could not be written after it."""
+        for flag, file in (("json", self.json), ("plot", self.plot)):
+            if file is not None and (file.is_dir() or not file.parent.is_dir()):
+                raise InputError(f"--{flag} {file}: give a file in a folder that is there")
+        if self.plot is not None and self.plot.suffix not in PICTURES:
+            raise InputError(f"--plot {self.plot}: give a file that ends in {', '.join(PICTURES)}")
+
+    def at_least(self, least: float, *names: str) -> None:
+        """InputError when a field, or one of its values, is below `least`."""
+        for name in names:
+            value = getattr(self, name)
+            if min(value if isinstance(value, tuple) else (value,), default=least) < least:
+                raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least {least:g}")
 
 
 def machine() -> str:

@@ -38,7 +38,7 @@ BACKWARD_SHARE = 2 / 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScalingConfig:
+class ScalingConfig(rows.ReportConfig):
     """Measure a step and an all-reduce here, and predict the efficiency of many GPUs."""
 
     phase: Literal["mae", "align"] = "mae"
@@ -72,9 +72,12 @@ class ScalingConfig:
     size: int = 224
     frames: int = 16
     repeats: int = 3
-    json: Path | None = None
-    compare: bool = False
-    plot: Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(1, "gpus", "gpus_per_node", "batch_per_gpu", "repeats")
+        self.at_least(0, "measure_batch")
+        preset(self.model, size=self.size, frames=self.frames)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,19 +29,18 @@ Decode = Callable[[list[int]], list[np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayoutConfig:
+class LayoutConfig(rows.ReportConfig):
     """CPU time, bytes and quality of the two layouts a packed store may have."""
 
     frames: int = 240
     """Of the clip."""
     windows: int = 24
     """Measured, 16 frames with stride 4 each."""
-    json: Path | None = None
-    """Write the rows as a JSON list."""
-    compare: bool = False
-    """Show these rows beside the last ones in benchmarks/results/."""
-    plot: Path | None = None
-    """Draw the rows into a PNG."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(62, "frames")
+        self.at_least(1, "windows")
 
 
 def jpeg(frames: list[np.ndarray], quality: int) -> tuple[float, Decode]:

@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rows
 from ppma.command import DONE, parse, run
+from ppma.loaders.errors import InputError
+from ppma.model_config import preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,8 @@ IMPLEMENTATIONS = {
     },
 }
 """What is measured by default. `huggingface` joins where transformers is installed; `ours_compiled` on a CPU by name."""
+KNOWN = (*IMPLEMENTATIONS["cuda"]["mae"], "ours_compiled", "huggingface")
+"""What may be asked for by name."""
 
 
 class Worker:
@@ -159,7 +163,7 @@ def default_implementations(device: str, phase: str) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(rows.ReportConfig):
     """Time and memory of a training step against the published one."""
 
     phase: tuple[Literal["mae", "align"], ...] = ("mae", "align")
@@ -177,12 +181,16 @@ class BenchmarkConfig:
     """Height and width of a clip."""
     frames: int = 16
     """Frames of a clip."""
-    json: Path | None = None
-    """Write the rows as a JSON list."""
-    compare: bool = False
-    """Show these rows beside the last ones in benchmarks/results/."""
-    plot: Path | None = None
-    """Draw the rows into a PNG."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(1, "batch", "repeats")
+        self.at_least(0, "threads")
+        for model in self.model:
+            preset(model, size=self.size, frames=self.frames)
+        for name in self.implementation:
+            if name not in KNOWN:
+                raise InputError(f"--implementation has {name!r}; it may have {', '.join(KNOWN)}")
 
 
 def cases(config: BenchmarkConfig, device: str) -> list[list[Case]]:

@@ -23,6 +23,6 @@ def test_a_row(clips):
     assert row["clips_per_s"] > 0 and 0 <= row["stall_percent"] <= 100 and row["of_cached"] > 0
 
 
-def test_a_batch_of_broken_clips_is_named(clips):
+def test_a_batch_of_broken_clips_is_named():
     with pytest.raises(InputError, match="batch 6 is no multiple of 4 views"):
-        measure(clips, BenchmarkConfig(batch=6), torch.device("cpu"))
+        BenchmarkConfig(batch=6)
