@@ -100,6 +100,9 @@ def plain(setting: Setting, *, recompute: bool) -> tuple[nn.Module, tuple[Tensor
 
 def huggingface(setting: Setting) -> tuple[nn.Module, tuple[Tensor, ...], torch.optim.Optimizer]:
     """transformers' VideoMAE with the same shapes, as its documentation uses it."""
+    from ppma.torchvision_shim import ensure_torchvision
+
+    ensure_torchvision()  # which transformers imports
     import transformers
 
     vit, mae = setting.vit, setting.mae
