@@ -73,6 +73,8 @@ class _Window:
     """The guessed times of packed B-frames are swapped: frames are counted from the first of the file instead."""
     skippable: bool
     """H.264 whose packets are whole pictures, never one of two fields: the decoder may be told of each whether it is wanted."""
+    apart: bool
+    """Every packet is a picture that needs no other: those that nobody wants need not be decoded, nor handed over."""
 
 
 def _demux(container: av.container.InputContainer, stream: av.VideoStream, start: float, end: float) -> _Window:
@@ -111,8 +113,9 @@ def _demux(container: av.container.InputContainer, stream: av.VideoStream, start
     times = [(time - origin) * seconds / ticks for time in shown]
     if start > 0 and not in_order and times[0] > start + 5e-7:
         raise _SeekedTooFar
-    skippable = stream.codec_context.name == "h264" and container.format.name.startswith(_WHOLE_PICTURES)
-    return _Window(packets, stamps, times, in_order, skippable)
+    codec, pictures = stream.codec_context.name, container.format.name.startswith(_WHOLE_PICTURES)
+    apart = (pictures or codec == "mjpeg") and not in_order and all(packet.is_keyframe for packet in packets)
+    return _Window(packets, stamps, times, in_order, codec == "h264" and pictures, apart)
 
 
 class _NoPacketTimes(Exception):
@@ -148,11 +151,13 @@ def _rotation(stream: av.VideoStream, key_packet: av.Packet) -> int:
 def _decoded(stream: av.VideoStream, window: _Window, wanted: Iterable[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """(place in the window, frame) of the wanted frames, as they come out of the decoder; it stops after the last.
 
-    Pictures that nobody wants and none refers to are not decoded: a third of H.264's time with B-frames, and no other pixel changes.
+    Pictures that nobody wants and none refers to are not decoded: a third of H.264's time with B-frames, three quarters of that of a file
+    of key frames only, and no other pixel changes.
     """
     left = {window.stamps[i]: i for i in wanted}
     context, shown = stream.codec_context, 0
-    for packet in [*window.packets, None]:
+    packets = [packet for packet in window.packets if packet.pts in left] if window.apart else window.packets
+    for packet in [*packets, None]:
         if window.skippable and packet is not None:
             context.skip_frame = "DEFAULT" if packet.pts in left else "NONREF"
         for frame in context.decode(packet):
@@ -338,8 +343,8 @@ def all_frames(path: Path, start: float, end: float, *, fps: float | None = None
 def encoded_window(path: Path, start: float, end: float, count: int, codecs: Sequence[str]) -> ClipInput:
     """The same frames as encoded bytes for DALI to decode; NotForDali where its decoder does not take this file as it is.
 
-    A video becomes a container with the packets from the key frame before the window to its last wanted frame; of a folder, the wanted
-    files. Rotated videos and pixel formats other than 8-bit 4:2:0 are left to PyAV.
+    A video becomes a container with the packets from the key frame before the window to its end, or with those of the wanted frames where
+    every frame is a key frame; of a folder, the wanted files. Rotated videos and pixel formats other than 8-bit 4:2:0 are left to PyAV.
     """
     with _named():
         if is_packed(path):
@@ -376,10 +381,16 @@ def _remuxed_window(path: Path, start: float, end: float, count: int, codecs: Se
         if _rotation(stream, window.packets[0]):
             raise NotForDali("a picture to be turned")
         wanted = choose_frames(window.times, start, end, count)
+        packets = window.packets
+        if window.apart:
+            kept = sorted(set(wanted))
+            shown = {window.stamps[place] for place in kept}
+            packets = [packet for packet in packets if packet.pts in shown]
+            wanted = [kept.index(place) for place in wanted]
         memory = io.BytesIO()
         with av.open(memory, "w", format=_CONTAINERS.get(codec, "mp4")) as sink:
             out = sink.add_stream_from_template(stream)
-            for packet in window.packets:
+            for packet in packets:
                 packet.stream = out
                 sink.mux(packet)
         payload = np.frombuffer(memory.getvalue(), dtype=np.uint8)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from damaged_clips import make_all, number_of
 
+from ppma.loaders import fetch
 from ppma.loaders.fetch import (
     DALI_CPU_CODECS,
     DALI_GPU_CODECS,
@@ -109,6 +110,27 @@ def test_encoded_windows_decode_to_the_same_frames(tmp_path, write_clip, codec, 
         small.write_bytes(clip.payloads[0].tobytes())
         assert np.array_equal(whole(small)[0][list(clip.frame_idx)], read_window(path, start, start + 1.6, 8))
         assert clip.payloads[0].nbytes < path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("codec", "container"), [("libx264", "mp4"), ("libx264", "mkv"), ("mjpeg", "avi"), ("libvpx-vp9", "webm")]
+)
+def test_of_key_frames_only_the_wanted_ones_are_read(tmp_path, write_clip, codec, container, monkeypatch):
+    """16 of 61 packets, in the usual window; the frames stay those of the whole file."""
+    path = write_clip(tmp_path / f"clip.{container}", frames=120, fps=25, codec=codec, key_frame_spacing=1)
+    frames, times = whole(path)
+    decoded, there = [], fetch._check
+    monkeypatch.setattr(fetch, "_check", lambda frame: decoded.append(frame.pts) or there(frame))
+    for start, end, count in ((0.0, 2.44, 16), (1.3, 3.74, 16), (4.7, 4.8, 8)):
+        decoded.clear()
+        wanted = choose_frames(times, start, end, count)
+        assert np.array_equal(read_window(path, start, end, count), frames[wanted]), start
+        assert len(decoded) == len(set(wanted))
+        clip = encoded_window(path, start, end, count, DALI_GPU_CODECS)
+        small = tmp_path / f"small.{container}"
+        small.write_bytes(clip.payloads[0].tobytes())
+        handed = whole(small)[0]
+        assert len(handed) == len(set(wanted)) and np.array_equal(handed[list(clip.frame_idx)], frames[wanted])
 
 
 def test_only_what_the_decoder_takes_is_handed_over(tmp_path, write_clip):
