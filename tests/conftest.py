@@ -183,6 +183,19 @@ def audit_weights(person_weights: Path) -> Path:
     return person_weights
 
 
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Enter the plug-ins of `privacy_stand_ins`, which find what is red; returns the Settings that name them."""
+    from privacy_stand_ins import Nothing, RedFinder
+
+    from ppma.privacy.plugins import PLUGINS, Plugin
+
+    monkeypatch.setitem(PLUGINS, "red", Plugin(kind="detector", make=RedFinder, licence="none", finds="person"))
+    monkeypatch.setitem(PLUGINS, "red-face", Plugin(kind="detector", make=RedFinder, licence="none", finds="face"))
+    monkeypatch.setitem(PLUGINS, "nothing", Plugin(kind="segmenter", make=Nothing, licence="none"))
+    return {"detectors": ("red", "red-face"), "segmenter": "nothing"}
+
+
 @pytest.fixture(params=["interpreted", pytest.param("compiled", marks=pytest.mark.cuda)])
 def triton_device(request: pytest.FixtureRequest) -> Iterator[str]:
     """The device to run Triton kernels on, inside a block that forces them: "cpu" in the interpreter, "cuda" compiled."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ppma.privacy.boxes import NONE_05, bridge, grown, overlaps, suppress
+from ppma.privacy.boxes import NONE_05, bridge, grown, linger, overlaps, suppress
 
 
 def box(x, y, width=10, height=20, score=0.9):
@@ -31,6 +31,27 @@ def test_somebody_lost_in_between_is_filled_in_on_a_line():
     assert [len(boxes) for boxes in bridged] == [1, 1, 1, 1]
     assert [float(boxes[0, 0]) for boxes in bridged] == pytest.approx([0, 2, 4, 6])
     assert [len(boxes) for boxes in frames] == [1, 0, 0, 1], "the boxes given are not changed"
+
+
+def test_somebody_fast_is_followed_over_a_gap():
+    frames = [box(6 * t, 0) for t in range(4)] + [NONE_05] * 4 + [box(48, 0)]
+    bridged = bridge(frames, gap=4)
+    assert [float(boxes[0, 0]) for boxes in bridged] == pytest.approx([6 * t for t in range(9)])
+    assert not len(bridge([box(0, 0), NONE_05, NONE_05, box(48, 0)], gap=4)[1]), "without a speed it is somebody else"
+
+
+def test_somebody_comes_before_the_first_sight_and_goes_after_the_last():
+    frames = [NONE_05, NONE_05, NONE_05, box(20, 0), box(26, 0), NONE_05, NONE_05, NONE_05]
+    stayed = linger(frames, 2)
+    assert [len(boxes) for boxes in stayed] == [0, 1, 1, 1, 1, 1, 1, 0]
+    assert [float(boxes[0, 0]) for boxes in stayed[1:7]] == pytest.approx([8, 14, 20, 26, 32, 38])
+    assert [len(boxes) for boxes in frames] == [0, 0, 0, 1, 1, 0, 0, 0], "the boxes given are not changed"
+
+
+def test_a_single_sight_and_the_ends_of_a_clip_are_not_drawn_out():
+    assert [len(boxes) for boxes in linger([NONE_05, box(0, 0), NONE_05], 2)] == [0, 1, 0]
+    assert [len(boxes) for boxes in linger([box(0, 0), box(2, 0)], 2)] == [1, 1]
+    assert linger([], 2) == []
 
 
 def test_too_long_a_gap_and_other_people_are_not_bridged():

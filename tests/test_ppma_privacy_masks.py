@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ppma.privacy.boxes import NONE_05
-from ppma.privacy.masks import Spool, dilation_pixels, hidden, raw_mask
+from ppma.privacy.masks import Spool, dilation_pixels, hidden, published_mask, raw_mask
 
 FRAME = np.zeros((60, 80, 3), np.uint8)
 BOX = np.array([[30, 10, 50, 50, 0.9]], np.float32)
@@ -16,6 +16,22 @@ def nothing(frame_HWC):
 
 def everything(frame_HWC):
     return np.ones(frame_HWC.shape[:2], np.float32)
+
+
+class Alone:
+    """A segmenter that needs no boxes, and takes everything for people."""
+
+    alone = True
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, frame_HWC):
+        self.calls += 1
+        return everything(frame_HWC)
+
+
+nothing.alone = everything.alone = False
 
 
 def test_no_box_no_mask_whatever_the_segmenter_says():
@@ -31,6 +47,8 @@ def test_the_segmenter_adds_within_reach_of_a_box_only():
     def beside(frame_HWC):
         return everything(frame_HWC) if frame_HWC.shape != FRAME.shape else nothing(frame_HWC)
 
+    beside.alone = False
+
     mask_HW = raw_mask(FRAME, BOX, NONE_05, beside)
     assert mask_HW[4:56, 26:54].all() and not mask_HW[:, :26].any() and not mask_HW[:, 56:].any()
 
@@ -44,6 +62,42 @@ def test_faces_without_a_segmenter_hide_heads_alone():
 def test_boxes_that_leave_the_picture_are_no_trouble():
     boxes = np.array([[-20, -20, 5, 5, 0.9], [78, 58, 200, 200, 0.9], [300, 300, 310, 310, 0.9]], np.float32)
     assert raw_mask(FRAME, boxes, boxes, everything).shape == (60, 80)
+
+
+def test_a_segmenter_that_needs_no_box_looks_at_all():
+    everywhere = Alone()
+    assert raw_mask(FRAME, NONE_05, NONE_05, everywhere).all() and everywhere.calls == 1
+    raw_mask(FRAME, BOX, BOX, everywhere)
+    assert everywhere.calls == 2, "once a picture, not once a box"
+
+
+def test_the_published_mask_is_the_map_cut_at_a_half_and_grown_four_pixels(tmp_path):
+    def half(frame_HWC):
+        probability_HW = np.full(frame_HWC.shape[:2], 0.5, np.float32)
+        probability_HW[30, 40] = 0.51
+        return probability_HW
+
+    mask_HW = published_mask(FRAME, half)
+    assert mask_HW.sum() == 1
+    spool = Spool(tmp_path)
+    spool.append(mask_HW)
+    spool.append(np.zeros_like(mask_HW))
+    rows, columns = np.where(hidden(spool, 0, masks="published"))
+    assert set(zip(rows, columns)) == {
+        (30 + y, 40 + x) for y in range(-4, 5) for x in range(-4, 5) if abs(x) + abs(y) <= 4
+    }
+    assert not hidden(spool, 1, masks="published").any() and spool.filled == 1
+    spool.close()
+
+
+def test_a_picture_that_is_nearly_hidden_is_hidden_whole(tmp_path):
+    spool = Spool(tmp_path)
+    for rows in (30, 36):
+        mask_HW = np.zeros((40, 40), np.uint8)
+        mask_HW[:rows] = 1
+        spool.append(mask_HW)
+    assert not hidden(spool, 0, after=0).all() and hidden(spool, 1, before=0).all()
+    spool.close()
 
 
 def test_the_spool_gives_back_what_went_in_in_any_order(tmp_path):

@@ -1,9 +1,12 @@
 """timm imports beside this torch, in a fresh process and once for all."""
 
+import importlib
 import subprocess
 import sys
 
-from ppma.torchvision_shim import ensure_torchvision, timm
+import torch
+
+from ppma.torchvision_shim import ensure_torchvision, plain_nms, timm
 
 
 def test_timm_makes_models_and_transforms_here():
@@ -23,3 +26,19 @@ def test_any_other_failure_is_raised_as_it_is(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import ppma.torchvision_shim"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1 and "libcudart.so is missing" in result.stderr
+
+
+def test_the_plain_suppression_is_torchvisions_meaning():
+    generator = torch.Generator().manual_seed(0)
+    low = torch.rand(60, 2, generator=generator) * 50
+    boxes, scores = (
+        torch.cat([low, low + 5 + torch.rand(60, 2, generator=generator) * 30], 1),
+        torch.rand(60, generator=generator),
+    )
+    kept = plain_nms(boxes, scores, 0.5).tolist()
+    assert scores[kept].tolist() == sorted(scores[kept].tolist(), reverse=True)
+    overlap = importlib.import_module("torchvision").ops.box_iou(boxes, boxes)
+    for i in range(60):
+        better = [k for k in kept if scores[k] > scores[i]]
+        assert (i in kept) == (not (overlap[i, better] > 0.5).any())
+    assert plain_nms(boxes[:0], scores[:0], 0.5).shape == (0,)

@@ -16,6 +16,9 @@ OVERLAP = 0.5
 SAME_PERSON = 0.25
 """The same for boxes in different frames: between them the person has moved."""
 
+SPEED_FRAMES = 5
+"""Frames over which somebody's speed is taken: boxes shake by some pixels, which a gap would multiply."""
+
 
 def suppress(boxes_N5: np.ndarray, overlap: float = OVERLAP) -> np.ndarray:
     """The boxes without those that overlap a better one."""
@@ -46,11 +49,37 @@ def grown(boxes_N5: np.ndarray, left: float, top: float, right: float, bottom: f
     return out
 
 
+def linger(frames: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+    """The boxes of each frame, and those of people found for the first or last time `count` frames before and after, moving on as they did.
+
+    Detectors miss whoever is half outside the picture, and that is where people come from and go to.
+    """
+    forward = _linger_after(frames, count)
+    backward = _linger_after(frames[::-1], count)[::-1]
+    return [np.concatenate(parts) for parts in zip(frames, forward, backward)]
+
+
+def _linger_after(frames: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+    """Boxes to be added after the last sight of each person; one sight alone is no person yet."""
+    added: list[list[np.ndarray]] = [[NONE_05] for _ in frames]
+    for now in range(1, len(frames) - 1):
+        before, boxes_N5, after = frames[now - 1 : now + 2]
+        known_N = overlaps(boxes_N5, before).max(1, initial=0) >= SAME_PERSON
+        lost_N = overlaps(boxes_N5, after).max(1, initial=0) < SAME_PERSON
+        for box_5 in boxes_N5[known_N & lost_N]:
+            speed_4 = _speed(frames, now, box_5)
+            for t in range(now + 1, min(now + count + 1, len(frames))):
+                moved_5 = box_5.copy()
+                moved_5[:4] += speed_4 * (t - now)
+                added[t].append(moved_5[None])
+    return [np.concatenate(boxes) for boxes in added]
+
+
 def bridge(frames: Sequence[np.ndarray], gap: int) -> list[np.ndarray]:
     """The boxes of each frame, and for a person who is found, lost for at most `gap` frames and found again, boxes in between.
 
-    `frames`: boxes_N5 of each frame, of one kind of detector. Two boxes are one person where they overlap, however far apart in time within
-    the gap; those in between are drawn from the one to the other in a straight line.
+    `frames`: boxes_N5 of each frame, of one kind of detector. Two boxes are one person where they overlap, or would if the first went on
+    moving as it did; those in between are drawn from the one to the other in a straight line.
     """
     added: list[list[np.ndarray]] = [[] for _ in frames]
     for now, boxes_N5 in enumerate(frames):
@@ -66,10 +95,32 @@ def bridge(frames: Sequence[np.ndarray], gap: int) -> list[np.ndarray]:
 
 def _next_sight(frames: Sequence[np.ndarray], now: int, box_5: np.ndarray, gap: int) -> tuple[int, np.ndarray] | None:
     """(frame, box) in which a person is found again after having been lost; None where nothing is lost, or all."""
+    speed_4: np.ndarray | None = None
     for then in range(now + 1, min(now + gap + 2, len(frames))):
         if not len(frames[then]):
             continue
         match_M = overlaps(box_5[None], frames[then])[0]
+        if then > now + 1 and match_M.max() < SAME_PERSON:
+            speed_4 = _speed(frames, now, box_5) if speed_4 is None else speed_4
+            moved_5 = box_5.copy()
+            moved_5[:4] += speed_4 * (then - now)
+            match_M = overlaps(moved_5[None], frames[then])[0]
         if match_M.max() >= SAME_PERSON:
             return (then, frames[then][int(match_M.argmax())]) if then > now + 1 else None
     return None
+
+
+def _speed(frames: Sequence[np.ndarray], now: int, box_5: np.ndarray) -> np.ndarray:
+    """How far somebody's box moves from frame to frame (x, y, x, y), from the frames before in which they were followed without a gap."""
+    first_5, followed = box_5, 0
+    for t in range(now - 1, max(-1, now - SPEED_FRAMES - 1), -1):
+        if not len(frames[t]):
+            break
+        match_M = overlaps(first_5[None], frames[t])[0]
+        if match_M.max() < SAME_PERSON:
+            break
+        first_5, followed = frames[t][int(match_M.argmax())], followed + 1
+    if not followed:
+        return np.zeros(4, np.float32)
+    shift_2 = ((box_5[:2] + box_5[2:4]) - (first_5[:2] + first_5[2:4])) / (2 * followed)
+    return np.tile(shift_2, 2).astype(np.float32)

@@ -1,7 +1,7 @@
 """One clip from its source to its files, in three passes over the frames; a pass holds one frame, the last one some references besides.
 
     1 find    every frame -> boxes of each detector                          (kept: numbers)
-              boxes of people who are lost and found again are bridged
+              boxes of people who are lost and found again are bridged, and stay a little before and after
     2 mask    every frame -> raw mask, pose of the camera                    (kept: masks on disk, numbers)
     3 fill    every frame -> hidden pixels (masks around it, dilated) painted, blurred or scaled down -> files
 
@@ -23,15 +23,18 @@ import numpy as np
 
 from ppma.loaders.fetch import BadClip, all_frames
 from ppma.privacy import plugins
-from ppma.privacy.boxes import NONE_05, bridge
+from ppma.privacy.boxes import NONE_05, bridge, linger
+from ppma.privacy.brought import Model
 from ppma.privacy.camera import Pose, Reference, Tracker
-from ppma.privacy.masks import Spool, dilation_pixels, disc, hidden, raw_mask
+from ppma.privacy.masks import Spool, dilation_pixels, disc, hidden, published_mask, raw_mask
 from ppma.privacy.writing import Layout, Part, Writer, parts, target, writer
 
 Method = Literal["remove", "blur-faces", "blur-bodies", "downsample"]
 
 BRIDGE_SECONDS = 1.0
 """How long a person may be lost between two sights and still be there."""
+LINGER_SECONDS = 0.2
+"""How long a person may be there before the first sight and after the last."""
 REFERENCES = 25
 """Frames that one is painted from: an odd number with a true median, more gain little."""
 WINDOW_SECONDS = 15.0
@@ -50,11 +53,14 @@ class Settings:
     """What decides the pixels."""
 
     method: Method = "remove"
-    detectors: tuple[str, ...] = ("yolov3-tiny", "centerface")
-    segmenter: str = "selfie"
-    inpainter: str = "median"
+    detectors: tuple[str, ...] = plugins.SETS["default"].detectors
+    segmenter: str = plugins.SETS["default"].segmenter
+    inpainter: str = plugins.SETS["default"].inpainter
+    masks: plugins.Masks = "generous"
     short_side: int = 24
     """Pixels that --method downsample leaves."""
+    models: tuple[Model, ...] = ()
+    """Files that the user brought."""
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -89,9 +95,9 @@ class Outcome:
     height: int
     width: int
     frames_with_people: int
-    """Frames with a box, bridged ones included."""
+    """Frames with a mask of their own, bridged ones included."""
     boxes: dict[str, int]
-    """Found by each detector."""
+    """Of each detector, those in between included."""
     hidden_share: float
     """Of all pixels."""
     seen_share: float
@@ -113,9 +119,10 @@ class _Found:
         mine = [boxes[t] for name, boxes in self.boxes.items() if plugins.PLUGINS[name].finds == kind]
         return np.concatenate(mine) if mine else NONE_05
 
-    def anybody(self, t: int) -> bool:
-        """Whether there is a box in frame `t`."""
-        return any(len(boxes[t]) for boxes in self.boxes.values())
+    @property
+    def frames(self) -> int:
+        """Frames that were looked at; none without detectors."""
+        return min(map(len, self.boxes.values()), default=0)
 
 
 class Workshop:
@@ -124,7 +131,7 @@ class Workshop:
     def __init__(self, settings: Settings, weights: Path) -> None:
         """InputError when weights are missing."""
         self.settings = settings
-        tools = {name: plugins.load(name, weights) for name in settings.used}
+        tools = {name: plugins.load(name, weights, settings.models) for name in settings.used}
         self._detectors: dict[str, plugins.Detector] = {n: tools[n] for n in settings.detectors if n in tools}
         self._segmenter: plugins.Segmenter | None = tools.get(settings.segmenter)
         self._inpainter: plugins.Inpainter | None = tools.get(settings.inpainter)
@@ -139,6 +146,8 @@ class Workshop:
         return self._outline(frame_HWC, found, 0)
 
     def _outline(self, frame_HWC: np.ndarray, found: "_Found", t: int) -> np.ndarray:
+        if self.settings.masks == "published" and self._segmenter is not None:
+            return published_mask(frame_HWC, self._segmenter)
         return raw_mask(frame_HWC, found.of("person", t), found.of("face", t), self._segmenter)
 
     def treat(
@@ -156,7 +165,7 @@ class Workshop:
             frames=frames,
             height=tally.height,
             width=tally.width,
-            frames_with_people=sum(found.anybody(t) for t in range(frames)),
+            frames_with_people=spool.filled,
             boxes={name: sum(map(len, boxes)) for name, boxes in found.boxes.items()},
             hidden_share=tally.hidden / (frames * tally.height * tally.width),
             seen_share=tally.seen / max(1, tally.hidden),
@@ -173,7 +182,8 @@ class Workshop:
                 for name, boxes_N5 in self.find(frame_HWC).items():
                     found.boxes[name].append(boxes_N5)
         gap = round(BRIDGE_SECONDS * source.fps)
-        return _Found({name: bridge(boxes, gap) for name, boxes in found.boxes.items()})
+        stay = round(LINGER_SECONDS * source.fps)
+        return _Found({name: linger(bridge(boxes, gap), stay) for name, boxes in found.boxes.items()})
 
     def _mask_all(self, source: Source, found: _Found, spool: Spool) -> list[Pose]:
         """Raw masks into the spool, and the poses where something is to be painted."""
@@ -181,7 +191,7 @@ class Workshop:
         if self.settings.method == "downsample":
             return poses
         for t, frame_HWC in enumerate(source.frames()):
-            if not t < len(next(iter(found.boxes.values()))):
+            if found.boxes and not t < found.frames:
                 raise BadClip("gives more frames when it is read again; write it anew")
             mask_HW = self._outline(frame_HWC, found, t)
             spool.append(mask_HW)
@@ -222,7 +232,7 @@ class Workshop:
         nothing_HW = np.zeros(frame_HWC.shape[:2], bool)
         if self.settings.method == "downsample":
             return coarse(frame_HWC, self.settings.short_side), ~nothing_HW, nothing_HW
-        hidden_HW = hidden(spool, t)
+        hidden_HW = hidden(spool, t, masks=self.settings.masks)
         if self._inpainter is None or window is None:
             return blurred(frame_HWC, hidden_HW), hidden_HW, nothing_HW
         references, pose = window.around(t)

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -16,12 +16,12 @@ import tyro
 from rich.console import Console
 
 from ppma.command import DONE, RUN_AGAIN, WRONG_INPUT, parse
-from ppma.fanout import DiskFullError
+from ppma.fanout import DiskFullError, watch_disk
 from ppma.loaders.errors import InputError
 from ppma.privacy import plugins, removal
 from ppma.privacy.clip import Method, Settings
 from ppma.privacy.removal import Job
-from ppma.privacy.weights import default_folder, find
+from ppma.privacy.weights import default_folder
 from ppma.progress import Progress
 
 SHOWN = 10
@@ -46,16 +46,23 @@ class RemovalConfig:
     """Folder that the paths of a manifest are relative to (default: its own)."""
     method: Method = "remove"
     """remove; or, to compare: blur-faces, blur-bodies, downsample (the whole picture)."""
-    layout: Literal["videos", "frames"] = "videos"
+    tools: Annotated[Literal["default", "quality", "paper"], tyro.conf.arg(name="set")] = "default"
+    """default: small models, on a CPU; quality: Mask R-CNN and LaMa, whose weights you bring; paper: threshold, dilation and layout as
+    published, with SeMask and E2FGVI that you bring. The next four flags change one of them."""
+    layout: Literal["videos", "frames"] | None = None
     """videos: <class>/<video>.mp4, at least 40 dB outside the masks; frames: <class>/<video>/000001.jpg, as published."""
     keep_original: bool = False
     """Write ori as well, the frames as they were."""
-    detectors: tuple[str, ...] = Settings.detectors
+    detectors: tuple[str, ...] | None = None
     """What finds people and faces."""
-    segmenter: str = Settings.segmenter
+    segmenter: str | None = None
     """What outlines them."""
-    inpainter: str = Settings.inpainter
-    """What paints: median (background from other frames, guessed where none shows it) or telea (guessed)."""
+    inpainter: str | None = None
+    """What paints: median (background from other frames, guessed where none shows it), telea (guessed), or one that you bring."""
+    models: tuple[str, ...] = ()
+    """Files that you bring, NAME=FILE or NAME=FILE#SHA256; `ppma privacy list` has the names. Default: those in --weights."""
+    accept_non_commercial: bool = False
+    """Your use is not commercial: allow tools whose licence asks for that."""
     short_side: int = Settings.short_side
     """Pixels along the short side that --method downsample leaves."""
     weights: Path = field(default_factory=default_folder)
@@ -78,28 +85,48 @@ class RemovalConfig:
             raise InputError(f"--short-side is {self.short_side}; it must be at least 1")
         if self.method != "downsample" and self.short_side != Settings.short_side:
             raise InputError("--short-side goes with --method downsample")
-        for name in self.detectors:
-            plugins.check(name, "detector", "--detectors")
-        plugins.check(self.segmenter, "segmenter", "--segmenter")
-        plugins.check(self.inpainter, "inpainter", "--inpainter")
-        finds = {plugins.PLUGINS[name].finds for name in self.detectors}
-        if not self.detectors or (self.method == "blur-faces" and "face" not in finds):
-            raise InputError(
-                f"--detectors {' '.join(self.detectors)}: --method {self.method} needs one that finds faces"
-            )
+        self._check_tools()
         if self.part is not None and self.merge is not None:
             raise InputError("--part works on clips, --merge only gathers them; give one of the two")
         self.turn()
 
-    def settings(self) -> Settings:
-        """What decides the pixels."""
+    @property
+    def choice(self) -> plugins.Choice:
+        """The tools of the set, with those that flags name in their place."""
+        own = {name: getattr(self, name) for name in ("detectors", "segmenter", "inpainter", "layout")}
+        return replace(plugins.SETS[self.tools], **{name: value for name, value in own.items() if value is not None})
+
+    def _check_tools(self) -> None:
+        """InputError for a name that does not exist, or tools that cannot do what the method asks for."""
+        choice = self.choice
+        for name in choice.detectors:
+            plugins.check(name, "detector", "--detectors")
+        plugins.check(choice.segmenter, "segmenter", "--segmenter")
+        plugins.check(choice.inpainter, "inpainter", "--inpainter")
+        finds = {plugins.PLUGINS[name].finds for name in choice.detectors}
+        told = f"--detectors {' '.join(choice.detectors)}: --method {self.method}"
+        if self.method == "blur-faces" and "face" not in finds:
+            raise InputError(f"{told} needs one that finds faces, centerface")
+        if choice.masks == "generous" and self.method != "downsample" and not choice.detectors:
+            raise InputError(f"{told} needs a detector; they are {', '.join(plugins.named('detector'))}")
+        plugins.check_terms(self._bare().used, accept_non_commercial=self.accept_non_commercial)
+
+    def _bare(self) -> Settings:
+        """Settings without the files that the user brings."""
+        choice = self.choice
         return Settings(
             method=self.method,
-            detectors=self.detectors,
-            segmenter=self.segmenter,
-            inpainter=self.inpainter,
+            detectors=choice.detectors,
+            segmenter=choice.segmenter,
+            inpainter=choice.inpainter,
+            masks=choice.masks,
             short_side=self.short_side,
         )
+
+    def settings(self) -> Settings:
+        """What decides the pixels. InputError when a model is not there."""
+        bare = self._bare()
+        return replace(bare, models=plugins.files_of(bare.used, self.weights, self.models))
 
     def turn(self) -> tuple[int, int]:
         """(I, N) of --part; (0, 1) without."""
@@ -115,36 +142,47 @@ def main(argv: list[str]) -> int:
     """Run `ppma remove-humans ARGV`."""
     config = parse(RemovalConfig, argv, prog="ppma remove-humans")
     report = Console(highlight=False, soft_wrap=True)
-    settings = config.settings()
-    for name in settings.used:
-        if key := plugins.PLUGINS[name].weights:
-            find(key, config.weights)
+    settings, layout = config.settings(), config.choice.layout
     root, clips, refused = removal.read_clips(config.source, config.root, config.workers)
     if config.out.resolve().is_relative_to(root.resolve()) and config.source.is_dir():
         raise InputError(f"--out {config.out} lies in the source {root}; give a folder outside of it")
     jobs = removal.jobs_of(
         clips, root, config.out, settings,
-        layout=config.layout, keep_original=config.keep_original, weights=config.weights,
+        layout=layout, keep_original=config.keep_original, weights=config.weights,
     )  # fmt: skip
+    if inside := [job for job in jobs if job.source.path.resolve().is_relative_to(config.out.resolve())]:
+        raise InputError(f"--out {config.out} holds {inside[0].row.path} of the source; give another folder")
     first, step = config.turn()
     mine = jobs[first::step]
     if config.dry_run:
         _tell_plan(report, config, mine, refused)
         return DONE
-    removal.claim(config.out, settings, config.layout, config.keep_original)
-    if config.merge is not None:
-        return _merge(report, config, jobs, refused)
     try:
-        with Progress("frames") as progress:
-            refused = [*refused, *removal.run(mine, config.workers, progress)]
-        if config.part is not None:
-            return _tell_refused(report, config, refused)
-        return _gather(report, config, jobs, refused)
+        with watch_disk(config.out):
+            removal.claim(config.out, settings, layout, config.keep_original)
+            return _work(report, config, jobs, mine, refused)
     except DiskFullError as error:
         sys.stderr.write(
             f"ppma remove-humans: {error}; finished clips are kept: make room and run the same command again\n"
         )
         return RUN_AGAIN
+
+
+def _work(
+    report: Console,
+    config: RemovalConfig,
+    jobs: Sequence[Job],
+    mine: Sequence[Job],
+    refused: Sequence[tuple[str, str]],
+) -> int:
+    """Do the clips of this part, or gather those of all parts."""
+    if config.merge is not None:
+        return _merge(report, config, jobs, refused)
+    with Progress("frames") as progress:
+        refused = [*refused, *removal.run(mine, config.workers, progress)]
+    if config.part is not None:
+        return _tell_refused(report, config, refused)
+    return _gather(report, config, jobs, refused)
 
 
 def _tell_plan(report: Console, config: RemovalConfig, jobs: Sequence[Job], refused: Sequence[tuple[str, str]]) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ppma.command import DONE, parse
 from ppma.loaders.errors import InputError
-from ppma.privacy.plugins import PLUGINS
+from ppma.privacy.plugins import PLUGINS, SETS, state
 from ppma.privacy.weights import WEIGHTS, default_folder, fetch, find, missing
 
 
@@ -39,9 +39,11 @@ def main(argv: list[str]) -> int:
     report = Console(highlight=False, soft_wrap=True)
     if config.what == "list":
         for name, plugin in PLUGINS.items():
-            lacks = bool(plugin.weights) and bool(missing([plugin.weights], config.weights))
-            state = " (not fetched)" if lacks else ""
-            report.print(f"{plugin.kind:<10} {name:<14} {plugin.licence}{state}", markup=False)
+            lacks = state(plugin, config.weights)
+            report.print(f"{plugin.kind:<10} {name:<17} {plugin.licence}{f' ({lacks})' if lacks else ''}", markup=False)
+        for name, choice in SETS.items():
+            tools = ", ".join((*choice.detectors, choice.segmenter, choice.inpainter))
+            report.print(f"{'set':<10} {name:<17} {tools}; {choice.masks} masks, layout {choice.layout}", markup=False)
         return DONE
     for name in config.models:
         wanted = WEIGHTS[name]

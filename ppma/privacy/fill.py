@@ -7,13 +7,13 @@ there is nothing to be seen, and the guess is a smear: good enough to hide a per
 Legend: H height, W width of the frame, h w of the cut that holds the hidden pixels, R references.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numba
 import numpy as np
 
-from ppma.privacy.camera import STILL_PIXELS, Reference, moves
+from ppma.privacy.camera import Reference, seen_from
 
 RING = 6
 """Pixels around the hidden ones on which painted and real brightness are compared."""
@@ -88,6 +88,10 @@ def guess(frame_HWC: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:
         small = cv2.resize(part_hwC, (width, height), interpolation=cv2.INTER_AREA)
         painted = cv2.inpaint(small, small_hole, TELEA_RADIUS, cv2.INPAINT_TELEA)
         painted_hwC = cv2.resize(painted, hole_hw.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    if (
+        known_NC := part_hwC[hole_hw == 0]
+    ).size:  # the method extrapolates slopes, far beyond what is around in a large hole
+        painted_hwC = np.clip(painted_hwC, known_NC.min(0), known_NC.max(0))
     part_hwC[hole_hw > 0] = painted_hwC[hole_hw > 0]
     return picture_HWC
 
@@ -103,7 +107,11 @@ class Telea:
 
 
 class TemporalMedian:
-    """Background from other frames where it was seen, Telea's guess elsewhere."""
+    """Background from other frames where it was seen, a guess elsewhere."""
+
+    def __init__(self, guess_rest: Callable[[np.ndarray, np.ndarray], np.ndarray] = guess) -> None:
+        """`guess_rest`: (frame_HWC, hole_HW) to the frame with the hole filled."""
+        self._guess = guess_rest
 
     def __call__(
         self, frame_HWC: np.ndarray, hidden_HW: np.ndarray, here: np.ndarray, references: Sequence[Reference]
@@ -125,7 +133,7 @@ class TemporalMedian:
             painted_hw = seen_hw & hidden_hw
             picture_HWC[cut][painted_hw] = np.clip(np.rint(median_hwC[painted_hw] + offset_C), 0, 255)
             seen_HW[cut] = painted_hw
-        return guess(picture_HWC, hidden_HW & ~seen_HW), seen_HW
+        return self._guess(picture_HWC, hidden_HW & ~seen_HW), seen_HW
 
 
 def _warp(
@@ -135,16 +143,8 @@ def _warp(
     height, width = (len(range(*part.indices(side))) for part, side in zip(cut, size))
     stack_RhwC = np.empty((len(references), height, width, 3), np.uint8)
     free_Rhw = np.empty((len(references), height, width), np.uint8)
-    to_cut = np.array([[1, 0, -cut[1].start], [0, 1, -cut[0].start], [0, 0, 1]], np.float64)
     for r, reference in enumerate(references):
-        warp_33 = here @ np.linalg.inv(reference.homography_33)
-        if moves(warp_33, *size) < STILL_PIXELS:
-            stack_RhwC[r], free_Rhw[r] = reference.frame_HWC[cut], reference.free_HW[cut]
-            continue
-        warp_33 = to_cut @ warp_33
-        stack_RhwC[r] = cv2.warpPerspective(reference.frame_HWC, warp_33, (width, height), flags=cv2.INTER_LINEAR)
-        free = cv2.warpPerspective(reference.free_HW, warp_33, (width, height), flags=cv2.INTER_NEAREST)
-        free_Rhw[r] = cv2.erode(free, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=(1,))
+        stack_RhwC[r], free_Rhw[r] = seen_from(reference, here, size, cut)
     return stack_RhwC, free_Rhw
 
 

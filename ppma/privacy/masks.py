@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from ppma.privacy.boxes import grown
-from ppma.privacy.plugins import Segmenter
+from ppma.privacy.plugins import Masks, Segmenter
 
 LIKELY = 0.4
 """Probability from which on a pixel within somebody's box is theirs."""
@@ -27,6 +27,12 @@ UNION_FRAMES = 2
 """Frames before and after one whose masks count in it: a limb moves on while a detector blinks."""
 DILATION_SHARE, DILATION_LEAST = 0.02, 3
 """Of the short side, and pixels, by which a mask grows at its edge: there segmentation is wrong by about as much."""
+
+HIDDEN_WHOLE = 0.85
+"""Share of a picture from which on all of it is hidden: in a close-up the rest is hair and clothes rather than a place."""
+PUBLISHED_LIKELY, PUBLISHED_DILATIONS = 0.5, 4
+CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+"""The paper's threshold and dilation (PAPER: how humans were removed)."""
 
 
 def heads(faces_N5: np.ndarray) -> np.ndarray:
@@ -61,18 +67,29 @@ def _outline(mask_HW: np.ndarray, frame_HWC: np.ndarray, places_N5: np.ndarray, 
 def raw_mask(
     frame_HWC: np.ndarray, people_N5: np.ndarray, faces_N5: np.ndarray, segment: Segmenter | None
 ) -> np.ndarray:
-    """uint8 (H, W), 1 where somebody is in this frame. Without a segmenter the mask is of heads only."""
+    """uint8 (H, W), 1 where somebody is in this frame. Without a segmenter the mask is of heads only.
+
+    A segmenter that can tell people in the whole picture looks there, whoever was found; another one around those who were.
+    """
     mask_HW = np.zeros(frame_HWC.shape[:2], np.uint8)
+    if segment is not None and segment.alone:
+        mask_HW |= segment(frame_HWC) > LIKELY
     if not len(people_N5) and not len(faces_N5):
         return mask_HW
     _ellipses(mask_HW, heads(faces_N5), 0.5, 0.5)
     if segment is None:
         return mask_HW
-    mask_HW |= segment(frame_HWC) > LIKELY_ALONE
-    _outline(mask_HW, frame_HWC, grown(people_N5, 0.2, 0.15, 0.2, 0.15), segment)
-    _outline(mask_HW, frame_HWC, bodies(faces_N5), segment)
+    if not segment.alone:
+        mask_HW |= segment(frame_HWC) > LIKELY_ALONE
+        _outline(mask_HW, frame_HWC, grown(people_N5, 0.2, 0.15, 0.2, 0.15), segment)
+        _outline(mask_HW, frame_HWC, bodies(faces_N5), segment)
     _ellipses(mask_HW, people_N5, 0.5, 0.58)
     return mask_HW
+
+
+def published_mask(frame_HWC: np.ndarray, segment: Segmenter) -> np.ndarray:
+    """uint8 (H, W) as in the paper: the segmenter's map of the whole picture, cut at 0.5."""
+    return (segment(frame_HWC) > PUBLISHED_LIKELY).astype(np.uint8)
 
 
 class Spool:
@@ -83,12 +100,15 @@ class Spool:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close()
         self._places: list[tuple[int, int]] = []
         self._shape = (0, 0)
+        self.filled = 0
+        """Masks that are not empty."""
 
     def __len__(self) -> int:
         return len(self._places)
 
     def append(self, mask_HW: np.ndarray) -> None:
         """Add the mask of the next frame."""
+        self.filled += bool(mask_HW.any())
         data = zlib.compress(np.packbits(mask_HW).tobytes(), 1)
         self._shape = mask_HW.shape[0], mask_HW.shape[1]
         self._places.append((self._file.seek(0, 2), len(data)))
@@ -116,8 +136,13 @@ def dilation_pixels(height: int, width: int) -> int:
     return max(DILATION_LEAST, round(DILATION_SHARE * min(height, width)))
 
 
-def hidden(spool: Spool, t: int, *, before: int = UNION_FRAMES, after: int = UNION_FRAMES) -> np.ndarray:
-    """bool (H, W): what is hidden in frame `t`, from its mask and those of the frames around it."""
+def hidden(
+    spool: Spool, t: int, *, before: int = UNION_FRAMES, after: int = UNION_FRAMES, masks: Masks = "generous"
+) -> np.ndarray:
+    """bool (H, W): what is hidden in frame `t`, from its mask and those of the frames around it; as published, from its own."""
+    if masks == "published":
+        return cv2.dilate(spool.read(t), CROSS, iterations=PUBLISHED_DILATIONS) > 0
     frames: Sequence[int] = range(max(0, t - before), min(len(spool), t + after + 1))
     union_HW = np.bitwise_or.reduce([spool.read(i) for i in frames])
-    return cv2.dilate(union_HW, disc(dilation_pixels(*union_HW.shape))) > 0
+    hidden_HW: np.ndarray = cv2.dilate(union_HW, disc(dilation_pixels(*union_HW.shape))) > 0
+    return np.ones_like(hidden_HW) if hidden_HW.mean() > HIDDEN_WHOLE else hidden_HW

@@ -10,18 +10,17 @@ import csv
 import json
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path, PurePosixPath
 
 import cv2
 
 from ppma import __version__
-from ppma.fanout import spread, watch_disk
+from ppma.fanout import FULL_DISK, spread, watch_disk
 from ppma.loaders.errors import InputError
 from ppma.loaders.fetch import BadClip
 from ppma.loaders.formats import FRAME_FOLDER_FPS, read_source
@@ -101,7 +100,7 @@ def read_clips(source: Path, root: Path | None, workers: int) -> tuple[Path, lis
 
 def names(clips: Sequence[Clip]) -> list[str]:
     """<class>/<video> of each clip, each once: a window of a longer video has its seconds in the name, as in Kinetics."""
-    found, taken = [], Counter[str]()
+    found: dict[str, None] = {}
     for clip in clips:
         path = PurePosixPath(clip.path)
         stem = path.stem if clip.codec not in ("jpeg", "png") else path.name
@@ -109,9 +108,9 @@ def names(clips: Sequence[Clip]) -> list[str]:
             stem += f"_{clip.start_seconds or 0:g}_{clip.end_seconds or clip.duration_seconds:g}"
         folder = (clip.class_name or path.parent.name or "clips").replace("/", "_")
         name = f"{folder}/{stem}"
-        taken[name] += 1
-        found.append(name if taken[name] == 1 else f"{name}-{taken[name]}")
-    return found
+        others = (f"{name}-{number}" for number in count(2))
+        found[next(free for free in chain([name], others) if free not in found)] = None
+    return list(found)
 
 
 def jobs_of(
@@ -172,8 +171,9 @@ def record(job: Job, outcome: Outcome) -> dict[str, object]:
         "name": job.name,
         "source": str(job.source.path),
         "row": asdict(job.row),
-        "settings": asdict(job.settings),
+        "settings": asdict(replace(job.settings, models=())),
         "tools": tools,
+        "models": {model.name: {"path": str(model.path), "sha256": model.sha256} for model in job.settings.models},
         "version": __version__,
         "outcome": asdict(outcome),
     }
@@ -181,15 +181,18 @@ def record(job: Job, outcome: Outcome) -> dict[str, object]:
 
 def claim(out: Path, settings: Settings, layout: Layout, keep_original: bool) -> None:
     """Make the folder, or check that it holds clips of these settings."""
-    wanted = json.loads(json.dumps(asdict(settings) | {"layout": layout, "keep_original": keep_original}))
+    models = {model.name: model.sha256 for model in settings.models}  # wherever the file lies
+    kept = {"models": models, "layout": layout, "keep_original": keep_original}
+    wanted = json.loads(json.dumps(asdict(replace(settings, models=())) | kept))
     note = out / SETTINGS
     try:
         out.mkdir(parents=True, exist_ok=True)
+        if not note.exists():
+            write_atomically(note, lambda file: json.dump(wanted, file, indent=1))
     except OSError as error:
-        raise InputError(f"--out {out}: cannot be made ({error.strerror}); give a folder of your own") from None
-    if not note.exists():
-        write_atomically(note, lambda file: json.dump(wanted, file, indent=1))
-        return
+        if error.errno in FULL_DISK:
+            raise
+        raise InputError(f"--out {out}: cannot be written ({error.strerror}); give a folder of your own") from None
     before = json.loads(note.read_text())
     changed = [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]
     if changed:

@@ -12,6 +12,8 @@ import numpy as np
 class Selfie:
     """MediaPipe's selfie segmentation: one large person, 256 x 256 inside. Good within a box, takes furniture for people without one."""
 
+    alone = False
+
     def __init__(self, files: dict[str, Path]) -> None:
         """`files`: selfie_segmentation.tflite."""
         self._net = cv2.dnn.readNetFromTFLite(str(files["selfie_segmentation.tflite"]))
