@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -113,6 +114,22 @@ def clips(batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     return frames, order[:, :157].sort().values, order[:, 157:].sort().values
 
 
+def contenders(
+    plain: Callable[..., Tensor],
+    stated: Callable[[Callable[..., Tensor]], object],
+    seam: Callable[[], object],
+    device: torch.device,
+    common: dict,
+) -> Iterator[Measurement]:
+    """`stated` with the plain meaning, on a GPU also with what torch.compile makes of it (PyTorch's best); and the seam's forms."""
+    yield Measurement(implementation="reference", run=partial(stated, plain), **common)
+    if device.type == "cuda":
+        compiled = torch.compile(plain, dynamic=False)
+        yield Measurement(implementation="reference_compiled", run=partial(stated, compiled), **common)
+    for form in forms(device):
+        yield Measurement(implementation=form, run=forced(form, seam), **common)
+
+
 def patchify_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
     """The visible tenth of stage 1, and all patches of stage 2."""
     frames, visible, _ = clips(batch, device)
@@ -126,12 +143,10 @@ def patchify_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
             def seam(idx: Tensor | None = idx, dtype: torch.dtype = dtype) -> Tensor:
                 return patchify(frames, idx, **COLOURS, dtype=dtype)
 
-            def stated(idx: Tensor | None = idx, dtype: torch.dtype = dtype) -> Tensor:
-                return reference.patchify(frames, idx, **COLOURS, dtype=dtype)
+            def stated(work: Callable[..., Tensor], idx: Tensor | None = idx, dtype: torch.dtype = dtype) -> Tensor:
+                return work(frames, idx, **COLOURS, dtype=dtype)
 
-            yield Measurement(implementation="reference", run=stated, **common)
-            for form in forms(device):
-                yield Measurement(implementation=form, run=forced(form, seam), **common)
+            yield from contenders(reference.patchify, stated, seam, device, common)
 
 
 def pixel_loss_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
@@ -145,12 +160,10 @@ def pixel_loss_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
         def seam(prediction: Tensor = prediction) -> object:
             return torch.autograd.grad(pixel_loss(prediction, frames, masked, patch=PATCH), prediction)
 
-        def stated(prediction: Tensor = prediction) -> object:
-            return torch.autograd.grad(reference.pixel_loss(prediction, frames, masked, patch=PATCH), prediction)
+        def stated(work: Callable[..., Tensor], prediction: Tensor = prediction) -> object:
+            return torch.autograd.grad(work(prediction, frames, masked, patch=PATCH), prediction)
 
-        yield Measurement(implementation="reference", run=stated, **common)
-        for form in forms(device):
-            yield Measurement(implementation=form, run=forced(form, seam), **common)
+        yield from contenders(reference.pixel_loss, stated, seam, device, common)
 
 
 def attention_cases(batch: int, device: torch.device) -> Iterator[Measurement]:

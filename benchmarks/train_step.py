@@ -219,7 +219,10 @@ def main(argv: list[str]) -> int:
     made = [row for group in groups for row in measure(group, config.repeats)]
     if not made:
         return 1
-    rows.report(made, benchmark="train_step", json=config.json, compare=config.compare, plot=config.plot)
+    measure_by = "ms_per_step" if torch.cuda.is_available() else "cpu_s_per_step"  # as the ratios are
+    rows.report(
+        made, benchmark="train_step", json=config.json, compare=config.compare, plot=config.plot, measure=measure_by
+    )
     return DONE
 
 

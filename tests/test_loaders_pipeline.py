@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -256,3 +257,21 @@ def test_the_gpu_decodes_jpeg_and_mixes_kinds() -> None:
     made = DaliViews(CONFIG, 3, device="gpu", threads=2)(clips, draws).cpu().numpy()
     for i, (clip, draw) in enumerate(zip(clips, draws)):
         assert errors(made[2 * i : 2 * i + 2], clip, draw, CONFIG).mean() < 3
+
+
+@pytest.mark.cuda
+def test_frames_never_pass_through_the_host(write_clip: Callable, tmp_path: Path) -> None:
+    """All that is copied between host and GPU is less than the decoded frames: the encoded bytes and the draws."""
+    path = write_clip(tmp_path / "clip.mp4", frames=20, width=256, height=256, key_frame_spacing=6)
+    config = LoaderConfig(frames=T, size=256, short_side=256, views=1, crop="center")
+    views, draws = DaliViews(config, 4, device="gpu", threads=2), [drawn(i, 256, 256, config) for i in range(4)]
+    views([video_input(path)] * 4, draws)  # builds the graph
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        made = views([video_input(path)] * 4, draws)
+        torch.cuda.synchronize()
+    profiler.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    copies = [event for event in events if event.get("cat") == "gpu_memcpy"]
+    across = [event["args"]["bytes"] for event in copies if "HtoD" in event["name"] or "DtoH" in event["name"]]
+    assert across and sum(across) < made.numel() / 4, across

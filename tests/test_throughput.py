@@ -5,6 +5,7 @@ all. Held are some three quarters of what an idle machine gives (LOG.md), so tha
 """
 
 import importlib.util
+import os
 import statistics
 import time
 
@@ -12,6 +13,7 @@ import cv2
 import pytest
 import torch
 
+from benchmarks import end_to_end, loader_throughput
 from benchmarks import loader_readers as readers
 from benchmarks.loader_throughput import BenchmarkConfig, Case, Reader, _measure_case
 from benchmarks.natural_clips import make_clips
@@ -102,3 +104,26 @@ def test_ffcv_is_faster_than_a_dataloader_with_opencv(manifests):
             reader.close()
     ratios = [a.clips_per_s / b.clips_per_s for a, b in zip(rounds["ffcv"], rounds["opencv"])]
     assert statistics.median(ratios) >= 1.1, ratios
+
+
+@pytest.mark.cuda
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_real_videos_keep_a_gpu_busy(tmp_path):
+    """Stage 1 of ViT-B on H.264 with key frames 250 apart, with 16 cores at most: 0.97 of its speed on a batch that stays there."""
+    config = end_to_end.BenchmarkConfig(workers=min(16, len(os.sched_getaffinity(0))), steps=100)
+    clips = make_clips(tmp_path, contents=("h264_gop250",))["h264_gop250"]
+    assert end_to_end.measure(clips, config, torch.device("cuda"))["of_cached"] >= 0.97
+
+
+@pytest.mark.cuda
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_key_frames_only_decode_faster_on_nvdec(tmp_path):
+    contents = ("h264_gop250", "h264_gop1")
+    config = BenchmarkConfig(device="gpu", contents=contents, readers=("ours",), workers=8, rounds=5)
+    made = loader_throughput.measure(
+        config, make_clips(tmp_path, contents=contents), loader_throughput.cases(config, ("ours",))
+    )
+    rate = {row["content"]: row["clips_per_s"] for row in made}
+    assert rate["h264_gop1"] >= 6 * rate["h264_gop250"], rate
