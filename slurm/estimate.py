@@ -52,7 +52,7 @@ def hours_left(config: RunConfig, ranks: int, *, on_gpu: bool) -> str:
     rate, work = clips_per_s(config, on_gpu=on_gpu), views(config)
     if rate is None:
         where = "a GPU" if on_gpu else "CPUs"
-        return f"not known: benchmarks/results/train_step.jsonl has no row of such a model on {where}; benchmarks/train_step.py makes one"
+        return f"not known: benchmarks/train_step.py was not run for it on {where}"
     if work is None:
         return "not known: no manifest to count"
     return f"{work / (rate[0] * ranks) / 3600:.1f} h at {rate[0]:.0f} clips/s a process ({rate[1]}), no loss over the network counted"

@@ -30,5 +30,5 @@ def test_the_newest_row_of_such_a_model_counts(tmp_path, monkeypatch):
         "0.2 h at 2000 clips/s a process (NVIDIA H200, 16 CPUs)"
     )
     assert estimate.hours_left(RECIPES["align_scratch"](), 2, on_gpu=True).startswith(
-        "not known: benchmarks/results/train_step.jsonl has no row"
+        "not known: benchmarks/train_step.py was not run for it on a GPU"
     )
