@@ -108,7 +108,7 @@ class ClusterConfig:
             if value is not None and value < least:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
         minutes(self.time)
-        if self.gpus_per_task and self.gpus_per_node:
+        if self.gpus_per_task and self.gpus_per_node is not None:
             raise InputError("--gpus-per-node and --gpus-per-task are both given; give one of the two")
         if self.cpus_per_gpu and not self.gpus_per_task:
             raise InputError("--cpus-per-gpu goes with --gpus-per-task; else give --cpus-per-task")
@@ -167,7 +167,7 @@ def allocate(config: ClusterConfig) -> Allocation:
         gpus = 1 if config.cluster == "slurm" else len(_local_gpus())
     if config.cluster != "slurm" and gpus > 0 and gpus > len(_local_gpus()):
         raise InputError(f"--gpus-per-node is {gpus}; torch can use {len(_local_gpus())} GPUs of this machine")
-    tasks = config.tasks_per_node or (1 if config.cluster == "debug" else max(gpus, 1))
+    tasks = config.tasks_per_node or (1 if config.cluster == "debug" or config.gpus_per_task else max(gpus, 1))
     if gpus and tasks > gpus:
         raise InputError(
             f"--tasks-per-node is {tasks}, more than the {gpus} GPUs of a node; allowed: 1 to {gpus}, or --gpus-per-node 0"

@@ -6,6 +6,7 @@ sinfo, sacctmgr     ->  the flags are possible, or an InputError with the values
 
 import dataclasses
 import getpass
+import logging
 import os
 import re
 import subprocess
@@ -17,6 +18,8 @@ from typing import Any, TypeVar
 
 from ppma.loaders.errors import InputError
 from ppma.slurm.cluster import ClusterConfig, allocate, minutes
+
+log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=ClusterConfig)
 
@@ -132,6 +135,9 @@ def check(config: ClusterConfig) -> None:
         )
     if config.nodelist:
         _check_nodelist(config.nodelist, nodes, where)
+    usable = {node.name for node in nodes if node.usable}
+    if len(usable) < allocation.nodes:
+        log.warning("%s has %d usable nodes now, the job waits for %d", where, len(usable), allocation.nodes)
 
 
 def _check_nodelist(nodelist: str, nodes: list[Node], where: str) -> None:
@@ -144,17 +150,33 @@ def _check_nodelist(nodelist: str, nodes: list[Node], where: str) -> None:
             raise InputError(f"--nodelist: {name} is {known[name].state}; usable nodes of {where} are {usable}")
 
 
+ALLOWED = (
+    ("feature spec", "--constraint takes", "%f"),
+    ("memory spec", "MB of memory that nodes have:", "%m"),
+    ("gres|generic resource", "--gres takes", "%G"),
+    ("node name", "nodes are", "%N"),
+)
+"""What sbatch complains about, and what sinfo is asked for then: (pattern, words, its field)."""
+
+
 def explain_refusal(stderr: str) -> str:
-    """sbatch's complaint as one line, with the allowed values where it is about the account or the quality of service."""
+    """sbatch's complaint as one line, with the allowed values where the cluster can tell them."""
     lines = [line.removeprefix("sbatch: error: ") for line in stderr.splitlines() if line.startswith("sbatch: error:")]
     text = "sbatch refuses: " + ("; ".join(lines) or " ".join(stderr.split()[-40:]))
-    if re.search(r"account|qos", text, re.IGNORECASE):
-        done = subprocess.run(
-            ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=account,qos"],
-            capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-        pairs = [line.split("|") for line in done.stdout.splitlines() if "|" in line]
-        if pairs:
-            accounts, services = (pair[0] for pair in pairs), (qos for pair in pairs for qos in pair[1].split(","))
-            text += f"; --account takes {_names(accounts)}; --qos takes {_names(services)}"
-    return text
+    told = [_accounts()] if re.search(r"account|qos", text, re.IGNORECASE) else []
+    for pattern, words, field in ALLOWED:
+        if re.search(pattern, text, re.IGNORECASE):
+            values = _ask("sinfo", "-h", "-N", "-o", field).split()
+            told.append(f"{words} {_names(value for word in values for value in word.split(','))}")
+    return "; ".join([text, *filter(None, told)])
+
+
+def _accounts() -> str:
+    """What this user may be charged to."""
+    command = ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=account,qos"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    pairs = [line.split("|") for line in done.stdout.splitlines() if "|" in line]
+    if not pairs:
+        return ""
+    accounts, services = (pair[0] for pair in pairs), (qos for pair in pairs for qos in pair[1].split(","))
+    return f"--account takes {_names(accounts)}; --qos takes {_names(services)}"

@@ -102,6 +102,8 @@ def test_slurm_trains_on_two_nodes_and_survives_a_preemption_to_the_bit(cluster,
         ("--account nobody", "--account takes lab"),
         ("--qos fastest", "--qos takes"),
         ("--nodelist node7", "node7 is no node of partition main; usable are node1, node2"),
+        ("--constraint fast", "--constraint takes even, fake, odd"),
+        ("--mem-gib 4000", "MB of memory that nodes have: 65536"),
         ("--sources nowhere", "has no source nowhere.train"),
         ("--init gone", "there is no such run or checkpoint"),
     ],
@@ -117,6 +119,23 @@ def test_slurm_refuses_in_one_line_and_submits_nothing(wrong, words, cluster, da
 
 
 # ------------------------------------------------------------------------------------------------------- make slow
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_slurm_a_node_that_is_down_is_refused_by_name(cluster, data, tmp_path):
+    cluster.power("kill-node", "node2")
+    try:
+        end = time.monotonic() + 90
+        while "down" not in cluster("sinfo", "-h", "-N", "-n", "node2", "-o", "%T") and time.monotonic() < end:
+            time.sleep(1)
+        few = ["--gpus-per-node", "0", "--cpus-per-task", "1", "--nodelist", "node2"]
+        done = launch([*flags(data, tmp_path / "run", 2), *few], cluster.environment)
+        assert done.returncode == WRONG_INPUT and done.stderr.count("\n") == 1
+        assert re.search(r"--nodelist: node2 is down\S*; usable nodes of partition main are node1", done.stderr)
+        assert not (tmp_path / "run").exists() and cluster("squeue", "-h") == ""
+    finally:
+        cluster.power("boot-node", "node2")
 
 
 @pytest.mark.slow

@@ -268,6 +268,7 @@ def test_the_paper_took_one_gpu_of_each_node():
     assert allocate(ClusterConfig(nodes=8)).ranks == 8
     assert allocate(ClusterConfig(nodes=2, gpus_per_node=4)).ranks == 8
     assert allocate(ClusterConfig(nodes=1, gpus_per_node=0, tasks_per_node=3)).ranks == 3
+    assert allocate(ClusterConfig(nodes=2, gpus_per_task=2)).ranks == 2
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,26 @@ def test_a_controller_that_does_not_answer_is_told(monkeypatch):
         site.check(ClusterConfig())
 
 
+def test_a_job_that_waits_for_nodes_says_so(cluster, caplog):
+    site.check(ClusterConfig(nodes=2))
+    assert "partition main has 1 usable nodes now, the job waits for 2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("complaint", "field", "printed", "told"),
+    [
+        ("Invalid feature specification", "%f", "a100,ib\nh200,ib\n", "; --constraint takes a100, h200, ib"),
+        ("Memory specification can not be satisfied", "%m", "65536\n65536\n", "; MB of memory that nodes have: 65536"),
+        ("Invalid generic resource (gres) specification", "%G", "gpu:h200:8\n", "; --gres takes gpu:h200:8"),
+        ("Invalid node name specified", "%N", "node2\nnode1\n", "; nodes are node1, node2"),
+        ("Job dependency problem", "", "", "refuses: Job dependency problem"),
+    ],
+)
+def test_refusals_name_what_the_nodes_have(complaint, field, printed, told, monkeypatch):
+    monkeypatch.setattr(site, "_ask", lambda *command: printed if command[-1] == field else pytest.fail(str(command)))
+    assert site.explain_refusal(f"sbatch: error: {complaint}").endswith(told)
+
+
 def test_refusals_name_what_is_allowed(monkeypatch):
     class Done:
         stdout = "lab|normal,low\nteam|normal\n"
