@@ -6,6 +6,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -170,9 +171,15 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+@cache
+def defaults() -> dict[str, Any]:
+    """Every setting at its default, with dotted names: what a run of an older version stands at where it knew no such setting."""
+    return flat(json.loads(RunConfig(recipe="", phase="mae", sources=("any",)).to_json()))
+
+
 def differences(config: RunConfig, saved: dict[str, Any]) -> list[str]:
     """What a resume would silently change, one `name: saved -> asked` each."""
-    asked, before = flat(json.loads(config.to_json())), flat(saved)
+    asked, before = flat(json.loads(config.to_json())), defaults() | flat(saved)
     names = sorted(asked.keys() | before.keys())
     free = tuple(f"{name}." for name in FREE_ON_RESUME)
     return [

@@ -407,6 +407,14 @@ def test_a_run_is_not_written_over_nor_resumed_with_other_settings(data, tmp_pat
     run(
         "align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--resume", "--loader.workers", 2
     )  # speed may change
+    saved = tmp_path / "run" / "config.json"
+    old = json.loads(saved.read_text())
+    del old["privacy"], old["loader"]["flip_probability"]
+    saved.write_text(json.dumps(old))  # of a version that did not have these settings
+    run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--resume")
+    saved.write_text(json.dumps(old))
+    with pytest.raises(InputError, match=r"other settings \(loader.flip_probability: 0.0 -> 0.5"):
+        run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--resume", "--loader.flip-probability", 0.5)
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(data, tmp_path, monkeypatch):

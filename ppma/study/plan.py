@@ -11,12 +11,11 @@ import json
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ppma import seal
-from ppma.config import FREE_ON_RESUME, RunConfig, differences, flat
+from ppma.config import FREE_ON_RESUME, RunConfig, defaults, differences, flat
 from ppma.loaders import catalogue
 from ppma.loaders.errors import InputError
 from ppma.recipes import resolve
@@ -69,7 +68,7 @@ class Run:
 
     def _check(self, config: RunConfig, sealed: seal.Seal) -> None:
         saved = flat(json.loads((self.folder / "config.json").read_text()))
-        other = [line for line in differences(config, _defaults() | saved) if not line.startswith("init:")]
+        other = [line for line in differences(config, saved) if not line.startswith("init:")]
         if sealed.manifests != seal.manifest_hashes(config):
             other.append("its manifests")
         for parent in self.needs:
@@ -82,14 +81,9 @@ class Run:
 HashOf = Callable[[RunConfig], dict[str, str]]
 
 
-@cache
-def _defaults() -> dict[str, Any]:
-    return flat(json.loads(RunConfig(recipe="", phase="mae", sources=("any",)).to_json()))
-
-
 def _key(config: RunConfig, manifests: dict[str, str], start: str | None) -> str:
     """Settings that stand at their default are left out, so that a later version with one setting more finds the runs of this one."""
-    facts = {k: v for k, v in flat(json.loads(config.to_json())).items() if v != _defaults()[k]}
+    facts = {k: v for k, v in flat(json.loads(config.to_json())).items() if v != defaults()[k]}
     free = tuple(f"{name}." for name in FREE_ON_RESUME)
     kept = {k: v for k, v in facts.items() if k not in FREE_ON_RESUME and k != "init" and not k.startswith(free)}
     tested = {k: v for k, v in facts.items() if k.startswith("evaluation.") and k != "evaluation.batch_clips"}
