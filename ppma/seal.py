@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from ppma.config import RunConfig
+from ppma.lineage import FILE as LINEAGE
 from ppma.loaders import catalogue
+from ppma.loaders.content import file_sha256 as sha256
 from ppma.loaders.errors import InputError
 
 SEAL = "seal.json"
 READ = (
-    "config.json", "confusion.csv", "environment.json", "metrics.jsonl", "quarantine.csv", "result.json", "scores.npz", "state.json",
+    "config.json", "confusion.csv", "environment.json", LINEAGE, "metrics.jsonl", "quarantine.csv", "result.json", "scores.npz",
+    "state.json",
 )  # fmt: skip
 """Files whose contents are sealed; those of them that a run does not have must not appear later either."""
 MODEL = "model.safetensors"
@@ -38,12 +41,6 @@ class Seal:
     """SHA-256 of the weights that the run started from; None: from scratch."""
     seconds: float
     """Wall time of all its starts, evaluation included; of a start that was killed what its log tells."""
-
-
-def sha256(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def locate_model(path: Path) -> Path:
