@@ -20,8 +20,8 @@ MARKERS = "osD^vP*X<>"
 PANELS_A_ROW = 2
 SHORT = 56
 """Letters of a title that fit beside a panel."""
-LEFT = 4.1
-"""Inches for the titles."""
+LETTER = 0.073
+"""Inches of a letter of a title."""
 
 
 def svg(figure: Figure) -> str:
@@ -37,16 +37,22 @@ def _short(title: str) -> str:
     return title if len(title) <= SHORT else title[: SHORT - 1] + "…"
 
 
-def _panels(count: int, methods: int) -> tuple[Figure, list[Axes]]:
+def _room(findings: Findings) -> float:
+    """Inches that the longest title takes."""
+    return 0.4 + LETTER * max(len(_short(title)) for title in findings.collection.methods.values())
+
+
+def _panels(count: int, findings: Findings) -> tuple[Figure, list[Axes]]:
     """Panels at fixed places: matplotlib's own layout takes longer than all the rest of a report."""
+    methods, left = len(findings.collection.methods), _room(findings)
     across = min(PANELS_A_ROW, count)
     down = -(-count // across)
-    width, height = LEFT + across * 4.6, down * (0.28 * methods + 1.1)
+    width, height = left + across * 4.6, down * (0.28 * methods + 1.1)
     figure = Figure(figsize=(width, height))
     axes = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
     gap = 0.9 / (height / down - 0.9) if down > 1 else 0
     figure.subplots_adjust(
-        left=LEFT / width, right=1 - 0.15 / width, top=1 - 0.35 / height, bottom=0.5 / height, wspace=0.06, hspace=gap
+        left=left / width, right=1 - 0.15 / width, top=1 - 0.35 / height, bottom=0.5 / height, wspace=0.06, hspace=gap
     )
     for cell in axes[count:]:
         cell.set_axis_off()
@@ -78,7 +84,7 @@ def _dress(axes: Axes, findings: Findings, title: str) -> None:
 def accuracy(findings: Findings) -> Figure:
     """A panel for each protocol and data set; small grey dots are the seeds."""
     methods = list(findings.collection.methods)
-    figure, panels = _panels(len(findings.columns), len(methods))
+    figure, panels = _panels(len(findings.columns), findings)
     for axes, (protocol, dataset) in zip(panels, findings.columns):
         cells = [(place, findings.cell(method, protocol, dataset)) for place, method in enumerate(methods)]
         there = [(place, cell) for place, cell in cells if cell is not None]
@@ -103,7 +109,7 @@ def gap(findings: Findings) -> Figure | None:
         return None
     methods = list(findings.collection.methods)
     columns = [c for c in findings.columns if any((cell.protocol, cell.dataset) == c for cell in cells)]
-    figure, panels = _panels(len(columns), len(methods))
+    figure, panels = _panels(len(columns), findings)
     for axes, (protocol, dataset) in zip(panels, columns):
         here = [cell for cell in cells if (cell.protocol, cell.dataset) == (protocol, dataset)]
         points = [(methods.index(c.method), c.gap.by, _colour(c.method, findings)) for c in here if c.gap is not None]
@@ -120,10 +126,11 @@ def cost(findings: Findings) -> Figure | None:
     timed = [cell for cell in findings.cells.values() if cell.pretrain_seconds is not None]
     if not timed:
         return None
-    width = 4.3 * len(protocols) + LEFT
+    right = _room(findings)
+    width = 4.3 * len(protocols) + right
     figure = Figure(figsize=(width, 3.4))
     panels = figure.subplots(1, len(protocols), squeeze=False)[0]
-    figure.subplots_adjust(left=0.7 / width, right=1 - LEFT / width, top=0.9, bottom=0.16, wspace=0.25)
+    figure.subplots_adjust(left=0.7 / width, right=1 - right / width, top=0.9, bottom=0.16, wspace=0.25)
     for axes, protocol in zip(panels, protocols):
         for place, (method, title) in enumerate(findings.collection.methods.items()):
             cells = [cell for cell in timed if (cell.method, cell.protocol) == (method, protocol)]
@@ -136,7 +143,7 @@ def cost(findings: Findings) -> Figure | None:
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="upper left", bbox_to_anchor=(1 - (LEFT - 0.1) / width, 0.92), fontsize=8, frameon=False
+        handles, labels, loc="upper left", bbox_to_anchor=(1 - (right - 0.1) / width, 0.92), fontsize=8, frameon=False
     )
     return figure
 
