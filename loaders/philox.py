@@ -28,6 +28,8 @@ class Purpose(IntEnum):
     REPLACE = 9
     SYNTHESIS = 20
     RESAMPLE = 30
+    HELD_OUT = 31
+    SHOTS = 32
 
 
 def generator(seed: int, purpose: Purpose, *, epoch: int = 0, sample: int = 0, view: int = 0) -> np.random.Generator:

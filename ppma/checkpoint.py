@@ -151,7 +151,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is no readable safetensors file: {error}") from None
+        raise _unreadable(file, error) from None
 
 
 def open_weights(path: Path) -> safe_open:
@@ -160,13 +160,26 @@ def open_weights(path: Path) -> safe_open:
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is no readable safetensors file: {error}") from None
+        raise _unreadable(file, error) from None
 
 
-def load_model(module: nn.Module, path: Path) -> None:
-    """Load all weights of `module`; every tensor must be there and fit, or an InputError names those that do not."""
-    weights, own = read_weights(path), module.state_dict()
-    _check(own, weights, path)
+def _unreadable(file: Path, error: Exception) -> InputError:
+    hint = (
+        ""
+        if file.suffix == ".safetensors"
+        else f"; `ppma convert --from PROJECT {file} DIR` makes a folder that is taken here"
+    )
+    return InputError(f"{file} is no readable safetensors file: {error}{hint}")
+
+
+def load_model(module: nn.Module, path: Path, *, without: tuple[str, ...] = ()) -> None:
+    """Load all weights of `module`; every tensor must be there and fit, or an InputError names those that do not.
+
+    `without` names tensors of the file that only the training needs.
+    """
+    weights = {name: tensor for name, tensor in read_weights(path).items() if name not in without}
+    own = module.state_dict()
+    check_fits(own, weights, path)
     module.load_state_dict({name: parallel.part_of(tensor, own[name]) for name, tensor in weights.items()})
 
 
@@ -187,12 +200,12 @@ def load_encoder(module: nn.Module, path: Path, *, keep_norm: bool = False) -> l
             wanted[mine + part] = own[mine + part]
             if theirs + part in weights:
                 chosen[mine + part] = weights[theirs + part]
-    _check(wanted, chosen, path)
+    check_fits(wanted, chosen, path)
     module.load_state_dict(chosen, strict=False)
     return sorted(weights.keys() - {name for name in weights if name.startswith(TRUNK)})
 
 
-def _check(wanted: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:
+def check_fits(wanted: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:
     """InputError that lists what is missing, too much or of another shape."""
     problems = [f"{name} is missing" for name in wanted.keys() - given.keys()]
     problems += [f"{name} is not part of this model" for name in given.keys() - wanted.keys()]

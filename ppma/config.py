@@ -14,9 +14,12 @@ from ppma.lineage import Privacy
 from ppma.loaders.config import LoaderConfig
 from ppma.loaders.errors import InputError
 from ppma.model_config import ClassifierConfig, MAEConfig, OptimConfig, ViTConfig
+from ppma.protocol_config import AttentiveConfig, FewShotConfig, GridConfig, KNNConfig, Mixing
 
-Phase = Literal["mae", "classify", "probe"]
-"""mae: stage 1; classify: everything with labels that runs the encoder every step; probe: a head on features cached once."""
+Phase = Literal["mae", "classify", "probe", "attentive", "knn", "few_shot"]
+"""mae: stage 1; classify: everything with labels that runs the encoder every step; the others run a frozen encoder once. probe: a head on
+cached features; attentive: a query and a head on cached tokens; knn, few_shot: no training loop."""
+ENCODED_ONCE = ("probe", "attentive", "knn", "few_shot")
 Precision = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
 Compile = Literal["auto", "on", "graphs", "off"]
 
@@ -66,6 +69,8 @@ class RunConfig:
     """Checkpoint, run folder or .safetensors file whose encoder the run starts from; none: from scratch."""
     average: tuple[Path, ...] | None = None
     """Two or more of those: the encoder is their weighted mean, the weights learned with the head (recipe adaptive_average)."""
+    mixing: Mixing = "model"
+    """What has a weight of its own in that mean: each model, or each tensor of each model."""
     features: Path | None = None
     """Folder of cached features, which all runs share while their encoder is frozen; none: $PPMA_FEATURES, else `features` beside the
     run folder."""
@@ -95,6 +100,14 @@ class RunConfig:
     """AdamW and its schedule."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """The test of a classifier."""
+    grid: GridConfig = field(default_factory=GridConfig)
+    """Rates to choose from (phase probe)."""
+    attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
+    """Pooling by attention (phase attentive)."""
+    knn: KNNConfig = field(default_factory=KNNConfig)
+    """Nearest neighbours (phase knn)."""
+    few_shot: FewShotConfig = field(default_factory=FewShotConfig)
+    """Few clips a class (phase few_shot)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU where there is one."""
     precision: Precision = "auto"
@@ -129,20 +142,27 @@ class RunConfig:
             raise InputError(
                 f"batch {self.batch} does not divide into {self.accumulate} micro-batches of clips with {self.loader.views} views"
             )
-        if self.phase == "probe" and self.classifier.token_drop:
+        if self.phase in ENCODED_ONCE and self.classifier.token_drop:
             raise InputError(
                 "classifier.token_drop is for clips; a probe learns from features of whole ones: leave it at 0"
             )
-        if self.shard and (self.phase == "probe" or self.precision == "fp16"):
+        if self.shard and (self.phase in ENCODED_ONCE or self.average or self.precision == "fp16"):
             raise InputError("shard is for phases mae and classify in bf16, fp32 or fp64: leave it out here")
         if self.compile == "graphs" and (self.shard or self.accumulate > 1):
             raise InputError(
                 "compile graphs goes with neither shard nor accumulate: take --compile on, or leave those out"
             )
+        if self.average is not None and (self.phase != "classify" or self.init is not None):
+            raise InputError("--average is for recipe adaptive_average, and takes the place of --init")
         if self.weights is not None and len(self.weights) != len(self.sources):
             raise InputError(
                 f"weights {self.weights} must be one number for each of the {len(self.sources)} sources {self.sources}"
             )
+
+    @property
+    def starts(self) -> tuple[Path, ...]:
+        """All checkpoints that the run starts from."""
+        return (*(() if self.init is None else (self.init,)), *(self.average or ()))
 
     @property
     def batch_clips(self) -> int:
@@ -205,7 +225,7 @@ def check_run_folder(config: RunConfig) -> None:
 def check_ranks(config: RunConfig, ranks: int) -> None:
     """InputError unless the global batch divides into whole clips for every rank and micro-batch. In a probe all ranks do the same."""
     unit = ranks * config.accumulate * config.loader.views
-    if config.phase != "probe" and config.batch % unit:
+    if config.phase not in ENCODED_ONCE and config.batch % unit:
         raise InputError(
             f"{config.recipe}: batch {config.batch} does not divide by {ranks} ranks x {config.accumulate} micro-batches x"
             f" {config.loader.views} views; take a multiple of {unit}, or another number of ranks"

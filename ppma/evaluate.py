@@ -7,6 +7,7 @@ Every video counts once at any world size. `scores.npz` holds one row a video, s
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 
 from ppma import checkpoint, distributed, seal
+from ppma.adaptive import MIXING
+from ppma.attentive import AttentiveClassifier
 from ppma.classify import Classifier, check_labels
 from ppma.command import DONE, parse
 from ppma.compute import Compute, choose
@@ -26,6 +29,7 @@ from ppma.loaders.config import LoaderConfig
 from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Manifest
 from ppma.model_config import ClassifierConfig, ViTConfig
+from ppma.protocol_config import AttentiveConfig
 from ppma.result import write_result
 
 
@@ -55,16 +59,18 @@ def evaluate(
     compute: Compute,
     *,
     weights: str,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Score a data set and write `result.json`, `scores.npz` and `confusion.csv` into the run folder; returns the result.
 
-    `space` is the label space of the data set, `weights` the checkpoint's name for the record.
+    `space` is the label space of the data set, `weights` the checkpoint's name for the record, `facts` what else belongs there.
     """
     views = config.evaluation
     check_labels(manifest.labels, model.label_spaces[space], manifest.name)
     return write_result(
         config, manifest, scores(model, manifest, space, config, ranks, compute),
         protocol=f"{config.recipe}, {views.windows} windows x {views.crops} crops", weights=weights, writes=ranks.is_main,
+        more=facts,
     )  # fmt: skip
 
 
@@ -113,8 +119,12 @@ def load_classifier(path: Path) -> tuple[Classifier, dict[str, Any]]:
     spaces = json.loads((weights.parent / checkpoint.STATE).read_text())["label_spaces"]
     vit = ViTConfig(**{**saved["vit"], "patch": tuple(saved["vit"]["patch"])})
     head = ClassifierConfig(shared_head=saved["classifier"]["shared_head"])
-    model = Classifier(vit, spaces, head)
-    checkpoint.load_model(model, path)
+    if saved["phase"] == "attentive":
+        pooling = saved["attentive"] | {"cells": tuple(saved["attentive"]["cells"])}
+        model: Classifier = AttentiveClassifier(vit, spaces, head, AttentiveConfig(**pooling))
+    else:
+        model = Classifier(vit, spaces, head)
+    checkpoint.load_model(model, path, without=(MIXING,))
     return model, saved
 
 
@@ -129,7 +139,7 @@ def main(argv: list[str]) -> int:
             f"the checkpoint has no head for {options.dataset}; it has one for {', '.join(model.label_spaces)}"
         )
     out = options.out or run_folder(options.checkpoint) / f"evaluate-{options.dataset}-{options.evaluation.split}"
-    loader, frozen = saved["loader"], saved["classifier"]["freeze_encoder"]
+    loader, frozen = saved["loader"], saved["classifier"]["freeze_encoder"] and not saved.get("average")
     config = RunConfig(
         recipe=saved["recipe"],
         phase=saved["phase"],

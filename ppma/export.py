@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from ppma import __version__, checkpoint, lineage
 from ppma.classify import Classifier
 from ppma.command import DONE, parse
-from ppma.evaluate import run_folder
+from ppma.evaluate import load_classifier, run_folder
 from ppma.lineage import Lineage
 from ppma.loaders.errors import InputError
 from ppma.mae import MaskedAutoencoder
-from ppma.model_config import PIXEL_MEAN, PIXEL_STD, ClassifierConfig, MAEConfig, ViTConfig
+from ppma.model_config import PIXEL_MEAN, PIXEL_STD, MAEConfig, ViTConfig
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +74,9 @@ def load_encoder_model(path: Path) -> tuple[Classifier | MaskedAutoencoder, dict
     model: Classifier | MaskedAutoencoder
     if saved["phase"] == "mae":
         model = MaskedAutoencoder(vit, MAEConfig(**saved["mae"]))
+        checkpoint.load_model(model, path)
     else:
-        state = json.loads((checkpoint.locate_model(path).parent / checkpoint.STATE).read_text())
-        model = Classifier(vit, state["label_spaces"], ClassifierConfig(shared_head=saved["classifier"]["shared_head"]))
-    checkpoint.load_model(model, path)
+        model, _ = load_classifier(path)
     return model.float().eval(), saved
 
 

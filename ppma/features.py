@@ -37,6 +37,7 @@ from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Manifest
 from ppma.loaders.sampler import EvaluationSampler
 from ppma.loaders.stream import ClipStream, choose_implementation
+from ppma.vit import TRUNK
 
 log = logging.getLogger(__name__)
 
@@ -172,12 +173,18 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def address(
-    model: Classifier, manifest: Manifest, loader: LoaderConfig, views: EvaluationConfig, compute: Compute
+    model: Classifier,
+    manifest: Manifest,
+    loader: LoaderConfig,
+    views: EvaluationConfig,
+    compute: Compute,
+    *,
+    before: tuple[str, ...] | None = None,
 ) -> str:
-    """What the features depend on, hashed."""
+    """What the features depend on, hashed; `before` names the parameters other than those that pooled features depend on."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith(model.before_features):
+        if name.startswith(before or model.before_features):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     for row in np.unique(np.linspace(0, len(manifest) - 1, SAMPLED_FILES).astype(int)):
@@ -192,9 +199,13 @@ def address(
     return digest.hexdigest()[:24]
 
 
-def folder_of(config: RunConfig) -> Path:
-    """Where a run keeps its features: where all runs do while the encoder stays what it was, else in the run's own folder."""
-    if not config.classifier.freeze_encoder or config.average:
+def folder_of(config: RunConfig, *, learned: bool = False) -> Path:
+    """Where a run keeps its features: where all runs do while the encoder stays what it was, else in the run's own folder.
+
+    `learned` says that they depend on more than the encoder. Under --privacy strict they are of clips that this run has checked.
+    """
+    own = learned or config.average or config.privacy == "strict"
+    if own or not config.classifier.freeze_encoder:
         return config.run_dir / "features"
     shared = config.features or os.environ.get("PPMA_FEATURES")
     return Path(shared) if shared else config.run_dir.absolute().parent / "features"
@@ -232,7 +243,8 @@ def cached_features(
 ) -> Features:
     """`compute_features`, or what an earlier call, of any run, with the same encoder, clips and views left in the folder of features."""
     key = address(model, manifest, config.loader, views, compute)
-    path = folder_of(config) / f"{manifest.name}-{views.split}-{key}.safetensors"
+    folder = folder_of(config, learned=model.before_features != TRUNK)
+    path = folder / f"{manifest.name}-{views.split}-{key}.safetensors"
     with alone(path, ranks) as there:
         if there:
             log.info("features of %s %s: read from %s", manifest.name, views.split, path)

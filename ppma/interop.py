@@ -3,6 +3,7 @@
     ppma (published, omnivision)   {"model": {"trunk.blocks...", "trunk.decoder.decoder_blocks...", "heads.0..."}}
     videomae (MCG-NJU)             {"model" | "module": {"encoder.blocks..." or "blocks..."}}, q_bias and v_bias, no k bias
     huggingface (VideoMAE)         {"videomae.encoder.layer...", "decoder...", "classifier..."}
+    timm                           our names; by file, or by the name of a model (`interop_timm`)
                  |
                  v
     timm's names: patch_embed.proj, blocks.i.{norm1, attn.qkv, ...}, norm or fc_norm, decoder.*, head
@@ -26,13 +27,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ppma import checkpoint, lineage
+from ppma.adaptive import MIXING
 from ppma.command import DONE, parse
+from ppma.interop_timm import check_embedding, is_name, load_by_name
 from ppma.loaders.errors import InputError
 from ppma.vit import sinusoid_table
 
 log = logging.getLogger(__name__)
 
-Format = Literal["ppma", "videomae", "huggingface"]
+Format = Literal["ppma", "videomae", "huggingface", "timm"]
 Weights = dict[str, Tensor]
 
 BLOCK_PARTS = ("norm1", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
@@ -254,15 +257,35 @@ def to_huggingface(weights: Weights) -> Weights:
     return out
 
 
+def from_timm(weights: Weights) -> tuple[Weights, list[str]]:
+    """A model of `ppma.timm_models`, whose names are ours. Anything of timm that is another model is refused."""
+    check_embedding(weights, "the checkpoint")
+    rest, out = _Rest(dict(weights)), Weights()
+    rest.move(out, {"patch_embed.proj": "patch_embed.proj"})
+    for i in range(_depth(weights, r"blocks\.(\d+)\.")):
+        rest.move(out, {name: name for part in (*BLOCK_PARTS, "attn.qkv") if (name := f"blocks.{i}.{part}")})
+    _check_table(rest, "pos_embed")
+    rest.move(out, {name: name for name in ("norm", "fc_norm", "head") if rest.has(f"{name}.")})
+    rest.finish()
+    return out, []
+
+
+def to_timm(weights: Weights) -> Weights:
+    """Our tensors for a model of `ppma.timm_models`. A decoder has no place there."""
+    return {name: tensor for name, tensor in weights.items() if not name.startswith("decoder.")}
+
+
 READERS: dict[Format, Callable[[Weights], tuple[Weights, list[str]]]] = {
     "ppma": from_ppma,
     "videomae": from_videomae,
     "huggingface": from_huggingface,
+    "timm": from_timm,
 }
 WRITERS: dict[Format, Callable[[Weights], Weights]] = {
     "ppma": to_ppma,
     "videomae": to_videomae,
     "huggingface": to_huggingface,
+    "timm": to_timm,
 }
 
 
@@ -294,7 +317,7 @@ class Options:
     """
 
     source: tyro.conf.Positional[Path]
-    """What to convert: a .pth, .pt, .bin or .safetensors file, or with --to a run of ours."""
+    """What to convert: a .pth, .pt, .bin or .safetensors file, with --from timm also the name of a model, or with --to a run of ours."""
     out: tyro.conf.Positional[Path]
     """With --from a folder that --init takes; with --to a file, .safetensors or .pth."""
     from_: Annotated[Format | None, tyro.conf.arg(name="from")] = None
@@ -304,7 +327,9 @@ class Options:
 
 
 def _import(options: Options, kind: Format) -> None:
-    converted, left = READERS[kind](read_foreign(options.source))
+    by_name = kind == "timm" and is_name(options.source)
+    found = load_by_name(str(options.source)) if by_name else read_foreign(options.source)
+    converted, left = READERS[kind](found)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     state: dict[str, object] = {"converted_from": kind, "file": options.source.name}
     if "head.weight" in converted:
@@ -317,7 +342,8 @@ def _import(options: Options, kind: Format) -> None:
 
 
 def _export(options: Options, kind: Format) -> None:
-    weights = WRITERS[kind](checkpoint.read_weights(options.source))
+    trained = {name: tensor for name, tensor in checkpoint.read_weights(options.source).items() if name != MIXING}
+    weights = WRITERS[kind](trained)
     beside = options.out.with_name(f".{options.out.name}.tmp")
     beside.parent.mkdir(parents=True, exist_ok=True)
     if options.out.suffix == ".safetensors":

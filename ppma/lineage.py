@@ -93,13 +93,18 @@ def seen(source: Manifest, split: str = "train", *, audit_sha256: str = "", cont
 
 
 def of_run(
-    recipe: str, privacy: Privacy, sources: Sequence[Seen], *, init: Path | None = None, resumed: Path | None = None
+    recipe: str,
+    privacy: Privacy,
+    sources: Sequence[Seen],
+    *,
+    starts: Sequence[Path] = (),
+    resumed: Path | None = None,
 ) -> Lineage:
-    """The lineage of what a run will make. `init` and `resumed` are the model.safetensors that it starts and goes on from.
+    """The lineage of what a run will make. `starts` and `resumed` are the model.safetensors that it starts and goes on from.
 
     A run that goes on with other sources than it had comes from what it was as well.
     """
-    parents = () if init is None else (read(init),)
+    parents = tuple(read(path) for path in starts)
     now = Lineage(origin="trained", recipe=recipe, privacy=privacy, sources=tuple(sources), parents=parents)
     if resumed is None:
         return now

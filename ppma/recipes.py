@@ -12,54 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from ppma import transfer_recipes
 from ppma.config import EvaluationConfig, RunConfig
 from ppma.loaders.config import LoaderConfig
 from ppma.loaders.errors import InputError
-from ppma.model_config import ClassifierConfig, MAEConfig, MixConfig, OptimConfig, ViTConfig, preset
-
-NO_HUMAN, KINETICS, SYNTHETIC = "no-human-kinetics", "kinetics", "synapt"
-"""Names under which the recipes look for the paper's three sources in the data catalogue."""
+from ppma.model_config import ClassifierConfig, MAEConfig, MixConfig, OptimConfig, ViTConfig
+from ppma.recipe_parts import NO_HUMAN, SYNTHETIC, People, kinetics, labelled_run, mae_run
 
 DemoStage = Literal["scenes", "actions", "probe"]
 DEMO_FPS, DEMO_CLIP_SIZE = 4.0, 48
 """Frames a second and pixels of the clips that `ppma demo` draws: the 8 frames of a 2.7 s window are most there are."""
-
-
-def _mae(name: str, sources: tuple[str, ...], model: str, size: int, frames: int) -> RunConfig:
-    """Stage 1 as published: 16 x 224 x 224, four views a decoded window, batch of 128 views, 200 epochs."""
-    return RunConfig(
-        recipe=name,
-        phase="mae",
-        sources=sources,
-        run_dir=Path("runs") / name,
-        batch=128,
-        vit=preset(model, size=size, frames=frames),
-        loader=LoaderConfig(size=size, frames=frames, short_side=_short_side(size), views=4),
-    )
-
-
-def _short_side(size: int) -> int:
-    """256 for views of 224, and in proportion for others."""
-    return round(size * 256 / 224)
-
-
-def _labelled(name: str, sources: tuple[str, ...], model: str, size: int, frames: int) -> RunConfig:
-    """What Align and fine-tuning share: RandAugment, erasing, mixing, drop path 0 to 0.1, layer decay 0.75."""
-    return RunConfig(
-        recipe=name,
-        phase="classify",
-        sources=sources,
-        run_dir=Path("runs") / name,
-        batch=128,
-        vit=preset(model, size=size, frames=frames, drop_path=0.1),
-        loader=LoaderConfig(
-            size=size, frames=frames, short_side=_short_side(size), views=1, randaugment_ops=4, erase_probability=0.25
-        ),
-        optim=OptimConfig(
-            epochs=50, peak_lr=2e-3, reference_batch=128, warmup_fraction=0.125, final_lr=5e-7, betas=(0.9, 0.999),
-            weight_decay=1e-4, layer_decay=0.75,
-        ),
-    )  # fmt: skip
 
 
 def mae_nohuman(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
@@ -68,15 +30,21 @@ def mae_nohuman(*, model: str = "base", size: int = 224, frames: int = 16) -> Ru
     python slurm/launch.py pretrain --nodes 8, or ppma train mae_nohuman. 17.9 million views of 202 GFLOP: 1.3 H200 hours at the ceiling.
     Differs from the published run in precision (bf16, there fp16) and recomputes no activations (Q2: --vit.recompute).
     """
-    return _mae("mae_nohuman", (NO_HUMAN,), model, size, frames)
+    return mae_run("mae_nohuman", (NO_HUMAN,), model, size, frames)
 
 
-def mae_kinetics(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+def _of_people(run: RunConfig, people: People) -> RunConfig:
+    """A folder of its own for a run on changed people."""
+    return run if people == "shown" else replace(run, run_dir=Path("runs") / f"{run.recipe}-{people}")
+
+
+def mae_kinetics(*, people: People = "shown", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 1 on the same videos with their humans: the baseline that privacy is compared with.
 
-    ppma train mae_kinetics. Costs what mae_nohuman costs.
+    ppma train mae_kinetics. Costs what mae_nohuman costs. --people blur-faces, blur-bodies or downsample takes the source
+    kinetics-blur-faces and so on: further baselines of the paper, which `ppma remove-humans --method` makes.
     """
-    return _mae("mae_kinetics", (KINETICS,), model, size, frames)
+    return _of_people(mae_run("mae_kinetics", (kinetics(people),), model, size, frames), people)
 
 
 def mae_synthetic(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
@@ -84,7 +52,7 @@ def mae_synthetic(*, model: str = "base", size: int = 224, frames: int = 16) -> 
 
     ppma train mae_synthetic. Costs what mae_nohuman costs, in proportion to the number of clips.
     """
-    return _mae("mae_synthetic", (SYNTHETIC,), model, size, frames)
+    return mae_run("mae_synthetic", (SYNTHETIC,), model, size, frames)
 
 
 def mae_joint(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
@@ -92,7 +60,18 @@ def mae_joint(*, model: str = "base", size: int = 224, frames: int = 16) -> RunC
 
     ppma train mae_joint. Costs the sum of mae_nohuman and mae_synthetic.
     """
-    return _mae("mae_joint", (NO_HUMAN, SYNTHETIC), model, size, frames)
+    return mae_run("mae_joint", (NO_HUMAN, SYNTHETIC), model, size, frames)
+
+
+def mae_kinetics_synthetic(
+    *, people: People = "shown", model: str = "base", size: int = 224, frames: int = 16
+) -> RunConfig:
+    """Stage 1 on videos with their humans and synthetic ones together: the mixture that mae_joint is compared with.
+
+    ppma train mae_kinetics_synthetic. Costs what mae_joint costs. --people as in mae_kinetics.
+    """
+    run = mae_run("mae_kinetics_synthetic", (kinetics(people), SYNTHETIC), model, size, frames)
+    return _of_people(run, people)
 
 
 def align_nohuman_synthetic(
@@ -104,7 +83,7 @@ def align_nohuman_synthetic(
     89,665 and up to 150,000 clips. One head for each label space and sources mixed by the sample; --published-heads shares one 150-way head
     and takes a batch from one source at a time, as published (Q3). bf16, there float32 (Q2).
     """
-    run = _labelled("align_nohuman_synthetic", (NO_HUMAN, SYNTHETIC), model, size, frames)
+    run = labelled_run("align_nohuman_synthetic", (NO_HUMAN, SYNTHETIC), model, size, frames)
     if not published_heads:
         return run
     return replace(run, classifier=replace(run.classifier, shared_head=True), loader=replace(run.loader, mix="batch"))
@@ -115,7 +94,7 @@ def align_nohuman(*, model: str = "base", size: int = 224, frames: int = 16) -> 
 
     ppma train align_nohuman --init runs/mae_nohuman. 1.7 H200 hours at the ceiling.
     """
-    return _labelled("align_nohuman", (NO_HUMAN,), model, size, frames)
+    return labelled_run("align_nohuman", (NO_HUMAN,), model, size, frames)
 
 
 def align_synthetic(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
@@ -123,15 +102,27 @@ def align_synthetic(*, model: str = "base", size: int = 224, frames: int = 16) -
 
     ppma train align_synthetic --init runs/mae_synthetic (or runs/mae_nohuman). Up to 2.8 H200 hours at the ceiling.
     """
-    return _labelled("align_synthetic", (SYNTHETIC,), model, size, frames)
+    return labelled_run("align_synthetic", (SYNTHETIC,), model, size, frames)
 
 
-def align_kinetics(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+def align_kinetics(*, people: People = "shown", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 2 on the videos with their humans: the baseline that privacy is compared with.
 
-    ppma train align_kinetics --init runs/mae_kinetics. 1.7 H200 hours at the ceiling.
+    ppma train align_kinetics --init runs/mae_kinetics. 1.7 H200 hours at the ceiling. --people as in mae_kinetics.
     """
-    return _labelled("align_kinetics", (KINETICS,), model, size, frames)
+    return _of_people(labelled_run("align_kinetics", (kinetics(people),), model, size, frames), people)
+
+
+def align_kinetics_synthetic(
+    *, people: People = "shown", model: str = "base", size: int = 224, frames: int = 16
+) -> RunConfig:
+    """Stage 2 on videos with their humans and synthetic ones together: PPMA without the privacy.
+
+    ppma train align_kinetics_synthetic --init runs/mae_kinetics. Costs what align_nohuman_synthetic costs. --people as in mae_kinetics;
+    --classifier.shared-head and --loader.mix batch are the published form (Q3), as --published-heads there.
+    """
+    run = labelled_run("align_kinetics_synthetic", (kinetics(people), SYNTHETIC), model, size, frames)
+    return _of_people(run, people)
 
 
 def align_scratch(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
@@ -139,61 +130,7 @@ def align_scratch(*, model: str = "base", size: int = 224, frames: int = 16) -> 
 
     ppma train align_scratch. Costs what align_nohuman_synthetic costs.
     """
-    return _labelled("align_scratch", (NO_HUMAN, SYNTHETIC), model, size, frames)
-
-
-def finetune(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
-    """Transfer by fine-tuning every weight, then the 2 x 3 view test on the split `val`.
-
-    ppma train finetune --dataset ucf101 --init runs/align_nohuman_synthetic. UCF101: 0.3 million clips, 7 H200 minutes at the ceiling.
-    The head has its full rate, as published it has 0.75 of it (Q6: --optim.published-head-decay). bf16, there float32 (Q2).
-    """
-    run = _labelled("finetune", (dataset,), model, size, frames)
-    return replace(
-        run,
-        run_dir=Path("runs") / f"finetune-{dataset}",
-        batch=32,
-        optim=replace(run.optim, epochs=30, reference_batch=32),
-        evaluation=EvaluationConfig(at_end=True),
-    )
-
-
-def probe(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
-    """Transfer by a linear probe on features of plain views, computed once; then the 2 x 3 view test.
-
-    ppma train probe --dataset ucf101 --init runs/align_nohuman_synthetic. One pass of 361 GFLOP a clip; the head takes seconds.
-    Not the paper's protocol: no augmentation, so that the encoder runs once and not once an epoch. `probe_published` is.
-    """
-    return RunConfig(
-        recipe="probe",
-        phase="probe",
-        sources=(dataset,),
-        run_dir=Path("runs") / f"probe-{dataset}",
-        batch=32,
-        vit=preset(model, size=size, frames=frames),
-        classifier=ClassifierConfig(freeze_encoder=True),
-        loader=LoaderConfig(size=size, frames=frames, short_side=size, views=1, crop="center"),
-        optim=OptimConfig(
-            epochs=50, peak_lr=2e-3, reference_batch=32, warmup_fraction=0.125, final_lr=0.0, betas=(0.9, 0.999), weight_decay=1e-4
-        ),
-        evaluation=EvaluationConfig(at_end=True),
-    )  # fmt: skip
-
-
-def probe_published(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
-    """Transfer by linear probing as the paper describes it: the encoder runs every epoch on augmented clips and stays frozen.
-
-    ppma train probe_published --dataset ucf101 --init runs/align_nohuman_synthetic. 30 epochs of 361 GFLOP a clip.
-    The published script never freezes the encoder, and scales the head's rate by 0.75 (Q6); this recipe does neither.
-    """
-    run = finetune(dataset=dataset, model=model, size=size, frames=frames)
-    return replace(
-        run,
-        recipe="probe_published",
-        run_dir=Path("runs") / f"probe_published-{dataset}",
-        classifier=replace(run.classifier, freeze_encoder=True),
-        optim=replace(run.optim, peak_lr=1.6e-2, warmup_lr=4e-6, final_lr=4e-6, layer_decay=None),
-    )
+    return labelled_run("align_scratch", (NO_HUMAN, SYNTHETIC), model, size, frames)
 
 
 def demo(*, stage: DemoStage = "scenes", size: int = 32, frames: int = 8) -> RunConfig:
@@ -235,7 +172,7 @@ def demo(*, stage: DemoStage = "scenes", size: int = 32, frames: int = 8) -> Run
             loader=replace(run.loader, views=1),
             optim=replace(run.optim, epochs=14, peak_lr=3e-3, betas=(0.9, 0.98), warmup_fraction=0.1),
         )
-    linear = probe(dataset="transfer", size=size, frames=frames)
+    linear = transfer_recipes.probe(dataset="transfer", size=size, frames=frames)
     return replace(
         linear,
         recipe="demo",
@@ -250,9 +187,11 @@ def demo(*, stage: DemoStage = "scenes", size: int = 32, frames: int = 8) -> Run
 RECIPES: dict[str, Callable[..., RunConfig]] = {
     recipe.__name__: recipe
     for recipe in (
-        mae_nohuman, mae_kinetics, mae_synthetic, mae_joint,
-        align_nohuman_synthetic, align_nohuman, align_synthetic, align_kinetics, align_scratch,
-        finetune, probe, probe_published, demo,
+        mae_nohuman, mae_kinetics, mae_synthetic, mae_joint, mae_kinetics_synthetic,
+        align_nohuman_synthetic, align_nohuman, align_synthetic, align_kinetics, align_kinetics_synthetic, align_scratch,
+        transfer_recipes.finetune, transfer_recipes.probe, transfer_recipes.probe_published, transfer_recipes.probe_grid,
+        transfer_recipes.knn, transfer_recipes.few_shot, transfer_recipes.attentive_probe, transfer_recipes.adaptive_average,
+        demo,
     )
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ppma import flops, pictures
+from ppma.adaptive import AdaptiveClassifier
 from ppma.classify import Classifier, check_labels
 from ppma.config import RunConfig
 from ppma.distributed import Ranks
@@ -40,6 +41,9 @@ class Batch(Protocol):
 class Task(Protocol):
     """A phase as the loop sees it."""
 
+    config: RunConfig
+    """The run's; where the task chose a rate of a grid, with that rate."""
+
     @property
     def model(self) -> Encoder:
         """`model(*inputs(batch))` is the loss; its state dict is the checkpoint."""
@@ -58,6 +62,9 @@ class Task(Protocol):
 
     def pictures(self, batch: Any, *, due: bool) -> dict[str, np.ndarray]:
         """RGB pictures by tag: all that there are when they are due, later those that a batch could not yet give."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the run found out besides its weights, for state.json and result.json."""
 
 
 def read_sources(config: RunConfig, split: str = "train") -> list[Manifest]:
@@ -123,6 +130,10 @@ class _ClipTask:
             f"clips/{names[i]}": pictures.clips_of_source(batch.frames_BTHWC, batch.source_B, i) for i in sorted(shown)
         }
 
+    def facts(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
 
 class MaeTask(_ClipTask):
     """Stage 1."""
@@ -151,10 +162,25 @@ class ClassifyTask(_ClipTask):
     def __init__(self, config: RunConfig, sources: Sequence[Manifest]) -> None:
         super().__init__(config, sources)
         spaces = label_spaces(config, sources)
-        self.model = Classifier(config.vit, spaces, config.classifier, source_spaces=config.sources, seed=config.seed)
-        passes = 1 if config.classifier.freeze_encoder else 3
+        self.model = self._make_model(spaces)
+        passes = 1 if config.classifier.freeze_encoder and not config.average else 3
         one = flops.classifier_flops(config.vit, sum(spaces.values()), config.classifier.token_drop)
         self.step_flops = passes * config.batch * one
+
+    def _make_model(self, spaces: dict[str, int]) -> Classifier:
+        config = self.config
+        if config.recipe == "adaptive_average" and not config.average:
+            raise InputError("adaptive_average takes encoders to average: --average RUN RUN")
+        if config.average:
+            return AdaptiveClassifier(
+                config.vit, spaces, config.classifier, models=config.average, per=config.mixing,
+                source_spaces=config.sources, seed=config.seed,
+            )  # fmt: skip
+        return Classifier(config.vit, spaces, config.classifier, source_spaces=config.sources, seed=config.seed)
+
+    def facts(self) -> dict[str, Any]:
+        """The shares of an adaptive average."""
+        return self.model.facts() if isinstance(self.model, AdaptiveClassifier) else {}
 
     def check_world(self, world_size: int) -> None:
         """InputError unless mixing groups fit into what a rank gets at a time."""
@@ -165,6 +191,17 @@ class ClassifyTask(_ClipTask):
         """Frames, row keys, labels, sources and erasing boxes."""
         common = (batch.frames_BTHWC, batch.key_B, batch.label_B, batch.source_B)
         return (*common, batch.erase_B4) if self.config.loader.erase_probability > 0 else common
+
+
+class Rows(Protocol):
+    """Features or tokens of every clip: a tensor, or a file that gives tensors."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows of a batch are wanted."""
+
+    def __getitem__(self, row_B: Tensor) -> Tensor:
+        """Rows of a batch."""
 
 
 @dataclass
@@ -182,7 +219,7 @@ class FeatureStream:
     """Batches of cached features: every row once an epoch, in an order drawn from (seed, epoch). A context manager."""
 
     def __init__(
-        self, features_VD: Tensor, labels_V: Tensor, *, batch: int, epochs: int, seed: int, start: tuple[int, int]
+        self, features_VD: Rows, labels_V: Tensor, *, batch: int, epochs: int, seed: int, start: tuple[int, int]
     ) -> None:
         self.features_VD, self.labels_V = features_VD, labels_V
         self.batch, self.epochs, self.seed, self.start = batch, epochs, seed, start
@@ -217,9 +254,9 @@ def build(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Task:
         task = labelled = ClassifyTask(config, sources)
         labelled.check_world(ranks.world_size)
     else:
-        from ppma.probe import ProbeTask
+        from ppma.probe import AttentiveTask, ProbeTask
 
-        return ProbeTask(config, sources, ranks)
+        return (AttentiveTask if config.phase == "attentive" else ProbeTask)(config, sources, ranks)
     if config.init is not None:
         checkpoint.load_encoder(task.model, config.init, keep_norm=config.classifier.keep_norm)
     return task

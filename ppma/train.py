@@ -7,6 +7,7 @@ and every draw follow from it, so a resumed run computes what the run that never
 """
 
 import contextlib
+import hashlib
 import logging
 import os
 import time
@@ -17,14 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppma import checkpoint, compiling, distributed, environment, flops, parallel, seal, tasks
+from ppma import checkpoint, compiling, distributed, environment, few_shot, flops, knn, parallel, seal, tasks
 from ppma.classify import Classifier, check_labels
 from ppma.command import DONE, RUN_AGAIN
 from ppma.compute import Compute, choose
-from ppma.config import RunConfig, check_ranks, check_run_folder
+from ppma.config import ENCODED_ONCE, RunConfig, check_ranks, check_run_folder
 from ppma.distributed import Ranks, StopFlag, Stopped
 from ppma.evaluate import evaluate
 from ppma.flops import measured_peak_flops
+from ppma.frozen import load_frozen
 from ppma.lineage import Lineage
 from ppma.lineage import write as write_lineage
 from ppma.loaders.errors import InputError
@@ -34,10 +36,14 @@ from ppma.monitor import Monitor
 from ppma.optim import build_optimizer, learning_rate, set_learning_rate
 from ppma.privacy import strict
 from ppma.recipes import RECIPES, resolve
+from ppma.result import write_result
 from ppma.tasks import Batch, Task
 from ppma.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
+
+UNTRAINED = {"knn": knn.score, "few_shot": few_shot.score}
+"""Phases without a training loop: cached features to a result."""
 
 
 class Trainer:
@@ -82,6 +88,7 @@ class Trainer:
                 "torch_rng": torch.get_rng_state(),
             }
             state: dict[str, Any] = {"recipe": self.config.recipe, "steps_per_epoch": self.task.steps_per_epoch}
+            state |= self.task.facts()
             if isinstance(self.model, Classifier):
                 state["label_spaces"] = self.model.label_spaces
             checkpoint.save(
@@ -171,8 +178,9 @@ class Trainer:
         weights = str(self.checkpoints / f"step_{self.step:08d}")
         with stop.at_once():
             result = evaluate(
-                self.model, manifest, manifest.name, self.config, self.ranks, self.compute, weights=weights
-            )
+                self.model, manifest, manifest.name, self.config, self.ranks, self.compute, weights=weights,
+                facts=self.task.facts(),
+            )  # fmt: skip
         monitor.scalars(self.step, {"eval/top1": result["top1"], "eval/top5": result["top5"]})
 
     def _log(self, monitor: Monitor, batch: Batch, norm: Tensor | None, pace: "_Pace") -> None:
@@ -259,6 +267,10 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
         made_of = _inputs(config)
         sources = tasks.read_sources(config)
         lineage = strict.admit(config, sources, ranks)
+        if config.phase in UNTRAINED:
+            _score(config, ranks, compute, lineage)
+            _seal(config, ranks, made_of, time.monotonic() - began)
+            return config.run_dir
         task = tasks.build(config, sources, ranks)
         for manifest in tested:
             assert isinstance(task.model, Classifier)
@@ -266,7 +278,7 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
                 manifest.labels, task.model.label_spaces[manifest.name], f"{manifest.name} {config.evaluation.split}"
             )
         _make_run_folder(config, ranks, compute, lineage)
-        trainer = Trainer(config, task, ranks, compute, lineage)
+        trainer = Trainer(task.config, task, ranks, compute, lineage)  # a grid has chosen the rate
         before = seal.logged_seconds(config.run_dir, config.batch) if config.resume and trainer.restore() else 0.0
         title = f"{config.recipe} ({sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M parameters)"
         stop = StopFlag(ranks)
@@ -286,14 +298,30 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
                     trainer.test(manifest, monitor, stop)
         finally:
             stop.close()
-        if ranks.is_main:
-            seal.write(config.run_dir, **made_of, seconds=before + time.monotonic() - began)
+        _seal(config, ranks, made_of, before + time.monotonic() - began)
     return config.run_dir
+
+
+def _score(config: RunConfig, ranks: Ranks, compute: Compute, lineage: Lineage) -> None:
+    """A protocol that has nothing to train in steps."""
+    frozen, views = load_frozen(config, ranks, compute), config.evaluation
+    scored = UNTRAINED[config.phase](frozen, config)
+    _make_run_folder(config, ranks, compute, lineage)
+    write_result(
+        config, frozen.tested, scored.scores, draws=scored.draws, weights=str(config.init), more=scored.more, writes=ranks.is_main,
+        protocol=f"{config.recipe}, {scored.protocol}, {views.windows} windows x {views.crops} crops",
+    )  # fmt: skip
+
+
+def _seal(config: RunConfig, ranks: Ranks, made_of: dict[str, Any], seconds: float) -> None:
+    if ranks.is_main:
+        seal.write(config.run_dir, **made_of, seconds=seconds)
 
 
 def _inputs(config: RunConfig) -> dict[str, Any]:
     """Hashes of what the run is made of, for its seal."""
-    init = None if config.init is None else seal.sha256(checkpoint.locate_model(config.init))
+    hashes = [seal.sha256(checkpoint.locate_model(path)) for path in config.starts]
+    init = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None
     return {"manifests": seal.manifest_hashes(config), "init": init}
 
 
@@ -314,7 +342,7 @@ def plan(config: RunConfig) -> None:
             if config.phase == "mae"
             else flops.encoder_flops(config.vit, kept_count(config.vit.tokens, config.classifier.token_drop))
         )
-        total = forward * rows * (1 if config.phase == "probe" else 3 * config.optim.epochs)
+        total = forward * rows * (1 if config.phase in ENCODED_ONCE else 3 * config.optim.epochs)
         peak = measured_peak_flops(ranks.device, compute.products)
         rate = learning_rate(round(steps * config.optim.warmup_fraction), max(steps, 1), config.optim, config.batch)
     lines = {

@@ -134,7 +134,8 @@ def _place(config: RunConfig, runs: Path) -> RunConfig:
     """The same run with absolute paths. `runs` takes the place of the recipe's own parent folder."""
     folder = runs / config.run_dir.name if config.run_dir.parent == Path("runs") else config.run_dir
     init = config.init.absolute() if config.init else None
-    return replace(config, run_dir=folder.absolute(), init=init, data=catalogue.locate(config.data))
+    average = None if config.average is None else tuple(path.absolute() for path in config.average)
+    return replace(config, run_dir=folder.absolute(), init=init, average=average, data=catalogue.locate(config.data))
 
 
 def _pretrain_runs(launch: Pretrain, flags: Sequence[str], prog: str) -> list[RunConfig]:
@@ -161,7 +162,7 @@ def _training(config: RunConfig, cluster: ClusterConfig) -> Stage:
         "epochs": str(config.optim.epochs),
         "estimated time": hours_left(config, ranks, on_gpu=allocation.gpus > 0),
         "sources": ", ".join(config.sources),
-        "starts from": str(config.init or "scratch"),
+        "starts from": ", ".join(map(str, config.starts)) or "scratch",
         "run folder": str(config.run_dir),
     }
     job = Job(
@@ -183,8 +184,10 @@ def check_inputs(stages: Sequence[Stage]) -> None:
             for what, path in (("manifest", entry.manifest), ("root", entry.root), ("store", entry.store)):
                 if path is not None and not path.exists():
                     raise InputError(f"{data.path}, [{name}.{entry.split}]: {what} {path} does not exist")
-        if config.init and not config.init.exists() and not any(config.init.is_relative_to(run) for run in coming):
-            raise InputError(f"--init {config.init}: there is no such run or checkpoint")
+        for start in config.starts:
+            if not start.exists() and not any(start.is_relative_to(run) for run in coming):
+                flag = "--average" if config.average else "--init"
+                raise InputError(f"{flag} {start}: there is no such run or checkpoint")
         if config.privacy == "strict":
             _look_strictly(config, coming)
 

@@ -57,9 +57,8 @@ def test_every_protocol_on_one_encoder_and_data_set_finds_the_same_features(data
     files = kept(runs / "features")
     assert len(files) == 2  # plain views of train, 2 x 3 views of val
     with caplog.at_level("INFO"):
-        train(config_of(data, runs / "second", "probe", "--optim.peak-lr", "0.1"))
         train(config_of(data, runs / "published", "probe_published"))  # trains on clips, and is tested on the features
-    assert kept(runs / "features") == files and caplog.text.count("read from") == 3
+    assert kept(runs / "features") == files and caplog.text.count("read from") == 1
     train(config_of(data, runs / "tuned", "finetune"))
     assert kept(runs / "features") == files  # of weights that nobody else has
     assert len(kept(runs / "tuned/features")) == 1

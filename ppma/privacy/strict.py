@@ -48,8 +48,8 @@ def admit(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Linea
 def look(config: RunConfig, sources: Sequence[Manifest]) -> list[dict[str, verdict.Audited]]:
     """What can be refused without reading a video: rows, seals, weights to start from. Returns the audit of each source, by path."""
     audits = [_check_rows(source) for source in sources]
-    starts = {"--init": config.init, "--resume": _newest(config)}
-    for flag, path in starts.items():
+    starts = [("--average" if config.average else "--init", path) for path in config.starts]
+    for flag, path in (*starts, ("--resume", _newest(config))):
         if path and (objection := objection_to(lineage.read(checkpoint.locate_model(path)))):
             raise InputError(f"{flag} {path} is refused by --privacy strict: {objection}")
     if (config.run_dir / "features").exists() and not (config.run_dir / "config.json").exists():
@@ -81,7 +81,7 @@ def _lineage(config: RunConfig, seen: Sequence[Seen]) -> Lineage:
         config.recipe,
         config.privacy,
         seen,
-        init=checkpoint.locate_model(config.init) if config.init else None,
+        starts=[checkpoint.locate_model(path) for path in config.starts],
         resumed=checkpoint.locate_model(newest) if newest else None,
     )
 

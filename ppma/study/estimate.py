@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from ppma import flops, seal
-from ppma.config import RunConfig
+from ppma.config import ENCODED_ONCE, RunConfig
 from ppma.loaders import catalogue
 from ppma.masking import kept_count
 from ppma.study.plan import Run
@@ -58,7 +58,8 @@ def arithmetic(config: RunConfig) -> float:
         )
     if config.phase == "mae":
         return 3 * clips * config.optim.epochs * flops.mae_flops(config.vit, config.mae) + test
-    passes = 1 if config.phase == "probe" else config.optim.epochs * (1 if config.classifier.freeze_encoder else 3)
+    frozen = config.classifier.freeze_encoder and not config.average
+    passes = 1 if config.phase in ENCODED_ONCE else config.optim.epochs * (1 if frozen else 3)
     return passes * clips * flops.encoder_flops(config.vit, tokens) + test
 
 
