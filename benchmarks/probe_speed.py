@@ -1,0 +1,121 @@
+"""What running the encoder once is worth: a linear probe on cached features against the same protocol with the encoder in every epoch.
+
+    python benchmarks/probe_speed.py
+    python benchmarks/probe_speed.py --epochs 50 --clips 64 --model tiny --size 112
+
+Both train the same head on the same plain views of the same videos for as many epochs, by `train` and its loop, in one process, one after
+the other: starting, decoding, checkpoints and log are counted in both, the test that would follow, which is the same, in neither. The probe
+finds no cached features. `ratio` is the time with the encoder in every epoch over the time of the probe; `later_ratio` over the time of a
+second probe on the same encoder, which finds the features of the first.
+"""
+
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import rows
+from benchmarks.natural_clips import make_clips
+from ppma.command import DONE, parse, run
+from ppma.config import RunConfig
+from ppma.loaders import catalogue
+from ppma.loaders.manifest import Manifest
+from ppma.model_config import ClassifierConfig, MixConfig
+from ppma.recipes import resolve
+from ppma.train import train
+
+VIDEOS, FRAMES, SECONDS = 4, 150, 1.5
+"""Videos that are made, their frames, and the length of the pieces of them that count as clips."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """A probe against the same protocol with the encoder in every epoch."""
+
+    epochs: int = 50
+    """Epochs of both."""
+    clips: int = 64
+    """Training clips."""
+    classes: int = 8
+    """Their classes."""
+    model: str = "tiny"
+    """Size of the encoder."""
+    size: int = 112
+    """Height and width of a view."""
+    batch: int = 32
+    """Clips of a step."""
+    workers: int = 2
+    """Loader processes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU where there is one."""
+    json: Path | None = None
+    """Write the row as a JSON list."""
+    compare: bool = False
+    """Show the row beside the last one in benchmarks/results/."""
+    plot: Path | None = None
+    """Draw the row into a PNG."""
+
+
+def make_data(folder: Path, config: BenchmarkConfig) -> Path:
+    """A catalogue with the clips, pieces of a few videos, as source `made`."""
+    videos = make_clips(folder / "videos", clips=VIDEOS, frames=FRAMES, contents=("h264_gop250",))["h264_gop250"]
+    latest = FRAMES / 25 - SECONDS
+    clips = []
+    for number in range(config.clips):
+        start = latest * (number // VIDEOS) / max(1, (config.clips - 1) // VIDEOS)
+        piece = replace(videos.clip(number % VIDEOS), label=number % config.classes)
+        clips.append(replace(piece, start_seconds=start, end_seconds=start + SECONDS, domain="synthetic"))
+    Manifest.write(folder / "made.csv", clips)
+    catalogue.add(
+        folder / "data.toml", name="made", split="train", manifest=folder / "made.csv", root=folder / "videos"
+    )
+    return folder / "data.toml"
+
+
+def protocols(folder: Path, data: Path, config: BenchmarkConfig) -> tuple[RunConfig, RunConfig]:
+    """The probe, and the run that differs from it in where the encoder stands and in nothing else."""
+    flags = f"--dataset made --model {config.model} --size {config.size} --batch {config.batch} --optim.epochs {config.epochs}"
+    flags += f" --device {config.device} --loader.workers {config.workers} --data {data} --run-dir {folder}/probe"
+    probe = resolve("probe", flags.split())
+    probe = replace(probe, pictures_every=0, evaluation=replace(probe.evaluation, at_end=False))
+    frozen = ClassifierConfig(freeze_encoder=True, mix=MixConfig(probability=0.0, smoothing=0.0))
+    return probe, replace(probe, phase="classify", classifier=frozen, run_dir=folder / "every_epoch")
+
+
+def seconds_of(config: RunConfig) -> float:
+    """Wall time of a run from its config to its last checkpoint."""
+    began = time.perf_counter()
+    train(config)
+    return time.perf_counter() - began
+
+
+def measure(config: BenchmarkConfig, folder: Path) -> rows.Row:
+    """The row."""
+    probe, every_epoch = protocols(folder, make_data(folder, config), config)
+    first = seconds_of(probe)
+    again = seconds_of(replace(probe, run_dir=folder / "again"))
+    slow = seconds_of(every_epoch)
+    return {
+        "model": config.model, "size": config.size, "clips": config.clips, "epochs": config.epochs, "batch": config.batch,
+        "every_epoch_s": slow, "probe_s": first, "later_probe_s": again, "ratio": slow / first, "later_ratio": slow / again,
+        "spread": 0.0,
+    }  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    """The command."""
+    config = parse(BenchmarkConfig, argv, prog="benchmarks/probe_speed.py")
+    with tempfile.TemporaryDirectory() as folder:
+        row = measure(config, Path(folder))
+    rows.report(
+        [row], benchmark="probe_speed", json=config.json, compare=config.compare, plot=config.plot, measure="ratio"
+    )
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], prog="benchmarks/probe_speed.py"))
