@@ -7,6 +7,7 @@ A seal tells an edited file; it is no signature: who can write the file can writ
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -70,6 +71,13 @@ def manifest_hashes(config: RunConfig) -> dict[str, str]:
 def _manifest_hash(path: Path, changed_ns: int) -> str:
     """A study asks for the same manifests hundreds of times."""
     return sha256(path)
+
+
+def starts_hash(weights: Sequence[str]) -> str | None:
+    """One hash for all weights that a run starts from: that of the only one, or one of them together; None: from scratch."""
+    if len(weights) < 2:
+        return weights[0] if weights else None
+    return hashlib.sha256("".join(weights).encode()).hexdigest()
 
 
 def logged_seconds(folder: Path, batch: int) -> float:

@@ -7,7 +7,6 @@ and every draw follow from it, so a resumed run computes what the run that never
 """
 
 import contextlib
-import hashlib
 import logging
 import os
 import time
@@ -321,8 +320,7 @@ def _seal(config: RunConfig, ranks: Ranks, made_of: dict[str, Any], seconds: flo
 def _inputs(config: RunConfig) -> dict[str, Any]:
     """Hashes of what the run is made of, for its seal."""
     hashes = [seal.sha256(checkpoint.locate_model(path)) for path in config.starts]
-    init = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None
-    return {"manifests": seal.manifest_hashes(config), "init": init}
+    return {"manifests": seal.manifest_hashes(config), "init": seal.starts_hash(hashes)}
 
 
 def plan(config: RunConfig) -> None:

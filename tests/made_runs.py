@@ -92,6 +92,7 @@ def study(
                 "seed": seed,
                 "folder": f"runs/{folder.name}",
                 "chain": chain,
+                "starts": chain,
             }
         )
 

@@ -164,6 +164,49 @@ def test_ones_own_clips_are_read_beside_in_stage_1_only(plan, data, tmp_path):
     )
 
 
+ADAPTIVE = """
+[pretrain.adaptive]
+title = "Adaptive average"
+adaptive = ["full", "other"]
+recipe = "adaptive_average --model tiny"
+protocols = ["probe"]
+"""
+
+
+def test_a_learned_mixture_is_tested_by_its_own_recipe_from_all_that_it_mixes(plan):
+    text = TEXT + ADAPTIVE + '[protocol.knn]\ntitle = "Neighbours"\nrecipe = "knn --model tiny"\n'
+    runs = [run for run in plan(text) if run.seed == 0]
+    mixed = [run for run in runs if run.name.startswith("adaptive")]
+    assert [run.name for run in mixed] == ["adaptive.probe.ucf101", "adaptive.probe.hmdb51"]
+    assert all(
+        [parent.name for parent in run.needs] == ["full", "other"] and run.config.recipe == "adaptive_average"
+        for run in mixed
+    )
+    assert mixed[0].config.average == tuple(parent.folder / "checkpoints" / "latest" for parent in mixed[0].needs)
+    assert resolve(mixed[0].command[1], mixed[0].command[2:]) == mixed[0].config
+    assert [run.config.phase for run in runs if ".knn." in run.name] == ["knn"] * 6
+    changed = [
+        run
+        for run in plan(text.replace("align_nohuman --model tiny", "align_nohuman --model tiny --batch 64"))
+        if run.seed == 0
+    ]
+    assert mixed[0].key != next(run.key for run in changed if run.name == mixed[0].name)
+    for run in runs:
+        if run.name in ("stage1", "full", "other"):
+            end(run)
+    weights = [seal.read(run.folder).weights for run in mixed[0].needs]
+    mixed[0].folder.mkdir()
+    (mixed[0].folder / "config.json").write_text(mixed[0].config.to_json())
+    for init, state in ((weights, "done"), (weights[::-1], None)):
+        seal.write(
+            mixed[0].folder, manifests=seal.manifest_hashes(mixed[0].config), init=seal.starts_hash(init), seconds=1.0
+        )
+        if state:
+            assert mixed[0].state() == state
+    with pytest.raises(InputError, match="the weights it started from"):
+        mixed[0].state()
+
+
 def test_a_protocol_must_end_with_a_test(plan):
     with pytest.raises(
         InputError, match=r"\[protocol\.probe\]: align_nohuman does not end with a test; take finetune, probe"

@@ -105,6 +105,23 @@ def test_the_same_test_twice_counts_once_and_another_split_is_another_data_set(t
     assert [(r.folder, r.dataset) for r in collect(tmp_path).results] == [(run, "made"), (run / "other", "made (test)")]
 
 
+def test_a_mixture_of_two_starts_from_both(tmp_path):
+    one, two = (
+        made_runs.trained(tmp_path / "one"),
+        made_runs.trained(tmp_path / "two", recipe="align_nohuman", seconds=60),
+    )
+    run = made_runs.tested(tmp_path / "mixed", RIGHT["full", "probe", "ucf", 0])
+    paths = [str(start / "checkpoints" / "latest") for start in (one, two)]
+    rewrite(run / "config.json", average=paths)
+    reseal(run, init=seal.starts_hash([seal.read(start).weights for start in (one, two)]))
+    (found,) = collect(tmp_path).results
+    assert (found.method, found.pretrain_seconds) == ("mae_nohuman + align_nohuman", 3660)
+    rewrite(run / "config.json", average=paths[::-1])
+    reseal(run)
+    with pytest.raises(InputError, match=r"did not start from the weights of .*two, .*one"):
+        collect(tmp_path)
+
+
 def test_what_holds_no_run_is_told(tmp_path, study):
     with pytest.raises(InputError, match="there is no such folder"):
         collect(tmp_path / "nowhere")

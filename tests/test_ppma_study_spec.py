@@ -78,6 +78,8 @@ def test_a_good_spec(read):
         ('title = "Random weights"', 'title = "x"\ninit = "stage1"', "init is for a recipe"),
         ('average = ["full", "other"]', 'average = ["full"]', "average takes two names or more"),
         ("weights = [1, 3.5]", "weights = [1]", "average takes two names or more, and as many weights"),
+        ('average = ["full", "other"]\nweights = [1, 3.5]', 'adaptive = ["full", "other"]', "adaptive takes two names or more, a title"),
+        ('title = "Random weights"', 'title = "x"\nprotocols = ["knn"]', "there is no protocol 'knn'; there are probe"),
         ('checkpoint = "w', 'recipe = "demo"\ncheckpoint = "w', "give one of recipe, average and checkpoint"),
         ('[protocol.probe]\ntitle = "Linear probe"\nrecipe = "probe --model tiny"', "", r"\[protocol.NAME\]: there must be one"),
         ("seeds = [0, 1]", "seeds = [0, 1", "cannot be read as TOML"),

@@ -71,9 +71,11 @@ class Run:
         other = [line for line in differences(config, saved) if not line.startswith("init:")]
         if sealed.manifests != seal.manifest_hashes(config):
             other.append("its manifests")
-        for parent in self.needs:
-            if (parent.folder / seal.SEAL).is_file() and seal.read(parent.folder).weights != sealed.init:
-                other.append(f"the weights it started from: {parent.folder} has others")
+        parents = [seal.read(parent.folder) for parent in self.needs if (parent.folder / seal.SEAL).is_file()]
+        weights = [parent.weights for parent in parents if parent.weights]
+        if len(weights) == len(config.starts) and seal.starts_hash(weights) != sealed.init:
+            folders = ", ".join(str(parent.folder) for parent in self.needs)
+            other.append(f"the weights it started from: {folders} has others")
         if other:
             raise InputError(f"{self.folder} is another run than its name says ({'; '.join(other)}); delete it")
 
@@ -81,13 +83,24 @@ class Run:
 HashOf = Callable[[RunConfig], dict[str, str]]
 
 
-def _key(config: RunConfig, manifests: dict[str, str], start: str | None) -> str:
+STARTS = ("init", "average")
+"""Settings that name what a run starts from; the key holds what that is instead."""
+
+
+def _key(config: RunConfig, manifests: dict[str, str], starts: list[str]) -> str:
     """Settings that stand at their default are left out, so that a later version with one setting more finds the runs of this one."""
     facts = {k: v for k, v in flat(json.loads(config.to_json())).items() if v != defaults()[k]}
     free = tuple(f"{name}." for name in FREE_ON_RESUME)
-    kept = {k: v for k, v in facts.items() if k not in FREE_ON_RESUME and k != "init" and not k.startswith(free)}
+    kept = {k: v for k, v in facts.items() if k not in (*FREE_ON_RESUME, *STARTS) and not k.startswith(free)}
     tested = {k: v for k, v in facts.items() if k.startswith("evaluation.") and k != "evaluation.batch_clips"}
-    return _digest({"config": kept, "test": tested, "manifests": manifests, "start": start})
+    return _digest(
+        {
+            "config": kept,
+            "test": tested,
+            "manifests": manifests,
+            "start": starts[0] if len(starts) == 1 else starts or None,
+        }
+    )
 
 
 def _digest(facts: dict[str, object]) -> str:
@@ -117,13 +130,14 @@ class Planner:
         out: dict[Path, Run] = {}
         for seed in self.study.seeds:
             for method in self.study.methods:
-                start = self._pretrained(method, seed)
+                starts = self._starts(method, seed)
                 tests = [
-                    self._tested(method, start, protocol, dataset, seed)
-                    for protocol in self.study.protocol.values()
+                    self._tested(method, starts, protocol, dataset, seed)
+                    for name, protocol in self.study.protocol.items()
                     for dataset in self.study.datasets
+                    if name in (method.protocols or self.study.protocol)
                 ]
-                for run in (*_ancestry(start), *tests):
+                for run in (*(run for start in starts for run in _ancestry(start)), *tests):
                     out.setdefault(run.folder, run)
         return list(out.values())
 
@@ -138,6 +152,12 @@ class Planner:
             self._configs[text] = replace(config, data=self.data, resume=True)
         return self._configs[text]
 
+    def _starts(self, method: Pretrain, seed: int) -> "list[Run | Path]":
+        """What the tests of a method start from: nothing, its encoder, or all that it mixes."""
+        names = method.adaptive or (method.name,)
+        found = [self._pretrained(self.study.pretrain[name], seed) for name in names]
+        return [start for start in found if start is not None]
+
     def _pretrained(self, pretrain: Pretrain, seed: int) -> "Run | Path | None":
         """The run that gives the encoder, a path of weights from elsewhere, or None for random weights."""
         if pretrain.checkpoint:
@@ -145,20 +165,19 @@ class Planner:
         if not (pretrain.recipe or pretrain.average):
             return None
         if (pretrain.name, seed) not in self._made:
-            starts = [self._pretrained(self.study.pretrain[name], seed) for name in pretrain.needs]
+            starts = [start for name in pretrain.needs for start in self._starts(self.study.pretrain[name], seed)]
             make = self._averaged if pretrain.average else self._trained
             self._made[pretrain.name, seed] = make(pretrain, starts, seed)
         return self._made[pretrain.name, seed]
 
-    def _trained(self, pretrain: Pretrain, starts: "list[Run | Path | None]", seed: int) -> Run:
+    def _trained(self, pretrain: Pretrain, starts: "list[Run | Path]", seed: int) -> Run:
         config = replace(self._resolve(pretrain.recipe), seed=seed)
         if config.phase == "mae":
             more = tuple(self.beside[name] for name in config.sources if name in self.beside)
             config = replace(config, sources=(*config.sources, *more), weights=config.weights if not more else None)
-        start = starts[0] if starts else None
-        return self._run(pretrain.name, pretrain.recipe, config, start, seed)
+        return self._run(pretrain.name, pretrain.recipe, config, starts, seed)
 
-    def _averaged(self, pretrain: Pretrain, starts: "list[Run | Path | None]", seed: int) -> Run:
+    def _averaged(self, pretrain: Pretrain, starts: "list[Run | Path]", seed: int) -> Run:
         shares = pretrain.weights or (1 / len(starts),) * len(starts)
         key = _digest({"average": [_address(start) for start in starts], "weights": list(shares)})
         folder = self._folder(pretrain.name, seed, key)
@@ -167,21 +186,23 @@ class Planner:
         needs = tuple(start for start in starts if isinstance(start, Run))
         return Run(name=pretrain.name, seed=seed, key=key, folder=folder, config=None, command=command, needs=needs)
 
-    def _tested(self, method: Pretrain, start: "Run | Path | None", protocol: Protocol, dataset: str, seed: int) -> Run:
-        config = replace(self._resolve(protocol.recipe), seed=seed, sources=(dataset,))
-        if not config.evaluation.at_end:
+    def _tested(self, method: Pretrain, starts: "list[Run | Path]", protocol: Protocol, dataset: str, seed: int) -> Run:
+        recipe = method.recipe if method.adaptive else protocol.recipe
+        config = replace(self._resolve(recipe), seed=seed, sources=(dataset,))
+        if not (config.evaluation.at_end or config.phase in ("knn", "few_shot")):
             raise InputError(
-                f"[protocol.{protocol.name}]: {protocol.recipe} does not end with a test; take finetune, probe or probe_published, "
+                f"[protocol.{protocol.name}]: {recipe} does not end with a test; take finetune, probe or probe_published, "
                 "or add --evaluation.at-end"
             )
         row = Row(method=method.name, protocol=protocol.name, dataset=dataset)
-        return self._run(f"{method.name}.{protocol.name}.{dataset}", protocol.recipe, config, start, seed, row)
+        return self._run(f"{method.name}.{protocol.name}.{dataset}", recipe, config, starts, seed, row)
 
     def _run(
-        self, name: str, recipe: str, config: RunConfig, start: "Run | Path | None", seed: int, row: Row | None = None
+        self, name: str, recipe: str, config: RunConfig, starts: "list[Run | Path]", seed: int, row: Row | None = None
     ) -> Run:
-        config = replace(config, init=_weights(start))
-        key = _key(config, self.hash_of(config), _address(start))
+        paths = tuple(_weights(start) for start in starts)
+        config = replace(config, init=paths[0]) if len(paths) == 1 else replace(config, average=paths or None)
+        key = _key(config, self.hash_of(config), [_address(start) for start in starts])
         config = replace(config, run_dir=self._folder(name, seed, key))
         flags = [
             "--seed",
@@ -193,23 +214,23 @@ class Planner:
             "--run-dir",
             str(config.run_dir),
         ]
-        flags += [] if config.init is None else ["--init", str(config.init)]
+        flags += ["--init" if len(paths) == 1 else "--average", *map(str, paths)] if paths else []
         command = ("train", *shlex.split(recipe), *shlex.split(self.study.flags), *flags, "--resume")
-        needs = (start,) if isinstance(start, Run) else ()
+        needs = tuple(start for start in starts if isinstance(start, Run))
         return Run(
             name=name, seed=seed, key=key, folder=config.run_dir, config=config, command=command, needs=needs, row=row
         )
 
 
-def _weights(start: "Run | Path | None") -> Path | None:
+def _weights(start: "Run | Path") -> Path:
     """What --init is: the newest checkpoint of a training, the folder of an average, a file from elsewhere."""
     if isinstance(start, Run):
         return start.folder / "checkpoints" / "latest" if start.config else start.folder
     return start
 
 
-def _address(start: "Run | Path | None") -> str | None:
-    return start.key if isinstance(start, Run) else seal.sha256(start) if start else None
+def _address(start: "Run | Path") -> str:
+    return start.key if isinstance(start, Run) else seal.sha256(start)
 
 
 def _ancestry(start: "Run | Path | None") -> list[Run]:

@@ -93,7 +93,8 @@ def _study(file: Path) -> Collection:
         config = json.loads((folder / "config.json").read_text())
         if (found["dataset"], found["seed"]) != (row["dataset"], row["seed"]) or config["seed"] != row["seed"]:
             raise InputError(f"{folder} tested {found['dataset']}, seed {found['seed']}; {file.name} means another run")
-        seconds = chains.seconds([base / name for name in row["chain"]], found["seal"], folder)
+        chain, starts = ([base / name for name in row[key]] for key in ("chain", "starts"))
+        seconds = chains.seconds(chain, starts, found["seal"], folder)
         names = {key: row[key] for key in ("method", "protocol")}
         results.append(Result(**found, **names, pretrain_seconds=seconds))
     return Collection(
@@ -114,13 +115,14 @@ class _Chains:
             self._seals[folder] = seal.read(folder) if (folder / seal.SEAL).is_file() else None
         return self._seals[folder]
 
-    def seconds(self, chain: Sequence[Path], tested: Seal, folder: Path) -> float | None:
-        """Sum over the chain, whose last run must have made the weights that were tested."""
-        seals = [self.seal(other) for other in chain]
-        if seals and seals[-1] is not None and seals[-1].weights != tested.init:
+    def seconds(self, chain: Sequence[Path], starts: Sequence[Path], tested: Seal, folder: Path) -> float | None:
+        """Sum over the chain. Those of it that the test starts from must have made the weights that it started from."""
+        weights = [found.weights for found in map(self.seal, starts) if found and found.weights]
+        if starts and len(weights) == len(starts) and seal.starts_hash(weights) != tested.init:
             raise InputError(
-                f"{folder} did not start from the weights of {chain[-1]}: their hashes differ; run the study again"
+                f"{folder} did not start from the weights of {', '.join(map(str, starts))}: their hashes differ; run the study again"
             )
+        seals = [self.seal(other) for other in chain]
         return sum(found.seconds for found in seals if found) if None not in seals else None
 
 
@@ -187,14 +189,14 @@ def _loose(runs: Path) -> Collection:
 
 def _loose_result(file: Path, run: Path, chains: _Chains) -> Result:
     config, result = json.loads((run / "config.json").read_text()), json.loads(file.read_text())
-    chain = _chain(config)
-    method = " > ".join(json.loads((above / "config.json").read_text())["recipe"] for above in chain) or "from scratch"
-    if config.get("init") and not chain:
-        method = Path(config["init"]).name
+    starts = _starts(config)
+    chain = list(dict.fromkeys(run for start in starts for run in _chain(start)))
+    method = " + ".join(_lineage(start) for start in starts) or "from scratch"
     found = _read(file.parent, _typed(run))
     if result["split"] != "val":
         found["dataset"] += f" ({result['split']})"
-    seconds = chains.seconds(chain, seal.read(run), file.parent) if chain or not config.get("init") else None
+    there = all(_run_folder(start) for start in starts)
+    seconds = chains.seconds(chain, starts, seal.read(run), file.parent) if there else None
     return Result(**found, method=method, protocol=result["protocol"], pretrain_seconds=seconds)
 
 
@@ -203,13 +205,30 @@ def _run_folder(folder: Path) -> Path | None:
     return next((path for path in (folder, folder.parent) if (path / "config.json").is_file()), None)
 
 
-def _chain(config: Mapping[str, Any]) -> list[Path]:
-    """Run folders of what a run came from, first to last, as far as they are there."""
-    init = config.get("init")
-    if not init:
-        return []
-    above = next((path for path in (Path(init), *Path(init).parents) if (path / "config.json").is_file()), None)
-    return [] if above is None else [*_chain(json.loads((above / "config.json").read_text())), above]
+def _starts(config: Mapping[str, Any]) -> list[Path]:
+    """Run folders of what a run started from; a path to something else stands for itself."""
+    paths = [Path(path) for path in (config.get("init"), *(config.get("average") or ())) if path]
+    return [
+        next((above for above in (path, *path.parents) if (above / "config.json").is_file()), path) for path in paths
+    ]
+
+
+def _config(run: Path) -> dict[str, Any]:
+    file = run / "config.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return found
+
+
+def _chain(run: Path) -> list[Path]:
+    """A run and all that it came from, first to last, as far as they are there."""
+    return [*(above for start in _starts(_config(run)) for above in _chain(start)), run]
+
+
+def _lineage(run: Path) -> str:
+    """The recipes that weights went through."""
+    config = _config(run)
+    above = " + ".join(_lineage(start) for start in _starts(config))
+    return f"{above} > {config['recipe']}" if above else config.get("recipe", run.name)
 
 
 def _typed(run: Path) -> tuple[str, ...]:

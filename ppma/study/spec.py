@@ -55,13 +55,17 @@ class Pretrain:
     """Names of pre-trainings whose weights are averaged."""
     weights: tuple[float, ...] = ()
     """Share of each of them; empty: equal shares."""
+    adaptive: tuple[str, ...] = ()
+    """Names of pre-trainings whose mixture is learned with the head: `recipe`, adaptive_average, takes the place of the protocol's."""
+    protocols: tuple[str, ...] = ()
+    """Names of the protocols that test it; empty: all."""
     checkpoint: str = ""
     """Run folder, checkpoint or .safetensors file from elsewhere, relative to the spec."""
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the pre-trainings that have to be there first."""
-        return self.average or ((self.init,) if self.init else ())
+        return self.adaptive or self.average or ((self.init,) if self.init else ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +193,10 @@ def _check_pretrain(study: Study, pretrain: Pretrain, where: str) -> None:
         raise InputError(f"{where}: without a recipe, average or checkpoint it is random weights, which need a title")
     if pretrain.init and not pretrain.recipe:
         raise InputError(f"{where}: init is for a recipe")
+    if pretrain.adaptive and (not pretrain.recipe or not pretrain.title or pretrain.init or len(pretrain.adaptive) < 2):
+        raise InputError(f"{where}: adaptive takes two names or more, a title, and a recipe without init")
+    if strange := [name for name in pretrain.protocols if name not in study.protocol]:
+        raise InputError(f"{where}: there is no protocol {strange[0]!r}; there are {', '.join(study.protocol)}")
     if len(pretrain.average) == 1 or (pretrain.weights and len(pretrain.weights) != len(pretrain.average)):
         raise InputError(f"{where}: average takes two names or more, and as many weights if any")
     if pretrain.recipe:
@@ -203,6 +211,8 @@ def _check_ancestry(study: Study, pretrain: Pretrain, below: tuple[str, ...], wh
         above = study.pretrain[name]
         if name in below:
             raise InputError(f"{where}: {' <- '.join([*below, name])} goes round in a circle")
+        if above.adaptive:
+            raise InputError(f"{where}: {name} is mixed anew for every test and has no weights to start from")
         if not (above.recipe or above.average or above.checkpoint):
             raise InputError(f"{where}: {name} is random weights; leave init out to start from scratch")
         _check_ancestry(study, above, (*below, name), where)

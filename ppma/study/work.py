@@ -109,6 +109,7 @@ def listing(planned: Planned, out: Path) -> dict[str, Any]:
         {
             "method": run.row.method, "protocol": run.row.protocol, "dataset": run.row.dataset, "seed": run.seed,
             "folder": f"runs/{run.folder.name}", "chain": [f"runs/{other.folder.name}" for other in _chain(run)],
+            "starts": [f"runs/{other.folder.name}" for other in run.needs],
         }
         for run in planned.runs
         if run.row is not None
