@@ -88,8 +88,8 @@ def choose(asked: Compile, device: torch.device) -> Mode:
 def compiled(module: nn.Module, mode: Mode = "on") -> nn.Module:
     """The module, compiled when it is first called.
 
-    Around DDP, so that dynamo cuts the graph where a bucket ends and gradients travel while the backward pass goes on. Of a module that
-    FSDP2 has spread, each block is compiled by itself: its weights come and go between the blocks.
+    Under DDP dynamo cuts the graph where a bucket ends, so gradients travel while the backward pass goes on. Of a module that FSDP2 has
+    spread, each block is compiled by itself: weights come and go between the blocks.
     """
     keep_results()
     clock()
