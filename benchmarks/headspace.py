@@ -6,12 +6,14 @@ The step is stage 1's (ViT-tiny on a CPU, ViT-B in bf16 on a GPU). Both together
 also share the cores.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
 
+from benchmarks import rows
 from benchmarks.loader_readers import BATCH_CLIPS, sampler_of
 from ppma.loaders.batch import ClipBatch
 from ppma.loaders.config import LoaderConfig
@@ -22,7 +24,7 @@ from ppma.model_config import preset
 
 CLOSE = 0.97
 """Share of the step's rate from which on the loader counts as fast enough."""
-WARM_UP = 3
+WARM_UP, ROUNDS = 3, 3
 
 
 def make_step(device: torch.device) -> tuple[str, Callable[[ClipBatch], None]]:
@@ -41,26 +43,25 @@ def make_step(device: torch.device) -> tuple[str, Callable[[ClipBatch], None]]:
     return name, step
 
 
-def rate(device: torch.device, seconds: float, one: Callable[[], object]) -> float:
-    """Clips/s of calls of `one`, each a batch, for about `seconds`."""
-
-    def run(calls: int) -> float:
-        began = time.perf_counter()
-        for _ in range(calls):
-            one()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - began) / calls
-
-    for _ in range(WARM_UP if device.type == "cuda" else 1):
+def rate(device: torch.device, seconds: float, one: Callable[[], object], ahead: int) -> float:
+    """Clips/s of calls of `one`, each a batch, for about `seconds`, after `ahead` calls that take what was ready already."""
+    for _ in range(ahead):
         one()
-    return BATCH_CLIPS / run(max(2, round(seconds / run(1))))
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began, calls = time.perf_counter(), 0
+    while calls < 2 or time.perf_counter() - began < seconds:
+        one()
+        calls += 1
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return BATCH_CLIPS * calls / (time.perf_counter() - began)
 
 
 def sentence(step: float, loader: float, both: float, *, cpu: bool) -> str:
     """What is the bottleneck, and what would help."""
     if both >= CLOSE * step:
-        return f"The training step is the bottleneck: with the loader it keeps {both / step:.0%} of its speed."
+        return f"The training step is the bottleneck: with the loader it keeps {min(both / step, 1):.0%} of its speed."
     if loader < step:
         return (
             f"The loader is the bottleneck: it gives {loader:.1f} clips/s where the step could take {step:.1f}; "
@@ -73,17 +74,29 @@ def sentence(step: float, loader: float, both: float, *, cpu: bool) -> str:
 def headspace(
     manifest: Manifest, *, device: Literal["cpu", "gpu"], workers: int, views: int, seconds: float = 10.0
 ) -> list[dict[str, Any]]:
-    """Rows with the three rates; prints the sentence."""
+    """Rows with the three rates, each the median of rounds in turn of `seconds` in all; prints the sentence."""
     where = torch.device("cuda" if device == "gpu" else "cpu")
     config = LoaderConfig(views=views, workers=workers)
     name, step = make_step(where)
     with ClipStream(sampler_of(manifest, config), [manifest], config, device=where, epochs=1 << 30) as stream:
         flow: Iterator[ClipBatch] = iter(stream)
-        loader = rate(where, seconds, lambda: next(flow))
-        both = rate(where, seconds, lambda: step(next(flow)))
         cached = next(flow)
-    alone = rate(where, seconds, lambda: step(cached))
-    print(sentence(alone, loader, both, cpu=device == "cpu"))
+        for _ in range(WARM_UP if where.type == "cuda" else 1):
+            step(cached)
+        works: dict[str, Callable[[], object]] = {
+            "step on a cached batch": lambda: step(cached),
+            "loader alone": lambda: next(flow),
+            "both": lambda: step(next(flow)),
+        }
+        found: dict[str, list[float]] = {what: [] for what in works}
+        for _ in range(ROUNDS):
+            for what, one in works.items():
+                ready = 0 if "cached" in what else config.prefetch_batches
+                found[what].append(rate(where, seconds / ROUNDS, one, ready))
+    middle = {what: statistics.median(rates) for what, rates in found.items()}
+    print(sentence(*(middle[what] for what in works), cpu=device == "cpu"))
     common = {"content": manifest.name, "model": name, "views": views, "workers": workers, "device": device}
-    rates = {"step on a cached batch": alone, "loader alone": loader, "both": both}
-    return [{"what": what, **common, "clips_per_s": round(value, 2)} for what, value in rates.items()]
+    return [
+        {"what": what, **common, "clips_per_s": round(value, 2), "rounds": ROUNDS, "spread": rows.spread(found[what])}
+        for what, value in middle.items()
+    ]

@@ -26,7 +26,9 @@ SPREAD = """
     import contextlib, json, os, sys
     from dataclasses import replace
     from pathlib import Path
+    from functools import partial
     import torch
+    from torch._dynamo.utils import counters
     sys.path.insert(0, {tests!r})
     import tiny
     from ppma import parallel, train
@@ -80,6 +82,10 @@ SPREAD = """
             told[name]["apart"] = apart(copied, run(made, stop_at=5))  # it has a checkpoint of step 3
             spread = run(trainer(ranks, name, name + "-spread", shard=True, **more), stop_at=7)
             told[name]["resumed"] = apart(copied, run(trainer(ranks, name, name + "-spread", **more)))
+            if {compiled!r} and name.startswith("mae"):
+                torch.compile = partial(torch.compile, backend="aot_eager")
+                told["compiled"] = apart(copied, run(trainer(ranks, name, "compiled", shard=True, compile="on", **more)))
+                told["graphs"] = counters["stats"]["unique_graphs"]
         parallel.gather(made.model)
         if isinstance(made.model, Classifier) and ranks.is_main:  # alone: a whole model asks nobody
             frames = torch.randint(0, 256, (2, tiny.FRAMES, tiny.SIZE, tiny.SIZE, 3), dtype=torch.uint8)
@@ -89,10 +95,15 @@ SPREAD = """
 """
 
 
-def test_a_spread_model_trains_as_a_copied_one(tmp_path):
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_spread_model_trains_as_a_copied_one(compiled, tmp_path):
     """Recomputing, accumulating, clipping and pictures included; cut, resumed, and resumed as a copied one; then tested by one rank."""
-    told, _ = on_ranks(2, SPREAD.format(tests=str(Path(__file__).parent), folder=str(tmp_path)), tmp_path)
-    told = json.loads(told)
+    code = SPREAD.format(tests=str(Path(__file__).parent), folder=str(tmp_path), compiled=compiled)
+    told = json.loads(on_ranks(2, code, tmp_path)[0])
+    if compiled:
+        assert told["compiled"] < 1e-10 and told["graphs"] == 2, (
+            "one graph for the encoder's blocks, one for the decoder's"
+        )
     for name in ("mae_nohuman", "align_nohuman_synthetic"):
         assert told[name]["apart"] > 1e-4, "it was cut, so it differs from the run that went on"
         assert told[name]["resumed"] < 1e-10, told  # float64: sums in another order
