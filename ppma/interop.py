@@ -182,7 +182,9 @@ DECODER_REASON = (
 
 
 def from_videomae(weights: Weights) -> tuple[Weights, list[str]]:
-    """VideoMAE's own checkpoints, pre-trained (encoder.*) or fine-tuned. The decoder of a pre-trained one is left out."""
+    """VideoMAE's own checkpoints, pre-trained (encoder.*) or fine-tuned, and transformers' files. A decoder is left out."""
+    if any(".layer." in name for name in weights):
+        return from_huggingface(weights)
     rest, out = _Rest(dict(weights)), Weights()
     prefix = "encoder." if rest.has("encoder.") else ""
     left = rest.drop("decoder.", "encoder_to_decoder.", "mask_token") if prefix else []
@@ -218,12 +220,13 @@ def to_videomae(weights: Weights) -> Weights:
 
 
 def from_huggingface(weights: Weights) -> tuple[Weights, list[str]]:
-    """VideoMAE as in transformers, for pre-training or classification. The decoder of a pre-trained one is left out."""
+    """VideoMAE as in transformers, for pre-training or classification, or the bare model (no videomae.*). A decoder is left out."""
     rest, out = _Rest(dict(weights)), Weights()
+    prefix = "videomae." if rest.has("videomae.") else ""
     left = rest.drop("decoder.", "encoder_to_decoder.", "mask_token", "position_embeddings")
-    rest.move(out, {"videomae.embeddings.patch_embeddings.projection": "patch_embed.proj"})
-    for i in range(_depth(weights, r"videomae\.encoder\.layer\.(\d+)\.")):
-        theirs = f"videomae.encoder.layer.{i}."
+    rest.move(out, {f"{prefix}embeddings.patch_embeddings.projection": "patch_embed.proj"})
+    for i in range(_depth(weights, rf"{prefix}encoder\.layer\.(\d+)\.")):
+        theirs = f"{prefix}encoder.layer.{i}."
         rest.move(out, {theirs + HUGGINGFACE_PARTS[part]: f"blocks.{i}.{part}" for part in BLOCK_PARTS})
         attention = f"{theirs}attention.attention."
         parts = [rest.take(f"{attention}{name}.weight") for name in ("query", "key", "value")]
@@ -231,8 +234,8 @@ def from_huggingface(weights: Weights) -> tuple[Weights, list[str]]:
         out[f"blocks.{i}.attn.qkv.bias"] = _join_biases(
             rest.take(f"{attention}q_bias"), rest.take(f"{attention}v_bias")
         )
-    _check_table(rest, "videomae.embeddings.position_embeddings")
-    names = {"videomae.layernorm": "norm", "fc_norm": "fc_norm", "classifier": "head"}
+    _check_table(rest, f"{prefix}embeddings.position_embeddings")
+    names = {f"{prefix}layernorm": "norm", "fc_norm": "fc_norm", "classifier": "head"}
     rest.move(out, {theirs: ours for theirs, ours in names.items() if rest.has(f"{theirs}.")})
     rest.finish()
     return out, left

@@ -51,6 +51,20 @@ def test_there_and_back_is_exact_to_the_bit(kind, make):
     assert same(interop.WRITERS[kind](back), theirs)
 
 
+@pytest.mark.parametrize("make", [stage_1, classifier])
+def test_videomae_stands_for_the_files_of_transformers_too(make):
+    """Those of its bare model as well, whose names lack the prefix."""
+    theirs = interop.to_huggingface(make(k_bias=False).state_dict())
+    expected = interop.from_huggingface(theirs)
+    assert same(interop.from_videomae(theirs)[0], expected[0])
+    bare = {n.removeprefix("videomae."): t for n, t in theirs.items() if n.startswith("videomae.")}
+    tail = ("norm.", "fc_norm.", "head.")
+    found = interop.from_videomae(bare)[0]
+    assert same(found, {n: t for n, t in expected[0].items() if n in found}) and found.keys() >= {
+        n for n in expected[0] if not n.startswith(tail)
+    }
+
+
 def published(**more):
     """A checkpoint as PPMA releases them: stage 1 with its tables and its pixel head."""
     weights = interop.to_ppma(stage_1(**more).state_dict())
