@@ -54,7 +54,8 @@ def test_blind_clips_count_for_no_bound():
     rates = summarize([(clip, judge(clip)) for clip in clips])
     assert (rates["nanodet"].clips, rates["nanodet"].sighted) == (50, 20)
     assert rates["any"].upper == rates["nanodet"].upper == pytest.approx(1 - 0.05 ** (1 / 20))
-    assert "in 0 of 20 clips, so in at most 13.9 % of clips (95 %); cannot tell of 30 more" in rates["nanodet"].says
+    says = "no person detected at operating point 0.4 in 20 clips, so in at most 13.9 % of clips (95 %); cannot tell of 30 more"
+    assert rates["nanodet"].says == says
     assert summarize([(clip, judge(clip)) for clip in clips[20:]])["any"].says == "cannot tell: blind on all 30 clips"
 
 
@@ -62,3 +63,4 @@ def test_detectors_together_hit_a_frame_that_one_of_them_hits():
     first = ([0.9] * 10, [0.9] + [0.0] * 9)
     rate = summarize([(one := findings(first, LEFT), judge(one))])["any"]
     assert rate.after == pytest.approx(0.2) and rate.hits == rate.sighted == 1
+    assert rate.says.startswith("person or face detected by any of them, each at its operating point, in 1 of 1 clips")

@@ -41,7 +41,7 @@ def test_found_people_and_all_people_are_told_apart(summary):
     assert summary["tall and found"]["recall"] == 1.0 and summary["tall and found"]["people"] == 1
     assert summary["tall"]["recall"] == pytest.approx(2 / 3) and summary["tall"]["found"] == 0.5
     assert summary["all"]["recall"] == pytest.approx(1050 / 1600)
-    assert summary["heights"]["16 to 31"]["recall"] == 0.5 and "128 and more" not in summary["heights"]
+    assert summary["heights"]["16 to 31"]["recall"] == 0.5 and "128 up" not in summary["heights"]
 
 
 def test_pixels_alarms_and_residuals(summary):

@@ -30,7 +30,7 @@ def _sentences(rates: dict[str, dict[str, Any]]) -> str:
 def markdown(rows: Sequence[Clip], audit: dict[str, Any]) -> str:
     """The datasheet."""
     verdicts = ", ".join(f"{count} {name}" for name, count in audit["verdicts"].items())
-    hours = sum(row.duration_seconds for row in rows) / 3600
+    minutes = sum(row.duration_seconds for row in rows) / 60
     sizes = _counted([f"{row.width} x {row.height}" for row in rows])
     return f"""# Datasheet
 
@@ -42,7 +42,7 @@ Made by `ppma audit` ({audit["version"]}) on {audit["date"]}. The headings are t
 
 ## Composition
 
-- {len(rows)} clips, {sum(row.frames for row in rows)} frames, {hours:.2f} hours; sizes: {sizes}.
+- {len(rows)} clips, {sum(row.frames for row in rows)} frames, {minutes:.1f} minutes; sizes: {sizes}.
 - Sources: {_counted([row.source for row in rows])}. Domain: {_counted([row.domain for row in rows])}.
 - Classes: {_counted([row.class_name for row in rows])}.
 - Does it hold people? The clips were made by painting over people. Some may still be in them: shadows, reflections, parts that stick out of

@@ -71,7 +71,7 @@ def hits(scores: Sequence[float], name: str) -> int:
 def _opinion(name: str, scores: Scores, original: bool) -> Opinion:
     kind, frames = AUDITORS[name], len(scores.after)
     before, after = hits(scores.before, name), hits(scores.after, name)
-    what = f"no {kind.finds} detected at a score of {kind.threshold:g} and more in {frames} frames"
+    what = f"no {kind.finds} detected at operating point {kind.threshold:g} in {frames} frames"
     if after:
         verdict, says = FAILED, f"{after} of {frames} frames with a hit: a {kind.finds}, or a false alarm; look at them"
     elif not original:
@@ -106,7 +106,8 @@ def _rate(told: Sequence[tuple[Verdict, int, int, int]], subject: str) -> Rate:
     upper = audit_bounds.upper_bound(found, len(sighted))
     after, low, high = audit_bounds.frame_rate([row[3] for row in sighted], [row[1] for row in sighted])
     blind = len(told) - len(sighted)
-    says = f"{subject} in {found} of {len(sighted)} clips, so in at most {100 * upper:.1f} % of clips (95 %)"
+    count = f"in {found} of {len(sighted)} clips" if found else f"in {len(sighted)} clips"
+    says = f"{'' if found else 'no '}{subject} {count}, so in at most {100 * upper:.1f} % of clips (95 %)"
     if not sighted:
         says = f"cannot tell: blind on all {blind} clips"
     elif blind:
@@ -126,8 +127,9 @@ def summarize(judged: Sequence[tuple[Findings, Judgement]]) -> dict[str, Rate]:
         rows = [judgement.opinions[name] for _, judgement in judged]
         told = [(o.verdict, o.frames, o.hits_before, o.hits_after) for o in rows]
         kind = AUDITORS[name]
-        rates[name] = _rate(told, f"{kind.finds} detected at a score of {kind.threshold:g} and more")
-    rates["any"] = _rate([_together(findings, judgement) for findings, judgement in judged], "detected by one of them")
+        rates[name] = _rate(told, f"{kind.finds} detected at operating point {kind.threshold:g}")
+    together = [_together(findings, judgement) for findings, judgement in judged]
+    rates["any"] = _rate(together, "person or face detected by any of them, each at its operating point,")
     return rates
 
 

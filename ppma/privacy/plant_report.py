@@ -94,7 +94,8 @@ def summarize(trials: Sequence[Trial]) -> dict[str, Any]:
     """Everything that the page says, as numbers."""
     every = [(trial, sight) for trial in trials for sight in trial.sights]
     tall = [(trial, sight) for trial, sight in every if sight.height >= TALL]
-    met = _met(trials)
+    met, names = _met(trials), [*trials[0].findings.detectors, "any"]
+    complete = [t for t in trials if all((t.design["number"], s.person) in met for s in t.sights)]
     found = [(trial, sight) for trial, sight in tall if (trial.design["number"], sight.person) in met]
     return {
         "clips": len(trials),
@@ -106,7 +107,8 @@ def summarize(trials: Sequence[Trial]) -> dict[str, Any]:
         "all": asdict(group(every)),
         "heights": _by_height(every),
         "kinds": {kind: _by(found, tell) for kind, tell in KINDS.items()},
-        "residual": {name: _residual(trials, name) for name in [*trials[0].findings.detectors, "any"]},
+        "residual": {name: _residual(trials, name) for name in names},
+        "residual, everybody found": _residual(complete, "any") if complete else None,
         "alarms": {name: _alarms(trials, name) for name in trials[0].findings.detectors},
         "pixels": _pixels(trials),
     }  # fmt: skip
@@ -116,7 +118,7 @@ def _by_height(chosen: Chosen) -> dict[str, Any]:
     rows = {}
     for low, high in HEIGHTS:
         if some := [(trial, sight) for trial, sight in chosen if low <= sight.height < high]:
-            rows[f"{low} to {high - 1}" if high < HEIGHTS[-1][1] else f"{low} and more"] = asdict(group(some))
+            rows[f"{low} to {high - 1}" if high < HEIGHTS[-1][1] else f"{low} up"] = asdict(group(some))
     return rows
 
 
@@ -140,10 +142,14 @@ def _residual(trials: Sequence[Trial], name: str) -> dict[str, Any]:
     frames = [len(trial.findings.looked_at) for trial in trials]
     share, low, high = audit_bounds.frame_rate(after, frames)
     before = sum(sum(_hit_frames(trial, name, "before")) for trial in trials) / sum(frames)
+    planted = sum(_on_planted(trial, name) for trial in trials)
     clips = sum(count > 0 for count in after)
     upper = audit_bounds.upper_bound(clips, len(trials))
     return {
         "before": before,
+        "frames": sum(frames),
+        "hits": sum(after),
+        "on planted": planted,
         "after": share,
         "low": low,
         "high": high,
@@ -151,6 +157,12 @@ def _residual(trials: Sequence[Trial], name: str) -> dict[str, Any]:
         "of": len(trials),
         "upper": upper,
     }
+
+
+def _on_planted(trial: Trial, name: str) -> int:
+    """Frames with a hit afterwards where somebody was planted."""
+    names = trial.findings.detectors if name == "any" else (name,)
+    return len({sight.frame for sight in trial.sights if any(sight.left.get(one) for one in names)})
 
 
 def _alarms(trials: Sequence[Trial], name: str) -> dict[str, Any]:
@@ -284,13 +296,23 @@ def _groups(rows: dict[str, dict[str, Any]], first: str) -> str:
 
 
 def _residuals(summary: dict[str, Any]) -> str:
-    lines = ["| auditor | frames hit before, % | after, % (95 %) | clips hit after | at most, % of clips (95 %) | empty places hit |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    heads = ("auditor", "frames hit before, %", "after, % (95 %)", "of these on a planted person", "clips hit after",
+             "at most, % of clips (95 %)", "empty places hit")  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name, row in summary["residual"].items():
         alarm = summary["alarms"].get(name)
         empty = f"{alarm['hits']} of {alarm['frames']}" if alarm else "-"
         after = f"{_percent(row['after'])} ({_percent(row['low'])} to {_percent(row['high'])})"
-        cells = [name, _percent(row["before"]), after, f"{row['clips']} of {row['of']}", _percent(row["upper"]), empty]
+        on = f"{row['on planted']} of {row['hits']}"
+        cells = [
+            name,
+            _percent(row["before"]),
+            after,
+            on,
+            f"{row['clips']} of {row['of']}",
+            _percent(row["upper"]),
+            empty,
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -306,8 +328,14 @@ def _goals(summary: dict[str, Any]) -> str:
     residual = (
         f"{_percent(hit['after'])} % of frames with a detection afterwards by any of the auditors, which took no part (95 %:"
         f" {_percent(hit['low'])} to {_percent(hit['high'])}; goal {_percent(RESIDUAL)} %), people of every height included; in"
-        f" {hit['clips']} of {hit['of']} clips, so in at most {_percent(hit['upper'])} % of clips (95 %)."
+        f" {hit['clips']} of {hit['of']} clips, so in at most {_percent(hit['upper'])} % of clips (95 %); {hit['on planted']} of these"
+        f" {hit['hits']} frames are hit where somebody was planted."
     )
+    if full := summary["residual, everybody found"]:
+        residual += (
+            f" In the {full['of']} clips in which the remover finds everybody: {_percent(full['after'])} % of frames, in"
+            f" {full['clips']} clips."
+        )
     outside = (
         f"outside the mask {pixels['outside_worst_db']:.1f} dB in the worst of {pixels['outside_clips']} clips,"
         f" {pixels['outside_below']} of them below {LEAST_DB:g} dB."
