@@ -124,7 +124,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "study": ("", "a matrix of runs, the missing ones as arrays: SPEC --out DIR"),
     "pack": ("", "write a packed store: SOURCE --out DIR"),
     "synthesize": ("", "make clips of virtual people: --out DIR"),
-    "remove-humans": ("", "remove the people from videos"),
+    "remove-humans": ("", "remove the people from videos: SOURCE --out DIR --parts N"),
 }
 """verb: (its default recipe, what it does). pack and those after it run the `ppma` command of their name."""
 COMMAND_VERBS = ("pack", "synthesize", "remove-humans")

@@ -63,13 +63,33 @@ def test_a_folder_goes_through_and_what_cannot_be_read_is_named(videos, tmp_path
     assert times == {path: path.stat().st_mtime_ns for path in (out / "inp").rglob("*.mp4")}
 
 
-def test_parts_and_their_merge_make_what_one_run_makes(videos, tmp_path, stand_ins):
+def test_parts_and_their_merge_make_what_one_run_makes(videos, tmp_path, stand_ins, capsys):
+    """A part is done though it refused a clip: SLURM starts the merge after parts that are done, and the merge tells."""
     out = tmp_path / "out"
     for part in ("0/2", "1/2"):
-        main([str(videos), "--out", str(out), *FLAGS, "--part", part])
+        assert main([str(videos), "--out", str(out), *FLAGS, "--part", part]) == 0
         assert not (out / "manifest.csv").exists()
+    capsys.readouterr()
     assert main([str(videos), "--out", str(out), *FLAGS, "--merge", "2"]) == 2
-    assert files(out) == MADE and len(Manifest.read(out / "manifest.csv")) == 2
+    assert "to/broken.mp4: " in capsys.readouterr().out
+    assert files(out) == sorted([*MADE, "parts/0-of-2.json", "parts/1-of-2.json"])
+    assert len(Manifest.read(out / "manifest.csv")) == 2
+
+
+def test_what_breaks_while_it_is_read_is_told_by_the_merge_with_its_reason(videos, tmp_path, stand_ins, capsys):
+    (videos / "to" / "broken.mp4").unlink()
+    out = str(tmp_path / "out")
+    main([str(videos), "--out", str(tmp_path / "first"), *FLAGS])
+    manifest = videos / "clips.csv"
+    lines = (tmp_path / "first" / "manifest.csv").read_text().replace("inp/", "")
+    manifest.write_text(lines)
+    whole = (videos / "to" / "one.mp4").read_bytes()
+    (videos / "to" / "one.mp4").write_bytes(whole[:700])
+    assert main([str(manifest), "--out", out, *FLAGS, "--part", "0/1"]) == 0
+    capsys.readouterr()
+    assert main([str(manifest), "--out", out, *FLAGS, "--merge", "1"]) == 2
+    told = capsys.readouterr().out
+    assert "to/one.mp4: " in told and "did not finish" not in told
 
 
 def test_a_part_that_is_not_finished_is_told_by_the_merge(videos, tmp_path, stand_ins, capsys):

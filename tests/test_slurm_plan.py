@@ -110,3 +110,26 @@ def test_what_is_not_there_yet_says_so(divisible, monkeypatch):
         plan("pack", ["--parts", "2"])
     with pytest.raises(InputError, match="pack runs in one task; --parts N"):
         plan("pack", ["--nodes", "2"])
+
+
+def test_people_are_removed_by_an_array_and_gathered_by_a_job_after_it(tmp_path, write_clip, monkeypatch, capsys):
+    """The command itself, without models: the parts do their clips and the merge writes the manifest."""
+    monkeypatch.chdir(tmp_path)
+    for i in range(3):
+        write_clip(tmp_path / "videos" / "a" / f"{i}.mp4", frames=6)
+    flags = ["videos", "--out", "removed", "--method", "downsample", "--workers", "1"]
+    shards, (parts, merge) = plan("remove-humans", [*flags, "--parts", "2"])
+    assert shards.gpus_per_node == 0 and (parts.name, merge.name) == ("remove-humans", "remove-humans-merge")
+    assert "3 clips, 0 of them done, 18 frames to go" in capsys.readouterr().out
+    assert not (tmp_path / "removed").exists()
+    assert [command(job.config) for job in parts.jobs] == [0, 0]
+    assert [job.config[-2:] for job in merge.jobs] == [["--merge", "2"]]
+    assert command(merge.jobs[0].config) == 0
+    assert len((tmp_path / "removed" / "manifest.csv").read_text().splitlines()) == 4
+
+
+def test_flags_that_remove_humans_refuses_are_not_submitted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="`ppma remove-humans` refuses these flags, see above"):
+        plan("remove-humans", ["nowhere", "--out", "removed", "--method", "downsample"])
+    assert "nowhere: no such folder or manifest" in capsys.readouterr().err

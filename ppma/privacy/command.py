@@ -180,8 +180,12 @@ def _work(
         return _merge(report, config, jobs, refused)
     with Progress("frames") as progress:
         refused = [*refused, *removal.run(mine, config.workers, progress)]
-    if config.part is not None:
-        return _tell_refused(report, config, refused)
+    if (
+        config.part is not None
+    ):  # done for its part: a job that waits for all of them is to start, and tells what was refused
+        removal.note_refused(config.out, config.turn(), refused)
+        _show(report, refused)
+        return DONE
     return _gather(report, config, jobs, refused)
 
 
@@ -202,11 +206,13 @@ def _tell_plan(report: Console, config: RemovalConfig, jobs: Sequence[Job], refu
 
 
 def _merge(report: Console, config: RemovalConfig, jobs: Sequence[Job], refused: Sequence[tuple[str, str]]) -> int:
-    """The manifest of all parts. Clips that a part could not read are those that are still missing."""
-    lost = [
-        (job.row.path, "not there: its part did not finish, or could not read it") for job in jobs if not job.done()
-    ]
-    return _gather(report, config, jobs, [*refused, *lost])
+    """The manifest of all parts, and the clips that they refused or did not come to."""
+    assert config.merge is not None
+    known = dict(refused) | removal.refused_by_parts(config.out, config.merge)
+    for job in jobs:
+        if not job.done():
+            known.setdefault(job.row.path, "not there: its part did not finish")
+    return _gather(report, config, jobs, sorted(known.items()))
 
 
 def _gather(report: Console, config: RemovalConfig, jobs: Sequence[Job], refused: Sequence[tuple[str, str]]) -> int:

@@ -37,7 +37,7 @@ PROBE_SECONDS = 60.0
 """A file of a folder that takes longer to look into is refused."""
 DOMAINS = {"remove": "human-removed", "blur-faces": "real", "blur-bodies": "real", "downsample": "real"}
 """What the manifest calls the result: blurred people are still in the picture."""
-SETTINGS, MANIFEST, REJECTED = "settings.json", "manifest.csv", "rejected.csv"
+SETTINGS, MANIFEST, REJECTED, PARTS = "settings.json", "manifest.csv", "rejected.csv", "parts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +221,23 @@ def run(
 
 def _work_named(job: Job) -> tuple[Job, str]:
     return job, work(job)
+
+
+def note_refused(out: Path, turn: tuple[int, int], refused: Sequence[tuple[str, str]]) -> None:
+    """Leave for the merge what part `turn` (I of N) could not read."""
+    note = _note(out, *turn)
+    note.parent.mkdir(exist_ok=True)
+    write_atomically(note, lambda file: json.dump(dict(refused), file, indent=1))
+
+
+def refused_by_parts(out: Path, count: int) -> dict[str, str]:
+    """path -> reason of the clips that the parts of `count` could not read."""
+    notes = [note for i in range(count) if (note := _note(out, i, count)).is_file()]
+    return {path: reason for note in notes for path, reason in json.loads(note.read_text()).items()}
+
+
+def _note(out: Path, part: int, count: int) -> Path:
+    return out / PARTS / f"{part}-of-{count}.json"
 
 
 def write_manifest(jobs: Sequence[Job], out: Path, refused: Sequence[tuple[str, str]], licence: str) -> Path:
