@@ -102,7 +102,7 @@ def measure(config: BenchmarkConfig, folder: Path) -> rows.Row:
     return {
         "model": config.model, "size": config.size, "clips": config.clips, "epochs": config.epochs, "batch": config.batch,
         "every_epoch_s": slow, "probe_s": first, "later_probe_s": again, "ratio": slow / first, "later_ratio": slow / again,
-        "spread": 0.0,
+        "spread": rows.spread([slow / first]),
     }  # fmt: skip
 
 

@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "ppma.privacy.plant_command",
         "draw people into places without people, remove and audit them: what do remover and auditor see?",
     ),
-    "train": ("ppma.train", "run a recipe: stage 1, stage 2, fine-tuning, linear probing"),
+    "train": ("ppma.train", "run a recipe: stage 1, stage 2, fine-tuning, probes and other tests of an encoder"),
     "evaluate": ("ppma.evaluate", "test a checkpoint: 2 x 3 views, top-1 and top-5 with 95 % intervals"),
     "average": ("ppma.average", "average the weights of two or more encoders into one that --init takes"),
     "study": ("ppma.study.work", "run a matrix of pre-training x protocol x data set x seed; goes on where it was"),
