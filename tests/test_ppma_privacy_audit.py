@@ -200,6 +200,41 @@ def test_what_cannot_be_audited_is_one_line_and_exit_code_2(copy, red_auditors, 
     assert audit(copy, "--detectors", "nanodet", "blazeface", out="other") == 2
     assert audit(copy, "--frames", "-1", out="other") == 2
     assert ppma(["audit", str(copy / "nowhere"), "--out", str(copy / "other")]) == 2
+    capsys.readouterr()
+    (copy / "removed" / removal.MANIFEST).unlink()
+    assert audit(copy, out="other") == 2
+    assert (
+        "has no manifest.csv: let `ppma remove-humans` finish" in capsys.readouterr().err
+        and not (copy / "other").exists()
+    )
+
+
+def test_another_tools_folder_is_audited_and_gets_a_manifest(copy, red_auditors):
+    """Clips without masks and records: verdicts go into a manifest of the report's own."""
+    theirs = copy / "removed" / "inp"
+    flags = [
+        "--originals",
+        copy / "videos",
+        "--out",
+        copy / "report",
+        "--makers",
+        "theirs",
+        "--workers",
+        1,
+        "--frames",
+        4,
+    ]
+    assert ppma(["audit", str(theirs), *map(str, flags)]) == 0
+    report = said(copy)
+    assert report["makers"] == ["theirs"] and report["clips"][0]["checks"]["same outside"]["held"] is None
+    assert {found.verdict for found in verified(copy / "report" / "manifest.csv").values()} == {
+        PASSED,
+        FAILED,
+        CANNOT_TELL,
+    }
+    assert (
+        ppma(["audit", str(theirs), *map(str, flags[:2]), "--out", str(theirs / "report"), "--makers", "theirs"]) == 2
+    )
 
 
 def test_a_clip_that_cannot_be_read_is_named_and_the_others_are_kept(copy, red_auditors, capsys):

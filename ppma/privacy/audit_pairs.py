@@ -26,6 +26,8 @@ def read(source: Path, root: Path | None, workers: int) -> tuple[Path | None, Pa
         if root is not None:
             raise InputError(f"--root {root} goes with a manifest FILE.csv; {source} has its own")
         source = own
+    elif (source / "records").is_dir():
+        raise InputError(f"{source} has no {removal.MANIFEST}: let `ppma remove-humans` finish, then audit it")
     root, clips, refused = removal.read_clips(source, root, workers)
     if refused:
         raise InputError(
