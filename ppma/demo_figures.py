@@ -14,12 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ppma import checkpoint, pictures
-from ppma.features import PLAIN_VIEWS, evaluation_loader
 from ppma.loaders import catalogue
 from ppma.loaders.config import LoaderConfig
 from ppma.loaders.manifest import Manifest
-from ppma.loaders.sampler import EvaluationSampler
-from ppma.loaders.stream import ClipStream
+from ppma.looking import plain_views, subset
 from ppma.mae import MaskedAutoencoder
 from ppma.metrics import Accuracy
 from ppma.model_config import MAEConfig, ViTConfig
@@ -82,11 +80,7 @@ def confusion(share_KK: np.ndarray, classes: Sequence[str]) -> Figure:
 
 def _views(manifest: Manifest, rows: Sequence[int], loader: LoaderConfig) -> np.ndarray:
     """(N, T, H, W, 3) plain views of some clips, through the loader."""
-    config = evaluation_loader(loader, PLAIN_VIEWS)
-    chosen = Manifest.from_clips([manifest.clip(row) for row in rows], root=manifest.root, name=manifest.name)
-    sampler = EvaluationSampler(chosen, config, batch_clips=len(rows), windows=1, crops=1)
-    with ClipStream(sampler, [chosen], config, device=torch.device("cpu"), on_bad="mark") as stream:
-        return np.concatenate([batch.frames_BTHWC.numpy() for batch in stream])
+    return plain_views(subset(manifest, rows), loader)
 
 
 def _rows(axes: Sequence[Axes], frames: np.ndarray, names: Sequence[str]) -> None:

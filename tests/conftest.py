@@ -163,6 +163,27 @@ def clip_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_runs(tmp_path_factory: pytest.TempPathFactory, clip_tree: Path) -> Path:
+    """A folder with data.toml (sources `made` and `other`, of the same clips), runs/mae and runs/finetune of it, for reading only."""
+    import tiny
+
+    from ppma.cli import main as ppma
+    from ppma.recipes import resolve
+    from ppma.train import train
+
+    folder = tmp_path_factory.mktemp("tiny_runs")
+    for name, split in (("made", "train"), ("made", "val"), ("other", "train")):
+        flags = f"--root {clip_tree} --out {folder}/{name}_{split}.csv --name {name} --split {split} --data {folder}/data.toml"
+        assert ppma(["index", str(clip_tree), *flags.split(), "--domain", "synthetic", "--licence", "made here"]) == 0
+    common = [*tiny.FLAGS, "--batch", "4", "--optim.epochs", "1", "--data", f"{folder}/data.toml"]
+    mae = ["--sources", "made", "other", "--run-dir", f"{folder}/runs/mae", *tiny.MAE_FLAGS]
+    train(resolve("mae_nohuman", [*common, *mae]))
+    tested = ["--dataset", "made", "--init", f"{folder}/runs/mae", "--run-dir", f"{folder}/runs/finetune"]
+    train(resolve("finetune", [*common, *tested]))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def person_weights() -> Path:
     """Folder of the models that find people; the test is skipped where `ppma privacy fetch` was not run."""
     from ppma.privacy.weights import REMOVERS, default_folder, missing
