@@ -41,6 +41,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "study": ("ppma.study.work", "run a matrix of pre-training x protocol x data set x seed; goes on where it was"),
     "report": ("ppma.study.report", "make the table of a study from its runs' own files; edited runs are refused"),
     "features": ("ppma.embed", "write the embeddings of clips as npz or Parquet"),
+    "inspect": (
+        "ppma.study.inspect",
+        "one page on a run: clips as it saw them, reconstructions, attention, neighbours, confusions",
+    ),
     "predict": ("ppma.predict", "name the action in a video, over all of it and from moment to moment"),
     "convert": ("ppma.interop", "bring a checkpoint of PPMA, VideoMAE or Hugging Face here, or one of ours there"),
     "export": ("ppma.export", "write an encoder as safetensors, torch.export and ONNX, with a model card"),
