@@ -1,0 +1,139 @@
+"""Every command of the README and of docs/ is run, on small clips, in the order of its page; the site is built and has no dead link."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+from conftest import write_barcoded_clip
+
+from ppma.cli import main as ppma
+from ppma.loaders.content import content_sha256
+from ppma.loaders.manifest import Manifest
+from ppma.privacy import verdict
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN_HERE = ("README.md", "docs/index.md", "docs/commands.md", "docs/privacy.md", "docs/reproduce.md")
+ELSEWHERE = {
+    r"ppma demo\b": "test_ppma_demo.py",
+    r"ppma (study|report)\b": "test_ppma_study_report.py",
+    r"ppma index --dataset\b": "test_ppma_index_dataset.py",
+    r"ppma convert --from videomae\b": "test_ppma_interop.py",  # needs the foreign file
+    r"ppma (privacy fetch|remove-humans|audit|plant)\b": "test_ppma_privacy_clip.py",  # needs fetched weights
+    r"launch\b": "test_slurm_launch.py",
+}
+"""Commands whose flags test_house.py checks, and which another test runs, as they take data or weights that no test may fetch."""
+BEFORE = {
+    "docs/reproduce.md": (
+        "ppma train mae_nohuman",
+        "ppma train align_nohuman --init runs/mae_nohuman",
+        "ppma train align_synthetic --init runs/mae_nohuman",
+        "ppma train align_nohuman_synthetic --init runs/mae_nohuman",
+    )
+}
+"""What a page's tables tell one to do before its blocks go on."""
+TINY = [*tiny.FLAGS, "--batch", "4", "--optim.epochs", "1", "--pictures-every", "0", "--evaluation.windows", "1"]
+
+
+def commands(page):
+    """The `ppma` and `launch` lines of the blocks of a page."""
+    text = (ROOT / page).read_text()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    lines = [line for kind, block in blocks if kind in ("", "sh") for line in block.replace("\\\n", " ").splitlines()]
+    plain = [re.sub(r"^python slurm/launch\.py", "launch", line.split(" #")[0].strip()) for line in lines]
+    return [line for line in plain if line.startswith(("ppma ", "launch "))]
+
+
+def small(line):
+    """The words of a command, on small data."""
+    words = shlex.split(line)[1:]
+    if words[0] == "train" and len(words) > 1:
+        words += [*TINY, *(tiny.MAE_FLAGS if words[1].startswith("mae") else [])]
+    if words[0] == "synthesize":
+        words[words.index("--clips") + 1] = "4"
+    return words
+
+
+def fill(folder, names):
+    """Two clips of each of two actions."""
+    for number, name in enumerate(names):
+        for i in range(2):
+            write_barcoded_clip(folder / name / f"{i}.mp4", direction=(number, i), colour=(200, 40 * number, 90 + i))
+
+
+def audited(manifest, root):
+    """What `ppma audit` leaves of a manifest."""
+    found = Manifest.read(manifest)
+    rows = [replace(found.clip(i), audit=verdict.PASSED) for i in range(len(found))]
+    Manifest.write(manifest, rows)
+    clips = [{"path": r.path, "verdict": verdict.PASSED, "sha256": content_sha256(root / r.path)} for r in rows]
+    report = manifest.with_name("audit.json")
+    report.write_text(
+        json.dumps({"format": verdict.FORMAT, "makers": ["maker"], "auditors": ["auditor"], "clips": clips})
+    )
+    verdict.seal(manifest, report)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """The folders that the pages speak of."""
+    folder = tmp_path_factory.mktemp("docs")
+    for name in ("no-human", "virtual", "real"):
+        fill(folder / "videos" / name, ("walking", "waving"))
+    lists = {"trainlist.txt": [], "testlist.txt": []}
+    for label, name in enumerate(("walking", "waving")):
+        for i in range(3):
+            clip = f"v_{name}_0{i}.avi"
+            write_barcoded_clip(folder / "ucf101" / clip, codec="mpeg4", direction=(label, 1), colour=(90, 90 + i, 200))
+            lists["testlist.txt" if i == 1 else "trainlist.txt"].append(f"{clip};{label}")
+    for name, lines in lists.items():
+        (folder / "ucf101" / name).write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def world(videos, tmp_path, monkeypatch):
+    """A copy to work in, and no data catalogue from elsewhere."""
+    shutil.copytree(videos, tmp_path / "world")
+    monkeypatch.chdir(tmp_path / "world")
+    monkeypatch.delenv("PPMA_DATA", raising=False)
+    return tmp_path / "world"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN_HERE)
+def test_every_command_of_a_page_does_what_it_says(page, world):
+    indexes = [line for line in commands("docs/index.md") if line.startswith("ppma index")]
+    if page not in ("README.md", "docs/index.md"):
+        assert all(ppma(small(line)) == 0 for line in indexes)
+        audited(world / "no_human.csv", world / "videos" / "no-human")
+    done = 0
+    for line in [*BEFORE.get(page, ()), *commands(page)]:
+        if not any(re.match(pattern, line) for pattern in ELSEWHERE):
+            assert ppma(small(line)) == 0, f"{page}: {line}"
+            done += 1
+    assert done >= 2, page
+
+
+@pytest.mark.parametrize("page", sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md")))
+def test_a_page_s_commands_are_run_here_or_by_a_test_that_is_named(page):
+    for line in commands(page):
+        known = [test for pattern, test in ELSEWHERE.items() if re.match(pattern, line)]
+        assert page in RUN_HERE or known or re.match(r"ppma (train|index|evaluate|datasets|pack)\b", line), line
+        assert all((ROOT / "tests" / test).is_file() for test in known), line
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_dead_link(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for page in (ROOT / "docs").glob("*.md"):
+        name = "index.html" if page.stem == "index" else f"{page.stem}/index.html"
+        assert (tmp_path / "site" / name).is_file()
