@@ -12,6 +12,7 @@ from ppma.privacy.verdict import (
     FAILED,
     FORMAT,
     PASSED,
+    carry,
     content_sha256,
     seal,
     seal_of,
@@ -50,6 +51,21 @@ def test_what_was_sealed_is_verified_and_may_move_together(audited, tmp_path):
     for folder in (manifest.parent, audit.parent):
         folder.rename(moved / folder.name)
     assert verified(moved / "data" / "manifest.csv")["a.mp4"].verdict == PASSED
+
+
+def test_a_copy_elsewhere_is_sealed_as_its_original(audited, tmp_path):
+    manifest, _ = audited
+    copy = tmp_path / "node" / "rows.csv"
+    copy.parent.mkdir()
+    copy.write_bytes(manifest.read_bytes())
+    carry(manifest, copy)
+    assert verified(copy) == verified(manifest)
+    copy.write_text(copy.read_text().replace(FAILED, PASSED))
+    with pytest.raises(InputError, match="was changed after its audit"):
+        verified(copy)
+    seal_of(manifest).unlink()
+    carry(manifest, tmp_path / "unsealed.csv")
+    assert not seal_of(tmp_path / "unsealed.csv").exists()
 
 
 def edit(file, old, new):

@@ -52,6 +52,8 @@ def look(config: RunConfig, sources: Sequence[Manifest]) -> list[dict[str, verdi
     for flag, path in (*starts, ("--resume", _newest(config))):
         if path and (objection := objection_to(lineage.read(checkpoint.locate_model(path)))):
             raise InputError(f"{flag} {path} is refused by --privacy strict: {objection}")
+    if config.features is not None:
+        raise InputError("--features names a folder that other runs write to; leave it out with --privacy strict")
     if (config.run_dir / "features").exists() and not (config.run_dir / "config.json").exists():
         raise InputError(
             f"{config.run_dir} holds features of clips that nobody checked; remove them or choose another --run-dir"

@@ -64,6 +64,15 @@ def seal(manifest: Path, audit: Path) -> None:
     write_atomically(seal_of(manifest), lambda file: json.dump(asdict(note), file, indent=1))
 
 
+def carry(manifest: Path, copy: Path) -> None:
+    """Seal a copy of a manifest as the manifest is, where it is; its audit.json stays where it lies."""
+    if not seal_of(manifest).is_file():
+        return
+    note = asdict(_read_seal(manifest))
+    note["audit"] = (manifest.resolve().parent / note["audit"]).as_posix()
+    write_atomically(seal_of(copy), lambda file: json.dump(note, file, indent=1))
+
+
 def verified(manifest: Path) -> dict[str, Audited]:
     """path of each row -> what the audit found, once seal, manifest and audit.json fit together; InputError that says what does not.
 
