@@ -24,7 +24,8 @@ ELSEWHERE = {
     r"ppma demo\b": "test_ppma_demo.py",
     r"ppma (study|report)\b": "test_ppma_study_report.py",
     r"ppma index --dataset\b": "test_ppma_index_dataset.py",
-    r"ppma convert --from videomae\b": "test_ppma_interop.py",  # needs the foreign file
+    r"ppma convert --from videomae\b": "test_ppma_interop.py",  # needs the foreign file, as does the next
+    r"ppma train align_nohuman_synthetic --init converted\b": "test_ppma_interop.py",
     r"ppma (privacy fetch|remove-humans|audit|plant)\b": "test_ppma_privacy_clip.py",  # needs fetched weights
     r"launch\b": "test_slurm_launch.py",
 }
