@@ -154,13 +154,22 @@ def _embed(look: Look, sources: Sequence[Manifest]) -> _Embedded:
 
 def _neighbours(look: Look, found: _Embedded, examples: int) -> Section:
     cosine_VV = neighbours.cosines(found.features_VD)
-    body = ""
-    for number, source in enumerate(found.sources):
+    lines: dict[int, list[list[int]]] = {}
+    for number in range(len(found.sources)):
         own = np.flatnonzero(found.source_V == number)
         queries = own[np.unique(np.linspace(0, len(own) - 1, min(examples, len(own))).astype(int))]
-        body += f"<h3>Clips of {escape(source.name)}</h3>\n"
-        for query in queries:
-            body += inspect_page.row(list(_beside(look, found, int(query), cosine_VV)))
+        lines[number] = [_beside(found, int(query), cosine_VV) for query in queries]
+    frames = _frames(look, found, {clip for rows in lines.values() for shown in rows for clip in shown})
+    body = ""
+    for number, rows in lines.items():
+        body += f"<h3>Clips of {escape(found.sources[number].name)}</h3>\n"
+        for shown in rows:
+            near = [f", {cosine_VV[shown[0], clip]:.2f}" for clip in shown]
+            figures = [
+                inspect_page.picture(frames[clip], _caption(found, clip) + (near[i] if i else ""), "" if i else "query")
+                for i, clip in enumerate(shown)
+            ]
+            body += inspect_page.row(figures)
     note = (
         f"A clip, framed, and the {NEIGHBOURS} nearest of each source by the cosine of embeddings about their mean; the middle frame of"
         " each."
@@ -168,17 +177,28 @@ def _neighbours(look: Look, found: _Embedded, examples: int) -> Section:
     return Section(title="Nearest neighbours across sources", note=note, body=body)
 
 
-def _beside(look: Look, found: _Embedded, query: int, cosine_VV: np.ndarray) -> Iterator[str]:
-    """The query and its neighbours as figures."""
+def _beside(found: _Embedded, query: int, cosine_VV: np.ndarray) -> list[int]:
+    """The query and its neighbours in each source."""
     shown = [query]
     for number in range(len(found.sources)):
         shown += neighbours.nearest(cosine_VV, query, np.flatnonzero(found.source_V == number), NEIGHBOURS).tolist()
-    for clip in shown:
-        source, row = found.sources[found.source_V[clip]], int(found.row_V[clip])
-        (frame_HWC,) = sights.middle_frames(subset(source, [row]), look.loader)
-        near = "" if clip == query else f", {cosine_VV[query, clip]:.2f}"
-        caption = f"{source.name}: {source.clip(row).class_name or source.clip(row).path}{near}"
-        yield inspect_page.picture(frame_HWC, caption, "query" if clip == query else "")
+    return shown
+
+
+def _frames(look: Look, found: _Embedded, clips: set[int]) -> dict[int, np.ndarray]:
+    """The middle frame of some of the embedded clips, each source read once."""
+    frames: dict[int, np.ndarray] = {}
+    for number, source in enumerate(found.sources):
+        own = sorted(clip for clip in clips if found.source_V[clip] == number)
+        if own:
+            shown = subset(source, [int(found.row_V[clip]) for clip in own])
+            frames |= dict(zip(own, sights.middle_frames(shown, look.loader)))
+    return frames
+
+
+def _caption(found: _Embedded, clip: int) -> str:
+    source, row = found.sources[found.source_V[clip]], int(found.row_V[clip])
+    return f"{source.name}: {source.clip(row).class_name or source.clip(row).path}"
 
 
 def _map(found: _Embedded) -> Section:
@@ -202,13 +222,14 @@ def _confusions(look: Look, data: catalogue.Catalogue) -> Iterator[Section]:
                 f"{path} is of another {source.name} {result['split']} than {data.path} names; give its --data"
             )
         pairs = neighbours.confused(path, PAIRS)
-        names, body = source.class_names, ""
-        for pair in pairs:
-            label, named = (escape(names.get(i, f"class {i}")) for i in (pair.label, pair.named))
+        rows = [neighbours.rows_of(source, pair.videos[:EXAMPLES_OF_PAIR]) for pair in pairs]
+        wanted = sorted({row for several in rows for row in several})
+        frames = dict(zip(wanted, sights.middle_frames(subset(source, wanted), look.loader) if wanted else []))
+        body = ""
+        for pair, several in zip(pairs, rows):
+            label, named = (escape(source.class_names.get(i, f"class {i}")) for i in (pair.label, pair.named))
             body += f"<h3>{label} taken for {named}: {pair.count} of {pair.of}</h3>\n"
-            rows = neighbours.rows_of(source, pair.videos[:EXAMPLES_OF_PAIR])
-            frames = sights.middle_frames(subset(source, rows), look.loader)
-            body += inspect_page.row([inspect_page.picture(f, source.clip(r).path) for f, r in zip(frames, rows)])
+            body += inspect_page.row([inspect_page.picture(frames[row], source.clip(row).path) for row in several])
         note = f"{result['n_videos']} videos of {source.name} {result['split']}; the clips that were surest of the wrong class first."
         title = f"Most confused pairs: {source.name}"
         yield Section(title=title, note=note, body=body or "<p>No video was taken for another class.</p>\n")
