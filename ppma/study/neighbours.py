@@ -90,7 +90,7 @@ def confused(scores: Path, most: int) -> list[Confusion]:
         scores_VC, label_V, video_V = found["scores"], found["label"], found["video"]
     named_V = predictions(scores_VC, label_V)
     pairs = {}
-    for label, named in {(int(a), int(b)) for a, b in zip(label_V, named_V) if a != b and b < scores_VC.shape[1]}:
+    for label, named in {(int(a), int(b)) for a, b in zip(label_V, named_V) if 0 <= b != a}:
         rows = np.flatnonzero((label_V == label) & (named_V == named))
         surest = rows[np.argsort(-scores_VC[rows, named], kind="stable")]
         videos = tuple(str(video) for video in video_V[surest])
