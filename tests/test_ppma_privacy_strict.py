@@ -322,11 +322,6 @@ def init_of_an_average_by_hand(world):
     return "an average of nothing", "--init", world / "average"
 
 
-def an_average_to_be_learned_with_people_in_it(world):
-    models = [world / "runs/honest", world / "runs/people"]
-    return "--average", "--average", *models
-
-
 def features_of_other_runs(world):
     return "names a folder that other runs write to", "--features", world / "elsewhere"
 
@@ -439,8 +434,7 @@ WAYS = [
     init_of_a_grandchild_of_people, init_of_a_converted_checkpoint, init_of_a_bare_file,
     init_of_an_exported_folder_without_lineage, init_of_a_copy_with_another_config, init_with_an_edited_lineage,
     init_with_the_lineage_of_another_run, init_with_weights_linked_from_elsewhere, init_of_an_average_with_people_in_it,
-    init_of_an_average_by_hand, an_average_to_be_learned_with_people_in_it,
-    features_of_other_runs, resume_of_an_unchecked_run, resume_of_an_unchecked_run_with_an_edited_config,
+    init_of_an_average_by_hand, features_of_other_runs, resume_of_an_unchecked_run, resume_of_an_unchecked_run_with_an_edited_config,
     resume_from_a_planted_checkpoint, features_of_other_clips_laid_ready, store_of_another_manifest, relabelled_store,
     store_packed_while_other_videos_lay_there, swapped_shard, redirected_root, redirected_manifest, link_out_of_the_root,
     linked_class_folder, merged_manifests, lost_clip,
@@ -462,6 +456,15 @@ def test_a_way_round_is_refused_before_anything_is_written(way, world, capfd):
     assert any(part in complaint for part in message.split("|")), complaint
     assert complaint.startswith("ppma train: ")
     assert sorted(path for path in (world / "runs").rglob("*")) == before
+
+
+def test_each_encoder_of_an_average_that_is_learned_is_asked(world, capfd):
+    models = [str(world / "runs" / run) for run in ("honest", "people")]
+    flags = [*tiny.FLAGS, "--dataset", "drawn", "--batch", "4", "--data", f"{world}/data.toml", "--privacy", "strict"]
+    argv = ["train", "adaptive_average", *flags, "--run-dir", f"{world}/runs/new", "--average", *models]
+    assert ppma(argv) == 2
+    assert "runs/people is refused by --privacy strict: mae_nohuman saw 4 clips of people" in capfd.readouterr().err
+    assert not (world / "runs/new").exists()
 
 
 def test_a_dry_run_and_a_login_node_see_what_needs_no_video(world, capfd):
