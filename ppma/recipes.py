@@ -231,6 +231,7 @@ def _print_own_help(name: str) -> None:
     """The recipe's docstring and own flags, which tyro does not know of."""
     own = inspect.signature(recipe(name)).parameters.values()
     flags = "".join(f"\n  --{p.name.replace('_', '-')} (default: {p.default})" for p in own)
+    flags += "\n  --dry-run (say what the run would do, and do nothing)"
     sys.stdout.write(
         f"{inspect.getdoc(recipe(name))}\n\nThe recipe's own flags, given before or among the others:{flags}\n\n"
     )
