@@ -10,6 +10,8 @@ flow. Ratios are to the published way: on the same content, or for `packed` on t
 import contextlib
 import math
 import multiprocessing
+import os
+import signal
 import statistics
 import sys
 import time
@@ -22,7 +24,7 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rows
-from benchmarks.natural_clips import CONTENTS, FPS, make_clips
+from benchmarks.natural_clips import CONTENTS, FPS, born_deaf, make_clips
 from ppma.command import DONE, parse, run
 from ppma.loaders.config import LoaderConfig
 from ppma.loaders.errors import InputError
@@ -171,7 +173,8 @@ class Reader:
         self._connection, theirs = context.Pipe()
         # Not a daemon: a DataLoader's workers are its children.
         self._process = context.Process(target=serve, args=(theirs, name))
-        self._process.start()
+        with born_deaf():
+            self._process.start()
         theirs.close()
         self._batches = 1
 
@@ -212,11 +215,18 @@ class Reader:
         return Measure(rate, 1e3 * (self._rest() - before) / made, memory)
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, which has answered all that it was asked."""
         self._connection.send(None)
         self._process.join(30)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the process and its children at once, whatever they do. Idempotent."""
         if self._process.is_alive():
-            self._process.kill()
+            for member in tree(self._process.pid or 0):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(member, signal.SIGKILL)
+        self._process.join()
 
 
 def contents_of(config: BenchmarkConfig) -> tuple[str, ...]:
@@ -250,9 +260,11 @@ def measure(config: BenchmarkConfig, manifests: dict[str, Manifest], cases: list
             found |= {(name, case.content, case.views): rounds for name, rounds in measured.items()}
             told = "  ".join(f"{name} {_median(rounds, 'cpu_ms_per_clip'):.1f}" for name, rounds in measured.items())
             print(f"{case.content}, views {case.views}: {told} ms of CPU a clip", flush=True)
-    finally:
         for reader in readers.values():
             reader.close()
+    finally:
+        for reader in readers.values():
+            reader.kill()
     return to_rows(found, config)
 
 

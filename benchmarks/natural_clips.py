@@ -9,7 +9,9 @@ B-frames and bit rates in the range found there.
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,16 @@ def _pack(folder: Path, videos: list[Path]) -> Store:
     return made
 
 
+@contextmanager
+def born_deaf() -> Iterator[None]:
+    """Processes that are started inside ignore Ctrl-C, which reaches a whole terminal: whoever started them ends them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _make(folder: Path, clips: int, frames: int, videos: dict[str, list[str]]) -> None:
     """The videos of these contents, a process for each clip."""
     for name in videos:
@@ -140,7 +152,10 @@ def _make(folder: Path, clips: int, frames: int, videos: dict[str, list[str]]) -
         except OSError as error:
             raise InputError(f"no clips can be made in {folder}: {error.strerror}; choose another --clips") from None
     jobs = [(i, frames, {name: folder / paths[i] for name, paths in videos.items()}) for i in range(clips)]
-    with multiprocessing.get_context("spawn").Pool(min(clips, len(os.sched_getaffinity(0)))) as pool:
+    processes = min(clips, len(os.sched_getaffinity(0)))
+    with born_deaf():
+        pool = multiprocessing.get_context("spawn").Pool(processes)
+    with pool:
         pool.starmap(_make_clip, jobs, chunksize=1)
 
 

@@ -71,7 +71,12 @@ class Worker:
             environment["OMP_NUM_THREADS"] = str(case.threads)
         command = [sys.executable, str(Path(__file__).with_name("step_worker.py")), json.dumps(asdict(case))]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches the benchmark alone, which ends it
         )
         self.steps: list[dict[str, float]] = []
         self.failure = ""
@@ -109,15 +114,20 @@ def measure(cases: list[Case], repeats: int) -> list[rows.Row]:
     """One row for each case that could run; the cases differ in the implementation only."""
     alone = cases[0].device == "cuda"
     together = [[case] for case in cases] if alone else [cases]
-    workers = []
-    for group in together:
-        running = [Worker(case) for case in group]
-        for _ in range(repeats):
+    workers: list[Worker] = []
+    try:
+        for group in together:
+            running = [Worker(case) for case in group]
+            workers += running
+            for _ in range(repeats):
+                for worker in running:
+                    worker.step()
             for worker in running:
-                worker.step()
-        for worker in running:
-            worker.close()
-        workers += running
+                worker.close()
+    finally:
+        for worker in workers:
+            worker.process.kill()  # which does nothing to one that has ended
+            worker.process.wait()
     for worker in workers:
         if worker.failure:
             print(f"{worker.case.implementation} is left out: {worker.failure}", file=sys.stderr)

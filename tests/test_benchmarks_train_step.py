@@ -1,8 +1,16 @@
 """The step against the published one, in processes that take turns: ratios within one run."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 import torch
 
+from benchmarks import train_step
 from benchmarks.train_step import BenchmarkConfig, Case, Worker, cases, measure
 
 FIELDS = {"phase", "implementation", "model", "batch", "ms_per_step", "cpu_s_per_step", "clips_per_s", "peak_memory_mb"}
@@ -41,6 +49,31 @@ def test_a_process_that_is_killed_is_left_out(capsys):
     worker.step()
     worker.close()
     assert worker.failure == "the process ended with -9" and not worker.facts
+
+
+def test_ctrl_c_is_one_line_and_ends_the_worker():
+    """Sent to the whole group, as a terminal does."""
+    setting = (
+        f"--phase mae --model tiny --batch 1 --size 32 --frames 2 --threads 1 --repeats {10**6} --implementation ours"
+    )
+    process = subprocess.Popen(
+        [sys.executable, train_step.__file__, *setting.split()],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    children, worker = Path(f"/proc/{process.pid}/task/{process.pid}/children"), []
+    while not worker:
+        assert process.poll() is None
+        time.sleep(0.2)
+        worker = [
+            pid for pid in children.read_text().split() if b"step_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 130 and errors == "train_step: interrupted\n"
+    assert not Path(f"/proc/{worker[0]}").exists()
 
 
 @pytest.mark.slow
