@@ -4,7 +4,6 @@ flags  ->  RemovalConfig  ->  jobs (privacy.removal)  ->  an estimate, or the wo
 """
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from rich.console import Console
 from ppma.command import DONE, RUN_AGAIN, WRONG_INPUT, parse
 from ppma.fanout import DiskFullError, watch_disk
 from ppma.loaders.errors import InputError
+from ppma.parts import turn
 from ppma.privacy import plugins, removal
 from ppma.privacy.clip import Method, Settings
 from ppma.privacy.removal import Job
@@ -86,9 +86,7 @@ class RemovalConfig:
         if self.method != "downsample" and self.short_side != Settings.short_side:
             raise InputError("--short-side goes with --method downsample")
         self._check_tools()
-        if self.part is not None and self.merge is not None:
-            raise InputError("--part works on clips, --merge only gathers them; give one of the two")
-        self.turn()
+        turn(self.part, self.merge)
 
     @property
     def choice(self) -> plugins.Choice:
@@ -128,15 +126,6 @@ class RemovalConfig:
         bare = self._bare()
         return replace(bare, models=plugins.files_of(bare.used, self.weights, self.models))
 
-    def turn(self) -> tuple[int, int]:
-        """(I, N) of --part; (0, 1) without."""
-        if self.part is None:
-            return 0, 1
-        match = re.fullmatch(r"(\d+)/(\d+)", self.part)
-        if match is None or int(match[1]) >= int(match[2]):
-            raise InputError(f"--part is {self.part!r}; write I/N with I from 0 to N - 1")
-        return int(match[1]), int(match[2])
-
 
 def main(argv: list[str]) -> int:
     """Run `ppma remove-humans ARGV`."""
@@ -152,7 +141,7 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     if inside := [job for job in jobs if job.source.path.resolve().is_relative_to(config.out.resolve())]:
         raise InputError(f"--out {config.out} holds {inside[0].row.path} of the source; give another folder")
-    first, step = config.turn()
+    first, step = turn(config.part)
     mine = jobs[first::step]
     if config.dry_run:
         _tell_plan(report, config, mine, refused)
@@ -183,7 +172,7 @@ def _work(
     if (
         config.part is not None
     ):  # done for its part: a job that waits for all of them is to start, and tells what was refused
-        removal.note_refused(config.out, config.turn(), refused)
+        removal.note_refused(config.out, turn(config.part), refused)
         _show(report, refused)
         return DONE
     return _gather(report, config, jobs, refused)
