@@ -342,7 +342,7 @@ def _goals(summary: dict[str, Any]) -> str:
     )
     inside = (
         f"inside, where other frames show the place (still places only, {pixels['seen_clips']} clips):"
-        f" {'nothing to measure' if seen is None else f'{seen:.1f} dB'} (goal {SEEN_DB:g} dB); {pixels['seen_below']} clips below."
+        f" {'nothing to measure' if seen is None else f'{seen:.1f} dB'} (goal {SEEN_DB:g} dB); {pixels['seen_below']} of them below."
     )
     return "\n".join(
         [
