@@ -19,6 +19,27 @@ NUMBERS = {"label": "sc:Integer", "frames": "sc:Integer", "width": "sc:Integer",
            "fps": "sc:Float", "start_seconds": "sc:Float", "end_seconds": "sc:Float", "duration_seconds": "sc:Float"}  # fmt: skip
 
 
+_OWN = (
+    "citeAs column conformsTo data dataType equivalentProperty examples extract field fileProperty fileObject fileSet format includes"
+    " isLiveDataset jsonPath key md5 parentField path recordSet references regex repeated replace samplingRate separator source subField"
+    " transform"
+)
+CONTEXT: dict[str, Any] = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "sc": "https://schema.org/",
+    "cr": "http://mlcommons.org/croissant/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "dct": "http://purl.org/dc/terms/",
+    **{name: f"cr:{name}" for name in _OWN.split()},
+    "conformsTo": "dct:conformsTo",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+}
+"""The context of Croissant 1.0: what its readers expect, word for word."""
+
+
 def _counted(values: Sequence[str]) -> str:
     return ", ".join(f"{name or 'not stated'} ({count})" for name, count in sorted(Counter(values).items()))
 
@@ -85,12 +106,7 @@ def croissant(rows: Sequence[Clip], audit: dict[str, Any], manifest: Path, root:
     licences = sorted({row.licence for row in rows if row.licence})
     suffixes = sorted({Path(row.path).suffix for row in rows} - {""}) or [".jpg"]
     return {
-        "@context": {
-            "@vocab": "https://schema.org/", "sc": "https://schema.org/", "cr": "http://mlcommons.org/croissant/",
-            "dct": "http://purl.org/dc/terms/", "conformsTo": "dct:conformsTo", "recordSet": "cr:recordSet", "field": "cr:field",
-            "dataType": {"@id": "cr:dataType", "@type": "@vocab"}, "source": "cr:source", "extract": "cr:extract", "column": "cr:column",
-            "fileObject": "cr:fileObject", "includes": "cr:includes", "citeAs": "cr:citeAs",
-        },
+        "@context": CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "name": rows[0].source or root.resolve().name,
