@@ -33,6 +33,9 @@ from ppma.study.plan import HashOf, Planner, Run, State, catalogue_of
 
 log = logging.getLogger(__name__)
 
+WIDE = 200
+"""Columns of the table of runs where the output is no terminal."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
@@ -232,7 +235,10 @@ def main(argv: list[str]) -> int:
     """Run `ppma study ARGV`."""
     options = parse(StudyConfig, argv, prog="ppma study")
     if options.dry_run:
-        show(plan(options, draw=False), options.price_per_hour, Console(highlight=False))
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = WIDE  # folder names are there to be copied
+        show(plan(options, draw=False), options.price_per_hour, console)
         return DONE
     from ppma.train import Stopped
 
