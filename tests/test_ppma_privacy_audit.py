@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from ppma.cli import main as ppma
 from ppma.loaders.manifest import Clip, Manifest
@@ -121,7 +122,8 @@ def said(folder, out="report"):
 
 
 def test_verdicts_bounds_and_the_seal(copy, red_auditors, capsys):
-    assert audit(copy) == 0
+    threads = torch.get_num_threads()
+    assert audit(copy) == 0 and torch.get_num_threads() == threads
     report = said(copy)
     assert {clip["name"]: clip["verdict"] for clip in report["clips"]} == CLIPS
     rate = report["rates"]["nanodet"]

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import torch
 
 from ppma import __version__
 from ppma.fanout import spread, watch_disk
@@ -23,6 +22,7 @@ from ppma.loaders.fetch import BadClip
 from ppma.loaders.manifest import write_atomically
 from ppma.privacy.audit_clip import Findings, Inspector, Pair
 from ppma.privacy.audit_detectors import AUDITORS
+from ppma.privacy.tfjs import one_thread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +73,13 @@ class AuditJob:
 def _inspector(detectors: tuple[str, ...], weights: Path, frames: int) -> Inspector:
     """Loaded once a process."""
     cv2.setNumThreads(1)
-    torch.set_num_threads(1)
     return Inspector(detectors, weights, frames)
 
 
 def work(job: AuditJob) -> str:
     """Look at one clip; returns why it cannot be, or nothing. DiskFullError when its findings do not fit."""
     inspector = _inspector(job.detectors, job.weights, job.frames)
-    with watch_disk(job.out):
+    with watch_disk(job.out), one_thread():
         try:
             findings = inspector.inspect(job.pair, content_sha256(job.pair.cleaned))
         except BadClip as error:

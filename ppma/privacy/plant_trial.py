@@ -16,7 +16,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 from ppma.fanout import watch_disk
 from ppma.loaders.fetch import all_frames
@@ -27,6 +26,7 @@ from ppma.privacy.clip import Settings, Source, Workshop
 from ppma.privacy.fill import LEAST_SHARE, LEAST_SIGHTS
 from ppma.privacy.plant import Design, Planted, plant
 from ppma.privacy.plugins import PLUGINS
+from ppma.privacy.tfjs import one_thread
 from ppma.privacy.verdict import content_sha256
 from ppma.privacy.writing import VideoWriter
 
@@ -99,14 +99,13 @@ class TrialJob:
 def _tools(weights: Path, auditors: tuple[str, ...], looked_at: int) -> tuple[Workshop, Inspector]:
     """Loaded once a process."""
     cv2.setNumThreads(1)
-    torch.set_num_threads(1)
     return Workshop(Settings(), weights), Inspector(auditors, weights, looked_at)
 
 
 def work(job: TrialJob) -> TrialJob:
     """Do one trial and write its record; DiskFullError when it does not fit."""
     workshop, inspector = _tools(job.weights, job.auditors, job.looked_at)
-    with watch_disk(job.out):
+    with watch_disk(job.out), one_thread():
         job.record.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=job.out, prefix=".trial-") as folder:
             trial = _try(plant(job.design), workshop, inspector, Path(folder), job.looked_at)

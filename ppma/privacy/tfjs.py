@@ -9,7 +9,8 @@ the maps by the detectors themselves. Tensors are as in the graph (NHWC, or NCHW
 import base64
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,17 @@ _TYPES = {"float32": np.float32, "float16": np.float16, "int32": np.int32}
 
 Values = Sequence[torch.Tensor]
 Operation = Callable[[Values], torch.Tensor | tuple[torch.Tensor, ...]]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One core for torch within the block: each worker has its own, and the caller's number comes back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _ints(attributes: dict[str, Any], name: str) -> list[int]:
