@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 
 import made_runs
 import numpy as np
@@ -176,4 +177,8 @@ def test_five_hundred_runs_take_under_ten_seconds(tmp_path):
 
 @pytest.mark.slow
 def test_five_hundred_runs_of_ucf101s_size_take_under_ten_seconds(tmp_path):
-    assert cpu_seconds_of_report(five_hundred(tmp_path, 3783, 101), tmp_path / "report") < 10
+    """Wall time, on a machine that does nothing else: files are read on all cores."""
+    out = five_hundred(tmp_path, 3783, 101)
+    began = time.monotonic()
+    cpu_seconds_of_report(out, tmp_path / "report")
+    assert time.monotonic() - began < 10

@@ -8,7 +8,9 @@ the run that the study means, or started from other weights than those of the ru
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,26 +83,29 @@ def collect(runs: Path) -> Collection:
 
 def _study(file: Path) -> Collection:
     listing, base = seal.verified(file), file.parent
-    results, missing = [], []
     commands = {folder: tuple(command) for folder, command in listing["commands"].items()}
-    chains = _Chains()
-    for row in listing["rows"]:
-        folder = base / row["folder"]
-        if not (folder / seal.SEAL).is_file():
-            missing.append(folder.name)
-            continue
-        found = _read(folder, commands.get(row["folder"], ()))
-        config = json.loads((folder / "config.json").read_text())
-        if (found["dataset"], found["seed"]) != (row["dataset"], row["seed"]) or config["seed"] != row["seed"]:
-            raise InputError(f"{folder} tested {found['dataset']}, seed {found['seed']}; {file.name} means another run")
-        chain, starts = ([base / name for name in row[key]] for key in ("chain", "starts"))
-        seconds = chains.seconds(chain, starts, found["seal"], folder)
-        names = {key: row[key] for key in ("method", "protocol")}
-        results.append(Result(**found, **names, pretrain_seconds=seconds))
+    there = [row for row in listing["rows"] if (base / row["folder"] / seal.SEAL).is_file()]
+    missing = [Path(row["folder"]).name for row in listing["rows"] if row not in there]
+    chains, results = _Chains(), []
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # hashing and unpacking let other threads run
+        read = pool.map(lambda row: _read(base / row["folder"], commands.get(row["folder"], ())), there)
+        for row, found in zip(there, read):
+            results.append(_placed(row, found, base, chains, file))
     return Collection(
         title=listing["title"], methods=listing["methods"], protocols=listing["protocols"], datasets=tuple(listing["datasets"]),
         results=tuple(results), missing=tuple(missing), compare=listing["compare"], humans=listing["humans"], commands=commands,
     )  # fmt: skip
+
+
+def _placed(row: dict[str, Any], found: dict[str, Any], base: Path, chains: "_Chains", listing: Path) -> Result:
+    """A result in its cell, once it is known to be the run that the listing means."""
+    folder = base / row["folder"]
+    config = json.loads((folder / "config.json").read_text())
+    if (found["dataset"], found["seed"]) != (row["dataset"], row["seed"]) or config["seed"] != row["seed"]:
+        raise InputError(f"{folder} tested {found['dataset']}, seed {found['seed']}; {listing.name} means another run")
+    chain, starts = ([base / name for name in row[key]] for key in ("chain", "starts"))
+    seconds = chains.seconds(chain, starts, found["seal"], folder)
+    return Result(**found, method=row["method"], protocol=row["protocol"], pretrain_seconds=seconds)
 
 
 class _Chains:
