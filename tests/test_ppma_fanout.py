@@ -1,6 +1,7 @@
 """Jobs on several processes: every result comes, an error stops what waits, a full disk has a name of its own."""
 
 import errno
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ def leave_mark(path: Path) -> str:
 def refuse_the_first(path: Path) -> str:
     if path.name == "0":
         raise ValueError("refused")
+    time.sleep(0.05)  # long enough for the refusal to reach the parent before the other worker has done all
     return leave_mark(path)
 
 
