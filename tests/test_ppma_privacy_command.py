@@ -15,6 +15,7 @@ import pytest
 from privacy_stand_ins import FLAGS, write_walk
 
 from ppma.fanout import DiskFullError
+from ppma.loaders import catalogue
 from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Manifest
 from ppma.privacy import removal
@@ -61,6 +62,13 @@ def test_a_folder_goes_through_and_what_cannot_be_read_is_named(videos, tmp_path
     times = {path: path.stat().st_mtime_ns for path in (out / "inp").rglob("*.mp4")}
     assert main([str(videos), "--out", str(out), *FLAGS, "--licence", "ours"]) == 2
     assert times == {path: path.stat().st_mtime_ns for path in (out / "inp").rglob("*.mp4")}
+
+
+def test_the_result_is_entered_into_the_data_catalogue_by_name(videos, tmp_path, stand_ins, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main([str(videos), "--out", "out", *FLAGS, "--name", "removed", "--data", str(tmp_path / "data.toml")])
+    found = catalogue.read(tmp_path / "data.toml").manifest("removed")
+    assert len(found) == 2 and all(found.file(i).is_file() for i in range(2))
 
 
 def test_parts_and_their_merge_make_what_one_run_makes(videos, tmp_path, stand_ins, capsys):

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from ppma.command import DONE, RUN_AGAIN, WRONG_INPUT, parse
 from ppma.fanout import DiskFullError, watch_disk
+from ppma.loaders import catalogue
 from ppma.loaders.errors import InputError
 from ppma.parts import turn
 from ppma.privacy import plugins, removal
@@ -69,6 +70,10 @@ class RemovalConfig:
     """Folder of the models (`ppma privacy fetch` fills it)."""
     licence: str = ""
     """Terms under which the footage is used, for rows that say none."""
+    name: str | None = None
+    """Enter the result into data.toml under this source name, as its split `train`."""
+    data: Path | None = None
+    """The data.toml (default: $PPMA_DATA, else ./data.toml)."""
     workers: int = len(os.sched_getaffinity(0))
     """Processes (default: one a core)."""
     part: str | None = None
@@ -85,6 +90,8 @@ class RemovalConfig:
             raise InputError(f"--short-side is {self.short_side}; it must be at least 1")
         if self.method != "downsample" and self.short_side != Settings.short_side:
             raise InputError("--short-side goes with --method downsample")
+        if self.name is not None:
+            catalogue.check_name(self.name, "name")
         self._check_tools()
         turn(self.part, self.merge)
 
@@ -208,6 +215,10 @@ def _gather(report: Console, config: RemovalConfig, jobs: Sequence[Job], refused
     manifest = removal.write_manifest(jobs, config.out, refused, config.licence)
     done = [job for job in jobs if job.done()]
     report.print(f"{manifest}: {len(done)} clips, {sum(job.row.frames for job in done)} frames", markup=False)
+    if config.name is not None:
+        data = catalogue.locate(config.data)
+        catalogue.add(data, name=config.name, split="train", manifest=manifest, root=config.out)
+        report.print(f"entered as {config.name}.train in {data}", markup=False)
     return _tell_refused(report, config, refused)
 
 
