@@ -28,7 +28,10 @@ ELSEWHERE = {
     r"ppma index --dataset\b": "test_ppma_index_dataset.py",
     r"ppma convert --from videomae\b": "test_ppma_interop.py",  # needs the foreign file, as does the next
     r"ppma train align_nohuman_synthetic --init converted\b": "test_ppma_interop.py",
-    r"ppma (privacy fetch|remove-humans|audit|plant)\b": "test_ppma_privacy_clip.py",  # needs fetched weights
+    r"ppma privacy fetch\b": "test_ppma_privacy_fetch_command.py",  # the next three need what it fetches
+    r"ppma remove-humans\b": "test_ppma_privacy_command.py",
+    r"ppma audit\b": "test_ppma_privacy_audit.py",
+    r"ppma plant\b": "test_ppma_privacy_plant_command.py",
     r"launch\b": "test_slurm_launch.py",
 }
 """Commands whose flags test_house.py checks, and which another test runs, as they take data or weights that no test may fetch."""
