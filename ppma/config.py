@@ -125,7 +125,7 @@ class RunConfig:
     pictures_every: int = 1000
     """Steps between two sets of pictures in TensorBoard; 0: none."""
     hang_seconds: float = 1800.0
-    """A process that finishes no step for so long writes the stacks of all its threads into the log and exits with 75."""
+    """A process that finishes no step, or no batch of a feature pass, for so long writes the stacks of all threads and exits with 75."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "hang_seconds"):

@@ -38,6 +38,7 @@ from ppma.loaders.manifest import Manifest
 from ppma.loaders.sampler import EvaluationSampler
 from ppma.loaders.stream import ClipStream, choose_implementation
 from ppma.vit import TRUNK
+from ppma.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +96,12 @@ def encoded(
     *,
     ranks: Ranks,
     compute: Compute,
+    hang_seconds: float = RunConfig.hang_seconds,
 ) -> Iterator[Encoded]:
-    """This rank's clips through the encoder, each once; `views.batch_clips` changes the speed and nothing else."""
+    """This rank's clips through the encoder, each once; `views.batch_clips` changes the speed and nothing else.
+
+    A process that gets no batch done for `hang_seconds` ends with its stacks and exit code 75, as a training run does.
+    """
     config = evaluation_loader(loader, views)
     sampler = EvaluationSampler(
         manifest, config, batch_clips=views.batch_clips, windows=views.windows, crops=views.crops
@@ -112,8 +117,9 @@ def encoded(
     )
     per_clip = views.windows * views.crops
     title = f"features of {manifest.name} {views.split}"
-    with stream:
+    with Watchdog(hang_seconds) as watchdog, stream:
         for batch in _shown(stream, sampler.steps_per_epoch, title, ranks.is_main):
+            watchdog.beat()
             if len(batch.frames_BTHWC) == 0:
                 continue
             with compute.autocast():
@@ -131,6 +137,7 @@ def compute_features(
     *,
     ranks: Ranks,
     compute: Compute,
+    hang_seconds: float = RunConfig.hang_seconds,
 ) -> Features:
     """Run the encoder over every clip once. Ranks share the clips."""
     was_training = model.training
@@ -141,7 +148,7 @@ def compute_features(
         [torch.zeros(0, dtype=torch.int64, device=ranks.device)],
         [torch.zeros(0, device=ranks.device).long()],
     )
-    for part in encoded(model, manifest, loader, views, ranks=ranks, compute=compute):
+    for part in encoded(model, manifest, loader, views, ranks=ranks, compute=compute, hang_seconds=hang_seconds):
         with compute.autocast():
             pooled_BD = model.pool(part.tokens_BND)
         rows.append(pooled_BD.to(compute.weights).unflatten(0, (-1, shape[0])))
@@ -249,7 +256,9 @@ def cached_features(
         if there:
             log.info("features of %s %s: read from %s", manifest.name, views.split, path)
             return _read(path, ranks)
-        found = compute_features(model, manifest, config.loader, views, ranks=ranks, compute=compute)
+        found = compute_features(
+            model, manifest, config.loader, views, ranks=ranks, compute=compute, hang_seconds=config.hang_seconds
+        )
         if ranks.is_main:
             _write(path, found)
     return found

@@ -85,7 +85,9 @@ def _fill(
     was_training = model.training
     model.eval()
     with path.open("r+b", buffering=0) as file:
-        for part in encoded(model, manifest, config.loader, PLAIN_VIEWS, ranks=ranks, compute=compute):
+        for part in encoded(
+            model, manifest, config.loader, PLAIN_VIEWS, ranks=ranks, compute=compute, hang_seconds=config.hang_seconds
+        ):
             kept_CND = normed_cells(part.tokens_BND.float(), model.config, config.attentive.cells).half().cpu().numpy()
             for row, kept_ND in zip(part.ids_C.tolist(), kept_CND):
                 file.seek(start + row * row_bytes)

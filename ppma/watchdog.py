@@ -1,4 +1,4 @@
-"""A run that hangs says where, and ends: steps -> beats -> nothing, or the stacks of all threads in the log and exit code 75.
+"""A run that hangs says where, and ends: steps, batches of a feature pass -> beats -> nothing, or all stacks in the log and exit code 75.
 
 A lost packet, a dead file system or a deadlock leaves a job that holds its nodes until the time is over and computes nothing. Whoever
 started the process runs it again on 75, from its newest checkpoint.
@@ -40,7 +40,7 @@ class Watchdog:
         self._thread.join()
 
     def beat(self) -> None:
-        """A step was done."""
+        """A step was done, or a batch of clips encoded."""
         self._last = time.monotonic()
 
     def _watch(self) -> None:
