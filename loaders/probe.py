@@ -98,7 +98,7 @@ def open_video(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[av.containe
     if not 0 < stream.width * stream.height <= max_pixels:
         container.close()
         raise Unusable(
-            f"its frames of {stream.width} x {stream.height} are larger than {max_pixels} pixels (--max-pixels)"
+            f"its frames of {stream.width} x {stream.height} are larger than {max_pixels} pixels (`ppma index --max-pixels`)"
             if stream.width
             else "its header gives no picture size: cut before the first whole frame, or not a video"
         )
@@ -348,7 +348,9 @@ def _picture_size(file: Path, max_pixels: int) -> tuple[int, int]:
 
 def _refuse_large(file: Path, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise Unusable(f"its frame {file.name} has {width} x {height}, more than {max_pixels} pixels (--max-pixels)")
+        raise Unusable(
+            f"its frame {file.name} has {width} x {height}, more than {max_pixels} pixels (`ppma index --max-pixels`)"
+        )
 
 
 def main() -> None:

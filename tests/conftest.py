@@ -197,10 +197,10 @@ def person_weights() -> Path:
 @pytest.fixture(scope="session")
 def audit_weights(person_weights: Path) -> Path:
     """The same folder, with the detectors of the auditor in it."""
-    from ppma.privacy.weights import missing
+    from ppma.privacy.weights import AUDITORS, missing
 
-    if missing(["auditors"], person_weights):
-        pytest.skip(f"auditors not in {person_weights}: `ppma privacy fetch --models auditors` puts them there")
+    if lacking := missing(AUDITORS, person_weights):
+        pytest.skip(f"{', '.join(lacking)} not in {person_weights}: `ppma privacy fetch` puts them there")
     return person_weights
 
 

@@ -178,6 +178,8 @@ def test_finished_clips_are_kept_until_they_change(copy, red_auditors, monkeypat
     assert audit(copy) == 0 and not looked
     write(copy / "removed" / "inp" / "jump" / "clean.mp4", [place(1)] * 8)
     assert audit(copy) == 0 and len(looked) == 2 * 8 * len(AUDITORS)
+    write(copy / "videos" / "jump" / "clean.mp4", [place(2)] * 8)
+    assert audit(copy) == 0 and len(looked) == 4 * 8 * len(AUDITORS), "another original, changed in place"
 
 
 def change_record(folder, **fields):
@@ -186,9 +188,9 @@ def change_record(folder, **fields):
 
 
 def test_what_cannot_be_audited_is_one_line_and_exit_code_2(copy, red_auditors, capsys):
-    change_record(copy, tools={"nanodet": "Apache-2.0"})
+    change_record(copy, tools={"hog": "Apache-2.0"})
     assert audit(copy) == 2
-    assert "nanodet made the masks and cannot judge them" in capsys.readouterr().err
+    assert "hog made the masks and cannot judge them" in capsys.readouterr().err
     change_record(copy, tools={})
     assert audit(copy) == 2
     assert "no record of what made its masks (5 such clips); name the tools with --makers" in capsys.readouterr().err

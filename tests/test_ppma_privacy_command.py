@@ -152,10 +152,10 @@ def test_sound_and_metadata_stay_behind(tmp_path, stand_ins):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--detectors", "yolo"], "there is no detector 'yolo'; detectors are yolov3-tiny, centerface"),
+        (["--detectors", "yolo"], "there is no detector 'yolo'; detectors are movenet, centerface"),
         (["--segmenter", "sam"], "segmenters are selfie"),
         (["--inpainter", "none"], "inpainters are median, telea, lama, e2fgvi, propainter"),
-        (["--detectors", "yolov3-tiny", "--method", "blur-faces"], "needs one that finds faces"),
+        (["--detectors", "movenet", "--method", "blur-faces"], "needs one that finds faces"),
         (["--detectors"], "needs a detector"),
         (["--inpainter", "e2fgvi"], "is under CC BY-NC 4.0: non-commercial use only; give --accept-non-commercial"),
         (["--set", "paper"], "give --accept-non-commercial if yours is, or choose another with --inpainter"),

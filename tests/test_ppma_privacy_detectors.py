@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from ppma.privacy.detectors import CenterFace, YoloV3Tiny, network_size, tiles
+from ppma.privacy.detectors import CenterFace
+from ppma.privacy.looks import looks, network_size, tiles
+from ppma.privacy.movenet import MoveNet
 from ppma.privacy.weights import find
 from ppma.synthetic.clip import Address, draw_clip, shoot
 
@@ -22,6 +24,9 @@ def test_networks_see_the_pictures_proportions():
     assert network_size(256, 340, 416) == (416, 320)
     assert network_size(1080, 1920, 416) == (416, 224)
     assert network_size(64, 64, 416) == (128, 128), "never enlarged more than twice"
+    assert looks(np.zeros((256, 340, 3), np.uint8), 320)[0].shape == (5, 256, 320, 3)
+    assert looks(np.zeros((100, 1000, 3), np.uint8), 300, multiple=300)[0].shape[1:] == (300, 300, 3), "a square one"
+    assert len(looks(np.zeros((100, 160, 3), np.uint8), 320)[0]) == 1, "enlarged twice as a whole"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def drawn():
 
 
 def test_a_drawn_person_is_found_where_they_are(drawn, person_weights):
-    boxes_N5 = YoloV3Tiny(find("yolov3-tiny", person_weights))(drawn.picture_PP3)
+    boxes_N5 = MoveNet(find("movenet", person_weights))(drawn.picture_PP3)
     x0, y0, x1, y1 = boxes_N5[boxes_N5[:, 4].argmax()][:4]
     rows, columns = np.flatnonzero(drawn.mask_PP.any(1)), np.flatnonzero(drawn.mask_PP.any(0))
     middle = (columns[0] + columns[-1]) / 2, (rows[0] + rows[-1]) / 2
@@ -47,5 +52,5 @@ def test_a_face_lies_in_the_upper_part_of_a_person(drawn, person_weights):
 
 def test_nobody_is_found_where_nothing_is(person_weights):
     grey = np.full((120, 160, 3), 128, np.uint8)
-    assert YoloV3Tiny(find("yolov3-tiny", person_weights))(grey).shape == (0, 5)
+    assert MoveNet(find("movenet", person_weights))(grey).shape == (0, 5)
     assert CenterFace(find("centerface", person_weights))(grey).shape == (0, 5)

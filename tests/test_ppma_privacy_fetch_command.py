@@ -31,5 +31,5 @@ def test_what_is_there_is_not_fetched_again(tmp_path, monkeypatch, capsys):
 
 
 def test_a_model_that_there_is_not_is_told():
-    with pytest.raises(InputError, match="there is no 'sam'; models are yolov3-tiny, centerface, selfie"):
+    with pytest.raises(InputError, match="there is no 'sam'; models are centerface, selfie, movenet"):
         main(["fetch", "--models", "sam"])

@@ -42,7 +42,7 @@ def test_one_without_weights_is_just_made(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("yolov3-tiny", "`ppma privacy fetch"),
+        ("movenet", "`ppma privacy fetch"),
         ("lama", "--models lama=FILE"),
         ("maskrcnn", r"maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth is not there"),
     ],

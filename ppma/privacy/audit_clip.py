@@ -144,7 +144,14 @@ class _Worst:
             self.rank, self.frame, self.picture_HWC = rank, t, drawn(frame_HWC, boxes)
 
 
-COLOURS = {"nanodet": (255, 64, 64), "centernet": (64, 220, 64), "hog": (64, 140, 255), "blazeface": (255, 200, 0)}
+COLOURS = {
+    "nanodet": (255, 64, 64),
+    "centernet": (64, 220, 64),
+    "ssdlite": (255, 64, 255),
+    "yolov3-tiny": (64, 220, 220),
+    "hog": (64, 140, 255),
+    "blazeface": (255, 200, 0),
+}
 
 
 def drawn(frame_HWC: np.ndarray, boxes: dict[str, np.ndarray]) -> np.ndarray:

@@ -1,11 +1,11 @@
 """The auditor's own detectors, none of which `ppma remove-humans` offers: what made a mask cannot judge it.
 
-    frame_HWC (RGB uint8)  ->  tiles at two scales, each letterboxed into the network's square  ->  boxes_N5: x0, y0, x1, y1, score
+    frame_HWC (RGB uint8)  ->  the picture and its tiles, each scaled to the network's size  ->  boxes_N5: x0, y0, x1, y1, score
 
-nanodet and centernet find bodies by different means (a box as a distribution of distances, a heat map of middles), hog upright bodies by
-gradients alone, blazeface faces. Each looks at the whole picture and at overlapping parts of it.
-The operating points (thresholds) are not lower than a hit still means something: in 40 drawn and natural places without people nanodet gave
-one false alarm and the others none (docs/planted/report.md).
+Four networks find bodies by different means: nanodet by distributions of distances, centernet by heat at their middles, ssdlite and
+yolov3-tiny by shifts of fixed boxes; hog finds upright bodies by gradients alone, blazeface faces.
+An operating point (threshold) is where a hit still means something: above every false alarm in 96 drawn places without people, which the
+report on planted people does not draw; blazeface has one there, since at a higher one it would miss real faces (LOG.md, 2026-11-25).
 Legend: H height, W width of a picture in pixels, N boxes, B parts of a picture, S side of a network's input.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from ppma.loaders.errors import InputError
 from ppma.privacy import weights
 from ppma.privacy.boxes import NONE_05, suppress
-from ppma.privacy.detectors import MOST_ENLARGED, tiles
+from ppma.privacy.looks import gather, looks, network_size, tiles
 from ppma.privacy.tfjs import Graph
 
 
@@ -29,20 +29,6 @@ class Auditor(Protocol):
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
         """boxes_N5 float32, all of them at or above the operating point."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """A part of the picture in a network's square: where it lies and how much it was enlarged."""
-
-    x: int
-    y: int
-    scale: float
-
-    def back(self, boxes_N5: np.ndarray) -> np.ndarray:
-        """Boxes in the network's square as boxes in the picture."""
-        corners_N4 = boxes_N5[:, :4] / self.scale + np.array([self.x, self.y, self.x, self.y])
-        return np.hstack([corners_N4, boxes_N5[:, 4:]]).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,27 +45,41 @@ class AuditorKind:
     """Key of `weights.WEIGHTS`, or empty for one without weights."""
 
 
-def looks(frame_HWC: np.ndarray, side: int) -> tuple[np.ndarray, list[Look]]:
-    """(batch_BSS3 uint8, where each lies): the whole picture and its tiles, each scaled into a square with grey beside it.
+class YoloV3Tiny:
+    """YOLOv3-tiny on 80 classes of COCO, of which 0 is a person (Redmon and Farhadi, 2018). About 0.25 s a picture of 340 x 256."""
 
-    No tiles of a picture that is enlarged MOST_ENLARGED times as a whole: more shows nothing more.
-    """
-    squares, places = [], []
-    enough = side >= MOST_ENLARGED * max(frame_HWC.shape[:2])
-    for part_HWC, x, y in [(frame_HWC, 0, 0), *(() if enough else tiles(frame_HWC))]:
-        height, width = part_HWC.shape[:2]
-        scale = side / max(height, width)
-        square = np.full((side, side, 3), 114, np.uint8)
-        h, w = (max(1, round(n * scale)) for n in (height, width))
-        square[:h, :w] = cv2.resize(part_HWC, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        squares.append(square)
-        places.append(Look(x=x, y=y, scale=scale))
-    return np.stack(squares), places
+    whole, part = 416, 320
+    """Long side of the network's input for the picture, the published one, and for a tile of it, which is still enlarged in that."""
 
+    def __init__(self, files: dict[str, Path], threshold: float) -> None:
+        """`files`: yolov3-tiny.cfg and yolov3-tiny.weights."""
+        self.threshold = threshold
+        self._files = str(files["yolov3-tiny.cfg"]), str(files["yolov3-tiny.weights"])
+        self._nets: dict[tuple[int, int], cv2.dnn.Net] = {}
 
-def _gather(places: list[Look], found: list[np.ndarray], overlap: float = 0.5) -> np.ndarray:
-    boxes = [place.back(boxes_N5) for place, boxes_N5 in zip(places, found) if len(boxes_N5)]
-    return suppress(np.concatenate(boxes), overlap) if boxes else NONE_05
+    def _net(self, size: tuple[int, int]) -> cv2.dnn.Net:
+        """A network for each input size: changing the size of one lays out its memory anew."""
+        if size not in self._nets:
+            self._nets[size] = cv2.dnn.readNetFromDarknet(*self._files)
+        return self._nets[size]
+
+    def _look(self, frame_HWC: np.ndarray, long_side: int) -> np.ndarray:
+        height, width = frame_HWC.shape[:2]
+        size = network_size(height, width, long_side)
+        net = self._net(size)
+        net.setInput(cv2.dnn.blobFromImage(frame_HWC, 1 / 255, size))
+        rows_N85 = np.vstack(net.forward(net.getUnconnectedOutLayersNames()))
+        rows_N85 = rows_N85[rows_N85[:, 5] > self.threshold]
+        half_N2 = rows_N85[:, 2:4] / 2
+        corners_N4 = np.hstack([rows_N85[:, :2] - half_N2, rows_N85[:, :2] + half_N2]) * [width, height, width, height]
+        return np.hstack([corners_N4, rows_N85[:, 5:6]]).astype(np.float32)
+
+    def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
+        """boxes_N5 of people."""
+        found = [self._look(frame_HWC, self.whole)]
+        for tile_HWC, x, y in tiles(frame_HWC):
+            found.append(self._look(tile_HWC, self.part) + np.array([x, y, x, y, 0], np.float32))
+        return suppress(np.concatenate(found))
 
 
 class NanoDet:
@@ -87,7 +87,8 @@ class NanoDet:
 
     side = 416
     strides = (8, 16, 32)
-    mean_3, deviation_3 = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)
+    mean_3 = np.array([103.53, 116.28, 123.675], np.float32)
+    deviation_3 = np.array([57.375, 57.12, 58.395], np.float32)
     """Of blue, green and red, as it was trained."""
     _outputs = ("Sigmoid_154", "Split_153:1", "Sigmoid_165", "Split_164:1", "Sigmoid_176", "Split_175:1")
 
@@ -95,20 +96,20 @@ class NanoDet:
         """`files`: nanodet.json and nanodet.bin."""
         self.threshold = threshold
         names = [f"PartitionedCall/onnx_tf_prefix_{name}" for name in self._outputs]
-        self._graph = Graph(files["nanodet.json"], files["nanodet.bin"], names)
+        self._graph = Graph(files["nanodet.json"], [files["nanodet.bin"]], names, self.side)
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
         """boxes_N5 of people."""
-        squares_BSS3, places = looks(frame_HWC, self.side)
-        batch = (squares_BSS3[..., ::-1] - np.array(self.mean_3)) / np.array(self.deviation_3)
-        maps = self._graph(np.ascontiguousarray(batch.transpose(0, 3, 1, 2), np.float32))
+        looks_BhwC, places = looks(frame_HWC, self.side)
+        batch = (looks_BhwC[..., ::-1] - self.mean_3) / self.deviation_3
+        maps = self._graph(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
         found = [
             np.concatenate(
                 [self._boxes(maps[2 * k][b, 0], maps[2 * k + 1][b], stride) for k, stride in enumerate(self.strides)]
             )
             for b in range(len(places))
         ]
-        return _gather(places, found)
+        return gather(places, found)
 
     def _boxes(self, score_hw: np.ndarray, edges_Chw: np.ndarray, stride: int) -> np.ndarray:
         rows, columns = np.nonzero(score_hw >= self.threshold)
@@ -130,13 +131,15 @@ class CenterNet:
     def __init__(self, files: dict[str, Path], threshold: float) -> None:
         """`files`: centernet.json and centernet.bin."""
         self.threshold = threshold
-        self._graph = Graph(files["centernet.json"], files["centernet.bin"], ["tower_0/keypoints", "tower_0/wh"])
+        self._graph = Graph(
+            files["centernet.json"], [files["centernet.bin"]], ["tower_0/keypoints", "tower_0/wh"], self.side
+        )
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
         """boxes_N5 of people."""
-        squares_BSS3, places = looks(frame_HWC, self.side)
-        heat_BhwC, edges_Bhw4 = self._graph(squares_BSS3.astype(np.float32))
-        return _gather(places, [self._boxes(heat[..., 0], edges) for heat, edges in zip(heat_BhwC, edges_Bhw4)])
+        looks_BhwC, places = looks(frame_HWC, self.side)
+        heat_BhwC, edges_Bhw4 = self._graph(looks_BhwC.astype(np.float32))
+        return gather(places, [self._boxes(heat[..., 0], edges) for heat, edges in zip(heat_BhwC, edges_Bhw4)])
 
     def _boxes(self, heat_hw: np.ndarray, edges_hw4: np.ndarray) -> np.ndarray:
         peaks = (heat_hw >= self.threshold) & (heat_hw == cv2.dilate(heat_hw, np.ones((3, 3), np.uint8)))
@@ -144,6 +147,44 @@ class CenterNet:
         left, top, right, bottom = edges_hw4[rows, columns].T
         x, y = columns * self.stride, rows * self.stride
         return np.stack([x - left, y - top, x + right, y + bottom, heat_hw[rows, columns]], 1)
+
+
+class SsdLite:
+    """SSDLite on MobileNetV2 (Sandler et al., 2018) on COCO: boxes as shifts of 1917 fixed ones on grids of 19 places a side to 1."""
+
+    side, parts, maps = 300, 5, 6
+    person, classes = 1, 91
+
+    def __init__(self, files: dict[str, Path], threshold: float) -> None:
+        """`files`: ssdlite.json and ssdlite-1.bin to ssdlite-5.bin."""
+        self.threshold = threshold
+        kinds = ("BoxEncoding", "Class")
+        names = [f"BoxPredictor_{k}/{kind}Predictor/BiasAdd" for kind in kinds for k in range(self.maps)]
+        parts = [files[f"ssdlite-{number + 1}.bin"] for number in range(self.parts)]
+        self._graph = Graph(files["ssdlite.json"], parts, names, start="Preprocessor/sub")
+        self._fixed_N4 = self._graph.constant("Postprocessor/ExpandDims")[0]
+
+    def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
+        """boxes_N5 of people."""
+        looks_BSS3, places = looks(
+            frame_HWC, self.side, multiple=self.side
+        )  # square: the fixed boxes are meant for that
+        maps = self._graph(looks_BSS3.astype(np.float32) / np.float32(127.5) - 1)
+        shifts, logits = maps[: self.maps], maps[self.maps :]
+        shifts_BN4 = np.concatenate([m.reshape(len(places), -1, 4) for m in shifts], 1)
+        logits_BN = np.concatenate([m.reshape(len(places), -1, self.classes)[..., self.person] for m in logits], 1)
+        scores_BN = 1 / (1 + np.exp(-logits_BN))
+        return gather(places, [self._boxes(*both) for both in zip(scores_BN, shifts_BN4)])
+
+    def _boxes(self, score_N: np.ndarray, shifts_N4: np.ndarray) -> np.ndarray:
+        kept_N = score_N >= self.threshold
+        y0, x0, y1, x1 = self._fixed_N4[kept_N].T
+        dy, dx, dh, dw = shifts_N4[kept_N].T
+        height, width = y1 - y0, x1 - x0
+        y, x = (y0 + y1) / 2 + dy / 10 * height, (x0 + x1) / 2 + dx / 10 * width
+        height, width = height * np.exp(dh / 5), width * np.exp(dw / 5)
+        corners_4N = np.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2]) * self.side
+        return suppress(np.vstack([corners_4N, score_N[kept_N]]).T)
 
 
 class BlazeFace:
@@ -158,15 +199,15 @@ class BlazeFace:
             f"StatefulPartitionedCall/model/d2sp_{kind}_face_4/d2sp_{kind}_face_4"
             for kind in ("classifier", "regressor")
         ]
-        self._graph = Graph(files["blazeface.json"], files["blazeface.bin"], names)
+        self._graph = Graph(files["blazeface.json"], [files["blazeface.bin"]], names, self.side)
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
         """boxes_N5 of faces."""
-        squares_BSS3, places = looks(frame_HWC, self.side)
-        logits_Bhw1, edges_BhwC = self._graph(squares_BSS3.astype(np.float32) / np.float32(127.5) - 1)
+        looks_BhwC, places = looks(frame_HWC, self.side)
+        logits_Bhw1, edges_BhwC = self._graph(looks_BhwC.astype(np.float32) / np.float32(127.5) - 1)
         scores_Bhw = 1 / (1 + np.exp(-np.clip(logits_Bhw1[..., 0], -50, 50)))
         found = [self._boxes(score_hw, edges_hwC) for score_hw, edges_hwC in zip(scores_Bhw, edges_BhwC)]
-        return _gather(places, found, 0.3)
+        return gather(places, found, 0.3)
 
     def _boxes(self, score_hw: np.ndarray, edges_hwC: np.ndarray) -> np.ndarray:
         rows, columns = np.nonzero(score_hw >= self.threshold)
@@ -198,16 +239,14 @@ class Hog:
 
 
 AUDITORS: dict[str, AuditorKind] = {
-    "nanodet": AuditorKind(make=NanoDet, finds="person", weights="auditors", licence="Apache-2.0", threshold=0.4),
-    "centernet": AuditorKind(
-        make=CenterNet,
-        finds="person",
-        weights="auditors",
-        licence="Apache-2.0",
-        threshold=0.4,
+    "nanodet": AuditorKind(make=NanoDet, finds="person", weights="auditors", licence="Apache-2.0", threshold=0.6),
+    "centernet": AuditorKind(make=CenterNet, finds="person", weights="auditors", licence="Apache-2.0", threshold=0.45),
+    "ssdlite": AuditorKind(make=SsdLite, finds="person", weights="ssdlite", licence="Apache-2.0", threshold=0.5),
+    "yolov3-tiny": AuditorKind(
+        make=YoloV3Tiny, finds="person", weights="yolov3-tiny", licence="MIT as packaged (darknet)", threshold=0.25
     ),
     "hog": AuditorKind(make=Hog, finds="person", licence="Apache-2.0 (OpenCV)", threshold=0.8),
-    "blazeface": AuditorKind(make=BlazeFace, finds="face", weights="auditors", licence="Apache-2.0", threshold=0.6),
+    "blazeface": AuditorKind(make=BlazeFace, finds="face", weights="auditors", licence="Apache-2.0", threshold=0.7),
 }
 """By the name that a report gives them."""
 

@@ -2,7 +2,7 @@
 
     Pair of each clip  ->  AuditJob  ->  worker: Inspector  ->  <out>/clips/<class>/<video>.json  ->  findings of all
 
-What is kept is used again as long as the clip's content, the detectors and the frames looked at are the same.
+What is kept is used again as long as the clip's content, its original's, the detectors and the frames looked at are the same.
 """
 
 import json
@@ -22,7 +22,6 @@ from ppma.loaders.fetch import BadClip
 from ppma.loaders.manifest import write_atomically
 from ppma.privacy.audit_clip import Findings, Inspector, Pair
 from ppma.privacy.audit_detectors import AUDITORS
-from ppma.privacy.tfjs import one_thread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ class AuditJob:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What must be the same for findings to be used again, but for the content of the clip."""
+        """What must be the same for findings to be used again, but for the content of the cleaned clip."""
         original = self.pair.original
         return {
             "version": __version__,
@@ -53,7 +52,12 @@ class AuditJob:
             "mask": str(self.pair.mask),
             "original": None
             if original is None
-            else [str(original.path), original.start_seconds, str(original.end_seconds)],
+            else [
+                str(original.path),
+                content_sha256(original.path),
+                original.start_seconds,
+                str(original.end_seconds),
+            ],
         }
 
     def found(self) -> Findings | None:
@@ -79,7 +83,7 @@ def _inspector(detectors: tuple[str, ...], weights: Path, frames: int) -> Inspec
 def work(job: AuditJob) -> str:
     """Look at one clip; returns why it cannot be, or nothing. DiskFullError when its findings do not fit."""
     inspector = _inspector(job.detectors, job.weights, job.frames)
-    with watch_disk(job.out), one_thread():
+    with watch_disk(job.out):
         try:
             findings = inspector.inspect(job.pair, content_sha256(job.pair.cleaned))
         except BadClip as error:

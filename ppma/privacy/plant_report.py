@@ -31,6 +31,8 @@ TALL = 48
 """Pixels of body height from which on the goal for the mask holds."""
 RECALL, RESIDUAL, SEEN_DB = 0.98, 0.01, 24.0
 """The goals: pixels of the mask, frames with a residual detection, dB where the place was seen."""
+STYLES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 4)))
+"""Of the auditors' lines, in their order."""
 HEIGHTS = ((16, 32), (32, 48), (48, 64), (64, 96), (96, 128), (128, 1000))
 
 
@@ -243,12 +245,12 @@ def plot(summary: dict[str, Any]) -> Figure:
         color=ORANGE,
         label="found by the remover, per frame",
     )
-    for name, style in zip(AUDITORS, ("-", "--", "-.", ":")):
+    for name, style in zip(AUDITORS, STYLES):
         if all(name in r["audited"] for r in rows.values()):
             axes.plot(
                 places,
                 [100 * r["audited"][name] for r in rows.values()],
-                style,
+                linestyle=style,
                 color=GREY,
                 label=f"found by {name}, per frame",
             )

@@ -26,7 +26,6 @@ from ppma.privacy.clip import Settings, Source, Workshop
 from ppma.privacy.fill import LEAST_SHARE, LEAST_SIGHTS
 from ppma.privacy.plant import Design, Planted, plant
 from ppma.privacy.plugins import PLUGINS
-from ppma.privacy.tfjs import one_thread
 from ppma.privacy.verdict import content_sha256
 from ppma.privacy.writing import VideoWriter
 
@@ -105,7 +104,7 @@ def _tools(weights: Path, auditors: tuple[str, ...], looked_at: int) -> tuple[Wo
 def work(job: TrialJob) -> TrialJob:
     """Do one trial and write its record; DiskFullError when it does not fit."""
     workshop, inspector = _tools(job.weights, job.auditors, job.looked_at)
-    with watch_disk(job.out), one_thread():
+    with watch_disk(job.out):
         job.record.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=job.out, prefix=".trial-") as folder:
             trial = _try(plant(job.design), workshop, inspector, Path(folder), job.looked_at)

@@ -19,7 +19,7 @@ from ppma.loaders.errors import InputError
 from ppma.privacy import weights
 from ppma.privacy.brought import BROUGHT, Model, choose
 from ppma.privacy.camera import Reference
-from ppma.privacy.detectors import CenterFace, YoloV3Tiny
+from ppma.privacy.detectors import CenterFace
 from ppma.privacy.fill import Telea, TemporalMedian
 from ppma.privacy.segmenters import Selfie
 
@@ -89,6 +89,12 @@ class Choice:
     layout: Literal["videos", "frames"] = "videos"
 
 
+def _movenet(files: dict[str, Path]) -> Detector:
+    from ppma.privacy.movenet import MoveNet
+
+    return MoveNet(files)
+
+
 def _mask_rcnn_detector(path: Path) -> Detector:
     from ppma.privacy.maskrcnn import MaskRcnnDetector
 
@@ -126,9 +132,7 @@ def _propainter(path: Path) -> Inpainter:
 
 
 PLUGINS: dict[str, Plugin] = {
-    "yolov3-tiny": Plugin(
-        kind="detector", make=YoloV3Tiny, weights="yolov3-tiny", licence="MIT as packaged (darknet)", finds="person"
-    ),
+    "movenet": Plugin(kind="detector", make=_movenet, weights="movenet", licence="Apache-2.0", finds="person"),
     "centerface": Plugin(kind="detector", make=CenterFace, weights="centerface", licence="MIT", finds="face"),
     "maskrcnn": Plugin(
         kind="detector",
@@ -160,10 +164,8 @@ PLUGINS: dict[str, Plugin] = {
 }
 
 SETS: dict[str, Choice] = {
-    "default": Choice(detectors=("yolov3-tiny", "centerface"), segmenter="selfie", inpainter="median"),
-    "quality": Choice(
-        detectors=("maskrcnn", "yolov3-tiny", "centerface"), segmenter="maskrcnn-outline", inpainter="lama"
-    ),
+    "default": Choice(detectors=("movenet", "centerface"), segmenter="selfie", inpainter="median"),
+    "quality": Choice(detectors=("maskrcnn", "movenet", "centerface"), segmenter="maskrcnn-outline", inpainter="lama"),
     "paper": Choice(detectors=(), segmenter="semask", inpainter="e2fgvi", masks="published", layout="frames"),
 }
 """default runs offline on a CPU with what `ppma privacy fetch` gets; quality wants weights that users bring, and better a GPU; paper is

