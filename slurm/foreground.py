@@ -94,6 +94,12 @@ def _children(job: LocalJob[None]) -> list[int]:
     return [int(child) for child in listed.read_text().split()] if listed.exists() else []
 
 
+def _all_spoke(job: LocalJob[None]) -> bool:
+    """Whether each task has written a line, so has lived: one that dies at once may never be seen among the children."""
+    logs = [task.paths.stdout for task in _tasks(job)]
+    return all(log.exists() and log.stat().st_size for log in logs)
+
+
 def _kill(processes: list[int]) -> None:
     for process in processes:
         with contextlib.suppress(ProcessLookupError):  # it ended by itself
@@ -110,7 +116,7 @@ class _Failure:
         """How long ago that was seen first; 0 or less where all is well."""
         living = len(_children(self._job))
         codes = _codes(self._job)  # after the count: a task leaves its code before it goes
-        self._started = self._started or living == len(codes)
+        self._started = self._started or living == len(codes) or _all_spoke(self._job)
         gone = self._started and codes.count(None) > living
         if gone or set(codes) - {None, DONE, RUN_AGAIN}:
             self._since = min(self._since, time.monotonic())

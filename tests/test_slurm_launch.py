@@ -113,9 +113,13 @@ def test_ranks_meet(work):
     assert [(work / str(rank)).read_text() for rank in range(2)] == ["0.5", "0.5"]
 
 
-@pytest.mark.parametrize("function", ["rank_1_fails", "rank_1_is_killed"])
-def test_a_failed_rank_ends_the_others(function, work, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("function", "poll_seconds"), [("rank_1_fails", 0.2), ("rank_1_is_killed", 0.2), ("rank_1_is_killed", 6.0)]
+)
+def test_a_failed_rank_ends_the_others(function, poll_seconds, work, monkeypatch, caplog):
+    """Also one that is gone before anybody has seen it among the living."""
     monkeypatch.setattr("ppma.slurm.foreground.GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("ppma.slurm.foreground.POLL_SECONDS", poll_seconds)
     begin = time.monotonic()
     assert run_here(function, work, 2) == 1
     assert time.monotonic() - begin < 60
