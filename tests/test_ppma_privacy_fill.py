@@ -94,6 +94,18 @@ def test_holes_of_any_size_are_filled_from_around(size, fill):
     assert off.max() == 0, "nothing of the 255 seeps in, and slopes of rounding are not followed"
 
 
+@pytest.mark.parametrize("fill", [guess, telea])
+@pytest.mark.parametrize("rim", [1, 40])
+def test_what_is_painted_does_not_depend_on_what_is_hidden(rim, fill):
+    """Telea's method works on a smaller picture, in which a rim of one pixel is no more to be seen."""
+    rng = np.random.default_rng(1)
+    hole = np.ones((700, 900), bool)
+    hole[:rim] = False
+    first, second = (rng.integers(0, 256, (700, 900, 3), dtype=np.uint8) for _ in range(2))
+    second[:rim] = first[:rim]
+    assert (fill(first, hole) == fill(second, hole)).all()
+
+
 @pytest.mark.parametrize("inpainter", [TemporalMedian(), Telea()])
 def test_of_a_picture_that_is_hidden_whole_nothing_is_left(place, inpainter):
     everywhere = np.ones(place.shape[:2], bool)

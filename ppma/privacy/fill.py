@@ -95,12 +95,13 @@ def guess(frame_HWC: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:
 
 
 def telea(frame_HWC: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:
-    """The frame with the hole filled from its border inwards (Telea, 2004); without a border as `guess` does."""
-    if hole_HW.all():
-        return guess(frame_HWC, hole_HW)
+    """The frame with the hole filled from its border inwards (Telea, 2004).
+
+    It starts from a guess: OpenCV leaves what it finds where there is no border to start from, and that must not be the person.
+    """
     if not hole_HW.any():
         return frame_HWC
-    picture_HWC, cut = frame_HWC.copy(), _cut(hole_HW, 4 * TELEA_RADIUS)
+    picture_HWC, cut = guess(frame_HWC, hole_HW), _cut(hole_HW, 4 * TELEA_RADIUS)
     part_hwC, hole_hw = picture_HWC[cut], hole_HW[cut].astype(np.uint8)
     scale = min(1.0, TELEA_SIDE / max(hole_hw.shape))
     if scale == 1.0:
@@ -114,8 +115,10 @@ def telea(frame_HWC: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:
         small = cv2.resize(part_hwC, (width, height), interpolation=cv2.INTER_AREA)
         painted = cv2.inpaint(small, small_hole, TELEA_RADIUS, cv2.INPAINT_TELEA)
         painted_hwC = cv2.resize(painted, hole_hw.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    known_NC = part_hwC[hole_hw == 0]  # the method extrapolates slopes, far beyond what is around in a large hole
-    painted_hwC = np.clip(painted_hwC, known_NC.min(0), known_NC.max(0))
+    if (
+        known_NC := part_hwC[hole_hw == 0]
+    ).size:  # the method extrapolates slopes, far beyond what is around in a large hole
+        painted_hwC = np.clip(painted_hwC, known_NC.min(0), known_NC.max(0))
     part_hwC[hole_hw > 0] = painted_hwC[hole_hw > 0]
     return picture_HWC
 
