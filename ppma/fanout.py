@@ -7,12 +7,14 @@ DiskFullError, after which the same command goes on from there.
 """
 
 import errno
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,9 +41,18 @@ def watch_disk(folder: Path) -> Iterator[None]:
         raise DiskFullError(f"{folder}: {error.strerror}") from None
 
 
+def _leave_with_parent() -> None:
+    """A pool's worker waits for its next job for ever, with its models in memory, when nobody is there to give it one."""
+    parent = parent_process()
+    assert parent is not None, "a worker is started by somebody"
+    parent.join()
+    os._exit(1)
+
+
 def _settle_in() -> None:
-    """Ctrl-C is for the parent, which lets jobs in work be finished; one worker takes one core."""
+    """Ctrl-C is for the parent, which lets jobs in work be finished; a worker takes one core, and does not outlive its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
 
 

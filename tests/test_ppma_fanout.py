@@ -1,9 +1,13 @@
 """Jobs on several processes: every result comes, an error stops what waits, a full disk has a name of its own."""
 
 import errno
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ppma.fanout import DiskFullError, spread, watch_disk
@@ -19,6 +23,13 @@ def refuse_the_first(path: Path) -> str:
         raise ValueError("refused")
     time.sleep(0.05)  # long enough for the refusal to reach the parent before the other worker has done all
     return leave_mark(path)
+
+
+def tell_and_idle(path: Path) -> None:
+    beside = path.with_suffix(".made")
+    beside.write_text(str(os.getpid()))
+    beside.replace(path)
+    time.sleep(120)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -39,3 +50,28 @@ def test_an_error_in_a_worker_drops_what_waits(tmp_path):
 def test_only_a_full_disk_is_one(tmp_path, number, kind):
     with pytest.raises(kind), watch_disk(tmp_path):
         raise OSError(number, "no")
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from ppma.fanout import spread
+from test_ppma_fanout import tell_and_idle
+
+if __name__ == "__main__":
+    list(spread(tell_and_idle, [Path(sys.argv[1], name) for name in "ab"], 2))
+"""
+
+
+def test_no_worker_outlives_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    told = [tmp_path / name for name in "ab"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py", tmp_path], env=environment)
+    until = time.monotonic() + 60
+    while not all(path.exists() for path in told) and time.monotonic() < until:
+        time.sleep(0.1)
+    workers = [psutil.Process(int(path.read_text())) for path in told]
+    parent.kill()
+    parent.wait()
+    assert not psutil.wait_procs(workers, timeout=10)[1]
