@@ -186,10 +186,12 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory, clip_tree: Path) -> Path
 @pytest.fixture(scope="session")
 def person_weights() -> Path:
     """Folder of the models that find people; the test is skipped where `ppma privacy fetch` was not run."""
-    from ppma.privacy.weights import REMOVERS, default_folder, missing
+    from ppma.privacy.clip import Settings
+    from ppma.privacy.plugins import PLUGINS
+    from ppma.privacy.weights import default_folder, missing
 
     folder = default_folder()
-    if lacking := missing(REMOVERS, folder):
+    if lacking := missing({PLUGINS[name].weights for name in Settings().used} - {""}, folder):
         pytest.skip(f"{', '.join(lacking)} not in {folder}: `ppma privacy fetch` puts them there")
     return folder
 
@@ -197,9 +199,10 @@ def person_weights() -> Path:
 @pytest.fixture(scope="session")
 def audit_weights(person_weights: Path) -> Path:
     """The same folder, with the detectors of the auditor in it."""
-    from ppma.privacy.weights import AUDITORS, missing
+    from ppma.privacy.audit_detectors import AUDITORS
+    from ppma.privacy.weights import missing
 
-    if lacking := missing(AUDITORS, person_weights):
+    if lacking := missing({kind.weights for kind in AUDITORS.values()} - {""}, person_weights):
         pytest.skip(f"{', '.join(lacking)} not in {person_weights}: `ppma privacy fetch` puts them there")
     return person_weights
 

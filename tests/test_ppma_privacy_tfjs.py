@@ -86,9 +86,8 @@ def test_resizing_in_both_forms(tmp_path):
         (y,) = graph(tmp_path, [node], {"size": np.array([10, 12], np.int32)}, ["y"])(x)
         if centred:
             np.testing.assert_allclose(y[:, 0, 0], x[:, 0, 0], atol=1e-6)
-            tall = (
-                0.25 * x[:, :-1] + 0.75 * x[:, 1:]
-            )  # pixels have middles: every other row is three quarters of the nearer one
+            # pixels have middles: every other row is three quarters of the nearer one
+            tall = 0.25 * x[:, :-1] + 0.75 * x[:, 1:]
             np.testing.assert_allclose(y[:, 2::2, 2::2], 0.25 * tall[:, :, :-1] + 0.75 * tall[:, :, 1:], atol=1e-6)
         else:
             np.testing.assert_allclose(y[:, ::2, ::2], x, atol=1e-6)  # the older form keeps every pixel where it was

@@ -169,9 +169,6 @@ WEIGHTS: dict[str, Weights] = {
     ),
 }
 
-REMOVERS, AUDITORS = ("centerface", "selfie", "movenet"), ("yolov3-tiny", "ssdlite", "auditors")
-"""Which weights `ppma remove-humans` uses, and which `ppma audit`: what made a mask cannot judge it."""
-
 
 def default_folder() -> Path:
     """Where weights are kept: $PPMA_WEIGHTS, else ppma/weights in the user's cache folder."""
