@@ -4,8 +4,8 @@
 
 Four networks find bodies by different means: nanodet by distributions of distances, centernet by heat at their middles, ssdlite and
 yolov3-tiny by shifts of fixed boxes; hog finds upright bodies by gradients alone, blazeface faces.
-An operating point (threshold) is where a hit still means something: above every false alarm in 96 drawn places without people, which the
-report on planted people does not draw; blazeface has one there, since at a higher one it would miss real faces (LOG.md, 2026-11-25).
+An operating point (threshold) is where a hit still means something: above every false alarm in 96 places without people, 49 of them drawn
+and 47 on natural pictures; blazeface has one there, since at a higher one it would miss real faces (LOG.md, 2026-11-25).
 Legend: H height, W width of a picture in pixels, N boxes, B parts of a picture, S side of a network's input.
 """
 
