@@ -154,13 +154,13 @@ def test_sound_and_metadata_stay_behind(tmp_path, stand_ins):
     [
         (["--detectors", "yolo"], "there is no detector 'yolo'; detectors are movenet, centerface"),
         (["--segmenter", "sam"], "segmenters are selfie"),
-        (["--inpainter", "none"], "inpainters are median, telea, lama, e2fgvi, propainter"),
+        (["--inpainter", "none"], "inpainters are median, lama, e2fgvi, propainter"),
         (["--detectors", "movenet", "--method", "blur-faces"], "needs one that finds faces"),
         (["--detectors"], "needs a detector"),
         (["--inpainter", "e2fgvi"], "is under CC BY-NC 4.0: non-commercial use only; give --accept-non-commercial"),
         (["--set", "paper"], "give --accept-non-commercial if yours is, or choose another with --inpainter"),
         (["--set", "paper", "--accept-non-commercial"], "e2fgvi needs E2FGVI as TorchScript"),
-        (["--set", "paper", "--inpainter", "telea"], "semask needs a segmenter as TorchScript"),
+        (["--set", "paper", "--inpainter", "median"], "semask needs a segmenter as TorchScript"),
         (
             ["--set", "quality"],
             r"lama needs LaMa as TorchScript.*which ppma does not fetch: .*big-lama.pt is not there",

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from ppma.privacy.camera import Reference
-from ppma.privacy.fill import Telea, TemporalMedian, guess, median_of_free, telea
+from ppma.privacy.exemplar import complete
+from ppma.privacy.fill import TemporalMedian, median_of_free
 
 EYE = np.eye(3)
 
@@ -79,38 +80,69 @@ def test_a_pixel_that_few_references_show_is_guessed(place):
 
 def test_guessing_needs_no_references(place):
     frame, person = walker(place, 4)
-    picture, seen = Telea()(frame, person, EYE, [])
-    assert (picture[~person] == place[~person]).all() and not seen.any()
-    assert picture[person].max() < 230
+    picture, seen = TemporalMedian()(frame, person, EYE, [])
+    assert (picture == complete(frame, person)).all() and not seen.any()
 
 
-@pytest.mark.parametrize("fill", [guess, telea])
-@pytest.mark.parametrize("size", [(120, 160), (700, 900)])
-def test_holes_of_any_size_are_filled_from_around(size, fill):
-    frame, hole = np.full((*size, 3), 90, np.uint8), np.zeros(size, bool)
-    hole[size[0] // 8 : -size[0] // 8, size[1] // 8 : -size[1] // 8] = True
-    frame[hole] = 255
-    off = np.abs(fill(frame, hole).astype(int) - 90)
-    assert off.max() == 0, "nothing of the 255 seeps in, and slopes of rounding are not followed"
-
-
-@pytest.mark.parametrize("fill", [guess, telea])
-@pytest.mark.parametrize("rim", [1, 40])
-def test_what_is_painted_does_not_depend_on_what_is_hidden(rim, fill):
-    """Telea's method works on a smaller picture, in which a rim of one pixel is no more to be seen."""
-    rng = np.random.default_rng(1)
-    hole = np.ones((700, 900), bool)
-    hole[:rim] = False
-    first, second = (rng.integers(0, 256, (700, 900, 3), dtype=np.uint8) for _ in range(2))
-    second[:rim] = first[:rim]
-    assert (fill(first, hole) == fill(second, hole)).all()
-
-
-@pytest.mark.parametrize("inpainter", [TemporalMedian(), Telea()])
-def test_of_a_picture_that_is_hidden_whole_nothing_is_left(place, inpainter):
+def test_of_a_picture_that_is_hidden_whole_nothing_is_left(place):
     everywhere = np.ones(place.shape[:2], bool)
-    picture, seen = inpainter(place, everywhere, EYE, [])
+    picture, seen = TemporalMedian()(place, everywhere, EYE, [])
     assert (picture == np.rint(place.mean((0, 1)))).all() and not seen.any()
+
+
+def painted(picture, hidden, homography=EYE):
+    """What the frame before is handed on as."""
+    return Reference(frame_HWC=picture, free_HW=(~hidden).astype(np.uint8), homography_33=homography)
+
+
+def standing(place, wider=0):
+    """Somebody who never moves away, their mask wider by so many pixels."""
+    hidden = np.zeros(place.shape[:2], bool)
+    hidden[30:90, 60 - wider : 90 + wider] = True
+    return np.where(hidden[..., None], np.uint8(250), place), hidden
+
+
+def test_what_is_made_up_stays_from_frame_to_frame(place):
+    """With grain that changes, and a mask that does: only what is newly hidden is made up anew."""
+    rng = np.random.default_rng(5)
+    first, hidden = standing(place)
+    picture, _ = TemporalMedian()(first, hidden, EYE, [])
+    second, wider = standing(np.clip(place + rng.normal(0, 3, place.shape), 0, 255).astype(np.uint8), wider=4)
+    following, seen = TemporalMedian()(second, wider, EYE, [], painted(picture, hidden))
+    assert np.abs(following[hidden].astype(int) - picture[hidden]).max() <= 1 and not seen.any()
+    assert following[wider].max() < 230 and (following[~wider] == second[~wider]).all()
+    alone, _ = TemporalMedian()(second, wider, EYE, [])
+    assert np.abs(alone[hidden].astype(int) - picture[hidden]).mean() > 1, "which it would not do by itself"
+
+
+def test_what_is_made_up_follows_light_and_camera(place):
+    shift = np.array([[1, 0, 5], [0, 1, 3], [0, 0, 1]], float)
+    first, hidden = standing(place)
+    picture, _ = TemporalMedian()(first, hidden, EYE, [])
+    moved = cv2.warpPerspective(np.clip(first.astype(int) + 20, 0, 255).astype(np.uint8), shift, (160, 120))
+    hidden_there = cv2.warpPerspective(hidden.astype(np.uint8), shift, (160, 120)) > 0
+    following, _ = TemporalMedian()(moved, hidden_there, shift, [], painted(picture, hidden))
+    inner = cv2.erode(hidden_there.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    expected = cv2.warpPerspective(picture, shift, (160, 120)).astype(int) + 20
+    assert np.abs(following[inner] - expected[inner]).mean() < 1.5
+
+
+def test_only_paint_is_taken_over(place):
+    """Somebody missed in the frame before, found in this one: they are not painted back."""
+    frame, hidden = standing(place)
+    nobody = np.zeros_like(hidden)
+    picture, _ = TemporalMedian()(frame, hidden, EYE, [], painted(frame, nobody))
+    assert (picture == complete(frame, hidden)).all()
+
+
+@pytest.mark.parametrize("change", ["another place", "nothing known around it"])
+def test_paint_of_another_place_is_not_taken_over(place, change):
+    frame, hidden = standing(place)
+    grey = painted(np.full_like(place, 128), hidden)
+    if change == "nothing known around it":
+        grey = painted(np.full_like(place, 128), np.ones_like(hidden))
+    picture, _ = TemporalMedian()(frame, hidden, EYE, [], grey)
+    assert (picture == complete(frame, hidden)).all()
 
 
 def test_the_median_is_numpys():

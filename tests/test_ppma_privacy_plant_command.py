@@ -8,7 +8,7 @@ import pytest
 
 from ppma.cli import main as ppma
 from ppma.privacy import plant_trial
-from ppma.privacy.plant_report import RECALL, RESIDUAL, SEEN_DB
+from ppma.privacy.plant_summary import RECALL, RESIDUAL, SEEN_DB
 
 
 def run(out, *flags):

@@ -3,7 +3,8 @@
 import pytest
 from test_ppma_privacy_audit_judge import findings
 
-from ppma.privacy.plant_report import markdown, plot, summarize
+from ppma.privacy.plant_report import markdown, plot
+from ppma.privacy.plant_summary import summarize
 from ppma.privacy.plant_trial import Sight, Trial
 
 
@@ -25,6 +26,7 @@ def trial(number, sights, **changes):
     fields = {
         "design": {"number": number, "light": "day", "plate": None}, "moving": False, "people": 2, "sights": sights,
         "outside_db": 44.0, "seen_db": 30.0, "seen_pixels": 100, "alarms": {"nanodet": [0.1], "centernet": [0.9], "blazeface": [0.0]},
+        "control": {"nanodet": [0.9], "centernet": [0.9], "blazeface": [0.0]},
         "findings": findings(name=f"c/{number}"),
     }  # fmt: skip
     return Trial(**{**fields, **changes})
@@ -47,7 +49,13 @@ def test_found_people_and_all_people_are_told_apart(summary):
 def test_pixels_alarms_and_residuals(summary):
     assert summary["pixels"]["outside_worst_db"] == 39.0 and summary["pixels"]["outside_below"] == 1
     assert summary["pixels"]["seen_db"] == pytest.approx(30.0) and summary["pixels"]["seen_clips"] == 1
-    assert summary["alarms"]["centernet"]["hits"] == 2 and summary["alarms"]["nanodet"]["hits"] == 0
+    empty, control = (
+        {name: row[which]["hits"] for name, row in summary["residual"].items()} for which in ("empty", "control")
+    )
+    assert empty == {"nanodet": 0, "centernet": 2, "blazeface": 0, "any": 2}
+    assert control == {"nanodet": 2, "centernet": 2, "blazeface": 0, "any": 2}
+    share, low, high = summary["residual"]["nanodet"]["beyond control"]
+    assert share == low == high == summary["residual"]["nanodet"]["after"] - 2 / summary["frames"]
     assert summary["residual"]["any"]["after"] == 0.0 and summary["residual"]["any"]["upper"] == pytest.approx(
         1 - 0.05**0.5
     )
@@ -56,4 +64,5 @@ def test_pixels_alarms_and_residuals(summary):
 def test_the_page_names_what_is_missed(summary):
     page = markdown(summary, {"frames": 6})
     assert "**missed**: outside the mask 39.0 dB" in page and "**reached**: 100.0 % of the pixels" in page
+    assert "are hit in 10.0 % of frames, and unpainted in 10.0 %" in page
     assert "whether found or not, 66.7 %" in page and plot(summary).axes

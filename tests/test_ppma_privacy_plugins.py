@@ -50,9 +50,9 @@ def test_one_without_weights_is_just_made(tmp_path):
 def test_missing_weights_are_told_with_what_to_do(name, message, tmp_path):
     with pytest.raises(InputError, match=message):
         plugins.load(name, tmp_path)
-    assert plugins.state(PLUGINS[name], tmp_path) and not plugins.state(PLUGINS["telea"], tmp_path)
+    assert plugins.state(PLUGINS[name], tmp_path) and not plugins.state(PLUGINS["median"], tmp_path)
 
 
 def test_an_unknown_name_gets_the_list():
-    with pytest.raises(InputError, match="--inpainter: there is no inpainter 'lamma'; inpainters are median, telea"):
+    with pytest.raises(InputError, match="--inpainter: there is no inpainter 'lamma'; inpainters are median, lama"):
         plugins.check("lamma", "inpainter", "--inpainter")

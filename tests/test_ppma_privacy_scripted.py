@@ -38,6 +38,20 @@ class Together(torch.nn.Module):
         return frames * seen + mean * hidden
 
 
+class Given(torch.nn.Module):
+    """Returns the picture."""
+
+    def forward(self, picture: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
+        return picture
+
+
+class GivenBackwards(torch.nn.Module):
+    """Returns the other frames in place of the first."""
+
+    def forward(self, frames: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        return frames.flip(1)
+
+
 class Wrong(torch.nn.Module):
     """Returns half of the picture."""
 
@@ -94,6 +108,18 @@ def test_a_clip_inpainter_sees_the_other_frames(scene, tmp_path, size):
     assert (picture[~hidden] == frame[~hidden]).all() and not seen.any()
     error = (picture[hidden].astype(float) - place[hidden]) ** 2
     assert 10 * np.log10(255**2 / error.mean()) > (24 if size is None else 30)
+
+
+def test_no_script_is_shown_who_is_hidden(scene, tmp_path):
+    """A script that hands back what it is given gives nobody away."""
+    frame, hidden, _ = scene
+    other = np.where(hidden[..., None], np.uint8(3), frame)
+    lama = Lama(saved(Given(), tmp_path))
+    assert (lama(frame, hidden) == lama(other, hidden)).all() and lama(frame, hidden)[hidden].max() < 200
+    references = [Reference(frame_HWC=f, free_HW=(~hidden).astype(np.uint8), homography_33=EYE) for f in (frame, other)]
+    clip = ScriptedClip(saved(GivenBackwards(), tmp_path), None)
+    shown = [clip(frame, hidden, EYE, [reference])[0] for reference in references]
+    assert (shown[0] == shown[1]).all() and shown[0][hidden].max() < 200
 
 
 def test_a_script_that_does_not_fit_says_so(scene, tmp_path):

@@ -125,6 +125,16 @@ class _Found:
         return min(map(len, self.boxes.values()), default=0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be hidden in a clip, and how its camera moves."""
+
+    found: _Found
+    spool: Spool
+    poses: list[Pose]
+    cpu_seconds: float
+
+
 class Workshop:
     """The plug-ins of a process, loaded once, and what they do to a clip."""
 
@@ -154,23 +164,36 @@ class Workshop:
         self, source: Source, out: Path, name: str, layout: Layout, *, keep_original: bool = False
     ) -> tuple[Outcome, dict[Part, Path]]:
         """Do the work on a clip and write its files; (outcome, path of each part). BadClip where the source cannot be read."""
+        with self.planned(source, out) as plan:
+            return self.carry_out(plan, source, out, name, layout, keep_original=keep_original)
+
+    @contextlib.contextmanager
+    def planned(self, source: Source, folder: Path) -> Iterator[Plan]:
+        """What is to be hidden in a clip; its masks are in a file without a name in `folder`, as long as the context lasts."""
         began = time.process_time()
         found = self._find_all(source)
-        with contextlib.closing(Spool(out)) as spool:
+        with contextlib.closing(Spool(folder)) as spool:
             poses = self._mask_all(source, found, spool)
-            paths = {part: target(out, part, name, layout) for part in parts(keep_original)}
-            tally = self._write_all(source, spool, poses, paths, layout)
+            yield Plan(found=found, spool=spool, poses=poses, cpu_seconds=time.process_time() - began)
+
+    def carry_out(
+        self, plan: Plan, source: Source, out: Path, name: str, layout: Layout, *, keep_original: bool = False
+    ) -> tuple[Outcome, dict[Part, Path]]:
+        """The rest of `treat`. The source is the clip of the plan, or one of the same camera in which nobody ever was, as a control."""
+        began = time.process_time()
+        paths = {part: target(out, part, name, layout) for part in parts(keep_original)}
+        tally = self._write_all(source, plan.spool, plan.poses, paths, layout)
         frames = tally.frames
         outcome = Outcome(
             frames=frames,
             height=tally.height,
             width=tally.width,
-            frames_with_people=spool.filled,
-            boxes={name: sum(map(len, boxes)) for name, boxes in found.boxes.items()},
+            frames_with_people=plan.spool.filled,
+            boxes={name: sum(map(len, boxes)) for name, boxes in plan.found.boxes.items()},
             hidden_share=tally.hidden / (frames * tally.height * tally.width),
             seen_share=tally.seen / max(1, tally.hidden),
-            shots=1 + max((pose.shot for pose in poses), default=0),
-            cpu_seconds=time.process_time() - began,
+            shots=1 + max((pose.shot for pose in plan.poses), default=0),
+            cpu_seconds=plan.cpu_seconds + time.process_time() - began,
             outside_sha256=tally.outside.hexdigest(),
         )
         return outcome, paths
@@ -236,7 +259,10 @@ class Workshop:
         if self._inpainter is None or window is None:
             return blurred(frame_HWC, hidden_HW), hidden_HW, nothing_HW
         references, pose = window.around(t)
-        picture_HWC, seen_HW = self._inpainter(frame_HWC, hidden_HW, pose.homography_33, references)
+        picture_HWC, seen_HW = self._inpainter(
+            frame_HWC, hidden_HW, pose.homography_33, references, window.before(pose.shot)
+        )
+        window.keep(pose, picture_HWC, hidden_HW)
         return picture_HWC, hidden_HW, seen_HW
 
 
@@ -268,6 +294,7 @@ class _Window:
         self._step = max(1, -(-span // self._count))
         self._ahead = islice(enumerate(source.frames()), 0, None, self._step)
         self._held: deque[tuple[int, Reference]] = deque(maxlen=self._count)
+        self._painted: tuple[int, Reference] | None = None
 
     def around(self, t: int) -> tuple[list[Reference], Pose]:
         """(references of the shot of frame `t`, its pose)."""
@@ -279,6 +306,15 @@ class _Window:
             self._hold(*following)
         pose = self._poses[t]
         return [reference for shot, reference in self._of_shot(pose.shot)], pose
+
+    def keep(self, pose: Pose, picture_HWC: np.ndarray, hidden_HW: np.ndarray) -> None:
+        """Hold the frame as it was painted, for the next one."""
+        free_HW = (~hidden_HW).astype(np.uint8)
+        self._painted = pose.shot, Reference(frame_HWC=picture_HWC, free_HW=free_HW, homography_33=pose.homography_33)
+
+    def before(self, shot: int) -> Reference | None:
+        """The frame kept last, if it is of that shot."""
+        return self._painted[1] if self._painted is not None and self._painted[0] == shot else None
 
     def _of_shot(self, shot: int) -> Iterator[tuple[int, Reference]]:
         return ((i, reference) for i, reference in self._held if self._poses[i].shot == shot)

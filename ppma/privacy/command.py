@@ -59,7 +59,7 @@ class RemovalConfig:
     segmenter: str | None = None
     """What outlines them."""
     inpainter: str | None = None
-    """What paints: median (background from other frames, guessed where none shows it), telea (guessed), or one that you bring."""
+    """What paints: median (background from other frames, pieced together where none shows it), or one that you bring."""
     models: tuple[str, ...] = ()
     """Files that you bring, NAME=FILE or NAME=FILE#SHA256; `ppma privacy list` has the names. Default: those in --weights."""
     accept_non_commercial: bool = False

@@ -1,193 +1,28 @@
-"""What planted people teach, as numbers, as a page and as a plot.
+"""What planted people teach, as a page and as a plot; and the folder that holds the trials.
 
-    trials  ->  summarize(): Group of people by height, motion, crowd, light, place; residual detections; pixels  ->  report.md, .json, .svg
-
-The unit of an interval is the clip: people in one clip, and frames of it, are no independent witnesses.
+summarize()  ->  report.md, report.json, report.svg
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from ppma.fanout import watch_disk
 from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import write_atomically
-from ppma.privacy import audit_bounds
 from ppma.privacy.audit_detectors import AUDITORS
 from ppma.privacy.audit_files import LEAST_DB
-from ppma.privacy.audit_judge import hits
-from ppma.privacy.plant_trial import Sight, Trial
+from ppma.privacy.plant_summary import RECALL, RESIDUAL, SEEN_DB, TALL, summarize
+from ppma.privacy.plant_trial import Trial
 from ppma.study.figures import BLUE, GREY, ORANGE, svg
 from ppma.synthetic.production import write_complete
 
 SETTINGS, PAGE, SUMMARY, PLOT = "settings.json", "report.md", "report.json", "report.svg"
-TALL = 48
-"""Pixels of body height from which on the goal for the mask holds."""
-RECALL, RESIDUAL, SEEN_DB = 0.98, 0.01, 24.0
-"""The goals: pixels of the mask, frames with a residual detection, dB where the place was seen."""
 STYLES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 4)))
 """Of the auditors' lines, in their order."""
-HEIGHTS = ((16, 32), (32, 48), (48, 64), (64, 96), (96, 128), (128, 1000))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """People of one kind, over all trials."""
-
-    clips: int
-    people: int
-    recall: float
-    """Share of their pixels that the mask hides."""
-    low: float
-    high: float
-    """95 %, clips drawn anew."""
-    found: float | None
-    """Share of sights in which a detector of the remover finds them; None where nobody asked."""
-    audited: dict[str, float]
-    """The same of each auditor, in the original."""
-    left: dict[str, float]
-    """Share of sights in which each auditor still finds them afterwards."""
-
-
-Chosen = Sequence[tuple[Trial, Sight]]
-
-
-def group(chosen: Chosen) -> Group:
-    """The figures of these sights."""
-    pixels, hidden = defaultdict[int, int](int), defaultdict[int, int](int)
-    for trial, sight in chosen:
-        pixels[trial.design["number"]] += sight.pixels
-        hidden[trial.design["number"]] += sight.hidden
-    recall, low, high = audit_bounds.frame_rate([hidden[n] for n in pixels], list(pixels.values()))
-    asked = [sight for _, sight in chosen if sight.found is not None]
-    names = list(asked[0].audited) if asked else []
-    return Group(
-        clips=len(pixels),
-        people=len({(trial.design["number"], sight.person) for trial, sight in chosen}),
-        recall=recall,
-        low=low,
-        high=high,
-        found=float(np.mean([bool(sight.found) for sight in asked])) if asked else None,
-        audited={name: float(np.mean([sight.audited[name] for sight in asked])) for name in names},
-        left={name: float(np.mean([sight.left[name] for sight in asked])) for name in names},
-    )
-
-
-def _met(trials: Sequence[Trial]) -> set[tuple[int, int]]:
-    """(clip, person) whom a detector of the remover finds in one of the frames that were asked for."""
-    return {(t.design["number"], s.person) for t in trials for s in t.sights if s.found}
-
-
-KINDS: dict[str, Callable[[Trial, Sight], str]] = {
-    "camera": lambda trial, _: "moving place" if trial.moving else "still place",
-    "crowd": lambda trial, _: "1 person" if trial.people == 1 else "2 or 3" if trial.people < 4 else "4 to 8",
-    "light": lambda trial, _: f"light: {trial.design['light']}",
-    "place": lambda trial, _: "natural plate" if trial.design["plate"] else "drawn place",
-}
-
-
-def summarize(trials: Sequence[Trial]) -> dict[str, Any]:
-    """Everything that the page says, as numbers."""
-    every = [(trial, sight) for trial in trials for sight in trial.sights]
-    tall = [(trial, sight) for trial, sight in every if sight.height >= TALL]
-    met, names = _met(trials), [*trials[0].findings.detectors, "any"]
-    complete = [t for t in trials if all((t.design["number"], s.person) in met for s in t.sights)]
-    found = [(trial, sight) for trial, sight in tall if (trial.design["number"], sight.person) in met]
-    return {
-        "clips": len(trials),
-        "natural": sum(bool(trial.design["plate"]) for trial in trials),
-        "moving": sum(trial.moving for trial in trials),
-        "frames": sum(len(trial.findings.looked_at) for trial in trials),
-        "tall and found": asdict(group(found)),
-        "tall": asdict(group(tall)),
-        "all": asdict(group(every)),
-        "heights": _by_height(every),
-        "kinds": {kind: _by(found, tell) for kind, tell in KINDS.items()},
-        "residual": {name: _residual(trials, name) for name in names},
-        "residual, everybody found": _residual(complete, "any") if complete else None,
-        "alarms": {name: _alarms(trials, name) for name in trials[0].findings.detectors},
-        "pixels": _pixels(trials),
-    }  # fmt: skip
-
-
-def _by_height(chosen: Chosen) -> dict[str, Any]:
-    rows = {}
-    for low, high in HEIGHTS:
-        if some := [(trial, sight) for trial, sight in chosen if low <= sight.height < high]:
-            rows[f"{low} to {high - 1}" if high < HEIGHTS[-1][1] else f"{low} up"] = asdict(group(some))
-    return rows
-
-
-def _by(chosen: Chosen, tell: Callable[[Trial, Sight], str]) -> dict[str, Any]:
-    rows = defaultdict[str, list[tuple[Trial, Sight]]](list)
-    for trial, sight in chosen:
-        rows[tell(trial, sight)].append((trial, sight))
-    return {name: asdict(group(rows[name])) for name in sorted(rows)}
-
-
-def _hit_frames(trial: Trial, name: str, which: str) -> list[bool]:
-    """Of each frame looked at, whether the detector (or any of them) hits it."""
-    names = trial.findings.detectors if name == "any" else (name,)
-    scores = [getattr(trial.findings.detectors[one], which) for one in names]
-    return [any(hits([s], one) for s, one in zip(row, names)) for row in zip(*scores)]
-
-
-def _residual(trials: Sequence[Trial], name: str) -> dict[str, Any]:
-    """Frames in which a detector that took no part still finds somebody, or what it takes for somebody."""
-    after = [sum(_hit_frames(trial, name, "after")) for trial in trials]
-    frames = [len(trial.findings.looked_at) for trial in trials]
-    share, low, high = audit_bounds.frame_rate(after, frames)
-    before = sum(sum(_hit_frames(trial, name, "before")) for trial in trials) / sum(frames)
-    planted = sum(_on_planted(trial, name) for trial in trials)
-    clips = sum(count > 0 for count in after)
-    upper = audit_bounds.upper_bound(clips, len(trials))
-    return {
-        "before": before,
-        "frames": sum(frames),
-        "hits": sum(after),
-        "on planted": planted,
-        "after": share,
-        "low": low,
-        "high": high,
-        "clips": clips,
-        "of": len(trials),
-        "upper": upper,
-    }
-
-
-def _on_planted(trial: Trial, name: str) -> int:
-    """Frames with a hit afterwards where somebody was planted."""
-    names = trial.findings.detectors if name == "any" else (name,)
-    return len({sight.frame for sight in trial.sights if any(sight.left.get(one) for one in names)})
-
-
-def _alarms(trials: Sequence[Trial], name: str) -> dict[str, Any]:
-    """Frames of places alone in which a detector finds somebody all the same."""
-    scores = [trial.alarms[name] for trial in trials]
-    found = sum(hits(row, name) for row in scores)
-    count = sum(map(len, scores))
-    return {"hits": found, "frames": count, "upper": audit_bounds.upper_bound(found, count)}
-
-
-def _pixels(trials: Sequence[Trial]) -> dict[str, Any]:
-    outside = [trial.outside_db for trial in trials if trial.outside_db is not None]
-    seen = [(trial.seen_db, trial.seen_pixels) for trial in trials if trial.seen_db is not None]
-    squares = sum(255.0**2 * 10 ** (-db / 10) * pixels for db, pixels in seen)
-    pixels = sum(count for _, count in seen)
-    return {
-        "outside_worst_db": min(outside, default=None),
-        "outside_clips": len(outside),
-        "outside_below": sum(db < LEAST_DB for db in outside),
-        "seen_db": float(10 * np.log10(255.0**2 * pixels / squares)) if squares else None,
-        "seen_clips": len(seen),
-        "seen_below": sum(db < SEEN_DB for db, _ in seen),
-    }
 
 
 def claim(out: Path, settings: dict[str, object]) -> None:
@@ -298,22 +133,19 @@ def _groups(rows: dict[str, dict[str, Any]], first: str) -> str:
 
 
 def _residuals(summary: dict[str, Any]) -> str:
-    heads = ("auditor", "frames hit before, %", "after, % (95 %)", "of these on a planted person", "clips hit after",
-             "at most, % of clips (95 %)", "empty places hit")  # fmt: skip
+    heads = ("auditor", "frames hit before, %", "after, % (95 %)", "of these on a planted person", "nobody ever there, same paint, %",
+             "nobody ever there, no paint, %", "clips hit after", "at most, % of clips (95 %)")  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name, row in summary["residual"].items():
-        alarm = summary["alarms"].get(name)
-        empty = f"{alarm['hits']} of {alarm['frames']}" if alarm else "-"
-        after = f"{_percent(row['after'])} ({_percent(row['low'])} to {_percent(row['high'])})"
-        on = f"{row['on planted']} of {row['hits']}"
         cells = [
             name,
             _percent(row["before"]),
-            after,
-            on,
+            f"{_percent(row['after'])} ({_percent(row['low'])} to {_percent(row['high'])})",
+            f"{row['on planted']} of {row['hits']}",
+            _percent(row["control"]["share"]),
+            _percent(row["empty"]["share"]),
             f"{row['clips']} of {row['of']}",
             _percent(row["upper"]),
-            empty,
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -327,11 +159,14 @@ def _goals(summary: dict[str, Any]) -> str:
         f" hidden (95 %: {_percent(found['low'])} to {_percent(found['high'])}; goal {_percent(RECALL)} %); of all of that height,"
         f" whether found or not, {_percent(every['recall'])} %. The remover finds {_percent(every['found'])} % of them in a frame."
     )
+    more, low, high = hit["beyond control"]
     residual = (
         f"{_percent(hit['after'])} % of frames with a detection afterwards by any of the auditors, which took no part (95 %:"
         f" {_percent(hit['low'])} to {_percent(hit['high'])}; goal {_percent(RESIDUAL)} %), people of every height included; in"
         f" {hit['clips']} of {hit['of']} clips, so in at most {_percent(hit['upper'])} % of clips (95 %); {hit['on planted']} of these"
-        f" {hit['hits']} frames are hit where somebody was planted."
+        f" {hit['hits']} frames are hit where somebody was planted. The same places where nobody ever was, painted over with the same"
+        f" masks, are hit in {_percent(hit['control']['share'])} % of frames, and unpainted in {_percent(hit['empty']['share'])} %: beyond"
+        f" what paint gives, {_percent(more)} % of frames (95 %: {_percent(low)} to {_percent(high)})."
     )
     if full := summary["residual, everybody found"]:
         residual += (
@@ -383,5 +218,6 @@ People are drawn, not filmed: detectors trained on photographs see them less wel
 
 {_residuals(summary)}
 
-A hit afterwards is a person who was left, or something that looks like one: the last column counts hits in the same places without anybody.
+A hit afterwards is a person who was left, or something that looks like one. Where nobody ever was nobody can be left: hits there are false
+alarms of the auditors, of what the remover paints and of the places themselves.
 """

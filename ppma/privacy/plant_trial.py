@@ -1,7 +1,9 @@
 """One planted clip through remover and auditor, and what came of everybody in it.
 
-    Design  ->  plant()  ->  source.mp4  ->  Workshop.treat()  ->  Inspector.inspect()  ->  Trial: people by frame, pixels, findings
+    Design  ->  plant()  ->  source.mp4  ->  Workshop  ->  Inspector.inspect()  ->  Trial: people by frame, pixels, findings
+                         ->  the place alone  ->  the same masks painted over  ->  Inspector.best()  ->  the trial's control
 
+The control is what auditors say of paint: where nobody ever was, nobody can be left.
 Who is found by the remover's own detectors is asked of single frames, those that the auditor looks at; recall is of all frames.
 Legend: T frames, P pixels along a side, N people or boxes.
 """
@@ -67,7 +69,9 @@ class Trial:
     """Hidden pixels against the place alone, where other frames show it; only where the place stands still."""
     seen_pixels: int
     alarms: dict[str, list[float]]
-    """Best score of each auditor in frames of the place alone."""
+    """Best score of each auditor in the frames looked at, of the place alone."""
+    control: dict[str, list[float]]
+    """The same of the place alone, painted over with the masks of the clip."""
     findings: Findings
 
     @classmethod
@@ -119,13 +123,14 @@ def read(job: TrialJob) -> Trial:
 
 
 def _try(planted: Planted, workshop: Workshop, inspector: Inspector, folder: Path, looked_at: int) -> Trial:
-    wanted, source = planted.design, folder / "source.mp4"
-    video = VideoWriter(source, wanted.fps, wanted.size, wanted.size)
-    for frame in planted.frames_TPP3:
-        video.add(frame)
-    video.finish()
-    clip = Source(path=source, start_seconds=0.0, end_seconds=float("inf"), fps=wanted.fps)
-    outcome, paths = workshop.treat(clip, folder, wanted.name, "videos")
+    wanted, asked = planted.design, chosen(planted.design.frames, looked_at)
+    clip, empty = (
+        _filmed(frames, folder / name, wanted.fps)
+        for name, frames in (("source.mp4", planted.frames_TPP3), ("empty.mp4", planted.empty_TPP3))
+    )
+    with workshop.planned(clip, folder) as plan:
+        outcome, paths = workshop.carry_out(plan, clip, folder, wanted.name, "videos")
+        _, controls = workshop.carry_out(plan, empty, folder / "control", wanted.name, "videos")
     pair = Pair(
         name=wanted.name, path=f"inp/{wanted.name}.mp4", class_name=wanted.action, cleaned=paths["inp"], frames=wanted.frames,
         mask=paths["seg"], original=clip, makers=workshop.settings.used, outside_sha256=outcome.outside_sha256,
@@ -137,13 +142,24 @@ def _try(planted: Planted, workshop: Workshop, inspector: Inspector, folder: Pat
         design=_plain(wanted),
         moving=planted.moving,
         people=len(planted.people_NTPP),
-        sights=_sights(planted, hidden_TPP, workshop, findings, chosen(wanted.frames, looked_at)),
+        sights=_sights(planted, hidden_TPP, workshop, findings, asked),
         outside_db=findings.outside_db,
         seen_db=seen_db,
         seen_pixels=seen_pixels,
-        alarms=inspector.best([planted.empty_TPP3[wanted.frames // 2]]),
+        alarms=inspector.best([planted.empty_TPP3[t] for t in asked]),
+        control=inspector.best(
+            [frame for t, (_, frame) in enumerate(all_frames(controls["inp"], 0.0, float("inf"))) if t in asked]
+        ),
         findings=findings,
     )
+
+
+def _filmed(frames_TPP3: np.ndarray, path: Path, fps: float) -> Source:
+    video = VideoWriter(path, fps, *frames_TPP3.shape[1:3])
+    for frame_PP3 in frames_TPP3:
+        video.add(frame_PP3)
+    video.finish()
+    return Source(path=path, start_seconds=0.0, end_seconds=float("inf"), fps=fps)
 
 
 def _plain(wanted: Design) -> dict[str, Any]:

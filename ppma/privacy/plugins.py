@@ -20,7 +20,7 @@ from ppma.privacy import weights
 from ppma.privacy.brought import BROUGHT, Model, choose
 from ppma.privacy.camera import Reference
 from ppma.privacy.detectors import CenterFace
-from ppma.privacy.fill import Telea, TemporalMedian
+from ppma.privacy.fill import TemporalMedian
 from ppma.privacy.segmenters import Selfie
 
 Kind = Literal["detector", "segmenter", "inpainter"]
@@ -52,11 +52,17 @@ class Inpainter(Protocol):
     """Paints what may lie behind people."""
 
     def __call__(
-        self, frame_HWC: np.ndarray, hidden_HW: np.ndarray, here: np.ndarray, references: Sequence[Reference]
+        self,
+        frame_HWC: np.ndarray,
+        hidden_HW: np.ndarray,
+        here: np.ndarray,
+        references: Sequence[Reference],
+        before: Reference | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """(picture_HWC, seen_HW): the frame with `hidden_HW` painted, and which of its pixels come from other frames.
 
-        `here`: 3 x 3 homography from the shot's first frame to this one; `references`: frames of the same shot with theirs.
+        `here`: 3 x 3 homography from the shot's first frame to this one; `references`: frames of the same shot with theirs; `before`: the
+        frame before as it was painted, free where it was not, None in the first one of a shot.
         """
 
 
@@ -149,7 +155,6 @@ PLUGINS: dict[str, Plugin] = {
         kind="segmenter", make=_scripted_segmenter, brought="semask", licence="that of the file you bring"
     ),
     "median": Plugin(kind="inpainter", make=TemporalMedian, licence="Apache-2.0 (ppma)"),
-    "telea": Plugin(kind="inpainter", make=Telea, licence="Apache-2.0 (OpenCV)"),
     "lama": Plugin(kind="inpainter", make=_median_and_lama, brought="lama", licence="Apache-2.0"),
     "e2fgvi": Plugin(
         kind="inpainter", make=_e2fgvi, brought="e2fgvi", licence="CC BY-NC 4.0: non-commercial", non_commercial=True

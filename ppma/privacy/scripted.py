@@ -15,6 +15,7 @@ import torch
 
 from ppma.loaders.errors import InputError
 from ppma.privacy.camera import Reference, seen_from
+from ppma.privacy.exemplar import smoothed
 from ppma.privacy.fill import TemporalMedian
 
 STRIDE = 8
@@ -106,7 +107,8 @@ class Lama:
             return frame_HWC
         height, width = hole_HW.shape
         right, below = -width % STRIDE, -height % STRIDE
-        planes_CHW = np.pad(as_planes(frame_HWC), ((0, 0), (0, below), (0, right)), mode="symmetric")
+        # the script gets a mask too, but what is hidden is not handed out on the word of a file
+        planes_CHW = np.pad(as_planes(smoothed(frame_HWC, hole_HW)), ((0, 0), (0, below), (0, right)), mode="symmetric")
         hole = np.pad(hole_HW.astype(np.float32), ((0, below), (0, right)), mode="symmetric")
         painted = self._script.shaped((1, *planes_CHW.shape), planes_CHW[None], hole[None, None])
         picture_HWC = frame_HWC.copy()
@@ -130,7 +132,12 @@ class ScriptedClip:
         return self._size or (width + -width % STRIDE, height + -height % STRIDE)
 
     def __call__(
-        self, frame_HWC: np.ndarray, hidden_HW: np.ndarray, here: np.ndarray, references: Sequence[Reference]
+        self,
+        frame_HWC: np.ndarray,
+        hidden_HW: np.ndarray,
+        here: np.ndarray,
+        references: Sequence[Reference],
+        before: Reference | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """(picture_HWC, seen_HW); see `plugins.Inpainter`. All counts as guessed: such a model does not tell what it saw."""
         seen_HW = np.zeros_like(hidden_HW)
@@ -140,9 +147,8 @@ class ScriptedClip:
         size = self._working_size(height, width)
         others = references[:: max(1, -(-len(references) // NEIGHBOURS))]
         views = [(frame_HWC, ~hidden_HW), *(seen_from(other, here, (height, width)) for other in others)]
-        frames_TCHW = np.stack(
-            [as_planes(cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR)) for frame, _ in views]
-        )
+        blanked = [smoothed(frame, free == 0) for frame, free in views]
+        frames_TCHW = np.stack([as_planes(cv2.resize(f, size, interpolation=cv2.INTER_LINEAR)) for f in blanked])
         hidden_T1HW = np.stack([_small(free, size)[None] for _, free in views])
         painted = self._script.shaped((1, *frames_TCHW.shape), frames_TCHW[None], hidden_T1HW[None])
         full_HWC = cv2.resize(as_picture(painted[0, 0]), (width, height), interpolation=cv2.INTER_LINEAR)

@@ -1,0 +1,284 @@
+"""What no frame shows, pieced together from what is seen around it, so that no smooth patch stands out of a textured place.
+
+    picture, hole  ->  pyramid of colours and texture  ->  coarsest level: a smooth start
+    each level: for every patch that touches the hole the nearest one without any of it  <->  pixels of the hole voted by those patches
+
+Wexler et al. (2007) on what is sought: every patch of the hole is like one from outside. Barnes et al. (2009) on the search: neighbours
+have neighbouring matches. Newson et al. (2014) on texture in the comparison, without which averages of bricks settle on mush.
+Legend: H height, W width, h w of a level with a margin of RADIUS around, D colours and texture, N patches of the hole.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numba
+import numpy as np
+
+RADIUS = 3
+"""Patches are 7 x 7."""
+DEPTH = 5
+"""Values of a pixel: red, green, blue, texture down and across."""
+LEAST_SIDE = 24
+"""Pixels along the short side of the coarsest level, at least."""
+LEAST_SOURCES = 50
+"""Patches without a pixel of the hole; a level with fewer is left out."""
+VOTES = (10, 6, 3)
+"""Rounds of search and vote at the coarsest level, the next one, and each after that."""
+SWEEPS = 2
+"""Of the search in each round: there and back."""
+NEARER = 1.3
+"""A patch counts so many times more for each pixel that it is nearer to what is known."""
+TEXTURE_WEIGHT = 8.0
+"""Levels of texture in a patch count so many times those of a colour."""
+SPREAD = 2_654_435_761
+"""Odd, near 2 ** 32 over the golden mean: multiples of it start the patches far from each other."""
+
+
+def pull_push(values_HWC: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:
+    """float32 (H, W, C): the hole filled smoothly by averages of what is known in ever larger squares (Gortler et al., 1996).
+
+    Any number of channels. Where nothing is known, all of it gets one value, the mean.
+    """
+    known_HW = (~hole_HW).astype(np.float32)
+    sums_HWC, shares_HW = values_HWC * known_HW[..., None], known_HW
+    levels: list[tuple[np.ndarray, np.ndarray]] = [(sums_HWC, shares_HW)]
+    while max(shares_HW.shape) > 1:
+        half = ((shares_HW.shape[0] + 1) // 2, (shares_HW.shape[1] + 1) // 2)
+        sums_HWC, shares_HW = _scaled(sums_HWC, half), _scaled(shares_HW, half)
+        levels.append((sums_HWC, shares_HW))
+    sums_11C, share_11 = levels[-1]
+    filled_HWC = sums_11C / share_11 if share_11[0, 0] else values_HWC.mean((0, 1), dtype=np.float32, keepdims=True)
+    for sums_HWC, shares_HW in reversed(levels):
+        wider_HWC = _scaled(filled_HWC, (shares_HW.shape[0], shares_HW.shape[1]), cv2.INTER_LINEAR)
+        filled_HWC = sums_HWC + (1 - shares_HW[..., None]) * wider_HWC
+    return filled_HWC
+
+
+def smoothed(frame_HWC: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:
+    """The frame (uint8) with the hole filled smoothly."""
+    picture_HWC = frame_HWC.copy()
+    picture_HWC[hole_HW] = np.rint(pull_push(frame_HWC, hole_HW)[hole_HW])
+    return picture_HWC
+
+
+def _scaled(values: np.ndarray, size: tuple[int, int], how: int = cv2.INTER_AREA) -> np.ndarray:
+    """Resized to (height, width); OpenCV takes four channels at most, and drops a single one."""
+    planes = values.reshape(*values.shape[:2], -1)
+    parts = [cv2.resize(planes[..., c : c + 4], size[::-1], interpolation=how) for c in range(0, planes.shape[2], 4)]
+    return np.dstack(parts).reshape(*size, *values.shape[2:])
+
+
+@numba.njit(cache=True, inline="always")
+def _distance(level_hwD: np.ndarray, y: int, x: int, there_y: int, there_x: int, enough: int) -> np.int64:
+    """Sum of squares between two patches; no more of it than needed to exceed `enough`."""
+    total = np.int64(0)
+    for i in range(-RADIUS, RADIUS + 1):
+        for j in range(-RADIUS, RADIUS + 1):
+            for d in range(DEPTH):
+                off = np.int32(level_hwD[y + i, x + j, d]) - np.int32(level_hwD[there_y + i, there_x + j, d])
+                total += off * off
+        if total >= enough:
+            break
+    return total
+
+
+@numba.njit(cache=True)
+def _offer(
+    field: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], n: int, y: int, x: int, there_y: int, there_x: int
+) -> None:
+    """Take the place as the match of patch `n` where it may be one, and is nearer than the present one."""
+    level_hwD, source_hw, match_N2, costs_N = field
+    if 0 <= there_y < source_hw.shape[0] and 0 <= there_x < source_hw.shape[1] and source_hw[there_y, there_x]:
+        cost = _distance(level_hwD, y, x, there_y, there_x, costs_N[n])
+        if cost < costs_N[n]:
+            costs_N[n], match_N2[n, 0], match_N2[n, 1] = cost, there_y, there_x
+
+
+@numba.njit(cache=True)
+def _search(
+    level_hwD: np.ndarray,
+    source_hw: np.ndarray,
+    targets_N2: np.ndarray,
+    match_N2: np.ndarray,
+    costs_N: np.ndarray,
+    draw: int,
+) -> None:
+    """Better matches: those of neighbours moved along, and random ones around the present match, ever nearer to it."""
+    field = (level_hwD, source_hw, match_N2, costs_N)
+    index_hw = np.full(source_hw.shape, -1, np.int32)
+    for n in range(len(targets_N2)):
+        y, x = targets_N2[n]
+        index_hw[y, x] = n
+        costs_N[n] = _distance(level_hwD, y, x, match_N2[n, 0], match_N2[n, 1], 1 << 40)
+    state = np.uint64(draw)
+    for sweep in range(SWEEPS):
+        step = 1 - 2 * (sweep % 2)
+        for turn in range(len(targets_N2)):
+            n = turn if step > 0 else len(targets_N2) - 1 - turn
+            y, x = targets_N2[n]
+            for down, right in ((step, 0), (0, step)):
+                beside = index_hw[y - down, x - right]
+                if beside >= 0:
+                    _offer(field, n, y, x, match_N2[beside, 0] + down, match_N2[beside, 1] + right)
+            reach = max(source_hw.shape)
+            while reach >= 1:
+                state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)  # Knuth's MMIX
+                down = np.int64((state >> np.uint64(44)) % np.uint64(2 * reach + 1)) - reach
+                right = np.int64((state >> np.uint64(24)) % np.uint64(2 * reach + 1)) - reach
+                _offer(field, n, y, x, match_N2[n, 0] + down, match_N2[n, 1] + right)
+                reach //= 2
+
+
+@numba.njit(cache=True)
+def _vote(
+    level_hwD: np.ndarray,
+    hole_hw: np.ndarray,
+    targets_N2: np.ndarray,
+    match_N2: np.ndarray,
+    trust_N: np.ndarray,
+    sharp: bool,
+) -> None:
+    """Paint the hole: every pixel the mean of what the patches over it say, or, sharp, the word of the most trusted one."""
+    height, width, _ = level_hwD.shape
+    sums_hwD, trust_hw = np.zeros((height, width, DEPTH), np.float32), np.zeros((height, width), np.float32)
+    for n in range(len(targets_N2)):
+        (y, x), (there_y, there_x), trust = targets_N2[n], match_N2[n], trust_N[n]
+        for i in range(-RADIUS, RADIUS + 1):
+            for j in range(-RADIUS, RADIUS + 1):
+                if not hole_hw[y + i, x + j]:
+                    continue
+                if not sharp:
+                    trust_hw[y + i, x + j] += trust
+                    for d in range(DEPTH):
+                        sums_hwD[y + i, x + j, d] += trust * level_hwD[there_y + i, there_x + j, d]
+                elif trust > trust_hw[y + i, x + j]:
+                    trust_hw[y + i, x + j] = trust
+                    for d in range(DEPTH):
+                        sums_hwD[y + i, x + j, d] = trust * level_hwD[there_y + i, there_x + j, d]
+    for y in range(height):
+        for x in range(width):
+            if trust_hw[y, x] > 0:
+                for d in range(DEPTH):
+                    level_hwD[y, x, d] = np.uint8(sums_hwD[y, x, d] / trust_hw[y, x] + np.float32(0.5))
+
+
+def _textured(frame_HWC: np.ndarray, hole_HW: np.ndarray, window: int) -> np.ndarray:
+    """float32 (H, W, 5): colours, and how much brightness changes down and across in the window around, as far as it is known."""
+    grey_HW = cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    planes = [frame_HWC.astype(np.float32)]
+    for axis in (0, 1):
+        ahead_HW, ahead_hole_HW = np.roll(grey_HW, -1, axis), np.roll(hole_HW, -1, axis)
+        known_HW = (~(hole_HW | ahead_hole_HW)).astype(np.float32)
+        known_HW[(-1, slice(None)) if axis == 0 else (slice(None), -1)] = 0
+        changes_HW = cv2.blur(np.abs(ahead_HW - grey_HW) * known_HW, (window, window))
+        texture_HW = changes_HW / np.maximum(cv2.blur(known_HW, (window, window)), 1e-6)
+        planes.append(np.minimum(TEXTURE_WEIGHT * texture_HW, 255)[..., None])
+    return np.concatenate(planes, axis=2)
+
+
+def _pyramid(frame_HWC: np.ndarray, hole_HW: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(values_HWD float32, hole_HW) from the finest level to one where patches reach across the hole."""
+    depth = float(cv2.distanceTransform(hole_HW.astype(np.uint8), cv2.DIST_L2, 3).max())
+    sizes = [hole_HW.shape]
+    while min(sizes[-1]) >= 2 * LEAST_SIDE and depth > RADIUS:
+        sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+        depth /= 2
+    levels = [(_textured(frame_HWC, hole_HW, 2 ** len(sizes) + 1), hole_HW)]
+    for size in sizes[1:]:
+        values_HWD, hole_HW = levels[-1]
+        known_HW = (~hole_HW).astype(np.float32)
+        share_HW = _scaled(known_HW, size)
+        levels.append(
+            (_scaled(values_HWD * known_HW[..., None], size) / np.maximum(share_HW, 1e-3)[..., None], share_HW < 0.5)
+        )
+    return levels
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Level:
+    """What stays the same while a level is painted; rows and columns count its margin."""
+
+    hole_hw: np.ndarray
+    source_hw: np.ndarray
+    """Centres of patches that may be copied: within the picture, and without any pixel of the hole."""
+    sources_M2: np.ndarray
+    targets_N2: np.ndarray
+    """Centres of patches that touch the hole."""
+    nearness_N: np.ndarray
+
+    @classmethod
+    def of(cls, hole_HW: np.ndarray) -> "_Level":
+        near_HW = cv2.dilate(hole_HW.astype(np.uint8), np.ones((2 * RADIUS + 1, 2 * RADIUS + 1), np.uint8)) > 0
+        source_HW = ~near_HW
+        source_HW[:RADIUS] = source_HW[-RADIUS:] = False
+        source_HW[:, :RADIUS] = source_HW[:, -RADIUS:] = False
+        depth_HW = cv2.distanceTransform(hole_HW.astype(np.uint8), cv2.DIST_L2, 3)
+        return cls(
+            hole_hw=np.pad(hole_HW, RADIUS),
+            source_hw=np.pad(source_HW, RADIUS),
+            sources_M2=np.argwhere(source_HW).astype(np.int32) + RADIUS,
+            targets_N2=np.argwhere(near_HW).astype(np.int32) + RADIUS,
+            nearness_N=(NEARER ** -depth_HW[near_HW]).astype(np.float32),
+        )
+
+    def anywhere(self) -> np.ndarray:
+        """match_N2 all over the picture."""
+        return self.sources_M2[np.arange(len(self.targets_N2)) * SPREAD % len(self.sources_M2)]
+
+    def below(self, coarser: "_Level", match_N2: np.ndarray) -> np.ndarray:
+        """match_N2 of this level, from those of the coarser one, where they may be copied here too."""
+        finer_hw2 = np.zeros((*coarser.hole_hw.shape, 2), np.int32)
+        finer_hw2[tuple(coarser.targets_N2.T)] = 2 * (match_N2 - RADIUS)
+        inside_N2 = self.targets_N2 - RADIUS
+        found_N2 = finer_hw2[tuple((inside_N2 // 2 + RADIUS).T)] + inside_N2 % 2 + RADIUS
+        found_N2 = np.minimum(found_N2, np.array(self.hole_hw.shape, np.int32) - 1)
+        return np.where(self.source_hw[tuple(found_N2.T)][:, None], found_N2, self.anywhere())
+
+    def trust(self, costs_N: np.ndarray) -> np.ndarray:
+        """How much each patch counts: by how like its match it is, and how near to what is known."""
+        spread = max(1.0, float(np.partition(costs_N, len(costs_N) * 3 // 4)[len(costs_N) * 3 // 4]))
+        return (np.exp(-costs_N / (2 * spread)) * self.nearness_N + 1e-9).astype(np.float32)
+
+
+def _margin(values_HWD: np.ndarray) -> np.ndarray:
+    return np.pad(values_HWD, ((RADIUS, RADIUS), (RADIUS, RADIUS), (0, 0)), mode="reflect")
+
+
+def complete(frame_HWC: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:
+    """The frame (uint8) with the hole filled by pieces of the rest; smoothly where the rest is too little to take pieces of.
+
+    What is there to begin with has no say, and the same picture is filled the same way every time.
+    """
+    if not hole_HW.any():
+        return frame_HWC
+    pyramid = [(values_HWD, hole, _Level.of(hole)) for values_HWD, hole in _pyramid(frame_HWC, hole_HW)]
+    pyramid = [each for each in pyramid if len(each[2].sources_M2) >= LEAST_SOURCES]
+    if not pyramid:
+        return smoothed(frame_HWC, hole_HW)
+    coarser: _Level | None = None
+    for k, (values_HWD, hole, level) in enumerate(reversed(pyramid)):
+        finest = k == len(pyramid) - 1
+        costs_N = np.zeros(len(level.targets_N2), np.int64)
+        if coarser is None:
+            match_N2 = level.anywhere()
+            level_hwD = _margin(np.rint(pull_push(values_HWD, hole)).astype(np.uint8))
+        else:
+            match_N2 = level.below(coarser, match_N2)
+            level_hwD = _margin(np.rint(values_HWD).astype(np.uint8))
+            _vote(level_hwD, level.hole_hw, level.targets_N2, match_N2, level.nearness_N, False)
+        rounds = VOTES[min(k, len(VOTES) - 1)]
+        for turn in range(rounds):
+            level_hwD = _margin(level_hwD[RADIUS:-RADIUS, RADIUS:-RADIUS])
+            _search(level_hwD, level.source_hw, level.targets_N2, match_N2, costs_N, 100 * k + turn)
+            _vote(
+                level_hwD,
+                level.hole_hw,
+                level.targets_N2,
+                match_N2,
+                level.trust(costs_N),
+                finest and turn == rounds - 1,
+            )
+        coarser = level
+    picture_HWC = frame_HWC.copy()
+    picture_HWC[hole_HW] = level_hwD[RADIUS:-RADIUS, RADIUS:-RADIUS, :3][hole_HW]
+    return picture_HWC
