@@ -54,6 +54,9 @@ def test_pixels_alarms_and_residuals(summary):
     )
     assert empty == {"nanodet": 0, "centernet": 2, "blazeface": 0, "any": 2}
     assert control == {"nanodet": 2, "centernet": 2, "blazeface": 0, "any": 2}
+    assert (
+        summary["residual"]["nanodet"]["highest alarm"] == 0.9 and summary["residual"]["any"]["highest alarm"] is None
+    )
     share, low, high = summary["residual"]["nanodet"]["beyond control"]
     assert share == low == high == summary["residual"]["nanodet"]["after"] - 2 / summary["frames"]
     assert summary["residual"]["any"]["after"] == 0.0 and summary["residual"]["any"]["upper"] == pytest.approx(

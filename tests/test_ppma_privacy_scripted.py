@@ -6,6 +6,7 @@ import torch
 
 from ppma.loaders.errors import InputError
 from ppma.privacy.camera import Reference
+from ppma.privacy.fill import Memory
 from ppma.privacy.scripted import PUBLISHED_SIZE, Lama, ScriptedClip, ScriptedSegmenter, median_and_lama
 
 EYE = np.eye(3)
@@ -95,7 +96,7 @@ def test_the_median_leaves_to_lama_what_no_frame_shows(scene, tmp_path):
     frame, hidden, place = scene
     moved = np.roll(hidden, 12, axis=1)
     others = [Reference(frame_HWC=place, free_HW=(~moved).astype(np.uint8), homography_33=EYE)] * 5
-    picture, seen = median_and_lama(saved(Mean(), tmp_path))(frame, hidden, EYE, others)
+    picture, seen = median_and_lama(saved(Mean(), tmp_path))(frame, hidden, EYE, others, Memory())
     assert (seen == hidden & ~moved).all() and (picture[seen] == place[seen]).all()
     assert picture[hidden & moved].max() < 200
 
@@ -104,7 +105,7 @@ def test_the_median_leaves_to_lama_what_no_frame_shows(scene, tmp_path):
 def test_a_clip_inpainter_sees_the_other_frames(scene, tmp_path, size):
     frame, hidden, place = scene
     others = [Reference(frame_HWC=place, free_HW=np.ones_like(hidden, dtype=np.uint8), homography_33=EYE)] * 3
-    picture, seen = ScriptedClip(saved(Together(), tmp_path), size)(frame, hidden, EYE, others)
+    picture, seen = ScriptedClip(saved(Together(), tmp_path), size)(frame, hidden, EYE, others, Memory())
     assert (picture[~hidden] == frame[~hidden]).all() and not seen.any()
     error = (picture[hidden].astype(float) - place[hidden]) ** 2
     assert 10 * np.log10(255**2 / error.mean()) > (24 if size is None else 30)
@@ -118,7 +119,7 @@ def test_no_script_is_shown_who_is_hidden(scene, tmp_path):
     assert (lama(frame, hidden) == lama(other, hidden)).all() and lama(frame, hidden)[hidden].max() < 200
     references = [Reference(frame_HWC=f, free_HW=(~hidden).astype(np.uint8), homography_33=EYE) for f in (frame, other)]
     clip = ScriptedClip(saved(GivenBackwards(), tmp_path), None)
-    shown = [clip(frame, hidden, EYE, [reference])[0] for reference in references]
+    shown = [clip(frame, hidden, EYE, [reference], Memory())[0] for reference in references]
     assert (shown[0] == shown[1]).all() and shown[0][hidden].max() < 200
 
 

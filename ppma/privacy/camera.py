@@ -50,17 +50,11 @@ def moves(homography_33: np.ndarray, height: int, width: int) -> float:
 
 
 def seen_from(
-    reference: Reference,
-    here: np.ndarray,
-    size: tuple[int, int],
-    cut: tuple[slice, slice] | None = None,
-    *,
-    sharp: bool = False,
+    reference: Reference, here: np.ndarray, size: tuple[int, int], cut: tuple[slice, slice] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(frame, free): a reference moved to where the camera looks in another frame.
 
-    `here`: homography of that frame; `size`: its height and width; `cut`: the rows and columns of it that are wanted;
-    `sharp`: interpolate so that a picture moved on and on does not blur.
+    `here`: homography of that frame; `size`: its height and width; `cut`: the rows and columns of it that are wanted.
     """
     rows, columns = cut or (slice(0, size[0]), slice(0, size[1]))
     warp_33 = here @ np.linalg.inv(reference.homography_33)
@@ -68,8 +62,7 @@ def seen_from(
         return reference.frame_HWC[rows, columns], reference.free_HW[rows, columns]
     height, width = (len(range(*part.indices(side))) for part, side in zip((rows, columns), size))
     to_cut = np.array([[1, 0, -columns.start], [0, 1, -rows.start], [0, 0, 1]], np.float64)
-    flags = cv2.INTER_LANCZOS4 if sharp else cv2.INTER_LINEAR
-    frame = cv2.warpPerspective(reference.frame_HWC, to_cut @ warp_33, (width, height), flags=flags)
+    frame = cv2.warpPerspective(reference.frame_HWC, to_cut @ warp_33, (width, height), flags=cv2.INTER_LINEAR)
     free = cv2.warpPerspective(reference.free_HW, to_cut @ warp_33, (width, height), flags=cv2.INTER_NEAREST)
     return frame, cv2.erode(free, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=(1,))
 

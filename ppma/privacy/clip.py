@@ -26,6 +26,7 @@ from ppma.privacy import plugins
 from ppma.privacy.boxes import NONE_05, bridge, linger
 from ppma.privacy.brought import Model
 from ppma.privacy.camera import Pose, Reference, Tracker
+from ppma.privacy.fill import Memory
 from ppma.privacy.masks import Spool, dilation_pixels, disc, hidden, published_mask, raw_mask
 from ppma.privacy.writing import Layout, Part, Writer, parts, target, writer
 
@@ -259,10 +260,8 @@ class Workshop:
         if self._inpainter is None or window is None:
             return blurred(frame_HWC, hidden_HW), hidden_HW, nothing_HW
         references, pose = window.around(t)
-        picture_HWC, seen_HW = self._inpainter(
-            frame_HWC, hidden_HW, pose.homography_33, references, window.before(pose.shot)
-        )
-        window.keep(pose, picture_HWC, hidden_HW)
+        memory = window.memory(pose.shot)
+        picture_HWC, seen_HW = self._inpainter(frame_HWC, hidden_HW, pose.homography_33, references, memory)
         return picture_HWC, hidden_HW, seen_HW
 
 
@@ -294,7 +293,7 @@ class _Window:
         self._step = max(1, -(-span // self._count))
         self._ahead = islice(enumerate(source.frames()), 0, None, self._step)
         self._held: deque[tuple[int, Reference]] = deque(maxlen=self._count)
-        self._painted: tuple[int, Reference] | None = None
+        self._memory = 0, Memory()
 
     def around(self, t: int) -> tuple[list[Reference], Pose]:
         """(references of the shot of frame `t`, its pose)."""
@@ -307,14 +306,11 @@ class _Window:
         pose = self._poses[t]
         return [reference for shot, reference in self._of_shot(pose.shot)], pose
 
-    def keep(self, pose: Pose, picture_HWC: np.ndarray, hidden_HW: np.ndarray) -> None:
-        """Hold the frame as it was painted, for the next one."""
-        free_HW = (~hidden_HW).astype(np.uint8)
-        self._painted = pose.shot, Reference(frame_HWC=picture_HWC, free_HW=free_HW, homography_33=pose.homography_33)
-
-    def before(self, shot: int) -> Reference | None:
-        """The frame kept last, if it is of that shot."""
-        return self._painted[1] if self._painted is not None and self._painted[0] == shot else None
+    def memory(self, shot: int) -> Memory:
+        """Of what was made up in that shot; the one before is forgotten."""
+        if self._memory[0] != shot:
+            self._memory = shot, Memory()
+        return self._memory[1]
 
     def _of_shot(self, shot: int) -> Iterator[tuple[int, Reference]]:
         return ((i, reference) for i, reference in self._held if self._poses[i].shot == shot)

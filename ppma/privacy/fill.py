@@ -1,7 +1,7 @@
 """What is painted where people were: the background as other frames saw it, and pieces of the picture where none did.
 
     frame, hidden pixels, references with their homographies  ->  warped onto the frame, median of what is free
-    hidden pixels that are left  ->  as in the frame before, moved along with the camera  ->  the rest from around (exemplar.complete)
+    hidden pixels that are left  ->  as made up before (Memory), moved along with the camera  ->  the rest from around (exemplar.complete)
 
 The median over frames in which nobody is there is the background itself wherever people or camera move. Where somebody never moves away
 there is nothing to be seen; what is made up there stays as it is from frame to frame, since what flickers looks like motion.
@@ -15,7 +15,7 @@ import cv2
 import numba
 import numpy as np
 
-from ppma.privacy.camera import Reference, seen_from
+from ppma.privacy.camera import Reference, moves, seen_from
 from ppma.privacy.exemplar import complete
 
 RING = 6
@@ -29,7 +29,9 @@ LEAST_SHARE = 0.15
 MAX_OFFSET = 40.0
 """Levels by which a painted background is made brighter or darker at most."""
 CHANGED = 16.0
-"""Mean difference on the ring, in levels, above which the frame before shows another place: its paint no longer fits in."""
+"""Mean difference on the ring, in levels, above which the canvas shows another place: its paint no longer fits in."""
+FAR_SHARE = 0.5
+"""Of the short side, by which the camera may move before a new canvas is taken."""
 
 
 @numba.njit(cache=True)
@@ -74,8 +76,59 @@ def _cut(hidden_HW: np.ndarray, margin: int) -> tuple[slice, slice]:
     )
 
 
+class Memory:
+    """What was made up in a shot so far: a canvas, seen as the camera saw one of its frames.
+
+    Paint goes to the canvas and from there to each frame, so it is interpolated twice at most, however long it stays.
+    """
+
+    def __init__(self) -> None:
+        """Of a shot that begins."""
+        self._canvas: Reference | None = None
+        """Free where nothing is made up."""
+
+    def recall(
+        self, frame_HWC: np.ndarray, hidden_HW: np.ndarray, wanted_HW: np.ndarray, here: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(colours_NC, kept_HW): what the canvas holds of the wanted pixels; nothing when it shows another place than is around them."""
+        kept_HW = np.zeros_like(wanted_HW)
+        if self._canvas is None or not wanted_HW.any():
+            return np.zeros((0, 3), np.uint8), kept_HW
+        cut, size = _cut(wanted_HW, RING), wanted_HW.shape
+        canvas_hwC, free_hw = seen_from(self._canvas, here, size, cut)
+        _, made_hw = seen_from(replace(self._canvas, free_HW=1 - self._canvas.free_HW), here, size, cut)
+        ring_hw = _widened(wanted_HW[cut]) & ~hidden_HW[cut] & (free_hw > 0)
+        offset_C = _offset(frame_HWC[cut], canvas_hwC, ring_hw)
+        off_NC = frame_HWC[cut][ring_hw] - _shifted(canvas_hwC[ring_hw], offset_C).astype(np.float32)
+        if len(off_NC) < LEAST_RING or np.abs(off_NC).mean() > CHANGED:
+            self._canvas = None
+            return np.zeros((0, 3), np.uint8), kept_HW
+        kept_HW[cut] = wanted_HW[cut] & (made_hw > 0)
+        return _shifted(canvas_hwC[kept_HW[cut]], offset_C), kept_HW
+
+    def keep(self, picture_HWC: np.ndarray, made_HW: np.ndarray, here: np.ndarray) -> None:
+        """Put what is made up in a painted frame onto the canvas, where there is none yet."""
+        own = Reference(frame_HWC=picture_HWC, free_HW=(~made_HW).astype(np.uint8), homography_33=here)
+        if self._canvas is None or self._is_far(here):
+            self._canvas = own
+            return
+        canvas = self._canvas
+        shown_HWC, made_there_HW = seen_from(replace(own, free_HW=1 - own.free_HW), canvas.homography_33, made_HW.shape)
+        new_HW = (made_there_HW > 0) & (canvas.free_HW > 0)
+        if new_HW.any():
+            frame_HWC, free_HW = canvas.frame_HWC.copy(), canvas.free_HW.copy()
+            frame_HWC[new_HW], free_HW[new_HW] = shown_HWC[new_HW], 0
+            self._canvas = replace(canvas, frame_HWC=frame_HWC, free_HW=free_HW)
+
+    def _is_far(self, here: np.ndarray) -> bool:
+        assert self._canvas is not None
+        height, width = self._canvas.free_HW.shape
+        moved = moves(here @ np.linalg.inv(self._canvas.homography_33), height, width)
+        return moved > FAR_SHARE * min(height, width)
+
+
 class TemporalMedian:
-    """Background from other frames where it was seen; elsewhere what the frame before got, and a guess where that has nothing."""
+    """Background from other frames where it was seen; elsewhere what was made up before, and a guess where nothing was."""
 
     def __init__(self, guess_rest: Callable[[np.ndarray, np.ndarray], np.ndarray] = complete) -> None:
         """`guess_rest`: (frame_HWC, hole_HW) to the frame with the hole filled."""
@@ -87,7 +140,7 @@ class TemporalMedian:
         hidden_HW: np.ndarray,
         here: np.ndarray,
         references: Sequence[Reference],
-        before: Reference | None = None,
+        memory: Memory,
     ) -> tuple[np.ndarray, np.ndarray]:
         """(picture_HWC, seen_HW); see `plugins.Inpainter`."""
         seen_HW = np.zeros_like(hidden_HW)
@@ -105,34 +158,12 @@ class TemporalMedian:
             painted_hw = seen_hw & hidden_hw
             picture_HWC[cut][painted_hw] = _shifted(median_hwC[painted_hw], offset_C)
             seen_HW[cut] = painted_hw
-        rest_HW = hidden_HW & ~seen_HW
-        if before is not None and rest_HW.any():
-            rest_HW &= ~_carry(picture_HWC, frame_HWC, hidden_HW, rest_HW, here, before)
-        return self._guess(picture_HWC, rest_HW), seen_HW
-
-
-def _carry(
-    picture_HWC: np.ndarray,
-    frame_HWC: np.ndarray,
-    hidden_HW: np.ndarray,
-    rest_HW: np.ndarray,
-    here: np.ndarray,
-    before: Reference,
-) -> np.ndarray:
-    """Paint what was painted in the frame before too; kept_HW. Only paint is taken over: what was free there may be a limb nobody found."""
-    cut = _cut(rest_HW, RING)
-    size, rest_hw = rest_HW.shape, rest_HW[cut]
-    shown_hwC, free_hw = seen_from(before, here, size, cut, sharp=True)
-    _, painted_hw = seen_from(replace(before, free_HW=1 - before.free_HW), here, size, cut)
-    ring_hw = _widened(rest_hw) & ~hidden_HW[cut] & (free_hw > 0)
-    kept_HW = np.zeros_like(rest_HW)
-    if ring_hw.sum() >= LEAST_RING:  # less says nothing on whether it is the same place
-        offset_C = _offset(frame_HWC[cut], shown_hwC, ring_hw)
-        off_NC = frame_HWC[cut][ring_hw] - _shifted(shown_hwC[ring_hw], offset_C).astype(np.float32)
-        if np.abs(off_NC).mean() <= CHANGED:
-            kept_HW[cut] = rest_hw & (painted_hw > 0)
-            picture_HWC[kept_HW] = _shifted(shown_hwC[kept_HW[cut]], offset_C)
-    return kept_HW
+        made_HW = hidden_HW & ~seen_HW
+        colours_NC, kept_HW = memory.recall(frame_HWC, hidden_HW, made_HW, here)
+        picture_HWC[kept_HW] = colours_NC
+        picture_HWC = self._guess(picture_HWC, made_HW & ~kept_HW)
+        memory.keep(picture_HWC, made_HW, here)
+        return picture_HWC, seen_HW
 
 
 def _widened(mask_hw: np.ndarray) -> np.ndarray:

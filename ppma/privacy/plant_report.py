@@ -134,7 +134,8 @@ def _groups(rows: dict[str, dict[str, Any]], first: str) -> str:
 
 def _residuals(summary: dict[str, Any]) -> str:
     heads = ("auditor", "frames hit before, %", "after, % (95 %)", "of these on a planted person", "nobody ever there, same paint, %",
-             "nobody ever there, no paint, %", "clips hit after", "at most, % of clips (95 %)")  # fmt: skip
+             "nobody ever there, no paint, %", "highest score there (operating point)",
+             "clips hit after", "at most, % of clips (95 %)")  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name, row in summary["residual"].items():
         cells = [
@@ -144,6 +145,7 @@ def _residuals(summary: dict[str, Any]) -> str:
             f"{row['on planted']} of {row['hits']}",
             _percent(row["control"]["share"]),
             _percent(row["empty"]["share"]),
+            "-" if name == "any" else f"{row['highest alarm']:.2f} ({AUDITORS[name].threshold:g})",
             f"{row['clips']} of {row['of']}",
             _percent(row["upper"]),
         ]

@@ -158,6 +158,9 @@ def _residual(trials: Sequence[Trial], name: str) -> dict[str, Any]:
         "upper": audit_bounds.upper_bound(after["clips"], len(trials)),
         "control": _share(trials, name, "control"),
         "empty": _share(trials, name, "alarms"),
+        "highest alarm": None
+        if name == "any"
+        else max(max(t.control[name] + t.alarms[name], default=0.0) for t in trials),
         "beyond control": audit_bounds.frame_rate(beyond, frames),
     }
 

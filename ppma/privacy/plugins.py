@@ -20,7 +20,7 @@ from ppma.privacy import weights
 from ppma.privacy.brought import BROUGHT, Model, choose
 from ppma.privacy.camera import Reference
 from ppma.privacy.detectors import CenterFace
-from ppma.privacy.fill import TemporalMedian
+from ppma.privacy.fill import Memory, TemporalMedian
 from ppma.privacy.segmenters import Selfie
 
 Kind = Literal["detector", "segmenter", "inpainter"]
@@ -57,12 +57,12 @@ class Inpainter(Protocol):
         hidden_HW: np.ndarray,
         here: np.ndarray,
         references: Sequence[Reference],
-        before: Reference | None = None,
+        memory: Memory,
     ) -> tuple[np.ndarray, np.ndarray]:
         """(picture_HWC, seen_HW): the frame with `hidden_HW` painted, and which of its pixels come from other frames.
 
-        `here`: 3 x 3 homography from the shot's first frame to this one; `references`: frames of the same shot with theirs; `before`: the
-        frame before as it was painted, free where it was not, None in the first one of a shot.
+        `here`: 3 x 3 homography from the shot's first frame to this one; `references`: frames of the same shot with theirs; `memory`:
+        what was made up in the shot so far, so that it can stay.
         """
 
 

@@ -16,7 +16,7 @@ import torch
 from ppma.loaders.errors import InputError
 from ppma.privacy.camera import Reference, seen_from
 from ppma.privacy.exemplar import smoothed
-from ppma.privacy.fill import TemporalMedian
+from ppma.privacy.fill import Memory, TemporalMedian
 
 STRIDE = 8
 """LaMa and ProPainter halve their input three times."""
@@ -137,7 +137,7 @@ class ScriptedClip:
         hidden_HW: np.ndarray,
         here: np.ndarray,
         references: Sequence[Reference],
-        before: Reference | None = None,
+        memory: Memory,
     ) -> tuple[np.ndarray, np.ndarray]:
         """(picture_HWC, seen_HW); see `plugins.Inpainter`. All counts as guessed: such a model does not tell what it saw."""
         seen_HW = np.zeros_like(hidden_HW)
