@@ -11,9 +11,10 @@ import torch
 from ppma.cli import main as ppma
 from ppma.loaders.manifest import Clip, Manifest
 from ppma.privacy import audit_detectors, removal
+from ppma.privacy.audit import passed_of
 from ppma.privacy.audit_detectors import AUDITORS, AuditorKind
 from ppma.privacy.boxes import NONE_05
-from ppma.privacy.verdict import CANNOT_TELL, FAILED, PASSED, verified
+from ppma.privacy.verdict import CANNOT_TELL, FAILED, PASSED, seal_of, verified
 from ppma.privacy.writing import writer
 
 RED = (250, 20, 20)
@@ -139,7 +140,19 @@ def test_verdicts_bounds_and_the_seal(copy, red_auditors, capsys):
     assert {path: found.verdict for path, found in verified(manifest).items()} == {
         f"inp/{n}.mp4": v for n, v in CLIPS.items()
     }
-    assert "1 passed, 3 failed, 1 cannot tell" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "1 passed, 3 failed, 1 cannot tell" in told and "manifest-passed.csv: those that passed" in told
+
+
+def test_those_that_passed_have_a_manifest_of_their_own(copy, red_auditors, monkeypatch):
+    assert audit(copy) == 0
+    passed = passed_of(copy / "removed" / removal.MANIFEST)
+    rows = Manifest.read(passed)
+    assert [rows.clip(i).path for i in range(len(rows))] == ["inp/jump/clean.mp4"]
+    assert set(verified(passed)) == {f"inp/{name}.mp4" for name in CLIPS}, "sealed to the report of all"
+    monkeypatch.setattr(RedFinder, "__call__", lambda self, frame: NONE_05)
+    shutil.rmtree(copy / "report")
+    assert audit(copy) == 0 and not passed.exists() and not seal_of(passed).exists(), "detectors are blind: none passes"
 
 
 def test_the_page_stands_by_itself_and_promises_nothing(copy, red_auditors):

@@ -2,6 +2,7 @@
 
 flags  ->  AuditConfig  ->  pairs  ->  findings of each clip  ->  verdicts  ->  audit.json, report.html, datasheet.md, croissant.json
                                                                             ->  the manifest's `audit` column, and its seal
+                                                                            ->  a manifest of those that passed, sealed too
 """
 
 import json
@@ -91,11 +92,11 @@ def main(argv: list[str]) -> int:
             findings = audit_work.run(jobs, config.workers, progress)
         judged = [(one, judge(one)) for one in findings]
         with watch_disk(config.out):
-            _write(config, manifest, root, clips, judged, makers)
+            sealed = _write(config, manifest, root, clips, judged, makers)
     except DiskFullError as error:
         sys.stderr.write(f"ppma audit: {error}; finished clips are kept: make room and run the same command again\n")
         return RUN_AGAIN
-    _tell(config, judged)
+    _tell(config, sealed, judged)
     return DONE
 
 
@@ -127,8 +128,8 @@ def _claim(config: AuditConfig, manifest: Path | None, root: Path) -> None:
 def _write(
     config: AuditConfig, manifest: Path | None, root: Path, clips: list[Clip],
     judged: list[tuple[Findings, Judgement]], makers: list[str],
-) -> None:  # fmt: skip
-    """Report first, then the manifest, then the seal that ties them."""
+) -> Path:  # fmt: skip
+    """Report first, then the manifest, then the seal that ties them; returns the manifest."""
     content = audit_report.content(judged, makers, config.detectors, config.frames, datetime.now(UTC))
     audit = config.out / verdict.AUDIT_FILE
     write_atomically(audit, lambda file: json.dump(content, file, indent=1))
@@ -137,16 +138,35 @@ def _write(
     sealed = manifest or config.out / "manifest.csv"
     Manifest.write(sealed, rows)
     verdict.seal(sealed, audit)
+    _write_passed(sealed, [row for row in rows if row.audit == verdict.PASSED], audit)
     page = audit_report.html(judged, content)
     sheet = audit_datasheet.markdown(rows, content)
     croissant = audit_datasheet.croissant(rows, content, sealed, root)
     for name, text in {REPORT: page, DATASHEET: sheet, CROISSANT: json.dumps(croissant, indent=1)}.items():
         write_complete(config.out / name, text.encode())
+    return sealed
 
 
-def _tell(config: AuditConfig, judged: list[tuple[Findings, Judgement]]) -> None:
+def passed_of(manifest: Path) -> Path:
+    """Where the rows of a manifest lie that passed."""
+    return manifest.with_name(f"{manifest.stem}-passed.csv")
+
+
+def _write_passed(manifest: Path, rows: list[Clip], audit: Path) -> None:
+    """What `ppma train --privacy strict` takes; one of an earlier audit goes."""
+    passed = passed_of(manifest)
+    for path in (verdict.seal_of(passed), passed):
+        path.unlink(missing_ok=True)
+    if rows:
+        Manifest.write(passed, rows)
+        verdict.seal(passed, audit)
+
+
+def _tell(config: AuditConfig, sealed: Path, judged: list[tuple[Findings, Judgement]]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     counts = Counter(judgement.verdict for _, judgement in judged)
     told = ", ".join(f"{counts[name]} {name}" for name in verdict.VERDICTS)
     console.print(f"{len(judged)} clips: {told}", markup=False)
+    if counts[verdict.PASSED]:
+        console.print(f"{passed_of(sealed)}: those that passed, for --privacy strict", markup=False)
     console.print(f"{config.out / REPORT}; frames for your eyes and signature are in it", markup=False)
