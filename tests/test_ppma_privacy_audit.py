@@ -11,10 +11,9 @@ import torch
 from ppma.cli import main as ppma
 from ppma.loaders.manifest import Clip, Manifest
 from ppma.privacy import audit_detectors, removal
-from ppma.privacy.audit import passed_of
 from ppma.privacy.audit_detectors import AUDITORS, AuditorKind
 from ppma.privacy.boxes import NONE_05
-from ppma.privacy.verdict import CANNOT_TELL, FAILED, PASSED, seal_of, verified
+from ppma.privacy.verdict import CANNOT_TELL, FAILED, PASSED, passed_of, seal_of, verified
 from ppma.privacy.writing import writer
 
 RED = (250, 20, 20)

@@ -147,14 +147,9 @@ def _write(
     return sealed
 
 
-def passed_of(manifest: Path) -> Path:
-    """Where the rows of a manifest lie that passed."""
-    return manifest.with_name(f"{manifest.stem}-passed.csv")
-
-
 def _write_passed(manifest: Path, rows: list[Clip], audit: Path) -> None:
     """What `ppma train --privacy strict` takes; one of an earlier audit goes."""
-    passed = passed_of(manifest)
+    passed = verdict.passed_of(manifest)
     for path in (verdict.seal_of(passed), passed):
         path.unlink(missing_ok=True)
     if rows:
@@ -168,5 +163,5 @@ def _tell(config: AuditConfig, sealed: Path, judged: list[tuple[Findings, Judgem
     told = ", ".join(f"{counts[name]} {name}" for name in verdict.VERDICTS)
     console.print(f"{len(judged)} clips: {told}", markup=False)
     if counts[verdict.PASSED]:
-        console.print(f"{passed_of(sealed)}: those that passed, for --privacy strict", markup=False)
+        console.print(f"{verdict.passed_of(sealed)}: those that passed, for --privacy strict", markup=False)
     console.print(f"{config.out / REPORT}; frames for your eyes and signature are in it", markup=False)

@@ -107,7 +107,7 @@ def _check_rows(source: Manifest) -> dict[str, verdict.Audited]:
         if domain == REMOVED and audited[path].verdict != verdict.PASSED:
             raise InputError(
                 f"{source.path}, line {row + 2}: the audit of {path} says {audited[path].verdict!r}, and --privacy strict needs"
-                f" {verdict.PASSED!r}; take the row out (`ppma audit` names them all) and audit the rest"
+                f" {verdict.PASSED!r}; the rows that passed are in {verdict.passed_of(source.path).name}, which `ppma audit` wrote"
             )
     return audited
 

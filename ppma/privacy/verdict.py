@@ -1,6 +1,7 @@
 """What the audit says of a clip, and how the word travels: the one contract between `ppma audit` and `ppma train --privacy strict`.
 
     audit  ->  <report>/audit.json       per clip: path, SHA-256 of its content, verdict, and why
+           ->  <manifest>-passed.csv     the rows that passed, with a seal of their own
            ->  the manifest's `audit`    the verdict of each row, one of VERDICTS and nothing else
            ->  <manifest>.audit          the seal: where audit.json lies, its SHA-256 and that of the manifest
     strict <-  verified(manifest)        verdicts by path, or InputError that says what does not fit
@@ -52,6 +53,11 @@ class Audited:
 def seal_of(manifest: Path) -> Path:
     """Where the seal of a manifest lies."""
     return manifest.with_name(manifest.name + ".audit")
+
+
+def passed_of(manifest: Path) -> Path:
+    """Where the rows of a manifest lie that passed."""
+    return manifest.with_name(f"{manifest.stem}-passed.csv")
 
 
 def seal(manifest: Path, audit: Path) -> None:
