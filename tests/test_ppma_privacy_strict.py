@@ -128,6 +128,16 @@ def test_a_strict_run_resumes_and_a_packed_store_counts_as_its_clips(world):
     assert packed == replace(plain, weights_sha256=packed.weights_sha256)
 
 
+def test_those_that_passed_are_let_in_by_a_manifest_of_their_own(world, capfd):
+    audit(world, "removed", failed=[1])
+    verdict.write_passed(world / "removed.csv", world / "removed-report" / verdict.AUDIT_FILE)
+    assert train(world, "refused") == 2
+    assert "the rows that passed are in removed-passed.csv" in capfd.readouterr().err
+    point(world, "removed", manifest=world / "removed-passed.csv")
+    assert train(world, "passed") == 0
+    assert lineage.read(weights(world, "passed")).sources[0].audits == {"passed": 3}
+
+
 # ------------------------------------------------------------------------------------------------------------- ways round
 
 

@@ -138,23 +138,13 @@ def _write(
     sealed = manifest or config.out / "manifest.csv"
     Manifest.write(sealed, rows)
     verdict.seal(sealed, audit)
-    _write_passed(sealed, [row for row in rows if row.audit == verdict.PASSED], audit)
+    verdict.write_passed(sealed, audit)
     page = audit_report.html(judged, content)
     sheet = audit_datasheet.markdown(rows, content)
     croissant = audit_datasheet.croissant(rows, content, sealed, root)
     for name, text in {REPORT: page, DATASHEET: sheet, CROISSANT: json.dumps(croissant, indent=1)}.items():
         write_complete(config.out / name, text.encode())
     return sealed
-
-
-def _write_passed(manifest: Path, rows: list[Clip], audit: Path) -> None:
-    """What `ppma train --privacy strict` takes; one of an earlier audit goes."""
-    passed = verdict.passed_of(manifest)
-    for path in (verdict.seal_of(passed), passed):
-        path.unlink(missing_ok=True)
-    if rows:
-        Manifest.write(passed, rows)
-        verdict.seal(passed, audit)
 
 
 def _tell(config: AuditConfig, sealed: Path, judged: list[tuple[Findings, Judgement]]) -> None:

@@ -70,6 +70,16 @@ def seal(manifest: Path, audit: Path) -> None:
     write_atomically(seal_of(manifest), lambda file: json.dump(asdict(note), file, indent=1))
 
 
+def write_passed(manifest: Path, audit: Path) -> None:
+    """Write the rows of a sealed manifest that passed, sealed too: what strict takes. What an earlier audit left goes; none, no file."""
+    found, passed = Manifest.read(manifest), passed_of(manifest)
+    for path in (seal_of(passed), passed):
+        path.unlink(missing_ok=True)
+    if rows := [row for row in map(found.clip, range(len(found))) if row.audit == PASSED]:
+        Manifest.write(passed, rows)
+        seal(passed, audit)
+
+
 def carry(manifest: Path, copy: Path) -> None:
     """Seal a copy of a manifest as the manifest is, where it is; its audit.json stays where it lies."""
     if not seal_of(manifest).is_file():
