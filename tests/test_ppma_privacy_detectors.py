@@ -50,15 +50,6 @@ def test_a_face_lies_in_the_upper_part_of_a_person(drawn, person_weights):
     assert len(boxes_N5) and (boxes_N5[:, 3] < rows[0] + 0.4 * (rows[-1] - rows[0])).any()
 
 
-def test_large_boxes_have_to_be_surer(person_weights, monkeypatch):
-    """One of 40 pixels at 0.35 is kept, one of 80 not, in a picture whose short side is 256."""
-    net = MoveNet(find("movenet", person_weights))
-    boxes_N5 = np.array([[10, 10, 30, 50, 0.35], [100, 100, 140, 180, 0.35], [150, 10, 170, 90, 0.45]], np.float32)
-    monkeypatch.setattr(net, "_boxes", lambda *_: boxes_N5)
-    monkeypatch.setattr("ppma.privacy.movenet.gather", lambda places, found: found[0])
-    assert net(np.zeros((256, 340, 3), np.uint8)).tolist() == boxes_N5[[0, 2]].tolist()
-
-
 def test_nobody_is_found_where_nothing_is(person_weights):
     grey = np.full((120, 160, 3), 128, np.uint8)
     assert MoveNet(find("movenet", person_weights))(grey).shape == (0, 5)

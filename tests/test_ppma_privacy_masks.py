@@ -53,21 +53,6 @@ def test_the_segmenter_adds_within_reach_of_a_box_only():
     assert mask_HW[4:56, 26:54].all() and not mask_HW[:, :26].any() and not mask_HW[:, 56:].any()
 
 
-@pytest.mark.parametrize(("columns", "hidden"), [(np.s_[20:45], True), (np.s_[45:80], False)])
-def test_a_piece_of_the_whole_picture_counts_where_most_of_it_is_somebodys(columns, hidden):
-    """One reaches out of the grown box (25 to 55), the other only into it: an animal behind somebody."""
-
-    def piece(frame_HWC):
-        probability_HW = nothing(frame_HWC)
-        if frame_HWC.shape == FRAME.shape:
-            probability_HW[2:58, columns] = 1
-        return probability_HW
-
-    piece.alone = False
-    mask_HW = raw_mask(FRAME, BOX, NONE_05, piece)
-    assert mask_HW[2:58, 20:26].all() == hidden and not mask_HW[:, 56:].any()
-
-
 def test_faces_without_a_segmenter_hide_heads_alone():
     face = np.array([[38, 20, 46, 30, 0.9]], np.float32)
     mask_HW = raw_mask(FRAME, BOX, face, None)

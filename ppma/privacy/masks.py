@@ -21,8 +21,6 @@ LIKELY = 0.4
 """Probability from which on a pixel within somebody's box is theirs."""
 LIKELY_ALONE = 0.6
 """The same for the picture as a whole."""
-WITHIN = 0.5
-"""Share of a piece outlined in the picture as a whole that has to lie where somebody was found: else it is an animal or a plant."""
 SMALLEST_CUT = 6
 """Pixels; less holds nothing to segment."""
 UNION_FRAMES = 2
@@ -55,17 +53,6 @@ def _ellipses(mask_HW: np.ndarray, boxes_N5: np.ndarray, wide: float, tall: floa
         cv2.ellipse(mask_HW, centre, axes, 0, 0, 360, (1,), -1)
 
 
-def _mostly_within(pieces_HW: np.ndarray, places_N5: np.ndarray) -> np.ndarray:
-    """uint8: the pieces of a mask that lie in the places for the most part."""
-    count, labels_HW = cv2.connectedComponents(pieces_HW)
-    place_HW = np.zeros_like(pieces_HW)
-    for x0, y0, x1, y1 in np.maximum(places_N5[:, :4], 0).astype(int).tolist():
-        place_HW[y0 : y1 + 1, x0 : x1 + 1] = 1
-    sizes = np.bincount(labels_HW.ravel(), minlength=count)
-    within = np.bincount(labels_HW.ravel(), weights=place_HW.ravel(), minlength=count)
-    return pieces_HW & (within >= WITHIN * sizes)[labels_HW]
-
-
 def _outline(mask_HW: np.ndarray, frame_HWC: np.ndarray, places_N5: np.ndarray, segment: Segmenter) -> None:
     """Add what the segmenter sees in each place."""
     height, width = mask_HW.shape
@@ -93,9 +80,9 @@ def raw_mask(
     if segment is None:
         return mask_HW
     if not segment.alone:
-        places_N5 = np.concatenate([grown(people_N5, 0.2, 0.15, 0.2, 0.15), bodies(faces_N5)])
-        mask_HW |= _mostly_within((segment(frame_HWC) > LIKELY_ALONE).astype(np.uint8), places_N5)
-        _outline(mask_HW, frame_HWC, places_N5, segment)
+        mask_HW |= segment(frame_HWC) > LIKELY_ALONE
+        _outline(mask_HW, frame_HWC, grown(people_N5, 0.2, 0.15, 0.2, 0.15), segment)
+        _outline(mask_HW, frame_HWC, bodies(faces_N5), segment)
     _ellipses(mask_HW, people_N5, 0.5, 0.58)
     return mask_HW
 

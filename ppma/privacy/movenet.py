@@ -14,9 +14,6 @@ import numpy as np
 from ppma.privacy.looks import gather, looks
 from ppma.privacy.tfjs import Graph
 
-LARGE_SHARE = 0.25
-"""Of the short side of a picture: boxes that are longer have to be surer, since false ones hide much of the place."""
-
 
 class MoveNet:
     """MoveNet MultiPose Lightning (Google, 2021) on COCO and Active: heat at people's middles, on a grid of 4 pixels, and their size.
@@ -30,9 +27,9 @@ class MoveNet:
     _apart = np.ones((5, 5), np.uint8)
     """Of one middle from the next, in places of the grid."""
 
-    def __init__(self, files: dict[str, Path], threshold: float = 0.3, large_threshold: float = 0.4) -> None:
+    def __init__(self, files: dict[str, Path], threshold: float = 0.3) -> None:
         """`files`: movenet.json and movenet.bin."""
-        self.threshold, self.large_threshold = threshold, large_threshold
+        self.threshold = threshold
         names = [f"StatefulPartitionedCall/{name}" for name in self._outputs]
         self._graph = Graph(files["movenet.json"], [files["movenet.bin"]], names)
 
@@ -41,9 +38,7 @@ class MoveNet:
         looks_BhwC, places = looks(frame_HWC, self.side)
         # One look at a time: the maps of all of them at once do not fit into a core's cache, and it takes a quarter longer.
         maps = [self._graph(look_hwC[None].astype(np.float32)) for look_hwC in looks_BhwC]
-        boxes_N5 = gather(places, [self._boxes(heat[0, ..., 0], sizes[0], shifts[0]) for heat, sizes, shifts in maps])
-        large_N = (boxes_N5[:, 2:4] - boxes_N5[:, :2]).max(1, initial=0) >= LARGE_SHARE * min(frame_HWC.shape[:2])
-        return boxes_N5[boxes_N5[:, 4] >= np.where(large_N, self.large_threshold, self.threshold)]
+        return gather(places, [self._boxes(heat[0, ..., 0], sizes[0], shifts[0]) for heat, sizes, shifts in maps])
 
     def _boxes(self, heat_hw: np.ndarray, sizes_hw2: np.ndarray, shifts_hw2: np.ndarray) -> np.ndarray:
         peaks = (heat_hw >= self.threshold) & (heat_hw == cv2.dilate(heat_hw, self._apart))
