@@ -5,8 +5,8 @@
 Four networks find bodies by different means: nanodet by distributions of distances, centernet by heat at their middles, ssdlite and
 yolov3-tiny by shifts of fixed boxes; hog finds upright bodies by gradients alone, blazeface faces.
 An operating point (threshold) is where a hit means somebody: 5 % above the highest score, rounded up to a twentieth, in 396 frames of 198
-clips in which nobody ever was, as they are and painted over by the remover (`ppma plant --seed 1`, its report's last table; LOG.md,
-2026-11-25). Below it a detector sees more people, and takes paint and places for people in one frame of twenty.
+planted clips (seed 1) without their people, as they are and painted over by the remover (LOG.md, 2026-11-25); `ppma plant` tells that score.
+Below it a detector sees more people, and takes places and paint for people: together they did so in one frame of twenty.
 Legend: H height, W width of a picture in pixels, N boxes, B parts of a picture, S side of a network's input.
 """
 
