@@ -5,7 +5,7 @@
 Four networks find bodies by different means: nanodet by distributions of distances, centernet by heat at their middles, ssdlite and
 yolov3-tiny by shifts of fixed boxes; hog finds upright bodies by gradients alone, blazeface faces.
 An operating point (threshold) is where a hit means somebody: 5 % above the highest score, rounded up to a twentieth, in 396 frames of 198
-planted clips (seed 1) without their people, as they are and painted over by the remover (LOG.md, 2026-11-25); `ppma plant` tells that score.
+planted clips (seed 1) without their people, as they are and painted over by the remover (LOG.md, 2026-11-25); `ppma plant` tells it.
 Below it a detector sees more people, and takes places and paint for people: together they did so in one frame of twenty.
 Legend: H height, W width of a picture in pixels, N boxes, B parts of a picture, S side of a network's input.
 """
