@@ -18,6 +18,8 @@ STILL_PIXELS = 0.35
 """Movement of the picture's corners below which the camera is taken to stand: interpolating would only blur."""
 SAME_PLACE_LEVELS = 12.0
 """Mean difference in brightness below which two frames without corners are of one shot."""
+FLAT = 1e-6
+"""Determinant below which a homography folds the picture onto a line, and has no inverse to speak of."""
 LONG_SIDE = 480
 """Pixels that a larger picture is scaled down to before it is tracked."""
 
@@ -117,7 +119,7 @@ class Tracker:
         if good.sum() < LEAST_CORNERS:
             return None
         step_33, inliers = cv2.findHomography(self._corners_N12[good], moved_N12[good], cv2.RANSAC, 1.5)
-        if step_33 is None or inliers.sum() < max(LEAST_CORNERS, len(good) // 2):
+        if step_33 is None or abs(np.linalg.det(step_33)) < FLAT or inliers.sum() < max(LEAST_CORNERS, len(good) // 2):
             return None
         self._tracked_N12 = moved_N12
         if moves(step_33, *grey.shape) < STILL_PIXELS:

@@ -5,10 +5,12 @@
 
 Wexler et al. (2007) on what is sought: every patch of the hole is like one from outside. Barnes et al. (2009) on the search: neighbours
 have neighbouring matches. Newson et al. (2014) on texture in the comparison, without which averages of bricks settle on mush.
-Legend: H height, W width, h w of a level with a margin of RADIUS around, D colours and texture, N patches of the hole.
+Legend: H height, W width, h w of a level with a margin of RADIUS around, D colours and texture, N patches of the hole, M that may
+be copied, C channels.
 """
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 import cv2
 import numba
@@ -21,13 +23,15 @@ DEPTH = 5
 LEAST_SIDE = 24
 """Pixels along the short side of the coarsest level, at least."""
 LEAST_SOURCES = 50
-"""Patches without a pixel of the hole; a level with fewer is left out."""
+"""Patches without a pixel of the hole; a level with fewer is left out, and those coarser."""
 VOTES = (10, 6, 3)
 """Rounds of search and vote at the coarsest level, the next one, and each after that."""
 SWEEPS = 2
 """Of the search in each round: there and back."""
 NEARER = 1.3
 """A patch counts so many times more for each pixel that it is nearer to what is known."""
+LEAST_TRUST = 1e-30
+"""Hundreds of pixels inside a hole trust would be 0 in float32, and nobody would paint there."""
 TEXTURE_WEIGHT = 8.0
 """Levels of texture in a patch count so many times those of a colour."""
 SPREAD = 2_654_435_761
@@ -218,7 +222,7 @@ class _Level:
             source_hw=np.pad(source_HW, RADIUS),
             sources_M2=np.argwhere(source_HW).astype(np.int32) + RADIUS,
             targets_N2=np.argwhere(near_HW).astype(np.int32) + RADIUS,
-            nearness_N=(NEARER ** -depth_HW[near_HW]).astype(np.float32),
+            nearness_N=np.maximum(NEARER ** -depth_HW[near_HW], LEAST_TRUST).astype(np.float32),
         )
 
     def anywhere(self) -> np.ndarray:
@@ -227,10 +231,10 @@ class _Level:
 
     def below(self, coarser: "_Level", match_N2: np.ndarray) -> np.ndarray:
         """match_N2 of this level, from those of the coarser one, where they may be copied here too."""
-        finer_hw2 = np.zeros((*coarser.hole_hw.shape, 2), np.int32)
-        finer_hw2[tuple(coarser.targets_N2.T)] = 2 * (match_N2 - RADIUS)
+        doubled_2 = np.zeros((*coarser.hole_hw.shape, 2), np.int32)  # at each place of the coarser level
+        doubled_2[tuple(coarser.targets_N2.T)] = 2 * (match_N2 - RADIUS)
         inside_N2 = self.targets_N2 - RADIUS
-        found_N2 = finer_hw2[tuple((inside_N2 // 2 + RADIUS).T)] + inside_N2 % 2 + RADIUS
+        found_N2 = doubled_2[tuple((inside_N2 // 2 + RADIUS).T)] + inside_N2 % 2 + RADIUS
         found_N2 = np.minimum(found_N2, np.array(self.hole_hw.shape, np.int32) - 1)
         return np.where(self.source_hw[tuple(found_N2.T)][:, None], found_N2, self.anywhere())
 
@@ -247,17 +251,16 @@ def _margin(values_HWD: np.ndarray) -> np.ndarray:
 def complete(frame_HWC: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:
     """The frame (uint8) with the hole filled by pieces of the rest; smoothly where the rest is too little to take pieces of.
 
-    What is there to begin with has no say, and the same picture is filled the same way every time.
+    What is in the hole to begin with is painted over first, and has no say. The same picture is filled the same way every time.
     """
     if not hole_HW.any():
         return frame_HWC
-    pyramid = [(values_HWD, hole, _Level.of(hole)) for values_HWD, hole in _pyramid(frame_HWC, hole_HW)]
-    pyramid = [each for each in pyramid if len(each[2].sources_M2) >= LEAST_SOURCES]
-    if not pyramid:
-        return smoothed(frame_HWC, hole_HW)
+    picture_HWC = smoothed(frame_HWC, hole_HW)
+    levels = [(values_HWD, hole, _Level.of(hole)) for values_HWD, hole in _pyramid(picture_HWC, hole_HW)]
+    levels = list(takewhile(lambda each: len(each[2].sources_M2) >= LEAST_SOURCES, levels))
     coarser: _Level | None = None
-    for k, (values_HWD, hole, level) in enumerate(reversed(pyramid)):
-        finest = k == len(pyramid) - 1
+    for k, (values_HWD, hole, level) in enumerate(reversed(levels)):
+        finest = k == len(levels) - 1
         costs_N = np.zeros(len(level.targets_N2), np.int64)
         if coarser is None:
             match_N2 = level.anywhere()
@@ -270,15 +273,9 @@ def complete(frame_HWC: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:
         for turn in range(rounds):
             level_hwD = _margin(level_hwD[RADIUS:-RADIUS, RADIUS:-RADIUS])
             _search(level_hwD, level.source_hw, level.targets_N2, match_N2, costs_N, 100 * k + turn)
-            _vote(
-                level_hwD,
-                level.hole_hw,
-                level.targets_N2,
-                match_N2,
-                level.trust(costs_N),
-                finest and turn == rounds - 1,
-            )
+            sharp = finest and turn == rounds - 1
+            _vote(level_hwD, level.hole_hw, level.targets_N2, match_N2, level.trust(costs_N), sharp)
         coarser = level
-    picture_HWC = frame_HWC.copy()
-    picture_HWC[hole_HW] = level_hwD[RADIUS:-RADIUS, RADIUS:-RADIUS, :3][hole_HW]
+    if levels:
+        picture_HWC[hole_HW] = level_hwD[RADIUS:-RADIUS, RADIUS:-RADIUS, :3][hole_HW]
     return picture_HWC

@@ -5,11 +5,11 @@
 
 The median over frames in which nobody is there is the background itself wherever people or camera move. Where somebody never moves away
 there is nothing to be seen; what is made up there stays as it is from frame to frame, since what flickers looks like motion.
-Legend: H height, W width of the frame, h w of the cut that holds the hidden pixels, R references.
+Legend: H height, W width of the frame, h w of the cut that holds the hidden pixels, R references, N
+pixels, C channels.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import cv2
 import numba
@@ -29,9 +29,9 @@ LEAST_SHARE = 0.15
 MAX_OFFSET = 40.0
 """Levels by which a painted background is made brighter or darker at most."""
 CHANGED = 16.0
-"""Mean difference on the ring, in levels, above which the canvas shows another place: its paint no longer fits in."""
+"""Mean difference around a hole, in levels, above which the canvas shows another place: its paint no longer fits in."""
 FAR_SHARE = 0.5
-"""Of the short side, by which the camera may move before a new canvas is taken."""
+"""Of the short side: how far the canvas reaches beyond the picture, and the camera may move before a new one is taken."""
 
 
 @numba.njit(cache=True)
@@ -77,54 +77,73 @@ def _cut(hidden_HW: np.ndarray, margin: int) -> tuple[slice, slice]:
 
 
 class Memory:
-    """What was made up in a shot so far: a canvas, seen as the camera saw one of its frames.
+    """What was made up in a shot so far: a canvas around the picture, seen as the camera saw one of its frames.
 
-    Paint goes to the canvas and from there to each frame, so it is interpolated twice at most, however long it stays.
+    Paint goes to the canvas, and from there to each frame: it is interpolated twice as long as the camera stays within half a picture.
     """
 
     def __init__(self) -> None:
         """Of a shot that begins."""
-        self._canvas: Reference | None = None
-        """Free where nothing is made up."""
+        self._colours_HWC = np.zeros((0, 0, 3), np.uint8)
+        self._made_HW = self._known_HW = np.zeros((0, 0), np.uint8)
+        """255 where the canvas holds paint, and where it holds what was seen when it was taken."""
+        self._to_canvas_33: np.ndarray | None = None
+        """From pixels of the shot's first frame."""
+        self._offset_C = np.zeros(3)
+        """How much brighter the last frame was than the canvas."""
 
-    def recall(
-        self, frame_HWC: np.ndarray, hidden_HW: np.ndarray, wanted_HW: np.ndarray, here: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(colours_NC, kept_HW): what the canvas holds of the wanted pixels; nothing when it shows another place than is around them."""
+    def recall(self, picture_HWC: np.ndarray, wanted_HW: np.ndarray, here: np.ndarray) -> np.ndarray:
+        """Paint what the canvas holds of the wanted pixels into the picture; kept_HW. Holes in another place than its own are left out."""
         kept_HW = np.zeros_like(wanted_HW)
-        if self._canvas is None or not wanted_HW.any():
-            return np.zeros((0, 3), np.uint8), kept_HW
-        cut, size = _cut(wanted_HW, RING), wanted_HW.shape
-        canvas_hwC, free_hw = seen_from(self._canvas, here, size, cut)
-        _, made_hw = seen_from(replace(self._canvas, free_HW=1 - self._canvas.free_HW), here, size, cut)
-        ring_hw = _widened(wanted_HW[cut]) & ~hidden_HW[cut] & (free_hw > 0)
-        offset_C = _offset(frame_HWC[cut], canvas_hwC, ring_hw)
-        off_NC = frame_HWC[cut][ring_hw] - _shifted(canvas_hwC[ring_hw], offset_C).astype(np.float32)
-        if len(off_NC) < LEAST_RING or np.abs(off_NC).mean() > CHANGED:
-            self._canvas = None
-            return np.zeros((0, 3), np.uint8), kept_HW
-        kept_HW[cut] = wanted_HW[cut] & (made_hw > 0)
-        return _shifted(canvas_hwC[kept_HW[cut]], offset_C), kept_HW
+        self._offset_C = np.zeros(3)
+        if self._to_canvas_33 is None or not wanted_HW.any():
+            return kept_HW
+        cut = _cut(wanted_HW, RING)
+        rows, columns = cut[0].indices(wanted_HW.shape[0]), cut[1].indices(wanted_HW.shape[1])
+        warp_33 = _shift(-columns[0], -rows[0]) @ here @ np.linalg.inv(self._to_canvas_33)
+        size = rows[1] - rows[0], columns[1] - columns[0]
+        colours_hwC, made_hw, known_hw = (
+            cv2.warpPerspective(plane, warp_33, size[::-1], flags=cv2.INTER_LINEAR)
+            for plane in (self._colours_HWC, self._made_HW, self._known_HW)
+        )
+        widened_hw = _widened(wanted_HW[cut])
+        around_hw = widened_hw & ~wanted_HW[cut] & (known_hw == 255)
+        self._offset_C = _offset(picture_HWC[cut], colours_hwC, around_hw)
+        shifted_hwC = _shifted(colours_hwC, self._offset_C)
+        off_hw = np.abs(picture_HWC[cut].astype(np.float32) - shifted_hwC).mean(2)
+        count, holes_hw = cv2.connectedComponents(widened_hw.astype(np.uint8))
+        pixels = np.bincount(holes_hw[around_hw], minlength=count)
+        off = np.bincount(holes_hw[around_hw], weights=off_hw[around_hw], minlength=count)
+        fits = (pixels < LEAST_RING) | (off <= CHANGED * pixels)  # a few pixels tell nothing
+        kept_HW[cut] = wanted_HW[cut] & (made_hw == 255) & fits[holes_hw]
+        picture_HWC[kept_HW] = shifted_hwC[kept_HW[cut]]
+        return kept_HW
 
-    def keep(self, picture_HWC: np.ndarray, made_HW: np.ndarray, here: np.ndarray) -> None:
-        """Put what is made up in a painted frame onto the canvas, where there is none yet."""
-        own = Reference(frame_HWC=picture_HWC, free_HW=(~made_HW).astype(np.uint8), homography_33=here)
-        if self._canvas is None or self._is_far(here):
-            self._canvas = own
+    def keep(self, picture_HWC: np.ndarray, made_HW: np.ndarray, fresh_HW: np.ndarray, here: np.ndarray) -> None:
+        """Put onto the canvas what is fresh of what is made up in a painted frame; a new canvas where the camera is far from the last."""
+        if not fresh_HW.any() or made_HW.all():  # of a picture that is hidden whole nothing is worth keeping
             return
-        canvas = self._canvas
-        shown_HWC, made_there_HW = seen_from(replace(own, free_HW=1 - own.free_HW), canvas.homography_33, made_HW.shape)
-        new_HW = (made_there_HW > 0) & (canvas.free_HW > 0)
-        if new_HW.any():
-            frame_HWC, free_HW = canvas.frame_HWC.copy(), canvas.free_HW.copy()
-            frame_HWC[new_HW], free_HW[new_HW] = shown_HWC[new_HW], 0
-            self._canvas = replace(canvas, frame_HWC=frame_HWC, free_HW=free_HW)
+        height, width = made_HW.shape
+        margin = round(FAR_SHARE * min(height, width))
+        if (
+            self._to_canvas_33 is None
+            or moves(_shift(-margin, -margin) @ self._to_canvas_33 @ np.linalg.inv(here), height, width) > margin
+        ):
+            around = ((margin, margin), (margin, margin))
+            self._colours_HWC = np.pad(picture_HWC, (*around, (0, 0)))
+            self._made_HW, self._known_HW = (np.pad(part * np.uint8(255), around) for part in (made_HW, ~made_HW))
+            self._to_canvas_33 = _shift(margin, margin) @ here
+            return
+        warp_33, size = self._to_canvas_33 @ np.linalg.inv(here), self._made_HW.shape[::-1]
+        plain_HWC = _shifted(picture_HWC, -self._offset_C)
+        colours_HWC = cv2.warpPerspective(plain_HWC, warp_33, size, flags=cv2.INTER_LINEAR)
+        fresh_there_HW = cv2.warpPerspective(fresh_HW * np.uint8(255), warp_33, size, flags=cv2.INTER_NEAREST) > 0
+        self._colours_HWC[fresh_there_HW] = colours_HWC[fresh_there_HW]
+        self._made_HW[fresh_there_HW], self._known_HW[fresh_there_HW] = 255, 0
 
-    def _is_far(self, here: np.ndarray) -> bool:
-        assert self._canvas is not None
-        height, width = self._canvas.free_HW.shape
-        moved = moves(here @ np.linalg.inv(self._canvas.homography_33), height, width)
-        return moved > FAR_SHARE * min(height, width)
+
+def _shift(x: float, y: float) -> np.ndarray:
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
 
 
 class TemporalMedian:
@@ -159,10 +178,9 @@ class TemporalMedian:
             picture_HWC[cut][painted_hw] = _shifted(median_hwC[painted_hw], offset_C)
             seen_HW[cut] = painted_hw
         made_HW = hidden_HW & ~seen_HW
-        colours_NC, kept_HW = memory.recall(frame_HWC, hidden_HW, made_HW, here)
-        picture_HWC[kept_HW] = colours_NC
+        kept_HW = memory.recall(picture_HWC, made_HW, here)
         picture_HWC = self._guess(picture_HWC, made_HW & ~kept_HW)
-        memory.keep(picture_HWC, made_HW, here)
+        memory.keep(picture_HWC, made_HW, made_HW & ~kept_HW, here)
         return picture_HWC, seen_HW
 
 

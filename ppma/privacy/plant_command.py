@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ppma import __version__
 from ppma.command import DONE, RUN_AGAIN, parse
 from ppma.fanout import DiskFullError, spread
 from ppma.loaders.errors import InputError
@@ -71,7 +72,13 @@ class PlantConfig:
         """What must be the same for all trials in a folder."""
         kept = ("frames", "long_frames", "size", "fps", "looked_at", "seed")
         plates = str(self.plates.resolve()) if self.plates else None
-        return {**{name: getattr(self, name) for name in kept}, "auditors": list(self.auditors), "plates": plates}
+        points = {name: AUDITORS[name].threshold for name in self.auditors}
+        return {
+            **{name: getattr(self, name) for name in kept},
+            "auditors": points,
+            "plates": plates,
+            "version": __version__,
+        }
 
     def jobs(self) -> list[TrialJob]:
         """A trial for each clip."""

@@ -195,7 +195,9 @@ def _goals(summary: dict[str, Any]) -> str:
 
 def markdown(summary: dict[str, Any], settings: dict[str, object]) -> str:
     """The page."""
-    told = ", ".join(f"{name} {value}" for name, value in settings.items() if name not in ("auditors", "plates"))
+    told = ", ".join(
+        f"{name} {value}" for name, value in settings.items() if name not in ("auditors", "plates", "version")
+    )
     kinds = "\n\n".join(_groups(rows, kind) for kind, rows in summary["kinds"].items())
     return f"""# Plant and find
 

@@ -105,9 +105,15 @@ def _check_rows(source: Manifest) -> dict[str, verdict.Audited]:
     audited = verdict.verified(source.path)
     for row, (path, domain) in enumerate(zip(source.texts("path"), domains, strict=True)):
         if domain == REMOVED and audited[path].verdict != verdict.PASSED:
+            passed = verdict.passed_of(source.path)
+            where = (
+                f"the rows that passed are in {passed.name}"
+                if passed.is_file()
+                else "no row of it passed, or nobody listed them"
+            )
             raise InputError(
                 f"{source.path}, line {row + 2}: the audit of {path} says {audited[path].verdict!r}, and --privacy strict needs"
-                f" {verdict.PASSED!r}; the rows that passed are in {verdict.passed_of(source.path).name}, which `ppma audit` wrote"
+                f" {verdict.PASSED!r}; {where}"
             )
     return audited
 

@@ -73,7 +73,11 @@ def seal(manifest: Path, audit: Path) -> None:
 def write_passed(manifest: Path, audit: Path) -> None:
     """Write the rows of a sealed manifest that passed, sealed too: what strict takes. What an earlier audit left goes; none, no file."""
     found, passed = Manifest.read(manifest), passed_of(manifest)
-    for path in (seal_of(passed), passed):
+    if passed.exists() and not seal_of(passed).exists():
+        raise InputError(
+            f"{passed} was not written by an audit (it has no seal); name it otherwise, the rows that pass go there"
+        )
+    for path in (passed, seal_of(passed)):
         path.unlink(missing_ok=True)
     if rows := [row for row in map(found.clip, range(len(found))) if row.audit == PASSED]:
         Manifest.write(passed, rows)
