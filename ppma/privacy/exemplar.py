@@ -17,7 +17,8 @@ import numba
 import numpy as np
 
 RADIUS = 3
-"""Patches are 7 x 7."""
+SIDE = 2 * RADIUS + 1
+"""Of a patch: 7 x 7 pixels."""
 DEPTH = 5
 """Values of a pixel: red, green, blue, texture down and across."""
 LEAST_SIDE = 24
@@ -147,18 +148,18 @@ def _vote(
     sums_hwD, trust_hw = np.zeros((height, width, DEPTH), np.float32), np.zeros((height, width), np.float32)
     for n in range(len(targets_N2)):
         (y, x), (there_y, there_x), trust = targets_N2[n], match_N2[n], trust_N[n]
-        for i in range(-RADIUS, RADIUS + 1):
-            for j in range(-RADIUS, RADIUS + 1):
-                if not hole_hw[y + i, x + j]:
-                    continue
-                if not sharp:
-                    trust_hw[y + i, x + j] += trust
-                    for d in range(DEPTH):
-                        sums_hwD[y + i, x + j, d] += trust * level_hwD[there_y + i, there_x + j, d]
-                elif trust > trust_hw[y + i, x + j]:
-                    trust_hw[y + i, x + j] = trust
-                    for d in range(DEPTH):
-                        sums_hwD[y + i, x + j, d] = trust * level_hwD[there_y + i, there_x + j, d]
+        for k in range(SIDE * SIDE):
+            i, j = k // SIDE - RADIUS, k % SIDE - RADIUS
+            if not hole_hw[y + i, x + j]:
+                continue
+            if not sharp:
+                trust_hw[y + i, x + j] += trust
+                for d in range(DEPTH):
+                    sums_hwD[y + i, x + j, d] += trust * level_hwD[there_y + i, there_x + j, d]
+            elif trust > trust_hw[y + i, x + j]:
+                trust_hw[y + i, x + j] = trust
+                for d in range(DEPTH):
+                    sums_hwD[y + i, x + j, d] = trust * level_hwD[there_y + i, there_x + j, d]
     for y in range(height):
         for x in range(width):
             if trust_hw[y, x] > 0:
