@@ -149,6 +149,9 @@ def test_those_that_passed_have_a_manifest_of_their_own(copy, red_auditors, monk
     rows = Manifest.read(passed)
     assert [rows.clip(i).path for i in range(len(rows))] == ["inp/jump/clean.mp4"]
     assert set(verified(passed)) == {f"inp/{name}.mp4" for name in CLIPS}, "sealed to the report of all"
+    seal_of(passed).rename(copy / "aside")
+    assert audit(copy) == 2 and len(Manifest.read(passed)) == 1, "a file without a seal is somebody's own"
+    (copy / "aside").rename(seal_of(passed))
     monkeypatch.setattr(RedFinder, "__call__", lambda self, frame: NONE_05)
     shutil.rmtree(copy / "report")
     assert audit(copy) == 0 and not passed.exists() and not seal_of(passed).exists(), "detectors are blind: none passes"

@@ -62,3 +62,13 @@ def test_large_pictures_are_tracked_small_and_told_at_their_size(place):
     for t in range(5):
         pose = tracker.add(large[:600, 20 * t : 20 * t + 800].copy(), nobody)
     assert pose.homography_33[0, 2] == pytest.approx(-80, abs=1.5)
+
+
+def test_a_homography_without_an_inverse_begins_a_new_shot(monkeypatch):
+    rng = np.random.default_rng(0)
+    frame = cv2.resize(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8), (160, 120))
+    nobody, tracker = np.zeros((120, 160), np.uint8), Tracker()
+    assert tracker.add(frame, nobody).shot == tracker.add(frame, nobody).shot == 0
+    flat = np.diag([1.0, 0.0, 1.0]), np.ones((999, 1), np.uint8)
+    monkeypatch.setattr(cv2, "findHomography", lambda *_: flat)
+    assert tracker.add(frame, nobody).shot == 1

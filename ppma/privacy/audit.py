@@ -114,6 +114,7 @@ def _makers(config: AuditConfig, pairs: list[Pair]) -> list[str]:
 
 def _claim(config: AuditConfig, manifest: Path | None, root: Path) -> None:
     """Make the folder of the report."""
+    verdict.check_passed(manifest or config.out / "manifest.csv")
     if manifest is None and config.out.resolve().is_relative_to(root.resolve()):
         raise InputError(f"--out {config.out} lies among the clips of {root}; give a folder outside of it")
     try:

@@ -213,7 +213,8 @@ class _Level:
 
     @classmethod
     def of(cls, hole_HW: np.ndarray) -> "_Level":
-        near_HW = cv2.dilate(hole_HW.astype(np.uint8), np.ones((2 * RADIUS + 1, 2 * RADIUS + 1), np.uint8)) > 0
+        """Of the hole as this level shows it."""
+        near_HW = cv2.dilate(hole_HW.astype(np.uint8), np.ones((SIDE, SIDE), np.uint8)) > 0
         source_HW = ~near_HW
         source_HW[:RADIUS] = source_HW[-RADIUS:] = False
         source_HW[:, :RADIUS] = source_HW[:, -RADIUS:] = False

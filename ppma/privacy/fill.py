@@ -5,8 +5,8 @@
 
 The median over frames in which nobody is there is the background itself wherever people or camera move. Where somebody never moves away
 there is nothing to be seen; what is made up there stays as it is from frame to frame, since what flickers looks like motion.
-Legend: H height, W width of the frame, h w of the cut that holds the hidden pixels, R references, N
-pixels, C channels.
+Legend: H height, W width of the frame, h w of the cut that holds the hidden pixels, R references, N pixels,
+C channels.
 """
 
 from collections.abc import Callable, Sequence

@@ -139,7 +139,10 @@ class ScriptedClip:
         references: Sequence[Reference],
         memory: Memory,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(picture_HWC, seen_HW); see `plugins.Inpainter`. All counts as guessed: such a model does not tell what it saw."""
+        """(picture_HWC, seen_HW); see `plugins.Inpainter`. All counts as guessed: such a model does not tell what it saw.
+
+        `memory` is left alone: the model sees other frames, and keeps them alike itself.
+        """
         seen_HW = np.zeros_like(hidden_HW)
         if not hidden_HW.any():
             return frame_HWC, seen_HW

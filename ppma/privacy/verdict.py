@@ -70,16 +70,25 @@ def seal(manifest: Path, audit: Path) -> None:
     write_atomically(seal_of(manifest), lambda file: json.dump(asdict(note), file, indent=1))
 
 
-def write_passed(manifest: Path, audit: Path) -> None:
-    """Write the rows of a sealed manifest that passed, sealed too: what strict takes. What an earlier audit left goes; none, no file."""
-    found, passed = Manifest.read(manifest), passed_of(manifest)
+def check_passed(manifest: Path) -> None:
+    """InputError where a file that no audit wrote lies in the place of the rows that pass."""
+    passed = passed_of(manifest)
     if passed.exists() and not seal_of(passed).exists():
         raise InputError(
             f"{passed} was not written by an audit (it has no seal); name it otherwise, the rows that pass go there"
         )
+
+
+def write_passed(manifest: Path, audit: Path) -> None:
+    """Write the rows of a sealed manifest that passed, sealed too: what strict takes. What an earlier audit left goes; none, no file."""
+    check_passed(manifest)
+    found, passed = Manifest.read(manifest), passed_of(manifest)
     for path in (passed, seal_of(passed)):
         path.unlink(missing_ok=True)
     if rows := [row for row in map(found.clip, range(len(found))) if row.audit == PASSED]:
+        seal_of(
+            passed
+        ).touch()  # whoever is killed here leaves a file that the next audit knows as its own, and strict refuses
         Manifest.write(passed, rows)
         seal(passed, audit)
 
