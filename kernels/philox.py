@@ -36,7 +36,8 @@ def _multiply(a: Tensor, constant: int) -> tuple[Tensor, Tensor]:
 
 def philox4x32(counter_4: tuple[Tensor, Tensor, Tensor, Tensor], key_2: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Ten rounds over broadcastable int64 tensors that hold 32-bit words; returns four such tensors."""
-    c0, c1, c2, c3 = counter_4
+    # Inductor computes an index times a constant in int32, which _M0 does not fit. A masked index is a value, in int64.
+    c0, c1, c2, c3 = (c & _LOW for c in counter_4)
     k0, k1 = key_2
     for _ in range(10):
         high0, low0 = _multiply(c0, _M0)
