@@ -3,14 +3,16 @@
     python benchmarks/end_to_end.py
     python benchmarks/end_to_end.py --manifest train.csv --root /data/videos --model base --batch 64
 
-Each source is one kind of file, made on the spot unless a manifest is named. `clips_per_s` counts views, as batches do;
-`stall_percent` is the share of the time in which the step waited for a batch; `of_cached` the speed over that of the
-same step on one batch that stays on the device. The step is stage 1's, as `train_step.py` measures it.
+Each source is one kind of file, made on the spot unless a manifest is named, and is read by each --implementation that takes it.
+`clips_per_s` counts views, as batches do; `stall_percent` is the share of the time in which the step waited for a batch;
+`of_cached` the speed over that of the same step on one batch that stays on the device. The step is stage 1's, as `ppma train`
+runs it. Where the file alone sets the limit (a GOP of 250 costs 125 decoded frames for a frame in the middle), `of_cached`
+says how far it is from keeping the GPU busy; packed clips are what has to keep it busy.
 """
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,21 +22,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import rows
-from ppma import compiling
+from benchmarks.training import make_trainer, run_config, synchronize
 from ppma.command import DONE, parse, run
-from ppma.compute import choose
-from ppma.loaders.batch import ClipBatch
-from ppma.loaders.config import LoaderConfig
+from ppma.loaders.config import Implementation, LoaderConfig
 from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Manifest
 from ppma.loaders.sampler import TrainingSampler
+from ppma.loaders.store import is_packed
 from ppma.loaders.stream import ClipStream
-from ppma.mae import MaskedAutoencoder
-from ppma.model_config import MAEConfig, OptimConfig, preset
-from ppma.optim import build_optimizer, set_learning_rate
+from ppma.model_config import preset
+from ppma.train import Trainer
 
-WARM_UP = 3
-"""Steps that are not counted: workers start, kernels are chosen and compiled."""
+WARM_UP = 6
+"""Steps that are not counted: workers start, the step is compiled, and the batches that were read meanwhile are used up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,8 @@ class BenchmarkConfig(rows.ReportConfig):
         "packed",
     )
     """Kinds of files that are made here."""
+    implementation: tuple[Implementation, ...] = ("auto",)
+    """Readers: dali, plain, ffcv (packed clips only), or auto."""
     manifest: Path | None = None
     """Measure on these clips instead."""
     root: Path | None = None
@@ -74,58 +76,40 @@ class BenchmarkConfig(rows.ReportConfig):
             raise InputError(f"--batch {self.batch or 4} is no multiple of {self.views} views")
 
 
-def make_step(model_name: str, size: int, device: torch.device) -> Callable[[ClipBatch], None]:
-    """A function that trains on one batch, in the precision and form that `ppma train` chooses for the device."""
-    compute = choose("auto", device)
-    model = MaskedAutoencoder(preset(model_name, size=size), MAEConfig()).to(device)
-    optimizer = build_optimizer(model, OptimConfig())
-    set_learning_rate(optimizer, 1e-5)
-    mode = compiling.choose("auto", device)
-    module = compiling.compiled(model, mode) if mode != "off" else model
-
-    def step(batch: ClipBatch) -> None:
-        with compute.autocast():
-            loss = module(batch.frames_BTHWC, batch.key_B)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has caught up."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def measure(manifest: Manifest, config: BenchmarkConfig, device: torch.device) -> rows.Row:
-    """The row of one source."""
+def make_step(config: BenchmarkConfig, device: torch.device) -> Trainer:
+    """The step of stage 1, for batches of the config's size."""
     on_gpu = device.type == "cuda"
-    model = config.model or ("base" if on_gpu else "tiny")
-    batch = config.batch or (128 if on_gpu else 4)
-    loader = LoaderConfig(views=config.views, workers=config.workers, size=config.size)
+    model, batch = config.model or ("base" if on_gpu else "tiny"), config.batch or (128 if on_gpu else 4)
+    return make_trainer(run_config("mae", model=model, batch=batch, size=config.size), device)
+
+
+def measure(
+    manifest: Manifest, config: BenchmarkConfig, trainer: Trainer, implementation: Implementation = "auto"
+) -> rows.Row:
+    """The row of one source and one reader."""
+    device, batch = trainer.ranks.device, trainer.config.batch
+    loader = LoaderConfig(views=config.views, workers=config.workers, size=config.size, implementation=implementation)
     clips = batch // config.views
     epoch_clips = clips * (WARM_UP + config.steps)
     sampler = TrainingSampler([manifest], loader, seed=0, batch_clips=clips, epoch_clips=epoch_clips)
-    step = make_step(model, config.size, device)
     with ClipStream(sampler, [manifest], loader, device=device) as stream:
         for number, cached in enumerate(stream, 1):
-            step(cached)
+            trainer.train_step(cached)
             if number == WARM_UP:
-                synchronise(device)
+                synchronize(device)
                 began, waited = time.perf_counter(), cached.counters.wait_seconds
-        synchronise(device)
+        synchronize(device)
         streamed = time.perf_counter() - began
         waited = cached.counters.wait_seconds - waited
     began = time.perf_counter()
     for _ in range(config.steps):
-        step(cached)
-    synchronise(device)
+        trainer.train_step(cached)
+    synchronize(device)
     alone = time.perf_counter() - began
     return {
         "source": manifest.name,
-        "model": model,
+        "reader": stream.implementation,
+        "model": config.model or ("base" if device.type == "cuda" else "tiny"),
         "batch": batch,
         "views": config.views,
         "workers": config.workers,
@@ -133,8 +117,17 @@ def measure(manifest: Manifest, config: BenchmarkConfig, device: torch.device) -
         "clips_per_s": batch * config.steps / streamed,
         "stall_percent": 100 * waited / streamed,
         "of_cached": alone / streamed,
+        "fallback_percent": 100 * cached.counters.fallbacks / max(cached.counters.samples, 1),
         "repeats": config.steps,
     }
+
+
+def cases(sources: Sequence[Manifest], config: BenchmarkConfig) -> Iterator[tuple[Manifest, Implementation]]:
+    """Each source with each reader that takes it."""
+    for manifest in sources:
+        for implementation in config.implementation:
+            if implementation != "ffcv" or is_packed(manifest.file(0)):
+                yield manifest, implementation
 
 
 def manifests(config: BenchmarkConfig) -> list[Manifest]:
@@ -151,7 +144,9 @@ def main(argv: list[str]) -> int:
     """The command."""
     config = parse(BenchmarkConfig, argv, prog="end_to_end")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    made = [measure(manifest, config, device) for manifest in manifests(config)]
+    sources = manifests(config)
+    trainer = make_step(config, device)
+    made = [measure(manifest, config, trainer, reader) for manifest, reader in cases(sources, config)]
     rows.report(made, benchmark="end_to_end", json=config.json, compare=config.compare, plot=config.plot)
     return DONE
 

@@ -2,8 +2,8 @@
 
     step on one cached batch  |  loader alone  |  both together   ->   clips/s of each, and one sentence
 
-The step is stage 1's (ViT-tiny on a CPU, ViT-B in bf16 on a GPU). Both together can at best reach the slower of the two; on a CPU they
-also share the cores.
+The step is stage 1's as `ppma train` runs it: on a GPU ViT-B, 128 rows, compiled, in bf16; on a CPU ViT-tiny on 4 clips. Both together
+can at best reach the slower of the two; on a CPU they also share the cores.
 """
 
 import statistics
@@ -15,47 +15,30 @@ import torch
 
 from benchmarks import rows
 from benchmarks.loader_readers import BATCH_CLIPS, sampler_of
+from benchmarks.training import make_trainer, run_config, synchronize
 from ppma.loaders.batch import ClipBatch
 from ppma.loaders.config import LoaderConfig
 from ppma.loaders.manifest import Manifest
 from ppma.loaders.stream import ClipStream
-from ppma.mae import MAEConfig, MaskedAutoencoder
-from ppma.model_config import preset
 
 CLOSE = 0.97
 """Share of the step's rate from which on the loader counts as fast enough."""
+GPU_ROWS = 128
+"""Rows of a batch on a GPU: the recipe's."""
 WARM_UP, ROUNDS = 3, 3
 
 
-def make_step(device: torch.device) -> tuple[str, Callable[[ClipBatch], None]]:
-    """The model's name, and a function that trains on one batch."""
-    name = "base" if device.type == "cuda" else "tiny"
-    model = MaskedAutoencoder(preset(name), MAEConfig()).to(device)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
-
-    def step(batch: ClipBatch) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = model(batch.frames_BTHWC, batch.key_B)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-
-    return name, step
-
-
-def rate(device: torch.device, seconds: float, one: Callable[[], object], ahead: int) -> float:
-    """Clips/s of calls of `one`, each a batch, for about `seconds`, after `ahead` calls that take what was ready already."""
+def rate(device: torch.device, seconds: float, one: Callable[[], object], *, ahead: int, rows: int) -> float:
+    """Clips/s of calls of `one`, each a batch of `rows`, for about `seconds`, after `ahead` calls that take what was ready already."""
     for _ in range(ahead):
         one()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(device)
     began, calls = time.perf_counter(), 0
     while calls < 2 or time.perf_counter() - began < seconds:
         one()
         calls += 1
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return BATCH_CLIPS * calls / (time.perf_counter() - began)
+    synchronize(device)
+    return rows * calls / (time.perf_counter() - began)
 
 
 def sentence(step: float, loader: float, both: float, *, cpu: bool) -> str:
@@ -72,30 +55,46 @@ def sentence(step: float, loader: float, both: float, *, cpu: bool) -> str:
 
 
 def headspace(
-    manifest: Manifest, *, device: Literal["cpu", "gpu"], workers: int, views: int, seconds: float = 10.0
+    manifest: Manifest,
+    *,
+    device: Literal["cpu", "gpu"],
+    workers: int,
+    views: int,
+    seconds: float = 10.0,
+    size: int = 224,
 ) -> list[dict[str, Any]]:
     """Rows with the three rates, each the median of rounds in turn of `seconds` in all; prints the sentence."""
     where = torch.device("cuda" if device == "gpu" else "cpu")
-    config = LoaderConfig(views=views, workers=workers)
-    name, step = make_step(where)
-    with ClipStream(sampler_of(manifest, config), [manifest], config, device=where, epochs=1 << 30) as stream:
+    clips = GPU_ROWS // views if device == "gpu" else BATCH_CLIPS
+    config = LoaderConfig(views=views, workers=workers, size=size)
+    name, batch = "base" if device == "gpu" else "tiny", clips * views
+    trainer = make_trainer(run_config("mae", model=name, batch=batch, size=size), where)
+    sampler = sampler_of(manifest, config, clips)
+    with ClipStream(sampler, [manifest], config, device=where, epochs=1 << 30) as stream:
         flow: Iterator[ClipBatch] = iter(stream)
         cached = next(flow)
-        for _ in range(WARM_UP if where.type == "cuda" else 1):
-            step(cached)
+        for _ in range(WARM_UP if device == "gpu" else 1):
+            trainer.train_step(cached)
         works: dict[str, Callable[[], object]] = {
-            "step on a cached batch": lambda: step(cached),
+            "step on a cached batch": lambda: trainer.train_step(cached),
             "loader alone": lambda: next(flow),
-            "both": lambda: step(next(flow)),
+            "both": lambda: trainer.train_step(next(flow)),
         }
         found: dict[str, list[float]] = {what: [] for what in works}
         for _ in range(ROUNDS):
             for what, one in works.items():
                 ready = 0 if "cached" in what else config.prefetch_batches
-                found[what].append(rate(where, seconds / ROUNDS, one, ready))
+                found[what].append(rate(where, seconds / ROUNDS, one, ahead=ready, rows=batch))
     middle = {what: statistics.median(rates) for what, rates in found.items()}
     print(sentence(*(middle[what] for what in works), cpu=device == "cpu"))
-    common = {"content": manifest.name, "model": name, "views": views, "workers": workers, "device": device}
+    common = {
+        "content": manifest.name,
+        "model": name,
+        "batch": batch,
+        "views": views,
+        "workers": workers,
+        "device": device,
+    }
     return [
         {"what": what, **common, "clips_per_s": round(value, 2), "rounds": ROUNDS, "spread": rows.spread(found[what])}
         for what, value in middle.items()

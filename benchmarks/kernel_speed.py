@@ -4,19 +4,25 @@
     python benchmarks/kernel_speed.py --kernel attention --batch 32
 
 Ceilings are measured first: bytes a second of a copy (read and written) for `patchify` and `pixel_loss`, operations a
-second of a large matrix product for `attention`. Bytes are those that an operation must move, not those that it does:
-the wanted patches once, the result once. Without a GPU the shapes are small and our Triton kernels are left out: there
-they run only in an interpreter, whose speed says nothing.
+second of a large matrix product for `attention`. On a GPU a time is that of CUDA-graph replays over rotating inputs
+(`timing`), so it holds kernels and nothing else. Without a GPU the shapes are small and our Triton kernels are left out:
+there they run only in an interpreter, whose speed says nothing.
+
+Bytes are those that an ideal implementation must move, not those that ours moves:
+
+- `patchify`: each pixel of the chosen patches read once (1 byte), each value written once, each index (8 bytes) read once.
+- `pixel_loss`, forward and backward: each pixel of the masked patches and each predicted value read once, each value of the
+  gradient written once. The gradient is known up to a factor when the loss is, so neither pixels nor prediction need to be
+  read again; an implementation that keeps the difference for its backward moves two values more.
 """
 
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -24,6 +30,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import rows
+from benchmarks.timing import cannot_run, seconds_per_call, sets_needed
 from ppma.command import DONE, parse, run
 from ppma.flops import measured_peak_flops
 from ppma.kernels import choice, reference
@@ -34,6 +41,8 @@ from ppma.kernels.pixel_loss import pixel_loss
 from ppma.model_config import PIXEL_MEAN, PIXEL_STD
 
 PATCH = (2, 16, 16)
+ATTENTION_SHAPES = ((157, 12, 64), (1568, 16, 24), (1568, 12, 64), (1568, 16, 80))
+"""Tokens, heads and head width: stage 1's encoder and decoder, stage 2, and the encoder of the huge model."""
 COLOURS = {"patch": PATCH, "mean": PIXEL_MEAN, "std": PIXEL_STD}
 Kernel = Literal["patchify", "pixel_loss", "attention"]
 
@@ -53,6 +62,9 @@ class BenchmarkConfig(rows.ReportConfig):
         self.at_least(0, "batch", "repeats")
 
 
+Inputs = tuple[Tensor, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     """One thing to time."""
@@ -62,44 +74,35 @@ class Measurement:
     shape: str
     dtype: torch.dtype
     direction: Literal["forward", "forward+backward"]
-    run: Callable[[], object]
+    run: Callable[[Inputs], object]
+    """Takes one of `sets`."""
+    sets: list[Inputs]
     bytes_moved: float = 0.0
     flops: float = 0.0
-
-
-def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
-    """Elapsed time of every repetition, after two that are not counted."""
-    took = []
-    for _ in range(repeats + 2):
-        if device.type == "cuda":
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            work()
-            end.record()
-            end.synchronize()
-            took.append(start.elapsed_time(end) / 1000)
-        else:
-            began = time.perf_counter()
-            work()
-            took.append(time.perf_counter() - began)
-    return took[2:]
 
 
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second of a large copy, counted once for reading and once for writing."""
     source = torch.empty(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * source.numel() / statistics.median(seconds(lambda: target.copy_(source), device, 10))
+    copies = seconds_per_call(lambda pair: pair[1].copy_(pair[0]), [(source, target)], device, 10)
+    return 2 * source.numel() / statistics.median(copies)
 
 
-def forced(implementation: choice.Implementation, work: Callable[[], object]) -> Callable[[], object]:
+def forced(implementation: choice.Implementation, work: Callable[[Inputs], object]) -> Callable[[Inputs], object]:
     """The same work with one implementation of the seam."""
 
-    def forced_work() -> object:
+    def forced_work(inputs: Inputs) -> object:
         with choice.use(implementation):
-            return work()
+            return work(inputs)
 
     return forced_work
+
+
+def rotating(make: Callable[[], Inputs], device: torch.device) -> list[Inputs]:
+    """As many sets of inputs as it takes to exceed the cache."""
+    first = make()
+    return [first, *(make() for _ in range(sets_needed(sum(t.nbytes for t in first), device) - 1))]
 
 
 def forms(device: torch.device) -> list[choice.Implementation]:
@@ -116,80 +119,104 @@ def clips(batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 def contenders(
     plain: Callable[..., Tensor],
-    stated: Callable[[Callable[..., Tensor]], object],
-    seam: Callable[[], object],
+    seam: Callable[..., Tensor],
+    work: Callable[[Callable[..., Tensor], Inputs], object],
     device: torch.device,
-    common: dict,
+    common: dict[str, Any],
 ) -> Iterator[Measurement]:
-    """`stated` with the plain meaning, on a GPU also with what torch.compile makes of it (PyTorch's best); and the seam's forms."""
-    yield Measurement(implementation="reference", run=partial(stated, plain), **common)
+    """`work` with the plain meaning, on a GPU also with what torch.compile makes of it (PyTorch's best); and the seam's forms."""
+    yield Measurement(implementation="reference", run=partial(work, plain), **common)
     if device.type == "cuda":
         compiled = torch.compile(plain, dynamic=False)
-        yield Measurement(implementation="reference_compiled", run=partial(stated, compiled), **common)
+        yield Measurement(implementation="reference_compiled", run=partial(work, compiled), **common)
     for form in forms(device):
-        yield Measurement(implementation=form, run=forced(form, seam), **common)
+        yield Measurement(implementation=form, run=forced(form, partial(work, seam)), **common)
 
 
 def patchify_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
     """The visible tenth of stage 1, and all patches of stage 2."""
-    frames, visible, _ = clips(batch, device)
+    sets = rotating(lambda: clips(batch, device), device)
     for dtype in (torch.bfloat16, torch.float32):
-        for idx in (visible, None):
-            tokens = 1568 if idx is None else idx.shape[1]
-            values = batch * tokens * 1536
-            common = {"kernel": "patchify", "shape": f"{batch} x {tokens} x 1536", "dtype": dtype}
-            common |= {"direction": "forward", "bytes_moved": values * (1 + dtype.itemsize)}
+        for all_tokens in (False, True):
+            tokens = 1568 if all_tokens else sets[0][1].shape[1]
+            moved = batch * tokens * (1536 * (1 + dtype.itemsize) + 8 * (not all_tokens))
+            common = {"kernel": "patchify", "shape": f"{batch} x {tokens} x 1536", "dtype": dtype, "sets": sets}
+            common |= {"direction": "forward", "bytes_moved": moved}
 
-            def seam(idx: Tensor | None = idx, dtype: torch.dtype = dtype) -> Tensor:
-                return patchify(frames, idx, **COLOURS, dtype=dtype)
+            def work(
+                patches: Callable[..., Tensor],
+                inputs: Inputs,
+                all_tokens: bool = all_tokens,
+                dtype: torch.dtype = dtype,
+            ) -> Tensor:
+                frames, visible, _ = inputs
+                return patches(frames, None if all_tokens else visible, **COLOURS, dtype=dtype)
 
-            def stated(work: Callable[..., Tensor], idx: Tensor | None = idx, dtype: torch.dtype = dtype) -> Tensor:
-                return work(frames, idx, **COLOURS, dtype=dtype)
-
-            yield from contenders(reference.patchify, stated, seam, device, common)
+            yield from contenders(reference.patchify, patchify, work, device, common)
 
 
 def pixel_loss_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
-    """The masked nine tenths; the gradient is written whether or not a backward pass follows."""
-    frames, _, masked = clips(batch, device)
+    """The masked nine tenths, with the gradient."""
+
+    def work(loss: Callable[..., Tensor], inputs: Inputs) -> object:
+        frames, _, masked, prediction = inputs
+        return torch.autograd.grad(loss(prediction, frames, masked, patch=PATCH), prediction)
+
     for dtype in (torch.bfloat16, torch.float32):
-        prediction = torch.randn(batch, 1411, 1536, device=device).to(dtype).requires_grad_()
-        common = {"kernel": "pixel_loss", "shape": f"{batch} x 1411 x 1536", "dtype": dtype}
-        common |= {"direction": "forward+backward", "bytes_moved": prediction.numel() * (1 + 2 * dtype.itemsize)}
 
-        def seam(prediction: Tensor = prediction) -> object:
-            return torch.autograd.grad(pixel_loss(prediction, frames, masked, patch=PATCH), prediction)
+        def make(dtype: torch.dtype = dtype) -> Inputs:
+            prediction = torch.randn(batch, 1411, 1536, device=device).to(dtype).requires_grad_()
+            return (*clips(batch, device), prediction)
 
-        def stated(work: Callable[..., Tensor], prediction: Tensor = prediction) -> object:
-            return torch.autograd.grad(work(prediction, frames, masked, patch=PATCH), prediction)
+        moved = batch * 1411 * (1536 * (1 + 2 * dtype.itemsize) + 8)
+        common = {
+            "kernel": "pixel_loss",
+            "shape": f"{batch} x 1411 x 1536",
+            "dtype": dtype,
+            "sets": rotating(make, device),
+        }
+        common |= {"direction": "forward+backward", "bytes_moved": moved}
+        yield from contenders(reference.pixel_loss, pixel_loss, work, device, common)
 
-        yield from contenders(reference.pixel_loss, stated, seam, device, common)
+
+def attention_forms(device: torch.device) -> list[str]:
+    """Candidates of the choice that this machine may have."""
+    return [form for form in CANDIDATES if form != "triton" or choice.LOADED] if device.type == "cuda" else []
 
 
 def attention_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
     """The encoder of stage 1, the decoder, the encoder of stage 2, and on a GPU that of the huge model."""
     on_gpu = device.type == "cuda"
-    huge = ((1568, 16, 80),) if on_gpu else ()
-    for tokens, heads, width in ((157, 12, 64), (1568, 16, 24), (1568, 12, 64), *huge):
-        for dtype in (torch.bfloat16, torch.float16) if on_gpu else (torch.float32,):
-            qkv = torch.randn(batch, tokens, 3 * heads * width, device=device).to(dtype).requires_grad_()
-            gradient = torch.randn(batch, tokens, heads * width, device=device).to(dtype)
-            works: dict[str, Callable[[Tensor], Tensor]] = {
-                "reference": lambda x, heads=heads: reference.attention(x, heads),
-                "seam": lambda x, heads=heads: attention(x, heads),
-            }
-            for form in CANDIDATES if on_gpu else ():
-                if form != "triton" or choice.LOADED:
-                    works[form] = lambda x, heads=heads, form=form: attend(x, heads, form)
-            products = 4 * batch * tokens**2 * heads * width
-            common = {"kernel": "attention", "shape": f"{batch} x {tokens} x {heads} x {width}", "dtype": dtype}
-            for name, work in works.items():
-                both = lambda work=work, qkv=qkv, gradient=gradient: torch.autograd.grad(work(qkv), qkv, gradient)  # noqa: E731
-                alone = lambda work=work, qkv=qkv: work(qkv.detach())  # noqa: E731
-                yield Measurement(implementation=name, direction="forward", run=alone, flops=products, **common)
-                yield Measurement(
-                    implementation=name, direction="forward+backward", run=both, flops=3.5 * products, **common
-                )
+    for dtype in (torch.bfloat16, torch.float16) if on_gpu else (torch.float32,):
+        for tokens, heads, width in ATTENTION_SHAPES if on_gpu else ATTENTION_SHAPES[:3]:
+            yield from attention_shape(batch, tokens, heads, width, dtype, device)
+
+
+def attention_shape(
+    batch: int, tokens: int, heads: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Iterator[Measurement]:
+    """The plain meaning, the seam and every candidate at one shape."""
+
+    def make() -> Inputs:
+        qkv = torch.randn(batch, tokens, 3 * heads * width, device=device).to(dtype).requires_grad_()
+        return qkv, torch.randn(batch, tokens, heads * width, device=device).to(dtype)
+
+    def alone(work: Callable[[Tensor, int], Tensor], inputs: Inputs) -> object:
+        return work(inputs[0].detach(), heads)
+
+    def both(work: Callable[[Tensor, int], Tensor], inputs: Inputs) -> object:
+        return torch.autograd.grad(work(inputs[0], heads), inputs[0], inputs[1])
+
+    works: dict[str, Callable[..., Tensor]] = {"reference": reference.attention, "seam": attention}
+    works |= {form: partial(attend, form=form) for form in attention_forms(device)}
+    products = 4 * batch * tokens**2 * heads * width
+    common: dict[str, Any] = {"kernel": "attention", "shape": f"{batch} x {tokens} x {heads} x {width}", "dtype": dtype}
+    common |= {"sets": rotating(make, device)}
+    for name, work in works.items():
+        run = partial(alone, work)
+        yield Measurement(implementation=name, direction="forward", run=run, flops=products, **common)
+        run, flops = partial(both, work), 3.5 * products
+        yield Measurement(implementation=name, direction="forward+backward", run=run, flops=flops, **common)
 
 
 CASES = {"patchify": patchify_cases, "pixel_loss": pixel_loss_cases, "attention": attention_cases}
@@ -214,9 +241,19 @@ def row_of(case: Measurement, took: list[float], ceiling: float) -> rows.Row:
     }
 
 
+def seconds(case: Measurement, device: torch.device, repeats: int) -> list[float] | None:
+    """Times of a call; None, and the reason on stderr, where it cannot run."""
+    try:
+        return seconds_per_call(case.run, case.sets, device, repeats)
+    except cannot_run() as error:  # a backend that does not take the shape, or the reference out of memory
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"{case.kernel} {case.implementation} {case.shape}: {reason}", file=sys.stderr)
+        return None
+
+
 def measure(config: BenchmarkConfig, device: torch.device) -> list[rows.Row]:
     """A row for everything that can run; what cannot is said."""
-    bandwidth, peaks = copy_bandwidth(device), {}
+    bandwidth, peaks = copy_bandwidth(device), dict[torch.dtype, float]()
     on_gpu = device.type == "cuda"
     batch, repeats = config.batch or (64 if on_gpu else 1), config.repeats or (50 if on_gpu else 5)
     print(f"copy {bandwidth / 1e9:.1f} GB/s", flush=True)
@@ -226,12 +263,8 @@ def measure(config: BenchmarkConfig, device: torch.device) -> list[rows.Row]:
             if case.flops and case.dtype not in peaks:
                 peaks[case.dtype] = measured_peak_flops(device, case.dtype)
                 print(f"matrix product in {case.dtype} {peaks[case.dtype] / 1e12:.2f} TFLOP/s", flush=True)
-            try:
-                took = seconds(case.run, device, repeats)
-            except RuntimeError as error:  # a back end that does not take the shape, or the reference out of memory
-                print(f"{kernel} {case.implementation} {case.shape}: {str(error).splitlines()[0]}", file=sys.stderr)
-                continue
-            made.append(row_of(case, took, peaks[case.dtype] if case.flops else bandwidth))
+            if took := seconds(case, device, repeats):
+                made.append(row_of(case, took, peaks[case.dtype] if case.flops else bandwidth))
     return made
 
 

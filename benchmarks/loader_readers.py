@@ -187,10 +187,10 @@ class Cycle:
         """Nothing is replaced: the clips are good."""
 
 
-def sampler_of(manifest: Manifest, config: LoaderConfig) -> Cycle:
+def sampler_of(manifest: Manifest, config: LoaderConfig, batch_clips: int = BATCH_CLIPS) -> Cycle:
     """What every reader is asked for."""
-    clips = CYCLE_BATCHES * BATCH_CLIPS
-    return Cycle(TrainingSampler([manifest], config, seed=0, batch_clips=BATCH_CLIPS, epoch_clips=clips))
+    clips = CYCLE_BATCHES * batch_clips
+    return Cycle(TrainingSampler([manifest], config, seed=0, batch_clips=batch_clips, epoch_clips=clips))
 
 
 def _ours(manifest: Manifest, config: LoaderConfig, device: str) -> Iterator[torch.Tensor]:

@@ -1,9 +1,10 @@
 """One implementation of the training step in a process of its own; `train_step.py` starts it and asks.
 
-    "step"  ->  {"ms": ..., "cpu_s": ...}          "end"  ->  facts about the whole process
+    "30"  ->  30 steps, the device waited for once  ->  {"ms": ..., "cpu_s": ...} of a step
+    "end"  ->  facts about the whole process
 
 The first steps, which allocate, compile and choose kernels, are made before the first answer and not counted: one on
-a CPU, three on a GPU.
+a CPU, three on a GPU. `ours` is the step of `ppma train` itself (`training.make_trainer`).
 """
 
 import gc
@@ -21,31 +22,29 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import published
-from ppma import compiling, flops
-from ppma.classify import Classifier
+from benchmarks.training import CLASSES, Phase, made_batch, make_trainer, run_config, synchronize
+from ppma import flops
 from ppma.config import Compile
-from ppma.mae import MaskedAutoencoder
 from ppma.masking import random_masking
-from ppma.model_config import ClassifierConfig, MAEConfig, MixConfig, OptimConfig, ViTConfig, preset
-from ppma.optim import build_optimizer, set_learning_rate
+from ppma.train import Trainer
 
-CLASSES = 150
 RATE = 1e-5
-Step = Callable[[], None]
+Step = Callable[[], object]
+COMPILE: dict[str, Compile] = {"ours": "auto", "ours_eager": "off", "ours_compiled": "on", "ours_graphs": "graphs"}
+"""Forms of our step, and their --compile."""
 
 
 class Setting:
     """The clips of a case, on its device."""
 
-    def __init__(self, *, phase: str, model: str, batch: int, size: int, frames: int, device: str) -> None:
+    def __init__(
+        self, *, phase: Phase, model: str, batch: int, size: int = 224, frames: int = 16, device: str = "cpu"
+    ) -> None:
         self.phase, self.batch, self.device = phase, batch, torch.device(device)
-        self.vit: ViTConfig = preset(model, size=size, frames=frames)
-        self.mae = MAEConfig()
-        generator = torch.Generator().manual_seed(0)
-        shape = (batch, frames, size, size, 3)
-        self.frames_BTHWC = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(self.device)
-        self.key_B = torch.arange(batch, device=self.device)
-        self.label_B = self.key_B % CLASSES
+        self.config = run_config(phase, model=model, batch=batch, size=size, frames=frames)
+        self.vit, self.mae = self.config.vit, self.config.mae
+        self.clips = made_batch(self.config, self.device)
+        self.frames_BTHWC, self.key_B, self.label_B = self.clips.frames_BTHWC, self.clips.key_B, self.clips.label_B
 
     @property
     def trunk(self) -> dict:
@@ -67,19 +66,9 @@ class Setting:
         return 3 * self.batch * one
 
 
-def ours(setting: Setting, *, mode: compiling.Mode) -> tuple[nn.Module, tuple[Tensor, ...], torch.optim.Optimizer]:
-    """The package's step: visible patches only, fused attention; on a GPU bfloat16 products."""
-    if setting.phase == "mae":
-        model: nn.Module = MaskedAutoencoder(setting.vit, setting.mae)
-        inputs: tuple[Tensor, ...] = (setting.frames_BTHWC, setting.key_B)
-    else:
-        config = ClassifierConfig(mix=MixConfig(probability=0.0))
-        model = Classifier(setting.vit, {"actions": CLASSES}, config)
-        inputs = (setting.frames_BTHWC, setting.key_B, setting.label_B, torch.zeros_like(setting.label_B))
-    model = model.to(setting.device)
-    optimizer = build_optimizer(model, OptimConfig())
-    set_learning_rate(optimizer, RATE)
-    return (compiling.compiled(model, mode) if mode != "off" else model), inputs, optimizer
+def ours(setting: Setting, implementation: str) -> Trainer:
+    """The package's step: visible patches only, fused attention; on a GPU compiled, with bfloat16 products."""
+    return make_trainer(setting.config, setting.device, compile=COMPILE[implementation])
 
 
 def plain(setting: Setting, *, recompute: bool) -> tuple[nn.Module, tuple[Tensor, ...], torch.optim.Optimizer]:
@@ -137,27 +126,22 @@ def huggingface(setting: Setting) -> tuple[nn.Module, tuple[Tensor, ...], torch.
 
 def build(setting: Setting, implementation: str) -> tuple[Step, torch.dtype]:
     """A function that makes one step, and the type of its matrix products."""
-    on_gpu = setting.device.type == "cuda"
-    if implementation.startswith("ours"):
-        asked: dict[str, Compile] = {"ours": "auto", "ours_compiled": "on", "ours_graphs": "graphs"}
-        mode = compiling.choose(asked.get(implementation, "off"), setting.device)
-        model, inputs, optimizer = ours(setting, mode=mode)
-        products = torch.bfloat16 if on_gpu else torch.float32
-    elif implementation == "huggingface":
+    if implementation in COMPILE:
+        trainer = ours(setting, implementation)
+        return lambda: trainer.train_step(setting.clips), trainer.compute.products
+    if implementation == "huggingface":
         (model, inputs, optimizer), products = huggingface(setting), torch.float32
     elif implementation in ("published", "published_without_recompute", "published_fp16"):
         model, inputs, optimizer = plain(setting, recompute=implementation != "published_without_recompute")
         products = torch.float16 if implementation == "published_fp16" else torch.float32
     else:
         raise SystemExit(
-            f"no implementation {implementation!r}; there are ours, ours_eager, ours_compiled, ours_graphs, published, "
-            "published_without_recompute, published_fp16, huggingface"
+            f"no implementation {implementation!r}; there are {', '.join(COMPILE)}, published, published_without_recompute, "
+            "published_fp16, huggingface"
         )
     scaler = torch.amp.GradScaler(setting.device.type, enabled=products == torch.float16)
 
     def step() -> None:
-        if implementation == "ours_graphs":
-            torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(setting.device.type, dtype=products, enabled=products != torch.float32):
             loss = model(*inputs)
         scaler.scale(loss).backward()
@@ -175,15 +159,14 @@ def peak_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def timed(step: Step, device: torch.device) -> dict[str, float]:
-    """Elapsed milliseconds and CPU seconds of all threads."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def timed(step: Step, device: torch.device, count: int) -> dict[str, float]:
+    """Elapsed milliseconds and CPU seconds of all threads, of one step out of `count` between two synchronizations."""
+    synchronize(device)
     began, cpu = time.perf_counter(), time.process_time()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return {"ms": 1000 * (time.perf_counter() - began), "cpu_s": time.process_time() - cpu}
+    for _ in range(count):
+        step()
+    synchronize(device)
+    return {"ms": 1000 * (time.perf_counter() - began) / count, "cpu_s": (time.process_time() - cpu) / count}
 
 
 def main() -> None:
@@ -203,7 +186,7 @@ def main() -> None:
         try:
             for _ in range(0 if number else 3 if device.type == "cuda" else 1):
                 step()
-            answer = timed(step, device) if word == "step" else {}
+            answer = {} if word == "end" else timed(step, device, int(word))
         except torch.OutOfMemoryError as error:
             answer = {"failure": str(error).splitlines()[0]}
         if word == "end":

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.end_to_end import BenchmarkConfig, measure
+from benchmarks.end_to_end import BenchmarkConfig, make_step, measure
 from ppma.cli import main as ppma
 from ppma.loaders.errors import InputError
 from ppma.loaders.manifest import Manifest
@@ -18,8 +18,8 @@ def clips(clip_tree, tmp_path_factory):
 
 def test_a_row(clips):
     config = BenchmarkConfig(batch=2, views=2, workers=1, steps=2, size=32)
-    row = measure(clips, config, torch.device("cpu"))
-    assert (row["source"], row["model"], row["batch"]) == ("clips", "tiny", 2)
+    row = measure(clips, config, make_step(config, torch.device("cpu")))
+    assert (row["source"], row["reader"], row["model"], row["batch"]) == ("clips", "plain", "tiny", 2)
     assert row["clips_per_s"] > 0 and 0 <= row["stall_percent"] <= 100 and row["of_cached"] > 0
 
 

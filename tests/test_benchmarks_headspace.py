@@ -1,10 +1,12 @@
-"""What the headspace analysis says of three rates, and that it measures them."""
+"""What the headspace analysis says of three rates, and that it measures the step of `ppma train` on batches of its size."""
 
 import pytest
 import torch
 
 from benchmarks import headspace
 from benchmarks.headspace import rate, sentence
+from benchmarks.natural_clips import make_clips
+from ppma.train import Trainer
 
 
 @pytest.mark.parametrize(
@@ -38,4 +40,15 @@ def test_batches_that_were_ready_are_not_counted(monkeypatch):
     def one():
         clock[0] += next(took)
 
-    assert rate(torch.device("cpu"), 4.0, one, ahead=2) == headspace.BATCH_CLIPS
+    assert rate(torch.device("cpu"), 4.0, one, ahead=2, rows=128) == 128
+
+
+def test_the_three_rates(monkeypatch, tmp_path, capsys):
+    clips = make_clips(tmp_path, clips=2, frames=40, contents=("mpeg4",))["mpeg4"]
+    seen = []
+    real = Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", lambda self, batch: (seen.append(len(batch.key_B)), real(self, batch)))
+    made = headspace.headspace(clips, device="cpu", workers=1, views=2, seconds=0.01, size=32)
+    assert [row["what"] for row in made] == ["step on a cached batch", "loader alone", "both"]
+    assert all(row["clips_per_s"] > 0 and row["batch"] == 8 for row in made) and set(seen) == {8}
+    assert capsys.readouterr().out.count("\n") == 1

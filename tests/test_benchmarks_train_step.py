@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import train_step
+from benchmarks import step_worker, train_step
 from benchmarks.train_step import BenchmarkConfig, Case, Worker, cases, measure
 
 FIELDS = {"phase", "implementation", "model", "batch", "ms_per_step", "cpu_s_per_step", "clips_per_s", "peak_memory_mb"}
@@ -94,25 +94,22 @@ def test_stage_2_reaches_its_goal():
     assert by_name(BenchmarkConfig(phase=("align",), threads=1), repeats=3)["ours"]["ratio_to_published"] >= 1.6
 
 
-@pytest.mark.cuda
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_stage_1_reaches_its_goals_on_a_gpu():
-    """ViT-B, batch 64, against the published step as it is run, in fp16. 2,340 clips/s would be 60 % of an H200's 790 TFLOP/s."""
-    made = by_name(BenchmarkConfig(phase=("mae",)), repeats=30, device="cuda")
-    assert made["published_fp16"]["ms_per_step"] >= 4 * made["ours"]["ms_per_step"]
-    if "H200" in torch.cuda.get_device_name():
-        assert made["ours"]["clips_per_s"] >= 1400
+def test_the_device_is_waited_for_once_in_a_measurement(monkeypatch):
+    """30 steps on a GPU; waiting after each would time the host's launches, which run ahead of the device in a real run."""
+    log = []
+    monkeypatch.setattr(step_worker, "synchronize", lambda device: log.append("wait"))
+    took = step_worker.timed(lambda: log.append("step"), torch.device("cpu"), train_step.STEPS["cuda"])
+    assert log == ["wait", *["step"] * 30, "wait"] and took["ms"] > 0
 
 
-@pytest.mark.cuda
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_stage_2_reaches_its_goals_on_a_gpu():
-    """ViT-B, batch 16, against the published step as it is run, in float32, and the same in fp16."""
-    made = by_name(BenchmarkConfig(phase=("align",)), repeats=30, device="cuda")
-    assert made["ours"]["ratio_to_published"] >= 8
-    assert made["published_fp16"]["ms_per_step"] >= 2 * made["ours"]["ms_per_step"]
-    assert made["published"]["peak_memory_mb"] >= 5 * made["ours"]["peak_memory_mb"]
-    if "H200" in torch.cuda.get_device_name():
-        assert made["ours"]["clips_per_s"] >= 440
+def test_ours_is_the_step_of_a_run(monkeypatch):
+    """Compile mode, precision and optimizer are those that `ppma train` chooses, and its train_step is what is called."""
+    setting = step_worker.Setting(phase="align", model="tiny", batch=2, size=32, frames=2)
+    calls = []
+    monkeypatch.setattr(step_worker.Trainer, "train_step", lambda self, batch: calls.append((self, batch)))
+    step, products = step_worker.build(setting, "ours")
+    step()
+    ((trainer, batch),) = calls
+    assert batch is setting.clips and products == trainer.compute.products
+    assert trainer.optimizer.defaults["fused"] and trainer.config.compile == "auto"
+    assert (trainer.config.loader.erase_probability, trainer.config.classifier.mix.mixes) == (0.0, False)

@@ -1,0 +1,90 @@
+"""Time device work without the host in the figure: CUDA-graph replay over rotating inputs.
+
+    input sets, work  ->  one graph that runs `work` on one set after the other  ->  seconds of a call, one value per replay
+
+A replay launches everything at once, so neither Python nor autograd nor a launch gap is timed. The sets together exceed the
+L2 cache, and the outputs of all calls stay allocated, so no call finds its data in the cache. Without a GPU the calls are
+timed one by one.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+
+Inputs = TypeVar("Inputs")
+
+CALLS = 8
+"""Least calls of a graph: the few microseconds that its launch takes are spread over them."""
+WARM_UP = 2
+"""Calls on every set before the capture: they compile, choose kernels and allocate."""
+
+
+def cannot_run() -> tuple[type[Exception], ...]:
+    """Exceptions of an implementation that does not take a shape, or needs more memory than there is."""
+    try:
+        from triton.runtime.errors import TritonError
+    except ImportError:
+        return (RuntimeError,)
+    return RuntimeError, TritonError
+
+
+def sets_needed(set_bytes: float, device: torch.device) -> int:
+    """Input sets that together take at least twice the L2 cache, two or more; one without a GPU."""
+    if device.type != "cuda":
+        return 1
+    return max(2, 1 + int(2 * torch.cuda.get_device_properties(device).L2_cache_size // max(set_bytes, 1.0)))
+
+
+def capture(calls: Sequence[Callable[[], object]]) -> tuple[torch.cuda.CUDAGraph, list[object]]:
+    """Record the calls, in order, as one CUDA graph; returns it with the outputs, which must outlive it."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for call in [*calls] * WARM_UP:
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = [call() for call in calls]
+    return graph, outputs
+
+
+def replays(graph: torch.cuda.CUDAGraph, repeats: int) -> list[float]:
+    """Seconds of each replay; all are queued before the host waits once."""
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    graph.replay()
+    marks[0].record()
+    for mark in marks[1:]:
+        graph.replay()
+        mark.record()
+    torch.cuda.synchronize()
+    return [before.elapsed_time(after) / 1000 for before, after in pairwise(marks)]
+
+
+def seconds_per_call(
+    work: Callable[[Inputs], object], sets: Sequence[Inputs], device: torch.device, repeats: int
+) -> list[float]:
+    """Time `work(inputs)`, going round the sets.
+
+    Args:
+        work: Leaves its result on the device and reads nothing back.
+        sets: Inputs of equal shape (`sets_needed`).
+        device: A GPU is timed by graph replay, a CPU by the clock.
+        repeats: Measurements, after those that warm up.
+
+    Returns:
+        Seconds of a call, one value per measurement.
+    """
+    if device.type == "cuda":
+        rounds = -(-CALLS // len(sets))
+        graph, _outputs = capture([lambda inputs=inputs: work(inputs) for inputs in [*sets] * rounds])
+        return [took / (rounds * len(sets)) for took in replays(graph, repeats)]
+    took = []
+    for number in range(WARM_UP + repeats):
+        began = time.perf_counter()
+        work(sets[number % len(sets)])
+        took.append(time.perf_counter() - began)
+    return took[WARM_UP:]

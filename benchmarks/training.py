@@ -1,0 +1,99 @@
+"""The training step that `ppma train` runs, for benchmarks that feed it themselves.
+
+phase, model, batch, device  ->  Trainer (compile, precision and optimizer as a run has them)   +   a ClipBatch of random pixels
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ppma.compute import choose
+from ppma.config import Compile, Precision, RunConfig
+from ppma.distributed import Ranks
+from ppma.loaders.batch import ClipBatch
+from ppma.loaders.manifest import Clip, Manifest
+from ppma.model_config import MixConfig, preset
+from ppma.recipes import RECIPES
+from ppma.tasks import ClassifyTask, MaeTask
+from ppma.train import Trainer
+
+Phase = Literal["mae", "align"]
+CLASSES = 150
+
+
+def run_config(
+    phase: Phase, *, model: str, batch: int, size: int = 224, frames: int = 16, as_recipe: bool = False
+) -> RunConfig:
+    """Return the config of a phase, for `batch` clips of one view.
+
+    Args:
+        phase: `mae` is stage 1, `align` stage 2.
+        model: Size of the encoder.
+        batch: Rows of a step.
+        size: Height and width of a clip.
+        frames: Frames of a clip.
+        as_recipe: Keep mixing, erasing and drop path, which the published step that we compare with leaves out.
+    """
+    config = RECIPES["mae_nohuman" if phase == "mae" else "align_nohuman"](model=model, size=size, frames=frames)
+    config = replace(config, batch=batch, loader=replace(config.loader, views=1))
+    if as_recipe:
+        return config
+    return replace(
+        config,
+        vit=preset(model, size=size, frames=frames),
+        loader=replace(config.loader, erase_probability=0.0),
+        classifier=replace(config.classifier, mix=MixConfig(probability=0.0)),
+    )
+
+
+def made_source(name: str, clips: int) -> Manifest:
+    """A manifest of clips that exist in name only."""
+    listed = [
+        Clip(
+            path=f"{i}.mp4", label=i % CLASSES, class_name=str(i % CLASSES), frames=300, fps=25.0, width=336, height=256,
+            codec="h264", key_frame_spacing=250, duration_seconds=12.0,
+        )
+        for i in range(clips)
+    ]  # fmt: skip
+    return Manifest.from_clips(listed, root=Path("made"), name=name)
+
+
+def make_trainer(
+    config: RunConfig, device: torch.device, *, compile: Compile = "auto", precision: Precision = "auto"
+) -> Trainer:
+    """Build the Trainer of one process over a made source."""
+    config = replace(config, compile=compile, precision=precision)
+    task = (MaeTask if config.phase == "mae" else ClassifyTask)(
+        config, [made_source(config.sources[0], max(config.batch, CLASSES))]
+    )
+    return Trainer(config, task, Ranks(rank=0, world_size=1, local_rank=0, device=device), choose(precision, device))
+
+
+def made_batch(config: RunConfig, device: torch.device, *, seed: int = 0) -> ClipBatch:
+    """A batch of random pixels on the device; with erasing on, every fourth row has a box of a ninth of its area."""
+    generator = torch.Generator().manual_seed(seed)
+    size, rows = config.vit.size, torch.arange(config.batch)
+    shape = (config.batch, config.vit.frames, size, size, 3)
+    box = torch.tensor([size // 4, size // 4, size // 3, size // 3])
+    erased = (rows[:, None] % 4 == 0) & (config.loader.erase_probability > 0)
+    return ClipBatch(
+        frames_BTHWC=torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
+        label_B=rows % CLASSES,
+        source_B=torch.zeros_like(rows),
+        sample_id_B=rows,
+        view_B=torch.zeros_like(rows),
+        key_B=rows + seed * config.batch,
+        erase_B4=torch.where(erased, box, 0),
+        decoded_B=torch.ones(config.batch, dtype=torch.bool),
+        sources=frozenset({0}),
+        epoch=0,
+        step=0,
+    ).to(device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has caught up."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
