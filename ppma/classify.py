@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppma.kernels.erase import erase_
 from ppma.kernels.reference import take
 from ppma.loaders.errors import InputError
 from ppma.masking import kept_count, kept_tokens
-from ppma.mixing import draw_mix, erase, mix, mixed_cross_entropy
+from ppma.mixing import draw_mix, mix, mixed_cross_entropy
 from ppma.model_config import ClassifierConfig, ViTConfig
 from ppma.vit import TRUNK, Encoder, initialise_head, layer_norm, part_generator
 
@@ -136,7 +137,7 @@ class Classifier(Encoder):
         if self.training and (mixing.mixes or erase_B4 is not None):
             patches_BNP = self.patches(frames_BTHWC, dtype=self.patch_embed.proj.weight.dtype)
             if erase_B4 is not None:
-                patches_BNP = erase(patches_BNP, erase_B4, key_B, self.config)
+                erase_(patches_BNP, erase_B4, key_B, grid=self.config.grid, patch=self.config.patch)
             if mixing.mixes:
                 draw = draw_mix(key_B, mixing, self.config.size, self.config.size)
                 patches_BNP, own_B = mix(patches_BNP, draw, mixing.group, self.config), draw.own_B

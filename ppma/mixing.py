@@ -1,6 +1,6 @@
-"""Random erasing, mixup, CutMix and label smoothing on clips.
+"""Mixup, CutMix and label smoothing on clips.
 
-    patches_BNP, key_B, erase_B4  ->  patches_BNP;   logits of every label space, labels  ->  loss
+    patches_BNP, key_B  ->  patches_BNP;   logits of every label space, labels  ->  loss
 
 A box is one place in every frame. timm's own Mixup takes a clip for a picture: its CutMix cuts across time and weighs
 the labels by the wrong area. Rows swap partners inside fixed groups of consecutive rows, first with last as in timm's,
@@ -8,7 +8,7 @@ and what a group does is drawn from the key of its first row: with a group that 
 run mixes the same clips whatever its world size. Everything has a fixed shape and stays on the device.
 
 B rows, G groups, N tokens, P patch values in the order (c, t, h, w), K classes. Sources: Zhang et al., "mixup"; Yun et
-al., "CutMix"; Zhong et al., "Random Erasing"; defaults from PPMA (NeurIPS 2023).
+al., "CutMix"; defaults from PPMA (NeurIPS 2023).
 """
 
 import math
@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppma.kernels.philox import DevicePurpose, normal, uniform
+from ppma.kernels.erase import cells, inside
+from ppma.kernels.philox import DevicePurpose, uniform
 from ppma.loaders.errors import InputError
 from ppma.model_config import MixConfig, ViTConfig
 
-__all__ = ["MixConfig", "MixDraw", "beta", "check_group", "draw_mix", "erase", "mix", "mixed_cross_entropy", "partners"]
+__all__ = ["MixConfig", "MixDraw", "beta", "check_group", "draw_mix", "mix", "mixed_cross_entropy", "partners"]
 
 CHOICE, MIXUP_SHARE, CUTMIX_SHARE = range(3)
 """Streams of the purpose MIX."""
@@ -107,36 +108,13 @@ def draw_mix(key_B: Tensor, config: MixConfig, height: int, width: int) -> MixDr
     return MixDraw(own_B=to_rows(own_G), cutmix_B=to_rows(cutmix_G), box_B4=to_rows(box_G4))
 
 
-def _cells(patches_BNP: Tensor, vit: ViTConfig) -> Tensor:
-    """A view (B, N_t, N_h, N_w, c, t, h, w) of the patches of whole clips."""
-    return patches_BNP.view(len(patches_BNP), *vit.grid, 3, *vit.patch)
-
-
-def _inside(box_B4: Tensor, vit: ViTConfig) -> Tensor:
-    """bool, broadcasts over `_cells`: whether a pixel lies in its row's box."""
-    (_, nh, nw), (_, h, w) = vit.grid, vit.patch
-    pixel_S = torch.arange(vit.size, device=box_B4.device)
-    top_B1, left_B1, height_B1, width_B1 = box_B4.unsqueeze(1).unbind(2)
-    rows_BS = (pixel_S >= top_B1) & (pixel_S < top_B1 + height_B1)
-    columns_BS = (pixel_S >= left_B1) & (pixel_S < left_B1 + width_B1)
-    return rows_BS.view(-1, 1, nh, 1, 1, 1, h, 1) & columns_BS.view(-1, 1, 1, nw, 1, 1, 1, w)
-
-
-def erase(patches_BNP: Tensor, erase_B4: Tensor, key_B: Tensor, vit: ViTConfig) -> Tensor:
-    """Replace each row's box (height 0: none) by standard normal noise, fresh for every value of every frame, from the
-    row's key."""
-    noise_BNP = normal(key_B, DevicePurpose.ERASE_NOISE, patches_BNP[0].numel(), dtype=patches_BNP.dtype)
-    noise = _cells(noise_BNP.view_as(patches_BNP), vit)
-    return torch.where(_inside(erase_B4, vit), noise, _cells(patches_BNP, vit)).view_as(patches_BNP)
-
-
 def mix(patches_BNP: Tensor, draw: MixDraw, group: int, vit: ViTConfig) -> Tensor:
     """Blend or cut every row with its partner, as drawn. A weight of 0 or 1 leaves values exactly as they are."""
     own = draw.own_B.to(patches_BNP.dtype).view(-1, *[1] * 7)
-    outside = (~_inside(draw.box_B4, vit)).to(patches_BNP.dtype)
+    outside = (~inside(draw.box_B4, vit.grid, vit.patch)).to(patches_BNP.dtype)
     weight = torch.where(draw.cutmix_B.view(-1, *[1] * 7), outside, own)
-    cells, theirs = _cells(patches_BNP, vit), _cells(partners(patches_BNP, group), vit)
-    return (weight * cells + (1 - weight) * theirs).view_as(patches_BNP)
+    mine, theirs = (cells(x, vit.grid, vit.patch) for x in (patches_BNP, partners(patches_BNP, group)))
+    return (weight * mine + (1 - weight) * theirs).view_as(patches_BNP)
 
 
 def _row_losses(logits: Sequence[Tensor], label_B: Tensor, space_B: Tensor, smoothing: float) -> Tensor:

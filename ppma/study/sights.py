@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ppma import checkpoint, pictures
+from ppma.kernels.erase import erase_
 from ppma.loaders.batch import ClipBatch
 from ppma.loaders.config import LoaderConfig
 from ppma.loaders.manifest import Manifest
@@ -23,7 +24,7 @@ from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.stream import ClipStream
 from ppma.looking import Look, plain_views
 from ppma.mae import MaskedAutoencoder
-from ppma.mixing import draw_mix, erase, mix
+from ppma.mixing import draw_mix, mix
 from ppma.model_config import PIXEL_MEAN, PIXEL_STD, MAEConfig, MixConfig, ViTConfig
 from ppma.vit import Block, Encoder
 
@@ -64,7 +65,7 @@ def _erased_and_mixed(look: Look, batch: ClipBatch, mixing: MixConfig | None) ->
     vit, key_B = look.model.config, batch.key_B
     patches_BNP = look.model.cpu().patches(batch.frames_BTHWC, dtype=torch.float32)
     if look.saved["loader"]["erase_probability"] > 0:
-        patches_BNP = erase(patches_BNP, batch.erase_B4, key_B, vit)
+        erase_(patches_BNP, batch.erase_B4, key_B, grid=vit.grid, patch=vit.patch)
     if mixing is not None:
         patches_BNP = mix(patches_BNP, draw_mix(key_B, mixing, vit.size, vit.size), mixing.group, vit)
     pixels = _pixels(patches_BNP, vit)

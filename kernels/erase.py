@@ -1,0 +1,61 @@
+"""Random erasing on patches: a box of every frame becomes noise.
+
+    patches_BNP, box_B4, key_B  ->  patches_BNP, the values inside the boxes drawn anew
+
+A value's noise depends on its row's key and its position in the clip, so a kernel draws only what lies in a box: at a
+batch of 128 that is 4 % of the values. Patches are in raster order (t, h, w), their values in the order (c, t, h, w).
+B rows of a batch, N patches, P values of a patch. Source: Zhong et al., "Random Erasing Data Augmentation".
+"""
+
+import torch
+from torch import Tensor
+
+from ppma.kernels import choice
+from ppma.kernels.philox import DevicePurpose, normal
+from ppma.kernels.reference import Patch
+
+if choice.LOADED:
+    from ppma.kernels.erase_triton import erase_triton
+
+
+def cells(patches_BNP: Tensor, grid: Patch, patch: Patch) -> Tensor:
+    """Return a view (B, N_t, N_h, N_w, c, t, h, w) of the patches of whole clips."""
+    return patches_BNP.view(len(patches_BNP), *grid, 3, *patch)
+
+
+def inside(box_B4: Tensor, grid: Patch, patch: Patch) -> Tensor:
+    """Return which pixels lie in their row's box: bool, broadcasts over `cells`."""
+
+    def along(first_B: Tensor, extent_B: Tensor, pixels: int) -> Tensor:
+        pixel_S = torch.arange(pixels, device=box_B4.device)
+        return (pixel_S >= first_B[:, None]) & (pixel_S < (first_B + extent_B)[:, None])
+
+    (_, nh, nw), (_, h, w) = grid, patch
+    top_B, left_B, height_B, width_B = box_B4.unbind(1)
+    rows_BS, columns_BS = along(top_B, height_B, nh * h), along(left_B, width_B, nw * w)
+    return rows_BS.view(-1, 1, nh, 1, 1, 1, h, 1) & columns_BS.view(-1, 1, 1, nw, 1, 1, 1, w)
+
+
+def erase_(patches_BNP: Tensor, box_B4: Tensor, key_B: Tensor, *, grid: Patch, patch: Patch) -> Tensor:
+    """Replace each row's box by standard normal noise in place, fresh for every value of every frame.
+
+    The Triton kernel draws four values at a time, in float32; patches of another size and float64 take plain PyTorch.
+
+    Args:
+        patches_BNP: Contiguous patches of whole clips; no gradient flows through this function.
+        box_B4: int64 top, left, height, width in pixels; height 0: nothing is erased.
+        key_B: int64 Philox key of each row.
+        grid: Patches along time, height and width.
+        patch: Size of a patch along time, height and width.
+
+    Returns:
+        `patches_BNP`.
+    """
+    fours = patches_BNP.shape[2] % 4 == 0 and patches_BNP.dtype != torch.float64
+    if fours and choice.runs_triton(patches_BNP.device):
+        erase_triton(patches_BNP, box_B4, key_B, grid, patch)
+        return patches_BNP
+    noise_BNP = normal(key_B, DevicePurpose.ERASE_NOISE, patches_BNP[0].numel(), dtype=patches_BNP.dtype)
+    noise = cells(noise_BNP.view_as(patches_BNP), grid, patch)
+    erased = torch.where(inside(box_B4, grid, patch), noise, cells(patches_BNP, grid, patch))
+    return patches_BNP.copy_(erased.view_as(patches_BNP))
