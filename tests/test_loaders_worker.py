@@ -47,7 +47,7 @@ def measure(manifest, epochs):
     sampler = TrainingSampler([manifest], CONFIG, seed=0, batch_clips=50)
     points = []
     with ClipStream(sampler, [manifest], CONFIG, epochs=epochs) as stream:
-        processes = [psutil.Process(), *(psutil.Process(w.process.pid) for w in stream._pool._workers)]
+        processes = [psutil.Process(), *(psutil.Process(pid) for pid in stream._pool.pids)]
         for batch in stream:
             if batch.step == sampler.steps_per_epoch - 1:
                 own = sum(p.memory_full_info().uss for p in processes)
@@ -83,7 +83,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path, write_clip):
         from ppma.loaders.config import LoaderConfig
         from ppma.loaders.pool import WorkerPool
         pool = WorkerPool(LoaderConfig(workers=3), 4096)
-        print(*[w.process.pid for w in pool._workers], flush=True)
+        print(*pool.pids, flush=True)
         time.sleep(600)
     """
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True)
