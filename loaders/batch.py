@@ -1,8 +1,7 @@
 """What the loader hands to the training step."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 
-import torch
 from torch import Tensor
 
 
@@ -40,7 +39,7 @@ class ClipBatch:
     key_B: Tensor
     """int64, Philox key of the row: token masks, mixing, drop path and erasing noise are drawn from it."""
     erase_B4: Tensor
-    """int64 top, left, height, width of the box to erase after normalisation; height 0: none."""
+    """int64 top, left, height, width of the box to erase after normalization; height 0: none."""
     decoded_B: Tensor
     """bool; False only in an evaluation that counts undecodable clips as wrong. Such frames are black and must not be scored."""
     sources: frozenset[int]
@@ -50,7 +49,7 @@ class ClipBatch:
     """The loader's state: a stream started at (epoch, step) yields this batch first."""
     counters: LoaderCounters = field(default_factory=LoaderCounters)
 
-    def to(self, device: torch.device | str) -> "ClipBatch":
-        """The same batch with its tensors on `device`."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors of the batch."""
+        values = (getattr(self, column.name) for column in fields(self))
+        return [value for value in values if isinstance(value, Tensor)]

@@ -8,6 +8,7 @@ Tasks of the next `prefetch_batches` are always out. What a batch holds depends 
 it arrives. A file that cannot be decoded is named in quarantine.csv, counted, and replaced by the sampler's next choice for that place.
 """
 
+import atexit
 import csv
 import importlib.util
 import logging
@@ -27,6 +28,7 @@ from ppma.loaders.config import LoaderConfig
 from ppma.loaders.draws import SampleDraw
 from ppma.loaders.errors import InputError
 from ppma.loaders.fetch import DALI_CPU_CODECS, DALI_GPU_CODECS
+from ppma.loaders.handover import Ahead, Mark, transfer_to
 from ppma.loaders.manifest import Manifest
 from ppma.loaders.pool import WorkerPool
 from ppma.loaders.sampler import Batches
@@ -38,6 +40,8 @@ log = logging.getLogger(__name__)
 OnBad = Literal["replace", "fail", "mark"]
 """replace: training; fail: stop with the file's name; mark: a black clip with decoded_B False (evaluation, counted as wrong)."""
 MAX_REPLACEMENTS = 64
+ALIGNED_ROWS = 16
+"""Columns of labels and keys begin at multiples of 128 bytes: kernels are compiled for aligned addresses."""
 
 
 def choose_implementation(config: LoaderConfig, device: torch.device) -> tuple[Literal["dali", "plain", "ffcv"], str]:
@@ -70,7 +74,8 @@ class _Pending:
     draws: list[SampleDraw]
     replies: list[Reply | None]
     attempts: list[int] = field(default_factory=list)
-    first_offset: int = 0
+    slot: int = 0
+    """Where in the shared memory its views go."""
     made: torch.Tensor | None = None
     """Views (samples, V, T, size, size, 3) of FFCV; a sample that it could not decode is in the shared memory."""
     in_memory: set[int] = field(default_factory=set)
@@ -123,7 +128,12 @@ class ClipStream:
         self._tickets: dict[int, tuple[_Pending, int]] = {}
         self._issued = 0
         self._fallbacks: set[str] = set()
+        self._refused: set[str] = set()
         self._batch_number = 0
+        self._transfer = transfer_to(self.device)
+        self._locked = False
+        self._copied: dict[int, Mark | None] = {}
+        self._ahead: Ahead[tuple[ClipBatch, Mark | None]] | None = None
         self._dali = self._make_dali() if self.implementation == "dali" else None
         self._ffcv = self._make_ffcv() if self.implementation == "ffcv" else None
 
@@ -172,23 +182,60 @@ class ClipStream:
         self.close()
 
     def close(self) -> None:
-        """End the worker processes. Idempotent."""
+        """End the thread and the worker processes. Idempotent."""
+        if self._ahead is not None:
+            self._ahead.close(self._pool.close)
+            atexit.unregister(self.close)
         self._ffcv = None
+        self._transfer.unlock()
         self._pool.close()
 
     def __iter__(self) -> Iterator[ClipBatch]:
+        while (batch := self.take()) is not None:
+            yield batch
+            del batch  # so that its memory is free when the consumer has dropped it
+
+    def take(self, timeout: float | None = None) -> ClipBatch | None:
+        """Wait for the next batch and return it, ready to use on the current CUDA stream; None after the last one.
+
+        Raises:
+            TimeoutError: No batch was ready within `timeout` seconds.
+            InputError: Files cannot be decoded, as `on_bad` and `max_bad_fraction` say.
+        """
+        if self._ahead is None:
+            self._ahead = Ahead(self._produce(), prepare=self._prepare_thread)
+            atexit.register(self.close)  # a stream that nobody closed: its thread must not outlive the interpreter
+        began = time.perf_counter()
+        item = self._ahead.take(timeout)
+        self.counters.wait_seconds += time.perf_counter() - began
+        if item is None:
+            return None
+        batch, mark = item
+        self._transfer.receive(batch.tensors(), mark)
+        batch.counters.wait_seconds = self.counters.wait_seconds
+        return batch
+
+    def _prepare_thread(self) -> None:
+        self._transfer.prepare_thread()
+        if self._region_bytes:
+            self._locked = self._transfer.lock(self._pool.memory)
+
+    def _produce(self) -> Iterator[tuple[ClipBatch, Mark | None]]:
+        """Make batch after batch, each with the mark that the consumer's work has to wait for. Runs in the thread."""
         while True:
             self._top_up()
             if not self._pending:
                 return
-            began = time.perf_counter()
             batch = self._completed(self._pending[0])
-            self._pending.popleft()
-            self.counters.wait_seconds += time.perf_counter() - began
+            mark = self._transfer.mark()
+            slot = self._pending.popleft().slot
+            if self._locked:
+                self._copied[slot] = mark
+            self._top_up()  # before the queue is full, so that the workers have something to do meanwhile
             self.counters.worker_restarts = self._pool.restarts
-            self._top_up()  # before the consumer computes, so that the workers have something to do meanwhile
             batch.counters = replace(self.counters)
-            yield batch
+            yield batch, mark
+            del batch, mark
 
     def _completed(self, pending: _Pending) -> ClipBatch:
         """Wait for the replies of a batch and make it. Clips that DALI cannot decode come back decoded by PyAV, visibly."""
@@ -202,14 +249,23 @@ class ClipStream:
             if frames_BTHWC is not None:
                 return self._with_facts(frames_BTHWC, pending)
             for place in undecoded:
-                draw = pending.draws[place]
-                log.warning("DALI cannot decode %s; PyAV does", self.sources[draw.source].file(draw.clip))
+                self._refuse(self._path(pending.draws[place]))
                 pending.replies[place] = None
-                self._submit(pending, place, codecs=())
+                self._submit(pending, place)
+
+    def _path(self, draw: SampleDraw) -> str:
+        return str(self.sources[draw.source].file(draw.clip))
+
+    def _refuse(self, path: str) -> None:
+        """Remember that DALI does not decode a clip: for the rest of the run it goes to the CPU at once."""
+        if path not in self._refused:
+            self._refused.add(path)
+            log.warning("DALI cannot decode %s; PyAV does, from now on", path)
 
     def _take_ffcv(self, pending: _Pending, views_BVTHWC: np.ndarray, bad_B: np.ndarray) -> None:
         """A batch from FFCV's threads. What they cannot decode a worker reads anew: it replaces it, or says what is wrong with it."""
-        pending.made = torch.from_numpy(views_BVTHWC.copy())
+        pending.made = self._transfer.empty(views_BVTHWC.shape)
+        np.copyto(pending.made.numpy(), views_BVTHWC)  # FFCV writes over its buffer
         for place, bad in enumerate(bad_B):
             if bad:
                 pending.in_memory.add(place)
@@ -228,8 +284,10 @@ class ClipStream:
                 return
             self._next = (epoch, step + 1)
             draws = self.batches.draws(epoch, step, self.rank, self.world_size)
-            offset = (self._batch_number % self.config.prefetch_batches) * self._region_bytes
-            pending = _Pending(epoch, step, draws, [None] * len(draws), [0] * len(draws), offset)
+            slot = self._batch_number % self.config.prefetch_batches
+            if (copied := self._copied.pop(slot, None)) is not None:
+                copied.synchronize()  # the device has read what the workers write over now
+            pending = _Pending(epoch, step, draws, [None] * len(draws), [0] * len(draws), slot)
             self._batch_number += 1
             self._pending.append(pending)
             for place in range(len(draws) if self._ffcv is None else 0):
@@ -237,20 +295,23 @@ class ClipStream:
             ahead = epoch * self.batches.steps_per_epoch + step + self.config.read_ahead_batches
             self._read_ahead(*divmod(ahead, self.batches.steps_per_epoch))
 
-    def _submit(self, pending: _Pending, place: int, codecs: tuple[str, ...] | None = None) -> None:
-        """Give out the task of one place; `codecs` are handed to DALI undecoded, by default those that it takes."""
+    def _submit(self, pending: _Pending, place: int) -> None:
+        """Submit the task of one place. DALI gets what it takes undecoded, except for clips that it has refused."""
         draw = pending.draws[place]
-        if codecs is None:
-            codecs = DALI_GPU_CODECS if self.device.type == "cuda" else DALI_CPU_CODECS
+        codecs: tuple[str, ...] = DALI_GPU_CODECS if self.device.type == "cuda" else DALI_CPU_CODECS
+        if self._path(draw) in self._refused:
+            codecs = ()
         product: Product = "input" if self.implementation == "dali" else "views"
-        task = self._task(draw, product, codecs, pending.first_offset + place * self.batches.views * self._view_bytes)
+        offset = pending.slot * self._region_bytes + place * self.batches.views * self._view_bytes
+        task = self._task(draw, product, codecs, offset)
         self._tickets[task.ticket] = (pending, place)
         self._pool.submit(task)
 
     def _task(self, draw: SampleDraw, product: Product, codecs: tuple[str, ...] = (), offset: int = 0) -> Task:
         self._issued += 1
-        path = str(self.sources[draw.source].file(draw.clip))
-        return Task(ticket=self._issued, path=path, draw=draw, product=product, codecs=codecs, offset=offset)
+        return Task(
+            ticket=self._issued, path=self._path(draw), draw=draw, product=product, codecs=codecs, offset=offset
+        )
 
     def _read_ahead(self, epoch: int, step: int) -> None:
         """Have the files of a later batch fetched by the kernel."""
@@ -291,7 +352,7 @@ class ClipStream:
 
     def _note_bad(self, draw: SampleDraw, reason: str) -> None:
         """Name a bad file once; stop when there are too many."""
-        path = str(self.sources[draw.source].file(draw.clip))
+        path = self._path(draw)
         if self.on_bad == "fail":
             raise InputError(
                 f"{path}: {reason}; mend or remove it from the manifest, or have it counted as wrong (--on-bad mark)"
@@ -323,52 +384,73 @@ class ClipStream:
             return self._shared_views(pending, decoded), []
         from ppma.loaders.pipeline import UndecodableError
 
-        views, config = self.batches.views, self.config
-        shape = (len(decoded), views, config.frames, config.size, config.size, 3)
-        frames = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         good = [place for place, fine in enumerate(decoded) if fine]
-        if good:
-            clips = [reply.clip for reply in pending.replies if reply is not None and not reply.reason]
-            try:
-                made = self._dali(clips, [pending.draws[place] for place in good])
-            except UndecodableError as error:
-                return None, [good[i] for i in error.indices]
-            frames[good] = made.unflatten(0, (len(good), views))
+        if not good:
+            return torch.zeros(self._shape(pending), dtype=torch.uint8, device=self.device).flatten(0, 1), []
+        clips = [reply.clip for reply in pending.replies if reply is not None and not reply.reason]
+        try:
+            made = self._dali(clips, [pending.draws[place] for place in good])
+        except UndecodableError as error:
+            return None, [good[i] for i in error.indices]
+        if len(good) == len(decoded):
+            return made, []
+        frames = torch.zeros(self._shape(pending), dtype=torch.uint8, device=self.device)
+        for place, views in zip(good, made.unflatten(0, (len(good), -1))):
+            frames[place] = views  # a list of places as the index would be copied, and waited for
         return frames.flatten(0, 1), []
 
+    def _shape(self, pending: _Pending) -> tuple[int, ...]:
+        """(samples, V, T, size, size, 3) of a batch."""
+        config = self.config
+        return len(pending.draws), self.batches.views, config.frames, config.size, config.size, 3
+
     def _shared_views(self, pending: _Pending, decoded: list[bool]) -> torch.Tensor:
-        """Copy the batch out of the shared memory, which the next tasks will overwrite."""
-        config, views = self.config, self.batches.views
-        shape = (len(pending.draws), views, config.frames, config.size, config.size, 3)
-        shared = np.frombuffer(self._pool.memory, np.uint8, count=int(np.prod(shape)), offset=pending.first_offset)
-        views_BVTHWC = torch.from_numpy(shared.reshape(shape))
-        if pending.made is None:
-            frames = views_BVTHWC.clone()
-        else:
-            frames = pending.made
+        """Send the batch from the shared memory, which later tasks overwrite, to the device."""
+        shape = self._shape(pending)
+        shared = np.frombuffer(
+            self._pool.memory, np.uint8, count=int(np.prod(shape)), offset=pending.slot * self._region_bytes
+        ).reshape(shape)
+        if pending.made is not None:
             for place in pending.in_memory:
-                frames[place] = views_BVTHWC[place]
+                pending.made.numpy()[place] = shared[place]
+            host = pending.made
+        elif self._locked:
+            host = torch.from_numpy(shared)
+        else:
+            host = self._transfer.empty(shape)
+            np.copyto(host.numpy(), shared)
+        frames = self._transfer.send(host)
         for place, fine in enumerate(decoded):
             if not fine:
-                frames[place] = 0
-        return frames.flatten(0, 1).to(self.device, non_blocking=True)
+                frames[place].zero_()
+        return frames.flatten(0, 1)
 
     def _with_facts(self, frames_BTHWC: torch.Tensor, pending: _Pending) -> ClipBatch:
-        rows = [(draw, view) for draw in pending.draws for view in range(self.batches.views)]
-
-        def column(values: list, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-            return torch.tensor(values, dtype=dtype).to(self.device, non_blocking=True)
-
+        """Add labels, keys and boxes, which travel in one copy."""
+        views, draws = self.batches.views, pending.draws
+        drawn = [draw.views[view] for draw in draws for view in range(views)]
+        rows = len(drawn)
+        table = self._transfer.table((10, -(-rows // ALIGNED_ROWS) * ALIGNED_ROWS))
+        numbers = table.numpy()
+        numbers[0, :rows] = np.repeat([int(self.sources[draw.source].labels[draw.clip]) for draw in draws], views)
+        numbers[1, :rows] = np.repeat([draw.source for draw in draws], views)
+        numbers[2, :rows] = np.repeat([draw.clip for draw in draws], views)
+        numbers[3, :rows] = np.tile(np.arange(views), len(draws))
+        numbers[4, :rows] = [view.key for view in drawn]
+        numbers[5, :rows] = np.repeat(pending.decoded, views)
+        numbers[6:].ravel()[: 4 * rows] = np.array([view.erase for view in drawn], np.int64).ravel()
+        sent = self._transfer.send(table)
+        label_B, source_B, sample_id_B, view_B, key_B, decoded_B = sent[:6, :rows]
         return ClipBatch(
             frames_BTHWC=frames_BTHWC,
-            label_B=column([int(self.sources[draw.source].labels[draw.clip]) for draw, _ in rows]),
-            source_B=column([draw.source for draw, _ in rows]),
-            sample_id_B=column([draw.clip for draw, _ in rows]),
-            view_B=column([view for _, view in rows]),
-            key_B=column([draw.views[view].key for draw, view in rows]),
-            erase_B4=column([draw.views[view].erase for draw, view in rows]).reshape(-1, 4),
-            decoded_B=column([fine for fine in pending.decoded for _ in range(self.batches.views)], torch.bool),
-            sources=frozenset(draw.source for draw in pending.draws),
+            label_B=label_B,
+            source_B=source_B,
+            sample_id_B=sample_id_B,
+            view_B=view_B,
+            key_B=key_B,
+            erase_B4=sent[6:].flatten()[: 4 * rows].view(rows, 4),
+            decoded_B=decoded_B != 0,
+            sources=frozenset(draw.source for draw in draws),
             epoch=pending.epoch,
             step=pending.step,
         )

@@ -165,10 +165,10 @@ def test_an_evaluation_replaces_nothing(manifest):
 
 
 def test_a_killed_worker_loses_nothing(manifest):
-    whole = collect(manifest, epochs=4)
+    whole = collect(manifest, epochs=8)
     sampler = TrainingSampler([manifest], CONFIG, seed=5, batch_clips=4)
     got = []
-    with ClipStream(sampler, [manifest], CONFIG, epochs=4) as stream:
+    with ClipStream(sampler, [manifest], CONFIG, epochs=8) as stream:
         for batch in stream:
             got.append(batch)
             if batch.step == 0:
