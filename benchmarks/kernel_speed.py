@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 
 from benchmarks import rows
-from benchmarks.timing import cannot_run, seconds_per_call, sets_needed
 from ppma.command import DONE, parse, run
 from ppma.flops import measured_peak_flops
 from ppma.kernels import choice, reference
@@ -38,6 +37,7 @@ from ppma.kernels.attention import attend, attention
 from ppma.kernels.attention_choice import CANDIDATES
 from ppma.kernels.patchify import patchify
 from ppma.kernels.pixel_loss import pixel_loss
+from ppma.kernels.timing import cannot_run, seconds_per_call, sets_needed
 from ppma.model_config import PIXEL_MEAN, PIXEL_STD
 
 PATCH = (2, 16, 16)

@@ -1,37 +1,59 @@
-"""Which form of attention is the fastest for a shape on this GPU: measured once, remembered on disk.
+"""Attention backends, and which is the fastest for a shape on this GPU: measured once, remembered on disk.
 
-    (batch, tokens, heads, head width, type, device)  ->  "cudnn", "flash", "efficient" or "triton"
+    (batch, tokens, heads, head width, type, device)  ->  backend, and for our kernel the config of each of its parts
 
-One measurement is a forward and a backward pass of each candidate, well under a second for a shape. The answers lie in
-~/.cache/ppma/attention.json (XDG_CACHE_HOME moves it) under the names of the GPU and the versions of torch and triton:
-another card or release measures anew. The choice and the times go to the log.
+A measurement replays CUDA graphs of a forward and a backward pass over rotating inputs (`timing`), a few seconds for a
+backend, 20 s for the configs of our kernel. The answers are kept in ~/.cache/ppma/attention.json (XDG_CACHE_HOME moves
+it) under the names of the GPU and the versions of torch and triton: another card or release measures again. The choice
+and the times go to the log.
+
+| backend | kernel |
+|---|---|
+| pytorch | whatever scaled_dot_product_attention selects |
+| cudnn, flash, efficient | cuDNN, FlashAttention 2 and memory-efficient attention in PyTorch |
+| flash3, flash4 | FlashAttention 3 and 4, if the package flash-attn-3 or flash-attn-4 is installed |
+| triton | our kernel for packed projections, 16-bit types and head widths up to 128 |
 """
 
 import json
 import logging
 import os
+import statistics
 import tempfile
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ppma.kernels import choice
+from ppma.kernels import attention_flash, choice, timing
+
+if choice.LOADED:
+    from ppma.kernels import attention_triton
 
 log = logging.getLogger(__name__)
 
-Form = Literal["pytorch", "cudnn", "flash", "efficient", "triton"]
-"""pytorch: whatever scaled_dot_product_attention takes by itself."""
-CANDIDATES: tuple[Form, ...] = ("cudnn", "flash", "efficient", "triton")
+Backend = Literal["pytorch", "cudnn", "flash", "efficient", "flash3", "flash4", "triton"]
+CANDIDATES: tuple[Backend, ...] = ("cudnn", "flash", "efficient", "flash3", "flash4", "triton")
+BACKENDS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+PARTS = ("forward", "query_gradient", "key_value_gradient")
+"""The parts of our kernel, in the order of a plan."""
+Plan = tuple[int, ...]
+"""Index into `attention_triton.configs` for each of PARTS."""
+FIRST_PLAN: Plan = (0, 0, 0)
 REPEATS = 10
-
-_chosen: dict[str, Form] = {}
-"""Answers of this process."""
 
 
 class Shape(NamedTuple):
-    """What an answer depends on, in plain values."""
+    """What the choice depends on, in plain values."""
 
     batch: int
     tokens: int
@@ -46,8 +68,72 @@ class Shape(NamedTuple):
         return f"B{self.batch} N{self.tokens} H{self.heads} D{self.head_width} {str(self.dtype).removeprefix('torch.')}"
 
 
+class Choice(NamedTuple):
+    """The backend for a shape, and the plan of our kernel."""
+
+    backend: Backend
+    plan: Plan = FIRST_PLAN
+
+
+_chosen: dict[str, Choice] = {}
+"""Choices of this process."""
+
+
+def attend(qkv_BNC3: Tensor, heads: int, backend: Backend, plan: Plan = FIRST_PLAN) -> Tensor:
+    """Compute attention with one backend.
+
+    Args:
+        qkv_BNC3: Packed projection.
+        heads: Number of heads.
+        backend: Which kernel.
+        plan: Configs of our kernel; other backends ignore it.
+
+    Returns:
+        out_BNC.
+
+    Raises:
+        RuntimeError: The backend cannot run on these tensors.
+    """
+    B, N, C3 = qkv_BNC3.shape
+    if backend == "triton":
+        shape = Shape(B, N, heads, C3 // (3 * heads), qkv_BNC3.dtype, qkv_BNC3.device)
+        if not supports_triton(shape):
+            raise RuntimeError(f"our attention kernel does not run {shape.name} on a {qkv_BNC3.device.type} device")
+        return attention_triton.attention_triton(qkv_BNC3, heads, plan)[0]
+    if backend in ("flash3", "flash4"):
+        if not attention_flash.installed(backend):
+            raise RuntimeError(f"{backend} is not installed; pip install flash-attn-{backend[-1]}")
+        return attention_flash.flash_attention(qkv_BNC3, heads, backend)[0]
+    q, k, v = qkv_BNC3.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    if backend == "pytorch":
+        out = F.scaled_dot_product_attention(q, k, v)
+    else:
+        with sdpa_kernel(BACKENDS[backend]):
+            out = F.scaled_dot_product_attention(q, k, v)
+    return out.transpose(1, 2).reshape(B, N, C3 // 3)
+
+
+def supports_triton(shape: Shape) -> bool:
+    """True if our kernel runs the shape; on a GPU float32 has no tensor cores and would spill, so PyTorch's runs."""
+    sixteen_bits = shape.dtype in (torch.float16, torch.bfloat16)
+    return choice.LOADED and shape.head_width <= 128 and (sixteen_bits or shape.device.type != "cuda")
+
+
+def candidates(shape: Shape) -> list[Backend]:
+    """Return the backends worth measuring."""
+    sixteen_bits = shape.dtype in (torch.float16, torch.bfloat16)
+    available = {name: sixteen_bits and attention_flash.installed(name) for name in attention_flash.IMPLEMENTATIONS}
+    available["triton"] = supports_triton(shape)
+    return [backend for backend in CANDIDATES if available.get(backend, True)]
+
+
+def can_measure() -> bool:
+    """True if there is a GPU to measure on."""
+    return torch.cuda.is_available()
+
+
 def machine_name(device: torch.device) -> str:
-    """GPU and versions, the upper key in the cache."""
+    """Return GPU and versions, the upper key in the cache."""
     versions = [f"torch {torch.__version__}"]
     if choice.INSTALLED:
         versions.append(f"triton {metadata.version('triton')}")
@@ -55,29 +141,45 @@ def machine_name(device: torch.device) -> str:
 
 
 def cache_file() -> Path:
-    """Where answers are kept between runs."""
+    """Return where choices are kept between runs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppma" / "attention.json"
 
 
-def read_cache(file: Path) -> dict[str, dict[str, Form]]:
-    """{machine: {shape: form}}; empty where there is none, or a file that was cut off or holds other things."""
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         known = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    if not isinstance(known, dict):
-        return {}
-    return {
-        machine: {shape: form for shape, form in shapes.items() if form in CANDIDATES}
-        for machine, shapes in known.items()
-        if isinstance(shapes, dict)
-    }
+    return (
+        {machine: shapes for machine, shapes in known.items() if isinstance(shapes, dict)}
+        if isinstance(known, dict)
+        else {}
+    )
 
 
-def remember(file: Path, machine: str, shape: str, form: Form) -> None:
-    """Add an answer; the file is replaced whole, so that a reader never sees half of one. A full disk costs the memory only."""
-    known = read_cache(file)
-    known.setdefault(machine, {})[shape] = form
+def read_cache(file: Path, machine: str, shape: Shape) -> Choice | None:
+    """Return the choice kept for a shape; None if there is none, it is damaged, or it cannot run any more."""
+    kept = _read_json(file).get(machine, {}).get(shape.name)
+    if not isinstance(kept, dict) or kept.get("backend") not in candidates(shape):
+        return None
+    if kept["backend"] != "triton":
+        return Choice(kept["backend"])
+    offered = [attention_triton.configs(part, shape.head_width) for part in PARTS]
+    try:
+        configs = [attention_triton.Config(*config) for config in kept["configs"]]
+        return Choice("triton", tuple(known.index(config) for known, config in zip(offered, configs, strict=True)))
+    except (KeyError, TypeError, ValueError):  # written by a version with other configs
+        return None
+
+
+def write_cache(file: Path, machine: str, shape: Shape, chosen: Choice) -> None:
+    """Keep a choice. The file is replaced atomically; where it cannot be written, the next run measures again."""
+    entry: dict[str, Any] = {"backend": chosen.backend}
+    if chosen.backend == "triton":
+        offered = [attention_triton.configs(part, shape.head_width) for part in PARTS]
+        entry["configs"] = [known[index] for known, index in zip(offered, chosen.plan, strict=True)]
+    known = _read_json(file)
+    known.setdefault(machine, {})[shape.name] = entry
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
@@ -87,76 +189,121 @@ def remember(file: Path, machine: str, shape: str, form: Form) -> None:
         log.warning("attention: the choice is not kept, %s", error)
 
 
-def milliseconds(shape: Shape, form: Form) -> float | None:
-    """Median time of a forward and a backward pass; None where the form cannot run on this shape."""
-    from ppma.kernels.attention import attend
+def median_ms(what: str, shape: Shape, work: Callable[..., object], sets: Sequence[Any]) -> float | None:
+    """Return the median time of `work(*inputs)` over the input sets; None if it cannot run."""
 
-    width = 3 * shape.heads * shape.head_width
-    qkv = torch.randn(shape.batch, shape.tokens, width, dtype=shape.dtype, device=shape.device, requires_grad=True)
-    gradient = torch.randn(shape.batch, shape.tokens, width // 3, dtype=shape.dtype, device=shape.device)
-    times = []
+    def call(inputs: Any) -> None:  # returns nothing: outputs of one call may be reused by the next
+        work(*inputs)
+
     try:
-        for _ in range(REPEATS + 2):  # the first two compile and warm up
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            attend(qkv, shape.heads, form).backward(gradient)
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
-    except RuntimeError as error:  # PyTorch's "no available kernel", or a block that exceeds this GPU's shared memory
-        log.info("attention: %s cannot run %s: %s", form, shape.name, str(error).splitlines()[0])
+        return 1000 * statistics.median(timing.seconds_per_call(call, sets, shape.device, REPEATS))
+    except timing.cannot_run() as error:  # "no available kernel", or more shared memory than this GPU has
+        log.info("attention: %s cannot run %s: %s", what, shape.name, str(error).splitlines()[0])
         return None
-    return sorted(times[2:])[REPEATS // 2]
 
 
-def candidates(shape: Shape) -> list[Form]:
-    """The forms worth a try; our kernel takes 16-bit types on a GPU (float32 there would run without tensor cores)."""
-    ours = choice.LOADED and shape.dtype in (torch.float16, torch.bfloat16) and shape.head_width <= 128
-    return [form for form in CANDIDATES if form != "triton" or ours]
+def input_sets(shape: Shape) -> list[tuple[Tensor, Tensor]]:
+    """Return sets of (qkv_BNC3, gradient_BNC) that together exceed the L2 cache."""
+    B, N, C = shape.batch, shape.tokens, shape.heads * shape.head_width
+
+    def random(width: int) -> Tensor:
+        return torch.randn(B, N, width, dtype=shape.dtype, device=shape.device)
+
+    count = timing.sets_needed(4 * B * N * C * shape.dtype.itemsize, shape.device)
+    return [(random(3 * C).requires_grad_(), random(C)) for _ in range(count)]
 
 
-def measure(shape: Shape) -> Form:
-    """Time all candidates and say which is the fastest; "pytorch" where none can run."""
+def milliseconds(shape: Shape, backend: Backend, plan: Plan = FIRST_PLAN) -> float | None:
+    """Return the time of a forward and a backward pass; None if the backend cannot run on this shape."""
+
+    def both(qkv_BNC3: Tensor, gradient_BNC: Tensor) -> None:
+        torch.autograd.grad(attend(qkv_BNC3, shape.heads, backend, plan), qkv_BNC3, gradient_BNC)
+
+    return median_ms(backend, shape, both, input_sets(shape))
+
+
+def fastest_plan(shape: Shape) -> Plan | None:
+    """Measure every config of our kernel, one part after the other; None if a part has none that runs."""
+    sets: list[Any] = [(qkv.detach(), gradient) for qkv, gradient in input_sets(shape)]
+    plan = list(FIRST_PLAN)
+    for place, part in enumerate(PARTS):
+        times: dict[int, float] = {}
+        for index, config in enumerate(attention_triton.configs(part, shape.head_width)):
+            tried = [*plan[:place], index, *plan[place + 1 :]]
+
+            def work(qkv_BNC3: Tensor, gradient_BNC: Tensor, *kept: Tensor, tried: Sequence[int] = tried) -> None:
+                if kept:
+                    attention_triton.attention_backward_triton(gradient_BNC, qkv_BNC3, *kept, shape.heads, tried)
+                else:
+                    attention_triton.attention_triton(qkv_BNC3, shape.heads, tried)
+
+            took = median_ms(f"{part} {tuple(config)}", shape, work, sets)
+            if took is not None:
+                times[index] = took
+        if not times:
+            return None
+        plan[place] = min(times, key=times.__getitem__)
+        if place == 0:
+            sets = [(qkv, g, *attention_triton.attention_triton(qkv, shape.heads, plan)) for qkv, g in sets]
+    return tuple(plan)
+
+
+def measure(shape: Shape) -> Choice:
+    """Time all candidates and return the fastest; "pytorch" if none can run."""
+    plan, times = FIRST_PLAN, {}
     with torch.enable_grad(), torch.utils._python_dispatch._disable_current_modes():
-        timed = {form: milliseconds(shape, form) for form in candidates(shape)}
-    times = {form: took for form, took in timed.items() if took is not None}
-    if not times:
+        for backend in candidates(shape):
+            if backend == "triton":
+                measured = fastest_plan(shape)
+                if measured is None:
+                    continue
+                plan = measured
+            times[backend] = milliseconds(shape, backend, plan)
+    ran = {backend: took for backend, took in times.items() if took is not None}
+    if not ran:
         log.warning("attention: no fused kernel runs %s, PyTorch's own choice is used", shape.name)
-        return "pytorch"
-    best = min(times, key=times.__getitem__)
-    listed = ", ".join(f"{form} {took:.3f} ms" for form, took in sorted(times.items(), key=lambda item: item[1]))
+        return Choice("pytorch")
+    best = min(ran, key=ran.__getitem__)
+    listed = ", ".join(f"{backend} {took:.3f} ms" for backend, took in sorted(ran.items(), key=lambda item: item[1]))
     log.info("attention: %s for %s, forward and backward: %s", best, shape.name, listed)
-    return best
+    return Choice(best, plan if best == "triton" else FIRST_PLAN)
 
 
-def fastest_form(
+def fastest_backend(
     batch: int, tokens: int, heads: int, head_width: int, dtype: torch.dtype, device: torch.device
-) -> Form:
-    """The answer, from memory, from disk, or measured now. A constant to torch.compile, which calls it while it traces."""
+) -> Choice:
+    """Return the choice for a shape on a GPU, from memory, from disk, or measured now.
+
+    It is a constant to torch.compile, which calls this while it traces. Where there is no GPU to measure (a step
+    compiled for one ahead of time), our kernel is chosen if it runs the shape, with its first configs.
+    """
     shape = Shape(batch, tokens, heads, head_width, dtype, device)
+    if not can_measure():
+        return Choice("triton" if supports_triton(shape) else "pytorch")
     key = f"{device} {shape.name}"
     if key not in _chosen:
         file, machine = cache_file(), machine_name(device)
-        known = read_cache(file).get(machine, {}).get(shape.name)
-        if known in candidates(shape):
-            log.info("attention: %s for %s, as measured before (%s)", known, shape.name, file)
-            _chosen[key] = known
+        kept = read_cache(file, machine, shape)
+        if kept is not None:
+            log.info("attention: %s for %s, as measured before (%s)", kept.backend, shape.name, file)
+            _chosen[key] = kept
         else:
             _chosen[key] = measure(shape)
-            if _chosen[key] != "pytorch":
-                remember(file, machine, shape.name, _chosen[key])
+            if _chosen[key].backend != "pytorch":
+                write_cache(file, machine, shape, _chosen[key])
     return _chosen[key]
 
 
 # What torch.compiler.assume_constant_result does, without the import of torch._dynamo that it costs everyone (1.3 s).
-fastest_form._dynamo_marked_constant = True  # type: ignore[attr-defined]
+fastest_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def explain(shape: Shape) -> tuple[Form, str]:
-    """The form that runs on this shape, and the reason in words; on a GPU it may have to be measured first."""
+def explain(shape: Shape) -> tuple[Backend, str]:
+    """Return the backend that runs a shape, and why; on a GPU this may measure."""
     if shape.device.type != "cuda":
         return (
             "pytorch",
             f"scaled_dot_product_attention as it is on a {shape.device.type} device, never the N x N scores",
         )
-    return fastest_form(*shape), f"the fastest of {', '.join(candidates(shape))} for {shape.name}; {cache_file()}"
+    backend = fastest_backend(*shape).backend
+    return backend, f"the fastest of {', '.join(candidates(shape))} for {shape.name}; {cache_file()}"

@@ -2,18 +2,27 @@
 
     qkv_BNC3  ->  out_BNC, lse_BHN      and      gradient_BNC  ->  the gradient of qkv_BNC3, packed again
 
-q, k and v of a head are columns of the projection, read where they lie; the result is written where the output
-projection reads it. Softmax runs in base 2: lse = log2 of the sum of exp2 of the scaled scores. Head widths that are
-no power of two are padded with zeros in registers (24 to 32, 80 to 128). Source: Dao, "FlashAttention-2" (2023).
+q, k and v of a head are columns of the projection, read in place; the result is written where the output projection
+reads it. Softmax runs in base 2: lse = log2 of the sum of exp2 of the scaled scores. Head widths that are no power of
+two are padded in registers (24 to 32, 80 to 128). Sources: Dao, "FlashAttention-2" (2023), whose names m_i, l_i, acc
+and alpha are used here, and "FlashAttention-4" (2026) for exp2 on the FMA pipe.
 
-Past N, q, k, v and gradients are read as zeros. That leaves weights of exp2(-lse) there, which may overflow, so the
-backward kernels also null them: by an infinite lse where rows run, by a select where columns run.
+Three things keep the inner loops short:
+
+- Full blocks run without any mask; the last N % block tokens follow in masked blocks of TAIL.
+- Where the width is padded, the first padded column of v holds ones, so that the product with v also sums the rows
+  (l_i), and the product g v' also subtracts delta. The ones are read through the pointers of the load and cost nothing.
+- Some columns of a block take exp2 from a polynomial instead of the special-function unit, which on Hopper has an
+  eighth of the FMA pipe's rate.
+
+B rows of a batch, N tokens, C channels, H heads, D head width, DP the padded head width.
 """
 
 # The arguments of a kernel have no Python types.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -23,206 +32,438 @@ from torch import Tensor
 from ppma.kernels import choice
 
 LOG2_E = 1.4426950408889634
+TAIL = 32
+"""Tokens in a masked block."""
 
 
 @triton.jit
-def load_head(base, rows, stride, N, D: tl.constexpr, DP: tl.constexpr):
-    """(rows, DP) of one head, zeros past N and past the head's width."""
+def load_head(base, rows, stride, N, D: tl.constexpr, DP: tl.constexpr, MASKED: tl.constexpr):
+    """Load (rows, DP) of one head, zeros past the head's width and, if masked, past N."""
     dims = tl.arange(0, DP)
     places = base + rows[:, None].to(tl.int64) * stride + dims[None, :]
-    return tl.load(places, mask=(rows < N)[:, None] & (dims < D)[None, :], other=0.0)
+    if MASKED:
+        values = tl.load(places, mask=(rows < N)[:, None] & (dims < D)[None, :], other=0.0)
+    elif D < DP:
+        values = tl.load(places, mask=(dims < D)[None, :], other=0.0)
+    else:
+        values = tl.load(places)
+    return values
+
+
+@triton.jit
+def load_head_and_ones(base, ones, rows, stride, N, D: tl.constexpr, DP: tl.constexpr, MASKED: tl.constexpr):
+    """Load (rows, DP) of one head, ones past the head's width, read from `ones`; if masked, zeros past N."""
+    dims = tl.arange(0, DP)[None, :]
+    places = tl.where(dims < D, base + rows[:, None].to(tl.int64) * stride + dims, ones + (dims - D))
+    return tl.load(places, mask=(rows < N)[:, None], other=0.0) if MASKED else tl.load(places)
 
 
 @triton.jit
 def store_head(base, rows, values, stride, N, D: tl.constexpr, DP: tl.constexpr):
-    """The counterpart of load_head, in the type of the place."""
+    """Store (rows, DP) of one head in the type of the destination, nothing past N and the head's width."""
     dims = tl.arange(0, DP)
     places = base + rows[:, None].to(tl.int64) * stride + dims[None, :]
     tl.store(places, values.to(base.dtype.element_ty), mask=(rows < N)[:, None] & (dims < D)[None, :])
 
 
 @triton.jit
-def product(a, b, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
-    """Matrix product, summed in float32."""
+def product(a, b, acc, WIDEN: tl.constexpr):
+    """Return a b + acc, summed in float32. `WIDEN` serves the interpreter, which multiplies the bits of bfloat16."""
     if WIDEN:
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision=PRECISION)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def exp2_polynomial(scores, scale2, offset):
+    """Return exp2(scores * scale2 - offset) without exp2, to 8e-5 of its value; needs exponents of at most 0.
+
+    The exponent is clamped to [-64, 0] by a saturated FMA on 1 + exponent / 64 and split into its nearest integer,
+    which adding a large number leaves in the low bits, and a rest in [-1/2, 1/2] for the minimax cubic.
+    """
+    shifted = tl.minimum(tl.maximum(scores * (scale2 * 0.015625) + (1.0 - offset * 0.015625), 0.0), 1.0)
+    rounded = shifted + 196607.0  # 1.5 * 2**17 - 1: float32 has steps of 1/64 there
+    rest = shifted - (rounded - 196607.0)
+    cubic = ((14462.922 * rest + 993.735157) * rest + 44.3687031) * rest + 0.999928074
+    bits = cubic.to(tl.int32, bitcast=True) + (rounded.to(tl.int32, bitcast=True) << 23)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def left_and_right(block, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Split a block into its left and right half; each thread has some of both, so nothing moves."""
+    return tl.split(tl.permute(tl.reshape(block, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def exp2_weights(
+    scores, scale2, offset, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PART: tl.constexpr, OF: tl.constexpr
+):
+    """Return exp2(scores * scale2 - offset), PART of OF columns by polynomial: one FMA each for scale and offset."""
+    if PART == 0:
+        weights = tl.exp2(scores * scale2 - offset)
+    elif PART == OF:
+        weights = exp2_polynomial(scores, scale2, offset)
+    else:
+        left, right = left_and_right(scores, ROWS, COLUMNS)
+        HALF: tl.constexpr = OF // 2
+        LEFT: tl.constexpr = PART - HALF if PART > HALF else 0
+        left = exp2_weights(left, scale2, offset, ROWS, COLUMNS // 2, LEFT, HALF)
+        right = exp2_weights(right, scale2, offset, ROWS, COLUMNS // 2, PART - LEFT, HALF)
+        weights = tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), (ROWS, COLUMNS))
+    return weights
+
+
+@triton.jit
+def forward_block(
+    q, m_i, l_i, acc, head, ones, first, stride, C, N, scale2,
+    D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PART: tl.constexpr,
+    MASKED: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """Add a block of keys and values to the running maximum m_i of the scores, the sum l_i and the output acc."""
+    columns = first + tl.arange(0, COLUMNS)
+    k = load_head(head + C, columns, stride, N, D, DP, MASKED)
+    if D < DP:
+        v = load_head_and_ones(head + 2 * C, ones, columns, stride, N, D, DP, MASKED)
+    else:
+        v = load_head(head + 2 * C, columns, stride, N, D, DP, MASKED)
+    scores = product(q, tl.trans(k), None, WIDEN)
+    if MASKED:
+        scores = tl.where((columns < N)[None, :], scores, -float("inf"))
+    m_new = tl.maximum(m_i, tl.max(scores, axis=1))
+    offset = m_new * scale2
+    alpha = tl.exp2(m_i * scale2 - offset)
+    weights = exp2_weights(scores, scale2, offset[:, None], ROWS, COLUMNS, PART, 16)
+    if D == DP:
+        l_i = l_i * alpha + tl.sum(weights, axis=1)
+    acc = product(weights.to(v.dtype), v, acc * alpha[:, None], WIDEN)
+    return m_new, l_i, acc
 
 
 @triton.jit
 def forward_kernel(
-    qkv, out, lse, N, H, qkv_stride_b, qkv_stride_n, scale2,
-    D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
+    qkv, ones, out, lse, N, H, qkv_stride_b, qkv_stride_n, scale2,
+    D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr,
+    PART: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """One block of queries of one head against all keys, with a running maximum and sum."""
+    """One block of queries of one head against all keys."""
     b, h, C = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H, H * D
     head = qkv + b * qkv_stride_b + h * D
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    q = load_head(head, rows, qkv_stride_n, N, D, DP)
-    largest = tl.full((ROWS,), -float("inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    mixed = tl.zeros((ROWS, DP), tl.float32)
-    for first in range(0, N, COLUMNS):
-        columns = first + tl.arange(0, COLUMNS)
-        k = load_head(head + C, columns, qkv_stride_n, N, D, DP)
-        v = load_head(head + 2 * C, columns, qkv_stride_n, N, D, DP)
-        scores = product(q, tl.trans(k), PRECISION, WIDEN) * scale2
-        scores = tl.where((columns < N)[None, :], scores, -float("inf"))
-        higher = tl.maximum(largest, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - higher[:, None])
-        fade = tl.exp2(largest - higher)
-        total = total * fade + tl.sum(weights, axis=1)
-        mixed = mixed * fade[:, None] + product(weights.to(v.dtype), v, PRECISION, WIDEN)
-        largest = higher
-    store_head(out + b * N * C + h * D, rows, mixed / total[:, None], C, N, D, DP)
-    tl.store(lse + tl.program_id(1).to(tl.int64) * N + rows, largest + tl.log2(total), mask=rows < N)
+    q = load_head(head, rows, qkv_stride_n, N, D, DP, True)
+    m_i = tl.full((ROWS,), -float("inf"), tl.float32)
+    l_i = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, DP), tl.float32)
+    full = N // COLUMNS * COLUMNS
+    for first in range(0, full, COLUMNS):
+        m_i, l_i, acc = forward_block(
+            q, m_i, l_i, acc, head, ones, first, qkv_stride_n, C, N, scale2,
+            D, DP, ROWS, COLUMNS, PART, False, WIDEN,
+        )  # fmt: skip
+    for first in tl.range(full, N, TAIL, num_stages=1):
+        m_i, l_i, acc = forward_block(
+            q, m_i, l_i, acc, head, ones, first, qkv_stride_n, C, N, scale2,
+            D, DP, ROWS, TAIL, 0, True, WIDEN,
+        )  # fmt: skip
+    if D < DP:
+        l_i = tl.sum(tl.where((tl.arange(0, DP) == D)[None, :], acc, 0.0), axis=1)
+    store_head(out + b * N * C + h * D, rows, acc / l_i[:, None], C, N, D, DP)
+    tl.store(lse + tl.program_id(1).to(tl.int64) * N + rows, m_i * scale2 + tl.log2(l_i), mask=rows < N)
 
 
 @triton.jit
-def delta_kernel(out, gradient, delta, N, H, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr):
-    """delta = sum over the head's width of out * gradient, which both backward kernels subtract."""
-    b, h, C = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H, H * D
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    o = load_head(out + b * N * C + h * D, rows, C, N, D, DP).to(tl.float32)
-    g = load_head(gradient + b * N * C + h * D, rows, C, N, D, DP).to(tl.float32)
-    tl.store(delta + tl.program_id(1).to(tl.int64) * N + rows, tl.sum(o * g, axis=1), mask=rows < N)
+def query_gradient_block(
+    q, g, row_lse, row_delta, dq, head, ones, first, stride, C, N, scale2,
+    D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PART: tl.constexpr,
+    FOLDED: tl.constexpr, MASKED: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """Add what a block of keys and values contributes to the gradient of q."""
+    columns = first + tl.arange(0, COLUMNS)
+    k = load_head(head + C, columns, stride, N, D, DP, MASKED)
+    if FOLDED:
+        v = load_head_and_ones(head + 2 * C, ones, columns, stride, N, D, DP, MASKED)
+    else:
+        v = load_head(head + 2 * C, columns, stride, N, D, DP, MASKED)
+    scores = product(q, tl.trans(k), None, WIDEN)
+    weights = exp2_weights(scores, scale2, row_lse, ROWS, COLUMNS, PART, 16)
+    ds = product(g, tl.trans(v), None, WIDEN)
+    if not FOLDED:
+        ds -= row_delta
+    ds *= weights
+    if MASKED:  # past N the weights are exp2(-lse), which may be infinite
+        ds = tl.where((columns < N)[None, :], ds, 0.0)
+    return product(ds.to(k.dtype), k, dq, WIDEN)
+
+
+@triton.jit
+def minus_in_columns(g, row_delta, D: tl.constexpr, DP: tl.constexpr):
+    """Put -delta into the first three padded columns of g, as a sum of three numbers of its type."""
+    dims = tl.arange(0, DP)[None, :]
+    high = (-row_delta).to(g.dtype)
+    rest = -row_delta - high.to(tl.float32)
+    middle = rest.to(g.dtype)
+    low = (rest - middle.to(tl.float32)).to(g.dtype)
+    return tl.where(dims == D, high, tl.where(dims == D + 1, middle, tl.where(dims == D + 2, low, g)))
 
 
 @triton.jit
 def query_gradient_kernel(
-    qkv, gradient, lse, delta, qkv_gradient, N, H, qkv_stride_b, qkv_stride_n, scale, scale2,
-    D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
+    qkv, ones, out, gradient, lse, delta, qkv_gradient, N, H, qkv_stride_b, qkv_stride_n, scale, scale2,
+    D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr,
+    PART: tl.constexpr, FOLDED: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """One block of queries of one head against all keys."""
+    """One block of queries of one head against all keys. Also stores delta, the sum of out * gradient of each row."""
     b, h, C = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H, H * D
     head, row_of_head = qkv + b * qkv_stride_b + h * D, tl.program_id(1).to(tl.int64) * N
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    q = load_head(head, rows, qkv_stride_n, N, D, DP)
-    g = load_head(gradient + b * N * C + h * D, rows, C, N, D, DP)
+    q = load_head(head, rows, qkv_stride_n, N, D, DP, True)
+    g = load_head(gradient + b * N * C + h * D, rows, C, N, D, DP, True)
+    o = load_head(out + b * N * C + h * D, rows, C, N, D, DP, True)
+    row_delta = tl.sum(o.to(tl.float32) * g.to(tl.float32), axis=1)
+    tl.store(delta + row_of_head + rows, row_delta, mask=rows < N)
+    row_delta = row_delta[:, None]
     row_lse = tl.load(lse + row_of_head + rows, mask=rows < N, other=0.0)[:, None]
-    row_delta = tl.load(delta + row_of_head + rows, mask=rows < N, other=0.0)[:, None]
+    if FOLDED:
+        g = minus_in_columns(g, row_delta, D, DP)
     dq = tl.zeros((ROWS, DP), tl.float32)
-    for first in range(0, N, COLUMNS):
-        columns = first + tl.arange(0, COLUMNS)
-        k = load_head(head + C, columns, qkv_stride_n, N, D, DP)
-        v = load_head(head + 2 * C, columns, qkv_stride_n, N, D, DP)
-        weights = tl.exp2(product(q, tl.trans(k), PRECISION, WIDEN) * scale2 - row_lse)
-        ds = weights * (product(g, tl.trans(v), PRECISION, WIDEN) - row_delta)
-        ds = tl.where((columns < N)[None, :], ds, 0.0)
-        dq += product(ds.to(k.dtype), k, PRECISION, WIDEN)
+    full = N // COLUMNS * COLUMNS
+    for first in range(0, full, COLUMNS):
+        dq = query_gradient_block(
+            q, g, row_lse, row_delta, dq, head, ones, first, qkv_stride_n, C, N, scale2,
+            D, DP, ROWS, COLUMNS, PART, FOLDED, False, WIDEN,
+        )  # fmt: skip
+    for first in tl.range(full, N, TAIL, num_stages=1):
+        dq = query_gradient_block(
+            q, g, row_lse, row_delta, dq, head, ones, first, qkv_stride_n, C, N, scale2,
+            D, DP, ROWS, TAIL, 0, FOLDED, True, WIDEN,
+        )  # fmt: skip
     store_head(qkv_gradient + b * N * 3 * C + h * D, rows, dq * scale, 3 * C, N, D, DP)
+
+
+@triton.jit
+def key_value_gradient_block(
+    k, v, dk, dv, head, gradient, lse, delta, first, stride, C, N, scale2,
+    D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, MASKED: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """Add what a block of queries contributes to the gradients of k and v; the scores are transposed, keys down."""
+    rows = first + tl.arange(0, ROWS)
+    q = load_head(head, rows, stride, N, D, DP, MASKED)
+    g = load_head(gradient, rows, C, N, D, DP, MASKED)
+    if MASKED:  # an infinite lse makes the weights past N zero
+        row_lse = tl.load(lse + rows, mask=rows < N, other=float("inf"))[None, :]
+        row_delta = tl.load(delta + rows, mask=rows < N, other=0.0)[None, :]
+    else:
+        row_lse = tl.load(lse + rows)[None, :]
+        row_delta = tl.load(delta + rows)[None, :]
+    weights = tl.exp2(product(k, tl.trans(q), None, WIDEN) * scale2 - row_lse)
+    dv = product(weights.to(g.dtype), g, dv, WIDEN)
+    ds = weights * (product(v, tl.trans(g), None, WIDEN) - row_delta)
+    dk = product(ds.to(q.dtype), q, dk, WIDEN)
+    return dk, dv
 
 
 @triton.jit
 def key_value_gradient_kernel(
     qkv, gradient, lse, delta, qkv_gradient, N, H, qkv_stride_b, qkv_stride_n, scale, scale2,
-    D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr,
     WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """One block of keys and values of one head against all queries; scores stand transposed, keys down."""
+    """One block of keys and values of one head against all queries."""
     b, h, C = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H, H * D
     head, row_of_head = qkv + b * qkv_stride_b + h * D, tl.program_id(1).to(tl.int64) * N
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    k = load_head(head + C, columns, qkv_stride_n, N, D, DP)
-    v = load_head(head + 2 * C, columns, qkv_stride_n, N, D, DP)
+    k = load_head(head + C, columns, qkv_stride_n, N, D, DP, True)
+    v = load_head(head + 2 * C, columns, qkv_stride_n, N, D, DP, True)
+    g = gradient + b * N * C + h * D
     dk = tl.zeros((COLUMNS, DP), tl.float32)
     dv = tl.zeros((COLUMNS, DP), tl.float32)
-    for first in range(0, N, ROWS):
-        rows = first + tl.arange(0, ROWS)
-        q = load_head(head, rows, qkv_stride_n, N, D, DP)
-        g = load_head(gradient + b * N * C + h * D, rows, C, N, D, DP)
-        row_lse = tl.load(lse + row_of_head + rows, mask=rows < N, other=float("inf"))[None, :]
-        row_delta = tl.load(delta + row_of_head + rows, mask=rows < N, other=0.0)[None, :]
-        weights = tl.exp2(product(k, tl.trans(q), PRECISION, WIDEN) * scale2 - row_lse)
-        dv += product(weights.to(g.dtype), g, PRECISION, WIDEN)
-        ds = weights * (product(v, tl.trans(g), PRECISION, WIDEN) - row_delta)
-        dk += product(ds.to(q.dtype), q, PRECISION, WIDEN)
+    full = N // ROWS * ROWS
+    for first in range(0, full, ROWS):
+        dk, dv = key_value_gradient_block(
+            k, v, dk, dv, head, g, lse + row_of_head, delta + row_of_head, first, qkv_stride_n, C, N, scale2,
+            D, DP, ROWS, False, WIDEN,
+        )  # fmt: skip
+    for first in tl.range(full, N, TAIL, num_stages=1):
+        dk, dv = key_value_gradient_block(
+            k, v, dk, dv, head, g, lse + row_of_head, delta + row_of_head, first, qkv_stride_n, C, N, scale2,
+            D, DP, TAIL, True, WIDEN,
+        )  # fmt: skip
     place = qkv_gradient + b * N * 3 * C + h * D
     store_head(place + C, columns, dk * scale, 3 * C, N, D, DP)
     store_head(place + 2 * C, columns, dv, 3 * C, N, D, DP)
 
 
-def launch(D: int, dtype: torch.dtype, *, backward: bool) -> dict[str, Any]:
-    """Compile-time arguments of the kernels for a head width: block sizes, padding, precision, warps, stages.
+class Config(NamedTuple):
+    """Block sizes and launch options of one kernel."""
 
-    Narrow heads leave registers for larger blocks. These are the usual sizes of published kernels, not tuned ones.
+    rows: int
+    columns: int
+    warps: int
+    stages: int = 2
+    part: int = 0
+    """Sixteenths of the exp2 that a polynomial computes."""
+
+
+KERNELS = {
+    "forward": forward_kernel,
+    "query_gradient": query_gradient_kernel,
+    "key_value_gradient": key_value_gradient_kernel,
+}
+CONFIGS = {
+    "forward": {
+        32: (Config(128, 128, 8, part=3), Config(64, 128, 4, part=3), Config(128, 64, 4), Config(64, 64, 4)),
+        64: (Config(128, 128, 8, part=1), Config(64, 128, 4, part=1), Config(128, 64, 4), Config(64, 64, 4)),
+        128: (Config(128, 128, 8), Config(64, 128, 4), Config(64, 64, 4)),
+    },
+    "query_gradient": {
+        32: (Config(128, 128, 8, part=3), Config(64, 128, 4, part=3), Config(64, 64, 4)),
+        64: (Config(128, 64, 8), Config(64, 64, 4)),
+        128: (Config(64, 64, 4), Config(64, 64, 4, stages=1)),
+    },
+    "key_value_gradient": {
+        32: (Config(128, 128, 8), Config(128, 64, 4), Config(64, 64, 4)),
+        64: (Config(64, 128, 8), Config(64, 64, 4)),
+        128: (Config(32, 64, 4), Config(32, 64, 4, stages=1)),
+    },
+}
+"""{kernel: {largest padded head width: configs}}. All compile without spills for compute capability 8.0, 9.0 and 10.0.
+The first is the best on Hopper by the instructions of its inner loop; `attention_choice` measures which is on a GPU."""
+
+
+def configs(kernel: str, D: int) -> tuple[Config, ...]:
+    """Return the configs of a kernel for a head width."""
+    return CONFIGS[kernel][max(32, triton.next_power_of_2(D))]
+
+
+def launch(kernel: str, config: Config, D: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the compile-time arguments and launch options of a kernel.
+
+    Args:
+        kernel: A key of KERNELS.
+        config: One of `configs(kernel, D)`.
+        D: Head width.
+        dtype: Type of the projection.
     """
     DP = max(16, triton.next_power_of_2(D))
-    rows, columns = ((64, 64) if DP <= 64 else (32, 64)) if backward else ((128, 64) if DP <= 64 else (64, 64))
-    return {
-        "D": D,
-        "DP": DP,
-        "ROWS": rows,
-        "COLUMNS": columns,
-        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",  # says nothing about 16-bit types
-        "WIDEN": choice.INTERPRETED and dtype == torch.bfloat16,  # the interpreter would multiply the bit patterns
-        "num_warps": 8 if DP > 64 else 4,
-        "num_stages": 2,
+    settings = {"D": D, "DP": DP, "ROWS": config.rows, "COLUMNS": config.columns, "TAIL": TAIL}
+    if kernel != "key_value_gradient":
+        settings["PART"] = config.part if dtype.itemsize == 2 else 0  # the polynomial is as exact as 13 bits
+    if kernel == "query_gradient":  # float16 does not hold every delta that float32 holds
+        settings["FOLDED"] = DP - D >= 3 and dtype != torch.float16
+    settings["WIDEN"] = choice.INTERPRETED and dtype == torch.bfloat16
+    return settings | {"num_warps": config.warps, "num_stages": config.stages}
+
+
+def variants(N: int, H: int, D: int, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Yield every kernel and config that attention may launch on contiguous tensors, for ahead-of-time compilation.
+
+    Args:
+        N: Tokens.
+        H: Heads.
+        D: Head width.
+        dtype: Type of the projection.
+
+    Yields:
+        (kernel, arguments, settings): a key of KERNELS; its run-time arguments, pointers as the type pointed to,
+        integers by value, floats as `float`; and what `launch` returns.
+    """
+    tensors = {"qkv": dtype, "ones": dtype, "out": dtype, "gradient": dtype, "qkv_gradient": dtype}
+    tensors |= {"lse": torch.float32, "delta": torch.float32}
+    numbers = {
+        "N": N,
+        "H": H,
+        "qkv_stride_b": N * 3 * H * D,
+        "qkv_stride_n": 3 * H * D,
+        "scale": float,
+        "scale2": float,
     }
+    for kernel, function in KERNELS.items():
+        arguments = {name: value for name, value in (tensors | numbers).items() if name in function.arg_names}
+        for config in configs(kernel, D):
+            yield kernel, arguments, launch(kernel, config, D, dtype)
 
 
 def _packed(qkv_BNC3: Tensor) -> Tensor:
-    """Columns must lie side by side; rows and batches may have any stride."""
+    """Copy unless the columns are adjacent; rows and batches may have any stride."""
     return qkv_BNC3 if qkv_BNC3.stride(2) == 1 else qkv_BNC3.contiguous()
 
 
+def _grid(tokens: int, block: int, heads: int) -> tuple[int, int]:
+    return triton.cdiv(tokens, block), heads
+
+
 @torch.library.custom_op("ppma::attention", mutates_args=())
-def attention_triton(qkv_BNC3: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """(out_BNC, lse_BHN float32); the checks stand in the seam."""
+def attention_triton(qkv_BNC3: Tensor, heads: int, plan: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Run flash attention; the caller checks shapes and types.
+
+    An opaque operator, not torch.library.triton_op: the interpreter cannot be traced, and there is nothing to fuse,
+    because matrix products come before and after.
+
+    Args:
+        qkv_BNC3: Packed projection.
+        heads: Number of heads.
+        plan: Index into `configs` for each of KERNELS.
+
+    Returns:
+        out_BNC and lse_BHN (float32).
+    """
     qkv_BNC3 = _packed(qkv_BNC3)
     B, N, C3 = qkv_BNC3.shape
-    settings = launch(C3 // (3 * heads), qkv_BNC3.dtype, backward=False)
+    D, dtype = C3 // (3 * heads), qkv_BNC3.dtype
+    settings = launch("forward", configs("forward", D)[plan[0]], D, dtype)
     out_BNC = qkv_BNC3.new_empty((B, N, C3 // 3))
     lse_BHN = qkv_BNC3.new_empty((B, heads, N), dtype=torch.float32)
-    scale2 = settings["D"] ** -0.5 * LOG2_E
-    forward_kernel[(triton.cdiv(N, settings["ROWS"]), B * heads)](
-        qkv_BNC3, out_BNC, lse_BHN, N, heads, *qkv_BNC3.stride()[:2], scale2, **settings
+    ones = qkv_BNC3.new_ones(settings["DP"])
+    forward_kernel[_grid(N, settings["ROWS"], B * heads)](
+        qkv_BNC3, ones, out_BNC, lse_BHN, N, heads, *qkv_BNC3.stride()[:2], D**-0.5 * LOG2_E, **settings
     )
     return out_BNC, lse_BHN
 
 
 @torch.library.custom_op("ppma::attention_backward", mutates_args=())
 def attention_backward_triton(
-    gradient_BNC: Tensor, qkv_BNC3: Tensor, out_BNC: Tensor, lse_BHN: Tensor, heads: int
+    gradient_BNC: Tensor, qkv_BNC3: Tensor, out_BNC: Tensor, lse_BHN: Tensor, heads: int, plan: Sequence[int]
 ) -> Tensor:
-    """The gradient of qkv_BNC3."""
+    """Return the gradient of qkv_BNC3."""
     qkv_BNC3, gradient_BNC = _packed(qkv_BNC3), gradient_BNC.contiguous()
     B, N, C3 = qkv_BNC3.shape
-    settings = launch(C3 // (3 * heads), qkv_BNC3.dtype, backward=True)
-    row_blocks, column_blocks = (triton.cdiv(N, settings[name]) for name in ("ROWS", "COLUMNS"))
-    scale = settings["D"] ** -0.5
+    D, dtype = C3 // (3 * heads), qkv_BNC3.dtype
+    scale = D**-0.5
     qkv_gradient, delta_BHN = qkv_BNC3.new_empty(qkv_BNC3.shape), torch.empty_like(lse_BHN)
-    head = {name: settings[name] for name in ("D", "DP", "ROWS")}
-    delta_kernel[(row_blocks, B * heads)](out_BNC, gradient_BNC, delta_BHN, N, heads, **head)
-    given = (
-        qkv_BNC3, gradient_BNC, lse_BHN, delta_BHN, qkv_gradient, N, heads, *qkv_BNC3.stride()[:2], scale, scale * LOG2_E,
+    numbers = (N, heads, *qkv_BNC3.stride()[:2], scale, scale * LOG2_E)
+    settings = launch("query_gradient", configs("query_gradient", D)[plan[1]], D, dtype)
+    query_gradient_kernel[_grid(N, settings["ROWS"], B * heads)](
+        qkv_BNC3, qkv_BNC3.new_ones(settings["DP"]), out_BNC, gradient_BNC, lse_BHN, delta_BHN, qkv_gradient,
+        *numbers, **settings,
     )  # fmt: skip
-    query_gradient_kernel[(row_blocks, B * heads)](*given, **settings)
-    key_value_gradient_kernel[(column_blocks, B * heads)](*given, **settings)
+    settings = launch("key_value_gradient", configs("key_value_gradient", D)[plan[2]], D, dtype)
+    key_value_gradient_kernel[_grid(N, settings["COLUMNS"], B * heads)](
+        qkv_BNC3, gradient_BNC, lse_BHN, delta_BHN, qkv_gradient, *numbers, **settings
+    )
     return qkv_gradient
 
 
 @attention_triton.register_fake
-def _(qkv_BNC3: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+def _(qkv_BNC3: Tensor, heads: int, plan: Sequence[int]) -> tuple[Tensor, Tensor]:
     B, N, C3 = qkv_BNC3.shape
     return qkv_BNC3.new_empty((B, N, C3 // 3)), qkv_BNC3.new_empty((B, heads, N), dtype=torch.float32)
 
 
 @attention_backward_triton.register_fake
-def _(gradient_BNC: Tensor, qkv_BNC3: Tensor, out_BNC: Tensor, lse_BHN: Tensor, heads: int) -> Tensor:
+def _(
+    gradient_BNC: Tensor, qkv_BNC3: Tensor, out_BNC: Tensor, lse_BHN: Tensor, heads: int, plan: Sequence[int]
+) -> Tensor:
     return qkv_BNC3.new_empty(qkv_BNC3.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+def _keep(ctx: Any, inputs: tuple[Tensor, int, Sequence[int]], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(inputs[0], *output)
-    ctx.heads = inputs[1]
+    ctx.heads, ctx.plan = inputs[1:]
 
 
-def _backward(ctx: Any, gradient_BNC: Tensor, _: Tensor | None) -> tuple[Tensor, None]:
-    return attention_backward_triton(gradient_BNC, *ctx.saved_tensors, ctx.heads), None
+def _backward(ctx: Any, gradient_BNC: Tensor, _: Tensor | None) -> tuple[Tensor, None, None]:
+    return attention_backward_triton(gradient_BNC, *ctx.saved_tensors, ctx.heads, ctx.plan), None, None
 
 
 attention_triton.register_autograd(_backward, setup_context=_keep)

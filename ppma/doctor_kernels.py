@@ -14,6 +14,8 @@ FORMS = {
     "pytorch": "PyTorch's own choice",
     "cudnn": "cuDNN",
     "flash": "flash attention",
+    "flash3": "FlashAttention 3",
+    "flash4": "FlashAttention 4",
     "efficient": "memory-efficient attention",
     "triton": "our Triton kernel",
 }

@@ -5,8 +5,9 @@ import types
 import pytest
 import torch
 
-from benchmarks import kernel_speed, timing
+from benchmarks import kernel_speed
 from benchmarks.kernel_speed import BenchmarkConfig, Measurement, measure, row_of
+from ppma.kernels import timing
 
 FIELDS = {"kernel", "implementation", "shape", "dtype", "pass", "microseconds", "gb_per_s", "tflop_per_s", "of_ceiling"}
 CPU = torch.device("cpu")

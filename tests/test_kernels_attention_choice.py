@@ -1,90 +1,181 @@
-"""The measured choice of the form of attention, with times made up: no GPU is needed to test what is done with them."""
+"""The measured choice of the attention backend, with times made up: no GPU is needed to test what is done with them."""
 
 import json
 import logging
 
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources
 
-from ppma.kernels import attention_choice
-from ppma.kernels.attention_choice import Shape, fastest_form
+from ppma.kernels import attention_choice, timing
+from ppma.kernels.attention import attention
+from ppma.kernels.attention_choice import Choice, Shape, attend, fastest_backend
 
 SHAPE = Shape(4, 157, 12, 64, torch.bfloat16, torch.device("cuda:0"))
+DECODER = SHAPE._replace(tokens=1568, heads=16, head_width=24)
 TIMES = {"cudnn": 2.0, "flash": 1.5, "efficient": 3.0, "triton": None}
+KEPT = {"a card, torch 9": {SHAPE.name: {"backend": "flash"}}}
 
 
 @pytest.fixture
-def measured(monkeypatch, tmp_path):
-    """The measurements asked for so far; the cache in a folder of its own."""
-    asked = []
-
-    def milliseconds(shape, form):
-        asked.append(form)
-        return TIMES[form]
-
+def card(monkeypatch, tmp_path):
+    """A GPU by name only; the cache in a folder of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(attention_choice, "_chosen", {})
     monkeypatch.setattr(attention_choice, "machine_name", lambda device: "a card, torch 9")
-    monkeypatch.setattr(attention_choice, "milliseconds", milliseconds)
+    monkeypatch.setattr(attention_choice, "can_measure", lambda: True)
     monkeypatch.setattr(attention_choice.choice, "LOADED", True)
+
+
+@pytest.fixture
+def measured(card, monkeypatch):
+    """The measurements asked for so far."""
+    asked = []
+
+    def milliseconds(shape, backend, plan):
+        asked.append(backend)
+        return TIMES[backend]
+
+    monkeypatch.setattr(attention_choice, "milliseconds", milliseconds)
+    monkeypatch.setattr(attention_choice, "fastest_plan", lambda shape: (0, 0, 0))
     return asked
 
 
 def test_the_fastest_is_taken_logged_and_kept(measured, caplog, tmp_path):
     with caplog.at_level(logging.INFO):
-        assert fastest_form(*SHAPE) == "flash"
+        assert fastest_backend(*SHAPE).backend == "flash"
     assert "flash for B4 N157 H12 D64 bfloat16" in caplog.text and "cudnn 2.000 ms" in caplog.text
     assert measured == ["cudnn", "flash", "efficient", "triton"]
-    kept = json.loads((tmp_path / "ppma" / "attention.json").read_text())
-    assert kept == {"a card, torch 9": {"B4 N157 H12 D64 bfloat16": "flash"}}
-    fastest_form(*SHAPE)
+    assert json.loads((tmp_path / "ppma" / "attention.json").read_text()) == KEPT
+    fastest_backend(*SHAPE)
     assert len(measured) == 4, "measured again in the same process"
     attention_choice._chosen.clear()
-    assert fastest_form(*SHAPE) == "flash" and len(measured) == 4, "measured again in the next process"
+    assert fastest_backend(*SHAPE).backend == "flash" and len(measured) == 4, "measured again in the next process"
 
 
-def test_another_shape_or_card_measures_anew(measured, monkeypatch):
-    fastest_form(*SHAPE)
-    fastest_form(*SHAPE._replace(tokens=1568))
+def test_another_shape_or_card_measures_again(measured, monkeypatch):
+    fastest_backend(*SHAPE)
+    fastest_backend(*SHAPE._replace(tokens=1568))
     assert len(measured) == 8
     attention_choice._chosen.clear()
     monkeypatch.setattr(attention_choice, "machine_name", lambda device: "another card")
-    fastest_form(*SHAPE)
+    fastest_backend(*SHAPE)
     assert len(measured) == 12
 
 
 def test_float32_does_not_try_our_kernel(measured):
-    fastest_form(*SHAPE._replace(dtype=torch.float32))
+    fastest_backend(*SHAPE._replace(dtype=torch.float32))
     assert measured == ["cudnn", "flash", "efficient"]
+
+
+def test_float32_on_a_gpu_never_runs_our_kernel(monkeypatch):
+    """There it would spill thousands of registers: PyTorch's runs where Triton is forced, and asking for ours fails."""
+    ran = []
+    meta = torch.empty(1, 8, 96, device="meta")
+    monkeypatch.setattr(attention_choice.choice, "_forced", "triton")
+    monkeypatch.setattr(attention_choice.choice, "LOADED", True)
+    monkeypatch.setattr("ppma.kernels.attention.Shape", lambda *a: Shape(*a[:5], torch.device("cuda:0")))
+    monkeypatch.setattr("ppma.kernels.attention.attend", lambda qkv, heads, backend: ran.append(backend))
+    attention(meta, 2)
+    attention(meta.bfloat16(), 2)
+    assert ran == ["pytorch", "triton"]
+    monkeypatch.setattr(attention_choice, "Shape", lambda *a: Shape(*a[:5], torch.device("cuda:0")))
+    with pytest.raises(RuntimeError, match="float32"):
+        attend(meta, 2, "triton")
+
+
+def test_the_configs_of_our_kernel_are_measured_part_by_part(card, monkeypatch, tmp_path):
+    """The fastest config of each part is taken, one that does not fit is passed over, and the plan is kept."""
+    fastest = {"forward": 2, "query_gradient": 1, "key_value_gradient": 0}
+
+    def median_ms(what, shape, work, sets):
+        if " " not in what:
+            return {"triton": 1.0}.get(what, 2.0)
+        part, config = what.split(" ", 1)
+        index = [str(tuple(c)) for c in attention_choice.attention_triton.configs(part, 24)].index(config)
+        return None if index == 3 else 1.0 + abs(index - fastest[part])
+
+    monkeypatch.setattr(attention_choice, "median_ms", median_ms)
+    monkeypatch.setattr(attention_choice, "input_sets", lambda shape: [(torch.empty(0), torch.empty(0))])
+    monkeypatch.setattr(attention_choice.attention_triton, "attention_triton", lambda qkv, heads, plan: (qkv, qkv))
+    assert fastest_backend(*DECODER) == Choice("triton", (2, 1, 0))
+    attention_choice._chosen.clear()
+    monkeypatch.setattr(attention_choice, "measure", None)
+    assert fastest_backend(*DECODER) == Choice("triton", (2, 1, 0))
+    file = tmp_path / "ppma" / "attention.json"
+    file.write_text(file.read_text().replace("64", "63"))  # what another version offered
+    assert attention_choice.read_cache(file, "a card, torch 9", DECODER) is None
+
+
+@pytest.mark.parametrize("error", [OutOfResources(300000, 232448, "shared memory"), RuntimeError("no kernel")])
+def test_what_does_not_fit_the_gpu_is_no_error(card, monkeypatch, error):
+    def seconds_per_call(work, sets, device, repeats):
+        raise error
+
+    monkeypatch.setattr(timing, "seconds_per_call", seconds_per_call)
+    monkeypatch.setattr(attention_choice, "input_sets", lambda shape: [])
+    assert attention_choice.milliseconds(SHAPE, "flash", (0, 0, 0)) is None
+    assert fastest_backend(*SHAPE) == Choice("pytorch")
+
+
+def test_times_are_of_graph_replays_over_inputs_that_exceed_the_cache(card, monkeypatch):
+    asked = []
+
+    def seconds_per_call(work, sets, device, repeats):
+        asked.append(len(sets))
+        return [0.003, 0.001, 0.002]
+
+    cpu = SHAPE._replace(device=torch.device("cpu"))
+    monkeypatch.setattr(timing, "seconds_per_call", seconds_per_call)
+    monkeypatch.setattr(timing, "sets_needed", lambda set_bytes, device: 5 if set_bytes == 8 * 4 * 157 * 768 else 0)
+    assert attention_choice.milliseconds(cpu, "pytorch", (0, 0, 0)) == 2.0 and asked == [5]
 
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[1]", '{"a card, torch 9": 3}', '{"a card, torch 9": {"B4 N157 H12 D64 bfloat16": "magic"}}'],
+    [
+        "",
+        "{",
+        "[1]",
+        '{"a card, torch 9": 3}',
+        '{"a card, torch 9": {"B4 N157 H12 D64 bfloat16": "flash"}}',
+        '{"a card, torch 9": {"B4 N157 H12 D64 bfloat16": {"backend": "magic"}}}',
+        '{"a card, torch 9": {"B4 N157 H12 D64 bfloat16": {"backend": "triton"}}}',
+        '{"a card, torch 9": {"B4 N157 H12 D64 bfloat16": {"backend": "triton", "configs": [[1], 2]}}}',
+    ],
 )
 def test_a_broken_cache_costs_a_measurement(measured, tmp_path, content):
     (tmp_path / "ppma").mkdir()
     (tmp_path / "ppma" / "attention.json").write_text(content)
-    assert fastest_form(*SHAPE) == "flash" and measured
+    assert fastest_backend(*SHAPE).backend == "flash" and measured
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(measured, tmp_path, caplog):
     (tmp_path / "ppma").write_text("a file where the folder should be")
-    assert fastest_form(*SHAPE) == "flash"
+    assert fastest_backend(*SHAPE).backend == "flash"
     assert "not kept" in caplog.text
 
 
 def test_pytorch_decides_where_nothing_runs(measured, monkeypatch, caplog, tmp_path):
-    monkeypatch.setattr(attention_choice, "milliseconds", lambda shape, form: None)
-    assert fastest_form(*SHAPE) == "pytorch" and "no fused kernel" in caplog.text
+    monkeypatch.setattr(attention_choice, "milliseconds", lambda shape, backend, plan: None)
+    assert fastest_backend(*SHAPE).backend == "pytorch" and "no fused kernel" in caplog.text
     assert not (tmp_path / "ppma").exists()
+
+
+def test_without_a_gpu_nothing_is_measured(measured, monkeypatch):
+    """A step that is compiled ahead of time runs our kernel with its first configs."""
+    monkeypatch.setattr(attention_choice, "can_measure", lambda: False)
+    assert fastest_backend(*SHAPE) == Choice("triton", (0, 0, 0))
+    assert fastest_backend(*SHAPE._replace(dtype=torch.float32)) == Choice("pytorch")
+    assert not measured
 
 
 def test_a_compiled_step_asks_while_it_is_traced(measured):
     """The answer is a constant of the graph."""
 
     def step(x):
-        return x + 1 if fastest_form(*SHAPE) == "flash" else x - 1
+        backend, plan = fastest_backend(*SHAPE)
+        return x + 1 + plan[2] if backend == "flash" else x - 1
 
     assert torch.compile(step, fullgraph=True, backend="eager")(torch.zeros(1)) == 1
     assert len(measured) == 4
@@ -96,15 +187,15 @@ def test_the_mark_is_torchs_own():
     def ours():
         pass
 
-    assert vars(torch.compiler.assume_constant_result(ours)).items() <= vars(fastest_form).items()
+    assert vars(torch.compiler.assume_constant_result(ours)).items() <= vars(fastest_backend).items()
     assert vars(ours)
 
 
 def test_the_answer_is_explained(measured):
-    form, why = attention_choice.explain(SHAPE)
-    assert form == "flash" and "fastest of cudnn, flash, efficient, triton for B4 N157" in why
-    form, why = attention_choice.explain(SHAPE._replace(device=torch.device("cpu")))
-    assert form == "pytorch" and "on a cpu device" in why and len(measured) == 4
+    backend, why = attention_choice.explain(SHAPE)
+    assert backend == "flash" and "fastest of cudnn, flash, efficient, triton for B4 N157" in why
+    backend, why = attention_choice.explain(SHAPE._replace(device=torch.device("cpu")))
+    assert backend == "pytorch" and "on a cpu device" in why and len(measured) == 4
 
 
 @pytest.mark.cuda
@@ -113,8 +204,8 @@ def test_measured_on_this_gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(attention_choice, "_chosen", {})
     shape = Shape(32, 1568, 16, 24, torch.bfloat16, torch.device("cuda", torch.cuda.current_device()))
-    taken = attention_choice.milliseconds(shape, fastest_form(*shape))
-    theirs = [attention_choice.milliseconds(shape, form) for form in ("cudnn", "flash", "efficient")]
+    taken = attention_choice.milliseconds(shape, *fastest_backend(*shape))
+    theirs = [attention_choice.milliseconds(shape, backend) for backend in ("cudnn", "flash", "efficient")]
     assert taken <= 1.05 * min(
         t for t in theirs if t is not None
     )  # 5 %: two measurements of the same kernel differ by less

@@ -9,6 +9,7 @@ timed one by one.
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TypeVar
 
@@ -80,7 +81,7 @@ def seconds_per_call(
     """
     if device.type == "cuda":
         rounds = -(-CALLS // len(sets))
-        graph, _outputs = capture([lambda inputs=inputs: work(inputs) for inputs in [*sets] * rounds])
+        graph, _outputs = capture([partial(work, inputs) for inputs in [*sets] * rounds])
         return [took / (rounds * len(sets)) for took in replays(graph, repeats)]
     took = []
     for number in range(WARM_UP + repeats):
