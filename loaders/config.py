@@ -5,6 +5,7 @@ from typing import Literal
 
 from ppma.loaders.errors import InputError
 
+Reader = Literal["dali", "plain", "ffcv"]
 Implementation = Literal["auto", "dali", "plain", "ffcv"]
 
 
@@ -47,8 +48,8 @@ class LoaderConfig:
     mix: Literal["sample", "batch"] = "sample"
     """How sources mix: a source drawn for each sample, or one source for each global batch (the published stage 2)."""
     implementation: Implementation = "auto"
-    """dali: the DALI graph; plain: OpenCV in the worker processes; auto: DALI on a GPU, plain on a CPU, where it is faster; ffcv: FFCV's
-    compiled threads, on packed stores of `short_side`, crops and flips only."""
+    """dali: the DALI graph; plain: OpenCV in the worker processes; ffcv: FFCV's compiled threads, on packed stores of `short_side`, crops
+    and flips only; auto: plain on a CPU, on a GPU the fastest, measured for a few seconds when a training run of some length starts."""
     workers: int = 2
     """Worker processes of each rank. They change the speed and nothing else."""
     prefetch_batches: int = 2

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from ppma.loaders.batch import ClipBatch, LoaderCounters
-from ppma.loaders.config import LoaderConfig
+from ppma.loaders.config import LoaderConfig, Reader
 from ppma.loaders.draws import SampleDraw
 from ppma.loaders.errors import InputError
 from ppma.loaders.fetch import DALI_CPU_CODECS, DALI_GPU_CODECS
@@ -44,8 +44,8 @@ ALIGNED_ROWS = 16
 """Columns of labels and keys begin at multiples of 128 bytes: kernels are compiled for aligned addresses."""
 
 
-def choose_implementation(config: LoaderConfig, device: torch.device) -> tuple[Literal["dali", "plain", "ffcv"], str]:
-    """Which form of the views runs, and why, in words for the log."""
+def choose_implementation(config: LoaderConfig, device: torch.device) -> tuple[Reader, str]:
+    """Return the reader that serves a config without measuring, and the reason in words for the log."""
     if config.implementation == "plain":
         return "plain", "asked for"
     if config.implementation == "ffcv":
@@ -63,6 +63,21 @@ def choose_implementation(config: LoaderConfig, device: torch.device) -> tuple[L
         raise InputError(f"loader.implementation is dali, but {why}")
     log.warning("the loader decodes on the CPU: %s", why)
     return "plain", why
+
+
+DECODE_ENGINES = {
+    "H100": 7, "H200": 7, "B200": 7, "A100": 5, "A30": 4, "L4": 4, "L40": 3, "L40S": 3, "A10": 2, "A40": 2, "T4": 2,
+}  # fmt: skip
+"""Number of NVDEC engines by product. Source: NVIDIA's data sheets of these GPUs."""
+UNKNOWN_ENGINES = 2
+
+
+def decode_threads(config: LoaderConfig, device: torch.device) -> int:
+    """Return how many threads DALI gets: on a GPU one for each decode engine, since more decode nothing faster."""
+    if device.type == "cpu":
+        return config.workers
+    words = torch.cuda.get_device_name(device).replace("-", " ").split()
+    return next((DECODE_ENGINES[word] for word in words if word in DECODE_ENGINES), UNKNOWN_ENGINES)
 
 
 @dataclass
@@ -142,9 +157,8 @@ class ClipStream:
 
         kind: Literal["cpu", "gpu"] = "gpu" if self.device.type == "cuda" else "cpu"
         views = replace(self.config, views=self.batches.views)
-        return DaliViews(
-            views, self._most_samples, device=kind, device_id=self.device.index or 0, threads=self.config.workers
-        )
+        threads = decode_threads(self.config, self.device)
+        return DaliViews(views, self._most_samples, device=kind, device_id=self.device.index or 0, threads=threads)
 
     def _make_ffcv(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Views of every step's samples, from the first step on."""

@@ -51,6 +51,8 @@ def resident_bytes() -> int:
 def implementations(config: RunConfig, ranks: Ranks) -> dict[str, str]:
     """Which fast paths run here, and why, in words: the loader's form and the kernels'."""
     loader, why = choose_implementation(config.loader, ranks.device)
+    if config.loader.implementation == "auto" and ranks.device.type == "cuda":
+        why += "; a training run measures the others and may take one of them, see its log"
     kernels, because = choice.explain(ranks.device)
     return {"loader": f"{loader} ({why})", "kernels": f"{kernels} ({because})"}
 

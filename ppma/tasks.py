@@ -27,6 +27,7 @@ from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.stream import ClipStream
 from ppma.mae import MaskedAutoencoder
 from ppma.mixing import check_group
+from ppma.reader_choice import choose_reader
 from ppma.vit import Encoder
 
 
@@ -113,9 +114,13 @@ class _ClipTask:
 
     def stream(self, ranks: Ranks, start: tuple[int, int]) -> ClipStream:
         """The loader, writing `quarantine.csv` into the run folder."""
-        config = self.config
+        config, steps = self.config, self.steps_per_epoch
+        loader = choose_reader(
+            self.sampler, self.sources, config.loader, ranks, step=start[0] * steps + start[1],
+            total_steps=config.optim.epochs * steps,
+        )  # fmt: skip
         return ClipStream(
-            self.sampler, self.sources, config.loader, device=ranks.device, rank=ranks.rank, world_size=ranks.world_size,
+            self.sampler, self.sources, loader, device=ranks.device, rank=ranks.rank, world_size=ranks.world_size,
             epochs=config.optim.epochs, start=start, quarantine=config.run_dir / "quarantine.csv",
         )  # fmt: skip
 

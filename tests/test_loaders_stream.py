@@ -16,6 +16,7 @@ import reference_views
 import torch
 from damaged_clips import make_all
 
+from ppma.loaders import pipeline
 from ppma.loaders.augment import make_views
 from ppma.loaders.config import LoaderConfig
 from ppma.loaders.errors import InputError
@@ -238,6 +239,30 @@ def test_what_dali_refuses_is_decoded_by_pyav_and_counted(tmp_path, write_clip, 
     assert batches[0].counters.fallbacks == 1 and "DALI cannot decode" in caplog.text and "0.mp4" in caplog.text
     expected = collect(one, config=replace(config, implementation="plain"), epochs=1, batch_clips=1)
     assert (batches[0].frames_BTHWC.int() - expected[0].frames_BTHWC.int()).abs().max() <= 3
+
+
+def test_a_clip_that_dali_refuses_is_remembered(tmp_path, write_clip, monkeypatch, caplog):
+    """Its first batch is decoded again; from then on it goes to PyAV at once, and a batch is one run of DALI."""
+    runs = []
+
+    class Counting(pipeline.DaliViews):
+        def __call__(self, inputs, draws):
+            runs.append([clip.kind for clip in inputs])
+            return super().__call__(inputs, draws)
+
+    monkeypatch.setattr(pipeline, "DaliViews", Counting)
+    monkeypatch.setattr("ppma.loaders.stream.DALI_CPU_CODECS", ("vp9", "h264"))  # DALI 2.4 takes no H.264 on a CPU
+    rows = []
+    for number, (codec, suffix) in enumerate([("libx264", "mp4"), ("libvpx-vp9", "webm")] * 2):
+        write_clip(tmp_path / f"{number}.{suffix}", frames=24, codec=codec)
+        rows.append(row(f"{number}.{suffix}", 0))
+    mixed = Manifest.from_clips(rows, root=tmp_path, name="mixed")
+    config = replace(CONFIG, implementation="dali", randaugment_ops=0, prefetch_batches=1)
+    batches = collect(mixed, config=config, epochs=3)
+    assert [sorted(kinds) for kinds in runs] == [["video"] * 4, *[["frames", "frames", "video", "video"]] * 3]
+    assert [batch.counters.fallbacks for batch in batches] == [2, 4, 6]
+    refusals = [record.getMessage() for record in caplog.records if "DALI cannot decode" in record.getMessage()]
+    assert len(refusals) == 2 and all(name in " ".join(refusals) for name in ("0.mp4", "2.mp4"))
 
 
 def test_a_damaged_picture_in_a_folder_is_bad_for_dali_too(tmp_path):
