@@ -1,9 +1,11 @@
-"""`patchify` as one Triton kernel: a program reads the bytes of one wanted patch and writes its normalised values.
+"""`patchify` as one Triton kernel: a program reads the bytes of one patch and writes its normalized values.
 
     frames_BTHWC uint8 (any strides), idx_BV or None  ->  patches_BVP
 
-Traffic is the least there is: the bytes of the V wanted patches in, V x P values out. Registered as the operator
-ppma::patchify, so that torch.compile takes it whole.
+Traffic is minimal: the bytes of the V chosen patches are read once, V x P values are written once. A program is one
+warp that holds the patch as lines of 16 pixels. Where the pixels of a line are 48 contiguous bytes (`is_wide`), it
+reads them 16 bytes at a time and separates the colors in registers; otherwise it reads byte by byte. Triton checks the
+alignment of base and strides at each launch and narrows the loads where it is less than 16 bytes.
 """
 
 # The arguments of a kernel have no Python types.
@@ -16,51 +18,79 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ppma.kernels.operators import triton_op, wrap_triton
+
 
 @triton.jit
-def patch_pixels(
-    frames, idx, idx_stride_b, idx_stride_v, stride_b, stride_t, stride_h, stride_w, stride_c, nh, nw,
-    HAS_IDX: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The bytes (BLOCK, 4) of this program's patch as float32, pixels down and colours across; and which of them are real."""
-    v, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    token = v
-    if HAS_IDX:
-        token = tl.load(idx + b * idx_stride_b + v * idx_stride_v).to(tl.int32)
-    pixel, colour = tl.arange(0, BLOCK)[:, None], tl.arange(0, 4)[None, :]
-    real = (pixel < PT * PH * PW) & (colour < 3)
-    t = token // (nh * nw) * PT + pixel // (PH * PW)
-    y = token // nw % nh * PH + pixel // PW % PH
-    x = token % nw * PW + pixel % PW
-    place = t.to(tl.int64) * stride_t + y.to(tl.int64) * stride_h + x * stride_w + colour * stride_c
-    return tl.load(frames + b * stride_b + place, mask=real, other=0).to(tl.float32), real
+def pixel_offset(
+    token, row, column, stride_t, stride_h, stride_w, nh, nw, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr
+):
+    """Offset in a clip of the pixel at (row, column) of a patch; rows run through the PT frames of PH rows."""
+    t = token // (nh * nw) * PT + row // PH
+    y = token // nw % nh * PH + row % PH
+    x = token % nw * PW + column
+    return t.to(tl.int64) * stride_t + y.to(tl.int64) * stride_h + x.to(tl.int64) * stride_w
 
 
 @triton.jit
 def patchify_kernel(
     frames, idx, out, idx_stride_b, idx_stride_v, stride_b, stride_t, stride_h, stride_w, stride_c, nh, nw, V,
     scale_r, scale_g, scale_b, shift_r, shift_g, shift_b,
-    HAS_IDX: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_IDX: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, LINES: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
-    """x * scale + shift per colour; stored with the colours outermost."""
-    values, real = patch_pixels(
-        frames, idx, idx_stride_b, idx_stride_v, stride_b, stride_t, stride_h, stride_w, stride_c, nh, nw,
-        HAS_IDX, PT, PH, PW, BLOCK,
-    )  # fmt: skip
-    pixel, colour = tl.arange(0, BLOCK)[:, None], tl.arange(0, 4)[None, :]
-    scale = tl.where(colour == 0, scale_r, tl.where(colour == 1, scale_g, scale_b))
-    shift = tl.where(colour == 0, shift_r, tl.where(colour == 1, shift_g, shift_b))
-    row = out + (tl.program_id(1).to(tl.int64) * V + tl.program_id(0)) * (3 * PT * PH * PW)
-    values = values * scale + shift
-    tl.store(row + colour * (PT * PH * PW) + pixel, values.to(out.dtype.element_ty), mask=real)
+    """Write x * scale + shift per color, one plane of the patch per color."""
+    v, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    token = v
+    if HAS_IDX:
+        token = tl.load(idx + b * idx_stride_b + v * idx_stride_v).to(tl.int32)
+    K: tl.constexpr = PT * PH * PW
+    line, lane = tl.arange(0, LINES)[:, None], tl.arange(0, 16)[None, :]
+    pixel = 16 * line + lane
+    real = pixel < K
+    clip = frames + b * stride_b
+    if WIDE:  # 48 bytes a line: three loads of 16, whose bytes go to their planes by selects that fold away
+        IN_ROW: tl.constexpr = PW // 16
+        start = pixel_offset(
+            token, line // IN_ROW, line % IN_ROW * 16, stride_t, stride_h, stride_w, nh, nw, PT, PH, PW
+        )
+        red = tl.zeros((LINES, 16), tl.float32)
+        green = tl.zeros((LINES, 16), tl.float32)
+        blue = tl.zeros((LINES, 16), tl.float32)
+        for part in tl.static_range(3):
+            bytes_16 = tl.load(clip + start + (16 * part + lane), mask=real, other=0).to(tl.float32)
+            for i in tl.static_range(16):
+                value = tl.sum(tl.where(lane == i, bytes_16, 0.0), axis=1)[:, None]
+                at = lane == (16 * part + i) // 3
+                if (16 * part + i) % 3 == 0:
+                    red = tl.where(at, value, red)
+                elif (16 * part + i) % 3 == 1:
+                    green = tl.where(at, value, green)
+                else:
+                    blue = tl.where(at, value, blue)
+    else:
+        place = clip + pixel_offset(token, pixel // PW, pixel % PW, stride_t, stride_h, stride_w, nh, nw, PT, PH, PW)
+        red = tl.load(place, mask=real, other=0).to(tl.float32)
+        green = tl.load(place + stride_c, mask=real, other=0).to(tl.float32)
+        blue = tl.load(place + stride_c * 2, mask=real, other=0).to(tl.float32)
+    patch = out + (b * V + v) * (3 * K)
+    tl.store(patch + pixel, (red * scale_r + shift_r).to(out.dtype.element_ty), mask=real)
+    tl.store(patch + (K + pixel), (green * scale_g + shift_g).to(out.dtype.element_ty), mask=real)
+    tl.store(patch + (2 * K + pixel), (blue * scale_b + shift_b).to(out.dtype.element_ty), mask=real)
 
 
-def warps(pixels: int) -> int:
-    """Warps of a program that holds a patch of so many pixels: 16 values a thread, at least 1 and at most 8 warps."""
-    return max(1, min(8, triton.next_power_of_2(pixels) * 4 // (16 * 32)))
+def is_wide(frames_BTHWC: Tensor, patch: Sequence[int]) -> bool:
+    """True if every 16 pixels of a patch row are 48 contiguous bytes."""
+    return frames_BTHWC.stride()[3:] == (3, 1) and patch[2] % 16 == 0
 
 
-@torch.library.custom_op("ppma::patchify", mutates_args=())
+def tile_of(values: int) -> tuple[int, int]:
+    """Return the 16-value lines of a tile that holds `values`, and its warps: 64 values per thread, at most 8 warps."""
+    lines = triton.next_power_of_2(triton.cdiv(values, 16))
+    return lines, max(1, min(8, lines // 128))
+
+
+@triton_op("ppma::patchify")
 def patchify_triton(
     frames_BTHWC: Tensor,
     idx_BV: Tensor | None,
@@ -69,7 +99,7 @@ def patchify_triton(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
-    """(B, V, P); the checks stand in the seam."""
+    """Return the patches (B, V, P). The seam has checked the arguments."""
     B, T, H, W, _ = frames_BTHWC.shape
     t, h, w = patch
     V = T // t * (H // h) * (W // w) if idx_BV is None else idx_BV.shape[1]
@@ -77,10 +107,11 @@ def patchify_triton(
     idx_strides = (0, 0) if idx_BV is None else idx_BV.stride()
     scale = [1 / (255 * s) for s in std]
     shift = [-m / s for m, s in zip(mean, std, strict=True)]
-    patchify_kernel[(V, B)](
+    lines, warps = tile_of(t * h * w)
+    wrap_triton(patchify_kernel)[(V, B)](
         frames_BTHWC, frames_BTHWC if idx_BV is None else idx_BV, out_BVP, *idx_strides, *frames_BTHWC.stride(),
-        H // h, W // w, V, *scale, *shift, HAS_IDX=idx_BV is not None, PT=t, PH=h, PW=w,
-        BLOCK=triton.next_power_of_2(t * h * w), num_warps=warps(t * h * w),
+        H // h, W // w, V, *scale, *shift, HAS_IDX=idx_BV is not None, PT=t, PH=h, PW=w, LINES=lines,
+        WIDE=is_wide(frames_BTHWC, patch), num_warps=warps,
     )  # fmt: skip
     return out_BVP
 

@@ -2,10 +2,9 @@
 
     prediction_BMP, frames_BTHWC uint8, masked_idx_BM  ->  scalar
 
-The target exists only inside this function; what is kept for the backward pass is prediction - target. The
-order of P is (t, h, w, c), the published head's. Source: He et al.,
-"Masked Autoencoders Are Scalable Vision Learners" (normalised targets); Tong et al., "VideoMAE" (per colour, unbiased
-variance).
+The target exists only inside this function. The Triton backward pass computes it again from the bytes; the plain one
+keeps prediction - target. The order of P is (t, h, w, c), the published head's. Source: He et al., "Masked Autoencoders
+Are Scalable Vision Learners" (normalized targets); Tong et al., "VideoMAE" (per color, unbiased variance).
 """
 
 from typing import Any
@@ -65,5 +64,5 @@ def pixel_loss(
     _, T, H, W, _ = frames_BTHWC.shape
     grid_of((T, H, W), patch)
     if prediction_BMP.dtype != torch.float64 and choice.runs_triton(prediction_BMP.device):
-        return pixel_loss_triton(prediction_BMP, frames_BTHWC, masked_idx_BM, patch, normalise, VARIANCE_FLOOR)[0]
+        return pixel_loss_triton(prediction_BMP, frames_BTHWC, masked_idx_BM, patch, normalise, VARIANCE_FLOOR)
     return _SquaredError.apply(prediction_BMP, frames_BTHWC, masked_idx_BM, patch, normalise)

@@ -1,9 +1,15 @@
-"""`pixel_loss` as one Triton kernel: target, error and gradient of a masked patch in one program.
+"""`pixel_loss` as two Triton kernels: the error of a masked patch, and its gradient.
 
-    prediction_BMP, frames_BTHWC uint8, masked_idx_BM  ->  loss, difference_BMP
+    prediction_BMP, frames_BTHWC uint8, masked_idx_BM  ->  loss
+    the same and the loss's gradient                   ->  prediction_gradient_BMP
 
-The target lives in registers. What is kept for the backward pass is prediction - target in the prediction's type;
-its product with 2 / count is left to the backward, where a loss scale keeps it above the underflow of float16.
+Targets exist in registers only, and the backward pass computes them again from the bytes: nothing is kept but the
+arguments. With 16-bit predictions and P values per patch, forward and backward together move 3 P + 5 P bytes per patch.
+Storing the difference and scaling it in a pass of its own would move 5 P + 4 P. The gradient is scaled in
+float32 and rounded once, so a loss scale keeps it above the underflow of float16.
+
+A program is one warp that holds a patch as chunks of 16 consecutive values, in the order (t, h, w, c) of both the bytes
+and the prediction. Source of the loss: see `pixel_loss`.
 """
 
 # The arguments of a kernel have no Python types.
@@ -17,56 +23,174 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ppma.kernels.patchify_triton import patch_pixels, warps
+from ppma.kernels.operators import triton_op, wrap_triton
+from ppma.kernels.patchify_triton import is_wide, pixel_offset, tile_of
+
+
+@triton.jit
+def patch_bytes(
+    clip, token, stride_t, stride_h, stride_w, stride_c, nh, nw,
+    PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, CHUNKS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Return a patch's bytes (CHUNKS, 16) as int32, zeros past its end."""
+    chunk, lane = tl.arange(0, CHUNKS)[:, None], tl.arange(0, 16)[None, :]
+    value = 16 * chunk + lane
+    if WIDE:
+        IN_ROW: tl.constexpr = 3 * PW // 16
+        start = pixel_offset(token, chunk // IN_ROW, 0, stride_t, stride_h, stride_w, nh, nw, PT, PH, PW)
+        offset = start + (chunk % IN_ROW * 16 + lane)
+    else:
+        pixel = value // 3
+        start = pixel_offset(token, pixel // PW, pixel % PW, stride_t, stride_h, stride_w, nh, nw, PT, PH, PW)
+        offset = start + value % 3 * stride_c
+    real = value < 3 * PT * PH * PW
+    # The select repeats the mask where the compiler sees it: chunks past the end cost no instruction.
+    return tl.where(real, tl.load(clip + offset, mask=real, other=0), 0).to(tl.int32)
+
+
+@triton.jit
+def color_sums(x, CHUNKS: tl.constexpr, COLOR: tl.constexpr):
+    """Return the sums of x and x * x over the values of one color, exact in int32 up to 33,025 pixels.
+
+    The color of value i of chunk n is (16 n + i) % 3 = (n + i) % 3. Sums over the three classes i % 3 of a chunk come
+    first, because their members are known at compile time, and the class is then picked by n % 3.
+    """
+    kind, turn = tl.arange(0, 16)[None, :] % 3, tl.arange(0, CHUNKS) % 3
+    total = tl.zeros((CHUNKS,), tl.int32)
+    squares = tl.zeros((CHUNKS,), tl.int32)
+    for i in tl.static_range(3):
+        chosen = turn == (COLOR - i + 3) % 3
+        total += tl.where(chosen, tl.sum(tl.where(kind == i, x, 0), axis=1), 0)
+        squares += tl.where(chosen, tl.sum(tl.where(kind == i, x * x, 0), axis=1), 0)
+    return tl.sum(total, axis=0), tl.sum(squares, axis=0)
+
+
+@triton.jit
+def difference(
+    prediction, frames, idx, p_stride_b, p_stride_m, p_stride_p, idx_stride_b, idx_stride_m,
+    stride_b, stride_t, stride_h, stride_w, stride_c, nh, nw, variance_floor,
+    NORMALIZE: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, CHUNKS: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """Return prediction - target (CHUNKS, 16) of this program's patch in float32, zeros past its end."""
+    m, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    K: tl.constexpr = PT * PH * PW
+    chunk, lane = tl.arange(0, CHUNKS)[:, None], tl.arange(0, 16)[None, :]
+    value = 16 * chunk + lane
+    real = value < 3 * K
+    predicted = tl.load(prediction + b * p_stride_b + m * p_stride_m + value * p_stride_p, mask=real, other=0)
+    token = tl.load(idx + b * idx_stride_b + m * idx_stride_m).to(tl.int32)
+    x = patch_bytes(
+        frames + b * stride_b, token, stride_t, stride_h, stride_w, stride_c, nh, nw, PT, PH, PW, CHUNKS, WIDE
+    )
+    target = x.to(tl.float32)
+    if (
+        NORMALIZE
+    ):  # in units of a byte; K * squares - total^2 is exact, so bright patches of little contrast lose nothing
+        color = (chunk % 3 + lane % 3) % 3
+        mean = tl.zeros((CHUNKS, 16), tl.float32)
+        inverse = tl.zeros((CHUNKS, 16), tl.float32)
+        for c in tl.static_range(3):
+            total, squares = color_sums(x, CHUNKS, c)
+            spread = squares.to(tl.int64) * K - total.to(tl.int64) * total
+            variance = spread.to(tl.float32) / (K * (K - 1.0))
+            mean = tl.where(color == c, total.to(tl.float32) / K, mean)
+            inverse = tl.where(color == c, 1.0 / tl.sqrt(variance + variance_floor * (255.0 * 255.0)), inverse)
+        target = (target - mean) * inverse
+    else:
+        target = target / 255.0
+    return tl.where(real, predicted.to(tl.float32) - target, 0.0)
 
 
 @triton.jit
 def pixel_loss_kernel(
-    prediction, frames, idx, difference, error, p_stride_b, p_stride_m, p_stride_p, idx_stride_b, idx_stride_m,
+    prediction, frames, idx, error, p_stride_b, p_stride_m, p_stride_p, idx_stride_b, idx_stride_m,
     stride_b, stride_t, stride_h, stride_w, stride_c, nh, nw, M, variance_floor,
-    NORMALISE: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, BLOCK: tl.constexpr,
+    NORMALIZE: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, CHUNKS: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Two passes over the patch in registers: the mean first, then the squares of what is left, so nothing cancels."""
-    target, real = patch_pixels(
-        frames, idx, idx_stride_b, idx_stride_m, stride_b, stride_t, stride_h, stride_w, stride_c, nh, nw,
-        True, PT, PH, PW, BLOCK,
+    """Write the sum of squared differences of a patch."""
+    left = difference(
+        prediction, frames, idx, p_stride_b, p_stride_m, p_stride_p, idx_stride_b, idx_stride_m,
+        stride_b, stride_t, stride_h, stride_w, stride_c, nh, nw, variance_floor,
+        NORMALIZE, PT, PH, PW, CHUNKS, WIDE,
     )  # fmt: skip
-    K: tl.constexpr = PT * PH * PW
-    if NORMALISE:  # in units of a byte, where the values are exact
-        centred = tl.where(real, target - tl.sum(target, axis=0)[None, :] / K, 0.0)
-        variance = tl.sum(centred * centred, axis=0) / (K - 1)
-        target = centred / tl.sqrt(variance + variance_floor * (255.0 * 255.0))[None, :]
-    else:
-        target = target / 255.0
     m, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    value = tl.arange(0, BLOCK)[:, None] * 3 + tl.arange(0, 4)[None, :]
-    said = tl.load(prediction + b * p_stride_b + m * p_stride_m + value * p_stride_p, mask=real, other=0)
-    left = tl.where(real, said.to(tl.float32) - target, 0.0)
-    tl.store(difference + (b * M + m) * (3 * K) + value, left.to(difference.dtype.element_ty), mask=real)
     tl.store(error + b * M + m, tl.sum(tl.sum(left * left, axis=1), axis=0))
 
 
-@torch.library.custom_op("ppma::pixel_loss", mutates_args=())
+@triton.jit
+def pixel_loss_gradient_kernel(
+    prediction, frames, idx, factor, gradient, p_stride_b, p_stride_m, p_stride_p, idx_stride_b, idx_stride_m,
+    stride_b, stride_t, stride_h, stride_w, stride_c, nh, nw, M, variance_floor,
+    NORMALIZE: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, CHUNKS: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """Write the differences of a patch times the factor, a float32 scalar in device memory."""
+    left = difference(
+        prediction, frames, idx, p_stride_b, p_stride_m, p_stride_p, idx_stride_b, idx_stride_m,
+        stride_b, stride_t, stride_h, stride_w, stride_c, nh, nw, variance_floor,
+        NORMALIZE, PT, PH, PW, CHUNKS, WIDE,
+    )  # fmt: skip
+    m, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    P: tl.constexpr = 3 * PT * PH * PW
+    value = 16 * tl.arange(0, CHUNKS)[:, None] + tl.arange(0, 16)[None, :]
+    scaled = (left * tl.load(factor)).to(gradient.dtype.element_ty)
+    tl.store(gradient + (b * M + m) * P + value, scaled, mask=value < P)
+
+
+def _arguments(
+    prediction_BMP: Tensor, frames_BTHWC: Tensor, masked_idx_BM: Tensor, patch: Sequence[int], normalize: bool
+) -> tuple[list[int], dict[str, Any]]:
+    """Return the strides and sizes that both kernels take, and their compile-time arguments."""
+    _, _, H, W, _ = frames_BTHWC.shape
+    t, h, w = patch
+    chunks, warps = tile_of(3 * t * h * w)
+    given = [*prediction_BMP.stride(), *masked_idx_BM.stride(), *frames_BTHWC.stride(), H // h, W // w]
+    wide = is_wide(frames_BTHWC, patch)
+    return [*given, prediction_BMP.shape[1]], {
+        "NORMALIZE": normalize, "PT": t, "PH": h, "PW": w, "CHUNKS": chunks, "WIDE": wide, "num_warps": warps,
+    }  # fmt: skip
+
+
+@triton_op("ppma::pixel_loss")
 def pixel_loss_triton(
     prediction_BMP: Tensor,
     frames_BTHWC: Tensor,
     masked_idx_BM: Tensor,
     patch: Sequence[int],
-    normalise: bool,
+    normalize: bool,
     variance_floor: float,
-) -> tuple[Tensor, Tensor]:
-    """(loss, difference_BMP); the checks stand in the seam."""
+) -> Tensor:
+    """Return the loss, a float32 scalar. The seam has checked the arguments."""
     B, M, P = prediction_BMP.shape
-    _, _, H, W, _ = frames_BTHWC.shape
-    t, h, w = patch
-    difference_BMP = prediction_BMP.new_empty((B, M, P))
     error_BM = prediction_BMP.new_empty((B, M), dtype=torch.float32)
-    pixel_loss_kernel[(M, B)](
-        prediction_BMP, frames_BTHWC, masked_idx_BM, difference_BMP, error_BM, *prediction_BMP.stride(),
-        *masked_idx_BM.stride(), *frames_BTHWC.stride(), H // h, W // w, M, variance_floor,
-        NORMALISE=normalise, PT=t, PH=h, PW=w, BLOCK=triton.next_power_of_2(t * h * w), num_warps=warps(t * h * w),
-    )  # fmt: skip
-    return error_BM.mean() / P, difference_BMP
+    given, constants = _arguments(prediction_BMP, frames_BTHWC, masked_idx_BM, patch, normalize)
+    wrap_triton(pixel_loss_kernel)[(M, B)](
+        prediction_BMP, frames_BTHWC, masked_idx_BM, error_BM, *given, variance_floor, **constants
+    )
+    return error_BM.mean() / P
+
+
+@triton_op("ppma::pixel_loss_backward")
+def pixel_loss_backward_triton(
+    loss_gradient: Tensor,
+    prediction_BMP: Tensor,
+    frames_BTHWC: Tensor,
+    masked_idx_BM: Tensor,
+    patch: Sequence[int],
+    normalize: bool,
+    variance_floor: float,
+) -> Tensor:
+    """Return the gradient of the prediction, in its type."""
+    B, M, P = prediction_BMP.shape
+    gradient_BMP = prediction_BMP.new_empty((B, M, P))
+    factor = loss_gradient * (2 / (B * M * P))
+    given, constants = _arguments(prediction_BMP, frames_BTHWC, masked_idx_BM, patch, normalize)
+    wrap_triton(pixel_loss_gradient_kernel)[(M, B)](
+        prediction_BMP, frames_BTHWC, masked_idx_BM, factor, gradient_BMP, *given, variance_floor, **constants
+    )
+    return gradient_BMP
 
 
 @pixel_loss_triton.register_fake
@@ -75,24 +199,33 @@ def _(
     frames_BTHWC: Tensor,
     masked_idx_BM: Tensor,
     patch: Sequence[int],
-    normalise: bool,
+    normalize: bool,
     variance_floor: float,
-) -> tuple[Tensor, Tensor]:
-    return prediction_BMP.new_empty((), dtype=torch.float32), prediction_BMP.new_empty(prediction_BMP.shape)
+) -> Tensor:
+    return prediction_BMP.new_empty((), dtype=torch.float32)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[1])
+@pixel_loss_backward_triton.register_fake
+def _(
+    loss_gradient: Tensor,
+    prediction_BMP: Tensor,
+    frames_BTHWC: Tensor,
+    masked_idx_BM: Tensor,
+    patch: Sequence[int],
+    normalize: bool,
+    variance_floor: float,
+) -> Tensor:
+    return prediction_BMP.new_empty(prediction_BMP.shape)
 
 
-def _backward(ctx: Any, loss_gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    (difference_BMP,) = ctx.saved_tensors
-    if loss_gradient is None:
-        return None, None, None, None, None, None
-    scaled = difference_BMP.to(torch.float32) * (loss_gradient * (2 / difference_BMP.numel()))
-    return scaled.to(difference_BMP.dtype), None, None, None, None, None
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.settings = inputs[3:]
+
+
+def _backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor | None, ...]:
+    gradient_BMP = pixel_loss_backward_triton(loss_gradient, *ctx.saved_tensors, *ctx.settings)
+    return gradient_BMP, None, None, None, None, None
 
 
 pixel_loss_triton.register_autograd(_backward, setup_context=_keep)

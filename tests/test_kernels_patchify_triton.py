@@ -7,7 +7,12 @@ from ppma.kernels import reference
 from ppma.kernels.patchify import patchify
 
 COLOURS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-SHAPES = [((2, 4, 32, 48), (2, 16, 16)), ((3, 3, 10, 21), (1, 5, 7)), ((1, 2, 16, 16), (2, 16, 16))]
+SHAPES = [
+    ((2, 2, 32, 48), (2, 16, 16)),
+    ((3, 3, 10, 21), (1, 5, 7)),
+    ((1, 2, 16, 16), (2, 16, 16)),
+    ((1, 2, 4, 192), (1, 2, 48)),  # wide rows, more than one line each, and lines past the end of the tile
+]
 
 
 def frames(B, T, H, W, C=3):
