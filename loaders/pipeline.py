@@ -1,22 +1,34 @@
 """Inputs and draws of a batch -> its views as one tensor on the device, through DALI.
 
-    list[ClipInput], list[SampleDraw]  ->  grouped by kind  ->  one DALI graph per kind (`graph.py`)  ->  frames_BTHWC uint8, in order
+    list[ClipInput], list[SampleDraw]  ->  grouped by kind  ->  one DALI graph per kind (`graph.py`)  ->  put in the batch's order
+    ->  RandAugment (`kernels/randaugment.py`)  ->  frames_BTHWC uint8
 
-One pipeline per kind, built when that kind first turns up, and results put back in the batch's order on the device: a graph holds only
-the decoder it needs, the JPEG decoder gets all images of a batch at once, and a batch of one kind, the usual one, is not touched again.
+One pipeline per kind, built when that kind first turns up: a graph holds only the decoder it needs, and the JPEG decoder gets all images
+of a batch at once. The frames are copied once, from DALI's buffers into the returned tensor or by the first step of RandAugment.
 DALI is imported when the first DaliViews is made; loader workers never import this file.
 """
 
 import importlib.metadata
 import importlib.util
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
+from ppma.kernels.randaugment import randaugment
+from ppma.kernels.randaugment_program import Operation, write_program
 from ppma.loaders.config import LoaderConfig
-from ppma.loaders.draws import ClipInput, SampleDraw, ViewDraw, check_crops, scaled_size
+from ppma.loaders.draws import (
+    GEOMETRIC_REACH,
+    ClipInput,
+    SampleDraw,
+    ViewDraw,
+    check_crops,
+    scaled_size,
+    warp_matrix,
+)
 from ppma.loaders.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,14 +89,32 @@ class DaliViews:
         """
         self._check(inputs, draws)
         kinds = {kind: [i for i, x in enumerate(inputs) if x.kind == kind] for kind in {x.kind for x in inputs}}
-        parts = {kind: self._made(kind, rows, inputs, draws) for kind, rows in kinds.items()}
-        if len(parts) == 1:
-            return next(iter(parts.values())).contiguous().flatten(0, 1)
-        first = next(iter(parts.values()))
-        frames_CVTHWC = torch.empty((len(inputs), *first.shape[1:]), dtype=torch.uint8, device=self.torch_device)
-        for kind, rows in kinds.items():
-            frames_CVTHWC[torch.tensor(rows, device=self.torch_device)] = parts[kind]
-        return frames_CVTHWC.flatten(0, 1)
+        parts = [(rows, self._made(kind, rows, inputs, draws)) for kind, rows in kinds.items()]
+        views = [view for draw in draws for view in draw.views]
+        program = write_program([[numbered(*op, self.config.size) for op in view.ops] for view in views])
+        if len(parts) == len(parts[0][1]) == 1:
+            return randaugment(parts[0][1][0], program)
+        frames_CVTHWC = self._in_order(parts, len(inputs))
+        frames_BTHWC = frames_CVTHWC.flatten(0, 1)
+        return randaugment(frames_BTHWC, program) if any(view.ops for view in views) else frames_BTHWC
+
+    def _in_order(self, parts: list[tuple[list[int], list[torch.Tensor]]], clips: int) -> torch.Tensor:
+        """Copy the views of every kind, (rows, T, size, size, 3) each, to (clips, V, T, size, size, 3)."""
+        _, (first, *others) = parts[0]
+        shape = (clips, 1 + len(others), *first.shape[1:])
+        frames_CVTHWC = torch.empty(shape, dtype=torch.uint8, device=self.torch_device)
+        for rows, made in parts:
+            for view, frames_RTHWC in enumerate(made):
+                if len(rows) == clips:
+                    frames_CVTHWC[:, view].copy_(frames_RTHWC)
+                else:
+                    frames_CVTHWC[:, view].index_copy_(0, self._uploaded(rows), frames_RTHWC)
+        return frames_CVTHWC
+
+    def _uploaded(self, rows: list[int]) -> torch.Tensor:
+        """Copy an index to the device without waiting for it."""
+        pinned = torch.tensor(rows, pin_memory=self.device == "gpu")
+        return pinned.to(self.torch_device, non_blocking=True)
 
     def _check(self, inputs: Sequence[ClipInput], draws: Sequence[SampleDraw]) -> None:
         if not 0 < len(inputs) == len(draws) <= self.clips_per_batch:
@@ -103,7 +133,7 @@ class DaliViews:
 
     def _made(
         self, kind: str, rows: list[int], inputs: Sequence[ClipInput], draws: Sequence[SampleDraw]
-    ) -> torch.Tensor:
+    ) -> list[torch.Tensor]:
         """The views of the clips of one kind; `rows` are their places in the batch."""
         try:
             return self._run(kind, [inputs[i] for i in rows], [draws[i] for i in rows])
@@ -120,23 +150,23 @@ class DaliViews:
             return False
         return True
 
-    def _run(self, kind: str, inputs: list[ClipInput], draws: list[SampleDraw]) -> torch.Tensor:
-        """(clips, V, T, size, size, 3) of clips of one kind; for JPEG a transposed view."""
+    def _run(self, kind: str, inputs: list[ClipInput], draws: list[SampleDraw]) -> list[torch.Tensor]:
+        """Return (clips, T, size, size, 3) of each view of clips of one kind, in DALI's own buffers."""
         if kind not in self._pipelines:
             self._pipelines[kind] = self._build(kind)
         repeats = self.config.frames if kind == "jpeg" else 1  # there a sample is a frame, with its clip's draws
         drawn = {name: np.repeat(value, repeats, axis=0) for name, value in self._arguments(inputs, draws).items()}
         stream = [torch.cuda.current_stream(self.torch_device).cuda_stream] if self.device == "gpu" else []
         try:
-            stacked, shapes = self._pipelines[kind].run(*stream, **payloads(kind, inputs), **drawn)
+            *views, shapes = self._pipelines[kind].run(*stream, **payloads(kind, inputs), **drawn)
         except RuntimeError:
             del self._pipelines[kind]  # an error leaves a pipeline of DALI's unusable
             raise
         _check_shapes(np.array(shapes.as_tensor()), inputs, repeats)
-        made = self._to_torch(stacked)
-        if kind != "jpeg":
-            return made
-        return made.unflatten(0, (len(inputs), self.config.frames)).transpose(1, 2)
+        # DALI bound its outputs to the current stream, as for its own PyTorch iterator: the stream waits for them before it reads them,
+        # and DALI reuses a buffer, once no tensor refers to it, only after what the stream was given until then.
+        made = [torch.from_dlpack(view.as_tensor()) for view in views]
+        return [frames.reshape(len(inputs), self.config.frames, *frames.shape[-3:]) for frames in made]
 
     def _build(self, kind: str) -> "Pipeline":
         from ppma.loaders import graph
@@ -146,7 +176,6 @@ class DaliViews:
             kind,
             views=config.views,
             size=config.size,
-            slots=config.randaugment_ops,
             samples=self.clips_per_batch * (config.frames if kind == "jpeg" else 1),
             device=self.device,
             device_id=self.device_id,
@@ -159,17 +188,8 @@ class DaliViews:
         rescale = [size != (clip.height, clip.width) for size, clip in zip(scaled, inputs)]
         named = {"scaled_size": np.array(scaled, np.float32), "rescale": np.array(rescale, np.int32)}
         for v in range(self.config.views):
-            named |= view_arguments([draw.views[v] for draw in draws], v, self.config)
+            named |= view_arguments([draw.views[v] for draw in draws], v)
         return named
-
-    def _to_torch(self, stacked: Any) -> torch.Tensor:
-        """Copy DALI's output to a tensor of PyTorch's on the same device: DALI reuses its own buffer."""
-        from nvidia.dali.plugin.pytorch import feed_ndarray
-
-        dense = stacked.as_tensor()
-        made = torch.empty(dense.shape(), dtype=torch.uint8, device=self.torch_device)
-        stream = torch.cuda.current_stream(self.torch_device) if self.device == "gpu" else None
-        return feed_ndarray(dense, made, cuda_stream=stream)
 
 
 def payloads(kind: str, inputs: list[ClipInput]) -> dict[str, Any]:
@@ -186,19 +206,28 @@ def _chosen(frames_THWC: np.ndarray, frame_idx: tuple[int, ...]) -> np.ndarray:
     return frames_THWC if frame_idx == tuple(range(len(frames_THWC))) else frames_THWC[list(frame_idx)]
 
 
-def view_arguments(draws: list[ViewDraw], view: int, config: LoaderConfig) -> dict[str, np.ndarray]:
-    """The draws of one view of every clip, under the names of the graph's inputs."""
-    from ppma.loaders.graph import slot_arguments
+def view_arguments(draws: list[ViewDraw], view: int) -> dict[str, np.ndarray]:
+    """Return the crop and flip of one view of every clip, under the names of the graph's inputs."""
+    top, left, height, width = np.array([draw.crop for draw in draws], np.int32).T
+    flip = np.array([draw.flip for draw in draws], np.float32)
+    nothing = np.zeros_like(flip)
+    return {
+        f"start_{view}": np.stack([top, left], axis=1),
+        f"end_{view}": np.stack([top + height, left + width], axis=1),
+        f"left_{view}": np.stack([nothing, flip], axis=1),
+        f"right_{view}": np.stack([nothing + 1, 1 - flip], axis=1),
+    }
 
-    boxes = np.array([draw.crop for draw in draws], np.int32)
-    boxes[:, 2:] += boxes[:, :2]  # bottom and right
-    named = {f"box_{view}": boxes, f"flip_{view}": np.array([draw.flip for draw in draws], np.int32)}
-    for slot in range(config.randaugment_ops):
-        branch, value, matrix = zip(*(slot_arguments(draw, slot, config.size) for draw in draws))
-        named[f"branch_{view}_{slot}"] = np.array(branch, np.int32)
-        named[f"value_{view}_{slot}"] = np.array(value, np.float32)
-        named[f"matrix_{view}_{slot}"] = np.stack(matrix)
-    return named
+
+def numbered(name: str, argument: float, size: int) -> tuple[Operation, list[float]]:
+    """Return a drawn operation on a view of `size` pixels as `write_program` takes it."""
+    if name in GEOMETRIC_REACH:
+        return Operation.WARP, warp_matrix(name, argument, size).ravel().tolist()
+    if name == "posterize":
+        argument = 256 - 2 ** (8 - int(argument))  # the bits to keep, as a mask
+    if name == "solarize":
+        argument = math.ceil(argument * 255)
+    return Operation[name.upper()], [argument]
 
 
 def _check_shapes(shapes: np.ndarray, inputs: list[ClipInput], repeats: int) -> None:
