@@ -22,7 +22,7 @@ from ppma.average import check_configs, encoder_tensors, shares
 from ppma.classify import Classifier
 from ppma.model_config import ClassifierConfig, ViTConfig
 from ppma.protocol_config import Mixing
-from ppma.vit import TRUNK
+from ppma.vit import TRUNK, compute_dtype
 
 MIXING = "mixing"
 """Name of the learned parameter in a checkpoint: M models x G groups in a row, so that it is not decayed."""
@@ -135,14 +135,16 @@ class AdaptiveClassifier(Classifier):
             return functional_call(module, self._mixed(prefix, share_MG), inputs)
 
         x_BVD = through("patch_embed.", self.patch_embed, patches_BVP) + self.positions(idx_BV)
-        scale_L2B = self.drop_path(key_B)
+        scale_L2B, dtype = self.drop_path(key_B), x_BVD.dtype
+        if self.config.residual == "autocast":
+            x_BVD = x_BVD.to(compute_dtype(self.patch_embed.proj.weight))
         for layer, block in enumerate(self.blocks):
             inputs = (f"blocks.{layer}.", block, x_BVD, None if scale_L2B is None else scale_L2B[layer])
             if self.config.recompute:
                 x_BVD = recomputed(through, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
                 x_BVD = through(*inputs)
-        return x_BVD
+        return x_BVD.to(dtype)
 
     def facts(self) -> dict[str, Any]:
         """The shares, for the run's files: of each model the mean over the tensors, the least and the most."""

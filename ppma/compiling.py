@@ -85,8 +85,8 @@ def choose(asked: Compile, device: torch.device) -> Mode:
     return asked
 
 
-def compiled(module: nn.Module, mode: Mode = "on") -> nn.Module:
-    """The module, compiled when it is first called.
+def compiled(module: nn.Module, mode: Mode = "on", *, fullgraph: bool = False) -> nn.Module:
+    """Return the module, compiled when it is first called; `fullgraph` makes a graph break an error.
 
     Under DDP dynamo cuts the graph where a bucket ends, so gradients travel while the backward pass goes on. Of a module that FSDP2 has
     spread, each block is compiled by itself: weights come and go between the blocks.
@@ -98,4 +98,4 @@ def compiled(module: nn.Module, mode: Mode = "on") -> nn.Module:
             block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
         return module
     name = "reduce-overhead" if mode == "graphs" else None
-    return torch.compile(module, dynamic=False, mode=name)  # type: ignore[return-value]  # an OptimizedModule is a Module
+    return torch.compile(module, dynamic=False, mode=name, fullgraph=fullgraph)  # type: ignore[return-value]  # an OptimizedModule is a Module

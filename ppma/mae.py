@@ -43,7 +43,7 @@ class Decoder(nn.Module):
 
     def __init__(self, vit: ViTConfig, mae: MAEConfig) -> None:
         super().__init__()
-        self.recompute = vit.recompute
+        self.config = vit
         self.mask_token = nn.Parameter(torch.zeros(vit.width))  # one axis, so no weight decay, as in VideoMAE
         self.embed = nn.Linear(vit.width, mae.decoder_width)
         blocks = (Block(mae.decoder_width, mae.decoder_heads, vit.mlp_ratio) for _ in range(mae.decoder_depth))
@@ -69,12 +69,12 @@ class Decoder(nn.Module):
         B, V, E = seen_BVE.shape
         if V + masked_idx_BM.shape[1] == position_1ND.shape[1]:
             x_BNE = hidden_1NE.expand(B, -1, -1).scatter(1, visible_idx_BV[..., None].expand(-1, -1, E), seen_BVE)
-            x_BNE = through_blocks(self.blocks, x_BNE, recompute=self.recompute)
+            x_BNE = through_blocks(self.blocks, x_BNE, self.config)
             x_BME = x_BNE.gather(1, masked_idx_BM[..., None].expand(-1, -1, E))
         else:
             hidden_BME = hidden_1NE.expand(B, -1, -1).gather(1, masked_idx_BM[..., None].expand(-1, -1, E))
             x_BXE = torch.cat([seen_BVE, hidden_BME], dim=1)
-            x_BME = through_blocks(self.blocks, x_BXE, recompute=self.recompute)[:, V:]
+            x_BME = through_blocks(self.blocks, x_BXE, self.config)[:, V:]
         return self.head(self.norm(x_BME))
 
 

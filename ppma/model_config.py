@@ -6,6 +6,7 @@ differ.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 from ppma.loaders.errors import InputError
 
@@ -13,6 +14,8 @@ PIXEL_MEAN = (0.485, 0.456, 0.406)
 """Mean of the encoder's input per colour, red first, pixels in [0, 1] (ImageNet)."""
 PIXEL_STD = (0.229, 0.224, 0.225)
 """Standard deviation that goes with PIXEL_MEAN (ImageNet)."""
+
+Residual = Literal["float32", "autocast"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -44,6 +47,9 @@ class ViTConfig:
     recompute: bool = False
     """Keep only the input of each block for the backward pass, in the decoder too, and compute the block once more
     there: the same numbers to the bit, less memory, a third more arithmetic (published: on in stage 1, Q2)."""
+    residual: Residual = "float32"
+    """Type of the tokens between blocks: float32, or autocast for the type of the matrix products, which halves the
+    memory traffic of the residual stream and rounds it to 8 bits after every branch. No effect without autocast."""
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "frames", "size"):
@@ -51,6 +57,8 @@ class ViTConfig:
         _require(min(self.patch) >= 1, f"vit.patch is {self.patch}; its three sides must be at least 1")
         _require(self.width % self.heads == 0, f"vit.width {self.width} does not divide into {self.heads} heads")
         _require(0 <= self.drop_path < 1, f"vit.drop_path is {self.drop_path}; it must be at least 0 and below 1")
+        known = ", ".join(get_args(Residual))
+        _require(self.residual in get_args(Residual), f"vit.residual is {self.residual!r}; use one of {known}")
         t, h, w = self.patch
         fits = self.frames % t == 0 and self.size % h == 0 and self.size % w == 0
         _require(

@@ -106,16 +106,26 @@ class Block(nn.Module):
         return _add(x_BND, self.mlp(self.norm2(x_BND)), mlp_scale_B)
 
 
-def through_blocks(blocks: nn.ModuleList, x_BND: Tensor, scale_L2B: Tensor | None = None, *, recompute: bool) -> Tensor:
-    """(B, N, D) after all blocks; `scale_L2B` holds drop path's factors of each. `recompute` is vit.recompute."""
+def through_blocks(blocks: nn.ModuleList, x_BND: Tensor, config: ViTConfig, scale_L2B: Tensor | None = None) -> Tensor:
+    """Return x_BND after all blocks, in its own type.
+
+    Args:
+        blocks: `Block`s of the encoder or the decoder.
+        x_BND: Tokens.
+        config: Says what is recomputed and in which type tokens are between blocks.
+        scale_L2B: Drop path's factors of each block; None where nothing is dropped.
+    """
+    dtype = x_BND.dtype
+    if config.residual == "autocast":
+        x_BND = x_BND.to(compute_dtype(next(blocks.parameters())))
     for layer, block in enumerate(blocks):
         scale_2B = None if scale_L2B is None else scale_L2B[layer]
-        if recompute and torch.is_grad_enabled():
+        if config.recompute and torch.is_grad_enabled():
             # Blocks draw nothing from torch's generators, so there is no state of theirs to put back.
             x_BND = checkpoint(block, x_BND, scale_2B, use_reentrant=False, preserve_rng_state=False)
         else:
             x_BND = block(x_BND, scale_2B)
-    return x_BND
+    return x_BND.to(dtype)
 
 
 class PatchEmbed(nn.Module):
@@ -212,4 +222,4 @@ class Encoder(nn.Module):
 
     def encode(self, tokens_BVD: Tensor, scale_L2B: Tensor | None = None) -> Tensor:
         """All blocks; the caller applies the final norm."""
-        return through_blocks(self.blocks, tokens_BVD, scale_L2B, recompute=self.config.recompute)
+        return through_blocks(self.blocks, tokens_BVD, self.config, scale_L2B)

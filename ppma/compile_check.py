@@ -1,0 +1,323 @@
+"""Compile a whole training step for a GPU that is not there, and report every kernel of it.
+
+    phase  ->  the recipe's own model, precision and batch  ->  dynamo, AOT autograd, inductor, Triton  ->  StepReport
+
+    >>> report = check("mae", arch=90)
+    >>> report.launches, report.problems
+    (912, ())
+
+The step is compiled as training compiles it, with fullgraph, forward and backward, in a process of its own on `ppma.fake_gpu`: inductor's
+kernels and our own become machine code, and the generated code runs with shapes only, so launches and library calls are counted, not
+estimated. Nothing is timed and no value is computed.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from ppma.config import RunConfig
+from ppma.loaders.errors import InputError
+from ppma.model_config import Residual
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Phase = Literal["mae", "align", "probe"]
+RECIPES: dict[str, str] = {"mae": "mae_nohuman", "align": "align_nohuman_synthetic", "probe": "probe_published"}
+"""The recipe whose step each phase compiles: stage 1, stage 2, and the linear probe with the frozen encoder in every step."""
+CLASSES = 150
+"""Classes of every source (paper: 150)."""
+SPILLED = 32
+"""Bytes of local memory a thread up to which a kernel does not count as spilling: a few kernels keep a register or two there."""
+
+
+class CompileError(Exception):
+    """A step that does not compile, with the compiler's own last line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A Triton kernel of a step, as it is launched."""
+
+    name: str
+    registers: int
+    spill_bytes: int
+    """Bytes of local memory a thread."""
+    shared_bytes: int
+    bytes_moved: int | None
+    """Bytes that one launch reads and writes, by inductor's estimate; None for the kernels of `ppma.kernels`."""
+    launches: int
+    backward: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LibraryCall:
+    """An operator that PyTorch's libraries run: a matrix product, a sort, a sum."""
+
+    operator: str
+    """For example aten::addmm."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Of its tensors, in order: for aten::mm (m, k) and (k, n); for aten::addmm (n,), (m, k), (k, n)."""
+    dtype: str
+    """Of the first tensor, for example bfloat16."""
+    calls: int
+    backward: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """One compiled training step, without the optimizer."""
+
+    phase: str
+    arch: int
+    batch: int
+    depth: int
+    attention: str
+    torch: str
+    triton: str
+    kernels: tuple[Kernel, ...]
+    calls: tuple[LibraryCall, ...]
+    graphs: int
+    """Compiled graphs that ran: 2, forward and backward, where there is no graph break."""
+    saved_bytes: int
+    """Bytes kept from the forward for the backward pass, parameters and inputs not counted."""
+    compiled: int
+    """Kernels that Triton compiled; 0 when all were found in its cache."""
+    found: int
+    """Kernels that Triton found in its cache."""
+    seconds: float
+
+    @property
+    def launches(self) -> int:
+        """Kernels and library calls of a step; a library call may launch more than one kernel."""
+        return sum(kernel.launches for kernel in self.kernels) + sum(call.calls for call in self.calls)
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes that inductor's kernels read and write in a step, by inductor's estimate."""
+        return sum((kernel.bytes_moved or 0) * kernel.launches for kernel in self.kernels)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What keeps this step from running well, one line each; empty when all is well."""
+        spills = tuple(
+            f"{kernel.name} spills {kernel.spill_bytes} bytes a thread"
+            for kernel in self.kernels
+            if kernel.spill_bytes > SPILLED
+        )
+        broken = (f"{self.graphs} graphs instead of 2: the step breaks",) if self.graphs != 2 else ()
+        return broken + spills
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "StepReport":
+        """Read what `dataclasses.asdict` wrote through JSON."""
+        kernels = tuple(Kernel(**kernel) for kernel in values.pop("kernels"))
+        calls = tuple(
+            LibraryCall(**call | {"shapes": tuple(map(tuple, call["shapes"]))}) for call in values.pop("calls")
+        )
+        return cls(kernels=kernels, calls=calls, **values)
+
+
+def check(
+    phase: Phase,
+    *,
+    arch: int = 90,
+    batch: int | None = None,
+    depth: int | None = None,
+    attention: str = "triton",
+    residual: Residual | None = None,
+    folder: Path | None = None,
+) -> StepReport:
+    """Compile one training step in a process of its own, in about half a minute, and report it.
+
+    Args:
+        phase: mae (stage 1), align (stage 2) or probe (linear probe, the encoder frozen).
+        arch: Compute capability to compile for, for example 90.
+        batch: Rows on the GPU; the recipe's own where left out.
+        depth: Blocks of the encoder, and at most as many of the decoder; the recipe's own where left out. All blocks of a depth are the
+            same kernels, so a small one proves as much in less time; launches and bytes are those of the given depth.
+        attention: Backend of attention, one of `kernels.attention_choice`.
+        residual: vit.residual of the model; the recipe's own where left out.
+        folder: Where the compilers' caches go; a temporary folder where left out, so that everything is compiled.
+
+    Raises:
+        CompileError: dynamo, inductor or Triton refuses the step.
+        InputError: the phase, the architecture or a size is unknown or wrong, or there is no C++ compiler.
+    """
+    with tempfile.TemporaryDirectory(prefix="ppma-compile-") as scratch:
+        asked = {
+            "phase": phase,
+            "arch": arch,
+            "batch": batch,
+            "depth": depth,
+            "attention": attention,
+            "residual": residual,
+        }
+        caches = cache_environment(folder or Path(scratch))
+        answer = Path(scratch) / "report.json"
+        environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "TORCH_LOGS")} | caches
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "ppma.compile_check", json.dumps(asked), str(answer)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if not answer.exists():
+            raise CompileError(f"{phase}: the compiling process ended with {done.returncode}: {done.stderr[-3000:]}")
+        values = json.loads(answer.read_text())
+    if "wrong" in values:
+        raise InputError(values["wrong"])
+    if "error" in values:
+        raise CompileError(f"{phase}: {values['error']}")
+    return StepReport.from_json(values)
+
+
+def warm(folder: Path, *, arch: int = 90, phases: tuple[Phase, ...] = ("mae", "align", "probe")) -> list[StepReport]:
+    """Fill a folder with the compiled kernels of the real steps, so that the first step on a GPU compiles less.
+
+    Start the run with `cache_environment(folder)` in its environment. Triton finds a kernel there when all of this is equal: the versions
+    of torch and triton, the architecture, the kernel's source (so the recipe, the batch and the attention backend) and Triton's
+    environment variables. Inductor's own cache of graphs also depends on the build of torch, the name of the GPU and inductor's settings,
+    and `fake_gpu` changes two of those: graphs are generated again on the GPU, their kernels are found where the code is the same.
+    Use the torch that the GPU machine has: a CPU build of the same version has another Triton.
+    """
+    return [check(phase, arch=arch, folder=folder) for phase in phases]
+
+
+def cache_environment(folder: Path) -> dict[str, str]:
+    """Environment variables that make inductor and Triton keep their caches in this folder."""
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TRITON_CACHE_DIR": str(folder / "triton" / "0")}
+
+
+# ------------------------------------------------------------------ in the compiling process: everything below imports torch
+
+
+def step_config(phase: str, batch: int | None, depth: int | None, residual: Residual | None) -> RunConfig:
+    """The recipe of a phase with the sizes asked for."""
+    from ppma.recipes import recipe
+
+    if phase not in get_args(Phase):
+        raise InputError(f"no phase {phase!r}; there are {', '.join(get_args(Phase))}")
+    config = recipe(RECIPES[phase])()
+    vit = config.vit if depth is None else replace(config.vit, depth=depth)
+    if residual is not None:
+        vit = replace(vit, residual=residual)
+    decoder_depth = config.mae.decoder_depth if depth is None else min(depth, config.mae.decoder_depth)
+    mae = replace(config.mae, decoder_depth=decoder_depth)
+    return replace(config, vit=vit, mae=mae, batch=batch or config.batch)
+
+
+def _model(config: RunConfig) -> "nn.Module":
+    """The module that a run of this config trains."""
+    from ppma.classify import Classifier
+    from ppma.mae import MaskedAutoencoder
+
+    if config.phase == "mae":
+        return MaskedAutoencoder(config.vit, config.mae)
+    spaces = dict.fromkeys(config.sources, CLASSES)
+    return Classifier(config.vit, spaces, config.classifier, source_spaces=config.sources)
+
+
+def _inputs(config: RunConfig) -> "tuple[Tensor, ...]":
+    """Shapes of a batch, as the task of the phase gives it to the model."""
+    import torch
+
+    B, vit = config.batch, config.vit
+    frames_BTHWC = torch.empty(B, vit.frames, vit.size, vit.size, 3, dtype=torch.uint8, device="cuda")
+    key_B, label_B, source_B = (torch.empty(B, dtype=torch.int64, device="cuda") for _ in range(3))
+    if config.phase == "mae":
+        return frames_BTHWC, key_B
+    erase_B4 = torch.empty(B, 4, dtype=torch.int64, device="cuda")
+    return frames_BTHWC, key_B, label_B, source_B, erase_B4
+
+
+def _move(model: "nn.Module") -> None:
+    """Put the shapes of parameters and buffers on the fake device; called under its FakeTensorMode."""
+    import torch
+    from torch import nn
+
+    for part in model.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            moved = torch.empty_like(parameter, device="cuda", requires_grad=False)
+            part.register_parameter(name, nn.Parameter(moved, requires_grad=parameter.requires_grad))
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, torch.empty_like(buffer, device="cuda"))
+
+
+def compile_step(
+    phase: str, *, arch: int, batch: int | None, depth: int | None, attention: str, residual: Residual | None
+) -> StepReport:
+    """What `check` runs in its own process; it patches torch (`fake_gpu`)."""
+    began = time.monotonic()
+    from ppma import fake_cuda
+
+    fake_cuda.load()
+    from ppma import fake_gpu
+
+    gpu = fake_gpu.install(arch)
+    import torch
+    import triton
+    from torch._inductor import config as inductor
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from ppma import compiling, compute
+    from ppma.kernels import attention_choice
+
+    attention_choice.measure = lambda shape: attention  # type: ignore[assignment,return-value]
+    attention_choice.remember = lambda *_: None  # type: ignore[assignment]
+    attention_choice.read_cache = lambda _: {}  # type: ignore[assignment]
+    inductor.benchmark_kernel = True  # writes the estimate of bytes beside each kernel
+    config = step_config(phase, batch, depth, residual)
+    model = _model(config)
+    device = torch.device("cuda", 0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _move(model)
+        step = compiling.compiled(model.train(), fullgraph=True)
+        with compute.choose(config.precision, device).autocast():
+            loss = step(*_inputs(config))
+        loss.backward()
+    fake_gpu.note_bytes_moved()
+    recorded = gpu.recording
+    kernels, calls = Counter(recorded.launches), Counter(recorded.calls)
+    return StepReport(
+        phase=phase, arch=arch, batch=config.batch, depth=config.vit.depth, attention=attention,
+        torch=torch.__version__, triton=triton.__version__, graphs=recorded.graphs, saved_bytes=recorded.saved_bytes,
+        compiled=recorded.compiled, found=recorded.found, seconds=round(time.monotonic() - began, 1),
+        kernels=tuple(
+            Kernel(name=k.name, registers=k.registers, spill_bytes=k.spill_bytes, shared_bytes=k.shared_bytes,
+                   bytes_moved=k.bytes_moved, launches=count, backward=backward)
+            for (k, backward), count in kernels.items()
+        ),
+        calls=tuple(
+            LibraryCall(operator=operator, shapes=shapes, dtype=dtype, calls=count, backward=backward)
+            for (operator, shapes, dtype, backward), count in calls.items()
+        ),
+    )  # fmt: skip
+
+
+def _reason(error: BaseException) -> str:
+    """The lines of a compiler's complaint that say something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:6])[:600]}"
+
+
+def main(argv: list[str]) -> int:
+    """The compiling process: a JSON object of arguments, and the file that takes the report."""
+    asked, answer = json.loads(argv[0]), Path(argv[1])
+    try:
+        answer.write_text(json.dumps(dataclasses.asdict(compile_step(**asked))))
+    except InputError as error:
+        answer.write_text(json.dumps({"wrong": str(error)}))
+    except Exception as error:
+        answer.write_text(json.dumps({"error": _reason(error)}))
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
