@@ -19,7 +19,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import av.error
@@ -27,18 +29,22 @@ import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from ppma.loaders.decoders import Codecs
 from ppma.loaders.draws import ClipInput
 from ppma.loaders.errors import InputError
 from ppma.loaders.formats import FRAME_FOLDER_FPS, list_frames
-from ppma.loaders.probe import Unusable, open_video
+from ppma.loaders.jpeg import read_header, why_not_dali
+from ppma.loaders.probe import Unusable, is_shown, open_video
 from ppma.loaders.store import StoreError, is_packed, read_packed
 from ppma.loaders.window import choose_frames, inside, thinned
 
-DALI_CPU_CODECS = ("vp8", "vp9", "mjpeg")
-"""What DALI 2.4 decodes without a GPU; everything else raises there (FACTS, DALI)."""
-DALI_GPU_CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg")
-
-
+_BT601 = {5, 6}
+"""Tags of the matrix (ITU-T H.273, MatrixCoefficients): BT.470BG and SMPTE 170M, both BT.601's."""
+_UNTAGGED, _FULL_RANGE = 2, 2
+_SEEK_BACK_SECONDS = (0.0, 0.5, 4.0, 30.0)
+"""How far before a window's start to look for its key frame: a container may seek by decoding times, or to any packet."""
+_IDR = 5
+"""H.264's network unit type of a picture that refers to nothing before it (ITU-T H.264, table 7-1)."""
 _CONTAINERS = {"mjpeg": "avi", "vp8": "matroska"}
 """What a codec is remuxed into where MP4 does not hold it."""
 MAX_PIXELS = 8192 * 4352
@@ -66,11 +72,14 @@ class _Window:
     """Packets from the key frame before a window to its end, and the frames they show in order of time."""
 
     packets: list[av.Packet]
+    shown: list[av.Packet]
+    """Those that show a picture, in decoding order. Not shown: leading pictures of an open group, which refer to what was before its key
+    frame; pictures of VP8 that are only referred to; pictures that an edit list cuts off."""
     stamps: list[int]
-    """What a decoded frame is recognised by: its pts or, in AVI, its place in the output."""
+    """What a decoded frame is recognised by: its pts or, where frames are counted, its place in the output."""
     times: list[float]
     in_order: bool
-    """The guessed times of packed B-frames are swapped: frames are counted from the first of the file instead."""
+    """The container's times are guessed wrong: frames are counted from the first of the file instead."""
     skippable: bool
     """H.264 whose packets are whole pictures, never one of two fields: the decoder may be told of each whether it is wanted."""
     apart: bool
@@ -78,14 +87,53 @@ class _Window:
 
 
 def _demux(container: av.container.InputContainer, stream: av.VideoStream, start: float, end: float) -> _Window:
-    """Read the packets of a window. Seeking lands on a key frame at or before its start, or the file is read from its beginning."""
-    base = stream.time_base
+    """Read the packets of a window, from the last key frame before it."""
+    base, codec, name = stream.time_base, stream.codec_context.name, container.format.name
     if base is None:
         raise BadClip("the stream has no time base")
-    origin, seconds, ticks = _origin(container, stream), base.numerator, base.denominator
-    in_order = bool(_PACKED_B_FRAMES.search(stream.codec_context.extradata or b""))
-    if start > 0 and not in_order:
-        container.seek(origin + int(start / base), stream=stream, backward=True, any_frame=False)
+    origin = _origin(container, stream)
+    in_order = _times_are_guessed(name, stream.codec_context)
+    for back in _SEEK_BACK_SECONDS:
+        seconds = start - back
+        if seconds > 0 and not in_order:
+            container.seek(origin + int(seconds / base), stream=stream, backward=True)
+        elif back:
+            container.seek(0, backward=True)
+        packets = _packets(container, stream, origin, start, end, in_order)
+        if not packets and start <= 0:
+            raise BadClip("no key frame found")
+        shown = packets if in_order else [p for p in packets if is_shown(p) and (p.pts or 0) >= (packets[0].pts or 0)]
+        stamps = list(range(len(packets))) if in_order else sorted(p.pts or 0 for p in shown)
+        ticks = [p.dts for p in packets if p.dts is not None] if in_order else [stamp - origin for stamp in stamps]
+        times = [tick * base.numerator / base.denominator for tick in ticks]
+        if times and (in_order or start <= 0 or times[0] <= start + 5e-7):
+            break
+        if seconds <= 0:
+            raise _SeekedTooFar
+    else:
+        raise _SeekedTooFar
+    whole = name.startswith(_WHOLE_PICTURES)
+    apart = (whole or codec == "mjpeg") and not in_order and all(packet.is_keyframe for packet in shown)
+    return _Window(packets, shown, stamps, times, in_order, codec == "h264" and whole, apart)
+
+
+def _times_are_guessed(container: str, context: av.VideoCodecContext) -> bool:
+    """AVI stores no presentation times: FFmpeg guesses them, wrongly for B-frames of H.264, HEVC and of MPEG-4 that packs two pictures."""
+    if container == "avi" and context.name in ("h264", "hevc"):
+        return bool(context.has_b_frames)
+    return bool(_PACKED_B_FRAMES.search(context.extradata or b""))
+
+
+def _packets(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    origin: int,
+    start: float,
+    end: float,
+    in_order: bool,
+) -> list[av.Packet]:
+    """The packets from the last key frame at or before `start` that is found, to those decoded at `end`."""
+    seconds, ticks = (stream.time_base or Fraction(1)).as_integer_ratio()
     packets: list[av.Packet] = []
     last_dts = _LONG_AGO
     for packet in container.demux(stream):
@@ -93,29 +141,22 @@ def _demux(container: av.container.InputContainer, stream: av.VideoStream, start
             continue
         if packet.pts is None and not in_order:
             raise _NoPacketTimes
-        if packet.dts is not None and packet.dts <= last_dts:
+        if packet.is_keyframe and not in_order and ((packet.pts or 0) - origin) * seconds / ticks <= start + 5e-7:
+            packets = []
+        elif not packets and not packet.is_keyframe:  # cut inside a group: pictures that nothing can decode
+            continue
+        packets.append(packet)
+        leading = not in_order and (packet.pts or 0) < (packets[0].pts or 0)
+        if packet.dts is None or leading or not is_shown(packet):
+            continue
+        if packet.dts <= last_dts:
             raise BadClip(f"time stamps fall back at {(packet.dts - origin) * seconds / ticks:.3f} s")
-        if packets or packet.is_keyframe:  # a stream cut inside a group starts with pictures that nothing can decode
-            packets.append(packet)
+        if len(packets) > 1:  # Matroska guesses the decoding time of the first after a seek
+            last_dts = packet.dts
         # A picture is never shown before it is decoded, so from here on every picture lies behind the window.
-        last_dts = packet.dts if packet.dts is not None else last_dts
         if (last_dts - origin) * seconds / ticks >= end:
             break
-    if not packets:
-        raise _SeekedTooFar if start > 0 else BadClip("no key frame found")
-    if in_order:
-        stamps = list(range(len(packets)))
-        origin, shown = 0, [packet.dts for packet in packets if packet.dts is not None]
-    else:
-        # Leading pictures of an open group refer to what was before the key frame: no decoder shows them after a seek.
-        first = packets[0].pts or 0
-        shown = stamps = sorted(packet.pts for packet in packets if packet.pts is not None and packet.pts >= first)
-    times = [(time - origin) * seconds / ticks for time in shown]
-    if start > 0 and not in_order and times[0] > start + 5e-7:
-        raise _SeekedTooFar
-    codec, pictures = stream.codec_context.name, container.format.name.startswith(_WHOLE_PICTURES)
-    apart = (pictures or codec == "mjpeg") and not in_order and all(packet.is_keyframe for packet in packets)
-    return _Window(packets, stamps, times, in_order, codec == "h264" and pictures, apart)
+    return packets
 
 
 class _NoPacketTimes(Exception):
@@ -140,12 +181,6 @@ def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
 def _check(frame: av.VideoFrame) -> None:
     if frame.is_corrupt:
         raise BadClip(f"the frame at {frame.time} s is corrupt")
-
-
-def _rotation(stream: av.VideoStream, key_packet: av.Packet) -> int:
-    """Degrees in the header. PyAV shows them on frames only, so one is decoded."""
-    frames = [*stream.codec_context.decode(key_packet), *stream.codec_context.decode(None)]
-    return frames[0].rotation if frames else 0
 
 
 def _decoded(stream: av.VideoStream, window: _Window, wanted: Iterable[int]) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -309,6 +344,8 @@ def read_frames(path: Path, start: float, end: float, count: int) -> list[np.nda
         if is_packed(path):
             packed = read_packed(path, start, end, count, choose_frames)
             decoded = [_decode_image(data, path.name) for data in packed.jpegs]
+            if wrong := {frame.shape[:2] for frame in decoded} - {(packed.height, packed.width)}:
+                raise BadClip(f"frames of {wrong} (height, width), and the store says {packed.height, packed.width}")
             frames = [decoded[i] for i in packed.order]
         elif path.is_dir():
             files, wanted = _folder_frames(path, start, end, count)
@@ -340,30 +377,44 @@ def all_frames(path: Path, start: float, end: float, *, fps: float | None = None
                 yield time, picture
 
 
-def encoded_window(path: Path, start: float, end: float, count: int, codecs: Sequence[str]) -> ClipInput:
-    """The same frames as encoded bytes for DALI to decode; NotForDali where its decoder does not take this file as it is.
+def encoded_window(path: Path, start: float, end: float, count: int, codecs: Codecs) -> ClipInput:
+    """Return the frames that `read_frames` reads as encoded bytes for DALI to decode.
 
     A video becomes a container with the packets from the key frame before the window to its end, or with those of the wanted frames where
-    every frame is a key frame; of a folder, the wanted files. Rotated videos and pixel formats other than 8-bit 4:2:0 are left to PyAV.
+    every frame is a key frame; of a folder, the wanted files; of a packed clip, its JPEGs.
+
+    Raises:
+        NotForDali: DALI would not decode it, or to other frames or colors than PyAV (`_why_not`); PyAV does.
+        BadClip: nothing decodes it.
     """
     with _named():
         if is_packed(path):
             packed = read_packed(path, start, end, count, choose_frames)
-            size = {"height": packed.height, "width": packed.width}
-            return ClipInput(kind="jpeg", payloads=packed.jpegs, frame_idx=packed.order, **size)
+            return _encoded_images(packed.jpegs, packed.order, (packed.height, packed.width))
         if path.is_dir():
             files, wanted = _folder_frames(path, start, end, count)
             unique = list(dict.fromkeys(wanted))
             if any(files[i].suffix.lower() not in (".jpg", ".jpeg") for i in unique):
                 raise NotForDali(f"{files[unique[0]].suffix} frames; nvJPEG takes JPEG")
             payloads = tuple(np.fromfile(files[i], dtype=np.uint8) for i in unique)
-            height, width = _read_image(files[unique[0]]).shape[:2]
-            order = tuple(unique.index(i) for i in wanted)
-            return ClipInput(kind="jpeg", payloads=payloads, frame_idx=order, height=height, width=width)
+            return _encoded_images(payloads, tuple(unique.index(i) for i in wanted), None)
         return _remuxed_window(path, start, end, count, codecs)
 
 
-def _remuxed_window(path: Path, start: float, end: float, count: int, codecs: Sequence[str]) -> ClipInput:
+def _encoded_images(jpegs: tuple[np.ndarray, ...], order: tuple[int, ...], size: tuple[int, int] | None) -> ClipInput:
+    """The images as input for DALI, all of one (height, width); `size` is the one that they must have, where it is known."""
+    for jpeg in jpegs:
+        data = jpeg.tobytes()
+        if reason := why_not_dali(data, size):
+            raise NotForDali(reason)
+        if size is None:
+            header = read_header(data)
+            size = header.height, header.width
+    assert size is not None, "a window has at least one frame"
+    return ClipInput(kind="jpeg", payloads=jpegs, frame_idx=order, height=size[0], width=size[1])
+
+
+def _remuxed_window(path: Path, start: float, end: float, count: int, codecs: Codecs) -> ClipInput:
     container, stream = _open(path)
     with container:
         context = stream.codec_context
@@ -372,28 +423,103 @@ def _remuxed_window(path: Path, start: float, end: float, count: int, codecs: Se
             raise NotForDali(f"codec {codec} is none of {', '.join(codecs)}")
         if context.pix_fmt not in ("yuv420p", "yuvj420p"):
             raise NotForDali(f"pixel format {context.pix_fmt} of {codec}")
+        if size := codecs[codec].refuse(context.width, context.height):
+            raise NotForDali(f"{codec} of a size that is {size}")
         try:
             window = _demux(container, stream, start, end)
         except (_NoPacketTimes, _SeekedTooFar):
             raise NotForDali(f"{codec} without usable packet times") from None
-        if window.in_order:
-            raise NotForDali(f"packed B-frames of {codec} in AVI")
-        if _rotation(stream, window.packets[0]):
-            raise NotForDali("a picture to be turned")
+        if reason := _why_not(stream, window, codec):
+            raise NotForDali(reason)
         wanted = choose_frames(window.times, start, end, count)
-        packets = window.packets
+        packets = window.shown
         if window.apart:
             kept = sorted(set(wanted))
-            shown = {window.stamps[place] for place in kept}
-            packets = [packet for packet in packets if packet.pts in shown]
+            stamps = {window.stamps[place] for place in kept}
+            packets = [packet for packet in packets if packet.pts in stamps]
             wanted = [kept.index(place) for place in wanted]
-        memory = io.BytesIO()
-        with av.open(memory, "w", format=_CONTAINERS.get(codec, "mp4")) as sink:
-            out = sink.add_stream_from_template(stream)
-            for packet in packets:
-                packet.stream = out
-                sink.mux(packet)
-        payload = np.frombuffer(memory.getvalue(), dtype=np.uint8)
+        try:
+            payload = _remux(stream, packets, _CONTAINERS.get(codec, "mp4"))
+        except (av.error.FFmpegError, ValueError) as error:
+            raise NotForDali(f"{codec} of {container.format.name} cannot be remuxed: {error}") from error
         return ClipInput(
             kind="video", payloads=(payload,), frame_idx=tuple(wanted), height=context.height, width=context.width
         )
+
+
+def _why_not(stream: av.VideoStream, window: _Window, codec: str) -> str:
+    """Return why DALI would give other frames or colors than PyAV; empty where both agree.
+
+    Frames: DALI 2.4 numbers packets by presentation time (frames_decoder_base.cc, BuildIndex) and on a GPU gives pictures the times of
+    packets in the order of decoding (frames_decoder_gpu.cc, HandlePictureDisplay), so each packet must give one picture and show it.
+    NVDEC's parser skips leading pictures, which shifts all that follow; those of HEVC and MPEG-4 are left out here, as no other picture
+    refers to them. Those of H.264 may be referred to, and DALI counts IDR pictures only as its key frames.
+
+    Colors: on a GPU DALI converts by BT.601, limited or full range as the bit stream says (color_space.cu, InitGpuDecoder); on a CPU by
+    swscale's default, BT.601 with the range of the pixel format (frames_decoder_cpu.cc, CopyToOutput). No tag of a matrix is read. PyAV's
+    frames follow the tag, without one BT.601. So BT.709 and BT.2020 are left to PyAV.
+    """
+    if window.in_order:
+        return f"guessed times of B-frames of {codec} in AVI"
+    first = window.packets[0]
+    if any((packet.pts or 0) >= (first.pts or 0) and not is_shown(packet) for packet in window.packets):
+        return f"{codec} with pictures that are not shown"
+    if len(set(window.stamps)) < len(window.stamps):
+        return f"{codec} with two pictures at one time"
+    if codec == "h264" and not _starts_with_idr(first, stream.codec_context.extradata or b""):
+        return "open groups of H.264"
+    if codec == "vp9" and any(memoryview(packet)[0] >> 3 & 1 for packet in window.shown):
+        return "VP9 that shows a picture again"
+    frames = [*stream.codec_context.decode(first), *stream.codec_context.decode(None)]
+    if not frames:
+        return f"a key frame of {codec} that does not decode alone"
+    frame = frames[0]
+    if frame.rotation % 360:
+        return "a picture to be turned"
+    if frame.interlaced_frame:
+        return "interlaced pictures"
+    if frame.colorspace not in _BT601 | {_UNTAGGED}:
+        return f"colors of matrix {int(frame.colorspace)} (ITU-T H.273), where DALI takes BT.601"
+    if frame.color_range == _FULL_RANGE and not _full_range_in_stream(stream, first, codec):
+        return f"full-range colors that the bit stream of {codec} does not tell DALI of"
+    return ""
+
+
+def _starts_with_idr(packet: av.Packet, extradata: bytes) -> bool:
+    """Whether an H.264 packet holds an IDR picture, with start codes or with lengths before its units."""
+    data = bytes(packet)
+    if not extradata.startswith(b"\x01"):
+        return any(data[found.end()] & 31 == _IDR for found in re.finditer(rb"\x00\x00\x01(?=.)", data, re.DOTALL))
+    at, size = 0, (extradata[4] & 3) + 1
+    while at + size < len(data):
+        if data[at + size] & 31 == _IDR:
+            return True
+        at += size + int.from_bytes(data[at : at + size], "big")
+    return False
+
+
+def _full_range_in_stream(stream: av.VideoStream, key_packet: av.Packet, codec: str) -> bool:
+    """Whether the bit stream alone, without its container's tag, says full range where DALI looks for it."""
+    if codec == "mjpeg":
+        return True  # by definition
+    if codec not in ("h264", "hevc"):
+        return False
+    alone = cast(av.VideoCodecContext, av.CodecContext.create(codec, "r"))
+    alone.extradata = stream.codec_context.extradata
+    frames = [*alone.decode(key_packet), *alone.decode(None)]
+    return bool(frames) and frames[0].color_range == _FULL_RANGE
+
+
+def _remux(stream: av.VideoStream, packets: list[av.Packet], container: str) -> np.ndarray:
+    """The packets as a container in memory. Times count from the first; decoding times, which Matroska and AVI guess, are made anew."""
+    first = packets[0].pts or 0
+    shown = sorted(packet.pts or 0 for packet in packets)
+    delay = max(early - (packet.pts or 0) for early, packet in zip(shown, packets))
+    memory = io.BytesIO()
+    with av.open(memory, "w", format=container) as sink:
+        out = sink.add_stream_from_template(stream)
+        for packet, early in zip(packets, shown):
+            packet.pts, packet.dts = (packet.pts or 0) - first, early - delay - first
+            packet.stream = out
+            sink.mux(packet)
+    return np.frombuffer(memory.getvalue(), dtype=np.uint8)

@@ -151,7 +151,7 @@ class _Walk:
         time = packet.dts if packet.pts is None else packet.pts
         if time is None:
             raise Unusable("has no time stamps (a raw stream?); wrap it: ffmpeg -r 25 -i IN -c copy OUT.mp4")
-        if not _is_shown(packet) or (self.times and time < self.times[0]):
+        if not is_shown(packet) or (self.times and time < self.times[0]):
             return True  # decoded for its effect on others, or a leading picture of an open group: never seen
         if packet.is_keyframe:
             self._sample(time, packet)
@@ -174,11 +174,14 @@ class _Walk:
             self.every *= 2
 
 
-def _is_shown(packet: av.Packet) -> bool:
-    """VP8 has pictures that only serve as references: bit 4 of their first byte is 0 (RFC 6386, 9.1)."""
+def is_shown(packet: av.Packet) -> bool:
+    """False for a packet that no edit list keeps, and for VP8's pictures that only serve as references.
+
+    Bit 4 of their first byte is 0 (RFC 6386, 9.1).
+    """
     if packet.is_discard:
         return False
-    return packet.stream.codec_context.name != "vp8" or bool(bytes(packet)[0] >> 4 & 1)
+    return packet.stream.codec_context.name != "vp8" or bool(memoryview(packet)[0] >> 4 & 1)
 
 
 class _Pictures:

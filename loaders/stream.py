@@ -25,9 +25,9 @@ import torch
 
 from ppma.loaders.batch import ClipBatch, LoaderCounters
 from ppma.loaders.config import LoaderConfig, Reader
+from ppma.loaders.decoders import DALI_CPU_CODECS, DALI_GPU_CODECS, Codecs
 from ppma.loaders.draws import SampleDraw
 from ppma.loaders.errors import InputError
-from ppma.loaders.fetch import DALI_CPU_CODECS, DALI_GPU_CODECS
 from ppma.loaders.handover import Ahead, Mark, transfer_to
 from ppma.loaders.manifest import Manifest
 from ppma.loaders.pool import WorkerPool
@@ -312,19 +312,19 @@ class ClipStream:
     def _submit(self, pending: _Pending, place: int) -> None:
         """Submit the task of one place. DALI gets what it takes undecoded, except for clips that it has refused."""
         draw = pending.draws[place]
-        codecs: tuple[str, ...] = DALI_GPU_CODECS if self.device.type == "cuda" else DALI_CPU_CODECS
+        codecs: Codecs = DALI_GPU_CODECS if self.device.type == "cuda" else DALI_CPU_CODECS
         if self._path(draw) in self._refused:
-            codecs = ()
+            codecs = {}
         product: Product = "input" if self.implementation == "dali" else "views"
         offset = pending.slot * self._region_bytes + place * self.batches.views * self._view_bytes
         task = self._task(draw, product, codecs, offset)
         self._tickets[task.ticket] = (pending, place)
         self._pool.submit(task)
 
-    def _task(self, draw: SampleDraw, product: Product, codecs: tuple[str, ...] = (), offset: int = 0) -> Task:
+    def _task(self, draw: SampleDraw, product: Product, codecs: Codecs | None = None, offset: int = 0) -> Task:
         self._issued += 1
         return Task(
-            ticket=self._issued, path=self._path(draw), draw=draw, product=product, codecs=codecs, offset=offset
+            ticket=self._issued, path=self._path(draw), draw=draw, product=product, codecs=codecs or {}, offset=offset
         )
 
     def _read_ahead(self, epoch: int, step: int) -> None:

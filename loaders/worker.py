@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 
 from ppma.loaders.config import LoaderConfig
+from ppma.loaders.decoders import Codecs
 from ppma.loaders.draws import ClipInput, SampleDraw, check_crops, scaled_size
 
 Product = Literal["views", "input", "read_ahead"]
@@ -34,8 +35,8 @@ class Task:
     path: str
     draw: SampleDraw
     product: Product
-    codecs: tuple[str, ...]
-    """Codecs to hand over undecoded ("input" only); none: PyAV and OpenCV decode, after DALI has refused."""
+    codecs: Codecs
+    """What DALI decodes ("input" only); none: PyAV and OpenCV decode, after DALI has refused."""
     offset: int
     """Where the views go in the shared memory, in bytes ("views" only)."""
 

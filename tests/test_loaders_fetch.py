@@ -9,15 +9,8 @@ import pytest
 from damaged_clips import make_all, number_of
 
 from ppma.loaders import fetch
-from ppma.loaders.fetch import (
-    DALI_CPU_CODECS,
-    DALI_GPU_CODECS,
-    BadClip,
-    NotForDali,
-    choose_frames,
-    encoded_window,
-    read_window,
-)
+from ppma.loaders.decoders import DALI_CPU_CODECS, DALI_GPU_CODECS, Limits
+from ppma.loaders.fetch import BadClip, NotForDali, choose_frames, encoded_window, read_window
 
 CODECS = [
     ("libx264", "mp4"),
@@ -27,6 +20,13 @@ CODECS = [
     ("mpeg4", "avi"),
     ("mjpeg", "avi"),
 ]
+
+ANY_SIZE = dict.fromkeys([*DALI_GPU_CODECS, *DALI_CPU_CODECS], Limits())
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    return make_all(tmp_path_factory.mktemp("damaged"))
 
 
 def whole(path):
@@ -73,9 +73,9 @@ def test_the_barcode_says_which_frame_it_is(tmp_path, write_clip, read_barcode):
     assert got == [20 + int(x) for x in np.linspace(0, 26, 16)]
 
 
-def test_b_frames_in_avi_at_every_position(tmp_path):
+def test_b_frames_in_avi_at_every_position(damaged):
     """AVI stores no presentation times; the first picture of a stream with B-frames is delayed by one frame."""
-    path = make_all(tmp_path) / "missing_pts.avi"
+    path = damaged / "missing_pts.avi"
     for start in np.arange(0, 2.3, 0.17):
         got = [number_of(frame) for frame in read_window(path, float(start), float(start) + 0.4, 4)]
         first = int(np.ceil(round(start * 25, 6)))
@@ -105,7 +105,7 @@ def test_encoded_jpegs_are_the_wanted_files(tmp_path):
 def test_encoded_windows_decode_to_the_same_frames(tmp_path, write_clip, codec, container):
     path = write_clip(tmp_path / f"clip.{container}", frames=60, codec=codec, key_frame_spacing=12)
     for start in (0.0, 2.95):
-        clip = encoded_window(path, start, start + 1.6, 8, DALI_GPU_CODECS)
+        clip = encoded_window(path, start, start + 1.6, 8, ANY_SIZE)
         small = tmp_path / "small"
         small.write_bytes(clip.payloads[0].tobytes())
         assert np.array_equal(whole(small)[0][list(clip.frame_idx)], read_window(path, start, start + 1.6, 8))
@@ -126,7 +126,7 @@ def test_of_key_frames_only_the_wanted_ones_are_read(tmp_path, write_clip, codec
         wanted = choose_frames(times, start, end, count)
         assert np.array_equal(read_window(path, start, end, count), frames[wanted]), start
         assert len(decoded) == len(set(wanted))
-        clip = encoded_window(path, start, end, count, DALI_GPU_CODECS)
+        clip = encoded_window(path, start, end, count, ANY_SIZE)
         small = tmp_path / f"small.{container}"
         small.write_bytes(clip.payloads[0].tobytes())
         handed = whole(small)[0]
@@ -138,6 +138,62 @@ def test_only_what_the_decoder_takes_is_handed_over(tmp_path, write_clip):
     with pytest.raises(NotForDali, match="codec h264 is none of vp8, vp9, mjpeg"):
         encoded_window(path, 0.0, 1.0, 4, DALI_CPU_CODECS)
     assert encoded_window(path, 0.0, 1.0, 4, DALI_GPU_CODECS).kind == "video"
+
+
+@pytest.mark.parametrize(
+    ("codec", "width", "height", "reason"),
+    [
+        ("h264", 48, 16, ""),
+        ("h264", 46, 16, "48 x 16"),
+        ("h264", 4098, 2048, "4096 x 4096"),
+        ("h264", 340, 257, "multiple of 2"),
+        ("hevc", 142, 256, "144 x 144"),
+        ("hevc", 8192, 4320, ""),
+        ("vp9", 256, 126, "128 x 128"),
+        ("mpeg4", 1920, 1088, ""),
+        ("mpeg4", 2032, 2032, "8192 macroblocks"),
+    ],
+)
+def test_sizes_that_the_gpu_decodes(codec, width, height, reason):
+    refused = DALI_GPU_CODECS[codec].refuse(width, height)
+    assert reason in refused and bool(reason) == bool(refused)
+
+
+def test_what_the_gpu_cannot_decode_goes_to_pyav(damaged, tmp_path, write_clip):
+    for path, reason in (
+        (damaged / "ten_bit_hevc.mp4", "yuv420p10"),
+        (damaged / "yuv444.mp4", "yuv444p"),
+        (damaged / "odd_size_161x91.mp4", "smaller than 128 x 128"),
+        (damaged / "interlaced.mp4", "interlaced"),
+        (damaged / "rotated_90.mp4", "turned"),
+        (write_clip(tmp_path / "small.mp4", frames=20, codec="libx265"), "smaller than 144 x 144"),
+    ):
+        with pytest.raises(NotForDali, match=reason):
+            encoded_window(path, 0.0, 1.0, 4, DALI_GPU_CODECS)
+        assert len(read_window(path, 0.0, 1.0, 4)) == 4
+
+
+def test_pictures_of_vp8_that_are_only_referred_to(tmp_path, write_clip, read_barcode):
+    """Two passes of libvpx make them; here the bit that shows a picture is cleared in some, which get the time of the next one."""
+    source, path = write_clip(tmp_path / "clip.webm", frames=60, fps=25, codec="libvpx"), tmp_path / "hidden.webm"
+    hidden = {13, 30, 41}
+    with av.open(str(source)) as container, av.open(str(path), "w") as out:
+        copy = out.add_stream_from_template(container.streams.video[0])
+        for number, packet in enumerate(p for p in container.demux(video=0) if p.size):
+            data = bytearray(bytes(packet))
+            data[0] &= 0xEF if number in hidden else 0xFF
+            new = av.Packet(bytes(data))
+            new.pts = new.dts = packet.pts + 40 * (number in hidden)
+            new.time_base, new.is_keyframe, new.stream = packet.time_base, packet.is_keyframe, copy
+            out.mux(new)
+    shown = [number for number in range(60) if number not in hidden]
+    for start, end in ((0.0, 1.0), (0.9, 2.0), (1.3, 2.4)):
+        got = [read_barcode(frame) for frame in read_window(path, start, end, 60)]
+        assert set(got) == {number for number in shown if start * 25 <= number < end * 25}
+        assert got == sorted(got)
+    for codecs in (DALI_CPU_CODECS, ANY_SIZE):
+        with pytest.raises(NotForDali, match="not shown"):
+            encoded_window(path, 0.0, 1.0, 4, codecs)
 
 
 def test_bad_files_say_what_is_wrong(tmp_path, write_clip):

@@ -16,9 +16,9 @@ import torch
 from ppma.loaders import pipeline
 from ppma.loaders.augment import make_views
 from ppma.loaders.config import LoaderConfig
+from ppma.loaders.decoders import DALI_CPU_CODECS, DALI_GPU_CODECS
 from ppma.loaders.draws import ClipInput, SampleDraw, ViewDraw, draw_view
 from ppma.loaders.errors import InputError
-from ppma.loaders.fetch import DALI_CPU_CODECS, DALI_GPU_CODECS
 from ppma.loaders.pipeline import DaliViews, UndecodableError, available
 
 T = 4

@@ -20,7 +20,7 @@ VIEW_BYTES = 2 * 16 * 16 * 3
 def task(ticket: int, path: Path) -> Task:
     view = draw_view(0, 0, ticket, 0, 48, 64, CONFIG)
     draw = SampleDraw(epoch=0, index=ticket, source=0, clip=0, start_seconds=0.0, end_seconds=1.0, views=(view,))
-    return Task(ticket=ticket, path=str(path), draw=draw, product="views", codecs=(), offset=ticket * VIEW_BYTES)
+    return Task(ticket=ticket, path=str(path), draw=draw, product="views", codecs={}, offset=ticket * VIEW_BYTES)
 
 
 def collected(pool: WorkerPool, count: int) -> dict[int, str]:

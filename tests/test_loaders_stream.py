@@ -19,6 +19,7 @@ from damaged_clips import make_all
 from ppma.loaders import pipeline
 from ppma.loaders.augment import make_views
 from ppma.loaders.config import LoaderConfig
+from ppma.loaders.decoders import Limits
 from ppma.loaders.errors import InputError
 from ppma.loaders.fetch import choose_frames, read_window
 from ppma.loaders.manifest import Clip, Manifest
@@ -234,7 +235,7 @@ def test_what_dali_refuses_is_decoded_by_pyav_and_counted(tmp_path, write_clip, 
     write_clip(tmp_path / "0.mp4", frames=24)
     one = Manifest.from_clips([row("0.mp4", 0)], root=tmp_path, name="one")
     config = replace(CONFIG, implementation="dali", randaugment_ops=0)
-    monkeypatch.setattr("ppma.loaders.stream.DALI_CPU_CODECS", ("h264",))  # DALI 2.4 takes no H.264 on a CPU
+    monkeypatch.setattr("ppma.loaders.stream.DALI_CPU_CODECS", {"h264": Limits()})  # DALI 2.4 takes no H.264 on a CPU
     batches = collect(one, config=config, epochs=1, batch_clips=1)
     assert batches[0].counters.fallbacks == 1 and "DALI cannot decode" in caplog.text and "0.mp4" in caplog.text
     expected = collect(one, config=replace(config, implementation="plain"), epochs=1, batch_clips=1)
@@ -251,7 +252,9 @@ def test_a_clip_that_dali_refuses_is_remembered(tmp_path, write_clip, monkeypatc
             return super().__call__(inputs, draws)
 
     monkeypatch.setattr(pipeline, "DaliViews", Counting)
-    monkeypatch.setattr("ppma.loaders.stream.DALI_CPU_CODECS", ("vp9", "h264"))  # DALI 2.4 takes no H.264 on a CPU
+    monkeypatch.setattr(
+        "ppma.loaders.stream.DALI_CPU_CODECS", dict.fromkeys(("vp9", "h264"), Limits())
+    )  # DALI 2.4 takes no H.264 on a CPU
     rows = []
     for number, (codec, suffix) in enumerate([("libx264", "mp4"), ("libvpx-vp9", "webm")] * 2):
         write_clip(tmp_path / f"{number}.{suffix}", frames=24, codec=codec)
