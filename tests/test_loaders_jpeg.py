@@ -86,9 +86,9 @@ def test_opencv_has_its_try_and_says_which_frame_is_bad(tmp_path):
 
 
 def test_one_bad_image_among_many_does_not_end_the_process(tmp_path):
-    """In a process of its own: DALI's crash is a segmentation fault."""
+    """In a process of its own: DALI's crash is a segmentation fault, a matter of chance with two threads."""
     for number in range(16):
-        folder(tmp_path / str(number), spoil=b"no picture at all" if number == 5 else None)
+        folder(tmp_path / str(number), spoil=b"no picture at all" if number in (5, 11) else None)
     program = f"""
         from ppma.loaders.config import LoaderConfig
         from ppma.loaders.manifest import Clip, Manifest
@@ -100,14 +100,14 @@ def test_one_bad_image_among_many_does_not_end_the_process(tmp_path):
             for number in range(16)
         ]
         clips = Manifest.from_clips(rows, root={str(tmp_path)!r}, name="clips")
-        config = LoaderConfig(frames=8, size=64, short_side=64, crop="center", views=1, workers=1, implementation="dali")
+        config = LoaderConfig(frames=8, size=64, short_side=64, crop="center", views=1, workers=2, implementation="dali")
         sampler = EvaluationSampler(clips, config, batch_clips=16, windows=1, crops=1)
-        with ClipStream(sampler, [clips], config, on_bad="mark") as stream:
-            (batch,) = stream
+        with ClipStream(sampler, [clips], config, on_bad="mark", epochs=5) as stream:
+            *_, batch = stream
             print([i for i, fine in enumerate(batch.decoded_B.tolist()) if not fine], *stream.bad_files.values())
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
-    assert done.stdout.startswith("[5]") and "000003.jpg" in done.stdout
+    assert done.stdout.startswith("[5, 11]") and "000003.jpg" in done.stdout
