@@ -217,7 +217,7 @@ class CudaTransfer(Transfer):
     def unlock(self) -> None:
         """Wait for all copies, then give the pages back."""
         if self._locked:
-            self._stream.synchronize()
+            self.mark().synchronize()
             torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self._locked))
             self._locked = 0
 
@@ -233,7 +233,7 @@ class CudaTransfer(Transfer):
         """Enqueue the copy on the side stream."""
         return host.to(self.device, non_blocking=True)
 
-    def mark(self) -> Mark | None:
+    def mark(self) -> Mark:
         """Record an event on the side stream. Who waits for it sleeps instead of spinning."""
         event = torch.cuda.Event(blocking=True)
         event.record(self._stream)
@@ -246,6 +246,11 @@ class CudaTransfer(Transfer):
         current.wait_event(mark)
         for tensor in tensors:
             tensor.record_stream(current)
+
+
+def upload(host: Tensor, device: torch.device) -> Tensor:
+    """Return a small tensor on the device without waiting for what the device has yet to do."""
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def transfer_to(device: torch.device) -> Transfer:

@@ -22,6 +22,7 @@ from ppma.distributed import Ranks
 from ppma.loaders import catalogue
 from ppma.loaders.batch import ClipBatch, LoaderCounters
 from ppma.loaders.errors import InputError
+from ppma.loaders.handover import upload
 from ppma.loaders.manifest import Manifest
 from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.stream import ClipStream
@@ -203,7 +204,7 @@ class Rows(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the rows of a batch are wanted."""
+        """Where the row numbers of a batch are wanted."""
 
     def __getitem__(self, row_B: Tensor) -> Tensor:
         """Rows of a batch."""
@@ -243,10 +244,12 @@ class FeatureStream:
             order = torch.from_numpy(
                 generator(self.seed, Purpose.CLIP_ORDER, epoch=epoch).permutation(len(self.labels_V))
             )
+            of_features, of_labels = (upload(order, rows.device) for rows in (self.features_VD, self.labels_V))
             first = self.start[1] if epoch == self.start[0] else 0
             for step in range(first, len(order) // self.batch):
-                rows = order[step * self.batch : (step + 1) * self.batch].to(self.features_VD.device)
-                yield FeatureBatch(self.features_VD[rows], self.labels_V[rows], epoch, step, counters)
+                part = slice(step * self.batch, (step + 1) * self.batch)
+                features_BD, label_B = self.features_VD[of_features[part]], self.labels_V[of_labels[part]]
+                yield FeatureBatch(features_BD, label_B, epoch, step, counters)
 
 
 def build(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Task:

@@ -23,6 +23,7 @@ from ppma.config import RunConfig
 from ppma.distributed import Ranks
 from ppma.features import PLAIN_VIEWS, address, alone, encoded, folder_of
 from ppma.loaders.errors import InputError
+from ppma.loaders.handover import upload
 from ppma.loaders.manifest import Manifest
 from ppma.model_config import ViTConfig
 from ppma.vit import TRUNK
@@ -47,17 +48,19 @@ def normed_cells(tokens_BND: Tensor, vit: ViTConfig, cells: tuple[int, int, int]
 
 
 class TokenRows:
-    """The mapped file; indexed by rows it gives (B, N, D) on the device."""
+    """The mapped file: indexed with row numbers on the host it gives (B, N, D) on the device."""
+
+    device = torch.device("cpu")
 
     def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:
         self._tokens_VND = np.load(path, mmap_mode="r")
-        self.device, self._dtype = device, dtype
+        self._to, self._dtype = device, dtype
 
     def __len__(self) -> int:
         return len(self._tokens_VND)
 
     def __getitem__(self, row_B: Tensor) -> Tensor:
-        return torch.from_numpy(self._tokens_VND[row_B.cpu().numpy()]).to(self.device, self._dtype)
+        return upload(torch.from_numpy(self._tokens_VND[row_B.numpy()]), self._to).to(self._dtype)
 
 
 def _check_room(folder: Path, size: int, name: str) -> None:

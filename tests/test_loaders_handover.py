@@ -299,7 +299,8 @@ def test_memory_is_unlocked_after_the_last_copy_and_once(fake_cuda):
     names = [(name, arguments) for name, arguments in fake_cuda.calls if not name.startswith("cuda.")]
     assert names == [
         ("runtime.cudaHostRegister", (address, 1 << 16, 0)),
-        ("side.synchronize", ()),
+        ("event.record", (fake_cuda.side,)),
+        ("event.synchronize", ()),
         ("runtime.cudaHostUnregister", (address,)),
     ]
 

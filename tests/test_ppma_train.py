@@ -1,7 +1,6 @@
 """The loop: resume to the bit, ranks that change nothing, stops in good order, input that is refused before anything is written; and the
 whole path from clips to a transfer score."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -10,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +17,12 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppma import train
 from ppma.cli import main as ppma
-from ppma.compute import choose
-from ppma.distributed import Ranks, Stop, StopFlag, Stopped, choose_device
+from ppma.distributed import Stop, Stopped
 from ppma.loaders.errors import InputError
-from ppma.monitor import Monitor
 from ppma.recipes import resolve
-from ppma.tasks import ClassifyTask, MaeTask
-from ppma.watchdog import Watchdog
 
 REAL_CLASSES = ("archery", "basketball", "cleaning_pool", "exercise", "sign_walk", "walking")
 
@@ -496,130 +489,3 @@ def test_an_evaluation_on_two_ranks_sees_every_video_once(data, tmp_path):
     assert codes == [0, 0], output
     one, two = (np.load(where / "scores.npz") for where in (folder, tmp_path / "two"))
     assert list(one["video"]) == list(two["video"]) and np.abs(one["scores"] - two["scores"]).max() < 1e-5
-
-
-READS = {
-    "item",
-    "tolist",
-    "cpu",
-    "numpy",
-    "__bool__",
-    "__int__",
-    "__float__",
-    "__index__",
-    "__array__",
-    "is_nonzero",
-    "equal",
-}
-"""Methods of a tensor that make the host wait for the device."""
-WAITS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount"}
-"""Operators that read a value back, or whose result has a shape that the host must be told."""
-
-
-class Methods(TorchFunctionMode):
-    """Notes every read in Python."""
-
-    def __init__(self, seen):
-        super().__init__()
-        self.seen = seen
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__name__", "") in READS:
-            self.seen.append(func.__name__)
-        return func(*args, **kwargs or {})
-
-
-class Operators(TorchDispatchMode):
-    """Notes every read below Python, the backward pass and the optimiser among them."""
-
-    def __init__(self, seen):
-        super().__init__()
-        self.seen = seen
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if name in WAITS or (name == "_to_copy" and (kwargs or {}).get("device") is not None):
-            self.seen.append(name)
-        return func(*args, **kwargs or {})
-
-
-def looping(name, monkeypatch, outside, **changes):
-    """A tiny trainer on made clips, ready to run; `outside` is entered around lines of metrics and checkpoints, which may wait."""
-    config = tiny.shrink(name, log_every=4, pictures_every=0, checkpoint_every=100)
-    config = replace(config, precision="fp32", **changes)
-    kind = {"mae": MaeTask, "classify": ClassifyTask}[config.phase]
-    task = kind(config, [tiny.source(source) for source in config.sources])
-    device = choose_device(config.device)
-    ranks = Ranks(rank=0, world_size=1, local_rank=0, device=device)
-    with tiny.MadeStream(task, ranks, (0, 0)) as stream:
-        batches = [batch_on(batch, device) for batch, _ in zip(stream, range(12), strict=False)]
-    task.stream = lambda ranks, start: contextlib.nullcontext(batches)
-    trainer = train.Trainer(config, task, ranks, choose(config.precision, device))
-    trainer.total_steps = len(batches)
-    for method in ("_log", "save"):
-        there = getattr(trainer, method)
-
-        def apart(*arguments, there=there):
-            with outside():
-                return there(*arguments)
-
-        monkeypatch.setattr(trainer, method, apart)
-    return trainer
-
-
-def batch_on(batch, device):
-    """The batch with its tensors where the training is."""
-    moved = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return replace(batch, **{n: v.to(device) for n, v in moved.items() if isinstance(v, torch.Tensor)})
-
-
-def loop(trainer, folder):
-    """Run it as `train` does, with a monitor, a stop flag and a watchdog."""
-    stop = StopFlag(trainer.ranks)
-    try:
-        with Monitor(folder, writes=True, total_steps=trainer.total_steps) as monitor:
-            trainer.run(monitor, stop, Watchdog(600, lambda code: None))
-    finally:
-        stop.close()
-
-
-@pytest.mark.parametrize("name", ["mae_nohuman", "align_nohuman_synthetic"])
-def test_nothing_is_read_from_the_device_between_two_lines_of_metrics(name, tmp_path, monkeypatch):
-    seen, allowed = [], []
-
-    @contextlib.contextmanager
-    def outside():
-        before = len(seen)
-        yield
-        allowed.extend(seen[before:])
-        del seen[before:]
-
-    trainer = looping(name, monkeypatch, outside, run_dir=tmp_path)
-    with Methods(seen), Operators(seen):
-        loop(trainer, tmp_path)
-    assert [step for step, _ in losses(tmp_path)] == [4, 8, 12]
-    assert {"item", "_local_scalar_dense"} <= set(allowed), "the count sees what a line of metrics reads"
-    assert not seen, f"12 steps read {seen}"
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("name", ["mae_nohuman", "align_nohuman_synthetic"])
-def test_a_gpu_is_waited_for_at_lines_of_metrics_only(name, tmp_path, monkeypatch):
-    """Any other synchronisation raises; the first steps, which may measure kernels, are taken before."""
-
-    @contextlib.contextmanager
-    def outside():
-        before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode(0)
-        yield
-        torch.cuda.set_sync_debug_mode(before)
-
-    trainer = looping(name, monkeypatch, outside, run_dir=tmp_path, device="cuda", compile="off")
-    with trainer.task.stream(trainer.ranks, (0, 0)) as stream:
-        trainer.train_step(stream[0])
-    trainer.step = 0
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        loop(trainer, tmp_path)
-    finally:
-        torch.cuda.set_sync_debug_mode(0)
