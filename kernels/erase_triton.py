@@ -9,11 +9,11 @@ Philox4x32-10 by address: the block of four words j of a row's stream gives valu
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ppma.kernels.operators import triton_op, wrap_triton
 from ppma.kernels.philox import DevicePurpose
 
 
@@ -64,12 +64,12 @@ def erase_kernel(
             tl.store(place, noise.to(patches.dtype.element_ty), mask=real)
 
 
-@torch.library.custom_op("ppma::erase_", mutates_args=("patches_BNP",))
+@triton_op("ppma::erase_", mutates_args=("patches_BNP",))
 def erase_triton(patches_BNP: Tensor, box_B4: Tensor, key_B: Tensor, grid: Sequence[int], patch: Sequence[int]) -> None:
     """Write the noise into `patches_BNP`, which is contiguous, of P values divisible by 4 and not float64."""
     nt, nh, nw = grid
     t, h, w = patch
-    erase_kernel[(nh * nw, len(patches_BNP))](
+    wrap_triton(erase_kernel)[(nh * nw, len(patches_BNP))](
         patches_BNP, box_B4, key_B, *box_B4.stride(), *key_B.stride(), nt, nh, nw, PT=t, PH=h, PW=w,
         PURPOSE=int(DevicePurpose.ERASE_NOISE), BLOCK=triton.next_power_of_2(3 * t * h * w), num_warps=8,
     )  # fmt: skip

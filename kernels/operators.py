@@ -14,11 +14,11 @@ import torch
 from ppma.kernels import choice
 
 
-def triton_op(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator that registers a function, which launches kernels and mutates no argument."""
+def triton_op(name: str, mutates_args: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """Return a decorator that registers a function, which launches kernels and writes only these of its arguments."""
     if choice.INTERPRETED:
-        return torch.library.custom_op(name, mutates_args=())
-    return torch.library.triton_op(name, mutates_args=())
+        return torch.library.custom_op(name, mutates_args=mutates_args)
+    return torch.library.triton_op(name, mutates_args=mutates_args)
 
 
 def wrap_triton(kernel: Any) -> Any:
