@@ -21,7 +21,7 @@ B rows of a batch, N tokens, C channels, H heads, D head width, DP the padded he
 # The arguments of a kernel have no Python types.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -301,7 +301,7 @@ class Config(NamedTuple):
     warps: int
     stages: int = 2
     part: int = 0
-    """Sixteenths of the exp2 that a polynomial computes."""
+    """Sixteenths of the exp2 that a polynomial computes, which is exact enough for 16-bit types."""
 
 
 KERNELS = {
@@ -335,6 +335,11 @@ def configs(kernel: str, D: int) -> tuple[Config, ...]:
     return CONFIGS[kernel][max(32, triton.next_power_of_2(D))]
 
 
+def _polynomial_pays() -> bool:
+    """True on Hopper: the FMA pipe of older GPUs is half as fast, and on newer ones splitting a block moves it."""
+    return choice.INTERPRETED or triton.runtime.driver.active.get_current_target().arch // 10 == 9
+
+
 def launch(kernel: str, config: Config, D: int, dtype: torch.dtype) -> dict[str, Any]:
     """Return the compile-time arguments and launch options of a kernel.
 
@@ -347,40 +352,11 @@ def launch(kernel: str, config: Config, D: int, dtype: torch.dtype) -> dict[str,
     DP = max(16, triton.next_power_of_2(D))
     settings = {"D": D, "DP": DP, "ROWS": config.rows, "COLUMNS": config.columns, "TAIL": TAIL}
     if kernel != "key_value_gradient":
-        settings["PART"] = config.part if dtype.itemsize == 2 else 0  # the polynomial is as exact as 13 bits
+        settings["PART"] = config.part if dtype.itemsize == 2 and _polynomial_pays() else 0
     if kernel == "query_gradient":  # float16 does not hold every delta that float32 holds
         settings["FOLDED"] = DP - D >= 3 and dtype != torch.float16
     settings["WIDEN"] = choice.INTERPRETED and dtype == torch.bfloat16
     return settings | {"num_warps": config.warps, "num_stages": config.stages}
-
-
-def variants(N: int, H: int, D: int, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Yield every kernel and config that attention may launch on contiguous tensors, for ahead-of-time compilation.
-
-    Args:
-        N: Tokens.
-        H: Heads.
-        D: Head width.
-        dtype: Type of the projection.
-
-    Yields:
-        (kernel, arguments, settings): a key of KERNELS; its run-time arguments, pointers as the type pointed to,
-        integers by value, floats as `float`; and what `launch` returns.
-    """
-    tensors = {"qkv": dtype, "ones": dtype, "out": dtype, "gradient": dtype, "qkv_gradient": dtype}
-    tensors |= {"lse": torch.float32, "delta": torch.float32}
-    numbers = {
-        "N": N,
-        "H": H,
-        "qkv_stride_b": N * 3 * H * D,
-        "qkv_stride_n": 3 * H * D,
-        "scale": float,
-        "scale2": float,
-    }
-    for kernel, function in KERNELS.items():
-        arguments = {name: value for name, value in (tensors | numbers).items() if name in function.arg_names}
-        for config in configs(kernel, D):
-            yield kernel, arguments, launch(kernel, config, D, dtype)
 
 
 def _packed(qkv_BNC3: Tensor) -> Tensor:
