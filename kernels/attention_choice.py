@@ -68,12 +68,8 @@ class Shape(NamedTuple):
         return f"B{self.batch} N{self.tokens} H{self.heads} D{self.head_width} {str(self.dtype).removeprefix('torch.')}"
 
 
-class Choice(NamedTuple):
-    """The backend for a shape, and the plan of our kernel."""
-
-    backend: Backend
-    plan: Plan = FIRST_PLAN
-
+Choice = tuple[Backend, Plan]
+"""The backend for a shape, and the plan of our kernel. A plain tuple: torch 2.11 cannot unpack others while it traces."""
 
 _chosen: dict[str, Choice] = {}
 """Choices of this process."""
@@ -101,8 +97,6 @@ def attend(qkv_BNC3: Tensor, heads: int, backend: Backend, plan: Plan = FIRST_PL
             raise RuntimeError(f"our attention kernel does not run {shape.name} on a {qkv_BNC3.device.type} device")
         return attention_triton.attention_triton(qkv_BNC3, heads, plan)[0]
     if backend in ("flash3", "flash4"):
-        if not attention_flash.installed(backend):
-            raise RuntimeError(f"{backend} is not installed; pip install flash-attn-{backend[-1]}")
         return attention_flash.flash_attention(qkv_BNC3, heads, backend)[0]
     q, k, v = qkv_BNC3.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     if backend == "pytorch":
@@ -163,21 +157,22 @@ def read_cache(file: Path, machine: str, shape: Shape) -> Choice | None:
     if not isinstance(kept, dict) or kept.get("backend") not in candidates(shape):
         return None
     if kept["backend"] != "triton":
-        return Choice(kept["backend"])
+        return kept["backend"], FIRST_PLAN
     offered = [attention_triton.configs(part, shape.head_width) for part in PARTS]
     try:
         configs = [attention_triton.Config(*config) for config in kept["configs"]]
-        return Choice("triton", tuple(known.index(config) for known, config in zip(offered, configs, strict=True)))
+        return "triton", tuple(known.index(config) for known, config in zip(offered, configs, strict=True))
     except (KeyError, TypeError, ValueError):  # written by a version with other configs
         return None
 
 
 def write_cache(file: Path, machine: str, shape: Shape, chosen: Choice) -> None:
     """Keep a choice. The file is replaced atomically; where it cannot be written, the next run measures again."""
-    entry: dict[str, Any] = {"backend": chosen.backend}
-    if chosen.backend == "triton":
+    backend, plan = chosen
+    entry: dict[str, Any] = {"backend": backend}
+    if backend == "triton":
         offered = [attention_triton.configs(part, shape.head_width) for part in PARTS]
-        entry["configs"] = [known[index] for known, index in zip(offered, chosen.plan, strict=True)]
+        entry["configs"] = [known[index] for known, index in zip(offered, plan, strict=True)]
     known = _read_json(file)
     known.setdefault(machine, {})[shape.name] = entry
     try:
@@ -262,11 +257,11 @@ def measure(shape: Shape) -> Choice:
     ran = {backend: took for backend, took in times.items() if took is not None}
     if not ran:
         log.warning("attention: no fused kernel runs %s, PyTorch's own choice is used", shape.name)
-        return Choice("pytorch")
+        return "pytorch", FIRST_PLAN
     best = min(ran, key=ran.__getitem__)
     listed = ", ".join(f"{backend} {took:.3f} ms" for backend, took in sorted(ran.items(), key=lambda item: item[1]))
     log.info("attention: %s for %s, forward and backward: %s", best, shape.name, listed)
-    return Choice(best, plan if best == "triton" else FIRST_PLAN)
+    return best, plan if best == "triton" else FIRST_PLAN
 
 
 def fastest_backend(
@@ -279,17 +274,17 @@ def fastest_backend(
     """
     shape = Shape(batch, tokens, heads, head_width, dtype, device)
     if not can_measure():
-        return Choice("triton" if supports_triton(shape) else "pytorch")
+        return "triton" if supports_triton(shape) else "pytorch", FIRST_PLAN
     key = f"{device} {shape.name}"
     if key not in _chosen:
         file, machine = cache_file(), machine_name(device)
         kept = read_cache(file, machine, shape)
         if kept is not None:
-            log.info("attention: %s for %s, as measured before (%s)", kept.backend, shape.name, file)
+            log.info("attention: %s for %s, as measured before (%s)", kept[0], shape.name, file)
             _chosen[key] = kept
         else:
             _chosen[key] = measure(shape)
-            if _chosen[key].backend != "pytorch":
+            if _chosen[key][0] != "pytorch":
                 write_cache(file, machine, shape, _chosen[key])
     return _chosen[key]
 
@@ -305,5 +300,5 @@ def explain(shape: Shape) -> tuple[Backend, str]:
             "pytorch",
             f"scaled_dot_product_attention as it is on a {shape.device.type} device, never the N x N scores",
         )
-    backend = fastest_backend(*shape).backend
+    backend, _ = fastest_backend(*shape)
     return backend, f"the fastest of {', '.join(candidates(shape))} for {shape.name}; {cache_file()}"

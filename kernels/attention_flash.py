@@ -34,7 +34,9 @@ def installed(backend: str) -> bool:
 
 @contextmanager
 def activated(backend: str) -> Iterator[None]:
-    """Make it PyTorch's flash attention inside the block."""
+    """Make it PyTorch's flash attention inside the block; RuntimeError if it is not installed."""
+    if not installed(backend):
+        raise RuntimeError(f"{backend} is not installed; pip install flash-attn-{backend[-1]}")
     before = attention.current_flash_attention_impl()
     attention.activate_flash_attention_impl(IMPLEMENTATIONS[backend])
     try:

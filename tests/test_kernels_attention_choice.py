@@ -9,7 +9,7 @@ from triton.runtime.errors import OutOfResources
 
 from ppma.kernels import attention_choice, timing
 from ppma.kernels.attention import attention
-from ppma.kernels.attention_choice import Choice, Shape, attend, fastest_backend
+from ppma.kernels.attention_choice import FIRST_PLAN, Shape, attend, fastest_backend
 
 SHAPE = Shape(4, 157, 12, 64, torch.bfloat16, torch.device("cuda:0"))
 DECODER = SHAPE._replace(tokens=1568, heads=16, head_width=24)
@@ -43,14 +43,14 @@ def measured(card, monkeypatch):
 
 def test_the_fastest_is_taken_logged_and_kept(measured, caplog, tmp_path):
     with caplog.at_level(logging.INFO):
-        assert fastest_backend(*SHAPE).backend == "flash"
+        assert fastest_backend(*SHAPE)[0] == "flash"
     assert "flash for B4 N157 H12 D64 bfloat16" in caplog.text and "cudnn 2.000 ms" in caplog.text
     assert measured == ["cudnn", "flash", "efficient", "triton"]
     assert json.loads((tmp_path / "ppma" / "attention.json").read_text()) == KEPT
     fastest_backend(*SHAPE)
     assert len(measured) == 4, "measured again in the same process"
     attention_choice._chosen.clear()
-    assert fastest_backend(*SHAPE).backend == "flash" and len(measured) == 4, "measured again in the next process"
+    assert fastest_backend(*SHAPE)[0] == "flash" and len(measured) == 4, "measured again in the next process"
 
 
 def test_another_shape_or_card_measures_again(measured, monkeypatch):
@@ -98,10 +98,10 @@ def test_the_configs_of_our_kernel_are_measured_part_by_part(card, monkeypatch, 
     monkeypatch.setattr(attention_choice, "median_ms", median_ms)
     monkeypatch.setattr(attention_choice, "input_sets", lambda shape: [(torch.empty(0), torch.empty(0))])
     monkeypatch.setattr(attention_choice.attention_triton, "attention_triton", lambda qkv, heads, plan: (qkv, qkv))
-    assert fastest_backend(*DECODER) == Choice("triton", (2, 1, 0))
+    assert fastest_backend(*DECODER) == ("triton", (2, 1, 0))
     attention_choice._chosen.clear()
     monkeypatch.setattr(attention_choice, "measure", None)
-    assert fastest_backend(*DECODER) == Choice("triton", (2, 1, 0))
+    assert fastest_backend(*DECODER) == ("triton", (2, 1, 0))
     file = tmp_path / "ppma" / "attention.json"
     file.write_text(file.read_text().replace("64", "63"))  # what another version offered
     assert attention_choice.read_cache(file, "a card, torch 9", DECODER) is None
@@ -115,7 +115,7 @@ def test_what_does_not_fit_the_gpu_is_no_error(card, monkeypatch, error):
     monkeypatch.setattr(timing, "seconds_per_call", seconds_per_call)
     monkeypatch.setattr(attention_choice, "input_sets", lambda shape: [])
     assert attention_choice.milliseconds(SHAPE, "flash", (0, 0, 0)) is None
-    assert fastest_backend(*SHAPE) == Choice("pytorch")
+    assert fastest_backend(*SHAPE) == ("pytorch", FIRST_PLAN)
 
 
 def test_times_are_of_graph_replays_over_inputs_that_exceed_the_cache(card, monkeypatch):
@@ -147,26 +147,26 @@ def test_times_are_of_graph_replays_over_inputs_that_exceed_the_cache(card, monk
 def test_a_broken_cache_costs_a_measurement(measured, tmp_path, content):
     (tmp_path / "ppma").mkdir()
     (tmp_path / "ppma" / "attention.json").write_text(content)
-    assert fastest_backend(*SHAPE).backend == "flash" and measured
+    assert fastest_backend(*SHAPE)[0] == "flash" and measured
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(measured, tmp_path, caplog):
     (tmp_path / "ppma").write_text("a file where the folder should be")
-    assert fastest_backend(*SHAPE).backend == "flash"
+    assert fastest_backend(*SHAPE)[0] == "flash"
     assert "not kept" in caplog.text
 
 
 def test_pytorch_decides_where_nothing_runs(measured, monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(attention_choice, "milliseconds", lambda shape, backend, plan: None)
-    assert fastest_backend(*SHAPE).backend == "pytorch" and "no fused kernel" in caplog.text
+    assert fastest_backend(*SHAPE)[0] == "pytorch" and "no fused kernel" in caplog.text
     assert not (tmp_path / "ppma").exists()
 
 
 def test_without_a_gpu_nothing_is_measured(measured, monkeypatch):
     """A step that is compiled ahead of time runs our kernel with its first configs."""
     monkeypatch.setattr(attention_choice, "can_measure", lambda: False)
-    assert fastest_backend(*SHAPE) == Choice("triton", (0, 0, 0))
-    assert fastest_backend(*SHAPE._replace(dtype=torch.float32)) == Choice("pytorch")
+    assert fastest_backend(*SHAPE) == ("triton", FIRST_PLAN)
+    assert fastest_backend(*SHAPE._replace(dtype=torch.float32)) == ("pytorch", FIRST_PLAN)
     assert not measured
 
 
