@@ -1,12 +1,15 @@
 """What the loader does with a clip, as plain data. Imports no torch: configs are read on login nodes and in loader workers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ppma.loaders.errors import InputError
 
 Reader = Literal["dali", "plain", "ffcv"]
 Implementation = Literal["auto", "dali", "plain", "ffcv"]
+
+MOST_WORKERS = 32
+"""That are started unasked: a worker takes some 100 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +53,8 @@ class LoaderConfig:
     implementation: Implementation = "auto"
     """dali: the DALI graph; plain: OpenCV in the worker processes; ffcv: FFCV's compiled threads, on packed stores of `short_side`, crops
     and flips only; auto: plain on a CPU, on a GPU the fastest, measured for a few seconds when a training run of some length starts."""
-    workers: int = 2
-    """Worker processes of each rank. They change the speed and nothing else."""
+    workers: int = 0
+    """Worker processes of each rank; 0: one for each CPU core of the rank. They change the speed and nothing else."""
     prefetch_batches: int = 2
     """Batches of a rank that are read ahead."""
     read_ahead_batches: int = 0
@@ -62,11 +65,12 @@ class LoaderConfig:
     """A file that takes longer than this is named in the log."""
 
     def __post_init__(self) -> None:
-        for name in ("frames", "size", "short_side", "views", "workers", "prefetch_batches"):
+        for name in ("frames", "size", "short_side", "views", "prefetch_batches"):
             if getattr(self, name) < 1:
                 raise InputError(f"loader.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.read_ahead_batches < 0:
-            raise InputError(f"loader.read_ahead_batches is {self.read_ahead_batches}; it must be at least 0")
+        for name in ("workers", "read_ahead_batches"):
+            if getattr(self, name) < 0:
+                raise InputError(f"loader.{name} is {getattr(self, name)}; it must be at least 0")
         if self.short_side < self.size and self.crop == "center":
             raise InputError(
                 f"loader.short_side {self.short_side} is less than loader.size {self.size}: no centre crop fits"
@@ -80,3 +84,7 @@ class LoaderConfig:
             raise InputError("loader.implementation ffcv crops and flips only; for RandAugment take plain or dali")
         if not 0 <= self.randaugment_ops <= 14:
             raise InputError(f"loader.randaugment_ops is {self.randaugment_ops}; it must be between 0 and 14")
+
+    def for_cores(self, cores: int) -> "LoaderConfig":
+        """Return the config with `workers` 0 replaced by a number: one for each of `cores`, at most MOST_WORKERS."""
+        return replace(self, workers=self.workers or max(1, min(cores, MOST_WORKERS)))

@@ -12,6 +12,7 @@ import atexit
 import csv
 import importlib.util
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -126,6 +127,7 @@ class ClipStream:
         on_bad: OnBad = "replace",
         quarantine: Path | None = None,
     ) -> None:
+        config = config.for_cores(len(os.sched_getaffinity(0)))
         self.batches, self.sources, self.config = batches, sources, config
         self.device = torch.device(device)
         self.rank, self.world_size, self.epochs = rank, world_size, epochs
@@ -133,6 +135,7 @@ class ClipStream:
         self.counters = LoaderCounters()
         self.bad_files: dict[str, str] = {}
         self.implementation, self.reason = choose_implementation(config, self.device)
+        log.info("%d loader workers", config.workers)
         self._next = start
         self._view_bytes = config.frames * config.size**2 * 3
         self._most_samples = max((len(batches.draws(0, 0, r, world_size)) for r in range(world_size)), default=1)

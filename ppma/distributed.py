@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import IntEnum
 from types import FrameType
@@ -40,6 +40,8 @@ class Ranks:
     world_size: int
     local_rank: int
     device: torch.device
+    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """CPU cores that this rank may use without taking any from another rank of the same machine."""
 
     @property
     def is_main(self) -> bool:
@@ -114,10 +116,18 @@ def session(device: str = "auto") -> Iterator[Ranks]:
     if world_size > 1:
         _join(rank, world_size, chosen)
     try:
-        yield Ranks(rank=rank, world_size=world_size, local_rank=local_rank, device=chosen)
+        alone = Ranks(rank=rank, world_size=world_size, local_rank=local_rank, device=chosen)
+        yield replace(alone, cores=_own_cores(alone))
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _own_cores(ranks: Ranks) -> int:
+    """The cores of this rank, divided by the ranks that may run on the same ones: torchrun binds none, SLURM may bind each."""
+    mine = (socket.gethostname(), os.sched_getaffinity(0))
+    sharing = sum(host == mine[0] and not mine[1].isdisjoint(cores) for host, cores in gather_objects(mine, ranks))
+    return max(1, len(mine[1]) // sharing)
 
 
 def barrier(ranks: Ranks) -> None:

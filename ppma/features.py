@@ -102,7 +102,7 @@ def encoded(
 
     A process that gets no batch done for `hang_seconds` ends with its stacks and exit code 75, as a training run does.
     """
-    config = evaluation_loader(loader, views)
+    config = evaluation_loader(loader, views).for_cores(ranks.cores)
     sampler = EvaluationSampler(
         manifest, config, batch_clips=views.batch_clips, windows=views.windows, crops=views.crops
     )

@@ -117,7 +117,7 @@ class _ClipTask:
         """The loader, writing `quarantine.csv` into the run folder."""
         config, steps = self.config, self.steps_per_epoch
         loader = choose_reader(
-            self.sampler, self.sources, config.loader, ranks, step=start[0] * steps + start[1],
+            self.sampler, self.sources, config.loader.for_cores(ranks.cores), ranks, step=start[0] * steps + start[1],
             total_steps=config.optim.epochs * steps,
         )  # fmt: skip
         return ClipStream(

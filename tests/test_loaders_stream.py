@@ -18,7 +18,7 @@ from damaged_clips import make_all
 
 from ppma.loaders import pipeline
 from ppma.loaders.augment import make_views
-from ppma.loaders.config import LoaderConfig
+from ppma.loaders.config import MOST_WORKERS, LoaderConfig
 from ppma.loaders.decoders import Limits
 from ppma.loaders.errors import InputError
 from ppma.loaders.fetch import choose_frames, read_window
@@ -108,6 +108,19 @@ def test_a_batch_equals_a_plain_reference(manifest, implementation, tolerance):
             for view in draw.views:
                 expected = reference_views.view(chosen, view, config)
                 assert np.abs(next(rows).astype(int) - expected).max() <= tolerance
+
+
+def test_workers_follow_the_cores_unless_they_are_asked_for(manifest, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 4, 9})
+    for asked, workers in ((0, 3), (1, 1)):
+        config = replace(CONFIG, workers=asked)
+        with ClipStream(TrainingSampler([manifest], config, seed=5, batch_clips=4), [manifest], config) as stream:
+            assert len(stream._pool.pids) == workers and f"{workers} loader workers" in caplog.text
+        assert config.workers == asked
+    assert replace(CONFIG, workers=0).for_cores(1000).workers == MOST_WORKERS
+    with pytest.raises(InputError, match="workers"):
+        replace(CONFIG, workers=-1)
 
 
 def test_reading_ahead_changes_nothing(manifest):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ppma import distributed
 from ppma.distributed import Ranks, Stop, StopFlag, session
 from ppma.loaders.errors import InputError
 from ppma.slurm.cluster import free_port
@@ -119,10 +120,29 @@ def test_one_rank_is_asked_and_all_agree_at_the_same_step(tmp_path):
             values = torch.randn(1000, generator=torch.Generator().manual_seed(ranks.rank)) * 10.0 ** torch.arange(-8, 2).repeat(100)
             whole = mean_in_rank_order(None, Bucket(values.clone())).wait()
             turned = mean_in_rank_order(None, Bucket(values.flip(0).contiguous())).wait().flip(0)
-            print(json.dumps([step, stop.name, bool(torch.equal(whole, turned)), exposed / seconds]))
+            print(json.dumps([step, stop.name, bool(torch.equal(whole, turned)), ranks.cores, exposed / seconds]))
     """
     told = [json.loads(text) for text in on_ranks(3, code, tmp_path)]
-    assert [rank[:3] for rank in told] == [[151, "HAND_OVER", True]] * 3
+    cores = max(1, len(os.sched_getaffinity(0)) // 3)
+    assert [rank[:4] for rank in told] == [[151, "HAND_OVER", True, cores]] * 3
+
+
+@pytest.mark.parametrize(
+    ("others", "cores"),
+    [
+        ([], 8),
+        ([("here", {0, 1, 2, 3, 4, 5, 6, 7})] * 3, 2),  # torchrun: every rank may run anywhere
+        ([("here", {8, 9, 10, 11})], 8),  # SLURM with bound tasks
+        ([("there", {0, 1, 2, 3})] * 4, 8),
+        ([("here", {0})] * 30, 1),
+    ],
+)
+def test_ranks_share_the_cores_that_they_have_in_common(monkeypatch, others, cores):
+    mine = ("here", set(range(8)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: mine[1])
+    monkeypatch.setattr("socket.gethostname", lambda: "here")
+    monkeypatch.setattr(distributed, "gather_objects", lambda found, ranks: [found, *others])
+    assert distributed._own_cores(ALONE) == cores
 
 
 def test_torchrun_starts_a_run(tmp_path, clip_tree):
