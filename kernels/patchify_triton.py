@@ -73,10 +73,14 @@ def patchify_kernel(
         red = tl.load(place, mask=real, other=0).to(tl.float32)
         green = tl.load(place + stride_c, mask=real, other=0).to(tl.float32)
         blue = tl.load(place + stride_c * 2, mask=real, other=0).to(tl.float32)
+    # Scales and shifts are cast because inductor passes a Python float as float64.
+    red = red * tl.cast(scale_r, tl.float32) + tl.cast(shift_r, tl.float32)
+    green = green * tl.cast(scale_g, tl.float32) + tl.cast(shift_g, tl.float32)
+    blue = blue * tl.cast(scale_b, tl.float32) + tl.cast(shift_b, tl.float32)
     patch = out + (b * V + v) * (3 * K)
-    tl.store(patch + pixel, (red * scale_r + shift_r).to(out.dtype.element_ty), mask=real)
-    tl.store(patch + (K + pixel), (green * scale_g + shift_g).to(out.dtype.element_ty), mask=real)
-    tl.store(patch + (2 * K + pixel), (blue * scale_b + shift_b).to(out.dtype.element_ty), mask=real)
+    tl.store(patch + pixel, red.to(out.dtype.element_ty), mask=real)
+    tl.store(patch + (K + pixel), green.to(out.dtype.element_ty), mask=real)
+    tl.store(patch + (2 * K + pixel), blue.to(out.dtype.element_ty), mask=real)
 
 
 def is_wide(frames_BTHWC: Tensor, patch: Sequence[int]) -> bool:
@@ -84,10 +88,13 @@ def is_wide(frames_BTHWC: Tensor, patch: Sequence[int]) -> bool:
     return frames_BTHWC.stride()[3:] == (3, 1) and patch[2] % 16 == 0
 
 
-def tile_of(values: int) -> tuple[int, int]:
-    """Return the 16-value lines of a tile that holds `values`, and its warps: 64 values per thread, at most 8 warps."""
+def tile_of(values: int, wide: bool) -> tuple[int, int]:
+    """Return the lines of 16 of a tile that holds `values`, and its warps: at most 8, of 4 lines per thread if wide.
+
+    Loads of single bytes need an address each, so they get four times the threads.
+    """
     lines = triton.next_power_of_2(triton.cdiv(values, 16))
-    return lines, max(1, min(8, lines // 128))
+    return lines, max(1, min(8, lines // (128 if wide else 32)))
 
 
 @triton_op("ppma::patchify")
@@ -107,11 +114,12 @@ def patchify_triton(
     idx_strides = (0, 0) if idx_BV is None else idx_BV.stride()
     scale = [1 / (255 * s) for s in std]
     shift = [-m / s for m, s in zip(mean, std, strict=True)]
-    lines, warps = tile_of(t * h * w)
+    wide = is_wide(frames_BTHWC, patch)
+    lines, warps = tile_of(t * h * w, wide)
     wrap_triton(patchify_kernel)[(V, B)](
         frames_BTHWC, frames_BTHWC if idx_BV is None else idx_BV, out_BVP, *idx_strides, *frames_BTHWC.stride(),
         H // h, W // w, V, *scale, *shift, HAS_IDX=idx_BV is not None, PT=t, PH=h, PW=w, LINES=lines,
-        WIDE=is_wide(frames_BTHWC, patch), num_warps=warps,
+        WIDE=wide, num_warps=warps,
     )  # fmt: skip
     return out_BVP
 

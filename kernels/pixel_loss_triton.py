@@ -49,20 +49,24 @@ def patch_bytes(
 
 
 @triton.jit
-def color_sums(x, CHUNKS: tl.constexpr, COLOR: tl.constexpr):
-    """Return the sums of x and x * x over the values of one color, exact in int32 up to 33,025 pixels.
+def color_moments(x, K: tl.constexpr, CHUNKS: tl.constexpr, COLOR: tl.constexpr):
+    """Return mean and variance of one color, from sums of x and x * x that are exact in int32 up to 33,025 pixels.
 
     The color of value i of chunk n is (16 n + i) % 3 = (n + i) % 3. Sums over the three classes i % 3 of a chunk come
-    first, because their members are known at compile time, and the class is then picked by n % 3.
+    first, because their members are known at compile time; n % 3 then picks the class. K * squares - total^2 is exact
+    too, so bright patches of little contrast lose nothing.
     """
     kind, turn = tl.arange(0, 16)[None, :] % 3, tl.arange(0, CHUNKS) % 3
     total = tl.zeros((CHUNKS,), tl.int32)
     squares = tl.zeros((CHUNKS,), tl.int32)
     for i in tl.static_range(3):
+        of_class = tl.where(kind == i, x, 0)
         chosen = turn == (COLOR - i + 3) % 3
-        total += tl.where(chosen, tl.sum(tl.where(kind == i, x, 0), axis=1), 0)
-        squares += tl.where(chosen, tl.sum(tl.where(kind == i, x * x, 0), axis=1), 0)
-    return tl.sum(total, axis=0), tl.sum(squares, axis=0)
+        total += tl.where(chosen, tl.sum(of_class, axis=1), 0)
+        squares += tl.where(chosen, tl.sum(of_class * of_class, axis=1), 0)
+    total = tl.sum(total, axis=0)
+    spread = tl.sum(squares, axis=0).to(tl.int64) * K - total.to(tl.int64) * total
+    return total.to(tl.float32) / K, spread.to(tl.float32) / (K * (K - 1.0))
 
 
 @triton.jit
@@ -84,18 +88,15 @@ def difference(
         frames + b * stride_b, token, stride_t, stride_h, stride_w, stride_c, nh, nw, PT, PH, PW, CHUNKS, WIDE
     )
     target = x.to(tl.float32)
-    if (
-        NORMALIZE
-    ):  # in units of a byte; K * squares - total^2 is exact, so bright patches of little contrast lose nothing
+    if NORMALIZE:  # in units of a byte
+        floor = tl.cast(variance_floor, tl.float32) * (255.0 * 255.0)  # inductor passes a Python float as float64
         color = (chunk % 3 + lane % 3) % 3
         mean = tl.zeros((CHUNKS, 16), tl.float32)
         inverse = tl.zeros((CHUNKS, 16), tl.float32)
         for c in tl.static_range(3):
-            total, squares = color_sums(x, CHUNKS, c)
-            spread = squares.to(tl.int64) * K - total.to(tl.int64) * total
-            variance = spread.to(tl.float32) / (K * (K - 1.0))
-            mean = tl.where(color == c, total.to(tl.float32) / K, mean)
-            inverse = tl.where(color == c, 1.0 / tl.sqrt(variance + variance_floor * (255.0 * 255.0)), inverse)
+            color_mean, variance = color_moments(x, K, CHUNKS, c)
+            mean = tl.where(color == c, color_mean, mean)
+            inverse = tl.where(color == c, 1.0 / tl.sqrt(variance + floor), inverse)
         target = (target - mean) * inverse
     else:
         target = target / 255.0
@@ -145,9 +146,9 @@ def _arguments(
     """Return the strides and sizes that both kernels take, and their compile-time arguments."""
     _, _, H, W, _ = frames_BTHWC.shape
     t, h, w = patch
-    chunks, warps = tile_of(3 * t * h * w)
-    given = [*prediction_BMP.stride(), *masked_idx_BM.stride(), *frames_BTHWC.stride(), H // h, W // w]
     wide = is_wide(frames_BTHWC, patch)
+    chunks, warps = tile_of(3 * t * h * w, wide)
+    given = [*prediction_BMP.stride(), *masked_idx_BM.stride(), *frames_BTHWC.stride(), H // h, W // w]
     return [*given, prediction_BMP.shape[1]], {
         "NORMALIZE": normalize, "PT": t, "PH": h, "PW": w, "CHUNKS": chunks, "WIDE": wide, "num_warps": warps,
     }  # fmt: skip

@@ -1,0 +1,284 @@
+"""Compile every Triton kernel of the project for a GPU that is not here, as a launch on that GPU would.
+
+    operator on a CPU tensor  ->  Triton's own JIT, stopped before the launch  ->  machine code  ->  CompiledKernel
+
+Nothing is listed twice: the operators run as they are, so block sizes, warps and the JIT's specialization
+(divisibility by 16, arguments equal to 1) are those of a real launch. Read from the machine code: registers, spills,
+shared memory, matrix instructions, and the width of every access to global memory.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+CAPABILITIES = (80, 90, 100)
+"""A100, H100 and H200, B200."""
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+"""Shared memory available to one block, by compute capability (CUDA C++ Programming Guide, technical specifications)."""
+TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+"""The instruction for 16-bit matrix products that uses a capability's tensor cores fully (on 9.0, wgmma)."""
+PATCH = (2, 16, 16)
+BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompiledKernel:
+    """One kernel, compiled for one launch."""
+
+    capability: int
+    kernel: str
+    case: str
+    dtype: str
+    grid: tuple[int, ...]
+    constants: dict[str, Any]
+    warps: int
+    stages: int
+    registers: int
+    """Per thread."""
+    stack_bytes: int
+    """Local memory of a thread, where spilled registers go."""
+    spills: int
+    """Stores to local memory in the code."""
+    shared_bytes: int
+    multiplies: bool
+    """True if the kernel contains a matrix product of 16-bit values."""
+    instructions: dict[str, int]
+    """Counts by opcode."""
+    accesses: dict[str, int]
+    """Accesses to global memory: {"load 128": n}, by bits per thread."""
+    sass: str = dataclasses.field(repr=False, default="")
+
+    @property
+    def problems(self) -> list[str]:
+        """Return what would keep the kernel from running, or from running at full speed."""
+        found = []
+        limit = SHARED_BYTES[self.capability]
+        if self.shared_bytes > limit:
+            found.append(f"{self.shared_bytes} bytes of shared memory, more than {limit}")
+        if self.spills or self.stack_bytes:
+            found.append(f"{self.spills} spills, {self.stack_bytes} bytes of stack")
+        if self.multiplies and not self.instructions.get(TENSOR_CORE[self.capability]):
+            found.append(f"no {TENSOR_CORE[self.capability]}")
+        if self.constants.get("WIDE") and self.case == "aligned":
+            narrow = [access for access in self.accesses if int(access.split()[1]) < 32]
+            if narrow or not self.accesses.get("load 128"):
+                found.append(f"narrow accesses: {self.accesses}")
+        return found
+
+
+def random_qkv(tokens: int, heads: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Return a packed projection of two clips."""
+    return torch.zeros(2, tokens, 3 * heads * width, dtype=dtype, requires_grad=True)
+
+
+def attention_launches(shapes: Sequence[tuple[int, int, int]], *, dtype: torch.dtype, all_configs: bool) -> None:
+    """Launch attention forward and backward at (tokens, heads, width), with the first or with all configs."""
+    from ppma.kernels.attention_triton import KERNELS, attention_triton, configs
+
+    for tokens, heads, width in shapes:
+        offered = [len(configs(kernel, width)) for kernel in KERNELS]
+        for i in range(max(offered) if all_configs else 1):
+            out_BNC, _ = attention_triton(
+                random_qkv(tokens, heads, width, dtype), heads, [min(i, n - 1) for n in offered]
+            )
+            out_BNC.sum().backward()
+
+
+def clip_inputs(*, aligned: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return frames_BTHWC at the paper's size and visible and masked indices; unaligned: a crop one pixel in."""
+    margin = 0 if aligned else 1
+    frames = torch.zeros(2, 16, 224 + margin, 224 + margin, 3, dtype=torch.uint8)[:, :, margin:, margin:]
+    order = torch.arange(1568).expand(2, -1)
+    return frames, order[:, :157].contiguous(), order[:, 157:].contiguous()
+
+
+def patch_launches(*, dtype: torch.dtype, patch: tuple[int, int, int], aligned: bool) -> None:
+    """Launch patchify on some and on all patches, and the pixel loss forward and backward."""
+    from ppma.kernels.patchify_triton import patchify_triton
+    from ppma.kernels.pixel_loss_triton import pixel_loss_triton
+
+    frames, visible, masked = clip_inputs(aligned=aligned)
+    for idx in (visible, None):
+        patchify_triton(frames, idx, patch, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), dtype)
+    values = 3 * patch[0] * patch[1] * patch[2]
+    prediction = torch.zeros(2, masked.shape[1], values, dtype=dtype, requires_grad=True)
+    pixel_loss_triton(prediction, frames, masked, patch, True, 1e-6).backward()
+
+
+def erase_launches(*, dtype: torch.dtype) -> None:
+    """Launch random erasing on the patches of whole clips."""
+    from ppma.kernels.erase_triton import erase_triton
+
+    patches = torch.zeros(2, 1568, 1536, dtype=dtype)
+    box, key = torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    erase_triton(patches, box, key, (8, 14, 14), PATCH)
+
+
+PAPER = ((157, 12, 64), (1568, 16, 24))
+"""Attention of stage 1's encoder and decoder: tokens, heads, head width."""
+OTHER = ((1568, 12, 64), (1568, 16, 80), (5, 1, 7))
+"""Stage 2, the huge model, and sizes that divide by nothing."""
+
+
+def launches(capability: int) -> Iterator[tuple[str, str, Callable[[], None]]]:
+    """Yield (case, type, launching function).
+
+    Everything is compiled for Hopper, what the paper's sizes launch for the others. float32 attention is left out: on a
+    GPU it is PyTorch's.
+    """
+    hopper = capability == 90
+
+    def of(dtype: torch.dtype, case: str, launch: Callable[..., None], *args: Any, **settings: Any) -> Any:
+        return case, str(dtype).removeprefix("torch."), lambda: launch(*args, dtype=dtype, **settings)
+
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    yield of(bf16, "paper", attention_launches, PAPER, all_configs=hopper)
+    yield of(bf16, "aligned", patch_launches, patch=PATCH, aligned=True)
+    yield of(bf16, "aligned", erase_launches)
+    if hopper:
+        yield of(bf16, "other", attention_launches, OTHER, all_configs=False)
+        yield of(fp16, "paper", attention_launches, PAPER, all_configs=False)
+        yield of(bf16, "unaligned", patch_launches, patch=PATCH, aligned=False)
+        yield of(bf16, "14 x 14", patch_launches, patch=(2, 14, 14), aligned=True)
+        for dtype in (fp16, fp32):
+            yield of(dtype, "aligned", patch_launches, patch=PATCH, aligned=True)
+
+
+class _Driver:
+    """Stand in for Triton's GPU driver: a target to compile for, and no device."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def recorded(capability: int) -> Iterator[dict[str, tuple[JITFunction, Any, tuple[int, ...]]]]:
+    """Inside the block, compile kernels where they are launched, and do not launch them.
+
+    Yields:
+        {hash: (function, compiled kernel, grid)}, filled as kernels are compiled.
+    """
+    made: dict[str, tuple[JITFunction, Any, tuple[int, ...]]] = {}
+    run = JITFunction.run
+
+    def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
+        made.setdefault(compiled.hash, (self, compiled, tuple(grid)))
+        return compiled
+
+    triton.runtime.driver.set_active(_Driver(capability))
+    JITFunction.run = record
+    try:
+        yield made
+    finally:
+        JITFunction.run = run
+
+
+def disassemble(cubin: bytes) -> tuple[str, str]:
+    """Return the machine code in words, and the line of resources."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        commands = ([BINARIES / "nvdisasm", "-c", file.name], [BINARIES / "cuobjdump", "-res-usage", file.name])
+        sass, usage = (subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in commands)
+    return sass, usage
+
+
+def opcodes(sass: str) -> list[str]:
+    """Return the opcodes with their modifiers, in order, without predicates."""
+    return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass)
+
+
+def access(opcode: str) -> str | None:
+    """Return "load 128" for a load of 128 bits from global memory, None for other instructions."""
+    name, *modifiers = opcode.split(".")
+    if name not in ("LDG", "STG", "LDGSTS"):
+        return None
+    bits = next((m.lstrip("US") for m in modifiers if m.lstrip("US") in ("8", "16", "64", "128", "256")), "32")
+    return f"{'store' if name == 'STG' else 'load'} {bits}"
+
+
+def compile_kernels(capability: int) -> list[CompiledKernel]:
+    """Compile everything for a compute capability; needs a process in which Triton is not interpreted."""
+    found = []
+    seen: set[str] = set()
+    for case, dtype, launch in launches(capability):
+        with recorded(capability) as made:
+            launch()
+        for key, (function, compiled, grid) in made.items():
+            if key in seen:
+                continue
+            seen.add(key)
+            sass, usage = disassemble(compiled.asm["cubin"])
+            used = {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", usage)}
+            codes = opcodes(sass)
+            constants = {function.arg_names[p[0]]: v for p, v in compiled.src.constants.items()}
+            found.append(
+                CompiledKernel(
+                    capability=capability,
+                    kernel=function.__name__.removesuffix("_kernel"),
+                    case=case,
+                    dtype=dtype,
+                    grid=grid,
+                    constants={name: v for name, v in constants.items() if name.isupper()},
+                    warps=compiled.metadata.num_warps,
+                    stages=compiled.metadata.num_stages,
+                    registers=used["REG"],
+                    stack_bytes=used["STACK"],
+                    spills=sum(code.startswith("STL") for code in codes),
+                    shared_bytes=compiled.metadata.shared,
+                    multiplies="tt.dot" in compiled.asm["ttir"] and dtype != "float32",
+                    instructions=dict(Counter(code.split(".")[0] for code in codes)),
+                    accesses=dict(Counter(a for a in map(access, codes) if a)),
+                    sass=sass,
+                )
+            )
+    return found
+
+
+def table(capabilities: Sequence[int] = CAPABILITIES, *, processes: int = 2) -> list[CompiledKernel]:
+    """Compile everything for these capabilities in processes of their own, which run Triton's compiler."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {c: Path(folder) / f"{c}.json" for c in capabilities}
+        waiting = [[sys.executable, "-m", "ppma.kernels.ahead_of_time", str(c), str(files[c])] for c in capabilities]
+        running: list[subprocess.Popen[bytes]] = []
+        while waiting or running:
+            while waiting and len(running) < processes:
+                running.append(subprocess.Popen(waiting.pop(0), env=environment, stderr=subprocess.PIPE))
+            process = running.pop(0)
+            _, errors = process.communicate()
+            if process.returncode:
+                raise RuntimeError(f"ahead-of-time compilation failed: {errors.decode()[-3000:]}")
+        rows = [row for file in files.values() for row in json.loads(file.read_text())]
+    return [CompiledKernel(**row | {"grid": tuple(row["grid"])}) for row in rows]
+
+
+if __name__ == "__main__":
+    made = compile_kernels(int(sys.argv[1]))
+    Path(sys.argv[2]).write_text(json.dumps([dataclasses.asdict(kernel) for kernel in made]))
