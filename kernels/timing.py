@@ -48,7 +48,9 @@ def capture(calls: Sequence[Callable[[], object]]) -> tuple[torch.cuda.CUDAGraph
             call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # the loader's thread allocates and copies meanwhile
+    with torch.cuda.graph(
+        graph, capture_error_mode="thread_local"
+    ):  # the loader's thread allocates and copies meanwhile
         outputs = [call() for call in calls]
     return graph, outputs
 

@@ -187,8 +187,9 @@ class CudaTransfer(Transfer):
     """
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        self._stream = torch.cuda.Stream(device)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        super().__init__(torch.device("cuda", index))
+        self._stream = torch.cuda.Stream(self.device)
         self._locked = 0
 
     def prepare_thread(self) -> None:

@@ -135,6 +135,12 @@ def test_an_exception_in_the_step_ends_thread_and_workers(manifest):
     assert pids and not any(psutil.pid_exists(pid) for pid in pids)
 
 
+def test_a_worker_with_a_defect_of_ours_stops_the_run(manifest, monkeypatch):
+    monkeypatch.setattr("ppma.loaders.pool.RUN_WORKER", "raise SystemExit(3)")
+    with make_stream(manifest) as made, pytest.raises(RuntimeError, match="failed with code 3"):
+        list(made)
+
+
 def test_a_stream_that_nobody_closes_does_not_keep_the_process(manifest):
     program = f"""
         from pathlib import Path
@@ -261,7 +267,7 @@ def fake_cuda(monkeypatch):
     error = SimpleNamespace(success=0)
     runtime = Recorder(calls, "runtime", {"cudaHostRegister": 0, "cudaHostUnregister": 0})
     runtime.cudaError = error
-    cuda = Recorder(calls, "cuda", {"Stream": side, "current_stream": consumer, "cudart": runtime})
+    cuda = Recorder(calls, "cuda", {"Stream": side, "current_stream": consumer, "current_device": 1, "cudart": runtime})
     cuda.Event = type(
         "Event", (Recorder,), {"__init__": lambda self, blocking: Recorder.__init__(self, calls, "event")}
     )
@@ -270,12 +276,13 @@ def fake_cuda(monkeypatch):
 
 
 def test_the_consumers_stream_waits_for_the_event_and_the_allocator_for_the_consumer(fake_cuda):
-    transfer = CudaTransfer(torch.device("cuda", 1))
+    transfer = CudaTransfer(torch.device("cuda"))
     transfer.prepare_thread()
     mark = transfer.mark()
     frames, labels = (Recorder(fake_cuda.calls, name) for name in ("frames", "labels"))
     transfer.receive([frames, labels], mark)
     assert fake_cuda.calls == [
+        ("cuda.current_device", ()),
         ("cuda.Stream", (torch.device("cuda", 1),)),
         ("cuda.set_device", (torch.device("cuda", 1),)),
         ("cuda.set_stream", (fake_cuda.side,)),
@@ -313,7 +320,7 @@ def test_memory_that_cannot_be_locked_is_said_and_the_error_is_taken_from_the_ru
     fake_cuda.runtime.answers["cudaHostRegister"] = 304
     transfer = CudaTransfer(torch.device("cuda"))
     assert not transfer.lock(mmap.mmap(-1, 1 << 16))
-    assert "304" in caplog.text and launched == [torch.device("cuda")]
+    assert "304" in caplog.text and launched == [torch.device("cuda", 1)]
     transfer.unlock()
     assert not any(name == "runtime.cudaHostUnregister" for name, _ in fake_cuda.calls)
 
