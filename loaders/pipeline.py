@@ -30,6 +30,7 @@ from ppma.loaders.draws import (
     warp_matrix,
 )
 from ppma.loaders.errors import InputError
+from ppma.loaders.handover import upload
 
 if TYPE_CHECKING:
     from nvidia.dali.pipeline import Pipeline
@@ -83,9 +84,18 @@ class DaliViews:
         self._pipelines: dict[str, Pipeline] = {}
 
     def __call__(self, inputs: Sequence[ClipInput], draws: Sequence[SampleDraw]) -> torch.Tensor:
-        """uint8 (clips * views, T, size, size, 3) on the device, the views of a clip adjacent, clips in the order given.
+        """Decode the clips and make their views.
 
-        On a GPU the result is ready on PyTorch's current stream; the host does not wait for it. Raises UndecodableError.
+        Args:
+            inputs: Encoded or decoded clips, of any mixture of kinds.
+            draws: What is drawn for each clip.
+
+        Returns:
+            uint8 (clips * views, T, size, size, 3), the views of a clip adjacent, clips in the order given. It is PyTorch's memory, and on
+            a GPU ready on the calling thread's current stream: the host does not wait for it.
+
+        Raises:
+            UndecodableError: Some clips cannot be decoded.
         """
         self._check(inputs, draws)
         kinds = {kind: [i for i, x in enumerate(inputs) if x.kind == kind] for kind in {x.kind for x in inputs}}
@@ -108,13 +118,8 @@ class DaliViews:
                 if len(rows) == clips:
                     frames_CVTHWC[:, view].copy_(frames_RTHWC)
                 else:
-                    frames_CVTHWC[:, view].index_copy_(0, self._uploaded(rows), frames_RTHWC)
+                    frames_CVTHWC[:, view].index_copy_(0, upload(torch.tensor(rows), self.torch_device), frames_RTHWC)
         return frames_CVTHWC
-
-    def _uploaded(self, rows: list[int]) -> torch.Tensor:
-        """Copy an index to the device without waiting for it."""
-        pinned = torch.tensor(rows, pin_memory=self.device == "gpu")
-        return pinned.to(self.torch_device, non_blocking=True)
 
     def _check(self, inputs: Sequence[ClipInput], draws: Sequence[SampleDraw]) -> None:
         if not 0 < len(inputs) == len(draws) <= self.clips_per_batch:
