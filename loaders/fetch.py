@@ -31,7 +31,7 @@ from av.video.reformatter import VideoReformatter
 
 from ppma.loaders.decoders import Codecs
 from ppma.loaders.draws import ClipInput
-from ppma.loaders.errors import InputError
+from ppma.loaders.errors import BadClip, InputError
 from ppma.loaders.formats import FRAME_FOLDER_FPS, list_frames
 from ppma.loaders.jpeg import read_header, why_not_dali
 from ppma.loaders.probe import Unusable, is_shown, open_video
@@ -61,10 +61,6 @@ Choose = Callable[[Sequence[float] | np.ndarray], list[int]]
 
 class NotForDali(Exception):
     """A file that DALI's decoder does not take as it is, and PyAV does; the text says why."""
-
-
-class BadClip(Exception):
-    """A file that cannot give the frames asked of it; the text says why."""
 
 
 @dataclass(frozen=True)

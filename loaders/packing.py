@@ -15,10 +15,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ppma.loaders import fetch
 from ppma.loaders.content import content_sha256, file_sha256, joined_sha256
 from ppma.loaders.draws import scaled_size
-from ppma.loaders.errors import InputError
+from ppma.loaders.errors import BadClip, InputError
 from ppma.loaders.store import (
     ALLOCATION,
     FFCV_VERSION,
@@ -75,19 +74,21 @@ def shard_bounds(frames: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def encode_clip(row: PackRow, parameters: PackParameters) -> PackedClip:
-    """Decode, scale and compress one row. Raises fetch.BadClip.
+    """Decode, scale and compress one row. Raises BadClip.
 
     Scaling is the loader's own (bilinear, no antialiasing), so that a packed clip differs from its video by JPEG's loss alone.
     """
+    from ppma.loaders.fetch import all_frames  # late: training reads stores on machines without PyAV
+
     times, jpegs, size = [], [], (0, 0)
     window = (Path(row.path), row.start_seconds, row.end_seconds)
-    for time, frame_HWC in fetch.all_frames(*window, fps=parameters.fps):
+    for time, frame_HWC in all_frames(*window, fps=parameters.fps):
         height, width = frame_HWC.shape[:2]
         if min(height, width) > parameters.short_side:
             height, width = scaled_size(height, width, parameters.short_side)
             frame_HWC = cv2.resize(frame_HWC, (width, height), interpolation=cv2.INTER_LINEAR)
         if size not in ((0, 0), (height, width)):
-            raise fetch.BadClip(f"frames differ in size: {size} and {(height, width)}")
+            raise BadClip(f"frames differ in size: {size} and {(height, width)}")
         size = height, width
         bgr = cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2BGR)
         jpegs.append(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, parameters.quality])[1].tobytes())
@@ -95,7 +96,7 @@ def encode_clip(row: PackRow, parameters: PackParameters) -> PackedClip:
     head = 4 * (len(jpegs) + 1) + 8 * len(jpegs)
     offsets = head + np.cumsum([0, *map(len, jpegs)])
     if offsets[-1] >= MAX_SHARD_BYTES // 2:
-        raise fetch.BadClip(f"takes {offsets[-1] / 1e9:.1f} GB; give a smaller --fps or --short-side, or cut it")
+        raise BadClip(f"takes {offsets[-1] / 1e9:.1f} GB; give a smaller --fps or --short-side, or cut it")
     blob = b"".join([offsets.astype("<u4").tobytes(), np.array(times, "<f8").tobytes(), *jpegs])
     return PackedClip(blob=blob, frames=len(jpegs), height=size[0], width=size[1])
 
@@ -195,9 +196,9 @@ def pack_shard(
             started(row)
             try:
                 if row.row in refused:
-                    raise fetch.BadClip(refused[row.row])
+                    raise BadClip(refused[row.row])
                 clip = encode_clip(row, parameters)
-            except fetch.BadClip as error:
+            except BadClip as error:
                 rejected.append((row.row, row.path, str(error)))
                 continue
             writer.add(clip, label=row.label, row=row.row)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 import pytest
@@ -51,6 +50,8 @@ def jpeg_input(frames_THWC: np.ndarray) -> ClipInput:
 
 
 def video_input(path: Path) -> ClipInput:
+    import av  # late: other tests here run without it
+
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         height, width = stream.height, stream.width
@@ -60,6 +61,8 @@ def video_input(path: Path) -> ClipInput:
 
 def decoded(clip: ClipInput) -> np.ndarray:
     """The clip's frames, by PyAV and OpenCV."""
+    import av
+
     if clip.kind == "frames":
         return clip.payloads[0]
     if clip.kind == "jpeg":

@@ -8,23 +8,21 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 import pytest
 import reference_views
 import torch
-from damaged_clips import make_all
 
 from ppma.loaders import pipeline
 from ppma.loaders.augment import make_views
 from ppma.loaders.config import MOST_WORKERS, LoaderConfig
 from ppma.loaders.decoders import Limits
 from ppma.loaders.errors import InputError
-from ppma.loaders.fetch import choose_frames, read_window
 from ppma.loaders.manifest import Clip, Manifest
 from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
 from ppma.loaders.stream import ClipStream, choose_implementation
+from ppma.loaders.window import choose_frames
 
 CONFIG = LoaderConfig(
     frames=4, size=32, short_side=36, views=2, workers=2, window_seconds=1.0, randaugment_ops=2, flip_probability=0.5,
@@ -71,6 +69,8 @@ def same(a, b):
 
 
 def test_a_batch_is_what_the_sampler_drew(manifest):
+    from ppma.loaders.fetch import read_window
+
     batches = collect(manifest)
     sampler = TrainingSampler([manifest], CONFIG, seed=5, batch_clips=4)
     assert [(b.epoch, b.step) for b in batches] == [(e, s) for e in range(2) for s in range(3)]
@@ -94,6 +94,8 @@ def test_a_batch_equals_a_plain_reference(manifest, implementation, tolerance):
 
     OpenCV places pixels to 1/32 and weighs in 1/2048: one level more. The operations are held one by one in test_loaders_augment.py.
     """
+    import av
+
     config = replace(CONFIG, implementation=implementation, randaugment_ops=0)
     sampler = TrainingSampler([manifest], config, seed=5, batch_clips=4)
     batches = collect(manifest, config=config)
@@ -331,6 +333,8 @@ def read_codes(frames_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_coded_clip(path, clip: int, frames: int, codec: str) -> None:
+    import av  # late: other tests import this file's helpers on machines without it
+
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10, options={"threads": "1"})
         stream.width = stream.height = CODE_SIDE
@@ -396,6 +400,8 @@ ODD = {
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory):
+    from damaged_clips import make_all
+
     return make_all(tmp_path_factory.mktemp("damaged"))
 
 
