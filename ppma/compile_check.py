@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -30,17 +31,17 @@ from ppma.model_config import Residual
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ppma.fake_gpu import FakeGpu
+
 Phase = Literal["mae", "align", "probe"]
 RECIPES: dict[str, str] = {"mae": "mae_nohuman", "align": "align_nohuman_synthetic", "probe": "probe_published"}
 """The recipe whose step each phase compiles: stage 1, stage 2, and the linear probe with the frozen encoder in every step."""
 CLASSES = 150
 """Classes of every source (paper: 150)."""
-SPILLED = 32
-"""Bytes of local memory a thread up to which a kernel does not count as spilling: a few kernels keep a register or two there."""
 
 
 class CompileError(Exception):
-    """A step that does not compile, with the compiler's own last line."""
+    """A step that does not compile, and what the compiler says of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +110,7 @@ class StepReport:
     def problems(self) -> tuple[str, ...]:
         """What keeps this step from running well, one line each; empty when all is well."""
         spills = tuple(
-            f"{kernel.name} spills {kernel.spill_bytes} bytes a thread"
-            for kernel in self.kernels
-            if kernel.spill_bytes > SPILLED
+            f"{kernel.name} spills {kernel.spill_bytes} bytes a thread" for kernel in self.kernels if kernel.spill_bytes
         )
         broken = (f"{self.graphs} graphs instead of 2: the step breaks",) if self.graphs != 2 else ()
         return broken + spills
@@ -124,6 +123,23 @@ class StepReport:
             LibraryCall(**call | {"shapes": tuple(map(tuple, call["shapes"]))}) for call in values.pop("calls")
         )
         return cls(kernels=kernels, calls=calls, **values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What of a phase is compiled; the recipe's own value where a field is None."""
+
+    arch: int = 90
+    """Compute capability, for example 90."""
+    batch: int | None = None
+    """Rows on the GPU."""
+    depth: int | None = None
+    """Blocks of the encoder, and at most as many of the decoder. All blocks are the same kernels, so that a small depth proves as much in
+    less time; launches and bytes are those of the given depth."""
+    attention: str = "triton"
+    """Backend of attention, one of `kernels.attention_choice.CANDIDATES`."""
+    residual: Residual | None = None
+    """vit.residual of the model."""
 
 
 def check(
@@ -140,53 +156,62 @@ def check(
 
     Args:
         phase: mae (stage 1), align (stage 2) or probe (linear probe, the encoder frozen).
-        arch: Compute capability to compile for, for example 90.
-        batch: Rows on the GPU; the recipe's own where left out.
-        depth: Blocks of the encoder, and at most as many of the decoder; the recipe's own where left out. All blocks of a depth are the
-            same kernels, so a small one proves as much in less time; launches and bytes are those of the given depth.
-        attention: Backend of attention, one of `kernels.attention_choice`.
-        residual: vit.residual of the model; the recipe's own where left out.
+        arch: As in Settings, like batch, depth, attention and residual.
+        batch: Rows on the GPU.
+        depth: Blocks of the encoder.
+        attention: Backend of attention.
+        residual: Type of the tokens between blocks.
         folder: Where the compilers' caches go; a temporary folder where left out, so that everything is compiled.
 
     Raises:
         CompileError: dynamo, inductor or Triton refuses the step.
         InputError: the phase, the architecture or a size is unknown or wrong, or there is no C++ compiler.
     """
+    settings = Settings(arch=arch, batch=batch, depth=depth, attention=attention, residual=residual)
+    (report,) = check_steps((phase,), settings, folder=folder)
+    if isinstance(report, CompileError):
+        raise report
+    return report
+
+
+def check_steps(
+    phases: Sequence[Phase], settings: Settings | None = None, *, folder: Path | None = None
+) -> list[StepReport | CompileError]:
+    """Compile the steps of several phases in one process, which saves the imports; an error stands in the place of its report.
+
+    Raises:
+        InputError: as in `check`.
+    """
     with tempfile.TemporaryDirectory(prefix="ppma-compile-") as scratch:
-        asked = {
-            "phase": phase,
-            "arch": arch,
-            "batch": batch,
-            "depth": depth,
-            "attention": attention,
-            "residual": residual,
-        }
-        caches = cache_environment(folder or Path(scratch))
-        answer = Path(scratch) / "report.json"
-        environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "TORCH_LOGS")} | caches
-        environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        asked = {"phases": list(phases), **dataclasses.asdict(settings or Settings())}
+        answer = Path(scratch) / "reports.json"
+        environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "TORCH_LOGS")}
+        environment |= cache_environment(folder or Path(scratch)) | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "ppma.compile_check", json.dumps(asked), str(answer)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if not answer.exists():
-            raise CompileError(f"{phase}: the compiling process ended with {done.returncode}: {done.stderr[-3000:]}")
+            raise CompileError(f"the compiling process ended with {done.returncode}: {done.stderr[-3000:]}")
         values = json.loads(answer.read_text())
     if "wrong" in values:
         raise InputError(values["wrong"])
-    if "error" in values:
-        raise CompileError(f"{phase}: {values['error']}")
-    return StepReport.from_json(values)
+    return [
+        CompileError(f"{phase}: {value['error']}") if "error" in value else StepReport.from_json(value)
+        for phase, value in zip(phases, values["reports"], strict=True)
+    ]
 
 
-def warm(folder: Path, *, arch: int = 90, phases: tuple[Phase, ...] = ("mae", "align", "probe")) -> list[StepReport]:
+def warm(
+    folder: Path, phases: Sequence[Phase] = get_args(Phase), settings: Settings | None = None
+) -> list[StepReport | CompileError]:
     """Fill a folder with the compiled kernels of the real steps, so that the first step on a GPU compiles less.
 
     Start the run with `cache_environment(folder)` in its environment. Triton finds a kernel there when all of this is equal: the versions
     of torch and triton, the architecture, the kernel's source (so the recipe, the batch and the attention backend) and Triton's
     environment variables. Inductor's own cache of graphs also depends on the build of torch, the name of the GPU and inductor's settings,
-    and `fake_gpu` changes two of those: graphs are generated again on the GPU, their kernels are found where the code is the same.
-    Use the torch that the GPU machine has: a CPU build of the same version has another Triton.
+    three of which `fake_gpu` changes: graphs are generated again on the GPU, and their kernels are found where the code is the same.
+    Use the torch that the GPU machine has: another release brings another Triton.
     """
-    return [check(phase, arch=arch, folder=folder) for phase in phases]
+    return check_steps(phases, settings, folder=folder)
 
 
 def cache_environment(folder: Path) -> dict[str, str]:
@@ -197,19 +222,17 @@ def cache_environment(folder: Path) -> dict[str, str]:
 # ------------------------------------------------------------------ in the compiling process: everything below imports torch
 
 
-def step_config(phase: str, batch: int | None, depth: int | None, residual: Residual | None) -> RunConfig:
-    """The recipe of a phase with the sizes asked for."""
+def step_config(phase: str, settings: Settings) -> RunConfig:
+    """Return the recipe of a phase with the sizes asked for."""
     from ppma.recipes import recipe
 
     if phase not in get_args(Phase):
         raise InputError(f"no phase {phase!r}; there are {', '.join(get_args(Phase))}")
     config = recipe(RECIPES[phase])()
-    vit = config.vit if depth is None else replace(config.vit, depth=depth)
-    if residual is not None:
-        vit = replace(vit, residual=residual)
-    decoder_depth = config.mae.decoder_depth if depth is None else min(depth, config.mae.decoder_depth)
-    mae = replace(config.mae, decoder_depth=decoder_depth)
-    return replace(config, vit=vit, mae=mae, batch=batch or config.batch)
+    depth = settings.depth or config.vit.depth
+    vit = replace(config.vit, depth=depth, residual=settings.residual or config.vit.residual)
+    mae = replace(config.mae, decoder_depth=min(depth, config.mae.decoder_depth))
+    return replace(config, vit=vit, mae=mae, batch=config.batch if settings.batch is None else settings.batch)
 
 
 def _model(config: RunConfig) -> "nn.Module":
@@ -249,31 +272,18 @@ def _move(model: "nn.Module") -> None:
             setattr(part, name, torch.empty_like(buffer, device="cuda"))
 
 
-def compile_step(
-    phase: str, *, arch: int, batch: int | None, depth: int | None, attention: str, residual: Residual | None
-) -> StepReport:
-    """What `check` runs in its own process; it patches torch (`fake_gpu`)."""
-    began = time.monotonic()
-    from ppma import fake_cuda
-
-    fake_cuda.load()
-    from ppma import fake_gpu
-
-    gpu = fake_gpu.install(arch)
+def compile_step(gpu: "FakeGpu", phase: str, settings: Settings) -> StepReport:
+    """Compile a step on the fake GPU of this process and run it with shapes."""
     import torch
     import triton
-    from torch._inductor import config as inductor
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from ppma import compiling, compute
-    from ppma.kernels import attention_choice
+    from ppma import compiling, compute, fake_gpu
 
-    chosen: Any = (attention, attention_choice.FIRST_PLAN)
-    attention_choice.measure = lambda shape: chosen
-    attention_choice.read_cache = lambda *_: None
-    attention_choice.write_cache = lambda *_: None  # type: ignore[assignment]
-    inductor.benchmark_kernel = True  # writes the estimate of bytes beside each kernel
-    config = step_config(phase, batch, depth, residual)
+    began = time.monotonic()
+    torch._dynamo.reset()
+    gpu.recording = recorded = fake_gpu.Recording()
+    config = step_config(phase, settings)
     model = _model(config)
     device = torch.device("cuda", 0)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -283,10 +293,9 @@ def compile_step(
             loss = step(*_inputs(config))
         loss.backward()
     fake_gpu.note_bytes_moved()
-    recorded = gpu.recording
     kernels, calls = Counter(recorded.launches), Counter(recorded.calls)
     return StepReport(
-        phase=phase, arch=arch, batch=config.batch, depth=config.vit.depth, attention=attention,
+        phase=phase, arch=settings.arch, batch=config.batch, depth=config.vit.depth, attention=settings.attention,
         torch=torch.__version__, triton=triton.__version__, graphs=recorded.graphs, saved_bytes=recorded.saved_bytes,
         compiled=recorded.compiled, found=recorded.found, seconds=round(time.monotonic() - began, 1),
         kernels=tuple(
@@ -301,6 +310,26 @@ def compile_step(
     )  # fmt: skip
 
 
+def start(settings: Settings) -> "FakeGpu":
+    """Give this process a fake GPU on which attention runs as the settings say; torch must not be imported yet."""
+    from ppma import fake_cuda
+
+    fake_cuda.load()
+    from ppma import fake_gpu
+
+    gpu = fake_gpu.install(settings.arch)
+    from torch._inductor import config as inductor
+
+    from ppma.kernels import attention_choice
+
+    inductor.benchmark_kernel = True  # writes the estimate of bytes beside each kernel
+    chosen: Any = attention_choice.Choice(settings.attention)  # type: ignore[arg-type]
+    attention_choice.measure = lambda shape: chosen  # nothing can be measured here, and nothing is to be remembered
+    attention_choice.read_cache = lambda *_: None
+    attention_choice.write_cache = lambda *_: None  # type: ignore[assignment]
+    return gpu
+
+
 def _reason(error: BaseException) -> str:
     """The lines of a compiler's complaint that say something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -308,15 +337,25 @@ def _reason(error: BaseException) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """The compiling process: a JSON object of arguments, and the file that takes the report."""
+    """Run the compiling process: a JSON object of phases and settings, and the file that takes the reports."""
     asked, answer = json.loads(argv[0]), Path(argv[1])
+    phases, settings = asked.pop("phases"), Settings(**asked)
+    reports: list[dict[str, Any]] = []
     try:
-        answer.write_text(json.dumps(dataclasses.asdict(compile_step(**asked))))
+        for phase in phases:
+            step_config(phase, settings)
+        gpu = start(settings)
     except InputError as error:
         answer.write_text(json.dumps({"wrong": str(error)}))
-    except Exception as error:
-        answer.write_text(json.dumps({"error": _reason(error)}))
-        raise
+        return 0
+    from triton.errors import TritonError
+
+    for phase in phases:
+        try:
+            reports.append(dataclasses.asdict(compile_step(gpu, phase, settings)))
+        except (RuntimeError, TritonError) as error:  # what dynamo, inductor and Triton raise
+            reports.append({"error": _reason(error)})
+    answer.write_text(json.dumps({"reports": reports}))
     return 0
 
 
