@@ -323,7 +323,7 @@ def start(settings: Settings) -> "FakeGpu":
     from ppma.kernels import attention_choice
 
     inductor.benchmark_kernel = True  # writes the estimate of bytes beside each kernel
-    chosen: Any = attention_choice.Choice(settings.attention)  # type: ignore[arg-type]
+    chosen: Any = (settings.attention, attention_choice.FIRST_PLAN)
     attention_choice.measure = lambda shape: chosen  # nothing can be measured here, and nothing is to be remembered
     attention_choice.read_cache = lambda *_: None
     attention_choice.write_cache = lambda *_: None  # type: ignore[assignment]

@@ -42,10 +42,13 @@ std::unique_ptr<at::CUDAHooksInterface> make_hooks(at::CUDAHooksArgs) { return s
 
 }  // namespace
 
-// Calls rather than static initializers: the guard replaces that of a CUDA build of torch, which has hooks already.
-extern "C" void install_fake_cuda_guard() {
-  static const auto* guard = new FakeCudaGuard;  // never freed: torch may ask for it until the process ends
-  static const c10::impl::DeviceGuardImplRegistrar registrar(c10::DeviceType::CUDA, guard);
+// Before torch is imported: torch keeps the hooks that it finds then, and those of a CUDA build ask for a driver.
+extern "C" void install_fake_cuda_hooks() {
+  at::CUDAHooksRegistry()->Register("CUDAHooks", make_hooks, c10::REGISTRY_PREFERRED);
 }
 
-extern "C" void install_fake_cuda_hooks() { at::CUDAHooksRegistry()->Register("CUDAHooks", make_hooks); }
+// After torch is imported: a CUDA build registers a guard of its own, which this one replaces.
+extern "C" void install_fake_cuda_guard() {
+  static const auto* guard = new FakeCudaGuard;  // never freed: torch may ask for it until the process ends
+  c10::impl::DeviceGuardImplRegistrar registrar(c10::DeviceType::CUDA, guard);
+}

@@ -1,12 +1,13 @@
-"""The compiled half of `ppma.fake_gpu`: a CUDA device guard that does nothing, loaded before torch.
+"""The compiled half of `ppma.fake_gpu`: CUDA hooks and a device guard that do nothing, loaded before torch.
 
     fake_cuda.cpp  ->  g++, once for each torch  ->  a shared library in ~/.cache/ppma  ->  load
 
-Imports no torch: torch looks for its CUDA hooks while it is imported, and keeps what it finds.
+Imports torch only in `load`: torch looks for its CUDA hooks while it is imported, and keeps what it finds.
 """
 
 import ctypes
 import hashlib
+import importlib
 import importlib.util
 import os
 import shutil
@@ -61,11 +62,10 @@ def guard_library() -> Path:
 
 
 def load() -> None:
-    """Give this process a CUDA device without memory. A CUDA build of torch has hooks of its own and gets the guard only."""
+    """Load the library and import torch, in this order, and give the process a CUDA device without memory."""
     if "torch" in sys.modules:
         raise RuntimeError("the fake device is loaded before torch, and torch is imported already")
-    cuda_build = (_torch_folder() / "lib" / "libtorch_cuda.so").exists()
     library = ctypes.CDLL(str(guard_library()))
+    library.install_fake_cuda_hooks()
+    importlib.import_module("torch")
     library.install_fake_cuda_guard()
-    if not cuda_build:
-        library.install_fake_cuda_hooks()

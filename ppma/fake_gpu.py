@@ -191,6 +191,7 @@ def _patch_torch(arch: int) -> None:
     # Dynamo takes these when it is imported; a CPU build has none of them.
     for name, answer in {"_cuda_getDeviceCount": 1, "_cuda_getDevice": 0, "_cuda_getCurrentRawStream": 0}.items():
         setattr(low_level, name, _constant(answer))
+    torch.accelerator.is_available = _constant(False)  # else dynamo asks the CUDA runtime for streams, in a CUDA build
     # AOT autograd keeps the state of the device's generator around tracing; ours draw from keys.
     random: Any = importlib.import_module("torch.cuda.random")
     for place in (cuda, random):
@@ -203,9 +204,10 @@ def _patch_torch(arch: int) -> None:
     guards._reinterpret_tensor = lambda t, size, stride, offset=0: t.as_strided(
         size, stride, t.storage_offset() + offset
     )
+    fakes: Any = importlib.import_module("torch._subclasses.fake_tensor")
     # Triton specializes kernels by the divisibility of addresses; those of a real allocator are multiples of 512.
-    fake_tensor: Any = importlib.import_module("torch._subclasses.fake_tensor").FakeTensor
-    fake_tensor.data_ptr = _constant(0)
+    fakes.FakeTensor.data_ptr = _constant(0)
+    fakes.init_gpu_context = _constant(None)  # makes a context on the device, in a CUDA build
 
 
 def _constant(answer: Any) -> Callable[..., Any]:
