@@ -1,6 +1,6 @@
 """Over-large clips encoded anew, once, into a folder beside the one they came in.
 
-    root/a/b.avi of 1920 x 1080  ->  root-short256/a/b.avi.mp4 of 456 x 256;  smaller ones are linked there, so that one root holds all
+    root/a/b.avi of 1920 x 1080  ->  root-short256/a/b.avi.mp4 of 448 x 256;  smaller ones are linked there, so that one root holds all
 
 Parallel, and resumable: a clip appears complete or not at all, and what is there and no older than its source is kept. Pictures come
 out upright, without sound; times are kept where the rate varies, else they are counted at the average rate.
@@ -29,6 +29,11 @@ X264 = {"preset": "veryfast", "crf": "18", "threads": "1"}
 """Near to what the eye tells apart; half a second from one key frame to the next keeps reading a window cheap."""
 JPEG_QUALITY = 95
 VARIABLE = "variable frame rate"
+MACROBLOCK = 16
+"""Pixels that H.264 rounds a side up to. DALI keeps a decoder of the GPU for the next clip only where that adds nothing: 2.4 compares
+the coded size of the next with the shown size of the last (frames_decoder_gpu.cc, NVDECCache)."""
+MOST_STRETCH = 0.025
+"""Of the long side, to make it a multiple of MACROBLOCK: 456 x 256 becomes 448 x 256, 342 x 256 becomes 336 x 256."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +106,20 @@ def _job(root: Path, small_root: Path, path: str, found: Facts, short_side: int)
     short = min(found.width, found.height)
     size = None
     if short > short_side:
-        width, height = (2 * round(side * short_side / short / 2) for side in (found.width, found.height))
-        size = (width, height)
+        scale = short_side / short
+        fits = short_side % MACROBLOCK == 0 and found.codec not in ("jpeg", "png")
+        size = _side(found.width * scale, fits), _side(found.height * scale, fits)
     renamed = size is not None and found.codec not in ("jpeg", "png") and not path.lower().endswith(".mp4")
     target = small_root / (f"{path}.mp4" if renamed else path)
     return Job(
         path=path, source=root / path, target=target, size=size, fps=found.fps, variable=VARIABLE in found.remarks
     )
+
+
+def _side(pixels: float, fits: bool) -> int:
+    """The nearest even number; with `fits` the nearest multiple of MACROBLOCK, where that stretches the picture little."""
+    near = MACROBLOCK * round(pixels / MACROBLOCK)
+    return near if fits and abs(near / pixels - 1) <= MOST_STRETCH else 2 * round(pixels / 2)
 
 
 def _place(job: Job, small_root: Path) -> Place:

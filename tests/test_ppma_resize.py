@@ -49,10 +49,10 @@ def test_a_rotated_clip_comes_out_upright(tmp_path):
     root, _ = small(tmp_path / "a", 160)
     after = probe(root / "turned.mp4")
     assert "rotated" in before.remarks and not after.remarks
-    assert (before.width, before.height, after.width, after.height) == (240, 320, 160, 214)
+    assert (before.width, before.height, after.width, after.height) == (240, 320, 160, 208)
     with av.open(str(tmp_path / "a/turned.mp4")) as container:
         upright_HWC = _to_rgb(next(container.decode(video=0)))  # as the loader turns it
-    wanted_HWC = cv2.resize(upright_HWC, (160, 214), interpolation=cv2.INTER_AREA).astype(int)
+    wanted_HWC = cv2.resize(upright_HWC, (160, 208), interpolation=cv2.INTER_AREA).astype(int)
     assert np.abs(frames(root / "turned.mp4")[0].astype(int) - wanted_HWC).mean() < 3
     assert np.abs(np.rot90(wanted_HWC, 2) - wanted_HWC).mean() > 20, "upside down would show"
 
@@ -124,3 +124,22 @@ def test_a_damaged_clip_is_named(tmp_path):
     (tmp_path / "a/clip.mp4").write_bytes(b"no video at all" * 100)
     root, places = resize(tmp_path / "a", found, short_side=120, workers=1)
     assert places["clip.mp4"].reason.startswith("cannot be encoded anew") and not list(root.rglob("*.*"))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "short_side", "codec", "expected"),
+    [
+        (1920, 1080, 256, "h264", (448, 256)),
+        (1080, 1920, 256, "h264", (256, 448)),
+        (640, 480, 256, "h264", (336, 256)),
+        (640, 480, 240, "h264", (320, 240)),
+        (640, 480, 250, "h264", (334, 250)),  # its short side fits no macroblock
+        (64, 48, 32, "h264", (42, 32)),  # 48 would stretch it by an eighth
+        (640, 480, 256, "jpeg", (342, 256)),
+    ],
+)
+def test_sides_are_whole_macroblocks_where_that_stretches_little(tmp_path, width, height, short_side, codec, expected):
+    found = Facts(
+        frames=9, fps=25.0, width=width, height=height, codec=codec, key_frame_spacing=9, duration_seconds=0.36
+    )
+    assert resizing._job(tmp_path, tmp_path, "a.mp4", found, short_side).size == expected
