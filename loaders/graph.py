@@ -16,22 +16,22 @@ from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.types import DALIImageType, DALIInterpType
 
 
-def _resize(frames: DataNode, size: DataNode | list[int], device: str, **region: Any) -> DataNode:
+def _resize(frames: DataNode, size: DataNode, device: str) -> DataNode:
+    """Bilinear; a negative size flips."""
     resized: Any = fn.resize(
-        frames, size=size, antialias=False, interp_type=DALIInterpType.INTERP_LINEAR, device=device, **region
+        frames, size=size, antialias=False, interp_type=DALIInterpType.INTERP_LINEAR, device=device
     )
     return resized
 
 
-def make_view(scaled: DataNode, view: int, *, size: int, device: str) -> DataNode:
+def make_view(scaled: DataNode, view: int, device: str) -> DataNode:
     """Crop, resize and flip one view of a scaled clip or frame; its draws are inputs named after the view.
 
-    The crop is cut out before it is resized, so that no pixel from outside it is blended in. A region that runs from right to left
-    flips the view.
+    The crop is cut out before it is resized, so that no pixel from outside it is blended in.
     """
-    start, end, left, right = (fn.external_source(name=f"{name}_{view}") for name in ("start", "end", "left", "right"))
+    start, end, size = (fn.external_source(name=f"{name}_{view}") for name in ("start", "end", "size"))
     cropped = fn.slice(scaled, start=start, end=end, axis_names="HW", device=device)
-    return _resize(cropped, [size, size], device, roi_start=left, roi_end=right, roi_relative=True)
+    return _resize(cropped, size, device)
 
 
 def decode(kind: str, device: str) -> DataNode:
@@ -49,22 +49,21 @@ def decode(kind: str, device: str) -> DataNode:
 
 
 @pipeline_def(enable_conditionals=True)
-def _views(kind: str, views: int, size: int, device: str) -> tuple[DataNode, ...]:
+def _views(kind: str, views: int, device: str) -> tuple[DataNode, ...]:
     decoded = decode(kind, device)
     shape = decoded.shape()  # the host checks it against the manifest's
     scaled, scaled_size = decoded, fn.external_source(name="scaled_size")
-    if fn.external_source(name="rescale") != 0:  # samples of a packed store have their size
+    if fn.external_source(name="rescale"):  # samples of a packed store have their size
         scaled = _resize(decoded, scaled_size, device)
-    return *(make_view(scaled, view, size=size, device=device) for view in range(views)), shape
+    return *(make_view(scaled, view, device) for view in range(views)), shape
 
 
-def build(kind: str, *, views: int, size: int, samples: int, device: str, device_id: int, threads: int) -> Pipeline:
+def build(kind: str, *, views: int, samples: int, device: str, device_id: int, threads: int) -> Pipeline:
     """Return the pipeline for one kind of input; it is built when it first runs.
 
     Args:
         kind: "video", "jpeg" or "frames".
         views: Crops of each sample; each is an output.
-        size: Height and width of a view in pixels.
         samples: The largest batch: clips, or frames of JPEG.
         device: "cpu" or "gpu".
         device_id: Which GPU.
@@ -73,7 +72,6 @@ def build(kind: str, *, views: int, size: int, samples: int, device: str, device
     return _views(
         kind,
         views,
-        size,
         device,
         batch_size=samples,
         num_threads=threads,

@@ -180,7 +180,6 @@ class DaliViews:
         return graph.build(
             kind,
             views=config.views,
-            size=config.size,
             samples=self.clips_per_batch * (config.frames if kind == "jpeg" else 1),
             device=self.device,
             device_id=self.device_id,
@@ -191,9 +190,9 @@ class DaliViews:
         """Everything drawn, as one array over the clips for each input of the graph."""
         scaled = [scaled_size(clip.height, clip.width, self.config.short_side) for clip in inputs]
         rescale = [size != (clip.height, clip.width) for size, clip in zip(scaled, inputs)]
-        named = {"scaled_size": np.array(scaled, np.float32), "rescale": np.array(rescale, np.int32)}
+        named = {"scaled_size": np.array(scaled, np.float32), "rescale": np.array(rescale)}
         for v in range(self.config.views):
-            named |= view_arguments([draw.views[v] for draw in draws], v)
+            named |= view_arguments([draw.views[v] for draw in draws], v, self.config.size)
         return named
 
 
@@ -211,16 +210,13 @@ def _chosen(frames_THWC: np.ndarray, frame_idx: tuple[int, ...]) -> np.ndarray:
     return frames_THWC if frame_idx == tuple(range(len(frames_THWC))) else frames_THWC[list(frame_idx)]
 
 
-def view_arguments(draws: list[ViewDraw], view: int) -> dict[str, np.ndarray]:
-    """Return the crop and flip of one view of every clip, under the names of the graph's inputs."""
+def view_arguments(draws: list[ViewDraw], view: int, size: int) -> dict[str, np.ndarray]:
+    """Return the crop and the size, negative for a flip, of one view of every clip, under the names of the graph's inputs."""
     top, left, height, width = np.array([draw.crop for draw in draws], np.int32).T
-    flip = np.array([draw.flip for draw in draws], np.float32)
-    nothing = np.zeros_like(flip)
     return {
         f"start_{view}": np.stack([top, left], axis=1),
         f"end_{view}": np.stack([top + height, left + width], axis=1),
-        f"left_{view}": np.stack([nothing, flip], axis=1),
-        f"right_{view}": np.stack([nothing + 1, 1 - flip], axis=1),
+        f"size_{view}": np.array([(size, -size if draw.flip else size) for draw in draws], np.float32),
     }
 
 

@@ -19,7 +19,7 @@ def without_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def gpu_graph(kind: str, views: int) -> dali.Pipeline:
-    return graph.build(kind, views=views, size=224, samples=64, device="gpu", device_id=None, threads=4)
+    return graph.build(kind, views=views, samples=64, device="gpu", device_id=None, threads=4)
 
 
 @pytest.mark.parametrize("views", [1, 3, 4])  # Align and fine-tuning, the three crops of an evaluation, stage 1
@@ -46,7 +46,7 @@ def test_a_graph_has_few_operators(without_driver: None) -> None:
     graphs = [gpu_graph("video", views) for views in (1, 4)]
     assert all(pipe.serialize() for pipe in graphs)
     one, four = (len(pipe._ops) for pipe in graphs)
-    assert one <= 17 and four - one == 3 * 6  # of a view: its four arguments, crop, resize
+    assert one <= 15 and four - one == 3 * 5  # of a view: its three arguments, crop, resize
 
 
 def milliseconds(views: DaliViews, clips: list[ClipInput], draws: list[SampleDraw]) -> float:
