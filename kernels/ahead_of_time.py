@@ -130,6 +130,15 @@ def erase_launches(*, dtype: torch.dtype) -> None:
     erase_triton(patches, box, key, (8, 14, 14), PATCH)
 
 
+def randaugment_launches(*, dtype: torch.dtype) -> None:
+    """Launch RandAugment on two views of the paper's size."""
+    from ppma.kernels.randaugment_program import Operation, write_program
+    from ppma.kernels.randaugment_triton import randaugment_triton
+
+    program = write_program([[(Operation.EQUALIZE, [0.0]), (Operation.SHARPNESS, [1.5])], []])
+    randaugment_triton(torch.zeros(2, 16, 224, 224, 3, dtype=dtype), program)
+
+
 PAPER = ((157, 12, 64), (1568, 16, 24))
 """Attention of stage 1's encoder and decoder: tokens, heads, head width."""
 OTHER = ((1568, 12, 64), (1568, 16, 80), (5, 1, 7))
@@ -151,6 +160,7 @@ def launches(capability: int) -> Iterator[tuple[str, str, Callable[[], None]]]:
     yield of(bf16, "paper", attention_launches, PAPER, all_configs=hopper)
     yield of(bf16, "aligned", patch_launches, patch=PATCH, aligned=True)
     yield of(bf16, "aligned", erase_launches)
+    yield of(torch.uint8, "aligned", randaugment_launches)
     if hopper:
         yield of(bf16, "other", attention_launches, OTHER, all_configs=False)
         yield of(fp16, "paper", attention_launches, PAPER, all_configs=False)

@@ -51,7 +51,7 @@ def mean_gray(frame, pixels, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def table_kernel(frames, previous, program, tables, T, pixels, BLOCK: tl.constexpr):
+def levels_kernel(frames, previous, program, tables, T, pixels, BLOCK: tl.constexpr):
     """The new level of each level, of one channel of one frame, if the operation of its view is a table."""
     frame, channel = tl.program_id(0), tl.program_id(1)
     fields = program + frame // T * NUMBERS
@@ -131,7 +131,7 @@ def sharpened(source, level, factor, place, pixel, H, W, real):
 
 
 @triton.jit
-def step_kernel(frames, previous, out, program, tables, T, H, W, BLOCK: tl.constexpr):
+def randaugment_kernel(frames, previous, out, program, tables, T, H, W, BLOCK: tl.constexpr):
     """One step of one view's operations, on BLOCK bytes of a frame."""
     frame = tl.program_id(0)
     fields = program + frame // T * NUMBERS
@@ -172,7 +172,7 @@ def randaugment_triton(frames_VTHWC: Tensor, program_SVF: Tensor) -> Tensor:
             out, previous = (result, scratch) if (steps - step) % 2 else (scratch, result)
             given = (frames_VTHWC, previous)
             if with_table[step]:
-                table_kernel[(V * T, 3)](*given, program[step], tables, T, H * W, BLOCK=2048, num_warps=8)
+                levels_kernel[(V * T, 3)](*given, program[step], tables, T, H * W, BLOCK=2048, num_warps=8)
             grid = (V * T, triton.cdiv(H * W * 3, block))
-            step_kernel[grid](*given, out, program[step], tables, T, H, W, BLOCK=block, num_warps=8)
+            randaugment_kernel[grid](*given, out, program[step], tables, T, H, W, BLOCK=block, num_warps=8)
     return result
