@@ -32,6 +32,11 @@ def inputs(B, N, heads, width, dtype, device):
     return qkv.to(device), torch.randn(B, N, heads * width, generator=generator).to(dtype).to(device)
 
 
+def finest(device):
+    """The type with the least rounding that our kernel runs on a device, and its tolerance."""
+    return (torch.float32, 1e-5) if device == "cpu" else (torch.float16, 4e-3)
+
+
 def compare(ours, gradient, heads, tolerance):
     plain = ours.detach().double().requires_grad_()
     out, stated = attention(ours, heads), reference.attention(plain, heads)
@@ -47,6 +52,8 @@ def compare(ours, gradient, heads, tolerance):
 def test_value_and_gradient(triton_device, B, N, heads, width, dtype, tolerance):
     """Of the largest value. float16 keeps 11 bits, bfloat16 8, and weights, products and results are each rounded
     once."""
+    if dtype == torch.float32 and triton_device == "cuda":
+        pytest.skip("PyTorch's runs there")
     qkv, gradient = inputs(B, N, heads, width, dtype, triton_device)
     compare(qkv.requires_grad_(), gradient, heads, tolerance)
 
@@ -54,33 +61,37 @@ def test_value_and_gradient(triton_device, B, N, heads, width, dtype, tolerance)
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value):RuntimeWarning")  # in the padding, which is not stored
 def test_large_scores_do_not_overflow(triton_device):
     """Scores in the thousands, of both signs: exp of any of them is inf or 0, and so is that of a wrong padding."""
-    qkv, gradient = inputs(1, 70, 1, 32, torch.float32, triton_device)
+    dtype, tolerance = finest(triton_device)
+    qkv, gradient = inputs(1, 70, 1, 32, dtype, triton_device)
     qkv[..., :64] *= 30
-    compare(qkv.clone().requires_grad_(), gradient, 1, 1e-3)  # float32 keeps 1e-4 of an exponent near 2000
+    compare(
+        qkv.clone().requires_grad_(), gradient, 1, max(1e-3, tolerance)
+    )  # float32 keeps 1e-4 of an exponent near 2000
     same = torch.ones_like(qkv)
     same[..., :32] = -100.0  # every score is -100 * 32 / sqrt(32): the lse is far below zero
-    compare(same.requires_grad_(), gradient, 1, 1e-4)
+    compare(same.requires_grad_(), gradient, 1, max(1e-4, tolerance))
 
 
 def test_inputs_of_any_strides(triton_device):
-    qkv, gradient = inputs(2, 33, 2, 24, torch.float32, triton_device)
-    sliced = torch.randn(2, 40, 300, device=triton_device)[:, 5:38, 7:151].copy_(qkv)
+    dtype, tolerance = finest(triton_device)
+    qkv, gradient = inputs(2, 33, 2, 24, dtype, triton_device)
+    sliced = torch.randn(2, 40, 300, device=triton_device).to(dtype)[:, 5:38, 7:151].copy_(qkv)
     turned = qkv.transpose(1, 2).contiguous().transpose(1, 2)
     for strided in (sliced, turned):
-        compare(strided.detach().requires_grad_(), gradient, 2, 1e-5)
+        compare(strided.detach().requires_grad_(), gradient, 2, tolerance)
     spread = gradient[:, :1, :1].expand(-1, 33, 48)  # what the gradient of a sum looks like
-    compare(qkv.clone().requires_grad_(), spread, 2, 1e-5)
+    compare(qkv.clone().requires_grad_(), spread, 2, tolerance)
 
 
 def test_the_operators_are_registered_rightly(triton_device):
-    qkv, gradient = inputs(1, 20, 2, 24, torch.float32, triton_device)
+    qkv, gradient = inputs(1, 20, 2, 24, finest(triton_device)[0], triton_device)
     torch.library.opcheck(torch.ops.ppma.attention.default, (qkv.requires_grad_(), 2, PLAN))
     out, lse = torch.ops.ppma.attention(qkv.detach(), 2, PLAN)
     torch.library.opcheck(torch.ops.ppma.attention_backward.default, (gradient, qkv.detach(), out, lse, 2, PLAN))
 
 
 def test_compiles_without_a_graph_break(triton_device):
-    qkv, gradient = inputs(1, 20, 2, 24, torch.float32, triton_device)
+    qkv, gradient = inputs(1, 20, 2, 24, finest(triton_device)[0], triton_device)
     eager, traced = (qkv.clone().requires_grad_() for _ in range(2))
     attention(eager, 2).backward(gradient)
     torch.compile(attention, fullgraph=True, backend="aot_eager")(traced, 2).backward(gradient)
