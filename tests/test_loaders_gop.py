@@ -129,6 +129,40 @@ def test_a_window_is_what_was_on_screen(form, tmp_path, read_barcode):
     assert bool(refused) == bool(form.why_not)
 
 
+VOP, USER_DATA = b"\0\0\1\xb6", b"\0\0\1\xb2"
+NOT_CODED = VOP + b"\x50\0\x7f"
+"""What stands in the place of a B-frame that is packed with the frame before it."""
+
+
+def pack_b_frames(source: Path, target: Path) -> None:
+    """As DivX writes MPEG-4: a B-frame shares the packet of the frame before it in decoding order, and a note says so."""
+    with av.open(str(source)) as container, av.open(str(target), "w") as out:
+        stream = container.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        copy.codec_context.extradata = None  # the note is in the first packet
+        packets = [bytes(packet) for packet in container.demux(stream) if packet.size]
+        is_b = [packet[packet.index(VOP) + 4] >> 6 == 2 for packet in packets] + [False]
+        for number, data in enumerate(packets):
+            data = NOT_CODED if is_b[number] else data + packets[number + 1] if is_b[number + 1] else data
+            if USER_DATA in data:
+                at = data.index(USER_DATA) + 4
+                data = data[:at] + b"DivX503b1393p" + data[data.index(b"\0\0\1", at) :]
+            packet = av.Packet(data)
+            packet.pts = packet.dts = number
+            packet.time_base, packet.is_keyframe, packet.stream = Fraction(1, FPS), number % 24 == 0, copy
+            out.mux(packet)
+
+
+def test_packed_b_frames_are_counted(tmp_path, read_barcode):
+    write(tmp_path / "clip.avi", Form("mpeg4", ".avi", {"g": "24", "bf": "1"}))
+    path = tmp_path / "packed.avi"
+    pack_b_frames(tmp_path / "clip.avi", path)
+    for start, end in WINDOWS:
+        assert [read_barcode(frame) for frame in read_window(path, start, end, COUNT)] == on_screen(start, end)
+        with pytest.raises(NotForDali, match="guessed times"):
+            encoded_window(path, start, end, COUNT, DALI_GPU_CODECS)
+
+
 @pytest.mark.parametrize("name", ["vp8", "vp9 alt-ref", "vp9 mp4", "mjpeg"])
 def test_dali_decodes_the_same_frames_on_a_cpu(name, tmp_path, read_barcode):
     path = tmp_path / f"clip{FORMS[name].suffix}"
