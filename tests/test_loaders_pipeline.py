@@ -159,6 +159,21 @@ def test_kinds_mix_and_keep_their_order(write_clip: Callable, tmp_path: Path) ->
     assert torch.equal(alone, made[6:8])
 
 
+@pytest.mark.parametrize("views", [1, 2])
+def test_views_are_augmented_alike_alone_and_in_a_mixed_batch(views: int) -> None:
+    config = dataclasses.replace(AUGMENTED, views=views)
+    clips = [
+        jpeg_input(reference.picture_frames(3, 70, 90, seed=1)),
+        frames_input(reference.picture_frames(T, 64, 85, seed=2)),
+        jpeg_input(reference.picture_frames(3, 64, 85, seed=3)),
+    ]
+    draws = [drawn(i, clip.height, clip.width, config) for i, clip in enumerate(clips)]
+    made_by = DaliViews(config, len(clips), device="cpu", threads=1)
+    together = made_by(clips, draws).unflatten(0, (len(clips), views))
+    for clip, draw, made in zip(clips, draws, together):
+        assert torch.equal(made_by([clip], [draw]), made)
+
+
 def test_jpeg_frames_are_what_opencv_decodes() -> None:
     clip = jpeg_input(reference.picture_frames(3, 64, 64, seed=5))
     config = LoaderConfig(frames=T, size=64, short_side=64, views=1, crop="center")
