@@ -18,11 +18,11 @@ import pytest
 import torch
 from test_loaders_stream import CONFIG, collect, row, same
 
-from ppma.loaders import handover, stream
+from ppma.loaders import handover, pipeline, stream
 from ppma.loaders.errors import InputError
 from ppma.loaders.handover import DEPTH, Ahead, CudaTransfer, KeptBuffers, Transfer
 from ppma.loaders.manifest import Manifest
-from ppma.loaders.sampler import TrainingSampler
+from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
 from ppma.loaders.stream import ClipStream
 
 
@@ -198,6 +198,32 @@ def test_columns_begin_where_kernels_want_them(manifest):
     assert len(columns) == 6
     for column in columns:
         assert column.storage_offset() * 8 % 128 == 0 and column.is_contiguous()
+
+
+@pytest.mark.parametrize("bad", [(), (1, 2)])
+def test_what_the_decoder_made_is_handed_over_as_it_is(manifest, monkeypatch, bad):
+    """Only a batch with clips that nobody can decode is copied: theirs are black."""
+    made = []
+
+    class Fake:
+        def __init__(self, *_, **__):
+            pass
+
+        def __call__(self, inputs, draws):
+            made.append(torch.full((3 * len(inputs), 4, 32, 32, 3), 7, dtype=torch.uint8))
+            return made[-1]
+
+    monkeypatch.setattr(pipeline, "DaliViews", Fake)
+    rows = [row("gone.mp4", 0) if n in bad else manifest.clip(n) for n in range(4)]
+    source = Manifest.from_clips(rows, root=manifest.root, name="made")
+    config = replace(CONFIG, implementation="dali", short_side=32, randaugment_ops=0)
+    sampler = EvaluationSampler(source, config, batch_clips=4, windows=1)
+    with ClipStream(sampler, [source], config, on_bad="mark") as there:
+        (batch,) = there
+    assert (batch.frames_BTHWC.data_ptr() == made[0].data_ptr()) == (not bad)
+    assert batch.decoded_B.tolist() == [n not in bad for n in range(4) for _ in range(3)]
+    assert [bool((frames == 7).all()) for frames in batch.frames_BTHWC] == batch.decoded_B.tolist()
+    assert not batch.frames_BTHWC[~batch.decoded_B].any()
 
 
 class LateDevice(Transfer):
