@@ -4,8 +4,8 @@
                                        \\--> bytes or frames --> DALI graph (device) --/
             \\--draws--> FFCV's threads over a packed store ------------------------------/
 
-Tasks of the next `prefetch_batches` are always out. What a batch holds depends on the sampler alone; workers and prefetching change when
-it arrives. A file that cannot be decoded is named in quarantine.csv, counted, and replaced by the sampler's next choice for that place.
+A thread makes the batches, two ahead of the consumer (`handover`); the tasks of the `prefetch_batches` after those are always out. What a
+batch holds depends on the sampler alone; workers and prefetching change when it arrives. A file that cannot be decoded is named in quarantine.csv, counted, and replaced by the sampler's next choice for that place.
 """
 
 import atexit
@@ -110,7 +110,7 @@ class _Pending:
 class ClipStream:
     """Iterate over the ClipBatches of one rank, from `start` (epoch, step) until `epochs` are done. A context manager.
 
-    `sources` are the manifests that the sampler's draws refer to. With `device` a GPU the DALI graph decodes and crops there.
+    The consumer may keep a batch as long as it likes: its memory is used again only when no tensor refers to it. `sources` are the manifests that the sampler's draws refer to. With `device` a GPU the DALI graph decodes and crops there.
     """
 
     def __init__(
@@ -280,7 +280,7 @@ class ClipStream:
             log.warning("DALI cannot decode %s; PyAV does, from now on", path)
 
     def _take_ffcv(self, pending: _Pending, views_BVTHWC: np.ndarray, bad_B: np.ndarray) -> None:
-        """A batch from FFCV's threads. What they cannot decode a worker reads anew: it replaces it, or says what is wrong with it."""
+        """Take a batch from FFCV's threads. A worker retries what they cannot decode: it delivers the clip, or the reason."""
         pending.made = self._transfer.empty(views_BVTHWC.shape)
         np.copyto(pending.made.numpy(), views_BVTHWC)  # FFCV writes over its buffer
         for place, bad in enumerate(bad_B):
