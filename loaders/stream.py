@@ -5,7 +5,8 @@
             \\--draws--> FFCV's threads over a packed store ------------------------------/
 
 A thread makes the batches, two ahead of the consumer (`handover`); the tasks of the `prefetch_batches` after those are always out. What a
-batch holds depends on the sampler alone; workers and prefetching change when it arrives. A file that cannot be decoded is named in quarantine.csv, counted, and replaced by the sampler's next choice for that place.
+batch holds depends on the sampler alone; workers and prefetching change when it arrives. A file that cannot be decoded is named in
+quarantine.csv, counted, and replaced by the sampler's next choice for that place.
 """
 
 import atexit
@@ -110,7 +111,8 @@ class _Pending:
 class ClipStream:
     """Iterate over the ClipBatches of one rank, from `start` (epoch, step) until `epochs` are done. A context manager.
 
-    The consumer may keep a batch as long as it likes: its memory is used again only when no tensor refers to it. `sources` are the manifests that the sampler's draws refer to. With `device` a GPU the DALI graph decodes and crops there.
+    The consumer may keep a batch as long as it likes: its memory is used again only when no tensor refers to it. `sources` are the
+    manifests that the sampler's draws refer to. With `device` a GPU the DALI graph decodes and crops there.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -16,7 +17,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from test_loaders_stream import CONFIG, collect, row, same
+from test_loaders_stream import CONFIG as TWO_WORKERS
+from test_loaders_stream import collect, row, same
 
 from ppma.loaders import handover, pipeline, stream
 from ppma.loaders.errors import InputError
@@ -24,6 +26,8 @@ from ppma.loaders.handover import DEPTH, Ahead, CudaTransfer, KeptBuffers, Trans
 from ppma.loaders.manifest import Manifest
 from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
 from ppma.loaders.stream import ClipStream
+
+CONFIG = replace(TWO_WORKERS, workers=1)  # each takes half a second of CPU to start
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +37,12 @@ def manifest(tmp_path_factory, write_clip):
     for number in range(8):
         write_clip(root / f"{number}.mp4", frames=24, colour=(30 * number, 128, 128))
     return Manifest.from_clips([row(f"{n}.mp4", n % 3) for n in range(8)], root=root, name="made")
+
+
+@pytest.fixture(scope="module")
+def whole(manifest):
+    """The batches of six epochs."""
+    return collect(manifest, config=CONFIG, epochs=6)
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +129,7 @@ def test_a_stream_closes_in_every_state(manifest, tmp_path):
         (generator_is_abandoned, manifest),
         (is_done, manifest),
     ):
-        made = make_stream(source, config=replace(CONFIG, workers=1))
+        made = make_stream(source)
         state(made)
         began = time.monotonic()
         made.close()
@@ -141,19 +151,19 @@ def test_a_worker_with_a_defect_of_ours_stops_the_run(manifest, monkeypatch):
         list(made)
 
 
-def test_a_stream_that_nobody_closes_does_not_keep_the_process(manifest):
+def test_a_stream_that_nobody_closes_does_not_keep_the_process(manifest, tmp_path):
+    (tmp_path / "made").write_bytes(pickle.dumps(([manifest], CONFIG)))
     program = f"""
+        import pickle
         from pathlib import Path
-        from test_loaders_stream import CONFIG, row
-        from test_loaders_handover import make_stream
-        from ppma.loaders.manifest import Manifest
-        rows = [row(f"{{n}}.mp4", 0) for n in range(8)]
-        stream = make_stream(Manifest.from_clips(rows, root=Path({str(manifest.root)!r}), name="made"))
+        from ppma.loaders.sampler import TrainingSampler
+        from ppma.loaders.stream import ClipStream
+        sources, config = pickle.loads(Path({str(tmp_path / "made")!r}).read_bytes())
+        stream = ClipStream(TrainingSampler(sources, config, seed=5, batch_clips=4), sources, config)
         print(len(next(iter(stream)).label_B))
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", textwrap.dedent(program)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "8\n", "")
 
 
@@ -183,17 +193,24 @@ def test_a_buffer_is_used_again_only_when_nothing_refers_to_it():
     assert buffers.empty((2, 8)).data_ptr() == address
 
 
-def test_batches_that_are_kept_stay_as_they_were_and_dropped_ones_give_their_memory_back(manifest):
-    whole = collect(manifest, epochs=4)
-    copies = [batch.frames_BTHWC.clone() for batch in collect(manifest, epochs=4)]
-    assert all(torch.equal(batch.frames_BTHWC, copy) for batch, copy in zip(whole, copies, strict=True))
+def test_batches_that_are_kept_stay_as_they_were_and_dropped_ones_give_their_memory_back(manifest, whole):
+    held, copies, addresses = [], [], set()
     with make_stream(manifest, epochs=10) as made:
-        addresses = {batch.frames_BTHWC.data_ptr() for batch in made}
+        for number, batch in enumerate(made):
+            if number < 6:
+                held.append(batch)
+                copies.append(batch.frames_BTHWC.clone())
+            else:
+                addresses.add(batch.frames_BTHWC.data_ptr())
+    assert all(torch.equal(batch.frames_BTHWC, copy) for batch, copy in zip(held, copies, strict=True))
+    assert all(same(batch, theirs) for batch, theirs in zip(held, whole[:6], strict=True))
     assert len(addresses) <= DEPTH + 3  # the queue, one in the making, one in use, one not yet dropped
 
 
 def test_columns_begin_where_kernels_want_them(manifest):
-    (batch, *_) = collect(manifest, rank=0, world_size=4)  # 2 rows of int64: 16 bytes each, were they packed
+    (batch, *_) = collect(
+        manifest, config=CONFIG, rank=0, world_size=4
+    )  # 2 rows of int64: 16 bytes each, were they packed
     columns = [t for t in batch.tensors() if t.dtype == torch.int64]
     assert len(columns) == 6
     for column in columns:
@@ -257,8 +274,7 @@ class LateDevice(Transfer):
 
 
 @pytest.mark.parametrize("prefetch", [1, 2, 3])
-def test_shared_memory_is_written_over_only_after_the_device_has_read_it(manifest, monkeypatch, prefetch):
-    whole = collect(manifest, epochs=6)
+def test_shared_memory_is_written_over_only_after_the_device_has_read_it(manifest, whole, monkeypatch, prefetch):
     monkeypatch.setattr(stream, "transfer_to", LateDevice)
     late = []
     with make_stream(manifest, config=replace(CONFIG, prefetch_batches=prefetch), epochs=6) as made:
@@ -353,11 +369,10 @@ def test_memory_that_cannot_be_locked_is_said_and_the_error_is_taken_from_the_ru
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("lockable", [True, False])
-def test_a_gpu_gets_the_cpus_batches_without_a_host_wait(manifest, monkeypatch, lockable):
+def test_a_gpu_gets_the_cpus_batches_without_a_host_wait(manifest, whole, monkeypatch, lockable):
     """The consumer is busy with each batch for a while, so that memory which came back too early would be written over."""
     if not lockable:
         monkeypatch.setattr(CudaTransfer, "lock", Transfer.lock)
-    whole = collect(manifest, epochs=6)
     sums = []
     with make_stream(manifest, epochs=6, device="cuda") as there:
         first = there.take()
