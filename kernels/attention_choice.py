@@ -2,10 +2,10 @@
 
     (batch, tokens, heads, head width, type, device)  ->  backend, and for our kernel the config of each of its parts
 
-A measurement replays CUDA graphs of a forward and a backward pass over rotating inputs (`timing`), a few seconds for a
-backend, 20 s for the configs of our kernel. The answers are kept in ~/.cache/ppma/attention.json (XDG_CACHE_HOME moves
-it) under the names of the GPU and the versions of torch and triton: another card or release measures again. The choice
-and the times go to the log.
+A measurement replays CUDA graphs of a forward and a backward pass over rotating inputs (`timing`), once for each backend
+and each config of our kernel. The answers are kept in ~/.cache/ppma/attention.json (XDG_CACHE_HOME moves it) under the
+names of the GPU and the versions of torch and triton: another card or release measures again. The choice and the times
+go to the log.
 
 | backend | kernel |
 |---|---|
