@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Sizes that a decoder takes, in pixels of a frame."""
+    """What a decoder takes of a codec; sizes are those of a frame in pixels."""
 
     smallest: tuple[int, int] = (1, 1)
     """Width, height."""
@@ -15,6 +15,8 @@ class Limits:
     """Most blocks of 16 x 16 pixels in a frame."""
     multiple: int = 1
     """Of which width and height are multiples."""
+    single: bool = False
+    """Each packet must hold one picture, as those of VP9 with alternate references do not."""
 
     def refuse(self, width: int, height: int) -> str:
         """Return why the size cannot be decoded; empty where it can."""
@@ -28,17 +30,18 @@ class Limits:
 
 
 Codecs = Mapping[str, Limits]
-"""Codec -> sizes of a decoder that takes it."""
+"""Codec -> what a decoder takes of it."""
 DALI_CPU_CODECS: Codecs = dict.fromkeys(("vp8", "vp9", "mjpeg"), Limits())
 """What DALI 2.4 decodes without a GPU; everything else raises there."""
 DALI_GPU_CODECS: Codecs = {
     "h264": Limits(smallest=(48, 16), largest=(4096, 4096), macroblocks=65536, multiple=2),
     "hevc": Limits(smallest=(144, 144), largest=(8192, 8192), macroblocks=262144, multiple=2),
     "vp8": Limits(smallest=(48, 16), largest=(4096, 4096), macroblocks=65536, multiple=2),
-    "vp9": Limits(smallest=(128, 128), largest=(8192, 8192), macroblocks=262144, multiple=2),
+    "vp9": Limits(smallest=(128, 128), largest=(8192, 8192), macroblocks=262144, multiple=2, single=True),
     "mpeg4": Limits(smallest=(48, 16), largest=(2032, 2032), macroblocks=8192, multiple=2),
 }
 """What NVDEC decodes through DALI 2.4, in 8-bit 4:2:0 only. The sizes are those that drivers report (cuvidGetDecoderCaps, printed by
 nvdecinfo, github.com/philipl/nv-video-info, pull request 7, and by nvidia-vaapi-driver); profiles stand in NVIDIA's NVDEC application note,
-table 1. Hopper has no AV1 decoder, and DALI pairs packets with pictures in a way that AV1's repeated frames would shift. DALI's list of GPU
-codecs (frames_decoder_gpu.cc) leaves out MJPEG. Its color kernel finds the chroma at height * pitch: odd sizes go to PyAV."""
+table 1. AV1 is not here: Hopper has no decoder for it, and DALI pairs packets with pictures in a way that its repeated frames would shift.
+DALI numbers every picture of a VP9 packet, also those that are not shown. Its list of GPU codecs leaves out MJPEG (both in
+frames_decoder_gpu.cc). Its color kernel looks for the chroma at height * pitch (color_space.cu): odd sizes are left to PyAV."""

@@ -29,7 +29,7 @@ import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from ppma.loaders.decoders import Codecs
+from ppma.loaders.decoders import Codecs, Limits
 from ppma.loaders.draws import ClipInput
 from ppma.loaders.errors import BadClip, InputError
 from ppma.loaders.formats import FRAME_FOLDER_FPS, list_frames
@@ -425,7 +425,7 @@ def _remuxed_window(path: Path, start: float, end: float, count: int, codecs: Co
             window = _demux(container, stream, start, end)
         except (_NoPacketTimes, _SeekedTooFar):
             raise NotForDali(f"{codec} without usable packet times") from None
-        if reason := _why_not(stream, window, codec):
+        if reason := _why_not(stream, window, codec, codecs[codec]):
             raise NotForDali(reason)
         wanted = choose_frames(window.times, start, end, count)
         packets = window.shown
@@ -443,13 +443,13 @@ def _remuxed_window(path: Path, start: float, end: float, count: int, codecs: Co
         )
 
 
-def _why_not(stream: av.VideoStream, window: _Window, codec: str) -> str:
+def _why_not(stream: av.VideoStream, window: _Window, codec: str, limits: Limits) -> str:
     """Return why DALI would give other frames or colors than PyAV; empty where both agree.
 
-    Frames: DALI 2.4 numbers packets by presentation time (frames_decoder_base.cc, BuildIndex) and on a GPU gives pictures the times of
-    packets in the order of decoding (frames_decoder_gpu.cc, HandlePictureDisplay), so each packet must give one picture and show it.
-    NVDEC's parser skips leading pictures, which shifts all that follow; those of HEVC and MPEG-4 are left out here, as no other picture
-    refers to them. Those of H.264 may be referred to, and DALI counts IDR pictures only as its key frames.
+    Frames: DALI's `decoders.video` numbers pictures in the order of their times, and on a GPU gives the times of packets to pictures in the
+    order of decoding, shown or not (frames_decoder_gpu.cc, HandlePictureDisplay and ReadNextFrameWithoutIndex). So each packet must give
+    one picture and show it. NVDEC's parser skips leading pictures, which shifts all that follow; those of HEVC and MPEG-4 are left out
+    here, as no other picture refers to them. Those of H.264 may be referred to, and DALI takes IDR pictures only for key frames.
 
     Colors: on a GPU DALI converts by BT.601, limited or full range as the bit stream says (color_space.cu, InitGpuDecoder); on a CPU by
     swscale's default, BT.601 with the range of the pixel format (frames_decoder_cpu.cc, CopyToOutput). No tag of a matrix is read. PyAV's
@@ -464,8 +464,12 @@ def _why_not(stream: av.VideoStream, window: _Window, codec: str) -> str:
         return f"{codec} with two pictures at one time"
     if codec == "h264" and not _starts_with_idr(first, stream.codec_context.extradata or b""):
         return "open groups of H.264"
-    if codec == "vp9" and any(memoryview(packet)[0] >> 3 & 1 for packet in window.shown):
-        return "VP9 that shows a picture again"
+    if (
+        codec == "vp9"
+        and limits.single
+        and any(_is_repeat_or_superframe(memoryview(packet)) for packet in window.shown)
+    ):
+        return "vp9 with pictures that are not shown, or shown again"
     frames = [*stream.codec_context.decode(first), *stream.codec_context.decode(None)]
     if not frames:
         return f"a key frame of {codec} that does not decode alone"
@@ -479,6 +483,14 @@ def _why_not(stream: av.VideoStream, window: _Window, codec: str) -> str:
     if frame.color_range == _FULL_RANGE and not _full_range_in_stream(stream, first, codec):
         return f"full-range colors that the bit stream of {codec} does not tell DALI of"
     return ""
+
+
+def _is_repeat_or_superframe(data: memoryview) -> bool:
+    """Whether a VP9 packet shows a picture again (show_existing_frame), or holds several (annex B of its specification)."""
+    mark = data[-1]
+    index_bytes = 2 + ((mark >> 3 & 3) + 1) * ((mark & 7) + 1)
+    superframe = mark >> 5 == 0b110 and len(data) > index_bytes and data[-index_bytes] == mark
+    return bool(data[0] >> 3 & 1) or superframe
 
 
 def _starts_with_idr(packet: av.Packet, extradata: bytes) -> bool:

@@ -228,3 +228,27 @@ def test_real_clips_equal_a_decode_of_the_whole_file(real_videos, clip_tree):
         for start in (0.0, 0.6, max(0.0, times[-1] - 2.7)):
             expected = frames[choose_frames(times, start, start + 2.7, 16)]
             assert np.array_equal(read_window(Path(path), start, start + 2.7, 16), expected), (path.name, start)
+
+
+@pytest.mark.parametrize("kind", ["superframe", "repeat"])
+def test_packets_of_vp9_that_give_more_or_less_than_one_picture(tmp_path, write_clip, kind):
+    """A superframe, here of one picture with its index behind it, and a picture that is shown again."""
+    source, path = write_clip(tmp_path / "clip.webm", frames=30, fps=25, codec="libvpx-vp9"), tmp_path / "other.webm"
+    with av.open(str(source)) as container, av.open(str(path), "w") as out:
+        copy = out.add_stream_from_template(container.streams.video[0])
+        for number, packet in enumerate(p for p in container.demux(video=0) if p.size):
+            data = bytes(packet)
+            if number == 13:
+                mark = 0b11001000  # one picture, two bytes of size
+                index = bytes([mark]) + len(data).to_bytes(2, "little") + bytes([mark])
+                data = data + index if kind == "superframe" else b"\x88"  # shows the picture in slot 0
+            new = av.Packet(data)
+            new.pts, new.dts, new.time_base = packet.pts, packet.dts, packet.time_base
+            new.is_keyframe, new.stream = packet.is_keyframe, copy
+            out.mux(new)
+    assert len(read_window(path, 0.2, 0.9, 6)) == 6
+    single = {"vp9": Limits(single=DALI_GPU_CODECS["vp9"].single)}
+    assert encoded_window(path, 0.0, 0.4, 6, single).kind == "video"
+    assert encoded_window(path, 0.2, 0.9, 6, DALI_CPU_CODECS).kind == "video"
+    with pytest.raises(NotForDali, match="vp9"):
+        encoded_window(path, 0.2, 0.9, 6, single)
