@@ -214,7 +214,10 @@ def disassemble(cubin: bytes) -> tuple[str, str]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        commands = ([BINARIES / "nvdisasm", "-c", file.name], [BINARIES / "cuobjdump", "-res-usage", file.name])
+        commands = (
+            [str(BINARIES / "nvdisasm"), "-c", file.name],
+            [str(BINARIES / "cuobjdump"), "-res-usage", file.name],
+        )
         sass, usage = (subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in commands)
     return sass, usage
 
