@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ class CompiledKernel:
         return found
 
 
-def random_qkv(tokens: int, heads: int, width: int, dtype: torch.dtype) -> Tensor:
+def packed_projection(tokens: int, heads: int, width: int, dtype: torch.dtype) -> Tensor:
     """Return a packed projection of two clips."""
     return torch.zeros(2, tokens, 3 * heads * width, dtype=dtype, requires_grad=True)
 
@@ -95,7 +96,7 @@ def attention_launches(shapes: Sequence[tuple[int, int, int]], *, dtype: torch.d
         offered = [len(configs(kernel, width)) for kernel in KERNELS]
         for i in range(max(offered) if all_configs else 1):
             out_BNC, _ = attention_triton(
-                random_qkv(tokens, heads, width, dtype), heads, [min(i, n - 1) for n in offered]
+                packed_projection(tokens, heads, width, dtype), heads, [min(i, n - 1) for n in offered]
             )
             out_BNC.sum().backward()
 
@@ -130,44 +131,42 @@ def erase_launches(*, dtype: torch.dtype) -> None:
     erase_triton(patches, box, key, (8, 14, 14), PATCH)
 
 
-def randaugment_launches(*, dtype: torch.dtype) -> None:
-    """Launch RandAugment on two views of the paper's size."""
+def randaugment_launches() -> None:
+    """Launch a warp and a table of levels on two views."""
     from ppma.kernels.randaugment_program import Operation, write_program
     from ppma.kernels.randaugment_triton import randaugment_triton
 
-    program = write_program([[(Operation.EQUALIZE, [0.0]), (Operation.SHARPNESS, [1.5])], []])
-    randaugment_triton(torch.zeros(2, 16, 224, 224, 3, dtype=dtype), program)
+    operations = [(Operation.WARP, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)), (Operation.EQUALIZE, ())]
+    randaugment_triton(torch.zeros(2, 16, 224, 224, 3, dtype=torch.uint8), write_program([operations] * 2))
 
 
 PAPER = ((157, 12, 64), (1568, 16, 24))
-"""Attention of stage 1's encoder and decoder: tokens, heads, head width."""
-OTHER = ((1568, 12, 64), (1568, 16, 80), (5, 1, 7))
-"""Stage 2, the huge model, and sizes that divide by nothing."""
+"""Attention of stage 1's encoder and decoder: tokens, heads, head width. Stage 2 launches the encoder's kernels."""
+OTHER = ((1568, 16, 80), (5, 1, 7))
+"""The huge model, and sizes that divide by nothing."""
 
 
-def launches(capability: int) -> Iterator[tuple[str, str, Callable[[], None]]]:
+def launches(capability: int, *, thorough: bool) -> Iterator[tuple[str, str, Callable[[], None]]]:
     """Yield (case, type, launching function).
 
-    Everything is compiled for Hopper, what the paper's sizes launch for the others. float32 attention is left out: on a
-    GPU it is PyTorch's.
+    What the paper's sizes launch is compiled for every GPU, other sizes and types for Hopper. float32 attention is left
+    out: on a GPU it is PyTorch's. Thorough: all configs of attention instead of the first.
     """
-    hopper = capability == 90
 
     def of(dtype: torch.dtype, case: str, launch: Callable[..., None], *args: Any, **settings: Any) -> Any:
         return case, str(dtype).removeprefix("torch."), lambda: launch(*args, dtype=dtype, **settings)
 
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
-    yield of(bf16, "paper", attention_launches, PAPER, all_configs=hopper)
+    yield of(bf16, "paper", attention_launches, PAPER, all_configs=thorough)
     yield of(bf16, "aligned", patch_launches, patch=PATCH, aligned=True)
-    yield of(bf16, "aligned", erase_launches)
-    yield of(torch.uint8, "aligned", randaugment_launches)
-    if hopper:
-        yield of(bf16, "other", attention_launches, OTHER, all_configs=False)
-        yield of(fp16, "paper", attention_launches, PAPER, all_configs=False)
+    yield of(bf16, "paper", erase_launches)
+    if capability == 90:
+        yield "paper", "uint8", randaugment_launches
+        yield of(bf16, "other", attention_launches, OTHER, all_configs=thorough)
+        yield of(fp16, "paper", attention_launches, PAPER[1:], all_configs=thorough)
+        yield of(fp32, "aligned", patch_launches, patch=PATCH, aligned=True)
         yield of(bf16, "unaligned", patch_launches, patch=PATCH, aligned=False)
         yield of(bf16, "14 x 14", patch_launches, patch=(2, 14, 14), aligned=True)
-        for dtype in (fp16, fp32):
-            yield of(dtype, "aligned", patch_launches, patch=PATCH, aligned=True)
 
 
 class _Driver:
@@ -214,11 +213,11 @@ def disassemble(cubin: bytes) -> tuple[str, str]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        commands = (
-            [str(BINARIES / "nvdisasm"), "-c", file.name],
-            [str(BINARIES / "cuobjdump"), "-res-usage", file.name],
+        commands = (("nvdisasm", "-c", file.name), ("cuobjdump", "-res-usage", file.name))
+        sass, usage = (
+            subprocess.run([str(BINARIES / tool), *rest], capture_output=True, text=True, check=True).stdout
+            for tool, *rest in commands
         )
-        sass, usage = (subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in commands)
     return sass, usage
 
 
@@ -236,11 +235,11 @@ def access(opcode: str) -> str | None:
     return f"{'store' if name == 'STG' else 'load'} {bits}"
 
 
-def compile_kernels(capability: int) -> list[CompiledKernel]:
+def compile_kernels(capability: int, *, thorough: bool = False) -> list[CompiledKernel]:
     """Compile everything for a compute capability; needs a process in which Triton is not interpreted."""
     found = []
     seen: set[str] = set()
-    for case, dtype, launch in launches(capability):
+    for case, dtype, launch in launches(capability, thorough=thorough):
         with recorded(capability) as made:
             launch()
         for key, (function, compiled, grid) in made.items():
@@ -274,24 +273,31 @@ def compile_kernels(capability: int) -> list[CompiledKernel]:
     return found
 
 
-def table(capabilities: Sequence[int] = CAPABILITIES, *, processes: int = 2) -> list[CompiledKernel]:
-    """Compile everything for these capabilities in processes of their own, which run Triton's compiler."""
+def table(capabilities: Sequence[int] = CAPABILITIES, *, thorough: bool = False) -> list[CompiledKernel]:
+    """Compile everything, two capabilities at a time, in processes of their own that run Triton's compiler.
+
+    Args:
+        capabilities: Compute capabilities without the point, such as 90.
+        thorough: All configs of attention instead of the first.
+
+    Raises:
+        RuntimeError: A kernel does not compile.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    with tempfile.TemporaryDirectory() as folder:
-        files = {c: Path(folder) / f"{c}.json" for c in capabilities}
-        waiting = [[sys.executable, "-m", "ppma.kernels.ahead_of_time", str(c), str(files[c])] for c in capabilities]
-        running: list[subprocess.Popen[bytes]] = []
-        while waiting or running:
-            while waiting and len(running) < processes:
-                running.append(subprocess.Popen(waiting.pop(0), env=environment, stderr=subprocess.PIPE))
-            process = running.pop(0)
-            _, errors = process.communicate()
-            if process.returncode:
-                raise RuntimeError(f"ahead-of-time compilation failed: {errors.decode()[-3000:]}")
-        rows = [row for file in files.values() for row in json.loads(file.read_text())]
-    return [CompiledKernel(**row | {"grid": tuple(row["grid"])}) for row in rows]
+
+    def compiled(capability: int) -> list[CompiledKernel]:
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            asked = [str(capability), str(int(thorough)), file.name]
+            command = [sys.executable, "-m", "ppma.kernels.ahead_of_time", *asked]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"ahead-of-time compilation failed: {done.stderr[-3000:]}")
+            return [CompiledKernel(**row | {"grid": tuple(row["grid"])}) for row in json.loads(file.read().decode())]
+
+    with ThreadPoolExecutor(2) as pool:
+        return [kernel for kernels in pool.map(compiled, capabilities) for kernel in kernels]
 
 
 if __name__ == "__main__":
-    made = compile_kernels(int(sys.argv[1]))
-    Path(sys.argv[2]).write_text(json.dumps([dataclasses.asdict(kernel) for kernel in made]))
+    made = compile_kernels(int(sys.argv[1]), thorough=sys.argv[2] == "1")
+    Path(sys.argv[3]).write_text(json.dumps([dataclasses.asdict(kernel) for kernel in made]))

@@ -1,0 +1,79 @@
+"""Registers, spills, shared memory and instructions of every Triton kernel, compiled for GPUs that are not here.
+
+    python benchmarks/kernel_table.py
+    python benchmarks/kernel_table.py --capability 90 --thorough
+
+Needs no GPU. Exits with 1 where a kernel spills, does not fit, or misses the tensor cores.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ppma.command import DONE, parse, run
+from ppma.kernels import ahead_of_time
+from ppma.loaders.errors import InputError
+
+HEAD = (
+    "sm",
+    "kernel",
+    "case",
+    "type",
+    "block",
+    "warps",
+    "registers",
+    "shared",
+    "products",
+    "global accesses",
+    "problems",
+)
+HIDDEN = ("D", "DP", "PT", "PH", "PW", "TAIL", "WIDEN", "FOLDED", "NORMALIZE", "HAS_IDX", "PURPOSE")
+"""Constants that the other columns tell already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """Compile every kernel ahead of time and print what came out."""
+
+    capability: tuple[int, ...] = ahead_of_time.CAPABILITIES
+    """Compute capabilities without the point."""
+    thorough: bool = False
+    """Compile all configs of attention, not only the first."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.capability) - set(ahead_of_time.CAPABILITIES):
+            allowed = ", ".join(map(str, ahead_of_time.CAPABILITIES))
+            raise InputError(f"--capability {sorted(unknown)[0]}: choose among {allowed}")
+
+
+def cells(kernel: ahead_of_time.CompiledKernel) -> tuple[str, ...]:
+    """Return the texts of a row."""
+    width = f" D{kernel.constants['D']}" if "D" in kernel.constants else ""
+    block = " ".join(f"{name.lower()} {value}" for name, value in kernel.constants.items() if name not in HIDDEN)
+    products = kernel.instructions.get(ahead_of_time.TENSOR_CORE[kernel.capability], 0)
+    accesses = ", ".join(f"{count} {access}" for access, count in sorted(kernel.accesses.items()))
+    numbers = (kernel.warps, kernel.registers, kernel.shared_bytes, products or "-")
+    return (
+        str(kernel.capability), kernel.kernel + width, kernel.case, kernel.dtype, block, *map(str, numbers),
+        accesses, "; ".join(kernel.problems),
+    )  # fmt: skip
+
+
+def aligned(rows: list[tuple[str, ...]]) -> str:
+    """Return rows as lines whose columns line up."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def main(argv: list[str]) -> int:
+    """Print the table."""
+    config = parse(TableConfig, argv, prog="kernel_table")
+    made = ahead_of_time.table(config.capability, thorough=config.thorough)
+    print(aligned([HEAD, *map(cells, made)]))
+    return 1 if any(kernel.problems for kernel in made) else DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], prog="kernel_table"))

@@ -1,0 +1,78 @@
+"""Every Triton kernel compiles for GPUs that are not here, fits them, and uses what they are fast at."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+from ppma.kernels import ahead_of_time
+
+KERNELS = Path(ahead_of_time.__file__).parent
+SMS, ISSUES_PER_SECOND, BYTES_PER_SECOND = 132, 4 * 1.755e9, 4.3e12
+"""An H200: multiprocessors, instructions that one issues per second, and the bandwidth of a large copy."""
+
+
+@pytest.fixture(scope="module")
+def table():
+    return ahead_of_time.table()
+
+
+def test_every_kernel_compiles_without_a_problem(table):
+    found = [f"{k.capability} {k.kernel} {k.case} {k.dtype} {k.constants}: {p}" for k in table for p in k.problems]
+    assert found == []
+    assert {k.capability for k in table} == set(ahead_of_time.CAPABILITIES)
+
+
+def test_no_kernel_is_left_out(table):
+    defined = {
+        line.removeprefix("def ").split("(")[0]
+        for file in KERNELS.glob("*_triton.py")
+        for line in file.read_text().splitlines()
+        if line.startswith("def ") and "_kernel(" in line
+    }
+    assert {f"{k.kernel}_kernel" for k in table if k.capability == 90} == defined
+
+
+def test_patches_move_16_bytes_at_a_time_where_they_are_aligned(table):
+    """The JIT compiles another kernel for frames that are not, with narrow loads: alignment is checked at the launch."""
+    patches = [k for k in table if "WIDE" in k.constants]
+    aligned = [k for k in patches if k.case == "aligned"]
+    assert len(aligned) >= 4 * len(ahead_of_time.CAPABILITIES)
+    for kernel in aligned:
+        assert kernel.accesses["load 128"] >= 3
+        assert kernel.kernel == "pixel_loss" or kernel.accesses["store 128"] >= 6
+    assert all(k.accesses["load 8"] for k in patches if k.case == "unaligned")
+
+
+def test_memory_bound_kernels_wait_for_memory_and_not_for_instructions(table):
+    """A program is one warp and one patch: its instructions must issue in less time than its bytes take."""
+    patch_bytes = {"patchify": 1536 + 3072, "pixel_loss": 1536 + 3072, "pixel_loss_gradient": 1536 + 2 * 3072}
+    for kernel in table:
+        if kernel.capability == 90 and kernel.case == "aligned" and kernel.dtype == "bfloat16":
+            issue = kernel.warps * sum(kernel.instructions.values()) / (SMS * ISSUES_PER_SECOND)
+            assert issue < patch_bytes[kernel.kernel] / BYTES_PER_SECOND, kernel
+
+
+@pytest.mark.slow
+def test_every_config_of_attention_compiles_without_a_problem():
+    found = [f"{k.capability} {k}: {p}" for k in ahead_of_time.table(thorough=True) for p in k.problems]
+    assert found == []
+
+
+def test_problems_are_named():
+    fine = ahead_of_time.CompiledKernel(
+        capability=90, kernel="forward", case="aligned", dtype="bfloat16", grid=(1, 1), constants={"WIDE": True},
+        warps=4, stages=2, registers=128, stack_bytes=0, spills=0, shared_bytes=1024, multiplies=True,
+        instructions={"HGMMA": 8}, accesses={"load 128": 3},
+    )  # fmt: skip
+    assert fine.problems == []
+    for change in (
+        {"shared_bytes": 228 * 1024},
+        {"stack_bytes": 8},
+        {"spills": 1},
+        {"instructions": {"HMMA": 64}},
+        {"accesses": {"load 128": 3, "store 16": 4}},
+        {"accesses": {"load 32": 12}},
+    ):
+        assert len(replace(fine, **change).problems) == 1, change
