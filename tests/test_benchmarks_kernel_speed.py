@@ -108,7 +108,7 @@ class FakeGraph:
 
         stream = types.SimpleNamespace(wait_stream=lambda other: None)
         self.cuda = types.SimpleNamespace(
-            Event=Event, CUDAGraph=Graph, graph=lambda graph: Block("capture"), stream=lambda side: Block("side"),
+            Event=Event, CUDAGraph=Graph, graph=lambda graph, capture_error_mode: Block("capture"), stream=lambda side: Block("side"),
             Stream=lambda: stream, current_stream=lambda: stream, synchronize=lambda: log.append("synchronize"),
             get_device_properties=lambda device: types.SimpleNamespace(L2_cache_size=50 * 2**20),
         )  # fmt: skip
