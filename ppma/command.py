@@ -17,7 +17,10 @@ from typing import TypeVar
 
 import tyro
 
+from ppma.gpu_errors import remedy
 from ppma.loaders.errors import InputError
+
+log = logging.getLogger(__name__)
 
 DONE, WRONG_INPUT, RUN_AGAIN, INTERRUPTED = 0, 2, 75, 130
 
@@ -61,13 +64,23 @@ def _one_line(box: str) -> str:
 
 
 def run(main: Callable[[list[str]], int], argv: list[str], *, prog: str) -> int:
-    """Call a command's main and return the exit code. An InputError is one line on stderr; a defect of ours keeps its traceback."""
+    """Call a command's main and return the exit code.
+
+    An InputError, and a GPU that is too small, too old or without its driver, is one line on stderr; a defect of ours keeps its traceback.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return main(argv)
     except InputError as error:
         message = " ".join(str(error).split())
         sys.stderr.write(f"{prog}: {message}\n")
+        return WRONG_INPUT
+    except RuntimeError as error:
+        line = remedy(error)
+        if line is None:
+            raise
+        log.debug("the error in full", exc_info=True)
+        sys.stderr.write(f"{prog}: {line}\n")
         return WRONG_INPUT
     except BrokenPipeError:  # `ppma ... | head`: nobody reads on, and Python would complain once more when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

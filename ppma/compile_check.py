@@ -216,7 +216,7 @@ def warm(
 
 def cache_environment(folder: Path) -> dict[str, str]:
     """Environment variables that make inductor and Triton keep their caches in this folder."""
-    return {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TRITON_CACHE_DIR": str(folder / "triton" / "0")}
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TRITON_CACHE_DIR": str(folder / "triton")}
 
 
 # ------------------------------------------------------------------ in the compiling process: everything below imports torch

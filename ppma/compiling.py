@@ -41,6 +41,8 @@ def keep_results() -> None:
         log.warning("what torch.compile makes is not kept between runs: %s", error)
         return
     os.environ[FOLDER] = str(folder)
+    # Also for our own kernels, which run before inductor sets it.
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
 
 
 class Clock:
@@ -49,7 +51,7 @@ class Clock:
     def __init__(self) -> None:
         from torch._dynamo.callback import on_compile_end, on_compile_start
 
-        self.seconds, self._told, self._began = 0.0, 0.0, 0.0
+        self.seconds, self._told, self._began, self._breaks = 0.0, 0.0, 0.0, 0
         on_compile_start(self._start)
         on_compile_end(self._end)
 
@@ -60,7 +62,7 @@ class Clock:
         self.seconds += time.perf_counter() - self._began
 
     def report(self) -> None:
-        """Log what was compiled since the last call, if anything was."""
+        """Log what was compiled since the last call, if anything was, and warn of graph breaks."""
         from torch._dynamo.utils import counters
 
         if self.seconds == self._told:
@@ -68,6 +70,13 @@ class Clock:
         hits, misses = (counters["inductor"][f"fxgraph_cache_{what}"] for what in ("hit", "miss"))
         took, self._told = self.seconds - self._told, self.seconds
         log.info("torch.compile took %.1f s; %d of %d graphs from %s", took, hits, hits + misses, os.environ[FOLDER])
+        breaks = counters["graph_break"]
+        if (count := sum(breaks.values())) > self._breaks:
+            self._breaks = count
+            reason = " ".join(next(iter(breaks)).split())[:300]
+            log.warning(
+                "torch.compile breaks the step into pieces at %d places, which makes it slower: %s", count, reason
+            )
 
 
 @cache

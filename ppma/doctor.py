@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ppma.command import DONE, parse
+from ppma.doctor_compile import compile_gpu
 
 FAULTY = 1
 
@@ -28,6 +29,10 @@ PAIRS: dict[str, tuple[str, str]] = {"2.11": ("0.26", "3.6.0"), "2.13": ("0.28",
 """torch: (its torchvision, its triton), the pairs that were tested. Sources: torchvision's README, the requirements of torch's wheels."""
 DRIVER_OF_DALI = {"nvidia-dali-cuda130": 580, "nvidia-dali-cuda120": 525}
 """The oldest driver of each DALI build: CUDA 13 and 12 compatibility tables of NVIDIA."""
+BFLOAT16_FROM = 80
+"""The first compute capability with bfloat16 matrix units."""
+CROWDED = 0.25
+"""Share of a GPU's memory above which other processes are in the way; the context of `ppma doctor` itself takes under 1 GiB."""
 PACKAGES = (
     *(
         "torch",
@@ -55,6 +60,9 @@ class Doctor:
 
     json: bool = False
     """Write one JSON object in place of the tables."""
+    compile_gpu: bool = False
+    """Only compile the training steps for this machine's GPU, or for an H100 or H200 where there is none, and show their kernels.
+    Minutes on one core; exit code 1 when a step does not compile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +75,14 @@ class Machine:
     """CUDA version torch was built for; None: a CPU build."""
     gpus: tuple[str, ...] = ()
     """Name and memory of each GPU that torch can use."""
+    capabilities: tuple[int, ...] = ()
+    """Compute capability of each of them, for example 90."""
+    built_for: tuple[int, ...] = ()
+    """Compute capabilities that this torch has code for."""
+    gpu_used_gib: tuple[float, ...] = ()
+    """GiB of each GPU's memory that is taken now."""
+    gpu_gib: tuple[float, ...] = ()
+    """GiB of memory of each GPU."""
     driver: str | None = None
     """NVIDIA driver version, whether torch can use it or not."""
     dali_cpu: tuple[str, ...] = ()
@@ -137,6 +153,23 @@ def _torch_faults(machine: Machine) -> list[Fault]:
     return found
 
 
+def _gpu_faults(machine: Machine) -> list[Fault]:
+    """GPUs that are too old for this torch or for bfloat16, and memory that others hold."""
+    found = []
+    for gpu, capability in zip(machine.gpus, machine.capabilities):
+        if machine.built_for and capability < min(machine.built_for):
+            what = f"{gpu} (sm_{capability}) is too old for torch {machine.versions.get('torch')}, built for sm_{min(machine.built_for)} on"
+            found.append(Fault(what, "take a newer GPU, or ppma train --device cpu"))
+        elif capability < BFLOAT16_FROM:
+            what = f"{gpu} (sm_{capability}) has no bfloat16, which runs compute in by default"
+            found.append(Fault(what, "ppma train --precision fp16"))
+    for index, (used, whole) in enumerate(zip(machine.gpu_used_gib, machine.gpu_gib)):
+        if used > CROWDED * whole:
+            what = f"{used:.0f} of {whole:.0f} GiB of GPU {index} are taken by other processes"
+            found.append(Fault(what, f"see `nvidia-smi`, or choose another by CUDA_VISIBLE_DEVICES (not {index})"))
+    return found
+
+
 def _dali_faults(machine: Machine) -> list[Fault]:
     versions, found = machine.versions, []
     builds = [name for name in DRIVER_OF_DALI if name in versions]
@@ -183,7 +216,7 @@ def _other_faults(machine: Machine) -> list[Fault]:
 
 def faults(machine: Machine) -> list[Fault]:
     """What does not fit together on this machine, each with the command that mends it."""
-    return _torch_faults(machine) + _dali_faults(machine) + _other_faults(machine)
+    return _torch_faults(machine) + _gpu_faults(machine) + _dali_faults(machine) + _other_faults(machine)
 
 
 def fast_paths(machine: Machine) -> list[FastPath]:
@@ -284,6 +317,14 @@ def _driver() -> str | None:
     return answer.stdout.split()[0] if answer.returncode == 0 and answer.stdout.strip() else None
 
 
+def _built_for() -> tuple[int, ...]:
+    """From names such as sm_90, sm_90a and compute_120."""
+    import torch
+
+    names = torch.cuda.get_arch_list() if torch.cuda.is_available() else []
+    return tuple(sorted({int("".join(filter(str.isdigit, name))) for name in names}))
+
+
 def _dali(device: str) -> tuple[str, ...]:
     command = [sys.executable, "-m", "ppma.doctor_codecs", device]
     answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
@@ -320,6 +361,7 @@ def probe() -> Machine:
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", 0) if cuda else torch.device("cpu")
     properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if cuda else []
+    memory = [torch.cuda.mem_get_info(i) for i in range(len(properties))]
     versions, torchvision, (ffmpeg, av_codecs) = _installed(), _torchvision(), _av_codecs()
     broken = {"torchvision": torchvision} if torchvision.startswith("not at all") else {}
     has_dali = importlib.util.find_spec("nvidia.dali") is not None
@@ -328,6 +370,10 @@ def probe() -> Machine:
         python=platform.python_version(),
         cuda_build=torch.version.cuda,
         gpus=tuple(f"{p.name}, {p.total_memory / 2**30:.0f} GiB" for p in properties),
+        capabilities=tuple(10 * p.major + p.minor for p in properties),
+        built_for=_built_for(),
+        gpu_used_gib=tuple((whole - free) / 2**30 for free, whole in memory),
+        gpu_gib=tuple(whole / 2**30 for _, whole in memory),
         driver=_driver(),
         dali_cpu=_dali("cpu") if has_dali else (),
         dali_gpu=_dali("gpu") if has_dali and cuda else (),
@@ -352,8 +398,10 @@ def _table(title: str, rows: Sequence[Sequence[str]]) -> Table:
 
 
 def main(argv: list[str]) -> int:
-    """`ppma doctor [--json]`: 0 when everything fits, 1 when a wrong pair was found."""
+    """Run `ppma doctor [--json] [--compile-gpu]`: 0 when everything fits, 1 when a wrong pair was found or a step does not compile."""
     config = parse(Doctor, argv, prog="ppma doctor")
+    if config.compile_gpu:
+        return compile_gpu(as_json=config.json)
     machine = probe()
     wrong, paths = faults(machine), fast_paths(machine)
     code = FAULTY if wrong else DONE

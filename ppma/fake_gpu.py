@@ -29,6 +29,8 @@ from ppma.loaders.errors import InputError
 KIB, GIB = 2**10, 2**30
 GPUS: dict[int, dict[str, Any]] = {
     80: {"name": "NVIDIA A100-SXM4-80GB", "processors": 108, "memory": 80 * GIB, "l2": 40, "block": 163, "processor": 164},
+    86: {"name": "NVIDIA A10", "processors": 72, "memory": 24 * GIB, "l2": 6, "block": 99, "processor": 100},
+    89: {"name": "NVIDIA L40S", "processors": 142, "memory": 48 * GIB, "l2": 96, "block": 99, "processor": 100},
     90: {"name": "NVIDIA H200", "processors": 132, "memory": 141 * GIB, "l2": 50, "block": 227, "processor": 228},
     100: {"name": "NVIDIA B200", "processors": 148, "memory": 180 * GIB, "l2": 126, "block": 227, "processor": 228},
 }  # fmt: skip

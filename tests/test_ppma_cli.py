@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 
 from ppma import __version__
 from ppma.cli import COMMANDS, main
@@ -82,6 +83,48 @@ def test_input_error_is_one_line_and_a_defect_keeps_its_traceback(capsys):
     assert capsys.readouterr().err == "ppma x: no file a.csv: make it\n"
     with pytest.raises(ZeroDivisionError):
         run(lambda argv: 1 // 0, [], prog="ppma x")
+
+
+OUT_OF_MEMORY = (
+    "CUDA out of memory. Tried to allocate 3.00 GiB. GPU 0 has a total capacity of 79.25 GiB of which 1.12 GiB is free."
+)
+TOO_OLD = (
+    "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors might be asynchronous."
+)
+OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver."
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "word"),
+    [
+        (torch.OutOfMemoryError, OUT_OF_MEMORY, "--accumulate 2"),
+        (torch.AcceleratorError, TOO_OLD, "ppma doctor"),
+        (RuntimeError, OLD_DRIVER, "update the NVIDIA driver"),
+    ],
+)
+def test_a_gpu_that_does_not_serve_is_one_line_with_the_remedy(kind, message, word, monkeypatch, capsys):
+    """Also where torch.compile wraps the error of the GPU in one of its own."""
+
+    def fail(config):
+        try:
+            raise kind(message)
+        except RuntimeError as error:
+            raise RuntimeError("backend='inductor' raised") from error
+
+    for work in (fail, lambda config: (_ for _ in ()).throw(kind(message))):
+        monkeypatch.setattr("ppma.train.train", work)
+        assert main(["train", "mae_nohuman"]) == WRONG_INPUT
+        error = capsys.readouterr().err
+        assert error.startswith("ppma train: ") and word in error and error.count("\n") == 1
+
+
+def test_any_other_runtime_error_keeps_its_traceback(monkeypatch):
+    def fail(config):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("ppma.train.train", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        main(["train", "mae_nohuman"])
 
 
 def test_interrupt_has_a_code_of_its_own():

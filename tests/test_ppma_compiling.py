@@ -19,6 +19,8 @@ def home(monkeypatch, tmp_path):
     """A cache of its own, no clock of an earlier test, nothing compiled yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv(compiling.FOLDER, default_cache_dir())  # as inductor does when it is imported
+    monkeypatch.setenv("TRITON_CACHE_DIR", "set here so that it is put back")
+    monkeypatch.delenv("TRITON_CACHE_DIR")
     compiling.clock.cache_clear()
     torch.compiler.reset()
     yield tmp_path / "cache" / "ppma" / "compiled"
@@ -28,6 +30,7 @@ def home(monkeypatch, tmp_path):
 def test_results_go_where_they_stay(home, monkeypatch):
     compiling.keep_results()
     assert home.is_dir() and os.environ[compiling.FOLDER] == str(home)
+    assert os.environ["TRITON_CACHE_DIR"] == str(home / "triton")
     monkeypatch.setenv(compiling.FOLDER, "/elsewhere")
     compiling.keep_results()
     assert os.environ[compiling.FOLDER] == "/elsewhere", "the user's own choice is left as it is"
@@ -61,6 +64,26 @@ def test_the_next_run_finds_what_was_compiled(home, caplog):
     first, second = compile_twice(module, lambda compiled: compiled(torch.randn(3, 4)), caplog)
     assert len(first) == len(second) == 1
     assert f"0 of 1 graphs from {home}" in first[0] and f"1 of 1 graphs from {home}" in second[0]
+
+
+def test_a_graph_break_is_a_warning_once(home, caplog):
+    """Matrix products alone, for which no C++ is written."""
+    module = nn.Linear(4, 4, bias=False).requires_grad_(False)
+
+    def broken(x):
+        y = x @ module.weight
+        torch._dynamo.graph_break()
+        return y @ module.weight
+
+    module.forward = broken
+    counters.clear()
+    compiled = compiling.compiled(module)
+    with caplog.at_level("INFO", logger="ppma.compiling"):
+        compiled(torch.randn(3, 4))
+        compiling.clock().report()
+        compiling.clock().report()
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1 and "graph_break" in warnings[0].getMessage()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from ppma import doctor
+from ppma.compile_check import CompileError, Kernel, StepReport
 from ppma.doctor import PAIRS, Machine, facts, fast_paths, faults
 from ppma.doctor_codecs import dali_codecs
 
@@ -31,6 +32,10 @@ H200 = replace(
     versions=CPU.versions | {"torch": "2.11.0+cu130", "torchvision": "0.26.0+cu130", "triton": "3.6.0"},
     cuda_build="13.0",
     gpus=("NVIDIA H200, 140 GiB",),
+    capabilities=(90,),
+    built_for=(75, 80, 90, 100),
+    gpu_used_gib=(1.0,),
+    gpu_gib=(140.0,),
     driver="580.95.05",
     dali_gpu=("h264", "hevc", "av1", "vp9", "jpeg"),
     kernels=(("attention, stage 2", "cuDNN", "the fastest of four"),),
@@ -70,6 +75,9 @@ def test_each_tested_pair_fits(torch):
         ),
         (replace(H200, driver="470.1"), "wants driver 580 or newer, here is 470.1", "update the driver"),
         (replace(H200, gpus=()), "cannot use the driver 580.95.05", "CUDA_VISIBLE_DEVICES"),
+        (replace(H200, capabilities=(60,)), "sm_60) is too old for torch 2.11.0+cu130", "newer GPU"),
+        (replace(H200, capabilities=(75,)), "sm_75) has no bfloat16", "--precision fp16"),
+        (replace(H200, gpu_used_gib=(70.0,)), "70 of 140 GiB of GPU 0 are taken", "nvidia-smi"),
         (replace(CPU, driver="580.95.05"), "is a build for the CPU", "torch==2.13.0"),
         (with_versions(CPU, nvidia_dali="1.0"), "placeholder", "pip uninstall nvidia-dali"),
         (with_versions(CPU, nvidia_dali_cuda120="2.4.0"), "overwrite each other", "pip uninstall nvidia-dali-cuda120"),
@@ -130,3 +138,35 @@ def test_exit_code_and_tables(machine, code, word, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "probe", lambda: machine)
     assert doctor.main([]) == code
     assert word in capsys.readouterr().out
+
+
+KERNEL = Kernel(name="k", registers=40, spill_bytes=0, shared_bytes=0, bytes_moved=8, launches=3, backward=False)
+STEP = StepReport(
+    phase="mae", arch=90, batch=128, depth=12, attention="triton", torch="2.11", triton="3.6", kernels=(KERNEL,), calls=(), graphs=2,
+    saved_bytes=0, compiled=1, found=0, seconds=1.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "word"),
+    [
+        (STEP, 0, "compile"),
+        (replace(STEP, kernels=(replace(KERNEL, name="greedy", spill_bytes=64),)), 1, "greedy spills 64"),
+        (replace(STEP, graphs=4), 1, "4 graphs"),
+        (CompileError("mae: no lowering for aten::odd"), 1, "no lowering for aten::odd"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_compile_gpu_says_what_does_not_compile(outcome, code, word, as_json, monkeypatch, capsys):
+    def check(phase, **_):
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr("ppma.doctor_compile.check", check)
+    assert doctor.main(["--compile-gpu", *(["--json"] if as_json else [])]) == code
+    said = capsys.readouterr().out
+    assert word in said or (as_json and not code)
+    assert "--compile off" in said or as_json or not code
+    if as_json:
+        assert bool(json.loads(said)["problems"]) == bool(code)
