@@ -88,7 +88,8 @@ def measure(
 ) -> rows.Row:
     """The row of one source and one reader."""
     device, batch = trainer.ranks.device, trainer.config.batch
-    loader = LoaderConfig(views=config.views, workers=config.workers, size=config.size, implementation=implementation)
+    shape = {"size": trainer.config.vit.size, "frames": trainer.config.vit.frames}
+    loader = LoaderConfig(views=config.views, workers=config.workers, implementation=implementation, **shape)
     clips = batch // config.views
     epoch_clips = clips * (WARM_UP + config.steps)
     sampler = TrainingSampler([manifest], loader, seed=0, batch_clips=clips, epoch_clips=epoch_clips)

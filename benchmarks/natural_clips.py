@@ -3,7 +3,7 @@
     seed  ->  frames (a 1/f texture under a moving camera, three textured bodies, sensor noise)  ->  DIR/<content>/... and Manifests
 
 Calibrated on Kinetics clips of 340 x 256: there JPEG at quality 90 takes 20 kB a frame, here 22 kB, and H.264 (x264's defaults) has
-B-frames and bit rates in the range found there.
+B-frames and bit rates in the range found there. The width is a multiple of 16, of which DALI keeps its decoders from clip to clip.
 """
 
 import json
@@ -25,7 +25,7 @@ from ppma.loaders.manifest import Clip, Manifest
 from ppma.loaders.packing import PackRow, pack_shard, write_rows
 from ppma.loaders.store import INDEX, PackParameters, Store, StoreIndex, locate_packed
 
-WIDTH, HEIGHT, FPS, FRAMES = 340, 256, 25, 300
+WIDTH, HEIGHT, FPS, FRAMES = 336, 256, 25, 300
 QUALITY = 90
 ENCODERS: dict[str, tuple[str, str, int, dict[str, str]]] = {
     "h264_gop250": ("libx264", "mp4", 250, {"crf": "20", "sc_threshold": "0", "preset": "medium"}),
@@ -49,38 +49,39 @@ def _texture(rng: np.random.Generator, side: int) -> np.ndarray:
     return np.clip(128 + 45 * image / image.std(), 0, 255).astype(np.uint8)
 
 
-def _warped(texture: np.ndarray, matrix: list[list[float]]) -> np.ndarray:
+def _warped(texture: np.ndarray, matrix: list[list[float]], width: int) -> np.ndarray:
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(texture, np.array(matrix), (WIDTH, HEIGHT), flags=flags)
+    return cv2.warpAffine(texture, np.array(matrix), (width, HEIGHT), flags=flags)
 
 
-def natural_frames(seed: int, count: int = FRAMES) -> Iterator[np.ndarray]:
-    """RGB frames, uint8 (256, 340, 3)."""
+def natural_frames(seed: int, count: int = FRAMES, width: int = WIDTH) -> Iterator[np.ndarray]:
+    """RGB frames, uint8 (256, `width`, 3)."""
     rng = np.random.default_rng(seed)
     ground, bodies = _texture(rng, 1024), [_texture(rng, 256) for _ in range(3)]
     phase = rng.uniform(0, 2 * np.pi, (4, 3))
-    noise = [rng.normal(0, 1.2, (HEIGHT, WIDTH, 3)).round().astype(np.int16) for _ in range(8)]
+    noise = [rng.normal(0, 1.2, (HEIGHT, width, 3)).round().astype(np.int16) for _ in range(8)]
     for t in range(count):
         zoom = 1.6 + 0.3 * np.sin(t / 60 + phase[3, 0])
         x, y = 512 + 150 * np.sin(t / 70 + phase[3, 1]), 512 + 100 * np.cos(t / 80 + phase[3, 2])
-        frame = _warped(ground, [[zoom, 0, x - zoom * WIDTH / 2], [0, zoom, y - zoom * HEIGHT / 2]])
+        frame = _warped(ground, [[zoom, 0, x - zoom * width / 2], [0, zoom, y - zoom * HEIGHT / 2]], width)
         for i, body in enumerate(bodies):
-            x = WIDTH * (0.5 + 0.4 * np.sin(t / (12 + 5 * i) + phase[i, 0]))
+            x = width * (0.5 + 0.4 * np.sin(t / (12 + 5 * i) + phase[i, 0]))
             y = HEIGHT * (0.5 + 0.35 * np.cos(t / (15 + 4 * i) + phase[i, 1]))
             angle = t / 20 + phase[i, 2]
             c, s = 2 * np.cos(angle), 2 * np.sin(angle)
-            mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+            mask = np.zeros((HEIGHT, width), np.uint8)
             cv2.ellipse(mask, (int(x), int(y)), (45, 28), np.degrees(angle), 0, 360, 255, -1)
-            cv2.copyTo(_warped(body, [[c, -s, 128 - c * x + s * y], [s, c, 128 - s * x - c * y]]), mask, frame)
+            cv2.copyTo(_warped(body, [[c, -s, 128 - c * x + s * y], [s, c, 128 - s * x - c * y]], width), mask, frame)
         yield np.clip(frame + noise[t % 8], 0, 255).astype(np.uint8)
 
 
-def _encode(path: Path, content: str, frames: list[np.ndarray]) -> None:
+def encode(path: Path, content: str, frames: list[np.ndarray]) -> None:
+    """Write the frames as one of ENCODERS."""
     codec, _, spacing, options = ENCODERS[content]
     beside = path.with_stem(f".{path.stem}")  # another benchmark may be reading the clip that this one replaces
     with av.open(str(beside), "w") as container:
         stream: Any = container.add_stream(codec, rate=Fraction(FPS), options=options)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
         stream.codec_context.gop_size = spacing
         if options.get("b", "0") != "0":
             stream.codec_context.bit_rate = int(options["b"])
@@ -94,16 +95,17 @@ def _make_clip(seed: int, frames: int, paths: dict[str, Path]) -> None:
     """One clip in every codec."""
     pictures = list(natural_frames(seed, frames))
     for content, path in paths.items():
-        _encode(path, content, pictures)
+        encode(path, content, pictures)
 
 
-def _clip(path: str, codec: str, spacing: int, frames: int) -> Clip:
+def clip_row(path: str, codec: str, spacing: int, frames: int, width: int = WIDTH) -> Clip:
+    """A made clip's row of a manifest."""
     return Clip(
         path=path,
         label=0,
         frames=frames,
         fps=float(FPS),
-        width=WIDTH,
+        width=width,
         height=HEIGHT,
         codec=codec,
         key_frame_spacing=spacing,
@@ -166,7 +168,7 @@ def make_clips(
     if PACKED & set(contents):
         contents = tuple({"h264_gop250": None, **dict.fromkeys(contents), **dict.fromkeys(sorted(PACKED))})
     videos = {name: [f"{name}/{i}.{ENCODERS[name][1]}" for i in range(clips)] for name in contents if name in ENCODERS}
-    mark, as_wanted = folder / "made.json", {"clips": clips, "frames": frames, "version": 3}
+    mark, as_wanted = folder / "made.json", {"clips": clips, "frames": frames, "version": 4}
     marked = json.loads(mark.read_text()) if mark.exists() else {}
     there = {name: marked[name] for name in CONTENTS if name in marked}
     missing = [name for name in contents if there.get(name) != as_wanted]
@@ -177,12 +179,13 @@ def make_clips(
         mark.write_text(json.dumps(there | dict.fromkeys(missing, as_wanted)))
     names = {"libx264": "h264", "libvpx-vp9": "vp9", "mpeg4": "mpeg4"}
     rows = {
-        name: [_clip(path, names[ENCODERS[name][0]], ENCODERS[name][2], frames) for path in paths]
+        name: [clip_row(path, names[ENCODERS[name][0]], ENCODERS[name][2], frames) for path in paths]
         for name, paths in videos.items()
     }
     if "packed" in contents:
-        rows["jpeg_folder"] = [_clip(f"jpeg_folder/{i}", "jpeg", 1, frames) for i in range(clips)]
+        rows["jpeg_folder"] = [clip_row(f"jpeg_folder/{i}", "jpeg", 1, frames) for i in range(clips)]
     made = {name: Manifest.from_clips(listed, root=folder, name=name) for name, listed in rows.items()}
     if "packed" in contents:
         made["packed"] = made["h264_gop250"].packed_in(Store(folder / "packed.beton"))
+        made["packed"].name = "packed"
     return made

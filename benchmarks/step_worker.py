@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import published
-from benchmarks.training import CLASSES, Phase, made_batch, make_trainer, run_config, synchronize
+from benchmarks.training import CLASSES, made_batch, make_trainer, run_config, synchronize
 from ppma import flops
-from ppma.config import Compile
+from ppma.config import Compile, RunConfig
 from ppma.masking import random_masking
 from ppma.train import Trainer
 
@@ -37,13 +37,10 @@ COMPILE: dict[str, Compile] = {"ours": "auto", "ours_eager": "off", "ours_compil
 class Setting:
     """The clips of a case, on its device."""
 
-    def __init__(
-        self, *, phase: Phase, model: str, batch: int, size: int = 224, frames: int = 16, device: str = "cpu"
-    ) -> None:
-        self.phase, self.batch, self.device = phase, batch, torch.device(device)
-        self.config = run_config(phase, model=model, batch=batch, size=size, frames=frames)
-        self.vit, self.mae = self.config.vit, self.config.mae
-        self.clips = made_batch(self.config, self.device)
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.phase, self.batch, self.vit, self.mae = config.phase, config.batch, config.vit, config.mae
+        self.clips = made_batch(config, device)
         self.frames_BTHWC, self.key_B, self.label_B = self.clips.frames_BTHWC, self.clips.key_B, self.clips.label_B
 
     @property
@@ -177,10 +174,10 @@ def main() -> None:
     implementation, threads = case.pop("implementation"), case.pop("threads")
     if threads:
         torch.set_num_threads(threads)
-    device = torch.device(case["device"])
+    device = torch.device(case.pop("device"))
     gc.collect()
     baseline = peak_mb(device)
-    setting = Setting(**case)
+    setting = Setting(run_config(**case), device)
     step, products = build(setting, implementation)
     for number, word in enumerate(map(str.strip, sys.stdin)):
         try:

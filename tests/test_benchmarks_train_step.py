@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import step_worker, train_step
 from benchmarks.train_step import BenchmarkConfig, Case, Worker, cases, measure
+from benchmarks.training import run_config
 
 FIELDS = {"phase", "implementation", "model", "batch", "ms_per_step", "cpu_s_per_step", "clips_per_s", "peak_memory_mb"}
 FIELDS |= {"mfu", "ratio_to_published"}
@@ -104,7 +105,7 @@ def test_the_device_is_waited_for_once_in_a_measurement(monkeypatch):
 
 def test_ours_is_the_step_of_a_run(monkeypatch):
     """Compile mode, precision and optimizer are those that `ppma train` chooses, and its train_step is what is called."""
-    setting = step_worker.Setting(phase="align", model="tiny", batch=2, size=32, frames=2)
+    setting = step_worker.Setting(run_config("align", model="tiny", batch=2, size=32, frames=2), torch.device("cpu"))
     calls = []
     monkeypatch.setattr(step_worker.Trainer, "train_step", lambda self, batch: calls.append((self, batch)))
     step, products = step_worker.build(setting, "ours")

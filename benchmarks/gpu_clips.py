@@ -1,0 +1,461 @@
+"""The items of gpu_day.py about video: which frames come out, at what rate, and whether the step waits for them.
+
+Day  ->  Parts, each of which yields Figures. With `day.tiny` the same code runs in small shapes on a CPU, where DALI decodes VP8,
+VP9, MJPEG and JPEG and PyAV the rest.
+
+    python -m benchmarks.gpu_clips FOLDER [tiny]     makes the clips that `clips_of` waits for
+"""
+
+import io
+import os
+import shutil
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import torch
+
+from benchmarks import end_to_end as whole_step
+from benchmarks.day import Day, Figure, Part
+from benchmarks.gpu_steps import config_of, device_of
+from benchmarks.loader_readers import sampler_of
+from benchmarks.natural_clips import ENCODERS, FPS, HEIGHT, WIDTH, clip_row, encode, make_clips, natural_frames
+from benchmarks.training import make_trainer, synchronize
+from ppma.loaders.augment import make_views
+from ppma.loaders.batch import ClipBatch
+from ppma.loaders.config import LoaderConfig
+from ppma.loaders.draws import ClipInput
+from ppma.loaders.fetch import DALI_CPU_CODECS, DALI_GPU_CODECS, encoded_window, read_window
+from ppma.loaders.manifest import Manifest
+from ppma.loaders.pipeline import DaliViews
+from ppma.loaders.sampler import TrainingSampler
+from ppma.loaders.stream import ClipStream
+
+READY, FAILED = "ready", "failed"
+CONTENTS = ("h264_gop250", "h264_gop12", "h264_gop1", "jpeg_folder", "packed")
+TINY_CONTENTS = ("vp9", "jpeg_folder", "packed")
+ODD_WIDTH = 340
+"""A width of Kinetics that is no multiple of 16: DALI makes a new decoder for every clip."""
+LEVELS = 2.0
+"""Of 255: how far two decoders of the same stream may be apart on average (R9)."""
+
+
+# ---------------------------------------------------------------------------------------------------------------- clips
+
+
+def contents_of(tiny: bool) -> dict[str, Any]:
+    """Arguments of `make_clips`."""
+    if tiny:
+        return {"clips": 2, "frames": 40, "contents": TINY_CONTENTS}
+    return {"clips": 8, "contents": CONTENTS}
+
+
+def odd_clip(tiny: bool) -> tuple[str, str, int]:
+    """File, content and frames of the clip of ODD_WIDTH."""
+    return ("odd/0.webm", "vp9", 40) if tiny else ("odd/0.mp4", "h264_gop12", 300)
+
+
+def make(folder: Path, *, tiny: bool) -> None:
+    """Make the clips of all items, and mark the folder as ready, with the seconds it took, or as failed."""
+    for mark in (READY, FAILED):
+        (folder / mark).unlink(missing_ok=True)
+    began = time.monotonic()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        make_clips(folder, **contents_of(tiny))
+        name, content, frames = odd_clip(tiny)
+        (folder / name).parent.mkdir(exist_ok=True)
+        encode(folder / name, content, list(natural_frames(0, frames, ODD_WIDTH)))
+    except Exception:
+        (folder / FAILED).write_text(traceback.format_exc())
+        raise
+    (folder / READY).write_text(f"{time.monotonic() - began:.1f}")
+
+
+def clips_of(day: Day) -> dict[str, Manifest]:
+    """Wait until the clips are made; a manifest for each content, and for `odd`."""
+    while not (day.clips / READY).exists():
+        if (day.clips / FAILED).exists():
+            raise RuntimeError(f"the clips could not be made: {(day.clips / FAILED).read_text().splitlines()[-1]}")
+        time.sleep(0.2)
+    made = make_clips(day.clips, **contents_of(day.tiny))
+    path, content, frames = odd_clip(day.tiny)
+    row = clip_row(path, "vp9" if day.tiny else "h264", ENCODERS[content][2], frames, ODD_WIDTH)
+    return made | {"odd": Manifest.from_clips([row], root=day.clips, name="odd")}
+
+
+# ------------------------------------------------------------------------------------------------------------- barcodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A codec and a form of its groups of pictures."""
+
+    codec: str
+    suffix: str
+    gop: int
+    options: dict[str, str] = field(default_factory=dict)
+    width: int = WIDTH
+    colorspace: str = "ITU601"
+
+
+FORMS = {
+    "h264 GOP 12": Form(codec="libx264", suffix=".mp4", gop=12, options={"x264-params": "open-gop=0"}),
+    "h264 GOP 250": Form(codec="libx264", suffix=".mp4", gop=250),
+    "h264 intra": Form(codec="libx264", suffix=".mp4", gop=1),
+    "h264 open GOP": Form(codec="libx264", suffix=".mp4", gop=12, options={"x264-params": "open-gop=1:bframes=3"}),
+    "h264 open GOP, MKV": Form(codec="libx264", suffix=".mkv", gop=12, options={"x264-params": "open-gop=1:bframes=3"}),
+    "h264 width 340": Form(codec="libx264", suffix=".mp4", gop=12, width=ODD_WIDTH),
+    "h264 BT.709": Form(codec="libx264", suffix=".mp4", gop=12, colorspace="ITU709"),
+    "hevc closed GOP": Form(codec="libx265", suffix=".mp4", gop=12, options={"x265-params": "open-gop=0:log-level=error"}),
+    "hevc open GOP": Form(codec="libx265", suffix=".mp4", gop=12, options={"x265-params": "log-level=error"}),
+    "hevc BT.709": Form(
+        codec="libx265", suffix=".mp4", gop=12, options={"x265-params": "open-gop=0:log-level=error"}, colorspace="ITU709"
+    ),
+    "av1": Form(codec="libsvtav1", suffix=".mp4", gop=24, options={"preset": "12"}),
+    "vp9": Form(codec="libvpx-vp9", suffix=".webm", gop=24, options={"deadline": "realtime", "cpu-used": "8"}),
+    "mpeg4": Form(codec="mpeg4", suffix=".mp4", gop=12),
+    "mpeg4 B-frames": Form(codec="mpeg4", suffix=".mp4", gop=12, options={"bf": "2"}),
+    "mpeg4 B-frames, AVI": Form(codec="mpeg4", suffix=".avi", gop=12, options={"bf": "2"}),
+    "mjpeg": Form(codec="mjpeg", suffix=".avi", gop=1),
+}  # fmt: skip
+TINY_FORMS = ("h264 BT.709", "vp9", "mjpeg")
+NAMES = {"libx264": "h264", "libx265": "hevc", "libsvtav1": "av1", "libvpx-vp9": "vp9"}
+BITS, BLOCK = 7, 16
+"""A frame's number is in blocks of 16 x 16 pixels in the middle of its top rows, where a center crop leaves it."""
+NUMBERED = 100
+"""Frames of a numbered clip."""
+
+
+def numbered(count: int, width: int) -> list[np.ndarray]:
+    """Natural frames, each with its number as a barcode."""
+    frames = list(natural_frames(3, count, width))
+    left = (width - BITS * BLOCK) // 2
+    for number, frame_HWC in enumerate(frames):
+        for bit in range(BITS):
+            frame_HWC[:BLOCK, left + bit * BLOCK : left + (bit + 1) * BLOCK] = 235 if number >> bit & 1 else 16
+    return frames
+
+
+def read_number(frame_HWC: np.ndarray) -> int:
+    """The number in a center crop."""
+    left = (frame_HWC.shape[1] - BITS * BLOCK) // 2
+    blocks = [frame_HWC[4 : BLOCK - 4, left + b * BLOCK + 4 : left + (b + 1) * BLOCK - 4].mean() for b in range(BITS)]
+    return sum(1 << bit for bit, mean in enumerate(blocks) if mean > 128)
+
+
+def write_form(path: Path, form: Form, frames: list[np.ndarray]) -> Path:
+    """Encode the frames; colors are converted by the form's matrix, and the stream says which it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(form.codec, rate=Fraction(FPS), options=form.options)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuvj420p" if form.codec == "mjpeg" else "yuv420p"
+        context = stream.codec_context
+        context.gop_size, context.bit_rate = form.gop, 4_000_000
+        if form.colorspace == "ITU709":
+            context.colorspace = context.color_primaries = context.color_trc = 1
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture = picture.reformat(format=stream.pix_fmt, dst_colorspace=form.colorspace)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return path
+
+
+def barcodes(day: Day) -> Iterator[Part]:
+    """Each form through the loader, DALI decoding what it takes, against PyAV's frames of the same windows."""
+    count = 40 if day.tiny else NUMBERED
+    names = TINY_FORMS if day.tiny else tuple(FORMS)
+    pictures = {width: numbered(count, width) for width in {FORMS[name].width for name in names}}
+    folder = day.clips.with_name(f"{day.clips.name}-numbered")
+    with ThreadPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool:
+        jobs = {
+            name: pool.submit(write_form, folder / f"{i}{FORMS[name].suffix}", FORMS[name], pictures[FORMS[name].width])
+            for i, name in enumerate(names)
+        }
+        for name, job in jobs.items():
+            yield Part(what=name, measure=lambda name=name, job=job: check_form(day, name, job.result(), count))
+
+
+def check_form(day: Day, name: str, path: Path, frames: int) -> Iterator[Figure]:
+    """Wrong frames, and the mean difference of colors, over random windows."""
+    form, size = FORMS[name], HEIGHT
+    codec = NAMES.get(form.codec, form.codec)
+    manifest = Manifest.from_clips(
+        [clip_row(path.name, codec, form.gop, frames, form.width)], root=path.parent, name=name
+    )
+    config = LoaderConfig(
+        frames=8,
+        size=size,
+        short_side=HEIGHT,
+        views=1,
+        crop="center",
+        window_seconds=0.8,
+        workers=1,
+        implementation="dali",
+    )
+    clips = 4 if day.tiny else 16
+    sampler = TrainingSampler([manifest], config, seed=0, batch_clips=clips, epoch_clips=clips)
+    with ClipStream(sampler, [manifest], config, device=device_of(day), on_bad="fail") as stream:
+        batch = next(iter(stream))
+    wrong, apart = 0, 0.0
+    for made_THWC, draw in zip(batch.frames_BTHWC.cpu().numpy(), sampler.draws(0, 0), strict=True):
+        window = read_window(path, draw.start_seconds, draw.end_seconds, config.frames)
+        right_THWC = make_views(window, draw.views, config)[0]
+        wrong += sum(read_number(m) != read_number(r) for m, r in zip(made_THWC, right_THWC, strict=True))
+        apart += float(np.abs(made_THWC.astype(np.int16) - right_THWC).mean()) / clips
+    note = f"{batch.counters.fallbacks} of {clips} windows decoded by PyAV"
+    yield Figure(what=f"{name}: wrong frames", value=wrong, unit=f"of {clips * config.frames}", most=0, note=note)
+    yield Figure(what=f"{name}: apart from PyAV", value=apart, unit="of 255", most=LEVELS)
+
+
+# ------------------------------------------------------------------------------------------------------------- bad JPEG
+
+BROKEN = {
+    "zeros": lambda data: bytes(len(data)),
+    "header cut off": lambda data: data[:100],
+    "half a file": lambda data: data[: len(data) // 2],
+}
+
+
+def bad_jpeg(day: Day) -> Iterator[Part]:
+    """One of the images of a batch is broken: the process lives, the clip is named and replaced."""
+    for kind in ("zeros",) if day.tiny else BROKEN:
+        yield Part(what=kind, measure=partial(with_bad_jpeg, day, kind))
+
+
+def with_bad_jpeg(day: Day, kind: str) -> Iterator[Figure]:
+    """One batch; half a file may decode to a picture with a gray rest, as libjpeg has it."""
+    clips, frames = (4, 4) if day.tiny else (32, 16)
+    clips_of(day)
+    good = sorted((day.clips / "jpeg_folder" / "0").iterdir())[:frames]
+    folder = day.clips.with_name(f"{day.clips.name}-broken") / kind.replace(" ", "-")
+    for number in range(clips):
+        (folder / str(number)).mkdir(parents=True, exist_ok=True)
+        for file in good:
+            shutil.copy(file, folder / str(number) / file.name)
+    bad = folder / "1" / good[2].name
+    bad.write_bytes(BROKEN[kind](bad.read_bytes()))
+    listed = [clip_row(str(number), "jpeg", 1, frames) for number in range(clips)]
+    manifest = Manifest.from_clips(listed, root=folder, name="broken")
+    config = LoaderConfig(
+        frames=frames, size=32 if day.tiny else 224, views=1, workers=2, implementation="dali", max_bad_fraction=1.0,
+        window_seconds=frames / FPS,
+    )  # fmt: skip
+    sampler = TrainingSampler([manifest], config, seed=0, batch_clips=clips, epoch_clips=clips)
+    with ClipStream(sampler, [manifest], config, device=device_of(day)) as stream:
+        batch = next(iter(stream))
+        reasons = "; ".join(stream.bad_files.values())
+    rows, files = len(batch.frames_BTHWC), batch.counters.bad_files
+    yield Figure(what=f"{kind}: rows made", value=rows, unit=f"of {clips}", least=clips)
+    least = None if kind == "half a file" else 1
+    yield Figure(what=f"{kind}: bad files named", value=files, unit="", least=least, note=reasons[:120])
+
+
+# ------------------------------------------------------------------------------------------------------------ end to end
+
+
+def end_to_end(day: Day) -> Iterator[Part]:
+    """Stage 1 from packed, short-GOP and untouched clips through every reader; the fastest of packed has a bound."""
+    made, cores = clips_of(day), len(os.sched_getaffinity(0))
+    readers: tuple[Any, ...] = ("dali", "plain") if day.tiny else ("dali", "ffcv", "plain")
+    config = whole_step.BenchmarkConfig(
+        workers=min(16, cores), implementation=readers, views=2 if day.tiny else 4, steps=2 if day.tiny else 30
+    )
+    trainer = make_trainer(config_of(day, "mae", 128), device_of(day))
+    sources = [made[name] for name in (("packed",) if day.tiny else ("packed", "h264_gop12", "h264_gop250"))]
+    packed: list[float] = []
+    for manifest, reader in whole_step.cases(sources, config):
+
+        def measure(manifest: Manifest = manifest, reader: Any = reader) -> Iterator[Figure]:
+            row = whole_step.measure(manifest, config, trainer, reader)
+            name = f"{row['source']}, {row['reader']}"
+            note = f"waited {row['stall_percent']:.0f} % of the time, {row['fallback_percent']:.0f} % by PyAV"
+            yield Figure(what=name, value=row["clips_per_s"], unit="clips/s", note=note)
+            yield Figure(what=name, value=row["of_cached"], unit="of the cached step")
+            if manifest.name == "packed":
+                packed.append(row["of_cached"])
+
+        if reader == "ffcv" and not has_ffcv():
+            continue
+        yield Part(what=f"{manifest.name}, {reader}", measure=measure)
+    yield Part(what="packed", measure=lambda: fastest(day, packed))
+
+
+def has_ffcv() -> bool:
+    """Whether FFCV is installed."""
+    from benchmarks.loader_readers import installed
+
+    return installed("ffcv")
+
+
+def fastest(day: Day, shares: list[float]) -> Iterator[Figure]:
+    """The bound of the issue."""
+    must = {} if day.tiny else {"least": 0.97}
+    yield Figure(what="packed, fastest reader", value=max(shares), unit="of the cached step", **must)
+
+
+# ------------------------------------------------------------------------------------------------------- decoding alone
+
+
+def nvdec(day: Day) -> Iterator[Part]:
+    """Frames that the decoder passes through in a second, by distance of key frames, width and threads."""
+    made = clips_of(day)
+    sources = ("vp9", "odd") if day.tiny else ("h264_gop12", "h264_gop250", "h264_gop1", "odd")
+    for name in sources:
+        for threads in (2,) if day.tiny else (8, 4, 16, 1) if name == "h264_gop12" else (8,):
+            what = f"{name} ({made[name].clip(0).width} wide), {threads} threads"
+            yield Part(what=what, measure=partial(decode_rate, day, made[name], threads, what))
+
+
+def nvjpeg(day: Day) -> Iterator[Part]:
+    """JPEG images decoded in a second, by threads."""
+    packed = clips_of(day)["packed"]
+    for threads in (2,) if day.tiny else (8, 2, 16):
+        what = f"packed ({packed.clip(0).width} wide), {threads} threads"
+        yield Part(what=what, measure=partial(decode_rate, day, packed, threads, what))
+
+
+def windows(manifest: Manifest, count: int, config: LoaderConfig, device: str) -> tuple[list[ClipInput], list[Any]]:
+    """Encoded windows and their draws."""
+    sampler = TrainingSampler([manifest], config, seed=0, batch_clips=count, epoch_clips=count)
+    draws = sampler.draws(0, 0)
+    codecs = DALI_GPU_CODECS if device == "cuda" else DALI_CPU_CODECS
+    inputs = [
+        encoded_window(manifest.file(d.clip), d.start_seconds, d.end_seconds, config.frames, codecs) for d in draws
+    ]
+    return inputs, draws
+
+
+def pictures_in(clip: ClipInput) -> int:
+    """Pictures that the decoder has to pass through: all packets of a window, or the images."""
+    if clip.kind != "video":
+        return len(clip.payloads)
+    with av.open(io.BytesIO(clip.payloads[0].tobytes())) as container:
+        return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
+
+
+def decode_rate(day: Day, manifest: Manifest, threads: int, what: str) -> Iterator[Figure]:
+    """Batches of windows through DALI alone for two seconds."""
+    config = LoaderConfig(
+        views=1, size=32 if day.tiny else 224, frames=4 if day.tiny else 16, window_seconds=0.8 if day.tiny else 2.7
+    )
+    count, seconds = (2, 0.05) if day.tiny else (32, 2.0)
+    inputs, draws = windows(manifest, count, config, day.device)
+    views = DaliViews(config, count, device="gpu" if day.device == "cuda" else "cpu", threads=threads)
+    device = device_of(day)
+    views(inputs, draws)
+    synchronize(device)
+    began, batches = time.perf_counter(), 0
+    while batches < 2 or time.perf_counter() - began < seconds:
+        views(inputs, draws)
+        batches += 1
+    synchronize(device)
+    took = time.perf_counter() - began
+    unit = "images/s" if inputs[0].kind == "jpeg" else "frames/s"
+    note = f"{batches * count / took:.0f} windows/s"
+    yield Figure(what=what, value=batches * sum(map(pictures_in, inputs)) / took, unit=unit, note=note)
+
+
+# ------------------------------------------------------------------------------------------------------ views, and waits
+
+
+def gpu_views(day: Day) -> Iterator[Part]:
+    """The same draws of crops, flips, RandAugment and erasing boxes through DALI here and OpenCV on the CPU, from lossless frames."""
+    yield Part(what="views", measure=partial(views_apart, day))
+
+
+def views_apart(day: Day) -> Iterator[Figure]:
+    """PNG folders, which both decode to the same frames."""
+    clips, frames, size = (2, 2, 64) if day.tiny else (16, 8, 224)
+    folder = day.clips.with_name(f"{day.clips.name}-png")
+    for number in range(clips):
+        (folder / str(number)).mkdir(parents=True, exist_ok=True)
+        for t, frame in enumerate(natural_frames(number, frames)):
+            cv2.imwrite(str(folder / str(number) / f"{t:03d}.png"), frame[..., ::-1])
+    listed = [clip_row(str(number), "png", 1, frames) for number in range(clips)]
+    manifest = Manifest.from_clips(listed, root=folder, name="png")
+    config = LoaderConfig(
+        frames=frames,
+        size=size,
+        views=1,
+        flip_probability=0.5,
+        randaugment_ops=4,
+        workers=2,
+        window_seconds=frames / FPS,
+    )
+    found = {}
+    for form, device in (("dali", device_of(day)), ("plain", torch.device("cpu"))):
+        own: Any = replace(config, implementation=form)
+        sampler = TrainingSampler([manifest], own, seed=0, batch_clips=clips, epoch_clips=clips)
+        with ClipStream(sampler, [manifest], own, device=device, on_bad="fail") as stream:
+            found[form] = next(iter(stream)).frames_BTHWC.cpu().int()
+    apart = (found["dali"] - found["plain"]).abs().double()
+    yield Figure(what="mean difference", value=apart.mean().item(), unit="of 255", most=1.0)
+    medians = apart.flatten(1).median(dim=1).values
+    yield Figure(what="largest median of a view", value=medians.max().item(), unit="of 255", most=1.0)
+
+
+@contextmanager
+def waits(device: torch.device) -> Iterator[list[bool]]:
+    """Inside, every wait for the GPU adds whether the thread that steps made it."""
+    found: list[bool] = []
+    own = threading.get_ident()
+
+    def note(message: Any, category: Any, *_: Any, **__: Any) -> None:
+        if "synchroniz" in str(message):
+            found.append(threading.get_ident() == own)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+
+
+def no_sync(day: Day) -> Iterator[Part]:
+    """Ten steps of stage 1 with the loader between two log intervals. A CPU is never waited for."""
+    yield Part(what="packed", measure=partial(count_waits, day, clips_of(day)["packed"]))
+
+
+def count_waits(day: Day, manifest: Manifest, steps: int = 10) -> Iterator[Figure]:
+    """Waits of the thread that steps, which must be none, and of others, which do not hold it up."""
+    config, device = config_of(day, "mae", 128), device_of(day)
+    views = 2 if day.tiny else 4
+    loader = LoaderConfig(views=views, size=config.vit.size, frames=config.vit.frames, workers=2 if day.tiny else 8)
+    trainer = make_trainer(config, device)
+    sampler = sampler_of(manifest, loader, config.batch // views)
+    with ClipStream(sampler, [manifest], loader, device=device, epochs=1 << 30) as stream:
+        flow: Iterator[ClipBatch] = iter(stream)
+        for _ in range(2):
+            trainer.train_step(next(flow))
+        with waits(device) as found:
+            for _ in range(steps):
+                trainer.train_step(next(flow))
+    yield Figure(
+        what="waits of the step's thread", value=sum(found) / steps, unit="a step", most=0, note=stream.implementation
+    )
+    yield Figure(what="waits of other threads", value=(len(found) - sum(found)) / steps, unit="a step")
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), tiny=sys.argv[2:] == ["tiny"])

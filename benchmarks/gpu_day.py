@@ -1,0 +1,148 @@
+"""Measure everything that needs a GPU, in one call.
+
+    python benchmarks/gpu_day.py --seconds 560 --out DIR
+    python benchmarks/gpu_day.py --rehearse --out DIR            every item's code, tiny, without a GPU
+    python benchmarks/gpu_day.py --list
+
+Rows go to DIR/rows.jsonl as they are measured, the table to DIR/table.txt; a second call with the same DIR goes on where the first
+stopped. The rows are those of benchmarks/results/gpu_day.jsonl: `cat DIR/rows.jsonl >> benchmarks/results/gpu_day.jsonl` keeps
+them. `--warm DIR` is a folder of compiled kernels, used and filled, so that a start compiles little.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tyro
+
+from benchmarks import day, rows
+from benchmarks.day import Item
+from ppma.command import DONE, INTERRUPTED, parse, run
+from ppma.loaders.errors import InputError
+
+STEPS, CLIPS = "benchmarks.gpu_steps", "benchmarks.gpu_clips"
+ITEMS = (
+    Item(name="environment", seconds=15, what="the card, and its two ceilings", parts=f"{STEPS}:environment"),
+    Item(name="kernels", seconds=25, what="own kernels against float64 references", parts=f"{STEPS}:kernels"),
+    Item(name="compiled_step", seconds=60, what="the compiled step starts; loss = eager = CPU", parts=f"{STEPS}:compiled_step"),
+    Item(name="barcodes", seconds=40, what="every codec and GOP gives the frames asked for", parts=f"{CLIPS}:barcodes"),
+    Item(name="bad_jpeg", seconds=10, what="one bad JPEG in 512", parts=f"{CLIPS}:bad_jpeg", clips=True),
+    Item(name="attention", seconds=40, what="attention backends by graph replay", parts=f"{STEPS}:attention"),
+    Item(name="stage1", seconds=90, what="stage 1 against the published step", parts=f"{STEPS}:stage1"),
+    Item(name="end_to_end", seconds=90, what="stage 1 with the loader", parts=f"{CLIPS}:end_to_end", clips=True),
+    Item(name="stage2", seconds=60, what="stage 2 against the published step", parts=f"{STEPS}:stage2"),
+    Item(name="nvdec", seconds=60, what="decoded frames/s by GOP, width, threads", parts=f"{CLIPS}:nvdec", clips=True),
+    Item(name="nvjpeg", seconds=20, what="decoded images/s", parts=f"{CLIPS}:nvjpeg", clips=True),
+    Item(name="memory_bound", seconds=20, what="patchify and pixel_loss", parts=f"{STEPS}:memory_bound"),
+    Item(name="profile", seconds=30, what="stage 1 by kernel class", parts=f"{STEPS}:profile"),
+    Item(name="gpu_views", seconds=20, what="GPU views = CPU views", parts=f"{CLIPS}:gpu_views"),
+    Item(name="no_sync", seconds=20, what="no wait of the host in a step", parts=f"{CLIPS}:no_sync", clips=True),
+    Item(name="graphs_fp16", seconds=60, what="CUDA graphs, fp16", parts=f"{STEPS}:graphs_fp16"),
+)  # fmt: skip
+"""In order: what decides most comes first."""
+NAMES = tuple(item.name for item in ITEMS)
+SETTLED = {"TORCHINDUCTOR_CACHE_DIR": "", "TRITON_CACHE_DIR": "triton"}
+"""Where compiled kernels go, below --warm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DayConfig:
+    """Measure everything that needs a GPU, in one call."""
+
+    seconds: float = 560.0
+    """Time for everything."""
+    out: Path = Path("runs/gpu-day")
+    """Folder for rows.jsonl, table.txt, log.txt, failures.txt and profile.json."""
+    only: tuple[str, ...] = ()
+    """Run these items, whatever the folder holds."""
+    start: Annotated[str, tyro.conf.arg(name="from")] = ""
+    """Run this item and those behind it, whatever the folder holds."""
+    warm: Path | None = None
+    """Folder of compiled kernels to use and to fill."""
+    clips: Path = Path("~/.cache/ppma/gpu-day-clips")
+    """Folder for the made clips, kept for the next run; not below --out, whose files may have to travel."""
+    rehearse: bool = False
+    """Run every item's code in tiny shapes on the CPU."""
+    show: Annotated[bool, tyro.conf.arg(name="list")] = False
+    """List the items and stop."""
+    commit: str = ""
+    """Commit of the code, where its repository did not travel with it."""
+
+    def __post_init__(self) -> None:
+        for flag, names in (("only", self.only), ("from", (self.start,) if self.start else ())):
+            for name in names:
+                if name not in NAMES:
+                    raise InputError(f"--{flag} has {name!r}; it may have {', '.join(NAMES)}")
+        if self.only and self.start:
+            raise InputError("--only and --from exclude each other")
+        if self.seconds <= 0:
+            raise InputError(f"--seconds is {self.seconds:g}; it must be above 0")
+
+
+def has_gpu() -> bool:
+    """Whether the driver shows a GPU. Asked of the file system: this process must not touch CUDA, since it forks."""
+    return Path("/dev/nvidiactl").exists()
+
+
+def use_cache(folder: Path) -> None:
+    """Have inductor and Triton keep their results in `folder`."""
+    for name, below in SETTLED.items():
+        os.environ[name] = str((folder / below).resolve())
+        Path(os.environ[name]).mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def clips_beside(today: day.Day) -> Iterator[None]:
+    """Make the clips in a process beside the first items, which do not need them and leave most cores idle."""
+    command = [sys.executable, "-m", CLIPS, str(today.clips), *(["tiny"] if today.tiny else [])]
+    today.clips.parent.mkdir(parents=True, exist_ok=True)
+    for mark in ("ready", "failed"):  # of an earlier run: what an item waits for is this one's
+        (today.clips / mark).unlink(missing_ok=True)
+    with (today.out / day.LOG).open("a") as log:
+        maker = subprocess.Popen(
+            ["nice", "-n", "10", *command],
+            cwd=Path(__file__).parents[1],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(maker.pid, signal.SIGKILL)
+        maker.wait()
+
+
+def main(argv: list[str]) -> int:
+    """The command."""
+    config = parse(DayConfig, argv, prog="gpu_day")
+    if config.show:
+        print("\n".join(f"{item.name:14} {item.seconds:4.0f} s  {item.what}" for item in ITEMS))
+        return DONE
+    if not (config.rehearse or has_gpu()):
+        raise InputError("there is no NVIDIA GPU here; --rehearse walks through every item on the CPU")
+    config.out.mkdir(parents=True, exist_ok=True)
+    if config.warm is not None:
+        use_cache(config.warm)
+    today = day.Day(
+        out=config.out.resolve(), device="cpu" if config.rehearse else "cuda", tiny=config.rehearse,
+        clips=(config.out / "clips" if config.rehearse else config.clips).expanduser().resolve(),
+        commit=config.commit or rows.commit(),
+    )  # fmt: skip
+    items = day.choose(ITEMS, day.Book(folder=today.out).read(), config.only, config.start)
+    with clips_beside(today) if any(item.clips for item in items) else nullcontext():
+        whole = day.run(items, today, config.seconds, preload=(STEPS,))
+    return DONE if whole else INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], prog="gpu_day"))

@@ -1,0 +1,452 @@
+"""The items of gpu_day.py about arithmetic: kernels, attention, the training steps, their profile.
+
+Day  ->  Parts, each of which yields Figures. With `day.tiny` the same code runs in small shapes on a CPU.
+"""
+
+import json
+import statistics
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as record
+
+from benchmarks import kernel_speed, step_worker
+from benchmarks.day import Day, Figure, Part
+from benchmarks.training import Phase, made_batch, make_trainer, run_config, synchronize
+from ppma.config import Compile, Precision, RunConfig
+from ppma.flops import measured_peak_flops
+from ppma.kernels import choice, reference
+from ppma.kernels.attention import attend
+from ppma.kernels.patchify import patchify
+from ppma.kernels.pixel_loss import pixel_loss
+from ppma.train import Trainer
+
+ERRORS = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
+"""Largest relative error of a kernel by type: some units in the last place, 2^-8 and 2^-11, in norm."""
+LOSS_ERROR = 1e-2
+"""Largest relative difference of losses in bfloat16 and float32, and of those compiled and not."""
+
+
+def device_of(day: Day) -> torch.device:
+    """Where the day measures."""
+    return torch.device("cuda", 0) if day.device == "cuda" else torch.device("cpu")
+
+
+def is_h200() -> bool:
+    """True on the card that the issue's bounds are for."""
+    return torch.cuda.is_available() and "H200" in torch.cuda.get_device_name()
+
+
+def bounds(least: float, goal: float) -> dict[str, float]:
+    """Bounds that hold on an H200 only."""
+    return {"least": least, "goal": goal} if is_h200() else {}
+
+
+# ---------------------------------------------------------------------------------------------------------- environment
+
+
+def environment(day: Day) -> Iterator[Part]:
+    """The card, and the two ceilings that everything is compared with."""
+    yield Part(what="card", measure=card, gpu_only="it is about the card")
+    yield Part(what="ceilings", measure=partial(ceilings, device_of(day)))
+
+
+def card() -> Iterator[Figure]:
+    """What nvidia-smi and PyTorch say of it."""
+    found = torch.cuda.get_device_properties(0)
+    asked = "driver_version,power.limit,clocks.max.sm,clocks.max.mem"
+    command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    yield Figure(
+        what="memory", value=found.total_memory / 2**30, unit="GiB", note=f"{found.name}; {said.stdout.strip()}"
+    )
+    capability = float(f"{found.major}.{found.minor}")
+    yield Figure(what="compute capability", value=capability, unit="", note=f"{found.multi_processor_count} SMs")
+
+
+def ceilings(device: torch.device) -> Iterator[Figure]:
+    """A large copy and large matrix products."""
+    yield Figure(what="copy", value=kernel_speed.copy_bandwidth(device) / 1e9, unit="GB/s")
+    for dtype in (torch.bfloat16, torch.float16) if device.type == "cuda" else (torch.float32,):
+        name = str(dtype).removeprefix("torch.")
+        yield Figure(what=f"{name} products", value=measured_peak_flops(device, dtype) / 1e12, unit="TFLOP/s")
+
+
+# -------------------------------------------------------------------------------------------------------------- kernels
+
+
+def relative_error(ours: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over the norm of the exact values."""
+    return ((ours.double() - exact).norm() / exact.norm()).item()
+
+
+def poison(like: Tensor) -> None:
+    """Fill memory of this size with not-a-number and free it: the next tensor of the size is likely to take it, and what a kernel
+    leaves unwritten then shows."""
+    torch.full(
+        (like.numel(),),
+        float("nan"),
+        device=like.device,
+        dtype=torch.float32 if like.dtype == torch.uint8 else like.dtype,
+    )
+
+
+def kernels(day: Day) -> Iterator[Part]:
+    """Relative errors in bfloat16 and float16, forward and gradients, on random inputs of the paper's shapes."""
+    device = device_of(day)
+    with_triton = choice.LOADED and (device.type == "cuda" or choice.INTERPRETED)
+    form: choice.Implementation = "triton" if with_triton else "torch"
+    shapes = ((9, 3, 24), (20, 2, 64)) if day.tiny else ((157, 12, 64), (1568, 16, 24), (1568, 12, 64))
+    for dtype in ERRORS:
+        name = str(dtype).removeprefix("torch.")
+        yield Part(what=f"patchify {name}", measure=partial(patchify_error, day, dtype, form))
+        yield Part(what=f"pixel_loss {name}", measure=partial(pixel_loss_error, day, dtype, form))
+        for shape in shapes:
+            work = partial(attention_error, device, dtype, shape, "triton" if with_triton else "pytorch")
+            yield Part(what=f"attention {name} {shape}", measure=work)
+
+
+def some_clips(day: Day) -> tuple[Tensor, Tensor, Tensor]:
+    """Frames, visible and masked indices."""
+    if not day.tiny:
+        return kernel_speed.clips(4, device_of(day))
+    frames = torch.randint(0, 256, (2, 2, 32, 32, 3), dtype=torch.uint8, device=device_of(day))
+    order = torch.rand(2, 4, device=frames.device).argsort(dim=1)
+    return frames, order[:, :1], order[:, 1:]
+
+
+def patchify_error(day: Day, dtype: torch.dtype, form: choice.Implementation) -> Iterator[Figure]:
+    """Values of chosen patches, and of all."""
+    frames, visible, _ = some_clips(day)
+    for what, idx in (("visible", visible), ("all", None)):
+        exact = reference.patchify(frames, idx, **kernel_speed.COLOURS, dtype=torch.float64)
+        poison(exact.to(dtype))
+        with choice.use(form):
+            ours = patchify(frames, idx, **kernel_speed.COLOURS, dtype=dtype)
+        error = relative_error(ours, exact)
+        yield Figure(what=f"patchify {what} {dtype}", value=error, unit="of the norm", most=ERRORS[dtype], note=form)
+
+
+def pixel_loss_error(day: Day, dtype: torch.dtype, form: choice.Implementation) -> Iterator[Figure]:
+    """The loss and the gradient of the prediction."""
+    frames, _, masked = some_clips(day)
+    prediction = torch.randn(*masked.shape, 1536, device=frames.device).to(dtype)
+    given, exact = prediction.clone().requires_grad_(), prediction.double().requires_grad_()
+    stated = reference.pixel_loss(exact, frames, masked, patch=kernel_speed.PATCH)
+    poison(prediction)
+    with choice.use(form):
+        loss = pixel_loss(given, frames, masked, patch=kernel_speed.PATCH)
+        (gradient,) = torch.autograd.grad(loss, given)
+    (exact_gradient,) = torch.autograd.grad(stated, exact)
+    for what, ours, right in (("loss", loss, stated), ("gradient", gradient, exact_gradient)):
+        error = relative_error(ours.detach(), right.detach())
+        yield Figure(what=f"pixel_loss {what} {dtype}", value=error, unit="of the norm", most=ERRORS[dtype], note=form)
+
+
+def attention_error(
+    device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int], form: Any
+) -> Iterator[Figure]:
+    """The output and the gradient of the packed projection."""
+    tokens, heads, width = shape
+    qkv = torch.randn(2, tokens, 3 * heads * width, device=device).to(dtype)
+    gradient = torch.randn(2, tokens, heads * width, device=device).to(dtype)
+    given, exact = qkv.clone().requires_grad_(), qkv.double().requires_grad_()
+    stated = reference.attention(exact, heads)
+    (right,) = torch.autograd.grad(stated, exact, gradient.double())
+    poison(qkv)
+    out = attend(given, heads, form)
+    (ours,) = torch.autograd.grad(out, given, gradient)
+    for what, found, wanted in (("output", out, stated), ("gradient", ours, right)):
+        error = relative_error(found.detach(), wanted.detach())
+        yield Figure(
+            what=f"attention {what} {shape} {dtype}", value=error, unit="of the norm", most=ERRORS[dtype], note=form
+        )
+
+
+# -------------------------------------------------------------------------------------------------------- compiled step
+
+
+def config_of(day: Day, phase: Phase, batch: int, **changes: Any) -> RunConfig:
+    """The paper's run at a batch, or a tiny one that stands for it."""
+    if not day.tiny:
+        return run_config(phase, model="base", batch=batch, **changes)
+    config = run_config(phase, model="tiny", batch=max(4, batch // 32), size=32, frames=4, **changes)
+    vit = replace(config.vit, width=48, depth=2, heads=3)
+    return replace(config, vit=vit, mae=replace(config.mae, decoder_width=32, decoder_depth=1, decoder_heads=2))
+
+
+def losses(trainer: Trainer, config: RunConfig, steps: int) -> list[float]:
+    """Loss of each of the first steps on one batch."""
+    batch, found = made_batch(config, trainer.ranks.device), []
+    for _ in range(steps):
+        before = trainer.loss_sum.item()
+        trainer.train_step(batch)
+        found.append(trainer.loss_sum.item() - before)
+    return found
+
+
+def compiled_step(day: Day) -> Iterator[Part]:
+    """Both stages: seconds to the first step, and the losses of four steps compiled, eager, and (the first) on the CPU."""
+    phases: tuple[tuple[Phase, int], ...] = (("mae", 128), ("align", 16))
+    for phase, batch in phases:
+        yield Part(what=f"{phase} starts", measure=partial(start, day, config_of(day, phase, batch)))
+        yield Part(what=f"{phase} on the CPU", measure=partial(against_cpu, day, config_of(day, phase, 4)))
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Largest relative difference; not-a-number where one is."""
+    found = torch.tensor(ours, dtype=torch.float64) / torch.tensor(theirs, dtype=torch.float64) - 1
+    return found.abs().max().item()
+
+
+def start(day: Day, config: RunConfig) -> Iterator[Figure]:
+    """The first four steps as a run makes them, and without torch.compile."""
+    began = time.perf_counter()
+    compiled = make_trainer(config, device_of(day))
+    first = losses(compiled, config, 1)
+    name = f"{config.phase} B{config.batch}"
+    yield Figure(what=f"{name} first step", value=time.perf_counter() - began, unit="s", note=f"loss {first[0]:.4f}")
+    found = first + losses(compiled, config, 3)
+    del compiled
+    eager = losses(make_trainer(config, device_of(day), compile="off"), config, 4)
+    note = f"{found[-1]:.5f}, eager {eager[-1]:.5f}"
+    error = difference(found, eager)
+    yield Figure(what=f"{name} compiled / eager - 1", value=error, unit="of the loss", most=LOSS_ERROR, note=note)
+
+
+def against_cpu(day: Day, config: RunConfig) -> Iterator[Figure]:
+    """The first loss in bfloat16 on the GPU and in float32 on the CPU."""
+    ours = losses(make_trainer(config, device_of(day), compile="off"), config, 1)
+    cpu = torch.device("cpu")
+    theirs = losses(make_trainer(config, cpu, compile="off", precision="fp32"), config, 1)
+    name, error = f"{config.phase} B{config.batch} GPU / CPU - 1", difference(ours, theirs)
+    yield Figure(
+        what=name, value=error, unit="of the loss", most=LOSS_ERROR, note=f"{ours[0]:.5f}, CPU {theirs[0]:.5f}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ attention
+
+
+def attention(day: Day) -> Iterator[Part]:
+    """Every backend at the three shapes of the paper, and whether the seam takes the fastest."""
+    shapes = ((20, 2, 24), (9, 3, 64)) if day.tiny else kernel_speed.ATTENTION_SHAPES[:3]
+    for shape in shapes:
+        yield Part(what=f"attention {shape}", measure=partial(attention_forms, day, *shape))
+
+
+def attention_forms(day: Day, tokens: int, heads: int, width: int) -> Iterator[Figure]:
+    """Milliseconds of the forward and backward pass."""
+    device = device_of(day)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    batch = 2 if day.tiny else 128
+    took: dict[str, float] = {}
+    for case in kernel_speed.attention_shape(batch, tokens, heads, width, dtype, device):
+        plain = (
+            case.implementation == "reference" and device.type == "cuda"
+        )  # its scores take gigabytes and are no candidate
+        if plain or case.direction == "forward":
+            continue
+        what, times = f"{case.shape} {case.implementation}", kernel_speed.seconds(case, device, 10)
+        if times is None:
+            yield Figure(what=what, value=None, unit="ms", note="cannot run here; log.txt says why")
+            continue
+        took[case.implementation] = statistics.median(times)
+        rate = case.flops / took[case.implementation] / 1e12
+        yield Figure(what=what, value=1e3 * took[case.implementation], unit="ms", note=f"{rate:.1f} TFLOP/s")
+    seam = took.pop("seam")
+    if took:
+        yield Figure(
+            what=f"{tokens} x {heads} x {width} seam / best", value=seam / min(took.values()), unit="", most=1.05
+        )
+
+
+# -------------------------------------------------------------------------------------------------------- training steps
+
+
+def rate_of(step: Callable[[], object], batch: int, device: torch.device, steps: int) -> tuple[float, float]:
+    """(clips/s, peak GiB) of a step, the median of three measurements of `steps` steps each."""
+    for _ in range(3 if device.type == "cuda" else 1):
+        step()
+    times = [step_worker.timed(step, device, steps)["ms"] for _ in range(3)]
+    return 1000 * batch / statistics.median(times), step_worker.peak_mb(device) / 1024
+
+
+def step_figures(
+    day: Day, name: str, config: RunConfig, compile: Compile = "auto", precision: Precision = "auto", **must: float
+) -> Iterator[Figure]:
+    """Clips/s, memory and utilization of our step."""
+    device = device_of(day)
+    trainer = make_trainer(config, device, compile=compile, precision=precision)
+    batch = made_batch(config, device)
+    rate, memory = rate_of(lambda: trainer.train_step(batch), config.batch, device, 1 if day.tiny else 30)
+    used = rate / config.batch * trainer.task.step_flops / measured_peak_flops(device, trainer.compute.products)
+    loss = trainer.loss_sum.item() / trainer.loss_steps
+    yield Figure(
+        what=name, value=rate, unit="clips/s", note=f"{memory:.1f} GiB, MFU {used:.1%}, loss {loss:.4f}", **must
+    )
+    if loss != loss:
+        raise FloatingPointError(f"{name}: the loss is not a number")
+
+
+def published_figures(day: Day, config: RunConfig) -> Iterator[Figure]:
+    """Clips/s of the published step in fp16, as it is run, and how much faster ours is at the same batch."""
+    device = device_of(day)
+    setting, name = step_worker.Setting(config, device), f"{config.phase} B{config.batch}"
+    rates = {}
+    for implementation in ("ours", "published_fp16" if device.type == "cuda" else "published"):
+        step, _ = step_worker.build(setting, implementation)
+        rates[implementation], memory = rate_of(step, config.batch, device, 1 if day.tiny else 10)
+        what, note = f"{name} {implementation}", f"{memory:.1f} GiB so far"
+        yield Figure(what=what, value=rates[implementation], unit="clips/s", note=note)
+    ours, published = rates.values()
+    yield Figure(what=f"{name} ours / published", value=ours / published, unit="")
+
+
+def with_share(config: RunConfig, share: float) -> RunConfig:
+    """The config with mae.decoder_share."""
+    return replace(config, mae=replace(config.mae, decoder_share=share))
+
+
+def stage1(day: Day) -> Iterator[Part]:
+    """B 128 first, for which there are bounds; then with half of the decoder, B 64 and 256, and the published step."""
+    whole = config_of(day, "mae", 128)
+    yield Part(what="B128", measure=partial(step_figures, day, "mae B128", whole, **bounds(1400, 2170)))
+    half = with_share(whole, 0.5)
+    measure = partial(step_figures, day, "mae B128 decoder_share 0.5", half, **({"goal": 2650} if is_h200() else {}))
+    yield Part(what="B128 decoder_share 0.5", measure=measure)
+    yield Part(what="published", measure=partial(published_figures, day, config_of(day, "mae", 64)))
+    yield Part(what="B256", measure=partial(step_figures, day, "mae B256", config_of(day, "mae", 256)))
+
+
+def stage2(day: Day) -> Iterator[Part]:
+    """B 64, for which there are bounds, B 64 with mixing, erasing and drop path, and B 16 beside the published step."""
+    plain = config_of(day, "align", 64)
+    yield Part(what="B64", measure=partial(step_figures, day, "align B64", plain, **bounds(390, 440)))
+    recipe = config_of(day, "align", 64, as_recipe=True)
+    yield Part(what="B64 as the recipe", measure=partial(step_figures, day, "align B64 as the recipe", recipe))
+    yield Part(what="published", measure=partial(published_figures, day, config_of(day, "align", 16)))
+
+
+def graphs_fp16(day: Day) -> Iterator[Part]:
+    """Stage 1 with CUDA graphs, which must not change the loss, and in fp16, beside a run's own step. A CPU has neither."""
+    whole, on_gpu = config_of(day, "mae", 128), day.device == "cuda"
+    graphs: Compile = "graphs" if on_gpu else "off"
+    fp16: Precision = "fp16" if on_gpu else "bf16"
+    yield Part(what="as a run is", measure=partial(step_figures, day, "mae B128 as a run is", whole))
+    yield Part(what="CUDA graphs", measure=partial(step_figures, day, "mae B128 graphs", whole, graphs))
+    yield Part(what="losses with CUDA graphs", measure=partial(graph_losses, day, whole, graphs))
+    yield Part(what="fp16", measure=partial(step_figures, day, "mae B128 fp16", whole, "auto", fp16))
+
+
+def graph_losses(day: Day, config: RunConfig, mode: Compile) -> Iterator[Figure]:
+    """Twelve steps with and without."""
+    ours = losses(make_trainer(config, device_of(day), compile=mode), config, 12)
+    theirs = losses(make_trainer(config, device_of(day)), config, 12)
+    yield Figure(
+        what="loss with / without graphs - 1", value=difference(ours, theirs), unit="of the loss", most=LOSS_ERROR
+    )
+
+
+# -------------------------------------------------------------------------------------------- bytes moved, and the profile
+
+
+def memory_bound(day: Day) -> Iterator[Part]:
+    """patchify and pixel_loss in GB/s over the bytes they must move, against the copy."""
+    device = device_of(day)
+    ceiling = kernel_speed.copy_bandwidth(device)
+    for kernel in ("patchify", "pixel_loss"):
+        yield Part(what=kernel, measure=partial(moved, kernel, device, ceiling, *((1, 1) if day.tiny else (128, 20))))
+
+
+def moved(
+    kernel: kernel_speed.Kernel, device: torch.device, ceiling: float, batch: int, repeats: int
+) -> Iterator[Figure]:
+    """Every implementation in the type of a run."""
+    for case in kernel_speed.CASES[kernel](batch, device):
+        if case.dtype != torch.bfloat16:
+            continue
+        what, times = f"{kernel} {case.shape} {case.implementation}", kernel_speed.seconds(case, device, repeats)
+        if times is None:
+            yield Figure(what=what, value=None, unit="GB/s", note="cannot run here; log.txt says why")
+            continue
+        rate = case.bytes_moved / statistics.median(times)
+        must = {"goal": 0.8} if case.implementation == "triton" else {}
+        note = f"{rate / 1e9:.0f} GB/s, {1e3 * statistics.median(times):.3f} ms"
+        yield Figure(what=what, value=rate / ceiling, unit="of the copy", note=note, **must)
+
+
+CLASSES = (
+    ("own attention", ("forward_kernel", "query_gradient", "key_value_gradient", "delta_kernel", "attention")),
+    ("own patches and loss", ("patchify", "pixel_loss")),
+    ("library attention", ("flash", "fmha", "cudnn", "sdpa")),
+    ("matrix products", ("gemm", "nvjet", "cutlass", "cublas", "splitk", "aten::mm", "aten::addmm", "aten::bmm")),
+    ("optimizer", ("multi_tensor", "adam")),
+    ("inductor", ("triton_",)),
+    ("copies", ("memcpy", "memset", "copy_")),
+)
+"""Kernel classes, by the first that has a part of the kernel's name."""
+
+
+def class_of(name: str) -> str:
+    """The class of a kernel."""
+    low = name.lower()
+    return next((kind for kind, marks in CLASSES if any(mark in low for mark in marks)), "other")
+
+
+def profile(day: Day) -> Iterator[Part]:
+    """Milliseconds of a stage 1 step by kernel class; every kernel is in profile.json."""
+    yield Part(what="stage 1", measure=partial(profiled, day, config_of(day, "mae", 128)))
+
+
+def profiled(day: Day, config: RunConfig, steps: int = 3) -> Iterator[Figure]:
+    """Trace some steps."""
+    device = device_of(day)
+    trainer, batch = make_trainer(config, device), made_batch(config, device)
+    for _ in range(3):
+        trainer.train_step(batch)
+    synchronize(device)
+    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    with record(activities=[activity]) as trace:
+        for _ in range(steps):
+            trainer.train_step(batch)
+        synchronize(device)
+    found = [
+        {
+            "name": event.key,
+            "class": class_of(event.key),
+            "calls": event.count / steps,
+            "ms": own_ms(event, device) / steps,
+        }
+        for event in trace.key_averages()
+    ]
+    found = sorted((kernel for kernel in found if kernel["ms"] > 0), key=lambda kernel: -kernel["ms"])
+    (day.out / "profile.json").write_text(json.dumps(found, indent=1) + "\n")
+    yield from by_class(found)
+
+
+def own_ms(event: Any, device: torch.device) -> float:
+    """Milliseconds of a kernel alone, or on a CPU of an operator without what it calls."""
+    return (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total) / 1e3
+
+
+def by_class(found: Iterable[dict[str, Any]]) -> Iterator[Figure]:
+    """Milliseconds of a step of each class, and of all."""
+    total: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for kernel in found:
+        total[kernel["class"]] += kernel["ms"]
+        calls[kernel["class"]] += kernel["calls"]
+    for kind, ms in total.most_common():
+        yield Figure(what=kind, value=ms, unit="ms a step", note=f"{calls[kind]:.0f} launches")
+    yield Figure(
+        what="all kernels", value=sum(total.values()), unit="ms a step", note=f"{sum(calls.values()):.0f} launches"
+    )
