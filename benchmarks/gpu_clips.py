@@ -37,8 +37,9 @@ from benchmarks.training import make_trainer, synchronize
 from ppma.loaders.augment import make_views
 from ppma.loaders.batch import ClipBatch
 from ppma.loaders.config import LoaderConfig
+from ppma.loaders.decoders import DALI_CPU_CODECS, DALI_GPU_CODECS
 from ppma.loaders.draws import ClipInput
-from ppma.loaders.fetch import DALI_CPU_CODECS, DALI_GPU_CODECS, encoded_window, read_window
+from ppma.loaders.fetch import encoded_window, read_window
 from ppma.loaders.manifest import Manifest
 from ppma.loaders.pipeline import DaliViews
 from ppma.loaders.sampler import TrainingSampler
@@ -437,10 +438,10 @@ def no_sync(day: Day) -> Iterator[Part]:
     yield Part(what="packed", measure=partial(count_waits, day, clips_of(day)["packed"]))
 
 
-def count_waits(day: Day, manifest: Manifest, steps: int = 10) -> Iterator[Figure]:
+def count_waits(day: Day, manifest: Manifest) -> Iterator[Figure]:
     """Waits of the thread that steps, which must be none, and of others, which do not hold it up."""
     config, device = config_of(day, "mae", 128), device_of(day)
-    views = 2 if day.tiny else 4
+    views, steps = (2, 2) if day.tiny else (4, 10)
     loader = LoaderConfig(views=views, size=config.vit.size, frames=config.vit.frames, workers=2 if day.tiny else 8)
     trainer = make_trainer(config, device)
     sampler = sampler_of(manifest, loader, config.batch // views)

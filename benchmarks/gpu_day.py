@@ -6,7 +6,8 @@
 
 Rows go to DIR/rows.jsonl as they are measured, the table to DIR/table.txt; a second call with the same DIR goes on where the first
 stopped. The rows are those of benchmarks/results/gpu_day.jsonl: `cat DIR/rows.jsonl >> benchmarks/results/gpu_day.jsonl` keeps
-them. `--warm DIR` is a folder of compiled kernels, used and filled, so that a start compiles little.
+them. `--warm DIR` is a folder of compiled kernels, used and filled, so that a start compiles little; on a machine without a GPU
+the same flag fills it.
 """
 
 import os
@@ -25,7 +26,9 @@ import tyro
 
 from benchmarks import day, rows
 from benchmarks.day import Item
+from ppma import compile_check
 from ppma.command import DONE, INTERRUPTED, parse, run
+from ppma.compile_check import Phase
 from ppma.loaders.errors import InputError
 
 STEPS, CLIPS = "benchmarks.gpu_steps", "benchmarks.gpu_clips"
@@ -49,8 +52,8 @@ ITEMS = (
 )  # fmt: skip
 """In order: what decides most comes first."""
 NAMES = tuple(item.name for item in ITEMS)
-SETTLED = {"TORCHINDUCTOR_CACHE_DIR": "", "TRITON_CACHE_DIR": "triton"}
-"""Where compiled kernels go, below --warm."""
+WARMED: tuple[tuple[Phase, int], ...] = (("mae", 128), ("mae", 64), ("mae", 256), ("align", 64))
+"""Steps that --warm compiles where there is no GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,8 @@ class DayConfig:
     start: Annotated[str, tyro.conf.arg(name="from")] = ""
     """Run this item and those behind it, whatever the folder holds."""
     warm: Path | None = None
-    """Folder of compiled kernels to use and to fill."""
+    """Folder of compiled kernels to use and to fill. Where there is no GPU it is filled, for an H100 or H200, and nothing else is done:
+    take the torch of the GPU machine for that."""
     clips: Path = Path("~/.cache/ppma/gpu-day-clips")
     """Folder for the made clips, kept for the next run; not below --out, whose files may have to travel."""
     rehearse: bool = False
@@ -94,9 +98,16 @@ def has_gpu() -> bool:
 
 def use_cache(folder: Path) -> None:
     """Have inductor and Triton keep their results in `folder`."""
-    for name, below in SETTLED.items():
-        os.environ[name] = str((folder / below).resolve())
-        Path(os.environ[name]).mkdir(parents=True, exist_ok=True)
+    for name, below in compile_check.cache_environment(folder.resolve()).items():
+        os.environ[name] = below
+        Path(below).mkdir(parents=True, exist_ok=True)
+
+
+def fill_cache(folder: Path) -> None:
+    """Compile the steps of the day for an H100 or H200 that is not here."""
+    for phase, batch in WARMED:
+        report = compile_check.check(phase, batch=batch, folder=folder.resolve())
+        print(f"{phase} B{batch}: {report.compiled} kernels compiled, {report.found} found", flush=True)
 
 
 @contextmanager
@@ -127,6 +138,9 @@ def main(argv: list[str]) -> int:
     config = parse(DayConfig, argv, prog="gpu_day")
     if config.show:
         print("\n".join(f"{item.name:14} {item.seconds:4.0f} s  {item.what}" for item in ITEMS))
+        return DONE
+    if config.warm is not None and not config.rehearse and not has_gpu():
+        fill_cache(config.warm)
         return DONE
     if not (config.rehearse or has_gpu()):
         raise InputError("there is no NVIDIA GPU here; --rehearse walks through every item on the CPU")

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,7 +24,8 @@ from benchmarks.training import Phase, made_batch, make_trainer, run_config, syn
 from ppma.config import Compile, Precision, RunConfig
 from ppma.flops import measured_peak_flops
 from ppma.kernels import choice, reference
-from ppma.kernels.attention import attend
+from ppma.kernels.attention_choice import attend
+from ppma.kernels.erase import erase_
 from ppma.kernels.patchify import patchify
 from ppma.kernels.pixel_loss import pixel_loss
 from ppma.train import Trainer
@@ -38,6 +39,12 @@ LOSS_ERROR = 1e-2
 def device_of(day: Day) -> torch.device:
     """Where the day measures."""
     return torch.device("cuda", 0) if day.device == "cuda" else torch.device("cpu")
+
+
+@cache
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """The ceiling of utilization, measured once in a process."""
+    return measured_peak_flops(device, dtype)
 
 
 def is_h200() -> bool:
@@ -77,7 +84,7 @@ def ceilings(device: torch.device) -> Iterator[Figure]:
     yield Figure(what="copy", value=kernel_speed.copy_bandwidth(device) / 1e9, unit="GB/s")
     for dtype in (torch.bfloat16, torch.float16) if device.type == "cuda" else (torch.float32,):
         name = str(dtype).removeprefix("torch.")
-        yield Figure(what=f"{name} products", value=measured_peak_flops(device, dtype) / 1e12, unit="TFLOP/s")
+        yield Figure(what=f"{name} products", value=peak_flops(device, dtype) / 1e12, unit="TFLOP/s")
 
 
 # -------------------------------------------------------------------------------------------------------------- kernels
@@ -109,6 +116,7 @@ def kernels(day: Day) -> Iterator[Part]:
         name = str(dtype).removeprefix("torch.")
         yield Part(what=f"patchify {name}", measure=partial(patchify_error, day, dtype, form))
         yield Part(what=f"pixel_loss {name}", measure=partial(pixel_loss_error, day, dtype, form))
+        yield Part(what=f"erase {name}", measure=partial(erase_error, device, dtype, form))
         for shape in shapes:
             work = partial(attention_error, device, dtype, shape, "triton" if with_triton else "pytorch")
             yield Part(what=f"attention {name} {shape}", measure=work)
@@ -149,6 +157,18 @@ def pixel_loss_error(day: Day, dtype: torch.dtype, form: choice.Implementation) 
     for what, ours, right in (("loss", loss, stated), ("gradient", gradient, exact_gradient)):
         error = relative_error(ours.detach(), right.detach())
         yield Figure(what=f"pixel_loss {what} {dtype}", value=error, unit="of the norm", most=ERRORS[dtype], note=form)
+
+
+def erase_error(device: torch.device, dtype: torch.dtype, form: choice.Implementation) -> Iterator[Figure]:
+    """Patches with a box of noise, which is the same in every type up to rounding."""
+    grid, patch = (2, 4, 4), (2, 16, 16)
+    patches = torch.randn(4, 32, 1536, device=device).to(dtype)
+    key, box = torch.arange(4, device=device), torch.tensor([[5, 9, 30, 20]], device=device).expand(4, -1).contiguous()
+    exact = erase_(patches.double(), box, key, grid=grid, patch=patch)
+    with choice.use(form):
+        ours = erase_(patches.clone(), box, key, grid=grid, patch=patch)
+    error = relative_error(ours, exact)
+    yield Figure(what=f"erase {dtype}", value=error, unit="of the norm", most=ERRORS[dtype], note=form)
 
 
 def attention_error(
@@ -288,7 +308,7 @@ def step_figures(
     trainer = make_trainer(config, device, compile=compile, precision=precision)
     batch = made_batch(config, device)
     rate, memory = rate_of(lambda: trainer.train_step(batch), config.batch, device, 1 if day.tiny else 30)
-    used = rate / config.batch * trainer.task.step_flops / measured_peak_flops(device, trainer.compute.products)
+    used = rate / config.batch * trainer.task.step_flops / peak_flops(device, trainer.compute.products)
     loss = trainer.loss_sum.item() / trainer.loss_steps
     yield Figure(
         what=name, value=rate, unit="clips/s", note=f"{memory:.1f} GiB, MFU {used:.1%}, loss {loss:.4f}", **must
@@ -325,6 +345,8 @@ def stage1(day: Day) -> Iterator[Part]:
     yield Part(what="B128 decoder_share 0.5", measure=measure)
     yield Part(what="published", measure=partial(published_figures, day, config_of(day, "mae", 64)))
     yield Part(what="B256", measure=partial(step_figures, day, "mae B256", config_of(day, "mae", 256)))
+    narrow = replace(whole, vit=replace(whole.vit, residual="autocast"))
+    yield Part(what="residual autocast", measure=partial(step_figures, day, "mae B128 residual autocast", narrow))
 
 
 def stage2(day: Day) -> Iterator[Part]:
@@ -349,8 +371,9 @@ def graphs_fp16(day: Day) -> Iterator[Part]:
 
 def graph_losses(day: Day, config: RunConfig, mode: Compile) -> Iterator[Figure]:
     """Twelve steps with and without."""
-    ours = losses(make_trainer(config, device_of(day), compile=mode), config, 12)
-    theirs = losses(make_trainer(config, device_of(day)), config, 12)
+    steps = 2 if day.tiny else 12
+    ours = losses(make_trainer(config, device_of(day), compile=mode), config, steps)
+    theirs = losses(make_trainer(config, device_of(day)), config, steps)
     yield Figure(
         what="loss with / without graphs - 1", value=difference(ours, theirs), unit="of the loss", most=LOSS_ERROR
     )

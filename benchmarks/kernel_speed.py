@@ -5,7 +5,7 @@
 
 Ceilings are measured first: bytes a second of a copy (read and written) for `patchify` and `pixel_loss`, operations a
 second of a large matrix product for `attention`. On a GPU a time is that of CUDA-graph replays over rotating inputs
-(`timing`), so it holds kernels and nothing else. Without a GPU the shapes are small and our Triton kernels are left out:
+(`ppma.kernels.timing`), so it holds kernels and nothing else. Without a GPU the shapes are small and our Triton kernels are left out:
 there they run only in an interpreter, whose speed says nothing.
 
 Bytes are those that an ideal implementation must move, not those that ours moves:
@@ -33,8 +33,8 @@ from benchmarks import rows
 from ppma.command import DONE, parse, run
 from ppma.flops import measured_peak_flops
 from ppma.kernels import choice, reference
-from ppma.kernels.attention import attend, attention
-from ppma.kernels.attention_choice import CANDIDATES
+from ppma.kernels.attention import attention
+from ppma.kernels.attention_choice import FIRST_PLAN, Shape, attend, candidates, fastest_plan
 from ppma.kernels.patchify import patchify
 from ppma.kernels.pixel_loss import pixel_loss
 from ppma.kernels.timing import cannot_run, seconds_per_call, sets_needed
@@ -179,11 +179,6 @@ def pixel_loss_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
         yield from contenders(reference.pixel_loss, pixel_loss, work, device, common)
 
 
-def attention_forms(device: torch.device) -> list[str]:
-    """Candidates of the choice that this machine may have."""
-    return [form for form in CANDIDATES if form != "triton" or choice.LOADED] if device.type == "cuda" else []
-
-
 def attention_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
     """The encoder of stage 1, the decoder, the encoder of stage 2, and on a GPU that of the huge model."""
     on_gpu = device.type == "cuda"
@@ -208,7 +203,10 @@ def attention_shape(
         return torch.autograd.grad(work(inputs[0], heads), inputs[0], inputs[1])
 
     works: dict[str, Callable[..., Tensor]] = {"reference": reference.attention, "seam": attention}
-    works |= {form: partial(attend, form=form) for form in attention_forms(device)}
+    shape = Shape(batch, tokens, heads, width, dtype, device)
+    for backend in candidates(shape) if device.type == "cuda" else []:
+        plan = fastest_plan(shape) if backend == "triton" else None
+        works[backend] = partial(attend, backend=backend, plan=plan or FIRST_PLAN)
     products = 4 * batch * tokens**2 * heads * width
     common: dict[str, Any] = {"kernel": "attention", "shape": f"{batch} x {tokens} x {heads} x {width}", "dtype": dtype}
     common |= {"sets": rotating(make, device)}

@@ -3,7 +3,7 @@
 phase, model, batch, device  ->  Trainer (compile, precision and optimizer as a run has them)   +   a ClipBatch of random pixels
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -78,7 +78,7 @@ def made_batch(config: RunConfig, device: torch.device, *, seed: int = 0) -> Cli
     shape = (config.batch, config.vit.frames, size, size, 3)
     box = torch.tensor([size // 4, size // 4, size // 3, size // 3])
     erased = (rows[:, None] % 4 == 0) & (config.loader.erase_probability > 0)
-    return ClipBatch(
+    batch = ClipBatch(
         frames_BTHWC=torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
         label_B=rows % CLASSES,
         source_B=torch.zeros_like(rows),
@@ -90,7 +90,9 @@ def made_batch(config: RunConfig, device: torch.device, *, seed: int = 0) -> Cli
         sources=frozenset({0}),
         epoch=0,
         step=0,
-    ).to(device)
+    )
+    columns = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return replace(batch, **{name: x.to(device) for name, x in columns.items() if isinstance(x, torch.Tensor)})
 
 
 def synchronize(device: torch.device) -> None:

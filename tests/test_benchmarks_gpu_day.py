@@ -267,3 +267,18 @@ def test_the_whole_command(tmp_path, capfd):
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
     assert "nvjpeg" in capfd.readouterr().out and rows_of(tmp_path / "day", "nvjpeg")[-1][0] == "finished"
     assert (tmp_path / "w" / "triton").is_dir()
+
+
+def test_without_a_gpu_the_cache_is_filled(tmp_path, monkeypatch, capfd):
+    """For the batches that are measured, in the folder that the GPU machine is given."""
+    filled = []
+
+    def check(phase, *, batch, folder):
+        filled.append((phase, batch, folder))
+        return types.SimpleNamespace(compiled=9, found=0)
+
+    monkeypatch.setattr(gpu_day, "has_gpu", lambda: False)
+    monkeypatch.setattr(gpu_day.compile_check, "check", check)
+    assert run(gpu_day.main, ["--warm", str(tmp_path)], prog="gpu_day") == 0
+    assert {batch for phase, batch, _ in filled if phase == "mae"} == {64, 128, 256}
+    assert {folder for *_, folder in filled} == {tmp_path.resolve()} and "9 kernels compiled" in capfd.readouterr().out
