@@ -293,10 +293,11 @@ def attention_forms(day: Day, tokens: int, heads: int, width: int) -> Iterator[F
 
 
 def rate_of(step: Callable[[], object], batch: int, device: torch.device, steps: int) -> tuple[float, float]:
-    """(clips/s, peak GiB) of a step, the median of three measurements of `steps` steps each."""
-    for _ in range(3 if device.type == "cuda" else 1):
+    """(clips/s, peak GiB) of a step: on a GPU the median of three measurements of `steps` steps each."""
+    rounds = 3 if device.type == "cuda" else 1
+    for _ in range(rounds):
         step()
-    times = [step_worker.timed(step, device, steps)["ms"] for _ in range(3)]
+    times = [step_worker.timed(step, device, steps)["ms"] for _ in range(rounds)]
     return 1000 * batch / statistics.median(times), step_worker.peak_mb(device) / 1024
 
 

@@ -52,8 +52,10 @@ def compare(ours, gradient, heads, tolerance):
 def test_value_and_gradient(triton_device, B, N, heads, width, dtype, tolerance):
     """Of the largest value. float16 keeps 11 bits, bfloat16 8, and weights, products and results are each rounded
     once."""
-    if dtype == torch.float32 and triton_device == "cuda":
+    if triton_device == "cuda" and dtype == torch.float32:
         pytest.skip("PyTorch's runs there")
+    if triton_device == "cuda" and dtype == torch.float16 and (B, N, heads, width) not in SHAPES[:3]:
+        pytest.skip("the interpreter has seen it; three kernels less to compile")
     qkv, gradient = inputs(B, N, heads, width, dtype, triton_device)
     compare(qkv.requires_grad_(), gradient, heads, tolerance)
 
