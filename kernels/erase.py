@@ -55,7 +55,10 @@ def erase_(patches_BNP: Tensor, box_B4: Tensor, key_B: Tensor, *, grid: Patch, p
     if fours and choice.runs_triton(patches_BNP.device):
         erase_triton(patches_BNP, box_B4, key_B, grid, patch)
         return patches_BNP
-    noise_BNP = normal(key_B, DevicePurpose.ERASE_NOISE, patches_BNP[0].numel(), dtype=patches_BNP.dtype)
+    wide = torch.promote_types(
+        patches_BNP.dtype, torch.float32
+    )  # float16 ends at 65504: a draw of 23 bits would be infinite
+    noise_BNP = normal(key_B, DevicePurpose.ERASE_NOISE, patches_BNP[0].numel(), dtype=wide).to(patches_BNP.dtype)
     noise = cells(noise_BNP.view_as(patches_BNP), grid, patch)
     erased = torch.where(inside(box_B4, grid, patch), noise, cells(patches_BNP, grid, patch))
     return patches_BNP.copy_(erased.view_as(patches_BNP))

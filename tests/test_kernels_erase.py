@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ppma.kernels import erase
+from ppma.kernels import choice, erase
 from ppma.kernels.erase import erase_
 
 GRID, PATCH = (2, 3, 3), (2, 8, 8)
@@ -57,6 +57,14 @@ def test_triton_draws_the_same_noise_inside_the_boxes_only(triton_device, monkey
     assert torch.equal(strided[0], other)
     again = erase_(patches.clone(), *strided, grid=GRID, patch=PATCH)
     assert torch.equal(again, erase_(patches.clone(), other, keys, grid=GRID, patch=PATCH))
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.bfloat16, 0.02), (torch.float16, 3e-3)])
+def test_plain_noise_in_16_bits_is_that_of_64(dtype, atol):
+    plain = erase_(picture_patches(), BOXES, KEYS, grid=GRID, patch=PATCH)
+    with choice.use("torch"):
+        erased = erase_(picture_patches().to(dtype), BOXES, KEYS, grid=GRID, patch=PATCH)
+    torch.testing.assert_close(erased.double(), plain, rtol=0, atol=atol)
 
 
 def test_patches_of_an_odd_size(triton_device):
