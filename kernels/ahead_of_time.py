@@ -223,7 +223,7 @@ def disassemble(cubin: bytes) -> tuple[str, str]:
 
 def opcodes(sass: str) -> list[str]:
     """Return the opcodes with their modifiers, in order, without predicates."""
-    return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass)
+    return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)", sass)
 
 
 def access(opcode: str) -> str | None:
@@ -235,11 +235,13 @@ def access(opcode: str) -> str | None:
     return f"{'store' if name == 'STG' else 'load'} {bits}"
 
 
-def compile_kernels(capability: int, *, thorough: bool = False) -> list[CompiledKernel]:
-    """Compile everything for a compute capability; needs a process in which Triton is not interpreted."""
+def compile_kernels(capability: int, *, case: str = "", thorough: bool = False) -> list[CompiledKernel]:
+    """Compile everything, or one case, for a compute capability; needs a process in which Triton is not interpreted."""
     found = []
     seen: set[str] = set()
-    for case, dtype, launch in launches(capability, thorough=thorough):
+    for name, dtype, launch in launches(capability, thorough=thorough):
+        if case not in ("", name):
+            continue
         with recorded(capability) as made:
             launch()
         for key, (function, compiled, grid) in made.items():
@@ -254,7 +256,7 @@ def compile_kernels(capability: int, *, thorough: bool = False) -> list[Compiled
                 CompiledKernel(
                     capability=capability,
                     kernel=function.__name__.removesuffix("_kernel"),
-                    case=case,
+                    case=name,
                     dtype=dtype,
                     grid=grid,
                     constants={name: v for name, v in constants.items() if name.isupper()},
@@ -273,11 +275,14 @@ def compile_kernels(capability: int, *, thorough: bool = False) -> list[Compiled
     return found
 
 
-def table(capabilities: Sequence[int] = CAPABILITIES, *, thorough: bool = False) -> list[CompiledKernel]:
+def table(
+    capabilities: Sequence[int] = CAPABILITIES, *, case: str = "", thorough: bool = False
+) -> list[CompiledKernel]:
     """Compile everything, two capabilities at a time, in processes of their own that run Triton's compiler.
 
     Args:
         capabilities: Compute capabilities without the point, such as 90.
+        case: One case of `launches`; all where left out.
         thorough: All configs of attention instead of the first.
 
     Raises:
@@ -287,7 +292,7 @@ def table(capabilities: Sequence[int] = CAPABILITIES, *, thorough: bool = False)
 
     def compiled(capability: int) -> list[CompiledKernel]:
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
-            asked = [str(capability), str(int(thorough)), file.name]
+            asked = [str(capability), case, str(int(thorough)), file.name]
             command = [sys.executable, "-m", "ppma.kernels.ahead_of_time", *asked]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -299,5 +304,5 @@ def table(capabilities: Sequence[int] = CAPABILITIES, *, thorough: bool = False)
 
 
 if __name__ == "__main__":
-    made = compile_kernels(int(sys.argv[1]), thorough=sys.argv[2] == "1")
-    Path(sys.argv[3]).write_text(json.dumps([dataclasses.asdict(kernel) for kernel in made]))
+    made = compile_kernels(int(sys.argv[1]), case=sys.argv[2], thorough=sys.argv[3] == "1")
+    Path(sys.argv[4]).write_text(json.dumps([dataclasses.asdict(kernel) for kernel in made]))

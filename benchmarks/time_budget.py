@@ -1,0 +1,316 @@
+"""Estimated time of the stage 1 training step on one H200, part by part, without a GPU.
+
+    python benchmarks/time_budget.py
+    python benchmarks/time_budget.py --batch 64 --decoder-share 0.5
+    python benchmarks/time_budget.py --compile        # count the step's work again after a change of the model
+
+The work is that of the code as it is: matrix products and bytes from the step compiled by `ppma.compile_check`
+(kept in results/stage1_step.json), attention from the instructions of its kernels, compiled when this runs. The rates
+are a model. `floor` is the time at the measured or published peak of the busiest unit; `estimate` divides by what
+comparable code reaches. Replace it by measurement: `gpu_day.py` prints the profile beside this table.
+"""
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ppma.command import DONE, parse, run
+from ppma.compile_check import StepReport, check
+from ppma.kernels import ahead_of_time
+from ppma.loaders.errors import InputError
+from ppma.model_config import Residual
+
+WORK = Path(__file__).parent / "results" / "stage1_step.json"
+
+# Rates of an H200.
+SMS = 132
+PRODUCT_FLOPS = 790e12
+"""bf16, measured on an 8192-cubed product of random values on an H200: 769 to 798 TFLOP/s."""
+REFERENCE_K = 8192
+COPY_BYTES = 4.3e12
+"""Per second, measured on an H200 by a device-to-device copy, reads plus writes."""
+CLOCK = 989.4e12 / (SMS * 4096)
+"""Hz, 1.83 GHz: the datasheet's dense bf16 rate over multiprocessors and FLOP per cycle of one."""
+
+# What comparable code reaches of these: leads, to be replaced by measurement.
+BYTES_EFFICIENCY = 0.85
+"""Of copy bandwidth, by elementwise and normalization kernels."""
+ATTENTION_EFFICIENCY = 0.75
+"""Of the busiest pipe, by attention: FlashAttention-3 (Shah et al., 2024) reports 75 % of the H100's peak."""
+LAUNCH_SECONDS = 1e-6
+"""Between two kernels of one stream, when the host runs ahead."""
+ADAMW_BYTES = 32
+"""Per parameter: read weight, gradient and both moments, write all but the gradient, and read the gradient for its norm."""
+
+VISIBLE, MASKED, TOKENS = 157, 1411, 1568
+"""Tokens of a clip of 16 x 224 x 224 at a mask ratio of 0.9."""
+DEPTH, DECODER_DEPTH = 12, 4
+PARAMETERS = 94.2e6
+VALUES = 1536
+"""Of a patch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """Estimate the stage 1 step on one H200."""
+
+    batch: int = 128
+    """Clips on the GPU."""
+    decoder_share: float = 1.0
+    """Share of the masked tokens that the decoder sees (mae.decoder_share)."""
+    residual: Residual = "float32"
+    """Type of the tokens between blocks (vit.residual)."""
+    compile: bool = False
+    """Compile the step again, which takes minutes, and rewrite the file of its work."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or not 0 < self.decoder_share <= 1:
+            raise InputError(f"--batch {self.batch} must be at least 1, --decoder-share {self.decoder_share} in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of the step."""
+
+    name: str
+    floor_ms: float
+    estimate_ms: float
+    amount: str
+    """What bounds it, with its unit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a compiled stage 1 step does at a batch of 128, without attention, patches and optimizer."""
+
+    torch: str
+    triton: str
+    products: tuple[tuple[int, int, int, int], ...]
+    """(M, N, K, calls)."""
+    encoder_block_bytes: float
+    decoder_block_bytes: float
+    rest_bytes: float
+    launches: int
+
+    @property
+    def shallow_bytes(self) -> float:
+        """Bytes of a step of one encoder and one decoder block."""
+        return self.encoder_block_bytes + self.decoder_block_bytes + self.rest_bytes
+
+
+def products_of(report: StepReport) -> Counter[tuple[int, int, int]]:
+    """Return {(M, N, K): calls} of the matrix products of a step."""
+    found: Counter[tuple[int, int, int]] = Counter()
+    for call in report.calls:
+        if call.operator in ("aten::mm", "aten::addmm"):
+            (m, k), (_, n) = call.shapes[-2:]
+            found[m, n, k] += call.calls
+    return found
+
+
+def count_work(shallow: StepReport, full: StepReport) -> Work:
+    """Return the work of a step from its reports at depth 1 and at full depth.
+
+    A block's bytes go with its tokens times its width, so that two reports tell encoder and decoder blocks apart.
+    """
+    ratio = TOKENS * 384 / (VISIBLE * 768)
+    encoder = (full.bytes_moved - shallow.bytes_moved) / (DEPTH - 1 + (DECODER_DEPTH - 1) * ratio)
+    return Work(
+        torch=full.torch,
+        triton=full.triton,
+        products=tuple(sorted((*shape, calls) for shape, calls in products_of(full).items())),
+        encoder_block_bytes=encoder,
+        decoder_block_bytes=encoder * ratio,
+        rest_bytes=shallow.bytes_moved - encoder * (1 + ratio),
+        launches=full.launches,
+    )
+
+
+def compiled_work(residual: Residual) -> Work:
+    """Compile the step at depth 1 and at full depth, and return its work; takes minutes."""
+    shallow, full = (check("mae", batch=128, depth=depth, residual=residual) for depth in (1, None))
+    return count_work(shallow, full)
+
+
+def kept_work(residual: Residual = "float32") -> Work:
+    """Return the work in results/, with a residual stream of this type (vit.residual)."""
+    values = json.loads(WORK.read_text())[residual]
+    return Work(**values | {"products": tuple(map(tuple, values["products"]))})
+
+
+def product_efficiency(M: int, N: int, K: int) -> float:
+    """Return the rate of a matrix product over that of the 8192-cubed one, for which PRODUCT_FLOPS was measured.
+
+    A model of cuBLAS on Hopper, not measured: tiles of 128 x 256, prologue and epilogue worth 160 of K, waves of tiles
+    that do not fill the GPU, and sums that are split where there are fewer tiles than multiprocessors.
+    """
+    tiles = -(-M // 128) * -(-N // 256)
+    waves = tiles / SMS
+    filled = 0.9 if waves < 1 else waves / -(-tiles // SMS)
+    return filled * K / (K + 160) / (REFERENCE_K / (REFERENCE_K + 160))
+
+
+def product_parts(work: Work, batch: int, decoder_tokens: int) -> Iterator[Part]:
+    """Yield the products of the encoder, the decoder and its head."""
+    rows = {128 * VISIBLE: batch * VISIBLE, 128 * TOKENS: batch * decoder_tokens}
+    rows[128 * MASKED] = batch * (decoder_tokens - VISIBLE)
+    totals: dict[str, list[float]] = {name: [0, 0, 0] for name in ("encoder", "decoder", "head")}
+    for *shape, calls in work.products:
+        name = "head" if 128 * MASKED in shape else "decoder" if 128 * TOKENS in shape else "encoder"
+        M, N, K = (rows.get(side, side) for side in shape)
+        flops, moved = 2 * M * N * K, 2 * (M * K + K * N + M * N)
+        floor = max(flops / PRODUCT_FLOPS, moved / COPY_BYTES)
+        estimate = max(flops / PRODUCT_FLOPS / product_efficiency(M, N, K), moved / COPY_BYTES / BYTES_EFFICIENCY)
+        for place, value in enumerate((floor, estimate, flops)):
+            totals[name][place] += calls * value
+    for name, (floor, estimate, flops) in totals.items():
+        yield part(f"products, {name}", floor, estimate, f"{flops / 1e12:.2f} TFLOP")
+
+
+def part(name: str, floor: float, estimate: float, amount: str) -> Part:
+    """Return a part from seconds."""
+    return Part(name=name, floor_ms=floor * 1e3, estimate_ms=estimate * 1e3, amount=amount)
+
+
+def bytes_part(name: str, moved: float) -> Part:
+    """Return a part that is bound by memory."""
+    floor = moved / COPY_BYTES
+    return part(name, floor, floor / BYTES_EFFICIENCY, f"{moved / 1e9:.2f} GB")
+
+
+# ------------------------------------------------------------------------------------------ attention by its instructions
+
+HALF_RATE = ("FMNMX", "FSEL", "FSETP", "LOP3", "IADD3", "SEL", "ISETP", "SHF", "PRMT", "F2FP", "LEA", "VIADD", "MOV")
+FULL_RATE = ("FFMA", "FMUL", "FADD", "HFMA2", "HADD2", "HMUL2")
+
+
+def cycles(codes: Sequence[str]) -> float:
+    """Return the cycles that a warp's instructions keep the busiest pipe of a quarter of a multiprocessor.
+
+    Rates per cycle and multiprocessor, compute capability 9.0 (CUDA C++ Programming Guide, arithmetic throughput): 128
+    float32, 64 integer and conversions, 16 special functions; 2048 bf16 multiply-adds (wgmma). One issue per cycle.
+    """
+    pipes: Counter[str] = Counter()
+    for code in codes:
+        name = code.split(".")[0]
+        pipes["issue"] += 1
+        if name == "MUFU":
+            pipes["special"] += 8
+        elif name in FULL_RATE:
+            pipes["fma"] += 1
+        elif name == "IMAD":
+            pipes["fma"] += 2
+        elif name in HALF_RATE:
+            pipes["alu"] += 2
+        elif name == "HGMMA":
+            m, n, k = map(int, re.search(r"(\d+)x(\d+)x(\d+)", code).groups())  # type: ignore[union-attr]
+            pipes["tensor"] += m * n * k // 2048
+    return max(pipes.values(), default=0)
+
+
+def split_loops(sass: str) -> tuple[list[str], list[list[str]]]:
+    """Return the opcodes outside of loops, and those of each innermost loop, in order."""
+    labels: dict[str, int] = {}
+    codes: list[str] = []
+    spans: list[tuple[int, int]] = []
+    for line in sass.splitlines():
+        if label := re.match(r"\s*\.(L_x_\d+):", line):
+            labels[label[1]] = len(codes)
+        elif found := ahead_of_time.opcodes(line):
+            codes += found
+            target = re.search(r"BRA.*\(\.(L_x_\d+)\)", line)
+            if target and target[1] in labels and labels[target[1]] < len(codes) - 1:
+                spans.append((labels[target[1]], len(codes)))
+    inner = [s for s in spans if not any(s != other and s[0] <= other[0] and other[1] <= s[1] for other in spans)]
+    outside = [code for place, code in enumerate(codes) if not any(a <= place < b for a, b in inner)]
+    return outside, [codes[a:b] for a, b in inner]
+
+
+def attention_seconds(kernel: ahead_of_time.CompiledKernel, batch: int, tokens: int, heads: int) -> float:
+    """Return the floor of one launch: prologue and epilogue, whole blocks, and the masked blocks at the end."""
+    constants = kernel.constants
+    by_rows = kernel.kernel == "key_value_gradient"
+    own, step = (constants["COLUMNS" if by_rows else "ROWS"], constants["ROWS" if by_rows else "COLUMNS"])
+    outside, loops = split_loops(kernel.sass)
+    if len(loops) != 2:
+        raise RuntimeError(f"{kernel.kernel}: {len(loops)} loops in the machine code, not the main loop and the tail")
+    main, tail = loops
+    masked = -(-(tokens % step) // constants["TAIL"])
+    of_a_warp = cycles(outside) + tokens // step * cycles(main) + masked * cycles(tail)
+    warps = batch * heads * -(-tokens // own) * kernel.warps
+    return warps * of_a_warp / (4 * SMS * CLOCK)
+
+
+def attention_parts(batch: int, decoder_tokens: int) -> Iterator[Part]:
+    """Yield attention of encoder and decoder, forward and backward, with the first config of each kernel."""
+    found = {}
+    for kernel in ahead_of_time.table((90,), case="paper"):
+        if kernel.dtype == "bfloat16" and "D" in kernel.constants:
+            found.setdefault((kernel.constants["D"], kernel.kernel), kernel)
+    for name, D, tokens, heads, depth in (
+        ("encoder", 64, VISIBLE, 12, DEPTH),
+        ("decoder", 24, decoder_tokens, 16, DECODER_DEPTH),
+    ):
+        for kernels in (("forward",), ("query_gradient", "key_value_gradient")):
+            floor = depth * sum(attention_seconds(found[D, kernel], batch, tokens, heads) for kernel in kernels)
+            where = "forward" if kernels == ("forward",) else "backward"
+            yield part(f"attention, {name} {where}", floor, floor / ATTENTION_EFFICIENCY, f"{tokens} tokens x {depth}")
+
+
+def budget(batch: int = 128, *, decoder_share: float = 1.0, residual: Residual = "float32") -> list[Part]:
+    """Return the parts of a stage 1 step.
+
+    Args:
+        batch: Clips on the GPU.
+        decoder_share: Share of the masked tokens that the decoder sees.
+        residual: Type of the tokens between blocks.
+    """
+    work = kept_work(residual)
+    targets = round(MASKED * decoder_share)
+    clips, decoder = batch / 128, (VISIBLE + targets) / TOKENS
+    encoder_bytes, decoder_bytes = DEPTH * work.encoder_block_bytes, DECODER_DEPTH * work.decoder_block_bytes
+    return [
+        *product_parts(work, batch, VISIBLE + targets),
+        *attention_parts(batch, VISIBLE + targets),
+        bytes_part("elementwise, encoder", clips * encoder_bytes),
+        bytes_part("elementwise, decoder", clips * decoder * decoder_bytes),
+        bytes_part("elementwise, rest", clips * work.rest_bytes),
+        bytes_part("patchify", batch * VISIBLE * VALUES * 3),
+        bytes_part("pixel loss", batch * targets * VALUES * (3 + 5)),
+        bytes_part("AdamW", PARAMETERS * ADAMW_BYTES),
+        part("between launches", 0.0, work.launches * LAUNCH_SECONDS, f"{work.launches} launches"),
+    ]
+
+
+def table(parts: Sequence[Part], batch: int) -> str:
+    """Return the parts, their sum and the rate as lines."""
+    floor, estimate = sum(p.floor_ms for p in parts), sum(p.estimate_ms for p in parts)
+    lines = [f"{'part':28}{'floor ms':>10}{'estimate ms':>13}{'share':>7}  amount"]
+    lines += [
+        f"{p.name:28}{p.floor_ms:10.2f}{p.estimate_ms:13.2f}{p.estimate_ms / estimate:7.0%}  {p.amount}" for p in parts
+    ]
+    lines.append(f"{'step':28}{floor:10.2f}{estimate:13.2f}")
+    lines.append(f"{'clips/s':28}{1e3 * batch / floor:10.0f}{1e3 * batch / estimate:13.0f}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """Print the budget."""
+    config = parse(BudgetConfig, argv, prog="time_budget")
+    if config.compile:
+        work = {name: asdict(compiled_work(name)) for name in get_args(Residual)}
+        WORK.write_text(json.dumps(work, indent=1) + "\n")
+    parts = budget(config.batch, decoder_share=config.decoder_share, residual=config.residual)
+    print(table(parts, config.batch))
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], prog="time_budget"))
