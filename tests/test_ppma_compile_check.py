@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 
+from benchmarks.time_budget import kept_work
 from ppma.compile_check import Kernel, Phase, Settings, StepReport, cache_environment, check, check_steps
 from ppma.loaders.errors import InputError
 
@@ -40,6 +41,11 @@ def test_own_kernels_and_products_of_stage_1(steps):
     assert products["aten::addmm", ((128 * 157, 768), (768, 3 * 768)), False].dtype == "bfloat16"
     assert ("aten::mm", ((128 * 1568, 384), (384, 4 * 384)), True) in products
     assert report.launches > len(report.kernels) > 50 and report.bytes_moved > 1e9 and report.saved_bytes > 1e9
+
+
+def test_the_time_budget_counts_the_bytes_of_this_step(steps):
+    """It keeps them in a file: `python benchmarks/time_budget.py --compile` counts again. Releases of torch differ a little."""
+    assert steps["mae"].bytes_moved == pytest.approx(kept_work().shallow_bytes, rel=0.05)
 
 
 def test_probe_has_no_backward_pass_through_the_encoder(steps):
