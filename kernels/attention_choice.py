@@ -246,7 +246,8 @@ def fastest_plan(shape: Shape) -> Plan | None:
 def measure(shape: Shape) -> Choice:
     """Time all candidates and return the fastest; "pytorch" if none can run."""
     plan, times = FIRST_PLAN, {}
-    with torch.enable_grad(), torch.utils._python_dispatch._disable_current_modes():
+    # A choice may first be asked for while dynamo traces, or inside inference_mode, where nothing records a gradient.
+    with torch.inference_mode(False), torch.enable_grad(), torch.utils._python_dispatch._disable_current_modes():
         for backend in candidates(shape):
             if backend == "triton":
                 measured = fastest_plan(shape)

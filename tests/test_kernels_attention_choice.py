@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 from triton.runtime.errors import OutOfResources
 
 from ppma.kernels import attention_choice, timing
@@ -105,6 +106,16 @@ def test_the_configs_of_our_kernel_are_measured_part_by_part(card, monkeypatch, 
     file = tmp_path / "ppma" / "attention.json"
     file.write_text(file.read_text().replace("64", "63"))  # what another version offered
     assert attention_choice.read_cache(file, "a card, torch 9", DECODER) is None
+
+
+def test_backends_are_measured_inside_inference_mode_too(monkeypatch):
+    """Evaluation and embedding ask for a choice there, where no gradient can be taken."""
+    monkeypatch.setattr(attention_choice, "REPEATS", 1)
+    monkeypatch.setattr(attention_choice, "candidates", lambda shape: ["efficient"])
+    monkeypatch.setitem(attention_choice.BACKENDS, "efficient", SDPBackend.MATH)
+    with torch.inference_mode():
+        chosen = attention_choice.measure(Shape(1, 20, 2, 8, torch.float32, torch.device("cpu")))
+    assert chosen == ("efficient", FIRST_PLAN)
 
 
 @pytest.mark.parametrize("error", [OutOfResources(300000, 232448, "shared memory"), RuntimeError("no kernel")])
