@@ -54,6 +54,8 @@ ITEMS = (
 NAMES = tuple(item.name for item in ITEMS)
 WARMED: tuple[tuple[Phase, int], ...] = (("mae", 128), ("mae", 64), ("mae", 256), ("align", 64))
 """Steps that --warm compiles where there is no GPU."""
+KEPT = Path("~/.cache/ppma/compiled")
+"""Folder of compiled kernels without --warm: that of a training run, for all items alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,7 @@ def use_cache(folder: Path) -> None:
     for name, below in compile_check.cache_environment(folder.resolve()).items():
         os.environ[name] = below
         Path(below).mkdir(parents=True, exist_ok=True)
+    compile_check.relocate(folder.resolve())
 
 
 def fill_cache(folder: Path) -> None:
@@ -145,8 +148,8 @@ def main(argv: list[str]) -> int:
     if not (config.rehearse or has_gpu()):
         raise InputError("there is no NVIDIA GPU here; --rehearse walks through every item on the CPU")
     config.out.mkdir(parents=True, exist_ok=True)
-    if config.warm is not None:
-        use_cache(config.warm)
+    if config.warm is not None or not config.rehearse:
+        use_cache(config.warm or KEPT.expanduser())
     today = day.Day(
         out=config.out.resolve(), device="cpu" if config.rehearse else "cuda", tiny=config.rehearse,
         clips=(config.out / "clips" if config.rehearse else config.clips).expanduser().resolve(),

@@ -205,10 +205,11 @@ def warm(
 ) -> list[StepReport | CompileError]:
     """Fill a folder with the compiled kernels of the real steps, so that the first step on a GPU compiles less.
 
-    Start the run with `cache_environment(folder)` in its environment. Triton finds a kernel there when all of this is equal: the versions
-    of torch and triton, the architecture, the kernel's source (so the recipe, the batch and the attention backend) and Triton's
-    environment variables. Inductor's own cache of graphs also depends on the build of torch, the name of the GPU and inductor's settings,
-    three of which `fake_gpu` changes: graphs are generated again on the GPU, and their kernels are found where the code is the same.
+    Start the run with `cache_environment(folder)` in its environment, after `relocate(folder)` where the folder has moved. Triton
+    finds a kernel there when all of this is equal: the versions of torch and triton, the architecture, the kernel's source (so the
+    recipe, the batch and the attention backend) and Triton's environment variables. Inductor's own cache of graphs also depends on the
+    build of torch, the name of the GPU and inductor's settings, three of which `fake_gpu` changes: graphs are generated again on the
+    GPU, and their kernels are found where the code is the same.
     Use the torch that the GPU machine has: another release brings another Triton.
     """
     return check_steps(phases, settings, folder=folder)
@@ -217,6 +218,13 @@ def warm(
 def cache_environment(folder: Path) -> dict[str, str]:
     """Environment variables that make inductor and Triton keep their caches in this folder."""
     return {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TRITON_CACHE_DIR": str(folder / "triton")}
+
+
+def relocate(folder: Path) -> None:
+    """Make the kernels of a folder that was filled in another place usable: Triton keeps the whole path of each file."""
+    for group in (folder / "triton").glob("*/__grp__*.json"):
+        names = json.loads(group.read_text())["child_paths"]
+        group.write_text(json.dumps({"child_paths": {name: str(group.with_name(name)) for name in names}}))
 
 
 # ------------------------------------------------------------------ in the compiling process: everything below imports torch
