@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
         for function, compiled, _ in made.values():
             values = {function.arg_names[place[0]]: value for place, value in compiled.src.constants.items()}
             warps = compiled.metadata.num_warps
-            sass, _ = ahead_of_time.disassemble(compiled.asm["cubin"])
+            sass = ahead_of_time.disassemble(compiled.asm["cubin"])
             pipes = cycles(sass, values["ROWS"] * values["COLUMNS"] / (32 * warps))
             name = f"{function.__name__.removesuffix('_kernel')} D{shape[2]} {values['ROWS']}x{values['COLUMNS']} warps {warps}"
             listed = "  ".join(f"{pipe} {used:.0f}" for pipe, used in pipes.items())

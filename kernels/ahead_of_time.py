@@ -30,7 +30,7 @@ from triton.runtime.jit import JITFunction
 
 CAPABILITIES = (80, 90, 100)
 """A100, H100 and H200, B200."""
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Shared memory available to one block, by compute capability (CUDA C++ Programming Guide, technical specifications)."""
 TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 """The instruction for 16-bit matrix products that uses a capability's tensor cores fully (on 9.0, wgmma)."""
@@ -208,17 +208,23 @@ def recorded(capability: int) -> Iterator[dict[str, tuple[JITFunction, Any, tupl
         JITFunction.run = run
 
 
-def disassemble(cubin: bytes) -> tuple[str, str]:
-    """Return the machine code in words, and the line of resources."""
+def _run_tool(tool: str, option: str, cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        commands = (("nvdisasm", "-c", file.name), ("cuobjdump", "-res-usage", file.name))
-        sass, usage = (
-            subprocess.run([str(BINARIES / tool), *rest], capture_output=True, text=True, check=True).stdout
-            for tool, *rest in commands
-        )
-    return sass, usage
+        command = [str(BINARIES / tool), option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def disassemble(cubin: bytes) -> str:
+    """Return machine code as text (SASS)."""
+    return _run_tool("nvdisasm", "-c", cubin)
+
+
+def resource_usage(cubin: bytes) -> dict[str, int]:
+    """Return registers (REG) and bytes of stack (STACK) and local memory (LOCAL) per thread."""
+    usage = _run_tool("cuobjdump", "-res-usage", cubin)
+    return {name: int(value) for name, value in re.findall(r"([A-Z]+):(\d+)", usage)}
 
 
 def opcodes(sass: str) -> list[str]:
@@ -248,8 +254,7 @@ def compile_kernels(capability: int, *, case: str = "", thorough: bool = False) 
             if key in seen:
                 continue
             seen.add(key)
-            sass, usage = disassemble(compiled.asm["cubin"])
-            used = {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", usage)}
+            sass, used = disassemble(compiled.asm["cubin"]), resource_usage(compiled.asm["cubin"])
             codes = opcodes(sass)
             constants = {function.arg_names[p[0]]: v for p, v in compiled.src.constants.items()}
             found.append(

@@ -177,7 +177,10 @@ def check(
 def check_steps(
     phases: Sequence[Phase], settings: Settings | None = None, *, folder: Path | None = None
 ) -> list[StepReport | CompileError]:
-    """Compile the steps of several phases in one process, which saves the imports; an error stands in the place of its report.
+    """Compile the steps of several phases in one process, which saves the imports.
+
+    Returns:
+        For each phase its report, or the error that took its place.
 
     Raises:
         InputError: as in `check`.
@@ -190,7 +193,9 @@ def check_steps(
         command = [sys.executable, "-m", "ppma.compile_check", json.dumps(asked), str(answer)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if not answer.exists():
-            raise CompileError(f"the compiling process ended with {done.returncode}: {done.stderr[-3000:]}")
+            return [CompileError(f"the compiling process ended with {done.returncode}: {done.stderr[-3000:]}")] * len(
+                phases
+            )
         values = json.loads(answer.read_text())
     if "wrong" in values:
         raise InputError(values["wrong"])
@@ -200,23 +205,14 @@ def check_steps(
     ]
 
 
-def warm(
-    folder: Path, phases: Sequence[Phase] = get_args(Phase), settings: Settings | None = None
-) -> list[StepReport | CompileError]:
-    """Fill a folder with the compiled kernels of the real steps, so that the first step on a GPU compiles less.
-
-    Start the run with `cache_environment(folder)` in its environment, after `relocate(folder)` where the folder has moved. Triton
-    finds a kernel there when all of this is equal: the versions of torch and triton, the architecture, the kernel's source (so the
-    recipe, the batch and the attention backend) and Triton's environment variables. Inductor's own cache of graphs also depends on the
-    build of torch, the name of the GPU and inductor's settings, three of which `fake_gpu` changes: graphs are generated again on the
-    GPU, and their kernels are found where the code is the same.
-    Use the torch that the GPU machine has: another release brings another Triton.
-    """
-    return check_steps(phases, settings, folder=folder)
-
-
 def cache_environment(folder: Path) -> dict[str, str]:
-    """Environment variables that make inductor and Triton keep their caches in this folder."""
+    """Return the environment variables that make inductor and Triton keep their caches in this folder.
+
+    A run on a GPU that starts with them compiles less. Triton reuses a kernel if the versions of torch and triton, the architecture, the
+    kernel's source (so the recipe, the batch and the attention backend) and Triton's environment variables are equal. Inductor's cache of
+    graphs also depends on the build of torch, the name of the GPU and inductor's settings, which `fake_gpu` changes: graphs are generated
+    again on the GPU, and their kernels are found where the code is the same. Call `relocate` if the folder has moved.
+    """
     return {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TRITON_CACHE_DIR": str(folder / "triton")}
 
 

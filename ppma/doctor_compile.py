@@ -1,23 +1,23 @@
-"""`ppma doctor --compile-gpu`: compile the three training steps for a GPU, here or not, and show what came out.
+"""`ppma doctor --compile-gpu`: compile the three training steps for this machine's GPU, or for an H100, and show the result.
 
-architecture  ->  compile_check.check for each phase  ->  a row for each: kernels, launches, registers, spills, or what went wrong
+architecture  ->  compile_check.check_steps  ->  a row per step: kernels, launches, registers, spills, or what went wrong
 """
 
 import dataclasses
 import json
 import sys
-import time
 from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from ppma.command import DONE
-from ppma.compile_check import CompileError, Phase, StepReport, check
+from ppma.compile_check import CompileError, Phase, Settings, StepReport, check_steps
 
 FAULTY = 1
 REMEDY = "`ppma train RECIPE --compile off` trains without torch.compile, more slowly; the versions in constraints.txt are known to compile"
 DEFAULT_ARCH = 90
+COLUMNS = ("step", "rows", "graphs", "kernels", "launches", "most registers", "kernels that spill", "seconds")
 
 
 def architecture() -> int:
@@ -39,34 +39,28 @@ def row(report: StepReport) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def compile_gpu(*, as_json: bool, depth: int | None = None) -> int:
-    """Compile every phase, print a table or JSON, and return the exit code: 1 where a step does not compile, breaks or spills."""
-    arch, console = architecture(), Console(highlight=False)
-    table = Table(title=f"The training steps, compiled for sm_{arch}", title_justify="left", box=None, pad_edge=False)
-    for name in ("step", "rows", "graphs", "kernels", "launches", "most registers", "kernels that spill", "seconds"):
-        table.add_column(name, justify="left" if name == "step" else "right")
-    reports: list[StepReport] = []
-    problems: list[str] = []
-    for phase in get_args(Phase):
-        began = time.monotonic()
-        try:
-            report = check(phase, arch=arch, depth=depth)
-        except CompileError as error:
-            problems.append(str(error))
-            table.add_row(phase, *["-"] * 5, "does not compile", f"{time.monotonic() - began:.0f}")
-            continue
-        reports.append(report)
-        problems += [f"{phase}: {problem}" for problem in report.problems]
-        table.add_row(*row(report))
+def compile_gpu(*, as_json: bool) -> int:
+    """Compile every phase, print a table or JSON, and return the exit code: 1 if a step does not compile, breaks or spills."""
+    arch, phases = architecture(), get_args(Phase)
+    results = check_steps(phases, Settings(arch=arch))
+    reports = [result for result in results if isinstance(result, StepReport)]
+    problems = [str(result) for result in results if isinstance(result, CompileError)]
+    problems += [f"{report.phase}: {problem}" for report in reports for problem in report.problems]
     code = FAULTY if problems else DONE
     if as_json:
         found = {"arch": arch, "reports": [dataclasses.asdict(report) for report in reports], "problems": problems}
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return code
+    table = Table(title=f"The training steps, compiled for sm_{arch}", title_justify="left", box=None, pad_edge=False)
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name == "step" else "right")
+    for phase, result in zip(phases, results, strict=True):
+        failed = (phase, *["-"] * (len(COLUMNS) - 2), "does not compile")
+        table.add_row(*(row(result) if isinstance(result, StepReport) else failed))
+    console = Console(highlight=False)
     console.print(table)
     for problem in problems:
         console.print(problem, markup=False)
-    console.print(
-        f"\n{REMEDY}" if problems else "\nAll steps compile: one graph each way, no kernel spills.", markup=False
-    )
+    verdict = REMEDY if problems else "All steps compile: one graph each way, no kernel spills."
+    console.print(f"\n{verdict}", markup=False)
     return code

@@ -10,13 +10,9 @@ GPU. `install` patches torch for the life of the process, so use a process of it
 
 import importlib
 import os
-import re
-import subprocess
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,18 +20,19 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ppma.kernels.ahead_of_time import SHARED_BYTES, resource_usage
 from ppma.loaders.errors import InputError
 
 KIB, GIB = 2**10, 2**30
 GPUS: dict[int, dict[str, Any]] = {
-    80: {"name": "NVIDIA A100-SXM4-80GB", "processors": 108, "memory": 80 * GIB, "l2": 40, "block": 163, "processor": 164},
-    86: {"name": "NVIDIA A10", "processors": 72, "memory": 24 * GIB, "l2": 6, "block": 99, "processor": 100},
-    89: {"name": "NVIDIA L40S", "processors": 142, "memory": 48 * GIB, "l2": 96, "block": 99, "processor": 100},
-    90: {"name": "NVIDIA H200", "processors": 132, "memory": 141 * GIB, "l2": 50, "block": 227, "processor": 228},
-    100: {"name": "NVIDIA B200", "processors": 148, "memory": 180 * GIB, "l2": 126, "block": 227, "processor": 228},
+    80: {"name": "NVIDIA A100-SXM4-80GB", "processors": 108, "memory": 80 * GIB, "l2": 40},
+    86: {"name": "NVIDIA A10", "processors": 72, "memory": 24 * GIB, "l2": 6},
+    89: {"name": "NVIDIA L40S", "processors": 142, "memory": 48 * GIB, "l2": 96},
+    90: {"name": "NVIDIA H200", "processors": 132, "memory": 141 * GIB, "l2": 50},
+    100: {"name": "NVIDIA B200", "processors": 148, "memory": 180 * GIB, "l2": 126},
 }  # fmt: skip
-"""What inductor and Triton ask of a device, by compute capability: multiprocessors, bytes of memory, MiB of L2 cache, KiB of shared memory
-of a block and of a multiprocessor. Source: NVIDIA's data sheets and the CUDA C++ programming guide."""
+"""What inductor and Triton ask of a device, by compute capability: multiprocessors, bytes of memory, MiB of L2 cache. Source: NVIDIA's
+data sheets; limits of threads, registers and shared memory are from the CUDA C++ Programming Guide, technical specifications."""
 
 
 @dataclass(eq=False)
@@ -70,27 +67,16 @@ class Recording:
     inputs: set[int] = field(default_factory=set)
 
 
-def resource_usage(cubin: bytes) -> dict[str, int]:
-    """Registers (REG), bytes of stack (STACK), local (LOCAL) and static shared memory (SHARED) of a cubin, by Triton's cuobjdump."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(tool), "-res-usage", file.name]
-        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {name: int(value) for name, value in re.findall(r"([A-Z]+):(\d+)", answer)}
-
-
 def _properties(arch: int) -> SimpleNamespace:
     """The attributes of torch's device properties that inductor reads."""
     gpu = GPUS[arch]
     return SimpleNamespace(
         name=gpu["name"], major=arch // 10, minor=arch % 10, multi_processor_count=gpu["processors"], total_memory=gpu["memory"],
-        warp_size=32, max_threads_per_block=1024, max_threads_per_multi_processor=2048, regs_per_multiprocessor=65536,
-        shared_memory_per_block=48 * KIB, shared_memory_per_block_optin=gpu["block"] * KIB,
-        shared_memory_per_multiprocessor=gpu["processor"] * KIB, L2_cache_size=gpu["l2"] * KIB * KIB, is_integrated=0,
+        warp_size=32, max_threads_per_block=1024, max_threads_per_multi_processor=1536 if arch in (86, 89) else 2048,
+        regs_per_multiprocessor=65536,
+        shared_memory_per_block=48 * KIB, shared_memory_per_block_optin=SHARED_BYTES[arch],
+        shared_memory_per_multiprocessor=SHARED_BYTES[arch] + KIB,  # one is reserved per block
+        L2_cache_size=gpu["l2"] * KIB * KIB, is_integrated=0,
         is_multi_gpu_board=0, gcnArchName="", uuid="0",
     )  # fmt: skip
 
@@ -130,14 +116,8 @@ class _LibraryCalls(TorchDispatchMode):
     """Records operators that are no views, and runs our opaque operators as they are, so that their kernels compile too."""
 
     SILENT = (
-        "aten::empty",
-        "aten::detach",
-        "aten::as_strided",
-        "aten::_to_copy",
         "prim::",
-        "aten::select",
-        "aten::slice",
-        "aten::view",
+        *(f"aten::{name}" for name in ("empty", "detach", "as_strided", "_to_copy", "select", "slice", "view")),
     )
 
     def __init__(self, recording: Recording) -> None:
@@ -200,12 +180,9 @@ def _patch_torch(arch: int) -> None:
         place.get_rng_state, place.set_rng_state = _constant(torch.zeros(16, dtype=torch.uint8)), _constant(None)
     # Generated code allocates and reinterprets past the dispatcher, where fake tensors are not known.
     guards: Any = low_level._dynamo.guards
-    guards._empty_strided_cuda = lambda size, stride, dtype: torch.empty_strided(
-        size, stride, dtype=dtype, device="cuda"
-    )
-    guards._reinterpret_tensor = lambda t, size, stride, offset=0: t.as_strided(
-        size, stride, t.storage_offset() + offset
-    )
+    empty_strided = torch.empty_strided
+    guards._empty_strided_cuda = lambda size, stride, dtype: empty_strided(size, stride, dtype=dtype, device="cuda")
+    guards._reinterpret_tensor = lambda t, size, stride, at=0: t.as_strided(size, stride, t.storage_offset() + at)
     fakes: Any = importlib.import_module("torch._subclasses.fake_tensor")
     # Triton specializes kernels by the divisibility of addresses; those of a real allocator are multiples of 512.
     fakes.FakeTensor.data_ptr = _constant(0)
@@ -223,7 +200,7 @@ def _patch_triton(gpu: FakeGpu) -> None:
     from triton.backends.nvidia.driver import CudaDriver
 
     properties = {
-        "max_shared_mem": GPUS[gpu.arch]["block"] * KIB,
+        "max_shared_mem": SHARED_BYTES[gpu.arch],
         "max_num_regs": 65536,
         "multiprocessor_count": GPUS[gpu.arch]["processors"],
         "warpSize": 32,
@@ -258,9 +235,7 @@ def _patch_inductor(gpu: FakeGpu) -> None:
         if hasattr(config, name):
             setattr(config, name, False)
     patterns: Any = importlib.import_module("torch._inductor.fx_passes.fuse_attention")
-    patterns._sfdp_init = _constant(
-        None
-    )  # traces its patterns with tensors on the device; our attention is fused already
+    patterns._sfdp_init = _constant(None)  # traces its patterns on the device; our attention is fused already
     # Triton's cache key holds the line where a kernel begins, which lines of imports for a benchmark would move.
     triton_code: Any = importlib.import_module("torch._inductor.codegen.triton")
     triton_code.TritonKernel.imports_for_benchmark_kernel = _constant("")
