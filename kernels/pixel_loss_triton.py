@@ -1,4 +1,4 @@
-"""`pixel_loss` as two Triton kernels: the error of a masked patch, and its gradient.
+"""`pixel_loss` as one Triton kernel, launched for the error of the masked patches and again for its gradient.
 
     prediction_BMP, frames_BTHWC uint8, masked_idx_BM  ->  loss
     the same and the loss's gradient                   ->  prediction_gradient_BMP
@@ -70,13 +70,16 @@ def color_moments(x, K: tl.constexpr, CHUNKS: tl.constexpr, COLOR: tl.constexpr)
 
 
 @triton.jit
-def difference(
-    prediction, frames, idx, p_stride_b, p_stride_m, p_stride_p, idx_stride_b, idx_stride_m,
-    stride_b, stride_t, stride_h, stride_w, stride_c, nh, nw, variance_floor,
-    NORMALIZE: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, CHUNKS: tl.constexpr,
-    WIDE: tl.constexpr,
+def pixel_loss_kernel(
+    prediction, frames, idx, factor, out, p_stride_b, p_stride_m, p_stride_p, idx_stride_b, idx_stride_m,
+    stride_b, stride_t, stride_h, stride_w, stride_c, nh, nw, M, variance_floor,
+    GRADIENT: tl.constexpr, NORMALIZE: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    CHUNKS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Return prediction - target (CHUNKS, 16) of this program's patch in float32, zeros past its end."""
+    """Write the sum of squared differences of a patch; or, as the gradient, the differences times `factor`.
+
+    The factor is a float32 scalar in device memory, which the loss does not read.
+    """
     m, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     K: tl.constexpr = PT * PH * PW
     chunk, lane = tl.arange(0, CHUNKS)[:, None], tl.arange(0, 16)[None, :]
@@ -100,50 +103,18 @@ def difference(
         target = (target - mean) * inverse
     else:
         target = target / 255.0
-    return tl.where(real, predicted.to(tl.float32) - target, 0.0)
-
-
-@triton.jit
-def pixel_loss_kernel(
-    prediction, frames, idx, error, p_stride_b, p_stride_m, p_stride_p, idx_stride_b, idx_stride_m,
-    stride_b, stride_t, stride_h, stride_w, stride_c, nh, nw, M, variance_floor,
-    NORMALIZE: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, CHUNKS: tl.constexpr,
-    WIDE: tl.constexpr,
-):  # fmt: skip
-    """Write the sum of squared differences of a patch."""
-    left = difference(
-        prediction, frames, idx, p_stride_b, p_stride_m, p_stride_p, idx_stride_b, idx_stride_m,
-        stride_b, stride_t, stride_h, stride_w, stride_c, nh, nw, variance_floor,
-        NORMALIZE, PT, PH, PW, CHUNKS, WIDE,
-    )  # fmt: skip
-    m, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    tl.store(error + b * M + m, tl.sum(tl.sum(left * left, axis=1), axis=0))
-
-
-@triton.jit
-def pixel_loss_gradient_kernel(
-    prediction, frames, idx, factor, gradient, p_stride_b, p_stride_m, p_stride_p, idx_stride_b, idx_stride_m,
-    stride_b, stride_t, stride_h, stride_w, stride_c, nh, nw, M, variance_floor,
-    NORMALIZE: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, CHUNKS: tl.constexpr,
-    WIDE: tl.constexpr,
-):  # fmt: skip
-    """Write the differences of a patch times the factor, a float32 scalar in device memory."""
-    left = difference(
-        prediction, frames, idx, p_stride_b, p_stride_m, p_stride_p, idx_stride_b, idx_stride_m,
-        stride_b, stride_t, stride_h, stride_w, stride_c, nh, nw, variance_floor,
-        NORMALIZE, PT, PH, PW, CHUNKS, WIDE,
-    )  # fmt: skip
-    m, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    P: tl.constexpr = 3 * PT * PH * PW
-    value = 16 * tl.arange(0, CHUNKS)[:, None] + tl.arange(0, 16)[None, :]
-    scaled = (left * tl.load(factor)).to(gradient.dtype.element_ty)
-    tl.store(gradient + (b * M + m) * P + value, scaled, mask=value < P)
+    left = tl.where(real, predicted.to(tl.float32) - target, 0.0)
+    if GRADIENT:
+        scaled = (left * tl.load(factor)).to(out.dtype.element_ty)
+        tl.store(out + (b * M + m) * (3 * K) + value, scaled, mask=real)
+    else:
+        tl.store(out + b * M + m, tl.sum(tl.sum(left * left, axis=1), axis=0))
 
 
 def _arguments(
     prediction_BMP: Tensor, frames_BTHWC: Tensor, masked_idx_BM: Tensor, patch: Sequence[int], normalize: bool
 ) -> tuple[list[int], dict[str, Any]]:
-    """Return the strides and sizes that both kernels take, and their compile-time arguments."""
+    """Return the strides and sizes that loss and gradient take, and their compile-time arguments."""
     _, _, H, W, _ = frames_BTHWC.shape
     t, h, w = patch
     wide = is_wide(frames_BTHWC, patch)
@@ -168,7 +139,15 @@ def pixel_loss_triton(
     error_BM = prediction_BMP.new_empty((B, M), dtype=torch.float32)
     given, constants = _arguments(prediction_BMP, frames_BTHWC, masked_idx_BM, patch, normalize)
     wrap_triton(pixel_loss_kernel)[(M, B)](
-        prediction_BMP, frames_BTHWC, masked_idx_BM, error_BM, *given, variance_floor, **constants
+        prediction_BMP,
+        frames_BTHWC,
+        masked_idx_BM,
+        error_BM,
+        error_BM,
+        *given,
+        variance_floor,
+        GRADIENT=False,
+        **constants,
     )
     return error_BM.mean() / P
 
@@ -188,8 +167,16 @@ def pixel_loss_backward_triton(
     gradient_BMP = prediction_BMP.new_empty((B, M, P))
     factor = loss_gradient * (2 / (B * M * P))
     given, constants = _arguments(prediction_BMP, frames_BTHWC, masked_idx_BM, patch, normalize)
-    wrap_triton(pixel_loss_gradient_kernel)[(M, B)](
-        prediction_BMP, frames_BTHWC, masked_idx_BM, factor, gradient_BMP, *given, variance_floor, **constants
+    wrap_triton(pixel_loss_kernel)[(M, B)](
+        prediction_BMP,
+        frames_BTHWC,
+        masked_idx_BM,
+        factor,
+        gradient_BMP,
+        *given,
+        variance_floor,
+        GRADIENT=True,
+        **constants,
     )
     return gradient_BMP
 
