@@ -31,7 +31,7 @@ import torch
 from benchmarks import end_to_end as whole_step
 from benchmarks.day import Day, Figure, Part
 from benchmarks.gpu_steps import config_of, device_of
-from benchmarks.loader_readers import sampler_of
+from benchmarks.loader_readers import installed, sampler_of
 from benchmarks.natural_clips import ENCODERS, FPS, HEIGHT, WIDTH, clip_row, encode, make_clips, natural_frames
 from benchmarks.training import make_trainer, synchronize
 from ppma.loaders.augment import make_views
@@ -291,17 +291,10 @@ def end_to_end(day: Day) -> Iterator[Part]:
             if manifest.name == "packed":
                 packed.append(row["of_cached"])
 
-        if reader == "ffcv" and not has_ffcv():
+        if reader == "ffcv" and not installed("ffcv"):
             continue
         yield Part(what=f"{manifest.name}, {reader}", measure=measure)
     yield Part(what="packed", measure=lambda: fastest(day, packed))
-
-
-def has_ffcv() -> bool:
-    """Whether FFCV is installed."""
-    from benchmarks.loader_readers import installed
-
-    return installed("ffcv")
 
 
 def fastest(day: Day, shares: list[float]) -> Iterator[Figure]:

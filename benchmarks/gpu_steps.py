@@ -47,14 +47,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     return measured_peak_flops(device, dtype)
 
 
-def is_h200() -> bool:
-    """True on the card that the issue's bounds are for."""
-    return torch.cuda.is_available() and "H200" in torch.cuda.get_device_name()
-
-
-def bounds(least: float, goal: float) -> dict[str, float]:
-    """Bounds that hold on an H200 only."""
-    return {"least": least, "goal": goal} if is_h200() else {}
+def on_h200(**bounds: float) -> dict[str, float]:
+    """Return the bounds on an H200, for which they were set, and none elsewhere."""
+    return bounds if torch.cuda.is_available() and "H200" in torch.cuda.get_device_name() else {}
 
 
 # ---------------------------------------------------------------------------------------------------------- environment
@@ -96,14 +91,8 @@ def relative_error(ours: Tensor, exact: Tensor) -> float:
 
 
 def poison(like: Tensor) -> None:
-    """Fill memory of this size with not-a-number and free it: the next tensor of the size is likely to take it, and what a kernel
-    leaves unwritten then shows."""
-    torch.full(
-        (like.numel(),),
-        float("nan"),
-        device=like.device,
-        dtype=torch.float32 if like.dtype == torch.uint8 else like.dtype,
-    )
+    """Fill memory of this size with not-a-number and free it, so that the next tensor is likely to show what a kernel leaves unwritten."""
+    torch.full_like(like, float("nan"))
 
 
 def kernels(day: Day) -> Iterator[Part]:
@@ -184,8 +173,8 @@ def attention_error(
     poison(qkv)
     out = attend(given, heads, form)
     (ours,) = torch.autograd.grad(out, given, gradient)
-    for what, found, wanted in (("output", out, stated), ("gradient", ours, right)):
-        error = relative_error(found.detach(), wanted.detach())
+    for what, found, expected in (("output", out, stated), ("gradient", ours, right)):
+        error = relative_error(found.detach(), expected.detach())
         yield Figure(
             what=f"attention {what} {shape} {dtype}", value=error, unit="of the norm", most=ERRORS[dtype], note=form
         )
@@ -195,7 +184,7 @@ def attention_error(
 
 
 def config_of(day: Day, phase: Phase, batch: int, **changes: Any) -> RunConfig:
-    """The paper's run at a batch, or a tiny one that stands for it."""
+    """Return the paper's config at this batch size, or a tiny one in a rehearsal."""
     if not day.tiny:
         return run_config(phase, model="base", batch=batch, **changes)
     config = run_config(phase, model="tiny", batch=max(4, batch // 32), size=32, frames=4, **changes)
@@ -270,10 +259,8 @@ def attention_forms(day: Day, tokens: int, heads: int, width: int) -> Iterator[F
     batch = 2 if day.tiny else 128
     took: dict[str, float] = {}
     for case in kernel_speed.attention_shape(batch, tokens, heads, width, dtype, device):
-        plain = (
-            case.implementation == "reference" and device.type == "cuda"
-        )  # its scores take gigabytes and are no candidate
-        if plain or case.direction == "forward":
+        # On a GPU the scores of the reference take gigabytes.
+        if case.direction == "forward" or (case.implementation == "reference" and device.type == "cuda"):
             continue
         what, times = f"{case.shape} {case.implementation}", kernel_speed.seconds(case, device, 10)
         if times is None:
@@ -340,9 +327,9 @@ def with_share(config: RunConfig, share: float) -> RunConfig:
 def stage1(day: Day) -> Iterator[Part]:
     """B 128 first, for which there are bounds; then with half of the decoder, B 64 and 256, and the published step."""
     whole = config_of(day, "mae", 128)
-    yield Part(what="B128", measure=partial(step_figures, day, "mae B128", whole, **bounds(1400, 2170)))
+    yield Part(what="B128", measure=partial(step_figures, day, "mae B128", whole, **on_h200(least=1400, goal=2170)))
     half = with_share(whole, 0.5)
-    measure = partial(step_figures, day, "mae B128 decoder_share 0.5", half, **({"goal": 2650} if is_h200() else {}))
+    measure = partial(step_figures, day, "mae B128 decoder_share 0.5", half, **on_h200(goal=2650))
     yield Part(what="B128 decoder_share 0.5", measure=measure)
     yield Part(what="published", measure=partial(published_figures, day, config_of(day, "mae", 64)))
     yield Part(what="B256", measure=partial(step_figures, day, "mae B256", config_of(day, "mae", 256)))
@@ -351,16 +338,16 @@ def stage1(day: Day) -> Iterator[Part]:
 
 
 def stage2(day: Day) -> Iterator[Part]:
-    """B 64, for which there are bounds, B 64 with mixing, erasing and drop path, and B 16 beside the published step."""
+    """B 64, which has bounds; B 64 with mixing, erasing and drop path; and B 16 against the published step."""
     plain = config_of(day, "align", 64)
-    yield Part(what="B64", measure=partial(step_figures, day, "align B64", plain, **bounds(390, 440)))
+    yield Part(what="B64", measure=partial(step_figures, day, "align B64", plain, **on_h200(least=390, goal=440)))
     recipe = config_of(day, "align", 64, as_recipe=True)
     yield Part(what="B64 as the recipe", measure=partial(step_figures, day, "align B64 as the recipe", recipe))
     yield Part(what="published", measure=partial(published_figures, day, config_of(day, "align", 16)))
 
 
 def graphs_fp16(day: Day) -> Iterator[Part]:
-    """Stage 1 with CUDA graphs, which must not change the loss, and in fp16, beside a run's own step. A CPU has neither."""
+    """Stage 1 with CUDA graphs, which must not change the loss, and in fp16, against the default step. A CPU has neither."""
     whole, on_gpu = config_of(day, "mae", 128), day.device == "cuda"
     graphs: Compile = "graphs" if on_gpu else "off"
     fp16: Precision = "fp16" if on_gpu else "bf16"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import rows
 from ppma.command import DONE, parse, run
 from ppma.kernels import ahead_of_time
 from ppma.loaders.errors import InputError
@@ -30,7 +31,7 @@ HEAD = (
     "problems",
 )
 HIDDEN = ("D", "DP", "PT", "PH", "PW", "TAIL", "WIDEN", "FOLDED", "NORMALIZE", "HAS_IDX", "PURPOSE")
-"""Constants that the other columns tell already."""
+"""Constants that other columns show."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +62,11 @@ def cells(kernel: ahead_of_time.CompiledKernel) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def aligned(rows: list[tuple[str, ...]]) -> str:
-    """Return rows as lines whose columns line up."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
 def main(argv: list[str]) -> int:
     """Print the table."""
     config = parse(TableConfig, argv, prog="kernel_table")
     made = ahead_of_time.table(config.capability, thorough=config.thorough)
-    print(aligned([HEAD, *map(cells, made)]))
+    print(rows.table([dict(zip(HEAD, cells(kernel), strict=True)) for kernel in made]))
     return 1 if any(kernel.problems for kernel in made) else DONE
 
 

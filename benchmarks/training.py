@@ -3,7 +3,7 @@
 phase, model, batch, device  ->  Trainer (compile, precision and optimizer as a run has them)   +   a ClipBatch of random pixels
 """
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -49,7 +49,7 @@ def run_config(
 
 
 def made_source(name: str, clips: int) -> Manifest:
-    """A manifest of clips that exist in name only."""
+    """Return a manifest of clips that do not exist."""
     listed = [
         Clip(
             path=f"{i}.mp4", label=i % CLASSES, class_name=str(i % CLASSES), frames=300, fps=25.0, width=336, height=256,
@@ -72,30 +72,28 @@ def make_trainer(
 
 
 def made_batch(config: RunConfig, device: torch.device, *, seed: int = 0) -> ClipBatch:
-    """A batch of random pixels on the device; with erasing on, every fourth row has a box of a ninth of its area."""
+    """Return a batch of random pixels on the device; with erasing on, every fourth row has a box of a ninth of its area."""
     generator = torch.Generator().manual_seed(seed)
-    size, rows = config.vit.size, torch.arange(config.batch)
+    size, rows = config.vit.size, torch.arange(config.batch, device=device)
     shape = (config.batch, config.vit.frames, size, size, 3)
-    box = torch.tensor([size // 4, size // 4, size // 3, size // 3])
+    box = torch.tensor([size // 4, size // 4, size // 3, size // 3], device=device)
     erased = (rows[:, None] % 4 == 0) & (config.loader.erase_probability > 0)
-    batch = ClipBatch(
-        frames_BTHWC=torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
+    return ClipBatch(
+        frames_BTHWC=torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device),
         label_B=rows % CLASSES,
         source_B=torch.zeros_like(rows),
         sample_id_B=rows,
         view_B=torch.zeros_like(rows),
         key_B=rows + seed * config.batch,
         erase_B4=torch.where(erased, box, 0),
-        decoded_B=torch.ones(config.batch, dtype=torch.bool),
+        decoded_B=torch.ones_like(rows, dtype=torch.bool),
         sources=frozenset({0}),
         epoch=0,
         step=0,
     )
-    columns = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return replace(batch, **{name: x.to(device) for name, x in columns.items() if isinstance(x, torch.Tensor)})
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has caught up."""
+    """Wait until the device has done all work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

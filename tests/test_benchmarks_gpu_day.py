@@ -207,7 +207,7 @@ def test_the_card_is_described(monkeypatch):
 
 
 def test_bounds_are_those_of_an_h200(monkeypatch):
-    assert gpu_steps.bounds(1400, 2170) == {}
+    assert gpu_steps.on_h200(least=1400, goal=2170) == {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     parts = {part.what: part.measure.keywords for part in gpu_steps.stage1(today(Path()))}
@@ -252,7 +252,7 @@ def test_clips_that_could_not_be_made_are_named(tmp_path):
 
 
 def test_the_whole_command(tmp_path, capfd):
-    """Clips are made beside the first item, and compiled kernels are kept where --warm says."""
+    """Clips are made while the first items run, and compiled kernels are kept where --warm says."""
     command = [
         sys.executable,
         "benchmarks/gpu_day.py",
