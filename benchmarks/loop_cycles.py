@@ -3,102 +3,108 @@
     python benchmarks/loop_cycles.py
     python benchmarks/loop_cycles.py --capability 80 --all-configs
 
-A quarter of a Hopper multiprocessor issues one instruction a cycle. For a warp the special-function unit (exp2) takes
-8 cycles, the ALU (maximum, integers, conversions) 2, the FMA pipe 1, and the tensor cores 512 multiply-adds a cycle.
-The pipes overlap, so the largest of the five is the least a loop can take. Figures are for 64 scores a thread (2048 a
-warp), whatever the block size. Latencies, bank conflicts and waits for memory are not in them.
+The pipes of a multiprocessor overlap, so the busiest one is the least that a loop can take. Printed figures are for 64
+scores a thread (2048 a warp), whatever the block size. Latencies, bank conflicts and waits for memory are not in them.
 """
 
-import os
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-
 from ppma.command import DONE, parse, run
+from ppma.kernels import ahead_of_time
 
-FMA = {"FFMA", "FMUL", "FADD", "IMAD", "HFMA2"}
-ALU = {"FMNMX", "FSEL", "FSETP", "LOP3", "IADD3", "SEL", "ISETP", "SHF", "PRMT", "F2FP", "MOV", "PLOP3", "LEA", "VIADD"}
-SHAPES = ((1568, 16, 24), (1568, 12, 64), (1568, 16, 80))
-"""Tokens, heads and head width: stage 1's decoder, stage 2, and the huge model."""
+ALU = ("FMNMX", "FSEL", "FSETP", "LOP3", "IADD3", "SEL", "ISETP", "SHF", "PRMT", "F2FP", "LEA", "VIADD", "MOV", "PLOP3")
+PIPES: dict[str, tuple[str, int]] = {
+    **dict.fromkeys(("FFMA", "FMUL", "FADD", "HFMA2", "HADD2", "HMUL2"), ("fma", 1)),
+    "IMAD": ("fma", 2),
+    **dict.fromkeys(ALU, ("alu", 2)),
+    "MUFU": ("exp2", 8),
+    "HMMA": ("tensor", 8),
+}
+"""{opcode: (pipe, cycles)} of a warp on a quarter of a multiprocessor. Rates per cycle and multiprocessor, compute capability 9.0
+(CUDA C++ Programming Guide, arithmetic throughput): 128 float32, 64 integer and conversions, 16 special functions, 2048 16-bit
+multiply-adds by wgmma. HMMA is Ampere's 16 x 8 x 16 at 1024."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopCyclesConfig:
-    """Options."""
+    """Estimate the cycles of attention's inner loops."""
 
     capability: int = 90
     """Compute capability to compile for."""
-    widths: tuple[int, ...] = (24, 64, 80)
-    """Head widths."""
     all_configs: bool = False
     """Every config of a kernel, not only the first."""
 
 
-def main_loop(sass: str) -> list[str]:
-    """Return the instructions of the first loop that multiplies matrices."""
-    places: dict[str, int] = {}
-    code: list[str] = []
+def pipe_cycles(codes: Sequence[str]) -> Counter[str]:
+    """Return the cycles that a warp's instructions keep each pipe busy, and one per instruction for the issue slot."""
+    pipes = Counter(issue=len(codes))
+    for code in codes:
+        name = code.split(".")[0]
+        if name == "HGMMA":
+            m, n, k = map(int, re.search(r"(\d+)x(\d+)x(\d+)", code).groups())  # type: ignore[union-attr]
+            pipes["tensor"] += m * n * k // 2048
+        elif name in PIPES:
+            pipe, cycles = PIPES[name]
+            pipes[pipe] += cycles
+    return pipes
+
+
+def split_loops(sass: str) -> tuple[list[str], list[list[str]]]:
+    """Return the opcodes outside of loops, and those of each innermost loop, in order."""
+    labels: dict[str, int] = {}
+    codes: list[str] = []
+    spans: list[tuple[int, int]] = []
     for line in sass.splitlines():
         if label := re.match(r"\s*\.(L_x_\d+):", line):
-            places[label[1]] = len(code)
-        elif instruction := re.match(r"\s*/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?(.*?);", line):
-            code.append(instruction[1])
-            jump = re.search(r"BRA.*`\(\.(L_x_\d+)\)", code[-1])
-            body = code[places[jump[1]] :] if jump and jump[1] in places else []
-            if any(re.match(r"HG?MMA|UTCHMMA", text) for text in body):
-                return body
-    raise ValueError("no loop multiplies matrices")
+            labels[label[1]] = len(codes)
+        elif found := ahead_of_time.opcodes(line):
+            codes += found
+            target = re.search(r"BRA.*\(\.(L_x_\d+)\)", line)
+            if target and target[1] in labels and labels[target[1]] < len(codes) - 1:
+                spans.append((labels[target[1]], len(codes)))
+    inner = [s for s in spans if not any(s != other and s[0] <= other[0] and other[1] <= s[1] for other in spans)]
+    outside = [code for place, code in enumerate(codes) if not any(a <= place < b for a, b in inner)]
+    return outside, [codes[a:b] for a, b in inner]
 
 
-def tensor_cycles(instruction: str) -> float:
-    """Return the cycles of a matrix instruction on a quarter of a multiprocessor; 0 for others."""
-    if shape := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)", instruction):  # of four warps together
-        return int(shape[1]) / 4 * int(shape[2]) * int(shape[3]) / 512
-    return 8.0 if instruction.startswith("HMMA.16816") else 0.0  # Ampere: 256 multiply-adds a cycle
+def attention_loops(
+    kernel: ahead_of_time.CompiledKernel,
+) -> tuple[list[str], list[str], list[str]]:
+    """Return the opcodes of an attention kernel outside of its loops, in its main loop and in its masked tail.
 
-
-def cycles(sass: str, scores: float) -> dict[str, float]:
-    """Return the cycles of the main loop on each pipe for 64 scores a thread.
-
-    Args:
-        sass: Disassembled kernel.
-        scores: Scores that a thread computes in one pass of the loop.
+    Raises:
+        RuntimeError: The compiler has made other loops of it.
     """
-    body = main_loop(sass)
-    counts = Counter(re.split(r"[. ]", text)[0] for text in body)
-    pipes = {
-        "issue": len(body),
-        "exp2": 8 * counts["MUFU"],
-        "fma": sum(counts[name] for name in FMA),
-        "alu": 2 * sum(counts[name] for name in ALU),
-        "tensor": sum(map(tensor_cycles, body)),
-    }
-    return {pipe: used * 64 / scores for pipe, used in pipes.items()}
+    outside, loops = split_loops(kernel.sass)
+    if len(loops) != 2:
+        raise RuntimeError(f"{kernel.kernel}: {len(loops)} loops in the machine code, not the main loop and the tail")
+    return outside, *loops
+
+
+def attention_kernels(capability: int, *, case: str = "", thorough: bool = False) -> list[ahead_of_time.CompiledKernel]:
+    """Compile the bfloat16 kernels of attention; the arguments are those of `ahead_of_time.table`."""
+    table = ahead_of_time.table((capability,), case=case, thorough=thorough)
+    return [kernel for kernel in table if kernel.dtype == "bfloat16" and kernel.constants.get("D", 0) >= 16]
 
 
 def main(argv: list[str]) -> int:
     """Print a line for each kernel and config."""
     given = parse(LoopCyclesConfig, argv, prog="loop_cycles")
-    os.environ.pop("TRITON_INTERPRET", None)  # read when kernels are defined, so before they are imported
-    from ppma.kernels import ahead_of_time
-
-    for shape in (shape for shape in SHAPES if shape[2] in given.widths):
-        with ahead_of_time.recorded(given.capability) as made:
-            ahead_of_time.attention_launches([shape], dtype=torch.bfloat16, all_configs=given.all_configs)
-        for function, compiled, _ in made.values():
-            values = {function.arg_names[place[0]]: value for place, value in compiled.src.constants.items()}
-            warps = compiled.metadata.num_warps
-            sass = ahead_of_time.disassemble(compiled.asm["cubin"])
-            pipes = cycles(sass, values["ROWS"] * values["COLUMNS"] / (32 * warps))
-            name = f"{function.__name__.removesuffix('_kernel')} D{shape[2]} {values['ROWS']}x{values['COLUMNS']} warps {warps}"
-            listed = "  ".join(f"{pipe} {used:.0f}" for pipe, used in pipes.items())
-            print(f"{name:45} {max(pipes.values()):5.0f}  ({listed})", flush=True)
+    for kernel in attention_kernels(given.capability, thorough=given.all_configs):
+        D, rows, columns = (kernel.constants[name] for name in ("D", "ROWS", "COLUMNS"))
+        _, main_loop, _ = attention_loops(kernel)
+        share = 64 * 32 * kernel.warps / (rows * columns)
+        pipes = {pipe: used * share for pipe, used in pipe_cycles(main_loop).items()}
+        name = f"{kernel.kernel} D{D} {rows}x{columns} warps {kernel.warps}"
+        listed = "  ".join(f"{pipe} {used:.0f}" for pipe, used in pipes.items())
+        print(f"{name:45} {max(pipes.values()):5.0f}  ({listed})", flush=True)
     return DONE
 
 

@@ -7,11 +7,10 @@
 The work is that of the code as it is: matrix products and bytes from the step compiled by `ppma.compile_check`
 (kept in results/stage1_step.json), attention from the instructions of its kernels, compiled when this runs. The rates
 are a model. `floor` is the time at the measured or published peak of the busiest unit; `estimate` divides by what
-comparable code reaches. Replace it by measurement: `gpu_day.py` prints the profile beside this table.
+comparable code reaches. Replace it by measurement: `gpu_day.py` prints the profile to compare with this table.
 """
 
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.loop_cycles import attention_kernels, attention_loops, pipe_cycles
 from ppma.command import DONE, parse, run
 from ppma.compile_check import StepReport, check
 from ppma.kernels import ahead_of_time
@@ -187,73 +187,24 @@ def bytes_part(name: str, moved: float) -> Part:
 
 # ------------------------------------------------------------------------------------------ attention by its instructions
 
-HALF_RATE = ("FMNMX", "FSEL", "FSETP", "LOP3", "IADD3", "SEL", "ISETP", "SHF", "PRMT", "F2FP", "LEA", "VIADD", "MOV")
-FULL_RATE = ("FFMA", "FMUL", "FADD", "HFMA2", "HADD2", "HMUL2")
-
-
-def cycles(codes: Sequence[str]) -> float:
-    """Return the cycles that a warp's instructions keep the busiest pipe of a quarter of a multiprocessor.
-
-    Rates per cycle and multiprocessor, compute capability 9.0 (CUDA C++ Programming Guide, arithmetic throughput): 128
-    float32, 64 integer and conversions, 16 special functions; 2048 bf16 multiply-adds (wgmma). One issue per cycle.
-    """
-    pipes: Counter[str] = Counter()
-    for code in codes:
-        name = code.split(".")[0]
-        pipes["issue"] += 1
-        if name == "MUFU":
-            pipes["special"] += 8
-        elif name in FULL_RATE:
-            pipes["fma"] += 1
-        elif name == "IMAD":
-            pipes["fma"] += 2
-        elif name in HALF_RATE:
-            pipes["alu"] += 2
-        elif name == "HGMMA":
-            m, n, k = map(int, re.search(r"(\d+)x(\d+)x(\d+)", code).groups())  # type: ignore[union-attr]
-            pipes["tensor"] += m * n * k // 2048
-    return max(pipes.values(), default=0)
-
-
-def split_loops(sass: str) -> tuple[list[str], list[list[str]]]:
-    """Return the opcodes outside of loops, and those of each innermost loop, in order."""
-    labels: dict[str, int] = {}
-    codes: list[str] = []
-    spans: list[tuple[int, int]] = []
-    for line in sass.splitlines():
-        if label := re.match(r"\s*\.(L_x_\d+):", line):
-            labels[label[1]] = len(codes)
-        elif found := ahead_of_time.opcodes(line):
-            codes += found
-            target = re.search(r"BRA.*\(\.(L_x_\d+)\)", line)
-            if target and target[1] in labels and labels[target[1]] < len(codes) - 1:
-                spans.append((labels[target[1]], len(codes)))
-    inner = [s for s in spans if not any(s != other and s[0] <= other[0] and other[1] <= s[1] for other in spans)]
-    outside = [code for place, code in enumerate(codes) if not any(a <= place < b for a, b in inner)]
-    return outside, [codes[a:b] for a, b in inner]
-
 
 def attention_seconds(kernel: ahead_of_time.CompiledKernel, batch: int, tokens: int, heads: int) -> float:
     """Return the floor of one launch: prologue and epilogue, whole blocks, and the masked blocks at the end."""
     constants = kernel.constants
     by_rows = kernel.kernel == "key_value_gradient"
     own, step = (constants["COLUMNS" if by_rows else "ROWS"], constants["ROWS" if by_rows else "COLUMNS"])
-    outside, loops = split_loops(kernel.sass)
-    if len(loops) != 2:
-        raise RuntimeError(f"{kernel.kernel}: {len(loops)} loops in the machine code, not the main loop and the tail")
-    main, tail = loops
+    outside, main, tail = (max(pipe_cycles(codes).values()) for codes in attention_loops(kernel))
     masked = -(-(tokens % step) // constants["TAIL"])
-    of_a_warp = cycles(outside) + tokens // step * cycles(main) + masked * cycles(tail)
+    of_a_warp = outside + tokens // step * main + masked * tail
     warps = batch * heads * -(-tokens // own) * kernel.warps
     return warps * of_a_warp / (4 * SMS * CLOCK)
 
 
 def attention_parts(batch: int, decoder_tokens: int) -> Iterator[Part]:
     """Yield attention of encoder and decoder, forward and backward, with the first config of each kernel."""
-    found = {}
-    for kernel in ahead_of_time.table((90,), case="paper"):
-        if kernel.dtype == "bfloat16" and "D" in kernel.constants:
-            found.setdefault((kernel.constants["D"], kernel.kernel), kernel)
+    found: dict[tuple[int, str], ahead_of_time.CompiledKernel] = {}
+    for kernel in attention_kernels(90, case="paper"):
+        found.setdefault((kernel.constants["D"], kernel.kernel), kernel)
     for name, D, tokens, heads, depth in (
         ("encoder", 64, VISIBLE, 12, DEPTH),
         ("decoder", 24, decoder_tokens, 16, DECODER_DEPTH),
