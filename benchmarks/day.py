@@ -1,4 +1,4 @@
-"""Run a list of measuring items within a time budget, each in a process of its own with a time box.
+"""Run a list of measurements within a time budget, each in its own process with a time box.
 
     items, seconds, folder  ->  [ fork -> parts -> rows.jsonl, flushed row by row ] x items  ->  table.txt
 
@@ -32,7 +32,7 @@ FINISHED, MACHINE = "finished", "machine.json"
 PART_FAILED = 3
 """Exit code of an item whose rows say what failed."""
 RESERVE_SECONDS = 3.0
-"""Left for the table."""
+"""Kept for writing the table."""
 LEAST_SECONDS = 5.0
 """With less than this no item is started."""
 GRACE_SECONDS = 2.0
@@ -41,7 +41,7 @@ GRACE_SECONDS = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Day:
-    """What an item needs to know."""
+    """The settings of a day, which every item gets."""
 
     out: Path
     """Folder of the results."""
@@ -55,7 +55,7 @@ class Day:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One measured number, and what it has to be."""
+    """One measured number and its bounds."""
 
     what: str
     value: float | None
@@ -96,7 +96,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A question to the machine, with its time box."""
+    """A group of measurements with a time box."""
 
     name: str
     seconds: float
@@ -139,13 +139,13 @@ class Book:
         with self.file.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def look(self) -> None:
-        """Note the card and the versions, for this process and for the one that may not touch the GPU."""
+    def describe_machine(self) -> None:
+        """Record GPU and versions, for this process and for the parent, which may not touch the GPU."""
         self.where = {"machine": rows.machine(), "versions": rows.versions()}
         (self.folder / MACHINE).write_text(json.dumps(self.where))
 
     def remembered(self) -> dict[str, str]:
-        """What `look` noted last in this folder."""
+        """Return what `describe_machine` recorded last in this folder."""
         file = self.folder / MACHINE
         return json.loads(file.read_text()) if file.exists() else {}
 
@@ -201,7 +201,7 @@ def release() -> None:
 
 
 def child(item: Item, day: Day) -> None:
-    """The process of an item: a session of its own, so that one signal ends it and all that it started."""
+    """Run an item in a new session, so that one signal ends it and all that it started."""
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     log = os.open(day.out / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -210,7 +210,7 @@ def child(item: Item, day: Day) -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     print(f"--- {item.name}", flush=True)
     book = Book(folder=day.out, commit=day.commit)
-    book.look()
+    book.describe_machine()
     sys.exit(0 if run_parts(item, day, book) else PART_FAILED)
 
 

@@ -94,7 +94,7 @@ class DayConfig:
 
 
 def has_gpu() -> bool:
-    """Whether the driver shows a GPU. Asked of the file system: this process must not touch CUDA, since it forks."""
+    """True if the driver shows a GPU. Asks the file system: this process must not touch CUDA, since it forks."""
     return Path("/dev/nvidiactl").exists()
 
 
@@ -114,8 +114,8 @@ def fill_cache(folder: Path) -> None:
 
 
 @contextmanager
-def clips_beside(today: day.Day) -> Iterator[None]:
-    """Make the clips in a process beside the first items, which do not need them and leave most cores idle."""
+def making_clips(today: day.Day) -> Iterator[None]:
+    """Make the clips in the background: the first items do not need them and leave most cores idle."""
     command = [sys.executable, "-m", CLIPS, str(today.clips), *(["tiny"] if today.tiny else [])]
     today.clips.parent.mkdir(parents=True, exist_ok=True)
     for mark in ("ready", "failed"):  # of an earlier run: what an item waits for is this one's
@@ -156,7 +156,7 @@ def main(argv: list[str]) -> int:
         commit=config.commit or rows.commit(),
     )  # fmt: skip
     items = day.choose(ITEMS, day.Book(folder=today.out).read(), config.only, config.start)
-    with clips_beside(today) if any(item.clips for item in items) else nullcontext():
+    with making_clips(today) if any(item.clips for item in items) else nullcontext():
         whole = day.run(items, today, config.seconds, preload=(STEPS,))
     return DONE if whole else INTERRUPTED
 

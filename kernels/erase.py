@@ -1,8 +1,8 @@
 """Random erasing on patches: a box of every frame becomes noise.
 
-    patches_BNP, box_B4, key_B  ->  patches_BNP, the values inside the boxes drawn anew
+    patches_BNP, box_B4, key_B  ->  patches_BNP with standard normal noise inside the boxes
 
-A value's noise depends on its row's key and its position in the clip, so a kernel draws only what lies in a box: at a
+A value's noise depends on its row's key and its position in the clip, so a kernel draws only what is inside a box: at a
 batch of 128 that is 4 % of the values. Patches are in raster order (t, h, w), their values in the order (c, t, h, w).
 B rows of a batch, N patches, P values of a patch. Source: Zhong et al., "Random Erasing Data Augmentation".
 """
@@ -24,7 +24,7 @@ def cells(patches_BNP: Tensor, grid: Patch, patch: Patch) -> Tensor:
 
 
 def inside(box_B4: Tensor, grid: Patch, patch: Patch) -> Tensor:
-    """Return which pixels lie in their row's box: bool, broadcasts over `cells`."""
+    """Return which pixels are inside their row's box: bool, broadcasts over `cells`."""
 
     def along(first_B: Tensor, extent_B: Tensor, pixels: int) -> Tensor:
         pixel_S = torch.arange(pixels, device=box_B4.device)
@@ -55,9 +55,8 @@ def erase_(patches_BNP: Tensor, box_B4: Tensor, key_B: Tensor, *, grid: Patch, p
     if fours and choice.runs_triton(patches_BNP.device):
         erase_triton(patches_BNP, box_B4, key_B, grid, patch)
         return patches_BNP
-    wide = torch.promote_types(
-        patches_BNP.dtype, torch.float32
-    )  # float16 ends at 65504: a draw of 23 bits would be infinite
+    # In float32, because a 23-bit integer overflows float16, which ends at 65504.
+    wide = torch.promote_types(patches_BNP.dtype, torch.float32)
     noise_BNP = normal(key_B, DevicePurpose.ERASE_NOISE, patches_BNP[0].numel(), dtype=wide).to(patches_BNP.dtype)
     noise = cells(noise_BNP.view_as(patches_BNP), grid, patch)
     erased = torch.where(inside(box_B4, grid, patch), noise, cells(patches_BNP, grid, patch))

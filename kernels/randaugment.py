@@ -1,4 +1,4 @@
-"""RandAugment on uint8 views: every operation of every view of a batch, one pass over the batch a step.
+"""RandAugment on uint8 views: every operation of every view of a batch, in one pass over the batch per step.
 
     frames_VTHWC uint8, program_SVF (host)  ->  frames_VTHWC uint8
 
@@ -18,17 +18,17 @@ if choice.LOADED:
 
 
 FILL = 128.0
-"""What a warp brings in from outside a view."""
+"""Value of pixels that a warp takes from outside the view."""
 GRAY = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue (torchvision's rgb_to_grayscale)."""
 GRAY_15_BITS = (9798, 19235, 3735)
-"""The same in integers that sum to 2**15, rounded as OpenCV does: for the mean gray of a frame."""
+"""GRAY as integers that sum to 2**15, rounded like OpenCV's: for the mean gray of a frame."""
 EDGE = 1 / 512
-"""Keeps float sums that are integers by construction from being cut off to the integer below."""
+"""Keeps float sums that are integers by construction from being truncated to the integer below."""
 
 
 def randaugment(frames_VTHWC: Tensor, program_SVF: Tensor) -> Tensor:
-    """Return the augmented views; the input is left as it is.
+    """Return the augmented views; the input is not changed.
 
     Args:
         frames_VTHWC: uint8 RGB, contiguous.
@@ -67,12 +67,12 @@ def _apply(frames_THWC: Tensor, operation: Operation, values: list[float]) -> Te
 
 
 def _to_uint8(values: Tensor) -> Tensor:
-    """Clamped and cut off, as torchvision does."""
+    """Clamp and truncate, as torchvision does."""
     return (values + EDGE).clamp(0, 255).to(torch.uint8)
 
 
 def _table(frames_THWC: Tensor, operation: Operation, value: float) -> Tensor:
-    """uint8 (T or 1, C or 1, 256): the new level of each level."""
+    """Return the table of levels, uint8 (T or 1, C or 1, 256)."""
     level_256 = torch.arange(256, device=frames_THWC.device)
     if operation == Operation.INVERT:
         table = 255 - level_256
@@ -97,14 +97,14 @@ def _table(frames_THWC: Tensor, operation: Operation, value: float) -> Tensor:
 
 
 def _mean_gray(frames_THWC: Tensor) -> Tensor:
-    """(T,) mean of each frame's gray; half a level less than rounded, since torchvision cuts each gray off."""
+    """Return the mean gray (T,) of each frame, less half a level, since torchvision truncates each gray."""
     weights_C = torch.tensor(GRAY_15_BITS, device=frames_THWC.device)
     gray_THW = ((frames_THWC * weights_C).sum(dim=-1) + (1 << 14)) >> 15
     return gray_THW.double().mean(dim=(1, 2)).float() - 0.5
 
 
 def _equalizing(frames_THWC: Tensor, level_256: Tensor) -> Tensor:
-    """(T, C, 256) levels that spread each channel's histogram evenly, by Pillow's integer formula."""
+    """Return the tables (T, C, 256) that equalize each channel's histogram, by Pillow's integer formula."""
     levels_TCP = frames_THWC.flatten(1, 2).transpose(1, 2).long()
     count_TC256 = levels_TCP.new_zeros((*levels_TCP.shape[:2], 256))
     count_TC256.scatter_add_(2, levels_TCP, torch.ones_like(levels_TCP))

@@ -17,7 +17,7 @@ class Operation(IntEnum):
     """What a step does to a view, and the meaning of its values. From AUTOCONTRAST on it is a table of levels."""
 
     SKIP = -1
-    """The view has not begun."""
+    """The view has not started."""
     COPY = 0
     WARP = 1
     """Values: the (2, 3) matrix from output to input pixels, row by row; pixel i spans [i, i + 1)."""
@@ -39,11 +39,11 @@ class Operation(IntEnum):
 
 
 FIELDS = 8
-"""Of a view in a step: operation, 1 where the view begins, six values."""
+"""Numbers per view and step: the operation, 1 in the view's first step, six values."""
 
 
 def write_program(views: Sequence[Sequence[tuple[Operation, Sequence[float]]]]) -> Tensor:
-    """Return the program (S, V, FIELDS), float32 on the host, of the operations of each view in order."""
+    """Return the program (S, V, FIELDS), float32 on the host, that applies each view's operations in order."""
     steps = max(1, max(len(operations) for operations in views))
     program = []
     for operations in views:

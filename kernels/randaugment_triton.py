@@ -1,7 +1,7 @@
 """`randaugment` as two Triton kernels a step: tables of levels, where any view needs one, and one pass over the views.
 
-Both see a frame as H x W x 3 bytes in a row. A view of no operation in a step leaves at once; a branch on the operation
-is the same for a whole program, so a view pays for its own operation only.
+Both see a frame as H x W x 3 bytes in a row. A view without an operation in a step returns at once; all threads of a
+program take the same branch, so a view pays for its own operation only.
 """
 
 # The arguments of a kernel have no Python types.
@@ -25,7 +25,7 @@ FILL, EDGE = tl.constexpr(128.0), tl.constexpr(1 / 512)
 
 @triton.jit
 def histogram(frame, channel, pixels, BLOCK: tl.constexpr):
-    """(256,) how often each level occurs in a channel of a frame."""
+    """Return the histogram (256,) of a channel of a frame."""
     count = tl.zeros((256,), tl.int32)
     for start in range(0, pixels, BLOCK):
         pixel = start + tl.arange(0, BLOCK)
@@ -37,7 +37,7 @@ def histogram(frame, channel, pixels, BLOCK: tl.constexpr):
 
 @triton.jit
 def mean_gray(frame, pixels, BLOCK: tl.constexpr):
-    """Mean of the rounded grays of a frame, less half a level."""
+    """Return the mean of a frame's rounded grays, less half a level."""
     total = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, pixels, BLOCK):
         pixel = start + tl.arange(0, BLOCK)
@@ -52,7 +52,7 @@ def mean_gray(frame, pixels, BLOCK: tl.constexpr):
 
 @triton.jit
 def levels_kernel(frames, previous, program, tables, T, pixels, BLOCK: tl.constexpr):
-    """The new level of each level, of one channel of one frame, if the operation of its view is a table."""
+    """Write the table of levels of one channel of one frame, if the operation of its view is one."""
     frame, channel = tl.program_id(0), tl.program_id(1)
     fields = program + frame // T * NUMBERS
     operation, value = tl.load(fields).to(tl.int32), tl.load(fields + 2)
@@ -89,7 +89,7 @@ def levels_kernel(frames, previous, program, tables, T, pixels, BLOCK: tl.conste
 
 @triton.jit
 def tap(source, row, column, channel, H, W, real):
-    """The bytes at these places as float32, the fill outside the frame."""
+    """Return the pixels at (row, column) as float32, the fill value outside the frame."""
     there = real & (row >= 0) & (row < H) & (column >= 0) & (column < W)
     level = tl.load(source + (row * W + column) * 3 + channel, mask=there, other=0).to(tl.float32)
     return tl.where(there, level, FILL)
@@ -97,7 +97,7 @@ def tap(source, row, column, channel, H, W, real):
 
 @triton.jit
 def warped(source, fields, pixel, channel, H, W, real):
-    """Bilinear, rounded."""
+    """Return the pixels of a bilinear warp, rounded."""
     y, x = (pixel // W).to(tl.float32) + 0.5, (pixel % W).to(tl.float32) + 0.5
     column = tl.load(fields + 2) * x + tl.load(fields + 3) * y + tl.load(fields + 4) - 0.5
     row = tl.load(fields + 5) * x + tl.load(fields + 6) * y + tl.load(fields + 7) - 0.5
@@ -113,13 +113,13 @@ def warped(source, fields, pixel, channel, H, W, real):
 
 @triton.jit
 def blended(level, other, factor):
-    """The two mixed, clamped and cut off."""
+    """Return level * factor + other * (1 - factor), clamped and truncated."""
     return tl.clamp(level * factor + other * (1.0 - factor) + EDGE, 0.0, 255.0).to(tl.uint8)
 
 
 @triton.jit
 def sharpened(source, level, factor, place, pixel, H, W, real):
-    """Against the 3 x 3 smoothing with 5 in the middle, rounded; the outermost pixels stay."""
+    """Blend with the rounded 3 x 3 smoothing (center weight 5); the outermost pixels stay."""
     y, x = pixel // W, pixel % W
     inner = real & (y > 0) & (y < H - 1) & (x > 0) & (x < W - 1)
     total = 4 * level.to(tl.int32)
@@ -132,7 +132,7 @@ def sharpened(source, level, factor, place, pixel, H, W, real):
 
 @triton.jit
 def randaugment_kernel(frames, previous, out, program, tables, T, H, W, BLOCK: tl.constexpr):
-    """One step of one view's operations, on BLOCK bytes of a frame."""
+    """Apply one step of a view's operations to BLOCK bytes of a frame."""
     frame = tl.program_id(0)
     fields = program + frame // T * NUMBERS
     operation, factor = tl.load(fields).to(tl.int32), tl.load(fields + 2)

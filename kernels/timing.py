@@ -18,13 +18,13 @@ import torch
 Inputs = TypeVar("Inputs")
 
 CALLS = 8
-"""Least calls of a graph: the few microseconds that its launch takes are spread over them."""
+"""Minimum number of calls in a graph: the few microseconds that its launch takes are spread over them."""
 WARM_UP = 2
 """Calls on every set before the capture: they compile, choose kernels and allocate."""
 
 
 def cannot_run() -> tuple[type[Exception], ...]:
-    """Exceptions of an implementation that does not take a shape, or needs more memory than there is."""
+    """Return the exceptions of an implementation that does not support a shape or runs out of memory."""
     try:
         from triton.runtime.errors import TritonError
     except ImportError:
@@ -33,14 +33,14 @@ def cannot_run() -> tuple[type[Exception], ...]:
 
 
 def sets_needed(set_bytes: float, device: torch.device) -> int:
-    """Input sets that together take at least twice the L2 cache, two or more; one without a GPU."""
+    """Return how many input sets take at least twice the L2 cache together, two or more; one without a GPU."""
     if device.type != "cuda":
         return 1
     return max(2, 1 + int(2 * torch.cuda.get_device_properties(device).L2_cache_size // max(set_bytes, 1.0)))
 
 
 def capture(calls: Sequence[Callable[[], object]]) -> tuple[torch.cuda.CUDAGraph, list[object]]:
-    """Record the calls, in order, as one CUDA graph; returns it with the outputs, which must outlive it."""
+    """Record the calls, in order, as one CUDA graph; return it and the outputs, which must outlive it."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -48,15 +48,14 @@ def capture(calls: Sequence[Callable[[], object]]) -> tuple[torch.cuda.CUDAGraph
             call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(
-        graph, capture_error_mode="thread_local"
-    ):  # the loader's thread allocates and copies meanwhile
+    # thread_local: the loader's thread allocates and copies at the same time.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         outputs = [call() for call in calls]
     return graph, outputs
 
 
 def replays(graph: torch.cuda.CUDAGraph, repeats: int) -> list[float]:
-    """Seconds of each replay; all are queued before the host waits once."""
+    """Return the seconds of each replay; all are queued before the host waits once."""
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
     graph.replay()
     marks[0].record()

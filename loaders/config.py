@@ -9,7 +9,7 @@ Reader = Literal["dali", "plain", "ffcv"]
 Implementation = Literal["auto", "dali", "plain", "ffcv"]
 
 MOST_WORKERS = 32
-"""That are started unasked: a worker takes some 100 MB."""
+"""Upper limit of the default number of workers; each takes about 100 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What DALI's video decoders take, as plain data: which codecs, and frames of which sizes. Everything else is PyAV's."""
+"""What DALI's video decoders support, as plain data: codecs and frame sizes. PyAV decodes everything else."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a decoder takes of a codec; sizes are those of a frame in pixels."""
+    """What a decoder supports of a codec; sizes are in pixels of a frame."""
 
     smallest: tuple[int, int] = (1, 1)
     """Width, height."""
@@ -14,9 +14,9 @@ class Limits:
     macroblocks: int = 1 << 32
     """Most blocks of 16 x 16 pixels in a frame."""
     multiple: int = 1
-    """Of which width and height are multiples."""
+    """Width and height must be multiples of this."""
     single: bool = False
-    """Each packet must hold one picture, as those of VP9 with alternate references do not."""
+    """Each packet must hold exactly one picture; those of VP9 with alternate references do not."""
 
     def refuse(self, width: int, height: int) -> str:
         """Return why the size cannot be decoded; empty where it can."""
@@ -30,7 +30,7 @@ class Limits:
 
 
 Codecs = Mapping[str, Limits]
-"""Codec -> what a decoder takes of it."""
+"""{codec: what a decoder supports of it}."""
 DALI_CPU_CODECS: Codecs = dict.fromkeys(("vp8", "vp9", "mjpeg"), Limits())
 """What DALI 2.4 decodes without a GPU; everything else raises there."""
 DALI_GPU_CODECS: Codecs = {
@@ -41,7 +41,7 @@ DALI_GPU_CODECS: Codecs = {
     "mpeg4": Limits(smallest=(48, 16), largest=(2032, 2032), macroblocks=8192, multiple=2),
 }
 """What NVDEC decodes through DALI 2.4, in 8-bit 4:2:0 only. The sizes are those that drivers report (cuvidGetDecoderCaps, printed by
-nvdecinfo, github.com/philipl/nv-video-info, pull request 7, and by nvidia-vaapi-driver); profiles stand in NVIDIA's NVDEC application note,
+nvdecinfo, github.com/philipl/nv-video-info, pull request 7, and by nvidia-vaapi-driver); profiles are in NVIDIA's NVDEC application note,
 table 1. AV1 is not here: Hopper has no decoder for it, and DALI pairs packets with pictures in a way that its repeated frames would shift.
 DALI numbers every picture of a VP9 packet, also those that are not shown. Its list of GPU codecs leaves out MJPEG (both in
 frames_decoder_gpu.cc). Its color kernel looks for the chroma at height * pitch (color_space.cu): odd sizes are left to PyAV."""

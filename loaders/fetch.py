@@ -72,10 +72,10 @@ class _Window:
     """Those that show a picture, in decoding order. Not shown: leading pictures of an open group, which refer to what was before its key
     frame; pictures of VP8 that are only referred to; pictures that an edit list cuts off."""
     stamps: list[int]
-    """What a decoded frame is recognised by: its pts or, where frames are counted, its place in the output."""
+    """Identifies each decoded frame: its pts or, where frames are counted, its place in the output."""
     times: list[float]
     in_order: bool
-    """The container's times are guessed wrong: frames are counted from the first of the file instead."""
+    """FFmpeg guesses the container's times wrong: frames are counted from the first of the file instead."""
     skippable: bool
     """H.264 whose packets are whole pictures, never one of two fields: the decoder may be told of each whether it is wanted."""
     apart: bool
@@ -114,7 +114,7 @@ def _demux(container: av.container.InputContainer, stream: av.VideoStream, start
 
 
 def _times_are_guessed(container: str, context: av.VideoCodecContext) -> bool:
-    """AVI stores no presentation times: FFmpeg guesses them, wrongly for B-frames of H.264, HEVC and of MPEG-4 that packs two pictures."""
+    """True for AVI with B-frames: it stores no presentation times, and FFmpeg guesses wrong for H.264, HEVC and packed MPEG-4."""
     if container == "avi" and context.name in ("h264", "hevc"):
         return bool(context.has_b_frames)
     return bool(_PACKED_B_FRAMES.search(context.extradata or b""))
@@ -128,7 +128,7 @@ def _packets(
     end: float,
     in_order: bool,
 ) -> list[av.Packet]:
-    """The packets from the last key frame at or before `start` that is found, to those decoded at `end`."""
+    """Return the packets from the last key frame at or before `start` to those decoded at `end`."""
     seconds, ticks = (stream.time_base or Fraction(1)).as_integer_ratio()
     packets: list[av.Packet] = []
     last_dts = _LONG_AGO
@@ -163,9 +163,7 @@ class _SeekedTooFar(Exception):
     """The container's index pointed behind the window, or the file begins later than it says."""
 
 
-_reformatter = (
-    VideoReformatter()
-)  # of this process: one set of tables for all frames, where each frame would make its own
+_reformatter = VideoReformatter()  # one set of tables for all frames of the process, instead of one for each frame
 
 
 def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
@@ -398,7 +396,7 @@ def encoded_window(path: Path, start: float, end: float, count: int, codecs: Cod
 
 
 def _encoded_images(jpegs: tuple[np.ndarray, ...], order: tuple[int, ...], size: tuple[int, int] | None) -> ClipInput:
-    """The images as input for DALI, all of one (height, width); `size` is the one that they must have, where it is known."""
+    """Return the images as input for DALI. All must have the (height, width) `size` or, if None, that of the first."""
     for jpeg in jpegs:
         data = jpeg.tobytes()
         if reason := why_not_dali(data, size):
@@ -475,18 +473,18 @@ def _why_not(stream: av.VideoStream, window: _Window, codec: str, limits: Limits
         return f"a key frame of {codec} that does not decode alone"
     frame = frames[0]
     if frame.rotation % 360:
-        return "a picture to be turned"
+        return "rotated pictures"
     if frame.interlaced_frame:
         return "interlaced pictures"
     if frame.colorspace not in _BT601 | {_UNTAGGED}:
         return f"colors of matrix {int(frame.colorspace)} (ITU-T H.273), where DALI takes BT.601"
     if frame.color_range == _FULL_RANGE and not _full_range_in_stream(stream, first, codec):
-        return f"full-range colors that the bit stream of {codec} does not tell DALI of"
+        return f"full-range colors that the bit stream of {codec} does not signal"
     return ""
 
 
 def _is_repeat_or_superframe(data: memoryview) -> bool:
-    """Whether a VP9 packet shows a picture again (show_existing_frame), or holds several (annex B of its specification)."""
+    """True if a VP9 packet shows a picture again (show_existing_frame) or holds several (annex B of its specification)."""
     mark = data[-1]
     index_bytes = 2 + ((mark >> 3 & 3) + 1) * ((mark & 7) + 1)
     superframe = mark >> 5 == 0b110 and len(data) > index_bytes and data[-index_bytes] == mark
@@ -494,7 +492,7 @@ def _is_repeat_or_superframe(data: memoryview) -> bool:
 
 
 def _starts_with_idr(packet: av.Packet, extradata: bytes) -> bool:
-    """Whether an H.264 packet holds an IDR picture, with start codes or with lengths before its units."""
+    """True if an H.264 packet, in Annex B or AVCC format, holds an IDR picture."""
     data = bytes(packet)
     if not extradata.startswith(b"\x01"):
         return any(data[found.end()] & 31 == _IDR for found in re.finditer(rb"\x00\x00\x01(?=.)", data, re.DOTALL))
@@ -507,7 +505,7 @@ def _starts_with_idr(packet: av.Packet, extradata: bytes) -> bool:
 
 
 def _full_range_in_stream(stream: av.VideoStream, key_packet: av.Packet, codec: str) -> bool:
-    """Whether the bit stream alone, without its container's tag, says full range where DALI looks for it."""
+    """True if the bit stream itself, not only its container, signals full range where DALI looks for it."""
     if codec == "mjpeg":
         return True  # by definition
     if codec not in ("h264", "hevc"):
@@ -519,7 +517,7 @@ def _full_range_in_stream(stream: av.VideoStream, key_packet: av.Packet, codec: 
 
 
 def _remux(stream: av.VideoStream, packets: list[av.Packet], container: str) -> np.ndarray:
-    """The packets as a container in memory. Times count from the first; decoding times, which Matroska and AVI guess, are made anew."""
+    """Return the packets as a container in memory. Times count from the first; decoding times are recomputed."""
     first = packets[0].pts or 0
     shown = sorted(packet.pts or 0 for packet in packets)
     delay = max(early - (packet.pts or 0) for early, packet in zip(shown, packets))

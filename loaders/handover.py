@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Ahead(Generic[T]):
-    """Run an iterator in a thread of its own, up to `depth` items ahead of the consumer."""
+    """Run an iterator in its own thread, up to `depth` items ahead of the consumer."""
 
     def __init__(self, items: Iterator[T], *, depth: int = DEPTH, prepare: Callable[[], None] = lambda: None) -> None:
         """Start the thread.
@@ -100,7 +100,7 @@ class Ahead(Generic[T]):
         """End the thread and wait for it. Idempotent.
 
         Args:
-            unblock: Makes the iterator fail where it waits for something; nobody is told.
+            unblock: Makes the iterator fail where it waits; the failure is discarded.
         """
         with self._changed:
             self._closed = True
@@ -130,7 +130,7 @@ class KeptBuffers:
             buffer = np.empty(size, np.uint8)
         if len(buffer) < size:
             buffer = np.empty(size, np.uint8)
-        lent = buffer[:size]  # an array of its own, which dies with the last tensor over it
+        lent = buffer[:size]  # a new array object, freed with the last tensor that refers to it
         weakref.finalize(lent, self._free.append, buffer).atexit = False
         return torch.from_numpy(lent).view(tuple(shape))
 
@@ -206,12 +206,10 @@ class CudaTransfer(Transfer):
             self._locked = array.ctypes.data
             return True
         log.warning(
-            "%.3g GB of shared memory cannot be page-locked (CUDA error %d); batches take a detour through a pinned buffer",
+            "%.3g GB of shared memory cannot be page-locked (CUDA error %d); batches are first copied to pinned buffers",
             array.nbytes / 1e9, int(result),
         )  # fmt: skip
-        with contextlib.suppress(
-            RuntimeError
-        ):  # the runtime keeps the error for the next check of a kernel launch: have it now
+        with contextlib.suppress(RuntimeError):  # clear the error, which CUDA would report at the next launch
             torch.ones(1, device=self.device)
         return False
 

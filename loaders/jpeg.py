@@ -1,8 +1,8 @@
-"""What the header of a JPEG says, read before any decoder sees the file.
+"""Check the header of a JPEG before DALI gets it.
 
 DALI 2.4's `decoders.image` ends the process (SIGSEGV) when the header of one of 48 or more images does not parse, so a worker looks first.
 
-    bytes  ->  markers up to the first scan  ->  why DALI must not get it, or nothing
+    bytes  ->  markers up to the first scan  ->  the reason why DALI must not get it, or ""
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class HeaderError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class JpegHeader:
-    """What is known of a JPEG before its first scan."""
+    """The properties of a JPEG that its header gives."""
 
     kind: int
     """Its start-of-frame marker, 0xC0 to 0xCF."""
@@ -32,7 +32,7 @@ class JpegHeader:
     sampling: tuple[tuple[int, int], ...]
     """(across, down) of each component."""
     rotated: bool
-    """EXIF asks for it to be turned or mirrored."""
+    """Its EXIF orientation is not upright."""
     rgb: bool
     """Adobe's marker says that its three components are RGB rather than YCbCr."""
     complete: bool
@@ -79,7 +79,7 @@ def read_header(data: bytes) -> JpegHeader:
 
 
 def _segment(data: bytes, at: int) -> tuple[int, bytes, int]:
-    """(marker, body, where the next one starts) of the segment at `at`."""
+    """Return (marker, body, start of the next segment) of the segment at `at`."""
     while data[at : at + 2] == b"\xff\xff":  # fill bytes
         at += 1
     size = int.from_bytes(data[at + 2 : at + 4], "big")
@@ -90,7 +90,7 @@ def _segment(data: bytes, at: int) -> tuple[int, bytes, int]:
 
 
 def _orientation(tiff: bytes) -> int:
-    """The orientation in an EXIF block; 0 where it has none."""
+    """Return the orientation in an EXIF block, 0 if it has none."""
     order = "little" if tiff[:2] == b"II" else "big"
 
     def number(at: int, size: int) -> int:
@@ -127,7 +127,7 @@ def why_not_dali(data: bytes, size: tuple[int, int] | None = None) -> str:
         f"JPEG of {len(header.sampling)} components": len(header.sampling) not in (1, 3),
         "JPEG with RGB components": header.rgb,
         "JPEG with uncommon chroma sampling": not (ratios <= _SAMPLING and len(ratios) <= 1),
-        "JPEG to be turned": header.rotated,
+        "rotated JPEG": header.rotated,
         "JPEG without an end": not header.complete,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")

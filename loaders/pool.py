@@ -106,7 +106,7 @@ class _Workers:
 
     def serve(self) -> None:
         """Collect replies and hand out tasks until `stop`. The last thing in `replies` is why it ended."""
-        end = RuntimeError("the loader's thread failed; its traceback stands above")
+        end = RuntimeError("the loader's thread failed; see its traceback above")
         try:
             while self._stop_read not in (ready := self._ready()):
                 for worker in [w for w in self.workers if w.connection in ready]:
@@ -148,7 +148,7 @@ class _Workers:
         worker.connection.close()
         code = worker.process.wait()
         if code >= 0:  # not killed, no crash: an exception of ours, and every other worker would meet it too
-            raise RuntimeError(f"a loader worker failed with code {code}; its traceback stands above")
+            raise RuntimeError(f"a loader worker failed with code {code}; see its traceback above")
         first = next(iter(worker.tasks.values()), None)  # tasks are served in order: the first is the one it died on
         where = f" while reading {first.path}" if first else ""
         log.warning("a loader worker was ended by %s%s; starting another", signal.Signals(-code).name, where)

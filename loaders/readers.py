@@ -1,9 +1,9 @@
-"""Which readers could serve a run on this machine, and how fast each of them is.
+"""Which readers can serve a run on this machine, and how fast each is.
 
     config, sources, device  ->  readers that could serve  ->  a throw-away stream of each, for a few seconds  ->  clips per second
 
-NVDEC or nvJPEG through DALI is not always the fastest: long GOPs cost the decoder frames that nobody wants, and a node may have many
-cores for few GPUs. What the readers deliver differs by the rounding of decoders and resizes, never in which samples and draws.
+NVDEC or nvJPEG through DALI is not always the fastest: long GOPs cost the decoder frames that are not used, and a node may have many
+cores per GPU. What the readers deliver differs by the rounding of decoders and resizes, never in which samples and draws.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from ppma.loaders.stream import ClipStream
 log = logging.getLogger(__name__)
 
 START_SECONDS = 12.0
-"""Most that a reader may take for its first batch: workers start, DALI builds its graph, FFCV compiles."""
+"""Limit for the first batch of a reader: workers start, DALI builds its graph, FFCV compiles."""
 MEASURED_SECONDS = 3.0
 """How long a reader is measured, once it has started."""
 WARM_BATCHES = 2
@@ -36,7 +36,7 @@ APART_STEPS = 64
 
 
 def servable(config: LoaderConfig, sources: Sequence[Manifest], device: torch.device) -> list[Reader]:
-    """Return the readers that could serve these sources on a GPU, the preferred one first; on a CPU only `plain`."""
+    """Return the readers that can serve these sources, the preferred one first; on a CPU only `plain`."""
     if device.type == "cpu":
         return ["plain"]
     from ppma.loaders import pipeline

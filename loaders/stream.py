@@ -96,7 +96,7 @@ class _Pending:
     made: torch.Tensor | None = None
     """Views (samples, V, T, size, size, 3) of FFCV; a sample that it could not decode is in the shared memory."""
     in_memory: set[int] = field(default_factory=set)
-    """Samples of `made` that a worker has produced anew."""
+    """Samples of `made` that a worker had to decode again."""
 
     @property
     def complete(self) -> bool:
@@ -223,7 +223,7 @@ class ClipStream:
         """
         if self._ahead is None:
             self._ahead = Ahead(self._produce(), prepare=self._prepare_thread)
-            atexit.register(self.close)  # a stream that nobody closed: its thread must not outlive the interpreter
+            atexit.register(self.close)  # the thread of a stream that was never closed must not outlive the interpreter
         began = time.perf_counter()
         item = self._ahead.take(timeout)
         self.counters.wait_seconds += time.perf_counter() - began

@@ -6,7 +6,7 @@
     >>> report.launches, report.problems
     (912, ())
 
-The step is compiled as training compiles it, with fullgraph, forward and backward, in a process of its own on `ppma.fake_gpu`: inductor's
+The step is compiled as training compiles it, with fullgraph, forward and backward, in its own process on `ppma.fake_gpu`: inductor's
 kernels and our own become machine code, and the generated code runs with shapes only, so launches and library calls are counted, not
 estimated. Nothing is timed and no value is computed.
 """
@@ -41,7 +41,7 @@ CLASSES = 150
 
 
 class CompileError(Exception):
-    """A step that does not compile, and what the compiler says of it."""
+    """A step that does not compile; the text is the compiler's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ class StepReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What of a phase is compiled; the recipe's own value where a field is None."""
+    """What is compiled; None means the recipe's value."""
 
     arch: int = 90
     """Compute capability, for example 90."""
@@ -152,7 +152,7 @@ def check(
     residual: Residual | None = None,
     folder: Path | None = None,
 ) -> StepReport:
-    """Compile one training step in a process of its own, in about half a minute, and report it.
+    """Compile one training step in a new process, in about half a minute, and report it.
 
     Args:
         phase: mae (stage 1), align (stage 2) or probe (linear probe, the encoder frozen).
@@ -240,7 +240,7 @@ def step_config(phase: str, settings: Settings) -> RunConfig:
 
 
 def _model(config: RunConfig) -> "nn.Module":
-    """The module that a run of this config trains."""
+    """Return the module that a run of this config trains."""
     from ppma.classify import Classifier
     from ppma.mae import MaskedAutoencoder
 
@@ -251,7 +251,7 @@ def _model(config: RunConfig) -> "nn.Module":
 
 
 def _inputs(config: RunConfig) -> "tuple[Tensor, ...]":
-    """Shapes of a batch, as the task of the phase gives it to the model."""
+    """Return a batch of shapes, as the task of the phase passes it to the model."""
     import torch
 
     B, vit = config.batch, config.vit
@@ -326,7 +326,7 @@ def start(settings: Settings) -> "FakeGpu":
 
     from ppma.kernels import attention_choice
 
-    inductor.benchmark_kernel = True  # writes the estimate of bytes beside each kernel
+    inductor.benchmark_kernel = True  # writes an estimate of the bytes moved into each kernel
     chosen: Any = (settings.attention, attention_choice.FIRST_PLAN)
     attention_choice.measure = lambda shape: chosen  # nothing can be measured here, and nothing is to be remembered
     attention_choice.read_cache = lambda *_: None
@@ -335,7 +335,7 @@ def start(settings: Settings) -> "FakeGpu":
 
 
 def _reason(error: BaseException) -> str:
-    """The lines of a compiler's complaint that say something."""
+    """Return the first lines of a compiler's error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:6])[:600]}"
 

@@ -47,7 +47,7 @@ extern "C" void install_fake_cuda_hooks() {
   at::CUDAHooksRegistry()->Register("CUDAHooks", make_hooks, c10::REGISTRY_PREFERRED);
 }
 
-// After torch is imported: a CUDA build registers a guard of its own, which this one replaces.
+// After torch is imported: a CUDA build registers its own guard, which this one replaces.
 extern "C" void install_fake_cuda_guard() {
   static const auto* guard = new FakeCudaGuard;  // never freed: torch may ask for it until the process ends
   c10::impl::DeviceGuardImplRegistrar registrar(c10::DeviceType::CUDA, guard);

@@ -5,7 +5,7 @@
 
 Dynamo, autograd and inductor generate what they generate for a real GPU, Triton compiles it to a cubin, and the generated Python runs with
 fake tensors: launches and library calls are recorded and do nothing. Works with a CPU build of torch and with a CUDA build that finds no
-GPU. `install` patches torch for the life of the process, so use a process of its own: `ppma.compile_check` starts one.
+GPU. `install` patches torch for the life of the process, so use a separate process: `ppma.compile_check` starts one.
 """
 
 import importlib

@@ -204,7 +204,7 @@ class Rows(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the row numbers of a batch are wanted."""
+        """Device of the row numbers that `__getitem__` takes."""
 
     def __getitem__(self, row_B: Tensor) -> Tensor:
         """Rows of a batch."""

@@ -165,7 +165,7 @@ def test_what_the_gpu_cannot_decode_goes_to_pyav(damaged, tmp_path, write_clip):
         (damaged / "yuv444.mp4", "yuv444p"),
         (damaged / "odd_size_161x91.mp4", "smaller than 128 x 128"),
         (damaged / "interlaced.mp4", "interlaced"),
-        (damaged / "rotated_90.mp4", "turned"),
+        (damaged / "rotated_90.mp4", "rotated"),
         (write_clip(tmp_path / "small.mp4", frames=20, codec="libx265"), "smaller than 144 x 144"),
     ):
         with pytest.raises(NotForDali, match=reason):

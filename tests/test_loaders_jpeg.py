@@ -42,7 +42,7 @@ def test_gray_is_taken_and_what_decoders_read_in_two_ways_is_not():
     assert why_not_dali(jpeg(image=image.convert("L"))) == ""
     assert "4 components" in why_not_dali(jpeg(image=image.convert("CMYK")))
     assert "RGB" in why_not_dali(jpeg(keep_rgb=True))
-    assert "turned" in why_not_dali(jpeg(exif=turned.tobytes()))
+    assert "rotated" in why_not_dali(jpeg(exif=turned.tobytes()))
     for kind, reason in ((0xC3, "type 0xC3"), (0xC9, "type 0xC9")):  # lossless, arithmetic coding
         assert reason in why_not_dali(jpeg().replace(b"\xff\xc0", bytes([0xFF, kind]), 1))
     at = jpeg().index(b"\xff\xc0") + 4
