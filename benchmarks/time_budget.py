@@ -46,8 +46,8 @@ ATTENTION_EFFICIENCY = 0.75
 """Of the busiest pipe, by attention: FlashAttention-3 (Shah et al., 2024) reports 75 % of the H100's peak."""
 LAUNCH_SECONDS = 1e-6
 """Between two kernels of one stream, when the host runs ahead."""
-ADAMW_BYTES = 32
-"""Per parameter: read weight, gradient and both moments, write all but the gradient, and read the gradient for its norm."""
+ADAMW_BYTES = 28
+"""Per parameter: read weight, gradient and both moments, write all but the gradient. The norm is read in logged steps only."""
 
 VISIBLE, MASKED, TOKENS = 157, 1411, 1568
 """Tokens of a clip of 16 x 224 x 224 at a mask ratio of 0.9."""
