@@ -11,9 +11,11 @@ the same flag fills it.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -106,11 +108,31 @@ def use_cache(folder: Path) -> None:
     compile_check.relocate(folder.resolve())
 
 
+FILL_ATTENTION = """
+from benchmarks.kernel_speed import ATTENTION_SHAPES
+from ppma.kernels.ahead_of_time import fill_attention
+fill_attention(90, ATTENTION_SHAPES[:3])
+"""
+
+
 def fill_cache(folder: Path) -> None:
-    """Compile the steps of the day for an H100 or H200 that is not here."""
-    for phase, batch in WARMED:
-        report = compile_check.check(phase, batch=batch, folder=folder.resolve())
-        print(f"{phase} B{batch}: {report.compiled} kernels compiled, {report.found} found", flush=True)
+    """Compile the steps of the day, and all that attention may choose from, for an H100 or H200 that is not here.
+
+    Only Triton's machine code is kept, some megabytes: inductor does not take a graph that was made for another device.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        environment |= compile_check.cache_environment(Path(scratch))
+        root = Path(__file__).parents[1]
+        subprocess.run([sys.executable, "-c", FILL_ATTENTION], cwd=root, env=environment, check=True)
+        for phase, batch in WARMED:
+            report = compile_check.check(phase, batch=batch, folder=Path(scratch))
+            print(f"{phase} B{batch}: {report.compiled} kernels compiled, {report.found} found", flush=True)
+        for file in Path(scratch).glob("triton/*/*"):
+            if file.suffix in (".cubin", ".json"):
+                kept = folder / file.relative_to(scratch)
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, kept)
 
 
 @contextmanager

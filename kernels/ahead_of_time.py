@@ -216,6 +216,18 @@ def _run_tool(tool: str, option: str, cubin: bytes) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def fill_attention(capability: int, shapes: Sequence[tuple[int, int, int]]) -> None:
+    """Compile attention into Triton's cache: in bfloat16 all configs, from which a GPU chooses, in float16 the first.
+
+    Args:
+        capability: Compute capability without the point, such as 90.
+        shapes: Tokens, heads, head width.
+    """
+    with recorded(capability):
+        attention_launches(shapes, dtype=torch.bfloat16, all_configs=True)
+        attention_launches(shapes, dtype=torch.float16, all_configs=False)
+
+
 def disassemble(cubin: bytes) -> str:
     """Return machine code as text (SASS)."""
     return _run_tool("nvdisasm", "-c", cubin)

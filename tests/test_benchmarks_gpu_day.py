@@ -270,15 +270,24 @@ def test_the_whole_command(tmp_path, capfd):
 
 
 def test_without_a_gpu_the_cache_is_filled(tmp_path, monkeypatch, capfd):
-    """For the batches that are measured, in the folder that the GPU machine is given."""
+    """With machine code only, and for the batches that are measured; other files of the folder stay."""
     filled = []
 
     def check(phase, *, batch, folder):
-        filled.append((phase, batch, folder))
+        filled.append((phase, batch))
+        made = folder / "triton" / "KEY"
+        made.mkdir(parents=True, exist_ok=True)
+        for name in ("k.cubin", "k.json", "k.ptx"):
+            (made / name).write_text("")
+        (folder / "graph").write_text("")
         return types.SimpleNamespace(compiled=9, found=0)
 
     monkeypatch.setattr(gpu_day, "has_gpu", lambda: False)
     monkeypatch.setattr(gpu_day.compile_check, "check", check)
+    monkeypatch.setattr(gpu_day, "FILL_ATTENTION", "import os; assert 'TRITON_INTERPRET' not in os.environ")
+    (tmp_path / "mine").write_text("")
     assert run(gpu_day.main, ["--warm", str(tmp_path)], prog="gpu_day") == 0
-    assert {batch for phase, batch, _ in filled if phase == "mae"} == {64, 128, 256}
-    assert {folder for *_, folder in filled} == {tmp_path.resolve()} and "9 kernels compiled" in capfd.readouterr().out
+    assert {batch for phase, batch in filled if phase == "mae"} == {64, 128, 256}
+    kept = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    assert kept == {"mine", "triton/KEY/k.cubin", "triton/KEY/k.json"}
+    assert "9 kernels compiled" in capfd.readouterr().out
