@@ -204,7 +204,7 @@ def losses(trainer: Trainer, config: RunConfig, steps: int) -> list[float]:
 
 def compiled_step(day: Day) -> Iterator[Part]:
     """Both stages: seconds to the first step, and the losses of four steps compiled, eager, and (the first) on the CPU."""
-    phases: tuple[tuple[Phase, int], ...] = (("mae", 128), ("align", 16))
+    phases: tuple[tuple[Phase, int], ...] = (("mae", 128), ("align", 64))
     for phase, batch in phases:
         yield Part(what=f"{phase} starts", measure=partial(start, day, config_of(day, phase, batch)))
         yield Part(what=f"{phase} on the CPU", measure=partial(against_cpu, day, config_of(day, phase, 4)))
