@@ -58,14 +58,14 @@ LEVELS = 2.0
 
 
 def contents_of(tiny: bool) -> dict[str, Any]:
-    """Arguments of `make_clips`."""
+    """Return the arguments of `make_clips`."""
     if tiny:
         return {"clips": 2, "frames": 40, "contents": TINY_CONTENTS}
     return {"clips": 8, "contents": CONTENTS}
 
 
 def odd_clip(tiny: bool) -> tuple[str, str, int]:
-    """File, content and frames of the clip of ODD_WIDTH."""
+    """Return file, content and frames of the clip of ODD_WIDTH."""
     return ("odd/0.webm", "vp9", 40) if tiny else ("odd/0.mp4", "h264_gop12", 300)
 
 
@@ -87,7 +87,7 @@ def make(folder: Path, *, tiny: bool) -> None:
 
 
 def clips_of(day: Day) -> dict[str, Manifest]:
-    """Wait until the clips are made; a manifest for each content, and for `odd`."""
+    """Wait until the clips are made; return a manifest for each content, and for `odd`."""
     while not (day.clips / READY).exists():
         if (day.clips / FAILED).exists():
             raise RuntimeError(f"the clips could not be made: {(day.clips / FAILED).read_text().splitlines()[-1]}")
@@ -103,7 +103,7 @@ def clips_of(day: Day) -> dict[str, Manifest]:
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """A codec and a form of its groups of pictures."""
+    """A codec with its GOP structure, container and colors."""
 
     codec: str
     suffix: str
@@ -142,7 +142,7 @@ NUMBERED = 100
 
 
 def numbered(count: int, width: int) -> list[np.ndarray]:
-    """Natural frames, each with its number as a barcode."""
+    """Return natural frames, each with its number as a barcode."""
     frames = list(natural_frames(3, count, width))
     left = (width - BITS * BLOCK) // 2
     for number, frame_HWC in enumerate(frames):
@@ -152,14 +152,14 @@ def numbered(count: int, width: int) -> list[np.ndarray]:
 
 
 def read_number(frame_HWC: np.ndarray) -> int:
-    """The number in a center crop."""
+    """Return the number in a center crop."""
     left = (frame_HWC.shape[1] - BITS * BLOCK) // 2
     blocks = [frame_HWC[4 : BLOCK - 4, left + b * BLOCK + 4 : left + (b + 1) * BLOCK - 4].mean() for b in range(BITS)]
     return sum(1 << bit for bit, mean in enumerate(blocks) if mean > 128)
 
 
 def write_form(path: Path, form: Form, frames: list[np.ndarray]) -> Path:
-    """Encode the frames; colors are converted by the form's matrix, and the stream says which it is."""
+    """Encode the frames with the form's color matrix, and tag the stream with it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(form.codec, rate=Fraction(FPS), options=form.options)
@@ -178,7 +178,7 @@ def write_form(path: Path, form: Form, frames: list[np.ndarray]) -> Path:
 
 
 def barcodes(day: Day) -> Iterator[Part]:
-    """Each form through the loader, DALI decoding what it takes, against PyAV's frames of the same windows."""
+    """Compare each form through the loader, DALI decoding what it supports, with PyAV's frames of the same windows."""
     count = 40 if day.tiny else NUMBERED
     names = TINY_FORMS if day.tiny else tuple(FORMS)
     pictures = {width: numbered(count, width) for width in {FORMS[name].width for name in names}}
@@ -193,7 +193,7 @@ def barcodes(day: Day) -> Iterator[Part]:
 
 
 def check_form(day: Day, name: str, path: Path, frames: int) -> Iterator[Figure]:
-    """Wrong frames, and the mean difference of colors, over random windows."""
+    """Count wrong frames, and measure the mean difference of colors, over random windows."""
     form, size = FORMS[name], HEIGHT
     codec = NAMES.get(form.codec, form.codec)
     manifest = Manifest.from_clips(
@@ -234,13 +234,13 @@ BROKEN = {
 
 
 def bad_jpeg(day: Day) -> Iterator[Part]:
-    """One of the images of a batch is broken: the process lives, the clip is named and replaced."""
+    """Break one image of a batch: the process survives, the clip is named and replaced."""
     for kind in ("zeros",) if day.tiny else BROKEN:
         yield Part(what=kind, measure=partial(with_bad_jpeg, day, kind))
 
 
 def with_bad_jpeg(day: Day, kind: str) -> Iterator[Figure]:
-    """One batch; half a file may decode to a picture with a gray rest, as libjpeg has it."""
+    """Read one batch. libjpeg may decode half a file to a picture whose lower part is gray."""
     clips, frames = (4, 4) if day.tiny else (32, 16)
     clips_of(day)
     good = sorted((day.clips / "jpeg_folder" / "0").iterdir())[:frames]
@@ -271,7 +271,7 @@ def with_bad_jpeg(day: Day, kind: str) -> Iterator[Figure]:
 
 
 def end_to_end(day: Day) -> Iterator[Part]:
-    """Stage 1 from packed, short-GOP and untouched clips through every reader; the fastest of packed has a bound."""
+    """Measure stage 1 from packed, short-GOP and untouched clips through every reader; the fastest of packed has a bound."""
     made, cores = clips_of(day), len(os.sched_getaffinity(0))
     readers: tuple[Any, ...] = ("dali", "plain") if day.tiny else ("dali", "ffcv", "plain")
     config = whole_step.BenchmarkConfig(
@@ -298,7 +298,7 @@ def end_to_end(day: Day) -> Iterator[Part]:
 
 
 def fastest(day: Day, shares: list[float]) -> Iterator[Figure]:
-    """The bound of the issue."""
+    """Hold the fastest reader of packed clips to its bound."""
     must = {} if day.tiny else {"least": 0.97}
     yield Figure(what="packed, fastest reader", value=max(shares), unit="of the cached step", **must)
 
@@ -307,7 +307,7 @@ def fastest(day: Day, shares: list[float]) -> Iterator[Figure]:
 
 
 def nvdec(day: Day) -> Iterator[Part]:
-    """Frames that the decoder passes through in a second, by distance of key frames, width and threads."""
+    """Measure the frames decoded per second, by key frame distance, width and threads."""
     made = clips_of(day)
     sources = ("vp9", "odd") if day.tiny else ("h264_gop12", "h264_gop250", "h264_gop1", "odd")
     for name in sources:
@@ -317,7 +317,7 @@ def nvdec(day: Day) -> Iterator[Part]:
 
 
 def nvjpeg(day: Day) -> Iterator[Part]:
-    """JPEG images decoded in a second, by threads."""
+    """Measure the JPEG images decoded per second, by threads."""
     packed = clips_of(day)["packed"]
     for threads in (2,) if day.tiny else (8, 2, 16):
         what = f"packed ({packed.clip(0).width} wide), {threads} threads"
@@ -325,7 +325,7 @@ def nvjpeg(day: Day) -> Iterator[Part]:
 
 
 def windows(manifest: Manifest, count: int, config: LoaderConfig, device: str) -> tuple[list[ClipInput], list[Any]]:
-    """Encoded windows and their draws."""
+    """Return encoded windows and their draws."""
     sampler = TrainingSampler([manifest], config, seed=0, batch_clips=count, epoch_clips=count)
     draws = sampler.draws(0, 0)
     codecs = DALI_GPU_CODECS if device == "cuda" else DALI_CPU_CODECS
@@ -336,7 +336,7 @@ def windows(manifest: Manifest, count: int, config: LoaderConfig, device: str) -
 
 
 def pictures_in(clip: ClipInput) -> int:
-    """Pictures that the decoder has to pass through: all packets of a window, or the images."""
+    """Return how many pictures are decoded: all packets of a window, or the images."""
     if clip.kind != "video":
         return len(clip.payloads)
     with av.open(io.BytesIO(clip.payloads[0].tobytes())) as container:
@@ -344,7 +344,7 @@ def pictures_in(clip: ClipInput) -> int:
 
 
 def decode_rate(day: Day, manifest: Manifest, threads: int, what: str) -> Iterator[Figure]:
-    """Batches of windows through DALI alone for two seconds."""
+    """Measure DALI alone on batches of windows for two seconds."""
     config = LoaderConfig(
         views=1, size=32 if day.tiny else 224, frames=4 if day.tiny else 16, window_seconds=0.8 if day.tiny else 2.7
     )
@@ -369,12 +369,12 @@ def decode_rate(day: Day, manifest: Manifest, threads: int, what: str) -> Iterat
 
 
 def gpu_views(day: Day) -> Iterator[Part]:
-    """The same draws of crops, flips, RandAugment and erasing boxes through DALI here and OpenCV on the CPU, from lossless frames."""
+    """Compare the same crops, flips and RandAugment by DALI here and OpenCV on the CPU, from lossless frames."""
     yield Part(what="views", measure=partial(views_apart, day))
 
 
 def views_apart(day: Day) -> Iterator[Figure]:
-    """PNG folders, which both decode to the same frames."""
+    """Compare views of PNG folders, which both decode to the same frames."""
     clips, frames, size = (2, 2, 64) if day.tiny else (16, 8, 224)
     folder = day.clips.with_name(f"{day.clips.name}-png")
     for number in range(clips):
@@ -406,7 +406,7 @@ def views_apart(day: Day) -> Iterator[Figure]:
 
 @contextmanager
 def waits(device: torch.device) -> Iterator[list[bool]]:
-    """Inside, every wait for the GPU adds whether the thread that steps made it."""
+    """Record each wait for the GPU inside the block: True if the current thread made it."""
     found: list[bool] = []
     own = threading.get_ident()
 
@@ -427,12 +427,12 @@ def waits(device: torch.device) -> Iterator[list[bool]]:
 
 
 def no_sync(day: Day) -> Iterator[Part]:
-    """Ten steps of stage 1 with the loader between two log intervals. A CPU is never waited for."""
+    """Count waits in ten steps of stage 1 with the loader between two log intervals. A CPU has none."""
     yield Part(what="packed", measure=partial(count_waits, day, clips_of(day)["packed"]))
 
 
 def count_waits(day: Day, manifest: Manifest) -> Iterator[Figure]:
-    """Waits of the thread that steps, which must be none, and of others, which do not hold it up."""
+    """Count waits of the training thread, of which there must be none, and of others, which do not block it."""
     config, device = config_of(day, "mae", 128), device_of(day)
     views, steps = (2, 2) if day.tiny else (4, 10)
     loader = LoaderConfig(views=views, size=config.vit.size, frames=config.vit.frames, workers=2 if day.tiny else 8)

@@ -37,13 +37,13 @@ LOSS_ERROR = 1e-2
 
 
 def device_of(day: Day) -> torch.device:
-    """Where the day measures."""
+    """Return the device that the day measures on."""
     return torch.device("cuda", 0) if day.device == "cuda" else torch.device("cpu")
 
 
 @cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """The ceiling of utilization, measured once in a process."""
+    """Return the peak rate of matrix products, measured once per process."""
     return measured_peak_flops(device, dtype)
 
 
@@ -56,13 +56,13 @@ def on_h200(**bounds: float) -> dict[str, float]:
 
 
 def environment(day: Day) -> Iterator[Part]:
-    """The card, and the two ceilings that everything is compared with."""
+    """Measure the card, and the two ceilings that everything is compared with."""
     yield Part(what="card", measure=card, gpu_only="it is about the card")
     yield Part(what="ceilings", measure=partial(ceilings, device_of(day)))
 
 
 def card() -> Iterator[Figure]:
-    """What nvidia-smi and PyTorch say of it."""
+    """Report the card as nvidia-smi and PyTorch describe it."""
     found = torch.cuda.get_device_properties(0)
     asked = "driver_version,power.limit,clocks.max.sm,clocks.max.mem"
     command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"]
@@ -75,7 +75,7 @@ def card() -> Iterator[Figure]:
 
 
 def ceilings(device: torch.device) -> Iterator[Figure]:
-    """A large copy and large matrix products."""
+    """Measure a large copy and large matrix products."""
     yield Figure(what="copy", value=kernel_speed.copy_bandwidth(device) / 1e9, unit="GB/s")
     for dtype in (torch.bfloat16, torch.float16) if device.type == "cuda" else (torch.float32,):
         name = str(dtype).removeprefix("torch.")
@@ -86,7 +86,7 @@ def ceilings(device: torch.device) -> Iterator[Figure]:
 
 
 def relative_error(ours: Tensor, exact: Tensor) -> float:
-    """Norm of the difference over the norm of the exact values."""
+    """Return the norm of the difference over the norm of the exact values."""
     return ((ours.double() - exact).norm() / exact.norm()).item()
 
 
@@ -96,7 +96,7 @@ def poison(like: Tensor) -> None:
 
 
 def kernels(day: Day) -> Iterator[Part]:
-    """Relative errors in bfloat16 and float16, forward and gradients, on random inputs of the paper's shapes."""
+    """Measure relative errors in bfloat16 and float16, forward and gradients, on random inputs of the paper's shapes."""
     device = device_of(day)
     with_triton = choice.LOADED and (device.type == "cuda" or choice.INTERPRETED)
     form: choice.Implementation = "triton" if with_triton else "torch"
@@ -112,7 +112,7 @@ def kernels(day: Day) -> Iterator[Part]:
 
 
 def some_clips(day: Day) -> tuple[Tensor, Tensor, Tensor]:
-    """Frames, visible and masked indices."""
+    """Return frames, visible and masked indices."""
     if not day.tiny:
         return kernel_speed.clips(4, device_of(day))
     frames = torch.randint(0, 256, (2, 2, 32, 32, 3), dtype=torch.uint8, device=device_of(day))
@@ -121,7 +121,7 @@ def some_clips(day: Day) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def patchify_error(day: Day, dtype: torch.dtype, form: choice.Implementation) -> Iterator[Figure]:
-    """Values of chosen patches, and of all."""
+    """Compare the values of some patches, and of all."""
     frames, visible, _ = some_clips(day)
     for what, idx in (("visible", visible), ("all", None)):
         exact = reference.patchify(frames, idx, **kernel_speed.COLOURS, dtype=torch.float64)
@@ -133,7 +133,7 @@ def patchify_error(day: Day, dtype: torch.dtype, form: choice.Implementation) ->
 
 
 def pixel_loss_error(day: Day, dtype: torch.dtype, form: choice.Implementation) -> Iterator[Figure]:
-    """The loss and the gradient of the prediction."""
+    """Compare the loss and the gradient of the prediction."""
     frames, _, masked = some_clips(day)
     prediction = torch.randn(*masked.shape, 1536, device=frames.device).to(dtype)
     given, exact = prediction.clone().requires_grad_(), prediction.double().requires_grad_()
@@ -149,7 +149,7 @@ def pixel_loss_error(day: Day, dtype: torch.dtype, form: choice.Implementation) 
 
 
 def erase_error(device: torch.device, dtype: torch.dtype, form: choice.Implementation) -> Iterator[Figure]:
-    """Patches with a box of noise, which is the same in every type up to rounding."""
+    """Compare patches with a box of noise, which is the same in every type up to rounding."""
     grid, patch = (2, 4, 4), (2, 16, 16)
     patches = torch.randn(4, 32, 1536, device=device).to(dtype)
     key, box = torch.arange(4, device=device), torch.tensor([[5, 9, 30, 20]], device=device).expand(4, -1).contiguous()
@@ -163,7 +163,7 @@ def erase_error(device: torch.device, dtype: torch.dtype, form: choice.Implement
 def attention_error(
     device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int], form: Any
 ) -> Iterator[Figure]:
-    """The output and the gradient of the packed projection."""
+    """Compare the output and the gradient of the packed projection."""
     tokens, heads, width = shape
     qkv = torch.randn(2, tokens, 3 * heads * width, device=device).to(dtype)
     gradient = torch.randn(2, tokens, heads * width, device=device).to(dtype)
@@ -193,7 +193,7 @@ def config_of(day: Day, phase: Phase, batch: int, **changes: Any) -> RunConfig:
 
 
 def losses(trainer: Trainer, config: RunConfig, steps: int) -> list[float]:
-    """Loss of each of the first steps on one batch."""
+    """Return the loss of each of the first steps on one batch."""
     batch, found = made_batch(config, trainer.ranks.device), []
     for _ in range(steps):
         before = trainer.loss_sum.item()
@@ -203,7 +203,7 @@ def losses(trainer: Trainer, config: RunConfig, steps: int) -> list[float]:
 
 
 def compiled_step(day: Day) -> Iterator[Part]:
-    """Both stages: seconds to the first step, and the losses of four steps compiled, eager, and (the first) on the CPU."""
+    """Measure both stages: seconds to the first step, and the losses of four steps compiled, eager, and (the first) on the CPU."""
     phases: tuple[tuple[Phase, int], ...] = (("mae", 128), ("align", 64))
     for phase, batch in phases:
         yield Part(what=f"{phase} starts", measure=partial(start, day, config_of(day, phase, batch)))
@@ -211,13 +211,13 @@ def compiled_step(day: Day) -> Iterator[Part]:
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Largest relative difference; not-a-number where one is."""
+    """Return the largest relative difference; not-a-number if any loss is."""
     found = torch.tensor(ours, dtype=torch.float64) / torch.tensor(theirs, dtype=torch.float64) - 1
     return found.abs().max().item()
 
 
 def start(day: Day, config: RunConfig) -> Iterator[Figure]:
-    """The first four steps as a run makes them, and without torch.compile."""
+    """Compare the first four steps as a run makes them with those without torch.compile."""
     began = time.perf_counter()
     compiled = make_trainer(config, device_of(day))
     first = losses(compiled, config, 1)
@@ -232,7 +232,7 @@ def start(day: Day, config: RunConfig) -> Iterator[Figure]:
 
 
 def against_cpu(day: Day, config: RunConfig) -> Iterator[Figure]:
-    """The first loss in bfloat16 on the GPU and in float32 on the CPU."""
+    """Compare the first loss in bfloat16 on the GPU with float32 on the CPU."""
     ours = losses(make_trainer(config, device_of(day), compile="off"), config, 1)
     cpu = torch.device("cpu")
     theirs = losses(make_trainer(config, cpu, compile="off", precision="fp32"), config, 1)
@@ -246,14 +246,14 @@ def against_cpu(day: Day, config: RunConfig) -> Iterator[Figure]:
 
 
 def attention(day: Day) -> Iterator[Part]:
-    """Every backend at the three shapes of the paper, and whether the seam takes the fastest."""
+    """Measure every backend at the three shapes of the paper, and whether `attention` takes the fastest."""
     shapes = ((20, 2, 24), (9, 3, 64)) if day.tiny else kernel_speed.ATTENTION_SHAPES[:3]
     for shape in shapes:
         yield Part(what=f"attention {shape}", measure=partial(attention_forms, day, *shape))
 
 
 def attention_forms(day: Day, tokens: int, heads: int, width: int) -> Iterator[Figure]:
-    """Milliseconds of the forward and backward pass."""
+    """Measure the forward and backward pass of each backend."""
     device = device_of(day)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     batch = 2 if day.tiny else 128
@@ -280,7 +280,7 @@ def attention_forms(day: Day, tokens: int, heads: int, width: int) -> Iterator[F
 
 
 def rate_of(step: Callable[[], object], batch: int, device: torch.device, steps: int) -> tuple[float, float]:
-    """(clips/s, peak GiB) of a step: on a GPU the median of three measurements of `steps` steps each."""
+    """Return (clips/s, peak GiB) of a step: on a GPU the median of three measurements of `steps` steps each."""
     rounds = 3 if device.type == "cuda" else 1
     for _ in range(rounds):
         step()
@@ -291,7 +291,7 @@ def rate_of(step: Callable[[], object], batch: int, device: torch.device, steps:
 def step_figures(
     day: Day, name: str, config: RunConfig, compile: Compile = "auto", precision: Precision = "auto", **must: float
 ) -> Iterator[Figure]:
-    """Clips/s, memory and utilization of our step."""
+    """Measure clips/s, memory and utilization of our step."""
     device = device_of(day)
     trainer = make_trainer(config, device, compile=compile, precision=precision)
     batch = made_batch(config, device)
@@ -306,7 +306,7 @@ def step_figures(
 
 
 def published_figures(day: Day, config: RunConfig) -> Iterator[Figure]:
-    """Clips/s of the published step in fp16, as it is run, and how much faster ours is at the same batch."""
+    """Measure the published step in fp16, as it is run, and how much faster ours is at the same batch."""
     device = device_of(day)
     setting, name = step_worker.Setting(config, device), f"{config.phase} B{config.batch}"
     rates = {}
@@ -320,7 +320,7 @@ def published_figures(day: Day, config: RunConfig) -> Iterator[Figure]:
 
 
 def with_share(config: RunConfig, share: float) -> RunConfig:
-    """The config with mae.decoder_share."""
+    """Return the config with this mae.decoder_share."""
     return replace(config, mae=replace(config.mae, decoder_share=share))
 
 
@@ -358,7 +358,7 @@ def graphs_fp16(day: Day) -> Iterator[Part]:
 
 
 def graph_losses(day: Day, config: RunConfig, mode: Compile) -> Iterator[Figure]:
-    """Twelve steps with and without."""
+    """Compare the losses of twelve steps with and without CUDA graphs."""
     steps = 2 if day.tiny else 12
     ours = losses(make_trainer(config, device_of(day), compile=mode), config, steps)
     theirs = losses(make_trainer(config, device_of(day)), config, steps)
@@ -371,7 +371,7 @@ def graph_losses(day: Day, config: RunConfig, mode: Compile) -> Iterator[Figure]
 
 
 def memory_bound(day: Day) -> Iterator[Part]:
-    """patchify and pixel_loss in GB/s over the bytes they must move, against the copy."""
+    """Measure patchify and pixel_loss in GB/s over the bytes they must move, against the copy."""
     device = device_of(day)
     ceiling = kernel_speed.copy_bandwidth(device)
     for kernel in ("patchify", "pixel_loss"):
@@ -381,7 +381,7 @@ def memory_bound(day: Day) -> Iterator[Part]:
 def moved(
     kernel: kernel_speed.Kernel, device: torch.device, ceiling: float, batch: int, repeats: int
 ) -> Iterator[Figure]:
-    """Every implementation in the type of a run."""
+    """Measure every implementation in bfloat16."""
     for case in kernel_speed.CASES[kernel](batch, device):
         if case.dtype != torch.bfloat16:
             continue
@@ -396,30 +396,30 @@ def moved(
 
 
 CLASSES = (
-    ("own attention", ("forward_kernel", "query_gradient", "key_value_gradient", "delta_kernel", "attention")),
-    ("own patches and loss", ("patchify", "pixel_loss")),
-    ("library attention", ("flash", "fmha", "cudnn", "sdpa")),
+    ("own attention", ("forward_kernel", "query_gradient", "key_value_gradient", "ppma::attention")),
+    ("own patches and loss", ("patchify", "pixel_loss", "erase_kernel")),
+    ("library attention", ("flash", "fmha", "cudnn", "sdpa", "attention")),
     ("matrix products", ("gemm", "nvjet", "cutlass", "cublas", "splitk", "aten::mm", "aten::addmm", "aten::bmm")),
     ("optimizer", ("multi_tensor", "adam")),
     ("inductor", ("triton_",)),
     ("copies", ("memcpy", "memset", "copy_")),
 )
-"""Kernel classes, by the first that has a part of the kernel's name."""
+"""(class, parts of kernel names); a kernel has the first class that matches."""
 
 
 def class_of(name: str) -> str:
-    """The class of a kernel."""
+    """Return the class of a kernel."""
     low = name.lower()
     return next((kind for kind, marks in CLASSES if any(mark in low for mark in marks)), "other")
 
 
 def profile(day: Day) -> Iterator[Part]:
-    """Milliseconds of a stage 1 step by kernel class; every kernel is in profile.json."""
+    """Measure a stage 1 step by kernel class; every kernel is in profile.json."""
     yield Part(what="stage 1", measure=partial(profiled, day, config_of(day, "mae", 128)))
 
 
 def profiled(day: Day, config: RunConfig, steps: int = 3) -> Iterator[Figure]:
-    """Trace some steps."""
+    """Trace some steps and sum their kernels by class."""
     device = device_of(day)
     trainer, batch = make_trainer(config, device), made_batch(config, device)
     for _ in range(3):
@@ -445,12 +445,12 @@ def profiled(day: Day, config: RunConfig, steps: int = 3) -> Iterator[Figure]:
 
 
 def own_ms(event: Any, device: torch.device) -> float:
-    """Milliseconds of a kernel alone, or on a CPU of an operator without what it calls."""
+    """Return the milliseconds of a kernel, or on a CPU of an operator without those it calls."""
     return (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total) / 1e3
 
 
 def by_class(found: Iterable[dict[str, Any]]) -> Iterator[Figure]:
-    """Milliseconds of a step of each class, and of all."""
+    """Report the milliseconds per step of each class, and of all."""
     total: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for kernel in found:

@@ -114,14 +114,15 @@ def why_not_dali(data: bytes, size: tuple[int, int] | None = None) -> str:
         header = read_header(data)
     except HeaderError as error:
         return str(error)
+    height, width = size or (header.height, header.width)
     ratios = {
         (header.sampling[0][0] / max(across, 1), header.sampling[0][1] / max(down, 1))
         for across, down in header.sampling[1:]
     }
     reasons = {
-        f"a JPEG of {header.width} x {header.height} instead of {size[1]} x {size[0]}" if size else "": size
-        not in (None, (header.height, header.width)),
-        "a JPEG without pixels": not header.height * header.width,
+        f"JPEG of {header.width} x {header.height} instead of {width} x {height}": (header.height, header.width)
+        != (height, width),
+        "JPEG without pixels": not header.height * header.width,
         f"JPEG of type 0x{header.kind:X}": header.kind not in _SUPPORTED,
         f"JPEG of {header.bits} bits": header.bits != 8,
         f"JPEG of {len(header.sampling)} components": len(header.sampling) not in (1, 3),

@@ -81,7 +81,6 @@ class StepReport:
     arch: int
     batch: int
     depth: int
-    attention: str
     torch: str
     triton: str
     kernels: tuple[Kernel, ...]
@@ -136,8 +135,6 @@ class Settings:
     depth: int | None = None
     """Blocks of the encoder, and at most as many of the decoder. All blocks are the same kernels, so that a small depth proves as much in
     less time; launches and bytes are those of the given depth."""
-    attention: str = "triton"
-    """Backend of attention, one of `kernels.attention_choice.CANDIDATES`."""
     residual: Residual | None = None
     """vit.residual of the model."""
 
@@ -148,7 +145,6 @@ def check(
     arch: int = 90,
     batch: int | None = None,
     depth: int | None = None,
-    attention: str = "triton",
     residual: Residual | None = None,
     folder: Path | None = None,
 ) -> StepReport:
@@ -156,10 +152,9 @@ def check(
 
     Args:
         phase: mae (stage 1), align (stage 2) or probe (linear probe, the encoder frozen).
-        arch: As in Settings, like batch, depth, attention and residual.
+        arch: As in Settings, like batch, depth and residual.
         batch: Rows on the GPU.
         depth: Blocks of the encoder.
-        attention: Backend of attention.
         residual: Type of the tokens between blocks.
         folder: Where the compilers' caches go; a temporary folder where left out, so that everything is compiled.
 
@@ -167,7 +162,7 @@ def check(
         CompileError: dynamo, inductor or Triton refuses the step.
         InputError: the phase, the architecture or a size is unknown or wrong, or there is no C++ compiler.
     """
-    settings = Settings(arch=arch, batch=batch, depth=depth, attention=attention, residual=residual)
+    settings = Settings(arch=arch, batch=batch, depth=depth, residual=residual)
     (report,) = check_steps((phase,), settings, folder=folder)
     if isinstance(report, CompileError):
         raise report
@@ -299,7 +294,7 @@ def compile_step(gpu: "FakeGpu", phase: str, settings: Settings) -> StepReport:
     fake_gpu.note_bytes_moved()
     kernels, calls = Counter(recorded.launches), Counter(recorded.calls)
     return StepReport(
-        phase=phase, arch=settings.arch, batch=config.batch, depth=config.vit.depth, attention=settings.attention,
+        phase=phase, arch=settings.arch, batch=config.batch, depth=config.vit.depth,
         torch=torch.__version__, triton=triton.__version__, graphs=recorded.graphs, saved_bytes=recorded.saved_bytes,
         compiled=recorded.compiled, found=recorded.found, seconds=round(time.monotonic() - began, 1),
         kernels=tuple(
@@ -315,7 +310,7 @@ def compile_step(gpu: "FakeGpu", phase: str, settings: Settings) -> StepReport:
 
 
 def start(settings: Settings) -> "FakeGpu":
-    """Give this process a fake GPU on which attention runs as the settings say; torch must not be imported yet."""
+    """Give this process a fake GPU; torch must not be imported yet."""
     from ppma import fake_cuda
 
     fake_cuda.load()
@@ -327,10 +322,7 @@ def start(settings: Settings) -> "FakeGpu":
     from ppma.kernels import attention_choice
 
     inductor.benchmark_kernel = True  # writes an estimate of the bytes moved into each kernel
-    chosen: Any = (settings.attention, attention_choice.FIRST_PLAN)
-    attention_choice.measure = lambda shape: chosen  # nothing can be measured here, and nothing is to be remembered
-    attention_choice.read_cache = lambda *_: None
-    attention_choice.write_cache = lambda *_: None  # type: ignore[assignment]
+    attention_choice.can_measure = lambda: False
     return gpu
 
 

@@ -197,6 +197,7 @@ def test_the_profile_names_every_operator(rehearsal):
     assert sum(kernel["ms"] for kernel in listed) == pytest.approx(total)
     names = {"nvjet_tst_256x128": "matrix products", "triton_per_fused_add": "inductor", "Memcpy HtoD": "copies"}
     names |= {"forward_kernel": "own attention", "pixel_loss_kernel": "own patches and loss", "magic": "other"}
+    names |= {"fmha_cutlassF_bf16_sm80(PyTorchMemEffAttention::AttentionKernel": "library attention"}
     assert {name: gpu_steps.class_of(name) for name in names} == names
 
 

@@ -34,7 +34,7 @@ def report(depth, block_bytes, rest_bytes):
     kernel = Kernel(name="k", registers=1, spill_bytes=0, shared_bytes=0, bytes_moved=moved, launches=1, backward=False)
     call = LibraryCall(operator="aten::mm", shapes=((8, 4), (4, 2)), dtype="bfloat16", calls=depth, backward=False)
     return StepReport(
-        phase="mae", arch=90, batch=128, depth=depth, attention="triton", torch="", triton="", kernels=(kernel,),
+        phase="mae", arch=90, batch=128, depth=depth, torch="", triton="", kernels=(kernel,),
         calls=(call,), graphs=2, saved_bytes=0, compiled=1, found=0, seconds=0.0,
     )  # fmt: skip
 

@@ -105,9 +105,10 @@ def by_dalis_rule(clip: ClipInput) -> np.ndarray:
 
 
 def by_dali(clip: ClipInput) -> np.ndarray:
+    """The frames of a square clip as DALI decodes them on a CPU."""
     from ppma.loaders.pipeline import DaliViews
 
-    config = LoaderConfig(frames=COUNT, size=SIDE, short_side=SIDE, views=1, crop="center")
+    config = LoaderConfig(frames=len(clip.frame_idx), size=SIDE, short_side=SIDE, views=1, crop="center")
     view = ViewDraw(key=0, crop=(0, 0, SIDE, SIDE), flip=False, ops=(), erase=(0, 0, 0, 0))
     draw = SampleDraw(epoch=0, index=0, source=0, clip=0, start_seconds=0, end_seconds=1, views=(view,))
     return DaliViews(config, 1, device="cpu", threads=1)([clip], [draw])[0].numpy()
@@ -133,7 +134,7 @@ def test_a_window_is_what_was_on_screen(form, tmp_path, read_barcode):
 
 VOP, USER_DATA = b"\0\0\1\xb6", b"\0\0\1\xb2"
 NOT_CODED = VOP + b"\x50\0\x7f"
-"""What stands in the place of a B-frame that is packed with the frame before it."""
+"""Replaces a B-frame that is packed with the frame before it."""
 
 
 def pack_b_frames(source: Path, target: Path) -> None:

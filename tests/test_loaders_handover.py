@@ -151,7 +151,7 @@ def test_a_worker_with_a_defect_of_ours_stops_the_run(manifest, monkeypatch):
         list(made)
 
 
-def test_a_stream_that_nobody_closes_does_not_keep_the_process(manifest, tmp_path):
+def test_a_stream_that_is_never_closed_does_not_keep_the_process(manifest, tmp_path):
     (tmp_path / "made").write_bytes(pickle.dumps(([manifest], CONFIG)))
     program = f"""
         import pickle
@@ -219,7 +219,7 @@ def test_columns_begin_where_kernels_want_them(manifest):
 
 @pytest.mark.parametrize("bad", [(), (1, 2)])
 def test_what_the_decoder_made_is_handed_over_as_it_is(manifest, monkeypatch, bad):
-    """Only a batch with clips that nobody can decode is copied: theirs are black."""
+    """Only a batch with undecodable clips is copied: their frames are black."""
     made = []
 
     class Fake:
@@ -244,7 +244,7 @@ def test_what_the_decoder_made_is_handed_over_as_it_is(manifest, monkeypatch, ba
 
 
 class LateDevice(Transfer):
-    """A device that copies as late as it may: when somebody waits for the copy."""
+    """A device that copies as late as possible: when the copy is waited for."""
 
     def __init__(self, device):
         super().__init__(device)

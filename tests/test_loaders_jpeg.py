@@ -86,7 +86,7 @@ def test_opencv_has_its_try_and_says_which_frame_is_bad(tmp_path):
 
 
 def test_one_bad_image_among_many_does_not_end_the_process(tmp_path):
-    """In a process of its own: DALI's crash is a segmentation fault, a matter of chance with two threads."""
+    """In its own process: DALI's crash is a segmentation fault, a matter of chance with two threads."""
     for number in range(16):
         folder(tmp_path / str(number), spoil=b"no picture at all" if number in (5, 11) else None)
     program = f"""

@@ -171,7 +171,7 @@ def report_of(**changes):
         name="k", registers=255, spill_bytes=0, shared_bytes=0, bytes_moved=None, launches=1, backward=False
     )
     return StepReport(
-        phase="mae", arch=90, batch=1, depth=1, attention="triton", torch="", triton="", graphs=2, saved_bytes=0, compiled=1, found=0,
+        phase="mae", arch=90, batch=1, depth=1, torch="", triton="", graphs=2, saved_bytes=0, compiled=1, found=0,
         seconds=0.0, kernels=(replace(kernel, **changes),), calls=(),
     )  # fmt: skip
 

@@ -142,7 +142,7 @@ def test_exit_code_and_tables(machine, code, word, monkeypatch, capsys):
 
 KERNEL = Kernel(name="k", registers=40, spill_bytes=0, shared_bytes=0, bytes_moved=8, launches=3, backward=False)
 STEP = StepReport(
-    phase="mae", arch=90, batch=128, depth=12, attention="triton", torch="2.11", triton="3.6", kernels=(KERNEL,), calls=(), graphs=2,
+    phase="mae", arch=90, batch=128, depth=12, torch="2.11", triton="3.6", kernels=(KERNEL,), calls=(), graphs=2,
     saved_bytes=0, compiled=1, found=0, seconds=1.0,
 )  # fmt: skip
 

@@ -235,7 +235,7 @@ def test_cached_tokens_are_fetched_without_asking_the_device(tmp_path):
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", ["mae_nohuman", "align_nohuman_synthetic"])
 def test_a_gpu_is_waited_for_at_lines_of_metrics_only(name, tmp_path, monkeypatch):
-    """Any other synchronisation raises; the first steps, which may measure kernels, are taken before."""
+    """Any other synchronization raises; the first steps, which may measure kernels, are taken before."""
 
     @contextlib.contextmanager
     def outside():
