@@ -7,7 +7,8 @@
 Rows go to DIR/rows.jsonl as they are measured, the table to DIR/table.txt; a second call with the same DIR goes on where the first
 stopped. The rows are those of benchmarks/results/gpu_day.jsonl: `cat DIR/rows.jsonl >> benchmarks/results/gpu_day.jsonl` keeps
 them. `--warm DIR` is a folder of compiled kernels, used and filled, so that a start compiles little; on a machine without a GPU
-the same flag fills it.
+the same flag fills it, and it may then be moved. Fill it with the torch of the GPU machine and at the commit that is measured: a key
+holds the versions and the kernel's source.
 """
 
 import os
@@ -47,10 +48,10 @@ ITEMS = (
     Item(name="nvdec", seconds=60, what="decoded frames/s by GOP, width, threads", parts=f"{CLIPS}:nvdec", clips=True),
     Item(name="nvjpeg", seconds=20, what="decoded images/s", parts=f"{CLIPS}:nvjpeg", clips=True),
     Item(name="memory_bound", seconds=20, what="patchify and pixel_loss", parts=f"{STEPS}:memory_bound"),
-    Item(name="profile", seconds=30, what="stage 1 by kernel class", parts=f"{STEPS}:profile"),
+    Item(name="profile", seconds=45, what="stage 1 by kernel class", parts=f"{STEPS}:profile"),
     Item(name="gpu_views", seconds=20, what="GPU views = CPU views", parts=f"{CLIPS}:gpu_views"),
-    Item(name="no_sync", seconds=20, what="no wait of the host in a step", parts=f"{CLIPS}:no_sync", clips=True),
-    Item(name="graphs_fp16", seconds=60, what="CUDA graphs, fp16", parts=f"{STEPS}:graphs_fp16"),
+    Item(name="no_sync", seconds=45, what="no wait of the host in a step", parts=f"{CLIPS}:no_sync", clips=True),
+    Item(name="graphs_fp16", seconds=150, what="CUDA graphs, fp16", parts=f"{STEPS}:graphs_fp16"),
 )  # fmt: skip
 """In order: what decides most comes first. `compiled_step` compiles both steps from nothing, of which the Python part alone takes most
 of a minute each; the items behind it find its results."""
