@@ -73,8 +73,3 @@ def erase_triton(patches_BNP: Tensor, box_B4: Tensor, key_B: Tensor, grid: Seque
         patches_BNP, box_B4, key_B, *box_B4.stride(), *key_B.stride(), nt, nh, nw, PT=t, PH=h, PW=w,
         PURPOSE=int(DevicePurpose.ERASE_NOISE), BLOCK=triton.next_power_of_2(3 * t * h * w), num_warps=8,
     )  # fmt: skip
-
-
-@erase_triton.register_fake
-def _(patches_BNP: Tensor, box_B4: Tensor, key_B: Tensor, grid: Sequence[int], patch: Sequence[int]) -> None:
-    return None

@@ -3,7 +3,7 @@
     @triton_op("ppma::name")  ->  an operator whose launches inductor compiles, allocates for and schedules itself
 
 The interpreter runs kernels on real tensors only, so nothing may trace into them: there the same operator is opaque
-(`custom_op`), and `wrap_triton` returns the kernel as it is.
+(`custom_op`), and its kernels are skipped where tensors are fake.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,33 @@ from ppma.kernels import choice
 
 def triton_op(name: str, mutates_args: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that registers a function, which launches kernels and writes only these of its arguments."""
-    if choice.INTERPRETED:
-        return torch.library.custom_op(name, mutates_args=mutates_args)
-    return torch.library.triton_op(name, mutates_args=mutates_args)
+    if not choice.INTERPRETED:
+        return torch.library.triton_op(name, mutates_args=mutates_args)
+
+    def register(function: Callable[..., Any]) -> Any:
+        operator = torch.library.custom_op(name, function, mutates_args=mutates_args)
+        operator.register_fake(function)  # its launches do nothing on fake tensors
+        return operator
+
+    return register
+
+
+class _InterpretedKernel:
+    """A kernel that runs on real tensors and does nothing on fake ones."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        from torch._subclasses.fake_tensor import FakeTensor
+
+        def launch(*args: Any, **settings: Any) -> None:
+            if not any(isinstance(value, FakeTensor) for value in args):
+                self.kernel[grid](*args, **settings)
+
+        return launch
 
 
 def wrap_triton(kernel: Any) -> Any:
-    """Make a kernel traceable inside a `triton_op`; return it as it is where it runs interpreted."""
-    return kernel if choice.INTERPRETED else torch.library.wrap_triton(kernel)
+    """Make a kernel traceable inside a `triton_op`."""
+    return _InterpretedKernel(kernel) if choice.INTERPRETED else torch.library.wrap_triton(kernel)

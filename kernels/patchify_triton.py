@@ -122,18 +122,3 @@ def patchify_triton(
         WIDE=wide, num_warps=warps,
     )  # fmt: skip
     return out_BVP
-
-
-@patchify_triton.register_fake
-def _(
-    frames_BTHWC: Tensor,
-    idx_BV: Tensor | None,
-    patch: Sequence[int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype,
-) -> Tensor:
-    B, T, H, W, _ = frames_BTHWC.shape
-    t, h, w = patch
-    V = T // t * (H // h) * (W // w) if idx_BV is None else idx_BV.shape[1]
-    return frames_BTHWC.new_empty((B, V, 3 * t * h * w), dtype=dtype)

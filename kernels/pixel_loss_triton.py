@@ -181,31 +181,6 @@ def pixel_loss_backward_triton(
     return gradient_BMP
 
 
-@pixel_loss_triton.register_fake
-def _(
-    prediction_BMP: Tensor,
-    frames_BTHWC: Tensor,
-    masked_idx_BM: Tensor,
-    patch: Sequence[int],
-    normalize: bool,
-    variance_floor: float,
-) -> Tensor:
-    return prediction_BMP.new_empty((), dtype=torch.float32)
-
-
-@pixel_loss_backward_triton.register_fake
-def _(
-    loss_gradient: Tensor,
-    prediction_BMP: Tensor,
-    frames_BTHWC: Tensor,
-    masked_idx_BM: Tensor,
-    patch: Sequence[int],
-    normalize: bool,
-    variance_floor: float,
-) -> Tensor:
-    return prediction_BMP.new_empty(prediction_BMP.shape)
-
-
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:3])
     ctx.settings = inputs[3:]
