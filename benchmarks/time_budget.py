@@ -234,6 +234,7 @@ def budget(batch: int = 128, *, decoder_share: float = 1.0, residual: Residual =
         bytes_part("elementwise, decoder", clips * decoder * decoder_bytes),
         bytes_part("elementwise, rest", clips * work.rest_bytes),
         bytes_part("patchify", batch * VISIBLE * VALUES * 3),
+        bytes_part("GELU gradient", 6 * batch * (DEPTH * VISIBLE * 3072 + DECODER_DEPTH * (VISIBLE + targets) * 1536)),
         bytes_part("pixel loss", batch * targets * VALUES * (3 + 5)),
         bytes_part("AdamW", PARAMETERS * ADAMW_BYTES),
         part("between launches", 0.0, work.launches * LAUNCH_SECONDS, f"{work.launches} launches"),

@@ -131,6 +131,13 @@ def erase_launches(*, dtype: torch.dtype) -> None:
     erase_triton(patches, box, key, (8, 14, 14), PATCH)
 
 
+def gelu_launches(*, dtype: torch.dtype) -> None:
+    """Launch the backward pass of an MLP's GELU at the decoder's width."""
+    from ppma.kernels.gelu_triton import gelu_gradient_triton
+
+    gelu_gradient_triton(*(torch.zeros(2 * 1568, 1536, dtype=dtype) for _ in range(2)))
+
+
 def randaugment_launches() -> None:
     """Launch a warp and a table of levels on two views."""
     from ppma.kernels.randaugment_program import Operation, write_program
@@ -160,6 +167,7 @@ def launches(capability: int, *, thorough: bool) -> Iterator[tuple[str, str, Cal
     yield of(bf16, "paper", attention_launches, PAPER, all_configs=thorough)
     yield of(bf16, "aligned", patch_launches, patch=PATCH, aligned=True)
     yield of(bf16, "paper", erase_launches)
+    yield of(bf16, "paper", gelu_launches)
     if capability == 90:
         yield "paper", "uint8", randaugment_launches
         yield of(bf16, "other", attention_launches, OTHER, all_configs=thorough)

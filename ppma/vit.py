@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ppma.kernels.attention import attention
+from ppma.kernels.gelu import linear_gelu
 from ppma.kernels.patchify import patchify
 from ppma.kernels.philox import DevicePurpose, uniform
 from ppma.loaders.errors import InputError
@@ -103,7 +104,10 @@ class Block(nn.Module):
         """`scale_2B` holds drop path's factor of both branches for each row, None where nothing is dropped."""
         attention_scale_B, mlp_scale_B = (None, None) if scale_2B is None else scale_2B.unbind(0)
         x_BND = _add(x_BND, self.attn(self.norm1(x_BND)), attention_scale_B)
-        return _add(x_BND, self.mlp(self.norm2(x_BND)), mlp_scale_B)
+        fc1 = self.mlp.fc1
+        assert fc1.bias is not None
+        hidden_BNF = linear_gelu(self.norm2(x_BND), fc1.weight, fc1.bias)
+        return _add(x_BND, self.mlp.fc2(hidden_BNF), mlp_scale_B)
 
 
 def through_blocks(blocks: nn.ModuleList, x_BND: Tensor, config: ViTConfig, scale_L2B: Tensor | None = None) -> Tensor:

@@ -45,6 +45,13 @@ def test_patches_move_16_bytes_at_a_time_where_they_are_aligned(table):
     assert all(k.accesses["load 8"] for k in patches if k.case == "unaligned")
 
 
+def test_the_gradient_of_gelu_moves_16_bytes_at_a_time(table):
+    kernels = [k for k in table if k.kernel == "gelu_gradient"]
+    assert len(kernels) == len(ahead_of_time.CAPABILITIES)
+    for kernel in kernels:
+        assert {"load 128", "store 128"} <= set(kernel.accesses) and "store 16" not in kernel.accesses
+
+
 def test_memory_bound_kernels_wait_for_memory_and_not_for_instructions(table):
     """A program is one warp and one patch: its instructions must issue in less time than its bytes take."""
     for kernel in table:

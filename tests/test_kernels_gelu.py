@@ -1,0 +1,35 @@
+"""The linear layer with its GELU: value and every gradient against float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ppma.kernels.gelu import linear_gelu
+
+
+@pytest.mark.parametrize(("rows", "width", "hidden"), [((2, 5), 8, 12), ((1, 700), 16, 256), ((3, 1), 4, 300)])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+def test_value_and_gradients(triton_device, rows, width, hidden, dtype, rtol):
+    """Several programs down the rows, and columns past the end of a strip; 16-bit gradients are rounded once."""
+    generator = torch.Generator().manual_seed(hidden)
+    shapes = ((*rows, width), (hidden, width), (hidden,), (*rows, hidden))
+    x, weight, bias, gradient = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+    given = [t.to(triton_device, dtype).requires_grad_() for t in (x, weight, bias)]
+    exact = [t.detach().double().requires_grad_() for t in given]
+    out = linear_gelu(*given)
+    stated = F.gelu(F.linear(*exact))
+    assert out.dtype == dtype
+    out.backward(gradient.to(triton_device, dtype))
+    stated.backward(gradient.to(triton_device, dtype).double())
+    pairs = [(out, stated), *((mine.grad, other.grad) for mine, other in zip(given, exact, strict=True))]
+    for mine, other in pairs:
+        assert (mine.double() - other).norm() <= rtol * other.norm()
+
+
+def test_the_bias_gradient_is_summed_in_float32(triton_device):
+    """10,000 ones added one by one in float16 stop at 2048; PyTorch rounds the sum once, and so does this."""
+    hidden = torch.full((10_000, 4), 8.0, device=triton_device).to(torch.float16)
+    weight, bias = (torch.zeros(*s, device=triton_device, dtype=torch.float16) for s in ((4, 4), (4,)))
+    bias.fill_(8.0).requires_grad_()
+    linear_gelu(torch.zeros_like(hidden), weight, bias).sum().backward()
+    assert torch.equal(bias.grad, torch.full_like(bias, 10_000))
