@@ -73,20 +73,10 @@ def gelu_gradient_triton(hidden_RF: Tensor, gradient_RF: Tensor) -> tuple[Tensor
     return hidden_gradient_RF, sums.sum(dim=0)
 
 
-@gelu_gradient_triton.register_fake
-def _(hidden_RF: Tensor, gradient_RF: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(hidden_RF), hidden_RF.new_empty(hidden_RF.shape[1], dtype=torch.float32)
-
-
 @triton_op("ppma::gelu")
 def gelu_triton(hidden_BNF: Tensor, bias_F: Tensor) -> Tensor:
     """Return the GELU of hidden_BNF, which holds the bias already; the gradients of both come from one kernel."""
     return F.gelu(hidden_BNF)
-
-
-@gelu_triton.register_fake
-def _(hidden_BNF: Tensor, bias_F: Tensor) -> Tensor:
-    return torch.empty_like(hidden_BNF)
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
