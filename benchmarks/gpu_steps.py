@@ -396,7 +396,7 @@ def moved(
 
 
 CLASSES = (
-    ("own attention", ("forward_kernel", "query_gradient", "key_value_gradient", "ppma::attention")),
+    ("own attention", ("forward_kernel", "query_gradient", "key_value_gradient", "fused_gradient", "ppma::attention")),
     ("own patches and loss", ("patchify", "pixel_loss", "erase_kernel")),
     ("library attention", ("flash", "fmha", "cudnn", "sdpa", "attention")),
     ("matrix products", ("gemm", "nvjet", "cutlass", "cublas", "splitk", "aten::mm", "aten::addmm", "aten::bmm")),

@@ -89,15 +89,18 @@ def packed_projection(tokens: int, heads: int, width: int, dtype: torch.dtype) -
 
 
 def attention_launches(shapes: Sequence[tuple[int, int, int]], *, dtype: torch.dtype, all_configs: bool) -> None:
-    """Launch attention forward and backward at (tokens, heads, width), with the first or with all configs."""
+    """Launch attention forward and backward at (tokens, heads, width), with the first or with all configs.
+
+    Both forms of the backward pass are launched, where there are two.
+    """
     from ppma.kernels.attention_triton import KERNELS, attention_triton, configs
 
     for tokens, heads, width in shapes:
-        offered = [len(configs(kernel, width)) for kernel in KERNELS]
-        for i in range(max(offered) if all_configs else 1):
-            out_BNC, _ = attention_triton(
-                packed_projection(tokens, heads, width, dtype), heads, [min(i, n - 1) for n in offered]
-            )
+        *offered, fused = [len(configs(kernel, width, dtype)) for kernel in KERNELS]
+        plans = [[*(min(i, n - 1) for n in offered), 0] for i in range(max(offered) if all_configs else 1)]
+        plans += [[0, 0, 0, i] for i in range(1, fused if all_configs else min(fused, 2))]
+        for plan in plans:
+            out_BNC, _ = attention_triton(packed_projection(tokens, heads, width, dtype), heads, plan)
             out_BNC.sum().backward()
 
 

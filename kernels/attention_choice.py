@@ -44,11 +44,12 @@ BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-PARTS = ("forward", "query_gradient", "key_value_gradient")
-"""The parts of our kernel, in the order of a plan."""
+PARTS = ("forward", "query_gradient", "key_value_gradient", "fused_gradient")
+"""The parts of our kernel, in the order of a plan; the last replaces the two before it, unless its config is
+`attention_triton.TWO_PASSES`."""
 Plan = tuple[int, ...]
 """Index into `attention_triton.configs` for each of PARTS."""
-FIRST_PLAN: Plan = (0, 0, 0)
+FIRST_PLAN: Plan = (0, 0, 0, 0)
 REPEATS = 10
 
 
@@ -158,7 +159,7 @@ def read_cache(file: Path, machine: str, shape: Shape) -> Choice | None:
         return None
     if kept["backend"] != "triton":
         return kept["backend"], FIRST_PLAN
-    offered = [attention_triton.configs(part, shape.head_width) for part in PARTS]
+    offered = [attention_triton.configs(part, shape.head_width, shape.dtype) for part in PARTS]
     try:
         configs = [attention_triton.Config(*config) for config in kept["configs"]]
         return "triton", tuple(known.index(config) for known, config in zip(offered, configs, strict=True))
@@ -171,7 +172,7 @@ def write_cache(file: Path, machine: str, shape: Shape, chosen: Choice) -> None:
     backend, plan = chosen
     entry: dict[str, Any] = {"backend": backend}
     if backend == "triton":
-        offered = [attention_triton.configs(part, shape.head_width) for part in PARTS]
+        offered = [attention_triton.configs(part, shape.head_width, shape.dtype) for part in PARTS]
         entry["configs"] = [known[index] for known, index in zip(offered, plan, strict=True)]
     known = _read_json(file)
     known.setdefault(machine, {})[shape.name] = entry
@@ -223,7 +224,7 @@ def fastest_plan(shape: Shape) -> Plan | None:
     plan = list(FIRST_PLAN)
     for place, part in enumerate(PARTS):
         times: dict[int, float] = {}
-        for index, config in enumerate(attention_triton.configs(part, shape.head_width)):
+        for index, config in enumerate(attention_triton.configs(part, shape.head_width, shape.dtype)):
             tried = [*plan[:place], index, *plan[place + 1 :]]
 
             def work(qkv_BNC3: Tensor, gradient_BNC: Tensor, *kept: Tensor, tried: Sequence[int] = tried) -> None:

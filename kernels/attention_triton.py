@@ -15,6 +15,9 @@ Three things keep the inner loops short:
 - Some columns of a block take exp2 from a polynomial instead of the special-function unit, which on Hopper has an
   eighth of the FMA pipe's rate.
 
+The gradients have two forms. Two passes: one kernel for q, one for k and v, each with exp2 and its own products (seven a
+score), in many programs. Fused: one program for each head computes all three with exp2 once and five products.
+
 B rows of a batch, N tokens, C channels, H heads, D head width, DP the padded head width.
 """
 
@@ -34,6 +37,8 @@ from ppma.kernels import choice
 LOG2_E = 1.4426950408889634
 TAIL = 32
 """Tokens in a masked block."""
+KEY_TAIL = 64
+"""Keys in a masked block of the fused backward pass, as many as wgmma has rows."""
 
 
 @triton.jit
@@ -196,14 +201,14 @@ def query_gradient_block(
 
 
 @triton.jit
-def minus_in_columns(g, row_delta, D: tl.constexpr, DP: tl.constexpr):
-    """Put -delta into the first three padded columns of g, as a sum of three numbers of its type."""
+def minus_in_columns(block, values, D: tl.constexpr, DP: tl.constexpr):
+    """Put -values into the first three padded columns of a block, as a sum of three numbers of its type."""
     dims = tl.arange(0, DP)[None, :]
-    high = (-row_delta).to(g.dtype)
-    rest = -row_delta - high.to(tl.float32)
-    middle = rest.to(g.dtype)
-    low = (rest - middle.to(tl.float32)).to(g.dtype)
-    return tl.where(dims == D, high, tl.where(dims == D + 1, middle, tl.where(dims == D + 2, low, g)))
+    high = (-values).to(block.dtype)
+    rest = -values - high.to(tl.float32)
+    middle = rest.to(block.dtype)
+    low = (rest - middle.to(tl.float32)).to(block.dtype)
+    return tl.where(dims == D, high, tl.where(dims == D + 1, middle, tl.where(dims == D + 2, low, block)))
 
 
 @triton.jit
@@ -293,6 +298,94 @@ def key_value_gradient_kernel(
     store_head(place + 2 * C, columns, dv, 3 * C, N, D, DP)
 
 
+@triton.jit
+def fused_block(
+    k, v, dk, dv, extended, sums, first, add, N, scale2,
+    D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, MASKED: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """Add what a block of queries contributes to the gradients of k and v, and what k and v contribute to that of q.
+
+    Scores need no mask: past N all of q, g, k and v are zero, ones and deltas too, and with them ds and g.
+    """
+    rows, dims = first + tl.arange(0, ROWS)[:, None], tl.arange(0, DP)[None, :]
+    places = extended + (rows * (2 * DP) + dims)
+    q = tl.load(places, mask=rows < N, other=0.0) if MASKED else tl.load(places)
+    g = tl.load(places + DP, mask=rows < N, other=0.0) if MASKED else tl.load(places + DP)
+    weights = tl.exp2(product(k, tl.trans(q), None, WIDEN) * scale2)
+    ds = product(v, tl.trans(g), None, WIDEN)
+    dv = product(weights.to(g.dtype), g, dv, WIDEN)
+    ds = (ds * weights).to(q.dtype)
+    dk = product(ds, q, dk, WIDEN)
+    dq = product(tl.trans(ds), k, None, WIDEN)
+    inside = (rows < N) & (dims < D) if MASKED else dims < D
+    places = sums + (rows * DP + dims)
+    tl.store(places, dq + tl.load(places, mask=inside & add, other=0.0), mask=inside)
+    return dk, dv
+
+
+@triton.jit
+def fused_key_block(
+    head, ones, extended, sums, place, first, stride, C, N, scale, scale2,
+    D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr,
+    MASKED: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """Store the gradients of a block of keys and values, and add what they contribute to that of q to `sums`."""
+    columns = first + tl.arange(0, COLUMNS)
+    k = load_head_and_ones(head + C, ones, columns, stride, N, D, DP, MASKED)
+    v = load_head_and_ones(head + 2 * C, ones, columns, stride, N, D, DP, MASKED)
+    dk = tl.zeros((COLUMNS, DP), tl.float32)
+    dv = tl.zeros((COLUMNS, DP), tl.float32)
+    full, add = N // ROWS * ROWS, first > 0
+    for row in tl.range(0, full, ROWS, num_stages=2):  # stated here, so that Triton prefetches the sums too
+        dk, dv = fused_block(k, v, dk, dv, extended, sums, row, add, N, scale2, D, DP, ROWS, False, WIDEN)
+    for row in tl.range(full, N, TAIL, num_stages=1):
+        dk, dv = fused_block(k, v, dk, dv, extended, sums, row, add, N, scale2, D, DP, TAIL, True, WIDEN)
+    store_head(place + C, columns, dk * scale, 3 * C, N, D, DP)
+    store_head(place + 2 * C, columns, dv, 3 * C, N, D, DP)
+    tl.debug_barrier()  # the next block reads sums that other threads have stored
+
+
+@triton.jit
+def fused_gradient_kernel(
+    qkv, ones, out, gradient, lse, extended, sums, qkv_gradient, N, H, qkv_stride_b, qkv_stride_n, scale, scale2,
+    D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr,
+    KEY_TAIL: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """One head. The gradient of q is summed in memory, in float32 and in order: no other program touches its rows."""
+    b, h, C = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H, H * D
+    head, place = qkv + b * qkv_stride_b + h * D, qkv_gradient + b * N * 3 * C + h * D
+    row_of_head = tl.program_id(0).to(tl.int64) * N
+    extended += row_of_head * (2 * DP)
+    sums += row_of_head * DP
+    # 1. q with -lse, and g with -delta, in the columns where k and v hold ones. disable_licm: hoisting would spill
+    for first in tl.range(0, N, COLUMNS, num_stages=1, disable_licm=True):
+        rows = first + tl.arange(0, COLUMNS)
+        q = load_head(head, rows, qkv_stride_n, N, D, DP, True)
+        g = load_head(gradient + b * N * C + h * D, rows, C, N, D, DP, True)
+        o = load_head(out + b * N * C + h * D, rows, C, N, D, DP, True)
+        row_delta = tl.sum(o.to(tl.float32) * g.to(tl.float32), axis=1)
+        row_lse = tl.load(lse + row_of_head + rows, mask=rows < N, other=0.0) / scale2
+        store_head(extended, rows, minus_in_columns(q, row_lse[:, None], D, DP), 2 * DP, N, DP, DP)
+        store_head(extended + DP, rows, minus_in_columns(g, row_delta[:, None], D, DP), 2 * DP, N, DP, DP)
+    tl.debug_barrier()
+    # 2. the gradients of k and v
+    full = N // COLUMNS * COLUMNS
+    for first in tl.range(0, full, COLUMNS, num_stages=1, disable_licm=True):
+        fused_key_block(
+            head, ones, extended, sums, place, first, qkv_stride_n, C, N, scale, scale2,
+            D, DP, ROWS, COLUMNS, TAIL, False, WIDEN,
+        )  # fmt: skip
+    for first in tl.range(full, N, KEY_TAIL, num_stages=1, disable_licm=True):
+        fused_key_block(
+            head, ones, extended, sums, place, first, qkv_stride_n, C, N, scale, scale2,
+            D, DP, ROWS, KEY_TAIL, TAIL, True, WIDEN,
+        )  # fmt: skip
+    # 3. the gradient of q
+    for first in tl.range(0, N, COLUMNS, num_stages=1, disable_licm=True):
+        rows = first + tl.arange(0, COLUMNS)
+        store_head(place, rows, load_head(sums, rows, DP, N, D, DP, True) * scale, 3 * C, N, D, DP)
+
+
 class Config(NamedTuple):
     """Block sizes and launch options of one kernel."""
 
@@ -308,35 +401,54 @@ KERNELS = {
     "forward": forward_kernel,
     "query_gradient": query_gradient_kernel,
     "key_value_gradient": key_value_gradient_kernel,
+    "fused_gradient": fused_gradient_kernel,
 }
+TWO_PASSES = Config(0, 0, 0)
+"""Instead of the fused kernel, those for q and for k and v."""
 CONFIGS = {
     "forward": {
         32: (Config(128, 128, 8, part=3), Config(64, 128, 4, part=3), Config(128, 64, 4), Config(64, 64, 4)),
-        64: (Config(128, 128, 8, part=1), Config(64, 128, 4, part=1), Config(128, 64, 4), Config(64, 64, 4)),
+        64: (Config(64, 128, 4, part=1), Config(128, 128, 8, part=1), Config(128, 64, 4), Config(64, 64, 4)),
         128: (Config(128, 128, 8), Config(64, 128, 4), Config(64, 64, 4)),
     },
     "query_gradient": {
         32: (Config(128, 128, 8, part=3), Config(64, 128, 4, part=3), Config(64, 64, 4)),
-        64: (Config(128, 64, 8), Config(64, 64, 4)),
+        64: (Config(64, 64, 4), Config(128, 64, 8)),
         128: (Config(64, 64, 4), Config(64, 64, 4, stages=1)),
     },
     "key_value_gradient": {
         32: (Config(128, 128, 8), Config(128, 64, 4), Config(64, 64, 4)),
-        64: (Config(64, 128, 8), Config(64, 64, 4)),
+        64: (Config(64, 64, 4), Config(64, 128, 8)),
         128: (Config(32, 64, 4), Config(32, 64, 4, stages=1)),
     },
+    "fused_gradient": {
+        # 640 cycles of the tensor cores instead of 896, but 924 of shared memory, so that only a GPU can tell
+        32: (TWO_PASSES, Config(128, 128, 8), Config(64, 256, 8)),
+        64: (TWO_PASSES,),  # the sums of q's gradient would be bound by the L2 cache
+        128: (TWO_PASSES,),
+    },
 }
-"""{kernel: {largest padded head width: configs}}. All compile without spills for compute capability 8.0, 9.0 and 10.0.
-The first is the best on Hopper by the instructions of its inner loop; `attention_choice` measures which is on a GPU."""
+"""{kernel: {largest padded head width: configs}}. All compile without spills for compute capability 8.0, 9.0 and 10.0
+(the fused kernel is for 9.0 only: at 64 x 256, the compiler turns it into a trap for 10.0).
+The first is the best on Hopper by the instructions of its inner loop at stage 1's tokens (width 64: 157, for which
+blocks of 128 would be a third padding); `attention_choice` measures which is on a GPU."""
 
 
-def configs(kernel: str, D: int) -> tuple[Config, ...]:
-    """Return the configs of a kernel for a head width."""
-    return CONFIGS[kernel][max(32, triton.next_power_of_2(D))]
+def configs(kernel: str, D: int, dtype: torch.dtype) -> tuple[Config, ...]:
+    """Return the configs of a kernel for a head width and a type."""
+    offered = CONFIGS[kernel][max(32, triton.next_power_of_2(D))]
+    if kernel == "fused_gradient" and not (_folds(D, dtype) and _for_hopper()):
+        return (TWO_PASSES,)
+    return offered
 
 
-def _polynomial_pays() -> bool:
-    """True on Hopper: the FMA pipe of older GPUs is half as fast, and on newer ones splitting a block moves it."""
+def _folds(D: int, dtype: torch.dtype) -> bool:
+    """True if three padded columns can hold delta; float16 does not hold every delta that float32 holds."""
+    return max(16, triton.next_power_of_2(D)) - D >= 3 and dtype != torch.float16
+
+
+def _for_hopper() -> bool:
+    """True where kernels run or are compiled for Hopper, and in the interpreter."""
     return choice.INTERPRETED or triton.runtime.driver.active.get_current_target().arch // 10 == 9
 
 
@@ -345,16 +457,19 @@ def launch(kernel: str, config: Config, D: int, dtype: torch.dtype) -> dict[str,
 
     Args:
         kernel: A key of KERNELS.
-        config: One of `configs(kernel, D)`.
+        config: One of `configs(kernel, D, dtype)`.
         D: Head width.
         dtype: Type of the projection.
     """
     DP = max(16, triton.next_power_of_2(D))
     settings = {"D": D, "DP": DP, "ROWS": config.rows, "COLUMNS": config.columns, "TAIL": TAIL}
-    if kernel != "key_value_gradient":
-        settings["PART"] = config.part if dtype.itemsize == 2 and _polynomial_pays() else 0
-    if kernel == "query_gradient":  # float16 does not hold every delta that float32 holds
-        settings["FOLDED"] = DP - D >= 3 and dtype != torch.float16
+    if kernel in ("forward", "query_gradient"):
+        # older GPUs have half the FMA rate, and on newer ones splitting a block moves it
+        settings["PART"] = config.part if dtype.itemsize == 2 and _for_hopper() else 0
+    if kernel == "query_gradient":
+        settings["FOLDED"] = _folds(D, dtype)
+    if kernel == "fused_gradient":
+        settings["KEY_TAIL"] = KEY_TAIL
     settings["WIDEN"] = choice.INTERPRETED and dtype == torch.bfloat16
     return settings | {"num_warps": config.warps, "num_stages": config.stages}
 
@@ -386,7 +501,7 @@ def attention_triton(qkv_BNC3: Tensor, heads: int, plan: Sequence[int]) -> tuple
     qkv_BNC3 = _packed(qkv_BNC3)
     B, N, C3 = qkv_BNC3.shape
     D, dtype = C3 // (3 * heads), qkv_BNC3.dtype
-    settings = launch("forward", configs("forward", D)[plan[0]], D, dtype)
+    settings = launch("forward", configs("forward", D, dtype)[plan[0]], D, dtype)
     out_BNC = qkv_BNC3.new_empty((B, N, C3 // 3))
     lse_BHN = qkv_BNC3.new_empty((B, heads, N), dtype=torch.float32)
     ones = qkv_BNC3.new_ones(settings["DP"])
@@ -405,14 +520,27 @@ def attention_backward_triton(
     B, N, C3 = qkv_BNC3.shape
     D, dtype = C3 // (3 * heads), qkv_BNC3.dtype
     scale = D**-0.5
-    qkv_gradient, delta_BHN = qkv_BNC3.new_empty(qkv_BNC3.shape), torch.empty_like(lse_BHN)
+    qkv_gradient = qkv_BNC3.new_empty(qkv_BNC3.shape)
     numbers = (N, heads, *qkv_BNC3.stride()[:2], scale, scale * LOG2_E)
-    settings = launch("query_gradient", configs("query_gradient", D)[plan[1]], D, dtype)
+    query, key_value, fused = (
+        configs(kernel, D, dtype)[index] for kernel, index in zip(list(KERNELS)[1:], plan[1:], strict=True)
+    )
+    if fused != TWO_PASSES:
+        settings = launch("fused_gradient", fused, D, dtype)
+        DP = settings["DP"]
+        extended, sums = qkv_BNC3.new_empty((B, heads, N, 2, DP)), lse_BHN.new_empty((B, heads, N, DP))
+        fused_gradient_kernel[(B * heads,)](
+            qkv_BNC3, qkv_BNC3.new_ones(DP), out_BNC, gradient_BNC, lse_BHN, extended, sums, qkv_gradient,
+            *numbers, **settings,
+        )  # fmt: skip
+        return qkv_gradient
+    delta_BHN = torch.empty_like(lse_BHN)
+    settings = launch("query_gradient", query, D, dtype)
     query_gradient_kernel[_grid(N, settings["ROWS"], B * heads)](
         qkv_BNC3, qkv_BNC3.new_ones(settings["DP"]), out_BNC, gradient_BNC, lse_BHN, delta_BHN, qkv_gradient,
         *numbers, **settings,
     )  # fmt: skip
-    settings = launch("key_value_gradient", configs("key_value_gradient", D)[plan[2]], D, dtype)
+    settings = launch("key_value_gradient", key_value, D, dtype)
     key_value_gradient_kernel[_grid(N, settings["COLUMNS"], B * heads)](
         qkv_BNC3, gradient_BNC, lse_BHN, delta_BHN, qkv_gradient, *numbers, **settings
     )

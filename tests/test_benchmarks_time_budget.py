@@ -1,5 +1,6 @@
 """The estimate of the stage 1 step and of attention's loops: its arithmetic, and what it says of the code as it is."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -23,8 +24,8 @@ SASS = """
         /*0070*/ BRA `(.L_x_2) ;
 """
 
-CEILING_MS = 71.0
-"""What the estimate was when this was written (70.1), rounded up; issue 13 asks for 65. Lower it with the code."""
+CEILING_MS = 70.0
+"""What the estimate was when this was written (69.2), rounded up; issue 13 asks for 65. Lower it with the code."""
 
 
 def report(depth, block_bytes, rest_bytes):
@@ -48,8 +49,10 @@ def test_two_depths_separate_encoder_and_decoder_blocks():
 def test_instructions_are_split_by_loop_and_counted_by_pipe():
     """The jump to itself at the end of every kernel is no loop."""
     outside, loops = split_loops(SASS)
-    assert [[code.split(".")[0] for code in loop] for loop in loops] == [["HGMMA", "MUFU", "FFMA", "BRA"]]
-    assert pipe_cycles(loops[0]) == {"issue": 4, "tensor": 64, "exp2": 8, "fma": 1}
+    assert [[re.split("[. ]", code)[0] for code in loop] for loop in loops] == [["HGMMA", "MUFU", "FFMA", "BRA"]]
+    assert pipe_cycles(loops[0]) == {"issue": 4, "tensor": 64, "exp2": 8, "fma": 1, "shared": 48}
+    stored = ["HGMMA.64x32x16.F32.BF16 R200, R36, gdesc[UR24].tnspB, R200", "STS.64 [R1], R2", "LDSM.16.M88.4 R4, [R8]"]
+    assert pipe_cycles(stored)["shared"] == 8 + 8 + 16
     assert pipe_cycles(["FMNMX", "IMAD.MOV.U32", "HMMA.16816.F32"]) == {"issue": 3, "alu": 2, "fma": 2, "tensor": 8}
     assert len(outside) == 4
 
@@ -72,10 +75,11 @@ def test_the_loops_of_stage_1s_decoder_stay_short(kernels):
         _, main_loop, _ = attention_loops(kernel)
         scores = kernel.constants["ROWS"] * kernel.constants["COLUMNS"] / (32 * kernel.warps)
         found[kernel.kernel] = max(pipe_cycles(main_loop).values()) * 64 / scores
-    assert found.keys() == {"forward", "query_gradient", "key_value_gradient"}
+    assert found.keys() == {"forward", "query_gradient", "key_value_gradient", "fused_gradient"}
     assert 0 < found["forward"] <= 450  # a release of Triton may move a few instructions
     assert 0 < found["query_gradient"] <= 430
-    assert 0 < found["key_value_gradient"] <= 530
+    assert 0 < found["key_value_gradient"] <= 570
+    assert 0 < found["fused_gradient"] <= 950  # in place of the two before it
 
 
 def test_the_step_as_the_code_is(kernels, monkeypatch):

@@ -38,7 +38,7 @@ def measured(card, monkeypatch):
         return TIMES[backend]
 
     monkeypatch.setattr(attention_choice, "milliseconds", milliseconds)
-    monkeypatch.setattr(attention_choice, "fastest_plan", lambda shape: (0, 0, 0))
+    monkeypatch.setattr(attention_choice, "fastest_plan", lambda shape: FIRST_PLAN)
     return asked
 
 
@@ -87,22 +87,24 @@ def test_float32_on_a_gpu_never_runs_our_kernel(monkeypatch):
 
 def test_the_configs_of_our_kernel_are_measured_part_by_part(card, monkeypatch, tmp_path):
     """The fastest config of each part is taken, one that does not fit is passed over, and the plan is kept."""
-    fastest = {"forward": 2, "query_gradient": 1, "key_value_gradient": 0}
+    fastest = {"forward": 2, "query_gradient": 1, "key_value_gradient": 0, "fused_gradient": 2}
 
     def median_ms(what, shape, work, sets):
         if " " not in what:
             return {"triton": 1.0}.get(what, 2.0)
         part, config = what.split(" ", 1)
-        index = [str(tuple(c)) for c in attention_choice.attention_triton.configs(part, 24)].index(config)
+        index = [str(tuple(c)) for c in attention_choice.attention_triton.configs(part, 24, torch.bfloat16)].index(
+            config
+        )
         return None if index == 3 else 1.0 + abs(index - fastest[part])
 
     monkeypatch.setattr(attention_choice, "median_ms", median_ms)
     monkeypatch.setattr(attention_choice, "input_sets", lambda shape: [(torch.empty(0), torch.empty(0))])
     monkeypatch.setattr(attention_choice.attention_triton, "attention_triton", lambda qkv, heads, plan: (qkv, qkv))
-    assert fastest_backend(*DECODER) == ("triton", (2, 1, 0))
+    assert fastest_backend(*DECODER) == ("triton", (2, 1, 0, 2))
     attention_choice._chosen.clear()
     monkeypatch.setattr(attention_choice, "measure", None)
-    assert fastest_backend(*DECODER) == ("triton", (2, 1, 0))
+    assert fastest_backend(*DECODER) == ("triton", (2, 1, 0, 2))
     file = tmp_path / "ppma" / "attention.json"
     file.write_text(file.read_text().replace("64", "63"))  # what another version offered
     assert attention_choice.read_cache(file, "a card, torch 9", DECODER) is None
@@ -125,7 +127,7 @@ def test_what_does_not_fit_the_gpu_is_no_error(card, monkeypatch, error):
 
     monkeypatch.setattr(timing, "seconds_per_call", seconds_per_call)
     monkeypatch.setattr(attention_choice, "input_sets", lambda shape: [])
-    assert attention_choice.milliseconds(SHAPE, "flash", (0, 0, 0)) is None
+    assert attention_choice.milliseconds(SHAPE, "flash", FIRST_PLAN) is None
     assert fastest_backend(*SHAPE) == ("pytorch", FIRST_PLAN)
 
 
@@ -139,7 +141,7 @@ def test_times_are_of_graph_replays_over_inputs_that_exceed_the_cache(card, monk
     cpu = SHAPE._replace(device=torch.device("cpu"))
     monkeypatch.setattr(timing, "seconds_per_call", seconds_per_call)
     monkeypatch.setattr(timing, "sets_needed", lambda set_bytes, device: 5 if set_bytes == 8 * 4 * 157 * 768 else 0)
-    assert attention_choice.milliseconds(cpu, "pytorch", (0, 0, 0)) == 2.0 and asked == [5]
+    assert attention_choice.milliseconds(cpu, "pytorch", FIRST_PLAN) == 2.0 and asked == [5]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ppma.kernels import reference
+from ppma.kernels import attention_triton, reference
 from ppma.kernels.attention import attention
 from ppma.kernels.attention_choice import attend
 from ppma.kernels.attention_triton import KERNELS, configs, exp2_polynomial
@@ -22,7 +22,7 @@ SHAPES = [  # batch, tokens, heads, head width: the model's head widths, token c
     (1, 63, 1, 64),
     (1, 65, 1, 16),
 ]
-PLAN = [0, 0, 0]
+PLAN = [0, 0, 0, 0]
 TOLERANCES = [(torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 0.03)]
 
 
@@ -101,17 +101,80 @@ def test_compiles_without_a_graph_break(triton_device):
 
 
 def test_every_config_agrees_with_the_reference(triton_device):
-    """Each kernel runs each of its configs once, on full blocks and a masked tail."""
+    """Each kernel runs each of its configs, on full blocks and a masked tail."""
     for width in (24, 64, 80):
         qkv, gradient = inputs(1, 157, 1, width, torch.bfloat16, triton_device)
         plain = qkv.double().requires_grad_()
         reference.attention(plain, 1).backward(gradient.double())
-        counts = [len(configs(kernel, width)) for kernel in KERNELS]
+        counts = [len(configs(kernel, width, qkv.dtype)) for kernel in KERNELS]
         for index in range(max(counts)):
             ours = qkv.clone().requires_grad_()
-            attend(ours, 1, "triton", tuple(min(index, count - 1) for count in counts)).backward(gradient)
+            plan = [min(index, count - 1) for count in counts]
+            plan[3] = 0  # two passes
+            attend(ours, 1, "triton", tuple(plan)).backward(gradient)
             atol = 0.03 * max(1.0, plain.grad.abs().max().item())
             torch.testing.assert_close(ours.grad.double(), plain.grad, rtol=0, atol=atol)
+
+
+FUSED_SHAPES = [  # full blocks of keys and queries and both tails, none of some, odd widths, one token, batches of heads
+    (1, 330, 1, 24),
+    (2, 64, 2, 24),
+    (1, 256, 1, 7),
+    (3, 5, 1, 29),
+    (2, 1, 3, 20),
+    (1, 289, 1, 13),
+]
+
+
+@pytest.mark.parametrize(("B", "N", "heads", "width"), FUSED_SHAPES)
+def test_the_fused_backward_agrees_with_the_reference_and_repeats_itself(triton_device, B, N, heads, width):
+    """In the finest type and in bfloat16, with every config, on a strided projection."""
+    if len(configs("fused_gradient", width, torch.bfloat16)) == 1:
+        pytest.skip("for Hopper only")
+    for dtype, tolerance in {torch.bfloat16: 0.03, torch.float32: 1e-5}.items():
+        if triton_device == "cuda" and dtype == torch.float32:
+            continue
+        qkv, gradient = inputs(B, N, heads, width, dtype, triton_device)
+        plain = qkv.double().requires_grad_()
+        reference.attention(plain, heads).backward(gradient.double())
+        strided = qkv.new_zeros(B, N + 3, qkv.shape[2] + 5)[:, 2:-1, 4:-1].copy_(qkv)
+        out, lse = torch.ops.ppma.attention(strided, heads, PLAN)
+        offered = configs("fused_gradient", width, dtype)
+        for index in range(1, len(offered)):
+            plan = [0, 0, 0, index]
+            first, second = (
+                torch.ops.ppma.attention_backward(gradient, strided, out, lse, heads, plan) for _ in range(2)
+            )
+            assert torch.equal(first, second)
+            atol = tolerance * max(1.0, plain.grad.abs().max().item())
+            torch.testing.assert_close(first.double(), plain.grad, rtol=0, atol=atol)
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value):RuntimeWarning")
+def test_the_fused_backward_takes_large_scores(triton_device):
+    """lse is subtracted inside the product, from scores in the thousands: it must keep the digits of float32."""
+    if len(configs("fused_gradient", 24, torch.bfloat16)) == 1:
+        pytest.skip("for Hopper only")
+    qkv, gradient = inputs(1, 70, 1, 24, torch.bfloat16, triton_device)
+    qkv[..., :48] *= 30
+    plain = qkv.double().requires_grad_()
+    reference.attention(plain, 1).backward(gradient.double())
+    out, lse = torch.ops.ppma.attention(qkv, 1, PLAN)
+    two, fused = (
+        torch.ops.ppma.attention_backward(gradient, qkv, out, lse, 1, [0, 0, 0, index]).double() for index in (0, 1)
+    )
+    error = (two - plain.grad).abs().max()
+    assert (fused - plain.grad).abs().max() <= 1.1 * error
+
+
+def test_the_fused_backward_is_for_hopper_and_what_it_can_sum(monkeypatch):
+    """Wide heads, float16, which does not hold delta, and widths without three padded columns have two passes only."""
+    monkeypatch.setattr(attention_triton, "_for_hopper", lambda: True)
+    assert len(configs("fused_gradient", 24, torch.bfloat16)) > 1
+    for width, dtype in ((64, torch.bfloat16), (24, torch.float16), (30, torch.bfloat16), (32, torch.bfloat16)):
+        assert configs("fused_gradient", width, dtype) == (attention_triton.TWO_PASSES,)
+    monkeypatch.setattr(attention_triton, "_for_hopper", lambda: False)
+    assert configs("fused_gradient", 24, torch.bfloat16) == (attention_triton.TWO_PASSES,)
 
 
 @triton.jit
