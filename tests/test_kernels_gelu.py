@@ -33,3 +33,12 @@ def test_the_bias_gradient_is_summed_in_float32(triton_device):
     bias.fill_(8.0).requires_grad_()
     linear_gelu(torch.zeros_like(hidden), weight, bias).sum().backward()
     assert torch.equal(bias.grad, torch.full_like(bias, 10_000))
+
+
+def test_the_operators_are_registered_rightly(triton_device):
+    from ppma.kernels.gelu_triton import gelu_gradient_triton, gelu_triton
+
+    hidden, gradient = (torch.randn(2, 5, 8, device=triton_device, requires_grad=True) for _ in range(2))
+    bias = torch.zeros(8, device=triton_device, requires_grad=True)
+    torch.library.opcheck(gelu_triton, (hidden, bias))
+    torch.library.opcheck(gelu_gradient_triton, (hidden.detach()[0], gradient.detach()[0]))
