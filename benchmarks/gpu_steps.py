@@ -397,7 +397,7 @@ def moved(
 
 CLASSES = (
     ("own attention", ("forward_kernel", "query_gradient", "key_value_gradient", "fused_gradient", "ppma::attention")),
-    ("own patches and loss", ("patchify", "pixel_loss", "erase_kernel")),
+    ("own, bound by memory", ("patchify", "pixel_loss", "erase_kernel", "gelu_gradient", "ppma::gelu")),
     ("library attention", ("flash", "fmha", "cudnn", "sdpa", "attention")),
     ("matrix products", ("gemm", "nvjet", "cutlass", "cublas", "splitk", "aten::mm", "aten::addmm", "aten::bmm")),
     ("optimizer", ("multi_tensor", "adam")),
@@ -405,6 +405,17 @@ CLASSES = (
     ("copies", ("memcpy", "memset", "copy_")),
 )
 """(class, parts of kernel names); a kernel has the first class that matches."""
+BUDGETED = {
+    "attention": "own attention",
+    "products": "matrix products",
+    "elementwise": "inductor",
+    "AdamW": "optimizer",
+    "patchify": "own, bound by memory",
+    "pixel loss": "own, bound by memory",
+    "GELU gradient": "own, bound by memory",
+    "between launches": "between launches",
+}
+"""The part of `time_budget` before its comma, and the class that it estimates."""
 
 
 def class_of(name: str) -> str:
@@ -416,6 +427,10 @@ def class_of(name: str) -> str:
 def profile(day: Day) -> Iterator[Part]:
     """Measure a stage 1 step by kernel class; every kernel is in profile.json."""
     yield Part(what="stage 1", measure=partial(profiled, day, config_of(day, "mae", 128)))
+    if not day.tiny:  # the budget is of the full step, and compiles attention for its instructions
+        from benchmarks import time_budget  # needs Triton, which a rehearsal does without
+
+        yield Part(what="stage 1", measure=lambda: budgeted(time_budget.budget(128)))
 
 
 def profiled(day: Day, config: RunConfig, steps: int = 3) -> Iterator[Figure]:
@@ -461,3 +476,13 @@ def by_class(found: Iterable[dict[str, Any]]) -> Iterator[Figure]:
     yield Figure(
         what="all kernels", value=sum(total.values()), unit="ms a step", note=f"{sum(calls.values()):.0f} launches"
     )
+
+
+def budgeted(parts: Iterable[Any]) -> Iterator[Figure]:
+    """Report the estimated milliseconds per step of each class, and of all, from the parts of `time_budget`."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total[BUDGETED[part.name.split(",")[0]]] += part.estimate_ms
+    for kind, ms in total.most_common():
+        yield Figure(what=f"budget: {kind}", value=ms, unit="ms a step")
+    yield Figure(what="budget: all", value=sum(total.values()), unit="ms a step")

@@ -196,9 +196,20 @@ def test_the_profile_names_every_operator(rehearsal):
     total = next(row["figure"] for row in found if row["item"] == "profile" and row["what"] == "all kernels")
     assert sum(kernel["ms"] for kernel in listed) == pytest.approx(total)
     names = {"nvjet_tst_256x128": "matrix products", "triton_per_fused_add": "inductor", "Memcpy HtoD": "copies"}
-    names |= {"forward_kernel": "own attention", "pixel_loss_kernel": "own patches and loss", "magic": "other"}
+    names |= {"forward_kernel": "own attention", "pixel_loss_kernel": "own, bound by memory", "magic": "other"}
     names |= {"fmha_cutlassF_bf16_sm80(PyTorchMemEffAttention::AttentionKernel": "library attention"}
     assert {name: gpu_steps.class_of(name) for name in names} == names
+
+
+def test_the_budget_has_the_classes_of_the_profile(monkeypatch):
+    time_budget = pytest.importorskip("benchmarks.time_budget")
+    monkeypatch.setattr(time_budget, "attention_parts", lambda *_: [time_budget.part("attention, all", 1e-3, 2e-3, "")])
+    parts = time_budget.budget(128)
+    figures = {figure.what: figure.value for figure in gpu_steps.budgeted(parts)}
+    assert figures["budget: own attention"] == 2
+    assert figures.pop("budget: all") == pytest.approx(sum(part.estimate_ms for part in parts))
+    classes = {kind for kind, _ in gpu_steps.CLASSES} | {"between launches"}
+    assert {name.removeprefix("budget: ") for name in figures} <= classes
 
 
 def test_the_card_is_described(monkeypatch):
