@@ -193,4 +193,4 @@ def test_the_polynomial_is_finer_than_the_weights(triton_device):
     assert error[:4093].max() < 2**-11 / 6
     assert (out[4093:] >= 0).all() and (
         out[4093:] < 1e-19
-    ).all()  # what is clamped vanishes beside the largest weight, 1
+    ).all()  # what is clamped is negligible next to the largest weight, 1

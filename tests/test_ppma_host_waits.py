@@ -41,7 +41,7 @@ READS = {
 }
 """Methods of a tensor that make the host wait for the device."""
 WAITS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount"}
-"""Operators that read a value back, or whose result has a shape that the host must be told."""
+"""Operators that read a value back, or whose result has a shape that the host needs to know."""
 
 
 class Methods(TorchFunctionMode):
