@@ -14,6 +14,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as record
@@ -24,8 +25,9 @@ from benchmarks.training import Phase, made_batch, make_trainer, run_config, syn
 from ppma.config import Compile, Precision, RunConfig
 from ppma.flops import measured_peak_flops
 from ppma.kernels import choice, reference
-from ppma.kernels.attention_choice import attend
+from ppma.kernels.attention_choice import FIRST_PLAN, Backend, Plan, attend
 from ppma.kernels.erase import erase_
+from ppma.kernels.gelu import linear_gelu
 from ppma.kernels.patchify import patchify
 from ppma.kernels.pixel_loss import pixel_loss
 from ppma.train import Trainer
@@ -106,9 +108,12 @@ def kernels(day: Day) -> Iterator[Part]:
         yield Part(what=f"patchify {name}", measure=partial(patchify_error, day, dtype, form))
         yield Part(what=f"pixel_loss {name}", measure=partial(pixel_loss_error, day, dtype, form))
         yield Part(what=f"erase {name}", measure=partial(erase_error, device, dtype, form))
+        yield Part(what=f"gelu {name}", measure=partial(gelu_error, day, dtype, form))
         for shape in shapes:
-            work = partial(attention_error, device, dtype, shape, "triton" if with_triton else "pytorch")
-            yield Part(what=f"attention {name} {shape}", measure=work)
+            backend: Backend = "triton" if with_triton else "pytorch"
+            for plan in backward_plans(shape[2], dtype) if with_triton else (FIRST_PLAN,):
+                work = partial(attention_error, device, dtype, shape, backend, plan)
+                yield Part(what=f"{named(plan)} {name} {shape}", measure=work)
 
 
 def some_clips(day: Day) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,8 +165,37 @@ def erase_error(device: torch.device, dtype: torch.dtype, form: choice.Implement
     yield Figure(what=f"erase {dtype}", value=error, unit="of the norm", most=ERRORS[dtype], note=form)
 
 
+def gelu_error(day: Day, dtype: torch.dtype, form: choice.Implementation) -> Iterator[Figure]:
+    """Compare the output of a linear layer with its GELU, and the gradients of its input and its bias."""
+    rows, hidden = (40, 300) if day.tiny else (4 * 1568, 1536)
+    sizes = ((rows, 24), (hidden, 24), (hidden,), (rows, hidden))
+    *given, gradient = (torch.randn(size, device=device_of(day)).to(dtype) for size in sizes)
+    ours, exact = ([t.to(to, copy=True).requires_grad_() for t in given] for to in (dtype, torch.float64))
+    stated = F.gelu(F.linear(*exact))
+    with choice.use(form):
+        out = linear_gelu(*ours)
+        found = torch.autograd.grad(out, ours, gradient)
+    right = torch.autograd.grad(stated, exact, gradient.double())
+    pairs = {"output": (out, stated), "input": (found[0], right[0]), "bias": (found[2], right[2])}
+    for what, (mine, other) in pairs.items():
+        error = relative_error(mine.detach(), other.detach())
+        yield Figure(what=f"gelu {what} {dtype}", value=error, unit="of the norm", most=ERRORS[dtype], note=form)
+
+
+def backward_plans(width: int, dtype: torch.dtype) -> list[Plan]:
+    """Return the plans that differ in the backward pass: two passes, then each fused config."""
+    from ppma.kernels.attention_triton import configs
+
+    return [(0, 0, 0, fused) for fused in range(len(configs("fused_gradient", width, dtype)))]
+
+
+def named(plan: Plan) -> str:
+    """Return "attention", and which config of the fused backward pass."""
+    return f"attention fused {plan[3]}" if plan[3] else "attention"
+
+
 def attention_error(
-    device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int], form: Any
+    device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int], form: Backend, plan: Plan
 ) -> Iterator[Figure]:
     """Compare the output and the gradient of the packed projection."""
     tokens, heads, width = shape
@@ -171,12 +205,12 @@ def attention_error(
     stated = reference.attention(exact, heads)
     (right,) = torch.autograd.grad(stated, exact, gradient.double())
     poison(qkv)
-    out = attend(given, heads, form)
+    out = attend(given, heads, form, plan)
     (ours,) = torch.autograd.grad(out, given, gradient)
     for what, found, expected in (("output", out, stated), ("gradient", ours, right)):
         error = relative_error(found.detach(), expected.detach())
         yield Figure(
-            what=f"attention {what} {shape} {dtype}", value=error, unit="of the norm", most=ERRORS[dtype], note=form
+            what=f"{named(plan)} {what} {shape} {dtype}", value=error, unit="of the norm", most=ERRORS[dtype], note=form
         )
 
 

@@ -218,6 +218,26 @@ def milliseconds(shape: Shape, backend: Backend, plan: Plan = FIRST_PLAN) -> flo
     return median_ms(backend, shape, both, input_sets(shape))
 
 
+def agree(plan: Sequence[int], other: Sequence[int], inputs: Sequence[Tensor], heads: int) -> bool:
+    """Return True if two plans give the same gradient within 1 % of its norm: a fast kernel with a race must not be chosen.
+
+    Args:
+        plan: Config of each of PARTS.
+        other: Another plan.
+        inputs: qkv_BNC3, the gradient of the output, the output and lse.
+        heads: Number of heads.
+    """
+    qkv_BNC3, gradient_BNC, *kept = inputs
+    first, second = (
+        attention_triton.attention_backward_triton(gradient_BNC, qkv_BNC3, *kept, heads, tried).float()
+        for tried in (plan, other)
+    )
+    if (first - second).norm() <= 1e-2 * first.norm():
+        return True
+    log.warning("attention: plans %s and %s differ in their gradients; %s is not used", plan, other, other)
+    return False
+
+
 def fastest_plan(shape: Shape) -> Plan | None:
     """Measure every config of our kernel, one part after the other; None if a part has none that runs."""
     sets: list[Any] = [(qkv.detach(), gradient) for qkv, gradient in input_sets(shape)]
@@ -234,7 +254,7 @@ def fastest_plan(shape: Shape) -> Plan | None:
                     attention_triton.attention_triton(qkv_BNC3, shape.heads, tried)
 
             took = median_ms(f"{part} {tuple(config)}", shape, work, sets)
-            if took is not None:
+            if took is not None and (part != "fused_gradient" or agree(plan, tried, sets[0], shape.heads)):
                 times[index] = took
         if not times:
             return None

@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend
 from triton.runtime.errors import OutOfResources
 
-from ppma.kernels import attention_choice, timing
+from ppma.kernels import attention_choice, choice, timing
 from ppma.kernels.attention import attention
 from ppma.kernels.attention_choice import FIRST_PLAN, Shape, attend, fastest_backend
 
@@ -101,6 +101,7 @@ def test_the_configs_of_our_kernel_are_measured_part_by_part(card, monkeypatch, 
     monkeypatch.setattr(attention_choice, "median_ms", median_ms)
     monkeypatch.setattr(attention_choice, "input_sets", lambda shape: [(torch.empty(0), torch.empty(0))])
     monkeypatch.setattr(attention_choice.attention_triton, "attention_triton", lambda qkv, heads, plan: (qkv, qkv))
+    monkeypatch.setattr(attention_choice.attention_triton, "attention_backward_triton", lambda gradient, *_: gradient)
     assert fastest_backend(*DECODER) == ("triton", (2, 1, 0, 2))
     attention_choice._chosen.clear()
     monkeypatch.setattr(attention_choice, "measure", None)
@@ -209,3 +210,18 @@ def test_the_answer_is_explained(measured):
     assert backend == "flash" and "fastest of cudnn, flash, efficient, triton for B4 N157" in why
     backend, why = attention_choice.explain(SHAPE._replace(device=torch.device("cpu")))
     assert backend == "pytorch" and "on a cpu device" in why and len(measured) == 4
+
+
+def test_a_fused_backward_with_other_gradients_is_not_chosen(card, monkeypatch, caplog):
+    """Three configs, of which the second is the fastest and wrong, and the third is no number."""
+    monkeypatch.setattr(attention_choice, "median_ms", lambda name, *_: 1.0 if "fused" not in name else fused.pop(0))
+
+    def backward(gradient, qkv, out, lse, heads, plan):
+        return qkv * {0: 1.0, 1: 1.1, 2: float("nan")}[plan[3]]
+
+    monkeypatch.setattr(attention_choice.attention_triton, "attention_backward_triton", backward)
+    with choice.use("triton"):
+        for wrong in (0.1, 0.5):
+            fused = [1.0, wrong, 0.6 - wrong]
+            plan = attention_choice.fastest_plan(Shape(1, 20, 1, 24, torch.bfloat16, torch.device("cpu")))
+            assert plan[3] == 0 and "differ in their gradients" in caplog.text
