@@ -1,4 +1,4 @@
-"""A linear layer and its GELU, whose backward pass sums the bias gradient while it is at it.
+"""A linear layer and its GELU, with a backward pass that also sums the bias gradient.
 
     x_BNC, weight_FC, bias_F  ->  gelu(x weight' + bias), (B, N, F)
 
