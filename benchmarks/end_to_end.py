@@ -23,14 +23,14 @@ import torch
 
 from benchmarks import rows
 from benchmarks.training import make_trainer, run_config, synchronize
-from ppma.command import DONE, parse, run
+from ppma.config.command import DONE, parse, run
+from ppma.config.model import preset
 from ppma.loaders.config import Implementation, LoaderConfig
 from ppma.loaders.errors import InputError
-from ppma.loaders.manifest import Manifest
 from ppma.loaders.sampler import TrainingSampler
-from ppma.loaders.store import is_packed
+from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.sources.store import is_packed
 from ppma.loaders.stream import ClipStream
-from ppma.model_config import preset
 from ppma.train import Trainer
 
 WARM_UP = 6

@@ -29,9 +29,9 @@ import tyro
 
 from benchmarks import day, rows
 from benchmarks.day import Item
-from ppma import compile_check
-from ppma.command import DONE, INTERRUPTED, parse, run
-from ppma.compile_check import Phase
+from ppma.compile_check import check as compile_check
+from ppma.compile_check.check import Phase
+from ppma.config.command import DONE, INTERRUPTED, parse, run
 from ppma.loaders.errors import InputError
 
 STEPS, CLIPS = "benchmarks.gpu_steps", "benchmarks.gpu_clips"

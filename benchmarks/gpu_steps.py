@@ -22,14 +22,14 @@ from torch.profiler import profile as record
 from benchmarks import kernel_speed, step_worker
 from benchmarks.day import Day, Figure, Part
 from benchmarks.training import Phase, made_batch, make_trainer, run_config, synchronize
-from ppma.config import Compile, Precision, RunConfig
-from ppma.flops import measured_peak_flops
+from ppma.config.run import Compile, Precision, RunConfig
 from ppma.kernels import choice, reference
 from ppma.kernels.attention_choice import FIRST_PLAN, Backend, Plan, attend
 from ppma.kernels.erase import erase_
 from ppma.kernels.gelu import linear_gelu
 from ppma.kernels.patchify import patchify
 from ppma.kernels.pixel_loss import pixel_loss
+from ppma.models.flops import measured_peak_flops
 from ppma.train import Trainer
 
 ERRORS = {torch.bfloat16: 1e-2, torch.float16: 2e-3}

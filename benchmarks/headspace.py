@@ -18,7 +18,7 @@ from benchmarks.loader_readers import BATCH_CLIPS, sampler_of
 from benchmarks.training import make_trainer, run_config, synchronize
 from ppma.loaders.batch import ClipBatch
 from ppma.loaders.config import LoaderConfig
-from ppma.loaders.manifest import Manifest
+from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream
 
 CLOSE = 0.97

@@ -30,15 +30,15 @@ import torch
 from torch import Tensor
 
 from benchmarks import rows
-from ppma.command import DONE, parse, run
-from ppma.flops import measured_peak_flops
+from ppma.config.command import DONE, parse, run
+from ppma.config.model import PIXEL_MEAN, PIXEL_STD
 from ppma.kernels import choice, reference
 from ppma.kernels.attention import attention
 from ppma.kernels.attention_choice import FIRST_PLAN, Shape, attend, candidates, fastest_plan
 from ppma.kernels.patchify import patchify
 from ppma.kernels.pixel_loss import pixel_loss
 from ppma.kernels.timing import cannot_run, seconds_per_call, sets_needed
-from ppma.model_config import PIXEL_MEAN, PIXEL_STD
+from ppma.models.flops import measured_peak_flops
 
 PATCH = (2, 16, 16)
 ATTENTION_SHAPES = ((157, 12, 64), (1568, 16, 24), (1568, 12, 64), (1568, 16, 80))

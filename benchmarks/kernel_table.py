@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rows
-from ppma.command import DONE, parse, run
+from ppma.config.command import DONE, parse, run
 from ppma.kernels import ahead_of_time
 from ppma.loaders.errors import InputError
 

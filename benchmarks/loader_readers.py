@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ppma.loaders.config import LoaderConfig
+from ppma.loaders.decode.fetch import choose_frames
 from ppma.loaders.draws import SampleDraw, scaled_size
-from ppma.loaders.fetch import choose_frames
-from ppma.loaders.formats import list_frames
-from ppma.loaders.manifest import Manifest
 from ppma.loaders.sampler import TrainingSampler
-from ppma.loaders.store import is_packed, read_packed
+from ppma.loaders.sources.formats import list_frames
+from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.sources.store import is_packed, read_packed
 from ppma.loaders.stream import ClipStream
 
 BATCH_CLIPS, CYCLE_BATCHES = 4, 4
@@ -202,7 +202,7 @@ def _ours(manifest: Manifest, config: LoaderConfig, device: str) -> Iterator[tor
 
 
 def _ffcv(manifest: Manifest, config: LoaderConfig) -> Iterator[torch.Tensor]:
-    from ppma.loaders.ffcv_field import FfcvViews
+    from ppma.loaders.decode.ffcv import FfcvViews
 
     sampler = sampler_of(manifest, config)
     shard = manifest.file(0)

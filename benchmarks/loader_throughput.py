@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rows
 from benchmarks.natural_clips import CONTENTS, FPS, born_deaf, make_clips
-from ppma.command import DONE, parse, run
+from ppma.config.command import DONE, parse, run
 from ppma.loaders.config import LoaderConfig
 from ppma.loaders.errors import InputError
-from ppma.loaders.manifest import Manifest
+from ppma.loaders.sources.manifest import Manifest
 
 READERS = ("ours", "published", "torchcodec", "decord2", "opencv", "ffcv")
 BATCH_CLIPS, CYCLE_BATCHES = 4, 4  # as in loader_readers, which imports torch
@@ -328,7 +328,7 @@ def main(argv: list[str]) -> int:
     """Run the benchmark."""
     config = parse(BenchmarkConfig, argv, prog="loader_throughput")
     if config.device == "gpu":
-        from ppma.loaders.pipeline import available
+        from ppma.loaders.decode.dali import available
 
         ready, why = available("gpu")
         if not ready:

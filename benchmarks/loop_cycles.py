@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ppma.command import DONE, parse, run
+from ppma.config.command import DONE, parse, run
 from ppma.kernels import ahead_of_time
 
 ALU = ("FMNMX", "FSEL", "FSETP", "LOP3", "IADD3", "SEL", "ISETP", "SHF", "PRMT", "F2FP", "LEA", "VIADD", "MOV", "PLOP3")

@@ -20,10 +20,10 @@ import av
 import cv2
 import numpy as np
 
+from ppma.data.shard_writer import PackRow, pack_shard, write_rows
 from ppma.loaders.errors import InputError
-from ppma.loaders.manifest import Clip, Manifest
-from ppma.loaders.packing import PackRow, pack_shard, write_rows
-from ppma.loaders.store import INDEX, PackParameters, Store, StoreIndex, locate_packed
+from ppma.loaders.sources.manifest import Clip, Manifest
+from ppma.loaders.sources.store import INDEX, PackParameters, Store, StoreIndex, locate_packed
 
 WIDTH, HEIGHT, FPS, FRAMES = 336, 256, 25, 300
 QUALITY = 90

@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rows
 from benchmarks.natural_clips import make_clips
-from ppma.command import DONE, parse, run
-from ppma.config import RunConfig
-from ppma.loaders import catalogue
-from ppma.loaders.manifest import Manifest
-from ppma.model_config import ClassifierConfig, MixConfig
-from ppma.recipes import resolve
+from ppma.config.command import DONE, parse, run
+from ppma.config.model import ClassifierConfig, MixConfig
+from ppma.config.recipes import resolve
+from ppma.config.run import RunConfig
+from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources.manifest import Manifest
 from ppma.train import train
 
 VIDEOS, FRAMES, SECONDS = 4, 150, 1.5

@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rows
 from benchmarks.train_step import Case, Worker
-from ppma.command import DONE, parse, run
-from ppma.model_config import MAEConfig, preset
+from ppma.config.command import DONE, parse, run
+from ppma.config.model import MAEConfig, preset
 
 BUCKET_BYTES = 25 * 2**20
 """DistributedDataParallel's last bucket has nothing left to hide behind."""
@@ -138,7 +138,7 @@ def _exchange(
     import torch
     import torch.distributed as dist
 
-    from ppma.distributed import StopFlag, session
+    from ppma.training.distributed import StopFlag, session
 
     place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from benchmarks import published
 from benchmarks.training import CLASSES, made_batch, make_trainer, run_config, synchronize
-from ppma import flops
-from ppma.config import Compile, RunConfig
-from ppma.masking import random_masking
+from ppma.config.run import Compile, RunConfig
+from ppma.models import flops
+from ppma.models.masking import random_masking
 from ppma.train import Trainer
 
 RATE = 1e-5
@@ -86,7 +86,7 @@ def plain(setting: Setting, *, recompute: bool) -> tuple[nn.Module, tuple[Tensor
 
 def huggingface(setting: Setting) -> tuple[nn.Module, tuple[Tensor, ...], torch.optim.Optimizer]:
     """transformers' VideoMAE with the same shapes, as its documentation uses it."""
-    from ppma.torchvision_shim import ensure_torchvision
+    from ppma.models.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()  # which transformers imports
     import transformers

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rows
 from benchmarks.natural_clips import FPS, HEIGHT, WIDTH, natural_frames
-from ppma.command import DONE, parse, run
+from ppma.config.command import DONE, parse, run
 
 Decode = Callable[[list[int]], list[np.ndarray]]
 

@@ -4,7 +4,7 @@
     python benchmarks/time_budget.py --batch 64 --decoder-share 0.5
     python benchmarks/time_budget.py --compile        # count the step's work again after a change of the model
 
-The work is that of the code as it is: matrix products and bytes from the step compiled by `ppma.compile_check`
+The work is that of the code as it is: matrix products and bytes from the step compiled by `ppma.compile_check.check`
 (kept in results/stage1_step.json), attention from the instructions of its kernels, compiled when this runs. The rates
 are a model. `floor` is the time at the measured or published peak of the busiest unit; `estimate` divides by what
 comparable code reaches. Replace it by measurement: `gpu_day.py` prints the profile to compare with this table.
@@ -21,11 +21,11 @@ from typing import get_args
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.loop_cycles import attention_kernels, attention_loops, pipe_cycles
-from ppma.command import DONE, parse, run
-from ppma.compile_check import StepReport, check
+from ppma.compile_check.check import StepReport, check
+from ppma.config.command import DONE, parse, run
+from ppma.config.model import Residual
 from ppma.kernels import ahead_of_time
 from ppma.loaders.errors import InputError
-from ppma.model_config import Residual
 
 WORK = Path(__file__).parent / "results" / "stage1_step.json"
 

@@ -26,9 +26,9 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rows
-from ppma.command import DONE, parse, run
+from ppma.config.command import DONE, parse, run
+from ppma.config.model import preset
 from ppma.loaders.errors import InputError
-from ppma.model_config import preset
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,15 +9,15 @@ from typing import Literal
 
 import torch
 
-from ppma.compute import choose
-from ppma.config import Compile, Precision, RunConfig
-from ppma.distributed import Ranks
+from ppma.config.model import MixConfig, preset
+from ppma.config.recipes import RECIPES
+from ppma.config.run import Compile, Precision, RunConfig
 from ppma.loaders.batch import ClipBatch
-from ppma.loaders.manifest import Clip, Manifest
-from ppma.model_config import MixConfig, preset
-from ppma.recipes import RECIPES
-from ppma.tasks import ClassifyTask, MaeTask
+from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.train import Trainer
+from ppma.training.compute import choose
+from ppma.training.distributed import Ranks
+from ppma.training.tasks import ClassifyTask, MaeTask
 
 Phase = Literal["mae", "align"]
 CLASSES = 150

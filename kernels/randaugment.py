@@ -3,7 +3,7 @@
     frames_VTHWC uint8, program_SVF (host)  ->  frames_VTHWC uint8
 
 Most operations are a table of 256 levels, per view or per frame and channel; the others are a bilinear warp, a blend
-with gray and a 3 x 3 stencil. All are torchvision's on uint8 frames, as `loaders/augment.py` does them on a CPU.
+with gray and a 3 x 3 stencil. All are torchvision's on uint8 frames, as `loaders/decode/augment.py` does them on a CPU.
 V views, T frames, H x W pixels, C channels.
 """
 

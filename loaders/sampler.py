@@ -28,7 +28,7 @@ _WORD = (1 << 64) - 1
 
 
 class ClipTable(Protocol):
-    """The columns of a manifest that sampling needs (`ppma.loaders.manifest.Manifest` has them)."""
+    """The columns of a manifest that sampling needs (`ppma.loaders.sources.manifest.Manifest` has them)."""
 
     name: str
     heights: np.ndarray

@@ -27,15 +27,15 @@ import torch
 
 from ppma.loaders.batch import ClipBatch, LoaderCounters
 from ppma.loaders.config import LoaderConfig, Reader
-from ppma.loaders.decoders import DALI_CPU_CODECS, DALI_GPU_CODECS, Codecs
+from ppma.loaders.decode.decoders import DALI_CPU_CODECS, DALI_GPU_CODECS, Codecs
+from ppma.loaders.decode.handover import Ahead, Mark, transfer_to
+from ppma.loaders.decode.pool import WorkerPool
+from ppma.loaders.decode.workers import Product, Reply, Task
 from ppma.loaders.draws import SampleDraw
 from ppma.loaders.errors import InputError
-from ppma.loaders.handover import Ahead, Mark, transfer_to
-from ppma.loaders.manifest import Manifest
-from ppma.loaders.pool import WorkerPool
 from ppma.loaders.sampler import Batches
-from ppma.loaders.store import is_packed
-from ppma.loaders.worker import Product, Reply, Task
+from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.sources.store import is_packed
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def choose_implementation(config: LoaderConfig, device: torch.device) -> tuple[R
         return "ffcv", "asked for"
     if config.implementation == "auto" and device.type == "cpu":
         return "plain", "on a CPU OpenCV in the workers takes less time than the DALI graph"
-    from ppma.loaders import pipeline
+    from ppma.loaders.decode import dali as pipeline
 
     works, why = pipeline.available("gpu" if device.type == "cuda" else "cpu")
     if works:
@@ -158,7 +158,7 @@ class ClipStream:
         self._ffcv = self._make_ffcv() if self.implementation == "ffcv" else None
 
     def _make_dali(self):  # type: ignore[no-untyped-def]  # DALI is imported only where it is used
-        from ppma.loaders.pipeline import DaliViews
+        from ppma.loaders.decode.dali import DaliViews
 
         kind: Literal["cpu", "gpu"] = "gpu" if self.device.type == "cuda" else "cpu"
         views = replace(self.config, views=self.batches.views)
@@ -173,7 +173,7 @@ class ClipStream:
                     f"loader.implementation ffcv reads packed stores, and {source.name} is none: "
                     f"ppma pack {source.name} --short-side {self.config.short_side}, or take another implementation"
                 )
-        from ppma.loaders.ffcv_field import FfcvViews  # late: importing ffcv takes ten seconds
+        from ppma.loaders.decode.ffcv import FfcvViews  # late: importing ffcv takes ten seconds
 
         (epoch, step), batches = self._next, self.batches
         first = self.sources[0].file(0)
@@ -401,7 +401,7 @@ class ClipStream:
         decoded = pending.decoded
         if self._dali is None:
             return self._shared_views(pending, decoded), []
-        from ppma.loaders.pipeline import UndecodableError
+        from ppma.loaders.decode.dali import UndecodableError
 
         good = [place for place, fine in enumerate(decoded) if fine]
         if not good:

@@ -17,27 +17,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppma import checkpoint, compiling, distributed, environment, few_shot, flops, knn, parallel, seal, tasks
-from ppma.classify import Classifier, check_labels
-from ppma.command import DONE, RUN_AGAIN
-from ppma.compute import Compute, choose
-from ppma.config import ENCODED_ONCE, RunConfig, check_ranks, check_run_folder
-from ppma.distributed import Ranks, StopFlag, Stopped
-from ppma.evaluate import evaluate
-from ppma.flops import measured_peak_flops
-from ppma.frozen import load_frozen
-from ppma.lineage import Lineage
-from ppma.lineage import write as write_lineage
+from ppma.config.command import DONE, RUN_AGAIN
+from ppma.config.recipes import RECIPES, resolve
+from ppma.config.run import ENCODED_ONCE, RunConfig, check_ranks, check_run_folder
 from ppma.loaders.errors import InputError
-from ppma.loaders.manifest import Manifest
-from ppma.masking import kept_count
-from ppma.monitor import Monitor
-from ppma.optim import build_optimizer, learning_rate, set_learning_rate
+from ppma.loaders.sources.manifest import Manifest
+from ppma.models import flops
+from ppma.models.classify import Classifier, check_labels
+from ppma.models.flops import measured_peak_flops
+from ppma.models.masking import kept_count
 from ppma.privacy import strict
-from ppma.recipes import RECIPES, resolve
-from ppma.result import write_result
-from ppma.tasks import Batch, Task
-from ppma.watchdog import Watchdog
+from ppma.training import checkpoint, compiling, distributed, environment, parallel, seal, tasks
+from ppma.training.compute import Compute, choose
+from ppma.training.distributed import Ranks, StopFlag, Stopped
+from ppma.training.lineage import Lineage
+from ppma.training.lineage import write as write_lineage
+from ppma.training.monitor import Monitor
+from ppma.training.optim import build_optimizer, learning_rate, set_learning_rate
+from ppma.training.tasks import Batch, Task
+from ppma.training.watchdog import Watchdog
+from ppma.transfer import few_shot, knn
+from ppma.transfer.evaluate import evaluate
+from ppma.transfer.frozen import load_frozen
+from ppma.transfer.result import write_result
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ppma.config import RunConfig
-from ppma.loaders import catalogue
-from ppma.model_config import PRESETS
+from ppma.config.model import PRESETS
+from ppma.config.run import RunConfig
+from ppma.loaders.sources import catalog as catalogue
 from ppma.slurm.snapshot import source_root
 
 RESULTS = Path("benchmarks") / "results" / "train_step.jsonl"

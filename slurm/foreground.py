@@ -18,7 +18,7 @@ from pathlib import Path
 import submitit
 from submitit.local.local import LocalJob
 
-from ppma.command import DONE, INTERRUPTED, RUN_AGAIN, WRONG_INPUT
+from ppma.config.command import DONE, INTERRUPTED, RUN_AGAIN, WRONG_INPUT
 from ppma.slurm.job import Job, exit_file
 
 log = logging.getLogger(__name__)

@@ -27,9 +27,9 @@ import submitit
 from submitit.core.utils import JobPaths, UncompletedJobError
 from submitit.helpers import DelayedSubmission
 
-from ppma.command import DONE, RUN_AGAIN, run
-from ppma.config import RunConfig
-from ppma.loaders import catalogue
+from ppma.config.command import DONE, RUN_AGAIN, run
+from ppma.config.run import RunConfig
+from ppma.loaders.sources import catalog as catalogue
 from ppma.slurm.restart import count
 from ppma.slurm.staging import stage, warm
 
@@ -111,8 +111,8 @@ class Job:
 
 def train(config: RunConfig) -> int:
     """Work: run a recipe; 75 when it was stopped in good order. The launcher made the run folder, so the run goes on with what is there."""
-    from ppma.distributed import Stop, Stopped
     from ppma.train import train as train_run
+    from ppma.training.distributed import Stop, Stopped
 
     try:
         train_run(config, leave=_leave_at_once)
@@ -125,7 +125,7 @@ def train(config: RunConfig) -> int:
 
 def evaluate(argv: list[str]) -> int:
     """Work: `ppma evaluate` with these flags."""
-    from ppma.evaluate import main
+    from ppma.transfer.evaluate import main
 
     return main(argv)
 
@@ -174,7 +174,7 @@ def _leave_at_once(code: int) -> None:
 
 
 def export_ranks(environment: submitit.JobEnvironment, *, port: int | None) -> None:
-    """Set the variables that `ppma.distributed` reads; CUDA_VISIBLE_DEVICES stays as the cluster set it.
+    """Set the variables that `ppma.training.distributed` reads; CUDA_VISIBLE_DEVICES stays as the cluster set it.
 
     With a `port` all tasks are on this machine. A SLURM job meets on its first node, at a port that follows from the job's number.
     """

@@ -3,7 +3,7 @@
     verb, flags -> plan: stages with resolved configs -> a table of what will happen -> checks -> copy of the code -> submitit
 
 Nothing is submitted by halves: all that can be wrong is looked at first, and when SLURM refuses a stage the ones before it are cancelled.
-Imports no torch for a training: a login node resolves and shows a run without it. Exit codes as everywhere: see ppma.command.
+Imports no torch for a training: a login node resolves and shows a run without it. Exit codes as everywhere: see ppma.config.command.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from ppma.command import DONE, WRONG_INPUT, run
+from ppma.config.command import DONE, WRONG_INPUT, run
 from ppma.loaders.errors import InputError
 from ppma.slurm import snapshot
 from ppma.slurm.cluster import Script, allocate, executor, free_port, require_slurm, sbatch_script

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 from ppma.cli import COMMANDS
-from ppma.command import DONE, parse, parse_known, run
-from ppma.config import RunConfig, check_ranks, check_run_folder
-from ppma.loaders import catalogue
+from ppma.config.command import DONE, parse, parse_known, run
+from ppma.config.recipes import resolve
+from ppma.config.run import RunConfig, check_ranks, check_run_folder
 from ppma.loaders.errors import InputError
-from ppma.recipes import resolve
+from ppma.loaders.sources import catalog as catalogue
 from ppma.slurm.cluster import ClusterConfig, allocate
 from ppma.slurm.estimate import hours_left
 from ppma.slurm.job import Job, command, evaluate, train
@@ -195,7 +195,7 @@ def check_inputs(stages: Sequence[Stage]) -> None:
 def _look_strictly(config: RunConfig, coming: Collection[Path]) -> None:
     """What --privacy strict would refuse on the nodes and can be seen from here: rows, audits, weights that are there. Imports torch."""
     from ppma.privacy import strict
-    from ppma.tasks import read_sources
+    from ppma.training.tasks import read_sources
 
     to_come = config.init is not None and any(config.init.is_relative_to(run) for run in coming)
     strict.look(replace(config, init=None) if to_come else config, read_sources(config))
@@ -208,7 +208,7 @@ def _own_folder(verb: str, runs: Path) -> Path:
 
 def _evaluation(test: Evaluate, flags: list[str], prog: str) -> Stage:
     """The flags are read here once, so that a wrong one is told at once; that imports torch."""
-    from ppma.evaluate import Options, run_folder
+    from ppma.transfer.evaluate import Options, run_folder
 
     if not test.checkpoint or not test.dataset:
         raise InputError("evaluate needs --checkpoint RUN and --dataset NAME")

@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppma.command import DONE, RUN_AGAIN, WRONG_INPUT, parse, run
+from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT, parse, run
 
 RESTARTS = "restarts.json"
 """In the run folder: the step of the newest checkpoint at the last restart, and how often the job has restarted since it was there."""

@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ppma.loaders import catalogue
-from ppma.loaders.catalogue import Entry
 from ppma.loaders.errors import InputError
+from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources.catalog import Entry
 from ppma.privacy import verdict
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ppma.command import DONE, parse
+from ppma.config.command import DONE, parse
 from ppma.loaders.errors import InputError
 from ppma.slurm.restart import newest_step
 

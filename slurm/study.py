@@ -7,8 +7,8 @@ A level waits for the one before. Runs that are there already are left out, so l
 
 from pathlib import Path
 
-from ppma.command import parse
-from ppma.config import check_ranks
+from ppma.config.command import parse
+from ppma.config.run import check_ranks
 from ppma.loaders.errors import InputError
 from ppma.slurm.cluster import ClusterConfig, allocate
 from ppma.slurm.estimate import hours_left

@@ -169,7 +169,7 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory, clip_tree: Path) -> Path
     import tiny
 
     from ppma.cli import main as ppma
-    from ppma.recipes import resolve
+    from ppma.config.recipes import resolve
     from ppma.train import train
 
     folder = tmp_path_factory.mktemp("tiny_runs")
@@ -187,9 +187,9 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory, clip_tree: Path) -> Path
 @pytest.fixture(scope="session")
 def person_weights() -> Path:
     """Folder of the models that find people; the test is skipped where `ppma privacy fetch` was not run."""
-    from ppma.privacy.clip import Settings
-    from ppma.privacy.plugins import PLUGINS
-    from ppma.privacy.weights import default_folder, missing
+    from ppma.privacy.detectors.weights import default_folder, missing
+    from ppma.privacy.removal.clip import Settings
+    from ppma.privacy.removal.plugins import PLUGINS
 
     folder = default_folder()
     if lacking := missing({PLUGINS[name].weights for name in Settings().used} - {""}, folder):
@@ -200,8 +200,8 @@ def person_weights() -> Path:
 @pytest.fixture(scope="session")
 def audit_weights(person_weights: Path) -> Path:
     """The same folder, with the detectors of the auditor in it."""
-    from ppma.privacy.audit_detectors import AUDITORS
-    from ppma.privacy.weights import missing
+    from ppma.privacy.detectors.auditors import AUDITORS
+    from ppma.privacy.detectors.weights import missing
 
     if lacking := missing({kind.weights for kind in AUDITORS.values()} - {""}, person_weights):
         pytest.skip(f"{', '.join(lacking)} not in {person_weights}: `ppma privacy fetch` puts them there")
@@ -213,7 +213,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Enter the plug-ins of `privacy_stand_ins`, which find what is red; returns the Settings that name them."""
     from privacy_stand_ins import Nothing, RedFinder
 
-    from ppma.privacy.plugins import PLUGINS, Plugin
+    from ppma.privacy.removal.plugins import PLUGINS, Plugin
 
     monkeypatch.setitem(PLUGINS, "red", Plugin(kind="detector", make=RedFinder, licence="none", finds="person"))
     monkeypatch.setitem(PLUGINS, "red-face", Plugin(kind="detector", make=RedFinder, licence="none", finds="face"))

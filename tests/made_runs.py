@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppma import seal
+from ppma.training import seal
 
 
 def scores(right_V: np.ndarray, classes: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

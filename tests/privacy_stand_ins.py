@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ppma.privacy.boxes import NONE_05
-from ppma.privacy.writing import VideoWriter
+from ppma.privacy.detectors.boxes import NONE_05
+from ppma.privacy.removal.writing import VideoWriter
 
 RED = (250, 20, 20)
 FLAGS = ("--detectors", "red", "red-face", "--segmenter", "nothing", "--workers", "1")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppma.loaders.config import LoaderConfig
 from ppma.loaders.draws import ViewDraw
-from ppma.torchvision_shim import ensure_torchvision
+from ppma.models.torchvision_shim import ensure_torchvision
 
 ensure_torchvision()
 

@@ -14,25 +14,25 @@ import tiny
 from conftest import write_barcoded_clip
 
 from ppma.cli import main as ppma
-from ppma.loaders import catalogue
-from ppma.loaders.content import content_sha256
-from ppma.loaders.manifest import Manifest
+from ppma.loaders.files import content_sha256
+from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources.manifest import Manifest
 from ppma.privacy import verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_HERE = ("README.md", "docs/index.md", "docs/commands.md", "docs/privacy.md", "docs/reproduce.md")
 ELSEWHERE = {
-    r"ppma demo\b": "test_ppma_demo.py",
-    r"ppma synthesize\b": "test_ppma_synthetic_command.py",  # minutes
-    r"ppma (study|report)\b": "test_ppma_study_report.py",
-    r"ppma index --dataset\b": "test_ppma_index_dataset.py",
-    r"ppma convert --from videomae\b": "test_ppma_interop.py",  # needs the foreign file, as does the next
-    r"ppma train align_nohuman_synthetic --init converted\b": "test_ppma_interop.py",
-    r"ppma privacy fetch\b": "test_ppma_privacy_fetch_command.py",  # the next three need what it fetches
-    r"ppma remove-humans\b": "test_ppma_privacy_command.py",
-    r"ppma audit\b": "test_ppma_privacy_audit.py",
-    r"ppma plant\b": "test_ppma_privacy_plant_command.py",
-    r"launch\b": "test_slurm_launch.py",
+    r"ppma demo\b": "study/test_demo.py",
+    r"ppma synthesize\b": "synthetic/test_command.py",  # minutes
+    r"ppma (study|report)\b": "study/test_report.py",
+    r"ppma index --dataset\b": "data/test_index_dataset.py",
+    r"ppma convert --from videomae\b": "inference/test_interop.py",  # needs the foreign file, as does the next
+    r"ppma train align_nohuman_synthetic --init converted\b": "inference/test_interop.py",
+    r"ppma privacy fetch\b": "privacy/test_fetch_command.py",  # the next three need what it fetches
+    r"ppma remove-humans\b": "privacy/test_command.py",
+    r"ppma audit\b": "privacy/test_audit.py",
+    r"ppma plant\b": "privacy/test_plant_command.py",
+    r"launch\b": "slurm/test_launch.py",
 }
 """Commands whose flags test_house.py checks, and which another test runs, as they take data or weights that no test may fetch."""
 BEFORE = {

@@ -170,7 +170,7 @@ def test_slurm_imports_the_training_inside_the_job_only():
         heavy = {
             m
             for m in imports(path, top_level_only=True)
-            if within(m, "ppma.train") or within(m, "ppma.evaluate") or within(m, "torch")
+            if within(m, "ppma.train") or within(m, "ppma.transfer.evaluate") or within(m, "torch")
         }
         assert not heavy, f"{relative(path)} imports {heavy} when it is loaded; a login node need not"
 
@@ -202,9 +202,9 @@ def test_only_distributed_reads_the_rank():
     """slurm/job.py writes these variables for it."""
     names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
     for path in sources(*PARTS):
-        if relative(path) not in ("ppma/distributed.py", "slurm/job.py"):
+        if relative(path) not in ("ppma/training/distributed.py", "slurm/job.py"):
             found = {n.value for n in ast.walk(tree(path)) if isinstance(n, ast.Constant) and n.value in names}
-            assert not found, f"{relative(path)} names {found}: ask ppma.distributed"
+            assert not found, f"{relative(path)} names {found}: ask ppma.training.distributed"
 
 
 # --------------------------------------------------------------------------------------------------------------- sizes

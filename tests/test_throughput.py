@@ -17,9 +17,9 @@ from benchmarks import end_to_end, loader_throughput
 from benchmarks import loader_readers as readers
 from benchmarks.loader_throughput import BenchmarkConfig, Case, Reader, _measure_case
 from benchmarks.natural_clips import make_clips
-from ppma.loaders.augment import make_views
 from ppma.loaders.config import LoaderConfig
-from ppma.loaders.fetch import read_frames
+from ppma.loaders.decode.augment import make_views
+from ppma.loaders.decode.fetch import read_frames
 
 WINDOW_SECONDS = 2.44  # 61 frames of 25 a second: 16 with stride 4
 

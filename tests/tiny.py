@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ppma.config import RunConfig
-from ppma.distributed import Ranks
+from ppma.config.model import MAEConfig, ViTConfig
+from ppma.config.recipes import RECIPES
+from ppma.config.run import RunConfig
 from ppma.loaders.batch import ClipBatch
-from ppma.loaders.manifest import Clip, Manifest
 from ppma.loaders.philox import Purpose, generator
-from ppma.model_config import MAEConfig, ViTConfig
-from ppma.recipes import RECIPES
+from ppma.loaders.sources.manifest import Clip, Manifest
+from ppma.training.distributed import Ranks
 
 FRAMES, SIZE = 4, 32
 _SHAPE = "--size 32 --frames 4 --vit.width 48 --vit.depth 2 --vit.heads 3 --vit.patch 2 8 8"

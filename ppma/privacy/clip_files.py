@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ppma.loaders import catalogue
-from ppma.loaders.content import content_sha256, joined_sha256
+from ppma.common.progress import Progress
+from ppma.data.shard_writer import damaged_shards
 from ppma.loaders.errors import InputError
-from ppma.loaders.manifest import Manifest
-from ppma.loaders.packing import damaged_shards
-from ppma.loaders.store import Store, open_shard
-from ppma.progress import Progress
+from ppma.loaders.files import content_sha256, joined_sha256
+from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.sources.store import Store, open_shard
 
 THREADS = 8
 """Files hashed at a time; hashing leaves the interpreter free."""

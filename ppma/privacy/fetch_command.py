@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from ppma.command import DONE, parse
+from ppma.config.command import DONE, parse
 from ppma.loaders.errors import InputError
-from ppma.privacy.plugins import PLUGINS, SETS, state
-from ppma.privacy.weights import WEIGHTS, default_folder, fetch, find, missing
+from ppma.privacy.detectors.weights import WEIGHTS, default_folder, fetch, find, missing
+from ppma.privacy.removal.plugins import PLUGINS, SETS, state
 
 
 @dataclass(frozen=True, kw_only=True)

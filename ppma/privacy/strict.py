@@ -12,15 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from ppma import checkpoint, distributed, lineage
-from ppma.config import RunConfig
-from ppma.distributed import Ranks
-from ppma.lineage import Lineage, Seen
-from ppma.loaders.content import joined_sha256
+from ppma.config.run import RunConfig
 from ppma.loaders.errors import InputError
-from ppma.loaders.manifest import Manifest
+from ppma.loaders.files import joined_sha256
+from ppma.loaders.sources.manifest import Manifest
 from ppma.privacy import verdict
 from ppma.privacy.clip_files import check_disguise, check_places, check_store, contents
+from ppma.training import checkpoint, distributed, lineage
+from ppma.training.distributed import Ranks
+from ppma.training.lineage import Lineage, Seen
 
 REMOVED, SYNTHETIC = "human-removed", "synthetic"
 NO_LICENCE = ("", "none", "unknown", "n/a", "na", "null", "tbd", "?", "-")

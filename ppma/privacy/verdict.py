@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ppma.loaders.content import content_sha256 as content_sha256
-from ppma.loaders.content import file_sha256
 from ppma.loaders.errors import InputError
-from ppma.loaders.manifest import Manifest, write_atomically
+from ppma.loaders.files import content_sha256 as content_sha256
+from ppma.loaders.files import file_sha256
+from ppma.loaders.sources.manifest import Manifest, write_atomically
 
 Verdict = Literal["passed", "failed", "cannot tell"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)

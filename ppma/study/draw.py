@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ppma import demo
-from ppma.loaders import catalogue
 from ppma.loaders.errors import InputError
+from ppma.loaders.sources import catalog as catalogue
+from ppma.study import demo
 from ppma.study.spec import Study
 
 FOLDERS = (demo.ACTIONS, "probe", "test")

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from ppma import flops, seal
-from ppma.config import ENCODED_ONCE, RunConfig
-from ppma.loaders import catalogue
-from ppma.masking import kept_count
+from ppma.config.run import ENCODED_ONCE, RunConfig
+from ppma.loaders.sources import catalog as catalogue
+from ppma.models import flops
+from ppma.models.masking import kept_count
 from ppma.study.plan import Run
+from ppma.training import seal
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from ppma.metrics import Accuracy
+from ppma.common.statistics import Accuracy
 from ppma.study.findings import Cell, Findings
 
 GREY, BLUE, ORANGE = "#8c97a3", "#1f6fb2", "#c8621b"

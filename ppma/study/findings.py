@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ppma.common.bootstrap import Difference, difference, holm, mean
+from ppma.common.statistics import Accuracy
 from ppma.loaders.errors import InputError
-from ppma.metrics import Accuracy
 from ppma.study.results import Collection, Result
-from ppma.study.statistics import Difference, difference, holm, mean
 
 
 @dataclass(frozen=True, kw_only=True)

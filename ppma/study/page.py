@@ -6,7 +6,7 @@ Findings  ->  verdicts in words, plots, tables, how it was computed, each run wi
 import shlex
 from html import escape
 
-from ppma.metrics import RESAMPLES
+from ppma.common.statistics import RESAMPLES
 from ppma.study import figures
 from ppma.study.findings import Findings
 from ppma.study.results import Result

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ppma import seal
-from ppma.config import FREE_ON_RESUME, RunConfig, defaults, differences, flat
-from ppma.loaders import catalogue
+from ppma.config.recipes import resolve
+from ppma.config.run import FREE_ON_RESUME, RunConfig, defaults, differences, flat
 from ppma.loaders.errors import InputError
-from ppma.recipes import resolve
+from ppma.loaders.sources import catalog as catalogue
 from ppma.study.spec import Pretrain, Protocol, Study
+from ppma.training import seal
 
 KEY_DIGITS = 12
 State = Literal["done", "started", "open"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tyro
 
-from ppma.command import DONE, parse
+from ppma.config.command import DONE, parse
 from ppma.loaders.errors import InputError
 from ppma.study import page, table
 from ppma.study.findings import Findings, find

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from ppma import seal
+from ppma.common.statistics import top_k_correct
 from ppma.loaders.errors import InputError
-from ppma.metrics import top_k_correct
-from ppma.seal import Seal
+from ppma.training import seal
+from ppma.training.seal import Seal
 
 LISTING = "*.study.json"
 

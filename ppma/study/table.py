@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from ppma.metrics import Accuracy
+from ppma.common.bootstrap import Difference
+from ppma.common.statistics import Accuracy
 from ppma.study.findings import Cell, Findings
-from ppma.study.statistics import Difference
 
 NOTHING = "—"
 _WORDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater"}

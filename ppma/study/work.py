@@ -23,13 +23,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ppma import seal
-from ppma.command import DONE, RUN_AGAIN, parse
-from ppma.config import RunConfig
-from ppma.fanout import FULL_DISK, DiskFullError
+from ppma.common.workers import FULL_DISK, DiskFullError
+from ppma.config.command import DONE, RUN_AGAIN, parse
+from ppma.config.run import RunConfig
 from ppma.loaders.errors import InputError
 from ppma.study import spec
 from ppma.study.plan import HashOf, Planner, Run, State, catalogue_of
+from ppma.training import seal
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,8 @@ def do(run: Run) -> None:
 
         train(run.config)
         return
-    from ppma import average, distributed
+    from ppma.training import distributed
+    from ppma.transfer import average
 
     began = time.monotonic()
     with distributed.session("cpu") as ranks:

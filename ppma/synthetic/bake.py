@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ppma.synthetic import rotations
-from ppma.synthetic.motion import ASSETS, JOINTS, PARENTS, STORED_FPS, world_turns
+from ppma.synthetic.motion import rotations
+from ppma.synthetic.motion.motion import ASSETS, JOINTS, PARENTS, STORED_FPS, world_turns
 
 N_BODIES = 64
 N_TEST_BODIES = 16

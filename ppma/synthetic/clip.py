@@ -14,10 +14,21 @@ from pathlib import Path
 import numpy as np
 
 from ppma.loaders.philox import Purpose, generator
-from ppma.synthetic import actions, backgrounds, bodies, raster
 from ppma.synthetic.draws import SPLITS, Split
-from ppma.synthetic.outfit import dress
-from ppma.synthetic.scene import PLACES, WAYS, Camera, Scene, Stage, draw_camera, draw_place, draw_scene, draw_way
+from ppma.synthetic.motion import actions
+from ppma.synthetic.render import backgrounds, bodies, raster
+from ppma.synthetic.render.outfit import dress
+from ppma.synthetic.render.scene import (
+    PLACES,
+    WAYS,
+    Camera,
+    Scene,
+    Stage,
+    draw_camera,
+    draw_place,
+    draw_scene,
+    draw_way,
+)
 
 SCENE_KINDS = tuple(f"{place}, camera {way}" for place in PLACES for way in WAYS)
 """What is known of a scene without anybody in it: the classes of empty scenes."""

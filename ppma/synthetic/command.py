@@ -7,9 +7,9 @@ import sys
 
 from rich.console import Console
 
-from ppma.command import DONE, RUN_AGAIN, parse
-from ppma.fanout import DiskFullError
-from ppma.progress import Progress
+from ppma.common.progress import Progress
+from ppma.common.workers import DiskFullError
+from ppma.config.command import DONE, RUN_AGAIN, parse
 from ppma.synthetic.production import SynthesisConfig, generate, plan
 
 

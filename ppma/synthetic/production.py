@@ -19,14 +19,14 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ppma.fanout import spread, watch_disk
+from ppma.common.parts import turn
+from ppma.common.workers import spread, watch_disk
 from ppma.loaders.errors import InputError
-from ppma.loaders.manifest import Clip, Manifest, write_atomically
-from ppma.parts import turn
-from ppma.synthetic import actions
-from ppma.synthetic.backgrounds import list_videos
+from ppma.loaders.sources.manifest import Clip, Manifest, write_atomically
 from ppma.synthetic.clip import SCENE_KINDS, Address, Frame, draw_clip, scene_kind, shoot
 from ppma.synthetic.draws import SPLITS, Split
+from ppma.synthetic.motion import actions
+from ppma.synthetic.render.backgrounds import list_videos
 
 SIZES = (32, 1024)
 MAX_CLIPS = 100_000

@@ -1,0 +1,80 @@
+"""The attentive probe: a learned query attends to all tokens of the frozen encoder, and a linear head reads what it gathers.
+
+    tokens_BND  ->  norm  ->  keys, values; one query  ->  cross-attention, MLP  ->  fc_norm, head  ->  logits
+
+What a mean over the tokens washes out, a query may find. Trains on cached tokens of plain views; the test runs the encoder once over its
+own views. Source: V-JEPA (Bardes et al., 2024), one query and one block.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppma.config.model import ClassifierConfig, ViTConfig
+from ppma.config.protocols import AttentiveConfig
+from ppma.loaders.errors import InputError
+from ppma.models.classify import Classifier
+from ppma.models.vit import TRUNK, initialise_linear, layer_norm, part_generator
+from ppma.transfer.tokens import cells_of, normed_cells
+
+POOLING = "pooling."
+
+
+class AttentivePool(nn.Module):
+    """(B, N, D) normed tokens to (B, D): a block of cross-attention whose only query is learned."""
+
+    def __init__(self, width: int, heads: int, generator: torch.Generator) -> None:
+        from ppma.models.torchvision_shim import timm
+
+        super().__init__()
+        if width % heads:
+            raise InputError(f"attentive.heads {heads} does not divide the encoder's width {width}")
+        self.heads = heads
+        self.query = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02, generator=generator))
+        self.norm1 = layer_norm(width)
+        self.to_query = nn.Linear(width, width)
+        self.to_key_value = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = layer_norm(width)
+        self.mlp = timm.layers.Mlp(width, 4 * width)
+        initialise_linear(self, "truncated_normal", generator)
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        B, _, D = tokens_BND.shape
+        query_BHE = self.to_query(self.query).view(1, self.heads, 1, D // self.heads).expand(B, -1, -1, -1)
+        key_value = self.to_key_value(self.norm1(tokens_BND)).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        gathered_BHE = F.scaled_dot_product_attention(query_BHE, key_value[0], key_value[1])
+        x_BD = self.query + self.proj(gathered_BHE.flatten(1))
+        return x_BD + self.mlp(self.norm2(x_BD))
+
+
+class AttentiveClassifier(Classifier):
+    """A classifier that pools by attention. The encoder is frozen, as everywhere in a probe."""
+
+    before_features = (*TRUNK, POOLING)
+
+    def __init__(
+        self, vit: ViTConfig, label_spaces: Mapping[str, int], classifier: ClassifierConfig, attentive: AttentiveConfig,
+        *, seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(vit, label_spaces, classifier, seed=seed)
+        cells_of(
+            torch.empty(1, vit.tokens, 1, device="meta"), vit, attentive.cells
+        )  # refused now, not after the encoder's pass
+        self.cells = attentive.cells
+        self.pooling = AttentivePool(vit.width, attentive.heads, part_generator(seed, "tail"))
+
+    def pool(self, tokens_BVD: Tensor) -> Tensor:
+        """(B, D) what the query gathers from all tokens of whole clips."""
+        return self.pooling(normed_cells(tokens_BVD, self.config, self.cells))
+
+
+class AttentiveProbe(AttentiveClassifier):
+    """Its training step begins at cached tokens; the same parameters, so the same checkpoint."""
+
+    def forward(self, tokens_BND: Tensor, label_B: Tensor) -> Tensor:  # type: ignore[override]  # kept tokens, not clips
+        """Cross-entropy of the head, without mixing or smoothing."""
+        (logits_BK,) = self.logits_of_heads(self.fc_norm(self.pooling(tokens_BND)))
+        return F.cross_entropy(logits_BK, label_B)

@@ -1,0 +1,149 @@
+"""Everything with labels: Align, fine-tuning and linear probing train this one model.
+
+    frames_BTHWC uint8, key_B, label_B, source_B, erase_B4  ->  erase, mix  ->  all tokens, or those that
+    classifier.token_drop leaves  ->  mean, fc_norm, heads  ->  loss
+
+A label space is a set of classes with one meaning; sources that share one share its head. Names: a single head is
+`head`, as in timm, so the state dict is that of timm's VisionTransformer with global_pool="avg"; several heads are
+`heads.<label space>`. Source: PPMA (NeurIPS 2023).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ppma.config.model import ClassifierConfig, ViTConfig
+from ppma.kernels.erase import erase_
+from ppma.kernels.reference import take
+from ppma.loaders.errors import InputError
+from ppma.models.masking import kept_count, kept_tokens
+from ppma.models.mixing import draw_mix, mix, mixed_cross_entropy
+from ppma.models.vit import TRUNK, Encoder, initialise_head, layer_norm, part_generator
+
+__all__ = ["Classifier", "ClassifierConfig", "check_labels"]
+
+
+def check_labels(labels: np.ndarray, classes: int, source: str) -> None:
+    """InputError naming the first row of a manifest whose label the head has no place for (-1: it has none). For the
+    host, before training."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        row = int(wrong[0])
+        raise InputError(
+            f"{source}: row {row} has the label {int(labels[row])}, and {len(wrong)} of {len(labels)} rows have none in 0 to {classes - 1}"
+        )
+
+
+class Classifier(Encoder):
+    """The encoder with a mean pool, `fc_norm` and its heads; `forward` is the training step's loss.
+
+    `label_spaces` gives the classes of each label space; `source_spaces` names the space of every source of the run in
+    the order of ClipBatch.source_B, by default the label spaces in their own order.
+    """
+
+    before_features: tuple[str, ...] = TRUNK
+    """Prefixes of the parameters that pooled features depend on."""
+
+    def __init__(
+        self,
+        vit: ViTConfig,
+        label_spaces: Mapping[str, int],
+        classifier: ClassifierConfig | None = None,
+        *,
+        source_spaces: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(vit, init="truncated_normal", seed=seed)
+        self.classifier = classifier or ClassifierConfig()
+        kept_count(vit.tokens, self.classifier.token_drop)
+        self.label_spaces = dict(label_spaces)
+        self.fc_norm = layer_norm(vit.width)
+        self._add_heads(part_generator(seed, "tail"))
+        self.register_buffer("head_of_source", self._head_of_source(source_spaces), persistent=False)
+        self.head_of_source: Tensor
+        if self.classifier.freeze_encoder:
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(not name.startswith(TRUNK))
+
+    def _add_heads(self, generator: torch.Generator) -> None:
+        """Normal 0.01 with zero bias; a shared head has the classes of the largest label space."""
+        reserved = {name for name in self.label_spaces if "." in name or not name or hasattr(nn.ModuleDict(), name)}
+        if not self.label_spaces or reserved or min(self.label_spaces.values()) < 1:
+            raise InputError(
+                f"label spaces {self.label_spaces}: one at least, a plain name and at least one class for each"
+            )
+
+        def head(classes: int) -> nn.Linear:
+            return initialise_head(nn.Linear(self.config.width, classes), generator)
+
+        if len(self.label_spaces) == 1 or self.classifier.shared_head:
+            self.head = head(max(self.label_spaces.values()))
+        else:
+            self.heads = nn.ModuleDict({name: head(classes) for name, classes in self.label_spaces.items()})
+
+    def _head_of_source(self, source_spaces: Sequence[str] | None) -> Tensor:
+        """(sources,) int64 index into `logits_of_heads`."""
+        spaces = list(self.label_spaces)
+        for name in source_spaces or ():
+            self._space(name)
+        if not hasattr(self, "heads"):
+            return torch.zeros(len(source_spaces or spaces), dtype=torch.int64)
+        return torch.tensor([spaces.index(name) for name in source_spaces or spaces])
+
+    def _space(self, name: str) -> str:
+        if name not in self.label_spaces:
+            raise InputError(f"no label space {name!r}; there are {', '.join(self.label_spaces)}")
+        return name
+
+    def tokens(self, patches_BVP: Tensor, key_B: Tensor | None, idx_BV: Tensor | None = None) -> Tensor:
+        """(B, V, D) of the patches at these places, of whole clips for None."""
+        return self.encode(self.embed(patches_BVP, idx_BV), self.drop_path(key_B))
+
+    def pool(self, tokens_BVD: Tensor) -> Tensor:
+        """(B, D) one vector a clip, before `fc_norm`: the mean over its tokens."""
+        return tokens_BVD.mean(dim=1)
+
+    def features(self, frames_BTHWC: Tensor, key_B: Tensor | None = None) -> Tensor:
+        """(B, D) pooled tokens, normed: what the heads see. Keys are needed for drop path in training only."""
+        return self.fc_norm(self.pool(self.tokens(self.patches(frames_BTHWC), key_B)))
+
+    def logits_of_heads(self, features_BD: Tensor) -> list[Tensor]:
+        """(B, K) of every head, in the order of the label spaces; a single one for a shared head."""
+        heads = list(self.heads.values()) if hasattr(self, "heads") else [self.head]
+        return [head(features_BD) for head in heads]
+
+    def logits(self, frames_BTHWC: Tensor, space: str | None = None) -> Tensor:
+        """(B, K) for one label space; it may be left out where there is only one."""
+        if space is None and len(self.label_spaces) > 1:
+            raise InputError(f"say which label space; there are {', '.join(self.label_spaces)}")
+        space = self._space(space or next(iter(self.label_spaces)))
+        head = self.heads[space] if hasattr(self, "heads") else self.head
+        return head(self.features(frames_BTHWC))[:, : self.label_spaces[space]]
+
+    def forward(
+        self, frames_BTHWC: Tensor, key_B: Tensor, label_B: Tensor, source_B: Tensor, erase_B4: Tensor | None = None
+    ) -> Tensor:
+        """The loss, a scalar in float32 or better; in evaluation mode without erasing, mixing and smoothing.
+
+        Labels are those of the row's own source, checked on the host by `check_labels`; None for `erase_B4` erases
+        nothing.
+        """
+        mixing, head_B, own_B = self.classifier.mix, self.head_of_source[source_B], None
+        idx_BV = None
+        if self.training and self.classifier.token_drop > 0:
+            idx_BV = kept_tokens(key_B, self.config.tokens, self.classifier.token_drop)
+        if self.training and (mixing.mixes or erase_B4 is not None):
+            patches_BNP = self.patches(frames_BTHWC, dtype=self.patch_embed.proj.weight.dtype)
+            if erase_B4 is not None:
+                erase_(patches_BNP, erase_B4, key_B, grid=self.config.grid, patch=self.config.patch)
+            if mixing.mixes:
+                draw = draw_mix(key_B, mixing, self.config.size, self.config.size)
+                patches_BNP, own_B = mix(patches_BNP, draw, mixing.group, self.config), draw.own_B
+            patches_BVP = patches_BNP if idx_BV is None else take(patches_BNP, idx_BV)
+        else:
+            patches_BVP = self.patches(frames_BTHWC, idx_BV)
+        logits = self.logits_of_heads(self.fc_norm(self.pool(self.tokens(patches_BVP, key_B, idx_BV))))
+        smoothing = mixing.smoothing if self.training else 0.0
+        return mixed_cross_entropy(logits, label_B, head_B, smoothing=smoothing, own_B=own_B, group=mixing.group)

@@ -1,0 +1,174 @@
+"""Stage 1: a masked autoencoder on video.
+
+    frames_BTHWC uint8, key_B  ->  visible_idx_BV, masked_idx_BM  ->  tokens of the visible patches only  ->
+    prediction_BMP  ->  loss
+
+Nine tenths of the patches are hidden, and only the visible ones are turned into numbers and embedded. The decoder sees
+all positions, or with mae.decoder_share a part of the hidden ones, and its head is applied to the hidden ones only.
+Shapes, initialisation and loss: PPMA (NeurIPS 2023), after VideoMAE.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ppma.config.model import MAEConfig, ViTConfig
+from ppma.kernels.pixel_loss import patch_moments, pixel_loss
+from ppma.kernels.reference import paste, patch_targets
+from ppma.models.masking import masked_count, random_masking, running_cell, target_count
+from ppma.models.vit import Block, Encoder, initialise_linear, layer_norm, part_generator, through_blocks
+
+__all__ = ["Decoder", "MAEConfig", "MaskedAutoencoder", "Reconstruction"]
+
+Statistics = Literal["visible", "target"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """Clips in [0, 1] for pictures."""
+
+    masked_BTHWC: Tensor
+    """What the encoder saw: hidden patches grey."""
+    prediction_BTHWC: Tensor
+    """Hidden patches as predicted, visible ones as they are; not clipped."""
+    uses_hidden_statistics: bool
+    """True when the brightness and contrast of the hidden patches were read from the answer: say so beside the
+    picture."""
+
+
+class Decoder(nn.Module):
+    """Fills the hidden places with a learned token and predicts the pixels of those."""
+
+    def __init__(self, vit: ViTConfig, mae: MAEConfig) -> None:
+        super().__init__()
+        self.config = vit
+        self.mask_token = nn.Parameter(torch.zeros(vit.width))  # one axis, so no weight decay, as in VideoMAE
+        self.embed = nn.Linear(vit.width, mae.decoder_width)
+        blocks = (Block(mae.decoder_width, mae.decoder_heads, vit.mlp_ratio) for _ in range(mae.decoder_depth))
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = layer_norm(mae.decoder_width)
+        self.head = nn.Linear(mae.decoder_width, vit.patch_values)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Xavier uniform, the pixel head truncated normal 0.02, all biases 0."""
+        initialise_linear(self.embed, "xavier", generator)
+        initialise_linear(self.blocks, "xavier", generator)
+        initialise_linear(self.head, "truncated_normal", generator)
+
+    def forward(
+        self, tokens_BVD: Tensor, visible_idx_BV: Tensor, masked_idx_BM: Tensor, position_1ND: Tensor
+    ) -> Tensor:
+        """(B, M, P) prediction for the masked tokens, P in the order (t, h, w, c).
+
+        `masked_idx_BM` may hold a part of the tokens that are not visible: the others then do not exist here.
+        """
+        hidden_1NE = self.embed(self.mask_token.to(position_1ND.dtype) + position_1ND)  # the same in every row
+        seen_BVE = self.embed(tokens_BVD + position_1ND[0][visible_idx_BV])
+        B, V, E = seen_BVE.shape
+        if V + masked_idx_BM.shape[1] == position_1ND.shape[1]:
+            x_BNE = hidden_1NE.expand(B, -1, -1).scatter(1, visible_idx_BV[..., None].expand(-1, -1, E), seen_BVE)
+            x_BNE = through_blocks(self.blocks, x_BNE, self.config)
+            x_BME = x_BNE.gather(1, masked_idx_BM[..., None].expand(-1, -1, E))
+        else:
+            hidden_BME = hidden_1NE.expand(B, -1, -1).gather(1, masked_idx_BM[..., None].expand(-1, -1, E))
+            x_BXE = torch.cat([seen_BVE, hidden_BME], dim=1)
+            x_BME = through_blocks(self.blocks, x_BXE, self.config)[:, V:]
+        return self.head(self.norm(x_BME))
+
+
+class MaskedAutoencoder(Encoder):
+    """Encoder with its final `norm`, and the decoder; `forward` is the training step's loss."""
+
+    def __init__(self, vit: ViTConfig, mae: MAEConfig, *, seed: int = 0) -> None:
+        super().__init__(vit, init="xavier", seed=seed)
+        self.mae = mae
+        target_count(masked_count(vit.tokens, mae.mask_ratio), mae.decoder_share)
+        self.norm = layer_norm(vit.width)
+        self.decoder = Decoder(vit, mae)
+        self.decoder.initialise(part_generator(seed, "tail"))
+
+    def mask(self, key_B: Tensor) -> tuple[Tensor, Tensor]:
+        """(visible_idx_BV, masked_idx_BM) of these rows."""
+        return random_masking(key_B, self.config.tokens, self.mae.mask_ratio)
+
+    def features(
+        self, frames_BTHWC: Tensor, visible_idx_BV: Tensor | None = None, key_B: Tensor | None = None
+    ) -> Tensor:
+        """(B, V, D) encoder output after the final norm; None takes all tokens. Keys are needed for drop path in
+        training only."""
+        tokens_BVD = self.embed(self.patches(frames_BTHWC, visible_idx_BV), visible_idx_BV)
+        return self.norm(self.encode(tokens_BVD, self.drop_path(key_B)))
+
+    def predict(self, frames_BTHWC: Tensor, key_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(prediction_BMP, visible_idx_BV, masked_idx_BM); the prediction is of normalised patches if the targets
+        are."""
+        visible_idx_BV, masked_idx_BM = self.mask(key_B)
+        return self._predict(frames_BTHWC, key_B, visible_idx_BV, masked_idx_BM), visible_idx_BV, masked_idx_BM
+
+    def _predict(self, frames_BTHWC: Tensor, key_B: Tensor, visible_idx_BV: Tensor, target_idx_BK: Tensor) -> Tensor:
+        """(B, K, P) prediction of the target tokens from the visible ones."""
+        tokens_BVD = self.features(frames_BTHWC, visible_idx_BV, key_B)
+        return self.decoder(tokens_BVD, visible_idx_BV, target_idx_BK, self.positions())
+
+    def forward(self, frames_BTHWC: Tensor, key_B: Tensor) -> Tensor:
+        """The loss, a scalar in float32 or better."""
+        visible_idx_BV, target_idx_BK = self.mask(key_B)
+        if self.mae.decoder_share < 1:
+            target_idx_BK = running_cell(key_B, target_idx_BK, self.config.grid, self.mae.decoder_share)
+        prediction_BKP = self._predict(frames_BTHWC, key_B, visible_idx_BV, target_idx_BK)
+        return pixel_loss(
+            prediction_BKP, frames_BTHWC, target_idx_BK, patch=self.config.patch, normalise=self.mae.normalise_targets
+        )
+
+    @torch.no_grad()
+    def reconstruct(self, frames_BTHWC: Tensor, key_B: Tensor, *, statistics: Statistics = "visible") -> Reconstruction:
+        """The prediction as pixels.
+
+        A model of normalised targets predicts neither brightness nor contrast. `visible` estimates both from the
+        visible patches of the clip (`statistics_from_visible`), so the picture holds nothing of the answer; `target`
+        reads them from the hidden patches.
+        """
+        prediction_BMP, visible_idx_BV, masked_idx_BM = self.predict(frames_BTHWC, key_B)
+        dtype = torch.promote_types(prediction_BMP.dtype, torch.float32)
+        pixels_BMKC = prediction_BMP.to(dtype).unflatten(2, (-1, 3))
+        if self.mae.normalise_targets:
+            if statistics == "target":
+                _, mean_BM1C, deviation_BM1C = patch_moments(frames_BTHWC, masked_idx_BM, self.config.patch, dtype)
+            else:
+                mean_BM1C, deviation_BM1C = self.statistics_from_visible(
+                    frames_BTHWC, visible_idx_BV, masked_idx_BM, dtype
+                )
+            pixels_BMKC = pixels_BMKC * deviation_BM1C + mean_BM1C
+        return Reconstruction(
+            masked_BTHWC=self._fill(frames_BTHWC, masked_idx_BM, torch.full_like(pixels_BMKC, 0.5)),
+            prediction_BTHWC=self._fill(frames_BTHWC, masked_idx_BM, pixels_BMKC),
+            uses_hidden_statistics=self.mae.normalise_targets and statistics == "target",
+        )
+
+    def statistics_from_visible(
+        self, frames_BTHWC: Tensor, visible_idx_BV: Tensor, masked_idx_BM: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """(mean, deviation), both (B, M, 1, C): those of the visible patches, weighted by 1 / distance^4 counted in
+        patches.
+
+        A steep weight: in effect the few nearest patches in space and time, without a seam where the nearest one
+        changes.
+        """
+        _, mean_BV1C, deviation_BV1C = patch_moments(frames_BTHWC, visible_idx_BV, self.config.patch, dtype)
+        axes = [torch.arange(side, device=frames_BTHWC.device, dtype=dtype) for side in self.config.grid]
+        place_N3 = torch.cartesian_prod(*axes)
+        weight_BMV = torch.cdist(place_N3[masked_idx_BM], place_N3[visible_idx_BV]) ** -4
+        weight_BMV = weight_BMV / weight_BMV.sum(dim=2, keepdim=True)
+        mean_BM1C, deviation_BM1C = ((weight_BMV @ x.squeeze(2)).unsqueeze(2) for x in (mean_BV1C, deviation_BV1C))
+        return mean_BM1C, deviation_BM1C
+
+    def _fill(self, frames_BTHWC: Tensor, masked_idx_BM: Tensor, pixels_BMKC: Tensor) -> Tensor:
+        """The clip in [0, 1] with the masked patches replaced."""
+        B, T, H, W, _ = frames_BTHWC.shape
+        patch, dtype = self.config.patch, pixels_BMKC.dtype
+        everything_BN = torch.arange(self.config.tokens, device=frames_BTHWC.device).expand(B, -1)
+        patches_BNP = patch_targets(frames_BTHWC, everything_BN, patch=patch, normalise=False, dtype=dtype)
+        index_BMP = masked_idx_BM[..., None].expand(-1, -1, patches_BNP.shape[2])
+        return paste(patches_BNP.scatter(1, index_BMP, pixels_BMKC.flatten(2)), (T, H, W), patch)

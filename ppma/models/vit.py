@@ -1,0 +1,229 @@
+"""The video ViT that every phase trains, built from timm's parts under timm's parameter names.
+
+    frames_BTHWC uint8 (+ visible_idx_BV)  ->  patches_BVP  ->  tokens_BVD  ->  blocks  ->  tokens_BVD
+
+`Encoder` is the trunk; `MaskedAutoencoder` (stage 1) and `Classifier` (everything with labels) are encoders with a
+tail, so the state dict of each holds the trunk under the names of timm's VisionTransformer: patch_embed.proj,
+blocks.i.{norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2}, then `norm` (stage 1) or `fc_norm` (mean pool).
+`timm_models` registers the classifier form with timm.
+
+B rows, N tokens of a clip, V of them given, D token width, P patch values, L layers. Source of the shapes: PPMA
+(NeurIPS 2023), VideoMAE.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ppma.config.model import PIXEL_MEAN, PIXEL_STD, PRESETS, ViTConfig, preset
+from ppma.kernels.attention import attention
+from ppma.kernels.gelu import linear_gelu
+from ppma.kernels.patchify import patchify
+from ppma.kernels.philox import DevicePurpose, uniform
+from ppma.loaders.errors import InputError
+
+__all__ = ["PRESETS", "Block", "Encoder", "ViTConfig", "preset"]
+
+TRUNK = ("patch_embed.", "blocks.")
+"""What every phase's model shares: the prefixes of its parameters."""
+LinearInit = Literal["xavier", "truncated_normal"]
+
+
+def sinusoid_table(positions: int, width: int) -> Tensor:
+    """(N, D) float64 fixed position table: angle = pos / 10000^(2 (i // 2) / width), sine on even i, cosine on odd
+    i."""
+    position_N1 = torch.arange(positions, dtype=torch.float64)[:, None]
+    column_D = torch.arange(width)
+    angle_ND = position_N1 / 10000 ** (2 * (column_D // 2).double() / width)
+    return torch.where(column_D % 2 == 0, angle_ND.sin(), angle_ND.cos())
+
+
+def layer_norm(width: int) -> nn.LayerNorm:
+    """LayerNorm with the epsilon of every ViT here, 1e-6."""
+    return nn.LayerNorm(width, eps=1e-6)
+
+
+def part_generator(seed: int, part: Literal["trunk", "tail"]) -> torch.Generator:
+    """The generator that draws a part's initial weights: on the CPU, so the same on every rank and device, and trunks
+    of one seed are equal whatever tail they carry."""
+    return torch.Generator().manual_seed(2 * seed + (part == "tail"))
+
+
+def initialise_head(head: nn.Linear, generator: torch.Generator) -> nn.Linear:
+    """A classifier's last layer: normal 0.01, zero bias."""
+    nn.init.normal_(head.weight, std=0.01, generator=generator)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def initialise_linear(module: nn.Module, init: LinearInit, generator: torch.Generator) -> None:
+    """Draw the weight of every Linear below `module` and zero its bias; stage 1 takes xavier, models with labels
+    truncated_normal."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            if init == "xavier":
+                nn.init.xavier_uniform_(layer.weight, generator=generator)
+            else:
+                nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
+            nn.init.zeros_(layer.bias)
+
+
+def _add(x_BND: Tensor, branch_BND: Tensor, scale_B: Tensor | None) -> Tensor:
+    return x_BND + (branch_BND if scale_B is None else branch_BND * scale_B[:, None, None].to(branch_BND.dtype))
+
+
+class Attention(nn.Module):
+    """Self-attention on a packed projection, through the seam `ppma.kernels.attention`."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return self.proj(attention(self.qkv(x_BND), self.heads))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; x + scale * branch(norm(x)) for attention, then for the MLP."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
+        from ppma.models.torchvision_shim import timm  # 0.6 s, which a command that builds no model need not wait for
+
+        super().__init__()
+        self.norm1 = layer_norm(width)
+        self.attn = Attention(width, heads)
+        self.norm2 = layer_norm(width)
+        self.mlp = timm.layers.Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x_BND: Tensor, scale_2B: Tensor | None = None) -> Tensor:
+        """`scale_2B` holds drop path's factor of both branches for each row, None where nothing is dropped."""
+        attention_scale_B, mlp_scale_B = (None, None) if scale_2B is None else scale_2B.unbind(0)
+        x_BND = _add(x_BND, self.attn(self.norm1(x_BND)), attention_scale_B)
+        fc1 = self.mlp.fc1
+        assert fc1.bias is not None
+        hidden_BNF = linear_gelu(self.norm2(x_BND), fc1.weight, fc1.bias)
+        return _add(x_BND, self.mlp.fc2(hidden_BNF), mlp_scale_B)
+
+
+def through_blocks(blocks: nn.ModuleList, x_BND: Tensor, config: ViTConfig, scale_L2B: Tensor | None = None) -> Tensor:
+    """Return x_BND after all blocks, in its own type.
+
+    Args:
+        blocks: `Block`s of the encoder or the decoder.
+        x_BND: Tokens.
+        config: Says what is recomputed and in which type tokens are between blocks.
+        scale_L2B: Drop path's factors of each block; None where nothing is dropped.
+    """
+    dtype = x_BND.dtype
+    if config.residual == "autocast":
+        x_BND = x_BND.to(compute_dtype(next(blocks.parameters())))
+    for layer, block in enumerate(blocks):
+        scale_2B = None if scale_L2B is None else scale_L2B[layer]
+        if config.recompute and torch.is_grad_enabled():
+            # Blocks draw nothing from torch's generators, so there is no state of theirs to put back.
+            x_BND = checkpoint(block, x_BND, scale_2B, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x_BND = block(x_BND, scale_2B)
+    return x_BND.to(dtype)
+
+
+class PatchEmbed(nn.Module):
+    """Holds the Conv3d-shaped weight under timm's name; the product itself is one matrix product over the patch values
+    (c, t, h, w)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(3, config.width, kernel_size=config.patch, stride=config.patch)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Xavier uniform over the flattened weight; PyTorch's default for the bias, uniform within 1 / sqrt(patch
+        values)."""
+        nn.init.xavier_uniform_(self.proj.weight.detach().flatten(1), generator=generator)  # a view: drawn in place
+        assert self.proj.bias is not None
+        bound = self.proj.weight[0].numel() ** -0.5
+        nn.init.uniform_(self.proj.bias, -bound, bound, generator=generator)
+
+    def forward(self, patches_BVP: Tensor) -> Tensor:
+        return F.linear(patches_BVP, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def drop_path_scale(key_B: Tensor, depth: int, rate: float, dtype: torch.dtype) -> Tensor:
+    """(L, 2, B) factor of each branch: 0 with the layer's probability, else 1 / (1 - probability), from the key of the
+    row alone.
+
+    The probability rises linearly from 0 at the first layer to `rate` at the last. Layer l, branch b reads stream 2 l
+    + b.
+    """
+    B, streams = len(key_B), 2 * depth
+    stream_S = torch.arange(streams, device=key_B.device)
+    u_SB = uniform(key_B.repeat(streams), DevicePurpose.DROP_PATH, 1, stream=stream_S.repeat_interleave(B)[:, None])
+    keep_L11 = 1 - torch.linspace(0, rate, depth, device=key_B.device, dtype=torch.float64)[:, None, None]
+    return ((u_SB.view(depth, 2, B) < keep_L11) / keep_L11).to(dtype)
+
+
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """The type that a matrix product with `weight` computes in here: autocast's where it is on, else the weight's
+    own."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+class Encoder(nn.Module):
+    """The trunk: patch embedding, fixed positions, blocks. The same seed gives the same weights on every rank and
+    device."""
+
+    def __init__(self, config: ViTConfig, *, init: LinearInit, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        # float64, so that one table serves a model of any precision; not persistent, so that state dicts are timm's
+        self.register_buffer("position_ND", sinusoid_table(config.tokens, config.width), persistent=False)
+        self.position_ND: Tensor
+        generator = part_generator(seed, "trunk")
+        self.patch_embed.initialise(generator)
+        initialise_linear(self.blocks, init, generator)
+
+    def check_frames(self, frames_THW: tuple[int, ...]) -> None:
+        """InputError unless a clip of this shape has the tokens that the position table is made for."""
+        wanted = (self.config.frames, self.config.size, self.config.size)
+        if tuple(frames_THW) != wanted:
+            raise InputError(
+                f"a clip of {' x '.join(map(str, frames_THW))} (frames x height x width) does not fit this model of "
+                f"{' x '.join(map(str, wanted))} in patches {self.config.patch}, {self.config.tokens} tokens"
+            )
+
+    def patches(
+        self, frames_BTHWC: Tensor, idx_BV: Tensor | None = None, *, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """(B, V, P) normalised values of the chosen patches (None: all), by default in the type the embedding computes
+        in."""
+        self.check_frames(tuple(frames_BTHWC.shape[1:4]))
+        dtype = dtype or compute_dtype(self.patch_embed.proj.weight)
+        return patchify(frames_BTHWC, idx_BV, patch=self.config.patch, mean=PIXEL_MEAN, std=PIXEL_STD, dtype=dtype)
+
+    def positions(self, idx_BV: Tensor | None = None) -> Tensor:
+        """(B, V, D) rows of the position table, or (1, N, D) for None, in the type of the weights."""
+        table_ND = self.position_ND.to(self.patch_embed.proj.weight.dtype)
+        return table_ND[None] if idx_BV is None else table_ND[idx_BV]
+
+    def embed(self, patches_BVP: Tensor, idx_BV: Tensor | None = None) -> Tensor:
+        """(B, V, D) tokens with their positions, before the first block."""
+        return self.patch_embed(patches_BVP) + self.positions(idx_BV)
+
+    def drop_path(self, key_B: Tensor | None) -> Tensor | None:
+        """(L, 2, B) factors of a training step, None where nothing is dropped: in evaluation, or with a rate of 0."""
+        if not self.training or self.config.drop_path == 0:
+            return None
+        assert key_B is not None, "drop path in training draws from key_B"
+        dtype = self.patch_embed.proj.weight.dtype
+        return drop_path_scale(key_B, self.config.depth, self.config.drop_path, dtype)
+
+    def encode(self, tokens_BVD: Tensor, scale_L2B: Tensor | None = None) -> Tensor:
+        """All blocks; the caller applies the final norm."""
+        return through_blocks(self.blocks, tokens_BVD, self.config, scale_L2B)

@@ -1,0 +1,83 @@
+"""What every protocol on a frozen encoder starts from: the cached features of a data set's two splits.
+
+    RunConfig  ->  encoder  ->  train features_VD of plain views, labels_V;  test features_VWD of 2 x 3 views
+
+Features are normed as a fresh `fc_norm` norms them (mean 0 and variance 1 of each vector): what the first step of a probe sees.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ppma.config.run import RunConfig
+from ppma.loaders.errors import InputError
+from ppma.loaders.sources.manifest import Manifest
+from ppma.models.classify import Classifier, check_labels
+from ppma.training import checkpoint
+from ppma.training.compute import Compute
+from ppma.training.distributed import Ranks
+from ppma.training.tasks import label_spaces, read_sources
+from ppma.transfer.features import PLAIN_VIEWS, cached_features
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """A data set as a frozen encoder sees it. V training clips, T test videos, W views, D width."""
+
+    train_VD: Tensor
+    labels_V: Tensor
+    classes: int
+    test_TWD: Tensor
+    decoded_T: Tensor
+    tested: Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a protocol without a training loop comes to."""
+
+    scores: np.ndarray
+    """(draws * T, C), whole draws one after another."""
+    protocol: str
+    draws: int = 1
+    more: dict[str, Any] = field(default_factory=dict)
+    """What else belongs into result.json."""
+
+
+def only_source(config: RunConfig, sources: Sequence[Manifest]) -> Manifest:
+    """The one data set of a protocol; InputError for more."""
+    if len(sources) != 1:
+        raise InputError(f"{config.recipe} takes one data set, not {len(sources)}: {', '.join(config.sources)}")
+    return sources[0]
+
+
+def load_frozen(config: RunConfig, ranks: Ranks, compute: Compute) -> Frozen:
+    """Read or compute the features of both splits. InputError for labels that are missing or that the training split does not have."""
+    trained, (tested,) = only_source(config, read_sources(config)), read_sources(config, config.evaluation.split)
+    spaces = label_spaces(config, [trained])
+    classes = spaces[trained.name]
+    check_labels(tested.labels, classes, f"{tested.name} {config.evaluation.split}")
+    model = Classifier(config.vit, spaces, config.classifier, seed=config.seed)
+    if config.init is not None:
+        checkpoint.load_encoder(model, config.init)
+    model.to(ranks.device, compute.weights)
+    train = cached_features(model, trained, config, PLAIN_VIEWS, ranks=ranks, compute=compute)
+    test = cached_features(model, tested, config, config.evaluation, ranks=ranks, compute=compute)
+    return Frozen(
+        train_VD=normed(train.features_VWD[:, 0]),
+        labels_V=torch.from_numpy(trained.labels.copy()).to(ranks.device),
+        classes=classes,
+        test_TWD=normed(test.features_VWD),
+        decoded_T=test.decoded_V,
+        tested=tested,
+    )
+
+
+def normed(features_D: Tensor) -> Tensor:
+    """The last axis with mean 0 and variance 1, out of inference mode."""
+    return F.layer_norm(features_D.clone(), features_D.shape[-1:], eps=1e-6)

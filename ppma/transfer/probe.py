@@ -1,0 +1,111 @@
+"""The linear probe on cached features: the encoder runs once over the data, then a head learns in seconds.
+
+    encoder, manifests  ->  features of plain views (train), of 2 x 3 views (test)  ->  fc_norm and a linear head
+
+The published protocol runs the encoder in every epoch on augmented clips; recipe `probe_published` does that.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ppma.config.run import RunConfig
+from ppma.loaders.errors import InputError
+from ppma.loaders.sources.manifest import Manifest
+from ppma.models.attentive import AttentiveProbe
+from ppma.models.classify import Classifier
+from ppma.training import checkpoint
+from ppma.training.compute import Compute, choose
+from ppma.training.distributed import Ranks
+from ppma.training.tasks import FeatureBatch, FeatureStream, Rows, label_spaces
+from ppma.transfer.features import PLAIN_VIEWS, cached_features
+from ppma.transfer.frozen import only_source
+from ppma.transfer.grid import choose_rate
+from ppma.transfer.tokens import cached_tokens
+
+log = logging.getLogger(__name__)
+
+
+class Probe(Classifier):
+    """A classifier whose training step begins at the pooled features; the same parameters, so the same checkpoint."""
+
+    def forward(self, pooled_BD: Tensor, label_B: Tensor) -> Tensor:  # type: ignore[override]  # rows of features, not clips
+        """Cross-entropy of the head, without mixing or smoothing."""
+        (logits_BK,) = self.logits_of_heads(self.fc_norm(pooled_BD))
+        return F.cross_entropy(logits_BK, label_B)
+
+
+class ProbeTask:
+    """Train the head of one data set. Every rank does the same work: it is seconds, and needs no agreement."""
+
+    splits_over_ranks = False
+
+    def __init__(self, config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> None:
+        source = only_source(config, sources)
+        spaces = label_spaces(config, sources)
+        self.config, self._facts = config, dict[str, Any]()
+        self.model: Classifier = self._make_model(spaces)
+        if config.init is not None:
+            checkpoint.load_encoder(self.model, config.init, keep_norm=config.classifier.keep_norm)
+        compute = choose(config.precision, ranks.device)
+        self.model.to(ranks.device, compute.weights)
+        self._labels_V = torch.from_numpy(source.labels.copy()).to(ranks.device)
+        self.steps_per_epoch = len(self._labels_V) // config.batch
+        if self.steps_per_epoch == 0:
+            raise InputError(
+                f"{config.sources[0]} has {len(self._labels_V)} clips, fewer than a batch; choose --batch {len(self._labels_V)}"
+            )
+        self._rows = self._encode(source, ranks, compute)
+        self.step_flops = 6.0 * config.batch * config.vit.width * max(spaces.values())
+
+    def _make_model(self, spaces: dict[str, int]) -> Classifier:
+        return Probe(self.config.vit, spaces, self.config.classifier, seed=self.config.seed)
+
+    def _encode(self, source: Manifest, ranks: Ranks, compute: Compute) -> Rows:
+        """Features of all clips; with a grid of rates, the config's rate is chosen on some of them."""
+        found = cached_features(self.model, source, self.config, PLAIN_VIEWS, ranks=ranks, compute=compute)
+        features_VD = found.features_VWD[:, 0].clone()  # inference tensors may not enter a training step
+        if self.config.grid.rates:
+            choice = choose_rate(features_VD, self._labels_V, self.model, self.config)
+            self.config, self._facts = replace(self.config, optim=choice.optim), choice.facts()
+            log.info("chosen on %d held-out clips: %s", choice.held_out, self._facts["grid"]["chosen"])
+        return features_VD
+
+    def stream(self, ranks: Ranks, start: tuple[int, int]) -> FeatureStream:
+        """Shuffled rows of the cache."""
+        config = self.config
+        return FeatureStream(
+            self._rows, self._labels_V, batch=config.batch, epochs=config.optim.epochs, seed=config.seed, start=start
+        )
+
+    def inputs(self, batch: FeatureBatch) -> tuple[Tensor, ...]:
+        """Features and labels."""
+        return batch.features_BD, batch.label_B
+
+    def pictures(self, batch: FeatureBatch, *, due: bool) -> dict[str, np.ndarray]:
+        """Features have no picture."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """The grid and what was chosen from it."""
+        return self._facts
+
+
+class AttentiveTask(ProbeTask):
+    """Train a query that attends to the tokens of the frozen encoder, and the head."""
+
+    def _make_model(self, spaces: dict[str, int]) -> Classifier:
+        config = self.config
+        return AttentiveProbe(config.vit, spaces, config.classifier, config.attentive, seed=config.seed)
+
+    def _encode(self, source: Manifest, ranks: Ranks, compute: Compute) -> Rows:
+        """Tokens of all clips, on disk."""
+        if self.config.grid.rates:
+            raise InputError("grid.rates are for the linear probe; recipe attentive_probe takes --optim.peak-lr")
+        return cached_tokens(self.model, source, self.config, ranks=ranks, compute=compute)

@@ -1,0 +1,96 @@
+"""What an evaluation leaves in its folder: `result.json`, `scores.npz` and `confusion.csv`, from one row of scores a video.
+
+    scores_VC, manifest, facts of the run  ->  float32 scores, saved  ->  every figure, counted from just these
+
+Whoever reads `scores.npz` counts what `result.json` says: the figures are of the scores as they are saved.
+"""
+
+import csv
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppma.common.statistics import calibration, class_accuracies, confusion, top_k
+from ppma.config.run import RunConfig
+from ppma.loaders.sources.manifest import Manifest, write_atomically
+
+log = logging.getLogger(__name__)
+
+RESULT, SCORES, CONFUSION = "result.json", "scores.npz", "confusion.csv"
+
+
+def figures(scores_VC: np.ndarray, manifest: Manifest, labels_V: np.ndarray) -> dict[str, Any]:
+    """Everything that scores tell of themselves, as plain JSON."""
+    accuracies = {f"top{k}": top_k(scores_VC, labels_V, k) for k in (1, 5)}
+    by_class_C = class_accuracies(confusion(scores_VC, labels_V))
+    error, bins = calibration(scores_VC, labels_V)
+    videos_C = np.bincount(labels_V, minlength=len(by_class_C))
+    return {
+        "n_videos": len(labels_V),
+        "n_undecodable": int(np.isnan(scores_VC[:, 0]).sum()),
+        **{name: accuracy.value for name, accuracy in accuracies.items()},
+        "ci95": {name: [accuracy.low, accuracy.high] for name, accuracy in accuracies.items()},
+        "interval": "Wilson, over videos",
+        "mean_class_top1": float(by_class_C[videos_C > 0].mean()),
+        "ece": error,
+        "ece_bins": [asdict(found) for found in bins],
+        "per_class": [
+            {"label": c, "name": manifest.class_names.get(c, ""), "videos": int(videos_C[c]), "top1": float(by_class_C[c])}
+            for c in np.flatnonzero(videos_C).tolist()
+        ],
+    }  # fmt: skip
+
+
+def write_result(
+    config: RunConfig, manifest: Manifest, scores_VC: np.ndarray, *, protocol: str, weights: str, writes: bool,
+    draws: int = 1, more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Count the figures of (draws * V, C) scores, whole draws one after another, and write them where `writes` holds; returns result.json.
+
+    `protocol` says in words how the scores came about, `weights` names the checkpoint; `more` is put behind the figures, or in their place.
+    """
+    scores_VC = scores_VC.astype(np.float32)
+    labels_V = np.tile(manifest.labels, draws)
+    result: dict[str, Any] = {
+        "dataset": manifest.name,
+        "split": config.evaluation.split,
+        "protocol": protocol,
+        "checkpoint": weights,
+        "seed": config.seed,
+        **figures(scores_VC, manifest, labels_V),
+        "manifest_sha256": manifest.sha256,
+        **(more or {}),
+    }
+    if writes:
+        _write(config.run_dir, result, manifest, scores_VC, labels_V)
+        low, high = result["ci95"]["top1"]
+        log.info(
+            "%s %s: top-1 %.4f (95 %%: %.4f to %.4f), top-5 %.4f, mean over classes %.4f, calibration error %.4f, %d videos",
+            manifest.name, config.evaluation.split, result["top1"], low, high, result["top5"], result["mean_class_top1"],
+            result["ece"], len(manifest),
+        )  # fmt: skip
+    return result
+
+
+def _write(
+    folder: Path, result: dict[str, Any], manifest: Manifest, scores_VC: np.ndarray, labels_V: np.ndarray
+) -> None:
+    """`result.json` last: where it is, the others are."""
+    videos = np.tile([manifest.clip(i).path for i in range(len(manifest))], len(labels_V) // len(manifest))
+    beside = folder / "scores.tmp.npz"
+    np.savez_compressed(beside, video=videos, scores=scores_VC, label=labels_V)
+    beside.replace(folder / SCORES)
+    counts_CC = confusion(scores_VC, labels_V)
+    rows = [
+        [label, manifest.class_names.get(label, ""), *counts.tolist()]
+        for label, counts in enumerate(counts_CC)
+        if counts.any()
+    ]
+    head = ["label", "name", *range(len(counts_CC)), "undecodable"]
+    write_atomically(folder / CONFUSION, lambda file: csv.writer(file, lineterminator="\n").writerows([head, *rows]))
+    write_atomically(folder / RESULT, lambda file: file.writelines([json.dumps(result, indent=2), "\n"]))

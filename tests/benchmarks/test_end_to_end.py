@@ -1,0 +1,28 @@
+"""The step with the loader in the loop, on a few generated clips: the row holds what is promised, and fits itself."""
+
+import pytest
+import torch
+
+from benchmarks.end_to_end import BenchmarkConfig, make_step, measure
+from ppma.cli import main as ppma
+from ppma.loaders.errors import InputError
+from ppma.loaders.sources.manifest import Manifest
+
+
+@pytest.fixture(scope="module")
+def clips(clip_tree, tmp_path_factory):
+    file = tmp_path_factory.mktemp("manifest") / "clips.csv"
+    assert ppma(["index", str(clip_tree), "--root", str(clip_tree), "--out", str(file)]) == 0
+    return Manifest.read(file, root=clip_tree, name="clips")
+
+
+def test_a_row(clips):
+    config = BenchmarkConfig(batch=2, views=2, workers=1, steps=2, size=32)
+    row = measure(clips, config, make_step(config, torch.device("cpu")))
+    assert (row["source"], row["reader"], row["model"], row["batch"]) == ("clips", "plain", "tiny", 2)
+    assert row["clips_per_s"] > 0 and 0 <= row["stall_percent"] <= 100 and row["of_cached"] > 0
+
+
+def test_a_batch_of_broken_clips_is_named():
+    with pytest.raises(InputError, match="batch 6 is no multiple of 4 views"):
+        BenchmarkConfig(batch=6)

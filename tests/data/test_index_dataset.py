@@ -1,0 +1,182 @@
+"""`ppma index --dataset` as a stranger uses it: every data set to manifests, missing files, a new data set in one file."""
+
+import csv
+import os
+import textwrap
+from pathlib import Path
+
+import pytest
+from dataset_trees import GONE, TREES
+
+from ppma.config.command import WRONG_INPUT, run
+from ppma.data import datasets
+from ppma.data.index import main
+from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources.manifest import Manifest
+
+NEW_SET = '''
+    """A set of one's own: one folder a split, one a class."""
+
+    from ppma.data.adapter import Dataset, Download, Labels, Splits
+
+
+    def read(download: Download) -> Splits:
+        """`train/<class>/<video>` and `test/<class>/<video>`."""
+        classes = download.folders("train")
+        labels = Labels(classes)
+        paths = {"train": download.clips("train"), "val": download.clips("test")}
+        return Splits(
+            classes=classes,
+            clips={split: [(path, labels[path.split("/")[1]]) for path in paths[split]] for split in paths},
+        )
+
+
+    DATASET = Dataset(
+        name="kitchen",
+        title="Kitchen: what people do in ours",
+        classes=2,
+        published={"train": 3, "val": 2},
+        splits="the folders train and test",
+        layout=("train/*/*.mp4", "test/*/*.mp4"),
+        files="train/stir/0001.mp4",
+        licence="ours",
+        terms="",
+        home="https://kitchen.example",
+        citation="none",
+        read=read,
+    )
+'''
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PPMA_DATA", raising=False)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory, write_clip) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", frames=8, width=96, height=64)
+
+
+def index(*argv: str | Path) -> int:
+    return run(main, [*map(str, argv), "--workers", "1"], prog="ppma index")
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_every_data_set_becomes_manifests(name, clip, capsys):
+    TREES[name](Path("root"), clip)
+    assert index("--dataset", name, "--root", "root") == 0
+    dataset = datasets.find(name)
+    source, said = dataset.source or name, capsys.readouterr().out
+    splits = {(entry.name, entry.split) for entry in catalogue.find().entries.values()}
+    numbers = ("", "2", "3") if name in ("ucf101", "hmdb51") else ("", "2") if name == "uav-human" else ("",)
+    assert splits == {(f"{source}-{n}" if n else source, part) for n in numbers for part in ("train", "val")}
+    manifest = catalogue.find().manifest(source, "train")
+    first = manifest.clip(0)
+    assert manifest.file(0).exists() and first.domain == dataset.domain and first.licence == dataset.licence
+    assert first.class_name and first.codec == ("jpeg" if name == "no-human-kinetics150" else "h264")
+    assert f"entered as {source}.train" in said
+    for key in dataset.published:
+        assert f"{dataset.published[key]} were published" in said, "a tree this small has other counts"
+    with Path(f"{source}_train.rejected.csv").open() as lines:
+        assert len(list(csv.DictReader(lines))) == GONE.get(name, 0)
+
+
+def test_a_new_data_set_is_one_file_and_no_other_change(tmp_path, monkeypatch, clip, capsys):
+    """The file lies where the others lie, as far as Python can tell; nothing else knows of it."""
+    source = textwrap.dedent(NEW_SET).lstrip()
+    assert len(source.splitlines()) <= 60
+    (tmp_path / "added").mkdir()
+    (tmp_path / "added/kitchen.py").write_text(source)
+    monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(tmp_path / "added")])
+    for name in ("train/stir/1.mp4", "train/stir/2.mp4", "train/pour/1.mp4", "test/stir/3.mp4", "test/pour/2.mp4"):
+        (Path("root") / name).parent.mkdir(parents=True, exist_ok=True)
+        os.link(clip, Path("root") / name)
+    assert index("--dataset", "kitchen", "--root", "root") == 0
+    assert len(catalogue.find().manifest("kitchen", "val")) == 2
+    assert "kitchen.train: 3 listed, as published" in capsys.readouterr().out
+    assert index("--dataset", "kitchem", "--root", "root") == WRONG_INPUT
+    assert "did you mean kitchen?" in capsys.readouterr().err
+
+
+def test_missing_files_are_counted_listed_and_a_choice(clip, capsys):
+    TREES["ucf101"](Path("root"), clip)
+    gone = "UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g02_c01.avi"
+    (Path("root") / gone).unlink()
+    argv = ["--dataset", "ucf101", "--root", "root", "--out", "out", "--name", "ucf"]
+    Path("out").mkdir()
+    assert index(*argv) == WRONG_INPUT
+    error = capsys.readouterr().err
+    assert "1 of 4 in ucf.train, 1 of 2 in ucf-2.val, 1 of 4 in ucf-3.train are not below root" in error
+    assert gone in error and "--missing skip" in error and error.count("\n") == 1
+    assert [path.name for path in Path("out").iterdir()] == ["ucf.missing.csv"] and not Path("data.toml").exists()
+    with Path("out/ucf.missing.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["split"] for row in rows] == ["ucf.train", "ucf-2.val", "ucf-3.train"] and rows[0]["path"] == gone
+    assert index(*argv, "--missing", "skip") == 0
+    assert len(catalogue.find().manifest("ucf", "train")) == 3 and not Path("out/ucf.missing.csv").exists()
+    assert "4 listed, 1 not there (25.0%)" in capsys.readouterr().out
+
+
+def test_clips_that_vanish_from_the_web_do_not_stop_it(clip, capsys):
+    TREES["kinetics150"](Path("root"), clip)
+    assert index("--dataset", "kinetics150", "--root", "root", "--missing", "stop") == WRONG_INPUT
+    assert index("--dataset", "kinetics150", "--root", "root") == 0
+    assert "kinetics.train: 2 listed, 1 not there (50.0%)" in capsys.readouterr().out
+
+
+def test_a_dry_run_writes_nothing(clip, capsys):
+    TREES["hmdb51"](Path("root"), clip)
+    assert index("--dataset", "hmdb51", "--root", "root", "--dry-run") == 0
+    assert "3 listed, 3570 were published" in capsys.readouterr().out
+    assert [path.name for path in Path().iterdir()] == ["root"]
+
+
+def test_large_clips_are_encoded_once(clip, capsys):
+    """Two splits of UAV-Human share each clip; a second run keeps what is there."""
+    TREES["uav-human"](Path("root"), clip)
+    argv = ["--dataset", "uav-human", "--root", "root", "--resize", "32"]
+    assert index(*argv) == 0
+    manifest = catalogue.find().manifest("uav-human-2", "val")
+    assert manifest.root == Path("root-short32").absolute() and set(manifest.heights) == {32}
+    assert manifest.file(0).is_file() and manifest.clip(0).path.endswith(".avi.mp4")
+    before = {path: path.stat().st_mtime_ns for path in Path("root-short32").rglob("*.mp4")}
+    text = Path("uav-human_train.csv").read_text()
+    assert len(before) == 4 and index(*argv) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in Path("root-short32").rglob("*.mp4")}
+    assert Path("uav-human_train.csv").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--dataset", "ucf102", "--root", "root"], "there is no 'ucf102'; did you mean ucf101? They are "),
+        (["--dataset", "ucf101"], "--root is missing; give the folder that ucf101 was unpacked into"),
+        (["--dataset", "ucf101", "--root", "none"], "none is not a folder"),
+        (["--dataset", "ucf101", "--root", "root"], "8 of 8 expected things are missing"),
+        (["root", "--dataset", "ucf101", "--root", "root"], "--dataset brings its own lists"),
+        (["--dataset", "ucf101", "--root", "root", "--out", "m.csv"], "m.csv: is no folder"),
+        (["--dataset", "ucf101", "--root", "root", "--resize", "33"], "--resize is 33; give an even number"),
+        (["--dataset", "ucf101", "--root", "root", "--name", "a.b"], "--name is 'a.b'"),
+        (["root", "--out", "m.csv", "--resize", "32"], "--missing and --resize go with --dataset"),
+        (["--out", "m.csv"], "give a SOURCE (a folder or a list), or --dataset NAME"),
+        (["--dataset", "ikea-fa", "--root", "odd"], "but no clip that is named as they say"),
+    ],
+)
+def test_a_wrong_input_costs_one_line(argv, says, capsys):
+    Path("root").mkdir()
+    Path("odd/videos/spin_in").mkdir(parents=True)
+    Path("odd/videos/spin_in/GOPR0022.MP4").touch()
+    before = sorted(Path().rglob("*"))
+    assert index(*argv) == WRONG_INPUT
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_the_manifest_of_a_second_split_is_a_source_of_its_own(clip):
+    TREES["ucf101"](Path("root"), clip)
+    assert index("--dataset", "ucf101", "--root", "root") == 0
+    rows = {row.path for i in range(2) for row in [Manifest.read("ucf101-2_val.csv", root="root").clip(i)]}
+    assert {path.rpartition("_g")[2] for path in rows} == {"02_c01.avi"}

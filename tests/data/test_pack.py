@@ -1,0 +1,179 @@
+"""`ppma pack` goes on after a kill, renews what is damaged, and tells before it starts what it will take."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ppma.cli import main
+from ppma.data import shard_writer as packing
+from ppma.data.shard_pool import Job, pack_all
+from ppma.data.shard_writer import PackRow
+from ppma.loaders.decode import fetch
+from ppma.loaders.errors import InputError
+from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.sources.store import PackParameters, Store, read_index
+
+PARAMETERS = PackParameters(short_side=48, fps=None, quality=90)
+
+
+@pytest.fixture
+def data(tmp_path, clip_tree):
+    """A data.toml with the tree of clips as `tree`."""
+    toml = tmp_path / "data.toml"
+    assert (
+        main(["index", str(clip_tree), "--out", str(tmp_path / "tree.csv"), "--name", "tree", "--data", str(toml)]) == 0
+    )
+    return toml
+
+
+def pack(data, *flags):
+    return main(["pack", "tree", "--data", str(data), "--out", str(data.with_name("tree.beton")), *flags])
+
+
+def test_a_source_is_packed_and_read_from_its_store(data, capsys, clip_tree):
+    assert pack(data, "--dry-run") == 0
+    told = capsys.readouterr().out
+    assert "12 clips, 360 frames to pack: about" in told and "GB are free" in told
+    assert not data.with_name("tree.beton").exists()
+    assert pack(data, "--quality", "80", "--short-side", "32", "--workers", "2") == 0
+    assert "12 clips, 360 frames of" in capsys.readouterr().out
+    entry = catalogue.find(data).entry("tree")
+    assert entry.store == data.with_name("tree.beton") and entry.root == clip_tree
+    packed, plain = catalogue.find(data).manifest("tree"), Manifest.read(entry.manifest, root=entry.root)
+    for i in range(12):
+        frames, expected = fetch.read_window(packed.file(i), 0.5, 2.5, 4), fetch.read_window(plain.file(i), 0.5, 2.5, 4)
+        assert frames.shape[1:3] == (packed.heights[i], packed.widths[i]) and min(frames.shape[1:3]) == 32
+        assert abs(frames.mean() - expected.mean()) < 3
+    assert sorted(p.name for p in entry.store.iterdir()) == [
+        "index.json",
+        "rejected.csv",
+        "rows.npy",
+        "shard-00000.beton",
+    ]
+
+
+def test_bad_input_is_one_line(data, tmp_path, capsys):
+    assert pack(data) == 0
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thing").touch()
+    capsys.readouterr()
+    for flags, said in (
+        (["--quality", "80"], "packed with"),
+        (["--out", str(tmp_path / "full")], "is no packed store"),
+        (["--quality", "101"], "between 1 and 100"),
+        (["--out", str(tmp_path / "no" / "x.beton")], "no folder"),
+        (["--split", "val"], "has no source tree.val"),
+    ):
+        assert pack(data, *flags) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+    other = tmp_path / "tree.csv"
+    other.write_text(other.read_text().replace("moving left", "moving nowhere"))
+    assert pack(data) == 2 and "another manifest" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_too_small_is_refused(data, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    assert pack(data) == 2
+    assert "are needed" in capsys.readouterr().err and not data.with_name("tree.beton").exists()
+
+
+def test_damaged_shards_are_packed_again(data, capsys):
+    assert pack(data) == 0
+    folder = data.with_name("tree.beton")
+    shard = folder / "shard-00000.beton"
+    good = shard.read_bytes()
+    shard.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    capsys.readouterr()
+    assert pack(data, "--verify") == 0
+    told = capsys.readouterr().out
+    assert "differs from its checksum: it is packed again" in told
+    assert shard.read_bytes() == good
+    assert pack(data, "--verify") == 0 and "1 shards are as they were written" in capsys.readouterr().out
+
+
+KILLED = """
+import sys
+from ppma.cli import main
+from ppma.data import shard_writer as packing
+packing.SHARD_FRAMES = 60
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(data, monkeypatch):
+    monkeypatch.setattr(packing, "SHARD_FRAMES", 60)
+    assert pack(data, "--workers", "2") == 0
+    whole = data.with_name("tree.beton").rename(data.with_name("whole.beton"))
+    command = ["pack", "tree", "--data", str(data), "--out", str(data.with_name("tree.beton")), "--workers", "1"]
+    process = subprocess.Popen([sys.executable, "-c", KILLED, *command], stdout=subprocess.DEVNULL)
+    folder = data.with_name("tree.beton")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(folder.glob("shard-*")):
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    found = len(list(folder.glob("shard-*")))
+    assert 1 <= found < 6 and not read_index(folder).complete
+    assert pack(data, "--workers", "1") == 0
+    assert [s.sha256 for s in Store(folder).index.shards] == [s.sha256 for s in Store(whole).index.shards]
+    assert np.array_equal(Store(folder).places, Store(whole).places) and not list(folder.glob(".*"))
+
+
+def test_parts_make_the_store_that_one_run_makes(data, monkeypatch, capsys):
+    monkeypatch.setattr(packing, "SHARD_FRAMES", 60)
+    assert pack(data, "--workers", "1") == 0
+    whole, folder = data.with_name("tree.beton").rename(data.with_name("whole.beton")), data.with_name("tree.beton")
+    assert pack(data, "--workers", "1", "--part", "1/2") == 0
+    capsys.readouterr()
+    assert pack(data, "--merge", "2") == 2
+    assert "part 0 of 2 is not finished; run it with --part 0/2" in capsys.readouterr().err
+    (folder / ".shard-00003.beton.7.tmp").touch()  # of a neighbour at work
+    (folder / ".shard-00000.beton.7.tmp").touch()  # of this part, which was killed
+    assert pack(data, "--workers", "1", "--part", "0/2") == 0
+    assert [path.name for path in folder.glob(".*")] == [".shard-00003.beton.7.tmp"]
+    (folder / ".shard-00003.beton.7.tmp").unlink()
+    with pytest.raises(InputError, match="is no packed store"):
+        Store(folder)
+    for _ in range(2):  # a merge that is queued again finds its work done
+        assert pack(data, "--merge", "2") == 0
+    assert [s.sha256 for s in Store(folder).index.shards] == [s.sha256 for s in Store(whole).index.shards]
+    assert np.array_equal(Store(folder).places, Store(whole).places)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in whole.iterdir())
+    assert catalogue.find(data).entry("tree").store == folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--part 4/4", "I from 0 to N - 1"),
+        ("--part x", "write I/N"),
+        ("--merge 0", "at least 1"),
+        ("--part 0/2 --merge 2", "one of the two"),
+    ],
+)
+def test_shares_that_are_none_are_told(flags, told, data, capsys):
+    assert pack(data, *flags.split()) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1 and not data.with_name("tree.beton").exists()
+
+
+def test_a_row_that_ends_its_worker_is_refused(tmp_path, clip_tree, write_clip):
+    long = write_clip(tmp_path / "long.mp4", frames=250, width=320, height=240)
+    paths = [*sorted(clip_tree.rglob("*.mp4"))[:2], long]
+    rows = [PackRow(row=i, path=str(p), label=0, start_seconds=0.0, end_seconds=90.0) for i, p in enumerate(paths)]
+    events = []
+    for event in pack_all(tmp_path, [Job(0, rows)], PARAMETERS, workers=1):
+        events.append(event)
+        if event == rows[2] and events.count(event) == 1:
+            multiprocessing.active_children()[0].kill()
+    number, shard = events[-1]
+    assert number == 0 and shard.clips == 2
+    assert [(r[0], r[2]) for r in shard.rejected] == [(2, "ended the process that decoded it (code -9)")]

@@ -1,0 +1,108 @@
+"""A shard appears whole or not at all, and is what FFCV's own code writes and reads."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from ppma.data import shard_writer as packing
+from ppma.data.shard_writer import PackedClip, PackRow, ShardWriter, damaged_shards, pack_shard, shard_bounds
+from ppma.loaders.decode import fetch
+from ppma.loaders.errors import InputError
+from ppma.loaders.sources import store
+from ppma.loaders.sources.store import PackParameters, ShardFile
+
+PARAMETERS = PackParameters(short_side=48, fps=None, quality=90)
+
+
+def rows(paths):
+    return [PackRow(row=i, path=str(p), label=i, start_seconds=0.0, end_seconds=9.0) for i, p in enumerate(paths)]
+
+
+def test_shards_hold_whole_rows_up_to_a_number_of_frames(monkeypatch):
+    monkeypatch.setattr(packing, "SHARD_FRAMES", 100)
+    assert shard_bounds([40, 40, 40, 300, 1, 1]) == [(0, 2), (2, 3), (3, 4), (4, 6)]
+    assert shard_bounds([500]) == [(0, 1)]
+
+
+def test_bad_and_refused_rows_are_named_and_leave_no_gap(tmp_path, write_clip):
+    good = [write_clip(tmp_path / f"{i}.mp4", frames=10) for i in range(3)]
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    seen = []
+    shard = pack_shard(
+        tmp_path, 7, rows([good[0], bad, good[1], good[2]]), PARAMETERS, refused={2: "crashed"}, started=seen.append
+    )
+    assert (shard.clips, shard.frames, [r[0] for r in shard.rejected]) == (2, 20, [1, 2])
+    assert shard.rejected[1][2] == "crashed" and "cannot be opened" in shard.rejected[0][2] and len(seen) == 4
+    samples = ShardFile(tmp_path / shard.file).samples
+    assert samples["f1"].tolist() == samples["f2"].tolist() == [0, 3]
+
+
+def test_a_shard_that_is_not_finished_leaves_nothing(tmp_path, write_clip, monkeypatch):
+    clip = write_clip(tmp_path / "a.mp4", frames=10)
+    monkeypatch.setattr(packing, "encode_clip", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        pack_shard(tmp_path, 0, rows([clip]), PARAMETERS, refused={}, started=lambda _: None)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_checksums_find_a_flipped_bit(tmp_path, write_clip):
+    clip = write_clip(tmp_path / "a.mp4", frames=10)
+    shard = pack_shard(tmp_path, 0, rows([clip]), PARAMETERS, refused={}, started=lambda _: None)
+    assert [wrong for _, wrong in damaged_shards(tmp_path, [shard])] == [""]
+    path = tmp_path / shard.file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert [wrong for _, wrong in damaged_shards(tmp_path, [shard])] == ["differs from its checksum"]
+    path.write_bytes(data[:-1])
+    assert "bytes, not" in next(wrong for _, wrong in damaged_shards(tmp_path, [shard]))
+
+
+def test_what_did_not_reach_the_disk_is_noticed(tmp_path):
+    writer = ShardWriter(tmp_path / "shard-00000.beton", 1)
+    offsets = np.array([16, 20], "<u4").tobytes()
+    writer.add(PackedClip(blob=offsets + bytes(8) + b"none", frames=1, height=8, width=8), label=0, row=0)
+    with pytest.raises(store.StoreError, match="clip 0 did not reach the disk"):
+        writer.finish()
+    writer.abandon()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shard_stays_below_ffcvs_largest_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "MAX_SHARD_BYTES", packing.PAGE_BYTES + 5000)
+    writer = ShardWriter(tmp_path / "shard-00000.beton", 1)
+    with pytest.raises(InputError, match="2 GiB"):
+        writer.add(PackedClip(blob=bytes(6000), frames=1, height=8, width=8), label=0, row=0)
+    writer.abandon()
+
+
+def test_what_ffcv_writes_and_reads_is_the_same_format(tmp_path, write_clip):
+    """Its classes are plain numpy; `import ffcv` takes ten seconds, so this is the one place where the tests of packing pay for it."""
+    pytest.importorskip("ffcv")
+    from ffcv.fields import IntField
+    from ffcv.reader import Reader
+    from ffcv.writer import DatasetWriter
+
+    from ppma.loaders.decode.ffcv import ClipField  # restores torch's threads
+
+    paths = [write_clip(tmp_path / f"{i}.mp4", frames=10 + i) for i in range(3)]
+    shard = pack_shard(tmp_path, 0, rows(paths), PARAMETERS, refused={}, started=lambda _: None)
+    reader = Reader(str(tmp_path / shard.file), {"clip": ClipField})
+    own = ShardFile(tmp_path / shard.file)
+    assert np.array_equal(reader.metadata, own.samples) and reader.field_names == ["clip", "label", "row"]
+    assert reader.alloc_table["ptr"].tolist() == own.samples["f0"]["data_ptr"].tolist()
+    assert reader.page_size >= shard.bytes
+
+    theirs = tmp_path / "theirs.beton"
+    samples = [(packing.encode_clip(r, PARAMETERS), r.label, r.row) for r in rows(paths)]
+    writer = DatasetWriter(str(theirs), {"clip": ClipField(), "label": IntField(), "row": IntField()}, num_workers=1)
+    writer.from_indexed_dataset(samples)
+    for place in range(3):
+        for got, expected in zip(
+            store.read_packed(tmp_path / f"theirs.beton#{place}", 0.0, 1.0, 5, fetch.choose_frames).jpegs,
+            store.read_packed(tmp_path / f"{shard.file}#{place}", 0.0, 1.0, 5, fetch.choose_frames).jpegs,
+        ):
+            assert np.array_equal(got, expected)
+    assert sys.modules["torch"].get_num_threads() > 0

@@ -1,0 +1,167 @@
+"""The doctor's judgement on made-up machines, its answer on this one, and its exit codes."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from ppma.compile_check.check import CompileError, Kernel, StepReport
+from ppma.doctor import command as doctor
+from ppma.doctor.codecs import dali_codecs
+from ppma.doctor.command import PAIRS, Machine, facts, fast_paths, faults
+
+CPU = Machine(
+    versions={
+        "torch": "2.13.0+cpu",
+        "torchvision": "0.28.0",
+        "triton": "3.7.1",
+        "nvidia-dali-cuda130": "2.4.0",
+        "opencv-python": "4.11.0.86",
+        "numpy": "2.4.6",
+        "setuptools": "81.0.0",
+        "ffcv": "1.0.2",
+    },
+    python="3.12.1",
+    dali_cpu=("vp8", "vp9", "mjpeg", "jpeg"),
+    torchvision="by itself",
+    compiler=True,
+    kernels=(("attention, stage 2", "PyTorch's own choice", "as it is on a cpu device"),),
+)
+H200 = replace(
+    CPU,
+    versions=CPU.versions | {"torch": "2.11.0+cu130", "torchvision": "0.26.0+cu130", "triton": "3.6.0"},
+    cuda_build="13.0",
+    gpus=("NVIDIA H200, 140 GiB",),
+    capabilities=(90,),
+    built_for=(75, 80, 90, 100),
+    gpu_used_gib=(1.0,),
+    gpu_gib=(140.0,),
+    driver="580.95.05",
+    dali_gpu=("h264", "hevc", "av1", "vp9", "jpeg"),
+    kernels=(("attention, stage 2", "cuDNN", "the fastest of four"),),
+)
+
+
+def with_versions(machine, **versions):
+    return replace(
+        machine, versions=machine.versions | {name.replace("_", "-"): version for name, version in versions.items()}
+    )
+
+
+@pytest.mark.parametrize("machine", [CPU, H200])
+def test_machines_that_fit(machine):
+    assert faults(machine) == []
+
+
+@pytest.mark.parametrize("torch", PAIRS)
+def test_each_tested_pair_fits(torch):
+    torchvision, triton = PAIRS[torch]
+    assert faults(with_versions(CPU, torch=f"{torch}.0", torchvision=f"{torchvision}.0", triton=triton)) == []
+
+
+@pytest.mark.parametrize(
+    ("machine", "what", "mend"),
+    [
+        (
+            with_versions(H200, torchvision="0.28.0"),
+            "torchvision 0.28.0 does not go with torch 2.11.0",
+            "torchvision==0.26.*",
+        ),
+        (with_versions(H200, triton="3.7.1"), "triton 3.7.1 does not go with torch 2.11.0", "triton==3.6.0"),
+        (
+            replace(H200, driver="550.54.15"),
+            "wants driver 580 or newer, here is 550.54.15",
+            "nvidia-dali-cuda120==2.4.0",
+        ),
+        (replace(H200, driver="470.1"), "wants driver 580 or newer, here is 470.1", "update the driver"),
+        (replace(H200, gpus=()), "cannot use the driver 580.95.05", "CUDA_VISIBLE_DEVICES"),
+        (replace(H200, capabilities=(60,)), "sm_60) is too old for torch 2.11.0+cu130", "newer GPU"),
+        (replace(H200, capabilities=(75,)), "sm_75) has no bfloat16", "--precision fp16"),
+        (replace(H200, gpu_used_gib=(70.0,)), "70 of 140 GiB of GPU 0 are taken", "nvidia-smi"),
+        (replace(CPU, driver="580.95.05"), "is a build for the CPU", "torch==2.13.0"),
+        (with_versions(CPU, nvidia_dali="1.0"), "placeholder", "pip uninstall nvidia-dali"),
+        (with_versions(CPU, nvidia_dali_cuda120="2.4.0"), "overwrite each other", "pip uninstall nvidia-dali-cuda120"),
+        (with_versions(CPU, opencv_python_headless="4.11.0.86"), "overwrite each other", "opencv-python==4.11.0.86"),
+        (with_versions(CPU, setuptools="84.0.0"), "distutils", "setuptools<82"),
+        (with_versions(CPU, numpy="1.26.4"), "numpy 1.26.4 is too old", "numpy>=2"),
+        (replace(CPU, versions={}), "torch is not installed", "make venv"),
+        (replace(CPU, broken={"torchvision": "no libfoo"}), "torchvision does not import: no libfoo", "make venv"),
+    ],
+)
+def test_wrong_pairs_are_named_with_their_cure(machine, what, mend):
+    assert any(what in fault.what and mend in fault.mend for fault in faults(machine)), faults(machine)
+
+
+def test_setuptools_matters_on_312_with_ffcv_only():
+    assert faults(replace(with_versions(CPU, setuptools="84.0.0"), python="3.11.7")) == []
+
+
+def test_fast_paths_follow_the_machine():
+    there = {path.work: path for path in fast_paths(H200)}
+    assert there["video decoding"].chosen == "NVDEC through DALI" and "h264" in there["video decoding"].reason
+    assert there["JPEG frames"].chosen == "nvJPEG through DALI"
+    assert (there["attention, stage 2"].chosen, there["attention, stage 2"].reason) == ("cuDNN", "the fastest of four")
+    here = {path.work: path for path in fast_paths(CPU)}
+    assert here["attention, stage 2"].chosen == "PyTorch's own choice" and "cpu" in here["attention, stage 2"].reason
+    assert here["video decoding"].chosen.startswith("PyAV") and "no GPU" in here["video decoding"].reason
+    broken = {path.work: path for path in fast_paths(replace(H200, dali_gpu=()))}
+    assert broken["video decoding"].chosen.startswith("PyAV") and "on this GPU" in broken["video decoding"].reason
+
+
+def test_facts_name_every_part():
+    text = str(facts(H200))
+    assert "torch 2.11.0+cu130, built for CUDA 13.0" in text and "H200" in text and "ffcv 1.0.2" in text
+
+
+def test_dali_on_the_cpu_decodes_what_facts_say():
+    """The codecs that the CPU tests of the DALI graph rely on."""
+    assert {"vp8", "vp9", "mjpeg", "jpeg"} <= set(dali_codecs("cpu"))
+
+
+@pytest.mark.cuda
+def test_dali_on_the_gpu_decodes_h264_and_jpeg():
+    assert {"h264", "jpeg"} <= set(dali_codecs("gpu"))
+
+
+def test_this_machine_as_json(capsys):
+    code = doctor.main(["--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert code == (1 if report["faults"] else 0)
+    assert "torch" in report["machine"]["versions"] and "jpeg" in report["machine"]["dali_cpu"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "code", "word"),
+    [(CPU, 0, "Nothing that does not fit"), (with_versions(CPU, numpy="1.26"), 1, "What does not fit")],
+)
+def test_exit_code_and_tables(machine, code, word, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "probe", lambda: machine)
+    assert doctor.main([]) == code
+    assert word in capsys.readouterr().out
+
+
+KERNEL = Kernel(name="k", registers=40, spill_bytes=0, shared_bytes=0, bytes_moved=8, launches=3, backward=False)
+STEP = StepReport(
+    phase="mae", arch=90, batch=128, depth=12, torch="2.11", triton="3.6", kernels=(KERNEL,), calls=(), graphs=2,
+    saved_bytes=0, compiled=1, found=0, seconds=1.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "word"),
+    [
+        (STEP, 0, "compile"),
+        (replace(STEP, kernels=(replace(KERNEL, name="greedy", spill_bytes=64),)), 1, "greedy spills 64"),
+        (replace(STEP, graphs=4), 1, "4 graphs"),
+        (CompileError("mae: no lowering for aten::odd"), 1, "no lowering for aten::odd"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_compile_gpu_says_what_does_not_compile(outcome, code, word, as_json, monkeypatch, capsys):
+    monkeypatch.setattr("ppma.doctor.compile.check_steps", lambda phases, settings: [outcome] * len(phases))
+    assert doctor.main(["--compile-gpu", *(["--json"] if as_json else [])]) == code
+    said = capsys.readouterr().out
+    assert word in said or (as_json and not code)
+    assert "--compile off" in said or as_json or not code
+    if as_json:
+        assert bool(json.loads(said)["problems"]) == bool(code)

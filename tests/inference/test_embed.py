@@ -1,0 +1,81 @@
+"""`ppma features` writes a row a clip, the same numbers in both formats, and what they came from."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from ppma.cli import main as ppma
+from ppma.config.run import EvaluationConfig
+from ppma.inference.open_run import open_run
+from ppma.loaders.files import file_sha256
+from ppma.loaders.sources import catalog as catalogue
+
+
+def features(folder, out, *flags, run="mae"):
+    return ppma(["features", "--checkpoint", str(folder / "runs" / run), "--out", str(out), "--workers", "1",
+                 "--device", "cpu", "--data", str(folder / "data.toml"), *flags])  # fmt: skip
+
+
+def test_both_formats_hold_the_encoder_s_features_and_their_origin(tiny_runs, tmp_path):
+    for name in ("f.npz", "f.parquet"):
+        assert features(tiny_runs, tmp_path / name, "--dataset", "made", "other", "--split", "train") == 0
+    arrays, table = np.load(tmp_path / "f.npz"), parquet.read_table(tmp_path / "f.parquet")
+    data = catalogue.read(tiny_runs / "data.toml")
+    look = open_run(tiny_runs / "runs/mae", device="cpu", workers=1)
+    expected = look.embed(data.manifest("made"), EvaluationConfig(windows=1, crops=1)).features_VWD[:, 0].numpy()
+    assert arrays["features"].shape == (24, 48) and arrays["features"].dtype == np.float32
+    assert np.allclose(arrays["features"][:12], expected, atol=1e-6)
+    assert np.array_equal(np.stack(table["features"].to_numpy(zero_copy_only=False)), arrays["features"])
+    for name in ("path", "source", "label", "class_name", "decoded"):
+        assert table[name].to_pylist() == arrays[name].tolist()
+    assert set(arrays["source"]) == {"made", "other"}
+    facts = json.loads(str(arrays["facts"]))
+    assert facts == json.loads(table.schema.metadata[b"ppma"])
+    assert facts["weights_sha256"] == file_sha256(look.weights)
+    assert facts["manifests"]["made.train"] == file_sha256(tiny_runs / "made_train.csv")
+
+
+def test_views_are_averaged(tiny_runs, tmp_path):
+    flags = ["--dataset", "made", "--windows", "2", "--crops", "3"]
+    assert features(tiny_runs, tmp_path / "f.npz", *flags) == 0
+    look = open_run(tiny_runs / "runs/mae", device="cpu", workers=1)
+    source = catalogue.read(tiny_runs / "data.toml").manifest("made", "val")
+    views = look.embed(source, EvaluationConfig(windows=2, crops=3)).features_VWD
+    assert views.shape[1] == 6
+    assert np.allclose(np.load(tmp_path / "f.npz")["features"], views.mean(dim=1).numpy(), atol=1e-6)
+
+
+def test_an_undecodable_clip_stops_it_or_is_marked(tiny_runs, tmp_path, capfd):
+    for name in ("data.toml", "made_val.csv"):
+        shutil.copy(tiny_runs / name, tmp_path / name)
+    root = catalogue.read(tiny_runs / "data.toml").entry("made", "val").root
+    shutil.copytree(root, tmp_path / "clips")
+    catalogue.add(
+        tmp_path / "data.toml", name="made", split="val", manifest=tmp_path / "made_val.csv", root=tmp_path / "clips"
+    )
+    broken = sorted((tmp_path / "clips").rglob("*.mp4"))[3]
+    broken.write_bytes(b"no video")
+    flags = ["--dataset", "made", "--data", str(tmp_path / "data.toml")]
+    assert features(tiny_runs, tmp_path / "f.npz", *flags) == 2
+    assert broken.name in capfd.readouterr().err and not (tmp_path / "f.npz").exists()
+    assert features(tiny_runs, tmp_path / "f.npz", *flags, "--on-bad", "mark") == 0
+    arrays = np.load(tmp_path / "f.npz")
+    assert arrays["decoded"].sum() == 11 and np.isnan(arrays["features"]).any(axis=1).sum() == 1
+    assert np.isnan(arrays["features"][~arrays["decoded"]]).all()
+
+
+@pytest.mark.parametrize(
+    ("out", "flags", "message"),
+    [
+        ("f.csv", ["--dataset", "made"], "ends in .npz or .parquet"),
+        ("nowhere/f.npz", ["--dataset", "made"], "there is no folder"),
+        ("f.npz", ["--dataset", "nobody"], "has no source nobody.val"),
+        ("f.npz", ["--dataset", "made", "--crops", "2"], "crops is 2"),
+    ],
+)
+def test_wrong_input(tiny_runs, tmp_path, capfd, out, flags, message):
+    assert features(tiny_runs, tmp_path / out, *flags) == 2
+    assert message in capfd.readouterr().err and not list(tmp_path.iterdir())

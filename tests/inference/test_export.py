@@ -1,0 +1,73 @@
+"""An export is run before it is written, and can be used without this package's loader."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from ppma.cli import main as ppma
+from ppma.config.model import ViTConfig
+from ppma.config.recipes import resolve
+from ppma.inference import export
+from ppma.models.classify import Classifier
+from ppma.train import train
+from ppma.training import checkpoint
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, clip_tree):
+    """A stage 1 run and a probe of it."""
+    folder = tmp_path_factory.mktemp("export")
+    for split in ("train", "val"):
+        flags = f"--root {clip_tree} --out {folder}/{split}.csv --name made --split {split} --data {folder}/data.toml".split()
+        assert ppma(["index", str(clip_tree), *flags]) == 0
+    common = [*tiny.FLAGS, "--batch", "4", "--optim.epochs", "1", "--data", f"{folder}/data.toml"]
+    train(resolve("mae_nohuman", [*common, *tiny.MAE_FLAGS, "--sources", "made", "--run-dir", f"{folder}/mae"]))
+    train(resolve("probe", [*common, "--dataset", "made", "--init", f"{folder}/mae", "--run-dir", f"{folder}/probe"]))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["mae", "probe"])
+def test_every_form_gives_the_model_s_features(runs, tmp_path, name):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
+    out = tmp_path / "exported"
+    assert ppma(["export", str(runs / name), str(out)]) == 0
+    files = {path.name for path in out.iterdir()}
+    assert files == {"model.safetensors", "export.json", "README.md", "encoder.pt2", "encoder.onnx", "lineage.json"}
+    model, _ = export.load_encoder_model(runs / name)
+    frames = torch.randint(0, 256, (5, 4, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = export.FeatureExtractor(model)(frames)
+    session = onnxruntime.InferenceSession(str(out / "encoder.onnx"), providers=["CPUExecutionProvider"])
+    from_onnx = session.run(None, {"frames_BTHWC": frames.numpy()})[0]
+    from_program = torch.export.load(out / "encoder.pt2").module()(frames)
+    for found in (torch.from_numpy(np.asarray(from_onnx)), from_program.detach()):
+        assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_the_folder_starts_another_run_and_the_card_tells_the_run(runs, tmp_path):
+    assert ppma(["export", str(runs / "probe"), str(tmp_path / "out"), "--no-onnx"]) == 0
+    facts = json.loads((tmp_path / "out/export.json").read_text())
+    vit = ViTConfig(**{**facts["vit"], "patch": tuple(facts["vit"]["patch"])})
+    fresh = Classifier(vit, {"other": 9})
+    checkpoint.load_encoder(fresh, tmp_path / "out")
+    original, _ = export.load_encoder_model(runs / "probe")
+    assert torch.equal(fresh.blocks[0].attn.qkv.weight, original.blocks[0].attn.qkv.weight)
+    card = (tmp_path / "out/README.md").read_text()
+    assert "Recipe: `probe`" in card and "made val" in card and "top-1" in card and "no claim of anonymity" in card
+
+
+def test_wrong_input_leaves_nothing_behind(runs, tmp_path, capfd, monkeypatch):
+    (tmp_path / "there").mkdir()
+    for argv, message in (
+        ([str(tmp_path), str(tmp_path / "x")], "neither a run folder"),
+        ([str(runs / "mae"), str(tmp_path / "there")], "is there already"),
+    ):
+        assert ppma(["export", *argv]) == 2
+        assert message in capfd.readouterr().err
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(RuntimeError, match="differs from the model"):
+        ppma(["export", str(runs / "mae"), str(tmp_path / "x"), "--no-onnx"])
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]

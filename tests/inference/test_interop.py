@@ -1,0 +1,179 @@
+"""Conversions: there and back to the bit, every tensor accounted for, the same outputs, and no code of a pickle run."""
+
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ppma.cli import main as ppma
+from ppma.config.model import MAEConfig, ViTConfig
+from ppma.inference import convert as interop
+from ppma.loaders.errors import InputError
+from ppma.models.classify import Classifier
+from ppma.models.mae import MaskedAutoencoder
+from ppma.models.vit import sinusoid_table
+from ppma.training import checkpoint
+
+VIT = ViTConfig(width=16, depth=2, heads=2, patch=(2, 8, 8), frames=4, size=16)
+MAE = MAEConfig(decoder_width=8, decoder_depth=1, decoder_heads=2)
+
+
+def filled(module, k_bias=True):
+    """A model whose every tensor is random, so that no two can be confused."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in module.named_parameters():
+        parameter.data.normal_(generator=generator)
+        if not k_bias and name.endswith("attn.qkv.bias") and not name.startswith("decoder."):
+            parameter.data.chunk(3)[1].zero_()
+    return module
+
+
+def stage_1(**more):
+    return filled(MaskedAutoencoder(VIT, MAE), **more)
+
+
+def classifier(**more):
+    return filled(Classifier(VIT, {"converted": 5}), **more)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("make", [stage_1, classifier])
+@pytest.mark.parametrize("kind", interop.READERS)
+def test_there_and_back_is_exact_to_the_bit(kind, make):
+    ours = make(k_bias=kind == "ppma").state_dict()
+    theirs = interop.WRITERS[kind](ours)
+    back, left = interop.READERS[kind](theirs)
+    expected = ours if kind == "ppma" else {n: t for n, t in ours.items() if not n.startswith("decoder.")}
+    assert same(back, expected) and left == []
+    assert same(interop.WRITERS[kind](back), theirs)
+
+
+@pytest.mark.parametrize("make", [stage_1, classifier])
+def test_videomae_stands_for_the_files_of_transformers_too(make):
+    """Those of its bare model as well, whose names lack the prefix."""
+    theirs = interop.to_huggingface(make(k_bias=False).state_dict())
+    expected = interop.from_huggingface(theirs)
+    assert same(interop.from_videomae(theirs)[0], expected[0])
+    bare = {n.removeprefix("videomae."): t for n, t in theirs.items() if n.startswith("videomae.")}
+    tail = ("norm.", "fc_norm.", "head.")
+    found = interop.from_videomae(bare)[0]
+    assert same(found, {n: t for n, t in expected[0].items() if n in found}) and found.keys() >= {
+        n for n in expected[0] if not n.startswith(tail)
+    }
+
+
+def published(**more):
+    """A checkpoint as PPMA releases them: stage 1 with its tables and its pixel head."""
+    weights = interop.to_ppma(stage_1(**more).state_dict())
+    table = sinusoid_table(VIT.tokens, VIT.width).float()[None]
+    return weights | {"trunk.pos_embed": table, "trunk.decoder.pos_embed": table.clone()}
+
+
+def test_published_checkpoints_with_and_without_decoder_and_heads():
+    full = published()
+    assert same(interop.from_ppma(full)[0], stage_1().state_dict())
+    headless = {n: t for n, t in full.items() if not n.startswith("heads.")}
+    assert "decoder.head.weight" not in interop.from_ppma(headless)[0]
+    bare = {n: t for n, t in headless.items() if ".decoder." not in n and "mask_token" not in n}
+    converted = interop.from_ppma(bare)[0]
+    assert not any(n.startswith("decoder.") for n in converted) and "fc_norm.weight" in converted
+
+
+def test_leftovers_and_gaps_are_listed():
+    with pytest.raises(InputError, match=r"1 tensors have no place in our model: trunk\.cls_token"):
+        interop.from_ppma(published() | {"trunk.cls_token": torch.zeros(1, 1, 16)})
+    gap = published()
+    del gap["trunk.blocks.0.mlp.fc1.bias"]
+    with pytest.raises(InputError, match=r"no tensor trunk\.blocks\.0\.mlp\.fc1\.bias"):
+        interop.from_ppma(gap)
+    with pytest.raises(InputError, match="numbered"):
+        interop.from_ppma({n.replace("trunk.blocks.0.", "trunk.blocks.7."): t for n, t in published().items()})
+    learned = published() | {"trunk.pos_embed": torch.rand(1, VIT.tokens, VIT.width)}
+    with pytest.raises(InputError, match="learned positions"):
+        interop.from_ppma(learned)
+
+
+def videomae_features(weights, video_BCTHW):
+    """VideoMAE's encoder by its own names: separate q and v biases, none on k (its code, stated anew)."""
+    x = F.conv3d(video_BCTHW, weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"], stride=VIT.patch)
+    x = x.flatten(2).transpose(1, 2) + sinusoid_table(VIT.tokens, VIT.width).to(x)
+    for i in range(VIT.depth):
+        w = {n.removeprefix(f"blocks.{i}."): t for n, t in weights.items() if n.startswith(f"blocks.{i}.")}
+        y = F.layer_norm(x, (16,), w["norm1.weight"], w["norm1.bias"], eps=1e-6)
+        bias = torch.cat([w["attn.q_bias"], torch.zeros(16).to(x), w["attn.v_bias"]])
+        q, k, v = F.linear(y, w["attn.qkv.weight"], bias).unflatten(2, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        y = (((q * 8**-0.5) @ k.transpose(2, 3)).softmax(dim=3) @ v).transpose(1, 2).flatten(2)
+        x = x + F.linear(y, w["attn.proj.weight"], w["attn.proj.bias"])
+        y = F.layer_norm(x, (16,), w["norm2.weight"], w["norm2.bias"], eps=1e-6)
+        x = x + F.linear(
+            F.gelu(F.linear(y, w["mlp.fc1.weight"], w["mlp.fc1.bias"])), w["mlp.fc2.weight"], w["mlp.fc2.bias"]
+        )
+    return F.layer_norm(x.mean(dim=1), (16,), weights["fc_norm.weight"], weights["fc_norm.bias"], eps=1e-6)
+
+
+def test_a_converted_videomae_gives_the_features_it_gave():
+    theirs = interop.to_videomae(classifier(k_bias=False).double().state_dict())
+    model = Classifier(VIT, {"converted": 5}).double().eval()
+    model.load_state_dict(interop.from_videomae(theirs)[0])
+    frames = torch.randint(0, 256, (2, 4, 16, 16, 3), dtype=torch.uint8)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).double(), torch.tensor([0.229, 0.224, 0.225]).double()
+    video = ((frames.double() / 255 - mean) / std).permute(0, 4, 1, 2, 3)
+    assert (
+        model.features(frames) - videomae_features(theirs, video)
+    ).abs().max() < 1e-6  # mean and std are float32 here
+
+
+def test_a_k_bias_changes_nothing_but_rounding():
+    """Why it may be left out: it adds the same to every score of a query."""
+    model, without = classifier().double().eval(), classifier(k_bias=False).double().eval()
+    without.load_state_dict(
+        model.state_dict() | {n: t for n, t in without.state_dict().items() if n.endswith("qkv.bias")}
+    )
+    for name, tensor in without.state_dict().items():
+        if name.endswith("qkv.bias"):
+            parts = list(model.state_dict()[name].chunk(3))
+            tensor.copy_(torch.cat([parts[0], torch.zeros_like(parts[1]), parts[2]]))
+    frames = torch.randint(0, 256, (2, 4, 16, 16, 3), dtype=torch.uint8)
+    assert (model.features(frames) - without.features(frames)).abs().max() < 1e-10
+
+
+def test_the_command_and_what_comes_of_it(tmp_path, capfd):
+    torch.save({"model": published()}, tmp_path / "released.pth")
+    assert ppma(["convert", "--from", "ppma", str(tmp_path / "released.pth"), str(tmp_path / "converted")]) == 0
+    fresh = Classifier(VIT, {"a": 3})
+    checkpoint.load_encoder(fresh, tmp_path / "converted")
+    assert torch.equal(fresh.blocks[1].attn.qkv.weight, stage_1().blocks[1].attn.qkv.weight)
+    assert ppma(["convert", "--to", "ppma", str(tmp_path / "converted"), str(tmp_path / "back.pth")]) == 0
+    back = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
+    assert same(back, {n: t for n, t in published().items() if "pos_embed" not in n})
+    for argv, message in (
+        (["--from", "ppma", str(tmp_path / "gone.pth"), str(tmp_path / "x")], "no such file"),
+        (["--from", "videomae", str(tmp_path / "released.pth"), str(tmp_path / "x")], "no tensor"),
+        (["--from", "ppma", str(tmp_path / "released.pth"), str(tmp_path / "converted")], "is there already"),
+        ([str(tmp_path / "released.pth"), str(tmp_path / "x")], "give --from or --to"),
+    ):
+        capfd.readouterr()
+        assert ppma(["convert", *argv]) == 2
+        assert message in capfd.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/pwned",)
+
+    torch.save({"model": {"trunk.norm.weight": Evil()}}, tmp_path / "evil.pth")
+    with pytest.raises(InputError, match=r"evil\.pth is refused"):
+        interop.read_foreign(tmp_path / "evil.pth")
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    with pytest.raises(InputError, match=r"junk\.pth is refused"):
+        interop.read_foreign(tmp_path / "junk.pth")
+    torch.save({"epoch": 3}, tmp_path / "no_tensors.pth")
+    with pytest.raises(InputError, match="no table of tensors"):
+        interop.read_foreign(tmp_path / "no_tensors.pth")
+    assert not (tmp_path / "pwned").exists()

@@ -1,0 +1,91 @@
+"""`ppma predict` gives what an evaluation of the same windows gives, names classes, and covers the video to its end."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_barcoded_clip
+
+from ppma.cli import main as ppma
+from ppma.inference.open_run import open_run, plain_views
+from ppma.inference.predict import scores, windows
+from ppma.loaders.errors import InputError
+from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources.probe import Facts, probe
+
+
+def predict(folder, video, *flags, run="finetune"):
+    argv = ["--checkpoint", str(folder / "runs" / run), "--device", "cpu", "--data", str(folder / "data.toml")]
+    return ppma(["predict", str(video), *argv, *map(str, flags)])
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """Seven seconds, upright and not square."""
+    return write_barcoded_clip(tmp_path_factory.mktemp("video") / "seven.mp4", frames=70, width=96, height=72)
+
+
+def test_windows_cover_the_video(video):
+    rows = windows(video, probe(video), seconds=2.7, every=1.35)
+    assert rows.starts[0] == 0 and rows.ends[-1] == pytest.approx(7.0)
+    assert np.all(np.diff(rows.starts) > 0) and np.all(np.diff(rows.starts) <= 1.35 + 1e-9)
+    assert np.allclose(rows.ends - rows.starts, 2.7)
+    short = Facts(frames=5, fps=10, width=8, height=8, codec="h264", key_frame_spacing=5, duration_seconds=0.5)
+    assert len(windows(video, short, seconds=2.7, every=1.35)) == 1
+    with pytest.raises(InputError, match="windows; give --every-seconds"):
+        windows(video, probe(video), seconds=2.7, every=1e-4)
+
+
+def test_scores_are_those_of_the_model(tiny_runs, video):
+    look = open_run(tiny_runs / "runs/finetune", device="cpu", workers=1)
+    rows = windows(video, probe(video), seconds=2.7, every=2.0)
+    found = scores(look, rows, "made", 1)
+    with torch.no_grad():
+        expected = look.model.logits(torch.from_numpy(plain_views(rows, look.loader))).double().softmax(dim=1)
+    assert np.allclose(found, expected.numpy(), atol=1e-5) and found.shape == (len(rows), 4)
+
+
+def test_the_command_names_classes_and_writes_scores_over_time(tiny_runs, video, tmp_path, capsys):
+    assert predict(tiny_runs, video, "--out", tmp_path / "p.json", "--top", "2") == 0
+    shown = capsys.readouterr().out
+    found = json.loads((tmp_path / "p.json").read_text())
+    names = catalogue.read(tiny_runs / "data.toml").manifest("made").class_names
+    assert found["classes"] == [names[label] for label in range(4)]
+    best = found["classes"][int(np.argmax(found["mean"]))]
+    assert shown.splitlines()[1].startswith(best)
+    assert [w["start_seconds"] for w in found["windows"]][:2] == [0.0, 1.35]
+    assert np.allclose(np.mean([w["scores"] for w in found["windows"]], axis=0), found["mean"], atol=1e-5)
+    drawing = (tmp_path / "p.svg").read_text()
+    assert drawing.startswith("<svg") and best.split(",")[0] in drawing
+
+
+def test_names_may_come_from_a_file(tiny_runs, video, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("one\ntwo\nthree\nfour\n")
+    flags = ["--classes", tmp_path / "names.txt", "--data", tiny_runs / "data.toml"]
+    assert predict(tiny_runs, video, *flags) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[0] in ("one", "two", "three", "four")
+    (tmp_path / "names.txt").write_text("one\ntwo\n")
+    assert predict(tiny_runs, video, *flags) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "run", "message"),
+    [
+        ([], "mae", "is a stage 1 run and names no action"),
+        (["--space", "nobody"], "finetune", "the run names the classes of made"),
+        (["--every-seconds", "0"], "finetune", "must be above 0"),
+        (["--out", "nowhere/p.json"], "finetune", "a folder that is there"),
+        (["--out", "p.txt"], "finetune", "give a FILE.json"),
+    ],
+)
+def test_wrong_input(tiny_runs, video, capfd, flags, run, message):
+    assert predict(tiny_runs, video, *flags, run=run) == 2
+    assert message in capfd.readouterr().err
+
+
+def test_what_is_no_video_is_told(tiny_runs, tmp_path, capfd):
+    (tmp_path / "text.mp4").write_text("no video")
+    for name, message in (("text.mp4", "text.mp4: "), ("missing.mp4", "no such file")):
+        assert predict(tiny_runs, tmp_path / name) == 2
+        assert message in capfd.readouterr().err

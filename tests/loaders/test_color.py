@@ -1,0 +1,100 @@
+"""Colors follow the tag of the stream, BT.601 where there is none, whoever decodes: all within 2 of 255 of the matrix itself."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from ppma.loaders.decode.decoders import DALI_CPU_CODECS, DALI_GPU_CODECS
+from ppma.loaders.decode.fetch import NotForDali, encoded_window, read_window
+from tests.loaders.test_gop import SIDE, by_dali
+
+YCBCR = (120, 90, 200)
+"""A flat picture, the same in every limited-range matrix but for 15 levels of red."""
+UNTAGGED, BT709, BT470BG, SMPTE170M, BT2020 = 2, 1, 5, 6, 9
+WEIGHTS = {BT709: (0.2126, 0.0722), BT2020: (0.2627, 0.0593)}
+"""Of red and blue in luma (ITU-R BT.709, BT.2020); BT.601 otherwise."""
+LIMITED, FULL = 1, 2
+
+
+def matrix(tag: int, *, full: bool) -> np.ndarray:
+    """RGB of YCBCR, from the definition."""
+    red, blue = WEIGHTS.get(tag, (0.299, 0.114))
+    y, cb, cr = (value - offset for value, offset in zip(YCBCR, (0 if full else 16, 128, 128)))
+    y, cb, cr = (y, cb, cr) if full else (y * 255 / 219, cb * 255 / 224, cr * 255 / 224)
+    r, b = y + 2 * (1 - red) * cr, y + 2 * (1 - blue) * cb
+    return np.clip([r, (y - red * r - blue * b) / (1 - red - blue), b], 0, 255)
+
+
+def write(path: Path, codec: str, tag: int, full: bool) -> Path:
+    with av.open(str(path), "w") as container:
+        options = {"x265-params": "log-level=none:pools=none:frame-threads=1"} if codec == "libx265" else {}
+        stream = container.add_stream(codec, rate=Fraction(25), options=options)
+        stream.width = stream.height = SIDE
+        stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
+        if tag != UNTAGGED or full:
+            stream.codec_context.colorspace, stream.codec_context.color_range = tag, FULL if full else LIMITED
+        frame = av.VideoFrame(SIDE, SIDE, "yuv420p")
+        frame.colorspace, frame.color_range = stream.codec_context.colorspace, stream.codec_context.color_range
+        for plane, value in zip(frame.planes, YCBCR):
+            plane.update(bytes([value]) * plane.buffer_size)
+        for number in range(12):
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+TAGS = [(tag, full) for tag in (UNTAGGED, BT470BG, SMPTE170M, BT709, BT2020) for full in (False, True)]
+
+
+@pytest.mark.parametrize(("tag", "full"), TAGS)
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9"])
+def test_pyav_follows_the_tag(tmp_path, codec, tag, full):
+    path = write(tmp_path / f"clip.{'webm' if codec == 'libvpx-vp9' else 'mp4'}", codec, tag, full)
+    assert np.abs(read_window(path, 0.0, 0.4, 2) - matrix(tag, full=full)).max() < 2
+
+
+@pytest.mark.parametrize(("tag", "full"), TAGS)
+def test_dali_agrees_on_a_cpu_or_does_not_get_it(tmp_path, tag, full):
+    path = write(tmp_path / "clip.webm", "libvpx-vp9", tag, full)
+    if tag in (BT709, BT2020) or full:
+        with pytest.raises(NotForDali, match="colors"):
+            encoded_window(path, 0.0, 0.4, 2, DALI_CPU_CODECS)
+    else:
+        made = by_dali(encoded_window(path, 0.0, 0.4, 2, DALI_CPU_CODECS))
+        assert np.abs(made.astype(int) - read_window(path, 0.0, 0.4, 2)).max() <= 2
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+@pytest.mark.parametrize(("tag", "full"), TAGS)
+def test_on_a_gpu_dali_gets_what_it_converts_by_bt601(tmp_path, codec, tag, full):
+    """It reads the range in the bit stream of H.264 and HEVC, and no tag of a matrix."""
+    path = write(tmp_path / "clip.mp4", codec, tag, full)
+    if tag in (BT709, BT2020):
+        with pytest.raises(NotForDali, match="matrix"):
+            encoded_window(path, 0.0, 0.4, 2, DALI_GPU_CODECS)
+    else:
+        assert encoded_window(path, 0.0, 0.4, 2, DALI_GPU_CODECS).kind == "video"
+
+
+def test_a_range_that_only_the_container_tells_is_not_dalis(tmp_path):
+    source, path = write(tmp_path / "clip.mp4", "libx264", UNTAGGED, full=False), tmp_path / "tagged.mp4"
+    data = bytearray(source.read_bytes())
+    entry = data.index(b"avc1", data.index(b"stsd"))
+    at = data.index(b"pasp", entry) - 4 if b"pasp" in data[entry:] else data.index(b"btrt", entry) - 4
+    box = b"\0\0\0\x13colrnclx" + bytes([0, 2, 0, 2, 0, 2, 0x80])  # unspecified colors, full range
+    path.write_bytes(insert(data, at, box))
+    assert np.abs(read_window(path, 0.0, 0.4, 2) - matrix(UNTAGGED, full=True)).max() < 2
+    with pytest.raises(NotForDali, match="full-range"):
+        encoded_window(path, 0.0, 0.4, 2, DALI_GPU_CODECS)
+
+
+def insert(data: bytearray, at: int, box: bytes) -> bytes:
+    """An MP4 file with `box` put into its sample entry at `at`; its index is behind the pictures, which do not move."""
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        start = data.rindex(name, 0, at) - 4
+        data[start : start + 4] = (int.from_bytes(data[start : start + 4], "big") + len(box)).to_bytes(4, "big")
+    return bytes(data[:at] + box + data[at:])

@@ -1,0 +1,171 @@
+"""FFCV's loader gives the views of the plain path, drawn by the sampler, less what its fast DCT changes."""
+
+import shutil
+from dataclasses import replace
+from itertools import islice
+
+import cv2
+import numpy as np
+import pytest
+
+from ppma.data.shard_writer import PackRow, pack_shard, write_rows
+from ppma.loaders.config import LoaderConfig
+from ppma.loaders.decode.augment import make_views
+from ppma.loaders.decode.fetch import read_frames
+from ppma.loaders.errors import InputError
+from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
+from ppma.loaders.sources.manifest import Clip, Manifest
+from ppma.loaders.sources.store import INDEX, PackParameters, Store, StoreIndex, locate_packed
+from ppma.loaders.stream import ClipStream
+
+pytest.importorskip("ffcv")
+CONFIG = LoaderConfig(frames=4, size=32, short_side=48, views=3, flip_probability=0.5, window_seconds=1.0)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory, write_clip):
+    """Six clips in two shards, of two sizes."""
+    folder = tmp_path_factory.mktemp("store")
+    rng = np.random.default_rng(0)
+    clips, rows = [], []
+    for i in range(6):
+        width, height = ((64, 48), (48, 80))[i % 2]
+        path = folder / f"{i}"
+        path.mkdir()
+        picture = cv2.resize(
+            rng.integers(0, 255, (6, 6, 3), np.uint8), (width + 60, height), interpolation=cv2.INTER_CUBIC
+        )
+        for t in range(30):
+            cv2.imwrite(str(path / f"{t:03d}.png"), picture[:, 2 * t : 2 * t + width])
+        facts = {"frames": 30, "fps": 25.0, "codec": "png", "key_frame_spacing": 1, "duration_seconds": 1.2}
+        clips.append(Clip(path=str(i), width=width, height=height, label=i, **facts))
+        rows.append(PackRow(row=i, path=str(path), label=i, start_seconds=0.0, end_seconds=9.0))
+    parameters = PackParameters(short_side=48, fps=None, quality=95)
+    shards = tuple(
+        pack_shard(folder, n, rows[3 * n : 3 * n + 3], parameters, refused={}, started=lambda _: None) for n in (0, 1)
+    )
+    write_rows(folder, shards, 6)
+    index = StoreIndex(manifest_sha256="", rows=6, parameters=parameters, shards=shards, complete=True)
+    (folder / INDEX).write_text(index.dump())
+    return Manifest.from_clips(clips, root=folder, name="x").packed_in(Store(folder))
+
+
+def run(packed, config, draws, batch=4):
+    from ppma.loaders.decode.ffcv import FfcvViews
+
+    shard = packed.root / "shard-00000.beton"
+    views = FfcvViews(shard, config, batch_clips=batch, views=config.views, pixels=48 * 80)
+    return views, [packed.file(draw.clip) for draw in draws], draws
+
+
+def test_views_are_those_of_the_plain_path(packed):
+    import torch
+
+    threads = torch.get_num_threads()
+    sampler = TrainingSampler([packed], CONFIG, seed=3, batch_clips=5)
+    draws = [draw for epoch in range(2) for draw in sampler.draws(epoch, 0)]
+    assert any(view.flip for draw in draws for view in draw.views)
+    views, addresses, _ = run(packed, CONFIG, draws)
+    for _ in range(2):  # a second plan through the same compiled loader
+        got = [(made.copy(), bad) for made, bad in views.run(addresses, draws)]
+        assert [len(made) for made, _ in got] == [4, 4, 2] and not np.concatenate([bad for _, bad in got]).any()
+        for made_VTHWC, draw, address in zip(np.concatenate([made for made, _ in got]), draws, addresses):
+            frames = read_frames(address, draw.start_seconds, draw.end_seconds, CONFIG.frames)
+            apart = np.abs(made_VTHWC.astype(int) - make_views(frames, draw.views, CONFIG))
+            assert apart.max() <= 12 and apart.mean() < 1.5  # libjpeg-turbo's fast DCT and OpenCV's colour tables
+    assert torch.get_num_threads() == threads
+
+
+def test_damaged_frames_are_told_of(packed):
+    draws = TrainingSampler([packed], CONFIG, seed=0, batch_clips=4).draws(0, 0)
+    views, addresses, _ = run(packed, CONFIG, draws)
+    views._fill, fill = None, views._fill
+
+    def damaged(row, address, draw):
+        fill(row, address, draw)
+        if draw is draws[2]:
+            row["size"][1] = 30
+
+    views._fill = damaged
+    ((_, bad),) = list(islice(views.run(addresses, draws), 1))
+    assert bad.tolist() == [False, False, True, False]
+
+
+def test_a_store_of_another_size_is_refused(packed):
+    config = replace(CONFIG, short_side=40)
+    draws = TrainingSampler([packed], config, seed=0, batch_clips=4).draws(0, 0)
+    views, addresses, _ = run(packed, config, draws)
+    with pytest.raises(InputError, match="pack with --short-side 40"):
+        next(views.run(addresses, draws))
+
+
+def collect(source, implementation, *, start=(0, 0), sampler=TrainingSampler, on_bad="replace"):
+    config = replace(CONFIG, implementation=implementation, max_bad_fraction=0.5, workers=1)
+    batches = (
+        sampler([source], config, seed=3, batch_clips=3)
+        if sampler is TrainingSampler
+        else sampler(source, config, batch_clips=4)
+    )
+    with ClipStream(
+        batches, [source], config, epochs=2 if sampler is TrainingSampler else 1, start=start, on_bad=on_bad
+    ) as stream:
+        return list(stream), stream
+
+
+def assert_alike(made, plain):
+    """The same samples in the same order, their pixels within what FFCV's fast DCT changes."""
+    assert len(made) == len(plain)
+    for ours, theirs in zip(made, plain):
+        for name in ("label_B", "sample_id_B", "view_B", "key_B", "decoded_B"):
+            assert getattr(ours, name).tolist() == getattr(theirs, name).tolist(), name
+        apart = (ours.frames_BTHWC.int() - theirs.frames_BTHWC.int()).abs()
+        assert apart.max() <= 12 and apart.float().mean() < 1.5
+
+
+def test_a_stream_by_ffcv_is_the_plain_one(packed):
+    plain, _ = collect(packed, "plain")
+    made, stream = collect(packed, "ffcv")
+    assert stream.counters.samples == 12 and len(made) == 4
+    assert_alike(made, plain)
+    assert_alike(collect(packed, "ffcv", start=(1, 1))[0], plain[3:])
+
+
+def test_an_evaluation_ends_with_a_short_batch(packed):
+    made, _ = collect(packed, "ffcv", sampler=EvaluationSampler)
+    assert [len(batch.sample_id_B) for batch in made] == [4 * 6, 2 * 6]
+    assert_alike(made, collect(packed, "plain", sampler=EvaluationSampler)[0])
+
+
+@pytest.fixture
+def damaged(packed, tmp_path):
+    """The store with a clip whose JPEGs are zeros."""
+    shutil.copytree(packed.root, tmp_path / "store")
+    shard, place = locate_packed(packed.file(1))
+    offsets, _ = shard.table(place)
+    with (tmp_path / "store" / shard.path.name).open("r+b") as file:
+        file.seek(int(offsets[0]))
+        file.write(bytes(int(offsets[-1] - offsets[0])))
+    clips = [packed.clip(row) for row in range(len(packed))]
+    return Manifest.from_clips(clips, root=tmp_path / "store", name="x").packed_in(Store(tmp_path / "store"))
+
+
+def test_a_damaged_clip_is_named_and_replaced_as_by_the_plain_path(damaged):
+    plain, plainly = collect(damaged, "plain")
+    made, stream = collect(damaged, "ffcv")
+    assert stream.bad_files == plainly.bad_files and len(stream.bad_files) == 1
+    assert_alike(made, plain)
+    assert not any(1 in batch.sample_id_B for batch in made)
+
+
+def test_a_damaged_clip_is_black_and_marked_in_an_evaluation(damaged):
+    made, _ = collect(damaged, "ffcv", sampler=EvaluationSampler, on_bad="mark")
+    assert made[0].decoded_B.tolist() == [True] * 6 + [False] * 6 + [True] * 12
+    assert not made[0].frames_BTHWC[6:12].any()
+
+
+def test_what_ffcv_cannot_do_is_refused(packed):
+    with pytest.raises(InputError, match="for RandAugment take plain or dali"):
+        replace(CONFIG, implementation="ffcv", randaugment_ops=2)
+    clips = Manifest.from_clips([packed.clip(row) for row in range(6)], root=packed.root, name="clips")
+    with pytest.raises(InputError, match="clips is none: ppma pack clips --short-side 48"):
+        collect(clips, "ffcv")

@@ -1,0 +1,400 @@
+"""The hand-over of batches: a thread that ends when it must, memory that is never overwritten too early, no host wait in a step."""
+
+import itertools
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import traceback
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from ppma.loaders import stream
+from ppma.loaders.decode import dali as pipeline
+from ppma.loaders.decode import handover
+from ppma.loaders.decode.handover import DEPTH, Ahead, CudaTransfer, KeptBuffers, Transfer
+from ppma.loaders.errors import InputError
+from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
+from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.stream import ClipStream
+from tests.loaders.test_stream import CONFIG as TWO_WORKERS
+from tests.loaders.test_stream import collect, row, same
+
+CONFIG = replace(TWO_WORKERS, workers=1)  # each takes half a second of CPU to start
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory, write_clip):
+    """Eight clips of different colors."""
+    root = tmp_path_factory.mktemp("handover")
+    for number in range(8):
+        write_clip(root / f"{number}.mp4", frames=24, colour=(30 * number, 128, 128))
+    return Manifest.from_clips([row(f"{n}.mp4", n % 3) for n in range(8)], root=root, name="made")
+
+
+@pytest.fixture(scope="module")
+def whole(manifest):
+    """The batches of six epochs."""
+    return collect(manifest, config=CONFIG, epochs=6)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert not [thread for thread in threading.enumerate() if thread.name == "ppma-batches"]
+
+
+def make_stream(manifest, *, config=CONFIG, epochs=4, **more):
+    sampler = TrainingSampler([manifest], config, seed=5, batch_clips=4)
+    return ClipStream(sampler, [manifest], config, epochs=epochs, **more)
+
+
+# ------------------------------------------------------------------------------------------------------ the thread
+
+
+def wait_for(condition, seconds=5.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_items_come_in_order_and_no_more_than_the_depth_ahead():
+    made = []
+    ahead = Ahead(number for number in range(9) if not made.append(number))
+    for expected in range(9):
+        wait_for(lambda seen=expected: len(made) == min(seen + DEPTH, 9))
+        assert ahead.take() == expected
+    assert ahead.take() is None and ahead.take() is None
+    ahead.close()
+
+
+def test_a_failure_arrives_after_the_finished_items_with_its_traceback():
+    def failing():
+        yield 1
+        raise InputError("too many bad files")
+
+    ahead = Ahead(failing())
+    assert ahead.take() == 1
+    for _ in range(2):
+        with pytest.raises(InputError, match="too many bad files") as caught:
+            ahead.take()
+        assert "in failing" in "".join(traceback.format_exception(caught.value))
+    ahead.close()
+
+
+def test_waiting_can_have_a_limit():
+    go_on = threading.Event()
+    ahead = Ahead(iter(go_on.wait, None))
+    with pytest.raises(TimeoutError):
+        ahead.take(timeout=0.01)
+    go_on.set()
+    assert ahead.take() is True
+    ahead.close()
+
+
+def test_a_stream_closes_in_every_state(manifest, tmp_path):
+    (tmp_path / "stalled").mkdir()
+    os.mkfifo(tmp_path / "stalled" / "000001.jpg")  # who opens it waits for good
+    stalled = Manifest.from_clips([row("stalled", 0, codec="jpeg")] * 8, root=tmp_path, name="stalled")
+
+    def never_started(stream):
+        pass
+
+    def queue_is_full(stream):
+        stream.take()
+        wait_for(lambda: len(stream._ahead._ready) == DEPTH)
+
+    def waits_for_a_file(stream):
+        with pytest.raises(TimeoutError):
+            stream.take(timeout=0.3)
+
+    def generator_is_abandoned(stream):
+        next(iter(stream))
+
+    def is_done(stream):
+        assert len(list(stream)) == 8
+
+    for state, source in (
+        (never_started, manifest),
+        (queue_is_full, manifest),
+        (waits_for_a_file, stalled),
+        (generator_is_abandoned, manifest),
+        (is_done, manifest),
+    ):
+        made = make_stream(source)
+        state(made)
+        began = time.monotonic()
+        made.close()
+        made.close()
+        assert time.monotonic() - began < 8, state.__name__  # 2 s: the pool kills a worker that does not end by itself
+
+
+def test_an_exception_in_the_step_ends_thread_and_workers(manifest):
+    with pytest.raises(ZeroDivisionError), make_stream(manifest) as made:
+        pids = made._pool.pids
+        for _ in made:
+            raise ZeroDivisionError
+    assert pids and not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_a_worker_with_a_defect_of_ours_stops_the_run(manifest, monkeypatch):
+    monkeypatch.setattr("ppma.loaders.decode.pool.RUN_WORKER", "raise SystemExit(3)")
+    with make_stream(manifest) as made, pytest.raises(RuntimeError, match="failed with code 3"):
+        list(made)
+
+
+def test_a_stream_that_is_never_closed_does_not_keep_the_process(manifest, tmp_path):
+    (tmp_path / "made").write_bytes(pickle.dumps(([manifest], CONFIG)))
+    program = f"""
+        import pickle
+        from pathlib import Path
+        from ppma.loaders.sampler import TrainingSampler
+        from ppma.loaders.stream import ClipStream
+        sources, config = pickle.loads(Path({str(tmp_path / "made")!r}).read_bytes())
+        stream = ClipStream(TrainingSampler(sources, config, seed=5, batch_clips=4), sources, config)
+        print(len(next(iter(stream)).label_B))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "8\n", "")
+
+
+def test_waiting_is_counted_where_it_happens(manifest):
+    with make_stream(manifest) as made:
+        first = made.take().counters
+        wait_for(lambda: len(made._ahead._ready) == DEPTH)
+        second = made.take().counters
+    assert first.samples >= 4 and first.wait_seconds > 0.05  # the workers had to start
+    assert second.samples >= 8 and second.wait_seconds - first.wait_seconds < 0.05
+
+
+# ------------------------------------------------------------------------------------------------------ the memory
+
+
+def test_a_buffer_is_used_again_only_when_nothing_refers_to_it():
+    buffers = KeptBuffers()
+    held = buffers.empty((4, 8))
+    held[:] = 7
+    view, address = held[1:].flatten(), held.data_ptr()
+    other = buffers.empty((4, 8))
+    assert other.data_ptr() != address
+    del held
+    assert buffers.empty((4, 8)).data_ptr() not in (address, other.data_ptr())
+    assert (view == 7).all()
+    del view
+    assert buffers.empty((2, 8)).data_ptr() == address
+
+
+def test_batches_that_are_kept_stay_as_they_were_and_dropped_ones_give_their_memory_back(manifest, whole):
+    held, copies, addresses = [], [], set()
+    with make_stream(manifest, epochs=10) as made:
+        for number, batch in enumerate(made):
+            if number < 6:
+                held.append(batch)
+                copies.append(batch.frames_BTHWC.clone())
+            else:
+                addresses.add(batch.frames_BTHWC.data_ptr())
+    assert all(torch.equal(batch.frames_BTHWC, copy) for batch, copy in zip(held, copies, strict=True))
+    assert all(same(batch, theirs) for batch, theirs in zip(held, whole[:6], strict=True))
+    assert len(addresses) <= DEPTH + 3  # the queue, one in the making, one in use, one not yet dropped
+
+
+def test_columns_begin_where_kernels_want_them(manifest):
+    (batch, *_) = collect(
+        manifest, config=CONFIG, rank=0, world_size=4
+    )  # 2 rows of int64: 16 bytes each, were they packed
+    columns = [t for t in batch.tensors() if t.dtype == torch.int64]
+    assert len(columns) == 6
+    for column in columns:
+        assert column.storage_offset() * 8 % 128 == 0 and column.is_contiguous()
+
+
+@pytest.mark.parametrize("bad", [(), (1, 2)])
+def test_what_the_decoder_made_is_handed_over_as_it_is(manifest, monkeypatch, bad):
+    """Only a batch with undecodable clips is copied: their frames are black."""
+    made = []
+
+    class Fake:
+        def __init__(self, *_, **__):
+            pass
+
+        def __call__(self, inputs, draws):
+            made.append(torch.full((3 * len(inputs), 4, 32, 32, 3), 7, dtype=torch.uint8))
+            return made[-1]
+
+    monkeypatch.setattr(pipeline, "DaliViews", Fake)
+    rows = [row("gone.mp4", 0) if n in bad else manifest.clip(n) for n in range(4)]
+    source = Manifest.from_clips(rows, root=manifest.root, name="made")
+    config = replace(CONFIG, implementation="dali", short_side=32, randaugment_ops=0)
+    sampler = EvaluationSampler(source, config, batch_clips=4, windows=1)
+    with ClipStream(sampler, [source], config, on_bad="mark") as there:
+        (batch,) = there
+    assert (batch.frames_BTHWC.data_ptr() == made[0].data_ptr()) == (not bad)
+    assert batch.decoded_B.tolist() == [n not in bad for n in range(4) for _ in range(3)]
+    assert [bool((frames == 7).all()) for frames in batch.frames_BTHWC] == batch.decoded_B.tolist()
+    assert not batch.frames_BTHWC[~batch.decoded_B].any()
+
+
+class LateDevice(Transfer):
+    """A device that copies as late as possible: when the copy is waited for."""
+
+    def __init__(self, device):
+        super().__init__(device)
+        self.copies, self.done, self.guard = [], 0, threading.Lock()
+
+    def lock(self, memory):
+        return True
+
+    def send(self, host):
+        if host.dtype != torch.uint8:
+            return host
+        there = torch.zeros_like(host)
+        self.copies.append((there, host))
+        return there
+
+    def mark(self):
+        return SimpleNamespace(synchronize=partial(self.catch_up, len(self.copies)))
+
+    def catch_up(self, count):
+        with self.guard:
+            for there, host in self.copies[self.done : count]:
+                there.copy_(host)
+            self.done = max(self.done, count)
+
+    def receive(self, tensors, mark):
+        mark.synchronize()
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 3])
+def test_shared_memory_is_written_over_only_after_the_device_has_read_it(manifest, whole, monkeypatch, prefetch):
+    monkeypatch.setattr(stream, "transfer_to", LateDevice)
+    late = []
+    with make_stream(manifest, config=replace(CONFIG, prefetch_batches=prefetch), epochs=6) as made:
+        for batch in made:
+            late.append(batch)
+            time.sleep(0.01)  # the workers write meanwhile
+    assert all(same(a, b) for a, b in zip(whole, late, strict=True))
+
+
+# -------------------------------------------------------------------------------------------------------- the GPU
+
+
+class Recorder:
+    """Stands for torch.cuda and what it makes; notes every call as `name.method`, with its arguments."""
+
+    def __init__(self, calls, name="", answers=()):
+        self.calls, self.name, self.answers = calls, name, dict(answers)
+
+    def __getattr__(self, method):
+        def call(*arguments, **_):
+            self.calls.append((f"{self.name}.{method}".lstrip("."), arguments))
+            return self.answers.get(method)
+
+        return call
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """Calls of CudaTransfer, in order, on a machine without a GPU."""
+    calls = []
+    side, consumer, event = (Recorder(calls, name) for name in ("side", "consumer", "event"))
+    error = SimpleNamespace(success=0)
+    runtime = Recorder(calls, "runtime", {"cudaHostRegister": 0, "cudaHostUnregister": 0})
+    runtime.cudaError = error
+    cuda = Recorder(calls, "cuda", {"Stream": side, "current_stream": consumer, "current_device": 1, "cudart": runtime})
+    cuda.Event = type(
+        "Event", (Recorder,), {"__init__": lambda self, blocking: Recorder.__init__(self, calls, "event")}
+    )
+    monkeypatch.setattr(handover.torch, "cuda", cuda)
+    return SimpleNamespace(calls=calls, side=side, consumer=consumer, event=event, runtime=runtime)
+
+
+def test_the_consumers_stream_waits_for_the_event_and_the_allocator_for_the_consumer(fake_cuda):
+    transfer = CudaTransfer(torch.device("cuda"))
+    transfer.prepare_thread()
+    mark = transfer.mark()
+    frames, labels = (Recorder(fake_cuda.calls, name) for name in ("frames", "labels"))
+    transfer.receive([frames, labels], mark)
+    assert fake_cuda.calls == [
+        ("cuda.current_device", ()),
+        ("cuda.Stream", (torch.device("cuda", 1),)),
+        ("cuda.set_device", (torch.device("cuda", 1),)),
+        ("cuda.set_stream", (fake_cuda.side,)),
+        ("event.record", (fake_cuda.side,)),
+        ("cuda.current_stream", (torch.device("cuda", 1),)),
+        ("consumer.wait_event", (mark,)),
+        ("frames.record_stream", (fake_cuda.consumer,)),
+        ("labels.record_stream", (fake_cuda.consumer,)),
+    ]
+
+
+def test_memory_is_unlocked_after_the_last_copy_and_once(fake_cuda):
+    import mmap
+
+    memory = mmap.mmap(-1, 1 << 16)
+    transfer = CudaTransfer(torch.device("cuda"))
+    assert transfer.lock(memory)
+    transfer.unlock()
+    transfer.unlock()
+    address = np.frombuffer(memory, np.uint8).ctypes.data
+    names = [(name, arguments) for name, arguments in fake_cuda.calls if not name.startswith("cuda.")]
+    assert names == [
+        ("runtime.cudaHostRegister", (address, 1 << 16, 0)),
+        ("event.record", (fake_cuda.side,)),
+        ("event.synchronize", ()),
+        ("runtime.cudaHostUnregister", (address,)),
+    ]
+
+
+def test_memory_that_cannot_be_locked_is_said_and_the_error_is_taken_from_the_runtime(fake_cuda, monkeypatch, caplog):
+    import mmap
+
+    launched = []
+    monkeypatch.setattr(handover.torch, "ones", lambda *_, device: launched.append(device))
+    fake_cuda.runtime.answers["cudaHostRegister"] = 304
+    transfer = CudaTransfer(torch.device("cuda"))
+    assert not transfer.lock(mmap.mmap(-1, 1 << 16))
+    assert "304" in caplog.text and launched == [torch.device("cuda", 1)]
+    transfer.unlock()
+    assert not any(name == "runtime.cudaHostUnregister" for name, _ in fake_cuda.calls)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("lockable", [True, False])
+def test_a_gpu_gets_the_cpus_batches_without_a_host_wait(manifest, whole, monkeypatch, lockable):
+    """The consumer is busy with each batch for a while, so that memory which came back too early would be written over."""
+    if not lockable:
+        monkeypatch.setattr(CudaTransfer, "lock", Transfer.lock)
+    sums = []
+    with make_stream(manifest, epochs=6, device="cuda") as there:
+        first = there.take()
+        assert there._locked == lockable
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for batch in there:  # dropped while the GPU has yet to read it
+                torch.cuda._sleep(10_000_000)
+                sums.append([tensor.double().sum() for tensor in batch.tensors()])
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(first.tensors(), whole[0].tensors(), strict=True))
+    found = [[float(value) for value in row] for row in sums]
+    assert found == [[float(tensor.double().sum()) for tensor in batch.tensors()] for batch in whole[1:]]
+
+
+@pytest.mark.cuda
+def test_a_gpu_stream_can_be_left_at_any_time(manifest):
+    for taken in (0, 1, 3):
+        with make_stream(manifest, device="cuda", epochs=20) as made:
+            assert len(list(itertools.islice(made, taken))) == taken
+    torch.cuda.synchronize()

@@ -1,0 +1,146 @@
+"""The manifest: what is written comes back, columns agree with rows, and a wrong row is named by its line."""
+
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ppma.loaders.errors import InputError
+from ppma.loaders.sources.manifest import HEADER, Clip, Manifest, write_atomically
+
+PLAIN = Clip(
+    path="a/1.mp4",
+    frames=60,
+    fps=25.0,
+    width=320,
+    height=240,
+    codec="h264",
+    key_frame_spacing=12,
+    duration_seconds=2.4,
+)
+FULL = replace(
+    PLAIN,
+    path='tai chi, (outdoors) [1]/véhicule «q"» 1',
+    label=31,
+    class_name="tai chi, (outdoors) [1]",
+    source="demo",
+    start_seconds=0.5,
+    end_seconds=1.25,
+    fps=30000 / 1001,
+    domain="human-removed",
+    licence="CC BY 4.0",
+    audit="clean",
+)
+GOOD_LINE = "a/1.mp4,0,walk,demo,,,60,25.0,320,240,h264,12,2.4,real,,"
+
+
+def test_header_is_the_contract():
+    assert ",".join(HEADER) == (
+        "path,label,class_name,source,start_seconds,end_seconds,frames,fps,width,height,codec,key_frame_spacing,"
+        "duration_seconds,domain,licence,audit"
+    )
+
+
+def test_what_is_written_comes_back(tmp_path):
+    file = tmp_path / "m.csv"
+    Manifest.write(file, [PLAIN, FULL])
+    manifest = Manifest.read(file)
+    assert [manifest.clip(0), manifest.clip(1)] == [PLAIN, FULL]
+    assert manifest.root == tmp_path and manifest.name == "m" and manifest.path == file
+    assert manifest.file(0) == tmp_path / "a/1.mp4"
+    assert manifest.sha256 == Manifest.from_clips([PLAIN, FULL], root=tmp_path, name="m").sha256
+    with pytest.raises(IndexError):
+        manifest.clip(2)
+
+
+def test_columns_agree_with_the_rows():
+    manifest = Manifest.from_clips([PLAIN, FULL], root="/data", name="m")
+    assert manifest.labels.tolist() == [-1, 31] and manifest.labels.dtype == np.int64
+    assert manifest.starts.tolist() == [0.0, 0.5] and manifest.ends.tolist() == [2.4, 1.25]
+    assert manifest.widths.tolist() == [320, 320] and manifest.frames.tolist() == [60, 60]
+    assert manifest.class_names == {31: "tai chi, (outdoors) [1]"}
+    assert manifest.n_classes == 32, "labels may have gaps"
+    again = pickle.loads(pickle.dumps(manifest))
+    assert again.clip(1) == manifest.clip(1) and again.n_classes == 32
+
+
+def test_labels_are_checked_against_a_head():
+    manifest = Manifest.from_clips([PLAIN, FULL], root="/data", name="m")
+    manifest.check_labels(32)
+    with pytest.raises(InputError, match=r"m, line 3: label 31 is outside 0\.\.30"):
+        manifest.check_labels(31)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("../b.mp4,0,walk,demo,,,60,25.0,320,240,h264,12,2.4,,,", "path is '../b.mp4'; it leaves the root"),
+        ("a/../../b.mp4,0,walk,demo,,,60,25.0,320,240,h264,12,2.4,,,", "it leaves the root"),
+        ("/b.mp4,0,walk,demo,,,60,25.0,320,240,h264,12,2.4,,,", "it leaves the root"),
+        (",0,walk,demo,,,60,25.0,320,240,h264,12,2.4,,,", "path is ''"),
+        ("b.mp4,zero,walk,demo,,,60,25.0,320,240,h264,12,2.4,,,", "label is 'zero'; it must be an integer"),
+        ("b.mp4,-1,walk,demo,,,60,25.0,320,240,h264,12,2.4,,,", "label is -1; it must be 0 or more"),
+        ("b.mp4,0,walk,demo,,,0,25.0,320,240,h264,12,2.4,,,", "frames is 0; it must be at least 1"),
+        ("b.mp4,0,walk,demo,,,,25.0,320,240,h264,12,2.4,,,", "frames is empty"),
+        ("b.mp4,0,walk,demo,,,60,nan,320,240,h264,12,2.4,,,", "fps is 'nan'|fps is nan"),
+        ("b.mp4,0,walk,demo,,,60,25.0,320,240,h264,12,0,,,", "duration_seconds is 0.0; it must be above 0"),
+        ("b.mp4,0,walk,demo,2,1,60,25.0,320,240,h264,12,2.4,,,", "end_seconds is 1.0; it must be after start_seconds"),
+        ("b.mp4,0,walk,demo,,,60,25.0,320,240,h264,12,2.4,people,,", "domain is 'people'; it must be one of real, "),
+        ("b.mp4,0,tai chi, outdoors,demo,,,60,25.0,320,240,h264,12,2.4,,,", "17 columns, not 16"),
+        ("b.mp4,0,run,demo,,,60,25.0,320,240,h264,12,2.4,,,", "label 0 is called 'run' here and 'walk' elsewhere"),
+    ],
+)
+def test_a_wrong_row_is_named_by_its_line(tmp_path, line, says):
+    file = tmp_path / "m.csv"
+    file.write_text("\n".join([",".join(HEADER), GOOD_LINE, line]))
+    with pytest.raises(InputError, match=f"m.csv, line 3: .*({says})"):
+        Manifest.read(file)
+
+
+def test_wrong_files(tmp_path):
+    with pytest.raises(InputError, match="ppma index SOURCE"):
+        Manifest.read(tmp_path / "none.csv")
+    file = tmp_path / "m.csv"
+    file.write_text("path,label\na.mp4,0\n")
+    with pytest.raises(InputError, match="first line is 'path,label'"):
+        Manifest.read(file)
+    file.write_text(",".join(HEADER) + "\n")
+    with pytest.raises(InputError, match="holds no clip"):
+        Manifest.read(file)
+    file.write_bytes(f"{','.join(HEADER)}\n{GOOD_LINE}\n{GOOD_LINE}".replace("a/1", "é/1").encode("latin-1"))
+    with pytest.raises(InputError, match="line 2: is not UTF-8"):
+        Manifest.read(file)
+
+
+@pytest.mark.parametrize("newline", ["\r\n", "\n"])
+def test_a_file_from_a_spreadsheet(tmp_path, newline):
+    """Windows writes a byte order mark and CR LF; the last line may lack its end."""
+    file = tmp_path / "m.csv"
+    file.write_bytes(b"\xef\xbb\xbf" + newline.join([",".join(HEADER), GOOD_LINE]).encode())
+    assert Manifest.read(file).clip(0).class_name == "walk"
+
+
+def test_nothing_is_half_written(tmp_path):
+    file = tmp_path / "m.csv"
+    Manifest.write(file, [PLAIN])
+    before = file.read_bytes()
+
+    def clips():
+        yield FULL
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Manifest.write(file, clips())
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["m.csv"]
+    with pytest.raises(InputError, match="cannot be written"):
+        write_atomically(tmp_path / "no" / "m.csv", lambda file: None)
+
+
+def test_many_rows_are_flat():
+    """Rows are held as columns: under 250 bytes each, where objects take over 1,000."""
+    clips = (replace(FULL, path=f"class {i % 400}/{i:011d}.mp4", label=i % 400, class_name="") for i in range(50_000))
+    manifest = Manifest.from_clips(clips, root="/data", name="m")
+    assert len(pickle.dumps(manifest)) < 250 * len(manifest)
+    assert manifest.clip(49_999).path == "class 399/00000049999.mp4"

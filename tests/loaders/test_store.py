@@ -1,0 +1,148 @@
+"""The store's format is FFCV's to the byte, and its frames are those of the video, less what JPEG takes."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ppma.data.shard_writer import PackRow, encode_clip, pack_shard, write_rows
+from ppma.loaders.decode import fetch
+from ppma.loaders.errors import InputError
+from ppma.loaders.sources import store
+from ppma.loaders.sources.manifest import Clip, Manifest
+from ppma.loaders.sources.store import PackParameters, Shard, Store, StoreIndex
+
+PARAMETERS = PackParameters(short_side=48, fps=None, quality=95)
+
+
+def row(path, number=0, start=0.0, end=100.0, label=3):
+    return PackRow(row=number, path=str(path), label=label, start_seconds=start, end_seconds=end)
+
+
+def make_store(folder: Path, rows, parameters=PARAMETERS) -> Store:
+    folder.mkdir()
+    shard = pack_shard(folder, 0, rows, parameters, refused={}, started=lambda _: None)
+    write_rows(folder, [shard], len(rows))
+    index = StoreIndex(manifest_sha256="m", rows=len(rows), parameters=parameters, shards=(shard,), complete=True)
+    (folder / store.INDEX).write_text(index.dump())
+    return Store(folder, manifest_sha256="m")
+
+
+@pytest.fixture
+def clips(tmp_path, write_clip):
+    return [
+        write_clip(tmp_path / f"{i}.mp4", frames=40, width=64, height=48, direction=(1 - 2 * i, 0)) for i in range(2)
+    ]
+
+
+def test_windows_of_a_store_are_those_of_the_video(tmp_path, clips, read_barcode):
+    packed = make_store(tmp_path / "s.beton", [row(path, i) for i, path in enumerate(clips)])
+    for number, path in enumerate(clips):
+        address = packed.address(number)
+        assert fetch.is_packed(address)
+        for start in (0.0, 0.35, 1.9, 3.9):
+            frames = fetch.read_window(address, start, start + 1.6, 8)
+            expected = fetch.read_window(path, start, start + 1.6, 8)
+            assert [read_barcode(f) for f in frames] == [read_barcode(f) for f in expected]
+            assert (
+                np.abs(frames.astype(int) - expected).mean() < 4
+            )  # JPEG at quality 95 on flat colours with sharp edges
+
+
+def test_the_bytes_of_wanted_frames_and_no_others_are_read(tmp_path, clips, monkeypatch):
+    address = make_store(tmp_path / "s.beton", [row(clips[0])]).address(0)
+    fetch.read_window(address, 0.0, 1.0, 2)  # the shard is open now
+    read = []
+    original = store.ShardFile.read
+    monkeypatch.setattr(store.ShardFile, "read", lambda self, at, n: read.append(n) or original(self, at, n))
+    clip = fetch.encoded_window(address, 1.0, 2.0, 3, ())
+    assert clip.kind == "jpeg" and clip.frame_idx == (0, 1, 2) and (clip.height, clip.width) == (48, 64)
+    assert read == [4 * 41 + 8 * 40, *(p.nbytes for p in clip.payloads)]
+    assert all(cv2.imdecode(p, cv2.IMREAD_COLOR_RGB).shape == (48, 64, 3) for p in clip.payloads)
+
+
+def test_frames_are_scaled_as_the_loader_does_it_and_never_up(clips):
+    small = encode_clip(row(clips[0]), PackParameters(short_side=24, fps=None, quality=95))
+    assert (small.height, small.width, small.frames) == (24, 32, 40)
+    same = encode_clip(row(clips[0]), PackParameters(short_side=100, fps=None, quality=95))
+    assert (same.height, same.width) == (48, 64)
+
+
+def test_fps_and_the_rows_window_choose_frames(clips):
+    half = encode_clip(row(clips[0]), PackParameters(short_side=48, fps=5, quality=50))
+    assert half.frames == 20
+    part = encode_clip(row(clips[0], start=1.0, end=2.0), PARAMETERS)
+    times = np.frombuffer(part.blob, "<f8", count=part.frames, offset=4 * (part.frames + 1))
+    assert times.tolist() == pytest.approx([1.0 + i / 10 for i in range(10)])
+    assert fetch.thinned([0.0, 0.1, 0.5, 0.9, 1.0, 1.1], 0, 6, 2.0) == [0, 2, 4]
+    assert fetch.thinned([0.0, 1.7, 1.8, 2.1], 0, 4, 1.0) == [0, 1, 3]  # after a gap the grid goes on
+
+
+def test_a_folder_of_frames_is_packed_too(tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for i in range(10):
+        cv2.imwrite(str(folder / f"{i:06d}.jpg"), np.full((48, 64, 3), 20 * i, np.uint8))
+    address = make_store(tmp_path / "s.beton", [row(folder)]).address(0)
+    assert fetch.read_window(address, 0.0, 0.4, 10)[:, 0, 0, 0].tolist() == pytest.approx(range(0, 200, 20), abs=2)
+
+
+def test_a_manifest_reads_from_its_store(tmp_path, clips):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"nothing")
+    facts = {"frames": 40, "fps": 10.0, "codec": "h264", "key_frame_spacing": 12, "duration_seconds": 4.0}
+    listed = [Clip(path=p.name, label=1, width=640, height=480, **facts) for p in (clips[0], broken, clips[1])]
+    manifest = Manifest.from_clips(listed, root=tmp_path, name="x")
+    packed = make_store(tmp_path / "s.beton", [row(manifest.file(i), i) for i in range(3)])
+    assert packed.index.shards[0].rejected[0][0] == 1
+    read = manifest.packed_in(packed)
+    assert [read.file(i).name for i in range(3)] == ["shard-00000.beton#0", "broken.mp4", "shard-00000.beton#1"]
+    assert read.widths.tolist() == [64, 640, 64] and read.heights.tolist() == [48, 480, 48]
+    assert manifest.file(0) == clips[0] and manifest.widths[0] == 640  # the manifest itself is as it was
+
+
+def test_what_is_wrong_with_a_store_is_said(tmp_path, clips):
+    folder = tmp_path / "s.beton"
+    address = make_store(folder, [row(clips[0])]).address(0)
+    with pytest.raises(InputError, match="another manifest"):
+        Store(folder, manifest_sha256="other")
+    with pytest.raises(InputError, match="no packed store"):
+        Store(tmp_path)
+    found = json.loads((folder / store.INDEX).read_text())
+    (folder / store.INDEX).write_text(json.dumps(found | {"complete": False}))
+    with pytest.raises(InputError, match="run ppma pack again"):
+        Store(folder)
+    (folder / store.INDEX).write_text(json.dumps(found | {"format": "other"}))
+    with pytest.raises(InputError, match="format"):
+        Store(folder)
+    with pytest.raises(fetch.BadClip, match="no clip 5"):
+        fetch.read_window(address.with_name("shard-00000.beton#5"), 0.0, 1.0, 2)
+    shard = folder / "shard-00000.beton"
+    shard.write_bytes(shard.read_bytes()[:-3000])
+    with pytest.raises(fetch.BadClip, match="ends before byte"):
+        fetch.read_window(address, 0.0, 4.0, 16)
+    (folder / "shard-00001.beton").write_bytes(bytes(5000))
+    with pytest.raises(fetch.BadClip, match="no shard"):
+        fetch.read_window(folder / "shard-00001.beton#0", 0.0, 4.0, 16)
+
+
+def test_many_shards_keep_few_files_open(tmp_path, clips):
+    folder = tmp_path / "s.beton"
+    make_store(folder, [row(clips[0])])
+    for i in range(1, 2 * store.OPEN_SHARDS):
+        (folder / f"shard-{i:05d}.beton").hardlink_to(folder / "shard-00000.beton")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for i in range(2 * store.OPEN_SHARDS):
+        fetch.read_window(folder / f"shard-{i:05d}.beton#0", 0.0, 1.0, 1)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + store.OPEN_SHARDS
+
+
+def test_an_index_comes_back_as_it_was(tmp_path):
+    shard = Shard(
+        file="a.beton", first_row=0, rows=2, clips=1, frames=4, bytes=9, sha256="s", rejected=((1, "p", "r"),)
+    )
+    index = StoreIndex(manifest_sha256="m", rows=2, parameters=PARAMETERS, shards=(shard,), complete=False)
+    (tmp_path / store.INDEX).write_text(index.dump())
+    assert store.read_index(tmp_path) == index

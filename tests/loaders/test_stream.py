@@ -1,0 +1,428 @@
+"""The loader from end to end: frames, labels and order are the sampler's, whatever workers, ranks and files do."""
+
+import csv
+import os
+import re
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import reference_views
+import torch
+
+from ppma.loaders.config import MOST_WORKERS, LoaderConfig
+from ppma.loaders.decode import dali as pipeline
+from ppma.loaders.decode.augment import make_views
+from ppma.loaders.decode.decoders import Limits
+from ppma.loaders.errors import InputError
+from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
+from ppma.loaders.sources.manifest import Clip, Manifest
+from ppma.loaders.stream import ClipStream, choose_implementation
+from ppma.loaders.window import choose_frames
+
+CONFIG = LoaderConfig(
+    frames=4, size=32, short_side=36, views=2, workers=2, window_seconds=1.0, randaugment_ops=2, flip_probability=0.5,
+    erase_probability=0.5, implementation="plain", max_bad_fraction=0.5,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory, write_clip):
+    """Twelve clips; a clip's number is the colour of its square, its label the number modulo 3."""
+    root = tmp_path_factory.mktemp("stream")
+    rows = []
+    for number in range(12):
+        write_clip(root / f"{number}.mp4", frames=24, colour=(20 * number, 128, 128))
+        rows.append(row(f"{number}.mp4", number % 3))
+    return Manifest.from_clips(rows, root=root, name="made")
+
+
+def row(path, label, **more):
+    facts = {
+        "frames": 24,
+        "fps": 10.0,
+        "width": 64,
+        "height": 48,
+        "codec": "h264",
+        "key_frame_spacing": 12,
+        "duration_seconds": 2.4,
+    }
+    texts = {"class_name": f"class {label}", "source": "made", "domain": "synthetic", "licence": "", "audit": ""}
+    return Clip(path=path, label=label, start_seconds=None, end_seconds=None, **{**facts, **texts, **more})
+
+
+def collect(manifest, *, config=CONFIG, rank=0, world_size=1, start=(0, 0), epochs=2, batch_clips=4, **more):
+    sampler = TrainingSampler([manifest], config, seed=5, batch_clips=batch_clips)
+    with ClipStream(
+        sampler, [manifest], config, rank=rank, world_size=world_size, start=start, epochs=epochs, **more
+    ) as stream:
+        return list(stream)
+
+
+def same(a, b):
+    names = ("frames_BTHWC", "label_B", "source_B", "sample_id_B", "view_B", "key_B", "erase_B4")
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
+
+
+def test_a_batch_is_what_the_sampler_drew(manifest):
+    from ppma.loaders.decode.fetch import read_window
+
+    batches = collect(manifest)
+    sampler = TrainingSampler([manifest], CONFIG, seed=5, batch_clips=4)
+    assert [(b.epoch, b.step) for b in batches] == [(e, s) for e in range(2) for s in range(3)]
+    for batch in batches:
+        draws = sampler.draws(batch.epoch, batch.step)
+        for place, draw in enumerate(draws):
+            frames = read_window(manifest.file(draw.clip), draw.start_seconds, draw.end_seconds, CONFIG.frames)
+            expected = make_views(frames, draw.views, CONFIG, None)
+            assert np.array_equal(batch.frames_BTHWC[2 * place : 2 * place + 2].numpy(), expected)
+        assert batch.label_B.tolist() == [manifest.labels[d.clip] for d in draws for _ in range(2)]
+        assert batch.sample_id_B.tolist() == [d.clip for d in draws for _ in range(2)]
+        assert batch.view_B.tolist() == [0, 1] * 4
+        assert batch.key_B.tolist() == [view.key for d in draws for view in d.views]
+        assert batch.erase_B4.tolist() == [list(view.erase) for d in draws for view in d.views]
+        assert batch.decoded_B.all() and batch.frames_BTHWC.is_contiguous()
+
+
+@pytest.mark.parametrize(("implementation", "tolerance"), [("plain", 3), ("dali", 2)])
+def test_a_batch_equals_a_plain_reference(manifest, implementation, tolerance):
+    """PyAV decodes the whole file, torch crops and augments (tests/reference_views.py): the rounding of two resizes, no more.
+
+    OpenCV places pixels to 1/32 and weighs in 1/2048: one level more. The operations are held one by one in loaders/test_augment.py.
+    """
+    import av
+
+    config = replace(CONFIG, implementation=implementation, randaugment_ops=0)
+    sampler = TrainingSampler([manifest], config, seed=5, batch_clips=4)
+    batches = collect(manifest, config=config)
+    assert len(batches) == 6
+    for batch in batches:
+        rows = iter(batch.frames_BTHWC.numpy())
+        for draw in sampler.draws(batch.epoch, batch.step):
+            with av.open(str(manifest.file(draw.clip))) as container:
+                frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+            inside = [i for i in range(24) if draw.start_seconds <= i / 10 < draw.end_seconds]
+            chosen = np.stack([frames[inside[int(k)]] for k in np.linspace(0, len(inside) - 1, config.frames)])
+            for view in draw.views:
+                expected = reference_views.view(chosen, view, config)
+                assert np.abs(next(rows).astype(int) - expected).max() <= tolerance
+
+
+def test_workers_follow_the_cores_unless_they_are_asked_for(manifest, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 4, 9})
+    for asked, workers in ((0, 3), (1, 1)):
+        config = replace(CONFIG, workers=asked)
+        with ClipStream(TrainingSampler([manifest], config, seed=5, batch_clips=4), [manifest], config) as stream:
+            assert len(stream._pool.pids) == workers and f"{workers} loader workers" in caplog.text
+        assert config.workers == asked
+    assert replace(CONFIG, workers=0).for_cores(1000).workers == MOST_WORKERS
+    with pytest.raises(InputError, match="workers"):
+        replace(CONFIG, workers=-1)
+
+
+def test_reading_ahead_changes_nothing(manifest):
+    whole = collect(manifest)
+    ahead = collect(manifest, config=replace(CONFIG, read_ahead_batches=2))
+    assert len(ahead) == 6 and all(same(a, b) for a, b in zip(whole, ahead, strict=True))
+
+
+def test_workers_ranks_and_resume_change_nothing(manifest):
+    whole = collect(manifest)
+    assert all(
+        same(a, b)
+        for a, b in zip(whole, collect(manifest, config=replace(CONFIG, workers=1, prefetch_batches=1)), strict=True)
+    )
+    assert all(same(a, b) for a, b in zip(whole[4:], collect(manifest, start=(1, 1)), strict=True))
+    for rank in range(2):
+        mine = collect(manifest, rank=rank, world_size=2)
+        for batch, full in zip(mine, whole, strict=True):
+            assert torch.equal(batch.frames_BTHWC, full.frames_BTHWC[4 * rank : 4 * rank + 4])
+
+
+def test_bad_files_are_named_counted_and_replaced_reproducibly(manifest, tmp_path):
+    (manifest.root / "bad.mp4").write_text("<html>404</html>")
+    rows = [manifest.clip(i) for i in range(8)] + [row("bad.mp4", 1)]
+    broken = Manifest.from_clips(rows, root=manifest.root, name="broken")
+    batches = collect(broken, quarantine=tmp_path / "quarantine.csv", batch_clips=3)
+    assert 8 not in torch.cat([b.sample_id_B for b in batches])
+    assert batches[-1].counters.bad_files == 1
+    with (tmp_path / "quarantine.csv").open() as file:
+        entries = list(csv.DictReader(file))
+    assert [e["path"] for e in entries] == [str(manifest.root / "bad.mp4")] and "web page" in entries[0]["reason"]
+    again = collect(broken, config=replace(CONFIG, workers=3), batch_clips=3)
+    assert all(same(a, b) for a, b in zip(batches, again, strict=True))
+
+
+def test_too_many_bad_files_stop_the_run_with_the_list(manifest):
+    rows = [manifest.clip(0), row("gone.mp4", 0)]
+    broken = Manifest.from_clips(rows, root=manifest.root, name="broken")
+    with pytest.raises(InputError, match=r"1 of 2 files.*max_bad_fraction.*gone\.mp4"):
+        collect(broken, config=replace(CONFIG, max_bad_fraction=0.01), batch_clips=2)
+
+
+def test_an_evaluation_replaces_nothing(manifest):
+    rows = [manifest.clip(0), row("gone.mp4", 0), manifest.clip(1)]
+    broken = Manifest.from_clips(rows, root=manifest.root, name="broken")
+    config = replace(CONFIG, short_side=32, randaugment_ops=0, flip_probability=0.0, erase_probability=0.0)
+    sampler = EvaluationSampler(broken, config, batch_clips=3)
+    with ClipStream(sampler, [broken], config, on_bad="mark") as stream:
+        batches = list(stream)
+    assert len(batches) == 1 and batches[0].decoded_B.tolist() == [True] * 6 + [False] * 6 + [True] * 6
+    assert not batches[0].frames_BTHWC[6:12].any()
+    with (
+        pytest.raises(InputError, match=r"gone\.mp4.*--on-bad mark"),
+        ClipStream(sampler, [broken], config, on_bad="fail") as stream,
+    ):
+        list(stream)
+
+
+def test_a_killed_worker_loses_nothing(manifest):
+    whole = collect(manifest, epochs=8)
+    sampler = TrainingSampler([manifest], CONFIG, seed=5, batch_clips=4)
+    got = []
+    with ClipStream(sampler, [manifest], CONFIG, epochs=8) as stream:
+        for batch in stream:
+            got.append(batch)
+            if batch.step == 0:
+                os.kill(stream._pool.pids[batch.epoch % 2], signal.SIGKILL)
+    assert got[-1].counters.worker_restarts >= 3
+    assert all(same(a, b) for a, b in zip(whole, got, strict=True))
+
+
+def test_workers_end_with_the_stream_and_a_stalled_file_is_named(manifest, tmp_path, caplog):
+    (tmp_path / "stalled").mkdir()
+    os.mkfifo(
+        tmp_path / "stalled" / "000001.jpg"
+    )  # opening it blocks until somebody writes, as a file system that is gone
+    stalled = Manifest.from_clips([row("stalled", 0, codec="jpeg")], root=tmp_path, name="stalled")
+    config = replace(CONFIG, stall_seconds=0.5, workers=1)
+    sampler = TrainingSampler([stalled], config, seed=0, batch_clips=1)
+    stream = ClipStream(sampler, [stalled], config)
+    pid = stream._pool.pids[0]
+    iterator = iter(stream)
+    time.sleep(0.1)
+
+    def let_go(*_):
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, let_go)
+    signal.alarm(4)
+    with pytest.raises(TimeoutError):
+        next(iterator)
+    signal.alarm(0)
+    stream.close()
+    assert not Path(f"/proc/{pid}").exists()
+    assert f"waiting for {tmp_path / 'stalled'}" in caplog.text
+
+
+def test_implementation_is_chosen_once_and_says_why():
+    name, why = choose_implementation(replace(CONFIG, implementation="auto"), torch.device("cpu"))
+    assert name == "plain" and "CPU" in why
+    assert choose_implementation(replace(CONFIG, implementation="plain"), torch.device("cpu")) == ("plain", "asked for")
+
+
+def test_dali_and_plain_give_the_same_batches(tmp_path, write_clip, caplog):
+    """H.264 is decoded by PyAV in both and is a rounding of a resize apart. VP9 is decoded by DALI itself, whose colour conversion
+    spreads chroma otherwise than swscale at the edges of the drawn square: small on average only. Both stand in one batch."""
+    rows = []
+    for number, (codec, container) in enumerate([("libvpx-vp9", "webm"), ("libx264", "mp4")] * 2):
+        write_clip(tmp_path / f"{number}.{container}", frames=24, codec=codec, colour=(60 * number, 128, 128))
+        rows.append(row(f"{number}.{container}", number))
+    mixed = Manifest.from_clips(rows, root=tmp_path, name="mixed")
+    quiet = replace(CONFIG, randaugment_ops=0)
+    plain = collect(mixed, config=quiet, epochs=1)
+    dali = collect(mixed, config=replace(quiet, implementation="dali"), epochs=1)
+    for a, b in zip(plain, dali, strict=True):
+        assert a.label_B.tolist() == b.label_B.tolist() and a.key_B.tolist() == b.key_B.tolist()
+        apart = (a.frames_BTHWC.int() - b.frames_BTHWC.int()).abs()
+        by_pyav = a.sample_id_B % 2 == 1
+        assert apart[by_pyav].max() <= 3  # two resizes, each rounded; OpenCV counts in 1/2048
+        assert apart[~by_pyav].float().mean() < 1
+    assert dali[-1].counters.fallbacks == 2 and "codec h264 is none of vp8, vp9, mjpeg" in caplog.text
+
+
+def test_what_dali_refuses_is_decoded_by_pyav_and_counted(tmp_path, write_clip, monkeypatch, caplog):
+    write_clip(tmp_path / "0.mp4", frames=24)
+    one = Manifest.from_clips([row("0.mp4", 0)], root=tmp_path, name="one")
+    config = replace(CONFIG, implementation="dali", randaugment_ops=0)
+    monkeypatch.setattr("ppma.loaders.stream.DALI_CPU_CODECS", {"h264": Limits()})  # DALI 2.4 takes no H.264 on a CPU
+    batches = collect(one, config=config, epochs=1, batch_clips=1)
+    assert batches[0].counters.fallbacks == 1 and "DALI cannot decode" in caplog.text and "0.mp4" in caplog.text
+    expected = collect(one, config=replace(config, implementation="plain"), epochs=1, batch_clips=1)
+    assert (batches[0].frames_BTHWC.int() - expected[0].frames_BTHWC.int()).abs().max() <= 3
+
+
+def test_a_clip_that_dali_refuses_is_remembered(tmp_path, write_clip, monkeypatch, caplog):
+    """Its first batch is decoded again; from then on it goes to PyAV at once, and a batch is one run of DALI."""
+    runs = []
+
+    class Counting(pipeline.DaliViews):
+        def __call__(self, inputs, draws):
+            runs.append([clip.kind for clip in inputs])
+            return super().__call__(inputs, draws)
+
+    monkeypatch.setattr(pipeline, "DaliViews", Counting)
+    monkeypatch.setattr(
+        "ppma.loaders.stream.DALI_CPU_CODECS", dict.fromkeys(("vp9", "h264"), Limits())
+    )  # DALI 2.4 takes no H.264 on a CPU
+    rows = []
+    for number, (codec, suffix) in enumerate([("libx264", "mp4"), ("libvpx-vp9", "webm")] * 2):
+        write_clip(tmp_path / f"{number}.{suffix}", frames=24, codec=codec)
+        rows.append(row(f"{number}.{suffix}", 0))
+    mixed = Manifest.from_clips(rows, root=tmp_path, name="mixed")
+    config = replace(CONFIG, implementation="dali", randaugment_ops=0, prefetch_batches=1)
+    batches = collect(mixed, config=config, epochs=3)
+    assert [sorted(kinds) for kinds in runs] == [["video"] * 4, *[["frames", "frames", "video", "video"]] * 3]
+    assert [batch.counters.fallbacks for batch in batches] == [2, 4, 6]
+    refusals = [record.getMessage() for record in caplog.records if "DALI cannot decode" in record.getMessage()]
+    assert len(refusals) == 2 and all(name in " ".join(refusals) for name in ("0.mp4", "2.mp4"))
+
+
+def test_a_damaged_picture_in_a_folder_is_bad_for_dali_too(tmp_path):
+    """DALI refuses it, OpenCV has its try, and then it is named: not asked for again and again."""
+    for name in ("fine", "damaged"):
+        (tmp_path / name).mkdir()
+        for number in range(30):
+            cv2.imwrite(str(tmp_path / name / f"{number:06d}.jpg"), np.full((48, 64, 3), 8 * number, np.uint8))
+    for number in range(30):
+        (tmp_path / "damaged" / f"{number:06d}.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    rows = [row(name, 0, codec="jpeg", frames=30, fps=25.0, duration_seconds=1.2) for name in ("fine", "damaged")]
+    folders = Manifest.from_clips(rows, root=tmp_path, name="folders")
+    config = LoaderConfig(frames=4, size=32, short_side=32, crop="center", views=1, implementation="dali")
+    with ClipStream(
+        EvaluationSampler(folders, config, batch_clips=2, windows=1, crops=1), [folders], config, on_bad="mark"
+    ) as stream:
+        (batch,) = stream
+    assert batch.decoded_B.tolist() == [True, False] and list(stream.bad_files) == [str(tmp_path / "damaged")]
+
+
+def test_a_file_that_changed_its_size_is_bad(tmp_path, write_clip):
+    write_clip(tmp_path / "0.mp4", frames=24)
+    liar = Manifest.from_clips([row("0.mp4", 0, width=640, height=64)], root=tmp_path, name="liar")
+    for implementation in ("plain", "dali"):
+        with pytest.raises(InputError, match="leaves the scaled frame"):
+            collect(
+                liar,
+                config=replace(CONFIG, implementation=implementation, max_bad_fraction=0.0),
+                epochs=20,
+                batch_clips=1,
+            )
+
+
+CODE_BITS, CODE_CELL, CODE_SIDE = 24, 12, 72
+"""A barcoded picture: 24 cells of 12 x 12 pixels, six a row, on 72 x 72: 14 bits for the clip, 10 for the frame."""
+
+
+def barcoded(clip: int, frame: int) -> np.ndarray:
+    value = clip << 10 | frame
+    bits = np.array([value >> bit & 1 for bit in range(CODE_BITS)]).reshape(4, 6)
+    cells = np.kron(bits, np.ones((CODE_CELL, CODE_CELL))) * 200 + 28
+    return np.repeat(np.pad(cells, ((0, 24), (0, 0)), constant_values=128)[..., None], 3, axis=2).astype(np.uint8)
+
+
+def read_codes(frames_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(clip_N, frame_N) that the pictures carry."""
+    cells = frames_NHWC[:, :48, :, 1].reshape(-1, 4, CODE_CELL, 6, CODE_CELL)[:, :, 3:-3, :, 3:-3].mean(axis=(2, 4))
+    value = ((cells > 128).reshape(-1, CODE_BITS) << np.arange(CODE_BITS)).sum(axis=1)
+    return value >> 10, value & 1023
+
+
+def write_coded_clip(path, clip: int, frames: int, codec: str) -> None:
+    import av  # late: other tests import this file's helpers on machines without it
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10, options={"threads": "1"})
+        stream.width = stream.height = CODE_SIDE
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.gop_size = 9 + clip % 17
+        stream.bit_rate = 300_000
+        for number in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(barcoded(clip, number), format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def check_barcodes(root, *, clips: int, frames_wanted: int, kill_every: int) -> tuple[int, int, int]:
+    """Read until so many frames were seen, killing a worker now and then; returns frames, mismatches and workers started anew."""
+    rows = []
+    for clip in range(clips):
+        codec, container = [("libx264", "mp4"), ("mpeg4", "avi"), ("libvpx-vp9", "webm")][clip % 3]
+        write_coded_clip(root / f"{clip}.{container}", clip, 40, codec)
+        facts = {"width": CODE_SIDE, "height": CODE_SIDE, "frames": 40, "duration_seconds": 4.0, "codec": codec}
+        rows.append(row(f"{clip}.{container}", clip % 7, **facts))
+    manifest = Manifest.from_clips(rows, root=root, name="codes")
+    config = LoaderConfig(frames=16, size=CODE_SIDE, short_side=CODE_SIDE, crop="center", views=1, workers=2)
+    sampler = TrainingSampler([manifest], config, seed=1, batch_clips=10)
+    seen = mismatches = 0
+    with ClipStream(sampler, [manifest], config, epochs=10**6) as stream:
+        for number, batch in enumerate(stream):
+            clip, frame = (codes.reshape(-1, 16) for codes in read_codes(batch.frames_BTHWC.flatten(0, 1).numpy()))
+            draws = sampler.draws(batch.epoch, batch.step)
+            expected = np.stack(
+                [choose_frames([i / 10 for i in range(40)], d.start_seconds, d.end_seconds, 16) for d in draws]
+            )
+            mismatches += int((clip != batch.sample_id_B[:, None].numpy()).sum() + (frame != expected).sum())
+            mismatches += int((batch.label_B != batch.sample_id_B % 7).sum())
+            seen += frame.size
+            if seen >= frames_wanted:
+                return seen, mismatches, batch.counters.worker_restarts
+            if number % kill_every == 0:
+                os.kill(stream._pool.pids[number // kill_every % 2], signal.SIGKILL)
+    raise AssertionError("the stream ended")
+
+
+def test_no_frame_of_another_clip_and_no_wrong_label(tmp_path):
+    """5,000 frames in three codecs, workers killed in between: each frame says which clip and which frame it is."""
+    seen, mismatches, restarts = check_barcodes(tmp_path, clips=24, frames_wanted=5_000, kill_every=8)
+    assert seen >= 5_000 and mismatches == 0 and restarts >= 3
+
+
+@pytest.mark.slow
+def test_no_frame_of_another_clip_in_a_hundred_thousand(tmp_path):
+    seen, mismatches, restarts = check_barcodes(tmp_path, clips=300, frames_wanted=100_000, kill_every=25)
+    assert seen >= 100_000 and mismatches == 0 and restarts >= 20
+
+
+ODD = {
+    "one_frame.mp4": None, "odd_size_161x91.mp4": None, "rotated_90.mp4": None, "variable_frame_rate.mp4": None, "ten_bit_hevc.mp4": None,
+    "yuv444.mp4": None, "interlaced.mp4": None, "wrong_extension.mp4": None, "missing_pts.avi": None, "starts_without_key_frame.ts": None,
+    "truncated.mp4": "cut before its index", "zero_bytes.mp4": "empty file", "html_error_page.mp4": "web page",
+    "audio_only.mp4": "no video stream", "huge_dimensions.mp4": "8192 x 8192", "concealed_corruption.mp4": "corrupt",
+    "mid_stream_corruption.mp4": "corrupt|decoded|Invalid", "truncated_after_index.mp4": "Invalid", "missing_pts.h264": "time stamps",
+    "timestamps_jump_back.ts": "time stamps fall back", "size_changes.ts": "time stamps fall back|differ in size",
+}  # fmt: skip
+"""What a loader that meets such a file does: None gives frames, a pattern is the reason it names."""
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    from damaged_clips import make_all
+
+    return make_all(tmp_path_factory.mktemp("damaged"))
+
+
+@pytest.mark.parametrize("implementation", ["plain", "dali"])
+def test_odd_files_give_frames_and_damaged_ones_are_named(damaged, implementation):
+    assert {path.name for path in damaged.iterdir()} == set(ODD)
+    sizes = {"odd_size_161x91.mp4": (161, 91), "rotated_90.mp4": (240, 320)}
+    facts = {"frames": 60, "fps": 25.0, "duration_seconds": 2.4}
+    rows = []
+    for name in ODD:
+        width, height = sizes.get(name, (320, 240))
+        rows.append(row(name, 0, width=width, height=height, **facts))
+    odd = Manifest.from_clips(rows, root=damaged, name="odd")
+    config = LoaderConfig(
+        frames=4, size=64, short_side=64, crop="center", views=1, workers=2, implementation=implementation
+    )
+    sampler = EvaluationSampler(odd, config, batch_clips=5, windows=1, crops=1)
+    with ClipStream(sampler, [odd], config, on_bad="mark") as stream:
+        decoded = {int(i): bool(fine) for batch in stream for i, fine in zip(batch.sample_id_B, batch.decoded_B)}
+        reasons = {path.rpartition("/")[2]: reason for path, reason in stream.bad_files.items()}
+    for number, (name, pattern) in enumerate(ODD.items()):
+        assert decoded[number] == (pattern is None), (name, reasons.get(name))
+        if pattern is not None:
+            assert re.search(pattern, reasons[name]), (name, reasons[name])

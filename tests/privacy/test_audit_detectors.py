@@ -1,0 +1,66 @@
+"""The auditor's detectors: drawn people are found where they are, nobody where nobody is, and a maker of masks may not judge."""
+
+import numpy as np
+import pytest
+
+from ppma.loaders.errors import InputError
+from ppma.privacy.detectors.auditors import AUDITORS, check, load
+from ppma.privacy.detectors.tiles import looks
+from ppma.privacy.removal.plugins import PLUGINS
+from ppma.synthetic.clip import Address, draw_clip, shoot
+
+
+def test_boxes_come_back_to_where_they_were():
+    """A white block in a corner is in the same place in every look that shows it, once taken back."""
+    frame = np.zeros((120, 200, 3), np.uint8)
+    frame[80:110, 150:190] = 255
+    squares, places = looks(frame, 160)
+    seen = 0
+    for square, place in zip(squares, places):
+        bright = (square[..., 0] > 250) & (square[..., 2] > 250)
+        if bright.sum() < 400:
+            continue
+        rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
+        box = np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1, 0.5]], np.float32)
+        np.testing.assert_allclose(place.back(box)[0], [150, 80, 190, 110, 0.5], atol=1.5)
+        seen += 1
+    assert seen >= 2
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """A frame with one drawn person, and the same without."""
+    address = Address(seed=34, split="train", class_name="walk", number=0, size=224, frames=2, fps=8.0, people=1)
+    return next(iter(shoot(draw_clip(address), empty=True)))
+
+
+@pytest.mark.parametrize("name", AUDITORS)
+def test_a_drawn_person_is_found_and_an_empty_place_is_empty(name, drawn, audit_weights):
+    auditor = load(name, audit_weights)
+    assert auditor(drawn.empty_PP3).shape == (0, 5)
+    boxes_N5 = auditor(drawn.picture_PP3)
+    rows, columns = np.flatnonzero(drawn.mask_PP.any(1)), np.flatnonzero(drawn.mask_PP.any(0))
+    assert len(boxes_N5), name
+    x0, y0, x1, y1 = boxes_N5[boxes_N5[:, 4].argmax()][:4]
+    assert x0 < (columns[0] + columns[-1]) / 2 < x1 and y0 > rows[0] - 20 and y1 < rows[-1] + 20
+    if AUDITORS[name].finds == "face":
+        assert y1 < rows[0] + 0.4 * (rows[-1] - rows[0])
+
+
+def test_no_auditor_is_offered_to_the_remover():
+    assert not set(AUDITORS) & set(PLUGINS)
+
+
+@pytest.mark.parametrize(
+    ("names", "makers", "reason"),
+    [
+        (("nanodet", "yolo", "blazeface"), set(), "there is no auditor 'yolo'; auditors are nanodet"),
+        (("nanodet", "centernet", "blazeface"), {"blazeface", "selfie"}, "blazeface made the masks and cannot judge"),
+        (("nanodet", "blazeface"), set(), "two that find people and one that finds faces"),
+        (("nanodet", "hog"), set(), "two that find people and one that finds faces"),
+    ],
+)
+def test_who_may_not_judge(names, makers, reason):
+    with pytest.raises(InputError, match=reason):
+        check(names, makers)
+    check(tuple(AUDITORS), {"movenet", "centerface", "selfie", "median"})

@@ -1,0 +1,123 @@
+"""The seal: it holds while manifest, audit.json and seal are those that were written together, and breaks with any of them."""
+
+import json
+
+import pytest
+
+from ppma.loaders.errors import InputError
+from ppma.loaders.sources.manifest import Clip, Manifest
+from ppma.privacy.verdict import (
+    AUDIT_FILE,
+    CANNOT_TELL,
+    FAILED,
+    FORMAT,
+    PASSED,
+    carry,
+    content_sha256,
+    seal,
+    seal_of,
+    verified,
+)
+
+
+def row(path, audit):
+    return Clip(
+        path=path, frames=10, fps=25.0, width=32, height=32, codec="h264", key_frame_spacing=10, duration_seconds=0.4,
+        domain="human-removed", licence="own", source="s", class_name="c", label=0, audit=audit,
+    )  # fmt: skip
+
+
+SAID = {"a.mp4": PASSED, "b.mp4": FAILED, "c.mp4": CANNOT_TELL}
+
+
+@pytest.fixture
+def audited(tmp_path):
+    """(manifest, audit.json) with a valid seal, the report in a folder beside."""
+    manifest, audit = tmp_path / "data" / "manifest.csv", tmp_path / "report" / AUDIT_FILE
+    for file in (manifest, audit):
+        file.parent.mkdir()
+    Manifest.write(manifest, [row(path, said) for path, said in SAID.items()])
+    clips = [{"path": path, "verdict": said, "sha256": "0" * 64} for path, said in SAID.items()]
+    audit.write_text(json.dumps({"format": FORMAT, "makers": ["m"], "auditors": ["n"], "clips": clips}))
+    seal(manifest, audit)
+    return manifest, audit
+
+
+def test_what_was_sealed_is_verified_and_may_move_together(audited, tmp_path):
+    manifest, audit = audited
+    assert {path: found.verdict for path, found in verified(manifest).items()} == SAID
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for folder in (manifest.parent, audit.parent):
+        folder.rename(moved / folder.name)
+    assert verified(moved / "data" / "manifest.csv")["a.mp4"].verdict == PASSED
+
+
+def test_a_copy_elsewhere_is_sealed_as_its_original(audited, tmp_path):
+    manifest, _ = audited
+    copy = tmp_path / "node" / "rows.csv"
+    copy.parent.mkdir()
+    copy.write_bytes(manifest.read_bytes())
+    carry(manifest, copy)
+    assert verified(copy) == verified(manifest)
+    copy.write_text(copy.read_text().replace(FAILED, PASSED))
+    with pytest.raises(InputError, match="was changed after its audit"):
+        verified(copy)
+    seal_of(manifest).unlink()
+    carry(manifest, tmp_path / "unsealed.csv")
+    assert not seal_of(tmp_path / "unsealed.csv").exists()
+
+
+def edit(file, old, new):
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def reseal_with(manifest, audit, old, new):
+    edit(audit, old, new)
+    seal(manifest, audit)
+
+
+WAYS_ROUND = {
+    "no seal": (lambda m, a: seal_of(m).unlink(), "has no audit"),
+    "an empty seal": (lambda m, a: seal_of(m).write_text("{}"), "is no seal"),
+    "a verdict changed in the manifest": (lambda m, a: edit(m, FAILED, PASSED), "was changed after its audit"),
+    "a verdict changed in the report": (lambda m, a: edit(a, FAILED, PASSED), "was changed after the audit"),
+    "the report removed": (lambda m, a: a.unlink(), "is not there"),
+    "a manifest sealed with verdicts of its own": (
+        lambda m, a: (edit(m, FAILED, PASSED), seal(m, a)),
+        "line 3: audit is 'passed', and .* says failed",
+    ),
+    "a row that was never audited": (
+        lambda m, a: (Manifest.write(m, [row("new.mp4", PASSED)]), seal(m, a)),
+        "says nothing",
+    ),
+    "a detector that judged its own masks": (
+        lambda m, a: reseal_with(m, a, '"makers": ["m"]', '"makers": ["m", "n"]'),
+        "n made the masks and judged them",
+    ),
+    "a report without a detector": (lambda m, a: reseal_with(m, a, '["n"]', "[]"), "is no report of this"),
+    "another verdict than the three": (lambda m, a: reseal_with(m, a, '"passed"', '"fine"'), "is no report of this"),
+    "another file as report": (lambda m, a: (a.write_text("[]"), seal(m, a)), "is no report of"),
+}
+
+
+@pytest.mark.parametrize("name", WAYS_ROUND)
+def test_nothing_gets_round_the_seal(audited, name):
+    change, reason = WAYS_ROUND[name]
+    change(*audited)
+    with pytest.raises(InputError, match=reason):
+        verified(audited[0])
+
+
+def test_the_content_of_files_and_folders_is_hashed(tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    (folder / "000001.jpg").write_bytes(b"one")
+    before = content_sha256(folder)
+    (folder / ".000001.jpg.tmp").write_bytes(b"left over")
+    assert content_sha256(folder) == before
+    (folder / "000001.jpg").rename(folder / "000002.jpg")
+    assert content_sha256(folder) != before
+    assert content_sha256(folder / "000002.jpg") != content_sha256(folder)

@@ -1,0 +1,487 @@
+"""The launcher: what it shows, what it refuses, and jobs that really run here through submitit's local executor."""
+
+import dataclasses
+import importlib
+import inspect
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import types
+from pathlib import Path
+
+import pytest
+import submitit
+
+from ppma import cli
+from ppma.config.command import RUN_AGAIN, WRONG_INPUT
+from ppma.loaders.errors import InputError
+from ppma.slurm import launch
+from ppma.slurm.cluster import ClusterConfig, Script, allocate, executor, free_port, minutes, sbatch_script
+from ppma.slurm.foreground import _verdict, follow
+from ppma.slurm.job import Job, export_ranks, train
+from ppma.slurm.plan import plan as make_plan
+
+ROOT = Path(__file__).resolve().parents[2]
+
+WORK = """
+import os, pathlib, signal, time
+
+def ranks(folder):
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    rank = os.environ["RANK"]
+    pathlib.Path(folder, rank).write_text(" ".join(os.environ[name] for name in names))
+    print("hello from rank", rank, flush=True)
+    return 0
+
+def meet(folder):
+    import torch
+    from ppma.training.distributed import mean_over_ranks, session
+    with session("cpu") as me:
+        mean = mean_over_ranks(torch.tensor(float(me.rank)), me)
+    pathlib.Path(folder, str(me.rank)).write_text(str(mean.item()))
+    return 0
+
+def rank_1_fails(folder):
+    if os.environ["RANK"] == "1":
+        raise RuntimeError("no luck")
+    time.sleep(600)
+
+def rank_1_is_killed(folder):
+    if os.environ["RANK"] == "1":
+        print("no luck", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
+
+def until_stopped(folder):
+    stopped = []
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+    pathlib.Path(folder, "started").touch()
+    while not stopped:
+        time.sleep(0.05)
+    time.sleep(2)  # longer than the second that submitit's controller gives after Ctrl-C
+    pathlib.Path(folder, "saved").touch()
+    return 75
+
+def wrong_input(folder):
+    from ppma.loaders.errors import InputError
+    raise InputError("no such film")
+"""
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """Make the functions above importable in jobs; returns the folder they write to."""
+    (tmp_path / "job_work.py").write_text(textwrap.dedent(WORK))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "job_work", raising=False)
+    return tmp_path
+
+
+def here(processes: int) -> ClusterConfig:
+    return ClusterConfig(cluster="local", gpus_per_node=0, tasks_per_node=processes, time="6")
+
+
+def run_here(function: str, folder: Path, processes: int) -> int:
+    job = Job(
+        work=getattr(importlib.import_module("job_work"), function),
+        config=str(folder),
+        ranks=processes,
+        port=free_port(),
+    )
+    return follow(executor(here(processes), Script(name="test", logs=folder / "jobs")), job)
+
+
+# ------------------------------------------------------------------------------------------------------------ local jobs
+
+
+def test_local_job_tells_every_rank_who_it_is(work, capsys):
+    assert run_here("ranks", work, 2) == 0
+    told = [(work / str(rank)).read_text().split() for rank in range(2)]
+    assert [words[:5] for words in told] == [["0", "2", "0", "2", "127.0.0.1"], ["1", "2", "1", "2", "127.0.0.1"]]
+    assert told[0][5] == told[1][5]
+    assert "hello from rank 0" in capsys.readouterr().out
+
+
+def test_ranks_meet(work):
+    assert run_here("meet", work, 2) == 0
+    assert [(work / str(rank)).read_text() for rank in range(2)] == ["0.5", "0.5"]
+
+
+@pytest.mark.parametrize(
+    ("function", "poll_seconds"), [("rank_1_fails", 0.2), ("rank_1_is_killed", 0.2), ("rank_1_is_killed", 6.0)]
+)
+def test_a_failed_rank_ends_the_others(function, poll_seconds, work, monkeypatch, caplog):
+    """Also one that is gone before anybody has seen it among the living."""
+    monkeypatch.setattr("ppma.slurm.foreground.GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("ppma.slurm.foreground.POLL_SECONDS", poll_seconds)
+    begin = time.monotonic()
+    assert run_here(function, work, 2) == 1
+    assert time.monotonic() - begin < 60
+    assert "rank 1 failed" in caplog.text
+    assert any("no luck" in log.read_text() for log in work.glob("jobs/*_1_log.out"))
+
+
+def test_a_wrong_input_is_told_and_exits_2(work, capsys):
+    assert run_here("wrong_input", work, 1) == WRONG_INPUT
+    assert capsys.readouterr().out == "wrong_input: no such film\n"
+
+
+@pytest.mark.parametrize(
+    ("codes", "asked", "code"),
+    [
+        ([0, 0], 0, 0),
+        ([0, 0], 1, 75),
+        ([75, 75], 0, 75),
+        ([0, None], 0, 1),
+        ([1, 0], 0, 1),
+        ([2, None], 0, 2),
+        ([None], 2, 130),
+    ],
+)
+def test_one_verdict_over_all_tasks(codes, asked, code):
+    assert _verdict(codes, asked) == code
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_lets_the_job_finish_its_checkpoint(work, number):
+    """Sent to the whole process group, as a terminal does with Ctrl-C."""
+    code = f"""
+        import sys, test_launch as t
+        from pathlib import Path
+        sys.exit(t.run_here("until_stopped", Path({str(work)!r}), 1))
+    """
+    environment = os.environ | {"PYTHONPATH": f"{work}{os.pathsep}{Path(__file__).parent}"}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (work / "started").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.killpg(process.pid, number)
+        assert process.wait(timeout=60) == RUN_AGAIN
+    finally:
+        process.kill()
+    assert (work / "saved").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------- cluster
+
+
+class Environment:
+    """What submitit reports inside the third task of a 2 x 2 SLURM job."""
+
+    hostnames = ("node7", "node9")
+    num_nodes, num_tasks, global_rank, local_rank, job_id = 2, 4, 2, 0, "4711"
+
+
+def test_slurm_tasks_meet_on_the_first_node(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"CUDA_VISIBLE_DEVICES": "2,3"})
+    export_ranks(Environment(), port=None)
+    port = os.environ.pop("MASTER_PORT")
+    assert os.environ == {
+        "CUDA_VISIBLE_DEVICES": "2,3",
+        "RANK": "2",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "node7",
+    }
+    export_ranks(Environment(), port=None)
+    assert os.environ["MASTER_PORT"] == port and 20_000 <= int(port) <= 60_000
+
+
+def test_sbatch_script_asks_for_what_was_asked(tmp_path):
+    config = ClusterConfig(
+        nodes=8,
+        gpus_per_node=4,
+        cpus_per_task=6,
+        time="1:30:00",
+        partition="long",
+        mem_gib=100,
+        account="lab",
+        qos="high",
+        slurm=("reservation=ppma", "contiguous"),
+        setup=("module load cuda",),
+        nodelist="n[1-8]",
+    )
+    script = sbatch_script(
+        config, Script(name="mae", logs=tmp_path / "jobs", after=("17",), run_dir=tmp_path, code=tmp_path / "code")
+    )
+    lines = [
+        "nodes=8",
+        "ntasks-per-node=4",
+        "gpus-per-node=4",
+        "cpus-per-task=6",
+        "time=90",
+        "partition=long",
+        "mem=100GB",
+    ]
+    lines += [
+        "account=lab",
+        "qos=high",
+        "job-name=mae",
+        "dependency=afterok:17",
+        "signal=USR2@120",
+        "kill-on-invalid-dep=yes",
+    ]
+    lines += ["reservation=ppma", "nodelist='n[1-8]'"]
+    assert all(f"#SBATCH --{line}\n" in script for line in lines)
+    assert "--kill-on-bad-exit=1" in script and "export SRUN_CPUS_PER_TASK=6" in script
+    assert "#SBATCH --contiguous\n" in script and "#SBATCH --requeue\n" in script and "\nmodule load cuda\n" in script
+    assert f"PYTHONSAFEPATH=1 PYTHONPATH={tmp_path}/code" in script
+    assert "\ncode=$?\nexec " in script and "-m ppma.slurm.restart" in script.splitlines()[-1]
+    bare = sbatch_script(ClusterConfig(gpus_per_node=0), Script(name="x", logs=tmp_path))
+    assert "constraint" not in script and "#SBATCH --gpus" not in bare and bare.endswith("code=$?\nexit $code")
+
+
+ANOTHER_WAY = {
+    "command": "the launcher's", "folder": "the run's", "map_count": "the number of jobs", "num_gpus": "an old name of gpus_per_node",
+    "mem": "mem_gib, mem_per_cpu, mem_per_gpu", "ntasks_per_node": "tasks_per_node", "additional_parameters": "slurm",
+    "stderr_to_stdout": "one log for each task", "use_srun": "ranks come from srun",
+}  # fmt: skip
+
+
+def test_every_parameter_of_submitit_has_its_flag():
+    theirs = set(inspect.signature(submitit.slurm.slurm._make_sbatch_string).parameters) - ANOTHER_WAY.keys()
+    assert theirs <= {field.name for field in dataclasses.fields(ClusterConfig)}
+
+
+def test_flags_reach_the_script(tmp_path):
+    flags = {"job_name": "mine", "constraint": "a100", "exclude": "n3", "gres": "nvme:1", "exclusive": True, "mem_per_cpu": "2G",
+             "comment": "a try", "mail_type": "END", "mail_user": "me", "wckey": "key", "dependency": "afterany:3", "signal_delay_s": 77,
+             "srun_args": ("--container-image=x",), "teardown": ("rm -r scratch",), "gpus_per_task": 1, "tasks_per_node": 4,
+             "cpus_per_gpu": 6}  # fmt: skip
+    config = ClusterConfig(nodes=2, **flags)
+    assert allocate(config).ranks == 8 and allocate(config).gpus == 4
+    script = sbatch_script(config, Script(name="mae", logs=tmp_path), tasks_of_array=3)
+    for line in ("job-name=mine", "constraint=a100", "exclude=n3", "gres=nvme:1", "exclusive", "mem-per-cpu=2G", "comment='a try'",
+                 "mail-type=END", "mail-user=me", "wckey=key", "dependency=afterany:3", "signal=USR2@77", "gpus-per-task=1",
+                 "ntasks-per-node=4", "cpus-per-gpu=6", "array=0-2%3"):  # fmt: skip
+        assert f"#SBATCH --{line}\n" in script, line
+    assert "--container-image=x" in script and "\ncode=$?\nrm -r scratch\n" in script
+    assert "SRUN_CPUS_PER_TASK=6\n" in script and "--cpus-per-task" not in script and "--gpus-per-node" not in script
+
+
+def test_the_paper_took_one_gpu_of_each_node():
+    assert allocate(ClusterConfig(nodes=8)).ranks == 8
+    assert allocate(ClusterConfig(nodes=2, gpus_per_node=4)).ranks == 8
+    assert allocate(ClusterConfig(nodes=1, gpus_per_node=0, tasks_per_node=3)).ranks == 3
+    assert allocate(ClusterConfig(nodes=2, gpus_per_task=2)).ranks == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"nodes": 0}, "--nodes is 0"),
+        ({"mem_gib": 0}, "--mem-gib is 0"),
+        ({"time": "0"}, "at least a minute"),
+        ({"time": "soon"}, "write minutes, hours:minutes:seconds"),
+        ({"slurm": ("a b=c",)}, "give KEY=VALUE"),
+        ({"cluster": "debug", "tasks_per_node": 2}, "--cluster debug has one process"),
+        ({"cluster": "local", "nodes": 2}, "--cluster local has one node"),
+        ({"gpus_per_node": 2, "tasks_per_node": 3}, "more than the 2 GPUs"),
+        ({"gpus_per_node": 2, "gpus_per_task": 1}, "--gpus-per-node and --gpus-per-task are both given"),
+        ({"cpus_per_gpu": 4}, "--cpus-per-gpu goes with --gpus-per-task"),
+        ({"cluster": "local", "gpus_per_node": 99}, "--gpus-per-node is 99"),
+    ],
+)
+def test_wrong_clusters_are_refused(fields, word):
+    with pytest.raises(InputError, match=word):
+        allocate(ClusterConfig(**fields))
+
+
+# ----------------------------------------------------------------------------------------------------------- command line
+
+
+def test_without_slurm_it_names_the_ways_out(capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert launch.main(["pretrain", "--nodes", "8"]) == WRONG_INPUT
+    error = capsys.readouterr().err
+    assert "--cluster local" in error and "--dry-run" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("time", "wanted"), [("90", 90), ("1:30", 2), ("1:30:00", 90), ("1-2", 1560), ("1-00:00:01", 1441), ("7-0", 10080)]
+)
+def test_times_are_read_as_slurm_does(time, wanted):
+    assert minutes(time) == wanted
+
+
+def test_dry_run_of_both_stages(tmp_path, capsys):
+    assert launch.main(["pretrain", "--nodes", "8", "--runs", str(tmp_path), "--model", "tiny", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("#!/bin/bash") == 2 and text.count("#SBATCH --nodes=8") == 2
+    assert "dependency=afterok:JOB_OF_STAGE_1" in text.split("#!/bin/bash")[2]
+    assert "0.0008" in text and "0.002" in text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def fake_slurm(tmp_path, monkeypatch):
+    """Commands of a cluster with one large partition. sbatch keeps the scripts it is given and counts jobs up from 41; a file `refuse`
+    holds the number of the script that it refuses. scancel notes what it is told."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    sbatch = f"""
+        n=$(ls {tmp_path}/script* 2>/dev/null | wc -l)
+        if [ "$n" = "$(cat {tmp_path}/refuse 2>/dev/null)" ]; then echo "sbatch: error: too much" >&2; exit 1; fi
+        cp "$1" {tmp_path}/script$n; echo "Submitted batch job $((41 + n))"
+    """
+    commands = {
+        "srun": "", "squeue": "", "sbatch": sbatch, "scancel": f'echo "$@" >{tmp_path}/cancelled',
+        "sinfo": "for n in $(seq 16); do echo 'main*|n'$n'|idle|gpu:8|128|infinite'; done",
+    }  # fmt: skip
+    for name, text in commands.items():
+        (folder / name).write_text(f"#!/bin/sh\n{textwrap.dedent(text)}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "made.csv").write_text("x\n")
+    sources = ("no-human-kinetics", "synapt")
+    text = "".join(f'[{name}.train]\nmanifest = "made.csv"\nroot = "."\n' for name in sources)
+    (tmp_path / "data.toml").write_text(text)
+    monkeypatch.setenv("PPMA_DATA", str(tmp_path / "data.toml"))
+    return tmp_path
+
+
+def test_stages_are_submitted_one_after_the_other(fake_slurm, capsys):
+    runs = fake_slurm / "runs"
+    assert launch.main(["pretrain", "--nodes", "2", "--runs", str(runs), "--model", "tiny"]) == 0
+    first, second = ((fake_slurm / f"script{n}").read_text() for n in range(2))
+    assert "--dependency" not in first and "#SBATCH --dependency=afterok:41\n" in second
+    assert "job-name=mae_nohuman" in first and "job-name=align_nohuman_synthetic" in second
+    told = capsys.readouterr().out
+    assert "as job 41" in told and f"tail -F {runs}/mae_nohuman/jobs/41_0_log.out" in told and "scancel 41 42" in told
+    assert list((runs / "mae_nohuman" / "jobs").glob("*.pkl"))
+    record = json.loads((runs / "mae_nohuman" / "launch.json").read_text())[0]
+    assert record["jobs"] == ["41"] and len(record["code"]["sha256"]) == 64
+    assert (runs / "mae_nohuman" / "code" / "ppma" / "slurm").is_symlink()
+    config = json.loads((runs / "mae_nohuman" / "config.json").read_text())
+    assert config["resume"] and config["data"] == str(fake_slurm / "data.toml")
+
+
+def test_a_refused_stage_2_cancels_stage_1_and_leaves_nothing(fake_slurm, capsys):
+    (fake_slurm / "refuse").write_text("1")
+    assert launch.main(["pretrain", "--runs", str(fake_slurm / "runs"), "--model", "tiny"]) == WRONG_INPUT
+    assert capsys.readouterr().err == "launch.py pretrain: sbatch refuses: too much\n"
+    assert (fake_slurm / "cancelled").read_text() == "41\n"
+    assert not list((fake_slurm / "runs").iterdir())
+
+
+def test_a_run_in_the_queue_is_not_submitted_again(fake_slurm, capsys):
+    flags = ["align", "--runs", str(fake_slurm / "runs"), "--model", "tiny"]
+    assert launch.main(flags) == 0
+    (fake_slurm / "bin" / "squeue").write_text("#!/bin/sh\necho '41|PENDING'\n")
+    assert launch.main([*flags, "--resume"]) == WRONG_INPUT
+    assert "is in the queue as job 41" in capsys.readouterr().err
+
+
+def test_a_missing_store_is_told(fake_slurm, capsys):
+    with (fake_slurm / "data.toml").open("a") as file:
+        file.write('store = "gone.beton"\n')
+    assert launch.main(["pretrain", "--runs", str(fake_slurm / "runs"), "--model", "tiny"]) == WRONG_INPUT
+    error = capsys.readouterr().err
+    assert "gone.beton does not exist" in error and error.count("\n") == 1 and not (fake_slurm / "runs").exists()
+
+
+def test_a_missing_test_split_is_told_before_the_training_not_after(fake_slurm, capsys):
+    with (fake_slurm / "data.toml").open("a") as file:
+        file.write('[ucf101.train]\nmanifest = "made.csv"\nroot = "."\n')
+    flags = ["--dataset", "ucf101", "--runs", str(fake_slurm / "runs"), "--model", "tiny"]
+    assert launch.main(["finetune", *flags]) == WRONG_INPUT
+    error = capsys.readouterr().err
+    assert "has no source ucf101.val" in error and error.count("\n") == 1 and not (fake_slurm / "runs").exists()
+
+
+def test_cluster_debug_runs_in_this_process(tmp_path, monkeypatch):
+    """For a debugger; also the way in which a verb that runs a `ppma` command reaches it."""
+    calls = []
+    module = types.ModuleType("quick")
+    module.main = lambda argv: calls.append((os.getpid(), argv)) or 0
+    monkeypatch.setitem(sys.modules, "quick", module)
+    monkeypatch.setitem(cli.COMMANDS, "pack", ("quick", ""))
+    assert launch.main(["pack", "made", "--cluster", "debug", "--runs", str(tmp_path)]) == 0
+    assert calls[-1] == (os.getpid(), ["made"])
+
+
+def plan(verb, *argv):
+    return [stage.config for stage in make_plan(verb, list(argv))[1]]
+
+
+def test_stage_2_starts_from_stage_1(tmp_path):
+    mae, align = plan("pretrain", "--runs", str(tmp_path), "--mae", "mae_joint", "--model", "tiny")
+    assert mae.recipe == "mae_joint" and align.init == tmp_path / "mae_joint" / "checkpoints" / "latest"
+    assert mae.vit.width == align.vit.width and mae.run_dir != align.run_dir
+    (alone,) = plan("pretrain", "--runs", str(tmp_path), "--stage", "align")
+    assert alone.init == tmp_path / "mae_nohuman" / "checkpoints" / "latest"
+    _, align = plan("pretrain", "--runs", str(tmp_path), "--init", "some/run")
+    assert align.init == tmp_path / "mae_nohuman" / "checkpoints" / "latest"
+    (given,) = plan("align", "--init", "some/run")
+    assert given.init == Path("some/run").absolute()
+
+
+def test_flags_go_to_both_recipes_or_to_one():
+    flags = ["--seed", "3", "--mae-flags=--optim.epochs 2", "--align-flags=--optim.epochs 1"]
+    mae, align = plan("pretrain", *flags)
+    assert (mae.seed, mae.optim.epochs, align.seed, align.optim.epochs) == (3, 2, 3, 1)
+
+
+def test_recipe_flags_and_run_folders(tmp_path):
+    (run,) = plan("finetune", "--dataset", "hmdb51", "--runs", str(tmp_path))
+    assert run.sources == ("hmdb51",) and run.run_dir == tmp_path / "finetune-hmdb51"
+    (run,) = plan("probe", "--recipe", "probe_published", "--run-dir", str(tmp_path / "mine"))
+    assert run.recipe == "probe_published" and run.run_dir == tmp_path / "mine"
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [
+        (["pretrain", "--ndoes", "8"], "--ndoes"),
+        (["pretrain", "--run-dir", "x"], "both stages would write to"),
+        (["align", "--recipe", "mae_nohmuan"], "mae_nohmuan"),
+        (["pretrain", "--nodes", "7", "--dry-run"], "does not divide by 7 ranks"),
+        (["pretend"], "pretend"),
+    ],
+)
+def test_wrong_lines_are_one_line_and_exit_2(argv, word, capsys):
+    assert launch.main([*argv, "--dry-run"]) == WRONG_INPUT
+    error = capsys.readouterr().err
+    assert word in error and error.count("\n") == 1
+
+
+def test_help_without_torch():
+    """A login node resolves and shows a run without importing torch; the script runs by its path."""
+    code = """
+        import sys, runpy
+        sys.argv = ["launch.py", "pretrain", "--nodes", "8", "--dry-run"]
+        try:
+            runpy.run_path("slurm/launch.py", run_name="__main__")
+        except SystemExit as stop:
+            assert not stop.code and "torch" not in sys.modules
+    """
+    code = textwrap.dedent(code)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_a_training_that_gets_nowhere_is_not_queued_for_ever(tmp_path, caplog):
+    """A time that ends before the first step: submitit would queue the job again each time."""
+    config = make_plan("align", ["--runs", str(tmp_path), "--gpus-per-node", "0"])[1][0].config
+    job = Job(work=train, config=config, max_restarts=2)
+    config.run_dir.mkdir()
+    assert all(job.checkpoint() is not None for _ in range(3))
+    assert job.checkpoint() is None and "2 restarts without a newer checkpoint" in caplog.text
+    (config.run_dir / "checkpoints" / "step_00000010").mkdir(parents=True)
+    assert all(job.checkpoint() is not None for _ in range(3)) and job.checkpoint() is None
+    assert Job(work=train, config="no training").checkpoint() is not None
+
+
+def test_a_job_survives_pickling_and_resubmission():
+    job = Job(work=train, config="x", port=5)
+    assert pickle.loads(pickle.dumps(job)) == job
+    delayed = job.checkpoint()
+    assert isinstance(delayed, submitit.helpers.DelayedSubmission) and delayed.function == job

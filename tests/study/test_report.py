@@ -1,0 +1,184 @@
+"""The report: its figures are those of the runs, its files stand alone, 500 runs take seconds, and nothing is written for wrong input."""
+
+import csv
+import itertools
+import json
+import re
+import resource
+import subprocess
+import sys
+import time
+
+import made_runs
+import numpy as np
+import pytest
+
+from ppma.cli import main as ppma
+from ppma.config.command import DONE, WRONG_INPUT
+from ppma.study.findings import find
+from ppma.study.report import files
+from ppma.study.results import collect
+
+METHODS, DATASETS, SEEDS = ("random", "stage1", "full", "humans"), ("ucf", "hmdb"), (0, 1, 2)
+NAMES = ["report.html", "runs.csv", "table.csv", "table.md", "table.tex"]
+
+
+def rights(methods=METHODS, protocols=("probe", "finetune"), datasets=DATASETS, seeds=SEEDS, videos=120):
+    """Later methods are better, by far."""
+    made = {}
+    for (i, method), protocol, dataset, seed in itertools.product(enumerate(methods), protocols, datasets, seeds):
+        rng = np.random.default_rng([seed, len(dataset)])
+        made[method, protocol, dataset, seed] = rng.random(videos) < 0.1 + 0.8 * i / len(methods)
+    return made
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return made_runs.study(tmp_path_factory.mktemp("study") / "study", rights(), compare="full", humans="humans")
+
+
+def test_the_files_say_what_the_runs_got(study, tmp_path):
+    assert ppma(["report", str(study), "--out", str(tmp_path / "report")]) == DONE
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == NAMES
+    rows = list(csv.DictReader((tmp_path / "report/table.csv").open()))
+    made = rights()
+    assert len(rows) == 16
+    for row in rows:
+        per_seed = [made[row["method"], row["protocol"], row["dataset"], seed].mean() for seed in SEEDS]
+        assert float(row["top1"]) == pytest.approx(np.mean(per_seed))
+        assert float(row["top1_low"]) <= float(row["top1"]) <= float(row["top1_high"])
+        full = [made["full", row["protocol"], row["dataset"], seed].mean() for seed in SEEDS]
+        if row["method"] == "full":
+            assert row["behind"] == ""
+        else:
+            assert float(row["behind"]) == pytest.approx(np.mean(full) - np.mean(per_seed))
+            assert float(row["behind_p_holm"]) >= float(row["behind_p"])
+        assert (row["gap"] == "") == (row["method"] == "humans")
+    runs = list(csv.DictReader((tmp_path / "report/runs.csv").open()))
+    assert len(runs) == 48 and all(re.fullmatch("[0-9a-f]{64}", row["scores_sha256"]) for row in runs)
+
+
+def test_every_accuracy_in_the_text_is_in_the_csv(study):
+    """What a reader sees was computed from the runs: each `12.3 (1.2 to 3.4)` of the tables is a row of table.csv."""
+    texts = files(find(collect(study)), "ppma report")
+    rows = list(csv.DictReader(texts["table.csv"].splitlines()))
+    known = set()
+    for row, name in itertools.product(rows, ("top1", "top5", "behind", "gap")):
+        if row[name]:
+            three = [100 * float(row[key]) for key in (name, f"{name}_low", f"{name}_high")]
+            known |= {tuple(f"{v:.1f}" for v in three), tuple(f"{v:+.1f}" for v in three)}
+    for name in ("table.md", "table.tex", "report.html"):
+        seen = re.findall(r"([+-]?\d+\.\d) \(([+-]?\d+\.\d) to ([+-]?\d+\.\d)\)", texts[name])
+        assert len(seen) > 40 and set(seen) <= known, name
+
+
+def test_the_page_stands_alone_and_is_the_same_each_time(study):
+    findings = find(collect(study))
+    page = files(findings, "ppma report")["report.html"]
+    assert page == files(findings, "ppma report")["report.html"]
+    assert page.count("<svg") == 3 and "A made &lt;study&gt; &amp; more" in page
+    outside = re.findall(r"(?:src|href)=\"(?!#)([^\"]+)\"", page)
+    assert not outside and "<script" not in page and "@import" not in page and "url(http" not in page
+    for result in findings.collection.results:
+        assert result.seal.files["scores.npz"] in page
+
+
+def test_verdicts_follow_the_intervals(study):
+    texts = files(find(collect(study)), "ppma report")
+    line = next(line for line in texts["table.md"].splitlines() if line.startswith("Protocol probe on ucf"))
+    assert (
+        "better than “Method random”, “Method stage1”; worse than “Method humans”" in line
+        and "120 videos, 3 seeds" in line
+    )
+
+
+def test_latex_and_markdown_escape_what_would_break_them(tmp_path):
+    made = {("a", "probe", "ucf", 0): np.ones(20, bool), ("b", "probe", "ucf", 0): np.arange(20) < 9}
+    out = made_runs.study(tmp_path / "study", made)
+    listing = json.loads((out / "made.study.json").read_text())
+    listing["methods"] = {"a": r"50 % & a_b \x {y} | ~", "b": "b"}
+    from ppma.training import seal
+
+    (out / "made.study.json").write_text(json.dumps(seal.signed({k: v for k, v in listing.items() if k != "seal"})))
+    texts = files(find(collect(out)), "ppma report")
+    assert r"50 \% \& a\_b \textbackslash{}x \{y\} | \textasciitilde{} & 100.0 (100.0 to 100.0)" in texts["table.tex"]
+    assert r"| 50 % & a_b \x {y} \| ~ | 100.0 (100.0 to 100.0) |" in texts["table.md"]
+    assert "No method here was trained with humans" in texts["report.html"]
+
+
+def test_missing_runs_and_seeds_are_said(study, tmp_path):
+    made = rights(methods=("random", "full"), protocols=("probe",), datasets=("ucf",))
+    out = made_runs.study(tmp_path / "study", made, compare="full")
+    (out / "runs/full.probe.ucf-s2/seal.json").unlink()
+    texts = files(find(collect(out)), "ppma report")
+    assert "1 planned runs are not there" in texts["report.html"] and "[2 of 3 seeds]" in texts["table.md"]
+    row = next(row for row in csv.DictReader(texts["table.csv"].splitlines()) if row["method"] == "random")
+    shared = [made["full", "probe", "ucf", s].mean() - made["random", "probe", "ucf", s].mean() for s in (0, 1)]
+    assert float(row["behind"]) == pytest.approx(np.mean(shared))
+
+
+def test_wrong_input_is_one_line_and_writes_nothing(study, tmp_path, capsys):
+    out = tmp_path / "report"
+    for argv, message in (
+        ([str(tmp_path / "no"), "--out", str(out)], "there is no such folder"),
+        (
+            [str(study), "--out", str(out), "--compare", "best"],
+            "there is no method 'best'; there are random, stage1, full, humans",
+        ),
+        ([str(study), "--out", str(study / "made.study.json")], "is a file; give a folder"),
+    ):
+        assert ppma(["report", *argv]) == WRONG_INPUT
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1 and not out.exists()
+
+
+def test_an_edited_run_leaves_an_old_report_as_it_was(tmp_path, capsys):
+    out = made_runs.study(
+        tmp_path / "study", rights(protocols=("probe",), datasets=("ucf",), seeds=(0,)), compare="full"
+    )
+    assert ppma(["report", str(out), "--out", str(tmp_path / "report")]) == DONE
+    before = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
+    with (out / "runs/full.probe.ucf-s0/scores.npz").open("ab") as file:
+        file.write(b"x")
+    capsys.readouterr()
+    assert ppma(["report", str(out), "--out", str(tmp_path / "report")]) == WRONG_INPUT
+    error = capsys.readouterr().err
+    assert (
+        "scores.npz was edited after the run had ended: its hash is not the one in seal.json" in error
+        and error.count("\n") == 1
+    )
+    assert {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()} == before
+
+
+def cpu_seconds_of_report(out, folder):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "ppma", "report", str(out), "--out", str(folder)], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def five_hundred(tmp_path, videos, classes):
+    names = ("random", "full", *(f"other{i}" for i in range(8)))
+    made = rights(
+        methods=names,
+        protocols=("probe", "finetune"),
+        datasets=("a", "b", "c", "d", "e"),
+        seeds=range(5),
+        videos=videos,
+    )
+    assert len(made) == 500
+    return made_runs.study(tmp_path / "study", made, compare="full", humans="other7", classes=classes)
+
+
+def test_five_hundred_runs_take_under_ten_seconds(tmp_path):
+    """CPU time of the whole command, as the machine may be busy; nothing in it waits."""
+    assert cpu_seconds_of_report(five_hundred(tmp_path, 200, 10), tmp_path / "report") < 10
+
+
+@pytest.mark.slow
+def test_five_hundred_runs_of_ucf101s_size_take_under_ten_seconds(tmp_path):
+    """Wall time, on a machine that does nothing else: files are read on all cores."""
+    out = five_hundred(tmp_path, 3783, 101)
+    began = time.monotonic()
+    cpu_seconds_of_report(out, tmp_path / "report")
+    assert time.monotonic() - began < 10

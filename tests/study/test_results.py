@@ -1,0 +1,143 @@
+"""Only what sealed files say gets in; a run that is edited, mislabelled or of other weights stops the report."""
+
+import json
+
+import made_runs
+import numpy as np
+import pytest
+
+from ppma.loaders.errors import InputError
+from ppma.study.results import collect
+from ppma.training import seal
+
+RIGHT = {(m, "probe", "ucf", s): np.arange(60) % (4 - i) == 0 for i, m in enumerate(("random", "full")) for s in (0, 1)}
+
+
+@pytest.fixture
+def study(tmp_path):
+    return made_runs.study(tmp_path / "study", RIGHT, compare="full")
+
+
+def rewrite(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def reseal(folder, **changes):
+    old = json.loads((folder / seal.SEAL).read_text())
+    seal.write(folder, **{name: changes.get(name, old[name]) for name in ("manifests", "init", "seconds")})
+
+
+def test_results_are_counted_from_the_scores(study):
+    found = collect(study)
+    assert found.title == "A made <study> & more" and list(found.methods) == ["random", "full"] and not found.missing
+    for result in found.results:
+        right_V = RIGHT[result.method, result.protocol, result.dataset, result.seed]
+        assert np.array_equal(result.right_DV, right_V[None])
+        assert result.pretrain_seconds == (0 if result.method == "random" else 3600 * (1 + result.seed))
+    assert len({result.videos for result in found.results}) == 1
+    assert collect(study / "made.study.json").results[0].folder == found.results[0].folder
+
+
+def test_a_run_that_was_edited_is_refused(study):
+    file = study / "runs/full.probe.ucf-s1/result.json"
+    rewrite(file, top1=0.99)
+    with pytest.raises(InputError, match=r"full\.probe\.ucf-s1/result\.json was edited after the run had ended"):
+        collect(study)
+
+
+def test_a_result_that_its_scores_do_not_give_is_refused_though_it_is_sealed(study):
+    folder = study / "runs/full.probe.ucf-s1"
+    rewrite(folder / "result.json", top1=0.99)
+    reseal(folder)
+    with pytest.raises(InputError, match=r"says top1 0\.99, its scores 0\.\d+: they are not of one run"):
+        collect(study)
+
+
+def test_a_run_of_another_seed_or_data_set_cannot_take_the_place(study):
+    folder = study / "runs/full.probe.ucf-s1"
+    rewrite(folder / "result.json", seed=0)
+    rewrite(folder / "config.json", seed=0)
+    reseal(folder)
+    with pytest.raises(InputError, match=r"tested ucf, seed 0; made\.study\.json means another run"):
+        collect(study)
+
+
+def test_a_probe_of_other_weights_than_the_named_ones_is_refused(study):
+    folder = study / "runs/full.probe.ucf-s1"
+    reseal(folder, init="0" * 64)
+    with pytest.raises(InputError, match=r"did not start from the weights of .*full-s1: their hashes differ"):
+        collect(study)
+
+
+def test_the_listing_is_sealed_too(study):
+    rewrite(study / "made.study.json", title="better")
+    with pytest.raises(InputError, match=r"made\.study\.json was edited"):
+        collect(study)
+
+
+def test_runs_that_are_not_there_are_named(study):
+    (study / "runs/full.probe.ucf-s1" / seal.SEAL).unlink()
+    found = collect(study)
+    assert found.missing == ("full.probe.ucf-s1",) and len(found.results) == 3
+
+
+def test_runs_that_no_study_planned_are_called_after_their_recipes(tmp_path):
+    mae = made_runs.trained(tmp_path / "mae")
+    align = made_runs.trained(tmp_path / "align", init=mae, recipe="align_nohuman", seconds=1800)
+    made_runs.tested(tmp_path / "probe", RIGHT["full", "probe", "ucf", 0], init=align)
+    made_runs.tested(tmp_path / "plain", RIGHT["full", "probe", "ucf", 0])
+    found = collect(tmp_path)
+    assert [(r.method, r.pretrain_seconds) for r in found.results] == [
+        ("from scratch", 0),
+        ("mae_nohuman > align_nohuman", 5400),
+    ]
+    assert found.results[0].command == ("ppma", "train", "probe")
+
+
+def test_the_same_test_twice_counts_once_and_another_split_is_another_data_set(tmp_path):
+    right_V = RIGHT["full", "probe", "ucf", 0]
+    run = made_runs.tested(tmp_path / "probe", right_V)
+    for name, split in (("again", "val"), ("other", "test")):
+        folder = made_runs.tested(run / name, right_V)
+        (folder / "config.json").unlink()
+        rewrite(folder / "result.json", split=split)
+        reseal(folder)
+    assert [(r.folder, r.dataset) for r in collect(tmp_path).results] == [(run, "made"), (run / "other", "made (test)")]
+
+
+def test_a_mixture_of_two_starts_from_both(tmp_path):
+    one, two = (
+        made_runs.trained(tmp_path / "one"),
+        made_runs.trained(tmp_path / "two", recipe="align_nohuman", seconds=60),
+    )
+    run = made_runs.tested(tmp_path / "mixed", RIGHT["full", "probe", "ucf", 0])
+    paths = [str(start / "checkpoints" / "latest") for start in (one, two)]
+    rewrite(run / "config.json", average=paths)
+    reseal(run, init=seal.starts_hash([seal.read(start).weights for start in (one, two)]))
+    (found,) = collect(tmp_path).results
+    assert (found.method, found.pretrain_seconds) == ("mae_nohuman + align_nohuman", 3660)
+    rewrite(run / "config.json", average=paths[::-1])
+    reseal(run)
+    with pytest.raises(InputError, match=r"did not start from the weights of .*two, .*one"):
+        collect(tmp_path)
+
+
+def test_what_holds_no_run_is_told(tmp_path, study):
+    with pytest.raises(InputError, match="there is no such folder"):
+        collect(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no run with a result below it"):
+        collect(tmp_path / "empty")
+    (study / "two.study.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds 2 studies; give one: .*made\.study\.json"):
+        collect(study)
+
+
+def test_draws_of_few_clips_are_rows_over_the_same_videos(tmp_path):
+    """As a few-shot run leaves them: whole draws one after another, over a list of videos that comes again."""
+    right_DV = np.stack([np.arange(40) % (2 + draw) == 0 for draw in range(3)])
+    run = made_runs.tested(tmp_path / "few", right_DV.ravel(), draws=3)
+    (found,) = collect(run.parent).results
+    assert np.array_equal(found.right_DV, right_DV) and found.right5_DV.shape == (3, 40)
+    one = made_runs.tested(tmp_path / "one", right_DV[0])
+    assert {result.videos for result in collect(one.parent).results} == {found.videos}

@@ -1,0 +1,141 @@
+"""The command table and the manners of `ppma`: what exists can be called, what does not is answered in one line."""
+
+import importlib
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from ppma import __version__
+from ppma.cli import COMMANDS, main
+from ppma.config.command import INTERRUPTED, WRONG_INPUT, parse, run
+from ppma.loaders.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.ratio > 1:
+            raise InputError(f"ratio is {self.ratio}; it must be at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Do a thing."""
+
+    name: str
+    count: int = 3
+    inner: Inner = field(default_factory=Inner)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_exists_and_has_help(name, capsys):
+    module = importlib.import_module(COMMANDS[name][0])
+    try:
+        code = module.main(["--help"])
+    except SystemExit as stop:  # tyro's way
+        code = stop.code
+    assert not code
+    assert f"ppma {name}" in capsys.readouterr().out
+
+
+def test_help_names_every_command_and_an_example(capsys):
+    assert main([]) == main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in COMMANDS) and "Start with: ppma " in text
+
+
+def test_unknown_command_names_the_closest(capsys):
+    assert main(["doctr"]) == WRONG_INPUT
+    error = capsys.readouterr().err
+    assert "'doctr'" in error and "did you mean doctor?" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [
+        ([], "--name"),
+        (["--name", "a", "--count", "many"], "'many'"),
+        (["--name", "a", "--cuont", "2"], "--cuont"),
+        (["--name", "a", "--inner.ratio", "2"], "ratio is 2.0; it must be at most 1"),
+    ],
+)
+def test_wrong_flags_are_one_line_and_exit_2(argv, word, capsys):
+    assert run(lambda argv: parse(Flags, argv, prog="ppma thing").count, argv, prog="ppma thing") == WRONG_INPUT
+    error = capsys.readouterr().err
+    assert error.startswith("ppma thing: ") and word in error and error.count("\n") == 1
+    assert "ppma thing --help" in error
+
+
+def test_right_flags():
+    assert parse(Flags, ["--name", "a", "--inner.ratio", "0.25"], prog="p") == Flags(name="a", inner=Inner(ratio=0.25))
+
+
+def test_input_error_is_one_line_and_a_defect_keeps_its_traceback(capsys):
+    def wrong(argv: list[str]) -> int:
+        raise InputError("no file a.csv:\n  make it")
+
+    assert run(wrong, [], prog="ppma x") == WRONG_INPUT
+    assert capsys.readouterr().err == "ppma x: no file a.csv: make it\n"
+    with pytest.raises(ZeroDivisionError):
+        run(lambda argv: 1 // 0, [], prog="ppma x")
+
+
+OUT_OF_MEMORY = (
+    "CUDA out of memory. Tried to allocate 3.00 GiB. GPU 0 has a total capacity of 79.25 GiB of which 1.12 GiB is free."
+)
+TOO_OLD = (
+    "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors might be asynchronous."
+)
+OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver."
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "word"),
+    [
+        (torch.OutOfMemoryError, OUT_OF_MEMORY, "--accumulate 2"),
+        (torch.AcceleratorError, TOO_OLD, "ppma doctor"),
+        (RuntimeError, OLD_DRIVER, "update the NVIDIA driver"),
+    ],
+)
+def test_a_gpu_that_does_not_serve_is_one_line_with_the_remedy(kind, message, word, monkeypatch, capsys):
+    """Also where torch.compile wraps the error of the GPU in one of its own."""
+
+    def fail(config):
+        try:
+            raise kind(message)
+        except RuntimeError as error:
+            raise RuntimeError("backend='inductor' raised") from error
+
+    for work in (fail, lambda config: (_ for _ in ()).throw(kind(message))):
+        monkeypatch.setattr("ppma.train.train", work)
+        assert main(["train", "mae_nohuman"]) == WRONG_INPUT
+        error = capsys.readouterr().err
+        assert error.startswith("ppma train: ") and word in error and error.count("\n") == 1
+
+
+def test_any_other_runtime_error_keeps_its_traceback(monkeypatch):
+    def fail(config):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("ppma.train.train", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        main(["train", "mae_nohuman"])
+
+
+def test_interrupt_has_a_code_of_its_own():
+    def interrupted(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    assert run(interrupted, [], prog="ppma x") == INTERRUPTED
+
+
+def test_python_m_ppma_starts_without_torch():
+    code = "import sys, runpy; sys.argv = ['ppma', '--version']\ntry: runpy.run_module('ppma', run_name='__main__')\n"
+    code += "except SystemExit as e: assert not e.code and 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == __version__

@@ -1,0 +1,491 @@
+"""The loop: resume to the bit, ranks that change nothing, stops in good order, input that is refused before anything is written; and the
+whole path from clips to a transfer score."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from ppma import train
+from ppma.cli import main as ppma
+from ppma.config.recipes import resolve
+from ppma.loaders.errors import InputError
+from ppma.training.distributed import Stop, Stopped
+
+REAL_CLASSES = ("archery", "basketball", "cleaning_pool", "exercise", "sign_walk", "walking")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, clip_tree):
+    """A data catalogue with the sources `made` (train and val) and `other`, from generated clips, in a folder of their own."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, split in (("made", "train"), ("made", "val"), ("other", "train")):
+        flags = f"--root {clip_tree} --out {folder}/{name}_{split}.csv --name {name} --split {split} --data {folder}/data.toml".split()
+        assert ppma(["index", str(clip_tree), *flags, "--domain", "synthetic"]) == 0
+    return folder / "data.toml"
+
+
+def run(name, data, run_dir, *flags):
+    """Train a tiny recipe on the made clips, in this process."""
+    sources = [] if name in ("finetune", "probe", "probe_published") else ["--sources", "made"]
+    more = tiny.MAE_FLAGS if name.startswith("mae") else []
+    argv = [
+        *sources,
+        *tiny.FLAGS,
+        *more,
+        "--batch",
+        "4",
+        "--data",
+        str(data),
+        "--run-dir",
+        str(run_dir),
+        *map(str, flags),
+    ]
+    config = resolve(name, [*argv, *(["--dataset", "made"] if not sources else [])])
+    return train.train(config)
+
+
+def weights(run_dir):
+    return load_file(Path(run_dir) / "checkpoints" / "latest" / "model.safetensors")
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def losses(run_dir):
+    rows = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+
+
+class Preempted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ["mae_nohuman", "align_nohuman", "probe"])
+def test_resume_from_any_step_equals_never_stopping(name, data, tmp_path, monkeypatch):
+    whole = run(name, data, tmp_path / "whole", "--optim.epochs", 3, "--checkpoint-every", 2)
+    steps = losses(whole)[-1][0]
+    taken, stops = train.Trainer.train_step, [1, 4, 5]
+
+    def interrupted(self, batch):
+        if stops and self.step == stops[0]:
+            stops.pop(0)
+            raise Preempted
+        return taken(self, batch)
+
+    monkeypatch.setattr(train.Trainer, "train_step", interrupted)
+    assert steps > stops[-1]
+    for _ in range(3):  # killed: what came after the last checkpoint is computed again
+        with pytest.raises(Preempted):
+            run(name, data, tmp_path / "cut", "--optim.epochs", 3, "--checkpoint-every", 2, "--resume")
+    cut = run(name, data, tmp_path / "cut", "--optim.epochs", 3, "--checkpoint-every", 2, "--resume")
+    assert equal(weights(whole), weights(cut))
+    assert losses(whole) == losses(cut)
+
+
+def test_signal_stops_in_good_order_and_resume_goes_on(data, tmp_path):
+    flags = [
+        "mae_nohuman",
+        "--sources",
+        "made",
+        *tiny.FLAGS,
+        *tiny.MAE_FLAGS,
+        "--batch",
+        "4",
+        "--data",
+        str(data),
+        "--optim.epochs",
+        "8",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "ppma",
+        "train",
+        *flags,
+        "--run-dir",
+    ]  # processes alike: sums depend on the number of threads
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    command.append(str(tmp_path / "cut"))
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2, process)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=120)[1]
+    assert process.returncode == 75, output
+    assert "Traceback" not in output and "--resume" in output
+    assert 2 <= json.loads((tmp_path / "cut/checkpoints/latest/state.json").read_text())["step"] < 24
+    again = subprocess.run([*command, "--resume"], stderr=subprocess.PIPE, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_stop_during_the_test_after_training_is_no_end(number, data, tmp_path, monkeypatch):
+    """The end of the time comes while a finished run is tested: it is queued again, and then only tested."""
+    flags = ("--optim.epochs", 1, "--evaluation.windows", 1, "--evaluation.crops", 1, "--resume")
+    tested = train.evaluate
+
+    def interrupted(*arguments, **names):
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # whoever asks may ask again
+        return tested(*arguments, **names)
+
+    monkeypatch.setattr(train, "evaluate", interrupted)
+    with pytest.raises(Stopped) as stopped:
+        run("finetune", data, tmp_path / "run", *flags)
+    assert stopped.value.why is (Stop.HAND_OVER if number == signal.SIGUSR2 else Stop.SAVE)
+    before = weights(tmp_path / "run")
+    monkeypatch.setattr(train, "evaluate", tested)
+    run("finetune", data, tmp_path / "run", *flags)
+    assert (tmp_path / "run" / "result.json").is_file() and equal(before, weights(tmp_path / "run"))
+
+
+def test_ranks_may_change_between_two_starts(data, tmp_path):
+    """Begun on two ranks, gone on with on one: the samples and the global batch stay, so only rounding is left."""
+    argv = ["mae_nohuman", "--sources", "made", *tiny.FLAGS, *tiny.MAE_FLAGS, "--batch", "8", "--data", str(data)]
+    argv += ["--precision", "fp64", "--optim.epochs", "4", "--checkpoint-every", "2", "--keep-checkpoints", "9"]
+    codes, output = on_ranks(2, [*argv, "--run-dir", str(tmp_path / "two")])
+    assert codes == [0, 0], output
+    shutil.copytree(tmp_path / "two", tmp_path / "one", symlinks=True)
+    shutil.rmtree(tmp_path / "one" / "checkpoints" / "step_00000004")
+    train.train(resolve("mae_nohuman", [*argv[1:], "--run-dir", str(tmp_path / "one"), "--resume"]))
+    starts = json.loads((tmp_path / "one" / "environment.json").read_text())
+    assert [start["world_size"] for start in starts] == [2, 1]
+    for tensor, value in weights(tmp_path / "one").items():
+        assert (value - weights(tmp_path / "two")[tensor]).abs().max() < 1e-10, tensor
+    assert dict(losses(tmp_path / "one")) == pytest.approx(dict(losses(tmp_path / "two")), abs=1e-10)
+
+
+LISTINGS = """
+import os, sys
+
+def note(event, arguments):
+    if event in ("os.listdir", "os.scandir") and isinstance(arguments[0], (str, os.PathLike)):
+        with open(os.environ["LISTINGS"], "a") as file:
+            file.write(os.path.abspath(arguments[0]) + chr(10))
+
+sys.addaudithook(note)
+"""
+
+
+def test_no_process_lists_a_folder_of_data(data, clip_tree, tmp_path):
+    """On a file system of a cluster that is what takes it down. Every process of a run is watched: videos, a packed store, a test."""
+    (tmp_path / "watch").mkdir()
+    (tmp_path / "watch" / "sitecustomize.py").write_text(LISTINGS)
+    shutil.copytree(data.parent, tmp_path / "data")
+    catalogue = tmp_path / "data" / "data.toml"
+    store = [
+        "pack",
+        "other",
+        "--data",
+        str(catalogue),
+        "--out",
+        str(tmp_path / "data" / "other.beton"),
+        "--workers",
+        "1",
+    ]
+    assert ppma(store) == 0
+    flags = [*tiny.FLAGS, "--batch", "4", "--data", str(catalogue), "--optim.epochs", "1", "--loader.workers", "2"]
+    path = os.pathsep.join([str(tmp_path / "watch"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "LISTINGS": str(tmp_path / "listings")}
+    runs = (["finetune", "--dataset", "made"], ["align_nohuman_synthetic", "--sources", "made", "other"])
+    for run_of in runs:
+        command = [
+            sys.executable,
+            "-m",
+            "ppma",
+            "train",
+            *run_of,
+            *flags,
+            "--run-dir",
+            str(tmp_path / "runs" / run_of[0]),
+        ]
+        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    listed = [Path(line) for line in (tmp_path / "listings").read_text().splitlines()]
+    assert tmp_path / "runs" / "finetune" / "checkpoints" in listed  # the watch sees what there is to see
+    assert not [path for path in listed if path.is_relative_to(clip_tree) or path.is_relative_to(tmp_path / "data")]
+
+
+def wait_until(true, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def on_ranks(world_size, argv, command="train"):
+    """Run a command of ppma on so many gloo ranks of this machine; returns their exit codes and the output of the first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(world_size):
+        place = {
+            "RANK": rank,
+            "WORLD_SIZE": world_size,
+            "LOCAL_RANK": rank,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        environment = {**os.environ, **{k: str(v) for k, v in place.items()}, "OMP_NUM_THREADS": "1"}
+        words = [sys.executable, "-m", "ppma", command, *argv]
+        ranks.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True))
+    output = [process.communicate(timeout=300)[1] for process in ranks]
+    return [process.returncode for process in ranks], output
+
+
+@pytest.mark.parametrize("name", ["mae_nohuman", "align_nohuman_synthetic"])
+def test_two_ranks_equal_one_in_float64(name, data, tmp_path):
+    """Three steps, same global batch: mixing, drop path, masks and erasing belong to the sample, so only rounding is left."""
+    sources = ["--sources", "made"] if name == "mae_nohuman" else ["--sources", "made", "other"]
+    more = tiny.MAE_FLAGS if name == "mae_nohuman" else ["--vit.drop-path", "0.5", "--optim.warmup-fraction", "0"]
+    argv = [
+        name,
+        *sources,
+        *tiny.FLAGS,
+        *more,
+        "--batch",
+        "8",
+        "--data",
+        str(data),
+        "--precision",
+        "fp64",
+        "--optim.peak-lr",
+        "0.01",
+    ]
+    epochs = ["--optim.epochs", "3" if name == "mae_nohuman" else "1"]
+    results = {}
+    for world_size in (1, 2):
+        codes, output = on_ranks(world_size, [*argv, *epochs, "--run-dir", str(tmp_path / str(world_size))])
+        assert codes == [0] * world_size, output
+        results[world_size] = weights(tmp_path / str(world_size))
+    assert losses(tmp_path / "1")[-1][0] == 3
+    for tensor in results[1]:
+        assert results[1][tensor].dtype == torch.float64
+        assert (results[1][tensor] - results[2][tensor]).abs().max() < 1e-10, tensor
+    assert dict(losses(tmp_path / "1")) == pytest.approx(dict(losses(tmp_path / "2")), abs=1e-10)
+
+
+def test_accumulation_equals_one_large_batch(data, tmp_path):
+    a = run("mae_nohuman", data, tmp_path / "a", "--precision", "fp64", "--optim.epochs", 2)
+    b = run("mae_nohuman", data, tmp_path / "b", "--precision", "fp64", "--optim.epochs", 2, "--accumulate", 2)
+    for tensor, value in weights(a).items():
+        assert (value - weights(b)[tensor]).abs().max() < 1e-10, tensor
+
+
+def test_clipping_bounds_the_update(data, tmp_path):
+    run("align_nohuman", data, tmp_path / "a", "--optim.epochs", 1, "--optim.clip-grad", 1e-3)
+    rows = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
+    assert all(row["train/grad_norm"] > 1e-3 for row in rows)  # the norm that is logged is the one before clipping
+
+
+def test_a_run_folder_holds_what_design_says(data, tmp_path):
+    folder = run(
+        "mae_nohuman", data, tmp_path / "run", "--optim.epochs", 2, "--pictures-every", 3, "--checkpoint-every", 1
+    )
+    names = {path.name.split(".")[0] for path in folder.iterdir()}
+    assert {"config", "environment", "metrics", "events", "checkpoints"} <= names
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["latest", "step_00000005", "step_00000006"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["recipe"] == "mae_nohuman" and config["vit"]["width"] == 48
+    environment = json.loads((folder / "environment.json").read_text())[0]
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0] or environment["versions"]["torch"]
+    assert environment["implementations"].keys() == {"loader", "kernels"}
+    row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    tags = {
+        "train/loss",
+        "train/lr",
+        "train/grad_norm",
+        "perf/clips_per_s",
+        "perf/stall_percent",
+        "perf/mfu",
+        "perf/memory_gib",
+    }
+    assert tags | {"data/bad_files", "step", "epoch"} == set(row)
+    assert 0 < row["perf/mfu"] < 1 and 0 <= row["perf/stall_percent"] <= 100
+
+
+def test_tensorboard_shows_scalars_and_pictures(data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run(
+        "mae_nohuman", data, tmp_path / "run", "--sources", "made", "other", "--optim.epochs", 1, "--pictures-every", 2
+    )
+    events = EventAccumulator(str(folder)).Reload()
+    assert {"train/loss", "perf/clips_per_s", "data/bad_files"} <= set(events.Tags()["scalars"])
+    pictures = set(events.Tags()["images"])
+    assert {"clips/made", "clips/other"} <= pictures
+    assert "reconstruction/original, visible, reconstructed" in pictures  # no word of hidden statistics: none were used
+
+
+def test_a_dry_run_says_what_it_would_do_and_writes_nothing(data, tmp_path, caplog):
+    argv = ["mae_nohuman", "--sources", "made", *tiny.FLAGS, *tiny.MAE_FLAGS, "--batch", "4", "--data", str(data)]
+    with caplog.at_level("INFO"):
+        assert ppma(["train", *argv, "--optim.epochs", "2", "--dry-run", "--run-dir", str(tmp_path / "run")]) == 0
+    assert (
+        "made: 12 clips" in caplog.text
+        and "6 of 4 rows (2 clips), 2 epochs" in caplog.text
+        and "plain (on a CPU" in caplog.text
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_waits_for_nothing_that_it_may_not_need():
+    """torch._dynamo takes 1.3 s to import, timm 0.6 s: help and refusals come without them."""
+    code = "import sys, ppma.train; print([m for m in ('torch._dynamo', 'timm', 'torchvision') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+REFUSED = {
+    "a source the catalogue lacks": (["--sources", "nowhere"], "has no source nowhere.train"),
+    "a checkpoint that is not there": (["--init", "gone"], "gone: no checkpoint here"),
+    "a batch larger than the data": (["--batch", "64"], "12 clips in all, fewer than a batch of 64"),
+    "a batch that does not divide": (["--accumulate", "3", "--batch", "4"], "does not divide"),
+    "a mixing group that does not fit": (["--classifier.mix.group", "6"], "mix.group 6 does not divide"),
+    "half precision on a cpu": (["--precision", "fp16"], "precision fp16 needs a GPU"),
+    "a catalogue that is not there": (["--data", "gone.toml"], "gone.toml: no such file"),
+}
+
+
+@pytest.mark.parametrize(("flags", "message"), REFUSED.values(), ids=REFUSED)
+def test_wrong_input_is_one_line_exit_2_and_nothing_written(flags, message, data, tmp_path, capfd):
+    argv = [
+        "align_nohuman",
+        "--sources",
+        "made",
+        *tiny.FLAGS,
+        "--batch",
+        "4",
+        "--data",
+        str(data),
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    assert ppma(["train", *argv, *flags]) == 2
+    error = capfd.readouterr().err.strip().splitlines()
+    assert message in error[-1] and not any("Traceback" in line for line in error)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_shape_names_the_tensor(data, tmp_path):
+    first = run("mae_nohuman", data, tmp_path / "a", "--optim.epochs", 1)
+    with pytest.raises(InputError, match=r"blocks\.0.*has shape \(48,\), the model's has \(96,\)"):
+        run("align_nohuman", data, tmp_path / "b", "--vit.width", 96, "--init", first)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_run_is_not_written_over_nor_resumed_with_other_settings(data, tmp_path):
+    run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1)
+    with pytest.raises(InputError, match="holds a run already; go on with --resume"):
+        run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1)
+    with pytest.raises(InputError, match=r"other settings \(optim.peak_lr: 0.002 -> 0.1"):
+        run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--optim.peak-lr", 0.1, "--resume")
+    run(
+        "align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--resume", "--loader.workers", 2
+    )  # speed may change
+    saved = tmp_path / "run" / "config.json"
+    old = json.loads(saved.read_text())
+    del old["privacy"], old["loader"]["flip_probability"]
+    saved.write_text(json.dumps(old))  # of a version that did not have these settings
+    run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--resume")
+    saved.write_text(json.dumps(old))
+    with pytest.raises(InputError, match=r"other settings \(loader.flip_probability: 0.0 -> 0.5"):
+        run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--resume", "--loader.flip-probability", 0.5)
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(data, tmp_path, monkeypatch):
+    from ppma.training import checkpoint
+
+    run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--checkpoint-every", 2)
+    before = {p.name for p in (tmp_path / "run/checkpoints").iterdir()}
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(tmp_path / "run/checkpoints", step=99, model={"a": torch.ones(1)}, training={}, state={})
+    assert {p.name for p in (tmp_path / "run/checkpoints").iterdir()} == before
+
+
+def test_foreign_pickles_are_not_run(data, tmp_path):
+    """A training.pt with code in it is refused, and the code does not run."""
+
+    class Evil:
+        def __reduce__(self):
+            return (os.system, (f"touch {tmp_path}/pwned",))
+
+    folder = run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1)
+    latest = (folder / "checkpoints/latest").resolve()
+    torch.save({"optimizer": Evil()}, latest / "training.pt")
+    with pytest.raises(InputError, match=r"refused: .* holds more than tensors"):
+        run("align_nohuman", data, folder, "--optim.epochs", 1, "--resume")
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory, real_videos, clip_tree):
+    """The real clips, where they are, as source `made` in train and val; the generated ones elsewhere."""
+    folder = tmp_path_factory.mktemp("real")
+    root = clip_tree
+    if real_videos is not None:
+        root = folder / "videos"
+        for name in REAL_CLASSES:
+            shutil.copytree(real_videos / name, root / name)
+    for split in ("train", "val"):
+        flags = (
+            f"--root {root} --out {folder}/{split}.csv --name made --split {split} --data {folder}/data.toml".split()
+        )
+        assert ppma(["index", str(root), *flags]) == 0
+    return folder / "data.toml"
+
+
+def test_from_clips_to_a_transfer_score(real, tmp_path):
+    """Both stages, a probe and a fine-tuning that fits its clips to 100 %."""
+    mae = run("mae_nohuman", real, tmp_path / "mae", "--optim.epochs", 2, "--batch", 8)
+    align = run("align_nohuman", real, tmp_path / "align", "--optim.epochs", 2, "--init", mae)
+    probe = run("probe", real, tmp_path / "probe", "--optim.epochs", 20, "--init", align)
+    result = json.loads((probe / "result.json").read_text())
+    assert result["n_videos"] >= 12 and result["ci95"]["top1"][0] <= result["top1"] <= result["ci95"]["top1"][1]
+    plain = "--loader.randaugment-ops 0 --loader.erase-probability 0 --classifier.mix.probability 0 --vit.drop-path 0"
+    crops = "--loader.crop center --loader.short-side 32 --evaluation.windows 1 --evaluation.crops 1 --classifier.mix.smoothing 0"
+    fit = f"{plain} {crops} --optim.layer-decay None --loader.window-seconds 3 --optim.epochs 40 --optim.reference-batch 4".split()
+    fine = run("finetune", real, tmp_path / "fine", "--init", align, *fit)
+    assert json.loads((fine / "result.json").read_text())["top1"] == 1.0
+
+
+def test_parameters_of_a_frozen_encoder_stay(data, tmp_path):
+    mae = run("mae_nohuman", data, tmp_path / "mae", "--optim.epochs", 1)
+    probed = run("probe_published", data, tmp_path / "lp", "--optim.epochs", 2, "--init", mae)
+    before, after = weights(mae), weights(probed)
+    for name in before:
+        if name.startswith(("patch_embed.", "blocks.")):
+            assert torch.equal(before[name], after[name])
+    assert not torch.equal(after["head.weight"], torch.zeros_like(after["head.weight"]))
+    assert replace(resolve("probe_published"), seed=1).classifier.freeze_encoder
+
+
+def test_an_evaluation_on_two_ranks_sees_every_video_once(data, tmp_path):
+    folder = run("finetune", data, tmp_path / "fine", "--optim.epochs", 1)
+    argv = ["--checkpoint", str(folder), "--dataset", "made", "--data", str(data), "--out", str(tmp_path / "two")]
+    codes, output = on_ranks(2, [*argv, "--device", "cpu"], command="evaluate")
+    assert codes == [0, 0], output
+    one, two = (np.load(where / "scores.npz") for where in (folder, tmp_path / "two"))
+    assert list(one["video"]) == list(two["video"]) and np.abs(one["scores"] - two["scores"]).max() < 1e-5

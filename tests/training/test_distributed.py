@@ -1,0 +1,174 @@
+"""Ranks: joining or saying why not, the flag that stops all at one step, the exchange that does not depend on buckets, torchrun."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppma.loaders.errors import InputError
+from ppma.slurm.cluster import free_port
+from ppma.training import distributed
+from ppma.training.distributed import Ranks, Stop, StopFlag, session
+
+ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+
+
+def on_ranks(world_size: int, code: str, folder: Path, *, seconds: int = 120) -> list[str]:
+    """Run code on so many ranks of this machine through torchrun; returns what each printed into its own file."""
+    script = folder / "ranks.py"
+    script.write_text(textwrap.dedent(code))
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(world_size),
+        "--master-port",
+        str(free_port()),
+    ]
+    command = [*launcher, "--redirects", "1", "--log-dir", str(folder / "logs"), str(script)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [next((folder / "logs").rglob(f"{rank}/stdout.log")).read_text() for rank in range(world_size)]
+
+
+def test_a_task_of_a_slurm_step_does_not_train_alone(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    with pytest.raises(InputError, match="one of 8 tasks of a SLURM step, and WORLD_SIZE is not set"), session("cpu"):
+        pass
+
+
+def test_a_rank_that_cannot_join_says_so_and_does_not_go_on(monkeypatch):
+    monkeypatch.setenv("PPMA_JOIN_SECONDS", "2")
+    place = {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    entered = []
+    with (
+        pytest.raises(
+            ConnectionError, match=r"rank 1 of 2 on \S+ could not meet the others at 127.0.0.1:\d+ within 2 s"
+        ),
+        session("cpu"),
+    ):
+        entered.append(True)
+    assert not entered
+
+
+@pytest.mark.parametrize(
+    ("number", "stop"), [(signal.SIGTERM, Stop.SAVE), (signal.SIGINT, Stop.SAVE), (signal.SIGUSR2, Stop.HAND_OVER)]
+)
+def test_signals_mean_to_save_or_to_hand_over(number, stop):
+    before = signal.getsignal(number)
+    flag = StopFlag(ALONE)
+    try:
+        assert flag.agreed() is Stop.NO
+        os.kill(os.getpid(), number)
+        assert flag.agreed() is stop
+    finally:
+        flag.close()
+    assert signal.getsignal(number) is before
+
+
+def test_one_rank_is_asked_and_all_agree_at_the_same_step(tmp_path):
+    """Rank 2 gets the signal in its step 5, so at step 6 every rank knows. Gradients add up alike in any bucket. The flag costs little."""
+    code = """
+        import os, signal, time, torch, json
+        from ppma.training.distributed import StopFlag, mean_in_rank_order, session
+        from torch.nn.parallel import DistributedDataParallel
+
+        class Bucket:
+            def __init__(self, gradient): self.gradient = gradient
+            def buffer(self): return self.gradient
+
+        with session("cpu") as ranks:
+            flag = StopFlag(ranks)
+            work = torch.randn(700, 700)
+            exposed, began = 0.0, time.perf_counter()
+            for step in range(1, 200):
+                work = torch.tanh(work @ work)
+                if (ranks.rank, step) == (2, 150):
+                    os.kill(os.getpid(), signal.SIGUSR2)
+                before = time.perf_counter()
+                stop = flag.agreed()
+                exposed += time.perf_counter() - before
+                if stop:
+                    break
+            seconds = time.perf_counter() - began
+            flag.close()
+            values = torch.randn(1000, generator=torch.Generator().manual_seed(ranks.rank)) * 10.0 ** torch.arange(-8, 2).repeat(100)
+            whole = mean_in_rank_order(None, Bucket(values.clone())).wait()
+            turned = mean_in_rank_order(None, Bucket(values.flip(0).contiguous())).wait().flip(0)
+            print(json.dumps([step, stop.name, bool(torch.equal(whole, turned)), ranks.cores, exposed / seconds]))
+    """
+    told = [json.loads(text) for text in on_ranks(3, code, tmp_path)]
+    cores = max(1, len(os.sched_getaffinity(0)) // 3)
+    assert [rank[:4] for rank in told] == [[151, "HAND_OVER", True, cores]] * 3
+
+
+@pytest.mark.parametrize(
+    ("others", "cores"),
+    [
+        ([], 8),
+        ([("here", {0, 1, 2, 3, 4, 5, 6, 7})] * 3, 2),  # torchrun: every rank may run anywhere
+        ([("here", {8, 9, 10, 11})], 8),  # SLURM with bound tasks
+        ([("there", {0, 1, 2, 3})] * 4, 8),
+        ([("here", {0})] * 30, 1),
+    ],
+)
+def test_ranks_share_the_cores_that_they_have_in_common(monkeypatch, others, cores):
+    mine = ("here", set(range(8)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: mine[1])
+    monkeypatch.setattr("socket.gethostname", lambda: "here")
+    monkeypatch.setattr(distributed, "gather_objects", lambda found, ranks: [found, *others])
+    assert distributed._own_cores(ALONE) == cores
+
+
+def test_torchrun_starts_a_run(tmp_path, clip_tree):
+    """As docs/clusters.md says."""
+    import tiny
+
+    from ppma.cli import main as ppma
+
+    words = (
+        f"--root {clip_tree} --out {tmp_path}/made.csv --name made --split train --data {tmp_path}/data.toml".split()
+    )
+    assert ppma(["index", str(clip_tree), *words]) == 0
+    train = f"mae_nohuman --sources made --data {tmp_path}/data.toml --run-dir {tmp_path}/run --batch 8 --optim.epochs 2".split()
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+    ]
+    command += ["-m", "ppma", "train", *train, *tiny.FLAGS, *tiny.MAE_FLAGS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"rank 1 of 2 on \S+ joins at \S+ over gloo", done.stderr) and "2 ranks on 1 nodes" in done.stderr
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())[0]["world_size"] == 2
+    assert "FutureWarning" not in done.stderr

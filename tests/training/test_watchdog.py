@@ -1,0 +1,71 @@
+"""The watchdog: quiet while steps are done and clips encoded, stacks and exit code 75 when they are not."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny
+
+from ppma.config.command import RUN_AGAIN
+from ppma.training.watchdog import Watchdog
+
+HANG = """
+import threading
+from ppma.training.watchdog import Watchdog
+
+def the_place_where_it_hangs():
+    threading.Event().wait(60)
+
+with Watchdog(0.3):
+    the_place_where_it_hangs()
+"""
+
+
+def test_a_hang_ends_with_75_and_says_where():
+    done = subprocess.run([sys.executable, "-c", HANG], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == RUN_AGAIN
+    assert "no step for 0 s" in done.stderr and "the_place_where_it_hangs" in done.stderr
+
+
+def test_steps_keep_it_quiet():
+    left = []
+    with Watchdog(0.5, left.append) as watchdog:
+        for _ in range(10):
+            time.sleep(0.1)
+            watchdog.beat()
+    time.sleep(0.6)  # outside its block it does not watch
+    assert left == []
+
+
+HANGING_PASS = """
+import sys, threading
+from ppma.models.classify import Classifier
+from ppma.config.recipes import resolve
+from ppma.train import train
+
+whole, calls = Classifier.tokens, []
+
+def the_place_where_it_hangs(self, *inputs):
+    calls.append(1)
+    if not self.training and len(calls) > 1:
+        threading.Event().wait(60)
+    return whole(self, *inputs)
+
+Classifier.tokens = the_place_where_it_hangs
+train(resolve(sys.argv[1], sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("recipe", ["knn", "attentive_probe", "finetune"])
+def test_a_pass_over_clips_that_hangs_ends_with_75(recipe, tiny_runs, tmp_path):
+    """Before the steps, for what trains on features, and after them, where the run is tested."""
+    shape = [*tiny.FLAGS, "--dataset", "made", "--batch", "4", "--data", str(tiny_runs / "data.toml")]
+    flags = [*shape, "--run-dir", str(tmp_path / "run"), "--hang-seconds", "6", "--evaluation.batch-clips", "1"]
+    flags += [] if recipe == "knn" else ["--optim.epochs", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING_PASS, recipe, *flags], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == RUN_AGAIN, done.stderr
+    assert "no step for 6 s" in done.stderr and "the_place_where_it_hangs" in done.stderr
+    assert "in encoded" in done.stderr
