@@ -24,7 +24,7 @@ from ppma.config.command import DONE, parse, run
 from ppma.config.model import ClassifierConfig, MixConfig
 from ppma.config.recipes import resolve
 from ppma.config.run import RunConfig
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.train import train
 
@@ -61,7 +61,7 @@ class BenchmarkConfig:
 
 
 def make_data(folder: Path, config: BenchmarkConfig) -> Path:
-    """A catalogue with the clips, pieces of a few videos, as source `made`."""
+    """A catalog with the clips, pieces of a few videos, as source `made`."""
     videos = make_clips(folder / "videos", clips=VIDEOS, frames=FRAMES, contents=("h264_gop250",))["h264_gop250"]
     latest = FRAMES / 25 - SECONDS
     clips = []
@@ -70,9 +70,7 @@ def make_data(folder: Path, config: BenchmarkConfig) -> Path:
         piece = replace(videos.clip(number % VIDEOS), label=number % config.classes)
         clips.append(replace(piece, start_seconds=start, end_seconds=start + SECONDS, domain="synthetic"))
     Manifest.write(folder / "made.csv", clips)
-    catalogue.add(
-        folder / "data.toml", name="made", split="train", manifest=folder / "made.csv", root=folder / "videos"
-    )
+    catalog.add(folder / "data.toml", name="made", split="train", manifest=folder / "made.csv", root=folder / "videos")
     return folder / "data.toml"
 
 

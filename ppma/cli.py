@@ -14,7 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("ppma.study.demo", "the paper's idea in ten minutes, on virtual people: nothing to download"),
     "index": (
         "ppma.data.index",
-        "make a manifest from a folder of videos, a published list or a data set, and enter it into the data catalogue",
+        "make a manifest from a folder of videos, a published list or a data set, and enter it into the data catalog",
     ),
     "datasets": (
         "ppma.data.datasets_command",

@@ -9,7 +9,7 @@ from typing import Any
 
 from ppma.config.model import PRESETS
 from ppma.config.run import RunConfig
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.slurm.snapshot import source_root
 
 RESULTS = Path("benchmarks") / "results" / "train_step.jsonl"
@@ -37,7 +37,7 @@ def clips_per_s(config: RunConfig, *, on_gpu: bool) -> tuple[float, str] | None:
 
 def views(config: RunConfig) -> int | None:
     """Views that the run computes; None where a manifest is not there to be counted."""
-    entries = catalogue.read(catalogue.locate(config.data)).entries
+    entries = catalog.read(catalog.locate(config.data)).entries
     files = [entries[name, "train"].manifest for name in config.sources if (name, "train") in entries]
     if len(files) < len(config.sources) or not all(file.is_file() for file in files):
         return None

@@ -29,7 +29,7 @@ from submitit.helpers import DelayedSubmission
 
 from ppma.config.command import DONE, RUN_AGAIN, run
 from ppma.config.run import RunConfig
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.slurm.restart import count
 from ppma.slurm.staging import stage, warm
 
@@ -86,7 +86,7 @@ class Job:
             return self.config
         os.environ["PPMA_JOIN_SECONDS"] = str(PREPARE_SECONDS)
         data, sources, splits = (
-            catalogue.locate(self.config.data),
+            catalog.locate(self.config.data),
             self.config.sources,
             ("train", self.config.evaluation.split),
         )

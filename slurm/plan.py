@@ -21,7 +21,7 @@ from ppma.config.command import DONE, parse, parse_known, run
 from ppma.config.recipes import resolve
 from ppma.config.run import RunConfig, check_ranks, check_run_folder
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.slurm.cluster import ClusterConfig, allocate
 from ppma.slurm.estimate import hours_left
 from ppma.slurm.job import Job, command, evaluate, train
@@ -75,7 +75,7 @@ class Evaluate(Verb):
     checkpoint: str = ""
     """Run folder or checkpoint; {dataset} and {seed} stand for the values of the other two flags."""
     dataset: tuple[str, ...] = ()
-    """Names in the data catalogue."""
+    """Names in the data catalog."""
     seed: tuple[int, ...] = ()
     """Seeds whose runs are tested."""
 
@@ -135,7 +135,7 @@ def _place(config: RunConfig, runs: Path) -> RunConfig:
     folder = runs / config.run_dir.name if config.run_dir.parent == Path("runs") else config.run_dir
     init = config.init.absolute() if config.init else None
     average = None if config.average is None else tuple(path.absolute() for path in config.average)
-    return replace(config, run_dir=folder.absolute(), init=init, average=average, data=catalogue.locate(config.data))
+    return replace(config, run_dir=folder.absolute(), init=init, average=average, data=catalog.locate(config.data))
 
 
 def _pretrain_runs(launch: Pretrain, flags: Sequence[str], prog: str) -> list[RunConfig]:
@@ -176,7 +176,7 @@ def check_inputs(stages: Sequence[Stage]) -> None:
     """InputError when a source, its store or a checkpoint to start from is not there; a checkpoint of a stage before may be to come."""
     coming = {stage.folder for stage in stages}
     for config in (stage.config for stage in stages if stage.config):
-        data = catalogue.read(catalogue.locate(config.data))
+        data = catalog.read(catalog.locate(config.data))
         wanted = [(name, "train") for name in config.sources]
         wanted += [(config.sources[0], config.evaluation.split)] if config.evaluation.at_end else []
         for name, split in wanted:
@@ -221,8 +221,8 @@ def _evaluation(test: Evaluate, flags: list[str], prog: str) -> Stage:
         checkpoint = test.checkpoint.replace("{dataset}", dataset).replace("{seed}", str(seed))
         options = parse(Options, ["--checkpoint", checkpoint, "--dataset", dataset, *flags], prog=prog)
         run_folder(options.checkpoint)
-        catalogue.find(options.data).entry(dataset, options.evaluation.split)
-        data = ["--data", str(catalogue.locate(options.data))]
+        catalog.find(options.data).entry(dataset, options.evaluation.split)
+        data = ["--data", str(catalog.locate(options.data))]
         calls.append(["--checkpoint", str(Path(checkpoint).absolute()), "--dataset", dataset, *flags, *data])
     ranks = allocate(test).ranks
     jobs = tuple(Job(work=evaluate, config=call, ranks=ranks) for call in calls)

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.catalog import Entry
 from ppma.privacy import verdict
 
@@ -105,11 +105,11 @@ def _stage_source(entry: Entry, folder: Path) -> Entry:
 
 
 def stage(data: Path, sources: tuple[str, ...], splits: tuple[str, ...], folder: Path) -> Path:
-    """Copy the stores of the sources to `folder`; returns a data catalogue that points there. Every process of a node calls it.
+    """Copy the stores of the sources to `folder`; returns a data catalog that points there. Every process of a node calls it.
 
     Splits that a source does not have are left out. InputError when the disk is too small.
     """
-    known = catalogue.read(data).entries
+    known = catalog.read(data).entries
     wanted = [known[name, split] for name in sources for split in splits if (name, split) in known]
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
@@ -132,7 +132,7 @@ def _free_memory() -> int:
 
 def warm(data: Path, sources: tuple[str, ...], splits: tuple[str, ...]) -> None:
     """Read manifests and stores once, so that the first epoch finds them in the node's memory. One process of a node calls it."""
-    known = catalogue.read(data)
+    known = catalog.read(data)
     wanted = [key for key in known.entries if key[0] in sources and key[1] in splits]
     stores = [entry.store for key in wanted if (entry := known.entries[key]).store is not None]
     files = sorted(path for store in stores for path in store.rglob("*") if path.is_file())

@@ -15,7 +15,7 @@ from conftest import write_barcoded_clip
 
 from ppma.cli import main as ppma
 from ppma.loaders.files import content_sha256
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.privacy import verdict
 
@@ -110,7 +110,7 @@ def videos(tmp_path_factory):
 
 @pytest.fixture
 def world(videos, tmp_path, monkeypatch):
-    """A copy to work in, and no data catalogue from elsewhere."""
+    """A copy to work in, and no data catalog from elsewhere."""
     shutil.copytree(videos, tmp_path / "world")
     monkeypatch.chdir(tmp_path / "world")
     monkeypatch.delenv("PPMA_DATA", raising=False)
@@ -129,7 +129,7 @@ def test_every_command_of_a_page_does_what_it_says(page, world):
         if line.startswith("ppma audit"):  # stands in for models that no test may fetch
             manifest, root = world / "no_human.csv", world / "videos" / "no-human"
             audited(manifest, root)
-            catalogue.add(world / "data.toml", name="no-human-kinetics", split="train", manifest=manifest, root=root)
+            catalog.add(world / "data.toml", name="no-human-kinetics", split="train", manifest=manifest, root=root)
         if not any(re.match(pattern, line) for pattern in ELSEWHERE):
             make_way(line)
             assert ppma(small(line)) == 0, f"{page}: {line}"

@@ -29,7 +29,7 @@ REAL_CLASSES = ("archery", "basketball", "cleaning_pool", "exercise", "sign_walk
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, clip_tree):
-    """A data catalogue with the sources `made` (train and val) and `other`, from generated clips, in a folder of their own."""
+    """A data catalog with the sources `made` (train and val) and `other`, from generated clips, in a folder of their own."""
     folder = tmp_path_factory.mktemp("data")
     for name, split in (("made", "train"), ("made", "val"), ("other", "train")):
         flags = f"--root {clip_tree} --out {folder}/{name}_{split}.csv --name {name} --split {split} --data {folder}/data.toml".split()
@@ -187,19 +187,19 @@ def test_no_process_lists_a_folder_of_data(data, clip_tree, tmp_path):
     (tmp_path / "watch").mkdir()
     (tmp_path / "watch" / "sitecustomize.py").write_text(LISTINGS)
     shutil.copytree(data.parent, tmp_path / "data")
-    catalogue = tmp_path / "data" / "data.toml"
+    catalog = tmp_path / "data" / "data.toml"
     store = [
         "pack",
         "other",
         "--data",
-        str(catalogue),
+        str(catalog),
         "--out",
         str(tmp_path / "data" / "other.beton"),
         "--workers",
         "1",
     ]
     assert ppma(store) == 0
-    flags = [*tiny.FLAGS, "--batch", "4", "--data", str(catalogue), "--optim.epochs", "1", "--loader.workers", "2"]
+    flags = [*tiny.FLAGS, "--batch", "4", "--data", str(catalog), "--optim.epochs", "1", "--loader.workers", "2"]
     path = os.pathsep.join([str(tmp_path / "watch"), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "LISTINGS": str(tmp_path / "listings")}
     runs = (["finetune", "--dataset", "made"], ["align_nohuman_synthetic", "--sources", "made", "other"])
@@ -354,13 +354,13 @@ def test_the_command_waits_for_nothing_that_it_may_not_need():
 
 
 REFUSED = {
-    "a source the catalogue lacks": (["--sources", "nowhere"], "has no source nowhere.train"),
+    "a source the catalog lacks": (["--sources", "nowhere"], "has no source nowhere.train"),
     "a checkpoint that is not there": (["--init", "gone"], "gone: no checkpoint here"),
     "a batch larger than the data": (["--batch", "64"], "12 clips in all, fewer than a batch of 64"),
     "a batch that does not divide": (["--accumulate", "3", "--batch", "4"], "does not divide"),
     "a mixing group that does not fit": (["--classifier.mix.group", "6"], "mix.group 6 does not divide"),
     "half precision on a cpu": (["--precision", "fp16"], "precision fp16 needs a GPU"),
-    "a catalogue that is not there": (["--data", "gone.toml"], "gone.toml: no such file"),
+    "a catalog that is not there": (["--data", "gone.toml"], "gone.toml: no such file"),
 }
 
 

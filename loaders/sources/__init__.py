@@ -1,0 +1,1 @@
+"""Where clips come from: manifests, the data catalog, container formats, probing, packed stores."""

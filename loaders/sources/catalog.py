@@ -38,7 +38,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Catalogue:
+class Catalog:
     """The entries of one `data.toml`; empty where there is no such file."""
 
     path: Path
@@ -69,10 +69,10 @@ def locate(explicit: Path | None = None) -> Path:
     return Path(explicit or os.environ.get("PPMA_DATA") or "data.toml").absolute()
 
 
-def find(explicit: Path | None = None) -> Catalogue:
+def find(explicit: Path | None = None) -> Catalog:
     """Read the data.toml in force.
 
-    A file that was asked for and is missing is an InputError; no ./data.toml is an empty catalogue.
+    A file that was asked for and is missing is an InputError; no ./data.toml is an empty catalog.
     """
     path = locate(explicit)
     if not path.exists() and (explicit or os.environ.get("PPMA_DATA")):
@@ -81,8 +81,8 @@ def find(explicit: Path | None = None) -> Catalogue:
     return read(path)
 
 
-def read(path: Path) -> Catalogue:
-    """Read one data.toml; a missing file is an empty catalogue."""
+def read(path: Path) -> Catalog:
+    """Read one data.toml; a missing file is an empty catalog."""
     tables = _load(path.read_text(encoding="utf-8"), path) if path.exists() else {}
     entries = {}
     for name, splits in tables.items():
@@ -90,7 +90,7 @@ def read(path: Path) -> Catalogue:
             raise InputError(f"{path}: [{name}] must be split into tables, as [{name}.train] with manifest and root")
         for split, table in splits.items():
             entries[name, split] = _entry(path, name, split, table)
-    return Catalogue(path=path, entries=entries)
+    return Catalog(path=path, entries=entries)
 
 
 def add(path: Path, *, name: str, split: str, manifest: Path, root: Path, store: Path | None = None) -> None:
@@ -139,7 +139,7 @@ def _entry(path: Path, name: str, split: str, table: dict[str, Any]) -> Entry:
 
 
 def _shorten(value: Path, folder: Path) -> str:
-    """Relative where it lies below the catalogue's folder, so that the folder can be moved as a whole."""
+    """Relative where it lies below the catalog's folder, so that the folder can be moved as a whole."""
     value, folder = value.resolve(), folder.resolve()
     return (value.relative_to(folder) if value.is_relative_to(folder) else value).as_posix()
 

@@ -1,0 +1,1 @@
+"""Helpers that know no model: parallel work, progress, statistics, plots."""

@@ -1,0 +1,1 @@
+"""Compile whole training steps for a GPU that is not present."""

@@ -12,7 +12,7 @@ from ppma.loaders.config import LoaderConfig
 from ppma.loaders.errors import InputError
 
 NO_HUMAN, KINETICS, SYNTHETIC = "no-human-kinetics", "kinetics", "synapt"
-"""Names under which the recipes look for the paper's three sources in the data catalogue."""
+"""Names under which the recipes look for the paper's three sources in the data catalog."""
 
 People = Literal["shown", "blur-faces", "blur-bodies", "downsample"]
 """What was done to the people in Kinetics: nothing, or a --method of `ppma remove-humans`."""

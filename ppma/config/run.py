@@ -58,11 +58,11 @@ class RunConfig:
     phase: Phase
     """What is trained."""
     sources: tuple[str, ...]
-    """Names in the data catalogue, split `train`."""
+    """Names in the data catalog, split `train`."""
     weights: tuple[float, ...] | None = None
     """Share of each source, in any unit; none: in proportion to their lengths."""
     data: Path | None = None
-    """The data catalogue; none: $PPMA_DATA, else ./data.toml."""
+    """The data catalog; none: $PPMA_DATA, else ./data.toml."""
     run_dir: Path = Path("runs/run")
     """Run folder: config, metrics, TensorBoard events, checkpoints."""
     init: Path | None = None
@@ -132,7 +132,7 @@ class RunConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not self.sources:
-            raise InputError("sources is empty; name at least one source of the data catalogue")
+            raise InputError("sources is empty; name at least one source of the data catalog")
         if (self.vit.frames, self.vit.size) != (self.loader.frames, self.loader.size):
             raise InputError(
                 f"the model takes {self.vit.frames} frames of {self.vit.size} pixels, the loader gives {self.loader.frames} of"

@@ -1,0 +1,1 @@
+"""Any layout of clips to a manifest and a packed store."""

@@ -16,7 +16,7 @@ from rich.table import Table
 from ppma.config.command import DONE, parse
 from ppma.data import datasets
 from ppma.data.adapter import Dataset
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 
 WIDTH = 132
 """Columns where the output is no terminal, which would say how many it has."""
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     """Run `ppma datasets ARGV`."""
     config = parse(DatasetsConfig, argv, prog="ppma datasets")
     console = Console(highlight=False, width=None if Console().is_terminal else WIDTH)
-    indexed = {name for name, _ in catalogue.read(catalogue.locate(config.data)).entries}
+    indexed = {name for name, _ in catalog.read(catalog.locate(config.data)).entries}
     if config.name is not None:
         _show(console, datasets.find(config.name), indexed)
     else:

@@ -18,7 +18,7 @@ from ppma.config.command import DONE, RUN_AGAIN, parse
 from ppma.data.index_dataset import index_dataset
 from ppma.data.indexing import SHOWN, IndexConfig, look_into, tell_result, write
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.formats import Listed, detect, read_classes, read_source
 
 
@@ -45,11 +45,11 @@ def _index(config: IndexConfig, report: Console) -> int:
     source = config.name or config.source.absolute().stem
     clips, refused = write(config.out, rows, answers, root=root, source=source, config=config)
     if config.name is not None:
-        path = catalogue.locate(config.data)
-        catalogue.add(path, name=config.name, split=config.split, manifest=config.out, root=root)
+        path = catalog.locate(config.data)
+        catalog.add(path, name=config.name, split=config.split, manifest=config.out, root=root)
     tell_result(report, config.out, clips, refused, answers)
     if config.name is not None:
-        report.print(f"entered as {config.name}.{config.split} in {catalogue.locate(config.data)}", markup=False)
+        report.print(f"entered as {config.name}.{config.split} in {catalog.locate(config.data)}", markup=False)
     return DONE
 
 
@@ -58,9 +58,9 @@ def _read(config: IndexConfig, source: Path) -> tuple[Path, list[Listed]]:
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give a folder <class>/<video>, or a list of files")
     if config.name is not None:
-        catalogue.check_name(config.name, "name")
-        catalogue.check_name(config.split, "split")
-        catalogue.read(catalogue.locate(config.data))
+        catalog.check_name(config.name, "name")
+        catalog.check_name(config.split, "split")
+        catalog.read(catalog.locate(config.data))
     if config.root is None and not source.is_dir():
         raise InputError(f"--root is missing; give the folder that the paths in {source} are relative to")
     root = (config.root or source).absolute()

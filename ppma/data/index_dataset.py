@@ -19,7 +19,7 @@ from ppma.data.adapter import Dataset, Download, Splits
 from ppma.data.indexing import SHOWN, IndexConfig, look_into, tell_result, write
 from ppma.data.resize import Place, resize
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.formats import ABSENT, Listed, refuse_repeats
 from ppma.loaders.sources.manifest import write_atomically
 from ppma.loaders.sources.probe import Facts
@@ -50,8 +50,8 @@ def index_dataset(config: IndexConfig, report: Console) -> int:
     assert config.dataset is not None and config.root is not None
     dataset = datasets.find(config.dataset)
     name = config.name or dataset.source or dataset.name
-    catalogue.check_name(name, "name")
-    catalogue.read(catalogue.locate(config.data))
+    catalog.check_name(name, "name")
+    catalog.read(catalog.locate(config.data))
     download = Download(config.root.absolute(), dataset)
     parts = list(_parts(dataset.read(download), download, name, config.out or Path()))
     if not parts:
@@ -65,11 +65,11 @@ def index_dataset(config: IndexConfig, report: Console) -> int:
     for part in parts:
         found = [row.reason or answers[row.path] for row in part.rows]
         clips, refused = write(part.out, part.rows, found, root=root, source=part.source, config=settings)
-        path = catalogue.locate(config.data)
-        catalogue.add(path, name=part.source, split=part.split, manifest=part.out, root=root)
+        path = catalog.locate(config.data)
+        catalog.add(path, name=part.source, split=part.split, manifest=part.out, root=root)
         tell_result(report, part.out, clips, refused, found)
         _compare(report, dataset, part, usable=len(clips))
-    report.print(f"entered as {_names(parts)} in {catalogue.locate(config.data)}", markup=False)
+    report.print(f"entered as {_names(parts)} in {catalog.locate(config.data)}", markup=False)
     return DONE
 
 

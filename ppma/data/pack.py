@@ -31,7 +31,7 @@ from ppma.data.shard_pool import Job, pack_all
 from ppma.data.shard_writer import PackRow, damaged_shards, encode_clip, shard_bounds, write_rows
 from ppma.loaders.decode.fetch import BadClip
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest, write_atomically
 from ppma.loaders.sources.store import INDEX, REJECTED, PackParameters, Shard, Store, StoreIndex, read_index
 
@@ -89,8 +89,8 @@ class PackConfig:
         if not self.out.parent.is_dir():
             raise InputError(f"--out {self.out}: there is no folder {self.out.parent}; make it first")
         if self.name is not None:
-            catalogue.check_name(self.name, "name")
-            catalogue.check_name(self.split, "split")
+            catalog.check_name(self.name, "name")
+            catalog.check_name(self.split, "split")
         turn(self.part, self.merge)
 
     @property
@@ -171,7 +171,7 @@ def _find(config: PackConfig) -> _Source:
     """The manifest to pack, from a file or from data.toml."""
     if config.source.endswith(".csv"):
         return _Source(Manifest.read(config.source, root=config.root, name=config.name or ""), config.name)
-    entry = catalogue.find(config.data).entry(config.source, config.split)
+    entry = catalog.find(config.data).entry(config.source, config.split)
     return _Source(Manifest.read(entry.manifest, root=entry.root, name=entry.name), config.name or entry.name)
 
 
@@ -348,8 +348,8 @@ def _finish(source: _Source, config: PackConfig, shards: Sequence[Shard]) -> Non
     Store(config.out, manifest_sha256=manifest.sha256)  # what a training run will open, checked now
     if source.name is not None:
         assert manifest.path is not None  # it was read from a file
-        catalogue.add(
-            catalogue.locate(config.data),
+        catalog.add(
+            catalog.locate(config.data),
             name=source.name,
             split=config.split,
             manifest=manifest.path,
@@ -372,4 +372,4 @@ def _tell_result(report: Console, source: _Source, config: PackConfig, shards: S
         for _, path, reason in rejected[:10]:
             report.print(f"  {path}: {reason}", markup=False)
     if source.name is not None:
-        report.print(f"entered as {source.name}.{config.split} in {catalogue.locate(config.data)}", markup=False)
+        report.print(f"entered as {source.name}.{config.split} in {catalog.locate(config.data)}", markup=False)

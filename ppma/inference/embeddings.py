@@ -21,7 +21,7 @@ from ppma.config.run import EvaluationConfig, Precision
 from ppma.inference.open_run import Look, open_run
 from ppma.loaders.errors import InputError
 from ppma.loaders.files import file_sha256
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Options:
     checkpoint: Path
     """Run folder of any phase, or one of its checkpoint folders."""
     dataset: tuple[str, ...]
-    """Names in the data catalogue."""
+    """Names in the data catalog."""
     out: Path
     """FILE.npz (arrays path, source, label, class_name, decoded, features) or FILE.parquet (columns of these names)."""
     split: str = "val"
@@ -51,7 +51,7 @@ class Options:
     on_bad: Literal["fail", "mark"] = "fail"
     """What an undecodable video does: stop with its name, or leave NaN in its row."""
     data: Path | None = None
-    """The data catalogue; none: $PPMA_DATA, else ./data.toml."""
+    """The data catalog; none: $PPMA_DATA, else ./data.toml."""
     workers: int = 2
     """Loader processes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -131,7 +131,7 @@ def write(path: Path, columns: dict[str, np.ndarray], facts: dict[str, Any]) -> 
 def main(argv: list[str]) -> int:
     """The command."""
     options = parse(Options, argv, prog="ppma features")
-    data = catalogue.find(options.data)
+    data = catalog.find(options.data)
     sources = [data.manifest(name, options.split) for name in options.dataset]
     look = open_run(options.checkpoint, device=options.device, precision=options.precision, workers=options.workers)
     parts = [embed(look, source, options.views) for source in sources]

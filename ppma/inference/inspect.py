@@ -22,7 +22,7 @@ from ppma.inference import samples as sights
 from ppma.inference.inspect_page import Section
 from ppma.inference.open_run import Look, open_run, spread_rows, subset
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest, write_atomically
 from ppma.models import pictures
 from ppma.study.figures import svg
@@ -47,7 +47,7 @@ class Options:
     out: Path | None = None
     """The page; none: inspect.html in the run folder."""
     sources: tuple[str, ...] = ()
-    """Sources to look at besides the run's own, by their names in the data catalogue."""
+    """Sources to look at besides the run's own, by their names in the data catalog."""
     examples: int = 4
     """Clips of each source that are shown."""
     clips: int = 200
@@ -55,7 +55,7 @@ class Options:
     split: str = "train"
     """Split of the sources."""
     data: Path | None = None
-    """The data catalogue; none: $PPMA_DATA, else ./data.toml."""
+    """The data catalog; none: $PPMA_DATA, else ./data.toml."""
     workers: int = 2
     """Loader processes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -215,7 +215,7 @@ def _map(found: _Embedded) -> Section:
     return Section(title="Map of embeddings", note=note, body=drawing)
 
 
-def _confusions(look: Look, data: catalogue.Catalogue) -> Iterator[Section]:
+def _confusions(look: Look, data: catalog.Catalog) -> Iterator[Section]:
     for path in _tests(look):
         result = json.loads(path.with_name("result.json").read_text())
         source = data.manifest(result["dataset"], result["split"])
@@ -239,7 +239,7 @@ def _confusions(look: Look, data: catalogue.Catalogue) -> Iterator[Section]:
 
 def sections(look: Look, options: Options) -> Iterator[Section]:
     """The parts of the page, in order."""
-    data = catalogue.find(options.data)
+    data = catalog.find(options.data)
     names = dict.fromkeys((*look.saved["sources"], *options.sources))
     sources = [data.manifest(name, options.split) for name in names]
     shown = [subset(source, spread_rows(source, options.examples)) for source in sources]

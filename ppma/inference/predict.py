@@ -22,7 +22,7 @@ from ppma.config.run import EvaluationConfig, Precision
 from ppma.inference.curves_figure import scores_over_time
 from ppma.inference.open_run import Look, open_run
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.formats import read_classes
 from ppma.loaders.sources.manifest import Clip, Manifest, write_atomically
 from ppma.loaders.sources.probe import Facts, Unusable, probe
@@ -47,7 +47,7 @@ class Options:
     space: str | None = None
     """Label space (the data set whose classes are meant); needed where the run has several."""
     classes: Path | None = None
-    """Class names, one a line, in the order of the labels; none: those of the label space's manifest in the data catalogue."""
+    """Class names, one a line, in the order of the labels; none: those of the label space's manifest in the data catalog."""
     every_seconds: float | None = None
     """From the start of one window to the next; none: half a window."""
     crops: int = 3
@@ -57,7 +57,7 @@ class Options:
     out: Path | None = None
     """FILE.json for all scores; FILE.svg beside it shows them over time."""
     data: Path | None = None
-    """The data catalogue; none: $PPMA_DATA, else ./data.toml."""
+    """The data catalog; none: $PPMA_DATA, else ./data.toml."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU where there is one."""
     precision: Precision = "auto"
@@ -121,7 +121,7 @@ def class_names(options: Options, space: str, classes: int) -> list[str]:
         if len(names) != classes:
             raise InputError(f"--classes {options.classes} has {len(names)} names, the run {classes} classes")
         return names
-    known = catalogue.find(options.data)
+    known = catalog.find(options.data)
     splits = [split for name, split in known.entries if name == space]
     if not splits:
         raise InputError(f"{known.path} has no source {space}, whose classes are meant; give --data, or --classes FILE")

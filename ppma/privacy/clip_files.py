@@ -2,7 +2,7 @@
 
 paths of a manifest  ->  inside the root, no link out of it  ->  SHA-256 of each clip
 packed store         ->  its shards whole, made from clips with these hashes
-the data catalogue   ->  no clip that another manifest files under another domain
+the data catalog   ->  no clip that another manifest files under another domain
 """
 
 import os
@@ -19,7 +19,7 @@ from ppma.common.progress import Progress
 from ppma.data.shard_writer import damaged_shards
 from ppma.loaders.errors import InputError
 from ppma.loaders.files import content_sha256, joined_sha256
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import Store, open_shard
 
@@ -97,13 +97,13 @@ class _Claim:
 
 
 def check_disguise(data: Path | None, sources: Sequence[Manifest]) -> None:
-    """InputError when a clip of `sources` is also in a manifest of the data catalogue under another domain, by this name or as a copy."""
+    """InputError when a clip of `sources` is also in a manifest of the data catalog under another domain, by this name or as a copy."""
     same_file, same_size = {}, defaultdict[tuple[int, ...], list[_Claim]](list)
     for claim in _claims(sources):
         status = claim.clip.stat()
         same_file[status.st_dev, status.st_ino] = claim
         same_size[_size(claim.clip)].append(claim)
-    known = catalogue.find(data)
+    known = catalog.find(data)
     others = [known.entry(*key) for key in known.entries]
     for claim in _claims(Manifest.read(entry.manifest, root=entry.root) for entry in others):
         if not claim.clip.exists():

@@ -95,7 +95,7 @@ def _newest(config: RunConfig) -> Path | None:
 
 def _check_rows(source: Manifest) -> dict[str, verdict.Audited]:
     """InputError that names the first row that is not let in; else the audit's word on each path, empty where none is needed."""
-    assert source.path is not None  # the catalogue read it from a file
+    assert source.path is not None  # the catalog read it from a file
     domains = source.texts("domain")
     for row, (domain, licence) in enumerate(zip(domains, source.texts("licence"), strict=True)):
         if objection := _objection_to_row(domain, licence):

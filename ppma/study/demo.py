@@ -27,7 +27,7 @@ from ppma.config.command import DONE, RUN_AGAIN, parse
 from ppma.config.run import RunConfig, check_run_folder
 from ppma.data import index, pack
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.store import REJECTED
 from ppma.study.demo_report import ARMS, write_report
@@ -42,7 +42,7 @@ NEW = CLASSES[1::3]
 """Every third action in the alphabet is kept for the transfer; nobody chose them by result."""
 LEARNED = tuple(name for name in CLASSES if name not in NEW)
 ACTIONS, SCENES, REAL, TRANSFER = "actions", "scenes", "real", "transfer"
-"""Sources in the demo's own data catalogue."""
+"""Sources in the demo's own data catalog."""
 MAX_SEEDS = 20
 LINE_EVERY_SECONDS = 10.0
 """Between progress lines while clips are drawn."""
@@ -106,7 +106,7 @@ class DemoConfig:
 
     @property
     def data(self) -> Path:
-        """The demo's own data catalogue."""
+        """The demo's own data catalog."""
         return self.out / "data.toml"
 
 
@@ -132,7 +132,7 @@ def run_config(config: DemoConfig, seed: int, stage: recipes.DemoStage, run: str
         sources = tuple(REAL if name == SCENES else name for name in sources)
         if stage == "actions" and not _has_labels(config):
             sources, weights = (ACTIONS,), None
-    clips = sum(len(catalogue.read(config.data).manifest(name)) for name in sources)
+    clips = sum(len(catalog.read(config.data).manifest(name)) for name in sources)
     drawn = len(config.learned) * config.learned_clips
     batch = max(base.loader.views, min(base.batch, clips // base.loader.views * base.loader.views))
     epochs = {"scenes": config.scenes_epochs, "actions": config.actions_epochs}.get(stage) or base.optim.epochs
@@ -147,7 +147,7 @@ def run_config(config: DemoConfig, seed: int, stage: recipes.DemoStage, run: str
 
 def _has_labels(config: DemoConfig) -> bool:
     """Whether the user's clips lie in at least two class folders, so that stage 2 can learn from their labels."""
-    real = catalogue.read(config.data).manifest(REAL)
+    real = catalog.read(config.data).manifest(REAL)
     return len(real.class_names) >= 2 and bool((real.labels >= 0).all())
 
 
@@ -168,7 +168,7 @@ def _synthesis(config: DemoConfig, folder: str) -> SynthesisConfig:
 
 
 def draw(config: DemoConfig, folder: str) -> None:
-    """Draw one set of clips and enter it, and its empty scenes, into the catalogue."""
+    """Draw one set of clips and enter it, and its empty scenes, into the catalog."""
     asked, said = _synthesis(config, folder), time.monotonic()
 
     def tell(done: int, total: int) -> None:
@@ -179,7 +179,7 @@ def draw(config: DemoConfig, folder: str) -> None:
 
     manifest = generate(asked, on_progress=tell)
     name, split = (ACTIONS if folder == ACTIONS else TRANSFER), ("val" if folder == "test" else "train")
-    catalogue.add(config.data, name=name, split=split, manifest=manifest, root=asked.out)
+    catalog.add(config.data, name=name, split=split, manifest=manifest, root=asked.out)
     if asked.empty:
         _enter_scenes(config, SCENES, asked.out / "train_empty.csv", asked.out)
     if folder == ACTIONS:
@@ -209,7 +209,7 @@ def _enter_scenes(config: DemoConfig, name: str, path: Path, root: Path) -> None
 def _enter_and_pack(config: DemoConfig, name: str, path: Path, clips: Sequence[Clip], root: Path) -> set[int]:
     """Write a manifest, enter it and pack it; the rows that could not be packed."""
     Manifest.write(path, clips)
-    catalogue.add(config.data, name=name, split="train", manifest=path, root=root)
+    catalog.add(config.data, name=name, split="train", manifest=path, root=root)
     _pack(config, name)
     return _refused(config, name)
 
@@ -260,7 +260,7 @@ def _finished(run: RunConfig) -> bool:
 def _stage(
     config: DemoConfig, seed: int, stage: recipes.DemoStage, run: str, init: str | None, title: str, cost: float
 ) -> Step:
-    """One training run; its config is made when it is looked at, as the catalogue must be there first."""
+    """One training run; its config is made when it is looked at, as the catalog must be there first."""
 
     def resolved() -> RunConfig:
         return run_config(config, seed, stage, run, init)

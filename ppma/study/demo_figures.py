@@ -17,7 +17,7 @@ from ppma.common.statistics import Accuracy
 from ppma.config.model import MAEConfig, ViTConfig
 from ppma.inference.open_run import plain_views, subset
 from ppma.loaders.config import LoaderConfig
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models import pictures
 from ppma.models.mae import MaskedAutoencoder
@@ -100,7 +100,7 @@ def _first_of_each(manifest: Manifest, most: int) -> list[int]:
 
 def clips(out: Path, *, own_videos: bool) -> Figure:
     """Frames of clips: scenes without people, learned actions, and the new ones done by unseen people."""
-    data = catalogue.read(out / "data.toml")
+    data = catalog.read(out / "data.toml")
     loader = LoaderConfig(size=96, frames=pictures.FRAMES_SHOWN, short_side=96, crop="center", views=1)
     parts = (
         ("stage 1: scenes without people", data.manifest("real" if own_videos else "scenes"), 4),
@@ -125,7 +125,7 @@ def reconstructions(out: Path, each: int = 3) -> Figure:
     vit = ViTConfig(**{**saved["vit"], "patch": tuple(saved["vit"]["patch"])})
     model = MaskedAutoencoder(vit, MAEConfig(**saved["mae"]))
     checkpoint.load_model(model, folder)
-    manifest = catalogue.read(out / "data.toml").manifest(saved["sources"][0])
+    manifest = catalog.read(out / "data.toml").manifest(saved["sources"][0])
     rows = list(range(0, len(manifest), max(1, len(manifest) // each)))[:each]
     loader = LoaderConfig(size=vit.size, frames=vit.frames, short_side=vit.size, crop="center", views=1)
     frames_BTHWC = torch.from_numpy(_views(manifest, rows, loader))

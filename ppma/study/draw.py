@@ -1,6 +1,6 @@
 """The data of a study that draws its own: what `ppma demo` draws, and one's own clips beside it.
 
-Study with a [draw] table, --videos DIR  ->  OUT/data/{clips, *.beton, data.toml}  ->  the catalogue, and which source is read beside which
+Study with a [draw] table, --videos DIR  ->  OUT/data/{clips, *.beton, data.toml}  ->  the catalog, and which source is read beside which
 """
 
 from dataclasses import replace
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.study import demo
 from ppma.study.spec import Study
 
@@ -34,8 +34,8 @@ def config(study: Study, out: Path, videos: Path | None, workers: int) -> demo.D
 
 
 def is_there(settings: demo.DemoConfig) -> bool:
-    """Whether all was drawn, packed and entered into the catalogue."""
-    entered = catalogue.read(settings.data).entries
+    """Whether all was drawn, packed and entered into the catalog."""
+    entered = catalog.read(settings.data).entries
     wanted = [(demo.ACTIONS, "train"), (demo.SCENES, "train"), (demo.TRANSFER, "train"), (demo.TRANSFER, "val")]
     wanted += [] if settings.videos is None else [(demo.REAL, "train")]
     scenes = replace(settings, videos=None)
@@ -46,7 +46,7 @@ def draw(settings: demo.DemoConfig) -> None:
     """Draw what is not there, and look into one's own clips. A folder drawn with other settings is an InputError."""
     for folder in FOLDERS:
         demo.draw(replace(settings, videos=None), folder)
-    if settings.videos is not None and (demo.REAL, "train") not in catalogue.read(settings.data).entries:
+    if settings.videos is not None and (demo.REAL, "train") not in catalog.read(settings.data).entries:
         demo.index_videos(settings)
 
 

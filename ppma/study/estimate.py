@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from ppma.config.run import ENCODED_ONCE, RunConfig
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.models import flops
 from ppma.models.masking import kept_count
 from ppma.study.plan import Run
@@ -42,7 +42,7 @@ class Left:
 
 def rows(config: RunConfig, split: str, sources: Sequence[str]) -> int:
     """Clips in the manifests; a quoted line end would count twice, which an estimate may."""
-    data = catalogue.find(config.data)
+    data = catalog.find(config.data)
     return sum(data.entry(name, split).manifest.read_bytes().count(b"\n") - 1 for name in sources)
 
 

@@ -1,6 +1,6 @@
 """A study as a graph of runs, each addressed by what it is made of.
 
-    Study, data catalogue  ->  Run(key, folder, config, needs), inputs before what starts from them
+    Study, data catalog  ->  Run(key, folder, config, needs), inputs before what starts from them
 
 The key hashes the settings that change a result, the manifests' contents, and the keys of the runs it starts from. So a run that is there
 already is found whatever study made it, and one whose recipe or data has changed has another folder. Imports no torch.
@@ -17,7 +17,7 @@ from typing import Literal
 from ppma.config.recipes import resolve
 from ppma.config.run import FREE_ON_RESUME, RunConfig, defaults, differences, flat
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.study.spec import Pretrain, Protocol, Study
 from ppma.training import seal
 
@@ -119,7 +119,7 @@ class Planner:
         hash_of: HashOf = seal.manifest_hashes,
         beside: dict[str, str] | None = None,
     ) -> None:
-        """`runs`: folder of the run folders; `data`: the data catalogue; `hash_of`: hashes of the manifests that a config reads."""
+        """`runs`: folder of the run folders; `data`: the data catalog; `hash_of`: hashes of the manifests that a config reads."""
         self.study, self.runs, self.data, self.hash_of, self.beside = study, runs, data, hash_of, beside or {}
         self._there = {path.name.rpartition("-")[2]: path for path in runs.iterdir()} if runs.is_dir() else {}
         self._made: dict[tuple[str, int], Run] = {}
@@ -240,6 +240,6 @@ def _ancestry(start: "Run | Path | None") -> list[Run]:
     return [*(run for parent in start.needs for run in _ancestry(parent)), start]
 
 
-def catalogue_of(study: Study) -> Path:
-    """The data catalogue that a study names, else the one in force."""
-    return (study.folder / study.data).absolute() if study.data else catalogue.locate()
+def catalog_of(study: Study) -> Path:
+    """The data catalog that a study names, else the one in force."""
+    return (study.folder / study.data).absolute() if study.data else catalog.locate()

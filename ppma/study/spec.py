@@ -92,7 +92,7 @@ class Study:
     flags: str = ""
     """Flags of every run."""
     data: str = ""
-    """The data catalogue, relative to the spec; empty: $PPMA_DATA, else ./data.toml."""
+    """The data catalog, relative to the spec; empty: $PPMA_DATA, else ./data.toml."""
     draw: dict[str, Any] | None = None
     """Draw the data of `ppma demo` first; its fields learned, new, learned_clips, probe_clips and test_clips may be changed."""
     folder: Path = Path()

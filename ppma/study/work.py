@@ -28,7 +28,7 @@ from ppma.config.command import DONE, RUN_AGAIN, parse
 from ppma.config.run import RunConfig
 from ppma.loaders.errors import InputError
 from ppma.study import spec
-from ppma.study.plan import HashOf, Planner, Run, State, catalogue_of
+from ppma.study.plan import HashOf, Planner, Run, State, catalog_of
 from ppma.training import seal
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def plan(options: StudyConfig, *, draw: bool) -> Planned:
     study = spec.read(options.spec)
     beside: dict[str, str] = {}
     hash_of: HashOf = seal.manifest_hashes
-    data = catalogue_of(study)
+    data = catalog_of(study)
     if study.draw is not None or options.videos is not None:
         data, beside, hash_of = _drawn_data(study, options, draw)
     planner = Planner(study, options.out.absolute() / "runs", data, hash_of=hash_of, beside=beside)

@@ -16,7 +16,7 @@ from typing import Any
 from ppma.config.run import RunConfig
 from ppma.loaders.errors import InputError
 from ppma.loaders.files import file_sha256 as sha256
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.training.lineage import FILE as LINEAGE
 
 SEAL = "seal.json"
@@ -55,7 +55,7 @@ def locate_model(path: Path) -> Path:
 
 def manifest_hashes(config: RunConfig) -> dict[str, str]:
     """SHA-256 of every manifest that a run reads, tested ones included; equal to `Manifest.sha256`."""
-    data = catalogue.find(config.data)
+    data = catalog.find(config.data)
     entries = [data.entry(name) for name in config.sources]
     if config.evaluation.at_end:
         entries.append(data.entry(config.sources[0], config.evaluation.split))

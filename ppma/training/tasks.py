@@ -19,7 +19,7 @@ from ppma.loaders.batch import ClipBatch, LoaderCounters
 from ppma.loaders.decode.handover import upload
 from ppma.loaders.errors import InputError
 from ppma.loaders.sampler import TrainingSampler
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream
 from ppma.models import flops, pictures
@@ -70,8 +70,8 @@ class Task(Protocol):
 
 
 def read_sources(config: RunConfig, split: str = "train") -> list[Manifest]:
-    """The manifests that a run names, from the data catalogue in force."""
-    data = catalogue.find(config.data)
+    """The manifests that a run names, from the data catalog in force."""
+    data = catalog.find(config.data)
     return [data.manifest(name, split) for name in config.sources]
 
 

@@ -21,7 +21,7 @@ from ppma.config.protocols import AttentiveConfig
 from ppma.config.run import EvaluationConfig, Precision, RunConfig
 from ppma.loaders.config import LoaderConfig
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models.attentive import AttentiveClassifier
 from ppma.models.classify import Classifier, check_labels
@@ -84,11 +84,11 @@ class Options:
     checkpoint: Path
     """Run folder of a finetune, probe or align run, or one of its checkpoint folders."""
     dataset: str
-    """Name in the data catalogue. Its label space must be one that the run was trained on."""
+    """Name in the data catalog. Its label space must be one that the run was trained on."""
     out: Path | None = None
     """Folder for result.json and scores.npz; none: evaluate-DATASET-SPLIT inside the run folder."""
     data: Path | None = None
-    """The data catalogue; none: $PPMA_DATA, else ./data.toml."""
+    """The data catalog; none: $PPMA_DATA, else ./data.toml."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """The views."""
     workers: int = 2
@@ -132,7 +132,7 @@ def main(argv: list[str]) -> int:
     """The command."""
     began = time.monotonic()
     options = parse(Options, argv, prog="ppma evaluate")
-    manifest = catalogue.find(options.data).manifest(options.dataset, options.evaluation.split)
+    manifest = catalog.find(options.data).manifest(options.dataset, options.evaluation.split)
     model, saved = load_classifier(options.checkpoint)
     if options.dataset not in model.label_spaces:
         raise InputError(

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.probe_speed import BenchmarkConfig, make_data, measure, protocols
 from ppma.config.run import differences
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 
 
 def test_the_two_protocols_differ_in_where_the_encoder_stands(tmp_path):
@@ -26,7 +26,7 @@ def test_the_two_protocols_differ_in_where_the_encoder_stands(tmp_path):
 
 
 def test_clips_are_pieces_of_videos_with_labels(tmp_path):
-    manifest = catalogue.read(make_data(tmp_path, BenchmarkConfig(clips=8, classes=4))).manifest("made")
+    manifest = catalog.read(make_data(tmp_path, BenchmarkConfig(clips=8, classes=4))).manifest("made")
     assert manifest.labels.tolist() == [0, 1, 2, 3] * 2 and (manifest.ends - manifest.starts == 1.5).all()
     assert manifest.starts.max() == 4.5 and manifest.starts.min() == 0
 

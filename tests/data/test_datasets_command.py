@@ -7,7 +7,7 @@ import pytest
 from ppma.config.command import WRONG_INPUT, run
 from ppma.data import datasets
 from ppma.data.datasets_command import main
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def said(capsys, *argv: str) -> str:
 
 
 def test_the_table_has_every_data_set(capsys):
-    catalogue.add(Path("data.toml"), name="no-human-kinetics", split="train", manifest=Path("m.csv"), root=Path())
+    catalog.add(Path("data.toml"), name="no-human-kinetics", split="train", manifest=Path("m.csv"), root=Path())
     lines = said(capsys).splitlines()
     for name, dataset in datasets.known().items():
         [line] = [line for line in lines if line.split()[:1] == [name]]

@@ -14,7 +14,7 @@ from damaged_clips import CASES, encode
 
 from ppma.config.command import INTERRUPTED, RUN_AGAIN, WRONG_INPUT, run
 from ppma.data.index import main
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 
 
@@ -48,7 +48,7 @@ def test_a_tree(clip_tree, capsys):
         "CC0, mine",
     )
     assert done == 0
-    manifest = catalogue.find().manifest("demo", "val")
+    manifest = catalog.find().manifest("demo", "val")
     assert len(manifest) == 12 and manifest.n_classes == 4 and manifest.root == clip_tree
     assert manifest.class_names == dict(enumerate(sorted(path.name for path in clip_tree.iterdir())))
     clip = manifest.clip(0)

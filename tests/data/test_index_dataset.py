@@ -11,7 +11,7 @@ from dataset_trees import GONE, TREES
 from ppma.config.command import WRONG_INPUT, run
 from ppma.data import datasets
 from ppma.data.index import main
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 
 NEW_SET = '''
@@ -69,10 +69,10 @@ def test_every_data_set_becomes_manifests(name, clip, capsys):
     assert index("--dataset", name, "--root", "root") == 0
     dataset = datasets.find(name)
     source, said = dataset.source or name, capsys.readouterr().out
-    splits = {(entry.name, entry.split) for entry in catalogue.find().entries.values()}
+    splits = {(entry.name, entry.split) for entry in catalog.find().entries.values()}
     numbers = ("", "2", "3") if name in ("ucf101", "hmdb51") else ("", "2") if name == "uav-human" else ("",)
     assert splits == {(f"{source}-{n}" if n else source, part) for n in numbers for part in ("train", "val")}
-    manifest = catalogue.find().manifest(source, "train")
+    manifest = catalog.find().manifest(source, "train")
     first = manifest.clip(0)
     assert manifest.file(0).exists() and first.domain == dataset.domain and first.licence == dataset.licence
     assert first.class_name and first.codec == ("jpeg" if name == "no-human-kinetics150" else "h264")
@@ -94,7 +94,7 @@ def test_a_new_data_set_is_one_file_and_no_other_change(tmp_path, monkeypatch, c
         (Path("root") / name).parent.mkdir(parents=True, exist_ok=True)
         os.link(clip, Path("root") / name)
     assert index("--dataset", "kitchen", "--root", "root") == 0
-    assert len(catalogue.find().manifest("kitchen", "val")) == 2
+    assert len(catalog.find().manifest("kitchen", "val")) == 2
     assert "kitchen.train: 3 listed, as published" in capsys.readouterr().out
     assert index("--dataset", "kitchem", "--root", "root") == WRONG_INPUT
     assert "did you mean kitchen?" in capsys.readouterr().err
@@ -115,7 +115,7 @@ def test_missing_files_are_counted_listed_and_a_choice(clip, capsys):
         rows = list(csv.DictReader(lines))
     assert [row["split"] for row in rows] == ["ucf.train", "ucf-2.val", "ucf-3.train"] and rows[0]["path"] == gone
     assert index(*argv, "--missing", "skip") == 0
-    assert len(catalogue.find().manifest("ucf", "train")) == 3 and not Path("out/ucf.missing.csv").exists()
+    assert len(catalog.find().manifest("ucf", "train")) == 3 and not Path("out/ucf.missing.csv").exists()
     assert "4 listed, 1 not there (25.0%)" in capsys.readouterr().out
 
 
@@ -138,7 +138,7 @@ def test_large_clips_are_encoded_once(clip, capsys):
     TREES["uav-human"](Path("root"), clip)
     argv = ["--dataset", "uav-human", "--root", "root", "--resize", "32"]
     assert index(*argv) == 0
-    manifest = catalogue.find().manifest("uav-human-2", "val")
+    manifest = catalog.find().manifest("uav-human-2", "val")
     assert manifest.root == Path("root-short32").absolute() and set(manifest.heights) == {32}
     assert manifest.file(0).is_file() and manifest.clip(0).path.endswith(".avi.mp4")
     before = {path: path.stat().st_mtime_ns for path in Path("root-short32").rglob("*.mp4")}

@@ -16,7 +16,7 @@ from ppma.data.shard_pool import Job, pack_all
 from ppma.data.shard_writer import PackRow
 from ppma.loaders.decode import fetch
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import PackParameters, Store, read_index
 
@@ -44,9 +44,9 @@ def test_a_source_is_packed_and_read_from_its_store(data, capsys, clip_tree):
     assert not data.with_name("tree.beton").exists()
     assert pack(data, "--quality", "80", "--short-side", "32", "--workers", "2") == 0
     assert "12 clips, 360 frames of" in capsys.readouterr().out
-    entry = catalogue.find(data).entry("tree")
+    entry = catalog.find(data).entry("tree")
     assert entry.store == data.with_name("tree.beton") and entry.root == clip_tree
-    packed, plain = catalogue.find(data).manifest("tree"), Manifest.read(entry.manifest, root=entry.root)
+    packed, plain = catalog.find(data).manifest("tree"), Manifest.read(entry.manifest, root=entry.root)
     for i in range(12):
         frames, expected = fetch.read_window(packed.file(i), 0.5, 2.5, 4), fetch.read_window(plain.file(i), 0.5, 2.5, 4)
         assert frames.shape[1:3] == (packed.heights[i], packed.widths[i]) and min(frames.shape[1:3]) == 32
@@ -147,7 +147,7 @@ def test_parts_make_the_store_that_one_run_makes(data, monkeypatch, capsys):
     assert [s.sha256 for s in Store(folder).index.shards] == [s.sha256 for s in Store(whole).index.shards]
     assert np.array_equal(Store(folder).places, Store(whole).places)
     assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in whole.iterdir())
-    assert catalogue.find(data).entry("tree").store == folder
+    assert catalog.find(data).entry("tree").store == folder
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from ppma.cli import main as ppma
 from ppma.config.run import EvaluationConfig
 from ppma.inference.open_run import open_run
 from ppma.loaders.files import file_sha256
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 
 
 def features(folder, out, *flags, run="mae"):
@@ -23,7 +23,7 @@ def test_both_formats_hold_the_encoder_s_features_and_their_origin(tiny_runs, tm
     for name in ("f.npz", "f.parquet"):
         assert features(tiny_runs, tmp_path / name, "--dataset", "made", "other", "--split", "train") == 0
     arrays, table = np.load(tmp_path / "f.npz"), parquet.read_table(tmp_path / "f.parquet")
-    data = catalogue.read(tiny_runs / "data.toml")
+    data = catalog.read(tiny_runs / "data.toml")
     look = open_run(tiny_runs / "runs/mae", device="cpu", workers=1)
     expected = look.embed(data.manifest("made"), EvaluationConfig(windows=1, crops=1)).features_VWD[:, 0].numpy()
     assert arrays["features"].shape == (24, 48) and arrays["features"].dtype == np.float32
@@ -42,7 +42,7 @@ def test_views_are_averaged(tiny_runs, tmp_path):
     flags = ["--dataset", "made", "--windows", "2", "--crops", "3"]
     assert features(tiny_runs, tmp_path / "f.npz", *flags) == 0
     look = open_run(tiny_runs / "runs/mae", device="cpu", workers=1)
-    source = catalogue.read(tiny_runs / "data.toml").manifest("made", "val")
+    source = catalog.read(tiny_runs / "data.toml").manifest("made", "val")
     views = look.embed(source, EvaluationConfig(windows=2, crops=3)).features_VWD
     assert views.shape[1] == 6
     assert np.allclose(np.load(tmp_path / "f.npz")["features"], views.mean(dim=1).numpy(), atol=1e-6)
@@ -51,9 +51,9 @@ def test_views_are_averaged(tiny_runs, tmp_path):
 def test_an_undecodable_clip_stops_it_or_is_marked(tiny_runs, tmp_path, capfd):
     for name in ("data.toml", "made_val.csv"):
         shutil.copy(tiny_runs / name, tmp_path / name)
-    root = catalogue.read(tiny_runs / "data.toml").entry("made", "val").root
+    root = catalog.read(tiny_runs / "data.toml").entry("made", "val").root
     shutil.copytree(root, tmp_path / "clips")
-    catalogue.add(
+    catalog.add(
         tmp_path / "data.toml", name="made", split="val", manifest=tmp_path / "made_val.csv", root=tmp_path / "clips"
     )
     broken = sorted((tmp_path / "clips").rglob("*.mp4"))[3]

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from ppma.cli import main as ppma
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 
 
 class Page(HTMLParser):
@@ -77,9 +77,9 @@ def test_another_data_set_of_the_name_is_refused(tiny_runs, tmp_path, capfd):
     lines = (tmp_path / "made_val.csv").read_text().splitlines(keepends=True)
     (tmp_path / "made_val.csv").write_text("".join(lines[:-1]))
     for split in ("train", "val"):
-        root = catalogue.read(tiny_runs / "data.toml").entry("made", split).root
+        root = catalog.read(tiny_runs / "data.toml").entry("made", split).root
         manifest = tmp_path / f"made_{split}.csv"
-        catalogue.add(tmp_path / "data.toml", name="made", split=split, manifest=manifest, root=root)
+        catalog.add(tmp_path / "data.toml", name="made", split=split, manifest=manifest, root=root)
     out = tmp_path / "page.html"
     assert inspect(tiny_runs, "finetune", out, "--clips", "4", "--data", str(tmp_path / "data.toml")) == 2
     assert "is of another made val" in capfd.readouterr().err and not out.exists()

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from ppma.config.run import EvaluationConfig
 from ppma.inference.open_run import open_run, plain_views, spread_rows, subset
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 
 
 @pytest.mark.parametrize("run", ["mae", "finetune"])
@@ -23,7 +23,7 @@ def test_the_encoder_is_the_run_s(tiny_runs, run):
 
 def test_embeddings_are_those_of_the_plain_views(tiny_runs):
     look = open_run(tiny_runs / "runs" / "finetune", device="cpu", workers=1)
-    source = subset(catalogue.read(tiny_runs / "data.toml").manifest("made"), [0, 4, 8])
+    source = subset(catalog.read(tiny_runs / "data.toml").manifest("made"), [0, 4, 8])
     frames = torch.from_numpy(plain_views(source, look.loader))
     with torch.no_grad():
         expected = look.model.tokens(look.model.patches(frames), None).mean(dim=1)

@@ -11,7 +11,7 @@ from ppma.cli import main as ppma
 from ppma.inference.open_run import open_run, plain_views
 from ppma.inference.predict import scores, windows
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.probe import Facts, probe
 
 
@@ -50,7 +50,7 @@ def test_the_command_names_classes_and_writes_scores_over_time(tiny_runs, video,
     assert predict(tiny_runs, video, "--out", tmp_path / "p.json", "--top", "2") == 0
     shown = capsys.readouterr().out
     found = json.loads((tmp_path / "p.json").read_text())
-    names = catalogue.read(tiny_runs / "data.toml").manifest("made").class_names
+    names = catalog.read(tiny_runs / "data.toml").manifest("made").class_names
     assert found["classes"] == [names[label] for label in range(4)]
     best = found["classes"][int(np.argmax(found["mean"]))]
     assert shown.splitlines()[1].startswith(best)

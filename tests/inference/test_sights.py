@@ -8,7 +8,7 @@ import torch
 from ppma.config.model import ViTConfig
 from ppma.inference import samples as sights
 from ppma.inference.open_run import open_run, subset
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.models.classify import Classifier
 
 VIT = ViTConfig(width=24, depth=2, heads=3, patch=(2, 8, 8), frames=4, size=32)
@@ -57,7 +57,7 @@ def test_an_overlay_is_brightest_where_the_heat_is():
 @pytest.mark.parametrize("run", ["mae", "finetune"])
 def test_clips_as_trained_are_many_and_augmented(tiny_runs, run):
     look = open_run(tiny_runs / "runs" / run, device="cpu", workers=1)
-    source = catalogue.read(tiny_runs / "data.toml").manifest("made")
+    source = catalog.read(tiny_runs / "data.toml").manifest("made")
     shown = sights.as_trained(look, source, 4)
     assert shown.shape == (4, 4, 32, 32, 3) and shown.dtype == np.uint8
     assert np.array_equal(shown, sights.as_trained(look, source, 4))

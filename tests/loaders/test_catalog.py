@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Clip, Manifest
 
 CLIP = Clip(
@@ -23,28 +23,28 @@ def _here(tmp_path, monkeypatch):
 def test_what_is_added_is_found(tmp_path):
     Manifest.write(tmp_path / "m.csv", [CLIP])
     root = Path('/somewhere/else "quoted" \\ é')
-    catalogue.add(tmp_path / "data.toml", name="ucf101", split="train", manifest=tmp_path / "m.csv", root=root)
-    entry = catalogue.find().entry("ucf101")
+    catalog.add(tmp_path / "data.toml", name="ucf101", split="train", manifest=tmp_path / "m.csv", root=root)
+    entry = catalog.find().entry("ucf101")
     assert (entry.manifest, entry.root, entry.store) == (tmp_path / "m.csv", root, None)
-    manifest = catalogue.find().manifest("ucf101")
+    manifest = catalog.find().manifest("ucf101")
     assert manifest.clip(0) == CLIP and manifest.name == "ucf101" and manifest.root == root
     assert 'manifest = "m.csv"' in (tmp_path / "data.toml").read_text(), "relative, so that the folder can be moved"
 
 
 def test_order_of_places(tmp_path, monkeypatch):
     for name in ("given", "environment", "data"):
-        catalogue.add(tmp_path / f"{name}.toml", name=name, split="train", manifest=tmp_path / "m", root=tmp_path)
-    assert catalogue.find().entry("data")
+        catalog.add(tmp_path / f"{name}.toml", name=name, split="train", manifest=tmp_path / "m", root=tmp_path)
+    assert catalog.find().entry("data")
     monkeypatch.setenv("PPMA_DATA", str(tmp_path / "environment.toml"))
-    assert catalogue.find().entry("environment")
-    assert catalogue.find(tmp_path / "given.toml").entry("given")
+    assert catalog.find().entry("environment")
+    assert catalog.find(tmp_path / "given.toml").entry("given")
 
 
 def test_a_missing_entry_gives_the_command_that_makes_it(tmp_path):
     with pytest.raises(InputError, match=r"has no source synapt\.val \(it has no source\).*--name synapt --split val"):
-        catalogue.find().entry("synapt", "val")
+        catalog.find().entry("synapt", "val")
     with pytest.raises(InputError, match=r"no such file \(from --data\)"):
-        catalogue.find(tmp_path / "none.toml")
+        catalog.find(tmp_path / "none.toml")
 
 
 def test_an_addition_keeps_the_rest(tmp_path):
@@ -53,10 +53,10 @@ def test_an_addition_keeps_the_rest(tmp_path):
         "# mine\n[a.train]  # first\nmanifest = 'a.csv'\nroot = '/a'\nstore = 'a.store'\n\n# about b\n"
         "[ 'b' . \"val\" ]\nmanifest = 'b.csv'\nroot = '/b'"
     )
-    catalogue.add(file, name="a", split="train", manifest=tmp_path / "new.csv", root=Path("/new"))
-    catalogue.add(file, name="a", split="val", manifest=tmp_path / "v.csv", root=Path("/a"), store=tmp_path / "v.store")
-    catalogue.add(file, name="b", split="val", manifest=tmp_path / "b2.csv", root=Path("/b"))
-    entries = catalogue.find().entries
+    catalog.add(file, name="a", split="train", manifest=tmp_path / "new.csv", root=Path("/new"))
+    catalog.add(file, name="a", split="val", manifest=tmp_path / "v.csv", root=Path("/a"), store=tmp_path / "v.store")
+    catalog.add(file, name="b", split="val", manifest=tmp_path / "b2.csv", root=Path("/b"))
+    entries = catalog.find().entries
     assert set(entries) == {("a", "train"), ("a", "val"), ("b", "val")}
     assert entries["a", "train"].root == Path("/new") and entries["a", "train"].store is None
     assert entries["a", "val"].store == tmp_path / "v.store"
@@ -69,7 +69,7 @@ def test_a_form_that_cannot_be_edited_is_left_alone(tmp_path):
     text = "a = {train = {manifest = 'a.csv', root = '/a'}}\n"
     file.write_text(text)
     with pytest.raises(InputError, match=r"cannot edit|is not TOML"):
-        catalogue.add(file, name="a", split="train", manifest=tmp_path / "new.csv", root=Path("/new"))
+        catalog.add(file, name="a", split="train", manifest=tmp_path / "new.csv", root=Path("/new"))
     assert file.read_text() == text
 
 
@@ -89,18 +89,18 @@ def test_a_form_that_cannot_be_edited_is_left_alone(tmp_path):
 def test_wrong_entries(tmp_path, text, says):
     (tmp_path / "data.toml").write_text(text)
     with pytest.raises(InputError, match=says):
-        catalogue.find()
+        catalog.find()
 
 
 def test_names_that_toml_would_split(tmp_path):
     with pytest.raises(InputError, match=r"--name is 'a\.b'"):
-        catalogue.add(tmp_path / "data.toml", name="a.b", split="train", manifest=tmp_path, root=tmp_path)
+        catalog.add(tmp_path / "data.toml", name="a.b", split="train", manifest=tmp_path, root=tmp_path)
 
 
 def test_two_writers_lose_nothing(tmp_path):
     def add(i):
-        catalogue.add(tmp_path / "data.toml", name=f"s{i}", split="train", manifest=tmp_path / "m", root=tmp_path)
+        catalog.add(tmp_path / "data.toml", name=f"s{i}", split="train", manifest=tmp_path / "m", root=tmp_path)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(add, range(24)))
-    assert len(catalogue.find().entries) == 24
+    assert len(catalog.find().entries) == 24

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy.clip_files import check_disguise, check_places, contents
 
@@ -59,7 +59,7 @@ def test_a_copied_folder_is_recognised_where_a_manifest_tells_of_it(tmp_path, to
     data = tmp_path / "data.toml"
     people = manifest(tmp_path / "people", "real" if told else "")
     for source in (drawn, people):
-        catalogue.add(data, name=source.name, split="train", manifest=source.path, root=source.root)
+        catalog.add(data, name=source.name, split="train", manifest=source.path, root=source.root)
     if told:
         with pytest.raises(InputError, match=r"drawn/c is synthetic by .* and real by"):
             check_disguise(data, [drawn])

@@ -16,7 +16,7 @@ from privacy_stand_ins import FLAGS, write_walk
 
 from ppma.common.workers import DiskFullError
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.privacy.removal import jobs as removal
 from ppma.privacy.removal.command import main
@@ -64,10 +64,10 @@ def test_a_folder_goes_through_and_what_cannot_be_read_is_named(videos, tmp_path
     assert times == {path: path.stat().st_mtime_ns for path in (out / "inp").rglob("*.mp4")}
 
 
-def test_the_result_is_entered_into_the_data_catalogue_by_name(videos, tmp_path, stand_ins, monkeypatch):
+def test_the_result_is_entered_into_the_data_catalog_by_name(videos, tmp_path, stand_ins, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main([str(videos), "--out", "out", *FLAGS, "--name", "removed", "--data", str(tmp_path / "data.toml")])
-    found = catalogue.read(tmp_path / "data.toml").manifest("removed")
+    found = catalog.read(tmp_path / "data.toml").manifest("removed")
     assert len(found) == 2 and all(found.file(i).is_file() for i in range(2))
 
 

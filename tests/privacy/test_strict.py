@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from ppma.cli import main as ppma
 from ppma.config.recipes import resolve
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.privacy import strict, verdict
 from ppma.training import checkpoint, lineage
@@ -364,9 +364,9 @@ def pack(world, name, out):
 
 def point(world, name, **changes):
     """Change an entry of data.toml."""
-    entry = catalogue.read(world / "data.toml").entry(name)
+    entry = catalog.read(world / "data.toml").entry(name)
     values = {"manifest": entry.manifest, "root": entry.root, "store": entry.store} | changes
-    catalogue.add(world / "data.toml", name=name, split="train", **values)
+    catalog.add(world / "data.toml", name=name, split="train", **values)
 
 
 def store_of_another_manifest(world):

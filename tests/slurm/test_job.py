@@ -24,7 +24,7 @@ EPOCHS = 160
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, clip_tree):
-    """A data catalogue with the source `made`."""
+    """A data catalog with the source `made`."""
     folder = tmp_path_factory.mktemp("data")
     words = f"--root {clip_tree} --out {folder}/made.csv --name made --split train --data {folder}/data.toml".split()
     assert ppma(["index", str(clip_tree), *words]) == 0
@@ -298,14 +298,14 @@ def test_slurm_a_run_goes_on_with_another_number_of_nodes(cluster, data, tmp_pat
 @pytest.mark.slurm
 def test_slurm_packs_in_parts_and_trains_from_the_nodes_disk(cluster, data, tmp_path):
     """An array of two tasks and the job that merges them, then a training that copies the store and reads it into memory first."""
-    catalogue = tmp_path / "data.toml"
-    catalogue.write_text(data.read_text().replace('"made.csv"', f'"{data.parent}/made.csv"'))
+    catalog = tmp_path / "data.toml"
+    catalog.write_text(data.read_text().replace('"made.csv"', f'"{data.parent}/made.csv"'))
     few = ["--cpus-per-task", "1", "--mem-gib", "2", "--time", "10", "--runs", str(tmp_path / "runs")]
     words = [
         "pack",
         "made",
         "--data",
-        str(catalogue),
+        str(catalog),
         "--out",
         str(tmp_path / "made.beton"),
         "--workers",
@@ -321,8 +321,8 @@ def test_slurm_packs_in_parts_and_trains_from_the_nodes_disk(cluster, data, tmp_
         assert "DependencyNeverSatisfied" not in state
         time.sleep(1)
     assert len(parts) == 2 and "COMPLETED" in cluster("scontrol", "show", "job", merge[0])
-    assert "store = " in catalogue.read_text() and not list(tmp_path.glob("made.beton/part-*"))
-    run = Run(cluster, catalogue, tmp_path / "run", 5, "--stage-to", str(tmp_path / "disk"), "--warm")
+    assert "store = " in catalog.read_text() and not list(tmp_path.glob("made.beton/part-*"))
+    run = Run(cluster, catalog, tmp_path / "run", 5, "--stage-to", str(tmp_path / "disk"), "--warm")
     run.wait_for_end()
     logs = [run.log(rank) for rank in range(4)]
     assert sum("staged made.train" in log for log in logs) == 1  # the nodes of this cluster share their disk

@@ -14,7 +14,7 @@ from ppma.slurm.plan import plan
 
 @pytest.fixture
 def tested(tmp_path, monkeypatch):
-    """Runs of two data sets and two seeds, and a catalogue that knows the data sets."""
+    """Runs of two data sets and two seeds, and a catalog that knows the data sets."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "made.csv").write_text("x\n")
     names = ("ucf101", "hmdb51")

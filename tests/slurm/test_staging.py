@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.slurm import staging
 from ppma.slurm.job import PREPARE_SECONDS, Job
 from ppma.slurm.plan import plan
@@ -16,7 +16,7 @@ from ppma.slurm.staging import stage, warm
 
 @pytest.fixture
 def shared(tmp_path):
-    """A catalogue of a packed source, with a quote in its folder's name, and one without a store."""
+    """A catalog of a packed source, with a quote in its folder's name, and one without a store."""
     folder = tmp_path / 'the "shared" disk'
     (folder / "made.beton" / "shards").mkdir(parents=True)
     (folder / "made.csv").write_text("rows")
@@ -24,7 +24,7 @@ def shared(tmp_path):
     (folder / "made.beton" / "shards" / "0").write_bytes(b"x" * 1000)
     for name, store in (("made", folder / "made.beton"), ("videos", None)):
         (folder / "data.toml").touch()
-        catalogue.add(
+        catalog.add(
             folder / "data.toml", name=name, split="train", manifest=folder / "made.csv", root=folder, store=store
         )
     return folder
@@ -32,7 +32,7 @@ def shared(tmp_path):
 
 def test_the_run_reads_the_copy(shared, tmp_path):
     data = stage(shared / "data.toml", ("made", "videos"), ("train", "val"), tmp_path / "node")
-    entries = catalogue.read(data).entries
+    entries = catalog.read(data).entries
     made, videos = entries["made", "train"], entries["videos", "train"]
     assert made.store.is_relative_to(tmp_path / "node") and made.manifest.is_relative_to(tmp_path / "node")
     assert (made.store / "shards" / "0").read_bytes() == b"x" * 1000 and made.manifest.read_text() == "rows"
@@ -66,7 +66,7 @@ def test_an_interrupted_copy_is_no_copy(shared, tmp_path, monkeypatch):
 
         broken.setattr(staging, "_copy_file", fails)
         stage(*arguments)
-    made = catalogue.read(stage(*arguments)).entries["made", "train"]
+    made = catalog.read(stage(*arguments)).entries["made", "train"]
     assert (made.store / "shards" / "0").stat().st_size == 1000
 
 
@@ -102,7 +102,7 @@ def test_data_is_read_into_memory_as_far_as_it_fits(shared, monkeypatch, caplog)
 
     monkeypatch.setattr(Path, "open", counted)
     manifests = []
-    monkeypatch.setattr(staging.catalogue.Catalogue, "manifest", lambda _, *key: manifests.append(key))
+    monkeypatch.setattr(staging.catalog.Catalog, "manifest", lambda _, *key: manifests.append(key))
     with caplog.at_level("INFO"):
         warm(shared / "data.toml", ("made", "videos"), ("train", "val"))
     assert sum(read) == 1002 and manifests == [("made", "train"), ("videos", "train")]

@@ -9,7 +9,7 @@ import tiny
 
 from ppma.config.recipes import resolve
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.study import spec
 from ppma.study.plan import Planner
@@ -29,7 +29,7 @@ def data(tmp_path):
         made = tiny.source(name)
         Manifest.write(tmp_path / f"{name}.csv", [made.clip(i) for i in range(len(made))])
         for split in ("train", "val"):
-            catalogue.add(path, name=name, split=split, manifest=tmp_path / f"{name}.csv", root=tmp_path)
+            catalog.add(path, name=name, split=split, manifest=tmp_path / f"{name}.csv", root=tmp_path)
     return path
 
 
@@ -156,7 +156,7 @@ def test_a_run_that_is_not_what_its_folder_says_is_refused(plan):
 
 
 def test_ones_own_clips_are_read_beside_in_stage_1_only(plan, data, tmp_path):
-    catalogue.add(data, name="real", split="train", manifest=tmp_path / "ucf101.csv", root=tmp_path)
+    catalog.add(data, name="real", split="train", manifest=tmp_path / "ucf101.csv", root=tmp_path)
     runs = {run.name: run for run in plan(beside={"no-human-kinetics": "real"}) if run.seed == 0}
     assert runs["stage1"].config.sources == ("no-human-kinetics", "real")
     assert (

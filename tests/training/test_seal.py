@@ -9,7 +9,7 @@ import tiny
 
 from ppma.config.run import RunConfig
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.training import seal
 
@@ -71,7 +71,7 @@ def test_other_weights_are_refused(run):
 def test_hashes_of_manifests_are_those_that_results_carry(tmp_path):
     manifest, data = tmp_path / "made.csv", tmp_path / "data.toml"
     Manifest.write(manifest, [tiny.source("made", clips=3).clip(i) for i in range(3)])
-    catalogue.add(data, name="made", split="train", manifest=manifest, root=tmp_path)
+    catalog.add(data, name="made", split="train", manifest=manifest, root=tmp_path)
     config = RunConfig(recipe="mae_nohuman", phase="mae", sources=("made",), data=data)
     assert seal.manifest_hashes(config) == {"made.train": Manifest.read(manifest, root=tmp_path).sha256}
     manifest.unlink()

@@ -17,7 +17,7 @@ from ppma.loaders.decode.augment import make_views
 from ppma.loaders.decode.fetch import read_window
 from ppma.loaders.draws import ViewDraw, evaluation_crops, scaled_size
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.train import train
 from ppma.training.compute import choose
@@ -30,7 +30,7 @@ ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, clip_tree):
-    """A fine-tuned tiny run and its catalogue; the clips are a copy that tests may damage."""
+    """A fine-tuned tiny run and its catalog; the clips are a copy that tests may damage."""
     folder = tmp_path_factory.mktemp("evaluate")
     shutil.copytree(clip_tree, folder / "clips")
     for split in ("train", "val"):
@@ -56,7 +56,7 @@ def test_scores_equal_a_plain_restatement(trained):
     """Two windows at both ends, three squares along the long side, softmax, mean; one clip at a time."""
     model, _ = load_classifier(trained / "run")
     model = model.double().eval()
-    manifest = catalogue.find(trained / "data.toml").manifest("made", "val")
+    manifest = catalog.find(trained / "data.toml").manifest("made", "val")
     loader = LoaderConfig(frames=4, size=32, short_side=32, crop="center", views=3)
     scores = np.load(trained / "run/scores.npz")["scores"]
     for clip in range(len(manifest)):
@@ -74,7 +74,7 @@ def test_scores_equal_a_plain_restatement(trained):
 
 def test_the_batch_size_changes_nothing_and_the_cache_is_used(trained, caplog):
     model, _ = load_classifier(trained / "run")
-    manifest = catalogue.find(trained / "data.toml").manifest("made", "val")
+    manifest = catalog.find(trained / "data.toml").manifest("made", "val")
     loader = LoaderConfig(frames=4, size=32, short_side=36, views=1, workers=1)
     compute = choose("fp32", ALONE.device)
     found = [
@@ -97,12 +97,12 @@ def test_the_batch_size_changes_nothing_and_the_cache_is_used(trained, caplog):
 
 
 def test_an_undecodable_video_fails_the_test_or_counts_as_wrong(trained, capfd):
-    manifest = catalogue.find(trained / "data.toml").manifest("made", "val")
+    manifest = catalog.find(trained / "data.toml").manifest("made", "val")
     (trained / "clips/broken.mp4").write_bytes(b"not a video")
     rows = [manifest.clip(i) for i in range(3)]
     rows[1] = replace(rows[1], path="broken.mp4")
     Manifest.write(trained / "broken.csv", rows)
-    catalogue.add(
+    catalog.add(
         trained / "data.toml", name="made", split="broken", manifest=trained / "broken.csv", root=trained / "clips"
     )
     argv = ["evaluate", "--checkpoint", str(trained / "run"), "--dataset", "made", "--data", str(trained / "data.toml")]
@@ -123,12 +123,10 @@ def test_wrong_input(trained, tmp_path, capfd):
 
 
 def test_a_label_outside_the_head_is_refused(trained):
-    manifest = catalogue.find(trained / "data.toml").manifest("made", "val")
+    manifest = catalog.find(trained / "data.toml").manifest("made", "val")
     rows = [replace(manifest.clip(i), label=i + 3) for i in range(3)]
     Manifest.write(trained / "high.csv", rows)
-    catalogue.add(
-        trained / "data.toml", name="made", split="high", manifest=trained / "high.csv", root=trained / "clips"
-    )
+    catalog.add(trained / "data.toml", name="made", split="high", manifest=trained / "high.csv", root=trained / "clips")
     argv = [*tiny.FLAGS, "--dataset", "made", "--batch", "4", "--optim.epochs", "1", "--data", f"{trained}/data.toml"]
     with pytest.raises(InputError, match="label"):
         train(resolve("finetune", [*argv, "--run-dir", str(trained / "high"), "--evaluation.split", "high"]))

@@ -16,7 +16,7 @@ from ppma.cli import main as ppma
 from ppma.config.recipes import resolve
 from ppma.config.run import EvaluationConfig
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.models.classify import Classifier
 from ppma.train import train
 from ppma.training.compute import choose
@@ -29,7 +29,7 @@ FP32, FP64 = choose("fp32", ALONE.device), choose("fp64", ALONE.device)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, clip_tree):
-    """A copy of the clips that tests may change, with a catalogue."""
+    """A copy of the clips that tests may change, with a catalog."""
     folder = tmp_path_factory.mktemp("features")
     shutil.copytree(clip_tree, folder / "clips")
     for split in ("train", "val"):
@@ -66,7 +66,7 @@ def test_every_protocol_on_one_encoder_and_data_set_finds_the_same_features(data
 
 def test_other_weights_views_clips_or_precision_are_other_features(data, tmp_path):
     config = config_of(data, tmp_path / "run")
-    manifest = catalogue.find(data).manifest("made", "train")
+    manifest = catalog.find(data).manifest("made", "train")
     model = model_of(config)
     base = address(model, manifest, config.loader, PLAIN_VIEWS, FP32)
     assert base == address(
@@ -81,7 +81,7 @@ def test_other_weights_views_clips_or_precision_are_other_features(data, tmp_pat
         address(model, manifest, replace(config.loader, window_seconds=1.0), PLAIN_VIEWS, FP32),
         address(model, manifest, config.loader, EvaluationConfig(windows=2, crops=1), FP32),
         address(model, manifest, config.loader, PLAIN_VIEWS, FP64),
-        address(model, catalogue.find(data).manifest("made", "val"), config.loader, PLAIN_VIEWS, FP32),
+        address(model, catalog.find(data).manifest("made", "val"), config.loader, PLAIN_VIEWS, FP32),
     ]
     assert base not in others[:5] and len(set(others[:5])) == 5
     assert others[5] == base  # the same list of the same clips, under another split's name
@@ -89,7 +89,7 @@ def test_other_weights_views_clips_or_precision_are_other_features(data, tmp_pat
 
 def test_a_blurred_copy_under_the_same_names_is_not_taken_for_its_original(data, tmp_path, write_clip):
     config = config_of(data, tmp_path / "run")
-    manifest = catalogue.find(data).manifest("made", "train")
+    manifest = catalog.find(data).manifest("made", "train")
     before = address(model_of(config), manifest, config.loader, PLAIN_VIEWS, FP32)
     shutil.copytree(data.parent / "clips", tmp_path / "copy")
     moved = type(manifest).read(manifest.path, root=tmp_path / "copy", name="made")
@@ -100,7 +100,7 @@ def test_a_blurred_copy_under_the_same_names_is_not_taken_for_its_original(data,
 
 def test_cached_features_are_the_computed_ones_and_damage_is_told(data, tmp_path):
     config = config_of(data, tmp_path / "run")
-    manifest = catalogue.find(data).manifest("made", "train")
+    manifest = catalog.find(data).manifest("made", "train")
     model = model_of(config)
     fresh = compute_features(model, manifest, config.loader, PLAIN_VIEWS, ranks=ALONE, compute=FP32)
     for _ in range(2):
@@ -128,12 +128,12 @@ if __name__ == "__main__":
     sys.path.insert(0, sys.argv[1])
     from tests.transfer.test_features import ALONE, FP32, PLAIN_VIEWS, config_of, model_of
     from ppma.transfer import features
-    from ppma.loaders.sources import catalogue
+    from ppma.loaders.sources import catalog
     computed = []
     whole = features.compute_features
     features.compute_features = lambda *a, **k: computed.append(1) or whole(*a, **k)
     config = config_of(sys.argv[2], sys.argv[3] + "/run")
-    manifest = catalogue.find(sys.argv[2]).manifest("made", "train")
+    manifest = catalog.find(sys.argv[2]).manifest("made", "train")
     found = features.cached_features(model_of(config), manifest, config, PLAIN_VIEWS, ranks=ALONE, compute=FP32)
     print(json.dumps([len(computed), float(found.features_VWD.double().sum())]))
 """
@@ -157,7 +157,7 @@ def test_of_processes_that_want_the_same_features_one_computes_them(data, tmp_pa
 
 def test_a_killed_process_leaves_no_half_file_and_no_lock(data, tmp_path):
     config = config_of(data, tmp_path / "run")
-    manifest = catalogue.find(data).manifest("made", "train")
+    manifest = catalog.find(data).manifest("made", "train")
     cached_features(model_of(config), manifest, config, PLAIN_VIEWS, ranks=ALONE, compute=FP32)
     (name,) = kept(folder_of(config))
     stored = load_file(folder_of(config) / name)

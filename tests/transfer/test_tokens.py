@@ -11,7 +11,7 @@ import torch
 from ppma.cli import main as ppma
 from ppma.config.recipes import resolve
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.models.classify import Classifier
 from ppma.training.compute import choose
 from ppma.training.distributed import Ranks
@@ -29,7 +29,7 @@ def made(tmp_path_factory, clip_tree):
     assert ppma(["index", str(clip_tree), *flags]) == 0
     flags = [*tiny.FLAGS, "--attentive.heads", "3", "--dataset", "made", "--data", str(folder / "data.toml")]
     config = resolve("attentive_probe", [*flags, "--run-dir", str(folder / "runs/run")])
-    return config, catalogue.find(config.data).manifest("made")
+    return config, catalog.find(config.data).manifest("made")
 
 
 def test_cells_are_means_of_neighbouring_tokens():

@@ -1,0 +1,1 @@
+"""Detect residual people in cleaned clips, with confidence bounds."""

@@ -1,0 +1,1 @@
+"""Remove people from videos: masks, camera motion, inpainting, encoding."""

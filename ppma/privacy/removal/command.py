@@ -19,7 +19,7 @@ from ppma.common.progress import Progress
 from ppma.common.workers import DiskFullError, watch_disk
 from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT, parse
 from ppma.loaders.errors import InputError
-from ppma.loaders.sources import catalog as catalogue
+from ppma.loaders.sources import catalog
 from ppma.privacy.detectors.weights import default_folder
 from ppma.privacy.removal import jobs as removal
 from ppma.privacy.removal import plugins
@@ -92,7 +92,7 @@ class RemovalConfig:
         if self.method != "downsample" and self.short_side != Settings.short_side:
             raise InputError("--short-side goes with --method downsample")
         if self.name is not None:
-            catalogue.check_name(self.name, "name")
+            catalog.check_name(self.name, "name")
         self._check_tools()
         turn(self.part, self.merge)
 
@@ -217,8 +217,8 @@ def _gather(report: Console, config: RemovalConfig, jobs: Sequence[Job], refused
     done = [job for job in jobs if job.done()]
     report.print(f"{manifest}: {len(done)} clips, {sum(job.row.frames for job in done)} frames", markup=False)
     if config.name is not None:
-        data = catalogue.locate(config.data)
-        catalogue.add(data, name=config.name, split="train", manifest=manifest, root=config.out)
+        data = catalog.locate(config.data)
+        catalog.add(data, name=config.name, split="train", manifest=manifest, root=config.out)
         report.print(f"entered as {config.name}.train in {data}", markup=False)
     return _tell_refused(report, config, refused)
 

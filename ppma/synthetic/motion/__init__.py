@@ -1,0 +1,1 @@
+"""How virtual humans move: motion capture, key poses, interpolation, actions."""

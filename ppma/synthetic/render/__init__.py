@@ -1,0 +1,1 @@
+"""How virtual humans and their scenes are drawn."""
