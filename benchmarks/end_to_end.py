@@ -24,14 +24,14 @@ import torch
 from benchmarks import rows
 from benchmarks.training import make_trainer, run_config, synchronize
 from ppma.config.command import DONE, parse, run
+from ppma.config.errors import InputError
+from ppma.config.loader import Implementation, LoaderConfig
 from ppma.config.model import preset
-from ppma.loaders.config import Implementation, LoaderConfig
-from ppma.loaders.errors import InputError
 from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import is_packed
 from ppma.loaders.stream import ClipStream
-from ppma.train import Trainer
+from ppma.training.trainer import Trainer
 
 WARM_UP = 6
 """Steps that are not counted: workers start, the step is compiled, and the batches that were read meanwhile are used up."""

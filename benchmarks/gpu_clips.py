@@ -34,8 +34,8 @@ from benchmarks.gpu_steps import config_of, device_of
 from benchmarks.loader_readers import installed, sampler_of
 from benchmarks.natural_clips import ENCODERS, FPS, HEIGHT, WIDTH, clip_row, encode, make_clips, natural_frames
 from benchmarks.training import make_trainer, synchronize
+from ppma.config.loader import LoaderConfig
 from ppma.loaders.batch import ClipBatch
-from ppma.loaders.config import LoaderConfig
 from ppma.loaders.decode.augment import make_views
 from ppma.loaders.decode.dali import DaliViews
 from ppma.loaders.decode.decoders import DALI_CPU_CODECS, DALI_GPU_CODECS

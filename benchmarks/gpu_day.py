@@ -32,7 +32,7 @@ from benchmarks.day import Item
 from ppma.compile_check import check as compile_check
 from ppma.compile_check.check import Phase
 from ppma.config.command import DONE, INTERRUPTED, parse, run
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 STEPS, CLIPS = "benchmarks.gpu_steps", "benchmarks.gpu_clips"
 ITEMS = (

@@ -30,7 +30,7 @@ from ppma.kernels.gelu import linear_gelu
 from ppma.kernels.patchify import patchify
 from ppma.kernels.pixel_loss import pixel_loss
 from ppma.models.flops import measured_peak_flops
-from ppma.train import Trainer
+from ppma.training.trainer import Trainer
 
 ERRORS = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Largest relative error of a kernel by type: some units in the last place, 2^-8 and 2^-11, in norm."""

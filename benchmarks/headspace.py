@@ -16,8 +16,8 @@ import torch
 from benchmarks import rows
 from benchmarks.loader_readers import BATCH_CLIPS, sampler_of
 from benchmarks.training import make_trainer, run_config, synchronize
+from ppma.config.loader import LoaderConfig
 from ppma.loaders.batch import ClipBatch
-from ppma.loaders.config import LoaderConfig
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream
 

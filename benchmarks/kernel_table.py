@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rows
 from ppma.config.command import DONE, parse, run
+from ppma.config.errors import InputError
 from ppma.kernels import ahead_of_time
-from ppma.loaders.errors import InputError
 
 HEAD = (
     "sm",

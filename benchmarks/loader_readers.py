@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ppma.loaders.config import LoaderConfig
+from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode.fetch import choose_frames
 from ppma.loaders.draws import SampleDraw, scaled_size
 from ppma.loaders.sampler import TrainingSampler

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import rows
 from benchmarks.natural_clips import CONTENTS, FPS, born_deaf, make_clips
 from ppma.config.command import DONE, parse, run
-from ppma.loaders.config import LoaderConfig
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
+from ppma.config.loader import LoaderConfig
 from ppma.loaders.sources.manifest import Manifest
 
 READERS = ("ours", "published", "torchcodec", "decord2", "opencv", "ffcv")

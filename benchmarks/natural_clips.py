@@ -20,8 +20,8 @@ import av
 import cv2
 import numpy as np
 
+from ppma.config.errors import InputError
 from ppma.data.shard_writer import PackRow, pack_shard, write_rows
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.store import INDEX, PackParameters, Store, StoreIndex, locate_packed
 

@@ -19,7 +19,7 @@ from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 Row = dict[str, Any]
 

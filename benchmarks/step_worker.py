@@ -26,7 +26,7 @@ from benchmarks.training import CLASSES, made_batch, make_trainer, run_config, s
 from ppma.config.run import Compile, RunConfig
 from ppma.models import flops
 from ppma.models.masking import random_masking
-from ppma.train import Trainer
+from ppma.training.trainer import Trainer
 
 RATE = 1e-5
 Step = Callable[[], object]

@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.loop_cycles import attention_kernels, attention_loops, pipe_cycles
 from ppma.compile_check.check import StepReport, check
 from ppma.config.command import DONE, parse, run
+from ppma.config.errors import InputError
 from ppma.config.model import Residual
 from ppma.kernels import ahead_of_time
-from ppma.loaders.errors import InputError
 
 WORK = Path(__file__).parent / "results" / "stage1_step.json"
 

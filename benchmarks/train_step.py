@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rows
 from ppma.config.command import DONE, parse, run
+from ppma.config.errors import InputError
 from ppma.config.model import preset
-from ppma.loaders.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ from ppma.config.recipes import RECIPES
 from ppma.config.run import Compile, Precision, RunConfig
 from ppma.loaders.batch import ClipBatch
 from ppma.loaders.sources.manifest import Clip, Manifest
-from ppma.train import Trainer
 from ppma.training.compute import choose
 from ppma.training.distributed import Ranks
 from ppma.training.tasks import ClassifyTask, MaeTask
+from ppma.training.trainer import Trainer
 
 Phase = Literal["mae", "align"]
 CLASSES = 150

@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
+from ppma.config.loader import LoaderConfig
 from ppma.loaders import philox
-from ppma.loaders.config import LoaderConfig
 from ppma.loaders.philox import Purpose
 
 Box = tuple[int, int, int, int]

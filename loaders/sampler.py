@@ -16,9 +16,9 @@ from typing import Protocol
 
 import numpy as np
 
-from ppma.loaders.config import LoaderConfig
+from ppma.config.errors import InputError
+from ppma.config.loader import LoaderConfig
 from ppma.loaders.draws import SampleDraw, draw_view, evaluation_crops, scaled_size
-from ppma.loaders.errors import InputError
 from ppma.loaders.philox import Purpose, generator
 
 BLOCK = 4096

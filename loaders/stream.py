@@ -25,14 +25,14 @@ from typing import Literal
 import numpy as np
 import torch
 
+from ppma.config.errors import InputError
+from ppma.config.loader import LoaderConfig, Reader
 from ppma.loaders.batch import ClipBatch, LoaderCounters
-from ppma.loaders.config import LoaderConfig, Reader
 from ppma.loaders.decode.decoders import DALI_CPU_CODECS, DALI_GPU_CODECS, Codecs
 from ppma.loaders.decode.handover import Ahead, Mark, transfer_to
 from ppma.loaders.decode.pool import WorkerPool
 from ppma.loaders.decode.workers import Product, Reply, Task
 from ppma.loaders.draws import SampleDraw
-from ppma.loaders.errors import InputError
 from ppma.loaders.sampler import Batches
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import is_packed

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import submitit
 from submitit.slurm.slurm import _make_sbatch_string
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 NEVER = 1_000_000
 """Time-outs after which submitit would give up."""

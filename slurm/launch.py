@@ -23,7 +23,7 @@ from rich.table import Table
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from ppma.config.command import DONE, WRONG_INPUT, run
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.slurm import snapshot
 from ppma.slurm.cluster import Script, allocate, executor, free_port, require_slurm, sbatch_script
 from ppma.slurm.foreground import follow

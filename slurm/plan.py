@@ -18,9 +18,9 @@ from typing import Literal
 
 from ppma.cli import COMMANDS
 from ppma.config.command import DONE, parse, parse_known, run
+from ppma.config.errors import InputError
 from ppma.config.recipes import resolve
 from ppma.config.run import RunConfig, check_ranks, check_run_folder
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.slurm.cluster import ClusterConfig, allocate
 from ppma.slurm.estimate import hours_left

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.slurm.cluster import ClusterConfig, allocate, minutes
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ppma
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 PARTS = ("ppma", "loaders", "kernels", "slurm")
 CODE = "code"

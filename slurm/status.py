@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ppma.config.command import DONE, parse
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.slurm.restart import newest_step
 
 LAUNCH = "launch.json"

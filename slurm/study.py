@@ -8,8 +8,8 @@ A level waits for the one before. Runs that are there already are left out, so l
 from pathlib import Path
 
 from ppma.config.command import parse
+from ppma.config.errors import InputError
 from ppma.config.run import check_ranks
-from ppma.loaders.errors import InputError
 from ppma.slurm.cluster import ClusterConfig, allocate
 from ppma.slurm.estimate import hours_left
 from ppma.slurm.job import Job, command, train

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppma.loaders.config import LoaderConfig
+from ppma.config.loader import LoaderConfig
 from ppma.loaders.draws import ViewDraw
 from ppma.models.torchvision_shim import ensure_torchvision
 

@@ -11,7 +11,7 @@ import torch
 from ppma import __version__
 from ppma.cli import COMMANDS, main
 from ppma.config.command import INTERRUPTED, WRONG_INPUT, parse, run
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,7 +70,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def dotted(path: Path) -> str:
-    """The name under which a file is imported: loaders/config.py is ppma.loaders.config."""
+    """The name under which a file is imported: ppma/config/loader.py is ppma.config.loader."""
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
     if parts[0] in LINKED:
         parts.insert(0, "ppma")

@@ -17,7 +17,7 @@ from benchmarks import end_to_end, loader_throughput
 from benchmarks import loader_readers as readers
 from benchmarks.loader_throughput import BenchmarkConfig, Case, Reader, _measure_case
 from benchmarks.natural_clips import make_clips
-from ppma.loaders.config import LoaderConfig
+from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode.augment import make_views
 from ppma.loaders.decode.fetch import read_frames
 

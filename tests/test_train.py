@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 
 from ppma import train
 from ppma.cli import main as ppma
+from ppma.config.errors import InputError
 from ppma.config.recipes import resolve
-from ppma.loaders.errors import InputError
 from ppma.training.distributed import Stop, Stopped
+from ppma.training.trainer import Trainer
 
 REAL_CLASSES = ("archery", "basketball", "cleaning_pool", "exercise", "sign_walk", "walking")
 
@@ -78,7 +79,7 @@ class Preempted(Exception):
 def test_resume_from_any_step_equals_never_stopping(name, data, tmp_path, monkeypatch):
     whole = run(name, data, tmp_path / "whole", "--optim.epochs", 3, "--checkpoint-every", 2)
     steps = losses(whole)[-1][0]
-    taken, stops = train.Trainer.train_step, [1, 4, 5]
+    taken, stops = Trainer.train_step, [1, 4, 5]
 
     def interrupted(self, batch):
         if stops and self.step == stops[0]:
@@ -86,7 +87,7 @@ def test_resume_from_any_step_equals_never_stopping(name, data, tmp_path, monkey
             raise Preempted
         return taken(self, batch)
 
-    monkeypatch.setattr(train.Trainer, "train_step", interrupted)
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
     assert steps > stops[-1]
     for _ in range(3):  # killed: what came after the last checkpoint is computed again
         with pytest.raises(Preempted):

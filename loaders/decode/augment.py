@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import cv2
 import numpy as np
 
-from ppma.loaders.config import LoaderConfig
+from ppma.config.loader import LoaderConfig
 from ppma.loaders.draws import GEOMETRIC_REACH, ViewDraw, check_crops, scaled_size, warp_matrix
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)

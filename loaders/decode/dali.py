@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from ppma.config.errors import InputError
+from ppma.config.loader import LoaderConfig
 from ppma.kernels.randaugment import randaugment
 from ppma.kernels.randaugment_program import Operation, write_program
-from ppma.loaders.config import LoaderConfig
 from ppma.loaders.decode.handover import upload
 from ppma.loaders.draws import GEOMETRIC_REACH, ClipInput, SampleDraw, ViewDraw, check_crops, scaled_size, warp_matrix
-from ppma.loaders.errors import InputError
 
 if TYPE_CHECKING:
     from nvidia.dali.pipeline import Pipeline

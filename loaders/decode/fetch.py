@@ -29,10 +29,10 @@ import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from ppma.config.errors import BadClip, InputError
 from ppma.loaders.decode.decoders import Codecs, Limits
 from ppma.loaders.decode.jpeg import read_header, why_not_dali
 from ppma.loaders.draws import ClipInput
-from ppma.loaders.errors import BadClip, InputError
 from ppma.loaders.sources.formats import FRAME_FOLDER_FPS, list_frames
 from ppma.loaders.sources.probe import Unusable, is_shown, open_video
 from ppma.loaders.sources.store import StoreError, is_packed, read_packed

@@ -32,10 +32,10 @@ from ffcv.pipeline.operation import Operation  # noqa: E402
 
 torch.set_num_threads(_threads)
 
-from ppma.loaders.config import LoaderConfig  # noqa: E402
+from ppma.config.errors import InputError  # noqa: E402
+from ppma.config.loader import LoaderConfig  # noqa: E402
 from ppma.loaders.decode.fetch import choose_frames  # noqa: E402
 from ppma.loaders.draws import SampleDraw, check_crops, scaled_size  # noqa: E402
-from ppma.loaders.errors import InputError  # noqa: E402
 from ppma.loaders.sources.store import CLIP, StoreError, locate_packed  # noqa: E402
 
 # FFCV's `resize_crop` knows INTER_AREA only. Its library is linked with OpenCV 4, whose C functions numba can call.

@@ -16,8 +16,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ppma.loaders.config import LoaderConfig, Reader
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
+from ppma.config.loader import LoaderConfig, Reader
 from ppma.loaders.sampler import Batches
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import is_packed

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from ppma.loaders.config import LoaderConfig
+from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode.decoders import Codecs
 from ppma.loaders.draws import ClipInput, SampleDraw, check_crops, scaled_size
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 FRAME_FOLDER_FPS = 25.0
 """Rate of a folder of frames, in frames per second: it stores none (paper: frame folders count as 25 frames/s)."""

@@ -27,7 +27,7 @@ import av
 import av.error
 import numpy as np
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources.formats import FRAME_FOLDER_FPS, list_frames
 
 Check = Literal["quick", "full"]

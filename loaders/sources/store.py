@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 FORMAT = "ppma-store 1"
 SUFFIX = ".beton"

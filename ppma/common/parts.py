@@ -5,7 +5,7 @@
 
 import re
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 
 def turn(part: str | None, merge: int | None = None) -> tuple[int, int]:

@@ -24,9 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from ppma.config.errors import InputError
 from ppma.config.model import Residual
 from ppma.config.run import RunConfig
-from ppma.loaders.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

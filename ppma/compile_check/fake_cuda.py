@@ -17,7 +17,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 
 def _torch_folder() -> Path:

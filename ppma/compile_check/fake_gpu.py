@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ppma.config.errors import InputError
 from ppma.kernels.ahead_of_time import SHARED_BYTES, resource_usage
-from ppma.loaders.errors import InputError
 
 KIB, GIB = 2**10, 2**30
 GPUS: dict[int, dict[str, Any]] = {

@@ -17,8 +17,8 @@ from typing import TypeVar
 
 import tyro
 
+from ppma.config.errors import InputError
 from ppma.config.gpu_errors import remedy
-from ppma.loaders.errors import InputError
 
 log = logging.getLogger(__name__)
 

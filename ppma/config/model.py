@@ -8,7 +8,7 @@ differ.
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 """Mean of the encoder's input per colour, red first, pixels in [0, 1] (ImageNet)."""

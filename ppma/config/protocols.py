@@ -6,7 +6,7 @@ Plain data, no torch. The protocols themselves are `grid`, `knn`, `few_shot`, `a
 from dataclasses import dataclass
 from typing import Literal
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 
 def _require(condition: bool, message: str) -> None:

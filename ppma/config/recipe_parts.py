@@ -6,10 +6,10 @@ Numbers without a word of explanation are those of the paper (Zhong et al., Neur
 from pathlib import Path
 from typing import Literal, get_args
 
+from ppma.config.errors import InputError
+from ppma.config.loader import LoaderConfig
 from ppma.config.model import OptimConfig, preset
 from ppma.config.run import RunConfig
-from ppma.loaders.config import LoaderConfig
-from ppma.loaders.errors import InputError
 
 NO_HUMAN, KINETICS, SYNTHETIC = "no-human-kinetics", "kinetics", "synapt"
 """Names under which the recipes look for the paper's three sources in the data catalog."""

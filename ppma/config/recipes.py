@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ppma.config import transfer_recipes
+from ppma.config.errors import InputError
+from ppma.config.loader import LoaderConfig
 from ppma.config.model import ClassifierConfig, MAEConfig, MixConfig, OptimConfig, ViTConfig
 from ppma.config.recipe_parts import NO_HUMAN, SYNTHETIC, People, kinetics, labelled_run, mae_run
 from ppma.config.run import EvaluationConfig, RunConfig
-from ppma.loaders.config import LoaderConfig
-from ppma.loaders.errors import InputError
 
 DemoStage = Literal["scenes", "actions", "probe"]
 DEMO_FPS, DEMO_CLIP_SIZE = 4.0, 48

@@ -10,17 +10,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from ppma.config.errors import InputError
+from ppma.config.loader import LoaderConfig
 from ppma.config.model import ClassifierConfig, MAEConfig, OptimConfig, ViTConfig
 from ppma.config.protocols import AttentiveConfig, FewShotConfig, GridConfig, KNNConfig, Mixing
-from ppma.loaders.config import LoaderConfig
-from ppma.loaders.errors import InputError
-from ppma.training.lineage import Privacy
 
 Phase = Literal["mae", "classify", "probe", "attentive", "knn", "few_shot"]
 """mae: stage 1; classify: everything with labels that runs the encoder every step; the others run a frozen encoder once. probe: a head on
 cached features; attentive: a query and a head on cached tokens; knn, few_shot: no training loop."""
 ENCODED_ONCE = ("probe", "attentive", "knn", "few_shot")
 Precision = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
+Privacy = Literal["off", "strict"]
 Compile = Literal["auto", "on", "graphs", "off"]
 
 

@@ -7,11 +7,11 @@ that leave the encoder frozen share its cached features.
 from dataclasses import replace
 from pathlib import Path
 
+from ppma.config.loader import LoaderConfig
 from ppma.config.model import ClassifierConfig, OptimConfig, preset
 from ppma.config.protocols import GridConfig
 from ppma.config.recipe_parts import labelled_run
 from ppma.config.run import EvaluationConfig, RunConfig
-from ppma.loaders.config import LoaderConfig
 
 
 def finetune(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:

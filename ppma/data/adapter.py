@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources.formats import ABSENT, PICTURE_SUFFIXES, VIDEO_SUFFIXES, Root
 
 _PAIR = re.compile(r"(.*[^\s;])[\s;]+([^\s;]+)")

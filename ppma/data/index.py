@@ -15,9 +15,9 @@ from rich.console import Console
 
 from ppma.common.workers import DiskFullError
 from ppma.config.command import DONE, RUN_AGAIN, parse
+from ppma.config.errors import InputError
 from ppma.data.index_dataset import index_dataset
 from ppma.data.indexing import SHOWN, IndexConfig, look_into, tell_result, write
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.formats import Listed, detect, read_classes, read_source
 

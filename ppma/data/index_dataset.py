@@ -14,11 +14,11 @@ from pathlib import Path
 from rich.console import Console
 
 from ppma.config.command import DONE
+from ppma.config.errors import InputError
 from ppma.data import datasets
 from ppma.data.adapter import Dataset, Download, Splits
 from ppma.data.indexing import SHOWN, IndexConfig, look_into, tell_result, write
 from ppma.data.resize import Place, resize
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.formats import ABSENT, Listed, refuse_repeats
 from ppma.loaders.sources.manifest import write_atomically

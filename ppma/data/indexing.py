@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ppma.common.workers import watch_disk
+from ppma.config.errors import InputError
 from ppma.data.probe_pool import probe_all
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources.formats import FRAME_FOLDER_FPS, Listed
 from ppma.loaders.sources.manifest import Clip, Manifest, write_atomically
 from ppma.loaders.sources.probe import MAX_PIXELS, Facts, Job

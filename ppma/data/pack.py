@@ -27,10 +27,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ppma.common.parts import turn
 from ppma.config.command import DONE, parse
+from ppma.config.errors import InputError
 from ppma.data.shard_pool import Job, pack_all
 from ppma.data.shard_writer import PackRow, damaged_shards, encode_clip, shard_bounds, write_rows
 from ppma.loaders.decode.fetch import BadClip
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest, write_atomically
 from ppma.loaders.sources.store import INDEX, REJECTED, PackParameters, Shard, Store, StoreIndex, read_index

@@ -21,7 +21,7 @@ from av.video.reformatter import Interpolation
 
 from ppma.common.progress import Progress
 from ppma.common.workers import FULL_DISK, spread, watch_disk
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources.formats import list_frames
 from ppma.loaders.sources.probe import Facts, Unusable, open_video
 

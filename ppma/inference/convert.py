@@ -27,8 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ppma.config.command import DONE, parse
+from ppma.config.errors import InputError
 from ppma.inference.convert_timm import check_embedding, is_name, load_by_name
-from ppma.loaders.errors import InputError
 from ppma.models.vit import sinusoid_table
 from ppma.training import checkpoint, lineage
 from ppma.transfer.adaptive import MIXING

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 Weights = dict[str, Tensor]
 

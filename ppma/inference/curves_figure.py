@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from ppma.study.figures import svg
+from ppma.common.plots import svg
 
 
 def scores_over_time(seconds_W: np.ndarray, curves: Sequence[tuple[str, np.ndarray]]) -> str:

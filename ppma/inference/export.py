@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from ppma import __version__
 from ppma.config.command import DONE, parse
+from ppma.config.errors import InputError
 from ppma.config.model import PIXEL_MEAN, PIXEL_STD, MAEConfig, ViTConfig
-from ppma.loaders.errors import InputError
 from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
 from ppma.training import checkpoint, lineage

@@ -15,17 +15,17 @@ from typing import Literal
 import numpy as np
 import tyro
 
+from ppma.common.plots import svg
 from ppma.config.command import DONE, parse
+from ppma.config.errors import InputError
 from ppma.config.run import EvaluationConfig
 from ppma.inference import inspect_page, neighbours
 from ppma.inference import samples as sights
 from ppma.inference.inspect_page import Section
 from ppma.inference.open_run import Look, open_run, spread_rows, subset
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest, write_atomically
 from ppma.models import pictures
-from ppma.study.figures import svg
 from ppma.training import lineage
 
 log = logging.getLogger(__name__)

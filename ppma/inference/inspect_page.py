@@ -11,7 +11,7 @@ from html import escape
 import cv2
 import numpy as np
 
-from ppma.study.page import STYLE
+from ppma.common.plots import STYLE
 
 QUALITY = 88
 """Of JPEG: what a run makes of pixels is coarser than that."""

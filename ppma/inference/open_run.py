@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ppma.config.loader import LoaderConfig
 from ppma.config.model import ClassifierConfig, ViTConfig
 from ppma.config.run import EvaluationConfig, Precision
-from ppma.loaders.config import LoaderConfig
 from ppma.loaders.sampler import EvaluationSampler
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream

@@ -18,10 +18,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from ppma.config.command import DONE, parse
+from ppma.config.errors import InputError
 from ppma.config.run import EvaluationConfig, Precision
 from ppma.inference.curves_figure import scores_over_time
 from ppma.inference.open_run import Look, open_run
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.formats import read_classes
 from ppma.loaders.sources.manifest import Clip, Manifest, write_atomically

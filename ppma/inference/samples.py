@@ -15,11 +15,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ppma.config.loader import LoaderConfig
 from ppma.config.model import PIXEL_MEAN, PIXEL_STD, MAEConfig, MixConfig, ViTConfig
 from ppma.inference.open_run import Look, plain_views
 from ppma.kernels.erase import erase_
 from ppma.loaders.batch import ClipBatch
-from ppma.loaders.config import LoaderConfig
 from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream

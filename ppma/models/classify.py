@@ -9,15 +9,16 @@ A label space is a set of classes with one meaning; sources that share one share
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppma.config.errors import InputError
 from ppma.config.model import ClassifierConfig, ViTConfig
 from ppma.kernels.erase import erase_
 from ppma.kernels.reference import take
-from ppma.loaders.errors import InputError
 from ppma.models.masking import kept_count, kept_tokens
 from ppma.models.mixing import draw_mix, mix, mixed_cross_entropy
 from ppma.models.vit import TRUNK, Encoder, initialise_head, layer_norm, part_generator
@@ -96,6 +97,10 @@ class Classifier(Encoder):
         if name not in self.label_spaces:
             raise InputError(f"no label space {name!r}; there are {', '.join(self.label_spaces)}")
         return name
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the model learned besides its weights, for the run's files; a subclass adds to it."""
+        return {}
 
     def tokens(self, patches_BVP: Tensor, key_B: Tensor | None, idx_BV: Tensor | None = None) -> Tensor:
         """(B, V, D) of the patches at these places, of whole clips for None."""

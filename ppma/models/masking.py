@@ -12,8 +12,8 @@ tokens are known before anything is drawn.
 import torch
 from torch import Tensor
 
+from ppma.config.errors import InputError
 from ppma.kernels.philox import DevicePurpose, bits
-from ppma.loaders.errors import InputError
 
 
 def part_of(n_tokens: int, share: float) -> int:

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ppma.config.errors import InputError
 from ppma.config.model import MixConfig, ViTConfig
 from ppma.kernels.erase import cells, inside
 from ppma.kernels.philox import DevicePurpose, uniform
-from ppma.loaders.errors import InputError
 
 __all__ = ["MixConfig", "MixDraw", "beta", "check_group", "draw_mix", "mix", "mixed_cross_entropy", "partners"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppma.config.errors import InputError
 from ppma.config.model import PIXEL_MEAN, PIXEL_STD, ViTConfig, preset
-from ppma.loaders.errors import InputError
 from ppma.models.torchvision_shim import timm
 from ppma.models.vit import Encoder, initialise_head, layer_norm, part_generator
 

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ppma.config.errors import InputError
 from ppma.config.model import PIXEL_MEAN, PIXEL_STD, PRESETS, ViTConfig, preset
 from ppma.kernels.attention import attention
 from ppma.kernels.gelu import linear_gelu
 from ppma.kernels.patchify import patchify
 from ppma.kernels.philox import DevicePurpose, uniform
-from ppma.loaders.errors import InputError
 
 __all__ = ["PRESETS", "Block", "Encoder", "ViTConfig", "preset"]
 

@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 
 from ppma.config.command import DONE, parse
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.privacy.detectors.weights import WEIGHTS, default_folder, fetch, find, missing
 from ppma.privacy.removal.plugins import PLUGINS, SETS, state
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
-from ppma.loaders.errors import InputError
 from ppma.loaders.files import joined_sha256
 from ppma.loaders.sources.manifest import Manifest
 from ppma.privacy import verdict

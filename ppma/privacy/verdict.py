@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.files import content_sha256 as content_sha256
 from ppma.loaders.files import file_sha256
 from ppma.loaders.sources.manifest import Manifest, write_atomically

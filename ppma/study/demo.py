@@ -24,9 +24,9 @@ import numpy as np
 from ppma.common.workers import FULL_DISK, DiskFullError
 from ppma.config import recipes
 from ppma.config.command import DONE, RUN_AGAIN, parse
+from ppma.config.errors import InputError
 from ppma.config.run import RunConfig, check_run_folder
 from ppma.data import index, pack
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.store import REJECTED

@@ -14,9 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ppma.common.statistics import Accuracy
+from ppma.config.loader import LoaderConfig
 from ppma.config.model import MAEConfig, ViTConfig
 from ppma.inference.open_run import plain_views, subset
-from ppma.loaders.config import LoaderConfig
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models import pictures

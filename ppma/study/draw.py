@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.study import demo
 from ppma.study.spec import Study

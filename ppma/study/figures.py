@@ -3,34 +3,22 @@
 Findings  ->  figures drawn by matplotlib without a display  ->  text for the page, the same bytes for the same findings
 """
 
-import io
 from collections.abc import Sequence
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from ppma.common.plots import BLUE, GRAY, ORANGE
 from ppma.common.statistics import Accuracy
 from ppma.study.findings import Cell, Findings
 
-GREY, BLUE, ORANGE = "#8c97a3", "#1f6fb2", "#c8621b"
 MARKERS = "osD^vP*X<>"
 PANELS_A_ROW = 2
 SHORT = 56
 """Letters of a title that fit beside a panel."""
 LETTER = 0.073
 """Inches of a letter of a title."""
-
-
-def svg(figure: Figure) -> str:
-    """As text without date and random names, letters left as letters."""
-    out = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "ppma", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
-    text = out.getvalue()
-    return text[text.index("<svg") :]
 
 
 def _short(title: str) -> str:
@@ -69,7 +57,7 @@ def _points(axes: Axes, values: Sequence[tuple[int, Accuracy, str]]) -> None:
 
 def _colour(method: str, findings: Findings) -> str:
     names = findings.collection
-    return BLUE if method == names.compare else ORANGE if method == names.humans else GREY
+    return BLUE if method == names.compare else ORANGE if method == names.humans else GRAY
 
 
 def _dress(axes: Axes, findings: Findings, title: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ppma.common.bootstrap import Difference, difference, holm, mean
 from ppma.common.statistics import Accuracy
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.study.results import Collection, Result
 
 

@@ -6,23 +6,12 @@ Findings  ->  verdicts in words, plots, tables, how it was computed, each run wi
 import shlex
 from html import escape
 
+from ppma.common.plots import STYLE, svg
 from ppma.common.statistics import RESAMPLES
 from ppma.study import figures
 from ppma.study.findings import Findings
 from ppma.study.results import Result
 from ppma.study.table import Grid, grids, percent
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; background: #fff; max-width: 1080px; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem; line-height: 1.25 } h2 { font-size: 1.15rem; margin-top: 2.2rem } h3 { font-size: 1rem }
-table { border-collapse: collapse; font-size: 13px; margin: .6rem 0 1.4rem } .wide { overflow-x: auto }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #e3e8ed; vertical-align: top }
-th { border-bottom: 2px solid #9aa5b1; font-weight: 600 }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 14rem }
-td { white-space: nowrap } tr.best td { font-weight: 600 } svg { max-width: 100%; height: auto } code, pre { font-size: 12px }
-pre { background: #f4f6f8; padding: .5rem; overflow-x: auto; white-space: pre-wrap; word-break: break-all }
-details { border-bottom: 1px solid #e3e8ed; padding: .25rem 0 } summary { cursor: pointer } .note { color: #55626f; font-size: 13px }
-"""
 
 
 def _table(grid: Grid, emphasised: str) -> str:
@@ -101,7 +90,7 @@ def html(findings: Findings, command: str) -> str:
         ("Cost against accuracy", "Wall time of all that the encoder came from.", figures.cost(findings)),
     )
     drawn = "".join(
-        f"<h2>{title}</h2>\n<p class=note>{note}</p>\n{figures.svg(figure)}\n"
+        f"<h2>{title}</h2>\n<p class=note>{note}</p>\n{svg(figure)}\n"
         for title, note, figure in plots
         if figure is not None
     )

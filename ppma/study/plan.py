@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from ppma.config.errors import InputError
 from ppma.config.recipes import resolve
 from ppma.config.run import FREE_ON_RESUME, RunConfig, defaults, differences, flat
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.study.spec import Pretrain, Protocol, Study
 from ppma.training import seal

@@ -15,7 +15,7 @@ from pathlib import Path
 import tyro
 
 from ppma.config.command import DONE, parse
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.study import page, table
 from ppma.study.findings import Findings, find
 from ppma.study.results import Collection, collect

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ppma.common.statistics import top_k_correct
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.training import seal
 from ppma.training.seal import Seal
 

@@ -35,8 +35,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ppma.config.errors import InputError
 from ppma.config.recipes import recipe
-from ppma.loaders.errors import InputError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 

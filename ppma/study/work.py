@@ -25,8 +25,8 @@ from rich.table import Table
 
 from ppma.common.workers import FULL_DISK, DiskFullError
 from ppma.config.command import DONE, RUN_AGAIN, parse
+from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
-from ppma.loaders.errors import InputError
 from ppma.study import spec
 from ppma.study.plan import HashOf, Planner, Run, State, catalog_of
 from ppma.training import seal

@@ -21,7 +21,7 @@ import numpy as np
 
 from ppma.common.parts import turn
 from ppma.common.workers import spread, watch_disk
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Clip, Manifest, write_atomically
 from ppma.synthetic.clip import SCENE_KINDS, Address, Frame, draw_clip, scene_kind, shoot
 from ppma.synthetic.draws import SPLITS, Split

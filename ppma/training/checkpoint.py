@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.models.vit import TRUNK
 from ppma.training import parallel
 from ppma.training.lineage import Lineage

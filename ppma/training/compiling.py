@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ppma.config.errors import InputError
 from ppma.config.run import Compile
-from ppma.loaders.errors import InputError
 from ppma.models.vit import Block
 
 log = logging.getLogger(__name__)

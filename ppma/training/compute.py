@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ppma.config.errors import InputError
 from ppma.config.run import Precision
-from ppma.loaders.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 log = logging.getLogger(__name__)
 

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ppma import __version__
+from ppma.config.run import Privacy
 from ppma.loaders.files import file_sha256
 from ppma.loaders.sources.manifest import Manifest
 
 FILE = "lineage.json"
 Origin = Literal["trained", "averaged", "unknown"]
 """trained: by a run of ours on `sources`, from its parents or from scratch; averaged: of its parents; unknown: see `note`."""
-Privacy = Literal["off", "strict"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ppma.loaders.config import LoaderConfig, Reader
+from ppma.config.loader import LoaderConfig, Reader
 from ppma.loaders.decode import readers
 from ppma.loaders.sampler import Batches
 from ppma.loaders.sources.manifest import Manifest

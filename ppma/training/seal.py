@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
-from ppma.loaders.errors import InputError
 from ppma.loaders.files import file_sha256 as sha256
 from ppma.loaders.sources import catalog
 from ppma.training.lineage import FILE as LINEAGE

@@ -5,19 +5,16 @@
 The loop in `train` knows nothing of masks, labels or features; a task knows nothing of ranks, precision or checkpoints.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
 from ppma.loaders.batch import ClipBatch, LoaderCounters
-from ppma.loaders.decode.handover import upload
-from ppma.loaders.errors import InputError
 from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
@@ -29,7 +26,6 @@ from ppma.models.mixing import check_group
 from ppma.models.vit import Encoder
 from ppma.training.distributed import Ranks
 from ppma.training.reader_choice import choose_reader
-from ppma.transfer.adaptive import AdaptiveClassifier
 
 
 class Batch(Protocol):
@@ -165,28 +161,21 @@ class MaeTask(_ClipTask):
 class ClassifyTask(_ClipTask):
     """Align, fine-tuning, and linear probing with the encoder in the loop."""
 
-    def __init__(self, config: RunConfig, sources: Sequence[Manifest]) -> None:
+    def __init__(
+        self, config: RunConfig, sources: Sequence[Manifest], model_class: Callable[..., Classifier] = Classifier
+    ) -> None:
         super().__init__(config, sources)
         spaces = label_spaces(config, sources)
-        self.model = self._make_model(spaces)
+        self.model: Classifier = model_class(
+            config.vit, spaces, config.classifier, source_spaces=config.sources, seed=config.seed
+        )
         passes = 1 if config.classifier.freeze_encoder and not config.average else 3
         one = flops.classifier_flops(config.vit, sum(spaces.values()), config.classifier.token_drop)
         self.step_flops = passes * config.batch * one
 
-    def _make_model(self, spaces: dict[str, int]) -> Classifier:
-        config = self.config
-        if config.recipe == "adaptive_average" and not config.average:
-            raise InputError("adaptive_average takes encoders to average: --average RUN RUN")
-        if config.average:
-            return AdaptiveClassifier(
-                config.vit, spaces, config.classifier, models=config.average, per=config.mixing,
-                source_spaces=config.sources, seed=config.seed,
-            )  # fmt: skip
-        return Classifier(config.vit, spaces, config.classifier, source_spaces=config.sources, seed=config.seed)
-
     def facts(self) -> dict[str, Any]:
-        """The shares of an adaptive average."""
-        return self.model.facts() if isinstance(self.model, AdaptiveClassifier) else {}
+        """What the model itself reports."""
+        return self.model.facts()
 
     def check_world(self, world_size: int) -> None:
         """InputError unless mixing groups fit into what a rank gets at a time."""
@@ -197,74 +186,3 @@ class ClassifyTask(_ClipTask):
         """Frames, row keys, labels, sources and erasing boxes."""
         common = (batch.frames_BTHWC, batch.key_B, batch.label_B, batch.source_B)
         return (*common, batch.erase_B4) if self.config.loader.erase_probability > 0 else common
-
-
-class Rows(Protocol):
-    """Features or tokens of every clip: a tensor, or a file that gives tensors."""
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the row numbers that `__getitem__` takes."""
-
-    def __getitem__(self, row_B: Tensor) -> Tensor:
-        """Rows of a batch."""
-
-
-@dataclass
-class FeatureBatch:
-    """Rows of cached features."""
-
-    features_BD: Tensor
-    label_B: Tensor
-    epoch: int
-    step: int
-    counters: LoaderCounters
-
-
-class FeatureStream:
-    """Batches of cached features: every row once an epoch, in an order drawn from (seed, epoch). A context manager."""
-
-    def __init__(
-        self, features_VD: Rows, labels_V: Tensor, *, batch: int, epochs: int, seed: int, start: tuple[int, int]
-    ) -> None:
-        self.features_VD, self.labels_V = features_VD, labels_V
-        self.batch, self.epochs, self.seed, self.start = batch, epochs, seed, start
-
-    def __enter__(self) -> "FeatureStream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def __iter__(self) -> Iterator[FeatureBatch]:
-        from ppma.loaders.philox import Purpose, generator
-
-        counters = LoaderCounters()
-        for epoch in range(self.start[0], self.epochs):
-            order = torch.from_numpy(
-                generator(self.seed, Purpose.CLIP_ORDER, epoch=epoch).permutation(len(self.labels_V))
-            )
-            of_features, of_labels = (upload(order, rows.device) for rows in (self.features_VD, self.labels_V))
-            first = self.start[1] if epoch == self.start[0] else 0
-            for step in range(first, len(order) // self.batch):
-                part = slice(step * self.batch, (step + 1) * self.batch)
-                features_BD, label_B = self.features_VD[of_features[part]], self.labels_V[of_labels[part]]
-                yield FeatureBatch(features_BD, label_B, epoch, step, counters)
-
-
-def build(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Task:
-    """The task of a run, its model initialised from the seed and, where the config says so, from a checkpoint."""
-    from ppma.training import checkpoint
-
-    if config.phase == "mae":
-        task: Task = MaeTask(config, sources)
-    elif config.phase == "classify":
-        task = labelled = ClassifyTask(config, sources)
-        labelled.check_world(ranks.world_size)
-    else:
-        from ppma.transfer.probe import AttentiveTask, ProbeTask
-
-        return (AttentiveTask if config.phase == "attentive" else ProbeTask)(config, sources, ranks)
-    if config.init is not None:
-        checkpoint.load_encoder(task.model, config.init, keep_norm=config.classifier.keep_norm)
-    return task

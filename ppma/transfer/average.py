@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ppma.config.command import DONE, parse
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.models.vit import TRUNK
 from ppma.training import checkpoint
 from ppma.training.lineage import of_average

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from ppma.config.command import DONE, parse
+from ppma.config.errors import InputError
+from ppma.config.loader import LoaderConfig
 from ppma.config.model import ClassifierConfig, ViTConfig
 from ppma.config.protocols import AttentiveConfig
 from ppma.config.run import EvaluationConfig, Precision, RunConfig
-from ppma.loaders.config import LoaderConfig
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models.attentive import AttentiveClassifier

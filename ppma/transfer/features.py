@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,9 +28,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ppma.config.errors import InputError
+from ppma.config.loader import LoaderConfig
 from ppma.config.run import EvaluationConfig, RunConfig
-from ppma.loaders.config import LoaderConfig
-from ppma.loaders.errors import InputError
+from ppma.loaders.batch import LoaderCounters
+from ppma.loaders.decode.handover import upload
+from ppma.loaders.philox import Purpose, generator
 from ppma.loaders.sampler import EvaluationSampler
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream, choose_implementation
@@ -286,3 +290,54 @@ def _write(path: Path, found: Features) -> None:
         if isinstance(error, SafetensorError):  # safetensors wraps the system's error
             raise OSError(f"cannot write {path}: {error}") from error
         raise
+
+
+class Rows(Protocol):
+    """Features or tokens of every clip: a tensor, or a file that gives tensors."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the row numbers that `__getitem__` takes."""
+
+    def __getitem__(self, row_B: Tensor) -> Tensor:
+        """Rows of a batch."""
+
+
+@dataclass
+class FeatureBatch:
+    """Rows of cached features."""
+
+    features_BD: Tensor
+    label_B: Tensor
+    epoch: int
+    step: int
+    counters: LoaderCounters
+
+
+class FeatureStream:
+    """Batches of cached features: every row once an epoch, in an order drawn from (seed, epoch). A context manager."""
+
+    def __init__(
+        self, features_VD: Rows, labels_V: Tensor, *, batch: int, epochs: int, seed: int, start: tuple[int, int]
+    ) -> None:
+        self.features_VD, self.labels_V = features_VD, labels_V
+        self.batch, self.epochs, self.seed, self.start = batch, epochs, seed, start
+
+    def __enter__(self) -> "FeatureStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[FeatureBatch]:
+        counters = LoaderCounters()
+        for epoch in range(self.start[0], self.epochs):
+            order = torch.from_numpy(
+                generator(self.seed, Purpose.CLIP_ORDER, epoch=epoch).permutation(len(self.labels_V))
+            )
+            of_features, of_labels = (upload(order, rows.device) for rows in (self.features_VD, self.labels_V))
+            first = self.start[1] if epoch == self.start[0] else 0
+            for step in range(first, len(order) // self.batch):
+                part = slice(step * self.batch, (step + 1) * self.batch)
+                features_BD, label_B = self.features_VD[of_features[part]], self.labels_V[of_labels[part]]
+                yield FeatureBatch(features_BD, label_B, epoch, step, counters)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models.classify import Classifier, check_labels
 from ppma.training import checkpoint

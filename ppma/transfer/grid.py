@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ppma.config.errors import InputError
 from ppma.config.model import OptimConfig
 from ppma.config.run import RunConfig
-from ppma.loaders.errors import InputError
 from ppma.loaders.philox import Purpose, generator
 from ppma.models.classify import Classifier
 from ppma.training.optim import learning_rate
-from ppma.training.tasks import FeatureStream
+from ppma.transfer.features import FeatureStream
 
 EPS = 1e-8
 """AdamW's, torch's default."""

@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models.attentive import AttentiveProbe
 from ppma.models.classify import Classifier
 from ppma.training import checkpoint
 from ppma.training.compute import Compute, choose
 from ppma.training.distributed import Ranks
-from ppma.training.tasks import FeatureBatch, FeatureStream, Rows, label_spaces
-from ppma.transfer.features import PLAIN_VIEWS, cached_features
+from ppma.training.tasks import label_spaces
+from ppma.transfer.features import PLAIN_VIEWS, FeatureBatch, FeatureStream, Rows, cached_features
 from ppma.transfer.frozen import only_source
 from ppma.transfer.grid import choose_rate
 from ppma.transfer.tokens import cached_tokens

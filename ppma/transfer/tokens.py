@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ppma.config.model import ViTConfig
+from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
 from ppma.loaders.decode.handover import upload
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources.manifest import Manifest
+from ppma.models.attentive import cells_of, normed_cells
 from ppma.models.classify import Classifier
 from ppma.models.vit import TRUNK
 from ppma.training import distributed
@@ -29,22 +28,6 @@ from ppma.training.distributed import Ranks
 from ppma.transfer.features import PLAIN_VIEWS, address, alone, encoded, folder_of
 
 log = logging.getLogger(__name__)
-
-
-def cells_of(tokens_BND: Tensor, vit: ViTConfig, cells: tuple[int, int, int]) -> Tensor:
-    """(B, N', D): tokens averaged over cells of the grid of time, height and width; all of them for (1, 1, 1)."""
-    if cells == (1, 1, 1):
-        return tokens_BND
-    (nt, nh, nw), (t, h, w) = vit.grid, cells
-    if nt % t or nh % h or nw % w:
-        raise InputError(f"attentive.cells {cells} do not divide the encoder's grid of {nt} x {nh} x {nw} tokens")
-    grid = tokens_BND.reshape(len(tokens_BND), nt // t, t, nh // h, h, nw // w, w, -1)
-    return grid.mean(dim=(2, 4, 6)).flatten(1, 3)
-
-
-def normed_cells(tokens_BND: Tensor, vit: ViTConfig, cells: tuple[int, int, int]) -> Tensor:
-    """What is kept of a batch's tokens: cells, each with mean 0 and variance 1."""
-    return F.layer_norm(cells_of(tokens_BND, vit, cells), tokens_BND.shape[-1:], eps=1e-6)
 
 
 class TokenRows:

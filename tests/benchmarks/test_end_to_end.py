@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.end_to_end import BenchmarkConfig, make_step, measure
 from ppma.cli import main as ppma
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Manifest
 
 

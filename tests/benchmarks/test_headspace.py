@@ -6,7 +6,7 @@ import torch
 from benchmarks import headspace
 from benchmarks.headspace import rate, sentence
 from benchmarks.natural_clips import make_clips
-from ppma.train import Trainer
+from ppma.training.trainer import Trainer
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from benchmarks import rows
 from benchmarks.natural_clips import make_clips
 from ppma.config.command import run
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 MADE = [
     {"kernel": "patchify", "shape": "4 x 157", "batch": 4, "microseconds": 20.0, "ratio": None, "repeats": 5},

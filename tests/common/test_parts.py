@@ -3,7 +3,7 @@
 import pytest
 
 from ppma.common.parts import turn
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 
 def test_every_piece_of_work_belongs_to_one_share():

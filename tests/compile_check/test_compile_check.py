@@ -20,7 +20,7 @@ from ppma.compile_check.check import (
     check_steps,
     relocate,
 )
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from ppma.config.errors import InputError
 from ppma.config.model import ClassifierConfig, MAEConfig, MixConfig, OptimConfig, ViTConfig, preset
-from ppma.loaders.errors import InputError
 
 
 def test_paper_shapes():

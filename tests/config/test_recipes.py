@@ -15,19 +15,20 @@ import pytest
 import tiny
 import torch
 
+from ppma.config.errors import InputError
 from ppma.config.protocols import AttentiveConfig
 from ppma.config.recipes import RECIPES, resolve
 from ppma.config.run import RunConfig
-from ppma.loaders.errors import InputError
-from ppma.models.attentive import AttentiveProbe
+from ppma.models.attentive import AttentiveProbe, normed_cells
 from ppma.models.classify import Classifier
-from ppma.train import UNTRAINED, Trainer
+from ppma.train import UNTRAINED
 from ppma.training import checkpoint
 from ppma.training.compute import choose
 from ppma.training.distributed import Ranks
-from ppma.training.tasks import ClassifyTask, FeatureStream, MaeTask
+from ppma.training.tasks import ClassifyTask, MaeTask
+from ppma.training.trainer import Trainer
+from ppma.transfer.features import FeatureStream
 from ppma.transfer.probe import Probe
-from ppma.transfer.tokens import normed_cells
 
 TRAINED = [name for name in RECIPES if RECIPES[name]().phase not in UNTRAINED]
 GOLDEN = Path(__file__).parent / "golden"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from dataset_trees import GONE, TREES
 
+from ppma.config.errors import InputError
 from ppma.data import datasets
 from ppma.data.adapter import Download, Splits
-from ppma.loaders.errors import InputError
 
 CLIP = "a clip; nothing opens it here"
 MOST_LINES = 60

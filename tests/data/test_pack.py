@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from ppma.cli import main
+from ppma.config.errors import InputError
 from ppma.data import shard_writer as packing
 from ppma.data.shard_pool import Job, pack_all
 from ppma.data.shard_writer import PackRow
 from ppma.loaders.decode import fetch
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import PackParameters, Store, read_index

@@ -5,10 +5,10 @@ import sys
 import numpy as np
 import pytest
 
+from ppma.config.errors import InputError
 from ppma.data import shard_writer as packing
 from ppma.data.shard_writer import PackedClip, PackRow, ShardWriter, damaged_shards, pack_shard, shard_bounds
 from ppma.loaders.decode import fetch
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources import store
 from ppma.loaders.sources.store import PackParameters, ShardFile
 

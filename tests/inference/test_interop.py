@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from ppma.cli import main as ppma
+from ppma.config.errors import InputError
 from ppma.config.model import MAEConfig, ViTConfig
 from ppma.inference import convert as interop
-from ppma.loaders.errors import InputError
 from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
 from ppma.models.vit import sinusoid_table

@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file
 
 from ppma.cli import main as ppma
+from ppma.config.errors import InputError
 from ppma.config.model import preset
 from ppma.inference.convert_timm import is_name, load_by_name
-from ppma.loaders.errors import InputError
 from ppma.models import timm_models
 from ppma.models.classify import Classifier
 from ppma.models.torchvision_shim import timm

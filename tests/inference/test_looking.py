@@ -6,9 +6,9 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
+from ppma.config.errors import InputError
 from ppma.config.run import EvaluationConfig
 from ppma.inference.open_run import open_run, plain_views, spread_rows, subset
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources import catalog
 
 

@@ -8,9 +8,9 @@ import torch
 from conftest import write_barcoded_clip
 
 from ppma.cli import main as ppma
+from ppma.config.errors import InputError
 from ppma.inference.open_run import open_run, plain_views
 from ppma.inference.predict import scores, windows
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.probe import Facts, probe
 

@@ -6,7 +6,7 @@ import pytest
 import reference_views as reference
 from torchvision.transforms import functional as F
 
-from ppma.loaders.config import LoaderConfig
+from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode.augment import apply_operation, make_views
 from ppma.loaders.draws import GEOMETRIC_REACH, OPERATIONS, ViewDraw, draw_view, operation_argument
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Clip, Manifest
 

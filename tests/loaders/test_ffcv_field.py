@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
+from ppma.config.errors import InputError
+from ppma.config.loader import LoaderConfig
 from ppma.data.shard_writer import PackRow, pack_shard, write_rows
-from ppma.loaders.config import LoaderConfig
 from ppma.loaders.decode.augment import make_views
 from ppma.loaders.decode.fetch import read_frames
-from ppma.loaders.errors import InputError
 from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.store import INDEX, PackParameters, Store, StoreIndex, locate_packed

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources.formats import detect, list_frames, read_classes, read_source
 
 AWKWARD = ["tai chi", "opening bottle (not wine)", "a, b; c [d]", "größer als", '100% "cotton" #1']

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import barcoded_frame
 
-from ppma.loaders.config import LoaderConfig
+from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode.decoders import DALI_CPU_CODECS, DALI_GPU_CODECS
 from ppma.loaders.decode.fetch import NotForDali, encoded_window, read_window
 from ppma.loaders.draws import ClipInput, SampleDraw, ViewDraw

@@ -6,7 +6,7 @@ import numpy as np
 import nvidia.dali.pipeline as dali
 import pytest
 
-from ppma.loaders.config import LoaderConfig
+from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode import dali as pipeline
 from ppma.loaders.decode import dali_graph as graph
 from ppma.loaders.decode.dali import DaliViews

@@ -18,11 +18,11 @@ import psutil
 import pytest
 import torch
 
+from ppma.config.errors import InputError
 from ppma.loaders import stream
 from ppma.loaders.decode import dali as pipeline
 from ppma.loaders.decode import handover
 from ppma.loaders.decode.handover import DEPTH, Ahead, CudaTransfer, KeptBuffers, Transfer
-from ppma.loaders.errors import InputError
 from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream

@@ -90,7 +90,7 @@ def test_one_bad_image_among_many_does_not_end_the_process(tmp_path):
     for number in range(16):
         folder(tmp_path / str(number), spoil=b"no picture at all" if number in (5, 11) else None)
     program = f"""
-        from ppma.loaders.config import LoaderConfig
+        from ppma.config.loader import LoaderConfig
         from ppma.loaders.sources.manifest import Clip, Manifest
         from ppma.loaders.sampler import EvaluationSampler
         from ppma.loaders.stream import ClipStream

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources import manifest_cache
 from ppma.loaders.sources.manifest import HEADER, Manifest
 

@@ -12,13 +12,13 @@ import pytest
 import reference_views as reference
 import torch
 
-from ppma.loaders.config import LoaderConfig
+from ppma.config.errors import InputError
+from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode import dali as pipeline
 from ppma.loaders.decode.augment import make_views
 from ppma.loaders.decode.dali import DaliViews, UndecodableError, available
 from ppma.loaders.decode.decoders import DALI_CPU_CODECS, DALI_GPU_CODECS
 from ppma.loaders.draws import ClipInput, SampleDraw, ViewDraw, draw_view
-from ppma.loaders.errors import InputError
 
 T = 4
 CONFIG = LoaderConfig(frames=T, size=56, short_side=64, views=2, flip_probability=0.5)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppma.loaders.config import LoaderConfig
+from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode.pool import IN_FLIGHT, WorkerPool
 from ppma.loaders.decode.workers import Task
 from ppma.loaders.draws import SampleDraw, draw_view

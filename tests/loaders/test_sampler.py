@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from ppma.loaders.config import LoaderConfig
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
+from ppma.config.loader import LoaderConfig
 from ppma.loaders.sampler import BLOCK, EvaluationSampler, SourceMixer, TrainingSampler, permuted, shares
 
 

@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
+from ppma.config.errors import InputError
 from ppma.data.shard_writer import PackRow, encode_clip, pack_shard, write_rows
 from ppma.loaders.decode import fetch
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources import store
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.store import PackParameters, Shard, Store, StoreIndex

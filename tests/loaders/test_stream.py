@@ -14,11 +14,11 @@ import pytest
 import reference_views
 import torch
 
-from ppma.loaders.config import MOST_WORKERS, LoaderConfig
+from ppma.config.errors import InputError
+from ppma.config.loader import MOST_WORKERS, LoaderConfig
 from ppma.loaders.decode import dali as pipeline
 from ppma.loaders.decode.augment import make_views
 from ppma.loaders.decode.decoders import Limits
-from ppma.loaders.errors import InputError
 from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.stream import ClipStream, choose_implementation

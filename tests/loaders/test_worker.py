@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from ppma.loaders.config import LoaderConfig
+from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode import pool
 from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.sources.manifest import Clip, Manifest
@@ -80,7 +80,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path, write_clip):
     write_clip(tmp_path / "clip.mp4", frames=16)
     program = """
         import os, sys, time
-        from ppma.loaders.config import LoaderConfig
+        from ppma.config.loader import LoaderConfig
         from ppma.loaders.decode.pool import WorkerPool
         pool = WorkerPool(LoaderConfig(workers=3), 4096)
         print(*pool.pids, flush=True)

@@ -4,12 +4,11 @@ import pytest
 import tiny
 import torch
 
+from ppma.config.errors import InputError
 from ppma.config.model import ClassifierConfig
 from ppma.config.protocols import AttentiveConfig
-from ppma.loaders.errors import InputError
-from ppma.models.attentive import AttentiveClassifier, AttentivePool, AttentiveProbe
+from ppma.models.attentive import AttentiveClassifier, AttentivePool, AttentiveProbe, normed_cells
 from ppma.models.vit import part_generator
-from ppma.transfer.tokens import normed_cells
 
 VIT = tiny.shrink("attentive_probe").vit
 SPACES = {"made": 4}

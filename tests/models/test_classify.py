@@ -7,8 +7,8 @@ import pytest
 import restatement
 import torch
 
+from ppma.config.errors import InputError
 from ppma.config.model import ClassifierConfig, MAEConfig, MixConfig, ViTConfig
-from ppma.loaders.errors import InputError
 from ppma.models import timm_models
 from ppma.models.classify import Classifier, check_labels
 from ppma.models.masking import kept_tokens

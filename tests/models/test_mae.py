@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
 
+from ppma.config.errors import InputError
 from ppma.config.model import MAEConfig, ViTConfig, preset
 from ppma.kernels.reference import patch_targets
-from ppma.loaders.errors import InputError
 from ppma.models.mae import MaskedAutoencoder
 from ppma.models.masking import running_cell
 from ppma.models.vit import Encoder

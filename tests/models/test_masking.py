@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.models.masking import kept_count, kept_tokens, masked_count, random_masking, running_cell, target_count
 
 KEYS = torch.tensor([3, 1 << 61, 12345, 7], dtype=torch.int64)

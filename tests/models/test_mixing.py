@@ -4,10 +4,10 @@ import pytest
 import restatement
 import torch
 
+from ppma.config.errors import InputError
 from ppma.config.model import MixConfig, ViTConfig
 from ppma.kernels.erase import erase_
 from ppma.kernels.reference import grid_of, patchify
-from ppma.loaders.errors import InputError
 from ppma.models.mixing import MixDraw, beta, draw_mix, mix, mixed_cross_entropy, partners
 
 VIT = ViTConfig(width=8, depth=1, heads=1, frames=4, size=24, patch=(2, 8, 8))

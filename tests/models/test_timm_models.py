@@ -4,8 +4,8 @@ import pytest
 import restatement
 import torch
 
+from ppma.config.errors import InputError
 from ppma.config.model import preset
-from ppma.loaders.errors import InputError
 from ppma.models import timm_models as timm_models  # registers them
 from ppma.models.torchvision_shim import timm
 from ppma.models.vit import Encoder

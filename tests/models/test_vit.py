@@ -8,9 +8,9 @@ import restatement
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from ppma.config.errors import InputError
 from ppma.config.model import ViTConfig
 from ppma.kernels.philox import DevicePurpose, uniform
-from ppma.loaders.errors import InputError
 from ppma.models.timm_models import VideoTransformer
 from ppma.models.torchvision_shim import timm
 from ppma.models.vit import Encoder, drop_path_scale, sinusoid_table

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.privacy.detectors.auditors import AUDITORS, check, load
 from ppma.privacy.detectors.tiles import looks
 from ppma.privacy.removal.plugins import PLUGINS

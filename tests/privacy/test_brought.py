@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.privacy.detectors.user_models import BROUGHT, choose
 
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy.clip_files import check_disguise, check_places, contents

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.privacy import fetch_command
 from ppma.privacy.detectors.weights import WEIGHTS
 from ppma.privacy.fetch_command import main

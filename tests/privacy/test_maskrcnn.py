@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.privacy.detectors import maskrcnn
 from ppma.privacy.detectors.maskrcnn import LEAST_SCORE, MaskRcnnDetector, MaskRcnnSegmenter
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.privacy.plant.clip import HEIGHTS, LONG_EVERY, Design, design, list_plates, plant
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.privacy.detectors.user_models import BROUGHT
 from ppma.privacy.detectors.weights import WEIGHTS
 from ppma.privacy.removal import plugins

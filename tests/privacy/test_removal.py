@@ -9,7 +9,7 @@ import pytest
 from privacy_stand_ins import write_walk
 
 from ppma.common.workers import DiskFullError
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal import jobs as removal

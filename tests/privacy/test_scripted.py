@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.privacy.removal.camera import Reference
 from ppma.privacy.removal.fill import Memory
 from ppma.privacy.removal.scripted import PUBLISHED_SIZE, Lama, ScriptedClip, ScriptedSegmenter, median_and_lama

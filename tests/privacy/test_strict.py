@@ -10,8 +10,8 @@ import tiny
 from safetensors.torch import load_file, save_file
 
 from ppma.cli import main as ppma
+from ppma.config.errors import InputError
 from ppma.config.recipes import resolve
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.privacy import strict, verdict

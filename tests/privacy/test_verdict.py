@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy.verdict import (
     AUDIT_FILE,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.privacy.detectors import weights
 from ppma.privacy.detectors.weights import WEIGHTS, Weights
 

@@ -19,7 +19,7 @@ import submitit
 
 from ppma import cli
 from ppma.config.command import RUN_AGAIN, WRONG_INPUT
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.slurm import launch
 from ppma.slurm.cluster import ClusterConfig, Script, allocate, executor, free_port, minutes, sbatch_script
 from ppma.slurm.foreground import _verdict, follow
@@ -68,7 +68,7 @@ def until_stopped(folder):
     return 75
 
 def wrong_input(folder):
-    from ppma.loaders.errors import InputError
+    from ppma.config.errors import InputError
     raise InputError("no such film")
 """
 

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from ppma import cli
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.slurm.job import command
 from ppma.slurm.plan import plan
 

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.slurm import site
 from ppma.slurm.cluster import ClusterConfig
 

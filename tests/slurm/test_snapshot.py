@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.slurm import snapshot
 
 

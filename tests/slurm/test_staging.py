@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.slurm import staging
 from ppma.slurm.job import PREPARE_SECONDS, Job

@@ -10,7 +10,7 @@ from slurm_runs import launch as submit
 
 from ppma.cli import main as ppma
 from ppma.config.command import DONE, WRONG_INPUT
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.slurm.launch import main as launch
 from ppma.slurm.plan import plan
 from ppma.slurm.study import levels

@@ -6,7 +6,7 @@ import made_runs
 import numpy as np
 import pytest
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.study.results import collect
 from ppma.training import seal
 

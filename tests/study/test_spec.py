@@ -6,7 +6,7 @@ import pytest
 
 from ppma.cli import main as ppma
 from ppma.config.command import WRONG_INPUT
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.study import spec
 
 GOOD = """

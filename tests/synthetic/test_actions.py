@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.synthetic.motion import actions
 from ppma.synthetic.render import bodies
 

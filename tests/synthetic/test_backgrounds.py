@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.synthetic.clip import Address, draw_clip, shoot
 from ppma.synthetic.render import backgrounds
 

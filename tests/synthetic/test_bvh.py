@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Manifest
 from ppma.synthetic import SynthesisConfig, generate
 from ppma.synthetic.motion import actions, bvh

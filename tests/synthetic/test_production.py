@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ppma.common.workers import DiskFullError
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.probe import probe
 from ppma.synthetic import production

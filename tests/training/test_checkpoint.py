@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ppma.config.errors import InputError
 from ppma.config.model import MAEConfig, ViTConfig
-from ppma.loaders.errors import InputError
 from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
 from ppma.training import checkpoint

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.slurm.cluster import free_port
 from ppma.training import distributed
 from ppma.training.distributed import Ranks, Stop, StopFlag, session

@@ -22,8 +22,10 @@ from ppma.training.compute import Compute, choose
 from ppma.training.distributed import Ranks, StopFlag, choose_device
 from ppma.training.monitor import Monitor
 from ppma.training.optim import parameter_groups
-from ppma.training.tasks import ClassifyTask, FeatureStream, MaeTask
+from ppma.training.tasks import ClassifyTask, MaeTask
+from ppma.training.trainer import Trainer
 from ppma.training.watchdog import Watchdog
+from ppma.transfer.features import FeatureStream
 from ppma.transfer.tokens import TokenRows
 from tests.loaders.test_stream import row
 
@@ -107,7 +109,7 @@ def looping(name, monkeypatch, outside, **changes):
     with tiny.MadeStream(task, ranks, (0, 0)) as stream:
         batches = [batch_on(batch, device) for batch, _ in zip(stream, range(12), strict=False)]
     task.stream = lambda ranks, start: contextlib.nullcontext(batches)
-    trainer = train.Trainer(config, task, ranks, choose(config.precision, device))
+    trainer = Trainer(config, task, ranks, choose(config.precision, device))
     trainer.total_steps = len(batches)
     for method in ("_log", "save"):
         there = getattr(trainer, method)
@@ -202,7 +204,7 @@ def real_loop(name, manifest, run_dir, device, *, implementation="plain"):
     config = replace(config, precision="fp32", compile="off", sources=("made",), loader=loader, optim=optim)
     task = {"mae": MaeTask, "classify": ClassifyTask}[config.phase](config, [manifest])
     ranks = Ranks(rank=0, world_size=1, local_rank=0, device=device)
-    return train.Trainer(config, task, ranks, Compute(device=device, weights=torch.float32, products=torch.float32))
+    return Trainer(config, task, ranks, Compute(device=device, weights=torch.float32, products=torch.float32))
 
 
 @pytest.mark.parametrize("name", ["mae_nohuman", "align_nohuman_synthetic"])

@@ -12,15 +12,15 @@ import torch.distributed as dist
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
-from ppma import train
+from ppma.config.errors import InputError
 from ppma.config.model import MAEConfig, ViTConfig
 from ppma.config.recipes import resolve
-from ppma.loaders.errors import InputError
 from ppma.models.mae import MaskedAutoencoder
 from ppma.training import compiling, distributed, parallel
 from ppma.training.compute import choose
 from ppma.training.distributed import Ranks
 from ppma.training.tasks import MaeTask
+from ppma.training.trainer import Trainer
 from tests.training.test_distributed import on_ranks
 
 SPREAD = """
@@ -38,6 +38,7 @@ SPREAD = """
     from ppma.training.compute import choose
     from ppma.training.distributed import StopFlag, session
     from ppma.training.monitor import Monitor
+    from ppma.training.trainer import Trainer
     from ppma.training.tasks import ClassifyTask, MaeTask
     from ppma.training.watchdog import Watchdog
 
@@ -49,7 +50,7 @@ SPREAD = """
         config = replace(config, **changes)
         task = {{"mae": MaeTask, "classify": ClassifyTask}}[config.phase](config, [tiny.source(s) for s in config.sources])
         task.stream = lambda ranks, start: tiny.MadeStream(task, ranks, start)
-        made = train.Trainer(config, task, ranks, choose(config.precision, ranks.device))
+        made = Trainer(config, task, ranks, choose(config.precision, ranks.device))
         made.restore()
         return made
 
@@ -188,7 +189,7 @@ def test_cuda_graphs_change_no_loss(tmp_path):
         config = replace(config, device="cuda", precision="bf16", compile=mode)
         device = torch.device("cuda", torch.cuda.current_device())
         task, ranks = MaeTask(config, [tiny.source("made")]), Ranks(rank=0, world_size=1, local_rank=0, device=device)
-        trainer = train.Trainer(config, task, ranks, choose(config.precision, device))
+        trainer = Trainer(config, task, ranks, choose(config.precision, device))
         losses[mode] = []
         with tiny.MadeStream(task, ranks, (0, 0)) as stream:
             for batch, _ in zip(stream, range(12), strict=False):

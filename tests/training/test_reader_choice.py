@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ppma.loaders.config import LoaderConfig
+from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode import dali as pipeline
 from ppma.loaders.decode import readers
 from ppma.loaders.sampler import TrainingSampler

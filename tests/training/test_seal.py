@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tiny
 
+from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.training import seal

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from ppma.cli import main as ppma
+from ppma.config.errors import InputError
 from ppma.config.model import ClassifierConfig, MixConfig, ViTConfig
 from ppma.config.recipes import resolve
-from ppma.loaders.errors import InputError
 from ppma.models.classify import Classifier
 from ppma.train import train
 from ppma.training import checkpoint

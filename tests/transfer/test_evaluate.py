@@ -10,13 +10,13 @@ import tiny
 import torch
 
 from ppma.cli import main as ppma
+from ppma.config.errors import InputError
+from ppma.config.loader import LoaderConfig
 from ppma.config.recipes import resolve
 from ppma.config.run import EvaluationConfig
-from ppma.loaders.config import LoaderConfig
 from ppma.loaders.decode.augment import make_views
 from ppma.loaders.decode.fetch import read_window
 from ppma.loaders.draws import ViewDraw, evaluation_crops, scaled_size
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.train import train

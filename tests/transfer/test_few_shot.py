@@ -6,8 +6,8 @@ import tiny
 import torch
 import torch.nn.functional as F
 
+from ppma.config.errors import InputError
 from ppma.config.protocols import FewShotConfig
-from ppma.loaders.errors import InputError
 from ppma.transfer.few_shot import draw_rows, fit, scores
 from ppma.transfer.frozen import Frozen, normed
 

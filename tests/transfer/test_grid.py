@@ -7,12 +7,12 @@ import pytest
 import tiny
 import torch
 
+from ppma.config.errors import InputError
 from ppma.config.protocols import GridConfig
-from ppma.loaders.errors import InputError
-from ppma.train import Trainer
 from ppma.training.compute import choose
 from ppma.training.distributed import Ranks
-from ppma.training.tasks import FeatureStream
+from ppma.training.trainer import Trainer
+from ppma.transfer.features import FeatureStream
 from ppma.transfer.grid import Heads, choose_rate, held_out_rows, train_heads
 from ppma.transfer.probe import Probe
 

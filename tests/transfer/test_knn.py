@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from ppma.config.errors import InputError
 from ppma.config.protocols import KNNConfig
-from ppma.loaders.errors import InputError
 from ppma.transfer.knn import votes
 
 GENERATOR = torch.Generator().manual_seed(0)

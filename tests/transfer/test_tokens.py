@@ -9,14 +9,15 @@ import tiny
 import torch
 
 from ppma.cli import main as ppma
+from ppma.config.errors import InputError
 from ppma.config.recipes import resolve
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources import catalog
+from ppma.models.attentive import cells_of, normed_cells
 from ppma.models.classify import Classifier
 from ppma.training.compute import choose
 from ppma.training.distributed import Ranks
 from ppma.transfer.features import PLAIN_VIEWS, encoded
-from ppma.transfer.tokens import cached_tokens, cells_of, normed_cells
+from ppma.transfer.tokens import cached_tokens
 
 ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 FP32 = choose("fp32", ALONE.device)

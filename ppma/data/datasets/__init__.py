@@ -7,8 +7,8 @@ import difflib
 import importlib
 import pkgutil
 
+from ppma.config.errors import InputError
 from ppma.data.adapter import Dataset
-from ppma.loaders.errors import InputError
 
 
 def known() -> dict[str, Dataset]:

@@ -1,7 +1,7 @@
 """Diving48: competition dives; the class is take-off, somersaults, twists and position. Version 2 of the labels."""
 
+from ppma.config.errors import InputError
 from ppma.data.adapter import Dataset, Download, Splits
-from ppma.loaders.errors import InputError
 
 LISTS = "{0} | annotations/{0}"
 

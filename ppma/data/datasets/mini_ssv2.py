@@ -1,8 +1,8 @@
 """Mini-SSv2: 87 classes of Something-Something V2, chosen by a list."""
 
+from ppma.config.errors import InputError
 from ppma.data.adapter import Dataset, Download, Splits
 from ppma.data.datasets.ssv2 import LISTS, VIDEOS, template_of, video
-from ppma.loaders.errors import InputError
 
 CHOSEN = "mini_ssv2/{0}.csv | splits/mini_ssv2/{0}.csv | data/splits/mini_ssv2/{0}.csv"
 

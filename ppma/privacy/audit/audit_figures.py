@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ppma.study.figures import BLUE, GREY, ORANGE
+from ppma.common.plots import BLUE, GRAY, ORANGE
 
 MOST_CLASSES = 40
 """In the plot; the table has all of them."""
@@ -33,7 +33,7 @@ def paired(rates: dict[str, dict[str, Any]]) -> Figure:
     axes = figure.subplots()
     for place, rate in enumerate(rates.values()):
         if not rate["frames"]:
-            axes.text(50, place, "cannot tell", ha="center", va="center", color=GREY, fontsize=9)
+            axes.text(50, place, "cannot tell", ha="center", va="center", color=GRAY, fontsize=9)
             continue
         before, after, low, high = (100 * rate[name] for name in ("before", "after", "low", "high"))
         axes.plot([before, after], [place, place], color="#d5dce3", linewidth=3, zorder=1)
@@ -53,7 +53,7 @@ def classes(found: dict[str, Any]) -> Figure:
     for place, one in enumerate(shown.values()):
         rate = one["rates"]["any"]
         if not rate["sighted"]:
-            axes.text(50, place, "cannot tell", ha="center", va="center", color=GREY, fontsize=9)
+            axes.text(50, place, "cannot tell", ha="center", va="center", color=GRAY, fontsize=9)
             continue
         share, upper = 100 * rate["hits"] / rate["sighted"], 100 * rate["upper"]
         axes.plot([share, upper], [place, place], color=BLUE, linewidth=3, alpha=0.4, solid_capstyle="round")

@@ -20,7 +20,7 @@ from rich.console import Console
 from ppma.common.progress import Progress
 from ppma.common.workers import DiskFullError, watch_disk
 from ppma.config.command import DONE, RUN_AGAIN, parse
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Clip, Manifest, write_atomically
 from ppma.privacy import verdict
 from ppma.privacy.audit import datasheet as audit_datasheet

@@ -16,8 +16,8 @@ import cv2
 
 from ppma import __version__
 from ppma.common.workers import spread, watch_disk
+from ppma.config.errors import InputError
 from ppma.loaders.decode.fetch import BadClip
-from ppma.loaders.errors import InputError
 from ppma.loaders.files import content_sha256
 from ppma.loaders.sources.manifest import write_atomically
 from ppma.privacy.audit.clip import Findings, Inspector, Pair

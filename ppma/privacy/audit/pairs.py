@@ -7,7 +7,7 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Clip
 from ppma.privacy.audit.clip import Pair
 from ppma.privacy.removal import jobs as removal

@@ -12,13 +12,12 @@ from typing import Any
 
 from ppma import __version__
 from ppma.common import audit_bounds
+from ppma.common.plots import STYLE, svg
 from ppma.privacy.audit import audit_figures
 from ppma.privacy.audit.clip import COLOURS, NEAR_MISS, Findings
 from ppma.privacy.audit.judge import SIGHTED, Judgement, by_class, summarize
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.verdict import CANNOT_TELL, FAILED, FORMAT, PASSED, VERDICTS
-from ppma.study.figures import svg
-from ppma.study.page import STYLE
 
 Judged = Sequence[tuple[Findings, Judgement]]
 

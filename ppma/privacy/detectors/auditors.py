@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 import cv2
 import numpy as np
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.privacy.detectors import weights
 from ppma.privacy.detectors.boxes import NONE_05, suppress
 from ppma.privacy.detectors.tfjs import Graph

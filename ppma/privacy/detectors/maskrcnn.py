@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.models.torchvision_shim import ensure_detection
 from ppma.privacy.detectors.boxes import NONE_05
 from ppma.privacy.removal.scripted import as_planes, device

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 _FOREIGN = ("--python-version", "3.11", "--platform", "manylinux_2_28_x86_64")
 """A wheel of one platform is opened on any: only data is taken out of it."""

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.philox import Purpose, generator
 from ppma.synthetic.clip import Address, Take, draw_clip
 from ppma.synthetic.motion import actions

@@ -14,7 +14,7 @@ from ppma import __version__
 from ppma.common.progress import Progress
 from ppma.common.workers import DiskFullError, spread
 from ppma.config.command import DONE, RUN_AGAIN, parse
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.privacy.detectors import auditors as audit_detectors
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.detectors.weights import default_folder, find

@@ -10,14 +10,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ppma.common.plots import BLUE, GRAY, ORANGE, svg
 from ppma.common.workers import watch_disk
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import write_atomically
 from ppma.privacy.audit.files import LEAST_DB
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.plant.summary import RECALL, RESIDUAL, SEEN_DB, TALL, summarize
 from ppma.privacy.plant.trial import Trial
-from ppma.study.figures import BLUE, GREY, ORANGE, svg
 from ppma.synthetic.production import write_complete
 
 SETTINGS, PAGE, SUMMARY, PLOT = "settings.json", "report.md", "report.json", "report.svg"
@@ -86,7 +86,7 @@ def plot(summary: dict[str, Any]) -> Figure:
                 places,
                 [100 * r["audited"][name] for r in rows.values()],
                 linestyle=style,
-                color=GREY,
+                color=GRAY,
                 label=f"found by {name}, per frame",
             )
     axes.set_xticks(places, list(rows))

@@ -18,7 +18,7 @@ from ppma.common.parts import turn
 from ppma.common.progress import Progress
 from ppma.common.workers import DiskFullError, watch_disk
 from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT, parse
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.privacy.detectors.weights import default_folder
 from ppma.privacy.removal import jobs as removal

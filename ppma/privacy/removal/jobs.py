@@ -21,9 +21,9 @@ import cv2
 
 from ppma import __version__
 from ppma.common.workers import FULL_DISK, spread, watch_disk
+from ppma.config.errors import InputError
 from ppma.data.probe_pool import probe_all
 from ppma.loaders.decode.fetch import BadClip
-from ppma.loaders.errors import InputError
 from ppma.loaders.sources.formats import FRAME_FOLDER_FPS, read_source
 from ppma.loaders.sources.manifest import Clip, Manifest, write_atomically
 from ppma.loaders.sources.probe import Facts

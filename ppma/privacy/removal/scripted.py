@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.privacy.removal.camera import Reference, seen_from
 from ppma.privacy.removal.exemplar import smoothed
 from ppma.privacy.removal.fill import Memory, TemporalMedian

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.synthetic.motion import bvh, curves
 from ppma.synthetic.motion.keyposes import WRITTEN
 from ppma.synthetic.motion.motion import Performance, captured_names, play_captured

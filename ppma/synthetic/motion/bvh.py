@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.synthetic.motion import rotations
 from ppma.synthetic.motion.motion import JOINTS, Performance, mirrored
 

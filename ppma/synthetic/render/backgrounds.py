@@ -9,7 +9,7 @@ import av
 import cv2
 import numpy as np
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 from ppma.synthetic.draws import SPLITS, Split
 
 SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov"}

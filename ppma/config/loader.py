@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ppma.loaders.errors import InputError
+from ppma.config.errors import InputError
 
 Reader = Literal["dali", "plain", "ffcv"]
 Implementation = Literal["auto", "dali", "plain", "ffcv"]
