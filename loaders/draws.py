@@ -15,9 +15,9 @@ from typing import Literal
 
 import numpy as np
 
+from ppma.common import philox
+from ppma.common.philox import Purpose
 from ppma.config.loader import LoaderConfig
-from ppma.loaders import philox
-from ppma.loaders.philox import Purpose
 
 Box = tuple[int, int, int, int]
 """Top, left, height, width in pixels."""

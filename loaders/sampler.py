@@ -16,10 +16,10 @@ from typing import Protocol
 
 import numpy as np
 
+from ppma.common.philox import Purpose, generator
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
 from ppma.loaders.draws import SampleDraw, draw_view, evaluation_crops, scaled_size
-from ppma.loaders.philox import Purpose, generator
 
 BLOCK = 4096
 """Groups over which the sources' shares hold exactly; a source's share is rounded to 1 / BLOCK."""

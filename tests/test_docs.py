@@ -14,7 +14,7 @@ import tiny
 from conftest import write_barcoded_clip
 
 from ppma.cli import main as ppma
-from ppma.loaders.files import content_sha256
+from ppma.common.files import content_sha256
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.privacy import verdict

@@ -34,8 +34,8 @@ MAY_IMPORT = {
 
 FLOORS = (
     {"kernels", "config"},
-    {"loaders", "models", "cli"},
-    {"common"},
+    {"common", "models", "cli"},
+    {"loaders"},
     {"data", "synthetic", "training"},
     {"transfer", "privacy"},
     {"inference", "train", "compile_check"},

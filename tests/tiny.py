@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ppma.common.philox import Purpose, generator
 from ppma.config.model import MAEConfig, ViTConfig
 from ppma.config.recipes import RECIPES
 from ppma.config.run import RunConfig
 from ppma.loaders.batch import ClipBatch
-from ppma.loaders.philox import Purpose, generator
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.training.distributed import Ranks
 

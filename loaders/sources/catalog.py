@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ppma.common.files import write_text
 from ppma.config.errors import InputError
-from ppma.loaders.sources.manifest import Manifest, write_atomically
+from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import Store
 
 _KEYS = ("manifest", "root", "store")
@@ -110,7 +111,7 @@ def add(path: Path, *, name: str, split: str, manifest: Path, root: Path, store:
         wanted = before | {name: before.get(name, {}) | {split: tomllib.loads("\n".join(lines))[name][split]}}
         if _load(text, path) != wanted:
             raise InputError(f"{path}: cannot edit the way [{name}.{split}] is written; remove it and try again")
-        write_atomically(path, lambda file: file.writelines([text]))
+        write_text(path, text)
 
 
 def check_name(value: str, what: str) -> None:

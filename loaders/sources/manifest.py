@@ -12,10 +12,8 @@ import csv
 import hashlib
 import io
 import json
-import os
 import re
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
@@ -26,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as pa_csv
 
+from ppma.common.files import atomic_path
 from ppma.config.errors import InputError
 from ppma.loaders.sources import manifest_cache
 from ppma.loaders.sources.store import Store
@@ -194,8 +193,12 @@ class Manifest:
 
     @staticmethod
     def write(path: Path | str, clips: Iterable[Clip]) -> None:
-        """Write `clips` as CSV; the file appears complete or not at all."""
-        write_atomically(Path(path), lambda file: _write_rows(file, clips))
+        """Write `clips` as CSV, atomically."""
+        with (
+            atomic_path(Path(path)) as temp_path,
+            temp_path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+        ):
+            _write_rows(file, clips)
 
     def _numbers(self, name: str) -> np.ndarray:
         return self._columns[name].to_numpy(zero_copy_only=False)  # no column has nulls here, so nothing is copied
@@ -244,26 +247,6 @@ def _class_names(columns: dict[str, pa.Array], labels: np.ndarray, where: str) -
                 f"{found[label]!r} elsewhere; a label has one name, index the source again"
             )
     return found
-
-
-def write_atomically(path: Path, write: Callable[[IO[str]], None]) -> None:
-    """Let `write` fill a temporary UTF-8 file beside `path`, then rename it: nobody ever sees half a file."""
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); give a file in a folder of your own") from None
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _write_rows(file: IO[str], clips: Iterable[Clip]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ppma.loaders.philox import Purpose, generator
+from ppma.common.philox import Purpose, generator
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000

@@ -14,8 +14,8 @@ from functools import cache
 
 import numpy as np
 
+from ppma.common.philox import Purpose, generator
 from ppma.common.statistics import RESAMPLES, Accuracy
-from ppma.loaders.philox import Purpose, generator
 
 
 @dataclass(frozen=True, kw_only=True)

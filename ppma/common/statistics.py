@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ppma.loaders.philox import Purpose, generator
+from ppma.common.philox import Purpose, generator
 
 Z95 = 1.959963984540054
 """Two-sided 95 % point of the normal distribution."""

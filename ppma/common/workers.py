@@ -1,44 +1,27 @@
 """Many independent jobs on several processes, each of which leaves its files complete or not at all.
 
-    jobs  ->  spread(): spawned workers of one core each, or this process  ->  one result for each, as they are finished
+    jobs  ->  parallel_map(): spawned workers of one core each, or this process  ->  one result for each, as they are finished
 
 Ctrl-C and errors are the parent's: jobs in work are finished, those that wait are dropped, and what is finished stays. A full disk becomes
 DiskFullError, after which the same command goes on from there.
 """
 
-import errno
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context, parent_process
-from pathlib import Path
 from typing import TypeVar
 
 import cv2
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+from ppma.config.errors import InputError
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
-
-
-class DiskFullError(Exception):
-    """No space is left; finished clips are kept and the same command goes on from there."""
-
-
-@contextmanager
-def watch_disk(folder: Path) -> Iterator[None]:
-    """Turn "no space left" into DiskFullError; every other error passes."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL_DISK:
-            raise
-        raise DiskFullError(f"{folder}: {error.strerror}") from None
 
 
 def _leave_with_parent() -> None:
@@ -56,7 +39,7 @@ def _settle_in() -> None:
     cv2.setNumThreads(1)
 
 
-def spread(work: Callable[[JobT], ResultT], jobs: Sequence[JobT], workers: int) -> Iterator[ResultT]:
+def parallel_map(work: Callable[[JobT], ResultT], jobs: Sequence[JobT], workers: int) -> Iterator[ResultT]:
     """Yield what `work`, a function of a module, returns for each job, as they are finished. Left early, it finishes jobs in work."""
     if workers == 1 or len(jobs) < 2:
         yield from map(work, jobs)
@@ -74,3 +57,25 @@ def spread(work: Callable[[JobT], ResultT], jobs: Sequence[JobT], workers: int) 
                     pool.shutdown(cancel_futures=True)
                     raise
                 yield result
+
+
+def parse_shard(part: str | None, merge: int | None = None) -> tuple[int, int]:
+    """Return (I, N) of `--part I/N`, (0, 1) without it.
+
+    Args:
+        part: The share of an array task, "I/N" with I from 0 to N - 1.
+        merge: The number of parts to gather, when this call only gathers them.
+
+    Raises:
+        InputError: `part` is not of that form, both are given, or `merge` is below 1.
+    """
+    if part is not None and merge is not None:
+        raise InputError("--part does a share of the work, --merge only gathers them; give one of the two")
+    if merge is not None and merge < 1:
+        raise InputError(f"--merge is {merge}; give the number of parts, at least 1")
+    if part is None:
+        return 0, 1
+    found = re.fullmatch(r"(\d+)/(\d+)", part)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise InputError(f"--part is {part!r}; write I/N with I from 0 to N - 1")
+    return int(found[1]), int(found[2])

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import tyro
 
-from ppma.config.errors import InputError
+from ppma.config.errors import FULL_DISK, DiskFullError, InputError
 from ppma.config.gpu_errors import remedy
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,14 @@ def run(main: Callable[[list[str]], int], argv: list[str], *, prog: str) -> int:
         message = " ".join(str(error).split())
         sys.stderr.write(f"{prog}: {message}\n")
         return WRONG_INPUT
+    except BrokenPipeError:  # `ppma ... | head`: nobody reads on, and Python would complain once more when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (DiskFullError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in FULL_DISK:
+            raise
+        sys.stderr.write(f"{prog}: {error}; finished work is kept: free space and run the same command again\n")
+        return RUN_AGAIN
     except RuntimeError as error:
         line = remedy(error)
         if line is None:
@@ -82,9 +90,6 @@ def run(main: Callable[[list[str]], int], argv: list[str], *, prog: str) -> int:
         log.debug("the error in full", exc_info=True)
         sys.stderr.write(f"{prog}: {line}\n")
         return WRONG_INPUT
-    except BrokenPipeError:  # `ppma ... | head`: nobody reads on, and Python would complain once more when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: interrupted\n")
         return INTERRUPTED

@@ -7,14 +7,12 @@ Nothing is written before every file was looked at; an interrupted run leaves wh
 With --name the manifest is entered into data.toml.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from ppma.common.workers import DiskFullError
-from ppma.config.command import DONE, RUN_AGAIN, parse
+from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError
 from ppma.data.index_dataset import index_dataset
 from ppma.data.indexing import SHOWN, IndexConfig, look_into, tell_result, write
@@ -26,11 +24,7 @@ def main(argv: list[str]) -> int:
     """Run `ppma index ARGV`."""
     config = parse(IndexConfig, argv, prog="ppma index")
     report = Console(highlight=False, soft_wrap=True)
-    try:
-        return _index(config, report) if config.dataset is None else index_dataset(config, report)
-    except DiskFullError as error:
-        sys.stderr.write(f"ppma index: {error}; make room and give the same command\n")
-        return RUN_AGAIN
+    return _index(config, report) if config.dataset is None else index_dataset(config, report)
 
 
 def _index(config: IndexConfig, report: Console) -> int:

@@ -6,13 +6,13 @@
 A second official split becomes a source of its own, `ucf101-2`, with train and val. No manifest is written before every file was looked at.
 """
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
+from ppma.common.files import write_csv
 from ppma.config.command import DONE
 from ppma.config.errors import InputError
 from ppma.data import datasets
@@ -21,7 +21,6 @@ from ppma.data.indexing import SHOWN, IndexConfig, look_into, tell_result, write
 from ppma.data.resize import Place, resize
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.formats import ABSENT, Listed, refuse_repeats
-from ppma.loaders.sources.manifest import write_atomically
 from ppma.loaders.sources.probe import Facts
 
 FIRST = 5
@@ -98,7 +97,7 @@ def _settle_missing(dataset: Dataset, name: str, parts: Sequence[Part], config: 
         return
     lines = [("split", "path", "label", "class_name")]
     lines += [(f"{part.source}.{part.split}", row.path, f"{row.label}", row.class_name) for part, row in missing]
-    write_atomically(out, lambda file: csv.writer(file, lineterminator="\n").writerows(lines))
+    write_csv(out, lines)
     counts = [(part, len(part.missing)) for part in parts if part.missing]
     told = ", ".join(f"{count} of {len(part.rows)} in {part.source}.{part.split}" for part, count in counts)
     first = "; ".join(list(dict.fromkeys(row.path for _, row in missing))[:FIRST])

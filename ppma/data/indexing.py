@@ -3,7 +3,6 @@
 rows (path, label)  ->  look_into: every file opened, in parallel  ->  write: FILE.csv and FILE.rejected.csv  ->  tell
 """
 
-import csv
 import os
 import sys
 import time
@@ -19,11 +18,11 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ppma.common.workers import watch_disk
-from ppma.config.errors import InputError
+from ppma.common.files import write_csv
+from ppma.config.errors import InputError, watch_disk
 from ppma.data.probe_pool import probe_all
 from ppma.loaders.sources.formats import FRAME_FOLDER_FPS, Listed
-from ppma.loaders.sources.manifest import Clip, Manifest, write_atomically
+from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.probe import MAX_PIXELS, Facts, Job
 
 LINE_EVERY_SECONDS = 10.0
@@ -153,9 +152,7 @@ def write(
     refused = [(row, answer) for row, answer in zip(rows, answers) if isinstance(answer, str)]
     rejected = out.with_suffix(".rejected.csv")
     with watch_disk(out):
-        write_atomically(
-            rejected, lambda file: csv.writer(file, lineterminator="\n").writerows(_rejected_rows(refused))
-        )
+        write_csv(rejected, _rejected_rows(refused))
     if not clips:
         raise InputError(
             f"{config.source or out.stem}: none of {len(rows)} clips can be used{_most(refused)}; see {rejected}"

@@ -6,7 +6,6 @@ A shard appears whole or not at all, and index.json is written anew after each: 
 of an array (--part I/N) write every N-th shard into the same folder, each with an index of its own, part-I-of-N.json, until --merge N.
 """
 
-import csv
 import dataclasses
 import os
 import re
@@ -25,14 +24,15 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ppma.common.parts import turn
+from ppma.common.files import write_csv, write_text
+from ppma.common.workers import parse_shard
 from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError
 from ppma.data.shard_pool import Job, pack_all
 from ppma.data.shard_writer import PackRow, damaged_shards, encode_clip, shard_bounds, write_rows
 from ppma.loaders.decode.fetch import BadClip
 from ppma.loaders.sources import catalog
-from ppma.loaders.sources.manifest import Manifest, write_atomically
+from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import INDEX, REJECTED, PackParameters, Shard, Store, StoreIndex, read_index
 
 LINE_EVERY_SECONDS = 10.0
@@ -91,12 +91,12 @@ class PackConfig:
         if self.name is not None:
             catalog.check_name(self.name, "name")
             catalog.check_name(self.split, "split")
-        turn(self.part, self.merge)
+        parse_shard(self.part, self.merge)
 
     @property
     def index(self) -> str:
         """Name of the file that tells of the shards of this part, or of the whole store."""
-        return INDEX if self.part is None else part_index(*turn(self.part))
+        return INDEX if self.part is None else part_index(*parse_shard(self.part))
 
     @property
     def parameters(self) -> PackParameters:
@@ -125,7 +125,7 @@ def main(argv: list[str]) -> int:
     numbered = list(enumerate(shard_bounds(np.maximum(frames, 1).astype(int).tolist())))
     if config.merge is not None:
         return _keep(report, source, config, _merged(source.manifest, config, len(numbered)))
-    first, step = turn(config.part)
+    first, step = parse_shard(config.part)
     mine = dict(numbered[first::step])
     done = {i: shard for i, shard in _finished_shards(source.manifest, config, report).items() if i in mine}
     left = sum(float(frames[begin:end].sum()) for i, (begin, end) in mine.items() if i not in done)
@@ -272,7 +272,7 @@ def _write_index(manifest: Manifest, config: PackConfig, shards: Sequence[Shard]
         shards=tuple(shards),
         complete=complete,
     )
-    write_atomically(config.out / config.index, lambda file: file.writelines([index.dump()]))
+    write_text(config.out / config.index, index.dump())
 
 
 def _clear(config: PackConfig, mine: Mapping[int, tuple[int, int]]) -> None:
@@ -343,7 +343,7 @@ def _finish(source: _Source, config: PackConfig, shards: Sequence[Shard]) -> Non
         raise InputError(f"{config.out}: none of {len(manifest)} clips could be packed; the first: {rejected[0][1:]}")
     write_rows(config.out, shards, len(manifest))
     lines = [("row", "path", "reason"), *rejected]
-    write_atomically(config.out / REJECTED, lambda file: csv.writer(file, lineterminator="\n").writerows(lines))
+    write_csv(config.out / REJECTED, lines)
     _write_index(manifest, config, shards, complete=True)
     Store(config.out, manifest_sha256=manifest.sha256)  # what a training run will open, checked now
     if source.name is not None:

@@ -20,8 +20,8 @@ import numpy as np
 from av.video.reformatter import Interpolation
 
 from ppma.common.progress import Progress
-from ppma.common.workers import FULL_DISK, spread, watch_disk
-from ppma.config.errors import InputError
+from ppma.common.workers import parallel_map
+from ppma.config.errors import FULL_DISK, InputError, watch_disk
 from ppma.loaders.sources.formats import list_frames
 from ppma.loaders.sources.probe import Facts, Unusable, open_video
 
@@ -79,7 +79,7 @@ def resize(root: Path, facts: Mapping[str, Facts], *, short_side: int, workers: 
     waiting = [job for job in jobs if not _fresh(job)]
     with Progress("clips") as progress:
         progress(len(jobs) - len(waiting), len(jobs))
-        for done, (path, reason) in enumerate(spread(bring, waiting, workers), 1 + len(jobs) - len(waiting)):
+        for done, (path, reason) in enumerate(parallel_map(bring, waiting, workers), 1 + len(jobs) - len(waiting)):
             progress(done, len(jobs))
             if reason:
                 places[path] = Place(path=places[path].path, encoded=True, reason=reason)

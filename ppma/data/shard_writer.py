@@ -15,9 +15,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ppma.common.files import content_sha256, file_sha256, joined_sha256
 from ppma.config.errors import BadClip, InputError
 from ppma.loaders.draws import scaled_size
-from ppma.loaders.files import content_sha256, file_sha256, joined_sha256
 from ppma.loaders.sources.store import (
     ALLOCATION,
     FFCV_VERSION,

@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from ppma.common.files import file_sha256
 from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError
 from ppma.config.run import EvaluationConfig, Precision
 from ppma.inference.open_run import Look, open_run
-from ppma.loaders.files import file_sha256
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 

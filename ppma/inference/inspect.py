@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import tyro
 
+from ppma.common.files import write_text
 from ppma.common.plots import svg
 from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError
@@ -24,7 +25,7 @@ from ppma.inference import samples as sights
 from ppma.inference.inspect_page import Section
 from ppma.inference.open_run import Look, open_run, spread_rows, subset
 from ppma.loaders.sources import catalog
-from ppma.loaders.sources.manifest import Manifest, write_atomically
+from ppma.loaders.sources.manifest import Manifest
 from ppma.models import pictures
 from ppma.training import lineage
 
@@ -264,6 +265,6 @@ def main(argv: list[str]) -> int:
         parts.append(section)
     page = inspect_page.html(f"{look.saved['recipe']}: {look.folder.name}", parts)
     out = options.out or look.folder / "inspect.html"
-    write_atomically(out, lambda file: file.writelines([page]))
+    write_text(out, page)
     log.info("%s (%.1f MB)", out, len(page) / 1e6)
     return DONE

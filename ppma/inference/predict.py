@@ -3,7 +3,6 @@
 video  ->  probe  ->  a row for each window, `every` seconds apart  ->  softmax of each, their mean  ->  table, FILE.json, FILE.svg
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ppma.common.files import write_json, write_text
 from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError
 from ppma.config.run import EvaluationConfig, Precision
@@ -24,7 +24,7 @@ from ppma.inference.curves_figure import scores_over_time
 from ppma.inference.open_run import Look, open_run
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.formats import read_classes
-from ppma.loaders.sources.manifest import Clip, Manifest, write_atomically
+from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.probe import Facts, Unusable, probe
 
 log = logging.getLogger(__name__)
@@ -182,9 +182,9 @@ def _write(path: Path, look: Look, names: Sequence[str], rows: Manifest, scores_
             for start, end, row_C in zip(rows.starts, rows.ends, scores_WC)
         ],
     }
-    write_atomically(path, lambda file: json.dump(content, file, indent=1))
+    write_json(path, content)
     shown = np.argsort(-mean_C, kind="stable")[:top]
     middles = (rows.starts + rows.ends) / 2
     drawing = scores_over_time(middles, [(names[label], scores_WC[:, label]) for label in shown])
-    write_atomically(path.with_suffix(".svg"), lambda file: file.writelines([drawing]))
+    write_text(path.with_suffix(".svg"), drawing)
     log.info("%s and %s", path, path.with_suffix(".svg"))

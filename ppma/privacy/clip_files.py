@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ppma.common.files import content_sha256, joined_sha256
 from ppma.common.progress import Progress
 from ppma.config.errors import InputError
 from ppma.data.shard_writer import damaged_shards
-from ppma.loaders.files import content_sha256, joined_sha256
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import Store, open_shard

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from ppma.common.files import joined_sha256
 from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
-from ppma.loaders.files import joined_sha256
 from ppma.loaders.sources.manifest import Manifest
 from ppma.privacy import verdict
 from ppma.privacy.clip_files import check_disguise, check_places, check_store, contents

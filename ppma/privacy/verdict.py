@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ppma.common.files import content_sha256 as content_sha256
+from ppma.common.files import file_sha256, write_json
 from ppma.config.errors import InputError
-from ppma.loaders.files import content_sha256 as content_sha256
-from ppma.loaders.files import file_sha256
-from ppma.loaders.sources.manifest import Manifest, write_atomically
+from ppma.loaders.sources.manifest import Manifest
 
 Verdict = Literal["passed", "failed", "cannot tell"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -67,7 +67,7 @@ def seal(manifest: Path, audit: Path) -> None:
         audit_sha256=file_sha256(audit),
         manifest_sha256=file_sha256(manifest),
     )
-    write_atomically(seal_of(manifest), lambda file: json.dump(asdict(note), file, indent=1))
+    write_json(seal_of(manifest), asdict(note))
 
 
 def check_passed(manifest: Path) -> None:
@@ -99,7 +99,7 @@ def carry(manifest: Path, copy: Path) -> None:
         return
     note = asdict(_read_seal(manifest))
     note["audit"] = (manifest.resolve().parent / note["audit"]).as_posix()
-    write_atomically(seal_of(copy), lambda file: json.dump(note, file, indent=1))
+    write_json(seal_of(copy), note)
 
 
 def verified(manifest: Path) -> dict[str, Audited]:

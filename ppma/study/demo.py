@@ -21,7 +21,6 @@ from typing import Literal
 
 import numpy as np
 
-from ppma.common.workers import FULL_DISK, DiskFullError
 from ppma.config import recipes
 from ppma.config.command import DONE, RUN_AGAIN, parse
 from ppma.config.errors import InputError
@@ -334,11 +333,6 @@ def _work_through(todo: list[Step]) -> None:
         spent, expected = spent + time.monotonic() - began, expected + step.cost
 
 
-def _stop(why: str) -> int:
-    sys.stderr.write(f"ppma demo: {why}; what is finished is kept: run the same command again\n")
-    return RUN_AGAIN
-
-
 def main(argv: list[str]) -> int:
     """Run `ppma demo ARGV`."""
     config = parse(DemoConfig, argv, prog="ppma demo")
@@ -353,11 +347,6 @@ def main(argv: list[str]) -> int:
         _work_through(todo)
         write_report(config.out, config.seeds, config.new, own_videos=config.videos is not None)
     except Stopped:
-        return _stop("stopped in good order")
-    except DiskFullError as error:
-        return _stop(f"{error}; make room")
-    except OSError as error:
-        if error.errno not in FULL_DISK:
-            raise
-        return _stop(f"{config.out}: {error.strerror}; make room")
+        sys.stderr.write("ppma demo: stopped cleanly; run the same command again to continue\n")
+        return RUN_AGAIN
     return DONE

@@ -23,7 +23,6 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ppma.common.workers import FULL_DISK, DiskFullError
 from ppma.config.command import DONE, RUN_AGAIN, parse
 from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
@@ -246,12 +245,5 @@ def main(argv: list[str]) -> int:
     try:
         return _all(options) if options.only is None else _only(options, options.only)
     except Stopped:
-        why = "stopped in good order"
-    except DiskFullError as error:
-        why = f"{error}; make room"
-    except OSError as error:
-        if error.errno not in FULL_DISK:
-            raise
-        why = f"{options.out}: {error.strerror}; make room"
-    sys.stderr.write(f"ppma study: {why}; what is finished is kept: run the same command again\n")
-    return RUN_AGAIN
+        sys.stderr.write("ppma study: stopped cleanly; run the same command again to continue\n")
+        return RUN_AGAIN

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppma.loaders.philox import Purpose, generator
+from ppma.common.philox import Purpose, generator
 from ppma.synthetic.draws import SPLITS, Split
 from ppma.synthetic.motion import actions
 from ppma.synthetic.render import backgrounds, bodies, raster

@@ -3,13 +3,10 @@
 flags -> SynthesisConfig -> generate(), with progress -> what was written
 """
 
-import sys
-
 from rich.console import Console
 
 from ppma.common.progress import Progress
-from ppma.common.workers import DiskFullError
-from ppma.config.command import DONE, RUN_AGAIN, parse
+from ppma.config.command import DONE, parse
 from ppma.synthetic.production import SynthesisConfig, generate, plan
 
 
@@ -23,14 +20,8 @@ def main(argv: list[str]) -> int:
         size = f"{config.frames} frames of {config.size} x {config.size} pixels at {config.fps:g}/s"
         report.print(f"{len(jobs)} clips of {classes} classes, {size}; would write {config.out}", markup=False)
         return DONE
-    try:
-        with Progress("clips") as progress:
-            manifest = generate(config, on_progress=progress)
-    except DiskFullError as error:
-        sys.stderr.write(
-            f"ppma synthesize: {error}; finished clips are kept: make room and run the same command again\n"
-        )
-        return RUN_AGAIN
+    with Progress("clips") as progress:
+        manifest = generate(config, on_progress=progress)
     if config.part is not None:
         report.print(f"{config.out}: part {config.part} is done; --merge writes the manifest", markup=False)
         return DONE

@@ -19,10 +19,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ppma.common.parts import turn
-from ppma.common.workers import spread, watch_disk
-from ppma.config.errors import InputError
-from ppma.loaders.sources.manifest import Clip, Manifest, write_atomically
+from ppma.common.files import write_bytes, write_json
+from ppma.common.workers import parallel_map, parse_shard
+from ppma.config.errors import InputError, watch_disk
+from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.synthetic.clip import SCENE_KINDS, Address, Frame, draw_clip, scene_kind, shoot
 from ppma.synthetic.draws import SPLITS, Split
 from ppma.synthetic.motion import actions
@@ -99,7 +99,7 @@ class SynthesisConfig:
             raise InputError(f"--size is {self.size}; it must be even (video codecs halve the colours)")
         if self.split not in SPLITS:
             raise InputError(f"--split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
-        turn(self.part, self.merge)
+        parse_shard(self.part, self.merge)
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
         if repeated:
             raise InputError(f"--classes names {', '.join(repeated)} twice; name each class once")
@@ -192,17 +192,6 @@ def key_frame_spacing(fps: float) -> int:
     return max(1, round(fps))
 
 
-def write_complete(path: Path, content: bytes) -> None:
-    """The file appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def make(job: Job) -> None:
     """Draw one clip and write its files; DiskFullError when they do not fit."""
     frames: list[Frame] = list(shoot(draw_clip(job.address), empty=job.empty))
@@ -212,7 +201,7 @@ def make(job: Job) -> None:
     contents["empty"] = lambda: encode([frame.empty_PP3 for frame in frames if frame.empty_PP3 is not None], fps)
     with watch_disk(job.root):
         for kind, path in files.items():
-            write_complete(path, contents[kind]())
+            write_bytes(path, contents[kind]())
 
 
 def _pack(mask_THW: np.ndarray) -> bytes:
@@ -238,7 +227,7 @@ def _claim(config: SynthesisConfig) -> None:
         raise InputError(f"--out {config.out}: cannot be made ({error.strerror}); give a folder of your own") from None
     note, settings = config.out / f"{config.split}.settings.json", _settings(config)
     if not note.exists():
-        write_atomically(note, lambda file: json.dump(settings, file, indent=1))
+        write_json(note, settings)
         return
     before = json.loads(note.read_text())
     changed = [
@@ -280,7 +269,7 @@ def generate(config: SynthesisConfig, *, on_progress: Callable[[int, int], None]
     InputError: what is asked for cannot be drawn, or is not all there to be merged.
     """
     jobs = plan(config)
-    first, step = turn(config.part)
+    first, step = parse_shard(config.part)
     mine = jobs[first::step]
     with watch_disk(config.out):
         _claim(config)
@@ -290,7 +279,7 @@ def generate(config: SynthesisConfig, *, on_progress: Callable[[int, int], None]
         raise InputError(f"{left[0].name} and {len(left) - 1} more are missing; run --part {part}/{config.merge} first")
     done = len(mine) - len(left)
     on_progress(done, len(mine))
-    for _ in spread(make, left, config.workers):
+    for _ in parallel_map(make, left, config.workers):
         done += 1
         on_progress(done, len(mine))
     manifest = config.out / f"{config.split}.csv"

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ppma import __version__
+from ppma.common.files import file_sha256
 from ppma.config.run import Privacy
-from ppma.loaders.files import file_sha256
 from ppma.loaders.sources.manifest import Manifest
 
 FILE = "lineage.json"

@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ppma.common.files import file_sha256 as sha256
 from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
-from ppma.loaders.files import file_sha256 as sha256
 from ppma.loaders.sources import catalog
 from ppma.training.lineage import FILE as LINEAGE
 

@@ -28,12 +28,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ppma.common.philox import Purpose, generator
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
 from ppma.config.run import EvaluationConfig, RunConfig
 from ppma.loaders.batch import LoaderCounters
 from ppma.loaders.decode.handover import upload
-from ppma.loaders.philox import Purpose, generator
 from ppma.loaders.sampler import EvaluationSampler
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream, choose_implementation

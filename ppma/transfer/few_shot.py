@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ppma.common.philox import Purpose, generator
 from ppma.common.statistics import Accuracy, over_draws, top_k
 from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
-from ppma.loaders.philox import Purpose, generator
 from ppma.transfer.frozen import Frozen, Scored
 
 log = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ppma.common.philox import Purpose, generator
 from ppma.config.errors import InputError
 from ppma.config.model import OptimConfig
 from ppma.config.run import RunConfig
-from ppma.loaders.philox import Purpose, generator
 from ppma.models.classify import Classifier
 from ppma.training.optim import learning_rate
 from ppma.transfer.features import FeatureStream

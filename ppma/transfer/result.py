@@ -5,7 +5,6 @@
 Whoever reads `scores.npz` counts what `result.json` says: the figures are of the scores as they are saved.
 """
 
-import csv
 import json
 import logging
 from collections.abc import Mapping
@@ -15,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from ppma.common.files import write_csv, write_text
 from ppma.common.statistics import calibration, class_accuracies, confusion, top_k
 from ppma.config.run import RunConfig
-from ppma.loaders.sources.manifest import Manifest, write_atomically
+from ppma.loaders.sources.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -92,5 +92,5 @@ def _write(
         if counts.any()
     ]
     head = ["label", "name", *range(len(counts_CC)), "undecodable"]
-    write_atomically(folder / CONFUSION, lambda file: csv.writer(file, lineterminator="\n").writerows([head, *rows]))
-    write_atomically(folder / RESULT, lambda file: file.writelines([json.dumps(result, indent=2), "\n"]))
+    write_csv(folder / CONFUSION, [head, *rows])
+    write_text(folder / RESULT, json.dumps(result, indent=2) + "\n")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ppma.common.bootstrap import difference, holm, mean, resampled_means
+from ppma.common.philox import Purpose, generator
 from ppma.common.statistics import Z95, bootstrap
-from ppma.loaders.philox import Purpose, generator
 
 
 def test_one_seed_is_the_bootstrap_over_videos():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from damaged_clips import CASES, encode
 
-from ppma.common.workers import DiskFullError
+from ppma.config.errors import DiskFullError
 from ppma.data import resize as resizing
 from ppma.data.resize import Facts, resize
 from ppma.loaders.decode.fetch import _to_rgb

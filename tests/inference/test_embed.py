@@ -8,9 +8,9 @@ import pytest
 from pyarrow import parquet
 
 from ppma.cli import main as ppma
+from ppma.common.files import file_sha256
 from ppma.config.run import EvaluationConfig
 from ppma.inference.open_run import open_run
-from ppma.loaders.files import file_sha256
 from ppma.loaders.sources import catalog
 
 

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
+from ppma.common import philox
 from ppma.config.loader import LoaderConfig
-from ppma.loaders import philox
 from ppma.loaders.draws import (
     OPERATIONS,
     check_crops,

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from privacy_stand_ins import FLAGS, write_walk
 
-from ppma.common.workers import DiskFullError
-from ppma.config.errors import InputError
+from ppma.config.errors import DiskFullError, InputError
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.privacy.removal import jobs as removal

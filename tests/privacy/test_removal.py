@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from privacy_stand_ins import write_walk
 
-from ppma.common.workers import DiskFullError
-from ppma.config.errors import InputError
+from ppma.config.errors import DiskFullError, InputError
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal import jobs as removal
@@ -143,7 +142,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def refuse(path, write):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(removal, "write_atomically", refuse)
+    monkeypatch.setattr(removal, "write_json", refuse)
     with pytest.raises(InputError, match=r"cannot be written \(Permission denied\)"):
         removal.claim(tmp_path, Settings(), "videos", False)
 

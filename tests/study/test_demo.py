@@ -15,8 +15,8 @@ from damaged_clips import CASES
 
 from ppma.cli import main as ppma
 from ppma.common.statistics import paired_bootstrap, top_k_correct
-from ppma.common.workers import DiskFullError
 from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT
+from ppma.config.errors import DiskFullError
 from ppma.study import demo
 from ppma.study.demo import DemoConfig, run_config
 from ppma.study.demo_report import ARMS, find

@@ -58,7 +58,7 @@ def test_a_full_disk_is_to_be_run_again(tmp_path, capsys, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(production, "write_complete", full)
+    monkeypatch.setattr(production, "write_bytes", full)
     assert synthesize(*SMALL, "--out", tmp_path) == RUN_AGAIN
     error = capsys.readouterr().err
     assert "No space left" in error and "run the same command again" in error and error.count("\n") == 1

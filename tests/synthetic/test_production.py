@@ -12,8 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from ppma.common.workers import DiskFullError
-from ppma.config.errors import InputError
+from ppma.config.errors import DiskFullError, InputError
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.probe import probe
 from ppma.synthetic import production
@@ -139,7 +138,7 @@ def test_both_splits_fit_in_one_folder(tmp_path):
 
 
 def test_a_full_disk_keeps_finished_clips(once, tmp_path, monkeypatch):
-    complete, written = production.write_complete, []
+    complete, written = production.write_bytes, []
 
     def runs_full(path, content):
         if len(written) == 2:
@@ -147,7 +146,7 @@ def test_a_full_disk_keeps_finished_clips(once, tmp_path, monkeypatch):
         written.append(path)
         complete(path, content)
 
-    monkeypatch.setattr(production, "write_complete", runs_full)
+    monkeypatch.setattr(production, "write_bytes", runs_full)
     with pytest.raises(DiskFullError, match="No space left"):
         generate(SynthesisConfig(out=tmp_path, **SMALL))
     monkeypatch.undo()
@@ -163,8 +162,8 @@ def test_a_half_written_file_never_has_the_clips_name(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", breaks_off)
-    with pytest.raises(OSError, match="No space"):
-        production.write_complete(tmp_path / "a" / "clip.mp4", b"x" * 100)
+    with pytest.raises(DiskFullError):
+        production.write_bytes(tmp_path / "a" / "clip.mp4", b"x" * 100)
     assert not list((tmp_path / "a").iterdir())
 
 

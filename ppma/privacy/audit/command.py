@@ -7,7 +7,6 @@ flags  ->  AuditConfig  ->  pairs  ->  findings of each clip  ->  verdicts  ->  
 
 import json
 import os
-import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,11 +16,11 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from ppma.common.files import write_json, write_text
 from ppma.common.progress import Progress
-from ppma.common.workers import DiskFullError, watch_disk
-from ppma.config.command import DONE, RUN_AGAIN, parse
+from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError
-from ppma.loaders.sources.manifest import Clip, Manifest, write_atomically
+from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy import verdict
 from ppma.privacy.audit import datasheet as audit_datasheet
 from ppma.privacy.audit import jobs as audit_work
@@ -33,7 +32,6 @@ from ppma.privacy.audit.judge import Judgement, judge
 from ppma.privacy.detectors import auditors as audit_detectors
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.detectors.weights import default_folder, find
-from ppma.synthetic.production import write_complete
 
 REPORT, DATASHEET, CROISSANT = "report.html", "datasheet.md", "croissant.json"
 
@@ -92,15 +90,10 @@ def main(argv: list[str]) -> int:
         AuditJob(pair=pair, out=config.out, detectors=config.detectors, frames=config.frames, weights=config.weights)
         for pair in pairs
     ]
-    try:
-        with Progress("clips") as progress:
-            findings = audit_work.run(jobs, config.workers, progress)
-        judged = [(one, judge(one)) for one in findings]
-        with watch_disk(config.out):
-            sealed = _write(config, manifest, root, clips, judged, makers)
-    except DiskFullError as error:
-        sys.stderr.write(f"ppma audit: {error}; finished clips are kept: make room and run the same command again\n")
-        return RUN_AGAIN
+    with Progress("clips") as progress:
+        findings = audit_work.run(jobs, config.workers, progress)
+    judged = [(one, judge(one)) for one in findings]
+    sealed = _write(config, manifest, root, clips, judged, makers)
     _tell(config, sealed, judged)
     return DONE
 
@@ -138,7 +131,7 @@ def _write(
     """Report first, then the manifest, then the seal that ties them; returns the manifest."""
     content = audit_report.content(judged, makers, config.detectors, config.frames, datetime.now(UTC))
     audit = config.out / verdict.AUDIT_FILE
-    write_atomically(audit, lambda file: json.dump(content, file, indent=1))
+    write_json(audit, content)
     said = {findings.path: judgement.verdict for findings, judgement in judged}
     rows = [replace(clip, audit=said[clip.path]) for clip in clips]
     sealed = manifest or config.out / "manifest.csv"
@@ -149,7 +142,7 @@ def _write(
     sheet = audit_datasheet.markdown(rows, content)
     croissant = audit_datasheet.croissant(rows, content, sealed, root)
     for name, text in {REPORT: page, DATASHEET: sheet, CROISSANT: json.dumps(croissant, indent=1)}.items():
-        write_complete(config.out / name, text.encode())
+        write_text(config.out / name, text)
     return sealed
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppma.loaders.files import file_sha256
+from ppma.common.files import file_sha256
 from ppma.loaders.sources.manifest import HEADER, Clip
 
 ASK = "**For the owner to answer:** "

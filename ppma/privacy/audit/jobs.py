@@ -15,11 +15,10 @@ from typing import Any
 import cv2
 
 from ppma import __version__
-from ppma.common.workers import spread, watch_disk
-from ppma.config.errors import InputError
+from ppma.common.files import content_sha256, write_text
+from ppma.common.workers import parallel_map
+from ppma.config.errors import InputError, watch_disk
 from ppma.loaders.decode.fetch import BadClip
-from ppma.loaders.files import content_sha256
-from ppma.loaders.sources.manifest import write_atomically
 from ppma.privacy.audit.clip import Findings, Inspector, Pair
 from ppma.privacy.detectors.auditors import AUDITORS
 
@@ -90,7 +89,7 @@ def work(job: AuditJob) -> str:
             return f"{job.pair.cleaned} {error}"
         job.record.parent.mkdir(parents=True, exist_ok=True)
         content = {"settings": job.settings, "findings": asdict(findings)}
-        write_atomically(job.record, lambda file: json.dump(content, file))
+        write_text(job.record, json.dumps(content))
     return ""
 
 
@@ -105,7 +104,7 @@ def run(jobs: Sequence[AuditJob], workers: int, on_progress: Callable[[int, int]
     done = len(found)
     on_progress(done, len(jobs))
     refused = []
-    for reason in spread(work, left, workers):
+    for reason in parallel_map(work, left, workers):
         done += 1
         on_progress(done, len(jobs))
         refused += [reason] if reason else []

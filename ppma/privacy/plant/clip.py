@@ -15,8 +15,8 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
+from ppma.common.philox import Purpose, generator
 from ppma.config.errors import InputError
-from ppma.loaders.philox import Purpose, generator
 from ppma.synthetic.clip import Address, Take, draw_clip
 from ppma.synthetic.motion import actions
 from ppma.synthetic.render import backgrounds, bodies

@@ -4,7 +4,6 @@ flags  ->  PlantConfig  ->  trials, spread over processes, each kept when it is 
 """
 
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from rich.console import Console
 
 from ppma import __version__
 from ppma.common.progress import Progress
-from ppma.common.workers import DiskFullError, spread
-from ppma.config.command import DONE, RUN_AGAIN, parse
+from ppma.common.workers import parallel_map
+from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError
 from ppma.privacy.detectors import auditors as audit_detectors
 from ppma.privacy.detectors.auditors import AUDITORS
@@ -108,16 +107,12 @@ def main(argv: list[str]) -> int:
     jobs = config.jobs()
     plant_report.claim(config.out, config.settings())
     left = [job for job in jobs if not job.record.is_file()]
-    try:
-        with Progress("clips") as progress:
-            done = len(jobs) - len(left)
+    with Progress("clips") as progress:
+        done = len(jobs) - len(left)
+        progress(done, len(jobs))
+        for _ in parallel_map(plant_trial.work, left, config.workers):
+            done += 1
             progress(done, len(jobs))
-            for _ in spread(plant_trial.work, left, config.workers):
-                done += 1
-                progress(done, len(jobs))
-        report = plant_report.write(config.out, [plant_trial.read(job) for job in jobs], config.settings())
-    except DiskFullError as error:
-        sys.stderr.write(f"ppma plant: {error}; finished clips are kept: make room and run the same command again\n")
-        return RUN_AGAIN
+    report = plant_report.write(config.out, [plant_trial.read(job) for job in jobs], config.settings())
     Console(highlight=False, soft_wrap=True).print(f"{report}: {len(jobs)} clips", markup=False)
     return DONE

@@ -10,15 +10,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ppma.common.files import write_json, write_text
 from ppma.common.plots import BLUE, GRAY, ORANGE, svg
-from ppma.common.workers import watch_disk
-from ppma.config.errors import InputError
-from ppma.loaders.sources.manifest import write_atomically
+from ppma.config.errors import InputError, watch_disk
 from ppma.privacy.audit.files import LEAST_DB
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.plant.summary import RECALL, RESIDUAL, SEEN_DB, TALL, summarize
 from ppma.privacy.plant.trial import Trial
-from ppma.synthetic.production import write_complete
 
 SETTINGS, PAGE, SUMMARY, PLOT = "settings.json", "report.md", "report.json", "report.svg"
 STYLES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 4)))
@@ -31,7 +29,7 @@ def claim(out: Path, settings: dict[str, object]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         if not (out / SETTINGS).exists():
             with watch_disk(out):
-                write_atomically(out / SETTINGS, lambda file: json.dump(settings, file, indent=1))
+                write_json(out / SETTINGS, settings)
             return
     except OSError as error:
         raise InputError(f"--out {out}: cannot be made ({error.strerror}); give a folder of your own") from None
@@ -51,7 +49,7 @@ def write(out: Path, trials: Sequence[Trial], settings: dict[str, object]) -> Pa
     }
     with watch_disk(out):
         for name, text in contents.items():
-            write_complete(out / name, text.encode())
+            write_text(out / name, text)
     return out / PAGE
 
 

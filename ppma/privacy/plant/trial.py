@@ -19,9 +19,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ppma.common.workers import watch_disk
+from ppma.common.files import write_text
+from ppma.config.errors import watch_disk
 from ppma.loaders.decode.fetch import all_frames
-from ppma.loaders.sources.manifest import write_atomically
 from ppma.privacy.audit.clip import Findings, Inspector, Pair, chosen, decibels
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.plant.clip import Design, Planted, plant
@@ -113,7 +113,7 @@ def work(job: TrialJob) -> TrialJob:
         with tempfile.TemporaryDirectory(dir=job.out, prefix=".trial-") as folder:
             trial = _try(plant(job.design), workshop, inspector, Path(folder), job.looked_at)
         content = asdict(trial)
-        write_atomically(job.record, lambda file: json.dump(content, file))
+        write_text(job.record, json.dumps(content))
     return job
 
 

@@ -14,10 +14,9 @@ from typing import Annotated, Literal, get_args
 import tyro
 from rich.console import Console
 
-from ppma.common.parts import turn
 from ppma.common.progress import Progress
-from ppma.common.workers import DiskFullError, watch_disk
-from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT, parse
+from ppma.common.workers import parse_shard
+from ppma.config.command import DONE, WRONG_INPUT, parse
 from ppma.config.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.privacy.detectors.weights import default_folder
@@ -94,7 +93,7 @@ class RemovalConfig:
         if self.name is not None:
             catalog.check_name(self.name, "name")
         self._check_tools()
-        turn(self.part, self.merge)
+        parse_shard(self.part, self.merge)
 
     @property
     def choice(self) -> plugins.Choice:
@@ -149,20 +148,13 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     if inside := [job for job in jobs if job.source.path.resolve().is_relative_to(config.out.resolve())]:
         raise InputError(f"--out {config.out} holds {inside[0].row.path} of the source; give another folder")
-    first, step = turn(config.part)
+    first, step = parse_shard(config.part)
     mine = jobs[first::step]
     if config.dry_run:
         _tell_plan(report, config, mine, refused)
         return DONE
-    try:
-        with watch_disk(config.out):
-            removal.claim(config.out, settings, layout, config.keep_original)
-            return _work(report, config, jobs, mine, refused)
-    except DiskFullError as error:
-        sys.stderr.write(
-            f"ppma remove-humans: {error}; finished clips are kept: make room and run the same command again\n"
-        )
-        return RUN_AGAIN
+    removal.claim(config.out, settings, layout, config.keep_original)
+    return _work(report, config, jobs, mine, refused)
 
 
 def _work(
@@ -180,7 +172,7 @@ def _work(
     if (
         config.part is not None
     ):  # done for its part: a job that waits for all of them is to start, and tells what was refused
-        removal.note_refused(config.out, turn(config.part), refused)
+        removal.note_refused(config.out, parse_shard(config.part), refused)
         _show(report, refused)
         return DONE
     return _gather(report, config, jobs, refused)

@@ -6,7 +6,6 @@
 A clip is done when its record is there, which is written after its files; a run after a kill does the others. The source is only read.
 """
 
-import csv
 import json
 import statistics
 import time
@@ -20,12 +19,13 @@ from pathlib import Path, PurePosixPath
 import cv2
 
 from ppma import __version__
-from ppma.common.workers import FULL_DISK, spread, watch_disk
-from ppma.config.errors import InputError
+from ppma.common.files import write_csv, write_json
+from ppma.common.workers import parallel_map
+from ppma.config.errors import FULL_DISK, InputError, watch_disk
 from ppma.data.probe_pool import probe_all
 from ppma.loaders.decode.fetch import BadClip
 from ppma.loaders.sources.formats import FRAME_FOLDER_FPS, read_source
-from ppma.loaders.sources.manifest import Clip, Manifest, write_atomically
+from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.probe import Facts
 from ppma.loaders.sources.probe import Job as Probe
 from ppma.privacy.removal import plugins
@@ -160,7 +160,7 @@ def work(job: Job) -> str:
         except BadClip as error:
             return str(error)
         job.record.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(job.record, lambda file: json.dump(record(job, outcome), file, indent=1))
+        write_json(job.record, record(job, outcome))
     return ""
 
 
@@ -188,7 +188,7 @@ def claim(out: Path, settings: Settings, layout: Layout, keep_original: bool) ->
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not note.exists():
-            write_atomically(note, lambda file: json.dump(wanted, file, indent=1))
+            write_json(note, wanted)
     except OSError as error:
         if error.errno in FULL_DISK:
             raise
@@ -211,7 +211,7 @@ def run(
     done = total - sum(job.row.frames for job in left)
     on_progress(done, total)
     refused = []
-    for job, reason in spread(_work_named, left, workers):
+    for job, reason in parallel_map(_work_named, left, workers):
         done += job.row.frames
         on_progress(done, total)
         if reason:
@@ -227,7 +227,7 @@ def note_refused(out: Path, turn: tuple[int, int], refused: Sequence[tuple[str, 
     """Leave for the merge what part `turn` (I of N) could not read."""
     note = _note(out, *turn)
     note.parent.mkdir(exist_ok=True)
-    write_atomically(note, lambda file: json.dump(dict(refused), file, indent=1))
+    write_json(note, dict(refused))
 
 
 def refused_by_parts(out: Path, count: int) -> dict[str, str]:
@@ -244,7 +244,7 @@ def write_manifest(jobs: Sequence[Job], out: Path, refused: Sequence[tuple[str, 
     """<out>/manifest.csv of the clips that are done, whose root is `out`, and <out>/rejected.csv."""
     manifest = out / MANIFEST
     lines = [("path", "reason"), *refused]
-    write_atomically(out / REJECTED, lambda file: csv.writer(file, lineterminator="\n").writerows(lines))
+    write_csv(out / REJECTED, lines)
     rows = list(_rows(jobs, licence))
     if not rows:
         raise InputError(f"{out}: no clip could be worked on; {REJECTED} there says why")

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from ppma.loaders.files import content_sha256, file_sha256, joined_sha256
+from ppma.common.files import content_sha256, file_sha256, joined_sha256
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ppma.common.workers import DiskFullError, spread, watch_disk
+from ppma.common.workers import parallel_map
+from ppma.config.errors import DiskFullError, watch_disk
 
 
 def leave_mark(path: Path) -> str:
@@ -35,14 +36,14 @@ def tell_and_idle(path: Path) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_each_job_gives_its_result(tmp_path, workers):
     jobs = [tmp_path / str(n) for n in range(5)]
-    assert sorted(spread(leave_mark, jobs, workers)) == ["0", "1", "2", "3", "4"]
+    assert sorted(parallel_map(leave_mark, jobs, workers)) == ["0", "1", "2", "3", "4"]
     assert all(job.is_file() for job in jobs)
 
 
 def test_an_error_in_a_worker_drops_what_waits(tmp_path):
     jobs = [tmp_path / str(n) for n in range(40)]
     with pytest.raises(ValueError, match="refused"):
-        list(spread(refuse_the_first, jobs, 2))
+        list(parallel_map(refuse_the_first, jobs, 2))
     assert sum(job.is_file() for job in jobs) < 39
 
 
@@ -55,11 +56,11 @@ def test_only_a_full_disk_is_one(tmp_path, number, kind):
 PARENT = """
 import sys
 from pathlib import Path
-from ppma.common.workers import spread
-from tests.common.test_fanout import tell_and_idle
+from ppma.common.workers import parallel_map
+from tests.common.test_workers import tell_and_idle
 
 if __name__ == "__main__":
-    list(spread(tell_and_idle, [Path(sys.argv[1], name) for name in "ab"], 2))
+    list(parallel_map(tell_and_idle, [Path(sys.argv[1], name) for name in "ab"], 2))
 """
 
 

@@ -1,0 +1,93 @@
+"""Files written atomically, full disks, and content hashes.
+
+atomic_path  ->  a temporary path in the same folder, renamed when the block ends without an error
+file -> SHA-256 of its bytes        folder of frames -> SHA-256 over name and hash of each file        several clips -> one hash
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ppma.config.errors import InputError, watch_disk
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`, and rename it to `path` when the block ends without an error.
+
+    The temporary file exists, is empty, starts with a dot and keeps the suffix, by which writers choose a format. It is flushed to
+    disk before the rename and deleted after an error.
+
+    Raises:
+        InputError: The folder cannot be written.
+        DiskFullError: No space is left.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with watch_disk(path.parent):
+            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose a folder that you may write") from None
+    temp_path = Path(name)
+    try:
+        os.close(descriptor)
+        umask = os.umask(0)
+        os.umask(umask)
+        temp_path.chmod(0o666 & ~umask)  # mkstemp makes it private
+        with watch_disk(path.parent):
+            yield temp_path
+            with temp_path.open("rb") as file:
+                os.fsync(file.fileno())
+        temp_path.replace(path)
+    finally:
+        temp_path.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_path(path) as temp_path:
+        temp_path.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically; characters that UTF-8 cannot hold (from file names) become escapes."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows as CSV atomically, with one newline a line."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, indented by one space."""
+    write_text(path, json.dumps(content, indent=1))
+
+
+def content_sha256(path: Path) -> str:
+    """Return the hash of a file, or of the names and contents of a folder of frames; OSError if there is neither."""
+    if path.is_file():
+        return file_sha256(path)
+    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    lines = "".join(f"{file_sha256(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def joined_sha256(contents: Iterable[str]) -> str:
+    """Return one hash for the hashes of several clips, in their order."""
+    return hashlib.sha256("\n".join(contents).encode()).hexdigest()
