@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError
+from ppma.config.run import RunConfig, read_config
 from ppma.slurm.restart import newest_step
 
 LAUNCH = "launch.json"
@@ -82,12 +83,12 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().split("\n")[:-1]] if file.exists() else []
 
 
-def _total_steps(folder: Path, config: dict[str, Any]) -> int | None:
+def _total_steps(folder: Path, config: RunConfig) -> int | None:
     """Steps of the whole run; known from the first checkpoint on."""
     states = sorted((folder / "checkpoints").glob("step_*/state.json"))
     if not states:
         return None
-    return int(json.loads(states[-1].read_text())["steps_per_epoch"]) * int(config["optim"]["epochs"])
+    return int(json.loads(states[-1].read_text())["steps_per_epoch"]) * config.optim.epochs
 
 
 def facts(folder: Path) -> dict[str, str]:
@@ -96,7 +97,7 @@ def facts(folder: Path) -> dict[str, str]:
         if (folder / LAUNCH).is_file():  # an array of tests or of shares of work
             return {"state": _state(folder)}
         raise InputError(f"{folder}: no run folder (it has no config.json)")
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(folder)
     starts = json.loads((folder / "environment.json").read_text()) if (folder / "environment.json").exists() else []
     row = next((row for row in reversed(_rows(folder)) if "perf/clips_per_s" in row), None)
     total = _total_steps(folder, config)
@@ -105,7 +106,7 @@ def facts(folder: Path) -> dict[str, str]:
     if total is not None and step >= total:
         left = "none"
     elif total is not None and rate:
-        left = str(timedelta(seconds=round((total - step) * config["batch"] / rate)))
+        left = str(timedelta(seconds=round((total - step) * config.batch / rate)))
     return {
         "state": _state(folder),
         "step": f"{step} of {total if total is not None else 'a number told by the first checkpoint'}",

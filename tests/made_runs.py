@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ppma.config.run import RunConfig
 from ppma.training import seal
 
 
@@ -59,8 +60,9 @@ def trained(
 
 
 def _common(folder: Path, recipe: str, seed: int, init: Path | None) -> None:
-    config = {"recipe": recipe, "seed": seed, "init": str(init / "checkpoints" / "latest") if init else None}
-    (folder / "config.json").write_text(json.dumps(config))
+    start = init / "checkpoints" / "latest" if init else None
+    config = RunConfig(recipe=recipe, phase="classify", sources=("made",), seed=seed, init=start)
+    (folder / "config.json").write_text(config.to_json())
     (folder / "environment.json").write_text(
         json.dumps([{"world_size": 1, "device": "cpu", "command": ["ppma", "train", recipe]}])
     )

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
@@ -170,8 +170,47 @@ class RunConfig:
         return self.batch // self.loader.views
 
     def to_json(self) -> str:
-        """The whole config as JSON, for `config.json`."""
+        """Return the whole config as JSON, for `config.json`."""
         return json.dumps(dataclasses.asdict(self), indent=2, default=str) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "RunConfig":
+        """Return the config that `to_json` wrote; settings that an older version did not know get their defaults.
+
+        Raises:
+            InputError: The text is no config, or holds settings or values that do not exist.
+        """
+        try:
+            return _restore(cls, json.loads(text))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"not the config of a run: {error}") from None
+
+
+def _restore(kind: Any, value: Any) -> Any:
+    """Return a JSON value as a field of type `kind` holds it: configs, tuples and paths."""
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        if unknown := value.keys() - hints.keys():
+            raise ValueError(f"it has the unknown settings {', '.join(sorted(unknown))}")
+        return kind(**{name: _restore(hints[name], field) for name, field in value.items()})
+    if isinstance(value, list):
+        return tuple(_restore(kind, item) for item in value)
+    return Path(value) if isinstance(value, str) and Path in _leaf_types(kind) else value
+
+
+def _leaf_types(kind: Any) -> set[Any]:
+    """Return the plain types in a type hint: str and None for `tuple[str, ...] | None`."""
+    arguments = get_args(kind)
+    return set().union(*map(_leaf_types, arguments)) if arguments else {kind}
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Return the config of a run folder; InputError names the file that is missing or cannot be read."""
+    file = folder / "config.json"
+    try:
+        return RunConfig.from_json(file.read_text(encoding="utf-8"))
+    except (OSError, InputError) as error:
+        raise InputError(f"{file}: {error}") from None
 
 
 FREE_ON_RESUME = {
@@ -197,26 +236,24 @@ def defaults() -> dict[str, Any]:
     return flat(json.loads(RunConfig(recipe="", phase="mae", sources=("any",)).to_json()))
 
 
-def differences(config: RunConfig, saved: dict[str, Any]) -> list[str]:
-    """What a resume would silently change, one `name: saved -> asked` each."""
-    asked, before = flat(json.loads(config.to_json())), defaults() | flat(saved)
-    names = sorted(asked.keys() | before.keys())
+def differences(config: RunConfig, saved: RunConfig) -> list[str]:
+    """Return what a resume would silently change, one `name: saved -> asked` each."""
+    asked, before = (flat(json.loads(one.to_json())) for one in (config, saved))
     free = tuple(f"{name}." for name in FREE_ON_RESUME)
     return [
-        f"{name}: {before.get(name)} -> {asked.get(name)}"
-        for name in names
-        if name not in FREE_ON_RESUME and not name.startswith(free) and asked.get(name) != before.get(name)
+        f"{name}: {before[name]} -> {asked[name]}"
+        for name in sorted(asked)
+        if name not in FREE_ON_RESUME and not name.startswith(free) and asked[name] != before[name]
     ]
 
 
 def check_run_folder(config: RunConfig) -> None:
-    """InputError when the run folder holds another run, or this one and resume was not asked for."""
-    saved = config.run_dir / "config.json"
-    if not saved.exists():
+    """Raise InputError when the run folder holds another run, or this one and resume was not asked for."""
+    if not (config.run_dir / "config.json").exists():
         return
     if not config.resume:
         raise InputError(f"{config.run_dir} holds a run already; go on with --resume, or choose another --run-dir")
-    if changed := differences(config, json.loads(saved.read_text())):
+    if changed := differences(config, read_config(config.run_dir)):
         raise InputError(
             f"{config.run_dir} was started with other settings ({'; '.join(changed[:5])}); resume it with the same ones"
         )

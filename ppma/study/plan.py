@@ -16,7 +16,7 @@ from typing import Literal
 
 from ppma.config.errors import InputError
 from ppma.config.recipes import resolve
-from ppma.config.run import FREE_ON_RESUME, RunConfig, defaults, differences, flat
+from ppma.config.run import FREE_ON_RESUME, RunConfig, defaults, differences, flat, read_config
 from ppma.loaders.sources import catalog
 from ppma.study.spec import Pretrain, Protocol, Study
 from ppma.training import seal
@@ -67,8 +67,7 @@ class Run:
         return "done"
 
     def _check(self, config: RunConfig, sealed: seal.Seal) -> None:
-        saved = flat(json.loads((self.folder / "config.json").read_text()))
-        other = [line for line in differences(config, saved) if not line.startswith("init:")]
+        other = [line for line in differences(config, read_config(self.folder)) if not line.startswith("init:")]
         if sealed.manifests != seal.manifest_hashes(config):
             other.append("its manifests")
         parents = [seal.read(parent.folder) for parent in self.needs if (parent.folder / seal.SEAL).is_file()]

@@ -9,7 +9,7 @@ the run that the study means, or started from other weights than those of the ru
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 
 from ppma.common.statistics import top_k_correct
 from ppma.config.errors import InputError
+from ppma.config.run import RunConfig, read_config
 from ppma.training import seal
 from ppma.training.seal import Seal
 
@@ -100,8 +101,7 @@ def _study(file: Path) -> Collection:
 def _placed(row: dict[str, Any], found: dict[str, Any], base: Path, chains: "_Chains", listing: Path) -> Result:
     """A result in its cell, once it is known to be the run that the listing means."""
     folder = base / row["folder"]
-    config = json.loads((folder / "config.json").read_text())
-    if (found["dataset"], found["seed"]) != (row["dataset"], row["seed"]) or config["seed"] != row["seed"]:
+    if (found["dataset"], found["seed"]) != (row["dataset"], row["seed"]) or read_config(folder).seed != row["seed"]:
         raise InputError(f"{folder} tested {found['dataset']}, seed {found['seed']}; {listing.name} means another run")
     chain, starts = ([base / name for name in row[key]] for key in ("chain", "starts"))
     seconds = chains.seconds(chain, starts, found["seal"], folder)
@@ -193,8 +193,7 @@ def _loose(runs: Path) -> Collection:
 
 
 def _loose_result(file: Path, run: Path, chains: _Chains) -> Result:
-    config, result = json.loads((run / "config.json").read_text()), json.loads(file.read_text())
-    starts = _starts(config)
+    result, starts = json.loads(file.read_text()), _starts(read_config(run))
     chain = list(dict.fromkeys(run for start in starts for run in _chain(start)))
     method = " + ".join(_lineage(start) for start in starts) or "from scratch"
     found = _read(file.parent, _typed(run))
@@ -210,30 +209,30 @@ def _run_folder(folder: Path) -> Path | None:
     return next((path for path in (folder, folder.parent) if (path / "config.json").is_file()), None)
 
 
-def _starts(config: Mapping[str, Any]) -> list[Path]:
-    """Run folders of what a run started from; a path to something else stands for itself."""
-    paths = [Path(path) for path in (config.get("init"), *(config.get("average") or ())) if path]
-    return [
-        next((above for above in (path, *path.parents) if (above / "config.json").is_file()), path) for path in paths
-    ]
+def _starts(config: RunConfig | None) -> list[Path]:
+    """Return the run folders of what a run started from; a path to something else stands for itself."""
+    return [_run_above(path) or path for path in (config.starts if config else ())]
 
 
-def _config(run: Path) -> dict[str, Any]:
-    file = run / "config.json"
-    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return found
+def _run_above(path: Path) -> Path | None:
+    return next((above for above in (path, *path.parents) if (above / "config.json").is_file()), None)
+
+
+def _config(run: Path) -> RunConfig | None:
+    return read_config(run) if (run / "config.json").is_file() else None
 
 
 def _chain(run: Path) -> list[Path]:
-    """A run and all that it came from, first to last, as far as they are there."""
+    """Return a run and all that it came from, first to last, as far as they are there."""
     return [*(above for start in _starts(_config(run)) for above in _chain(start)), run]
 
 
 def _lineage(run: Path) -> str:
-    """The recipes that weights went through."""
+    """Return the recipes that weights went through."""
     config = _config(run)
     above = " + ".join(_lineage(start) for start in _starts(config))
-    return f"{above} > {config['recipe']}" if above else config.get("recipe", run.name)
+    name = config.recipe if config else run.name
+    return f"{above} > {name}" if above else name
 
 
 def _typed(run: Path) -> tuple[str, ...]:

@@ -2,12 +2,16 @@
 
 import json
 
+from ppma.config.model import OptimConfig
+from ppma.config.run import RunConfig
 from ppma.slurm import launch
 from ppma.slurm.status import facts
 
+CONFIG = RunConfig(recipe="mae_nohuman", phase="mae", sources=("made",), batch=8, optim=OptimConfig(epochs=10))
+
 
 def folder_of_a_run(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"batch": 8, "optim": {"epochs": 10}}))
+    (tmp_path / "config.json").write_text(CONFIG.to_json())
     rows = [{"step": step, "perf/clips_per_s": 4.0} for step in (10, 20)] + [{"step": 20, "eval/top1": 0.5}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "environment.json").write_text("[{}, {}, {}]")
@@ -30,7 +34,7 @@ def test_it_counts_steps_time_left_and_restarts(tmp_path, monkeypatch, capsys):
 
 def test_a_run_that_has_not_begun(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    (tmp_path / "config.json").write_text(json.dumps({"batch": 8, "optim": {"epochs": 10}}))
+    (tmp_path / "config.json").write_text(CONFIG.to_json())
     (tmp_path / "launch.json").write_text('[{"jobs": ["5"]}]')
     told = facts(tmp_path)
     assert told["state"] == "not in the queue (job 5)" and told["time left"] == "not known" and told["restarts"] == "0"

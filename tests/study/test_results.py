@@ -112,7 +112,7 @@ def test_a_mixture_of_two_starts_from_both(tmp_path):
     )
     run = made_runs.tested(tmp_path / "mixed", RIGHT["full", "probe", "ucf", 0])
     paths = [str(start / "checkpoints" / "latest") for start in (one, two)]
-    rewrite(run / "config.json", average=paths)
+    rewrite(run / "config.json", init=None, average=paths)
     reseal(run, init=seal.starts_hash([seal.read(start).weights for start in (one, two)]))
     (found,) = collect(tmp_path).results
     assert (found.method, found.pretrain_seconds) == ("mae_nohuman + align_nohuman", 3660)
