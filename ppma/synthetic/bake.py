@@ -44,9 +44,9 @@ MOVING = (
 )
 """Prefixes of the bones that motions turn; fingers, toes and eyes ride on their parents."""
 FROM_Y_UP = np.array([[0, 0, -1], [-1, 0, 0], [0, 1, 0]])
-LEG_METRES = 0.831
+LEG_METERS = 0.831
 """Hip to ankle of the humanoid the motions are for (humanoid.urdf, 0.25 x (1.686 + 1.639))."""
-FLIGHT_METRES = 0.03
+FLIGHT_METERS = 0.03
 """The recordings hover by about as much; jumps rise far above."""
 OFFSETS: dict[str, tuple[float, float, float]] = {"chest": (0, 0.236, 0), "neck": (0, 0.224, 0)}
 """Metres from each joint's parent, y up and x ahead (humanoid.urdf)."""
@@ -78,7 +78,7 @@ MOTIONS = (
 
 
 def shapes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, object]:
-    """Rest vertices (N, V, 3) and bone heads (N, B, 3) of random adults in metres, z up, facing -y; and anny's model."""
+    """Rest vertices (N, V, 3) and bone heads (N, B, 3) of random adults in meters, z up, facing -y; and anny's model."""
     import anny
     import torch
 
@@ -154,7 +154,7 @@ def bake_bodies(path: Path, seed: int = 0) -> None:
 
 
 def read_deepmimic(path: Path) -> tuple[np.ndarray, np.ndarray, bool, float]:
-    """Local turns (T, J, 4) in the order of `motion.JOINTS`, root (T, 3) in metres, whether it loops, seconds a frame; z up, facing -y."""
+    """Local turns (T, J, 4) in the order of `motion.JOINTS`, root (T, 3) in meters, whether it loops, seconds a frame; z up, facing -y."""
     data = json.loads(path.read_text())
     rows = np.array(data["Frames"])
     still_T4 = np.tile([1.0, 0, 0, 0], (len(rows), 1))
@@ -191,7 +191,7 @@ def close_loop(turns_TJ4: np.ndarray) -> np.ndarray:
 
 
 def clearance(turns_TJ4: np.ndarray, root_T3: np.ndarray) -> np.ndarray:
-    """Height in metres of the recorded humanoid's lowest point above its floor, (T,); anything under FLIGHT_METRES counts as contact."""
+    """Height in meters of the recorded humanoid's lowest point above its floor, (T,); anything under FLIGHT_METERS counts as contact."""
     world_TJ33 = world_turns(turns_TJ4)
     at = [root_T3]
     for joint in range(1, len(PARENTS)):
@@ -203,7 +203,7 @@ def clearance(turns_TJ4: np.ndarray, root_T3: np.ndarray) -> np.ndarray:
         lowest_T = np.minimum(
             lowest_T, (at[joint] + world_TJ33[:, joint] @ FROM_Y_UP @ np.array(point_3))[:, 2] - radius
         )
-    return np.maximum(lowest_T - FLIGHT_METRES, 0)
+    return np.maximum(lowest_T - FLIGHT_METERS, 0)
 
 
 def bake_motions(path: Path) -> None:
@@ -215,9 +215,9 @@ def bake_motions(path: Path) -> None:
     for file_name in MOTIONS:
         name = RENAMED.get(file_name, file_name)
         turns_TJ4, root_T3, loops, frame_seconds = read_deepmimic(folder / f"humanoid3d_{file_name}.txt")
-        turns_TJ4, root_T3 = resample(turns_TJ4, root_T3 / LEG_METRES, frame_seconds)
+        turns_TJ4, root_T3 = resample(turns_TJ4, root_T3 / LEG_METERS, frame_seconds)
         turns_TJ4 = close_loop(turns_TJ4) if loops else turns_TJ4
-        floor_T1 = clearance(turns_TJ4, root_T3 * LEG_METRES)[:, None] / LEG_METRES
+        floor_T1 = clearance(turns_TJ4, root_T3 * LEG_METERS)[:, None] / LEG_METERS
         arrays[f"{name}.turns"] = turns_TJ4.astype(np.float16)
         arrays[f"{name}.path"] = np.concatenate([root_T3[:, :2] - root_T3[0, :2], floor_T1], 1).astype(np.float16)
         arrays[f"{name}.loops"] = np.array(loops)

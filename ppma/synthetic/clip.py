@@ -1,6 +1,6 @@
 """One clip, from its address to its frames: who, where, seen by whom, then frame after frame.
 
-    (seed, split, class, number)  ->  draw_clip(): cast, camera, scene  ->  Take  ->  shoot(): frame, mask and empty twin, one at a time
+    (seed, split, class, number)  ->  sample_clip(): cast, camera, scene  ->  Shot  ->  render(): frame, mask and empty twin, one at a time
 
 People, camera and scene draw from streams of their own (Philox), so the empty twin and a clip in another run are the same to the bit.
 Legend: T frames, P pixels along a side, V vertices.
@@ -14,34 +14,34 @@ from pathlib import Path
 import numpy as np
 
 from ppma.common.philox import Purpose, generator
-from ppma.synthetic.draws import SPLITS, Split
 from ppma.synthetic.motion import actions
 from ppma.synthetic.render import backgrounds, bodies, raster
 from ppma.synthetic.render.outfit import dress
 from ppma.synthetic.render.scene import (
+    CAMERA_MOTIONS,
     PLACES,
-    WAYS,
     Camera,
     Scene,
-    Stage,
-    draw_camera,
-    draw_place,
-    draw_scene,
-    draw_way,
+    SceneRenderer,
+    sample_camera,
+    sample_camera_motion,
+    sample_place,
+    sample_scene,
 )
+from ppma.synthetic.splits import SPLITS, Split
 
-SCENE_KINDS = tuple(f"{place}, camera {way}" for place in PLACES for way in WAYS)
+SCENE_KINDS = tuple(f"{place}, camera {way}" for place in PLACES for way in CAMERA_MOTIONS)
 """What is known of a scene without anybody in it: the classes of empty scenes."""
 STREAMS = ("people", "camera", "scene", "place")
 """What draws apart from what; the position is the `view` of the address."""
-BODY_METRES = 1.7
+BODY_METERS = 1.7
 """Height of a person, about."""
-ELBOW_ROOM_METRES = 1.35
+ELBOW_ROOM_METERS = 1.35
 """Between neighbours when several people are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Address:
+class ClipSpec:
     """What a clip is drawn from, and all it is drawn from."""
 
     seed: int
@@ -76,7 +76,7 @@ class Person:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Take:
+class Shot:
     """A clip before it is drawn."""
 
     people: tuple[Person, ...]
@@ -98,7 +98,7 @@ class Frame:
     empty_PP3: np.ndarray | None
 
 
-def _draw_people(address: Address) -> tuple[Person, ...]:
+def _draw_people(address: ClipSpec) -> tuple[Person, ...]:
     """Everyone does the same action, each in their own body, clothes, tempo and place."""
     rng, everybody = address.stream("people"), bodies.load()
     times_T = np.arange(address.frames) / address.fps
@@ -107,28 +107,28 @@ def _draw_people(address: Address) -> tuple[Person, ...]:
     chosen = rng.choice(list(everybody.split(address.split)), count, replace=False)
     people = []
     for place, body in enumerate(int(b) for b in chosen):
-        performance = actions.perform(address.class_name, times_T, rng, address.bvh_files)
+        motion = actions.play(address.class_name, times_T, rng, address.bvh_files)
         shift_2 = np.array(
-            [(place - (count - 1) / 2) * ELBOW_ROOM_METRES, rng.uniform(-0.6, 0.6)]
+            [(place - (count - 1) / 2) * ELBOW_ROOM_METERS, rng.uniform(-0.6, 0.6)]
         ) / everybody.leg_length(body)
-        performance = performance.turned(facing + rng.uniform(-12, 12), shift_2)
+        motion = motion.turned(facing + rng.uniform(-12, 12), shift_2)
         people.append(
             Person(
-                vertices_TV3=bodies.stand(everybody, body, performance),
+                vertices_TV3=bodies.stand(everybody, body, motion),
                 albedo_V3=dress(everybody, body, rng, address.split),
             )
         )
     return tuple(people)
 
 
-def scene_kind(address: Address) -> str | None:
+def scene_kind(address: ClipSpec) -> str | None:
     """Which of SCENE_KINDS a clip shows, from its address alone; None in front of the user's own footage, of which nothing is known."""
     if address.videos:
         return None
-    return f"{draw_place(address.stream('scene'))}, camera {draw_way(address.stream('camera'))}"
+    return f"{sample_place(address.stream('scene'))}, camera {sample_camera_motion(address.stream('camera'))}"
 
 
-def draw_clip(address: Address, *, body_pixels: float | None = None) -> Take:
+def sample_clip(address: ClipSpec, *, body_pixels: float | None = None) -> Shot:
     """Everything about the clip that is drawn at random.
 
     `body_pixels`: the camera goes back or comes near until people are about so tall, instead of showing all of them.
@@ -138,21 +138,21 @@ def draw_clip(address: Address, *, body_pixels: float | None = None) -> Take:
     middle_T2 = feet_NT2.mean(0)
     wide = 1.2 + 2 * float(np.linalg.norm(feet_NT2 - middle_T2, axis=-1).max())
     tall = max(float(person.vertices_TV3[:, :, 2].max()) for person in people)
-    camera = draw_camera(middle_T2, wide, tall, address.stream("camera"), address.split, still=bool(address.videos))
+    camera = sample_camera(middle_T2, wide, tall, address.stream("camera"), address.split, still=bool(address.videos))
     if body_pixels is not None:
-        camera = camera.at_distance(BODY_METRES * camera.focal * address.size / body_pixels, middle_T2)
-    scene = draw_scene(feet_NT2.reshape(-1, 2), camera, address.stream("scene"), address.split)
+        camera = camera.at_distance(BODY_METERS * camera.focal * address.size / body_pixels, middle_T2)
+    scene = sample_scene(feet_NT2.reshape(-1, 2), camera, address.stream("scene"), address.split)
     pictures = None
     if address.videos:
         rng = address.stream("place")
         video = address.videos[rng.integers(len(address.videos))]
         pictures = backgrounds.pictures(video, address.frames, address.fps, address.size, rng)
-    return Take(people=people, camera=camera, scene=scene, size=address.size, pictures_TPP3=pictures)
+    return Shot(people=people, camera=camera, scene=scene, size=address.size, pictures_TPP3=pictures)
 
 
-def shoot(take: Take, *, empty: bool = False) -> Iterator[Frame]:
+def render(take: Shot, *, empty: bool = False) -> Iterator[Frame]:
     """Draw frame after frame, with the empty twin when asked for; the arrays are new for each."""
-    stage = Stage(take.scene, take.camera, take.size, take.pictures_TPP3)
+    stage = SceneRenderer(take.scene, take.camera, take.size, take.pictures_TPP3)
     faces_F3, darkness = bodies.load().faces_F3, np.float32(take.scene.light.darkness)
     for t in range(len(take)):
         stage.frame(t)

@@ -1,6 +1,6 @@
 """From a configuration to files: clips spread over processes, each kept as soon as it is finished, then the manifest.
 
-    SynthesisConfig -> Address of each clip -> worker: draw, encode, rename -> <out>/<class>/<split>_<number>.mp4
+    SynthesisConfig -> ClipSpec of each clip -> worker: draw, encode, rename -> <out>/<class>/<split>_<number>.mp4
                                                                               <out>/masks/<class>/..., <out>/empty/<class>/...
                     -> <out>/<split>.csv (and <split>_empty.csv), written last
 
@@ -23,10 +23,10 @@ from ppma.common.files import write_bytes, write_json
 from ppma.common.workers import parallel_map, parse_shard
 from ppma.config.errors import InputError, watch_disk
 from ppma.loaders.sources.manifest import Clip, Manifest
-from ppma.synthetic.clip import SCENE_KINDS, Address, Frame, draw_clip, scene_kind, shoot
-from ppma.synthetic.draws import SPLITS, Split
+from ppma.synthetic.clip import SCENE_KINDS, ClipSpec, Frame, render, sample_clip, scene_kind
 from ppma.synthetic.motion import actions
 from ppma.synthetic.render.backgrounds import list_videos
+from ppma.synthetic.splits import SPLITS, Split
 
 SIZES = (32, 1024)
 MAX_CLIPS = 100_000
@@ -96,7 +96,7 @@ class SynthesisConfig:
         self._within("seconds", 2 / self.fps, MAX_SECONDS)
         self._within("workers", 1, 1024)
         if self.size % 2:
-            raise InputError(f"--size is {self.size}; it must be even (video codecs halve the colours)")
+            raise InputError(f"--size is {self.size}; it must be even (video codecs halve the colors)")
         if self.split not in SPLITS:
             raise InputError(f"--split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
         parse_shard(self.part, self.merge)
@@ -118,7 +118,7 @@ class SynthesisConfig:
 class Job:
     """One clip to be drawn and where its files go."""
 
-    address: Address
+    address: ClipSpec
     label: int
     root: Path
     masks: bool
@@ -166,8 +166,8 @@ def plan(config: SynthesisConfig) -> list[Job]:
 
 def _address(
     config: SynthesisConfig, name: str, number: int, files: tuple[Path, ...], videos: tuple[Path, ...]
-) -> Address:
-    return Address(
+) -> ClipSpec:
+    return ClipSpec(
         seed=config.seed, split=config.split, class_name=name, number=number, size=config.size, frames=config.frames,
         fps=config.fps, people=config.people, bvh_files=files, videos=videos,
     )  # fmt: skip
@@ -194,7 +194,7 @@ def key_frame_spacing(fps: float) -> int:
 
 def make(job: Job) -> None:
     """Draw one clip and write its files; DiskFullError when they do not fit."""
-    frames: list[Frame] = list(shoot(draw_clip(job.address), empty=job.empty))
+    frames: list[Frame] = list(render(sample_clip(job.address), empty=job.empty))
     files, fps = job.files(), job.address.fps
     contents = {"clip": lambda: encode([frame.picture_PP3 for frame in frames], fps)}
     contents["mask"] = lambda: _pack(np.stack([frame.mask_PP for frame in frames]))

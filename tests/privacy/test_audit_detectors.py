@@ -7,7 +7,7 @@ from ppma.config.errors import InputError
 from ppma.privacy.detectors.auditors import AUDITORS, check, load
 from ppma.privacy.detectors.tiles import looks
 from ppma.privacy.removal.plugins import PLUGINS
-from ppma.synthetic.clip import Address, draw_clip, shoot
+from ppma.synthetic.clip import ClipSpec, render, sample_clip
 
 
 def test_boxes_come_back_to_where_they_were():
@@ -30,8 +30,8 @@ def test_boxes_come_back_to_where_they_were():
 @pytest.fixture(scope="module")
 def drawn():
     """A frame with one drawn person, and the same without."""
-    address = Address(seed=34, split="train", class_name="walk", number=0, size=224, frames=2, fps=8.0, people=1)
-    return next(iter(shoot(draw_clip(address), empty=True)))
+    address = ClipSpec(seed=34, split="train", class_name="walk", number=0, size=224, frames=2, fps=8.0, people=1)
+    return next(iter(render(sample_clip(address), empty=True)))
 
 
 @pytest.mark.parametrize("name", AUDITORS)

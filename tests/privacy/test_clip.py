@@ -8,7 +8,7 @@ from ppma.loaders.decode.fetch import BadClip, all_frames
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.clip import Settings, Source, Workshop, blurred, coarse
 from ppma.privacy.removal.writing import VideoWriter
-from ppma.synthetic.clip import Address, draw_clip, shoot
+from ppma.synthetic.clip import ClipSpec, render, sample_clip
 
 
 @pytest.fixture(scope="module")
@@ -151,10 +151,10 @@ def test_drawn_people_are_hidden_and_the_place_comes_back(person_weights, tmp_pa
     workshop.find = find
     hits, outside, inside = [], [], []
     for action, number in DRAWN:
-        address = Address(
+        address = ClipSpec(
             seed=3, split="train", class_name=action, number=number, size=SIZE, frames=LENGTH, fps=FPS, people=1
         )
-        shots = list(shoot(draw_clip(address), empty=True))
+        shots = list(render(sample_clip(address), empty=True))
         path = tmp_path / f"{action}.mp4"
         video = VideoWriter(path, FPS, SIZE, SIZE)
         for shot in shots:

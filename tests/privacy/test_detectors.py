@@ -7,7 +7,7 @@ from ppma.privacy.detectors.centerface import CenterFace
 from ppma.privacy.detectors.movenet import MoveNet
 from ppma.privacy.detectors.tiles import looks, network_size, tiles
 from ppma.privacy.detectors.weights import find
-from ppma.synthetic.clip import Address, draw_clip, shoot
+from ppma.synthetic.clip import ClipSpec, render, sample_clip
 
 
 @pytest.mark.parametrize("size", [(240, 320), (256, 340), (720, 1280), (1080, 1920), (91, 161)])
@@ -32,8 +32,8 @@ def test_networks_see_the_pictures_proportions():
 @pytest.fixture(scope="module")
 def drawn():
     """A frame with one drawn person, and whose pixels are theirs."""
-    address = Address(seed=3, split="train", class_name="walk", number=0, size=224, frames=2, fps=8.0, people=1)
-    return next(iter(shoot(draw_clip(address))))
+    address = ClipSpec(seed=3, split="train", class_name="walk", number=0, size=224, frames=2, fps=8.0, people=1)
+    return next(iter(render(sample_clip(address))))
 
 
 def test_a_drawn_person_is_found_where_they_are(drawn, person_weights):

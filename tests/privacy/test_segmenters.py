@@ -2,12 +2,12 @@
 
 from ppma.privacy.detectors.selfie import Selfie
 from ppma.privacy.detectors.weights import find
-from ppma.synthetic.clip import Address, draw_clip, shoot
+from ppma.synthetic.clip import ClipSpec, render, sample_clip
 
 
 def test_a_drawn_person_is_told_from_the_room(person_weights):
-    address = Address(seed=3, split="train", class_name="walk", number=0, size=224, frames=2, fps=8.0, people=1)
-    frame = next(iter(shoot(draw_clip(address))))
+    address = ClipSpec(seed=3, split="train", class_name="walk", number=0, size=224, frames=2, fps=8.0, people=1)
+    frame = next(iter(render(sample_clip(address))))
     probability_HW = Selfie(find("selfie", person_weights))(frame.picture_PP3)
     assert probability_HW.shape == frame.mask_PP.shape and 0 <= probability_HW.min() <= probability_HW.max() <= 1
     assert probability_HW[frame.mask_PP].mean() > 2 * probability_HW[~frame.mask_PP].mean()

@@ -35,12 +35,12 @@ def test_there_are_thirty_classes():
 
 
 def joint_places(name, split, rng):
-    """Where joints are around the root, (T, J * 3), metres, heading drawn."""
+    """Where joints are around the root, (T, J * 3), meters, heading drawn."""
     everybody = bodies.load()
     body = int(rng.choice(list(everybody.split(split))))
-    performance = actions.perform(name, TIMES, rng).turned(rng.uniform(-40, 40))
+    motion = actions.play(name, TIMES, rng).turned(rng.uniform(-40, 40))
     index = [everybody.names_B.index(bone) for bone in BONES]
-    matrices_TJ34 = bodies.pose(everybody, body, performance)[:, index]
+    matrices_TJ34 = bodies.pose(everybody, body, motion)[:, index]
     heads_J3 = everybody.heads_NB3[body][index]
     places_TJ3 = np.einsum("tjik,jk->tji", matrices_TJ34[..., :3], heads_J3) + matrices_TJ34[..., 3]
     return places_TJ3.reshape(len(TIMES), -1)

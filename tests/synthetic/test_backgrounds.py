@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ppma.config.errors import InputError
-from ppma.synthetic.clip import Address, draw_clip, shoot
+from ppma.synthetic.clip import ClipSpec, render, sample_clip
 from ppma.synthetic.render import backgrounds
 
 
@@ -41,12 +41,12 @@ def test_a_file_that_is_no_video(tmp_path):
 def test_people_stand_in_the_place(clip_tree):
     """Outside people and shadows every pixel is the video's."""
     videos = backgrounds.list_videos(clip_tree, "train")
-    address = Address(
+    address = ClipSpec(
         seed=1, split="train", class_name="wave", number=0, size=64, frames=6, fps=5.0, people=1, videos=videos
     )
-    take = draw_clip(address)
+    take = sample_clip(address)
     take = replace(take, scene=replace(take.scene, light=replace(take.scene.light, darkness=0.0)))
-    for t, frame in enumerate(shoot(take, empty=True)):
+    for t, frame in enumerate(render(take, empty=True)):
         np.testing.assert_array_equal(frame.empty_PP3, take.pictures_TPP3[t])
         np.testing.assert_array_equal(frame.picture_PP3[~frame.mask_PP], take.pictures_TPP3[t][~frame.mask_PP])
         assert frame.mask_PP.any()

@@ -30,8 +30,8 @@ def test_no_body_is_in_both_splits():
 
 def test_skin_is_the_weighted_sum_of_bone_motions():
     everybody, rng = bodies.load(), np.random.default_rng(0)
-    performance = actions.perform("lunge", TIMES, rng)
-    matrices_B34 = bodies.pose(everybody, 3, performance)[7].astype(np.float64)
+    motion = actions.play("lunge", TIMES, rng)
+    matrices_B34 = bodies.pose(everybody, 3, motion)[7].astype(np.float64)
     homogeneous_V4 = np.concatenate([everybody.vertices_NV3[3], np.ones((everybody.vertices_NV3.shape[1], 1))], 1)
     each_VK3 = np.einsum("vkij,vj->vki", matrices_B34[everybody.bones_VK], homogeneous_V4)
     expected_V3 = (each_VK3 * everybody.weights_VK[..., None]).sum(1)
@@ -39,7 +39,7 @@ def test_skin_is_the_weighted_sum_of_bone_motions():
     lowest = bodies.skin(
         everybody.vertices_NV3[3], matrices_B34.astype(np.float32), everybody.bones_VK, everybody.weights_VK, skinned_V3
     )
-    np.testing.assert_allclose(skinned_V3, expected_V3, atol=1e-5)  # float32 sums of four products of metres
+    np.testing.assert_allclose(skinned_V3, expected_V3, atol=1e-5)  # float32 sums of four products of meters
     assert lowest == skinned_V3[:, 2].min()
 
 
@@ -47,22 +47,22 @@ def test_skin_is_the_weighted_sum_of_bone_motions():
 def test_everybody_stands_on_the_floor(name):
     """Nothing below it in any frame, and something on it whenever the action does not leave it."""
     everybody, rng = bodies.load(), np.random.default_rng(1)
-    performance = actions.perform(name, TIMES, rng)
+    motion = actions.play(name, TIMES, rng)
     body = int(rng.integers(len(everybody.vertices_NV3)))
-    lowest_T = bodies.stand(everybody, body, performance)[:, :, 2].min(1)
-    expected_T = everybody.leg_length(body) * performance.clearance_T
+    lowest_T = bodies.stand(everybody, body, motion)[:, :, 2].min(1)
+    expected_T = everybody.leg_length(body) * motion.clearance_T
     np.testing.assert_allclose(lowest_T, expected_T, atol=1e-5)
-    assert (performance.clearance_T >= 0).all()
-    assert (performance.clearance_T < 0.02).any(), "nobody flies all the time"
+    assert (motion.clearance_T >= 0).all()
+    assert (motion.clearance_T < 0.02).any(), "nobody flies all the time"
 
 
 @pytest.mark.parametrize("name", ["squat", "bow", "clap", "wave", "side_bend", "drink"])
 def test_planted_feet_stay_where_they_are(name):
-    """Written actions whose feet do not step: on any body, each sole keeps its place on the floor."""
+    """KeyedAction actions whose feet do not step: on any body, each sole keeps its place on the floor."""
     everybody = bodies.load()
     feet = {side: np.flatnonzero(everybody.main_bone_V() == everybody.names_B.index(f"foot.{side}")) for side in "LR"}
     for body in (0, 20, 60):
-        vertices_TV3 = bodies.stand(everybody, body, actions.perform(name, TIMES, np.random.default_rng(body)))
+        vertices_TV3 = bodies.stand(everybody, body, actions.play(name, TIMES, np.random.default_rng(body)))
         for vertices in feet.values():
             place_T3 = vertices_TV3[:, vertices].mean(1)
             slide = np.linalg.norm(place_T3 - place_T3.mean(0), axis=1).max()

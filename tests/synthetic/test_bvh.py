@@ -24,7 +24,7 @@ OFFSETS = {
     "root": (0, 0, 0), "chest": (0, 30, 0), "head": (0, 25, 0), "left_hip": (9, 0, 0), "left_knee": (0, -42, 0), "left_ankle": (0, -40, 0),
     "left_shoulder": (18, 15, 0), "left_elbow": (28, 0, 0), "left_wrist": (25, 0, 0),
 }  # fmt: skip
-"""A T pose, y up, facing +z, centimetres; the right side mirrors the left."""
+"""A T pose, y up, facing +z, centimeters; the right side mirrors the left."""
 LIMBS = {"root": ("chest", "left_hip", "right_hip"), "chest": ("head", "left_shoulder", "right_shoulder")}
 for _side in ("left", "right"):
     for _a, _b in (("hip", "knee"), ("knee", "ankle"), ("shoulder", "elbow"), ("elbow", "wrist")):
@@ -79,23 +79,19 @@ def write(path, names, turns=None, heights=None, drop=None):
     return path
 
 
-def pointing(performance, joint, frame=0):
-    return performance.turns_TJ33[frame, JOINTS.index(joint)] @ np.array([0.0, 0, -1])
+def pointing(motion, joint, frame=0):
+    return motion.turns_TJ33[frame, JOINTS.index(joint)] @ np.array([0.0, 0, -1])
 
 
 @pytest.mark.parametrize("names", [MIXAMO, CMU], ids=["Mixamo", "CMU"])
 def test_a_t_pose_is_a_t_pose(tmp_path, names):
     path = write(tmp_path / "t.bvh", names)
-    performance = bvh.convert(bvh.read(path), path, np.arange(FRAMES))
-    np.testing.assert_allclose(
-        pointing(performance, "left_shoulder"), [1, 0, 0], atol=1e-9
-    )  # left is +x, ahead -y, up z
-    np.testing.assert_allclose(pointing(performance, "right_elbow"), [-1, 0, 0], atol=1e-9)
-    np.testing.assert_allclose(pointing(performance, "left_knee"), [0, 0, -1], atol=1e-9)
-    assert performance.path_T2[-1, 1] == pytest.approx(-2.0 * (FRAMES - 1) / 82), (
-        "+z of the file is ahead; a leg is 82 long"
-    )
-    assert (performance.clearance_T == 0).all()
+    motion = bvh.convert(bvh.read(path), path, np.arange(FRAMES))
+    np.testing.assert_allclose(pointing(motion, "left_shoulder"), [1, 0, 0], atol=1e-9)  # left is +x, ahead -y, up z
+    np.testing.assert_allclose(pointing(motion, "right_elbow"), [-1, 0, 0], atol=1e-9)
+    np.testing.assert_allclose(pointing(motion, "left_knee"), [0, 0, -1], atol=1e-9)
+    assert motion.path_T2[-1, 1] == pytest.approx(-2.0 * (FRAMES - 1) / 82), "+z of the file is ahead; a leg is 82 long"
+    assert (motion.clearance_T == 0).all()
     assert bvh.read(path).fps == pytest.approx(FPS)
 
 
@@ -104,11 +100,11 @@ def test_joints_turn_as_the_file_says(tmp_path):
     share = np.linspace(0, 1, FRAMES)[:, None]
     turns = {"left_shoulder": share * [-90.0, 0, 0], "left_knee": share * [0.0, 60, 0]}
     path = write(tmp_path / "arm.bvh", MIXAMO, turns)
-    performance = bvh.convert(bvh.read(path), path, np.arange(FRAMES))
-    np.testing.assert_allclose(pointing(performance, "left_shoulder", -1), [0, 0, -1], atol=1e-6)
-    np.testing.assert_allclose(pointing(performance, "left_elbow", -1), [0, 0, -1], atol=1e-6)
-    np.testing.assert_allclose(pointing(performance, "left_knee", -1), [0, np.sin(np.pi / 3), -0.5], atol=1e-6)
-    np.testing.assert_allclose(pointing(performance, "right_shoulder", -1), [-1, 0, 0], atol=1e-6)
+    motion = bvh.convert(bvh.read(path), path, np.arange(FRAMES))
+    np.testing.assert_allclose(pointing(motion, "left_shoulder", -1), [0, 0, -1], atol=1e-6)
+    np.testing.assert_allclose(pointing(motion, "left_elbow", -1), [0, 0, -1], atol=1e-6)
+    np.testing.assert_allclose(pointing(motion, "left_knee", -1), [0, np.sin(np.pi / 3), -0.5], atol=1e-6)
+    np.testing.assert_allclose(pointing(motion, "right_shoulder", -1), [-1, 0, 0], atol=1e-6)
 
 
 def test_a_jump_leaves_the_floor_and_a_dip_does_not(tmp_path):
@@ -124,8 +120,8 @@ def test_a_jump_leaves_the_floor_and_a_dip_does_not(tmp_path):
 
 def test_whoever_faces_elsewhere_is_turned_round(tmp_path):
     path = write(tmp_path / "turned.bvh", MIXAMO, {"root": np.tile([0.0, 0, 120], (FRAMES, 1))})
-    performance = bvh.convert(bvh.read(path), path, np.arange(FRAMES))
-    np.testing.assert_allclose(performance.turns_TJ33[0, 0], np.eye(3), atol=1e-6)
+    motion = bvh.convert(bvh.read(path), path, np.arange(FRAMES))
+    np.testing.assert_allclose(motion.turns_TJ33[0, 0], np.eye(3), atol=1e-6)
 
 
 def test_folders_are_classes_and_bodies_stand(tmp_path):
@@ -133,8 +129,8 @@ def test_folders_are_classes_and_bodies_stand(tmp_path):
     write(tmp_path / "my dance" / "two.BVH", CMU)
     found = actions.bvh_classes(tmp_path)
     assert {name: len(files) for name, files in found.items()} == {"my dance": 2}
-    performance = actions.perform("my dance", np.arange(30) / 10, np.random.default_rng(0), found["my dance"])
-    lowest_T = bodies.stand(bodies.load(), 0, performance)[:, :, 2].min(1)
+    motion = actions.play("my dance", np.arange(30) / 10, np.random.default_rng(0), found["my dance"])
+    lowest_T = bodies.stand(bodies.load(), 0, motion)[:, :, 2].min(1)
     np.testing.assert_allclose(lowest_T, 0, atol=1e-5)
 
 

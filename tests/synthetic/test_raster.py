@@ -8,15 +8,15 @@ SIDE = 24
 
 
 def paint(screen_V3, faces_F3, albedo_V3, side=SIDE):
-    colour, depth = np.zeros((side, side, 3), np.float32), np.full((side, side), raster.FAR, np.float32)
+    color, depth = np.zeros((side, side, 3), np.float32), np.full((side, side), raster.FAR, np.float32)
     layer = np.zeros((side, side), np.uint8)
-    raster.paint(screen_V3, faces_F3, albedo_V3, np.ones_like(albedo_V3), raster.PERSON, colour, depth, layer)
-    return colour, depth, layer
+    raster.paint(screen_V3, faces_F3, albedo_V3, np.ones_like(albedo_V3), raster.PERSON, color, depth, layer)
+    return color, depth, layer
 
 
 def plain(screen_V3, faces_F3, albedo_V3, side=SIDE):
-    """The nearest triangle that faces the eye at each sample's centre; float64, one sample after the other."""
-    colour, depth = np.zeros((side, side, 3)), np.full((side, side), raster.FAR)
+    """The nearest triangle that faces the eye at each sample's center; float64, one sample after the other."""
+    color, depth = np.zeros((side, side, 3)), np.full((side, side), raster.FAR)
     for face in faces_F3:
         (xa, ya, za), (xb, yb, zb), (xc, yc, zc) = screen_V3[face].astype(np.float64)
         matrix = np.array([[xa, xb, xc], [ya, yb, yc], [1, 1, 1]])
@@ -27,8 +27,8 @@ def plain(screen_V3, faces_F3, albedo_V3, side=SIDE):
                 weights = np.linalg.solve(matrix, [x + 0.5, y + 0.5, 1])
                 z = 1 / (weights @ (1 / np.array([za, zb, zc])))
                 if (weights > 0).all() and z < depth[y, x]:
-                    depth[y, x], colour[y, x] = z, weights @ albedo_V3[face]
-    return colour, depth
+                    depth[y, x], color[y, x] = z, weights @ albedo_V3[face]
+    return color, depth
 
 
 def test_paint_is_the_nearest_triangle():
@@ -40,11 +40,11 @@ def test_paint_is_the_nearest_triangle():
         rng.permutation(60).reshape(20, 3).astype(np.int32),
         rng.uniform(0, 255, (60, 3)).astype(np.float32),
     )
-    colour, depth, layer = paint(screen_V3, faces_F3, albedo_V3)
-    expected_colour, expected_depth = plain(screen_V3, faces_F3, albedo_V3)
+    color, depth, layer = paint(screen_V3, faces_F3, albedo_V3)
+    expected_color, expected_depth = plain(screen_V3, faces_F3, albedo_V3)
     same = np.isclose(depth, expected_depth, rtol=1e-4)
     assert same.mean() > 0.995, "only samples on an edge may fall to either side"
-    np.testing.assert_allclose(colour[same], expected_colour[same], atol=0.05)  # float32 weights of slim triangles
+    np.testing.assert_allclose(color[same], expected_color[same], atol=0.05)  # float32 weights of slim triangles
     np.testing.assert_array_equal(layer == raster.PERSON, depth < raster.FAR)
     assert 0.2 < (layer == raster.PERSON).mean() < 1
 
@@ -57,8 +57,8 @@ def test_neighbours_leave_no_gap():
         square = corner + 14 * np.array([[0, 0], [0, 1], [1, 1], [1, 0]])
         screen_V3 = np.concatenate([square, np.full((4, 1), 2.0)], 1).astype(np.float32)
         _, _, layer = paint(screen_V3, np.array([[0, 1, 2], [0, 2, 3]], np.int32), np.ones((4, 3), np.float32))
-        centres = np.arange(SIDE) + 0.5
-        inside = [(centres > low + 1e-3) & (centres < low + 14 - 1e-3) for low in corner]
+        centers = np.arange(SIDE) + 0.5
+        inside = [(centers > low + 1e-3) & (centers < low + 14 - 1e-3) for low in corner]
         assert (layer[np.ix_(inside[1], inside[0])] == raster.PERSON).all()
 
 
@@ -82,15 +82,15 @@ def test_light_comes_from_its_side():
 
 
 def test_settle_averages_and_dims_the_floor_only():
-    colour = np.arange(4 * 4 * 3, dtype=np.float32).reshape(4, 4, 3) * 4
+    color = np.arange(4 * 4 * 3, dtype=np.float32).reshape(4, 4, 3) * 4
     layer = np.full((4, 4), raster.FLOOR, np.uint8)
     layer[2:, 2:] = raster.BEYOND
     layer[0, 0] = raster.PERSON
     shadow = np.ones((2, 2), np.float32)
     picture, mask = np.empty((2, 2, 3), np.uint8), np.empty((2, 2), bool)
-    raster.settle(colour, layer, shadow, np.float32(0.5), picture, mask)
+    raster.settle(color, layer, shadow, np.float32(0.5), picture, mask)
     factor = np.where(layer == raster.FLOOR, 0.5, 1.0)[..., None]
-    expected = (colour * factor).reshape(2, 2, 2, 2, 3).mean((1, 3))
+    expected = (color * factor).reshape(2, 2, 2, 2, 3).mean((1, 3))
     np.testing.assert_array_equal(picture, np.floor(expected + 0.5).astype(np.uint8))
     np.testing.assert_array_equal(mask, [[True, False], [False, False]])
 

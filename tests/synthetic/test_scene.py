@@ -1,19 +1,19 @@
-"""Places: the camera is inside, furniture neither touches people nor hides them, every array fits its neighbour."""
+"""Regions: the camera is inside, furniture neither touches people nor hides them, every array fits its neighbour."""
 
 import numpy as np
 import pytest
 
-from ppma.synthetic.draws import SPLITS
 from ppma.synthetic.render import scene as module
 from ppma.synthetic.render.surroundings import OUTDOORS
+from ppma.synthetic.splits import SPLITS
 
 FEET = np.cumsum(np.full((12, 2), 0.1), axis=0)
 
 
 def draw(seed, split="train", still=False):
     rng = np.random.default_rng(seed)
-    camera = module.draw_camera(FEET, 1.2, 1.8, rng, split, still=still)
-    return camera, module.draw_scene(FEET, camera, rng, split)
+    camera = module.sample_camera(FEET, 1.2, 1.8, rng, split, still=still)
+    return camera, module.sample_scene(FEET, camera, rng, split)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -60,10 +60,10 @@ def test_test_cameras_are_elsewhere():
 
 def test_empty_stage_is_drawn_once_for_a_standing_camera():
     camera, scene = next((c, s) for c, s in (draw(seed, still=True) for seed in range(50)) if not c.moving)
-    stage = module.Stage(scene, camera, 32)
+    stage = module.SceneRenderer(scene, camera, 32)
     stage.frame(0)
     before = stage.canvas.copy()
     stage.frame(5)
-    np.testing.assert_array_equal(before.colour_SS3, stage.canvas.colour_SS3)
-    assert (stage.canvas.layer_SS > 0).any() and np.isfinite(stage.canvas.colour_SS3).all()
-    assert stage.canvas.colour_SS3.min() >= 0
+    np.testing.assert_array_equal(before.color_SS3, stage.canvas.color_SS3)
+    assert (stage.canvas.layer_SS > 0).any() and np.isfinite(stage.canvas.color_SS3).all()
+    assert stage.canvas.color_SS3.min() >= 0

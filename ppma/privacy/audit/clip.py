@@ -145,7 +145,7 @@ class _Worst:
             self.rank, self.frame, self.picture_HWC = rank, t, drawn(frame_HWC, boxes)
 
 
-COLOURS = {
+COLORS = {
     "nanodet": (255, 64, 64),
     "centernet": (64, 220, 64),
     "ssdlite": (255, 64, 255),
@@ -156,12 +156,12 @@ COLOURS = {
 
 
 def drawn(frame_HWC: np.ndarray, boxes: dict[str, np.ndarray]) -> np.ndarray:
-    """The frame, PICTURE_WIDTH wide, with boxes in the colours of their detectors."""
+    """The frame, PICTURE_WIDTH wide, with boxes in the colors of their detectors."""
     scale = PICTURE_WIDTH / frame_HWC.shape[1]
     picture_HWC = cv2.resize(frame_HWC, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     for name, boxes_N5 in boxes.items():
         for x0, y0, x1, y1 in (boxes_N5[:, :4] * scale).round().astype(int).tolist():
-            cv2.rectangle(picture_HWC, (x0, y0), (x1, y1), COLOURS[name], 1)
+            cv2.rectangle(picture_HWC, (x0, y0), (x1, y1), COLORS[name], 1)
     return picture_HWC
 
 

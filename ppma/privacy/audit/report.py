@@ -14,7 +14,7 @@ from ppma import __version__
 from ppma.common import audit_bounds
 from ppma.common.plots import STYLE, svg
 from ppma.privacy.audit import audit_figures
-from ppma.privacy.audit.clip import COLOURS, NEAR_MISS, Findings
+from ppma.privacy.audit.clip import COLORS, NEAR_MISS, Findings
 from ppma.privacy.audit.judge import SIGHTED, Judgement, by_class, summarize
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.verdict import CANNOT_TELL, FAILED, FORMAT, PASSED, VERDICTS
@@ -135,9 +135,9 @@ def _checks(clips: Sequence[dict[str, Any]]) -> str:
         says = (
             f"{broken[0]['name']}: {broken[0]['checks'][name]['says']}" if broken else clips[0]["checks"][name]["says"]
         )
-        colour = "bad" if held[False] else "ok" if held[True] else "dim"
+        color = "bad" if held[False] else "ok" if held[True] else "dim"
         rows.append(
-            [escape(name), str(held[True]), f"<span class={colour}>{held[False]}</span>", str(held[None]), escape(says)]
+            [escape(name), str(held[True]), f"<span class={color}>{held[False]}</span>", str(held[None]), escape(says)]
         )
     return _table(("check", "holds", "broken", "not checked", "for instance"), rows, last_is_words=True)
 
@@ -171,7 +171,7 @@ def _sheet(judged: Judged) -> str:
         for findings, judgement in worst
     )
     keys = "".join(
-        f'<span><i style="border-color:rgb{COLOURS[name]}"></i>{escape(name)}</span>' for name in judged[0][0].detectors
+        f'<span><i style="border-color:rgb{COLORS[name]}"></i>{escape(name)}</span>' for name in judged[0][0].detectors
     )
     return (
         f"<p class=note>The frame of each clip that most needs an eye, {len(worst)} of {len(judged)} clips. Boxes reach down to"

@@ -17,10 +17,10 @@ import numpy as np
 
 from ppma.common.philox import Purpose, generator
 from ppma.config.errors import InputError
-from ppma.synthetic.clip import Address, Take, draw_clip
+from ppma.synthetic.clip import ClipSpec, Shot, sample_clip
 from ppma.synthetic.motion import actions
 from ppma.synthetic.render import backgrounds, bodies
-from ppma.synthetic.render.scene import Stage
+from ppma.synthetic.render.scene import SceneRenderer
 
 HEIGHTS = (24, 32, 48, 64, 96, 128, 160, 200)
 """Pixels from head to feet; every eighth clip has each."""
@@ -111,11 +111,11 @@ def design(
 
 def plant(wanted: Design) -> Planted:
     """Draw the clip."""
-    address = Address(
+    address = ClipSpec(
         seed=wanted.seed, split="test", class_name=wanted.action, number=wanted.number, size=wanted.size,
         frames=wanted.frames, fps=wanted.fps, people=wanted.most_people,
     )  # fmt: skip
-    take = draw_clip(address, body_pixels=wanted.body_pixels)
+    take = sample_clip(address, body_pixels=wanted.body_pixels)
     if wanted.plate is not None or not wanted.pans:
         take = _still(take)
     if wanted.plate is not None:
@@ -129,7 +129,7 @@ def plant(wanted: Design) -> Planted:
     )
 
 
-def _still(take: Take) -> Take:
+def _still(take: Shot) -> Shot:
     """The same with the camera where it is in the middle of the clip."""
     camera, middle = take.camera, len(take) // 2
     eye_T3, axes_T33 = (
@@ -138,9 +138,9 @@ def _still(take: Take) -> Take:
     return replace(take, camera=replace(camera, eye_T3=eye_T3, axes_T33=axes_T33, moving=False))
 
 
-def _shoot(take: Take) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _shoot(take: Shot) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(picture_PP3, empty_PP3, owned_NPP) of each frame."""
-    stage = Stage(take.scene, take.camera, take.size, take.pictures_TPP3)
+    stage = SceneRenderer(take.scene, take.camera, take.size, take.pictures_TPP3)
     faces_F3, darkness = bodies.load().faces_F3, np.float32(take.scene.light.darkness)
     shots = []
     for t in range(len(take)):

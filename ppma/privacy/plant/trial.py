@@ -94,7 +94,7 @@ class TrialJob:
 
     @property
     def record(self) -> Path:
-        """Written last."""
+        """KeyedAction last."""
         return self.out / "trials" / f"{self.design.number:04d}.json"
 
 

@@ -6,10 +6,10 @@ import numpy as np
 
 from ppma.config.errors import InputError
 from ppma.synthetic.motion import bvh, curves
-from ppma.synthetic.motion.keyposes import WRITTEN
-from ppma.synthetic.motion.motion import Performance, captured_names, play_captured
+from ppma.synthetic.motion.keyposes import KEYED
+from ppma.synthetic.motion.motion import Motion, captured_names, play_captured
 
-CLASSES: tuple[str, ...] = tuple(sorted((*captured_names(), *WRITTEN)))
+CLASSES: tuple[str, ...] = tuple(sorted((*captured_names(), *KEYED)))
 """The 30 classes that need nothing from the user."""
 
 
@@ -32,10 +32,10 @@ def bvh_classes(folder: Path | None) -> dict[str, tuple[Path, ...]]:
     return found
 
 
-def perform(name: str, times_T: np.ndarray, rng: np.random.Generator, files: tuple[Path, ...] = ()) -> Performance:
+def play(name: str, times_T: np.ndarray, rng: np.random.Generator, files: tuple[Path, ...] = ()) -> Motion:
     """One person doing the action `name` at `times_T` seconds (from 0); `files` are its BVH files if it is a class of the user."""
     if files:
         return bvh.play(files[rng.integers(len(files))], times_T, rng)
-    if name in WRITTEN:
-        return curves.perform(WRITTEN[name], times_T, rng)
+    if name in KEYED:
+        return curves.play(KEYED[name], times_T, rng)
     return play_captured(name, times_T, rng)

@@ -1,6 +1,6 @@
 """The user's own motion capture: BVH files, <class>/<file>.bvh, on the same bodies.
 
-    file -> read() -> Bvh (every joint, every frame) -> play() -> Performance
+    file -> read() -> Bvh (every joint, every frame) -> play() -> Motion
 
 BVH has no fixed skeleton, so joints are found by the names in use (CMU's, Mixamo's, Biovision's); a file that lacks one is refused.
 Axes: y up, facing +z at rest, as all of these have it; the unit does not matter, lengths are taken in leg lengths.
@@ -16,7 +16,7 @@ import numpy as np
 
 from ppma.config.errors import InputError
 from ppma.synthetic.motion import rotations
-from ppma.synthetic.motion.motion import JOINTS, Performance, mirrored
+from ppma.synthetic.motion.motion import JOINTS, Motion, mirrored
 
 FROM_Y_UP = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 DOWN = np.array([0.0, 0.0, -1.0])
@@ -161,8 +161,8 @@ def _limb_rest(bvh: Bvh, joint: int) -> np.ndarray:
     return rotations.between(DOWN, rotations.unit(along)) if np.linalg.norm(along) > 0 else np.eye(3)
 
 
-def convert(bvh: Bvh, path: Path, frame_T: np.ndarray) -> Performance:
-    """The file's frames `frame_T` (indices) as a Performance that begins by facing -y at the origin."""
+def convert(bvh: Bvh, path: Path, frame_T: np.ndarray) -> Motion:
+    """The file's frames `frame_T` (indices) as a Motion that begins by facing -y at the origin."""
     found = find_joints(bvh, path)
     turns = {name: bvh.turns_TJ33[frame_T, i] for name, i in found.items()}
     for name, i in found.items():
@@ -176,20 +176,20 @@ def convert(bvh: Bvh, path: Path, frame_T: np.ndarray) -> Performance:
     path_T2 = bvh.places_TJ3[frame_T, found["root"], :2] / leg
     left = turns["root"][0, :2, 0]
     facing = float(np.rad2deg(np.arctan2(left[1], left[0])))
-    performance = Performance(
+    motion = Motion(
         turns_TJ33=np.stack([turns[joint] for joint in JOINTS], 1),
         path_T2=path_T2 - path_T2[0],
         clearance_T=np.maximum(above_T, 0),
     )
-    return performance.turned(-facing)
+    return motion.turned(-facing)
 
 
-def play(path: Path, times_T: np.ndarray, rng: np.random.Generator) -> Performance:
+def play(path: Path, times_T: np.ndarray, rng: np.random.Generator) -> Motion:
     """A stretch of the file at `times_T` seconds, at a tempo, a start and a side of its own; a short file ends in its last pose."""
     bvh = read(path)
     tempo, begin, flip = rng.uniform(0.9, 1.15), rng.random(), rng.random() < 0.5
     last = len(bvh.turns_TJ33) - 1
     frame_T = times_T * tempo * bvh.fps
     frame_T = frame_T + begin * max(last - frame_T[-1], 0)
-    performance = convert(bvh, path, np.clip(np.rint(frame_T).astype(int), 0, last))
-    return mirrored(performance) if flip else performance
+    motion = convert(bvh, path, np.clip(np.rint(frame_T).astype(int), 0, last))
+    return mirrored(motion) if flip else motion

@@ -1,6 +1,6 @@
 """Actions written as joint curves: a few key poses each, blended in time; no recording behind them.
 
-    Written (key poses, order, tempo)  ->  perform(): tempo, range, side and beginning drawn  ->  Performance
+    KeyedAction (key poses, order, tempo)  ->  perform(): tempo, range, side and beginning drawn  ->  Motion
 
 A key pose says where the limbs point, in the person's own frame: vectors are (outward, ahead, up), lengths are leg lengths, angles degrees.
 Legs follow from where pelvis and feet are (two-bone inverse kinematics, knees ahead), so feet stay where they stand.
@@ -12,7 +12,7 @@ from typing import TypedDict
 import numpy as np
 
 from ppma.synthetic.motion import rotations
-from ppma.synthetic.motion.motion import JOINTS, SIDES, Performance, mirrored
+from ppma.synthetic.motion.motion import JOINTS, SIDES, Motion, mirrored
 
 Vector = tuple[float, float, float]
 DOWN: Vector = (0.12, 0.02, -1.0)
@@ -58,7 +58,7 @@ NEUTRAL = Key()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class KeyedAction:
     """An action: key poses at moments of one period."""
 
     keys: tuple[tuple[float, Key], ...]
@@ -109,7 +109,7 @@ def _ranged(key: Key, reach: float) -> np.ndarray:
     return _columns(NEUTRAL) + reach * (_columns(key) - _columns(NEUTRAL))
 
 
-def blend_keys(action: Written, moment_T: np.ndarray, reach: float) -> dict[str, np.ndarray]:
+def blend_keys(action: KeyedAction, moment_T: np.ndarray, reach: float) -> dict[str, np.ndarray]:
     """Values of every field at the moments in [0, 1]."""
     at_K = np.array([moment for moment, _ in action.keys])
     rows_KC = np.stack([_ranged(key, reach) for _, key in action.keys])
@@ -183,7 +183,7 @@ def _leg(values: dict[str, np.ndarray], side: str, pelvis_T33: np.ndarray) -> tu
     )
 
 
-def assemble(values: dict[str, np.ndarray]) -> Performance:
+def assemble(values: dict[str, np.ndarray]) -> Motion:
     """World turns and path from the values of a pose's fields over time."""
     root = _turn(values["lean"])
     chest = root @ _turn(values["bend"])
@@ -192,14 +192,14 @@ def assemble(values: dict[str, np.ndarray]) -> Performance:
         names = [f"{side}_{joint}" for joint in ("hip", "knee", "ankle", "shoulder", "elbow")]
         turns |= dict(zip(names, (*_leg(values, side, root), *_arm(values, side, chest))))
         turns[f"{side}_wrist"] = turns[f"{side}_elbow"]
-    return Performance(
+    return Motion(
         turns_TJ33=np.stack([turns[joint] for joint in JOINTS], 1),
         path_T2=values["pelvis"][:, :2] * [1.0, -1.0],
         clearance_T=np.maximum(values["air"], 0),
     )
 
 
-def perform(action: Written, times_T: np.ndarray, rng: np.random.Generator) -> Performance:
+def play(action: KeyedAction, times_T: np.ndarray, rng: np.random.Generator) -> Motion:
     """The action at `times_T` seconds, at a tempo, range, side, beginning and sway of its own."""
     tempo, reach, begin, flip = rng.uniform(*action.tempo), rng.uniform(*action.reach), rng.random(), rng.random() < 0.5
     moment_T = times_T * tempo / action.seconds
@@ -209,5 +209,5 @@ def perform(action: Written, times_T: np.ndarray, rng: np.random.Generator) -> P
     breath_T1 = np.sin(2 * np.pi * (times_T * rng.uniform(0.2, 0.4) + rng.random()))[:, None]
     values["bend"] = values["bend"] + rng.uniform(-3, 3, 3) + 0.3 * sway_C[0] * breath_T1
     values["nod"] = values["nod"] + sway_C[1] * breath_T1
-    performance = assemble(values)
-    return mirrored(performance) if flip else performance
+    motion = assemble(values)
+    return mirrored(motion) if flip else motion

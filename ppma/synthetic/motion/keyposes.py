@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ppma.synthetic.motion.curves import DOWN, HANG, Key, Vector, Written, both
+from ppma.synthetic.motion.curves import DOWN, HANG, Key, KeyedAction, Vector, both
 
 OUT: Vector = (1.0, 0.1, 0.0)
 AHEAD: Vector = (0.1, 1.0, 0.0)
@@ -157,35 +157,37 @@ STEPPING = Key(pelvis=(0, 0.14, -0.04), right_foot=(0.02, 0.33, 0.14))
 RAISED = Key(right_upper=(0.5, 0.75, -0.4), right_fore=(-0.55, -0.15, 0.9), nod=(-4, 0, 0))
 TIPPED = Key(right_upper=(0.55, 0.8, -0.15), right_fore=(-0.6, -0.3, 0.85), nod=(-26, 0, 0), bend=(-6, 0, 0))
 
-WRITTEN: dict[str, Written] = {
-    "arm_circles": Written(keys=_circle(), seconds=1.3, ease=False),
-    "bow": Written(keys=((0.0, STAND), (0.42, BOWED), (0.58, BOWED)), seconds=2.4),
-    "clap": Written(
+KEYED: dict[str, KeyedAction] = {
+    "arm_circles": KeyedAction(keys=_circle(), seconds=1.3, ease=False),
+    "bow": KeyedAction(keys=((0.0, STAND), (0.42, BOWED), (0.58, BOWED)), seconds=2.4),
+    "clap": KeyedAction(
         keys=(
             (0.0, Key(**both((0.75, 0.6, -0.5), (0.25, 0.95, 0.25)))),
             (0.5, Key(**both((0.3, 0.75, -0.6), (-0.62, 0.75, 0.3)))),
         ),
         seconds=0.6,
     ),
-    "drink": Written(
+    "drink": KeyedAction(
         keys=((0.0, Key(right_upper=(0.15, 0.1, -1.0), right_fore=(0.0, 1.0, -0.1))), (0.3, RAISED), (0.7, TIPPED)),
         seconds=2.6,
     ),
-    "jumping_jack": Written(
+    "jumping_jack": KeyedAction(
         keys=((0.0, Key(**both(DOWN, HANG))), (0.25, HOP_OUT), (0.5, STAR), (0.75, HOP_OUT)), seconds=1.1
     ),
-    "lunge": Written(keys=((0.0, STAND), (0.2, STEPPING), (0.45, LUNGED), (0.6, LUNGED), (0.8, STEPPING)), seconds=2.6),
-    "march": Written(keys=((0.0, STAND), (0.25, STEP), (0.5, STAND), (0.75, mirror(STEP))), seconds=1.2),
-    "point": Written(keys=((0.0, STAND), (0.3, POINTING), (0.72, replace(POINTING, bend=(2, 0, 14)))), seconds=2.4),
-    "side_bend": Written(keys=((0.0, BENT_RIGHT), (0.5, mirror(BENT_RIGHT))), seconds=2.4),
-    "sit_down": Written(
+    "lunge": KeyedAction(
+        keys=((0.0, STAND), (0.2, STEPPING), (0.45, LUNGED), (0.6, LUNGED), (0.8, STEPPING)), seconds=2.6
+    ),
+    "march": KeyedAction(keys=((0.0, STAND), (0.25, STEP), (0.5, STAND), (0.75, mirror(STEP))), seconds=1.2),
+    "point": KeyedAction(keys=((0.0, STAND), (0.3, POINTING), (0.72, replace(POINTING, bend=(2, 0, 14)))), seconds=2.4),
+    "side_bend": KeyedAction(keys=((0.0, BENT_RIGHT), (0.5, mirror(BENT_RIGHT))), seconds=2.4),
+    "sit_down": KeyedAction(
         keys=((0.0, STAND), (0.45, HALF_SIT), (1.0, SIT)), seconds=1.7, cycles=False, tempo=(0.75, 1.15)
     ),
-    "squat": Written(keys=((0.0, STAND), (0.45, SQUATTED), (0.55, SQUATTED)), seconds=1.9),
-    "stand_up": Written(
+    "squat": KeyedAction(keys=((0.0, STAND), (0.45, SQUATTED), (0.55, SQUATTED)), seconds=1.9),
+    "stand_up": KeyedAction(
         keys=((0.0, SIT), (0.55, HALF_SIT), (1.0, STAND)), seconds=1.7, cycles=False, tempo=(0.75, 1.15)
     ),
-    "throw": Written(
+    "throw": KeyedAction(
         keys=(
             (0.0, Key(left_upper=(0.25, 0.2, -1.0), left_fore=(0.0, 1.0, 0.3))),
             (0.4, WOUND_UP),
@@ -194,13 +196,15 @@ WRITTEN: dict[str, Written] = {
         ),
         seconds=1.8,
     ),
-    "wave": Written(
+    "wave": KeyedAction(
         keys=(
             (0.0, Key(right_upper=(0.85, 0.2, 0.1), right_fore=(0.55, 0.2, 0.85))),
             (0.5, Key(right_upper=(0.85, 0.2, 0.2), right_fore=(-0.45, 0.2, 0.95))),
         ),
         seconds=0.75,
     ),
-    "windmill": Written(keys=((0.0, TOUCHING), (0.25, SPREAD), (0.5, mirror(TOUCHING)), (0.75, SPREAD)), seconds=2.2),
+    "windmill": KeyedAction(
+        keys=((0.0, TOUCHING), (0.25, SPREAD), (0.5, mirror(TOUCHING)), (0.75, SPREAD)), seconds=2.2
+    ),
 }
 """Class to action."""

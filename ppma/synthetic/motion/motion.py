@@ -1,6 +1,6 @@
-"""What every source of motion hands to the bodies: a Performance, the same for captured, written and imported motions.
+"""What every source of motion hands to the bodies: a Motion, the same for captured, written and imported motions.
 
-    captured (motions.npz), curves.py, bvh.py  ->  Performance  ->  bodies.pose
+    captured (motions.npz), curves.py, bvh.py  ->  Motion  ->  bodies.pose
 
 Joints turn rigid segments; at rest the person stands straight, arms and legs pointing down, facing -y, z up.
 Legend: T frames, J joints.
@@ -27,7 +27,7 @@ STORED_FPS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Performance:
+class Motion:
     """One person's movement at the frames of a clip."""
 
     turns_TJ33: np.ndarray
@@ -37,7 +37,7 @@ class Performance:
     clearance_T: np.ndarray
     """Height of the body's lowest point above the floor, in leg lengths: 0 whenever something touches it."""
 
-    def turned(self, degrees: float, shift_2: np.ndarray | None = None) -> "Performance":
+    def turned(self, degrees: float, shift_2: np.ndarray | None = None) -> "Motion":
         """The same movement by a person who faces elsewhere, and starts `shift_2` leg lengths away."""
         turn = rotations.about("z", degrees)
         path = self.path_T2 @ turn[:2, :2].T
@@ -64,7 +64,7 @@ def captured_names() -> tuple[str, ...]:
     return tuple(name.removesuffix(".turns") for name in _captured() if name.endswith(".turns"))
 
 
-def play_captured(name: str, times_T: np.ndarray, rng: np.random.Generator) -> Performance:
+def play_captured(name: str, times_T: np.ndarray, rng: np.random.Generator) -> Motion:
     """A captured motion at `times_T` seconds, at a tempo, a start and a side of its own."""
     data = _captured()
     turns_TJ4, path_T3 = data[f"{name}.turns"].astype(float), data[f"{name}.path"].astype(float)
@@ -82,18 +82,18 @@ def play_captured(name: str, times_T: np.ndarray, rng: np.random.Generator) -> P
     local_TJ4 = rotations.blend(turns_TJ4[low_T], turns_TJ4[low_T + 1], share_T1[:, None])
     at_T3 = path_T3[low_T] * (1 - share_T1) + path_T3[low_T + 1] * share_T1
     travel_2 = path_T3[-1, :2] - path_T3[0, :2]
-    performance = Performance(
+    motion = Motion(
         turns_TJ33=world_turns(local_TJ4), path_T2=at_T3[:, :2] + cycle_T[:, None] * travel_2, clearance_T=at_T3[:, 2]
     )
-    return mirrored(performance) if flip else performance
+    return mirrored(motion) if flip else motion
 
 
-def mirrored(performance: Performance) -> Performance:
+def mirrored(motion: Motion) -> Motion:
     """The movement as seen in a mirror: left and right change places."""
     swap = [JOINTS.index(_other_side(name)) for name in JOINTS]
     flip = np.diag([-1.0, 1.0, 1.0])
-    turns = flip @ performance.turns_TJ33[:, swap] @ flip
-    return replace(performance, turns_TJ33=turns, path_T2=performance.path_T2 * [-1.0, 1.0])
+    turns = flip @ motion.turns_TJ33[:, swap] @ flip
+    return replace(motion, turns_TJ33=turns, path_T2=motion.path_T2 * [-1.0, 1.0])
 
 
 def _other_side(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Places from the user's own human-removed clips: a stretch of one of them stands in for floor and walls.
+"""Regions from the user's own human-removed clips: a stretch of one of them stands in for floor and walls.
 
 folder -> list_videos(), every other file for each split -> pictures(): square frames at the clip's size and frame rate
 """
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from ppma.config.errors import InputError
-from ppma.synthetic.draws import SPLITS, Split
+from ppma.synthetic.splits import SPLITS, Split
 
 SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov"}
 

@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def"
 """Bodies in motion: the baked meshes, their outfits' regions, and linear blend skinning.
 
-    Performance + body  ->  pose(): bone matrices per frame  ->  skin(): vertices of one frame, feet on the floor
+    Motion + body  ->  pose(): bone matrices per frame  ->  skin(): vertices of one frame, feet on the floor
 
 Legend: N bodies, V vertices, B bones, K bones of a vertex, F triangles, T frames.
 """
@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from ppma.synthetic.motion import rotations
-from ppma.synthetic.motion.motion import ASSETS, JOINTS, Performance
+from ppma.synthetic.motion.motion import ASSETS, JOINTS, Motion
 
 FOLLOWS = {
     "root": ("root", "root", 0.0), "pelvis": ("root", "root", 0.0),
@@ -37,7 +37,7 @@ DOWN = np.array([0.0, 0.0, -1.0])
 
 @dataclass(frozen=True, kw_only=True)
 class Bodies:
-    """The baked meshes: rest shapes that share triangles, weights and skeleton; metres, z up, soles at z = 0."""
+    """The baked meshes: rest shapes that share triangles, weights and skeleton; meters, z up, soles at z = 0."""
 
     vertices_NV3: np.ndarray
     heads_NB3: np.ndarray
@@ -54,7 +54,7 @@ class Bodies:
         return range(n_train) if split == "train" else range(n_train, len(self.vertices_NV3))
 
     def leg_length(self, body: int) -> float:
-        """Hip to ankle, metres."""
+        """Hip to ankle, meters."""
         heads = dict(zip(self.names_B, self.heads_NB3[body]))
         thigh, shin = heads["upperleg01.L"] - heads["lowerleg01.L"], heads["lowerleg01.L"] - heads["foot.L"]
         return float(np.linalg.norm(thigh) + np.linalg.norm(shin))
@@ -92,9 +92,9 @@ def _limb_turns(bodies: Bodies, body: int) -> dict[str, np.ndarray]:
     return turns
 
 
-def _bone_turns(bodies: Bodies, body: int, performance: Performance) -> np.ndarray:
+def _bone_turns(bodies: Bodies, body: int, motion: Motion) -> np.ndarray:
     """World turns of the bones, (T, B, 3, 3)."""
-    by_joint = {joint: performance.turns_TJ33[:, i] for i, joint in enumerate(JOINTS)}
+    by_joint = {joint: motion.turns_TJ33[:, i] for i, joint in enumerate(JOINTS)}
     straight = _limb_turns(bodies, body)
     turns: list[np.ndarray] = []
     for name in bodies.names_B:
@@ -114,9 +114,9 @@ def _bone_turns(bodies: Bodies, body: int, performance: Performance) -> np.ndarr
     return np.stack(turns, 1)
 
 
-def pose(bodies: Bodies, body: int, performance: Performance) -> np.ndarray:
+def pose(bodies: Bodies, body: int, motion: Motion) -> np.ndarray:
     """Bone matrices (T, B, 3, 4) that take rest vertices to the posed body, its root at the origin."""
-    turns_TB33 = _bone_turns(bodies, body, performance)
+    turns_TB33 = _bone_turns(bodies, body, motion)
     heads_B3 = bodies.heads_NB3[body].astype(float)
     moved_TB3 = np.zeros(turns_TB33.shape[:3])
     for bone, parent in enumerate(bodies.parents_B):
@@ -142,14 +142,12 @@ def skin(rest_V3, matrices_B34, bones_VK, weights_VK, out_V3):
     return lowest
 
 
-def stand(bodies: Bodies, body: int, performance: Performance) -> np.ndarray:
+def stand(bodies: Bodies, body: int, motion: Motion) -> np.ndarray:
     """World vertices (T, V, 3) float32 of every frame: on the path, the lowest point at the clearance above the floor."""
-    matrices_TB34 = pose(bodies, body, performance)
+    matrices_TB34 = pose(bodies, body, motion)
     leg = bodies.leg_length(body)
     vertices_TV3 = np.empty((len(matrices_TB34), *bodies.vertices_NV3.shape[1:]), np.float32)
-    for matrices_B34, out_V3, path_2, clearance in zip(
-        matrices_TB34, vertices_TV3, performance.path_T2, performance.clearance_T
-    ):
+    for matrices_B34, out_V3, path_2, clearance in zip(matrices_TB34, vertices_TV3, motion.path_T2, motion.clearance_T):
         lowest = skin(bodies.vertices_NV3[body], matrices_B34, bodies.bones_VK, bodies.weights_VK, out_V3)
         out_V3 += np.array([*(leg * path_2), leg * clearance - lowest], np.float32)
     return vertices_TV3

@@ -1,6 +1,6 @@
-"""What a person wears: one colour a vertex, by the limb it belongs to and where it sits on the body at rest.
+"""What a person wears: one color a vertex, by the limb it belongs to and where it sits on the body at rest.
 
-Hues come from alternate sectors of the colour wheel for the two splits (draws.apart), patterns too, so no test outfit was seen in training.
+Hues come from alternate sectors of the color wheel for the two splits , patterns too, so no test outfit was seen in training.
 Legend: V vertices.
 """
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ppma.synthetic.draws import Split, apart
 from ppma.synthetic.render.bodies import Bodies
+from ppma.synthetic.splits import Split, sample_in_split
 
 SKINS = ((240, 205, 180), (224, 190, 160), (198, 150, 120), (170, 120, 92), (141, 95, 70), (90, 60, 45))
 HAIRS = ((25, 20, 20), (80, 50, 30), (170, 120, 65), (125, 120, 120), (140, 60, 35), (215, 190, 130))
@@ -27,7 +27,7 @@ PATTERNS: dict[Split, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class Regions:
     """Where each vertex sits on the body, all (V,)."""
 
     limb_V: np.ndarray
@@ -37,11 +37,13 @@ class Places:
     position_V3: np.ndarray
 
 
-def colour(
+def color(
     rng: np.random.Generator, split: Split, bright: tuple[float, float] = (0.25, 0.95), vivid: float = 0.85
 ) -> np.ndarray:
-    """An RGB colour, 0 to 255, whose hue belongs to the split; `vivid` is the greatest saturation."""
-    rgb = colorsys.hsv_to_rgb(apart(rng, split, 0, 1, sectors=12), rng.uniform(0.05, vivid), rng.uniform(*bright))
+    """An RGB color, 0 to 255, whose hue belongs to the split; `vivid` is the greatest saturation."""
+    rgb = colorsys.hsv_to_rgb(
+        sample_in_split(rng, split, 0, 1, sectors=12), rng.uniform(0.05, vivid), rng.uniform(*bright)
+    )
     return 255 * np.array(rgb, np.float32)
 
 
@@ -53,7 +55,7 @@ def _along(points_V3: np.ndarray, root_3: np.ndarray, middle_3: np.ndarray, end_
     return np.where(down_second > 0, 1 + down_second, np.minimum(down_first, 1))
 
 
-def find_places(bodies: Bodies, body: int) -> Places:
+def find_regions(bodies: Bodies, body: int) -> Regions:
     """Sort the vertices of a body into limbs."""
     heads = dict(zip(bodies.names_B, bodies.heads_NB3[body]))
     position_V3 = bodies.vertices_NV3[body]
@@ -68,19 +70,19 @@ def find_places(bodies: Bodies, body: int) -> Places:
             mine_V = np.char.startswith(bone_V[:, None], np.array(prefixes)).any(1) & np.char.endswith(bone_V, side)
             limb_V[mine_V] = limb
             along_V[mine_V] = _along(position_V3[mine_V], *(heads[f"{bone}.{side}"] for bone in chain))
-    return Places(limb_V=limb_V, along_V=along_V, position_V3=position_V3)
+    return Regions(limb_V=limb_V, along_V=along_V, position_V3=position_V3)
 
 
 def _pattern(kind: str, position_V3: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Where the second colour of a shirt goes, bool (V,)."""
+    """Where the second color of a shirt goes, bool (V,)."""
     period = rng.uniform(0.12, 0.25)
     across, up = position_V3[:, 0] / period % 1 < 0.5, position_V3[:, 2] / period % 1 < 0.5
     return {"plain": np.zeros_like(up), "hoops": up, "stripes": across, "blocks": up ^ across}[kind]
 
 
 def dress(bodies: Bodies, body: int, rng: np.random.Generator, split: Split) -> np.ndarray:
-    """RGB colour of each vertex, (V, 3) float32: skin, hair, shirt, trousers or shorts, shoes."""
-    places, heads = find_places(bodies, body), dict(zip(bodies.names_B, bodies.heads_NB3[body]))
+    """RGB color of each vertex, (V, 3) float32: skin, hair, shirt, trousers or shorts, shoes."""
+    places, heads = find_regions(bodies, body), dict(zip(bodies.names_B, bodies.heads_NB3[body]))
     limb_V, along_V, up_V = places.limb_V, places.along_V, places.position_V3[:, 2]
     waist = heads["spine05"][2] + rng.uniform(0.0, 0.1)
     skin = np.array(SKINS[rng.integers(len(SKINS))]) * rng.uniform(0.9, 1.05)
@@ -88,19 +90,19 @@ def dress(bodies: Bodies, body: int, rng: np.random.Generator, split: Split) -> 
     shirt_V = ((limb_V == "trunk") & (up_V >= waist)) | (
         (limb_V == "arm") & (along_V < SLEEVES[rng.integers(len(SLEEVES))])
     )
-    paint_V3[shirt_V] = colour(rng, split)
+    paint_V3[shirt_V] = color(rng, split)
     pattern = PATTERNS[split][rng.integers(len(PATTERNS[split]))]
-    paint_V3[shirt_V & _pattern(pattern, places.position_V3, rng)] = colour(rng, split)
+    paint_V3[shirt_V & _pattern(pattern, places.position_V3, rng)] = color(rng, split)
     trousers_V = ((limb_V == "trunk") & (up_V < waist)) | (
         (limb_V == "leg") & (along_V < LEGS[rng.integers(len(LEGS))])
     )
-    paint_V3[trousers_V] = colour(rng, split, (0.15, 0.7))
-    paint_V3[(limb_V == "leg") & (along_V > 1.9)] = colour(rng, split, (0.1, 0.5))  # shoes
+    paint_V3[trousers_V] = color(rng, split, (0.15, 0.7))
+    paint_V3[(limb_V == "leg") & (along_V > 1.9)] = color(rng, split, (0.1, 0.5))  # shoes
     paint_V3[_hair(places, heads["head"], rng)] = np.array(HAIRS[rng.integers(len(HAIRS))], np.float32)
     return paint_V3
 
 
-def _hair(places: Places, head_3: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _hair(places: Regions, head_3: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Which vertices carry hair, bool (V,): the scalp, and the back of the head down to a length."""
     up_V = places.position_V3[:, 2]
     height_V = (up_V - head_3[2]) / (up_V.max() - head_3[2])  # 0 at the head's joint, 1 at the crown

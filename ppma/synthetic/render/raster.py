@@ -2,11 +2,11 @@
 """The drawing itself, compiled by numba: world to pixels, one thread, no GL and no GPU.
 
     project()  vertices                                           -> screen points
-    paint()    lit triangles through a z-buffer                   -> colour, layer (whose pixel it is)
+    paint()    lit triangles through a z-buffer                   -> color, layer (whose pixel it is)
     cover()    triangles flattened on the floor along the light   -> shadow
     settle()   four samples to one pixel, shadow laid on the floor -> uint8 frame, mask of people
 
-Legend: S samples along a side (twice the pixels), P pixels along a side, V vertices, F triangles. Colours are RGB, 0 to 255, float32.
+Legend: S samples along a side (twice the pixels), P pixels along a side, V vertices, F triangles. Colors are RGB, 0 to 255, float32.
 No fastmath: a clip must come out the same wherever it is drawn.
 """
 
@@ -22,14 +22,14 @@ FAR = 1e6
 
 
 @numba.njit(cache=True)
-def project(vertices_V3, eye_3, axes_33, focal, centre, out_V3):
-    """Screen x, y and depth of each vertex; focal and centre in samples."""
+def project(vertices_V3, eye_3, axes_33, focal, center, out_V3):
+    """Screen x, y and depth of each vertex; focal and center in samples."""
     for v in range(vertices_V3.shape[0]):
         x, y, z = vertices_V3[v, 0] - eye_3[0], vertices_V3[v, 1] - eye_3[1], vertices_V3[v, 2] - eye_3[2]
         depth = axes_33[2, 0] * x + axes_33[2, 1] * y + axes_33[2, 2] * z
         scale = focal / max(depth, np.float32(NEAR))
-        out_V3[v, 0] = (axes_33[0, 0] * x + axes_33[0, 1] * y + axes_33[0, 2] * z) * scale + centre
-        out_V3[v, 1] = (axes_33[1, 0] * x + axes_33[1, 1] * y + axes_33[1, 2] * z) * scale + centre
+        out_V3[v, 0] = (axes_33[0, 0] * x + axes_33[0, 1] * y + axes_33[0, 2] * z) * scale + center
+        out_V3[v, 1] = (axes_33[1, 0] * x + axes_33[1, 1] * y + axes_33[1, 2] * z) * scale + center
         out_V3[v, 2] = depth
 
 
@@ -64,8 +64,8 @@ def light_up(vertices_V3, faces_F3, light_3, ambient_3, direct_3, out_V3):
 
 
 @numba.njit(cache=True)
-def paint(screen_V3, faces_F3, albedo_V3, light_V3, layer, colour_SS3, depth_SS, layer_SS):
-    """Draw the triangles that face the eye, nearest first by z-buffer; colour and light are blended across each."""
+def paint(screen_V3, faces_F3, albedo_V3, light_V3, layer, color_SS3, depth_SS, layer_SS):
+    """Draw the triangles that face the eye, nearest first by z-buffer; color and light are blended across each."""
     side = depth_SS.shape[0]
     for f in range(faces_F3.shape[0]):
         a, b, c = faces_F3[f, 0], faces_F3[f, 1], faces_F3[f, 2]
@@ -102,12 +102,12 @@ def paint(screen_V3, faces_F3, albedo_V3, light_V3, layer, colour_SS3, depth_SS,
                 for k in range(3):
                     paint = wa * albedo_V3[a, k] + wb * albedo_V3[b, k] + wc * albedo_V3[c, k]
                     light = wa * light_V3[a, k] + wb * light_V3[b, k] + wc * light_V3[c, k]
-                    colour_SS3[y, x, k] = paint * light
+                    color_SS3[y, x, k] = paint * light
 
 
 @numba.njit(cache=True)
 def cover(screen_V3, faces_F3, shadow_PP):
-    """Set to 1 every pixel whose centre lies in a triangle (either way round)."""
+    """Set to 1 every pixel whose center lies in a triangle (either way round)."""
     side = shadow_PP.shape[0]
     for f in range(faces_F3.shape[0]):
         a, b, c = faces_F3[f, 0], faces_F3[f, 1], faces_F3[f, 2]
@@ -137,7 +137,7 @@ def cover(screen_V3, faces_F3, shadow_PP):
 
 
 @numba.njit(cache=True)
-def settle(colour_SS3, layer_SS, shadow_PP, darkness, frame_PP3, mask_PP):
+def settle(color_SS3, layer_SS, shadow_PP, darkness, frame_PP3, mask_PP):
     """Average samples to pixels with shadow on the floor; a pixel is a person's as soon as one of its samples is."""
     for y in range(frame_PP3.shape[0]):
         for x in range(frame_PP3.shape[1]):
@@ -147,9 +147,9 @@ def settle(colour_SS3, layer_SS, shadow_PP, darkness, frame_PP3, mask_PP):
             for j in range(2 * y, 2 * y + 2):
                 for i in range(2 * x, 2 * x + 2):
                     factor = dimmed if layer_SS[j, i] == FLOOR else np.float32(1.0)
-                    red += min(colour_SS3[j, i, 0] * factor, np.float32(255.0))
-                    green += min(colour_SS3[j, i, 1] * factor, np.float32(255.0))
-                    blue += min(colour_SS3[j, i, 2] * factor, np.float32(255.0))
+                    red += min(color_SS3[j, i, 0] * factor, np.float32(255.0))
+                    green += min(color_SS3[j, i, 1] * factor, np.float32(255.0))
+                    blue += min(color_SS3[j, i, 2] * factor, np.float32(255.0))
                     person |= layer_SS[j, i] == PERSON
             frame_PP3[y, x, 0] = np.uint8(red * np.float32(0.25) + np.float32(0.5))
             frame_PP3[y, x, 1] = np.uint8(green * np.float32(0.25) + np.float32(0.5))

@@ -1,9 +1,9 @@
 """Where a clip takes place and who looks: a room or the open, furniture, a light, and a camera that stands, drifts, circles or follows.
 
-    draw_way(), draw_place()                    -> how the camera moves, room or open: the first draws of their streams
-    draw_camera()  where people are             -> eye and target per frame
-    draw_scene()   people and camera, so that no wall or box stands between them  -> Scene
-    Stage          draws the scene frame by frame, once if the camera stands
+    sample_camera_motion(), sample_place()                    -> how the camera moves, room or open: the first draws of their streams
+    sample_camera()  where people are             -> eye and target per frame
+    sample_scene()   people and camera, so that no wall or box stands between them  -> Scene
+    SceneRenderer          draws the scene frame by frame, once if the camera stands
 Scene and camera draw from their own streams; nothing about them depends on the class but where the people walk.
 Legend: T frames, S samples along a side, P pixels along a side.
 """
@@ -14,12 +14,12 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
-from ppma.synthetic.draws import Split, apart
 from ppma.synthetic.motion.rotations import unit
 from ppma.synthetic.render import raster, surroundings
-from ppma.synthetic.render.outfit import colour
+from ppma.synthetic.render.outfit import color
 from ppma.synthetic.render.surroundings import OUTDOORS
 from ppma.synthetic.render.textures import outlook, surface
+from ppma.synthetic.splits import Split, sample_in_split
 
 SIDES_OF_BOX = ((0, 2, 3, 1), (4, 5, 7, 6), (0, 1, 5, 4), (2, 6, 7, 3), (0, 4, 6, 2), (1, 3, 7, 5))
 """Corner n of a box lies at bit 0 (x), bit 1 (y) and bit 2 (z) of n; each side counter-clockwise from outside.
@@ -29,8 +29,8 @@ BOX_CORNERS = np.array(SIDES_OF_BOX).ravel()
 BOX_FACES = np.concatenate([np.array([(0, 1, 2), (0, 2, 3)]) + 4 * n for n in range(6)]).astype(np.int32)
 
 
-Way = Literal["still", "circling", "drifting", "handheld"]
-WAYS: tuple[Way, ...] = get_args(Way)
+CameraMotion = Literal["still", "circling", "drifting", "handheld"]
+CAMERA_MOTIONS: tuple[CameraMotion, ...] = get_args(CameraMotion)
 """How a camera moves of its own accord; one that follows somebody who walks off does so besides."""
 Place = Literal["room", "open"]
 PLACES: tuple[Place, ...] = get_args(Place)
@@ -48,12 +48,12 @@ class Camera:
     """Focal length in picture widths."""
     moving: bool
 
-    def at_distance(self, metres: float, middle_T2: np.ndarray) -> "Camera":
+    def at_distance(self, meters: float, middle_T2: np.ndarray) -> "Camera":
         """The camera moved along its view until it is so far, on average, from people whose middle is middle_T2; it turns as before."""
         ahead_T3 = self.axes_T33[:, 2]
         people_T3 = np.concatenate([middle_T2, np.full((len(middle_T2), 1), 0.85)], 1)
         distance_T = np.einsum("tk,tk->t", people_T3 - self.eye_T3, ahead_T3)
-        step_T1 = (distance_T * (1 - metres / distance_T.mean()))[:, None]
+        step_T1 = (distance_T * (1 - meters / distance_T.mean()))[:, None]
         return replace(self, eye_T3=self.eye_T3 + step_T1 * ahead_T3)
 
 
@@ -74,12 +74,12 @@ class Scene:
     """All that is there without people."""
 
     room_23: np.ndarray
-    """Lower and upper corner, metres; OUTDOORS away where there is no wall."""
+    """Lower and upper corner, meters; OUTDOORS away where there is no wall."""
     floor: np.ndarray
     wall: np.ndarray
     panorama: np.ndarray
     haze_3: np.ndarray
-    tile_metres: float
+    tile_meters: float
     boxes_V3: np.ndarray
     boxes_F3: np.ndarray
     boxes_albedo_V3: np.ndarray
@@ -99,39 +99,39 @@ def _smooth(values_T: np.ndarray, frames: int) -> np.ndarray:
     return np.stack([np.convolve(np.pad(column, frames, mode="edge"), kernel, "valid") for column in values_T.T], -1)
 
 
-def draw_way(rng: np.random.Generator, *, still: bool = False) -> Way:
+def sample_camera_motion(rng: np.random.Generator, *, still: bool = False) -> CameraMotion:
     """How the camera moves: two in five stand; all of them where `still`."""
-    drawn = int(rng.integers(len(WAYS) + 1))
-    return WAYS[0] if still else WAYS[max(drawn - 1, 0)]
+    drawn = int(rng.integers(len(CAMERA_MOTIONS) + 1))
+    return CAMERA_MOTIONS[0] if still else CAMERA_MOTIONS[max(drawn - 1, 0)]
 
 
-def draw_place(rng: np.random.Generator) -> Place:
+def sample_place(rng: np.random.Generator) -> Place:
     """A room or the open."""
     return PLACES[int(rng.random() >= ROOM_SHARE)]
 
 
-def draw_camera(
+def sample_camera(
     feet_T2: np.ndarray, wide: float, tall: float, rng: np.random.Generator, split: Split, *, still: bool = False
 ) -> Camera:
-    """A camera for people whose middle moves along feet_T2 and who are `wide` around it and `tall`, all metres; they face -y, more or less.
+    """A camera for people whose middle moves along feet_T2 and who are `wide` around it and `tall`, all meters; they face -y, more or less.
 
     `still`: no movement but to follow who walks off.
     """
-    way = draw_way(rng, still=still)
+    way = sample_camera_motion(rng, still=still)
     count = len(feet_T2)
     time = np.linspace(-0.5, 0.5, count)
-    azimuth = np.deg2rad(-90 + apart(rng, split, -72, 72, sectors=12))
-    elevation = np.deg2rad(apart(rng, split, 1, 26, sectors=6))
-    focal = apart(rng, split, 1.0, 1.7)
+    azimuth = np.deg2rad(-90 + sample_in_split(rng, split, -72, 72, sectors=12))
+    elevation = np.deg2rad(sample_in_split(rng, split, 1, 26, sectors=6))
+    focal = sample_in_split(rng, split, 1.0, 1.7)
     travel = np.ptp(feet_T2, axis=0).max()
     follows = travel > 1.2 or rng.random() < 0.3
-    centre_T2 = _smooth(feet_T2, count // 5) if follows else np.tile((feet_T2.min(0) + feet_T2.max(0)) / 2, (count, 1))
+    center_T2 = _smooth(feet_T2, count // 5) if follows else np.tile((feet_T2.min(0) + feet_T2.max(0)) / 2, (count, 1))
     middle = 0.85 + rng.uniform(-0.08, 0.12)
-    stray = 2 * np.linalg.norm(feet_T2 - centre_T2, axis=1).max()
+    stray = 2 * np.linalg.norm(feet_T2 - center_T2, axis=1).max()
     distance = focal * max(rng.uniform(2.1, 3.1), wide + stray, 2.4 * (tall - middle), 2.2 * middle)
     azimuth_T = azimuth + (np.deg2rad(rng.uniform(-30, 30)) * time if way == "circling" else 0 * time)
     distance_T = distance * (1 + (rng.uniform(-0.25, 0.25) * time if way == "drifting" else 0 * time))
-    target_T3 = np.concatenate([centre_T2, np.full((count, 1), middle)], 1)
+    target_T3 = np.concatenate([center_T2, np.full((count, 1), middle)], 1)
     around_T3 = np.stack(
         [
             np.cos(elevation) * np.cos(azimuth_T),
@@ -155,9 +155,9 @@ def draw_camera(
     )
 
 
-def draw_light(rng: np.random.Generator, split: Split) -> Light:
-    """A sun or lamp from above, a colour cast, and how hard its shadow is."""
-    azimuth, height = np.deg2rad(apart(rng, split, 0, 360)), np.deg2rad(rng.uniform(35, 80))
+def sample_light(rng: np.random.Generator, split: Split) -> Light:
+    """A sun or lamp from above, a color cast, and how hard its shadow is."""
+    azimuth, height = np.deg2rad(sample_in_split(rng, split, 0, 360)), np.deg2rad(rng.uniform(35, 80))
     direction = np.array(
         [np.cos(height) * np.cos(azimuth), np.cos(height) * np.sin(azimuth), np.sin(height)], np.float32
     )
@@ -179,34 +179,34 @@ def _boxes(keep_out: np.ndarray, eye_2: np.ndarray, room_23: np.ndarray, rng: np
     for _ in range(int(rng.integers(0, 5))):
         half, height = rng.uniform(0.2, 0.7, 2), rng.uniform(0.3, 1.8)
         angle, away = rng.uniform(0, 2 * np.pi), reach + np.hypot(*half) + rng.uniform(0.1, 2.5)
-        centre = middle + away * np.array([np.cos(angle), np.sin(angle)])
+        center = middle + away * np.array([np.cos(angle), np.sin(angle)])
         turn, margin = rng.uniform(0, np.pi), np.hypot(*half)
-        beside = (centre - middle) @ ahead > -0.35 * away
-        if not beside or (centre - margin < room_23[0, :2]).any() or (centre + margin > room_23[1, :2]).any():
+        beside = (center - middle) @ ahead > -0.35 * away
+        if not beside or (center - margin < room_23[0, :2]).any() or (center + margin > room_23[1, :2]).any():
             continue
         axes = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
         signs = np.array([[n & 1, n >> 1 & 1] for n in range(8)]) * 2 - 1
-        flat = centre + (signs * half) @ axes
+        flat = center + (signs * half) @ axes
         corners.append(np.concatenate([flat, np.repeat([[0.0], [height]], 4, axis=0)], 1)[BOX_CORNERS])
     return np.concatenate(corners).astype(np.float32) if corners else np.zeros((0, 3), np.float32)
 
 
-def draw_scene(feet_N2: np.ndarray, camera: Camera, rng: np.random.Generator, split: Split) -> Scene:
+def sample_scene(feet_N2: np.ndarray, camera: Camera, rng: np.random.Generator, split: Split) -> Scene:
     """A room or the open around people who stand within the points feet_N2, with the camera inside."""
-    place = draw_place(rng)
+    place = sample_place(rng)
     inside = np.concatenate([feet_N2, camera.eye_T3[:, :2]])
     room_23 = np.array([[-OUTDOORS, -OUTDOORS, 0], [OUTDOORS, OUTDOORS, OUTDOORS]])
     walls = np.stack([inside.min(0) - rng.uniform(1.0, 3.5, 2), inside.max(0) + rng.uniform(1.0, 3.5, 2)])
     height = max(rng.uniform(2.5, 4.5), camera.eye_T3[:, 2].max() + 0.3)
     if place == "room":
         room_23 = np.concatenate([walls, [[0.0], [height]]], 1)
-    light = draw_light(rng, split)
+    light = sample_light(rng, split)
     nothing = np.zeros((1, surroundings.TEXTURE_SIDE, surroundings.TEXTURE_SIDE, 3), np.float32)
     if place == "room":
         wall, panorama, haze_3 = (
             surface(rng, split, (0.5, 0.95)),
             nothing[0, :1, :1],
-            colour(rng, split, (0.7, 0.95)) * 0.5 + 110,
+            color(rng, split, (0.7, 0.95)) * 0.5 + 110,
         )  # the ceiling
     else:
         wall, (panorama, haze_3) = nothing, outlook(rng, split)
@@ -218,11 +218,11 @@ def draw_scene(feet_N2: np.ndarray, camera: Camera, rng: np.random.Generator, sp
         wall=wall,
         panorama=panorama,
         haze_3=haze_3.astype(np.float32),
-        tile_metres=float(rng.uniform(1.2, 3.0)),
+        tile_meters=float(rng.uniform(1.2, 3.0)),
         boxes_V3=boxes_V3,
         boxes_F3=np.concatenate([np.zeros((0, 3), np.int32), *(BOX_FACES + 24 * n for n in range(count))]),
         boxes_albedo_V3=np.repeat(
-            np.array([colour(rng, split) for _ in range(count)], np.float32).reshape(-1, 3), 24, axis=0
+            np.array([color(rng, split) for _ in range(count)], np.float32).reshape(-1, 3), 24, axis=0
         ),
         light=light,
     )
@@ -232,7 +232,7 @@ def draw_scene(feet_N2: np.ndarray, camera: Camera, rng: np.random.Generator, sp
 class Canvas:
     """What a frame is drawn on."""
 
-    colour_SS3: np.ndarray
+    color_SS3: np.ndarray
     depth_SS: np.ndarray
     layer_SS: np.ndarray
     shadow_PP: np.ndarray
@@ -242,7 +242,7 @@ class Canvas:
         """A canvas for pictures of `size` pixels a side."""
         side = size * raster.SUPERSAMPLE
         return cls(
-            colour_SS3=np.zeros((side, side, 3), np.float32),
+            color_SS3=np.zeros((side, side, 3), np.float32),
             depth_SS=np.full((side, side), raster.FAR, np.float32),
             layer_SS=np.zeros((side, side), np.uint8),
             shadow_PP=np.zeros((size, size), np.float32),
@@ -251,7 +251,7 @@ class Canvas:
     def copy(self) -> "Canvas":
         """A canvas to go on drawing on, this one left as it is."""
         return Canvas(
-            colour_SS3=self.colour_SS3.copy(),
+            color_SS3=self.color_SS3.copy(),
             depth_SS=self.depth_SS.copy(),
             layer_SS=self.layer_SS.copy(),
             shadow_PP=self.shadow_PP.copy(),
@@ -262,11 +262,11 @@ class Canvas:
         size = len(self.shadow_PP)
         soft_PP = cv2.GaussianBlur(self.shadow_PP, (0, 0), max(0.5, size / 110))
         picture_PP3, mask_PP = np.empty((size, size, 3), np.uint8), np.empty((size, size), bool)
-        raster.settle(self.colour_SS3, self.layer_SS, soft_PP, darkness, picture_PP3, mask_PP)
+        raster.settle(self.color_SS3, self.layer_SS, soft_PP, darkness, picture_PP3, mask_PP)
         return picture_PP3, mask_PP
 
 
-class Stage:
+class SceneRenderer:
     """The scene without people through one camera, on a canvas."""
 
     def __init__(self, scene: Scene, camera: Camera, size: int, pictures_TPP3: np.ndarray | None = None) -> None:
@@ -288,17 +288,17 @@ class Stage:
             scene.floor,
             scene.wall,
             scene.panorama,
-            np.float32(scene.tile_metres),
+            np.float32(scene.tile_meters),
             self._wall_light_5(),
             scene.haze_3,
-            canvas.colour_SS3,
+            canvas.color_SS3,
             canvas.layer_SS,
         )
         canvas.depth_SS[:] = raster.FAR
         canvas.shadow_PP[:] = 0
         if self.pictures_TPP3 is not None:
             picture_PP3 = self.pictures_TPP3[t % len(self.pictures_TPP3)]
-            canvas.colour_SS3[:] = picture_PP3.repeat(raster.SUPERSAMPLE, 0).repeat(raster.SUPERSAMPLE, 1)
+            canvas.color_SS3[:] = picture_PP3.repeat(raster.SUPERSAMPLE, 0).repeat(raster.SUPERSAMPLE, 1)
         elif len(scene.boxes_V3):
             self.add(t, scene.boxes_V3, scene.boxes_F3, scene.boxes_albedo_V3, raster.THING, canvas)
         self._drawn_once = True
@@ -315,7 +315,7 @@ class Stage:
         raster.light_up(vertices_V3, faces_F3, light.direction_3, light.ambient_3, light.direct_3, lit_V3)
         side = len(canvas.depth_SS)
         raster.project(vertices_V3, eye_3, axes_33, self._focal(side), np.float32(side / 2), screen_V3)
-        raster.paint(screen_V3, faces_F3, albedo_V3, lit_V3, layer, canvas.colour_SS3, canvas.depth_SS, canvas.layer_SS)
+        raster.paint(screen_V3, faces_F3, albedo_V3, lit_V3, layer, canvas.color_SS3, canvas.depth_SS, canvas.layer_SS)
 
     def _focal(self, side: int) -> np.float32:
         return np.float32(self.camera.focal * side)

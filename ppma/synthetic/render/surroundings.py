@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def"
 """What stands behind everything: the camera's rays against floor and walls of a room, or against the ground and a panorama outdoors.
 
-    eye, axes, room, textures  ->  cast()  ->  colour of every sample, and which samples are floor
+    eye, axes, room, textures  ->  cast()  ->  color of every sample, and which samples are floor
 
-Compiled by numba like raster.py. Legend: S samples along a side; colours are RGB, 0 to 255, float32; metres, z up.
+Compiled by numba like raster.py. Legend: S samples along a side; colors are RGB, 0 to 255, float32; meters, z up.
 """
 
 import numba
@@ -14,9 +14,9 @@ from ppma.synthetic.render.raster import BEYOND, FAR, FLOOR
 TEXTURE_SIDE = 256
 """Texels along a side of a texture's finest level."""
 OUTDOORS = 1e4
-"""Where the walls of the open are, metres."""
-FOG_METRES = 60.0
-CORNER_METRES = 0.35
+"""Where the walls of the open are, meters."""
+FOG_METERS = 60.0
+CORNER_METERS = 0.35
 """How far into a room its corners darken."""
 
 
@@ -32,7 +32,7 @@ def _reach(low, high, eye, direction):
 
 @numba.njit(cache=True)
 def _fill(pyramid, u, v, footprint, light):
-    """A texture's colour at (u, v) in tiles, from the level whose texels are about `footprint` tiles wide, times light."""
+    """A texture's color at (u, v) in tiles, from the level whose texels are about `footprint` tiles wide, times light."""
     level = 0
     width = footprint * TEXTURE_SIDE
     while width > 1.5 and level < pyramid.shape[0] - 1:
@@ -52,9 +52,9 @@ def _fill(pyramid, u, v, footprint, light):
 def _dim(low_a, high_a, a, low_b, high_b, b):
     """Light that reaches a point (a, b) of a room's surface that spans low to high: less near its edges."""
     nearest = min(min(a - low_a, high_a - a), min(b - low_b, high_b - b))
-    if nearest > np.float32(5 * CORNER_METRES):
+    if nearest > np.float32(5 * CORNER_METERS):
         return np.float32(1.0)
-    return np.float32(1.0) - np.float32(0.35) * np.exp(-nearest / np.float32(CORNER_METRES))
+    return np.float32(1.0) - np.float32(0.35) * np.exp(-nearest / np.float32(CORNER_METERS))
 
 
 @numba.njit(cache=True)
@@ -68,16 +68,16 @@ def _look_out(panorama, dx, dy, dz):
 
 
 @numba.njit(cache=True)
-def _fade(colour, haze_3, distance):
+def _fade(color, haze_3, distance):
     """Haze over far ground."""
-    clear = np.exp(-distance / np.float32(FOG_METRES))
+    clear = np.exp(-distance / np.float32(FOG_METERS))
     fog = np.float32(1.0) - clear
-    return clear * colour[0] + fog * haze_3[0], clear * colour[1] + fog * haze_3[1], clear * colour[2] + fog * haze_3[2]
+    return clear * color[0] + fog * haze_3[0], clear * color[1] + fog * haze_3[1], clear * color[2] + fog * haze_3[2]
 
 
 @numba.njit(cache=True, inline="always")  # handing over a dozen arrays at every sample would take half the time
 def _ray(eye_3, dx, dy, dz, focal, room_23, floor, wall, panorama, tile, light_5, haze_3):
-    """Layer and colour of one sample."""
+    """Layer and color of one sample."""
     x0, y0, z0 = room_23[0, 0], room_23[0, 1], room_23[0, 2]
     x1, y1, z1 = room_23[1, 0], room_23[1, 1], room_23[1, 2]
     tx, ty, tz = _reach(x0, x1, eye_3[0], dx), _reach(y0, y1, eye_3[1], dy), _reach(z0, z1, eye_3[2], dz)
@@ -101,9 +101,9 @@ def _ray(eye_3, dx, dy, dz, focal, room_23, floor, wall, panorama, tile, light_5
 
 
 @numba.njit(cache=True)
-def cast(eye_3, axes_33, focal, room_23, floor, wall, panorama, tile, light_5, haze_3, colour_SS3, layer_SS):
-    """Fill the picture. `room_23`: lower and upper corner, OUTDOORS for the open; `tile`: metres a texture covers;
-    `light_5`: on the walls at +x, -x, +y, -y and on the floor; `haze_3`: colour of far ground, or of a room's ceiling."""
+def cast(eye_3, axes_33, focal, room_23, floor, wall, panorama, tile, light_5, haze_3, color_SS3, layer_SS):
+    """Fill the picture. `room_23`: lower and upper corner, OUTDOORS for the open; `tile`: meters a texture covers;
+    `light_5`: on the walls at +x, -x, +y, -y and on the floor; `haze_3`: color of far ground, or of a room's ceiling."""
     side = layer_SS.shape[0]
     for row in range(side):
         for column in range(side):
@@ -111,8 +111,8 @@ def cast(eye_3, axes_33, focal, room_23, floor, wall, panorama, tile, light_5, h
             dx = axes_33[0, 0] * sx + axes_33[1, 0] * sy + axes_33[2, 0]
             dy = axes_33[0, 1] * sx + axes_33[1, 1] * sy + axes_33[2, 1]
             dz = axes_33[0, 2] * sx + axes_33[1, 2] * sy + axes_33[2, 2]
-            layer_SS[row, column], colour = _ray(
+            layer_SS[row, column], color = _ray(
                 eye_3, dx, dy, dz, focal, room_23, floor, wall, panorama, tile, light_5, haze_3
             )
             for k in range(3):
-                colour_SS3[row, column, k] = colour[k]
+                color_SS3[row, column, k] = color[k]

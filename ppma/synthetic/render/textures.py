@@ -1,6 +1,6 @@
 """Surfaces from a few random numbers: floors, walls, and what is seen beyond them outdoors.
 
-A pattern is a number in [0, 1] per texel that blends two colours; a texture is its pyramid of ever
+A pattern is a number in [0, 1] per texel that blends two colors; a texture is its pyramid of ever
 coarser levels, so that far surfaces do not sparkle.
 """
 
@@ -9,9 +9,9 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from ppma.synthetic.draws import Split
-from ppma.synthetic.render.outfit import colour
+from ppma.synthetic.render.outfit import color
 from ppma.synthetic.render.surroundings import TEXTURE_SIDE
+from ppma.synthetic.splits import Split
 
 LEVELS = 5
 MUTED = 0.5
@@ -118,11 +118,9 @@ def surface(rng: np.random.Generator, split: Split, bright: tuple[float, float])
     """A random texture pyramid."""
     patterns = PATTERNS[split]
     share = np.clip(patterns[rng.integers(len(patterns))](rng), 0, 1).astype(np.float32)[..., None]
-    base = colour(rng, split, bright, MUTED)
+    base = color(rng, split, bright, MUTED)
     other = (
-        base * (0.5 + 0.4 * rng.random(3, dtype=np.float32))
-        if rng.random() < 0.7
-        else colour(rng, split, bright, MUTED)
+        base * (0.5 + 0.4 * rng.random(3, dtype=np.float32)) if rng.random() < 0.7 else color(rng, split, bright, MUTED)
     )
     return _pyramid(base * share + other * (1 - share))
 
@@ -130,7 +128,7 @@ def surface(rng: np.random.Generator, split: Split, bright: tuple[float, float])
 def outlook(
     rng: np.random.Generator, split: Split, rows: int = 128, columns: int = 512
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The view outdoors, (rows, columns, 3), from the horizon at the bottom row to 45 degrees up, and the colour of its haze."""
+    """The view outdoors, (rows, columns, 3), from the horizon at the bottom row to 45 degrees up, and the color of its haze."""
     up = np.linspace(1, 0, rows, dtype=np.float32)[:, None, None]
     sky = (np.array([110, 160, 220]) * rng.uniform(0.6, 1.1) + rng.uniform(-20, 20, 3)).astype(np.float32)
     haze = 0.5 * sky + np.float32(0.5 * rng.uniform(170, 235))
@@ -146,7 +144,7 @@ def outlook(
             else _hills(rng, columns) * heights.max()
         )
         below = up[:, :, 0] < skyline[None, :]
-        paint = colour(rng, split, (0.2, 0.6)) * (0.7 + 0.3 * noise(rng, 32, (rows, columns)))[..., None]
+        paint = color(rng, split, (0.2, 0.6)) * (0.7 + 0.3 * noise(rng, 32, (rows, columns)))[..., None]
         view = np.where(below[..., None], paint * 0.75 + haze * 0.25, view)
     return np.clip(view, 0, 255).astype(np.float32), haze
 

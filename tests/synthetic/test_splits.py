@@ -2,14 +2,15 @@
 
 import numpy as np
 
-from ppma.synthetic.draws import apart
 from ppma.synthetic.render.outfit import PATTERNS as SHIRTS
 from ppma.synthetic.render.textures import PATTERNS
+from ppma.synthetic.splits import sample_in_split
 
 
 def test_splits_share_no_value_but_the_span():
     train, test = (
-        [apart(np.random.default_rng(n), split, -2, 6, sectors=8) for n in range(400)] for split in ("train", "test")
+        [sample_in_split(np.random.default_rng(n), split, -2, 6, sectors=8) for n in range(400)]
+        for split in ("train", "test")
     )
     sector = [set(np.floor(values).astype(int).tolist()) for values in (train, test)]
     assert sector == [{-2, 0, 2, 4}, {-1, 1, 3, 5}]

@@ -11,7 +11,7 @@ Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
-def apart(rng: np.random.Generator, split: Split, low: float, high: float, *, sectors: int = 8) -> float:
+def sample_in_split(rng: np.random.Generator, split: Split, low: float, high: float, *, sectors: int = 8) -> float:
     """A number in [low, high) from the split's own sectors (`sectors` is even)."""
     sector = 2 * rng.integers(sectors // 2) + (split == "test")
     return float(low + (high - low) * (sector + rng.random()) / sectors)
