@@ -38,10 +38,10 @@ from ppma.config.loader import LoaderConfig
 from ppma.loaders.batch import ClipBatch
 from ppma.loaders.decode.augment import make_views
 from ppma.loaders.decode.dali import DaliViews
-from ppma.loaders.decode.decoders import DALI_CPU_CODECS, DALI_GPU_CODECS
+from ppma.loaders.decode.dali_input import DALI_CPU_CODECS, DALI_GPU_CODECS
 from ppma.loaders.decode.fetch import encoded_window, read_window
-from ppma.loaders.draws import ClipInput
 from ppma.loaders.sampler import TrainingSampler
+from ppma.loaders.samples import DaliInput
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream
 
@@ -214,7 +214,7 @@ def check_form(day: Day, name: str, path: Path, frames: int) -> Iterator[Figure]
     with ClipStream(sampler, [manifest], config, device=device_of(day), on_bad="fail") as stream:
         batch = next(iter(stream))
     wrong, apart = 0, 0.0
-    for made_THWC, draw in zip(batch.frames_BTHWC.cpu().numpy(), sampler.draws(0, 0), strict=True):
+    for made_THWC, draw in zip(batch.frames_BTHWC.cpu().numpy(), sampler.samples(0, 0), strict=True):
         window = read_window(path, draw.start_seconds, draw.end_seconds, config.frames)
         right_THWC = make_views(window, draw.views, config)[0]
         wrong += sum(read_number(m) != read_number(r) for m, r in zip(made_THWC, right_THWC, strict=True))
@@ -324,10 +324,10 @@ def nvjpeg(day: Day) -> Iterator[Part]:
         yield Part(what=what, measure=partial(decode_rate, day, packed, threads, what))
 
 
-def windows(manifest: Manifest, count: int, config: LoaderConfig, device: str) -> tuple[list[ClipInput], list[Any]]:
+def windows(manifest: Manifest, count: int, config: LoaderConfig, device: str) -> tuple[list[DaliInput], list[Any]]:
     """Return encoded windows and their draws."""
     sampler = TrainingSampler([manifest], config, seed=0, batch_clips=count, epoch_clips=count)
-    draws = sampler.draws(0, 0)
+    draws = sampler.samples(0, 0)
     codecs = DALI_GPU_CODECS if device == "cuda" else DALI_CPU_CODECS
     inputs = [
         encoded_window(manifest.file(d.clip), d.start_seconds, d.end_seconds, config.frames, codecs) for d in draws
@@ -335,7 +335,7 @@ def windows(manifest: Manifest, count: int, config: LoaderConfig, device: str) -
     return inputs, draws
 
 
-def pictures_in(clip: ClipInput) -> int:
+def pictures_in(clip: DaliInput) -> int:
     """Return how many pictures are decoded: all packets of a window, or the images."""
     if clip.kind != "video":
         return len(clip.payloads)

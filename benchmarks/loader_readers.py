@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode.fetch import choose_frames
-from ppma.loaders.draws import SampleDraw, scaled_size
 from ppma.loaders.sampler import TrainingSampler
+from ppma.loaders.samples import Sample, scaled_size
 from ppma.loaders.sources.formats import list_frames
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import is_packed, read_packed
@@ -38,12 +38,12 @@ ReadFrames = Callable[[Path, list[int]], list[np.ndarray]]
 """A file and frame numbers -> RGB frames."""
 
 
-def _wanted(manifest: Manifest, draw: SampleDraw, frames: int) -> list[int]:
+def _wanted(manifest: Manifest, draw: Sample, frames: int) -> list[int]:
     times = np.arange(manifest.frames[draw.clip]) / manifest.fps[draw.clip]
     return choose_frames(times, draw.start_seconds, draw.end_seconds, frames)
 
 
-def _views(frames: list[np.ndarray], draw: SampleDraw, config: LoaderConfig) -> torch.Tensor:
+def _views(frames: list[np.ndarray], draw: Sample, config: LoaderConfig) -> torch.Tensor:
     """The plain way that a peer's user writes it: scale where needed, crop, resize."""
     out = np.empty((len(draw.views), len(frames), config.size, config.size, 3), np.uint8)
     height, width = scaled_size(*frames[0].shape[:2], config.short_side)
@@ -91,7 +91,7 @@ def _opencv(path: Path, wanted: list[int]) -> list[np.ndarray]:
     return _opencv_video(path, wanted)
 
 
-def _published_window(path: Path, draw: SampleDraw, wanted: list[int]) -> torch.Tensor:
+def _published_window(path: Path, draw: Sample, wanted: list[int]) -> torch.Tensor:
     """float32 (C, T, H, W) of every frame of the window, as pytorchvideo's EncodedVideo and FrameVideo give it."""
     if path.is_dir():
         files = list_frames(path)
@@ -112,7 +112,7 @@ def _published_window(path: Path, draw: SampleDraw, wanted: list[int]) -> torch.
     return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2).float()
 
 
-def _published(manifest: Manifest, draw: SampleDraw, config: LoaderConfig) -> torch.Tensor:
+def _published(manifest: Manifest, draw: Sample, config: LoaderConfig) -> torch.Tensor:
     window_CTHW = _published_window(manifest.file(draw.clip), draw, _wanted(manifest, draw, config.frames))
     keep = torch.linspace(0, window_CTHW.shape[1] - 1, config.frames).long()
     frames_CTHW = window_CTHW[:, keep] / 255.0
@@ -126,12 +126,12 @@ def _published(manifest: Manifest, draw: SampleDraw, config: LoaderConfig) -> to
     return (torch.stack(views).permute(0, 2, 3, 4, 1) * 255).round().to(torch.uint8)
 
 
-def _by_frames(read: ReadFrames, manifest: Manifest, draw: SampleDraw, config: LoaderConfig) -> torch.Tensor:
+def _by_frames(read: ReadFrames, manifest: Manifest, draw: Sample, config: LoaderConfig) -> torch.Tensor:
     wanted = _wanted(manifest, draw, config.frames)
     return _views(read(manifest.file(draw.clip), wanted), draw, config)
 
 
-PEERS: dict[str, Callable[[Manifest, SampleDraw, LoaderConfig], torch.Tensor]] = {
+PEERS: dict[str, Callable[[Manifest, Sample, LoaderConfig], torch.Tensor]] = {
     "published": _published,
     "torchcodec": partial(_by_frames, _torchcodec),
     "decord2": partial(_by_frames, _decord),
@@ -168,7 +168,7 @@ class _Endless(IterableDataset):
         sampler = sampler_of(self.manifest, self.config)
         for number in count(first, step):
             epoch, at = divmod(number, sampler.steps_per_epoch)
-            draws = sampler.draws(epoch, at)
+            draws = sampler.samples(epoch, at)
             yield torch.cat([PEERS[self.reader](self.manifest, draw, self.config) for draw in draws])
 
 
@@ -179,11 +179,11 @@ class Cycle:
         self._sampler = sampler
         self.steps_per_epoch, self.views = sampler.steps_per_epoch, sampler.views
 
-    def draws(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> list[SampleDraw]:
+    def samples(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> list[Sample]:
         """Those of the first epoch."""
-        return self._sampler.draws(0, step, rank, world_size)
+        return self._sampler.samples(0, step, rank, world_size)
 
-    def replacement(self, draw: SampleDraw, attempt: int) -> None:
+    def replacement(self, draw: Sample, attempt: int) -> None:
         """Nothing is replaced: the clips are good."""
 
 
@@ -209,7 +209,7 @@ def _ffcv(manifest: Manifest, config: LoaderConfig) -> Iterator[torch.Tensor]:
     shard = shard.with_name(shard.name.partition("#")[0])
     pixels = int((manifest.widths * manifest.heights).max())
     views = FfcvViews(shard, config, batch_clips=BATCH_CLIPS, views=config.views, pixels=pixels)
-    draws = [draw for step in range(sampler.steps_per_epoch) for draw in sampler.draws(0, step)] * 16
+    draws = [draw for step in range(sampler.steps_per_epoch) for draw in sampler.samples(0, step)] * 16
     while True:
         for views_BVTHWC, bad_B in views.run([manifest.file(draw.clip) for draw in draws], draws):
             assert not bad_B.any()

@@ -1,9 +1,9 @@
 """Which clips, which windows, which views: the whole run as a pure function.
 
-    (seed, epoch, index) and the manifests  ->  SampleDraw
+    (seed, epoch, index) and the manifests  ->  Sample
 
                  position in the run            one source's own counter        window and views
-    (epoch, i) ----------------------> source s ----------------------> clip c ------------------> SampleDraw
+    (epoch, i) ----------------------> source s ----------------------> clip c ------------------> Sample
                  fixed shares a block           keyed permutation a pass        Philox by address
 
 Nothing here has state that a resume would have to restore. World size and worker count enter only when a rank picks its share of a
@@ -19,7 +19,7 @@ import numpy as np
 from ppma.common.philox import Purpose, generator
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
-from ppma.loaders.draws import SampleDraw, draw_view, evaluation_crops, scaled_size
+from ppma.loaders.samples import Sample, evaluation_crops, scaled_size, view_params
 
 BLOCK = 4096
 """Groups over which the sources' shares hold exactly; a source's share is rounded to 1 / BLOCK."""
@@ -59,9 +59,9 @@ class Batches(Protocol):
     steps_per_epoch: int
     views: int
 
-    def draws(self, epoch: int, step: int, rank: int, world_size: int) -> list[SampleDraw]: ...
+    def samples(self, epoch: int, step: int, rank: int, world_size: int) -> list[Sample]: ...
 
-    def replacement(self, draw: SampleDraw, attempt: int) -> SampleDraw | None:
+    def replacement(self, draw: Sample, attempt: int) -> Sample | None:
         """The sample that takes the place of one that cannot be decoded; None where nothing may be replaced."""
 
 
@@ -176,33 +176,33 @@ class TrainingSampler:
         pass_number, place = divmod(groups_before * self._group + offset, len(self.sources[source]))
         return source, permuted(place, len(self.sources[source]), self._pass_key(source, pass_number))
 
-    def sample(self, epoch: int, index: int) -> SampleDraw:
+    def sample(self, epoch: int, index: int) -> Sample:
         """The sample at one place of one epoch; a pure function of the seed, the place and the manifests."""
         return self._draw(epoch, index, *self._clip(epoch, index))
 
-    def _draw(self, epoch: int, index: int, source: int, clip: int) -> SampleDraw:
+    def _draw(self, epoch: int, index: int, source: int, clip: int) -> Sample:
         table, config = self.sources[source], self.config
         place = generator(self.seed, Purpose.WINDOW, epoch=epoch, sample=index).random()
         start, end = _place_window(table, clip, config.window_seconds, place)
         size = _size(table, clip)
-        return SampleDraw(
+        return Sample(
             epoch=epoch,
             index=index,
             source=source,
             clip=clip,
             start_seconds=start,
             end_seconds=end,
-            views=tuple(draw_view(self.seed, epoch, index, v, *size, config) for v in range(config.views)),
+            views=tuple(view_params(self.seed, epoch, index, v, *size, config) for v in range(config.views)),
         )
 
-    def draws(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> list[SampleDraw]:
+    def samples(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> list[Sample]:
         """The samples of one rank at one step: a contiguous part of the global batch."""
         assert self.batch_clips % world_size == 0
         local = self.batch_clips // world_size
         first = step * self.batch_clips + rank * local
         return [self.sample(epoch, index) for index in range(first, first + local)]
 
-    def replacement(self, draw: SampleDraw, attempt: int) -> SampleDraw:
+    def replacement(self, draw: Sample, attempt: int) -> Sample:
         """Another clip of the same source, drawn from the stream kept for that; attempt counts from 0."""
         rng = generator(self.seed, Purpose.REPLACE, epoch=draw.epoch, sample=draw.index, view=attempt)
         clip = int(rng.integers(len(self.sources[draw.source])))
@@ -237,7 +237,7 @@ class EvaluationSampler:
         self.views = crops
         self.steps_per_epoch = -(-len(source) // batch_clips)
 
-    def sample(self, clip: int, window: int) -> SampleDraw:
+    def sample(self, clip: int, window: int) -> Sample:
         """One window of one clip with its crops."""
         size, config = _size(self.source, clip), self.config
         boxes = list(evaluation_crops(*scaled_size(*size, config.short_side), config.size))
@@ -245,14 +245,14 @@ class EvaluationSampler:
         place = 0.5 if self.windows == 1 else window / (self.windows - 1)
         start, end = _place_window(self.source, clip, config.window_seconds, place)
         index = clip * self.windows + window
-        views = tuple(draw_view(self.seed, 0, index, view, *size, config, crop=box) for view, box in enumerate(boxes))
-        return SampleDraw(epoch=0, index=index, source=0, clip=clip, start_seconds=start, end_seconds=end, views=views)
+        views = tuple(view_params(self.seed, 0, index, view, *size, config, crop=box) for view, box in enumerate(boxes))
+        return Sample(epoch=0, index=index, source=0, clip=clip, start_seconds=start, end_seconds=end, views=views)
 
-    def draws(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> list[SampleDraw]:
+    def samples(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> list[Sample]:
         """The samples of one rank: all windows of its clips, windows of a clip adjacent."""
         clips = range(step * self.batch_clips + rank, min((step + 1) * self.batch_clips, len(self.source)), world_size)
         return [self.sample(clip, window) for clip in clips for window in range(self.windows)]
 
-    def replacement(self, draw: SampleDraw, attempt: int) -> None:
+    def replacement(self, draw: Sample, attempt: int) -> None:
         """Nothing is replaced in an evaluation."""
         return

@@ -28,12 +28,12 @@ import torch
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig, Reader
 from ppma.loaders.batch import ClipBatch, LoaderCounters
-from ppma.loaders.decode.decoders import DALI_CPU_CODECS, DALI_GPU_CODECS, Codecs
-from ppma.loaders.decode.handover import Ahead, Mark, transfer_to
+from ppma.loaders.decode.dali_input import DALI_CPU_CODECS, DALI_GPU_CODECS, Codecs
 from ppma.loaders.decode.pool import WorkerPool
 from ppma.loaders.decode.workers import Product, Reply, Task
-from ppma.loaders.draws import SampleDraw
+from ppma.loaders.prefetch import Mark, Prefetcher, transfer_to
 from ppma.loaders.sampler import Batches
+from ppma.loaders.samples import Sample
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import is_packed
 
@@ -88,7 +88,7 @@ class _Pending:
 
     epoch: int
     step: int
-    draws: list[SampleDraw]
+    draws: list[Sample]
     replies: list[Reply | None]
     attempts: list[int] = field(default_factory=list)
     slot: int = 0
@@ -140,7 +140,7 @@ class ClipStream:
         log.info("%d loader workers", config.workers)
         self._next = start
         self._view_bytes = config.frames * config.size**2 * 3
-        self._most_samples = max((len(batches.draws(0, 0, r, world_size)) for r in range(world_size)), default=1)
+        self._most_samples = max((len(batches.samples(0, 0, r, world_size)) for r in range(world_size)), default=1)
         region = self._most_samples * batches.views * self._view_bytes if self.implementation != "dali" else 0
         self._pool = WorkerPool(config, region * config.prefetch_batches)
         self._region_bytes = region
@@ -153,7 +153,7 @@ class ClipStream:
         self._transfer = transfer_to(self.device)
         self._locked = False
         self._copied: dict[int, Mark | None] = {}
-        self._ahead: Ahead[tuple[ClipBatch, Mark | None]] | None = None
+        self._ahead: Prefetcher[tuple[ClipBatch, Mark | None]] | None = None
         self._dali = self._make_dali() if self.implementation == "dali" else None
         self._ffcv = self._make_ffcv() if self.implementation == "ffcv" else None
 
@@ -180,14 +180,14 @@ class ClipStream:
         views = FfcvViews(
             first.with_name(first.name.rpartition("#")[0]),
             self.config,
-            batch_clips=len(batches.draws(0, 0, self.rank, self.world_size)) or 1,
+            batch_clips=len(batches.samples(0, 0, self.rank, self.world_size)) or 1,
             views=batches.views,
             pixels=max(int((source.widths * source.heights).max()) for source in self.sources),
         )
         places = (
             (e, s) for e in range(epoch, self.epochs) for s in range(step if e == epoch else 0, batches.steps_per_epoch)
         )
-        draws = (batches.draws(e, s, self.rank, self.world_size) for e, s in places)
+        draws = (batches.samples(e, s, self.rank, self.world_size) for e, s in places)
         return views.follow(
             [(self.sources[draw.source].file(draw.clip), draw) for draw in made] for made in draws if made
         )
@@ -222,7 +222,7 @@ class ClipStream:
             InputError: Files cannot be decoded, as `on_bad` and `max_bad_fraction` say.
         """
         if self._ahead is None:
-            self._ahead = Ahead(self._produce(), prepare=self._prepare_thread)
+            self._ahead = Prefetcher(self._produce(), prepare=self._prepare_thread)
             atexit.register(self.close)  # the thread of a stream that was never closed must not outlive the interpreter
         began = time.perf_counter()
         item = self._ahead.take(timeout)
@@ -272,7 +272,7 @@ class ClipStream:
                 pending.replies[place] = None
                 self._submit(pending, place)
 
-    def _path(self, draw: SampleDraw) -> str:
+    def _path(self, draw: Sample) -> str:
         return str(self.sources[draw.source].file(draw.clip))
 
     def _refuse(self, path: str) -> None:
@@ -302,7 +302,7 @@ class ClipStream:
             if epoch >= self.epochs:
                 return
             self._next = (epoch, step + 1)
-            draws = self.batches.draws(epoch, step, self.rank, self.world_size)
+            draws = self.batches.samples(epoch, step, self.rank, self.world_size)
             slot = self._batch_number % self.config.prefetch_batches
             if (copied := self._copied.pop(slot, None)) is not None:
                 copied.synchronize()  # the device has read what the workers write over now
@@ -326,7 +326,7 @@ class ClipStream:
         self._tickets[task.ticket] = (pending, place)
         self._pool.submit(task)
 
-    def _task(self, draw: SampleDraw, product: Product, codecs: Codecs | None = None, offset: int = 0) -> Task:
+    def _task(self, draw: Sample, product: Product, codecs: Codecs | None = None, offset: int = 0) -> Task:
         self._issued += 1
         return Task(
             ticket=self._issued, path=self._path(draw), draw=draw, product=product, codecs=codecs or {}, offset=offset
@@ -336,7 +336,7 @@ class ClipStream:
         """Have the files of a later batch fetched by the kernel."""
         if not self.config.read_ahead_batches or epoch >= self.epochs:
             return
-        for draw in self.batches.draws(epoch, step, self.rank, self.world_size):
+        for draw in self.batches.samples(epoch, step, self.rank, self.world_size):
             self._pool.submit(self._task(draw, "read_ahead"))
 
     def _take(self, reply: Reply) -> None:
@@ -369,7 +369,7 @@ class ClipStream:
         pending.draws[place] = other
         self._submit(pending, place)
 
-    def _note_bad(self, draw: SampleDraw, reason: str) -> None:
+    def _note_bad(self, draw: Sample, reason: str) -> None:
         """Name a bad file once; stop when there are too many."""
         path = self._path(draw)
         if self.on_bad == "fail":

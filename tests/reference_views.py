@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppma.config.loader import LoaderConfig
-from ppma.loaders.draws import ViewDraw
+from ppma.loaders.samples import ViewParams
 from ppma.models.torchvision_shim import ensure_torchvision
 
 ensure_torchvision()
@@ -93,7 +93,7 @@ def operation(frames_THWC: np.ndarray, name: str, argument: float) -> np.ndarray
     return np.ascontiguousarray(out.permute(0, 2, 3, 1).numpy())
 
 
-def view(frames_THWC: np.ndarray, draw: ViewDraw, config: LoaderConfig) -> np.ndarray:
+def view(frames_THWC: np.ndarray, draw: ViewParams, config: LoaderConfig) -> np.ndarray:
     frames_TCHW = torch.from_numpy(frames_THWC).permute(0, 3, 1, 2)
     frames_TCHW = resize(frames_TCHW, *short_side_size(*frames_THWC.shape[1:3], config.short_side))
     top, left, h, w = draw.crop

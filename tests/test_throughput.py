@@ -52,7 +52,7 @@ def medians(sides, draws, config):
 
 def draws_of(manifest, config, count):
     sampler = readers.sampler_of(manifest, config)
-    return [draw for step in range(-(-count // readers.BATCH_CLIPS)) for draw in sampler.draws(0, step)][:count]
+    return [draw for step in range(-(-count // readers.BATCH_CLIPS)) for draw in sampler.samples(0, step)][:count]
 
 
 def test_a_packed_clip_costs_a_fraction_of_the_published_way(manifests):

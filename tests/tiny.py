@@ -87,7 +87,7 @@ class MadeStream:
             self.start[0] * sampler.steps_per_epoch + self.start[1], sampler.steps_per_epoch * config.optim.epochs
         ):
             epoch, step = divmod(position, sampler.steps_per_epoch)
-            draws = sampler.draws(epoch, step, self.ranks.rank, self.ranks.world_size)
+            draws = sampler.samples(epoch, step, self.ranks.rank, self.ranks.world_size)
             rows = [(draw, view) for draw in draws for view in range(sampler.views)]
             yield ClipBatch(
                 frames_BTHWC=torch.from_numpy(np.stack([pixels(d.source, d.clip, v) for d, v in rows])),

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from ppma.config.loader import LoaderConfig
-from ppma.loaders.draws import GEOMETRIC_REACH, ViewDraw, check_crops, scaled_size, warp_matrix
+from ppma.loaders.samples import GEOMETRIC_REACH, ViewParams, check_crops, scaled_size, warp_matrix
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 """Of red, green, blue (torchvision's rgb_to_grayscale)."""
@@ -27,7 +27,7 @@ _CUT_OFF = -0.5 + 1 / 512
 
 def make_views(
     frames_THWC: np.ndarray | Sequence[np.ndarray],
-    views: Sequence[ViewDraw],
+    views: Sequence[ViewParams],
     config: LoaderConfig,
     out_VTHWC: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -55,7 +55,7 @@ def make_views(
     return out_VTHWC
 
 
-def _make_view(scaled_THWC: np.ndarray | Sequence[np.ndarray], draw: ViewDraw, view_THWC: np.ndarray) -> None:
+def _make_view(scaled_THWC: np.ndarray | Sequence[np.ndarray], draw: ViewParams, view_THWC: np.ndarray) -> None:
     top, left, h, w = draw.crop
     _resize((frame_HWC[top : top + h, left : left + w] for frame_HWC in scaled_THWC), view_THWC)
     if draw.flip:

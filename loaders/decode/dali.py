@@ -1,6 +1,6 @@
 """Inputs and draws of a batch -> its views as one tensor on the device, through DALI.
 
-    list[ClipInput], list[SampleDraw]  ->  grouped by kind  ->  one DALI graph per kind (`graph.py`)  ->  put in the batch's order
+    list[DaliInput], list[Sample]  ->  grouped by kind  ->  one DALI graph per kind (`graph.py`)  ->  put in the batch's order
     ->  RandAugment (`kernels/randaugment.py`)  ->  frames_BTHWC uint8
 
 One pipeline per kind, built when that kind first turns up: a graph holds only the decoder it needs, and the JPEG decoder gets all images
@@ -21,8 +21,8 @@ from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
 from ppma.kernels.randaugment import randaugment
 from ppma.kernels.randaugment_program import Operation, write_program
-from ppma.loaders.decode.handover import upload
-from ppma.loaders.draws import GEOMETRIC_REACH, ClipInput, SampleDraw, ViewDraw, check_crops, scaled_size, warp_matrix
+from ppma.loaders.prefetch import upload
+from ppma.loaders.samples import GEOMETRIC_REACH, DaliInput, Sample, ViewParams, check_crops, scaled_size, warp_matrix
 
 if TYPE_CHECKING:
     from nvidia.dali.pipeline import Pipeline
@@ -75,7 +75,7 @@ class DaliViews:
         self.torch_device = torch.device("cuda", device_id) if device == "gpu" else torch.device("cpu")
         self._pipelines: dict[str, Pipeline] = {}
 
-    def __call__(self, inputs: Sequence[ClipInput], draws: Sequence[SampleDraw]) -> torch.Tensor:
+    def __call__(self, inputs: Sequence[DaliInput], draws: Sequence[Sample]) -> torch.Tensor:
         """Decode the clips and make their views.
 
         Args:
@@ -113,7 +113,7 @@ class DaliViews:
                     frames_CVTHWC[:, view].index_copy_(0, upload(torch.tensor(rows), self.torch_device), frames_RTHWC)
         return frames_CVTHWC
 
-    def _check(self, inputs: Sequence[ClipInput], draws: Sequence[SampleDraw]) -> None:
+    def _check(self, inputs: Sequence[DaliInput], draws: Sequence[Sample]) -> None:
         if not 0 < len(inputs) == len(draws) <= self.clips_per_batch:
             raise ValueError(
                 f"{len(inputs)} inputs, {len(draws)} draws; 1 to {self.clips_per_batch} of each are needed"
@@ -129,7 +129,7 @@ class DaliViews:
                 )
 
     def _made(
-        self, kind: str, rows: list[int], inputs: Sequence[ClipInput], draws: Sequence[SampleDraw]
+        self, kind: str, rows: list[int], inputs: Sequence[DaliInput], draws: Sequence[Sample]
     ) -> list[torch.Tensor]:
         """The views of the clips of one kind; `rows` are their places in the batch."""
         try:
@@ -140,14 +140,14 @@ class DaliViews:
                 raise  # not the clips: out of memory, say, or the device is gone
             raise UndecodableError(tuple(bad), "DALI cannot decode it") from error
 
-    def _decodes(self, kind: str, clip: ClipInput, draw: SampleDraw) -> bool:
+    def _decodes(self, kind: str, clip: DaliInput, draw: Sample) -> bool:
         try:
             self._run(kind, [clip], [draw])
         except RuntimeError:
             return False
         return True
 
-    def _run(self, kind: str, inputs: list[ClipInput], draws: list[SampleDraw]) -> list[torch.Tensor]:
+    def _run(self, kind: str, inputs: list[DaliInput], draws: list[Sample]) -> list[torch.Tensor]:
         """Return (clips, T, size, size, 3) of each view of clips of one kind, in DALI's own buffers."""
         if kind not in self._pipelines:
             self._pipelines[kind] = self._build(kind)
@@ -178,7 +178,7 @@ class DaliViews:
             threads=self.threads,
         )
 
-    def _arguments(self, inputs: list[ClipInput], draws: list[SampleDraw]) -> dict[str, np.ndarray]:
+    def _arguments(self, inputs: list[DaliInput], draws: list[Sample]) -> dict[str, np.ndarray]:
         """Everything drawn, as one array over the clips for each input of the graph."""
         scaled = [scaled_size(clip.height, clip.width, self.config.short_side) for clip in inputs]
         rescale = [size != (clip.height, clip.width) for size, clip in zip(scaled, inputs)]
@@ -188,7 +188,7 @@ class DaliViews:
         return named
 
 
-def payloads(kind: str, inputs: list[ClipInput]) -> dict[str, Any]:
+def payloads(kind: str, inputs: list[DaliInput]) -> dict[str, Any]:
     """The graph's data inputs for clips of one kind: a list over the samples, and for video the frames to take."""
     if kind == "video":
         frame_idx = np.array([clip.frame_idx for clip in inputs], np.int32)
@@ -202,7 +202,7 @@ def _chosen(frames_THWC: np.ndarray, frame_idx: tuple[int, ...]) -> np.ndarray:
     return frames_THWC if frame_idx == tuple(range(len(frames_THWC))) else frames_THWC[list(frame_idx)]
 
 
-def view_arguments(draws: list[ViewDraw], view: int, size: int) -> dict[str, np.ndarray]:
+def view_arguments(draws: list[ViewParams], view: int, size: int) -> dict[str, np.ndarray]:
     """Return the crop and the size, negative for a flip, of one view of every clip, under the names of the graph's inputs."""
     top, left, height, width = np.array([draw.crop for draw in draws], np.int32).T
     return {
@@ -223,7 +223,7 @@ def numbered(name: str, argument: float, size: int) -> tuple[Operation, list[flo
     return Operation[name.upper()], [argument]
 
 
-def _check_shapes(shapes: np.ndarray, inputs: list[ClipInput], repeats: int) -> None:
+def _check_shapes(shapes: np.ndarray, inputs: list[DaliInput], repeats: int) -> None:
     """A file of another size than its manifest says would be squeezed in silence."""
     expected = np.repeat([(clip.height, clip.width, 3) for clip in inputs], repeats, axis=0)
     wrong = np.flatnonzero((shapes[:, -3:] != expected).any(axis=1))

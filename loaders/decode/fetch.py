@@ -30,9 +30,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from ppma.config.errors import BadClip, InputError
-from ppma.loaders.decode.decoders import Codecs, Limits
+from ppma.loaders.decode.dali_input import Codecs, Limits
 from ppma.loaders.decode.jpeg import read_header, why_not_dali
-from ppma.loaders.draws import ClipInput
+from ppma.loaders.samples import DaliInput
 from ppma.loaders.sources.formats import FRAME_FOLDER_FPS, list_frames
 from ppma.loaders.sources.probe import Unusable, is_shown, open_video
 from ppma.loaders.sources.store import StoreError, is_packed, read_packed
@@ -371,7 +371,7 @@ def all_frames(path: Path, start: float, end: float, *, fps: float | None = None
                 yield time, picture
 
 
-def encoded_window(path: Path, start: float, end: float, count: int, codecs: Codecs) -> ClipInput:
+def encoded_window(path: Path, start: float, end: float, count: int, codecs: Codecs) -> DaliInput:
     """Return the frames that `read_frames` reads as encoded bytes for DALI to decode.
 
     A video becomes a container with the packets from the key frame before the window to its end, or with those of the wanted frames where
@@ -395,7 +395,7 @@ def encoded_window(path: Path, start: float, end: float, count: int, codecs: Cod
         return _remuxed_window(path, start, end, count, codecs)
 
 
-def _encoded_images(jpegs: tuple[np.ndarray, ...], order: tuple[int, ...], size: tuple[int, int] | None) -> ClipInput:
+def _encoded_images(jpegs: tuple[np.ndarray, ...], order: tuple[int, ...], size: tuple[int, int] | None) -> DaliInput:
     """Return the images as input for DALI. All must have the (height, width) `size` or, if None, that of the first."""
     for jpeg in jpegs:
         data = jpeg.tobytes()
@@ -405,10 +405,10 @@ def _encoded_images(jpegs: tuple[np.ndarray, ...], order: tuple[int, ...], size:
             header = read_header(data)
             size = header.height, header.width
     assert size is not None, "a window has at least one frame"
-    return ClipInput(kind="jpeg", payloads=jpegs, frame_idx=order, height=size[0], width=size[1])
+    return DaliInput(kind="jpeg", payloads=jpegs, frame_idx=order, height=size[0], width=size[1])
 
 
-def _remuxed_window(path: Path, start: float, end: float, count: int, codecs: Codecs) -> ClipInput:
+def _remuxed_window(path: Path, start: float, end: float, count: int, codecs: Codecs) -> DaliInput:
     container, stream = _open(path)
     with container:
         context = stream.codec_context
@@ -436,7 +436,7 @@ def _remuxed_window(path: Path, start: float, end: float, count: int, codecs: Co
             payload = _remux(stream, packets, _CONTAINERS.get(codec, "mp4"))
         except (av.error.FFmpegError, ValueError) as error:
             raise NotForDali(f"{codec} of {container.format.name} cannot be remuxed: {error}") from error
-        return ClipInput(
+        return DaliInput(
             kind="video", payloads=(payload,), frame_idx=tuple(wanted), height=context.height, width=context.width
         )
 

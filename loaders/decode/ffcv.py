@@ -35,7 +35,7 @@ torch.set_num_threads(_threads)
 from ppma.config.errors import InputError  # noqa: E402
 from ppma.config.loader import LoaderConfig  # noqa: E402
 from ppma.loaders.decode.fetch import choose_frames  # noqa: E402
-from ppma.loaders.draws import SampleDraw, check_crops, scaled_size  # noqa: E402
+from ppma.loaders.samples import Sample, check_crops, scaled_size  # noqa: E402
 from ppma.loaders.sources.store import CLIP, StoreError, locate_packed  # noqa: E402
 
 # FFCV's `resize_crop` knows INTER_AREA only. Its library is linked with OpenCV 4, whose C functions numba can call.
@@ -171,7 +171,7 @@ class FfcvViews:
         )
         torch.set_num_threads(threads)
 
-    def run(self, addresses: Sequence[Path], draws: Sequence[SampleDraw]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def run(self, addresses: Sequence[Path], draws: Sequence[Sample]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(views_BVTHWC uint8, bad_B) of the samples in order; the buffers are written over some batches later."""
         plan = np.zeros(len(draws), plan_type(self.config.frames, self.views))
         for row, address, draw in zip(plan, addresses, draws):
@@ -185,7 +185,7 @@ class FfcvViews:
             yield views_BVTHWC, plan["bad"][done : done + len(views_BVTHWC)] != 0
             done += len(views_BVTHWC)
 
-    def follow(self, steps: Iterable[list[tuple[Path, SampleDraw]]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def follow(self, steps: Iterable[list[tuple[Path, Sample]]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """`run` over the samples of one step after the other, one batch each; a step shorter than the rest ends a plan."""
         steps = iter(steps)
         while planned := list(islice(steps, PLANNED_STEPS)):
@@ -195,7 +195,7 @@ class FfcvViews:
                 samples = [sample for step in now for sample in step]
                 yield from self.run([address for address, _ in samples], [draw for _, draw in samples])
 
-    def _fill(self, row: np.ndarray, address: Path, draw: SampleDraw) -> None:
+    def _fill(self, row: np.ndarray, address: Path, draw: Sample) -> None:
         try:
             shard, place = locate_packed(address)
             offsets, times = shard.table(place)

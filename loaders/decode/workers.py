@@ -20,11 +20,11 @@ from typing import Literal
 import numpy as np
 
 from ppma.config.loader import LoaderConfig
-from ppma.loaders.decode.decoders import Codecs
-from ppma.loaders.draws import ClipInput, SampleDraw, check_crops, scaled_size
+from ppma.loaders.decode.dali_input import Codecs
+from ppma.loaders.samples import DaliInput, Sample, check_crops, scaled_size
 
 Product = Literal["views", "input", "read_ahead"]
-"""views: finished views in shared memory; input: a ClipInput for DALI through the pipe; read_ahead: nothing, but the file is on its way."""
+"""views: finished views in shared memory; input: a DaliInput for DALI through the pipe; read_ahead: nothing, but the file is on its way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Task:
 
     ticket: int
     path: str
-    draw: SampleDraw
+    draw: Sample
     product: Product
     codecs: Codecs
     """What DALI decodes ("input" only); none: PyAV and OpenCV decode, after DALI has refused."""
@@ -49,12 +49,12 @@ class Reply:
     reason: str = ""
     fallback: str = ""
     """Why PyAV decoded what DALI was to decode; empty where it did not."""
-    clip: ClipInput | None = None
+    clip: DaliInput | None = None
     seconds: float = 0.0
     bytes_read: int = 0
 
 
-def _produce(task: Task, config: LoaderConfig, memory: mmap.mmap) -> tuple[ClipInput | None, str]:
+def _produce(task: Task, config: LoaderConfig, memory: mmap.mmap) -> tuple[DaliInput | None, str]:
     """(what goes through the pipe, why DALI will not decode it)."""
     from ppma.loaders.decode.augment import make_views
     from ppma.loaders.decode.fetch import NotForDali, encoded_window, read_ahead, read_frames, read_window
@@ -79,9 +79,9 @@ def _produce(task: Task, config: LoaderConfig, memory: mmap.mmap) -> tuple[ClipI
     return None, ""
 
 
-def _decoded_input(frames_THWC: np.ndarray) -> ClipInput:
+def _decoded_input(frames_THWC: np.ndarray) -> DaliInput:
     frames, height, width, _ = frames_THWC.shape
-    return ClipInput(kind="frames", payloads=(frames_THWC,), frame_idx=tuple(range(frames)), height=height, width=width)
+    return DaliInput(kind="frames", payloads=(frames_THWC,), frame_idx=tuple(range(frames)), height=height, width=width)
 
 
 def _bytes_read() -> int:

@@ -1,6 +1,6 @@
 """What is really in a video file or a folder of frames, found without trusting its name or its header.
 
-    path  ->  probe  ->  Facts, or Unusable with the reason in words
+    path  ->  probe  ->  VideoMetadata, or Unusable with the reason in words
 
 Every packet is demuxed: that gives the true number of frames, their times and the distances between key frames, and shows where a file ends
 before its index does. Decoding everything takes 10 to 20 times as long, so there are two depths:
@@ -49,7 +49,7 @@ class Unusable(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class VideoMetadata:
     """What the probe found; units and meanings as in `manifest.Clip`."""
 
     frames: int
@@ -64,7 +64,7 @@ class Facts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
+class ProbeJob:
     """One file to probe."""
 
     path: str
@@ -72,7 +72,7 @@ class Job:
     check: Check = "quick"
 
 
-def probe(path: Path, *, max_pixels: int = MAX_PIXELS, check: Check = "quick") -> Facts:
+def probe(path: Path, *, max_pixels: int = MAX_PIXELS, check: Check = "quick") -> VideoMetadata:
     """Look into a video or a folder of frames. Raises Unusable with the reason."""
     try:
         return (_probe_folder if path.is_dir() else _probe_video)(path, max_pixels, check)
@@ -234,7 +234,7 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream, pro
         raise Unusable(f"breaks off after {what}: {error.strerror}") from error
 
 
-def _probe_video(path: Path, max_pixels: int, check: Check) -> Facts:
+def _probe_video(path: Path, max_pixels: int, check: Check) -> VideoMetadata:
     container, stream = open_video(path, max_pixels=max_pixels)
     with container:
         walk, pictures = _Walk(), _Pictures(stream)
@@ -277,7 +277,7 @@ def _judge(walk: _Walk, pictures: _Pictures, *, promised: int, check: Check) -> 
         raise Unusable(f"is damaged: {pictures.frames} of its {len(walk.times)} frames come out of the decoder")
 
 
-def _facts(stream: av.VideoStream, walk: _Walk, pictures: _Pictures) -> Facts:
+def _facts(stream: av.VideoStream, walk: _Walk, pictures: _Pictures) -> VideoMetadata:
     assert pictures.size is not None, "a picture was decoded, or _judge has raised"
     seconds = np.sort(np.frombuffer(walk.times, np.int64)) * float(stream.time_base or 0)
     count, header_fps = len(seconds), float(stream.average_rate or 0)
@@ -292,7 +292,7 @@ def _facts(stream: av.VideoStream, walk: _Walk, pictures: _Pictures) -> Facts:
         "starts without a key frame": walk.late > 0,
         "variable frame rate": count > 2 and steps_seconds.max() > _VFR_RATIO * steps_seconds.min(),
     }
-    return Facts(
+    return VideoMetadata(
         frames=count,
         fps=round(float(fps), 6),
         width=pictures.size[pictures.rotated],
@@ -304,7 +304,7 @@ def _facts(stream: av.VideoStream, walk: _Walk, pictures: _Pictures) -> Facts:
     )
 
 
-def _probe_folder(path: Path, max_pixels: int, check: Check) -> Facts:
+def _probe_folder(path: Path, max_pixels: int, check: Check) -> VideoMetadata:
     """A folder of frames: all of one size; the quick check opens the first, the middle and the last."""
     try:
         files = list_frames(path)
@@ -317,7 +317,7 @@ def _probe_folder(path: Path, max_pixels: int, check: Check) -> Facts:
         told = ", ".join(f"{name}: {width} x {height}" for name, (width, height) in list(sizes.items())[:3])
         raise Unusable(f"its frames differ in size ({told}, ...)")
     width, height = sizes[chosen[0].name]
-    return Facts(
+    return VideoMetadata(
         frames=len(files),
         fps=FRAME_FOLDER_FPS,
         width=width,
@@ -357,15 +357,15 @@ def _refuse_large(file: Path, width: int, height: int, max_pixels: int) -> None:
 
 
 def main() -> None:
-    """Answer each Job on the connection with Facts or the reason in words, until it closes."""
+    """Answer each ProbeJob on the connection with VideoMetadata or the reason in words, until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     connection = Connection(int(sys.argv[1]))
     try:
         connection.send(os.getpid())
         while True:
-            job: Job = connection.recv()
+            job: ProbeJob = connection.recv()
             try:
-                answer: Facts | str = probe(Path(job.path), max_pixels=job.max_pixels, check=job.check)
+                answer: VideoMetadata | str = probe(Path(job.path), max_pixels=job.max_pixels, check=job.check)
             except Unusable as reason:
                 answer = str(reason)
             connection.send(answer)

@@ -21,7 +21,7 @@ from ppma.data.indexing import SHOWN, IndexConfig, look_into, tell_result, write
 from ppma.data.resize import Place, resize
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.formats import ABSENT, Listed, refuse_repeats
-from ppma.loaders.sources.probe import Facts
+from ppma.loaders.sources.probe import VideoMetadata
 
 FIRST = 5
 """Missing files that the message names; the list beside it has all."""
@@ -107,13 +107,15 @@ def _settle_missing(dataset: Dataset, name: str, parts: Sequence[Part], config: 
     )
 
 
-def _look(root: Path, parts: list[Part], config: IndexConfig) -> tuple[Path, list[Part], dict[str, Facts | str]]:
+def _look(
+    root: Path, parts: list[Part], config: IndexConfig
+) -> tuple[Path, list[Part], dict[str, VideoMetadata | str]]:
     """What is in each file, which several splits may share; after --resize of the smaller ones, whose root and paths are returned."""
     paths = sorted({row.path for part in parts for row in part.rows if not row.reason})
     answers = dict(zip(paths, look_into([root / path for path in paths], config)))
     if config.resize is None:
         return root, parts, answers
-    facts = {path: answer for path, answer in answers.items() if isinstance(answer, Facts)}
+    facts = {path: answer for path, answer in answers.items() if isinstance(answer, VideoMetadata)}
     small_root, moved = resize(root, facts, short_side=config.resize, workers=config.workers)
     again = [path for path in moved if not moved[path].reason and moved[path].encoded]
     found = dict(zip(again, look_into([small_root / moved[path].path for path in again], config)))

@@ -23,7 +23,7 @@ from ppma.config.errors import InputError, watch_disk
 from ppma.data.probe_pool import probe_all
 from ppma.loaders.sources.formats import FRAME_FOLDER_FPS, Listed
 from ppma.loaders.sources.manifest import Clip, Manifest
-from ppma.loaders.sources.probe import MAX_PIXELS, Facts, Job
+from ppma.loaders.sources.probe import MAX_PIXELS, ProbeJob, VideoMetadata
 
 LINE_EVERY_SECONDS = 10.0
 """Between progress lines where the output is no terminal."""
@@ -113,18 +113,20 @@ class IndexConfig:
             raise InputError(f"--resize is {self.resize}; give an even number of pixels")
 
 
-def look_into(paths: Sequence[Path | None], config: IndexConfig) -> list[Facts | str]:
-    """Facts of each file, or the reason why it cannot be used; None is not opened and gets an empty reason."""
-    answers: list[Facts | str] = [""] * len(paths)
+def look_into(paths: Sequence[Path | None], config: IndexConfig) -> list[VideoMetadata | str]:
+    """VideoMetadata of each file, or the reason why it cannot be used; None is not opened and gets an empty reason."""
+    answers: list[VideoMetadata | str] = [""] * len(paths)
     where = [i for i, path in enumerate(paths) if path is not None]
-    jobs = [Job(path=str(paths[i]), max_pixels=config.max_pixels, check=config.check) for i in where]
+    jobs = [ProbeJob(path=str(paths[i]), max_pixels=config.max_pixels, check=config.check) for i in where]
     with closing(probe_all(jobs, workers=config.workers, timeout_seconds=config.timeout_seconds)) as results:
         for position, answer in _with_progress(results, len(jobs)):
             answers[where[position]] = answer
     return answers
 
 
-def _with_progress(results: Iterable[tuple[int, Facts | str]], total: int) -> Iterator[tuple[int, Facts | str]]:
+def _with_progress(
+    results: Iterable[tuple[int, VideoMetadata | str]], total: int
+) -> Iterator[tuple[int, VideoMetadata | str]]:
     """Pass `results` on, with a bar on a terminal and a line now and then elsewhere."""
     console = Console(stderr=True)
     began, refused = time.monotonic(), 0
@@ -145,10 +147,16 @@ def _with_progress(results: Iterable[tuple[int, Facts | str]], total: int) -> It
 
 
 def write(
-    out: Path, rows: Sequence[Listed], answers: Sequence[Facts | str], *, root: Path, source: str, config: IndexConfig
+    out: Path,
+    rows: Sequence[Listed],
+    answers: Sequence[VideoMetadata | str],
+    *,
+    root: Path,
+    source: str,
+    config: IndexConfig,
 ) -> tuple[list[Clip], list[tuple[Listed, str]]]:
     """Write the manifest `out` and its .rejected.csv; returns the clips, and the refused rows with their reasons."""
-    clips = [_clip(row, facts, source, config) for row, facts in zip(rows, answers) if isinstance(facts, Facts)]
+    clips = [_clip(row, facts, source, config) for row, facts in zip(rows, answers) if isinstance(facts, VideoMetadata)]
     refused = [(row, answer) for row, answer in zip(rows, answers) if isinstance(answer, str)]
     rejected = out.with_suffix(".rejected.csv")
     with watch_disk(out):
@@ -163,7 +171,7 @@ def write(
     return clips, refused
 
 
-def _clip(row: Listed, facts: Facts, source: str, config: IndexConfig) -> Clip:
+def _clip(row: Listed, facts: VideoMetadata, source: str, config: IndexConfig) -> Clip:
     return Clip(
         path=row.path,
         label=row.label,
@@ -200,7 +208,7 @@ def tell_result(
     out: Path,
     clips: Sequence[Clip],
     refused: Sequence[tuple[Listed, str]],
-    answers: Sequence[Facts | str],
+    answers: Sequence[VideoMetadata | str],
 ) -> None:
     """Say what was found, what is odd in it, and what was refused."""
     labels = {clip.label for clip in clips if clip.label is not None}
@@ -210,7 +218,7 @@ def tell_result(
         f"frames of {_span([clip.width for clip in clips])} x {_span([clip.height for clip in clips])} pixels",
         markup=False,
     )
-    remarks = Counter(remark for answer in answers if isinstance(answer, Facts) for remark in answer.remarks)
+    remarks = Counter(remark for answer in answers if isinstance(answer, VideoMetadata) for remark in answer.remarks)
     folders = sum(clip.codec in ("jpeg", "png") for clip in clips)
     remarks[f"folder{'s' * (folders > 1)} of frames (counted as {FRAME_FOLDER_FPS:g} frames/s)"] = folders
     for remark, count in remarks.most_common():

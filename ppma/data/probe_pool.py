@@ -1,6 +1,6 @@
 """Many files probed at once, each where it can do no harm.
 
-    paths  ->  worker programs, one file at a time each  ->  (position, Facts or the reason in words), as they come
+    paths  ->  worker programs, one file at a time each  ->  (position, VideoMetadata or the reason in words), as they come
 
 A file can hang a decoder or crash it. Each worker is a process of its own: one that takes too long is killed, one that dies is missed, in
 both cases the file it had is refused with the reason, and a fresh worker takes the next. Leaving the generator ends all workers.
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import IO
 
-from ppma.loaders.sources.probe import Facts, Job
+from ppma.loaders.sources.probe import ProbeJob, VideoMetadata
 
 PROGRAM = ("-c", "from ppma.loaders.sources.probe import main; main()")
 START_SECONDS = 60.0
@@ -67,9 +67,9 @@ def _start(program: Sequence[str]) -> _Worker:
 
 
 def probe_all(
-    jobs: Sequence[Job], *, workers: int, timeout_seconds: float, program: Sequence[str] = PROGRAM
-) -> Generator[tuple[int, Facts | str], None, None]:
-    """Yield (position in `jobs`, Facts or reason) once for each job, in the order they are done.
+    jobs: Sequence[ProbeJob], *, workers: int, timeout_seconds: float, program: Sequence[str] = PROGRAM
+) -> Generator[tuple[int, VideoMetadata | str], None, None]:
+    """Yield (position in `jobs`, VideoMetadata or reason) once for each job, in the order they are done.
 
     `program`: arguments of Python for a worker; it gets a file descriptor as its last argument (tests use their own).
     """
@@ -102,7 +102,7 @@ def probe_all(
             worker.end()
 
 
-def _receive(worker: _Worker) -> tuple[Facts | str, bool]:
+def _receive(worker: _Worker) -> tuple[VideoMetadata | str, bool]:
     """(answer, whether the worker lives on)."""
     try:
         return worker.connection.recv(), True
@@ -110,7 +110,7 @@ def _receive(worker: _Worker) -> tuple[Facts | str, bool]:
         return f"crashed the reader ({worker.last_words()})", False
 
 
-def _give(worker: _Worker, waiting: Iterator[tuple[int, Job]], timeout_seconds: float) -> None:
+def _give(worker: _Worker, waiting: Iterator[tuple[int, ProbeJob]], timeout_seconds: float) -> None:
     worker.position, job = next(waiting, (None, None))
     worker.deadline = time.monotonic() + timeout_seconds if job else float("inf")
     if job:

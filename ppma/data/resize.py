@@ -23,7 +23,7 @@ from ppma.common.progress import Progress
 from ppma.common.workers import parallel_map
 from ppma.config.errors import FULL_DISK, InputError, watch_disk
 from ppma.loaders.sources.formats import list_frames
-from ppma.loaders.sources.probe import Facts, Unusable, open_video
+from ppma.loaders.sources.probe import Unusable, VideoMetadata, open_video
 
 X264 = {"preset": "veryfast", "crf": "18", "threads": "1"}
 """Near to what the eye tells apart; half a second from one key frame to the next keeps reading a window cheap."""
@@ -62,7 +62,9 @@ class Job:
     """Whether its frames keep their own times."""
 
 
-def resize(root: Path, facts: Mapping[str, Facts], *, short_side: int, workers: int) -> tuple[Path, dict[str, Place]]:
+def resize(
+    root: Path, facts: Mapping[str, VideoMetadata], *, short_side: int, workers: int
+) -> tuple[Path, dict[str, Place]]:
     """Bring the clips `facts` (path below `root` -> what is in it) to `short_side`; returns the new root and where each lies.
 
     InputError where the folder beside cannot be made; DiskFullError when a clip does not fit, with what is finished kept.
@@ -102,7 +104,7 @@ def bring(job: Job) -> tuple[str, str]:
     return job.path, ""
 
 
-def _job(root: Path, small_root: Path, path: str, found: Facts, short_side: int) -> Job:
+def _job(root: Path, small_root: Path, path: str, found: VideoMetadata, short_side: int) -> Job:
     short = min(found.width, found.height)
     size = None
     if short > short_side:

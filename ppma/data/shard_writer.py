@@ -17,7 +17,7 @@ import numpy as np
 
 from ppma.common.files import content_sha256, file_sha256, joined_sha256
 from ppma.config.errors import BadClip, InputError
-from ppma.loaders.draws import scaled_size
+from ppma.loaders.samples import scaled_size
 from ppma.loaders.sources.store import (
     ALLOCATION,
     FFCV_VERSION,

@@ -25,7 +25,7 @@ from ppma.inference.open_run import Look, open_run
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.formats import read_classes
 from ppma.loaders.sources.manifest import Clip, Manifest
-from ppma.loaders.sources.probe import Facts, Unusable, probe
+from ppma.loaders.sources.probe import Unusable, VideoMetadata, probe
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Options:
             raise InputError(f"--out is {self.out}; give a FILE.json in a folder that is there")
 
 
-def windows(video: Path, facts: Facts, seconds: float, every: float) -> Manifest:
+def windows(video: Path, facts: VideoMetadata, seconds: float, every: float) -> Manifest:
     """A manifest with a row for each window of the video, the last one ending with it."""
     last = max(0.0, facts.duration_seconds - seconds)
     count = int(np.ceil(last / every)) + 1
@@ -81,7 +81,7 @@ def windows(video: Path, facts: Facts, seconds: float, every: float) -> Manifest
             f"{video} is {facts.duration_seconds:.0f} s long: {count} windows; give --every-seconds {last / MOST_WINDOWS:.2g} or more"
         )
     starts = np.minimum(np.arange(count) * every, last)
-    known = {name: getattr(facts, name) for name in Facts.__slots__ if name != "remarks"}
+    known = {name: getattr(facts, name) for name in VideoMetadata.__slots__ if name != "remarks"}
     rows = [
         Clip(
             path=video.name, start_seconds=float(s), end_seconds=float(min(s + seconds, facts.duration_seconds)), **known

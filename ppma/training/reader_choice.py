@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ppma.config.loader import LoaderConfig, Reader
-from ppma.loaders.decode import readers
+from ppma.loaders import readers
 from ppma.loaders.sampler import Batches
 from ppma.loaders.sources.manifest import Manifest
 from ppma.training import distributed

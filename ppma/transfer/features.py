@@ -33,7 +33,7 @@ from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
 from ppma.config.run import EvaluationConfig, RunConfig
 from ppma.loaders.batch import LoaderCounters
-from ppma.loaders.decode.handover import upload
+from ppma.loaders.prefetch import upload
 from ppma.loaders.sampler import EvaluationSampler
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream, choose_implementation

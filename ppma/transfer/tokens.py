@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
-from ppma.loaders.decode.handover import upload
+from ppma.loaders.prefetch import upload
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models.attentive import cells_of, normed_cells
 from ppma.models.classify import Classifier

@@ -12,12 +12,12 @@ from damaged_clips import CASES, encode
 
 from ppma.config.errors import DiskFullError
 from ppma.data import resize as resizing
-from ppma.data.resize import Facts, resize
+from ppma.data.resize import VideoMetadata, resize
 from ppma.loaders.decode.fetch import _to_rgb
 from ppma.loaders.sources.probe import probe
 
 
-def facts_of(root: Path) -> dict[str, Facts]:
+def facts_of(root: Path) -> dict[str, VideoMetadata]:
     return {path.relative_to(root).as_posix(): probe(path) for path in sorted(root.rglob("*.*")) if path.is_file()}
 
 
@@ -139,7 +139,7 @@ def test_a_damaged_clip_is_named(tmp_path):
     ],
 )
 def test_sides_are_whole_macroblocks_where_that_stretches_little(tmp_path, width, height, short_side, codec, expected):
-    found = Facts(
+    found = VideoMetadata(
         frames=9, fps=25.0, width=width, height=height, codec=codec, key_frame_spacing=9, duration_seconds=0.36
     )
     assert resizing._job(tmp_path, tmp_path, "a.mp4", found, short_side).size == expected

@@ -12,7 +12,7 @@ from ppma.config.errors import InputError
 from ppma.inference.open_run import open_run, plain_views
 from ppma.inference.predict import scores, windows
 from ppma.loaders.sources import catalog
-from ppma.loaders.sources.probe import Facts, probe
+from ppma.loaders.sources.probe import VideoMetadata, probe
 
 
 def predict(folder, video, *flags, run="finetune"):
@@ -31,7 +31,7 @@ def test_windows_cover_the_video(video):
     assert rows.starts[0] == 0 and rows.ends[-1] == pytest.approx(7.0)
     assert np.all(np.diff(rows.starts) > 0) and np.all(np.diff(rows.starts) <= 1.35 + 1e-9)
     assert np.allclose(rows.ends - rows.starts, 2.7)
-    short = Facts(frames=5, fps=10, width=8, height=8, codec="h264", key_frame_spacing=5, duration_seconds=0.5)
+    short = VideoMetadata(frames=5, fps=10, width=8, height=8, codec="h264", key_frame_spacing=5, duration_seconds=0.5)
     assert len(windows(video, short, seconds=2.7, every=1.35)) == 1
     with pytest.raises(InputError, match="windows; give --every-seconds"):
         windows(video, probe(video), seconds=2.7, every=1e-4)

@@ -10,7 +10,7 @@ from ppma.kernels.randaugment import randaugment
 from ppma.kernels.randaugment_program import Operation, write_program
 from ppma.loaders.decode.augment import apply_operation
 from ppma.loaders.decode.dali import numbered
-from ppma.loaders.draws import GEOMETRIC_REACH, OPERATIONS, operation_argument
+from ppma.loaders.samples import GEOMETRIC_REACH, OPERATIONS, operation_argument
 
 # Where not 0, from torchvision. 1: one rounding, or a cut-off of a float sum that falls on the other side.
 TORCHVISION = dict.fromkeys(("saturation", "contrast", "sharpness", "autocontrast", *GEOMETRIC_REACH), 1)

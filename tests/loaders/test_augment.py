@@ -8,7 +8,7 @@ from torchvision.transforms import functional as F
 
 from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode.augment import apply_operation, make_views
-from ppma.loaders.draws import GEOMETRIC_REACH, OPERATIONS, ViewDraw, draw_view, operation_argument
+from ppma.loaders.samples import GEOMETRIC_REACH, OPERATIONS, ViewParams, operation_argument, view_params
 
 CONFIG = LoaderConfig(size=56, short_side=64, frames=3)
 # 0: the same integers. 1: one rounding, or a cut-off of a float sum that falls on the other side. 2 (saturation): the reference
@@ -16,8 +16,8 @@ CONFIG = LoaderConfig(size=56, short_side=64, frames=3)
 TOLERANCE = {"contrast": 1, "saturation": 2, "sharpness": 1, "autocontrast": 1}
 
 
-def plain_draw(crop: tuple[int, int, int, int], *, flip: bool = False, ops: tuple = ()) -> ViewDraw:
-    return ViewDraw(key=0, crop=crop, flip=flip, ops=ops, erase=(0, 0, 0, 0))
+def plain_draw(crop: tuple[int, int, int, int], *, flip: bool = False, ops: tuple = ()) -> ViewParams:
+    return ViewParams(key=0, crop=crop, flip=flip, ops=ops, erase=(0, 0, 0, 0))
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> int:
@@ -30,7 +30,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> int:
 )
 def test_scale_crop_and_flip_match_the_reference(height: int, width: int) -> None:
     frames = reference.picture_frames(3, height, width, noise=40)
-    draws = [draw_view(1, 0, 0, v, height, width, CONFIG) for v in range(3)]
+    draws = [view_params(1, 0, 0, v, height, width, CONFIG) for v in range(3)]
     scaled = reference.short_side_size(height, width, CONFIG.short_side)
     draws += [plain_draw((0, 0, *scaled), flip=True), plain_draw((scaled[0] - 1, scaled[1] - 1, 1, 1))]
     made = make_views(frames, draws, CONFIG)
@@ -44,7 +44,7 @@ def test_scale_crop_and_flip_match_the_reference(height: int, width: int) -> Non
 @pytest.mark.parametrize("height", [64, 128])
 def test_resize_keeps_the_mean(height: int) -> None:
     frames = reference.picture_frames(3, height, height * 4 // 3, noise=40)
-    draw = draw_view(1, 0, 0, 0, height, height * 4 // 3, CONFIG)
+    draw = view_params(1, 0, 0, 0, height, height * 4 // 3, CONFIG)
     made = make_views(frames, [draw], CONFIG)[0].astype(float)
     # OpenCV's vector form cuts off two intermediate products: it comes out about an eighth of a grey level too dark
     assert abs((made - reference.view(frames, draw, CONFIG)).mean()) < 0.25
@@ -107,7 +107,7 @@ def test_reference_rotation_is_torchvisions(angle: float) -> None:
 def test_whole_chain() -> None:
     config = LoaderConfig(size=56, short_side=64, flip_probability=0.5, randaugment_ops=4, randaugment_probability=1.0)
     frames = reference.picture_frames(3, 90, 120)
-    draws = [draw_view(5, 0, sample, 0, 90, 120, config) for sample in range(40)]
+    draws = [view_params(5, 0, sample, 0, 90, 120, config) for sample in range(40)]
     made = make_views(frames, draws, config)
     assert np.array_equal(made, make_views(frames, draws, config))
     errors = [np.abs(v.astype(int) - reference.view(frames, d, config)) for v, d in zip(made, draws)]
@@ -121,7 +121,7 @@ def test_a_static_clip_stays_static() -> None:
         size=48, short_side=64, views=3, flip_probability=0.5, randaugment_ops=14, randaugment_probability=1.0
     )
     frames = np.repeat(reference.picture_frames(1, 72, 96), 5, axis=0)
-    draws = [draw_view(0, 0, 0, v, 72, 96, config) for v in range(3)]
+    draws = [view_params(0, 0, 0, v, 72, 96, config) for v in range(3)]
     made = make_views(frames, draws, config)
     assert (made == made[:, :1]).all()
     assert not np.array_equal(made[0], made[1])

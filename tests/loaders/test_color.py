@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from ppma.loaders.decode.decoders import DALI_CPU_CODECS, DALI_GPU_CODECS
+from ppma.loaders.decode.dali_input import DALI_CPU_CODECS, DALI_GPU_CODECS
 from ppma.loaders.decode.fetch import NotForDali, encoded_window, read_window
 from tests.loaders.test_gop import SIDE, by_dali
 

@@ -9,7 +9,7 @@ import pytest
 from damaged_clips import make_all, number_of
 
 from ppma.loaders.decode import fetch
-from ppma.loaders.decode.decoders import DALI_CPU_CODECS, DALI_GPU_CODECS, Limits
+from ppma.loaders.decode.dali_input import DALI_CPU_CODECS, DALI_GPU_CODECS, Limits
 from ppma.loaders.decode.fetch import BadClip, NotForDali, choose_frames, encoded_window, read_window
 
 CODECS = [

@@ -15,9 +15,9 @@ import pytest
 from conftest import barcoded_frame
 
 from ppma.config.loader import LoaderConfig
-from ppma.loaders.decode.decoders import DALI_CPU_CODECS, DALI_GPU_CODECS
+from ppma.loaders.decode.dali_input import DALI_CPU_CODECS, DALI_GPU_CODECS
 from ppma.loaders.decode.fetch import NotForDali, encoded_window, read_window
-from ppma.loaders.draws import ClipInput, SampleDraw, ViewDraw
+from ppma.loaders.samples import DaliInput, Sample, ViewParams
 
 SIDE, FPS, FRAMES, COUNT = 160, 25, 75, 8
 WINDOWS = ((0.0, 1.0), (0.5, 1.2), (0.91, 1.93), (0.96, 2.2), (1.0, 1.6), (1.87, 2.6), (2.3, 3.0))
@@ -92,7 +92,7 @@ def on_screen(start: float, end: float) -> list[int]:
     return [first + int(i) for i in np.linspace(0, stop - 1 - first, COUNT)]
 
 
-def by_dalis_rule(clip: ClipInput) -> np.ndarray:
+def by_dalis_rule(clip: DaliInput) -> np.ndarray:
     """The frames that DALI takes from a container. Each of its packets must give one picture, or NVDEC's would be numbered otherwise."""
     data = clip.payloads[0].tobytes()
     with av.open(io.BytesIO(data)) as container:
@@ -104,13 +104,13 @@ def by_dalis_rule(clip: ClipInput) -> np.ndarray:
     return np.stack([shown[index[i]] for i in clip.frame_idx])
 
 
-def by_dali(clip: ClipInput) -> np.ndarray:
+def by_dali(clip: DaliInput) -> np.ndarray:
     """The frames of a square clip as DALI decodes them on a CPU."""
     from ppma.loaders.decode.dali import DaliViews
 
     config = LoaderConfig(frames=len(clip.frame_idx), size=SIDE, short_side=SIDE, views=1, crop="center")
-    view = ViewDraw(key=0, crop=(0, 0, SIDE, SIDE), flip=False, ops=(), erase=(0, 0, 0, 0))
-    draw = SampleDraw(epoch=0, index=0, source=0, clip=0, start_seconds=0, end_seconds=1, views=(view,))
+    view = ViewParams(key=0, crop=(0, 0, SIDE, SIDE), flip=False, ops=(), erase=(0, 0, 0, 0))
+    draw = Sample(epoch=0, index=0, source=0, clip=0, start_seconds=0, end_seconds=1, views=(view,))
     return DaliViews(config, 1, device="cpu", threads=1)([clip], [draw])[0].numpy()
 
 

@@ -12,7 +12,7 @@ import pytest
 import reference_views
 from PIL import Image
 
-from ppma.loaders.decode.decoders import DALI_CPU_CODECS
+from ppma.loaders.decode.dali_input import DALI_CPU_CODECS
 from ppma.loaders.decode.fetch import BadClip, NotForDali, encoded_window, read_window
 from ppma.loaders.decode.jpeg import read_header, why_not_dali
 

@@ -11,15 +11,15 @@ import pytest
 from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode.pool import IN_FLIGHT, WorkerPool
 from ppma.loaders.decode.workers import Task
-from ppma.loaders.draws import SampleDraw, draw_view
+from ppma.loaders.samples import Sample, view_params
 
 CONFIG = LoaderConfig(frames=2, size=16, short_side=20, views=1, workers=1, window_seconds=1.0)
 VIEW_BYTES = 2 * 16 * 16 * 3
 
 
 def task(ticket: int, path: Path) -> Task:
-    view = draw_view(0, 0, ticket, 0, 48, 64, CONFIG)
-    draw = SampleDraw(epoch=0, index=ticket, source=0, clip=0, start_seconds=0.0, end_seconds=1.0, views=(view,))
+    view = view_params(0, 0, ticket, 0, 48, 64, CONFIG)
+    draw = Sample(epoch=0, index=ticket, source=0, clip=0, start_seconds=0.0, end_seconds=1.0, views=(view,))
     return Task(ticket=ticket, path=str(path), draw=draw, product="views", codecs={}, offset=ticket * VIEW_BYTES)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from damaged_clips import FRAMES, VARIABLE_TIMES_MS, encode, make_all, number_of
 
-from ppma.loaders.sources.probe import Facts, Unusable, open_video, probe
+from ppma.loaders.sources.probe import Unusable, VideoMetadata, open_video, probe
 
 PLAIN = {"frames": FRAMES, "width": 320, "height": 240, "fps": 25.0, "duration_seconds": 2.4, "remarks": ()}
 ANSWERS: dict[str, str | dict[str, object]] = {
@@ -47,7 +47,7 @@ def generated(tmp_path_factory) -> Path:
     return make_all(tmp_path_factory.mktemp("damaged"))
 
 
-def answer(path: Path, check: str) -> Facts | str:
+def answer(path: Path, check: str) -> VideoMetadata | str:
     try:
         return probe(path, check=check)
     except Unusable as reason:
@@ -66,7 +66,7 @@ def test_every_damaged_file_gets_its_answer(origin, name, check, generated, real
     if isinstance(expected, str):
         assert isinstance(found, str) and expected in found
     else:
-        assert isinstance(found, Facts), found
+        assert isinstance(found, VideoMetadata), found
         assert {key: getattr(found, key) for key in expected} == expected
 
 

@@ -100,7 +100,7 @@ def test_every_clip_exactly_once_in_each_pass_over_its_source(mix, weights):
 
 def test_batches_of_one_source():
     chosen = sampler(40, 40, config=replace(CONFIG, mix="batch"))
-    per_step = [{d.source for d in chosen.draws(e, s)} for e in range(6) for s in range(chosen.steps_per_epoch)]
+    per_step = [{d.source for d in chosen.samples(e, s)} for e in range(6) for s in range(chosen.steps_per_epoch)]
     assert all(len(sources) == 1 for sources in per_step) and set.union(*per_step) == {0, 1}
 
 
@@ -108,15 +108,15 @@ def test_batches_of_one_source():
 def test_ranks_share_the_same_global_batch(world_size):
     one = sampler(100, 30)
     for step in range(3):
-        together = [d for rank in range(world_size) for d in sampler(100, 30).draws(1, step, rank, world_size)]
-        assert together == one.draws(1, step)
+        together = [d for rank in range(world_size) for d in sampler(100, 30).samples(1, step, rank, world_size)]
+        assert together == one.samples(1, step)
 
 
 def test_resume_at_five_points_sees_the_same_samples():
-    whole = [sampler(50, 20).draws(e, s) for e in range(3) for s in range(8)]
+    whole = [sampler(50, 20).samples(e, s) for e in range(3) for s in range(8)]
     for cut in (0, 1, 7, 13, 23):
         fresh = sampler(50, 20)
-        assert [fresh.draws(i // 8, i % 8) for i in range(cut, 24)] == whole[cut:]
+        assert [fresh.samples(i // 8, i % 8) for i in range(cut, 24)] == whole[cut:]
 
 
 def test_windows_lie_in_the_clip_and_cover_it():
@@ -148,7 +148,7 @@ def test_replacements_come_from_the_same_source_and_differ():
 def test_evaluation_sees_every_clip_once(clips, batch, world_size):
     chosen = EvaluationSampler(Table(clips), replace(CONFIG, short_side=32), batch_clips=batch)
     draws = [
-        d for s in range(chosen.steps_per_epoch) for r in range(world_size) for d in chosen.draws(0, s, r, world_size)
+        d for s in range(chosen.steps_per_epoch) for r in range(world_size) for d in chosen.samples(0, s, r, world_size)
     ]
     assert Counter(d.clip for d in draws) == dict.fromkeys(range(clips), 2)
     assert all(len(d.views) == 3 and not d.views[0].ops for d in draws)

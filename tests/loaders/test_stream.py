@@ -18,7 +18,7 @@ from ppma.config.errors import InputError
 from ppma.config.loader import MOST_WORKERS, LoaderConfig
 from ppma.loaders.decode import dali as pipeline
 from ppma.loaders.decode.augment import make_views
-from ppma.loaders.decode.decoders import Limits
+from ppma.loaders.decode.dali_input import Limits
 from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.stream import ClipStream, choose_implementation
@@ -75,7 +75,7 @@ def test_a_batch_is_what_the_sampler_drew(manifest):
     sampler = TrainingSampler([manifest], CONFIG, seed=5, batch_clips=4)
     assert [(b.epoch, b.step) for b in batches] == [(e, s) for e in range(2) for s in range(3)]
     for batch in batches:
-        draws = sampler.draws(batch.epoch, batch.step)
+        draws = sampler.samples(batch.epoch, batch.step)
         for place, draw in enumerate(draws):
             frames = read_window(manifest.file(draw.clip), draw.start_seconds, draw.end_seconds, CONFIG.frames)
             expected = make_views(frames, draw.views, CONFIG, None)
@@ -102,7 +102,7 @@ def test_a_batch_equals_a_plain_reference(manifest, implementation, tolerance):
     assert len(batches) == 6
     for batch in batches:
         rows = iter(batch.frames_BTHWC.numpy())
-        for draw in sampler.draws(batch.epoch, batch.step):
+        for draw in sampler.samples(batch.epoch, batch.step):
             with av.open(str(manifest.file(draw.clip))) as container:
                 frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
             inside = [i for i in range(24) if draw.start_seconds <= i / 10 < draw.end_seconds]
@@ -361,7 +361,7 @@ def check_barcodes(root, *, clips: int, frames_wanted: int, kill_every: int) -> 
     with ClipStream(sampler, [manifest], config, epochs=10**6) as stream:
         for number, batch in enumerate(stream):
             clip, frame = (codes.reshape(-1, 16) for codes in read_codes(batch.frames_BTHWC.flatten(0, 1).numpy()))
-            draws = sampler.draws(batch.epoch, batch.step)
+            draws = sampler.samples(batch.epoch, batch.step)
             expected = np.stack(
                 [choose_frames([i / 10 for i in range(40)], d.start_seconds, d.end_seconds, 16) for d in draws]
             )

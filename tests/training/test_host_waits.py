@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from ppma import train
 from ppma.loaders import stream
-from ppma.loaders.decode.handover import Transfer
+from ppma.loaders.prefetch import Transfer
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models import vit
 from ppma.training.compute import Compute, choose

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ppma.config.loader import LoaderConfig
+from ppma.loaders import readers
 from ppma.loaders.decode import dali as pipeline
-from ppma.loaders.decode import readers
 from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import SUFFIX
@@ -99,7 +99,7 @@ def test_real_readers_are_measured_and_the_run_gets_its_samples(manifest, sample
             batches = list(stream)
         assert [batch.step for batch in batches] == [0, 1] and batches[-1].counters.samples == 8
         for batch in batches:
-            assert batch.sample_id_B[::2].tolist() == [draw.clip for draw in sampler.draws(0, batch.step)]
+            assert batch.sample_id_B[::2].tolist() == [draw.clip for draw in sampler.samples(0, batch.step)]
 
 
 def test_a_reader_that_fails_or_stalls_counts_as_slow(manifest, sampler, tmp_path, monkeypatch, caplog):

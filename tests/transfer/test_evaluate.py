@@ -16,7 +16,7 @@ from ppma.config.recipes import resolve
 from ppma.config.run import EvaluationConfig
 from ppma.loaders.decode.augment import make_views
 from ppma.loaders.decode.fetch import read_window
-from ppma.loaders.draws import ViewDraw, evaluation_crops, scaled_size
+from ppma.loaders.samples import ViewParams, evaluation_crops, scaled_size
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.train import train
@@ -65,7 +65,7 @@ def test_scores_equal_a_plain_restatement(trained):
         for start in (0.0, max(0.0, duration - 2.7)):
             frames = read_window(manifest.file(clip), start, min(start + 2.7, duration), 4)
             boxes = evaluation_crops(*scaled_size(*frames.shape[1:3], 32), 32)
-            draws = [ViewDraw(key=0, crop=box, flip=False, ops=(), erase=(0, 0, 0, 0)) for box in boxes]
+            draws = [ViewParams(key=0, crop=box, flip=False, ops=(), erase=(0, 0, 0, 0)) for box in boxes]
             views.append(torch.from_numpy(make_views(frames, draws, loader, None)))
         with torch.no_grad():
             expected = model.logits(torch.cat(views)).softmax(dim=1).mean(dim=0)

@@ -26,8 +26,7 @@ from ppma.data.probe_pool import probe_all
 from ppma.loaders.decode.fetch import BadClip
 from ppma.loaders.sources.formats import FRAME_FOLDER_FPS, read_source
 from ppma.loaders.sources.manifest import Clip, Manifest
-from ppma.loaders.sources.probe import Facts
-from ppma.loaders.sources.probe import Job as Probe
+from ppma.loaders.sources.probe import ProbeJob, VideoMetadata
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.clip import Outcome, Settings, Source, Workshop
 from ppma.privacy.removal.writing import Layout, parts, target
@@ -81,11 +80,11 @@ def read_clips(source: Path, root: Path | None, workers: int) -> tuple[Path, lis
     rows = read_source(source, root=source)
     refused = [(row.path, row.reason) for row in rows if row.reason]
     usable = [row for row in rows if not row.reason]
-    jobs = [Probe(path=str(source / row.path)) for row in usable]
+    jobs = [ProbeJob(path=str(source / row.path)) for row in usable]
     clips: dict[int, Clip] = {}
     with closing(probe_all(jobs, workers=workers, timeout_seconds=PROBE_SECONDS)) as answers:
         for i, facts in answers:
-            if not isinstance(facts, Facts):
+            if not isinstance(facts, VideoMetadata):
                 refused.append((usable[i].path, facts))
                 continue
             known = asdict(facts)

@@ -1,6 +1,6 @@
 """What is drawn for a clip before anything is decoded: crops, flips, RandAugment, erasing boxes, as plain data.
 
-    (seed, epoch, sample, view, size of the frame)  ->  ViewDraw
+    (seed, epoch, sample, view, size of the frame)  ->  ViewParams
 
 Both forms of the loader, the DALI graph and the plain one, take these as arguments and draw nothing themselves: that
 makes a sample independent of worker, rank and resume point. Every purpose has its own Philox stream, so switching
@@ -50,7 +50,7 @@ POSTERIZE_BITS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewDraw:
+class ViewParams:
     """Everything drawn for one view, one row of a batch. The same for all its frames."""
 
     key: int
@@ -65,7 +65,7 @@ class ViewDraw:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleDraw:
+class Sample:
     """Everything drawn for one sample: which window of which clip, and its views."""
 
     epoch: int
@@ -77,11 +77,11 @@ class SampleDraw:
     """Row of that manifest."""
     start_seconds: float
     end_seconds: float
-    views: tuple[ViewDraw, ...]
+    views: tuple[ViewParams, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipInput:
+class DaliInput:
     """The bytes of one window on their way to its views.
 
     kind "frames": one decoded uint8 (T, H, W, 3) array; "video": one encoded container; "jpeg": encoded images. Encoded
@@ -117,7 +117,7 @@ def evaluation_crops(height: int, width: int, size: int) -> tuple[Box, Box, Box]
     return (top, 0, size, size), (top, left, size, size), (top, width - size, size, size)
 
 
-def draw_crop(rng: np.random.Generator, height: int, width: int, config: LoaderConfig) -> Box:
+def random_crop(rng: np.random.Generator, height: int, width: int, config: LoaderConfig) -> Box:
     """A box in a scaled frame: RandomResizedCrop as torchvision has it, or the middle square."""
     if config.crop == "center":
         return center_crop(height, width, config.size)
@@ -171,7 +171,7 @@ def warp_matrix(name: str, argument: float, size: int) -> np.ndarray:
     return np.column_stack([linear, center + shift - linear @ center])
 
 
-def draw_randaugment(rng: np.random.Generator, config: LoaderConfig) -> tuple[tuple[str, float], ...]:
+def random_operations(rng: np.random.Generator, config: LoaderConfig) -> tuple[tuple[str, float], ...]:
     """RandAugment: distinct operations in random order, each kept with its probability, its level jittered."""
     n = config.randaugment_ops
     if n == 0:
@@ -184,7 +184,7 @@ def draw_randaugment(rng: np.random.Generator, config: LoaderConfig) -> tuple[tu
     return tuple((OPERATIONS[i], operation_argument(OPERATIONS[i], float(lv), int(s))) for i, a, lv, s in drawn if a)
 
 
-def draw_erase(rng: np.random.Generator, config: LoaderConfig) -> Box:
+def random_erase_box(rng: np.random.Generator, config: LoaderConfig) -> Box:
     """A box of the view to erase, as timm's RandomErasing draws it; height 0: none."""
     if rng.random() >= config.erase_probability:
         return 0, 0, 0, 0
@@ -198,7 +198,7 @@ def draw_erase(rng: np.random.Generator, config: LoaderConfig) -> Box:
     return 0, 0, 0, 0
 
 
-def draw_view(
+def view_params(
     seed: int,
     epoch: int,
     sample: int,
@@ -207,7 +207,7 @@ def draw_view(
     width: int,
     config: LoaderConfig,
     crop: Box | None = None,
-) -> ViewDraw:
+) -> ViewParams:
     """All draws of one view; `height` and `width` are those of a decoded frame, before scaling. Pure.
 
     `crop` fixes the box instead of drawing it (the three crops of an evaluation).
@@ -217,16 +217,16 @@ def draw_view(
         return philox.generator(seed, purpose, epoch=epoch, sample=sample, view=view)
 
     scaled = scaled_size(height, width, config.short_side)
-    return ViewDraw(
+    return ViewParams(
         key=philox.row_key(seed, epoch=epoch, sample=sample, view=view),
-        crop=draw_crop(rng(Purpose.CROP), *scaled, config) if crop is None else crop,
+        crop=random_crop(rng(Purpose.CROP), *scaled, config) if crop is None else crop,
         flip=draw_flip(rng(Purpose.FLIP), config),
-        ops=draw_randaugment(rng(Purpose.AUGMENT), config),
-        erase=draw_erase(rng(Purpose.ERASE), config),
+        ops=random_operations(rng(Purpose.AUGMENT), config),
+        erase=random_erase_box(rng(Purpose.ERASE), config),
     )
 
 
-def check_crops(views: Sequence[ViewDraw], height: int, width: int) -> None:
+def check_crops(views: Sequence[ViewParams], height: int, width: int) -> None:
     """Raise ValueError if a box leaves the scaled frame: the file then has another size than its manifest says."""
     for draw in views:
         top, left, h, w = draw.crop

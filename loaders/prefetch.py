@@ -3,7 +3,7 @@
     producer thread, side stream: host memory --async copy--> device, event  -->  queue of DEPTH  -->  consumer: its stream waits
 
 The host waits nowhere on the consumer's side except for a batch that is not ready. `Transfer` is the CPU form, `CudaTransfer`
-the GPU form of everything that depends on the device; `Ahead` is the thread and the queue.
+the GPU form of everything that depends on the device; `Prefetcher` is the thread and the queue.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ DEPTH = 2
 T = TypeVar("T")
 
 
-class Ahead(Generic[T]):
+class Prefetcher(Generic[T]):
     """Run an iterator in its own thread, up to `depth` items ahead of the consumer."""
 
     def __init__(self, items: Iterator[T], *, depth: int = DEPTH, prepare: Callable[[], None] = lambda: None) -> None:
@@ -110,7 +110,7 @@ class Ahead(Generic[T]):
         self._ready.clear()
 
 
-class KeptBuffers:
+class BufferPool:
     """Host buffers that are used again as soon as no tensor refers to them.
 
     Fresh memory costs a page fault for every 4 kB: copying 128 rows of 16 x 224 x 224 into it takes four times the CPU time of a copy
@@ -147,7 +147,7 @@ class Transfer:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._buffers = KeptBuffers()
+        self._buffers = BufferPool()
 
     def prepare_thread(self) -> None:
         """Set what belongs to the producer's thread."""

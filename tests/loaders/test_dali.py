@@ -17,8 +17,8 @@ from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode import dali as pipeline
 from ppma.loaders.decode.augment import make_views
 from ppma.loaders.decode.dali import DaliViews, UndecodableError, available
-from ppma.loaders.decode.decoders import DALI_CPU_CODECS, DALI_GPU_CODECS
-from ppma.loaders.draws import ClipInput, SampleDraw, ViewDraw, draw_view
+from ppma.loaders.decode.dali_input import DALI_CPU_CODECS, DALI_GPU_CODECS
+from ppma.loaders.samples import DaliInput, Sample, ViewParams, view_params
 
 T = 4
 CONFIG = LoaderConfig(frames=T, size=56, short_side=64, views=2, flip_probability=0.5)
@@ -28,38 +28,38 @@ AUGMENTED = LoaderConfig(
 FRAME_IDX = (0, 5, 5, 11)
 
 
-def drawn(index: int, height: int, width: int, config: LoaderConfig) -> SampleDraw:
-    views = tuple(draw_view(3, 0, index, v, height, width, config) for v in range(config.views))
-    return SampleDraw(epoch=0, index=index, source=0, clip=0, start_seconds=0.0, end_seconds=1.0, views=views)
+def drawn(index: int, height: int, width: int, config: LoaderConfig) -> Sample:
+    views = tuple(view_params(3, 0, index, v, height, width, config) for v in range(config.views))
+    return Sample(epoch=0, index=index, source=0, clip=0, start_seconds=0.0, end_seconds=1.0, views=views)
 
 
-def fixed(*crops: tuple[int, int, int, int], ops: tuple[tuple[str, float], ...] = ()) -> SampleDraw:
-    views = tuple(ViewDraw(key=0, crop=crop, flip=False, ops=ops, erase=(0, 0, 0, 0)) for crop in crops)
-    return SampleDraw(epoch=0, index=0, source=0, clip=0, start_seconds=0.0, end_seconds=1.0, views=views)
+def fixed(*crops: tuple[int, int, int, int], ops: tuple[tuple[str, float], ...] = ()) -> Sample:
+    views = tuple(ViewParams(key=0, crop=crop, flip=False, ops=ops, erase=(0, 0, 0, 0)) for crop in crops)
+    return Sample(epoch=0, index=0, source=0, clip=0, start_seconds=0.0, end_seconds=1.0, views=views)
 
 
-def frames_input(frames_THWC: np.ndarray) -> ClipInput:
+def frames_input(frames_THWC: np.ndarray) -> DaliInput:
     t, h, w, _ = frames_THWC.shape
-    return ClipInput(kind="frames", payloads=(frames_THWC,), frame_idx=tuple(range(t)), height=h, width=w)
+    return DaliInput(kind="frames", payloads=(frames_THWC,), frame_idx=tuple(range(t)), height=h, width=w)
 
 
-def jpeg_input(frames_THWC: np.ndarray) -> ClipInput:
+def jpeg_input(frames_THWC: np.ndarray) -> DaliInput:
     coded = tuple(cv2.imencode(".jpg", f[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].ravel() for f in frames_THWC)
     h, w = frames_THWC.shape[1:3]
-    return ClipInput(kind="jpeg", payloads=coded, frame_idx=(0, 1, 1, 2), height=h, width=w)
+    return DaliInput(kind="jpeg", payloads=coded, frame_idx=(0, 1, 1, 2), height=h, width=w)
 
 
-def video_input(path: Path) -> ClipInput:
+def video_input(path: Path) -> DaliInput:
     import av  # late: other tests here run without it
 
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         height, width = stream.height, stream.width
     payload = (np.frombuffer(path.read_bytes(), np.uint8),)
-    return ClipInput(kind="video", payloads=payload, frame_idx=FRAME_IDX, height=height, width=width)
+    return DaliInput(kind="video", payloads=payload, frame_idx=FRAME_IDX, height=height, width=width)
 
 
-def decoded(clip: ClipInput) -> np.ndarray:
+def decoded(clip: DaliInput) -> np.ndarray:
     """The clip's frames, by PyAV and OpenCV."""
     import av
 
@@ -72,7 +72,7 @@ def decoded(clip: ClipInput) -> np.ndarray:
     return np.stack([frames[i] for i in clip.frame_idx])
 
 
-def errors(made: np.ndarray, clip: ClipInput, draw: SampleDraw, config: LoaderConfig) -> np.ndarray:
+def errors(made: np.ndarray, clip: DaliInput, draw: Sample, config: LoaderConfig) -> np.ndarray:
     expected = np.stack([reference.view(decoded(clip), view, config) for view in draw.views])
     return np.abs(made.astype(int) - expected)
 
@@ -191,7 +191,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="3 frames, 2 views; 4 and 2 are configured"):
         views([frames_input(frames[:3])], [draw])
     with pytest.raises(RuntimeError, match=r"decodes to \[64, 80\] pixels; its manifest says \[64, 85\]"):
-        views([ClipInput(kind="frames", payloads=(frames,), frame_idx=tuple(range(T)), height=64, width=85)], [draw])
+        views([DaliInput(kind="frames", payloads=(frames,), frame_idx=tuple(range(T)), height=64, width=85)], [draw])
     too_many = fixed((0, 0, 60, 60), (0, 0, 60, 60), ops=(("invert", 0.0),))
     with pytest.raises(ValueError, match="randaugment_ops 0"):
         views([clip], [too_many])

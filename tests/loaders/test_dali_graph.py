@@ -10,7 +10,7 @@ from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode import dali as pipeline
 from ppma.loaders.decode import dali_graph as graph
 from ppma.loaders.decode.dali import DaliViews
-from ppma.loaders.draws import ClipInput, SampleDraw, draw_view
+from ppma.loaders.samples import DaliInput, Sample, view_params
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_graph_has_few_operators(without_driver: None) -> None:
     assert one <= 15 and four - one == 3 * 5  # of a view: its three arguments, crop, resize
 
 
-def milliseconds(views: DaliViews, clips: list[ClipInput], draws: list[SampleDraw]) -> float:
+def milliseconds(views: DaliViews, clips: list[DaliInput], draws: list[Sample]) -> float:
     began = time.process_time()
     for _ in range(3):
         views(clips, draws)
@@ -64,19 +64,19 @@ def test_randaugment_costs_the_host_little(monkeypatch: pytest.MonkeyPatch) -> N
     """
     monkeypatch.setattr(pipeline, "randaugment", lambda frames, program: frames.clone())
     frames = np.random.default_rng(0).integers(0, 256, (2, 16, 20, 3), dtype=np.uint8)
-    clips = [ClipInput(kind="frames", payloads=(frames,), frame_idx=(0, 1), height=16, width=20)] * 64
+    clips = [DaliInput(kind="frames", payloads=(frames,), frame_idx=(0, 1), height=16, width=20)] * 64
     given = []
     for slots in (0, 4):
         config = LoaderConfig(frames=2, size=16, short_side=16, views=1, randaugment_ops=slots)
         draws = [
-            SampleDraw(
+            Sample(
                 epoch=0,
                 index=i,
                 source=0,
                 clip=i,
                 start_seconds=0.0,
                 end_seconds=1.0,
-                views=(draw_view(0, 0, i, 0, 16, 20, config),),
+                views=(view_params(0, 0, i, 0, 16, 20, config),),
             )
             for i in range(64)
         ]

@@ -9,16 +9,16 @@ import pytest
 
 from ppma.common import philox
 from ppma.config.loader import LoaderConfig
-from ppma.loaders.draws import (
+from ppma.loaders.samples import (
     OPERATIONS,
     check_crops,
-    draw_crop,
-    draw_erase,
-    draw_randaugment,
-    draw_view,
     evaluation_crops,
     operation_argument,
+    random_crop,
+    random_erase_box,
+    random_operations,
     scaled_size,
+    view_params,
 )
 
 ALIGN = LoaderConfig(flip_probability=0.5, randaugment_ops=4, erase_probability=0.25)
@@ -38,22 +38,22 @@ def test_scaled_size_rounds_the_long_side_down(height: int, width: int, expected
 
 
 def test_equal_address_equal_draw() -> None:
-    assert draw_view(1, 2, 3, 0, 240, 320, ALIGN) == draw_view(1, 2, 3, 0, 240, 320, ALIGN)
+    assert view_params(1, 2, 3, 0, 240, 320, ALIGN) == view_params(1, 2, 3, 0, 240, 320, ALIGN)
     others = [(2, 2, 3, 0), (1, 3, 3, 0), (1, 2, 4, 0), (1, 2, 3, 1)]
-    assert len({draw_view(*address, 240, 320, ALIGN) for address in [(1, 2, 3, 0), *others]}) == 5
+    assert len({view_params(*address, 240, 320, ALIGN) for address in [(1, 2, 3, 0), *others]}) == 5
 
 
 def test_one_purpose_does_not_move_another() -> None:
-    bare = draw_view(0, 0, 0, 0, 240, 320, LoaderConfig())
-    full = draw_view(0, 0, 0, 0, 240, 320, dataclasses.replace(ALIGN, erase_probability=1.0))
+    bare = view_params(0, 0, 0, 0, 240, 320, LoaderConfig())
+    full = view_params(0, 0, 0, 0, 240, 320, dataclasses.replace(ALIGN, erase_probability=1.0))
     assert (bare.key, bare.crop) == (full.key, full.crop)
     assert bare.ops == () and bare.erase == (0, 0, 0, 0) and not bare.flip
-    louder = draw_view(0, 0, 0, 0, 240, 320, dataclasses.replace(ALIGN, randaugment_ops=14, erase_probability=1.0))
+    louder = view_params(0, 0, 0, 0, 240, 320, dataclasses.replace(ALIGN, randaugment_ops=14, erase_probability=1.0))
     assert louder.ops != full.ops and louder.erase == full.erase
 
 
 def test_crops_cover_the_frame_as_random_resized_crop_does() -> None:
-    boxes = np.array([draw_crop(rng(i), 256, 340, LoaderConfig()) for i in range(N)])
+    boxes = np.array([random_crop(rng(i), 256, 340, LoaderConfig()) for i in range(N)])
     top, left, h, w = boxes.T
     assert (top >= 0).all() and (left >= 0).all() and (top + h <= 256).all() and (left + w <= 340).all()
     area, ratio = h * w / (256 * 340), w / h
@@ -70,26 +70,26 @@ def test_crops_cover_the_frame_as_random_resized_crop_does() -> None:
     ("height", "width", "expected"), [(256, 2000, (0, 829, 256, 341)), (2000, 256, (829, 0, 341, 256))]
 )
 def test_a_crop_that_never_fits_falls_back_to_the_middle(height: int, width: int, expected: tuple[int, ...]) -> None:
-    assert draw_crop(rng(), height, width, LoaderConfig(crop_scale=(1.0, 1.0))) == expected
+    assert random_crop(rng(), height, width, LoaderConfig(crop_scale=(1.0, 1.0))) == expected
 
 
 def test_tiny_frames_have_crops() -> None:
     for height, width in [(1, 1), (1, 7), (5, 2)]:
-        draw = draw_view(0, 0, 0, 0, height, width, LoaderConfig(short_side=1, size=1))
+        draw = view_params(0, 0, 0, 0, height, width, LoaderConfig(short_side=1, size=1))
         check_crops([draw], *scaled_size(height, width, 1))
 
 
 def test_center_and_evaluation_crops() -> None:
     config = LoaderConfig(crop="center", short_side=224)
-    assert draw_crop(rng(), 224, 299, config) == (0, 37, 224, 224)
+    assert random_crop(rng(), 224, 299, config) == (0, 37, 224, 224)
     assert evaluation_crops(224, 299, 224) == ((0, 0, 224, 224), (0, 37, 224, 224), (0, 75, 224, 224))
     assert evaluation_crops(299, 224, 224) == ((0, 0, 224, 224), (37, 0, 224, 224), (75, 0, 224, 224))
-    fixed = draw_view(0, 0, 0, 2, 240, 320, config, crop=(0, 75, 224, 224))
+    fixed = view_params(0, 0, 0, 2, 240, 320, config, crop=(0, 75, 224, 224))
     assert fixed.crop == (0, 75, 224, 224)
 
 
 def test_randaugment_draws_four_of_fourteen_half_of_the_time() -> None:
-    drawn = [draw_randaugment(rng(i), ALIGN) for i in range(N)]
+    drawn = [random_operations(rng(i), ALIGN) for i in range(N)]
     names = [name for ops in drawn for name, _ in ops]
     assert all(len({name for name, _ in ops}) == len(ops) <= 4 for ops in drawn)
     assert abs(len(names) / N - 2.0) < 0.08  # binomial(4, 1/2): standard error 0.016
@@ -119,7 +119,7 @@ def test_arguments_of_operations(name: str, level: float, sign: int, expected: f
 
 
 def test_erasing_boxes() -> None:
-    boxes = np.array([draw_erase(rng(i), ALIGN) for i in range(N)])
+    boxes = np.array([random_erase_box(rng(i), ALIGN) for i in range(N)])
     drawn = boxes[boxes[:, 2] > 0]
     assert abs(len(drawn) / N - 0.25) < 0.03  # standard error 0.007
     top, left, h, w = drawn.T
@@ -131,11 +131,11 @@ def test_erasing_boxes() -> None:
 
 
 def test_a_crop_outside_the_frame_is_named() -> None:
-    draw = draw_view(0, 0, 0, 0, 240, 320, LoaderConfig(), crop=(0, 300, 64, 64))
+    draw = view_params(0, 0, 0, 0, 240, 320, LoaderConfig(), crop=(0, 300, 64, 64))
     with pytest.raises(ValueError, match=r"\(0, 300, 64, 64\).*256 x 341"):
         check_crops([draw], 256, 341)
 
 
 def test_workers_import_neither_torch_nor_dali() -> None:
-    code = "import sys, ppma.loaders.draws, ppma.loaders.decode.augment; sys.exit('torch' in sys.modules or 'nvidia.dali' in sys.modules)"
+    code = "import sys, ppma.loaders.samples, ppma.loaders.decode.augment; sys.exit('torch' in sys.modules or 'nvidia.dali' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -63,7 +63,7 @@ def test_views_are_those_of_the_plain_path(packed):
 
     threads = torch.get_num_threads()
     sampler = TrainingSampler([packed], CONFIG, seed=3, batch_clips=5)
-    draws = [draw for epoch in range(2) for draw in sampler.draws(epoch, 0)]
+    draws = [draw for epoch in range(2) for draw in sampler.samples(epoch, 0)]
     assert any(view.flip for draw in draws for view in draw.views)
     views, addresses, _ = run(packed, CONFIG, draws)
     for _ in range(2):  # a second plan through the same compiled loader
@@ -77,7 +77,7 @@ def test_views_are_those_of_the_plain_path(packed):
 
 
 def test_damaged_frames_are_told_of(packed):
-    draws = TrainingSampler([packed], CONFIG, seed=0, batch_clips=4).draws(0, 0)
+    draws = TrainingSampler([packed], CONFIG, seed=0, batch_clips=4).samples(0, 0)
     views, addresses, _ = run(packed, CONFIG, draws)
     views._fill, fill = None, views._fill
 
@@ -93,7 +93,7 @@ def test_damaged_frames_are_told_of(packed):
 
 def test_a_store_of_another_size_is_refused(packed):
     config = replace(CONFIG, short_side=40)
-    draws = TrainingSampler([packed], config, seed=0, batch_clips=4).draws(0, 0)
+    draws = TrainingSampler([packed], config, seed=0, batch_clips=4).samples(0, 0)
     views, addresses, _ = run(packed, config, draws)
     with pytest.raises(InputError, match="pack with --short-side 40"):
         next(views.run(addresses, draws))

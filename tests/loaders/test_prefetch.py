@@ -19,10 +19,9 @@ import pytest
 import torch
 
 from ppma.config.errors import InputError
-from ppma.loaders import stream
+from ppma.loaders import prefetch, stream
 from ppma.loaders.decode import dali as pipeline
-from ppma.loaders.decode import handover
-from ppma.loaders.decode.handover import DEPTH, Ahead, CudaTransfer, KeptBuffers, Transfer
+from ppma.loaders.prefetch import DEPTH, BufferPool, CudaTransfer, Prefetcher, Transfer
 from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream
@@ -70,7 +69,7 @@ def wait_for(condition, seconds=5.0):
 
 def test_items_come_in_order_and_no_more_than_the_depth_ahead():
     made = []
-    ahead = Ahead(number for number in range(9) if not made.append(number))
+    ahead = Prefetcher(number for number in range(9) if not made.append(number))
     for expected in range(9):
         wait_for(lambda seen=expected: len(made) == min(seen + DEPTH, 9))
         assert ahead.take() == expected
@@ -83,7 +82,7 @@ def test_a_failure_arrives_after_the_finished_items_with_its_traceback():
         yield 1
         raise InputError("too many bad files")
 
-    ahead = Ahead(failing())
+    ahead = Prefetcher(failing())
     assert ahead.take() == 1
     for _ in range(2):
         with pytest.raises(InputError, match="too many bad files") as caught:
@@ -94,7 +93,7 @@ def test_a_failure_arrives_after_the_finished_items_with_its_traceback():
 
 def test_waiting_can_have_a_limit():
     go_on = threading.Event()
-    ahead = Ahead(iter(go_on.wait, None))
+    ahead = Prefetcher(iter(go_on.wait, None))
     with pytest.raises(TimeoutError):
         ahead.take(timeout=0.01)
     go_on.set()
@@ -182,7 +181,7 @@ def test_waiting_is_counted_where_it_happens(manifest):
 
 
 def test_a_buffer_is_used_again_only_when_nothing_refers_to_it():
-    buffers = KeptBuffers()
+    buffers = BufferPool()
     held = buffers.empty((4, 8))
     held[:] = 7
     view, address = held[1:].flatten(), held.data_ptr()
@@ -315,7 +314,7 @@ def fake_cuda(monkeypatch):
     cuda.Event = type(
         "Event", (Recorder,), {"__init__": lambda self, blocking: Recorder.__init__(self, calls, "event")}
     )
-    monkeypatch.setattr(handover.torch, "cuda", cuda)
+    monkeypatch.setattr(prefetch.torch, "cuda", cuda)
     return SimpleNamespace(calls=calls, side=side, consumer=consumer, event=event, runtime=runtime)
 
 
@@ -360,7 +359,7 @@ def test_memory_that_cannot_be_locked_is_said_and_the_error_is_taken_from_the_ru
     import mmap
 
     launched = []
-    monkeypatch.setattr(handover.torch, "ones", lambda *_, device: launched.append(device))
+    monkeypatch.setattr(prefetch.torch, "ones", lambda *_, device: launched.append(device))
     fake_cuda.runtime.answers["cudaHostRegister"] = 304
     transfer = CudaTransfer(torch.device("cuda"))
     assert not transfer.lock(mmap.mmap(-1, 1 << 16))
