@@ -12,14 +12,12 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
-import av
 import cv2
 import numpy as np
 
+from ppma.common.video import video_writer
 from ppma.config.errors import InputError
 from ppma.data.shard_writer import PackRow, pack_shard, write_rows
 from ppma.loaders.sources.manifest import Clip, Manifest
@@ -78,17 +76,9 @@ def natural_frames(seed: int, count: int = FRAMES, width: int = WIDTH) -> Iterat
 def encode(path: Path, content: str, frames: list[np.ndarray]) -> None:
     """Write the frames as one of ENCODERS."""
     codec, _, spacing, options = ENCODERS[content]
-    beside = path.with_stem(f".{path.stem}")  # another benchmark may be reading the clip that this one replaces
-    with av.open(str(beside), "w") as container:
-        stream: Any = container.add_stream(codec, rate=Fraction(FPS), options=options)
-        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
-        stream.codec_context.gop_size = spacing
-        if options.get("b", "0") != "0":
-            stream.codec_context.bit_rate = int(options["b"])
+    with video_writer(path, fps=FPS, options=options, codec=codec, spacing=spacing) as add:
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-    beside.replace(path)
+            add(frame)
 
 
 def _make_clip(seed: int, frames: int, paths: dict[str, Path]) -> None:

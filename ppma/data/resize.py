@@ -10,7 +10,6 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -20,12 +19,13 @@ import numpy as np
 from av.video.reformatter import Interpolation
 
 from ppma.common.progress import Progress
+from ppma.common.video import video_writer
 from ppma.common.workers import parallel_map
 from ppma.config.errors import FULL_DISK, InputError, watch_disk
 from ppma.loaders.sources.formats import list_frames
 from ppma.loaders.sources.probe import Unusable, VideoMetadata, open_video
 
-X264 = {"preset": "veryfast", "crf": "18", "threads": "1"}
+X264 = {"preset": "veryfast", "crf": "18"}
 """Near to what the eye tells apart; half a second from one key frame to the next keeps reading a window cheap."""
 JPEG_QUALITY = 95
 VARIABLE = "variable frame rate"
@@ -172,25 +172,12 @@ def _encode_folder(job: Job, size: tuple[int, int]) -> None:
 
 
 def _encode_video(job: Job, size: tuple[int, int]) -> None:
-    rate = Fraction(job.fps).limit_denominator(1001)
-    temporary = _partial(job.target)
     container, stream = open_video(job.source, max_pixels=1 << 27)
-    try:
-        with container, av.open(str(temporary), "w", format="mp4") as out:
-            encoder = out.add_stream("libx264", rate=rate, options=X264)
-            encoder.width, encoder.height, encoder.pix_fmt = *size, "yuv420p"
-            encoder.codec_context.gop_size = max(1, round(job.fps / 2))
-            base = (stream.time_base if job.variable else None) or 1 / rate
-            encoder.codec_context.time_base = base
-            for time, picture_HWC in _pictures(container, stream, size, job.variable):
-                frame = av.VideoFrame.from_ndarray(picture_HWC, format="rgb24")
-                frame.pts, frame.time_base = time, base
-                out.mux(encoder.encode(frame))
-            out.mux(encoder.encode(None))
-        temporary.replace(job.target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    base = stream.time_base if job.variable else None
+    spacing = max(1, round(job.fps / 2))
+    with container, video_writer(job.target, fps=job.fps, options=X264, spacing=spacing, time_base=base) as add:
+        for time, picture_HWC in _pictures(container, stream, size, job.variable):
+            add(picture_HWC, time)
 
 
 def _pictures(
