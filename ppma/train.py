@@ -173,7 +173,7 @@ def plan(config: RunConfig) -> None:
         compiling.choose(config.compile, ranks.device)
         sources = tasks.read_sources(config)
         if config.privacy == "strict":
-            strict.look(config, sources)
+            strict.precheck(config, sources)
         rows = sum(len(source) for source in sources) // config.batch * config.batch
         steps = rows // config.batch * config.optim.epochs
         forward = (

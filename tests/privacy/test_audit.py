@@ -15,7 +15,7 @@ from ppma.privacy.detectors.auditors import AUDITORS, AuditorKind
 from ppma.privacy.detectors.boxes import NONE_05
 from ppma.privacy.removal import jobs as removal
 from ppma.privacy.removal.writing import writer
-from ppma.privacy.verdict import CANNOT_TELL, FAILED, PASSED, passed_of, seal_of, verified
+from ppma.privacy.verdict import CANNOT_TELL, FAILED, PASSED, passed_path, read_verdicts, seal_path
 
 RED = (250, 20, 20)
 CLIPS = {
@@ -45,7 +45,7 @@ class RedFinder:
 def red_auditors(monkeypatch):
     monkeypatch.setattr(audit_detectors, "AUDITORS", AUDITORS)
     for name, kind in list(AUDITORS.items()):
-        stand_in = AuditorKind(make=RedFinder, finds=kind.finds, licence="none", threshold=0.5)
+        stand_in = AuditorKind(make=RedFinder, finds=kind.finds, license="none", threshold=0.5)
         monkeypatch.setitem(AUDITORS, name, stand_in)
 
 
@@ -137,7 +137,7 @@ def test_verdicts_bounds_and_the_seal(copy, red_auditors, capsys):
     assert clips["run/short"]["checks"]["every frame"] == {"held": False, "says": "6 frames of 8 in the original"}
     assert clips["jump/clean"]["outside_db"] > 40 and clips["jump/clean"]["inside_change"] > 20
     manifest = copy / "removed" / removal.MANIFEST
-    assert {path: found.verdict for path, found in verified(manifest).items()} == {
+    assert {path: found.verdict for path, found in read_verdicts(manifest).items()} == {
         f"inp/{n}.mp4": v for n, v in CLIPS.items()
     }
     told = capsys.readouterr().out
@@ -146,16 +146,18 @@ def test_verdicts_bounds_and_the_seal(copy, red_auditors, capsys):
 
 def test_those_that_passed_have_a_manifest_of_their_own(copy, red_auditors, monkeypatch):
     assert audit(copy) == 0
-    passed = passed_of(copy / "removed" / removal.MANIFEST)
+    passed = passed_path(copy / "removed" / removal.MANIFEST)
     rows = Manifest.read(passed)
     assert [rows.clip(i).path for i in range(len(rows))] == ["inp/jump/clean.mp4"]
-    assert set(verified(passed)) == {f"inp/{name}.mp4" for name in CLIPS}, "sealed to the report of all"
-    seal_of(passed).rename(copy / "aside")
+    assert set(read_verdicts(passed)) == {f"inp/{name}.mp4" for name in CLIPS}, "sealed to the report of all"
+    seal_path(passed).rename(copy / "aside")
     assert audit(copy) == 2 and len(Manifest.read(passed)) == 1, "a file without a seal is somebody's own"
-    (copy / "aside").rename(seal_of(passed))
+    (copy / "aside").rename(seal_path(passed))
     monkeypatch.setattr(RedFinder, "__call__", lambda self, frame: NONE_05)
     shutil.rmtree(copy / "report")
-    assert audit(copy) == 0 and not passed.exists() and not seal_of(passed).exists(), "detectors are blind: none passes"
+    assert audit(copy) == 0 and not passed.exists() and not seal_path(passed).exists(), (
+        "detectors are blind: none passes"
+    )
 
 
 def test_the_page_stands_by_itself_and_promises_nothing(copy, red_auditors):
@@ -247,7 +249,7 @@ def test_another_tools_folder_is_audited_and_gets_a_manifest(copy, red_auditors)
     assert ppma(["audit", str(theirs), *map(str, flags)]) == 0
     report = said(copy)
     assert report["makers"] == ["theirs"] and report["clips"][0]["checks"]["same outside"]["held"] is None
-    assert {found.verdict for found in verified(copy / "report" / "manifest.csv").values()} == {
+    assert {found.verdict for found in read_verdicts(copy / "report" / "manifest.csv").values()} == {
         PASSED,
         FAILED,
         CANNOT_TELL,

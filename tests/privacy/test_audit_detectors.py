@@ -5,7 +5,7 @@ import pytest
 
 from ppma.config.errors import InputError
 from ppma.privacy.detectors.auditors import AUDITORS, check, load
-from ppma.privacy.detectors.tiles import looks
+from ppma.privacy.detectors.tiles import tile_batch
 from ppma.privacy.removal.plugins import PLUGINS
 from ppma.synthetic.clip import ClipSpec, render, sample_clip
 
@@ -14,7 +14,7 @@ def test_boxes_come_back_to_where_they_were():
     """A white block in a corner is in the same place in every look that shows it, once taken back."""
     frame = np.zeros((120, 200, 3), np.uint8)
     frame[80:110, 150:190] = 255
-    squares, places = looks(frame, 160)
+    squares, places = tile_batch(frame, 160)
     seen = 0
     for square, place in zip(squares, places):
         bright = (square[..., 0] > 250) & (square[..., 2] > 250)

@@ -6,7 +6,7 @@ import zipfile
 import pytest
 
 from ppma.config.errors import InputError
-from ppma.privacy.detectors.user_models import BROUGHT, choose
+from ppma.privacy.detectors.user_models import USER_MODELS, choose
 
 
 def script(path, content=b"1"):
@@ -69,4 +69,4 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 
 
 def test_hashes_are_hexadecimal():
-    assert all(int(known.sha256 or "0", 16) >= 0 for known in BROUGHT.values())
+    assert all(int(known.sha256 or "0", 16) >= 0 for known in USER_MODELS.values())

@@ -6,7 +6,7 @@ from privacy_stand_ins import RedFinder, write_walk
 
 from ppma.loaders.decode.fetch import BadClip, all_frames
 from ppma.privacy.removal import plugins
-from ppma.privacy.removal.clip import Settings, Source, Workshop, blurred, coarse
+from ppma.privacy.removal.clip import ClipSource, Pipeline, Settings, blurred, coarse
 from ppma.privacy.removal.writing import VideoWriter
 from ppma.synthetic.clip import ClipSpec, render, sample_clip
 
@@ -16,19 +16,19 @@ def walk(tmp_path_factory):
     """A clip in which a red block walks across a textured place; returns (source, place)."""
     folder = tmp_path_factory.mktemp("walk")
     place = write_walk(folder / "walk.mp4")
-    return Source(path=folder / "walk.mp4", start_seconds=0.0, end_seconds=float("inf"), fps=10.0), place
+    return ClipSource(path=folder / "walk.mp4", start_seconds=0.0, end_seconds=float("inf"), fps=10.0), place
 
 
 def frames(path):
     return np.stack([frame for _, frame in all_frames(path, 0.0, float("inf"))])
 
 
-def treat(walk, folder, **settings):
-    return Workshop(Settings(**settings), folder).treat(walk[0], folder, "c/v", "videos")
+def clean(walk, folder, **settings):
+    return Pipeline(Settings(**settings), folder).clean(walk[0], folder, "c/v", "videos")
 
 
 def test_who_is_found_is_gone_and_the_place_is_back(stand_ins, walk, tmp_path):
-    outcome, paths = treat(walk, tmp_path, **stand_ins)
+    outcome, paths = clean(walk, tmp_path, **stand_ins)
     after, hidden = frames(paths["inp"]), frames(paths["seg"])[..., 0] > 127
     assert outcome.frames == outcome.frames_with_people == 24 and outcome.boxes == {"red": 24, "red-face": 24}
     assert outcome.seen_share > 0.99 and outcome.shots == 1
@@ -43,7 +43,7 @@ def test_outside_the_mask_nothing_changes_before_encoding(stand_ins, walk, tmp_p
     seen = []
     monkeypatch.setattr(VideoWriter, "add", lambda self, picture: seen.append(picture))
     monkeypatch.setattr(VideoWriter, "finish", VideoWriter.drop)
-    treat(walk, tmp_path, **stand_ins)
+    clean(walk, tmp_path, **stand_ins)
     for picture, hidden, before in zip(seen[::2], seen[1::2], frames(walk[0].path)):
         assert (picture[~hidden] == before[~hidden]).all()
 
@@ -51,14 +51,14 @@ def test_outside_the_mask_nothing_changes_before_encoding(stand_ins, walk, tmp_p
 @pytest.mark.parametrize("blinks", [(7,), (7, 8, 9, 10)])
 def test_a_detector_that_blinks_leaves_nobody(stand_ins, walk, tmp_path, monkeypatch, blinks):
     monkeypatch.setattr(RedFinder, "blinks", blinks)
-    _, paths = treat(walk, tmp_path, **stand_ins)
+    _, paths = clean(walk, tmp_path, **stand_ins)
     after = frames(paths["inp"])
     assert not ((after[..., 0] > 150) & (after[..., 1] < 90)).any()
 
 
 def test_a_window_of_the_source(stand_ins, walk, tmp_path):
-    source = Source(path=walk[0].path, start_seconds=0.5, end_seconds=1.5, fps=10.0)
-    outcome, paths = Workshop(Settings(**stand_ins), tmp_path).treat(
+    source = ClipSource(path=walk[0].path, start_seconds=0.5, end_seconds=1.5, fps=10.0)
+    outcome, paths = Pipeline(Settings(**stand_ins), tmp_path).clean(
         source, tmp_path, "c/v", "frames", keep_original=True
     )
     assert outcome.frames == 10 and sorted(paths) == ["inp", "ori", "seg"]
@@ -70,7 +70,7 @@ def test_a_window_of_the_source(stand_ins, walk, tmp_path):
     [("blur-faces", True, True), ("blur-bodies", True, True), ("downsample", True, False)],
 )
 def test_the_other_methods(stand_ins, walk, tmp_path, method, changed, same):
-    _, paths = treat(walk, tmp_path, method=method, **stand_ins)
+    _, paths = clean(walk, tmp_path, method=method, **stand_ins)
     before, after = frames(walk[0].path).astype(float), frames(paths["inp"])
     hidden = frames(paths["seg"])[..., 0] > 127
     assert (np.abs(after - before)[hidden].max() > 60) == changed
@@ -88,9 +88,9 @@ def test_a_source_that_breaks_leaves_nothing_behind(stand_ins, walk, tmp_path):
     broken.write_bytes(walk[0].path.read_bytes()[:900])
     out = tmp_path / "out"
     out.mkdir()
-    source = Source(path=broken, start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
+    source = ClipSource(path=broken, start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
     with pytest.raises(BadClip):
-        Workshop(Settings(**stand_ins), tmp_path).treat(source, out, "c/v", "videos")
+        Pipeline(Settings(**stand_ins), tmp_path).clean(source, out, "c/v", "videos")
     assert not [path for path in out.rglob("*") if path.is_file()]
 
 
@@ -141,14 +141,14 @@ def found(boxes_N5, mask_HW):
 
 def test_drawn_people_are_hidden_and_the_place_comes_back(person_weights, tmp_path, record_property):
     """Six small clips with exact masks and empty twins: the figures that the issue asks for."""
-    workshop, looked = Workshop(Settings(), person_weights), []
+    pipeline, looked = Pipeline(Settings(), person_weights), []
 
     def find(frame_HWC):
-        boxes = Workshop.find(workshop, frame_HWC)
+        boxes = Pipeline.detect(pipeline, frame_HWC)
         looked.append(np.concatenate(list(boxes.values())))
         return boxes
 
-    workshop.find = find
+    pipeline.detect = find
     hits, outside, inside = [], [], []
     for action, number in DRAWN:
         address = ClipSpec(
@@ -160,10 +160,10 @@ def test_drawn_people_are_hidden_and_the_place_comes_back(person_weights, tmp_pa
         for shot in shots:
             video.add(shot.picture_PP3)
         video.finish()
-        workshop._inpainter = watched = Watched(plugins.load("median", person_weights))
-        source = Source(path=path, start_seconds=0.0, end_seconds=float("inf"), fps=FPS)
+        pipeline._inpainter = watched = Watched(plugins.load("median", person_weights))
+        source = ClipSource(path=path, start_seconds=0.0, end_seconds=float("inf"), fps=FPS)
         looked.clear()
-        _, paths = workshop.treat(source, tmp_path, f"drawn/{action}", "videos")
+        _, paths = pipeline.clean(source, tmp_path, f"drawn/{action}", "videos")
         before, after, hidden = frames(path), frames(paths["inp"]), frames(paths["seg"])[..., 0] > 127
         masks, empty = np.stack([shot.mask_PP for shot in shots]), np.stack([shot.empty_PP3 for shot in shots])
         assert min(np.ptp(np.flatnonzero(mask.any(1))) + 1 for mask in masks) >= 48

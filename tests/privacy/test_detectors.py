@@ -5,7 +5,7 @@ import pytest
 
 from ppma.privacy.detectors.centerface import CenterFace
 from ppma.privacy.detectors.movenet import MoveNet
-from ppma.privacy.detectors.tiles import looks, network_size, tiles
+from ppma.privacy.detectors.tiles import network_size, tile_batch, tiles
 from ppma.privacy.detectors.weights import find
 from ppma.synthetic.clip import ClipSpec, render, sample_clip
 
@@ -24,9 +24,11 @@ def test_networks_see_the_pictures_proportions():
     assert network_size(256, 340, 416) == (416, 320)
     assert network_size(1080, 1920, 416) == (416, 224)
     assert network_size(64, 64, 416) == (128, 128), "never enlarged more than twice"
-    assert looks(np.zeros((256, 340, 3), np.uint8), 320)[0].shape == (5, 256, 320, 3)
-    assert looks(np.zeros((100, 1000, 3), np.uint8), 300, multiple=300)[0].shape[1:] == (300, 300, 3), "a square one"
-    assert len(looks(np.zeros((100, 160, 3), np.uint8), 320)[0]) == 1, "enlarged twice as a whole"
+    assert tile_batch(np.zeros((256, 340, 3), np.uint8), 320)[0].shape == (5, 256, 320, 3)
+    assert tile_batch(np.zeros((100, 1000, 3), np.uint8), 300, multiple=300)[0].shape[1:] == (300, 300, 3), (
+        "a square one"
+    )
+    assert len(tile_batch(np.zeros((100, 160, 3), np.uint8), 320)[0]) == 1, "enlarged twice as a whole"
 
 
 @pytest.fixture(scope="module")

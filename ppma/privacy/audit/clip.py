@@ -19,7 +19,7 @@ from ppma.privacy.audit import files as audit_files
 from ppma.privacy.audit.files import Check
 from ppma.privacy.detectors import auditors as audit_detectors
 from ppma.privacy.detectors.auditors import AUDITORS
-from ppma.privacy.removal.clip import Source
+from ppma.privacy.removal.clip import ClipSource
 
 CHANGED_LEVELS = 12
 """Of 255; less is what encoding does to a picture."""
@@ -41,7 +41,7 @@ class Pair:
     frames: int
     """Of the cleaned clip, as the manifest has it."""
     mask: Path | None
-    original: Source | None
+    original: ClipSource | None
     makers: tuple[str, ...]
     """Tools that made the mask; none known without a record."""
     outside_sha256: str
@@ -241,7 +241,7 @@ def _told(found_N5: np.ndarray, threshold: float) -> tuple[float, list[list[floa
     return round(float(found_N5[:, 4].max(initial=0.0)), 4), np.round(found_N5[found_N5[:, 4] >= threshold], 3).tolist()
 
 
-def _frames_of(source: Source | None) -> Iterator[np.ndarray]:
+def _frames_of(source: ClipSource | None) -> Iterator[np.ndarray]:
     if source is not None:
         try:
             yield from source.frames()

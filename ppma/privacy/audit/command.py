@@ -152,5 +152,5 @@ def _tell(config: AuditConfig, sealed: Path, judged: list[tuple[Findings, Judgem
     told = ", ".join(f"{counts[name]} {name}" for name in verdict.VERDICTS)
     console.print(f"{len(judged)} clips: {told}", markup=False)
     if counts[verdict.PASSED]:
-        console.print(f"{verdict.passed_of(sealed)}: those that passed, for --privacy strict", markup=False)
+        console.print(f"{verdict.passed_path(sealed)}: those that passed, for --privacy strict", markup=False)
     console.print(f"{config.out / REPORT}; frames for your eyes and signature are in it", markup=False)

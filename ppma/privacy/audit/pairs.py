@@ -11,7 +11,7 @@ from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Clip
 from ppma.privacy.audit.clip import Pair
 from ppma.privacy.removal import jobs as removal
-from ppma.privacy.removal.clip import Source
+from ppma.privacy.removal.clip import ClipSource
 
 SUFFIXES = (".mkv", ".mp4", ".avi", ".webm", ".mov")
 
@@ -89,7 +89,7 @@ def _beside(folder: Path, name: str) -> Path | None:
     return next((video for video in videos if video.is_file()), None)
 
 
-def _original(originals: Path, clip: Clip, name: str, record: dict[str, Any]) -> Source:
+def _original(originals: Path, clip: Clip, name: str, record: dict[str, Any]) -> ClipSource:
     """By the path that the record remembers, else by the name."""
     row = record.get("row", {})
     path = originals / row["path"] if row.get("path") else None
@@ -100,7 +100,7 @@ def _original(originals: Path, clip: Clip, name: str, record: dict[str, Any]) ->
             f"--originals {originals} has no {row.get('path') or name} for {clip.path}; give the folder it was made of"
         )
     end = row.get("end_seconds")
-    return Source(
+    return ClipSource(
         path=path,
         start_seconds=row.get("start_seconds") or 0.0,
         end_seconds=float("inf") if end is None else end,

@@ -51,7 +51,7 @@ def content(
         "makers": list(makers),
         "auditors": list(auditors),
         "operating_points": {name: AUDITORS[name].threshold for name in auditors},
-        "licences": {name: AUDITORS[name].licence for name in auditors},
+        "licences": {name: AUDITORS[name].license for name in auditors},
         "frames": frames,
         "confidence": audit_bounds.CONFIDENCE,
         "verdicts": {name: counts[name] for name in VERDICTS},

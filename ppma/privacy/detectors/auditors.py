@@ -22,7 +22,7 @@ from ppma.config.errors import InputError
 from ppma.privacy.detectors import weights
 from ppma.privacy.detectors.boxes import NONE_05, suppress
 from ppma.privacy.detectors.tfjs import Graph
-from ppma.privacy.detectors.tiles import gather, looks, network_size, tiles
+from ppma.privacy.detectors.tiles import gather, network_size, tile_batch, tiles
 
 
 class Auditor(Protocol):
@@ -39,7 +39,7 @@ class AuditorKind:
     make: Callable[..., Auditor]
     """Of the files of its weights, when it has any, and a threshold."""
     finds: Literal["person", "face"]
-    licence: str
+    license: str
     threshold: float
     """Its operating point: from this score on a box is a hit."""
     weights: str = ""
@@ -101,8 +101,8 @@ class NanoDet:
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
         """boxes_N5 of people."""
-        looks_BhwC, places = looks(frame_HWC, self.side)
-        batch = (looks_BhwC[..., ::-1] - self.mean_3) / self.deviation_3
+        tiles_BhwC, places = tile_batch(frame_HWC, self.side)
+        batch = (tiles_BhwC[..., ::-1] - self.mean_3) / self.deviation_3
         maps = self._graph(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
         found = [
             np.concatenate(
@@ -138,8 +138,8 @@ class CenterNet:
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
         """boxes_N5 of people."""
-        looks_BhwC, places = looks(frame_HWC, self.side)
-        heat_BhwC, edges_Bhw4 = self._graph(looks_BhwC.astype(np.float32))
+        tiles_BhwC, places = tile_batch(frame_HWC, self.side)
+        heat_BhwC, edges_Bhw4 = self._graph(tiles_BhwC.astype(np.float32))
         return gather(places, [self._boxes(heat[..., 0], edges) for heat, edges in zip(heat_BhwC, edges_Bhw4)])
 
     def _boxes(self, heat_hw: np.ndarray, edges_hw4: np.ndarray) -> np.ndarray:
@@ -167,10 +167,10 @@ class SsdLite:
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
         """boxes_N5 of people."""
-        looks_BSS3, places = looks(
+        tiles_BSS3, places = tile_batch(
             frame_HWC, self.side, multiple=self.side
         )  # square: the fixed boxes are meant for that
-        maps = self._graph(looks_BSS3.astype(np.float32) / np.float32(127.5) - 1)
+        maps = self._graph(tiles_BSS3.astype(np.float32) / np.float32(127.5) - 1)
         shifts, logits = maps[: self.maps], maps[self.maps :]
         shifts_BN4 = np.concatenate([m.reshape(len(places), -1, 4) for m in shifts], 1)
         logits_BN = np.concatenate([m.reshape(len(places), -1, self.classes)[..., self.person] for m in logits], 1)
@@ -204,8 +204,8 @@ class BlazeFace:
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
         """boxes_N5 of faces."""
-        looks_BhwC, places = looks(frame_HWC, self.side)
-        logits_Bhw1, edges_BhwC = self._graph(looks_BhwC.astype(np.float32) / np.float32(127.5) - 1)
+        tiles_BhwC, places = tile_batch(frame_HWC, self.side)
+        logits_Bhw1, edges_BhwC = self._graph(tiles_BhwC.astype(np.float32) / np.float32(127.5) - 1)
         scores_Bhw = 1 / (1 + np.exp(-np.clip(logits_Bhw1[..., 0], -50, 50)))
         found = [self._boxes(score_hw, edges_hwC) for score_hw, edges_hwC in zip(scores_Bhw, edges_BhwC)]
         return gather(places, found, 0.3)
@@ -240,14 +240,14 @@ class Hog:
 
 
 AUDITORS: dict[str, AuditorKind] = {
-    "nanodet": AuditorKind(make=NanoDet, finds="person", weights="auditors", licence="Apache-2.0", threshold=0.7),
-    "centernet": AuditorKind(make=CenterNet, finds="person", weights="auditors", licence="Apache-2.0", threshold=0.6),
-    "ssdlite": AuditorKind(make=SsdLite, finds="person", weights="ssdlite", licence="Apache-2.0", threshold=0.8),
+    "nanodet": AuditorKind(make=NanoDet, finds="person", weights="auditors", license="Apache-2.0", threshold=0.7),
+    "centernet": AuditorKind(make=CenterNet, finds="person", weights="auditors", license="Apache-2.0", threshold=0.6),
+    "ssdlite": AuditorKind(make=SsdLite, finds="person", weights="ssdlite", license="Apache-2.0", threshold=0.8),
     "yolov3-tiny": AuditorKind(
-        make=YoloV3Tiny, finds="person", weights="yolov3-tiny", licence="MIT as packaged (darknet)", threshold=0.7
+        make=YoloV3Tiny, finds="person", weights="yolov3-tiny", license="MIT as packaged (darknet)", threshold=0.7
     ),
-    "hog": AuditorKind(make=Hog, finds="person", licence="Apache-2.0 (OpenCV)", threshold=1.0),
-    "blazeface": AuditorKind(make=BlazeFace, finds="face", weights="auditors", licence="Apache-2.0", threshold=0.8),
+    "hog": AuditorKind(make=Hog, finds="person", license="Apache-2.0 (OpenCV)", threshold=1.0),
+    "blazeface": AuditorKind(make=BlazeFace, finds="face", weights="auditors", license="Apache-2.0", threshold=0.8),
 }
 """By the name that a report gives them."""
 

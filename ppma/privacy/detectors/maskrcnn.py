@@ -17,12 +17,24 @@ import torch
 from ppma.config.errors import InputError
 from ppma.models.torchvision_shim import ensure_detection
 from ppma.privacy.detectors.boxes import NONE_05
-from ppma.privacy.removal.scripted import as_planes, device
 
 PERSON = 1
 """Of COCO's classes as torchvision counts them."""
 LEAST_SCORE = 0.2
 """Low, as for the other detectors: a box too many costs a little background."""
+
+
+def device() -> torch.device:
+    """Where models run; on a CPU they take one thread, since each process works on a clip of its own."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    torch.set_num_threads(1)
+    return torch.device("cpu")
+
+
+def as_planes(frame_HWC: np.ndarray) -> np.ndarray:
+    """float32 (3, H, W) from 0 to 1."""
+    return frame_HWC.transpose(2, 0, 1).astype(np.float32) / 255
 
 
 @lru_cache(maxsize=1)

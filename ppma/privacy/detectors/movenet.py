@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from ppma.privacy.detectors.tfjs import Graph
-from ppma.privacy.detectors.tiles import gather, looks
+from ppma.privacy.detectors.tiles import gather, tile_batch
 
 
 class MoveNet:
@@ -35,9 +35,9 @@ class MoveNet:
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
         """boxes_N5 of people."""
-        looks_BhwC, places = looks(frame_HWC, self.side)
+        tiles_BhwC, places = tile_batch(frame_HWC, self.side)
         # One look at a time: the maps of all of them at once do not fit into a core's cache, and it takes a quarter longer.
-        maps = [self._graph(look_hwC[None].astype(np.float32)) for look_hwC in looks_BhwC]
+        maps = [self._graph(tile_hwC[None].astype(np.float32)) for tile_hwC in tiles_BhwC]
         return gather(places, [self._boxes(heat[0, ..., 0], sizes[0], shifts[0]) for heat, sizes, shifts in maps])
 
     def _boxes(self, heat_hw: np.ndarray, sizes_hw2: np.ndarray, shifts_hw2: np.ndarray) -> np.ndarray:

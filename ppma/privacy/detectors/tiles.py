@@ -1,6 +1,6 @@
 """Looks at a picture: all of it, and overlapping parts of it, in which small people are found.
 
-    frame_HWC  ->  looks(): batch_BhwC, the parts scaled to one size, and where each lies  ->  network  ->  gather(): boxes in the picture
+    frame_HWC  ->  tile_batch(): batch_BhwC, the parts scaled to one size, and where each lies  ->  network  ->  gather(): boxes
 
 Legend: H height, W width of a picture in pixels, h and w of a network's input, N boxes, B parts.
 """
@@ -43,7 +43,7 @@ def network_size(height: int, width: int, long_side: int, multiple: int = 32) ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Tile:
     """A part of the picture in a network's input: where it lies and how much it was enlarged."""
 
     x: int
@@ -56,7 +56,7 @@ class Look:
         return np.hstack([corners_N4, boxes_N5[:, 4:]]).astype(np.float32)
 
 
-def looks(frame_HWC: np.ndarray, side: int, multiple: int = 32) -> tuple[np.ndarray, list[Look]]:
+def tile_batch(frame_HWC: np.ndarray, side: int, multiple: int = 32) -> tuple[np.ndarray, list[Tile]]:
     """(batch_BhwC uint8, where each lies): the whole picture and its tiles, each scaled into the picture's proportions with grey beside it.
 
     `side`: long side of a look, whose sides are multiples of `multiple`. No tiles of a picture that is enlarged MOST_ENLARGED times as a
@@ -69,16 +69,16 @@ def looks(frame_HWC: np.ndarray, side: int, multiple: int = 32) -> tuple[np.ndar
     for part_HWC, x, y in [(frame_HWC, 0, 0), *(() if enough else tiles(frame_HWC))]:
         height, width = part_HWC.shape[:2]
         scale = min(h / height, w / width)
-        look_hwC = np.full((h, w, 3), 114, np.uint8)
+        tile_hwC = np.full((h, w, 3), 114, np.uint8)
         rows, columns = (min(n, max(1, round(s * scale))) for n, s in ((h, height), (w, width)))
         smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        look_hwC[:rows, :columns] = cv2.resize(part_HWC, (columns, rows), interpolation=smooth)
-        parts.append(look_hwC)
-        places.append(Look(x=x, y=y, scale=scale))
+        tile_hwC[:rows, :columns] = cv2.resize(part_HWC, (columns, rows), interpolation=smooth)
+        parts.append(tile_hwC)
+        places.append(Tile(x=x, y=y, scale=scale))
     return np.stack(parts), places
 
 
-def gather(places: Sequence[Look], found: Sequence[np.ndarray], overlap: float = 0.5) -> np.ndarray:
+def gather(places: Sequence[Tile], found: Sequence[np.ndarray], overlap: float = 0.5) -> np.ndarray:
     """boxes_N5 in the picture, of those found in each look; overlapping ones once."""
     boxes = [place.back(boxes_N5) for place, boxes_N5 in zip(places, found) if len(boxes_N5)]
     return suppress(np.concatenate(boxes), overlap) if boxes else NONE_05

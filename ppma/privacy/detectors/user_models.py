@@ -1,6 +1,6 @@
 """Models that users bring: larger ones than packages carry, given by path or put into the weights folder, checked by hash, never fetched.
 
-    BROUGHT: file name, hash, what it is  +  --models NAME=FILE  ->  choose()  ->  Model(name, path, sha256), kept in every record
+    USER_MODELS: file name, hash, what it is  +  --models NAME=FILE  ->  choose()  ->  Model(name, path, sha256), kept in every record
 
 A TorchScript file is a program: whoever gives one trusts who made it. Where the hash of the published file is known any other is refused.
 """
@@ -16,7 +16,7 @@ from ppma.config.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Brought:
+class UserModel:
     """A file that is not ours to hand out."""
 
     file: str
@@ -38,26 +38,26 @@ class Model:
     sha256: str
 
 
-BROUGHT: dict[str, Brought] = {
-    "maskrcnn": Brought(
+USER_MODELS: dict[str, UserModel] = {
+    "maskrcnn": UserModel(
         file="maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
         what="torchvision's weights MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1",
         sha256="73cbd019",
         script=False,
     ),
-    "lama": Brought(
+    "lama": UserModel(
         file="big-lama.pt",
         what="LaMa as TorchScript: (picture 1 3 H W from 0 to 1, hidden 1 1 H W) to a picture",
         sha256="344c77bbcb158f17dd143070d1e789f38a66c04202311ae3a258ef66667a9ea9",
     ),
-    "semask": Brought(
+    "semask": UserModel(
         file="semask.pt",
         what="a segmenter as TorchScript (the paper's: SeMask, Swin-L): picture 1 3 H W from 0 to 1 to probability of a person 1 1 H W",
     ),
-    "e2fgvi": Brought(
+    "e2fgvi": UserModel(
         file="e2fgvi.pt", what="E2FGVI as TorchScript: (frames 1 T 3 H W from 0 to 1, hidden 1 T 1 H W) to frames"
     ),
-    "propainter": Brought(
+    "propainter": UserModel(
         file="propainter.pt",
         what="ProPainter as TorchScript: (frames 1 T 3 H W from 0 to 1, hidden 1 T 1 H W) to frames",
     ),
@@ -73,20 +73,20 @@ def choose(names: Iterable[str], given: Iterable[str], folder: Path) -> tuple[Mo
     if unused := sorted(set(told) - set(wanted)):
         raise InputError(f"--models {unused[0]}=...: nothing chosen uses it; in use are {', '.join(wanted) or 'none'}")
     return tuple(
-        _check(name, *told.get(name, (folder / BROUGHT[name].file, "")), given=name in told) for name in wanted
+        _check(name, *told.get(name, (folder / USER_MODELS[name].file, "")), given=name in told) for name in wanted
     )
 
 
 def _read(text: str) -> tuple[str, tuple[Path, str]]:
     name, _, rest = text.partition("=")
     path, _, sha256 = rest.partition("#")
-    if name not in BROUGHT or not path:
-        raise InputError(f"--models {text!r}: write NAME=FILE or NAME=FILE#SHA256; names are {', '.join(BROUGHT)}")
+    if name not in USER_MODELS or not path:
+        raise InputError(f"--models {text!r}: write NAME=FILE or NAME=FILE#SHA256; names are {', '.join(USER_MODELS)}")
     return name, (Path(path), sha256.lower())
 
 
 def _check(name: str, path: Path, own_sha256: str, *, given: bool) -> Model:
-    known = BROUGHT[name]
+    known = USER_MODELS[name]
     if not path.is_file():
         where = "is no file" if given else f"is not there; put it into that folder, or give --models {name}=FILE"
         raise InputError(f"{name} needs {known.what}, which ppma does not fetch: {path} {where}")

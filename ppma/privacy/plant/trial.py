@@ -1,6 +1,6 @@
 """One planted clip through remover and auditor, and what came of everybody in it.
 
-    Design  ->  plant()  ->  source.mp4  ->  Workshop  ->  Inspector.inspect()  ->  Trial: people by frame, pixels, findings
+    Design  ->  plant()  ->  source.mp4  ->  Pipeline  ->  Inspector.inspect()  ->  Trial: people by frame, pixels, findings
                          ->  the place alone  ->  the same masks painted over  ->  Inspector.best()  ->  the trial's control
 
 The control is what auditors say of paint: where nobody ever was, nobody can be left.
@@ -25,7 +25,7 @@ from ppma.loaders.decode.fetch import all_frames
 from ppma.privacy.audit.clip import Findings, Inspector, Pair, chosen, decibels
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.plant.clip import Design, Planted, plant
-from ppma.privacy.removal.clip import Settings, Source, Workshop
+from ppma.privacy.removal.clip import ClipSource, Pipeline, Settings
 from ppma.privacy.removal.fill import LEAST_SHARE, LEAST_SIGHTS
 from ppma.privacy.removal.plugins import PLUGINS
 from ppma.privacy.removal.writing import VideoWriter
@@ -99,19 +99,19 @@ class TrialJob:
 
 
 @lru_cache(maxsize=1)
-def _tools(weights: Path, auditors: tuple[str, ...], looked_at: int) -> tuple[Workshop, Inspector]:
+def _tools(weights: Path, auditors: tuple[str, ...], looked_at: int) -> tuple[Pipeline, Inspector]:
     """Loaded once a process."""
     cv2.setNumThreads(1)
-    return Workshop(Settings(), weights), Inspector(auditors, weights, looked_at)
+    return Pipeline(Settings(), weights), Inspector(auditors, weights, looked_at)
 
 
 def work(job: TrialJob) -> TrialJob:
     """Do one trial and write its record; DiskFullError when it does not fit."""
-    workshop, inspector = _tools(job.weights, job.auditors, job.looked_at)
+    pipeline, inspector = _tools(job.weights, job.auditors, job.looked_at)
     with watch_disk(job.out):
         job.record.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=job.out, prefix=".trial-") as folder:
-            trial = _try(plant(job.design), workshop, inspector, Path(folder), job.looked_at)
+            trial = _try(plant(job.design), pipeline, inspector, Path(folder), job.looked_at)
         content = asdict(trial)
         write_text(job.record, json.dumps(content))
     return job
@@ -122,18 +122,18 @@ def read(job: TrialJob) -> Trial:
     return Trial.of(json.loads(job.record.read_text(encoding="utf-8")))
 
 
-def _try(planted: Planted, workshop: Workshop, inspector: Inspector, folder: Path, looked_at: int) -> Trial:
+def _try(planted: Planted, pipeline: Pipeline, inspector: Inspector, folder: Path, looked_at: int) -> Trial:
     wanted, asked = planted.design, chosen(planted.design.frames, looked_at)
     clip, empty = (
         _filmed(frames, folder / name, wanted.fps)
         for name, frames in (("source.mp4", planted.frames_TPP3), ("empty.mp4", planted.empty_TPP3))
     )
-    with workshop.planned(clip, folder) as plan:
-        outcome, paths = workshop.carry_out(plan, clip, folder, wanted.name, "videos")
-        _, controls = workshop.carry_out(plan, empty, folder / "control", wanted.name, "videos")
+    with pipeline.plan(clip, folder) as plan:
+        outcome, paths = pipeline.render(plan, clip, folder, wanted.name, "videos")
+        _, controls = pipeline.render(plan, empty, folder / "control", wanted.name, "videos")
     pair = Pair(
         name=wanted.name, path=f"inp/{wanted.name}.mp4", class_name=wanted.action, cleaned=paths["inp"], frames=wanted.frames,
-        mask=paths["seg"], original=clip, makers=workshop.settings.used, outside_sha256=outcome.outside_sha256,
+        mask=paths["seg"], original=clip, makers=pipeline.settings.used, outside_sha256=outcome.outside_sha256,
     )  # fmt: skip
     findings = inspector.inspect(pair, content_sha256(paths["inp"]))
     hidden_TPP = np.stack([mask[..., 0] > 127 for _, mask in all_frames(paths["seg"], 0.0, float("inf"))])
@@ -142,7 +142,7 @@ def _try(planted: Planted, workshop: Workshop, inspector: Inspector, folder: Pat
         design=_plain(wanted),
         moving=planted.moving,
         people=len(planted.people_NTPP),
-        sights=_sights(planted, hidden_TPP, workshop, findings, asked),
+        sights=_sights(planted, hidden_TPP, pipeline, findings, asked),
         outside_db=findings.outside_db,
         seen_db=seen_db,
         seen_pixels=seen_pixels,
@@ -154,12 +154,12 @@ def _try(planted: Planted, workshop: Workshop, inspector: Inspector, folder: Pat
     )
 
 
-def _filmed(frames_TPP3: np.ndarray, path: Path, fps: float) -> Source:
+def _filmed(frames_TPP3: np.ndarray, path: Path, fps: float) -> ClipSource:
     video = VideoWriter(path, fps, *frames_TPP3.shape[1:3])
     for frame_PP3 in frames_TPP3:
         video.add(frame_PP3)
     video.finish()
-    return Source(path=path, start_seconds=0.0, end_seconds=float("inf"), fps=fps)
+    return ClipSource(path=path, start_seconds=0.0, end_seconds=float("inf"), fps=fps)
 
 
 def _plain(wanted: Design) -> dict[str, Any]:
@@ -179,12 +179,12 @@ def _seen(planted: Planted, hidden_TPP: np.ndarray, cleaned: Path) -> tuple[floa
 
 
 def _sights(
-    planted: Planted, hidden_TPP: np.ndarray, workshop: Workshop, findings: Findings, asked: Sequence[int]
+    planted: Planted, hidden_TPP: np.ndarray, pipeline: Pipeline, findings: Findings, asked: Sequence[int]
 ) -> list[Sight]:
     """Everybody in every frame."""
     sights = []
     for t in range(len(hidden_TPP)):
-        boxes = workshop.find(planted.frames_TPP3[t]) if t in asked else None
+        boxes = pipeline.detect(planted.frames_TPP3[t]) if t in asked else None
         for n, owned_TPP in enumerate(planted.people_NTPP):
             own_PP = owned_TPP[t]
             if own_PP.sum() < LEAST_PIXELS:

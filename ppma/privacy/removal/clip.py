@@ -74,7 +74,7 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ClipSource:
     """The clip to work on."""
 
     path: Path
@@ -136,7 +136,7 @@ class Plan:
     cpu_seconds: float
 
 
-class Workshop:
+class Pipeline:
     """The plug-ins of a process, loaded once, and what they do to a clip."""
 
     def __init__(self, settings: Settings, weights: Path) -> None:
@@ -147,13 +147,13 @@ class Workshop:
         self._segmenter: plugins.Segmenter | None = tools.get(settings.segmenter)
         self._inpainter: plugins.Inpainter | None = tools.get(settings.inpainter)
 
-    def find(self, frame_HWC: np.ndarray) -> dict[str, np.ndarray]:
+    def detect(self, frame_HWC: np.ndarray) -> dict[str, np.ndarray]:
         """Boxes in one frame, by detector."""
         return {name: detect(frame_HWC) for name, detect in self._detectors.items()}
 
     def mask(self, frame_HWC: np.ndarray) -> np.ndarray:
         """Raw mask of a frame by itself."""
-        found = _Found({name: [boxes_N5] for name, boxes_N5 in self.find(frame_HWC).items()})
+        found = _Found({name: [boxes_N5] for name, boxes_N5 in self.detect(frame_HWC).items()})
         return self._outline(frame_HWC, found, 0)
 
     def _outline(self, frame_HWC: np.ndarray, found: "_Found", t: int) -> np.ndarray:
@@ -161,15 +161,15 @@ class Workshop:
             return published_mask(frame_HWC, self._segmenter)
         return raw_mask(frame_HWC, found.of("person", t), found.of("face", t), self._segmenter)
 
-    def treat(
-        self, source: Source, out: Path, name: str, layout: Layout, *, keep_original: bool = False
+    def clean(
+        self, source: ClipSource, out: Path, name: str, layout: Layout, *, keep_original: bool = False
     ) -> tuple[Outcome, dict[Part, Path]]:
         """Do the work on a clip and write its files; (outcome, path of each part). BadClip where the source cannot be read."""
-        with self.planned(source, out) as plan:
-            return self.carry_out(plan, source, out, name, layout, keep_original=keep_original)
+        with self.plan(source, out) as plan:
+            return self.render(plan, source, out, name, layout, keep_original=keep_original)
 
     @contextlib.contextmanager
-    def planned(self, source: Source, folder: Path) -> Iterator[Plan]:
+    def plan(self, source: ClipSource, folder: Path) -> Iterator[Plan]:
         """What is to be hidden in a clip; its masks are in a file without a name in `folder`, as long as the context lasts."""
         began = time.process_time()
         found = self._find_all(source)
@@ -177,8 +177,8 @@ class Workshop:
             poses = self._mask_all(source, found, spool)
             yield Plan(found=found, spool=spool, poses=poses, cpu_seconds=time.process_time() - began)
 
-    def carry_out(
-        self, plan: Plan, source: Source, out: Path, name: str, layout: Layout, *, keep_original: bool = False
+    def render(
+        self, plan: Plan, source: ClipSource, out: Path, name: str, layout: Layout, *, keep_original: bool = False
     ) -> tuple[Outcome, dict[Part, Path]]:
         """The rest of `treat`. The source is the clip of the plan, or one of the same camera in which nobody ever was, as a control."""
         began = time.process_time()
@@ -199,17 +199,17 @@ class Workshop:
         )
         return outcome, paths
 
-    def _find_all(self, source: Source) -> _Found:
+    def _find_all(self, source: ClipSource) -> _Found:
         found = _Found({name: [] for name in self._detectors})
         if self._detectors:
             for frame_HWC in source.frames():
-                for name, boxes_N5 in self.find(frame_HWC).items():
+                for name, boxes_N5 in self.detect(frame_HWC).items():
                     found.boxes[name].append(boxes_N5)
         gap = round(BRIDGE_SECONDS * source.fps)
         stay = round(LINGER_SECONDS * source.fps)
         return _Found({name: linger(bridge(boxes, gap), stay) for name, boxes in found.boxes.items()})
 
-    def _mask_all(self, source: Source, found: _Found, spool: Spool) -> list[Pose]:
+    def _mask_all(self, source: ClipSource, found: _Found, spool: Spool) -> list[Pose]:
         """Raw masks into the spool, and the poses where something is to be painted."""
         tracker, poses = Tracker(), list[Pose]()
         if self.settings.method == "downsample":
@@ -225,7 +225,7 @@ class Workshop:
         return poses
 
     def _write_all(
-        self, source: Source, spool: Spool, poses: list[Pose], paths: dict[Part, Path], layout: Layout
+        self, source: ClipSource, spool: Spool, poses: list[Pose], paths: dict[Part, Path], layout: Layout
     ) -> "_Tally":
         tally, writers = _Tally(), dict[Part, Writer]()
         window = _Window(source, spool, poses) if self._inpainter is not None else None
@@ -285,7 +285,7 @@ class _Tally:
 class _Window:
     """The references around a frame, read by a reader of its own that runs ahead; moves forward only."""
 
-    def __init__(self, source: Source, spool: Spool, poses: list[Pose]) -> None:
+    def __init__(self, source: ClipSource, spool: Spool, poses: list[Pose]) -> None:
         self._spool, self._poses = spool, poses
         first = spool.read(0) if len(spool) else np.zeros((1, 1), np.uint8)
         self._count = int(np.clip(REFERENCE_BYTES // (4 * first.size), LEAST_REFERENCES, REFERENCES))

@@ -190,7 +190,7 @@ def _tell_plan(report: Console, config: RemovalConfig, jobs: Sequence[Job], refu
     )
     for name in config.settings().used:
         plugin = plugins.PLUGINS[name]
-        report.print(f"  {plugin.kind} {name}: {plugin.licence}", markup=False)
+        report.print(f"  {plugin.kind} {name}: {plugin.license}", markup=False)
     _show(report, refused)
 
 

@@ -1,6 +1,6 @@
 """Many clips: which there are, which are done, the rest spread over processes, and a manifest of the result.
 
-    manifest or folder  ->  Job of each clip  ->  worker: clip.Workshop  ->  inp, seg (and ori), then records/<class>/<video>.json
+    manifest or folder  ->  Job of each clip  ->  worker: clip.Pipeline  ->  inp, seg (and ori), then records/<class>/<video>.json
                                                                          ->  <out>/manifest.csv, rejected.csv
 
 A clip is done when its record is there, which is written after its files; a run after a kill does the others. The source is only read.
@@ -28,7 +28,7 @@ from ppma.loaders.sources.formats import FRAME_FOLDER_FPS, read_source
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.probe import ProbeJob, VideoMetadata
 from ppma.privacy.removal import plugins
-from ppma.privacy.removal.clip import Outcome, Settings, Source, Workshop
+from ppma.privacy.removal.clip import ClipSource, Outcome, Pipeline, Settings
 from ppma.privacy.removal.writing import Layout, parts, target
 from ppma.synthetic.production import key_frame_spacing
 
@@ -47,7 +47,7 @@ class Job:
     """<class>/<video>, the same below inp, seg, ori and records."""
     row: Clip
     """Of the source."""
-    source: Source
+    source: ClipSource
     out: Path
     layout: Layout
     keep_original: bool
@@ -127,7 +127,7 @@ def jobs_of(
         Job(
             name=name,
             row=clip,
-            source=Source(
+            source=ClipSource(
                 path=root / clip.path,
                 start_seconds=clip.start_seconds or 0.0,
                 end_seconds=clip.end_seconds or float("inf"),
@@ -144,18 +144,18 @@ def jobs_of(
 
 
 @lru_cache(maxsize=1)
-def _workshop(settings: Settings, weights: Path) -> Workshop:
+def _pipeline(settings: Settings, weights: Path) -> Pipeline:
     """Loaded once a process."""
     cv2.setNumThreads(1)
-    return Workshop(settings, weights)
+    return Pipeline(settings, weights)
 
 
 def work(job: Job) -> str:
     """Do one clip; returns why it was refused, or nothing. DiskFullError when it does not fit."""
-    workshop = _workshop(job.settings, job.weights)
+    pipeline = _pipeline(job.settings, job.weights)
     with watch_disk(job.out):
         try:
-            outcome, _ = workshop.treat(job.source, job.out, job.name, job.layout, keep_original=job.keep_original)
+            outcome, _ = pipeline.clean(job.source, job.out, job.name, job.layout, keep_original=job.keep_original)
         except BadClip as error:
             return str(error)
         job.record.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def work(job: Job) -> str:
 
 def record(job: Job, outcome: Outcome) -> dict[str, object]:
     """What was done to a clip, with what, and where it came from."""
-    tools = {name: plugins.PLUGINS[name].licence for name in job.settings.used}
+    tools = {name: plugins.PLUGINS[name].license for name in job.settings.used}
     return {
         "name": job.name,
         "source": str(job.source.path),
@@ -280,10 +280,10 @@ def seconds_a_frame(jobs: Sequence[Job], *, clips: int = 3, frames: int = 3) -> 
     chosen = {round(i * (len(jobs) - 1) / max(1, clips - 1)) for i in range(clips)}
     spent: list[float] = []
     for job in (jobs[i] for i in sorted(chosen)):
-        workshop = _workshop(job.settings, job.weights)
+        pipeline = _pipeline(job.settings, job.weights)
         with suppress(BadClip):  # the run itself names it
             for frame_HWC in islice(job.source.frames(), frames):
                 began = time.process_time()
-                workshop.mask(frame_HWC)
+                pipeline.mask(frame_HWC)
                 spent.append(time.process_time() - began)
     return 1.2 * statistics.median(spent) if spent else 0.0

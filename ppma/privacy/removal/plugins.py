@@ -4,7 +4,7 @@
     set   ->  Choice: which of them together, and how masks are made of what they find
 
 A new one is a class with `__call__` and a line in PLUGINS; weights are a line in `weights.WEIGHTS` where a package carries them, and in
-`brought.BROUGHT` where users bring them. Modules that need torch are imported when one of theirs is loaded.
+`user_models.USER_MODELS` where users bring them. Modules that need torch are imported when one of theirs is loaded.
 Legend: H height, W width, N boxes.
 """
 
@@ -19,7 +19,7 @@ from ppma.config.errors import InputError
 from ppma.privacy.detectors import weights
 from ppma.privacy.detectors.centerface import CenterFace
 from ppma.privacy.detectors.selfie import Selfie
-from ppma.privacy.detectors.user_models import BROUGHT, Model, choose
+from ppma.privacy.detectors.user_models import USER_MODELS, Model, choose
 from ppma.privacy.removal.camera import Reference
 from ppma.privacy.removal.fill import Memory, TemporalMedian
 
@@ -73,11 +73,11 @@ class Plugin:
     kind: Kind
     make: Callable[..., Any]
     """Of the files of its weights, by name, or of the one file that the user brings, when it has any."""
-    licence: str
+    license: str
     weights: str = ""
     """Key of `weights.WEIGHTS`, or empty."""
-    brought: str = ""
-    """Key of `brought.BROUGHT`, or empty."""
+    user_model: str = ""
+    """Key of `user_models.USER_MODELS`, or empty."""
     finds: str = ""
     """What a detector finds: person or face."""
     non_commercial: bool = False
@@ -138,32 +138,32 @@ def _propainter(path: Path) -> Inpainter:
 
 
 PLUGINS: dict[str, Plugin] = {
-    "movenet": Plugin(kind="detector", make=_movenet, weights="movenet", licence="Apache-2.0", finds="person"),
-    "centerface": Plugin(kind="detector", make=CenterFace, weights="centerface", licence="MIT", finds="face"),
+    "movenet": Plugin(kind="detector", make=_movenet, weights="movenet", license="Apache-2.0", finds="person"),
+    "centerface": Plugin(kind="detector", make=CenterFace, weights="centerface", license="MIT", finds="face"),
     "maskrcnn": Plugin(
         kind="detector",
         make=_mask_rcnn_detector,
-        brought="maskrcnn",
-        licence="BSD-3-Clause (torchvision)",
+        user_model="maskrcnn",
+        license="BSD-3-Clause (torchvision)",
         finds="person",
     ),
-    "selfie": Plugin(kind="segmenter", make=Selfie, weights="selfie", licence="Apache-2.0"),
+    "selfie": Plugin(kind="segmenter", make=Selfie, weights="selfie", license="Apache-2.0"),
     "maskrcnn-outline": Plugin(
-        kind="segmenter", make=_mask_rcnn_segmenter, brought="maskrcnn", licence="BSD-3-Clause (torchvision)"
+        kind="segmenter", make=_mask_rcnn_segmenter, user_model="maskrcnn", license="BSD-3-Clause (torchvision)"
     ),
     "semask": Plugin(
-        kind="segmenter", make=_scripted_segmenter, brought="semask", licence="that of the file you bring"
+        kind="segmenter", make=_scripted_segmenter, user_model="semask", license="that of the file you bring"
     ),
-    "median": Plugin(kind="inpainter", make=TemporalMedian, licence="Apache-2.0 (ppma)"),
-    "lama": Plugin(kind="inpainter", make=_median_and_lama, brought="lama", licence="Apache-2.0"),
+    "median": Plugin(kind="inpainter", make=TemporalMedian, license="Apache-2.0 (ppma)"),
+    "lama": Plugin(kind="inpainter", make=_median_and_lama, user_model="lama", license="Apache-2.0"),
     "e2fgvi": Plugin(
-        kind="inpainter", make=_e2fgvi, brought="e2fgvi", licence="CC BY-NC 4.0: non-commercial", non_commercial=True
+        kind="inpainter", make=_e2fgvi, user_model="e2fgvi", license="CC BY-NC 4.0: non-commercial", non_commercial=True
     ),
     "propainter": Plugin(
         kind="inpainter",
         make=_propainter,
-        brought="propainter",
-        licence="S-Lab License 1.0: non-commercial",
+        user_model="propainter",
+        license="S-Lab License 1.0: non-commercial",
         non_commercial=True,
     ),
 }
@@ -194,7 +194,7 @@ def check_terms(names: Iterable[str], *, accept_non_commercial: bool) -> None:
     for name in names:
         if PLUGINS[name].non_commercial and not accept_non_commercial:
             raise InputError(
-                f"{PLUGINS[name].kind} {name} is under {PLUGINS[name].licence} use only; give --accept-non-commercial if yours is, "
+                f"{PLUGINS[name].kind} {name} is under {PLUGINS[name].license} use only; give --accept-non-commercial if yours is, "
                 f"or choose another with --{PLUGINS[name].kind}"
             )
 
@@ -202,7 +202,7 @@ def check_terms(names: Iterable[str], *, accept_non_commercial: bool) -> None:
 def files_of(names: Iterable[str], folder: Path, given: Iterable[str] = ()) -> tuple[Model, ...]:
     """Check that the weights of these plug-ins are there; those that users bring, as `given` (NAME=FILE) or in the folder."""
     used = [PLUGINS[name] for name in names]
-    models = choose((plugin.brought for plugin in used if plugin.brought), given, folder)
+    models = choose((plugin.user_model for plugin in used if plugin.user_model), given, folder)
     for plugin in used:
         if plugin.weights:
             weights.find(plugin.weights, folder)
@@ -215,9 +215,9 @@ def load(name: str, folder: Path, models: Sequence[Model] = ()) -> Any:
     InputError when they are not there, or are not what they should be.
     """
     plugin = PLUGINS[name]
-    if plugin.brought:
-        files = {model.name: model for model in models or choose((plugin.brought,), (), folder)}
-        return plugin.make(files[plugin.brought].path)
+    if plugin.user_model:
+        files = {model.name: model for model in models or choose((plugin.user_model,), (), folder)}
+        return plugin.make(files[plugin.user_model].path)
     return plugin.make(weights.find(plugin.weights, folder)) if plugin.weights else plugin.make()
 
 
@@ -225,6 +225,7 @@ def state(plugin: Plugin, folder: Path) -> str:
     """Where its weights are, in words; empty where all is there."""
     if plugin.weights and weights.missing([plugin.weights], folder):
         return "not fetched: ppma privacy fetch"
-    if plugin.brought and not (folder / BROUGHT[plugin.brought].file).is_file():
-        return f"bring {BROUGHT[plugin.brought].file} ({BROUGHT[plugin.brought].what}), or give --models {plugin.brought}=FILE"
+    if plugin.user_model and not (folder / USER_MODELS[plugin.user_model].file).is_file():
+        model = USER_MODELS[plugin.user_model]
+        return f"bring {model.file} ({model.what}), or give --models {plugin.user_model}=FILE"
     return ""

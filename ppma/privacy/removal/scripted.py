@@ -2,7 +2,7 @@
 
     frame_HWC and what is hidden in it (and other frames of the shot)  ->  float tensors from 0 to 1  ->  the script  ->  pictures
 
-Each runs on the GPU where there is one. What a script must take and return stands in `brought.BROUGHT`.
+Each runs on the GPU where there is one. What a script must take and return stands in `user_models.USER_MODELS`.
 Legend: B batch (1), T frames, H height, W width.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ppma.config.errors import InputError
+from ppma.privacy.detectors.maskrcnn import as_planes, device
 from ppma.privacy.removal.camera import Reference, seen_from
 from ppma.privacy.removal.exemplar import smoothed
 from ppma.privacy.removal.fill import Memory, TemporalMedian
@@ -24,14 +25,6 @@ PUBLISHED_SIZE = (432, 240)
 """Width and height at which E2FGVI paints in the paper, and the only one that its first release takes."""
 NEIGHBOURS = 10
 """Other frames that a clip inpainter is shown beside the one to be painted."""
-
-
-def device() -> torch.device:
-    """Where models run; on a CPU they take one thread, since each process works on a clip of its own."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    torch.set_num_threads(1)
-    return torch.device("cpu")
 
 
 class Script:
@@ -67,11 +60,6 @@ class Script:
                 f"{self.path}: returns {'x'.join(map(str, output.shape))}, not {'x'.join(map(str, shape))}"
             )
         return output
-
-
-def as_planes(frame_HWC: np.ndarray) -> np.ndarray:
-    """float32 (3, H, W) from 0 to 1."""
-    return frame_HWC.transpose(2, 0, 1).astype(np.float32) / 255
 
 
 def as_picture(planes_CHW: np.ndarray) -> np.ndarray:
