@@ -24,7 +24,7 @@ from benchmarks.day import Day, Figure, Part
 from benchmarks.training import Phase, made_batch, make_trainer, run_config, synchronize
 from ppma.config.run import Compile, Precision, RunConfig
 from ppma.kernels import choice, reference
-from ppma.kernels.attention_choice import FIRST_PLAN, Backend, Plan, attend
+from ppma.kernels.attention_choice import TWO_PASS_PLAN, Backend, Plan, attend
 from ppma.kernels.erase import erase_
 from ppma.kernels.gelu import linear_gelu
 from ppma.kernels.patchify import patchify
@@ -111,7 +111,7 @@ def kernels(day: Day) -> Iterator[Part]:
         yield Part(what=f"gelu {name}", measure=partial(gelu_error, day, dtype, form))
         for shape in shapes:
             backend: Backend = "triton" if with_triton else "pytorch"
-            for plan in backward_plans(shape[2], dtype) if with_triton else (FIRST_PLAN,):
+            for plan in backward_plans(shape[2], dtype) if with_triton else (TWO_PASS_PLAN,):
                 work = partial(attention_error, device, dtype, shape, backend, plan)
                 yield Part(what=f"{named(plan)} {name} {shape}", measure=work)
 
@@ -186,12 +186,12 @@ def backward_plans(width: int, dtype: torch.dtype) -> list[Plan]:
     """Return the plans that differ in the backward pass: two passes, then each fused config."""
     from ppma.kernels.attention_triton import configs
 
-    return [(0, 0, 0, fused) for fused in range(len(configs("fused_gradient", width, dtype)))]
+    return [TWO_PASS_PLAN, *((0, 0, 0, fused) for fused in range(len(configs("fused_gradient", width, dtype)) - 1))]
 
 
 def named(plan: Plan) -> str:
     """Return "attention", and which config of the fused backward pass."""
-    return f"attention fused {plan[3]}" if plan[3] else "attention"
+    return "attention" if plan == TWO_PASS_PLAN else f"attention fused {plan[3]}"
 
 
 def attention_error(

@@ -59,8 +59,15 @@ def shared_cycles(instruction: str) -> int:
 
 
 def pipe_cycles(codes: Sequence[str]) -> Counter[str]:
-    """Return the cycles that a warp's instructions keep each pipe busy, and one per instruction for the issue slot."""
+    """Return the cycles that a warp's instructions keep each pipe busy, and one per instruction for the issue slot.
+
+    As many wide loads from shared memory as there are stores of that width change a layout and take their whole width.
+    """
     pipes = Counter(issue=len(codes))
+    for words in (2, 4):
+        stores, loads = (sum(code.startswith(f"{name}.{32 * words} ") for code in codes) for name in ("STS", "LDS"))
+        if both := min(stores, loads):
+            pipes["shared"] += 4 * (words - 1) * both
     for code in codes:
         name = re.split("[. ]", code)[0]
         if shared := shared_cycles(code):
@@ -74,8 +81,8 @@ def pipe_cycles(codes: Sequence[str]) -> Counter[str]:
     return pipes
 
 
-def split_loops(sass: str) -> tuple[list[str], list[list[str]]]:
-    """Return the instructions outside of loops, and those of each innermost loop, in order."""
+def split_loops(sass: str) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the instructions before, between and after the innermost loops, and those of each of these loops."""
     labels: dict[str, int] = {}
     codes: list[str] = []
     spans: list[tuple[int, int]] = []
@@ -88,27 +95,46 @@ def split_loops(sass: str) -> tuple[list[str], list[list[str]]]:
             if target and target[1] in labels and labels[target[1]] < len(codes) - 1:
                 spans.append((labels[target[1]], len(codes)))
     inner = [s for s in spans if not any(s != other and s[0] <= other[0] and other[1] <= s[1] for other in spans)]
-    outside = [code for place, code in enumerate(codes) if not any(a <= place < b for a, b in inner)]
-    return outside, [codes[a:b] for a, b in inner]
+    ends = [0, *(edge for span in inner for edge in span), len(codes)]
+    return [codes[a:b] for a, b in zip(ends[::2], ends[1::2], strict=True)], [codes[a:b] for a, b in inner]
 
 
-def attention_loops(
-    kernel: ahead_of_time.CompiledKernel,
-) -> tuple[list[str], list[str], list[str]]:
-    """Return the instructions of an attention kernel outside of its loops, in its main loop and in its masked tail.
+def attention_loops(kernel: ahead_of_time.CompiledKernel) -> tuple[list[list[str]], list[list[str]]]:
+    """Return what `split_loops` does of an attention kernel: its main loop and its masked tail.
 
-    The fused backward pass has a loop before and after, and the two loops once more for its last keys.
+    The fused backward pass has six loops: queries, gradients and sums get ready; main loop and tail of full blocks of
+    keys, both again for the last keys; the gradient of q.
 
     Raises:
         RuntimeError: The compiler has made other loops of it.
     """
     outside, loops = split_loops(kernel.sass)
-    if kernel.kernel == "fused_gradient" and len(loops) == 6:
-        before, main, tail, *rest = loops
-        return sum(rest, outside + before), main, tail
-    if len(loops) != 2:
-        raise RuntimeError(f"{kernel.kernel}: {len(loops)} loops in the machine code, not the main loop and the tail")
-    return outside, *loops
+    if len(loops) != (6 if kernel.kernel == "fused_gradient" else 2):
+        raise RuntimeError(f"{kernel.kernel}: {len(loops)} loops in the machine code")
+    return outside, loops
+
+
+def main_loop(kernel: ahead_of_time.CompiledKernel) -> list[str]:
+    """Return the instructions of the loop in which an attention kernel spends its time."""
+    _, loops = attention_loops(kernel)
+    return loops[1 if kernel.kernel == "fused_gradient" else 0]
+
+
+def warp_cycles(kernel: ahead_of_time.CompiledKernel, tokens: int) -> int:
+    """Return the cycles of a warp of one program of an attention kernel, which are the busiest pipe's of each piece."""
+    outside, loops = ([max(pipe_cycles(codes).values()) for codes in pieces] for pieces in attention_loops(kernel))
+    constants = kernel.constants
+    rows, columns = constants["ROWS"], constants["COLUMNS"]
+    if kernel.kernel != "fused_gradient":
+        step = rows if kernel.kernel == "key_value_gradient" else columns
+        return sum(outside) + tokens // step * loops[0] + -(-(tokens % step) // constants["TAIL"]) * loops[1]
+    # Of the pieces between the loops, each that a block of keys passes counts for each block.
+    main, tail = tokens // rows, -(-(tokens % rows) // constants["TAIL"])
+    full, last = tokens // columns, -(-(tokens % columns) // constants["KEY_TAIL"])
+    begin, end = outside[0] + -(-tokens // columns) * loops[0], -(-tokens // columns) * loops[5] + outside[6]
+    full_block = sum(outside[1:4]) + main * loops[1] + tail * loops[2]
+    last_block = sum(outside[3:6]) + main * loops[3] + tail * loops[4]
+    return begin + full * full_block + last * last_block + end
 
 
 def attention_kernels(capability: int, *, case: str = "", thorough: bool = False) -> list[ahead_of_time.CompiledKernel]:
@@ -122,9 +148,8 @@ def main(argv: list[str]) -> int:
     given = parse(LoopCyclesConfig, argv, prog="loop_cycles")
     for kernel in attention_kernels(given.capability, thorough=given.all_configs):
         D, rows, columns = (kernel.constants[name] for name in ("D", "ROWS", "COLUMNS"))
-        _, main_loop, _ = attention_loops(kernel)
         share = 64 * 32 * kernel.warps / (rows * columns)
-        pipes = {pipe: used * share for pipe, used in pipe_cycles(main_loop).items()}
+        pipes = {pipe: used * share for pipe, used in pipe_cycles(main_loop(kernel)).items()}
         name = f"{kernel.kernel} D{D} {rows}x{columns} warps {kernel.warps}"
         listed = "  ".join(f"{pipe} {used:.0f}" for pipe, used in pipes.items())
         print(f"{name:45} {max(pipes.values()):5.0f}  ({listed})", flush=True)

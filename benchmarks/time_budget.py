@@ -20,7 +20,7 @@ from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.loop_cycles import attention_kernels, attention_loops, pipe_cycles
+from benchmarks.loop_cycles import attention_kernels, warp_cycles
 from ppma.compile_check.check import StepReport, check
 from ppma.config.command import DONE, parse, run
 from ppma.config.errors import InputError
@@ -189,19 +189,21 @@ def bytes_part(name: str, moved: float) -> Part:
 
 
 def attention_seconds(kernel: ahead_of_time.CompiledKernel, batch: int, tokens: int, heads: int) -> float:
-    """Return the floor of one launch: prologue and epilogue, whole blocks, and the masked blocks at the end."""
+    """Return the floor of one launch: all warps share the multiprocessors evenly, but whole heads do not divide."""
     constants = kernel.constants
-    by_rows = kernel.kernel == "key_value_gradient"
-    own, step = (constants["COLUMNS" if by_rows else "ROWS"], constants["ROWS" if by_rows else "COLUMNS"])
-    outside, main, tail = (max(pipe_cycles(codes).values()) for codes in attention_loops(kernel))
-    masked = -(-(tokens % step) // constants["TAIL"])
-    of_a_warp = outside + tokens // step * main + masked * tail
-    warps = batch * heads * -(-tokens // own) * kernel.warps
-    return warps * of_a_warp / (4 * SMS * CLOCK)
+    if kernel.kernel == "fused_gradient":  # a program for each head, one on a multiprocessor at a time
+        programs = SMS * -(-batch * heads // SMS)
+    else:
+        own = constants["COLUMNS" if kernel.kernel == "key_value_gradient" else "ROWS"]
+        programs = batch * heads * -(-tokens // own)
+    return programs * kernel.warps * warp_cycles(kernel, tokens) / (4 * SMS * CLOCK)
 
 
 def attention_parts(batch: int, decoder_tokens: int) -> Iterator[Part]:
-    """Yield attention of encoder and decoder, forward and backward, with the first config of each kernel."""
+    """Yield attention of encoder and decoder, forward and backward, with the first config of each kernel.
+
+    That is the fused backward pass, where there is one.
+    """
     found: dict[tuple[int, str], ahead_of_time.CompiledKernel] = {}
     for kernel in attention_kernels(90, case="paper"):
         found.setdefault((kernel.constants["D"], kernel.kernel), kernel)
@@ -209,7 +211,8 @@ def attention_parts(batch: int, decoder_tokens: int) -> Iterator[Part]:
         ("encoder", 64, VISIBLE, 12, DEPTH),
         ("decoder", 24, decoder_tokens, 16, DECODER_DEPTH),
     ):
-        for kernels in (("forward",), ("query_gradient", "key_value_gradient")):
+        fused = (D, "fused_gradient") in found
+        for kernels in (("forward",), ("fused_gradient",) if fused else ("query_gradient", "key_value_gradient")):
             floor = depth * sum(attention_seconds(found[D, kernel], batch, tokens, heads) for kernel in kernels)
             where = "forward" if kernels == ("forward",) else "backward"
             yield part(f"attention, {name} {where}", floor, floor / ATTENTION_EFFICIENCY, f"{tokens} tokens x {depth}")

@@ -97,8 +97,8 @@ def attention_launches(shapes: Sequence[tuple[int, int, int]], *, dtype: torch.d
 
     for tokens, heads, width in shapes:
         *offered, fused = [len(configs(kernel, width, dtype)) for kernel in KERNELS]
-        plans = [[*(min(i, n - 1) for n in offered), 0] for i in range(max(offered) if all_configs else 1)]
-        plans += [[0, 0, 0, i] for i in range(1, fused if all_configs else min(fused, 2))]
+        plans = [[*(min(i, n - 1) for n in offered), -1] for i in range(max(offered) if all_configs else 1)]
+        plans += [[0, 0, 0, i] for i in range(fused - 1 if all_configs else min(fused - 1, 1))]
         for plan in plans:
             out_BNC, _ = attention_triton(packed_projection(tokens, heads, width, dtype), heads, plan)
             out_BNC.sum().backward()

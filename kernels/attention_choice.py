@@ -50,6 +50,8 @@ PARTS = ("forward", "query_gradient", "key_value_gradient", "fused_gradient")
 Plan = tuple[int, ...]
 """Index into `attention_triton.configs` for each of PARTS."""
 FIRST_PLAN: Plan = (0, 0, 0, 0)
+TWO_PASS_PLAN: Plan = (0, 0, 0, -1)
+"""The same without the fused kernel: TWO_PASSES is the last of its configs."""
 REPEATS = 10
 
 
@@ -241,7 +243,7 @@ def agree(plan: Sequence[int], other: Sequence[int], inputs: Sequence[Tensor], h
 def fastest_plan(shape: Shape) -> Plan | None:
     """Measure every config of our kernel, one part after the other; None if a part has none that runs."""
     sets: list[Any] = [(qkv.detach(), gradient) for qkv, gradient in input_sets(shape)]
-    plan = list(FIRST_PLAN)
+    plan = list(TWO_PASS_PLAN)
     for place, part in enumerate(PARTS):
         times: dict[int, float] = {}
         for index, config in enumerate(attention_triton.configs(part, shape.head_width, shape.dtype)):

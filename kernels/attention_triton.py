@@ -7,13 +7,14 @@ reads it. Softmax runs in base 2: lse = log2 of the sum of exp2 of the scaled sc
 two are padded in registers (24 to 32, 80 to 128). Sources: Dao, "FlashAttention-2" (2023), whose names m_i, l_i, acc
 and alpha are used here, and "FlashAttention-4" (2026) for exp2 on the FMA pipe.
 
-Three things keep the inner loops short:
+Four things keep the inner loops short:
 
 - Full blocks run without any mask; the last N % block tokens follow in masked blocks of TAIL.
 - Where the width is padded, the first padded column of v holds ones, so that the product with v also sums the rows
   (l_i), and the product g v' also subtracts delta. The ones are read through the pointers of the load and cost nothing.
 - Some columns of a block take exp2 from a polynomial instead of the special-function unit, which on Hopper has an
   eighth of the FMA pipe's rate.
+- On Hopper, rows that a program owns stay in registers (`held`), where products read them without shared memory.
 
 The gradients have two forms. Two passes: one kernel for q, one for k and v, each with exp2 and its own products (seven a
 score), in many programs. Fused: one program for each head computes all three with exp2 once and five products.
@@ -33,90 +34,23 @@ import triton.language as tl
 from torch import Tensor
 
 from ppma.kernels import choice
+from ppma.kernels.attention_tiles import (
+    exp2_weights,
+    fragments,
+    from_fragments,
+    held,
+    load_head,
+    load_head_and_ones,
+    minus_in_columns,
+    product,
+    store_head,
+)
 
 LOG2_E = 1.4426950408889634
 TAIL = 32
 """Tokens in a masked block."""
 KEY_TAIL = 64
 """Keys in a masked block of the fused backward pass, as many as wgmma has rows."""
-
-
-@triton.jit
-def load_head(base, rows, stride, N, D: tl.constexpr, DP: tl.constexpr, MASKED: tl.constexpr):
-    """Load (rows, DP) of one head, zeros past the head's width and, if masked, past N."""
-    dims = tl.arange(0, DP)
-    places = base + rows[:, None].to(tl.int64) * stride + dims[None, :]
-    if MASKED:
-        values = tl.load(places, mask=(rows < N)[:, None] & (dims < D)[None, :], other=0.0)
-    elif D < DP:
-        values = tl.load(places, mask=(dims < D)[None, :], other=0.0)
-    else:
-        values = tl.load(places)
-    return values
-
-
-@triton.jit
-def load_head_and_ones(base, ones, rows, stride, N, D: tl.constexpr, DP: tl.constexpr, MASKED: tl.constexpr):
-    """Load (rows, DP) of one head, ones past the head's width, read from `ones`; if masked, zeros past N."""
-    dims = tl.arange(0, DP)[None, :]
-    places = tl.where(dims < D, base + rows[:, None].to(tl.int64) * stride + dims, ones + (dims - D))
-    return tl.load(places, mask=(rows < N)[:, None], other=0.0) if MASKED else tl.load(places)
-
-
-@triton.jit
-def store_head(base, rows, values, stride, N, D: tl.constexpr, DP: tl.constexpr):
-    """Store (rows, DP) of one head in the type of the destination, nothing past N and the head's width."""
-    dims = tl.arange(0, DP)
-    places = base + rows[:, None].to(tl.int64) * stride + dims[None, :]
-    tl.store(places, values.to(base.dtype.element_ty), mask=(rows < N)[:, None] & (dims < D)[None, :])
-
-
-@triton.jit
-def product(a, b, acc, WIDEN: tl.constexpr):
-    """Return a b + acc, summed in float32. `WIDEN` serves the interpreter, which multiplies the bits of bfloat16."""
-    if WIDEN:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision="ieee")
-
-
-@triton.jit
-def exp2_polynomial(scores, scale2, offset):
-    """Return exp2(scores * scale2 - offset) without exp2, to 8e-5 of its value; needs exponents of at most 0.
-
-    The exponent is clamped to [-64, 0] by a saturated FMA on 1 + exponent / 64 and split into its nearest integer,
-    which adding a large number leaves in the low bits, and a rest in [-1/2, 1/2] for the minimax cubic.
-    """
-    shifted = tl.minimum(tl.maximum(scores * (scale2 * 0.015625) + (1.0 - offset * 0.015625), 0.0), 1.0)
-    rounded = shifted + 196607.0  # 1.5 * 2**17 - 1: float32 has steps of 1/64 there
-    rest = shifted - (rounded - 196607.0)
-    cubic = ((14462.922 * rest + 993.735157) * rest + 44.3687031) * rest + 0.999928074
-    bits = cubic.to(tl.int32, bitcast=True) + (rounded.to(tl.int32, bitcast=True) << 23)
-    return bits.to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def left_and_right(block, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Split a block into its left and right half; each thread has some of both, so nothing moves."""
-    return tl.split(tl.permute(tl.reshape(block, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
-
-
-@triton.jit
-def exp2_weights(
-    scores, scale2, offset, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PART: tl.constexpr, OF: tl.constexpr
-):
-    """Return exp2(scores * scale2 - offset), PART of OF columns by polynomial: one FMA each for scale and offset."""
-    if PART == 0:
-        weights = tl.exp2(scores * scale2 - offset)
-    elif PART == OF:
-        weights = exp2_polynomial(scores, scale2, offset)
-    else:
-        left, right = left_and_right(scores, ROWS, COLUMNS)
-        HALF: tl.constexpr = OF // 2
-        LEFT: tl.constexpr = PART - HALF if PART > HALF else 0
-        left = exp2_weights(left, scale2, offset, ROWS, COLUMNS // 2, LEFT, HALF)
-        right = exp2_weights(right, scale2, offset, ROWS, COLUMNS // 2, PART - LEFT, HALF)
-        weights = tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), (ROWS, COLUMNS))
-    return weights
 
 
 @triton.jit
@@ -149,13 +83,13 @@ def forward_block(
 def forward_kernel(
     qkv, ones, out, lse, N, H, qkv_stride_b, qkv_stride_n, scale2,
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr,
-    PART: tl.constexpr, WIDEN: tl.constexpr,
+    HELD: tl.constexpr, PART: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one head against all keys."""
     b, h, C = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H, H * D
     head = qkv + b * qkv_stride_b + h * D
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    q = load_head(head, rows, qkv_stride_n, N, D, DP, True)
+    q = held(load_head(head, rows, qkv_stride_n, N, D, DP, True), DP, HELD, WIDEN)
     m_i = tl.full((ROWS,), -float("inf"), tl.float32)
     l_i = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, DP), tl.float32)
@@ -201,21 +135,10 @@ def query_gradient_block(
 
 
 @triton.jit
-def minus_in_columns(block, values, D: tl.constexpr, DP: tl.constexpr):
-    """Put -values into the first three padded columns of a block, as a sum of three numbers of its type."""
-    dims = tl.arange(0, DP)[None, :]
-    high = (-values).to(block.dtype)
-    rest = -values - high.to(tl.float32)
-    middle = rest.to(block.dtype)
-    low = (rest - middle.to(tl.float32)).to(block.dtype)
-    return tl.where(dims == D, high, tl.where(dims == D + 1, middle, tl.where(dims == D + 2, low, block)))
-
-
-@triton.jit
 def query_gradient_kernel(
     qkv, ones, out, gradient, lse, delta, qkv_gradient, N, H, qkv_stride_b, qkv_stride_n, scale, scale2,
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr,
-    PART: tl.constexpr, FOLDED: tl.constexpr, WIDEN: tl.constexpr,
+    HELD: tl.constexpr, PART: tl.constexpr, FOLDED: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one head against all keys. Also stores delta, the sum of out * gradient of each row."""
     b, h, C = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H, H * D
@@ -230,6 +153,7 @@ def query_gradient_kernel(
     row_lse = tl.load(lse + row_of_head + rows, mask=rows < N, other=0.0)[:, None]
     if FOLDED:
         g = minus_in_columns(g, row_delta, D, DP)
+    q, g = held(q, DP, HELD, WIDEN), held(g, DP, HELD, WIDEN)
     dq = tl.zeros((ROWS, DP), tl.float32)
     full = N // COLUMNS * COLUMNS
     for first in range(0, full, COLUMNS):
@@ -271,14 +195,14 @@ def key_value_gradient_block(
 def key_value_gradient_kernel(
     qkv, gradient, lse, delta, qkv_gradient, N, H, qkv_stride_b, qkv_stride_n, scale, scale2,
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr,
-    WIDEN: tl.constexpr,
+    HELD: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """One block of keys and values of one head against all queries."""
     b, h, C = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H, H * D
     head, row_of_head = qkv + b * qkv_stride_b + h * D, tl.program_id(1).to(tl.int64) * N
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    k = load_head(head + C, columns, qkv_stride_n, N, D, DP, True)
-    v = load_head(head + 2 * C, columns, qkv_stride_n, N, D, DP, True)
+    k = held(load_head(head + C, columns, qkv_stride_n, N, D, DP, True), DP, HELD, WIDEN)
+    v = held(load_head(head + 2 * C, columns, qkv_stride_n, N, D, DP, True), DP, HELD, WIDEN)
     g = gradient + b * N * C + h * D
     dk = tl.zeros((COLUMNS, DP), tl.float32)
     dv = tl.zeros((COLUMNS, DP), tl.float32)
@@ -299,11 +223,21 @@ def key_value_gradient_kernel(
 
 
 @triton.jit
+def fragment_places(sums, first, padded, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr):
+    """Return the places of the fragments of rows from `first` on, and two masks: the head's width, and `padded` rows."""
+    part = tl.arange(0, DP // 8)[:, None, None]
+    place = first * 8 + 4 * tl.arange(0, 2 * ROWS)[None, :, None] + tl.arange(0, 4)[None, None, :]
+    return sums + part * (padded * 8) + place, part * 8 < D, place < padded * 8
+
+
+@triton.jit
 def fused_block(
-    k, v, dk, dv, extended, sums, first, add, N, scale2,
+    k, k_rows, v_rows, dk, dv, extended, sums, padded, first, N, scale2,
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, MASKED: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Add what a block of queries contributes to the gradients of k and v, and what k and v contribute to that of q.
+
+    k_rows and v_rows are k and v, held.
 
     Scores need no mask: past N all of q, g, k and v are zero, ones and deltas too, and with them ds and g.
     """
@@ -311,21 +245,20 @@ def fused_block(
     places = extended + (rows * (2 * DP) + dims)
     q = tl.load(places, mask=rows < N, other=0.0) if MASKED else tl.load(places)
     g = tl.load(places + DP, mask=rows < N, other=0.0) if MASKED else tl.load(places + DP)
-    weights = tl.exp2(product(k, tl.trans(q), None, WIDEN) * scale2)
-    ds = product(v, tl.trans(g), None, WIDEN)
+    weights = tl.exp2(product(k_rows, tl.trans(q), None, WIDEN) * scale2)
+    ds = product(v_rows, tl.trans(g), None, WIDEN)
     dv = product(weights.to(g.dtype), g, dv, WIDEN)
     ds = (ds * weights).to(q.dtype)
     dk = product(ds, q, dk, WIDEN)
     dq = product(tl.trans(ds), k, None, WIDEN)
-    inside = (rows < N) & (dims < D) if MASKED else dims < D
-    places = sums + (rows * DP + dims)
-    tl.store(places, dq + tl.load(places, mask=inside & add, other=0.0), mask=inside)
+    places, in_head, _ = fragment_places(sums, first, padded, D, DP, ROWS)
+    tl.atomic_add(places, fragments(dq, ROWS, DP), mask=in_head, sem="relaxed")
     return dk, dv
 
 
 @triton.jit
 def fused_key_block(
-    head, ones, extended, sums, place, first, stride, C, N, scale, scale2,
+    head, ones, extended, sums, padded, place, first, stride, C, N, scale, scale2,
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr,
     MASKED: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -335,14 +268,19 @@ def fused_key_block(
     v = load_head_and_ones(head + 2 * C, ones, columns, stride, N, D, DP, MASKED)
     dk = tl.zeros((COLUMNS, DP), tl.float32)
     dv = tl.zeros((COLUMNS, DP), tl.float32)
-    full, add = N // ROWS * ROWS, first > 0
-    for row in tl.range(0, full, ROWS, num_stages=2):  # stated here, so that Triton prefetches the sums too
-        dk, dv = fused_block(k, v, dk, dv, extended, sums, row, add, N, scale2, D, DP, ROWS, False, WIDEN)
+    k_rows, v_rows = held(k, DP, True, WIDEN), held(v, DP, True, WIDEN)
+    full = N // ROWS * ROWS
+    for row in range(0, full, ROWS):
+        dk, dv = fused_block(
+            k, k_rows, v_rows, dk, dv, extended, sums, padded, row, N, scale2, D, DP, ROWS, False, WIDEN
+        )
     for row in tl.range(full, N, TAIL, num_stages=1):
-        dk, dv = fused_block(k, v, dk, dv, extended, sums, row, add, N, scale2, D, DP, TAIL, True, WIDEN)
+        dk, dv = fused_block(
+            k, k_rows, v_rows, dk, dv, extended, sums, padded, row, N, scale2, D, DP, TAIL, True, WIDEN
+        )
     store_head(place + C, columns, dk * scale, 3 * C, N, D, DP)
     store_head(place + 2 * C, columns, dv, 3 * C, N, D, DP)
-    tl.debug_barrier()  # the next block reads sums that other threads have stored
+    tl.debug_barrier()  # so that sums are added in the order of the blocks, and all are there in the end
 
 
 @triton.jit
@@ -351,13 +289,18 @@ def fused_gradient_kernel(
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr,
     KEY_TAIL: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """One head. The gradient of q is summed in memory, in float32 and in order: no other program touches its rows."""
+    """One head. The gradient of q is summed in memory, in float32.
+
+    The additions are atomic because the L2 cache then makes them, without a load. They have one order: no other program
+    touches the rows of a head, and blocks of keys follow one another.
+    """
     b, h, C = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H, H * D
     head, place = qkv + b * qkv_stride_b + h * D, qkv_gradient + b * N * 3 * C + h * D
     row_of_head = tl.program_id(0).to(tl.int64) * N
     extended += row_of_head * (2 * DP)
-    sums += row_of_head * DP
-    # 1. q with -lse, and g with -delta, in the columns where k and v hold ones. disable_licm: hoisting would spill
+    padded = tl.cdiv(N, TAIL) * TAIL
+    sums += tl.program_id(0).to(tl.int64) * (padded * 8 * tl.cdiv(D, 8))
+    # 1. zero sums, q with -lse, and g with -delta, in the columns where k and v hold ones. disable_licm: hoisting would spill
     for first in tl.range(0, N, COLUMNS, num_stages=1, disable_licm=True):
         rows = first + tl.arange(0, COLUMNS)
         q = load_head(head, rows, qkv_stride_n, N, D, DP, True)
@@ -365,6 +308,8 @@ def fused_gradient_kernel(
         o = load_head(out + b * N * C + h * D, rows, C, N, D, DP, True)
         row_delta = tl.sum(o.to(tl.float32) * g.to(tl.float32), axis=1)
         row_lse = tl.load(lse + row_of_head + rows, mask=rows < N, other=0.0) / scale2
+        places, in_head, in_rows = fragment_places(sums, first, padded, D, DP, COLUMNS)
+        tl.store(places, tl.zeros((DP // 8, 2 * COLUMNS, 4), tl.float32), mask=in_head & in_rows)
         store_head(extended, rows, minus_in_columns(q, row_lse[:, None], D, DP), 2 * DP, N, DP, DP)
         store_head(extended + DP, rows, minus_in_columns(g, row_delta[:, None], D, DP), 2 * DP, N, DP, DP)
     tl.debug_barrier()
@@ -372,18 +317,20 @@ def fused_gradient_kernel(
     full = N // COLUMNS * COLUMNS
     for first in tl.range(0, full, COLUMNS, num_stages=1, disable_licm=True):
         fused_key_block(
-            head, ones, extended, sums, place, first, qkv_stride_n, C, N, scale, scale2,
+            head, ones, extended, sums, padded, place, first, qkv_stride_n, C, N, scale, scale2,
             D, DP, ROWS, COLUMNS, TAIL, False, WIDEN,
         )  # fmt: skip
     for first in tl.range(full, N, KEY_TAIL, num_stages=1, disable_licm=True):
         fused_key_block(
-            head, ones, extended, sums, place, first, qkv_stride_n, C, N, scale, scale2,
+            head, ones, extended, sums, padded, place, first, qkv_stride_n, C, N, scale, scale2,
             D, DP, ROWS, KEY_TAIL, TAIL, True, WIDEN,
         )  # fmt: skip
     # 3. the gradient of q
     for first in tl.range(0, N, COLUMNS, num_stages=1, disable_licm=True):
         rows = first + tl.arange(0, COLUMNS)
-        store_head(place, rows, load_head(sums, rows, DP, N, D, DP, True) * scale, 3 * C, N, D, DP)
+        places, in_head, in_rows = fragment_places(sums, first, padded, D, DP, COLUMNS)
+        dq = from_fragments(tl.load(places, mask=in_head & in_rows, other=0.0), COLUMNS, DP)
+        store_head(place, rows, dq * scale, 3 * C, N, D, DP)
 
 
 class Config(NamedTuple):
@@ -395,6 +342,8 @@ class Config(NamedTuple):
     stages: int = 2
     part: int = 0
     """Sixteenths of the exp2 that a polynomial computes, which is exact enough for 16-bit types."""
+    held: bool = False
+    """Hold the rows that a program owns in registers, where they fit and the loop is long enough to pay for it."""
 
 
 KERNELS = {
@@ -404,34 +353,38 @@ KERNELS = {
     "fused_gradient": fused_gradient_kernel,
 }
 TWO_PASSES = Config(0, 0, 0)
-"""Instead of the fused kernel, those for q and for k and v."""
+"""Instead of the fused kernel, those for q and for k and v. Always offered last, so index -1 of a plan."""
 CONFIGS = {
     "forward": {
         32: (Config(128, 128, 8, part=3), Config(64, 128, 4, part=3), Config(128, 64, 4), Config(64, 64, 4)),
-        64: (Config(64, 128, 4, part=1), Config(128, 128, 8, part=1), Config(128, 64, 4), Config(64, 64, 4)),
+        64: (
+            Config(64, 128, 4, part=1),
+            Config(128, 128, 8, part=1, held=True),
+            Config(128, 64, 4),
+            Config(64, 64, 4),
+        ),
         128: (Config(128, 128, 8), Config(64, 128, 4), Config(64, 64, 4)),
     },
     "query_gradient": {
         32: (Config(128, 128, 8, part=3), Config(64, 128, 4, part=3), Config(64, 64, 4)),
-        64: (Config(64, 64, 4), Config(128, 64, 8)),
-        128: (Config(64, 64, 4), Config(64, 64, 4, stages=1)),
+        64: (Config(64, 64, 4, held=True), Config(128, 64, 8, held=True)),
+        128: (Config(64, 64, 4, held=True), Config(64, 64, 4, stages=1)),
     },
     "key_value_gradient": {
-        32: (Config(128, 128, 8), Config(128, 64, 4), Config(64, 64, 4)),
-        64: (Config(64, 64, 4), Config(64, 128, 8)),
+        32: (Config(128, 128, 8), Config(128, 64, 4), Config(64, 64, 4, held=True)),
+        64: (Config(64, 64, 4, held=True), Config(64, 128, 8, held=True)),
         128: (Config(32, 64, 4), Config(32, 64, 4, stages=1)),
     },
     "fused_gradient": {
-        # 640 cycles of the tensor cores instead of 896, but 924 of shared memory, so that only a GPU can tell
-        32: (TWO_PASSES, Config(128, 128, 8), Config(64, 256, 8)),
-        64: (TWO_PASSES,),  # the sums of q's gradient would be bound by the L2 cache
+        # 668 cycles instead of the 964 of two passes, and two products less
+        32: (Config(128, 128, 8), TWO_PASSES),
+        64: (TWO_PASSES,),  # nothing folds, and the sums of q's gradient would be bound by the L2 cache
         128: (TWO_PASSES,),
     },
 }
-"""{kernel: {largest padded head width: configs}}. All compile without spills for compute capability 8.0, 9.0 and 10.0
-(the fused kernel is for 9.0 only: at 64 x 256, the compiler turns it into a trap for 10.0).
-The first is the best on Hopper by the instructions of its inner loop at stage 1's tokens (width 64: 157, for which
-blocks of 128 would be a third padding); `attention_choice` measures which is on a GPU."""
+"""{kernel: {largest padded head width: configs}}. All compile without spills for compute capability 8.0, 9.0 and 10.0,
+the fused kernel for 9.0 only. The first is the best on Hopper by the instructions of its inner loop at stage 1's tokens
+(width 64: 157, for which blocks of 128 would be a third padding); `attention_choice` measures which is on a GPU."""
 
 
 def configs(kernel: str, D: int, dtype: torch.dtype) -> tuple[Config, ...]:
@@ -463,6 +416,8 @@ def launch(kernel: str, config: Config, D: int, dtype: torch.dtype) -> dict[str,
     """
     DP = max(16, triton.next_power_of_2(D))
     settings = {"D": D, "DP": DP, "ROWS": config.rows, "COLUMNS": config.columns, "TAIL": TAIL}
+    if kernel != "fused_gradient":
+        settings["HELD"] = config.held and _for_hopper()
     if kernel in ("forward", "query_gradient"):
         # older GPUs have half the FMA rate, and on newer ones splitting a block moves it
         settings["PART"] = config.part if dtype.itemsize == 2 and _for_hopper() else 0
@@ -528,7 +483,8 @@ def attention_backward_triton(
     if fused != TWO_PASSES:
         settings = launch("fused_gradient", fused, D, dtype)
         DP = settings["DP"]
-        extended, sums = qkv_BNC3.new_empty((B, heads, N, 2, DP)), lse_BHN.new_empty((B, heads, N, DP))
+        extended = qkv_BNC3.new_empty((B, heads, N, 2, DP))
+        sums = lse_BHN.new_empty((B, heads, triton.cdiv(D, 8), triton.cdiv(N, TAIL) * TAIL * 8))
         fused_gradient_kernel[(B * heads,)](
             qkv_BNC3, qkv_BNC3.new_ones(DP), out_BNC, gradient_BNC, lse_BHN, extended, sums, qkv_gradient,
             *numbers, **settings,

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("triton")
 from benchmarks import time_budget
-from benchmarks.loop_cycles import attention_kernels, attention_loops, pipe_cycles, split_loops
+from benchmarks.loop_cycles import attention_kernels, main_loop, pipe_cycles, split_loops
 from ppma.compile_check.check import Kernel, LibraryCall, StepReport
 
 SASS = """
@@ -24,8 +24,8 @@ SASS = """
         /*0070*/ BRA `(.L_x_2) ;
 """
 
-CEILING_MS = 70.0
-"""What the estimate was when this was written (69.2), rounded up; the goal is 65. Lower it with the code."""
+CEILING_MS = 66.0
+"""What the estimate was when this was written (65.4), rounded up; the goal is 65. Lower it with the code."""
 
 
 def report(depth, block_bytes, rest_bytes):
@@ -54,7 +54,9 @@ def test_instructions_are_split_by_loop_and_counted_by_pipe():
     stored = ["HGMMA.64x32x16.F32.BF16 R200, R36, gdesc[UR24].tnspB, R200", "STS.64 [R1], R2", "LDSM.16.M88.4 R4, [R8]"]
     assert pipe_cycles(stored)["shared"] == 8 + 8 + 16
     assert pipe_cycles(["FMNMX", "IMAD.MOV.U32", "HMMA.16816.F32"]) == {"issue": 3, "alu": 2, "fma": 2, "tensor": 8}
-    assert len(outside) == 4
+    assert [len(codes) for codes in outside] == [2, 2]
+    moved = pipe_cycles(["STS.64 [R1], R2", "LDS.64 R2, [R1]", "LDS.64 R4, [R3]"])["shared"]
+    assert moved == 8 + 8 + 4  # the second load may be of one word for all
 
 
 def test_large_products_reach_the_measured_rate_and_short_sums_do_not():
@@ -72,14 +74,13 @@ def test_the_loops_of_stage_1s_decoder_stay_short(kernels):
     """Before the mask was peeled, rows were summed by the product and exp2 was shared out: 606, 658 and 660 cycles."""
     found = {}
     for kernel in (kernel for kernel in kernels if kernel.constants["D"] == 24):
-        _, main_loop, _ = attention_loops(kernel)
         scores = kernel.constants["ROWS"] * kernel.constants["COLUMNS"] / (32 * kernel.warps)
-        found[kernel.kernel] = max(pipe_cycles(main_loop).values()) * 64 / scores
+        found[kernel.kernel] = max(pipe_cycles(main_loop(kernel)).values()) * 64 / scores
     assert found.keys() == {"forward", "query_gradient", "key_value_gradient", "fused_gradient"}
     assert 0 < found["forward"] <= 450  # a release of Triton may move a few instructions
     assert 0 < found["query_gradient"] <= 430
     assert 0 < found["key_value_gradient"] <= 570
-    assert 0 < found["fused_gradient"] <= 950  # in place of the two before it
+    assert 0 < found["fused_gradient"] <= 690  # in place of the two before it
 
 
 def test_the_step_as_the_code_is(kernels, monkeypatch):

@@ -45,7 +45,7 @@ def test_own_kernels_and_products_of_stage_1(steps):
     """The kernels of `ppma.kernels` and the matrix products are those of the paper's shapes: 157 of 1568 tokens, 128 rows."""
     report = steps["mae"]
     names = {kernel.name for kernel in report.kernels if kernel.bytes_moved is None}
-    assert {"patchify_kernel", "forward_kernel", "query_gradient_kernel", "key_value_gradient_kernel"} <= names
+    assert {"patchify_kernel", "forward_kernel", "query_gradient_kernel", "fused_gradient_kernel"} <= names
     products = {(call.operator, call.shapes[-2:], call.backward): call for call in report.calls}
     assert products["aten::addmm", ((128 * 157, 768), (768, 3 * 768)), False].dtype == "bfloat16"
     assert ("aten::mm", ((128 * 1568, 384), (384, 4 * 384)), True) in products
