@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import rows
 from benchmarks.natural_clips import make_clips
 from ppma.config.command import DONE, parse, run
+from ppma.config.flags import resolve
 from ppma.config.model import ClassifierConfig, MixConfig
-from ppma.config.recipes import resolve
 from ppma.config.run import RunConfig
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest

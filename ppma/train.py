@@ -16,7 +16,8 @@ from typing import Any
 
 from ppma.config.command import DONE, RUN_AGAIN
 from ppma.config.errors import InputError
-from ppma.config.recipes import RECIPES, resolve
+from ppma.config.flags import resolve
+from ppma.config.recipes import RECIPES
 from ppma.config.run import ENCODED_ONCE, RunConfig, check_ranks, check_run_folder
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models import flops
@@ -51,7 +52,7 @@ def build(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Task:
     """Return the task of a run, its model initialized from the seed and, where the config says so, from a checkpoint."""
     if config.phase in ("probe", "attentive"):
         return (AttentiveTask if config.phase == "attentive" else ProbeTask)(config, sources, ranks)
-    task = MaeTask(config, sources) if config.phase == "mae" else _classify_task(config, sources)
+    task = MaeTask(config, sources) if config.phase == "mae" else classify_task(config, sources)
     if isinstance(task, ClassifyTask):
         task.check_world(ranks.world_size)
     if config.init is not None:
@@ -59,7 +60,8 @@ def build(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Task:
     return task
 
 
-def _classify_task(config: RunConfig, sources: Sequence[Manifest]) -> ClassifyTask:
+def classify_task(config: RunConfig, sources: Sequence[Manifest]) -> ClassifyTask:
+    """Return the task of a classifier whose encoder runs in every step, or of the adaptive average of several."""
     if config.recipe == "adaptive_average" and not config.average:
         raise InputError("adaptive_average takes encoders to average: --average RUN RUN")
     if config.average:

@@ -5,9 +5,7 @@
 The flags of the cluster and the verb are read here; all others go to the recipe, or to the `ppma` command that a verb runs.
 """
 
-import contextlib
 import importlib
-import io
 import itertools
 import shlex
 import time
@@ -19,7 +17,7 @@ from typing import Literal
 from ppma.cli import COMMANDS
 from ppma.config.command import DONE, parse, parse_known, run
 from ppma.config.errors import InputError
-from ppma.config.recipes import resolve
+from ppma.config.flags import resolve
 from ppma.config.run import RunConfig, check_ranks, check_run_folder
 from ppma.loaders.sources import catalog
 from ppma.slurm.cluster import ClusterConfig, allocate
@@ -127,7 +125,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "remove-humans": ("", "remove the people from videos: SOURCE --out DIR --parts N"),
 }
 """verb: (its default recipe, what it does). pack and those after it run the `ppma` command of their name."""
-COMMAND_VERBS = ("pack", "synthesize", "remove-humans")
+COMMAND_VERBS = tuple(name for name, command in COMMANDS.items() if command.shards)
 
 
 def _place(config: RunConfig, runs: Path) -> RunConfig:
@@ -237,24 +235,11 @@ def _study(cluster: Verb, flags: list[str], prog: str) -> list[Stage]:
     return [Stage(name=name, jobs=jobs, folder=folder / name, facts=facts) for name, jobs, facts in arrays]
 
 
-def _help_of(verb: str) -> str:
-    """The flags of a `ppma` command as its help lists them. InputError while there is no such command."""
-    if verb not in COMMANDS:
-        raise InputError(f"there is no command `ppma {verb}` yet; `ppma --help` lists those there are")
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        importlib.import_module(COMMANDS[verb][0]).main(["--help"])
-    return text.getvalue()
-
-
 def _command(verb: str, shards: Shards, flags: list[str]) -> list[Stage]:
     """One job, or an array of parts and a job that merges them. The command's own dry run tells a wrong flag beforehand."""
-    known = _help_of(verb)
-    if shards.parts > 1 and not {"--part", "--merge"} <= set(known.replace(",", " ").split()):
-        raise InputError(f"`ppma {verb}` does not work in parts yet (it has no --part and --merge); leave out --parts")
     if allocate(shards).ranks > 1:
         raise InputError(f"--nodes {shards.nodes}: {verb} runs in one task; --parts N spreads it over N of them")
-    if "--dry-run" in known and (code := _try(verb, flags)) != DONE:
+    if (code := _try(verb, flags)) != DONE:
         raise InputError(f"`ppma {verb}` refuses these flags, see above (exit code {code})")
     folder = _own_folder(verb, shards.runs)
     facts = {"command": shlex.join(["ppma", verb, *flags]), "parts": str(shards.parts)}
@@ -270,7 +255,7 @@ def _command(verb: str, shards: Shards, flags: list[str]) -> list[Stage]:
 
 
 def _try(verb: str, flags: list[str]) -> int:
-    main = importlib.import_module(COMMANDS[verb][0]).main
+    main = importlib.import_module(COMMANDS[verb].module).main
     return run(main, [*flags, "--dry-run"], prog=f"ppma {verb}")
 
 

@@ -169,7 +169,7 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory, clip_tree: Path) -> Path
     import tiny
 
     from ppma.cli import main as ppma
-    from ppma.config.recipes import resolve
+    from ppma.config.flags import resolve
     from ppma.train import train
 
     folder = tmp_path_factory.mktemp("tiny_runs")

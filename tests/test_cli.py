@@ -34,13 +34,15 @@ class Flags:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_exists_and_has_help(name, capsys):
-    module = importlib.import_module(COMMANDS[name][0])
+    module = importlib.import_module(COMMANDS[name].module)
     try:
         code = module.main(["--help"])
     except SystemExit as stop:  # tyro's way
         code = stop.code
     assert not code
-    assert f"ppma {name}" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"ppma {name}" in text
+    assert all(flag in text for flag in ("--part", "--merge", "--dry-run")) or not COMMANDS[name].shards
 
 
 def test_help_names_every_command_and_an_example(capsys):

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from ppma.cli import COMMANDS
+from ppma.config.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("ppma", "loaders", "kernels", "slurm")
@@ -338,9 +339,9 @@ def shell_lines(path: Path) -> list[str]:
 
 
 def help_of(main: Callable[[list[str]], int], argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The help text of a command; tyro leaves with SystemExit, others return."""
+    """Return the help text of a command, of a recipe all of it; tyro exits with SystemExit, other commands return."""
     try:
-        code = main([*argv, "--help"])
+        code = main([*argv, "--help-all" if argv and argv[0] in RECIPES else "--help"])
     except SystemExit as stop:
         code = stop.code
     assert not code, argv
@@ -354,7 +355,7 @@ def offered_by(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         own = help_of(importlib.import_module("ppma.slurm.launch").main, positional, capsys)
         behind = [positional[0]] if positional[0] in COMMANDS else ["train", "finetune"]
         return own + offered_by(["ppma", *behind], capsys)
-    return help_of(importlib.import_module(COMMANDS[positional[0]][0]).main, positional[1:], capsys)
+    return help_of(importlib.import_module(COMMANDS[positional[0]].module).main, positional[1:], capsys)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=relative)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from ppma import train
 from ppma.cli import main as ppma
 from ppma.config.errors import InputError
-from ppma.config.recipes import resolve
+from ppma.config.flags import resolve
 from ppma.training.distributed import Stop, Stopped
 from ppma.training.trainer import Trainer
 

@@ -57,10 +57,12 @@ def _told(read: Callable[[], T], prog: str) -> T:
 
 
 def _one_line(box: str) -> str:
-    """The message of tyro's box: its lines between the frame and the first rule, joined, without the name of our class."""
+    """Return tyro's error without its frame: the text above the first rule, and the flag that it suggests."""
     lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
     rule = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
-    return re.sub(r"^Error parsing \w+: ", "", " ".join(filter(None, lines[:rule])))
+    message = re.sub(r"^Error parsing \w+: ", "", " ".join(filter(None, lines[:rule])))
+    meant = re.search(r"Perhaps you meant: (--[\w.-]+)", " ".join(lines[rule:]))
+    return f"{message}; did you mean {meant[1]}?" if meant else message
 
 
 def run(main: Callable[[list[str]], int], argv: list[str], *, prog: str) -> int:

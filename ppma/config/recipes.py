@@ -5,12 +5,10 @@ holds. Numbers without a word of explanation are those of the paper (Zhong et al
 Cost is given for the paper's data on one H200 at the ceiling of its matrix units; `benchmarks/` says what is reached.
 """
 
-import inspect
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from ppma.config import transfer_recipes
 from ppma.config.errors import InputError
@@ -142,8 +140,6 @@ def demo(*, stage: DemoStage = "scenes", size: int = 32, frames: int = 8) -> Run
     taught it far less. Actions and kinds of scenes share one head, their labels being apart: each scene is the place of some clip without
     its people, so telling the two takes a look at the people.
     """
-    if stage not in get_args(DemoStage):
-        raise InputError(f"--stage is {stage!r}; it must be one of {', '.join(get_args(DemoStage))}")
     run = RunConfig(
         recipe="demo",
         phase="mae",
@@ -201,48 +197,3 @@ def recipe(name: str) -> Callable[..., RunConfig]:
     if name not in RECIPES:
         raise InputError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
     return RECIPES[name]
-
-
-def _own_arguments(make: Callable[..., RunConfig], overrides: Sequence[str]) -> tuple[dict[str, object], list[str]]:
-    """Take the recipe's own arguments out of a list of flags; what is left belongs to the RunConfig."""
-    own = inspect.signature(make).parameters
-    arguments: dict[str, object] = {}
-    rest: list[str] = []
-    flags = iter(overrides)
-    for flag in flags:
-        name, _, value = flag.removeprefix("--").partition("=")
-        name = name.replace("-", "_")
-        if not flag.startswith("--") or name not in own:
-            rest.append(flag)
-            continue
-        default = own[name].default
-        if isinstance(default, bool):
-            arguments[name] = True
-            continue
-        text = value or next(flags, "")
-        try:
-            arguments[name] = type(default)(text)
-        except ValueError:
-            raise InputError(f"--{name} {text!r} is not {type(default).__name__}") from None
-    return arguments, rest
-
-
-def _print_own_help(name: str) -> None:
-    """The recipe's docstring and own flags, which tyro does not know of."""
-    own = inspect.signature(recipe(name)).parameters.values()
-    flags = "".join(f"\n  --{p.name.replace('_', '-')} (default: {p.default})" for p in own)
-    flags += "\n  --dry-run (say what the run would do, and do nothing)"
-    sys.stdout.write(
-        f"{inspect.getdoc(recipe(name))}\n\nThe recipe's own flags, given before or among the others:{flags}\n\n"
-    )
-
-
-def resolve(name: str, overrides: Sequence[str] = (), *, prog: str = "ppma train") -> RunConfig:
-    """The RunConfig of a recipe with flags applied, e.g. resolve("mae_nohuman", ["--model", "tiny", "--optim.epochs", "2"])."""
-    from ppma.config.command import parse  # tyro is not needed to make a recipe from Python
-
-    if "--help" in overrides or "-h" in overrides:
-        _print_own_help(name)
-    arguments, rest = _own_arguments(recipe(name), overrides)
-    default = recipe(name)(**arguments)
-    return parse(RunConfig, rest, prog=f"{prog} {name}", default=default) if rest else default

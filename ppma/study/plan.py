@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from ppma.config.errors import InputError
-from ppma.config.recipes import resolve
+from ppma.config.flags import resolve
 from ppma.config.run import FREE_ON_RESUME, RunConfig, defaults, differences, flat, read_config
 from ppma.loaders.sources import catalog
 from ppma.study.spec import Pretrain, Protocol, Study

@@ -15,17 +15,17 @@ import pytest
 import tiny
 import torch
 
-from ppma.config.errors import InputError
+from ppma.config.flags import resolve
 from ppma.config.protocols import AttentiveConfig
-from ppma.config.recipes import RECIPES, resolve
+from ppma.config.recipes import RECIPES
 from ppma.config.run import RunConfig
 from ppma.models.attentive import AttentiveProbe, normed_cells
 from ppma.models.classify import Classifier
-from ppma.train import UNTRAINED
+from ppma.train import UNTRAINED, classify_task
 from ppma.training import checkpoint
 from ppma.training.compute import choose
 from ppma.training.distributed import Ranks
-from ppma.training.tasks import ClassifyTask, MaeTask
+from ppma.training.tasks import MaeTask
 from ppma.training.trainer import Trainer
 from ppma.transfer.features import FeatureStream
 from ppma.transfer.probe import Probe
@@ -66,7 +66,7 @@ class MadeProbe:
 
 
 def curve(config: RunConfig) -> list[float]:
-    kind = {"mae": MaeTask, "classify": ClassifyTask}.get(config.phase, MadeProbe)
+    kind = {"mae": MaeTask, "classify": classify_task}.get(config.phase, MadeProbe)
     task = kind(config, [tiny.source(name) for name in config.sources])
     if config.phase in ("mae", "classify"):
         config = replace(config, optim=replace(config.optim, epochs=-(-20 // task.steps_per_epoch)))
@@ -173,38 +173,3 @@ def test_the_baselines_of_the_paper_have_names_or_flags():
     adaptive = resolve("adaptive_average", ["--average", "a", "b"])
     assert (adaptive.optim.warmup_fraction, adaptive.optim.peak_lr, adaptive.mixing) == (0.0, 1.6e-2, "model")
     assert adaptive.classifier.freeze_encoder and adaptive.classifier.keep_norm
-    with pytest.raises(InputError, match="--people is 'hidden'; it must be one of shown, blur-faces"):
-        resolve("mae_kinetics", ["--people", "hidden"])
-
-
-def test_flags_change_a_recipe():
-    config = resolve("finetune", ["--dataset", "hmdb51", "--model=tiny", "--optim.epochs", "3", "--batch", "16"])
-    assert (config.sources, config.vit.width, config.optim.epochs, config.batch) == (("hmdb51",), 192, 3, 16)
-    assert config.run_dir == Path("runs/finetune-hmdb51")
-    published = resolve("align_nohuman_synthetic", ["--published-heads"])
-    assert published.classifier.shared_head and published.loader.mix == "batch"
-
-
-@pytest.mark.parametrize(
-    ("name", "flags", "message"),
-    [
-        ("mae_nohumans", [], "no recipe 'mae_nohumans'; there are mae_nohuman"),
-        ("mae_nohuman", ["--model", "giant"], "no ViT preset 'giant'; there are tiny"),
-        ("mae_nohuman", ["--size", "big"], "--size 'big' is not int"),
-        ("mae_nohuman", ["--nope", "1"], "--nope"),
-        ("mae_nohuman", ["--batch", "10"], "batch 10 does not divide"),
-        ("mae_nohuman", ["--mae.decoder-share", "0"], "mae.decoder_share is 0.0; it must be above 0"),
-        (
-            "finetune",
-            ["--classifier.token-drop", "1"],
-            "classifier.token_drop is 1.0; it must be at least 0 and below 1",
-        ),
-        ("probe", ["--classifier.token-drop", "0.5"], "a probe learns from features of whole ones"),
-        ("mae_nohuman", ["--loader.size", "112"], "set both with --frames and --size"),
-        ("mae_nohuman", ["--weights", "1", "2"], "one number for each of the 1 sources"),
-    ],
-)
-def test_wrong_input_is_one_line(name, flags, message):
-    with pytest.raises(InputError) as caught:
-        resolve(name, flags)
-    assert message in str(caught.value)

@@ -8,8 +8,8 @@ import tiny
 import torch
 
 from ppma.cli import main as ppma
+from ppma.config.flags import resolve
 from ppma.config.model import ViTConfig
-from ppma.config.recipes import resolve
 from ppma.inference import export
 from ppma.models.classify import Classifier
 from ppma.train import train

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ppma.cli import main as ppma
 from ppma.config.errors import InputError
-from ppma.config.recipes import resolve
+from ppma.config.flags import resolve
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.privacy import strict, verdict

@@ -404,7 +404,7 @@ def test_cluster_debug_runs_in_this_process(tmp_path, monkeypatch):
     module = types.ModuleType("quick")
     module.main = lambda argv: calls.append((os.getpid(), argv)) or 0
     monkeypatch.setitem(sys.modules, "quick", module)
-    monkeypatch.setitem(cli.COMMANDS, "pack", ("quick", ""))
+    monkeypatch.setitem(cli.COMMANDS, "pack", cli.Command("quick", "", shards=True))
     assert launch.main(["pack", "made", "--cluster", "debug", "--runs", str(tmp_path)]) == 0
     assert calls[-1] == (os.getpid(), ["made"])
 

@@ -63,9 +63,6 @@ def test_evaluations_that_cannot_be_are_told(flags, message, tested):
         plan("evaluate", flags.split())
 
 
-HELP = "--out DIR --part I/N --merge N --dry-run"
-
-
 @pytest.fixture
 def divisible(monkeypatch):
     """A command `pack` that works in parts, and what it was called with."""
@@ -74,15 +71,13 @@ def divisible(monkeypatch):
 
     def main(argv):
         calls.append(argv)
-        if argv == ["--help"]:
-            sys.stdout.write(HELP)
         if "wrong" in argv:
             raise InputError("wrong is no source")
         return 0
 
     module.main = main
     monkeypatch.setitem(sys.modules, "divisible", module)
-    monkeypatch.setitem(cli.COMMANDS, "pack", ("divisible", ""))
+    monkeypatch.setitem(cli.COMMANDS, "pack", cli.Command("divisible", "", shards=True))
     return calls
 
 
@@ -101,13 +96,7 @@ def test_what_the_command_refuses_is_not_submitted(divisible, capsys):
     assert capsys.readouterr().err == "ppma pack: wrong is no source\n"
 
 
-def test_what_is_not_there_yet_says_so(divisible, monkeypatch):
-    monkeypatch.delitem(cli.COMMANDS, "remove-humans", raising=False)
-    with pytest.raises(InputError, match="there is no command `ppma remove-humans` yet"):
-        plan("remove-humans", [])
-    monkeypatch.setattr(sys.modules[__name__], "HELP", "--out DIR")
-    with pytest.raises(InputError, match="`ppma pack` does not work in parts yet"):
-        plan("pack", ["--parts", "2"])
+def test_a_command_runs_in_one_task(divisible):
     with pytest.raises(InputError, match="pack runs in one task; --parts N"):
         plan("pack", ["--nodes", "2"])
 

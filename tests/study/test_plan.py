@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from ppma.config.errors import InputError
-from ppma.config.recipes import resolve
+from ppma.config.flags import resolve
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.study import spec

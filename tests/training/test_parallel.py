@@ -13,8 +13,8 @@ from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
 from ppma.config.errors import InputError
+from ppma.config.flags import resolve
 from ppma.config.model import MAEConfig, ViTConfig
-from ppma.config.recipes import resolve
 from ppma.models.mae import MaskedAutoencoder
 from ppma.training import compiling, distributed, parallel
 from ppma.training.compute import choose

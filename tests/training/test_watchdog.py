@@ -41,7 +41,7 @@ def test_steps_keep_it_quiet():
 HANGING_PASS = """
 import sys, threading
 from ppma.models.classify import Classifier
-from ppma.config.recipes import resolve
+from ppma.config.flags import resolve
 from ppma.train import train
 
 whole, calls = Classifier.tokens, []

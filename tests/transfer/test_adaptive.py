@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from ppma.cli import main as ppma
 from ppma.config.errors import InputError
+from ppma.config.flags import resolve
 from ppma.config.model import ClassifierConfig, MixConfig, ViTConfig
-from ppma.config.recipes import resolve
 from ppma.models.classify import Classifier
 from ppma.train import train
 from ppma.training import checkpoint

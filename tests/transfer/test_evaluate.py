@@ -11,8 +11,8 @@ import torch
 
 from ppma.cli import main as ppma
 from ppma.config.errors import InputError
+from ppma.config.flags import resolve
 from ppma.config.loader import LoaderConfig
-from ppma.config.recipes import resolve
 from ppma.config.run import EvaluationConfig
 from ppma.loaders.decode.augment import make_views
 from ppma.loaders.decode.fetch import read_window

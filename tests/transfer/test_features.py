@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from ppma.cli import main as ppma
 from ppma.config.errors import InputError
-from ppma.config.recipes import resolve
+from ppma.config.flags import resolve
 from ppma.config.run import EvaluationConfig
 from ppma.loaders.sources import catalog
 from ppma.models.classify import Classifier

@@ -9,7 +9,7 @@ import tiny
 
 from ppma.cli import main as ppma
 from ppma.common.statistics import top_k_correct
-from ppma.config.recipes import resolve
+from ppma.config.flags import resolve
 from ppma.models.classify import Classifier
 from ppma.training import checkpoint, seal
 

@@ -10,7 +10,7 @@ import torch
 
 from ppma.cli import main as ppma
 from ppma.config.errors import InputError
-from ppma.config.recipes import resolve
+from ppma.config.flags import resolve
 from ppma.loaders.sources import catalog
 from ppma.models.attentive import cells_of, normed_cells
 from ppma.models.classify import Classifier
