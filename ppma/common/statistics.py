@@ -1,74 +1,87 @@
-"""Scores of an evaluation and what they are worth, from one row of scores a video: accuracies with intervals, in all and by class, which
-classes are taken for which, and whether the scores can be believed as probabilities.
+"""Accuracies, rates and differences with 95 % intervals, and what else is reported of an evaluation.
+
+scores_VC, labels_V         ->  top_k, confusion, class_accuracies, calibration
+videos right or wrong       ->  wilson, bootstrap, paired_bootstrap
+right_SV over several seeds ->  mean_over_seeds, difference, holm
+clips with a detection      ->  upper_bound (Clopper-Pearson)      frames with a detection  ->  frame_rate
+
+Shapes: S seeds, V videos, C classes or clips, R resamples. Resampling uses fixed Philox streams, so intervals are reproducible.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+from scipy import stats
 
 from ppma.common.philox import Purpose, generator
 
-Z95 = 1.959963984540054
-"""Two-sided 95 % point of the normal distribution."""
-
-
-STUDENT95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-"""Two-sided 95 % points of Student's t with 1 to 30 degrees of freedom."""
-
-
-def student95(degrees: int) -> float:
-    """Two-sided 95 % point of Student's t; above 30 degrees by the first terms of its expansion, within 0.001."""
-    if degrees <= len(STUDENT95):
-        return STUDENT95[degrees - 1]
-    return Z95 + (Z95**3 + Z95) / (4 * degrees) + (5 * Z95**5 + 16 * Z95**3 + 3 * Z95) / (96 * degrees**2)
-
-
+CONFIDENCE = 0.95
 RESAMPLES = 10_000
-"""Of a bootstrap: the ends of a 95 % interval then move by less than a twentieth of its length from seed to seed."""
+"""Bootstrap resamples of accuracies: the ends of an interval vary with the seed by less than a twentieth of its length."""
+RATE_RESAMPLES = 2000
+"""Bootstrap resamples of the rates of an audit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """A share of videos, or a difference of two, and its 95 % interval."""
+    """A share of videos, or a difference of two shares, with its 95 % interval."""
 
     value: float
     low: float
     high: float
 
 
-def wilson(correct: int, total: int) -> Accuracy:
-    """Share of `correct` in `total` with Wilson's score interval (JASA 1927), which stays in [0, 1] and holds for few videos too."""
-    if total < 1:
-        raise ValueError("an accuracy over no video does not exist")
-    p, z2 = correct / total, Z95**2
-    centre = (p + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z95 * math.sqrt(p * (1 - p) / total + z2 / (4 * total**2)) / (1 + z2 / total)
-    return Accuracy(value=p, low=max(0.0, centre - half), high=min(1.0, centre + half))
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The difference of two methods over the same videos and seeds."""
+
+    by: Accuracy
+    p: float
+    """Two-sided p-value from the same resamples; at least 2 / (RESAMPLES + 1)."""
+
+    @property
+    def verdict(self) -> str:
+        """ "better", "worse" or "not significantly different", by the 95 % interval."""
+        return "better" if self.by.low > 0 else "worse" if self.by.high < 0 else "not significantly different"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """Videos whose largest score is in (low, high]."""
+
+    low: float
+    high: float
+    videos: int
+    confidence: float | None
+    """Mean of their largest scores; None without videos."""
+    accuracy: float | None
+    """Share of them classified correctly; None without videos."""
+
+
+# ------------------------------------------------------------------------------------------------------------- scores
 
 
 def top_k_correct(scores_VC: np.ndarray, labels_V: np.ndarray, k: int) -> np.ndarray:
-    """bool (V,): whether the label is among the k largest scores.
+    """Return bool (V,), True where the label is among the k largest scores.
 
-    Classes that tie with the label count against it, so a model that says nothing is never right by luck of the order. A row of NaN
-    (a video that could not be decoded) is wrong.
+    Classes that tie with the label rank above it, so equal scores never count as correct by their order. A row of NaN (a video that
+    cannot be decoded) is wrong.
     """
     own_V1 = np.take_along_axis(scores_VC, labels_V[:, None], axis=1)
-    at_least = (scores_VC >= own_V1).sum(axis=1)  # the label itself included
-    return (at_least <= k) & ~np.isnan(own_V1[:, 0])
+    rank_V = (scores_VC >= own_V1).sum(axis=1)  # from 1: the label itself counts
+    return (rank_V <= k) & ~np.isnan(own_V1[:, 0])
 
 
 def top_k(scores_VC: np.ndarray, labels_V: np.ndarray, k: int) -> Accuracy:
-    """Top-k accuracy over videos."""
+    """Return the top-k accuracy over videos with Wilson's interval."""
     return wilson(int(top_k_correct(scores_VC, labels_V, k).sum()), len(labels_V))
 
 
 def predictions(scores_VC: np.ndarray, labels_V: np.ndarray) -> np.ndarray:
-    """int64 (V,): the class with the largest score; -1 for a row of NaN. A tie with the label goes to the other class, as in `top_k`."""
+    """Return int64 (V,), the class with the largest score, or -1 for a row of NaN. As in `top_k`, a tie goes to the wrong class."""
     rivals_VC = np.nan_to_num(scores_VC, nan=-np.inf)
     tied_V = ~top_k_correct(scores_VC, labels_V, 1)
     rivals_VC[tied_V, labels_V[tied_V]] = -np.inf
@@ -76,7 +89,7 @@ def predictions(scores_VC: np.ndarray, labels_V: np.ndarray) -> np.ndarray:
 
 
 def confusion(scores_VC: np.ndarray, labels_V: np.ndarray) -> np.ndarray:
-    """int64 (C, C + 1): videos of each class (row) by what they were taken for (column); the last column counts undecodable videos."""
+    """Return int64 (C, C + 1): videos by class (row) and predicted class (column). The last column counts undecodable videos."""
     classes = scores_VC.shape[1]
     counts_CC = np.zeros((classes, classes + 1), dtype=np.int64)
     np.add.at(counts_CC, (labels_V, predictions(scores_VC, labels_V)), 1)
@@ -84,73 +97,179 @@ def confusion(scores_VC: np.ndarray, labels_V: np.ndarray) -> np.ndarray:
 
 
 def class_accuracies(confusion_CC: np.ndarray) -> np.ndarray:
-    """float64 (C,): share of each class's videos that were recognised; NaN for a class without videos. Its mean is over classes alike."""
+    """Return float64 (C,), the accuracy of each class; NaN for a class without videos."""
     with np.errstate(invalid="ignore"):
         return np.diagonal(confusion_CC) / confusion_CC.sum(axis=1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bin:
-    """Videos whose largest score lies in (low, high]."""
-
-    low: float
-    high: float
-    videos: int
-    confidence: float | None
-    """Mean of their largest scores; None where there is no video."""
-    accuracy: float | None
-    """Share of them that is right."""
-
-
 def calibration(scores_VC: np.ndarray, labels_V: np.ndarray, bins: int = 15) -> tuple[float, list[Bin]]:
-    """Expected calibration error (Guo et al., ICML 2017) with its equal bins: the mean over videos of |accuracy - confidence| in their bin.
+    """Return the expected calibration error (Guo et al., ICML 2017) and its bins of equal width.
 
-    Undecodable videos have no confidence and are left out.
+    The error is the mean over videos of |accuracy - confidence| of their bin. Undecodable videos are left out.
     """
-    fine_V = ~np.isnan(scores_VC[:, 0])
-    largest_V, right_V = scores_VC[fine_V].max(axis=1), top_k_correct(scores_VC[fine_V], labels_V[fine_V], 1)
+    decoded_V = ~np.isnan(scores_VC[:, 0])
+    largest_V, right_V = scores_VC[decoded_V].max(axis=1), top_k_correct(scores_VC[decoded_V], labels_V[decoded_V], 1)
     place_V = np.clip(np.ceil(largest_V * bins).astype(int) - 1, 0, bins - 1)
     found, error = [], 0.0
     for number in range(bins):
         inside_V = place_V == number
-        videos = int(inside_V.sum())
-        confidence = float(largest_V[inside_V].mean()) if videos else None
-        accuracy = float(right_V[inside_V].mean()) if videos else None
-        found.append(
-            Bin(low=number / bins, high=(number + 1) / bins, videos=videos, confidence=confidence, accuracy=accuracy)
-        )
-        if confidence is not None and accuracy is not None:
+        videos, confidence, accuracy = int(inside_V.sum()), None, None
+        if videos:
+            confidence, accuracy = float(largest_V[inside_V].mean()), float(right_V[inside_V].mean())
             error += videos / len(largest_V) * abs(accuracy - confidence)
+        low, high = number / bins, (number + 1) / bins
+        found.append(Bin(low=low, high=high, videos=videos, confidence=confidence, accuracy=accuracy))
     return error, found
 
 
-def over_draws(values: Sequence[float]) -> Accuracy:
-    """The mean of a few repetitions with Student's 95 % interval of it; a single one has no interval, and its ends are NaN."""
+# --------------------------------------------------------------------------------------------- intervals of one method
+
+
+def wilson(correct: int, total: int) -> Accuracy:
+    """Return the share with Wilson's score interval (JASA 1927), which stays in [0, 1] and is accurate for few videos.
+
+    Raises:
+        ValueError: `total` is 0.
+    """
+    if total < 1:
+        raise ValueError("an accuracy needs at least one video")
+    low, high = stats.binomtest(correct, total).proportion_ci(CONFIDENCE, method="wilson")
+    return Accuracy(value=correct / total, low=float(low), high=float(high))
+
+
+def student_interval(values: Sequence[float]) -> Accuracy:
+    """Return the mean of a few repetitions with Student's t interval; the ends are NaN for a single one."""
     values_N = np.asarray(values, dtype=np.float64)
-    if len(values_N) < 2:
-        return Accuracy(value=float(values_N.mean()), low=math.nan, high=math.nan)
-    half = student95(len(values_N) - 1) * values_N.std(ddof=1) / math.sqrt(len(values_N))
-    return Accuracy(value=float(values_N.mean()), low=float(values_N.mean() - half), high=float(values_N.mean() + half))
+    mean, count = float(values_N.mean()), len(values_N)
+    if count < 2:
+        return Accuracy(value=mean, low=math.nan, high=math.nan)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * values_N.std(ddof=1) / math.sqrt(count)
+    return Accuracy(value=mean, low=mean - half, high=mean + half)
 
 
 def bootstrap(values_V: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Accuracy:
-    """The mean over videos with its 95 % percentile interval (Efron, 1979): videos are drawn again with replacement."""
+    """Return the mean over videos with its percentile bootstrap interval (Efron, 1979); ValueError without videos."""
     if len(values_V) < 1:
-        raise ValueError("a mean over no video does not exist")
+        raise ValueError("a mean needs at least one video")
     rng = generator(seed, Purpose.RESAMPLE)
-    means = [values_V[rng.integers(len(values_V), size=len(values_V))].mean() for _ in range(resamples)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Accuracy(value=float(values_V.mean()), low=float(low), high=float(high))
+    means_R = [values_V[rng.integers(len(values_V), size=len(values_V))].mean() for _ in range(resamples)]
+    return _percentiles(float(values_V.mean()), means_R)
+
+
+def _percentiles(value: float, resampled_R: Sequence[float] | np.ndarray) -> Accuracy:
+    low, high = np.percentile(resampled_R, [2.5, 97.5])
+    return Accuracy(value=value, low=float(low), high=float(high))
 
 
 def paired_bootstrap(
     first_V: np.ndarray, second_V: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Accuracy:
-    """How much larger the first mean is than the second over the same videos, with its 95 % interval.
+    """Return mean(first) - mean(second) over the same videos with its bootstrap interval.
 
-    Rows are whatever two models got on a video: right or wrong, or the mean of that over seeds. Each resample takes the same videos for
-    both, so what makes a video hard for both cancels; the interval excludes zero where the difference is more than luck of the videos.
+    A resample takes the same videos for both, so what makes a video hard for both cancels.
+
+    Args:
+        first_V: Right or wrong of one method on each video, or its mean over seeds.
+        second_V: The same of the other method, video by video.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Raises:
+        ValueError: The two do not have the same shape.
     """
     if first_V.shape != second_V.shape:
         raise ValueError(f"{len(first_V)} and {len(second_V)} videos cannot be paired; score both on the same list")
     return bootstrap(first_V.astype(np.float64) - second_V, resamples=resamples, seed=seed)
+
+
+# ------------------------------------------------------------------------------------------- several seeds, many tests
+
+
+@cache
+def _seed_resamples(seeds: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (W, S) distinct counts of how often each seed is drawn, and (W,) how many resamples have them; the same for all methods."""
+    drawn_RS = generator(seed, Purpose.RESAMPLE).multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
+    ways_WS, number_W = np.unique(drawn_RS, axis=0, return_counts=True)
+    return ways_WS, number_W
+
+
+def resampled_means(values_SV: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """Return (R,) means of integer values resampled over seeds and videos, in no particular order.
+
+    This is the pigeonhole bootstrap (Owen, Annals of Applied Statistics 2007), which errs towards wide intervals; with one seed it is the
+    usual bootstrap over videos. Given the drawn seeds, a video counts by its sum over them, a small integer, so a multinomial over these
+    sums is the same draw as picking videos one by one, and a hundred times faster.
+    """
+    seeds, videos = values_SV.shape
+    patterns_PS, videos_P = np.unique(values_SV.T.astype(np.float64), axis=0, return_counts=True)
+    rng = generator(seed, Purpose.RESAMPLE, epoch=1)
+    means = []
+    for times_S, number in zip(*_seed_resamples(seeds, resamples, seed)):
+        sums_P = (patterns_PS @ times_S).astype(np.int64)  # float64 multiplies integers exactly, and faster
+        lowest = sums_P.min()
+        share_K = np.bincount(sums_P - lowest, weights=videos_P) / videos
+        drawn_NK = rng.multinomial(videos, share_K, size=number)
+        means.append(drawn_NK @ (np.arange(len(share_K)) + lowest) / (videos * seeds))
+    return np.concatenate(means)
+
+
+def mean_over_seeds(values_SV: np.ndarray) -> Accuracy:
+    """Return the mean over seeds and videos with its pigeonhole bootstrap interval; ValueError without videos."""
+    if values_SV.size == 0:
+        raise ValueError("a mean needs at least one video")
+    return _percentiles(float(values_SV.mean()), resampled_means(values_SV))
+
+
+def difference(first_SV: np.ndarray, second_SV: np.ndarray) -> Difference:
+    """Return the first method minus the second, paired by seed (row) and video (column).
+
+    Raises:
+        ValueError: The two do not have the same shape.
+    """
+    if first_SV.shape != second_SV.shape:
+        raise ValueError(f"{first_SV.shape} and {second_SV.shape} cannot be paired: seeds or videos differ")
+    values_SV = first_SV.astype(np.int64) - second_SV
+    means_R = resampled_means(values_SV)
+    beyond = min(int((means_R <= 0).sum()), int((means_R >= 0).sum()))
+    p = min(1.0, 2 * (beyond + 1) / (len(means_R) + 1))
+    return Difference(by=_percentiles(float(values_SV.mean()), means_R), p=p)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Return Holm-Bonferroni-adjusted p-values (Scandinavian Journal of Statistics 1979) in input order."""
+    ps_N = np.asarray(ps, dtype=np.float64)
+    order_N = ps_N.argsort(kind="stable")
+    adjusted_N = np.empty_like(ps_N)
+    adjusted_N[order_N] = np.maximum.accumulate(np.minimum(1.0, np.arange(len(ps_N), 0, -1) * ps_N[order_N]))
+    return adjusted_N.tolist()
+
+
+# ------------------------------------------------------------------------------------------------------ counts of an audit
+
+
+def upper_bound(hits: int, count: int, confidence: float = CONFIDENCE) -> float:
+    """Return the one-sided Clopper-Pearson upper bound of a share; 1 when nothing was counted.
+
+    No hit in n clips still allows a share of 1 - 0.05 ** (1 / n): 1.5 % of 200 clips.
+    """
+    return float(stats.beta.ppf(confidence, hits + 1, count - hits)) if hits < count else 1.0
+
+
+def frame_rate(hits_C: Sequence[int], frames_C: Sequence[int], *, seed: int = 0) -> tuple[float, float, float]:
+    """Return (share of frames with a hit, low, high); (0, 0, 1) without frames.
+
+    The interval resamples clips, because frames of one clip are not independent. Where no clip has a hit it is (0, 0): then the bound on
+    clips, `upper_bound`, is the one to report.
+
+    Args:
+        hits_C: Frames with a hit in each clip.
+        frames_C: Frames examined in each clip.
+        seed: Seed of the resampling.
+    """
+    hits, frames = np.array(hits_C, float), np.array(frames_C, float)
+    if not frames.sum():
+        return 0.0, 0.0, 1.0
+    drawn_RC = generator(seed, Purpose.RESAMPLE).integers(0, len(hits), (RATE_RESAMPLES, len(hits)))
+    shares_R = hits[drawn_RC].sum(1) / np.maximum(frames[drawn_RC].sum(1), 1)
+    found = _percentiles(float(hits.sum() / frames.sum()), shares_R)
+    return found.value, found.low, found.high

@@ -125,7 +125,7 @@ def _verdict(row: Row) -> str:
     assert row.behind is not None
     if row.behind.low > 0:
         return f"better than {row.arm.title}"
-    return f"worse than {row.arm.title}" if row.behind.high < 0 else f"not told apart from {row.arm.title}"
+    return f"worse than {row.arm.title}" if row.behind.high < 0 else f"not significantly different from {row.arm.title}"
 
 
 def closing(findings: Findings, *, own_videos: bool) -> str:

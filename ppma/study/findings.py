@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ppma.common.bootstrap import Difference, difference, holm, mean
-from ppma.common.statistics import Accuracy
+from ppma.common.statistics import Accuracy, Difference, difference, holm, mean_over_seeds
 from ppma.config.errors import InputError
 from ppma.study.results import Collection, Result
 
@@ -85,7 +84,8 @@ def _cell(key: tuple[str, str, str], groups: Groups, collection: Collection) -> 
     costs = [result.pretrain_seconds for result in results]
     return Cell(
         method=method, protocol=protocol, dataset=dataset,
-        top1=mean(np.concatenate([r.right_DV for r in results])), top5=mean(np.concatenate([r.right5_DV for r in results])),
+        top1=mean_over_seeds(np.concatenate([r.right_DV for r in results])),
+        top5=mean_over_seeds(np.concatenate([r.right5_DV for r in results])),
         of_seeds={seed: float(result.right_DV.mean()) for seed, result in by_seed.items()}, videos=results[0].right_DV.shape[1],
         behind=_against(collection.compare, key, groups), gap=_against(collection.humans, key, groups),
         test_seconds=float(np.mean([r.seal.seconds for r in results])),

@@ -30,12 +30,16 @@ def verdicts(findings: Findings) -> list[str]:
         own = findings.cell(names.compare, protocol, dataset)
         if own is None:
             continue
-        kinds: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+        kinds: dict[str, list[str]] = {"better": [], "worse": [], "not significantly different": []}
         for method, title in names.methods.items():
             cell = findings.cell(method, protocol, dataset)
             if cell is not None and cell.behind is not None:
                 kinds[cell.behind.verdict].append(f"“{title}”")
-        says = {"better": "better than", "worse": "worse than", "not told apart": "not told apart from"}
+        says = {
+            "better": "better than",
+            "worse": "worse than",
+            "not significantly different": "not significantly different from",
+        }
         parts = [f"{says[kind]} {', '.join(titles)}" for kind, titles in kinds.items() if titles]
         seeds = len(own.of_seeds)
         over = f"{own.videos} videos, {seeds} seed{'s' if seeds > 1 else ''}"

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from ppma.common.bootstrap import Difference
-from ppma.common.statistics import Accuracy
+from ppma.common.statistics import Accuracy, Difference
 from ppma.study.findings import Cell, Findings
 
 NOTHING = "—"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ppma.common.philox import Purpose, generator
-from ppma.common.statistics import Accuracy, over_draws, top_k
+from ppma.common.statistics import Accuracy, student_interval, top_k
 from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
 from ppma.transfer.frozen import Frozen, Scored
@@ -90,7 +90,7 @@ def score(frozen: Frozen, config: RunConfig) -> Scored:
 def _over(drawn: list[np.ndarray], labels_T: np.ndarray) -> dict[str, Any]:
     """Means over draws, their intervals where there are two draws, and each draw's own top-1."""
     each = {f"top{k}": [top_k(scores_TC, labels_T, k).value for scores_TC in drawn] for k in (1, 5)}
-    means: dict[str, Accuracy] = {name: over_draws(values) for name, values in each.items()}
+    means: dict[str, Accuracy] = {name: student_interval(values) for name, values in each.items()}
     found: dict[str, Any] = {name: mean.value for name, mean in means.items()}
     if len(drawn) > 1:
         found["ci95"] = {name: [max(0.0, mean.low), min(1.0, mean.high)] for name, mean in means.items()}

@@ -1,23 +1,220 @@
-"""Intervals over seeds and videos against brute force, closed forms and coverage."""
+"""Accuracies, intervals and corrections against worked figures, scipy, brute force and coverage."""
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from ppma.common.bootstrap import difference, holm, mean, resampled_means
 from ppma.common.philox import Purpose, generator
-from ppma.common.statistics import Z95, bootstrap
+from ppma.common.statistics import (
+    bootstrap,
+    calibration,
+    class_accuracies,
+    confusion,
+    difference,
+    frame_rate,
+    holm,
+    mean_over_seeds,
+    paired_bootstrap,
+    predictions,
+    resampled_means,
+    student_interval,
+    top_k,
+    top_k_correct,
+    upper_bound,
+    wilson,
+)
+
+# ------------------------------------------------------------------------------------------------------------- scores
+
+
+def test_top_k_counts_ties_against_the_model():
+    scores = np.array([[0.1, 0.7, 0.2], [0.4, 0.4, 0.2], [1 / 3, 1 / 3, 1 / 3], [np.nan] * 3])
+    labels = np.array([1, 0, 2, 0])
+    assert top_k_correct(scores, labels, 1).tolist() == [True, False, False, False]
+    assert top_k_correct(scores, labels, 2).tolist() == [True, True, False, False]
+    assert top_k_correct(scores, labels, 5).tolist() == [True, True, True, False]
+    assert top_k(scores, labels, 1).value == 0.25
+
+
+def test_predictions_and_confusion_agree_with_top_1_whatever_ties():
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 4, (500, 5)) / 3.0  # many ties
+    scores[::50] = np.nan
+    labels = rng.integers(0, 5, 500)
+    counts, predicted = confusion(scores, labels), predictions(scores, labels)
+    right = top_k_correct(scores, labels, 1)
+    assert ((predicted == labels) == right).all() and (predicted[::50] == -1).all()
+    assert counts.sum() == 500 and np.diagonal(counts).sum() == right.sum() and counts[:, 5].sum() == 10
+    assert class_accuracies(counts) == pytest.approx([right[labels == c].mean() for c in range(5)])
+
+
+def test_a_class_without_videos_has_no_accuracy():
+    counts = confusion(np.eye(3)[[0, 2, 2]], np.array([0, 2, 2]))
+    assert class_accuracies(counts)[[0, 2]].tolist() == [1, 1] and np.isnan(class_accuracies(counts)[1])
+
+
+def test_calibration_against_worked_figures():
+    """Ten videos at 0.75, six of them correct, and ten at 1, all correct: (10 * |0.6 - 0.75| + 10 * 0) / 20."""
+    scores = np.array([[0.75, 0.25]] * 10 + [[0.0, 1.0]] * 10 + [[np.nan, np.nan]])
+    labels = np.array([0] * 6 + [1] * 4 + [1] * 10 + [1])
+    error, bins = calibration(scores, labels, bins=4)
+    assert error == pytest.approx(0.075)
+    assert [b.videos for b in bins] == [0, 0, 10, 10]  # 0.75 belongs to the bin that ends there
+    assert (bins[2].confidence, bins[2].accuracy, bins[3].accuracy) == (0.75, 0.6, 1.0)
+    assert bins[0].confidence is None
+
+
+def test_scores_that_match_their_accuracy_have_hardly_any_calibration_error():
+    rng = np.random.default_rng(0)
+    sure = rng.uniform(0.5, 1, 20_000)
+    scores, labels = np.stack([sure, 1 - sure], axis=1), (rng.random(20_000) > sure).astype(int)
+    assert calibration(scores, labels)[0] < 0.02 < calibration(np.sqrt(scores), labels)[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- intervals
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_against_the_literature(correct, total, low, high):
+    """Newcombe (Statistics in Medicine 1998, table I), without continuity correction."""
+    found = wilson(correct, total)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5) and found.value == correct / total
+
+
+@pytest.mark.parametrize(
+    ("hits", "count", "high"), [(0, 10, 0.3085), (1, 10, 0.4450), (5, 10, 0.8129), (8, 100, 0.1516)]
+)
+def test_upper_bounds_against_tables_of_clopper_and_pearson(hits, count, high):
+    assert upper_bound(hits, count, confidence=0.975) == pytest.approx(high, abs=6e-5)
+    assert stats.binom.cdf(hits, count, upper_bound(hits, count)) == pytest.approx(0.05)
+
+
+def test_no_hit_in_200_clips_means_one_and_a_half_percent():
+    assert upper_bound(0, 200) == pytest.approx(1 - 0.05 ** (1 / 200), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("p", "n", "bound", "low", "high"),
+    [
+        (0.1, 50, lambda k: wilson(k, 50).low <= 0.1 <= wilson(k, 50).high, 0.92, 0.99),
+        (0.02, 60, lambda k: upper_bound(k, 60) >= 0.02, 0.94, 1),
+        (0.3, 60, lambda k: upper_bound(k, 60) >= 0.3, 0.94, 1),
+    ],
+)
+def test_intervals_cover_as_often_as_they_promise(p, n, bound, low, high):
+    """Wilson's mean coverage is 0.92 to 0.98 there; an exact bound covers at least as often as promised."""
+    draws = np.random.default_rng(0).binomial(n, p, 4000)
+    assert low <= np.mean([bound(int(k)) for k in draws]) <= high
+
+
+def test_student_interval_of_ten_repetitions():
+    """Mean 5.5 and standard deviation 3.0277: half a width of 2.262 * 3.0277 / sqrt(10)."""
+    found = student_interval(range(1, 11))
+    assert (found.value, found.high - found.value) == pytest.approx((5.5, 2.1657), abs=1e-3)
+    assert np.isnan(student_interval([1.0]).low)
+
+
+def test_bootstraps_draw_what_scipy_draws_from_the_same_stream():
+    rng = np.random.default_rng(0)
+    values, frames = (rng.random(150) < 0.3).astype(float), rng.integers(5, 30, 150)
+    hits = rng.binomial(frames, 0.2)
+    same = {"method": "percentile", "batch": 100}
+    ci = stats.bootstrap((values,), np.mean, n_resamples=10_000, rng=generator(0, Purpose.RESAMPLE), **same)
+    ours = bootstrap(values)
+    assert (ours.low, ours.high) == pytest.approx(tuple(ci.confidence_interval), abs=1e-12)
+
+    def ratio(h, f, axis):
+        return h.sum(axis) / f.sum(axis)
+
+    same |= {"paired": True, "n_resamples": 2000, "vectorized": True}
+    ci = stats.bootstrap((hits, frames), ratio, rng=generator(0, Purpose.RESAMPLE), **same)
+    share, low, high = frame_rate(hits.tolist(), frames.tolist())
+    assert (low, high) == pytest.approx(tuple(ci.confidence_interval), abs=1e-12) and share == hits.sum() / frames.sum()
+
+
+def test_frames_of_one_clip_are_not_independent():
+    """One clip of ten has a hit in every frame: far wider than an interval over a thousand independent frames."""
+    rate, low, high = frame_rate([100] + [0] * 9, [100] * 10)
+    assert rate == 0.1 and low == 0.0 and high >= 0.3
+    assert frame_rate([10] * 10, [100] * 10) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_without_counts_every_share_is_possible():
+    assert upper_bound(0, 0) == upper_bound(10, 10) == 1.0 and frame_rate([], []) == (0.0, 0.0, 1.0)
+
+
+# -------------------------------------------------------------------------------------------------- paired differences
+
+
+def test_pairing_cancels_what_is_hard_for_both():
+    rng = np.random.default_rng(0)
+    easy = rng.random(300) < 0.5
+    better = easy | (rng.random(300) < 0.1)
+    paired = paired_bootstrap(better, easy)
+    assert paired.value == pytest.approx(better.mean() - easy.mean()) and paired.low > 0
+    shuffled = paired_bootstrap(better, rng.permutation(easy))
+    assert shuffled.high - shuffled.low > 2 * (paired.high - paired.low)
+
+
+def test_no_difference_is_zero_with_an_interval_around_it():
+    right = np.arange(200) % 2 == 0
+    same, swapped = paired_bootstrap(right, right), paired_bootstrap(right, ~right)
+    assert (same.value, same.low, same.high) == (0, 0, 0) and swapped.low < 0 < swapped.high
+
+
+def test_a_difference_has_a_sign_a_p_value_and_a_verdict():
+    rng = np.random.default_rng(3)
+    easy_SV = np.stack([rng.random(300) < 0.5] * 3)
+    better_SV = easy_SV | (rng.random((3, 300)) < 0.15)
+    found, back, same = (difference(*pair) for pair in ((better_SV, easy_SV), (easy_SV, better_SV), (easy_SV, easy_SV)))
+    assert found.by.low > 0 and found.verdict == "better" and found.p < 0.01
+    assert back.by.value == -found.by.value and back.verdict == "worse"
+    assert (same.by.value, same.p, same.verdict) == (0, 1, "not significantly different")
+
+
+def test_equal_methods_are_seldom_significantly_different():
+    rng = np.random.default_rng(4)
+    ps = [difference(rng.random((1, 200)) < 0.4, rng.random((1, 200)) < 0.4).p for _ in range(60)]
+    assert np.mean(np.array(ps) < 0.05) < 0.15  # 9 or more of 60 at 0.05 come once in three hundred
+
+
+def test_holm_against_a_worked_example():
+    """Holm (1979) on 0.01, 0.04, 0.03, 0.005: 4 x 0.005, 3 x 0.01, 2 x 0.03, and no smaller one after."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([]) == []
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: wilson(0, 0),
+        lambda: bootstrap(np.ones(0)),
+        lambda: mean_over_seeds(np.ones((2, 0))),
+        lambda: paired_bootstrap(np.ones(3), np.ones(4)),
+        lambda: difference(np.ones((3, 9)), np.ones((2, 9))),
+    ],
+)
+def test_no_video_and_unpaired_videos_are_errors(call):
+    with pytest.raises(ValueError):
+        call()
+
+
+# ------------------------------------------------------------------------------------------------------- several seeds
 
 
 def test_one_seed_is_the_bootstrap_over_videos():
     right_V = (np.arange(400) % 10 < 3).astype(float)
-    ours, usual = mean(right_V[None]), bootstrap(right_V)
+    ours, usual = mean_over_seeds(right_V[None]), bootstrap(right_V)
     assert ours.value == usual.value
     # both place a 2.5 % point of a mean that moves in steps of 1/400, from 10,000 resamples each: within two steps
     assert (ours.low, ours.high) == pytest.approx((usual.low, usual.high), abs=0.005)
 
 
 def test_sums_are_the_same_draw_as_drawing_rows_and_columns():
-    """Against the pigeonhole bootstrap written out: mean and standard deviation of the resampled means."""
+    """Compare mean and standard deviation with the pigeonhole bootstrap written out."""
     rng = np.random.default_rng(1)
     values_SV = rng.random((3, 120)) < np.array([[0.3], [0.5], [0.6]])
     plain, draws = [], generator(9, Purpose.RESAMPLE)
@@ -33,45 +230,19 @@ def test_sums_are_the_same_draw_as_drawing_rows_and_columns():
 def test_seeds_that_differ_widen_the_interval():
     videos = np.arange(300) % 2 == 0
     alike, apart = np.stack([videos] * 3), np.stack([videos, np.ones(300, bool), np.zeros(300, bool)])
-    narrow, wide = mean(alike), mean(apart)
+    narrow, wide = mean_over_seeds(alike), mean_over_seeds(apart)
     assert narrow.value == wide.value == 0.5
     assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
-    assert narrow.high - narrow.low == pytest.approx(
-        2 * Z95 * (0.25 / 300) ** 0.5, rel=0.1
-    )  # videos alone; 10,000 resamples
+    normal = 2 * 1.96 * (0.25 / 300) ** 0.5  # over videos alone
+    assert narrow.high - narrow.low == pytest.approx(normal, rel=0.1)
 
 
-def test_it_covers_at_least_as_it_says():
+def test_intervals_over_seeds_cover_at_least_as_often_as_they_promise():
     """Seeds and videos both vary; the interval of the mean holds the truth in 95 % or more (Owen: it errs towards wide)."""
-    rng, truth, held = np.random.default_rng(2), 0.5, []
+    rng, held = np.random.default_rng(2), []
     for _ in range(150):
         ease_V, skill_S1 = rng.normal(0, 1, 100), rng.normal(0, 0.3, (5, 1))
         right = ease_V + skill_S1 + rng.normal(0, 1, (5, 100)) > 0
         low, high = np.percentile(resampled_means(right, resamples=1000), [2.5, 97.5])
-        held.append(low <= truth <= high)
+        held.append(low <= 0.5 <= high)
     assert np.mean(held) > 0.9  # of 150 draws at 0.95 fewer than 136 come once in a hundred
-
-
-def test_a_difference_is_paired_and_signed():
-    rng = np.random.default_rng(3)
-    easy_SV = np.stack([rng.random(300) < 0.5] * 3)
-    better_SV = easy_SV | (rng.random((3, 300)) < 0.15)
-    found, back = difference(better_SV, easy_SV), difference(easy_SV, better_SV)
-    assert found.by.low > 0 and found.verdict == "better" and found.p < 0.01
-    assert back.by.value == -found.by.value and back.verdict == "worse"
-    same = difference(easy_SV, easy_SV)
-    assert (same.by.value, same.p, same.verdict) == (0, 1, "not told apart")
-    with pytest.raises(ValueError, match="cannot be paired"):
-        difference(easy_SV, easy_SV[:2])
-
-
-def test_nothing_real_is_seldom_significant():
-    rng = np.random.default_rng(4)
-    ps = [difference(rng.random((1, 200)) < 0.4, rng.random((1, 200)) < 0.4).p for _ in range(60)]
-    assert np.mean(np.array(ps) < 0.05) < 0.15  # 9 or more of 60 at 0.05 come once in three hundred
-
-
-def test_holm_against_a_worked_example():
-    """Holm (1979) on 0.01, 0.04, 0.03, 0.005: 4 x 0.005, 3 x 0.01, 2 x 0.03, and no smaller one after."""
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([]) == []

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ppma.common import audit_bounds
+from ppma.common import statistics
 from ppma.privacy.audit.clip import Findings, Scores
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.verdict import CANNOT_TELL, FAILED, PASSED, Verdict
@@ -103,8 +103,8 @@ def _rate(told: Sequence[tuple[Verdict, int, int, int]], subject: str) -> Rate:
     sighted = [row for row in told if row[0] != CANNOT_TELL]
     found = sum(row[3] > 0 for row in sighted)
     frames = sum(row[1] for row in sighted)
-    upper = audit_bounds.upper_bound(found, len(sighted))
-    after, low, high = audit_bounds.frame_rate([row[3] for row in sighted], [row[1] for row in sighted])
+    upper = statistics.upper_bound(found, len(sighted))
+    after, low, high = statistics.frame_rate([row[3] for row in sighted], [row[1] for row in sighted])
     blind = len(told) - len(sighted)
     count = f"in {found} of {len(sighted)} clips" if found else f"in {len(sighted)} clips"
     says = f"{'' if found else 'no '}{subject} {count}, so in at most {100 * upper:.1f} % of clips (95 %)"

@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from ppma import __version__
-from ppma.common import audit_bounds
+from ppma.common import statistics
 from ppma.common.plots import STYLE, svg
 from ppma.privacy.audit import audit_figures
 from ppma.privacy.audit.clip import COLORS, NEAR_MISS, Findings
@@ -53,7 +53,7 @@ def content(
         "operating_points": {name: AUDITORS[name].threshold for name in auditors},
         "licences": {name: AUDITORS[name].license for name in auditors},
         "frames": frames,
-        "confidence": audit_bounds.CONFIDENCE,
+        "confidence": statistics.CONFIDENCE,
         "verdicts": {name: counts[name] for name in VERDICTS},
         "rates": {name: asdict(rate) for name, rate in summarize(judged).items()},
         "classes": {
@@ -70,7 +70,7 @@ def content(
 def _clip(findings: Findings, judgement: Judgement) -> dict[str, Any]:
     detectors = {}
     for name, opinion in judgement.opinions.items():
-        upper = audit_bounds.upper_bound(opinion.hits_after, opinion.frames)
+        upper = statistics.upper_bound(opinion.hits_after, opinion.frames)
         scores = findings.detectors[name]
         detectors[name] = {
             **asdict(opinion), "upper_of_its_frames": upper, "best_before": max(scores.before, default=None),

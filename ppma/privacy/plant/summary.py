@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ppma.common import audit_bounds
+from ppma.common import statistics
 from ppma.privacy.audit.files import LEAST_DB
 from ppma.privacy.audit.judge import hits
 from ppma.privacy.plant.trial import Sight, Trial
@@ -52,7 +52,7 @@ def group(chosen: Chosen) -> Group:
     for trial, sight in chosen:
         pixels[trial.design["number"]] += sight.pixels
         hidden[trial.design["number"]] += sight.hidden
-    recall, low, high = audit_bounds.frame_rate([hidden[n] for n in pixels], list(pixels.values()))
+    recall, low, high = statistics.frame_rate([hidden[n] for n in pixels], list(pixels.values()))
     asked = [sight for _, sight in chosen if sight.found is not None]
     names = list(asked[0].audited) if asked else []
     return Group(
@@ -135,7 +135,7 @@ def _hit_frames(trial: Trial, name: str, which: Which) -> list[bool]:
 def _share(trials: Sequence[Trial], name: str, which: Which) -> dict[str, Any]:
     """Frames hit, of all."""
     counts = [sum(_hit_frames(trial, name, which)) for trial in trials]
-    share, low, high = audit_bounds.frame_rate(counts, [len(trial.findings.looked_at) for trial in trials])
+    share, low, high = statistics.frame_rate(counts, [len(trial.findings.looked_at) for trial in trials])
     return {"hits": sum(counts), "clips": sum(map(bool, counts)), "share": share, "low": low, "high": high}
 
 
@@ -155,13 +155,13 @@ def _residual(trials: Sequence[Trial], name: str) -> dict[str, Any]:
         "high": after["high"],
         "clips": after["clips"],
         "of": len(trials),
-        "upper": audit_bounds.upper_bound(after["clips"], len(trials)),
+        "upper": statistics.upper_bound(after["clips"], len(trials)),
         "control": _share(trials, name, "control"),
         "empty": _share(trials, name, "alarms"),
         "highest alarm": None
         if name == "any"
         else max(max(t.control[name] + t.alarms[name], default=0.0) for t in trials),
-        "beyond control": audit_bounds.frame_rate(beyond, frames),
+        "beyond control": statistics.frame_rate(beyond, frames),
     }
 
 
