@@ -24,8 +24,6 @@ from ppma.training.lineage import Lineage, Seen
 
 REMOVED, SYNTHETIC = "human-removed", "synthetic"
 NO_LICENCE = ("", "none", "unknown", "n/a", "na", "null", "tbd", "?", "-")
-BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"
-"""Letters by Unicode's word that show nothing."""
 
 T = TypeVar("T")
 
@@ -123,8 +121,7 @@ def _objection_to_row(domain: str, licence: str) -> str:
         return "its domain is not known; --privacy strict wants one: index it again with --domain"
     if domain not in (REMOVED, SYNTHETIC):
         return f"its domain is {domain}, and --privacy strict takes {REMOVED} and {SYNTHETIC} rows only"
-    shown = "".join(c for c in licence if c.isprintable() and not c.isspace() and c not in BLANK_LETTERS)
-    if shown.lower() in NO_LICENCE or not any(c.isalnum() for c in shown):
+    if licence.strip().lower() in NO_LICENCE:
         return f"its licence is {licence!r}; --privacy strict wants one: index it again with --licence"
     return ""
 
