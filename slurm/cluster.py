@@ -1,4 +1,4 @@
-"""Where a run goes: the facts of a cluster or of this machine, and the submitit executor that takes jobs there.
+"""Describe a cluster or this machine, and build submitit's executor for it.
 
 ClusterConfig -> Allocation (nodes, GPUs, processes) -> executor, or the sbatch script as text for a dry run
 """
@@ -18,87 +18,87 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from ppma.config.errors import InputError
 
-NEVER = 1_000_000
-"""Time-outs after which submitit would give up."""
+UNLIMITED = 1_000_000
+"""Time-outs after which submitit gives up. Its own bound also counts preemptions of short jobs; `restart` has the right one."""
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """Where the run goes and what it takes there. A site's usual values stand in its TOML file (--site)."""
+    """Where a run goes and what it takes there. A site's usual values are set in a TOML file (--site)."""
 
     cluster: Literal["slurm", "local", "debug"] = "slurm"
-    """slurm: submit with sbatch and return; local: run here, in the foreground, through the same job; debug: in this very process."""
+    """slurm: submit with sbatch and return; local: run on this machine, in the foreground; debug: run in this process."""
     site: Path | None = None
-    """Settings of the site, any of these flags by name; none: $XDG_CONFIG_HOME/ppma/site.toml where it exists."""
+    """TOML file with defaults for these flags (default: $XDG_CONFIG_HOME/ppma/site.toml, if it exists)."""
     nodes: int = 1
-    """Machines; 1 with --cluster local."""
+    """Number of nodes; 1 with --cluster local."""
     gpus_per_node: int | None = None
-    """GPUs of each node. Default: 1 on slurm, as in the paper; all of this machine with --cluster local; 0 trains on the CPU."""
+    """GPUs per node; 0 trains on the CPU (default: 1 on slurm, as in the paper; all GPUs with --cluster local)."""
     tasks_per_node: int | None = None
-    """Processes of each node. Default: one for each GPU, one without."""
+    """Processes per node (default: one per GPU, or one)."""
     gpus_per_task: int | None = None
-    """GPUs of each process in place of gpus_per_node, for clusters that bind them: a process sees no other. More than 1 is of no use."""
+    """GPUs per process instead of gpus_per_node, for clusters that bind them; each process uses one."""
     cpus_per_task: int = 12
-    """CPU cores of each process on slurm, its loader workers included."""
+    """CPU cores per process on slurm, loader workers included."""
     cpus_per_gpu: int | None = None
-    """The same for each GPU, in place of cpus_per_task; goes with gpus_per_task."""
+    """CPU cores per GPU instead of cpus_per_task; requires gpus_per_task."""
     mem_gib: int | None = None
-    """Memory of each node on slurm in GiB. Default: the cluster's."""
+    """Memory per node on slurm in GiB (default: the cluster's)."""
     time: str = "1-00:00:00"
-    """Time limit as SLURM writes it: minutes, hours:minutes:seconds or days-hours[:minutes[:seconds]]."""
+    """Time limit on slurm: minutes, hours:minutes:seconds or days-hours[:minutes[:seconds]]."""
     job_name: str | None = None
-    """Name of the jobs in the queue. Default: the recipe's, or the verb."""
+    """Name of the jobs in the queue (default: the recipe or the verb)."""
     partition: str | None = None
     """Partition (queue) of the cluster."""
     account: str | None = None
-    """Account that is charged."""
+    """Account to charge."""
     qos: str | None = None
     """Quality of service."""
     constraint: str | None = None
-    """Features the nodes must have."""
+    """Required node features."""
     nodelist: str | None = None
-    """Nodes the job must have."""
+    """Required nodes."""
     exclude: str | None = None
-    """Nodes the job must not have."""
+    """Excluded nodes."""
     gres: str | None = None
-    """Generic resources other than the GPUs."""
+    """Generic resources other than GPUs."""
     exclusive: bool = False
     """Share the nodes with no other job."""
     mem_per_cpu: str | None = None
-    """Memory of each core, with its unit, in place of mem_gib."""
+    """Memory per core, with its unit, instead of mem_gib."""
     mem_per_gpu: str | None = None
-    """Memory for each GPU, with its unit, in place of mem_gib."""
+    """Memory per GPU, with its unit, instead of mem_gib."""
     comment: str | None = None
-    """Remark on the job."""
+    """Comment on the job."""
     mail_type: str | None = None
-    """Events that send a mail."""
+    """Events that send an email."""
     mail_user: str | None = None
-    """Who gets it."""
+    """Recipient of the emails."""
     wckey: str | None = None
-    """Workload characterisation key."""
+    """Workload characterization key."""
     dependency: str | None = None
-    """Jobs that the first job waits for, as sbatch takes it."""
+    """Jobs that the first job waits for, in sbatch's syntax."""
     array_parallelism: int = 256
-    """Tasks of an array that run at a time."""
+    """Array tasks that run at the same time."""
     signal_delay_s: int = 120
-    """Seconds before the end of the time at which the run is told to save; 60 more than a checkpoint takes."""
+    """Seconds before the time limit at which the run is asked to save; 60 more than a checkpoint takes."""
     setup: tuple[str, ...] = ()
-    """Lines of shell before the job, such as `module load cuda`."""
+    """Shell lines before the job, such as `module load cuda`."""
     teardown: tuple[str, ...] = ()
-    """Lines of shell after it."""
+    """Shell lines after the job."""
     srun_args: tuple[str, ...] = ()
     """More arguments of srun, such as --container-image=FILE."""
     slurm: tuple[str, ...] = ()
-    """Everything else that sbatch takes, KEY=VALUE each."""
+    """Any other sbatch flag, as KEY=VALUE."""
     python: str | None = None
-    """Command that starts Python on the nodes, for containers: "apptainer exec --nv ppma.sif python". Default: this Python."""
+    """Command that starts Python on the nodes, e.g. "apptainer exec --nv ppma.sif python" (default: this Python)."""
     stage_to: Path | None = None
-    """Folder on the nodes' own disks: manifests and packed stores are copied there before a training starts, once a node."""
+    """Folder on the nodes' local disks; manifests and packed stores are copied there once per node before a training."""
     warm: bool = False
-    """Read manifests and packed stores into each node's memory before a training starts, once a node, as far as they fit."""
+    """Read manifests and packed stores into the memory of each node before a training, as far as they fit."""
     max_restarts: int = 5
-    """How often a job that stopped with 75 runs again without a newer checkpoint."""
+    """How often a job that exited with 75 is requeued without a newer checkpoint."""
 
     def __post_init__(self) -> None:
         lowest = {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "gpus_per_task": 1, "cpus_per_task": 1, "cpus_per_gpu": 1,
@@ -111,7 +111,7 @@ class ClusterConfig:
         if self.gpus_per_task and self.gpus_per_node is not None:
             raise InputError("--gpus-per-node and --gpus-per-task are both given; give one of the two")
         if self.cpus_per_gpu and not self.gpus_per_task:
-            raise InputError("--cpus-per-gpu goes with --gpus-per-task; else give --cpus-per-task")
+            raise InputError("--cpus-per-gpu requires --gpus-per-task; otherwise use --cpus-per-task")
         if self.cluster != "slurm" and self.nodes > 1:
             raise InputError(
                 f"--nodes is {self.nodes}; --cluster {self.cluster} has one node: use --tasks-per-node, or --cluster slurm"
@@ -121,14 +121,16 @@ class ClusterConfig:
 
     @property
     def cpus(self) -> int:
-        """CPU cores of each process."""
-        return (
-            self.cpus_per_gpu * self.gpus_per_task if self.cpus_per_gpu and self.gpus_per_task else self.cpus_per_task
-        )
+        """CPU cores per process."""
+        return (self.cpus_per_gpu or 0) * (self.gpus_per_task or 0) or self.cpus_per_task
 
 
 def minutes(time: str) -> int:
-    """A time limit in minutes, rounded up; InputError when it is not one that SLURM knows."""
+    """Convert a time limit in SLURM's syntax to minutes, rounded up.
+
+    Raises:
+        InputError: `time` is no time limit or is below one minute.
+    """
     found = _TIME.fullmatch(time)
     if not found:
         raise InputError(f"--time is {time!r}; write minutes, hours:minutes:seconds or days-hours:minutes:seconds")
@@ -146,7 +148,7 @@ def minutes(time: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """What a job gets: nodes, GPUs and processes (tasks) of each node."""
+    """Nodes of a job, and GPUs and processes (tasks) per node."""
 
     nodes: int
     gpus: int
@@ -154,31 +156,35 @@ class Allocation:
 
     @property
     def ranks(self) -> int:
-        """Processes in all."""
+        """Number of processes over all nodes."""
         return self.nodes * self.tasks
 
 
 def allocate(config: ClusterConfig) -> Allocation:
-    """Fill in what the command line left open."""
+    """Fill in the defaults of nodes, GPUs and processes.
+
+    Raises:
+        InputError: This machine has fewer GPUs, or a node gets more processes than GPUs.
+    """
     gpus = config.gpus_per_node
     if config.gpus_per_task:
         gpus = config.gpus_per_task * (config.tasks_per_node or 1)
     elif gpus is None:
-        gpus = 1 if config.cluster == "slurm" else len(_local_gpus())
-    if config.cluster != "slurm" and gpus > 0 and gpus > len(_local_gpus()):
-        raise InputError(f"--gpus-per-node is {gpus}; torch can use {len(_local_gpus())} GPUs of this machine")
+        gpus = 1 if config.cluster == "slurm" else len(local_gpus())
+    if config.cluster != "slurm" and gpus > 0 and gpus > len(local_gpus()):
+        raise InputError(f"--gpus-per-node is {gpus}; torch can use {len(local_gpus())} GPUs of this machine")
     tasks = config.tasks_per_node or (1 if config.cluster == "debug" or config.gpus_per_task else max(gpus, 1))
     if gpus and tasks > gpus:
         raise InputError(
-            f"--tasks-per-node is {tasks}, more than the {gpus} GPUs of a node; allowed: 1 to {gpus}, or --gpus-per-node 0"
+            f"--tasks-per-node is {tasks}, more than the {gpus} GPUs of a node; use 1 to {gpus}, or --gpus-per-node 0"
         )
     if config.cluster == "debug" and tasks > 1:
         raise InputError(f"--tasks-per-node is {tasks}; --cluster debug has one process: use --cluster local")
     return Allocation(nodes=config.nodes, gpus=gpus, tasks=tasks)
 
 
-def _local_gpus() -> list[int]:
-    """Numbers of the GPUs that a process on this machine may use, CUDA_VISIBLE_DEVICES respected."""
+def local_gpus() -> list[int]:
+    """Return the numbers of the GPUs of this machine that CUDA_VISIBLE_DEVICES leaves visible."""
     import torch
 
     visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
@@ -188,126 +194,105 @@ def _local_gpus() -> list[int]:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a free TCP port of this machine."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 def require_slurm() -> None:
-    """InputError where jobs cannot be submitted from."""
+    """Raise InputError on a machine without SLURM's commands."""
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise InputError(
-            "there is no sbatch on PATH: --cluster local runs it here, --dry-run shows what would be submitted"
+            "there is no sbatch on PATH; use --cluster local to run here, or --dry-run to see what would be submitted"
         )
 
 
 SAME = (
-    "partition", "account", "qos", "constraint", "nodelist", "exclude", "gres", "mem_per_cpu", "mem_per_gpu", "comment", "mail_type",
-    "mail_user", "wckey", "array_parallelism", "signal_delay_s",
+    "partition", "account", "qos", "constraint", "nodelist", "exclude", "gres", "gpus_per_task", "cpus_per_gpu", "mem_per_cpu",
+    "mem_per_gpu", "comment", "mail_type", "mail_user", "wckey", "array_parallelism", "signal_delay_s",
 )  # fmt: skip
-"""Fields that submitit knows by the same name."""
+"""Fields to which submitit gives the same name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
-    """What the job's script needs to know beside the cluster's parameters."""
+    """What a job script needs in addition to the settings of the cluster."""
 
     name: str
     logs: Path
-    """Folder of logs, pickles and results."""
+    """Folder of logs, pickled jobs and results."""
     after: tuple[str, ...] = ()
-    """Jobs that must end well first."""
+    """Job numbers that must succeed first."""
     run_dir: Path | None = None
-    """Run folder of a training, which is run again on exit code 75."""
+    """Run folder of a training, which is requeued on exit code 75."""
     code: Path | None = None
     """Copy of the code that the job imports."""
 
 
-def _additional(config: ClusterConfig) -> dict[str, Any]:
-    """What submitit has no parameter for: --slurm, and what a run that is queued again needs."""
-    given = {word.partition("=")[0]: word.partition("=")[2] or True for word in config.slurm}
-    return {"requeue": True, "kill-on-invalid-dep": "yes", **given}
-
-
 def _setup(config: ClusterConfig, script: Script) -> list[str]:
-    """The site's lines, and what the tasks must find in their environment."""
-    lines = [
-        *config.setup,
-        f"export SRUN_CPUS_PER_TASK={config.cpus}",
-    ]  # srun no longer inherits it (SLURM 22.05)
-    if script.code:  # PYTHONSAFEPATH: `python -m` must not find the package in the folder where it was submitted
+    """Return the shell lines before srun."""
+    lines = [*config.setup, f"export SRUN_CPUS_PER_TASK={config.cpus}"]  # srun no longer inherits it (SLURM 22.05)
+    if script.code:  # PYTHONSAFEPATH: `python -m` must not find the package in the folder of the submission
         lines += [f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(script.code))}${{PYTHONPATH:+:$PYTHONPATH}}"]
     return lines
 
 
 def _teardown(config: ClusterConfig, script: Script) -> list[str]:
-    """Keep srun's exit code over the site's lines, and let `restart` decide about it."""
-    if script.run_dir is None:
-        return ["code=$?", *config.teardown, "exit $code"]
-    paths = f"--logs {shlex.quote(str(script.logs))} --run-dir {shlex.quote(str(script.run_dir))}"
-    restart = f"{_python(config)} -m ppma.slurm.restart {paths} --max-restarts {config.max_restarts} --code $code"
-    return ["code=$?", *config.teardown, f"exec {restart}"]
+    """Return the shell lines after srun; they keep its exit code, or let `restart` decide what it means."""
+    end = "exit $code"
+    if script.run_dir is not None:
+        paths = f"--logs {shlex.quote(str(script.logs))} --run-dir {shlex.quote(str(script.run_dir))}"
+        limit = f"--max-restarts {config.max_restarts} --code $code"
+        end = f"exec {_python(config)} -m ppma.slurm.restart {paths} {limit}"
+    return ["code=$?", *config.teardown, end]
 
 
 def _python(config: ClusterConfig) -> str:
     return config.python or shlex.quote(sys.executable)
 
 
-def _task(config: ClusterConfig) -> str:
-    """Python for the tasks: a preemption announced before submitit listens would kill them, and with that fail the job."""
+def _task_python(config: ClusterConfig) -> str:
+    """Return Python for the tasks, deaf to USR2 until submitit listens: an early preemption would kill them and fail the job."""
     return f"env --ignore-signal=USR2 {_python(config)}"
 
 
 def slurm_parameters(config: ClusterConfig, script: Script) -> dict[str, Any]:
-    """sbatch's parameters under submitit's names."""
+    """Return the parameters of sbatch under submitit's names."""
     allocation = allocate(config)
-    waits = [config.dependency] if config.dependency and not script.after else []
-    asked = {
+    first = [config.dependency] if config.dependency and not script.after else []
+    given = {word.partition("=")[0]: word.partition("=")[2] or True for word in config.slurm}
+    parameters = {
         "job_name": config.job_name or script.name,
         "nodes": allocation.nodes,
         "ntasks_per_node": allocation.tasks,
         "gpus_per_node": None if config.gpus_per_task else allocation.gpus or None,
-        "gpus_per_task": config.gpus_per_task,
         "cpus_per_task": None if config.cpus_per_gpu else config.cpus_per_task,
-        "cpus_per_gpu": config.cpus_per_gpu,
         "mem": f"{config.mem_gib}GB" if config.mem_gib else None,
         "time": minutes(config.time),
         "exclusive": config.exclusive or None,
-        "dependency": ",".join([*waits, *(f"afterok:{job}" for job in script.after)]) or None,
+        "dependency": ",".join([*first, *(f"afterok:{job}" for job in script.after)]) or None,
         "stderr_to_stdout": True,
         "setup": _setup(config, script),
         "teardown": _teardown(config, script),
-        "srun_args": ["--kill-on-bad-exit=1", *config.srun_args],  # or the peers of a killed task hang
-        "additional_parameters": _additional(config),
+        "srun_args": ["--kill-on-bad-exit=1", *config.srun_args],  # otherwise the peers of a killed task hang
+        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **given},
         **{name: getattr(config, name) for name in SAME},
     }
-    return {key: value for key, value in asked.items() if value is not None}
+    return {key: value for key, value in parameters.items() if value is not None}
 
 
-def sbatch_script(config: ClusterConfig, script: Script, *, tasks_of_array: int = 1) -> str:
-    """The script that would be submitted; needs no cluster."""
-    command = f"{_task(config)} -u -m submitit.core._submit {shlex.quote(str(script.logs))}"
+def sbatch_script(config: ClusterConfig, script: Script, *, array_tasks: int = 1) -> str:
+    """Return the script that would be submitted; needs no cluster."""
+    command = f"{_task_python(config)} -u -m submitit.core._submit {shlex.quote(str(script.logs))}"
     parameters = slurm_parameters(config, script)
-    if tasks_of_array > 1:
-        parameters["map_count"] = tasks_of_array
+    if array_tasks > 1:
+        parameters["map_count"] = array_tasks
     return str(_make_sbatch_string(command=command, folder=script.logs, **parameters))
 
 
-def executor(config: ClusterConfig, script: Script) -> submitit.Executor:
-    """The executor that takes a job to the cluster, or runs it here."""
-    if config.cluster == "slurm":
-        # submitit's own bound on time-outs would also count preemptions of short jobs; `restart` bounds what gets nowhere.
-        slurm = submitit.SlurmExecutor(folder=script.logs, max_num_timeout=NEVER, python=_task(config))
-        slurm.update_parameters(**slurm_parameters(config, script))
-        return slurm
-    allocation = allocate(config)
-    local = submitit.LocalExecutor(folder=script.logs)
-    local.update_parameters(
-        tasks_per_node=allocation.tasks,
-        gpus_per_node=allocation.gpus,
-        visible_gpus=_local_gpus()[: allocation.gpus] if allocation.gpus else (),
-        timeout_min=minutes(config.time),
-        stderr_to_stdout=True,
-    )
-    return local
+def executor(config: ClusterConfig, script: Script) -> submitit.SlurmExecutor:
+    """Return the executor that submits jobs to SLURM."""
+    slurm = submitit.SlurmExecutor(folder=script.logs, max_num_timeout=UNLIMITED, python=_task_python(config))
+    slurm.update_parameters(**slurm_parameters(config, script))
+    return slurm

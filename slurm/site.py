@@ -1,7 +1,7 @@
-"""The site: its usual settings, and what its cluster allows, so that a wrong flag is told before anything is submitted.
+"""Read a site's default settings and check a job against what its cluster allows, before anything is submitted.
 
-site.toml           ->  defaults of the launcher's flags
-sinfo, sacctmgr     ->  the flags are possible, or an InputError with the values that are
+site.toml        ->  defaults of the launcher's flags
+sinfo, sacctmgr  ->  the job can run, or an InputError with the allowed values
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ C = TypeVar("C", bound=ClusterConfig)
 
 
 def site_file(argv: Sequence[str]) -> Path | None:
-    """--site of a command line, else $XDG_CONFIG_HOME/ppma/site.toml where it exists."""
+    """Return --site of a command line, otherwise $XDG_CONFIG_HOME/ppma/site.toml if it exists."""
     for flag, value in zip(argv, [*argv[1:], ""]):
         if flag == "--site":
             return Path(value)
@@ -36,7 +36,11 @@ def site_file(argv: Sequence[str]) -> Path | None:
 
 
 def with_site(config: C, argv: Sequence[str]) -> C:
-    """`config` with the settings of the site in place of its defaults; flags are read after it."""
+    """Return `config` with the site's settings in place of its defaults; flags are parsed on top of it.
+
+    Raises:
+        InputError: The site's file cannot be read, or a setting is unknown or of the wrong type.
+    """
     path = site_file(argv)
     if path is None:
         return config
@@ -46,7 +50,7 @@ def with_site(config: C, argv: Sequence[str]) -> C:
         raise InputError(f"--site {path}: {error}") from None
     names = [field.name for field in dataclasses.fields(ClusterConfig) if field.name != "site"]
     if unknown := sorted(settings.keys() - set(names)):
-        raise InputError(f"{path}: {unknown[0]} is no setting; there are {', '.join(names)}")
+        raise InputError(f"{path}: unknown setting {unknown[0]}; the settings are {', '.join(names)}")
     if isinstance(table := settings.get("slurm"), dict):
         settings["slurm"] = [f"{key}={value}" for key, value in table.items()]
     for name, value in settings.items():
@@ -60,24 +64,26 @@ def with_site(config: C, argv: Sequence[str]) -> C:
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A node in a partition, as sinfo tells it."""
+    """A node of a partition, as sinfo lists it."""
 
     partition: str
+    is_default: bool
+    """Whether the partition is the default one."""
     name: str
     state: str
     gpus: int
     cpus: int
-    time_limit: int | None
-    """Minutes; None: no limit."""
+    time_limit: float
+    """Minutes; infinity without a limit."""
 
     @property
     def usable(self) -> bool:
-        """Whether jobs run there."""
+        """True if jobs run there."""
         return not re.search(r"down|drain|fail|power|unk|maint|[*]$", self.state)
 
 
 def _ask(*command: str) -> str:
-    """Output of a command of the cluster."""
+    """Return the output of one of the cluster's commands."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except subprocess.TimeoutExpired:
@@ -87,37 +93,35 @@ def _ask(*command: str) -> str:
     return done.stdout
 
 
-def _node(line: str) -> tuple[Node, bool]:
+def _node(line: str) -> Node:
     partition, name, state, gres, cpus, limit = line.split("|")
-    gpus = sum(int(number) for number in re.findall(r"gpu(?::[^:,(]+)?:(\d+)", gres))
-    time_limit = None if limit == "infinite" else minutes(limit)
-    node = Node(
-        partition=partition.rstrip("*"), name=name, state=state, gpus=gpus, cpus=int(cpus), time_limit=time_limit
-    )
-    return node, partition.endswith("*")
+    return Node(
+        partition=partition.rstrip("*"), is_default=partition.endswith("*"), name=name, state=state, cpus=int(cpus),
+        gpus=sum(int(number) for number in re.findall(r"gpu(?::[^:,(]+)?:(\d+)", gres)),
+        time_limit=float("inf") if limit == "infinite" else minutes(limit),
+    )  # fmt: skip
 
 
-def _nodes(config: ClusterConfig) -> list[Node]:
-    """The nodes of the partition asked for, or of the default one."""
-    told = [_node(line) for line in _ask("sinfo", "-h", "-N", "-o", "%P|%N|%T|%G|%c|%l").splitlines()]
-    wanted = config.partition or next((node.partition for node, default in told if default), None)
-    if wanted is None:
-        raise InputError(
-            f"there is no default partition; --partition takes {_names(node.partition for node, _ in told)}"
-        )
-    found = [node for node, _ in told if node.partition in wanted.split(",")]
+def _partition_nodes(config: ClusterConfig) -> list[Node]:
+    """Return the nodes of the requested partition, or of the default one."""
+    nodes = [_node(line) for line in _ask("sinfo", "-h", "-N", "-o", "%P|%N|%T|%G|%c|%l").splitlines()]
+    names = _sorted(node.partition for node in nodes)
+    partition = config.partition or next((node.partition for node in nodes if node.is_default), None)
+    if partition is None:
+        raise InputError(f"there is no default partition; give --partition: {names}")
+    found = [node for node in nodes if node.partition in partition.split(",")]
     if not found:
-        raise InputError(f"--partition is {wanted}; there are {_names(node.partition for node, _ in told)}")
+        raise InputError(f"--partition is {partition}; the partitions are {names}")
     return found
 
 
-def _names(words: Any) -> str:
+def _sorted(words: Iterable[str]) -> str:
     return ", ".join(sorted(set(words)))
 
 
 def check(config: ClusterConfig) -> None:
-    """InputError when the cluster can never run such a job."""
-    allocation, nodes = allocate(config), _nodes(config)
+    """Raise InputError if the cluster can never run such a job; log a warning if it has to wait for nodes."""
+    allocation, nodes = allocate(config), _partition_nodes(config)
     where = f"partition {nodes[0].partition}"
     limits = (
         ("--nodes", allocation.nodes, len({node.name for node in nodes}), f"{where} has"),
@@ -128,11 +132,10 @@ def check(config: ClusterConfig) -> None:
     for flag, asked, most, whose in limits:
         if asked > most:
             raise InputError(f"{flag} is {asked}; {whose} {most}")
-    longest = None if any(node.time_limit is None for node in nodes) else max(node.time_limit or 0 for node in nodes)
-    if longest is not None and minutes(config.time) > longest:
-        raise InputError(
-            f"--time is {config.time}; {where} allows up to {longest // 1440}-{longest // 60 % 24:02}:{longest % 60:02}:00"
-        )
+    longest = max(node.time_limit for node in nodes)
+    if minutes(config.time) > longest:
+        days, rest = divmod(int(longest), 1440)
+        raise InputError(f"--time is {config.time}; {where} allows up to {days}-{rest // 60:02}:{rest % 60:02}:00")
     if config.nodelist:
         _check_nodelist(config.nodelist, nodes, where)
     usable = {node.name for node in nodes if node.usable}
@@ -142,12 +145,11 @@ def check(config: ClusterConfig) -> None:
 
 def _check_nodelist(nodelist: str, nodes: list[Node], where: str) -> None:
     known = {node.name: node for node in nodes}
-    usable = _names(node.name for node in nodes if node.usable) or "none"
+    usable = _sorted(node.name for node in nodes if node.usable) or "none"
     for name in _ask("scontrol", "show", "hostnames", nodelist).split():
-        if name not in known:
-            raise InputError(f"--nodelist: {name} is no node of {where}; usable are {usable}")
-        if not known[name].usable:
-            raise InputError(f"--nodelist: {name} is {known[name].state}; usable nodes of {where} are {usable}")
+        if name not in known or not known[name].usable:
+            state = known[name].state if name in known else f"no node of {where}"
+            raise InputError(f"--nodelist: {name} is {state}; usable nodes of {where} are {usable}")
 
 
 ALLOWED = (
@@ -156,27 +158,25 @@ ALLOWED = (
     ("gres|generic resource", "--gres takes", "%G"),
     ("node name", "nodes are", "%N"),
 )
-"""What sbatch complains about, and what sinfo is asked for then: (pattern, words, its field)."""
+"""sbatch's complaints, and the field of sinfo that lists the allowed values: (pattern, words, field)."""
 
 
 def explain_refusal(stderr: str) -> str:
-    """sbatch's complaint as one line, with the allowed values where the cluster can tell them."""
+    """Return sbatch's complaint as one line, with the allowed values if the cluster lists them."""
     lines = [line.removeprefix("sbatch: error: ") for line in stderr.splitlines() if line.startswith("sbatch: error:")]
     text = "sbatch refuses: " + ("; ".join(lines) or " ".join(stderr.split()[-40:]))
-    told = [_accounts()] if re.search(r"account|qos", text, re.IGNORECASE) else []
+    hints = [_accounts()] if re.search(r"account|qos", text, re.IGNORECASE) else []
     for pattern, words, field in ALLOWED:
         if re.search(pattern, text, re.IGNORECASE):
             values = _ask("sinfo", "-h", "-N", "-o", field).split()
-            told.append(f"{words} {_names(value for word in values for value in word.split(','))}")
-    return "; ".join([text, *filter(None, told)])
+            hints.append(f"{words} {_sorted(value for word in values for value in word.split(','))}")
+    return "; ".join([text, *filter(None, hints)])
 
 
 def _accounts() -> str:
-    """What this user may be charged to."""
+    """Return the accounts and qualities of service that this user may use."""
     command = ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=account,qos"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     pairs = [line.split("|") for line in done.stdout.splitlines() if "|" in line]
-    if not pairs:
-        return ""
-    accounts, services = (pair[0] for pair in pairs), (qos for pair in pairs for qos in pair[1].split(","))
-    return f"--account takes {_names(accounts)}; --qos takes {_names(services)}"
+    services = _sorted(qos for pair in pairs for qos in pair[1].split(","))
+    return f"--account takes {_sorted(pair[0] for pair in pairs)}; --qos takes {services}" if pairs else ""

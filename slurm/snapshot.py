@@ -1,9 +1,9 @@
-"""The code that a job will run, copied into its run folder when it is submitted: what is edited later changes no job that waits or returns.
+"""Copy the code that a job will run into its run folder: later edits change no job that is queued or requeued.
 
-    working tree (tracked files, uncommitted changes)  ->  <run>/code, complete or not there  ->  PYTHONPATH of the job
+    working tree (tracked files, uncommitted changes)  ->  <run>/code, written atomically  ->  PYTHONPATH of the job
 
-Links are kept, so that ppma/loaders stays a link to ../loaders. Files that git does not know are copied only from the package's folders,
-where a new module may be imported; data that lies about is not.
+Links are kept, so that ppma/loaders stays a link to ../loaders. Untracked files are copied only from the package's folders, where a new
+module may be imported. Not submitit's RsyncSnapshot: it needs rsync and git, leaves out new files, and may leave half a copy.
 """
 
 import hashlib
@@ -28,20 +28,54 @@ class Snapshot:
 
     folder: Path
     sha256: str
-    """Of all names, links and bytes."""
+    """Hash of all names, links and bytes."""
     commit: str | None
-    """HEAD; None where there is no git."""
+    """HEAD; None without git."""
     changed: tuple[str, ...]
     """Files that differ from the commit."""
 
 
 def source_root() -> Path:
-    """The folder that holds the package `ppma` of this process."""
+    """Return the folder that holds the package `ppma` of this process."""
     return Path(ppma.__file__).resolve().parents[1]
 
 
+def take(run_dir: Path, root: Path | None = None) -> Snapshot:
+    """Copy the code to <run_dir>/code atomically, in place of an older copy.
+
+    Args:
+        run_dir: Run folder.
+        root: Folder that holds the package `ppma` (default: the one of this process).
+    """
+    root = root or source_root()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    temp_path, target = Path(tempfile.mkdtemp(prefix=f".{CODE}.", dir=run_dir)), run_dir / CODE
+    try:
+        sha256 = _copy(root, _files(root), temp_path)
+        temp_path.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        temp_path.rename(target)
+    except BaseException:
+        shutil.rmtree(temp_path, ignore_errors=True)
+        raise
+    commit = (_git(root, "rev-parse", "HEAD") or "").strip() or None
+    return Snapshot(folder=target, sha256=sha256, commit=commit, changed=_changes(root))
+
+
+def require_clean(root: Path) -> None:
+    """Raise InputError if the working tree differs from its last commit, or is no git checkout."""
+    if _git(root, "rev-parse", "HEAD") is None:
+        raise InputError(f"--require-clean: {root} is no git checkout; clone the repository, or leave the flag out")
+    if changed := _changes(root):
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise InputError(
+            f"--require-clean: {', '.join(changed[:5])}{more} in {root} not committed; commit, or leave the flag out"
+        )
+
+
 def _git(root: Path, *words: str) -> str | None:
-    """Output of a git command; None where `root` is no checkout."""
+    """Return the output of a git command; None if `root` is no checkout."""
     try:
         done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -50,64 +84,29 @@ def _git(root: Path, *words: str) -> str | None:
 
 
 def _files(root: Path) -> list[str]:
-    """What belongs to the code, relative to `root`, sorted. Of an installed package: its own files."""
-    inside = _git(root, "rev-parse", "--is-inside-work-tree") and (root / ".git").exists()
-    if not inside:
-        package = (
-            Path(folder, name) for folder, _, names in os.walk(root / "ppma", followlinks=True) for name in names
-        )
-        return sorted(path.relative_to(root).as_posix() for path in package if path.suffix != ".pyc")
+    """Return the files of the code relative to `root`, sorted; for an installed package the files of `ppma`."""
+    if not (root / ".git").exists() or _git(root, "rev-parse", "--is-inside-work-tree") is None:
+        walk = os.walk(root / "ppma", followlinks=True)
+        paths = (Path(folder, name) for folder, _, names in walk for name in names if not name.endswith(".pyc"))
+        return sorted(path.relative_to(root).as_posix() for path in paths)
     tracked = (_git(root, "ls-files", "-z") or "").split("\0")
     new = (_git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *PARTS) or "").split("\0")
     return sorted({name for name in (*tracked, *new) if name and os.path.lexists(root / name)})
 
 
-def changes(root: Path) -> tuple[str, ...]:
-    """Files of the working tree that differ from the last commit, new ones among the code included."""
-    words = ("status", "--porcelain", "-z", "--untracked-files=all")
-    lines = (_git(root, *words) or "").split("\0")
+def _changes(root: Path) -> tuple[str, ...]:
+    """Return the files that differ from the last commit, new files of the code included."""
+    lines = (_git(root, "status", "--porcelain", "-z", "--untracked-files=all") or "").split("\0")
     return tuple(line[3:] for line in lines if line and (not line.startswith("??") or line[3:].split("/")[0] in PARTS))
 
 
-def require_clean(root: Path) -> None:
-    """InputError when the working tree differs from its last commit, or is no checkout that could tell."""
-    if _git(root, "rev-parse", "HEAD") is None:
-        raise InputError(
-            f"--require-clean: {root} is no git checkout with a commit; clone the repository, or leave the flag out"
-        )
-    if changed := changes(root):
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise InputError(
-            f"--require-clean: {', '.join(changed[:5])}{more} in {root} not committed; commit, or leave the flag out"
-        )
-
-
 def _copy(root: Path, names: list[str], target: Path) -> str:
-    """Copy and return the hash."""
+    """Copy the files and return their hash."""
     digest = hashlib.sha256()
     for name in names:
-        source, copy = root / name, target / name
+        copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, copy, follow_symlinks=False)
+        shutil.copy2(root / name, copy, follow_symlinks=False)
         data = str(copy.readlink()).encode() if copy.is_symlink() else copy.read_bytes()
         digest.update(f"{name}\0{len(data)}\0".encode() + data)
     return digest.hexdigest()
-
-
-def take(run_dir: Path, root: Path | None = None) -> Snapshot:
-    """Copy the code to <run_dir>/code, in place of an older copy there. It appears when it is complete."""
-    root = root or source_root()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{CODE}.", dir=run_dir))
-    try:
-        sha256 = _copy(root, _files(root), beside)
-        beside.chmod(0o755)
-        target = run_dir / CODE
-        if target.exists():
-            shutil.rmtree(target)
-        beside.rename(target)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    commit = (_git(root, "rev-parse", "HEAD") or "").strip() or None
-    return Snapshot(folder=target, sha256=sha256, commit=commit, changed=changes(root))

@@ -1,4 +1,4 @@
-"""A tiny run on the throw-away SLURM cluster, and what may happen to it."""
+"""A tiny run on the throw-away SLURM cluster, and what can happen to it."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ PLACE = ["--gpus-per-node", "0", "--tasks-per-node", "2", "--cpus-per-task", "2"
 
 
 def flags(data: Path, run_dir: Path, epochs: int, *more: str) -> list[str]:
-    """Stage 1 of a tiny model, a step an epoch, on the made clips."""
+    """Stage 1 of a tiny model, one step per epoch, on the clips of `clip_tree`."""
     named = f"--run-dir {run_dir} --runs {run_dir.parent} --data {data} --sources made --optim.epochs {epochs} --batch 8".split()
     return ["align", "--recipe", "mae_nohuman", *named, *tiny.FLAGS, *tiny.MAE_FLAGS, "--pictures-every", "0", *more]
 
@@ -35,7 +35,7 @@ class Run:
         self.submitted = time.time()
         done = launch([*flags(data, run_dir, epochs), "--nodes", "2", *PLACE, *more], cluster.environment)
         assert done.returncode == 0, done.stderr
-        self.told = done.stdout
+        self.printed = done.stdout
         self.job = json.loads((run_dir / "launch.json").read_text())[-1]["jobs"][0]
 
     def rows(self) -> list[dict]:
@@ -52,17 +52,17 @@ class Run:
         return max((int(path.name[5:]) for path in self.folder.glob("checkpoints/step_*")), default=0)
 
     def log(self, rank: int = 0) -> str:
-        """What a rank wrote."""
+        """The log of a rank."""
         file = self.folder / "jobs" / f"{self.job}_{rank}_log.out"
         return file.read_text() if file.exists() else ""
 
     def fact(self, name: str) -> str:
-        """A field of scontrol show job."""
+        """A field of `scontrol show job`."""
         words = self.cluster("scontrol", "show", "job", self.job).split()
         return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
 
     def wait(self, what: str, true: Callable[[], bool], seconds: float = 150) -> None:
-        """Wait for something; its absence shows the logs."""
+        """Wait for a condition; fail with the logs after a time-out."""
         end = time.monotonic() + seconds
         while not true():
             logs = "\n".join(self.log(rank)[-3000:] for rank in range(4))
@@ -70,17 +70,17 @@ class Run:
             time.sleep(0.3)
 
     def wait_for_step(self, step: int) -> None:
-        """Until that step is logged."""
+        """Wait until that step is logged."""
         self.wait(f"step {step}", lambda: self.step() >= step)
 
     def wait_for_end(self, state: str = "COMPLETED") -> None:
-        """Until the job is over, in this state."""
+        """Wait until the job has ended, in this state."""
         ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         self.wait("end", lambda: self.fact("JobState") in ends, 300)
         assert self.fact("JobState") == state, self.log()[-5000:]
 
     def restarts(self) -> int:
-        """How often SLURM started it anew."""
+        """How often SLURM restarted it."""
         return int(self.fact("Restarts"))
 
     def preempt(self) -> None:

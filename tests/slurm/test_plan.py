@@ -1,15 +1,24 @@
-"""Verbs as jobs: arrays over data sets and seeds, parts that are merged, commands that are not there yet."""
+"""Verbs as jobs: arrays over data sets and seeds, commands in parts, and studies as one array per level."""
 
 import json
 import sys
+import time
 import types
+from types import SimpleNamespace
 
 import pytest
+from slurm_runs import PLACE
+from slurm_runs import launch as submit
 
 from ppma import cli
+from ppma.cli import main as ppma
+from ppma.config.command import DONE, WRONG_INPUT
 from ppma.config.errors import InputError
 from ppma.slurm.job import command
-from ppma.slurm.plan import plan
+from ppma.slurm.launch import main as launch
+from ppma.slurm.plan import SHARDED, plan, study_levels
+from tests.study.test_plan import TEXT, data, end  # noqa: F401  # data is a fixture
+from tests.study.test_work import RUNS, SPEC
 
 
 @pytest.fixture
@@ -27,47 +36,45 @@ def tested(tmp_path, monkeypatch):
 
 
 def test_evaluate_is_an_array_over_data_sets_and_seeds(tested):
-    flags = [
-        "--checkpoint",
-        "runs/{dataset}-{seed}",
-        "--dataset",
-        "ucf101",
-        "hmdb51",
-        "--seed",
-        "0",
-        "1",
-        "--workers",
-        "3",
-    ]
-    _, (stage,) = plan("evaluate", flags)
+    flags = "--checkpoint runs/{dataset}-{seed} --dataset ucf101 hmdb51 --seed 0 1 --workers 3"
+    _, (stage,) = plan("evaluate", flags.split())
     calls = [job.config for job in stage.jobs]
-    assert [call[1] for call in calls] == [
-        str(tested / "runs" / f"{d}-{s}") for d in ("ucf101", "hmdb51") for s in (0, 1)
-    ]
+    runs = [f"{dataset}-{seed}" for dataset in ("ucf101", "hmdb51") for seed in (0, 1)]
+    assert [call[1] for call in calls] == [str(tested / "runs" / run) for run in runs]
     assert all(call[-2:] == ["--data", str(tested / "data.toml")] and "--workers" in call for call in calls)
     assert stage.folder.parent == tested / "runs"
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "word"),
     [
-        ("--checkpoint runs/ucf101-0", "needs --checkpoint RUN and --dataset NAME"),
-        ("--checkpoint runs/ucf101-0 --dataset ucf101 --seed 0 1", 'names one run for 2 seeds; write "{seed}"'),
-        ("--checkpoint runs/ucf101-{seed} --dataset ucf101 --seed 7", "neither a run folder nor inside one"),
-        ("--checkpoint runs/ucf101-0 --dataset k400", "has no source k400.val"),
+        ("--checkpoint runs/ucf101-0", "--dataset"),
+        ("--checkpoint runs/ucf101-0 --dataset ucf101 --seed 0 1", "{seed}"),
+        ("--checkpoint runs/ucf101-{seed} --dataset ucf101 --seed 7", "runs/ucf101-7"),
+        ("--checkpoint runs/ucf101-0 --dataset k400", "k400.val"),
         ("--checkpoint runs/ucf101-0 --dataset ucf101 --wrokers 2", "--wrokers"),
     ],
 )
-def test_evaluations_that_cannot_be_are_told(flags, message, tested):
-    with pytest.raises(InputError, match=message):
+def test_impossible_evaluations_are_refused(flags, word, tested):
+    with pytest.raises(InputError, match=word):
         plan("evaluate", flags.split())
 
 
+# ------------------------------------------------------------------------------------------------------ commands in parts
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_commands_have_the_flags_that_the_table_promises(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        ppma([name, "--help"])
+    text = capsys.readouterr().out
+    assert all(flag in text for flag in ("--part ", "--merge ", "--dry-run"))
+
+
 @pytest.fixture
-def divisible(monkeypatch):
-    """A command `pack` that works in parts, and what it was called with."""
+def sharded(monkeypatch):
+    """A command `pack`, and what it was called with."""
     calls = []
-    module = types.ModuleType("divisible")
 
     def main(argv):
         calls.append(argv)
@@ -75,50 +82,122 @@ def divisible(monkeypatch):
             raise InputError("wrong is no source")
         return 0
 
+    monkeypatch.setitem(sys.modules, "sharded", module := types.ModuleType("sharded"))
     module.main = main
-    monkeypatch.setitem(sys.modules, "divisible", module)
-    monkeypatch.setitem(cli.COMMANDS, "pack", cli.Command("divisible", "", shards=True))
+    monkeypatch.setitem(cli.COMMANDS, "pack", cli.Command("sharded", "", shards=True))
     return calls
 
 
-def test_parts_are_an_array_and_a_job_that_merges_them(divisible):
+def test_parts_are_an_array_and_a_job_that_merges_them(sharded):
     shards, (parts, merge) = plan("pack", ["made", "--out", "x", "--parts", "3"])
-    assert shards.gpus_per_node == 0
+    assert shards.gpus_per_node == 0 and sharded == [["made", "--out", "x", "--dry-run"]]
     assert [job.config for job in parts.jobs] == [["pack", "made", "--out", "x", "--part", f"{i}/3"] for i in range(3)]
     assert [job.config for job in merge.jobs] == [["pack", "made", "--out", "x", "--merge", "3"]]
-    assert divisible[-1] == ["made", "--out", "x", "--dry-run"]
-    assert command(parts.jobs[2].config) == 0 and divisible[-1] == ["made", "--out", "x", "--part", "2/3"]
+    assert command(parts.jobs[2].config) == 0 and sharded[-1] == ["made", "--out", "x", "--part", "2/3"]
 
 
-def test_what_the_command_refuses_is_not_submitted(divisible, capsys):
-    with pytest.raises(InputError, match=r"`ppma pack` refuses these flags, see above \(exit code 2\)"):
+def test_flags_that_the_command_refuses_are_not_submitted(sharded, capsys):
+    with pytest.raises(InputError, match="ppma pack"):
         plan("pack", ["wrong"])
     assert capsys.readouterr().err == "ppma pack: wrong is no source\n"
-
-
-def test_a_command_runs_in_one_task(divisible):
-    with pytest.raises(InputError, match="pack runs in one task; --parts N"):
+    with pytest.raises(InputError, match="--parts"):
         plan("pack", ["--nodes", "2"])
 
 
-def test_people_are_removed_by_an_array_and_gathered_by_a_job_after_it(tmp_path, write_clip, monkeypatch, capsys):
+def test_people_are_removed_by_an_array_and_a_merge(tmp_path, write_clip, monkeypatch, capsys):
     """The command itself, without models: the parts do their clips and the merge writes the manifest."""
     monkeypatch.chdir(tmp_path)
     for i in range(3):
         write_clip(tmp_path / "videos" / "a" / f"{i}.mp4", frames=6)
     flags = ["videos", "--out", "removed", "--method", "downsample", "--workers", "1"]
-    shards, (parts, merge) = plan("remove-humans", [*flags, "--parts", "2"])
-    assert shards.gpus_per_node == 0 and (parts.name, merge.name) == ("remove-humans", "remove-humans-merge")
-    assert "3 clips, 0 of them done, 18 frames to go" in capsys.readouterr().out
-    assert not (tmp_path / "removed").exists()
-    assert [command(job.config) for job in parts.jobs] == [0, 0]
-    assert [job.config[-2:] for job in merge.jobs] == [["--merge", "2"]]
-    assert command(merge.jobs[0].config) == 0
+    _, (parts, merge) = plan("remove-humans", [*flags, "--parts", "2"])
+    assert "3 clips" in capsys.readouterr().out and not (tmp_path / "removed").exists()
+    assert [command(job.config) for job in (*parts.jobs, *merge.jobs)] == [0, 0, 0]
     assert len((tmp_path / "removed" / "manifest.csv").read_text().splitlines()) == 4
 
 
-def test_flags_that_remove_humans_refuses_are_not_submitted(tmp_path, monkeypatch, capsys):
+# --------------------------------------------------------------------------------------------------------------- studies
+
+
+@pytest.fixture
+def spec(data, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="`ppma remove-humans` refuses these flags, see above"):
-        plan("remove-humans", ["nowhere", "--out", "removed", "--method", "downsample"])
-    assert "nowhere: no such folder or manifest" in capsys.readouterr().err
+    (tmp_path / "spec.toml").write_text(TEXT)
+    return "spec.toml"
+
+
+ARGV = ["--out", "runs/study", "--gpus-per-node", "0"]
+
+
+def test_each_array_waits_for_what_it_starts_from(spec, tmp_path):
+    cluster, stages = plan("study", [spec, *ARGV, "--nodes", "2"])
+    assert [(stage.name, len(stage.jobs), stage.config) for stage in stages] == [
+        ("study-0", 6, None), ("study-1", 4, None), ("study-2", 6, None), ("study-3", 4, None)
+    ]  # fmt: skip
+    configs = [[job.config for job in stage.jobs] for stage in stages]
+    assert {config.recipe for config in configs[0]} == {"probe", "mae_nohuman"}
+    assert {config.phase for config in configs[1]} == {"classify"}
+    assert [c[:1] for c in configs[2] if isinstance(c, list)] == [["study"]] * 2
+    assert all(job.ranks == 2 for stage in stages for job in stage.jobs) and cluster.nodes == 2
+    listing = json.loads((tmp_path / "runs/study/made.study.json").read_text())
+    assert len(listing["rows"]) == 12 and len({stage.folder for stage in stages}) == 4
+
+
+def test_finished_runs_are_not_submitted_again(spec, tmp_path):
+    from ppma.study.work import StudyConfig
+    from ppma.study.work import plan as planned
+
+    options = StudyConfig(spec=tmp_path / spec, out=tmp_path / "runs/study")
+    for run in planned(options, draw=False).runs:
+        if run.seed == 0 or run.name == "stage1":
+            end(run)
+    assert [len(stage.jobs) for stage in plan("study", [spec, *ARGV])[1]] == [4, 3, 2]
+    for run in planned(options, draw=False).runs:
+        if run.state() == "open":
+            end(run)
+    with pytest.raises(InputError, match="ppma report runs/study"):
+        plan("study", [spec, *ARGV])
+
+
+def test_the_dry_run_shows_arrays_and_writes_nothing(spec, tmp_path, capsys):
+    assert launch(["study", spec, *ARGV, "--dry-run"]) == DONE
+    text = capsys.readouterr().out
+    assert text.count("#SBATCH --array=0-") == 4 and text.count("afterok") == 3 and "full, seed 1" in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_impossible_studies_are_refused(spec, tmp_path, capsys):
+    assert launch(["study", spec, *ARGV, "--nodes", "3", "--dry-run"]) == WRONG_INPUT
+    assert "3 ranks" in capsys.readouterr().err
+    (tmp_path / "spec.toml").write_text(TEXT.replace('compare = "full"', 'compare = "full"\ndraw = {}'))
+    assert launch(["study", spec, *ARGV, "--dry-run"]) == WRONG_INPUT
+    assert "ppma study spec.toml --out runs/study --only data" in capsys.readouterr().err
+
+
+def test_levels_of_a_chain_that_is_half_done():
+    runs = [SimpleNamespace(folder=name, needs=()) for name in "ab"]
+    runs.append(SimpleNamespace(folder="c", needs=tuple(runs)))
+    half = SimpleNamespace(runs=runs, states=["done", "started", "open"])
+    assert [[run.folder for run in array] for array in study_levels(half)] == [["b"], ["c"]]
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_slurm_runs_a_study_in_arrays(slurm_cluster, tmp_path):
+    """Draw here, train there on two ranks, one array after the other; then nothing is left to submit, and the report is complete."""
+    out = tmp_path / "out"
+    argv = ["study", str(tmp_path / "spec.toml"), "--out", str(out), "--device", "cpu"]
+    (tmp_path / "spec.toml").write_text(SPEC)
+    assert ppma([*argv, "--only", "data", "--workers", "1"]) == DONE
+    done = submit([*argv, *PLACE, "--runs", str(tmp_path / "jobs")], slurm_cluster.environment)
+    assert done.returncode == DONE, done.stderr
+    assert [f"submitted study-{level}" in done.stdout for level in range(4)] == [True] * 4
+    deadline, logs = time.monotonic() + 300, "jobs/*/*/jobs/*_0_log.out"
+    while slurm_cluster("squeue", "-h").strip():
+        assert time.monotonic() < deadline, [log.read_text()[-2000:] for log in tmp_path.glob(logs)]
+        time.sleep(1)
+    ends = [log.read_text()[-2000:] for log in tmp_path.glob(logs)]
+    assert len(list(out.glob("runs/*/seal.json"))) == RUNS, ends
+    assert ppma(["report", str(out), "--out", str(tmp_path / "report")]) == DONE
+    again = submit([*argv, *PLACE, "--runs", str(tmp_path / "jobs")], slurm_cluster.environment)
+    assert again.returncode == WRONG_INPUT and "ppma report" in again.stderr

@@ -1,8 +1,12 @@
-"""Stores on the node's own disk: copied once, complete or not there, found again, and read instead of the shared ones."""
+"""Stores on the node's disk: copied once, atomically, reused, and read instead of the shared ones."""
 
 import os
+import shutil
+import subprocess
+import sys
+import textwrap
 import threading
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,7 +34,7 @@ def shared(tmp_path):
     return folder
 
 
-def test_the_run_reads_the_copy(shared, tmp_path):
+def test_the_catalog_points_to_the_copy(shared, tmp_path):
     data = stage(shared / "data.toml", ("made", "videos"), ("train", "val"), tmp_path / "node")
     entries = catalog.read(data).entries
     made, videos = entries["made", "train"], entries["videos", "train"]
@@ -39,9 +43,9 @@ def test_the_run_reads_the_copy(shared, tmp_path):
     assert made.root == shared and videos.manifest == shared / "made.csv" and videos.store is None
 
 
-def test_it_is_copied_once_for_all_processes_and_again_when_it_changes(shared, tmp_path, monkeypatch):
-    copied, real = [], staging._copy_file
-    monkeypatch.setattr(staging, "_copy_file", lambda *a: (copied.append(a[0].name), real(*a)))
+def test_a_store_is_copied_once_for_all_processes_and_again_when_it_changes(shared, tmp_path, monkeypatch):
+    copied, real = [], shutil.copyfile
+    monkeypatch.setattr(staging.shutil, "copyfile", lambda a, b: (copied.append(a.name), real(a, b)))
     arguments = (shared / "data.toml", ("made",), ("train",), tmp_path / "node")
     found = []
     processes = [threading.Thread(target=lambda: found.append(stage(*arguments))) for _ in range(4)]
@@ -54,64 +58,38 @@ def test_it_is_copied_once_for_all_processes_and_again_when_it_changes(shared, t
     assert stage(*arguments) != found[0] and len(copied) == 6
 
 
-def test_an_interrupted_copy_is_no_copy(shared, tmp_path, monkeypatch):
+def test_a_killed_process_leaves_no_lock_and_no_half_copy(shared, tmp_path):
     arguments = (shared / "data.toml", ("made",), ("train",), tmp_path / "node")
-    with monkeypatch.context() as broken, pytest.raises(OSError, match="gone"):
-        real = staging._copy_file
-
-        def fails(source, *rest):
-            if source.name == "0":
-                raise OSError("the disk is gone")
-            real(source, *rest)
-
-        broken.setattr(staging, "_copy_file", fails)
-        stage(*arguments)
+    code = f"""
+        import os, shutil
+        from pathlib import Path
+        from ppma.slurm import staging
+        real = shutil.copyfile
+        staging.shutil.copyfile = lambda a, b: os._exit(9) if a.name == "0" else real(a, b)
+        staging.stage(Path({str(arguments[0])!r}), ("made",), ("train",), Path({str(arguments[3])!r}))
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False).returncode == 9
     made = catalog.read(stage(*arguments)).entries["made", "train"]
     assert (made.store / "shards" / "0").stat().st_size == 1000
 
 
-def test_a_disk_that_is_too_small_is_told(shared, tmp_path, monkeypatch):
-    class Full:
-        free = 10
-
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: Full)
-    with pytest.raises(InputError, match=r"made.train takes 0.0 GB, 0.0 GB are free there"):
+def test_a_disk_that_is_too_small_is_refused(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(InputError, match="--stage-to"):
         stage(shared / "data.toml", ("made",), ("train",), tmp_path / "node")
 
 
 def test_data_is_read_into_memory_as_far_as_it_fits(shared, monkeypatch, caplog):
-    read, real = [], Path.open
-
-    class Counted:
-        def __init__(self, file):
-            self.file = file
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def read(self, size):
-            read.append(len(data := self.file.read(size)))
-            return data
-
-    def counted(path, mode="r", **names):
-        file = real(path, mode, **names)
-        return Counted(file) if mode == "rb" else file
-
-    monkeypatch.setattr(Path, "open", counted)
-    manifests = []
+    done, manifests = [], []
+    monkeypatch.setattr(staging, "MB", 1)
+    monkeypatch.setattr(staging.Progress, "__call__", lambda _, size, total: done.append((size, total)))
     monkeypatch.setattr(staging.catalog.Catalog, "manifest", lambda _, *key: manifests.append(key))
-    with caplog.at_level("INFO"):
-        warm(shared / "data.toml", ("made", "videos"), ("train", "val"))
-    assert sum(read) == 1002 and manifests == [("made", "train"), ("videos", "train")]
-    assert "warmed 2 sources" in caplog.text and "does not fit" not in caplog.text
-    read.clear()
-    monkeypatch.setattr(staging, "_free_memory", lambda: 1000)
-    with caplog.at_level("INFO"):
-        warm(shared / "data.toml", ("made",), ("train",))
-    assert sum(read) == 500 and "does not fit" in caplog.text
+    for memory, size in ((10_000, 1002), (1000, 500)):
+        monkeypatch.setattr(staging, "_free_memory", lambda memory=memory: memory)
+        with caplog.at_level("INFO"):
+            warm(shared / "data.toml", ("made", "videos"), ("train", "val"))
+        assert done[-1] == (size, size) and manifests[-2:] == [("made", "train"), ("videos", "train")]
+        assert ("does not fit" in caplog.text) == (size == 500)
 
 
 @pytest.mark.parametrize("local_rank", [0, 1])
