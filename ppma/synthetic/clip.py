@@ -1,8 +1,9 @@
-"""One clip, from its address to its frames: who, where, seen by whom, then frame after frame.
+"""One synthetic clip: people, camera and scene are sampled from its spec, then rendered frame by frame.
 
-    (seed, split, class, number)  ->  sample_clip(): cast, camera, scene  ->  Shot  ->  render(): frame, mask and empty twin, one at a time
+    ClipSpec (seed, split, class, number, ...)  ->  sample_clip()  ->  Shot  ->  render(): frame, mask and empty twin, one at a time
 
-People, camera and scene draw from streams of their own (Philox), so the empty twin and a clip in another run are the same to the bit.
+People, camera and scene have their own random streams (Philox), so the empty twin, and the same spec in another run, are identical bit
+for bit.
 Legend: T frames, P pixels along a side, V vertices.
 """
 
@@ -30,19 +31,19 @@ from ppma.synthetic.render.scene import (
 )
 from ppma.synthetic.splits import SPLITS, Split
 
-SCENE_KINDS = tuple(f"{place}, camera {way}" for place in PLACES for way in CAMERA_MOTIONS)
-"""What is known of a scene without anybody in it: the classes of empty scenes."""
+SCENE_KINDS = tuple(f"{place}, camera {motion}" for place in PLACES for motion in CAMERA_MOTIONS)
+"""The classes of empty scenes: what is known of a scene without its people."""
 STREAMS = ("people", "camera", "scene", "place")
-"""What draws apart from what; the position is the `view` of the address."""
+"""Independent random streams; the index is the `view` of the Philox counter."""
 BODY_METERS = 1.7
-"""Height of a person, about."""
-ELBOW_ROOM_METERS = 1.35
-"""Between neighbours when several people are asked for."""
+"""Typical height of a person."""
+SPACING_METERS = 1.35
+"""Distance between neighbors when there are several people."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSpec:
-    """What a clip is drawn from, and all it is drawn from."""
+    """Everything that a clip depends on."""
 
     seed: int
     split: Split
@@ -54,17 +55,16 @@ class ClipSpec:
     frames: int
     fps: float
     people: int
-    """At most so many, at least one."""
+    """Largest number of people; at least one is there."""
     bvh_files: tuple[Path, ...] = ()
     videos: tuple[Path, ...] = ()
-    """The user's clips that may serve as background; none: procedural."""
+    """The user's clips that may serve as background; none: rendered scenes."""
 
     def stream(self, name: str) -> np.random.Generator:
-        """The draws for one concern."""
+        """Return the random stream of that name."""
         sample = zlib.crc32(self.class_name.encode()) << 24 | self.number
-        return generator(
-            self.seed, Purpose.SYNTHESIS, epoch=SPLITS.index(self.split), sample=sample, view=STREAMS.index(name)
-        )
+        epoch, view = SPLITS.index(self.split), STREAMS.index(name)
+        return generator(self.seed, Purpose.SYNTHESIS, epoch=epoch, sample=sample, view=view)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +77,13 @@ class Person:
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """A clip before it is drawn."""
+    """A clip ready to render."""
 
     people: tuple[Person, ...]
     camera: Camera
     scene: Scene
     size: int
-    pictures_TPP3: np.ndarray | None
+    background_TPP3: np.ndarray | None
 
     def __len__(self) -> int:
         return len(self.camera.eye_T3)
@@ -91,74 +91,70 @@ class Shot:
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """One frame: with people, whose pixels they are, and the same without them."""
+    """One frame, the pixels of people in it, and the same frame without people."""
 
     picture_PP3: np.ndarray
     mask_PP: np.ndarray
     empty_PP3: np.ndarray | None
 
 
-def _draw_people(address: ClipSpec) -> tuple[Person, ...]:
-    """Everyone does the same action, each in their own body, clothes, tempo and place."""
-    rng, everybody = address.stream("people"), bodies.load()
-    times_T = np.arange(address.frames) / address.fps
-    count = int(rng.integers(1, address.people + 1))
+def _sample_people(spec: ClipSpec) -> tuple[Person, ...]:
+    """Sample people who perform the same action, each with their own body, clothes, tempo and position."""
+    rng, meshes = spec.stream("people"), bodies.load()
+    times_T = np.arange(spec.frames) / spec.fps
+    count = int(rng.integers(1, spec.people + 1))
     facing = rng.uniform(-25, 25)
-    chosen = rng.choice(list(everybody.split(address.split)), count, replace=False)
+    chosen = rng.choice(list(meshes.split(spec.split)), count, replace=False)
     people = []
-    for place, body in enumerate(int(b) for b in chosen):
-        motion = actions.play(address.class_name, times_T, rng, address.bvh_files)
-        shift_2 = np.array(
-            [(place - (count - 1) / 2) * ELBOW_ROOM_METERS, rng.uniform(-0.6, 0.6)]
-        ) / everybody.leg_length(body)
-        motion = motion.turned(facing + rng.uniform(-12, 12), shift_2)
-        people.append(
-            Person(
-                vertices_TV3=bodies.stand(everybody, body, motion),
-                albedo_V3=dress(everybody, body, rng, address.split),
-            )
-        )
+    for place, body in enumerate(chosen.tolist()):
+        motion = actions.play(spec.class_name, times_T, rng, spec.bvh_files)
+        shift_2 = np.array([(place - (count - 1) / 2) * SPACING_METERS, rng.uniform(-0.6, 0.6)])
+        motion = motion.turned(facing + rng.uniform(-12, 12), shift_2 / meshes.leg_length(body))
+        vertices_TV3 = bodies.animate(meshes, body, motion)
+        people.append(Person(vertices_TV3=vertices_TV3, albedo_V3=dress(meshes, body, rng, spec.split)))
     return tuple(people)
 
 
-def scene_kind(address: ClipSpec) -> str | None:
-    """Which of SCENE_KINDS a clip shows, from its address alone; None in front of the user's own footage, of which nothing is known."""
-    if address.videos:
+def scene_kind(spec: ClipSpec) -> str | None:
+    """Return the entry of SCENE_KINDS for a clip, from its spec alone; None with the user's own background."""
+    if spec.videos:
         return None
-    return f"{sample_place(address.stream('scene'))}, camera {sample_camera_motion(address.stream('camera'))}"
+    return f"{sample_place(spec.stream('scene'))}, camera {sample_camera_motion(spec.stream('camera'))}"
 
 
-def sample_clip(address: ClipSpec, *, body_pixels: float | None = None) -> Shot:
-    """Everything about the clip that is drawn at random.
+def sample_clip(spec: ClipSpec, *, body_pixels: float | None = None) -> Shot:
+    """Sample everything random about a clip.
 
-    `body_pixels`: the camera goes back or comes near until people are about so tall, instead of showing all of them.
+    Args:
+        spec: The clip.
+        body_pixels: Move the camera until people are about this tall, instead of showing all of them.
     """
-    people = _draw_people(address)
+    people = _sample_people(spec)
     feet_NT2 = np.stack([person.vertices_TV3[:, :, :2].mean(1) for person in people])
     middle_T2 = feet_NT2.mean(0)
     wide = 1.2 + 2 * float(np.linalg.norm(feet_NT2 - middle_T2, axis=-1).max())
     tall = max(float(person.vertices_TV3[:, :, 2].max()) for person in people)
-    camera = sample_camera(middle_T2, wide, tall, address.stream("camera"), address.split, still=bool(address.videos))
+    camera = sample_camera(middle_T2, wide, tall, spec.stream("camera"), spec.split, still=bool(spec.videos))
     if body_pixels is not None:
-        camera = camera.at_distance(BODY_METERS * camera.focal * address.size / body_pixels, middle_T2)
-    scene = sample_scene(feet_NT2.reshape(-1, 2), camera, address.stream("scene"), address.split)
-    pictures = None
-    if address.videos:
-        rng = address.stream("place")
-        video = address.videos[rng.integers(len(address.videos))]
-        pictures = backgrounds.pictures(video, address.frames, address.fps, address.size, rng)
-    return Shot(people=people, camera=camera, scene=scene, size=address.size, pictures_TPP3=pictures)
+        camera = camera.at_distance(BODY_METERS * camera.focal * spec.size / body_pixels, middle_T2)
+    scene = sample_scene(feet_NT2.reshape(-1, 2), camera, spec.stream("scene"), spec.split)
+    background = None
+    if spec.videos:
+        rng = spec.stream("place")
+        video = spec.videos[rng.integers(len(spec.videos))]
+        background = backgrounds.read_background(video, spec.frames, spec.fps, spec.size, rng)
+    return Shot(people=people, camera=camera, scene=scene, size=spec.size, background_TPP3=background)
 
 
-def render(take: Shot, *, empty: bool = False) -> Iterator[Frame]:
-    """Draw frame after frame, with the empty twin when asked for; the arrays are new for each."""
-    stage = SceneRenderer(take.scene, take.camera, take.size, take.pictures_TPP3)
-    faces_F3, darkness = bodies.load().faces_F3, np.float32(take.scene.light.darkness)
-    for t in range(len(take)):
-        stage.frame(t)
-        canvas = stage.canvas.copy()
-        for person in take.people:
-            stage.add(t, person.vertices_TV3[t], faces_F3, person.albedo_V3, raster.PERSON, canvas)
-        picture_PP3, mask_PP = canvas.settle(darkness)
-        empty_PP3 = stage.canvas.settle(darkness)[0] if empty else None
+def render(shot: Shot, *, empty: bool = False) -> Iterator[Frame]:
+    """Render frame after frame, with the empty twin if `empty`; each frame has its own arrays."""
+    renderer = SceneRenderer(shot.scene, shot.camera, shot.size, shot.background_TPP3)
+    faces_F3, darkness = bodies.load().faces_F3, np.float32(shot.scene.light.darkness)
+    for t in range(len(shot)):
+        renderer.render_empty(t)
+        canvas = renderer.canvas.copy()
+        for person in shot.people:
+            renderer.add(t, person.vertices_TV3[t], faces_F3, person.albedo_V3, raster.PERSON, canvas)
+        picture_PP3, mask_PP = canvas.resolve(darkness)
+        empty_PP3 = renderer.canvas.resolve(darkness)[0] if empty else None
         yield Frame(picture_PP3=picture_PP3, mask_PP=mask_PP, empty_PP3=empty_PP3)

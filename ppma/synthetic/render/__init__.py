@@ -1,1 +1,1 @@
-"""How virtual humans and their scenes are drawn."""
+"""Render virtual humans and the scenes around them."""

@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Bodies in motion: the baked meshes, their outfits' regions, and linear blend skinning.
+"""Body meshes and their animation by linear blend skinning.
 
-    Motion + body  ->  pose(): bone matrices per frame  ->  skin(): vertices of one frame, feet on the floor
+    Motion + body  ->  pose(): bone matrices per frame  ->  skin(): vertices  ->  animate(): on the floor, frame by frame
 
-Legend: N bodies, V vertices, B bones, K bones of a vertex, F triangles, T frames.
+Legend: N bodies, V vertices, B bones, K bones per vertex, F triangles, T frames.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ FOLLOWS = {
     "spine05": ("root", "chest", 0.1), "spine04": ("root", "chest", 0.35), "spine03": ("root", "chest", 0.7),
     "spine02": ("root", "chest", 1.0), "spine01": ("root", "chest", 1.0),
     "neck01": ("chest", "neck", 0.3), "neck02": ("chest", "neck", 0.6), "neck03": ("chest", "neck", 0.8), "head": ("chest", "neck", 1.0),
-}  # fmt: skip
-"""Bones of the trunk: which two joints they lie between, and how far along."""
+}  # fmt: skip  # a table
+"""Bones of the trunk: the two joints each lies between, and how far along."""
 LIMBS = {
     "upperleg": ("hip", "upperleg01", "lowerleg01"),
     "lowerleg": ("knee", "lowerleg01", "foot"),
@@ -29,15 +29,15 @@ LIMBS = {
     "lowerarm": ("elbow", "lowerarm01", "wrist"),
     "wrist": ("wrist", "lowerarm01", "wrist"),
 }
-"""Bones of the limbs: the joint that turns them, and the two bones whose heads give the limb's direction in the mesh."""
+"""Bones of the limbs: the joint that rotates them, and the two bones whose heads give the limb's direction in the mesh."""
 SHOULDER_FOLLOWS_ARM = {"clavicle": 0.12, "shoulder01": 0.3}
-"""Share of the arm's turn that the shoulder girdle takes, or raised arms tear the mesh."""
+"""Share of the arm's rotation that the shoulder girdle takes; without it raised arms tear the mesh."""
 DOWN = np.array([0.0, 0.0, -1.0])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bodies:
-    """The baked meshes: rest shapes that share triangles, weights and skeleton; meters, z up, soles at z = 0."""
+    """The baked meshes, which share triangles, weights and skeleton; meters, z up, soles at z = 0."""
 
     vertices_NV3: np.ndarray
     heads_NB3: np.ndarray
@@ -49,24 +49,28 @@ class Bodies:
     n_test: int
 
     def split(self, split: str) -> range:
-        """Numbers of the bodies that a split may use; no body is in both."""
+        """Return the indices of a split's bodies; no body is in both splits."""
         n_train = len(self.vertices_NV3) - self.n_test
         return range(n_train) if split == "train" else range(n_train, len(self.vertices_NV3))
 
+    def bone_heads(self, body: int) -> dict[str, np.ndarray]:
+        """Return the head of each bone at rest, by bone name."""
+        return dict(zip(self.names_B, self.heads_NB3[body]))
+
     def leg_length(self, body: int) -> float:
-        """Hip to ankle, meters."""
-        heads = dict(zip(self.names_B, self.heads_NB3[body]))
+        """Return the length from hip to ankle in meters."""
+        heads = self.bone_heads(body)
         thigh, shin = heads["upperleg01.L"] - heads["lowerleg01.L"], heads["lowerleg01.L"] - heads["foot.L"]
         return float(np.linalg.norm(thigh) + np.linalg.norm(shin))
 
     def main_bone_V(self) -> np.ndarray:
-        """The bone that moves each vertex most."""
+        """Return the bone with the largest weight at each vertex."""
         return np.take_along_axis(self.bones_VK, self.weights_VK.argmax(1)[:, None], 1)[:, 0]
 
 
 @cache
 def load() -> Bodies:
-    """The bodies in assets/bodies.npz."""
+    """Load assets/bodies.npz."""
     with np.load(ASSETS / "bodies.npz") as data:
         return Bodies(
             vertices_NV3=data["vertices_NV3"].astype(np.float32),
@@ -80,42 +84,36 @@ def load() -> Bodies:
         )
 
 
-def _limb_turns(bodies: Bodies, body: int) -> dict[str, np.ndarray]:
-    """Per limb bone, the turn from the mesh's spread rest pose to arms and legs that point down."""
-    heads = dict(zip(bodies.names_B, bodies.heads_NB3[body].astype(float)))
-    turns = {}
-    for name in bodies.names_B:
-        stem, _, side = name.partition(".")
-        for prefix, (_, start, end) in LIMBS.items():
-            if stem.startswith(prefix):
-                turns[name] = rotations.between(rotations.unit(heads[f"{end}.{side}"] - heads[f"{start}.{side}"]), DOWN)
-    return turns
-
-
 def _bone_turns(bodies: Bodies, body: int, motion: Motion) -> np.ndarray:
-    """World turns of the bones, (T, B, 3, 3)."""
+    """Return the bones' world rotations, (T, B, 3, 3)."""
     by_joint = {joint: motion.turns_TJ33[:, i] for i, joint in enumerate(JOINTS)}
-    straight = _limb_turns(bodies, body)
+    heads = {name: head_3.astype(float) for name, head_3 in bodies.bone_heads(body).items()}
+
+    def limb(name: str) -> np.ndarray:
+        """Rotate a limb's bone with its joint, from the mesh's spread pose by way of pointing down."""
+        stem, _, letter = name.partition(".")
+        joint, start, end = next(limb for prefix, limb in LIMBS.items() if stem.startswith(prefix))
+        along_3 = rotations.unit(heads[f"{end}.{letter}"] - heads[f"{start}.{letter}"])
+        return by_joint[f"{sides[letter]}_{joint}"] @ rotations.between(along_3, DOWN)
+
     turns: list[np.ndarray] = []
+    sides = {"L": "left", "R": "right"}
     for name in bodies.names_B:
         stem, _, letter = name.partition(".")
-        side = {"L": "left", "R": "right"}.get(letter, "")
         if stem in FOLLOWS:
             a, b, share = FOLLOWS[stem]
             turns.append(rotations.mix(by_joint[a], by_joint[b], share))
         elif stem == "foot":
-            turns.append(by_joint[f"{side}_ankle"])
+            turns.append(by_joint[f"{sides[letter]}_ankle"])
         elif stem in SHOULDER_FOLLOWS_ARM:
-            arm = by_joint[f"{side}_shoulder"] @ straight[f"upperarm01.{letter}"]
-            turns.append(rotations.mix(by_joint["chest"], arm, SHOULDER_FOLLOWS_ARM[stem]))
+            turns.append(rotations.mix(by_joint["chest"], limb(f"upperarm01.{letter}"), SHOULDER_FOLLOWS_ARM[stem]))
         else:
-            joint = next(joint for prefix, (joint, _, _) in LIMBS.items() if stem.startswith(prefix))
-            turns.append(by_joint[f"{side}_{joint}"] @ straight[name])
+            turns.append(limb(name))
     return np.stack(turns, 1)
 
 
 def pose(bodies: Bodies, body: int, motion: Motion) -> np.ndarray:
-    """Bone matrices (T, B, 3, 4) that take rest vertices to the posed body, its root at the origin."""
+    """Return bone matrices (T, B, 3, 4) float32 from rest vertices to the posed body, its root at the origin."""
     turns_TB33 = _bone_turns(bodies, body, motion)
     heads_B3 = bodies.heads_NB3[body].astype(float)
     moved_TB3 = np.zeros(turns_TB33.shape[:3])
@@ -128,7 +126,7 @@ def pose(bodies: Bodies, body: int, motion: Motion) -> np.ndarray:
 
 @numba.njit(cache=True)
 def skin(rest_V3, matrices_B34, bones_VK, weights_VK, out_V3):
-    """Posed vertices into out_V3 (float32); returns the lowest z."""
+    """Write posed vertices to out_V3 (float32) and return the lowest z."""
     lowest = np.float32(1e9)
     for v in range(rest_V3.shape[0]):
         x, y, z = rest_V3[v, 0], rest_V3[v, 1], rest_V3[v, 2]
@@ -142,12 +140,11 @@ def skin(rest_V3, matrices_B34, bones_VK, weights_VK, out_V3):
     return lowest
 
 
-def stand(bodies: Bodies, body: int, motion: Motion) -> np.ndarray:
-    """World vertices (T, V, 3) float32 of every frame: on the path, the lowest point at the clearance above the floor."""
-    matrices_TB34 = pose(bodies, body, motion)
-    leg = bodies.leg_length(body)
+def animate(bodies: Bodies, body: int, motion: Motion) -> np.ndarray:
+    """Return world vertices (T, V, 3) float32: on the motion's path, the lowest point at its clearance above the floor."""
+    matrices_TB34, leg = pose(bodies, body, motion), bodies.leg_length(body)
     vertices_TV3 = np.empty((len(matrices_TB34), *bodies.vertices_NV3.shape[1:]), np.float32)
-    for matrices_B34, out_V3, path_2, clearance in zip(matrices_TB34, vertices_TV3, motion.path_T2, motion.clearance_T):
-        lowest = skin(bodies.vertices_NV3[body], matrices_B34, bodies.bones_VK, bodies.weights_VK, out_V3)
-        out_V3 += np.array([*(leg * path_2), leg * clearance - lowest], np.float32)
+    for t, out_V3 in enumerate(vertices_TV3):
+        lowest = skin(bodies.vertices_NV3[body], matrices_TB34[t], bodies.bones_VK, bodies.weights_VK, out_V3)
+        out_V3 += np.array([*(leg * motion.path_T2[t]), leg * motion.clearance_T[t] - lowest], np.float32)
     return vertices_TV3

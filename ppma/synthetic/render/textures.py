@@ -1,7 +1,7 @@
-"""Surfaces from a few random numbers: floors, walls, and what is seen beyond them outdoors.
+"""Procedural textures: floors, walls, and the view outdoors.
 
-A pattern is a number in [0, 1] per texel that blends two colors; a texture is its pyramid of ever
-coarser levels, so that far surfaces do not sparkle.
+A pattern is a number in [0, 1] per texel that blends two colors. A texture is a pyramid of coarser and coarser levels, so that distant
+surfaces do not flicker.
 """
 
 from collections.abc import Callable
@@ -9,35 +9,33 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from ppma.synthetic.render.outfit import color
-from ppma.synthetic.render.surroundings import TEXTURE_SIDE
+from ppma.synthetic.render.outfit import sample_color
+from ppma.synthetic.render.raster import TEXTURE_SIDE
 from ppma.synthetic.splits import Split
 
 LEVELS = 5
 MUTED = 0.5
-"""Greatest saturation of floors and walls: people, not places, should catch the eye."""
+"""Largest saturation of floors and walls, so that people stand out."""
 _ROW, _COLUMN = np.mgrid[0:TEXTURE_SIDE, 0:TEXTURE_SIDE].astype(np.float32) / TEXTURE_SIDE
 Pattern = Callable[[np.random.Generator], np.ndarray]
 
 
 def noise(rng: np.random.Generator, cells: int, shape: tuple[int, int] = (TEXTURE_SIDE, TEXTURE_SIDE)) -> np.ndarray:
-    """Smooth noise in about [0, 1] that tiles from left to right and top to bottom."""
+    """Return smooth noise of that shape in about [0, 1], with features of 1 / cells of the width, that tiles in both directions."""
     grid = rng.random((cells, cells), dtype=np.float32)
-    wrapped = np.pad(grid, 2, mode="wrap")
-    large = cv2.resize(
-        wrapped, (shape[1] * (cells + 4) // cells, shape[0] * (cells + 4) // cells), interpolation=cv2.INTER_CUBIC
-    )
+    padded = (shape[1] * (cells + 4) // cells, shape[0] * (cells + 4) // cells)
+    large = cv2.resize(np.pad(grid, 2, mode="wrap"), padded, interpolation=cv2.INTER_CUBIC)
     top, left = 2 * shape[0] // cells, 2 * shape[1] // cells
     return large[top : top + shape[0], left : left + shape[1]]
 
 
 def fractal(rng: np.random.Generator, cells: int) -> np.ndarray:
-    """Noise at three scales."""
+    """Return noise summed over three scales."""
     return 0.5 * noise(rng, cells) + 0.3 * noise(rng, 4 * cells) + 0.2 * noise(rng, 16 * cells)
 
 
 def _cells(rng: np.random.Generator, rows: int, columns: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """A random tone per cell of a grid whose odd rows are shifted, and the distance to the cell's edge in texture widths."""
+    """Return a random tone per cell of a grid with shifted odd rows, and the distance to the cell's edge in texture widths."""
     row = _ROW * rows
     column = _COLUMN * columns + shift * (row.astype(int) % 2)
     tones = rng.random((rows, columns), dtype=np.float32)[row.astype(int), column.astype(int) % columns]
@@ -101,11 +99,11 @@ PATTERNS: dict[Split, tuple[Pattern, ...]] = {
     "train": (_planks, _tiles, _carpet, _clouds, _bars),
     "test": (_bricks, _checks, _marble, _gravel, _dots),
 }
-"""Training never sees a pattern of the test split."""
+"""The splits share no pattern."""
 
 
 def _pyramid(texture: np.ndarray) -> np.ndarray:
-    """Levels (L, side, side, 3) float32; level l lies in the top left corner, side / 2^l wide."""
+    """Return levels (L, side, side, 3) float32; level l fills the top left corner, side / 2^l wide."""
     levels = np.zeros((LEVELS, TEXTURE_SIDE, TEXTURE_SIDE, 3), np.float32)
     for level in range(LEVELS):
         side = TEXTURE_SIDE >> level
@@ -115,20 +113,23 @@ def _pyramid(texture: np.ndarray) -> np.ndarray:
 
 
 def surface(rng: np.random.Generator, split: Split, bright: tuple[float, float]) -> np.ndarray:
-    """A random texture pyramid."""
+    """Sample a texture pyramid of the split, with values (brightness) in the range `bright`."""
     patterns = PATTERNS[split]
     share = np.clip(patterns[rng.integers(len(patterns))](rng), 0, 1).astype(np.float32)[..., None]
-    base = color(rng, split, bright, MUTED)
-    other = (
-        base * (0.5 + 0.4 * rng.random(3, dtype=np.float32)) if rng.random() < 0.7 else color(rng, split, bright, MUTED)
-    )
+    base = sample_color(rng, split, bright, MUTED)
+    if rng.random() < 0.7:
+        other = base * (0.5 + 0.4 * rng.random(3, dtype=np.float32))
+    else:
+        other = sample_color(rng, split, bright, MUTED)
     return _pyramid(base * share + other * (1 - share))
 
 
-def outlook(
-    rng: np.random.Generator, split: Split, rows: int = 128, columns: int = 512
-) -> tuple[np.ndarray, np.ndarray]:
-    """The view outdoors, (rows, columns, 3), from the horizon at the bottom row to 45 degrees up, and the color of its haze."""
+def outlook(rng: np.random.Generator, split: Split, rows: int = 128, columns: int = 512) -> tuple[np.ndarray, np.ndarray]:
+    """Sample the view outdoors: sky, clouds, and one to three skylines of houses or hills.
+
+    Returns:
+        The panorama (rows, columns, 3), from 45 degrees up at the first row to the horizon at the last, and the color of its haze.
+    """
     up = np.linspace(1, 0, rows, dtype=np.float32)[:, None, None]
     sky = (np.array([110, 160, 220]) * rng.uniform(0.6, 1.1) + rng.uniform(-20, 20, 3)).astype(np.float32)
     haze = 0.5 * sky + np.float32(0.5 * rng.uniform(170, 235))
@@ -138,14 +139,11 @@ def outlook(
     for layer in range(int(rng.integers(1, 4))):
         blocks = int(rng.integers(12, 50))
         heights = rng.uniform(0.05, 0.35, blocks) * (0.5**layer)
-        skyline = (
-            np.repeat(heights, columns // blocks + 1)[:columns]
-            if rng.random() < 0.5
-            else _hills(rng, columns) * heights.max()
-        )
+        houses = rng.random() < 0.5
+        skyline = np.repeat(heights, columns // blocks + 1)[:columns] if houses else _hills(rng, columns) * heights.max()
         below = up[:, :, 0] < skyline[None, :]
-        paint = color(rng, split, (0.2, 0.6)) * (0.7 + 0.3 * noise(rng, 32, (rows, columns)))[..., None]
-        view = np.where(below[..., None], paint * 0.75 + haze * 0.25, view)
+        color = sample_color(rng, split, (0.2, 0.6)) * (0.7 + 0.3 * noise(rng, 32, (rows, columns)))[..., None]
+        view = np.where(below[..., None], color * 0.75 + haze * 0.25, view)
     return np.clip(view, 0, 255).astype(np.float32), haze
 
 
