@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUN_HERE = ("README.md", "docs/index.md", "docs/commands.md", "docs/privacy.md", "docs/reproduce.md")
 ELSEWHERE = {
     r"ppma demo\b": "study/test_demo.py",
-    r"ppma synthesize\b": "synthetic/test_command.py",  # minutes
+    r"ppma synthesize\b": "synthetic/test_production.py",  # minutes
     r"ppma (study|report)\b": "study/test_report.py",
     r"ppma index --dataset\b": "data/test_index_dataset.py",
     r"ppma convert --from videomae\b": "inference/test_interop.py",  # needs the foreign file, as does the next

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,27 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically, indented by one space."""
     write_text(path, json.dumps(content, indent=1))
+
+
+def claim_folder(note: Path, settings: Mapping[str, object], holds: str) -> None:
+    """Record the settings of an output folder, or check that an earlier run recorded the same ones.
+
+    Args:
+        note: The JSON file of the settings, in the folder.
+        settings: What must be the same for everything in the folder.
+        holds: What the folder holds, for the message: "clips".
+
+    Raises:
+        InputError: The folder cannot be written, or was made with other settings.
+    """
+    wanted = json.loads(json.dumps(settings))
+    if not note.exists():
+        write_json(note, wanted)
+        return
+    before = json.loads(note.read_text(encoding="utf-8"))
+    changed = [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]
+    if changed:
+        raise InputError(f"--out {note.parent} holds {holds} with {'; '.join(changed)}; give another folder")
 
 
 def content_sha256(path: Path) -> str:

@@ -38,6 +38,14 @@ def parse(config_class: Callable[..., T], argv: Sequence[str], *, prog: str, def
     return _told(lambda: tyro.cli(type(default), args=list(argv), prog=prog, default=default), prog)
 
 
+def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
+    """Raise an InputError that names the flag unless each of these fields of `config` is between its (low, high)."""
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be {low:g} to {high:g}")
+
+
 def parse_known(default: T, argv: Sequence[str], *, prog: str) -> tuple[T, list[str]]:
     """Flags that change fields of `default`, and what is left of `argv`: flags for somebody else to read."""
     kind = type(default)

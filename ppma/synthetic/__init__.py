@@ -1,6 +1,6 @@
-"""Virtual humans: labelled clips of people who never lived, drawn by numpy and numba on any machine.
+"""Virtual humans: labeled clips of people who never existed, rendered by numpy and numba on any machine.
 
-generate(SynthesisConfig(out=..., classes=..., clips=...)) -> path of the manifest; CLASSES are the 30 actions it knows
+generate(SynthesisConfig(out=..., classes=..., clips=...)) returns the path of the manifest; CLASSES are the 30 built-in actions.
 """
 
 from ppma.synthetic.motion.actions import CLASSES

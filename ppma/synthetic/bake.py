@@ -1,4 +1,4 @@
-"""Bake bodies and motions once into `assets/`, so that drawing people needs neither anny nor pybullet.
+"""Bake bodies and motions once into `assets/`, so that rendering people needs neither anny nor pybullet.
 
     anny (parametric human mesh)          -> assets/bodies.npz    rest shapes that share faces, weights and skeleton
     pybullet_data (15 DeepMimic motions)  -> assets/motions.npz   local joint rotations, root path, height above the floor
@@ -8,8 +8,8 @@ Run it in a throwaway environment; nothing else in the project imports it:
     pip install anny==0.6.2 pybullet==3.2.7 fast-simplification==0.2.0
     python -m ppma.synthetic.bake
 
-anny takes minutes to start the first time (it writes a cache). One seed gives the same arrays to the bit. 13,718 vertices are thinned to
-about 3,000: a person 100 pixels tall covers fewer pixels than that, and skinning costs by the vertex.
+anny takes minutes to start the first time (it writes a cache). One seed gives identical arrays. 13,718 vertices are thinned to about
+3,000: a person 100 pixels tall covers fewer pixels than that, and the cost of skinning is proportional to the vertices.
 """
 
 import json
@@ -19,50 +19,40 @@ from pathlib import Path
 import numpy as np
 
 from ppma.synthetic.motion import rotations
-from ppma.synthetic.motion.motion import ASSETS, JOINTS, PARENTS, STORED_FPS, world_turns
+from ppma.synthetic.motion.actions import STORED_FPS, world_turns
+from ppma.synthetic.motion.motion import ASSETS, JOINTS, PARENTS
 
 N_BODIES = 64
 N_TEST_BODIES = 16
-"""The last ones: the test split draws from these and the train split never does."""
+"""The last ones; only the test split uses them."""
 KEPT_SHARE = 0.22
-"""Share of the triangles that thinning leaves."""
+"""Share of the triangles kept by thinning."""
 WEIGHTS_PER_VERTEX = 4
 MOVING = (
-    "root",
-    "pelvis",
-    "upperleg",
-    "lowerleg",
-    "foot",
-    "spine",
-    "clavicle",
-    "shoulder",
-    "upperarm",
-    "lowerarm",
-    "wrist",
-    "neck",
-    "head",
+    *("root", "pelvis", "upperleg", "lowerleg", "foot", "spine", "clavicle"),
+    *("shoulder", "upperarm", "lowerarm", "wrist", "neck", "head"),
 )
-"""Prefixes of the bones that motions turn; fingers, toes and eyes ride on their parents."""
+"""Prefixes of the bones that motions rotate; fingers, toes and eyes follow their parents."""
 FROM_Y_UP = np.array([[0, 0, -1], [-1, 0, 0], [0, 1, 0]])
 LEG_METERS = 0.831
-"""Hip to ankle of the humanoid the motions are for (humanoid.urdf, 0.25 x (1.686 + 1.639))."""
+"""Hip to ankle of the recorded humanoid (humanoid.urdf, 0.25 x (1.686 + 1.639))."""
 FLIGHT_METERS = 0.03
-"""The recordings hover by about as much; jumps rise far above."""
+"""The recordings hover by about this much; jumps rise far above it."""
 OFFSETS: dict[str, tuple[float, float, float]] = {"chest": (0, 0.236, 0), "neck": (0, 0.224, 0)}
-"""Metres from each joint's parent, y up and x ahead (humanoid.urdf)."""
+"""Meters from each joint's parent, y up and x ahead (humanoid.urdf)."""
 for _side, _z in (("right", 1), ("left", -1)):
     OFFSETS |= {
         f"{_side}_hip": (0, 0, 0.085 * _z), f"{_side}_knee": (0, -0.4215, 0), f"{_side}_ankle": (0, -0.41, 0),
         f"{_side}_shoulder": (-0.024, 0.2435, 0.183 * _z), f"{_side}_elbow": (0, -0.275, 0), f"{_side}_wrist": (0, -0.259, 0),
-    }  # fmt: skip
+    }  # fmt: skip  # a table
 HUMANOID_POINTS = [
     ("root", (0, 0.07, 0), 0.09), ("chest", (0, 0.12, 0), 0.11), ("neck", (0, 0.175, 0), 0.103),
     *((f"{side}_ankle", (x, -0.05, z), 0.0) for side in ("right", "left") for x in (-0.044, 0.134) for z in (-0.045, 0.045)),
     *((f"{side}_{joint}", (0, 0, 0), 0.045) for side in ("right", "left") for joint in ("knee", "elbow", "wrist")),
-]  # fmt: skip
-"""What of the humanoid can touch the floor: joint, place, radius (its foot boxes and spheres)."""
+]  # fmt: skip  # a table
+"""Parts of the humanoid that can touch the floor: joint, position, radius (its foot boxes and spheres)."""
 JOINT_SIZES = (4, 4, 4, 1, 4, 4, 1, 4, 1, 4, 4, 1)
-"""Numbers a DeepMimic row holds per joint after root position and turn: a quaternion (w, x, y, z) or the angle of a hinge."""
+"""Numbers per joint in a DeepMimic row, after root position and rotation: a quaternion (w, x, y, z) or a hinge's angle."""
 RENAMED = {
     "dance_a": "dance_swaying",
     "dance_b": "dance_stepping",
@@ -70,15 +60,12 @@ RENAMED = {
     "getup_faceup": "get_up_from_back",
     "spinkick": "spin_kick",
 }
-MOTIONS = (
-    *("backflip", "cartwheel", "crawl", "dance_a", "dance_b", "getup_facedown", "getup_faceup"),
-    *("jump", "kick", "punch", "roll", "run", "spin", "spinkick", "walk"),
-)
-"""Files humanoid3d_<name>.txt of pybullet_data."""
+MOTIONS = (*("backflip", "cartwheel", "crawl", "jump", "kick", "punch", "roll", "run", "spin", "walk"), *RENAMED)
+"""Files humanoid3d_<name>.txt of pybullet_data; the class has the same name unless renamed."""
 
 
 def shapes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, object]:
-    """Rest vertices (N, V, 3) and bone heads (N, B, 3) of random adults in meters, z up, facing -y; and anny's model."""
+    """Return rest vertices (N, V, 3) and bone heads (N, B, 3) of random adults in meters, z up, facing -y; and anny's model."""
     import anny
     import torch
 
@@ -90,7 +77,7 @@ def shapes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, object]:
         shape = {label: float(rng.uniform(0.1, 0.9)) for label in model.phenotype_labels}
         shape["gender"] = 0.05 + 0.9 * float(rng.random() > 0.5)
         shape["age"] = float(rng.uniform(0.5, 0.9))  # adult to old: no children
-        shape["height"] = float(rng.uniform(0.3, 0.65))  # the ends of anny's range are dwarfs and giants
+        shape["height"] = float(rng.uniform(0.3, 0.65))  # the ends of anny's range are unrealistic
         with torch.no_grad():
             made = model(pose_parameters=rest_pose, phenotype_kwargs=shape)
         vertices.append(made["rest_vertices"][0].double().numpy())
@@ -99,7 +86,7 @@ def shapes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, object]:
 
 
 def thin(vertices_NV3: np.ndarray, faces_F3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One sequence of edge collapses, found on the mean body and replayed on all: vertices, faces, and new index of each old vertex."""
+    """Collapse edges of the mean body, replay that on all bodies; return vertices, faces, and new index of each old vertex."""
     import fast_simplification as fs
 
     mean_V3 = vertices_NV3.mean(0).astype(np.float32)
@@ -112,7 +99,7 @@ def thin(vertices_NV3: np.ndarray, faces_F3: np.ndarray) -> tuple[np.ndarray, np
 
 
 def kept_bones(names: list[str], parents: list[int]) -> tuple[list[int], np.ndarray]:
-    """Indices of the bones that move, and for every bone the kept bone that carries it."""
+    """Return the indices of the bones that move, and for every bone the kept bone that it follows."""
     kept = [i for i, name in enumerate(names) if name.startswith(MOVING)]
     carrier = np.zeros(len(names), int)
     for i, parent in enumerate(parents):  # parents come before children
@@ -121,7 +108,7 @@ def kept_bones(names: list[str], parents: list[int]) -> tuple[list[int], np.ndar
 
 
 def skin_weights(dense_VB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The strongest few bones of each vertex (uint8) and their weights (float32, summing to 1)."""
+    """Return the bones with the largest weights of each vertex (uint8) and the weights (float32, summing to 1)."""
     bones_VK = np.argsort(-dense_VB, axis=1, kind="stable")[:, :WEIGHTS_PER_VERTEX]
     weights_VK = np.take_along_axis(dense_VB, bones_VK, 1)
     return bones_VK.astype(np.uint8), (weights_VK / weights_VK.sum(1, keepdims=True)).astype(np.float32)
@@ -154,7 +141,7 @@ def bake_bodies(path: Path, seed: int = 0) -> None:
 
 
 def read_deepmimic(path: Path) -> tuple[np.ndarray, np.ndarray, bool, float]:
-    """Local turns (T, J, 4) in the order of `motion.JOINTS`, root (T, 3) in meters, whether it loops, seconds a frame; z up, facing -y."""
+    """Return local rotations (T, J, 4), root positions (T, 3) in meters, whether it loops, and seconds per frame; z up, facing -y."""
     data = json.loads(path.read_text())
     rows = np.array(data["Frames"])
     still_T4 = np.tile([1.0, 0, 0, 0], (len(rows), 1))
@@ -162,10 +149,10 @@ def read_deepmimic(path: Path) -> tuple[np.ndarray, np.ndarray, bool, float]:
     for size in JOINT_SIZES:
         value = rows[:, at : at + size]
         at += size
-        if size == 1:  # a hinge turns about z
+        if size == 1:  # a hinge about z
             value = np.stack([np.cos(value[:, 0] / 2), 0 * value[:, 0], 0 * value[:, 0], np.sin(value[:, 0] / 2)], 1)
         turns.append(value)
-    turns.insert(8, still_T4)  # neither wrist moves
+    turns.insert(8, still_T4)  # wrists do not move
     turns.append(still_T4)
     w, x, y, z = np.moveaxis(np.stack(turns, 1), -1, 0)
     turns_TJ4 = rotations.unit(np.stack([w, -z, -x, y], -1))  # y up and x ahead to z up and -y ahead
@@ -173,25 +160,31 @@ def read_deepmimic(path: Path) -> tuple[np.ndarray, np.ndarray, bool, float]:
 
 
 def resample(turns_TJ4: np.ndarray, root_T3: np.ndarray, frame_seconds: float) -> tuple[np.ndarray, np.ndarray]:
-    """The motion at STORED_FPS."""
+    """Return the motion at STORED_FPS."""
     count = round((len(turns_TJ4) - 1) * frame_seconds * STORED_FPS) + 1
     at_T = np.linspace(0, len(turns_TJ4) - 1, count)
     low_T = np.minimum(at_T.astype(int), len(turns_TJ4) - 2)
     share_T1 = (at_T - low_T)[:, None]
-    turns = rotations.blend(turns_TJ4[low_T], turns_TJ4[low_T + 1], share_T1[:, None])
+    turns = rotations.nlerp(turns_TJ4[low_T], turns_TJ4[low_T + 1], share_T1[:, None])
     return turns, root_T3[low_T] * (1 - share_T1) + root_T3[low_T + 1] * share_T1
 
 
+def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the rotation b followed by the rotation a, as quaternions (..., 4)."""
+    w, v = a[..., :1] * b[..., :1] - (a[..., 1:] * b[..., 1:]).sum(-1, keepdims=True), np.cross(a[..., 1:], b[..., 1:])
+    return np.concatenate([w, v + a[..., :1] * b[..., 1:] + b[..., :1] * a[..., 1:]], -1)
+
+
 def close_loop(turns_TJ4: np.ndarray) -> np.ndarray:
-    """Blend the last third of a loop towards its first frame, so that it can go round."""
+    """Blend the last third of a loop towards its first frame, so that it repeats without a jump."""
     count = len(turns_TJ4)
     share_T = np.clip((np.arange(count) / (count - 1) - 0.67) / 0.33, 0, 1) ** 2
-    error_J4 = rotations.multiply(turns_TJ4[0], turns_TJ4[-1] * [1, -1, -1, -1])
-    return rotations.multiply(rotations.blend(np.array([1.0, 0, 0, 0]), error_J4, share_T[:, None, None]), turns_TJ4)
+    error_J4 = multiply(turns_TJ4[0], turns_TJ4[-1] * [1, -1, -1, -1])
+    return multiply(rotations.nlerp(np.array([1.0, 0, 0, 0]), error_J4, share_T[:, None, None]), turns_TJ4)
 
 
 def clearance(turns_TJ4: np.ndarray, root_T3: np.ndarray) -> np.ndarray:
-    """Height in meters of the recorded humanoid's lowest point above its floor, (T,); anything under FLIGHT_METERS counts as contact."""
+    """Return the height (T,) in meters of the humanoid's lowest point above its floor; below FLIGHT_METERS counts as contact."""
     world_TJ33 = world_turns(turns_TJ4)
     at = [root_T3]
     for joint in range(1, len(PARENTS)):
@@ -212,7 +205,7 @@ def bake_motions(path: Path) -> None:
 
     folder = Path(pybullet_data.getDataPath()) / "data" / "motions"
     arrays: dict[str, np.ndarray] = {}
-    for file_name in MOTIONS:
+    for file_name in sorted(MOTIONS):
         name = RENAMED.get(file_name, file_name)
         turns_TJ4, root_T3, loops, frame_seconds = read_deepmimic(folder / f"humanoid3d_{file_name}.txt")
         turns_TJ4, root_T3 = resample(turns_TJ4, root_T3 / LEG_METERS, frame_seconds)
@@ -225,7 +218,7 @@ def bake_motions(path: Path) -> None:
 
 
 def main() -> int:
-    """Bake everything."""
+    """Write both files."""
     ASSETS.mkdir(exist_ok=True)
     bake_bodies(ASSETS / "bodies.npz")
     bake_motions(ASSETS / "motions.npz")

@@ -96,6 +96,13 @@ class Frame:
     picture_PP3: np.ndarray
     mask_PP: np.ndarray
     empty_PP3: np.ndarray | None
+    layer_SS: np.ndarray
+    """Layer of each sample (two per pixel and axis), see `raster`."""
+
+    def person_mask(self, person: int) -> np.ndarray:
+        """Return the pixels (P, P) bool in which one of the people is visible."""
+        size = len(self.mask_PP)
+        return (self.layer_SS == raster.PERSON + person).reshape(size, 2, size, 2).any((1, 3))
 
 
 def _sample_people(spec: ClipSpec) -> tuple[Person, ...]:
@@ -153,8 +160,8 @@ def render(shot: Shot, *, empty: bool = False) -> Iterator[Frame]:
     for t in range(len(shot)):
         renderer.render_empty(t)
         canvas = renderer.canvas.copy()
-        for person in shot.people:
-            renderer.add(t, person.vertices_TV3[t], faces_F3, person.albedo_V3, raster.PERSON, canvas)
+        for n, person in enumerate(shot.people):
+            renderer.add(t, person.vertices_TV3[t], faces_F3, person.albedo_V3, raster.PERSON + n, canvas)
         picture_PP3, mask_PP = canvas.resolve(darkness)
         empty_PP3 = renderer.canvas.resolve(darkness)[0] if empty else None
-        yield Frame(picture_PP3=picture_PP3, mask_PP=mask_PP, empty_PP3=empty_PP3)
+        yield Frame(picture_PP3=picture_PP3, mask_PP=mask_PP, empty_PP3=empty_PP3, layer_SS=canvas.layer_SS)

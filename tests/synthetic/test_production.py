@@ -1,7 +1,6 @@
-"""Files: the same bytes whatever the number of workers, resumed where it stopped, a manifest that tells the truth."""
+"""`ppma synthesize`: identical files for any number of workers, resumable, and a manifest that matches the files."""
 
 import errno
-import io
 import os
 import signal
 import subprocess
@@ -12,6 +11,8 @@ import av
 import numpy as np
 import pytest
 
+from ppma.cli import main as ppma
+from ppma.config.command import DONE, INTERRUPTED, RUN_AGAIN, WRONG_INPUT
 from ppma.config.errors import DiskFullError, InputError
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.probe import probe
@@ -20,89 +21,79 @@ from ppma.synthetic.clip import SCENE_KINDS
 from ppma.synthetic.production import SynthesisConfig, encode, generate
 
 SMALL = {"classes": ("wave", "walk"), "clips": 2, "size": 32, "seconds": 1.0, "fps": 8.0, "workers": 1}
+FLAGS = [
+    "--classes",
+    "wave",
+    "bow",
+    *["--clips", "1", "--size", "32", "--seconds", "1", "--fps", "8", "--workers", "1"],
+]
 
 
 def contents(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def synthesize(*flags):
+    return ppma(["synthesize", *map(str, flags)])
 
 
 @pytest.fixture(scope="module")
 def once(tmp_path_factory):
-    """One run with everything asked for, for reading only."""
+    """One run with masks and empty twins, for reading only."""
     folder = tmp_path_factory.mktemp("once")
     generate(SynthesisConfig(out=folder, masks=True, empty=True, **SMALL))
     return folder
 
 
-def test_another_worker_count_gives_the_same_files(once, tmp_path):
+def test_the_files_do_not_depend_on_the_number_of_workers(once, tmp_path):
     generate(SynthesisConfig(out=tmp_path, masks=True, empty=True, **SMALL | {"workers": 3}))
     assert contents(tmp_path) == contents(once)
 
 
-def test_what_is_written(once):
-    names = set(contents(once))
+def test_the_requested_files_are_written(once):
     clips = {f"{name}/train_{n:05d}" for name in ("wave", "walk") for n in range(2)}
-    expected = (
-        {f"{clip}.mp4" for clip in clips}
-        | {f"empty/{clip}.mp4" for clip in clips}
-        | {f"masks/{clip}.npz" for clip in clips}
-    )
-    assert names == expected | {"train.csv", "train_empty.csv", "train.settings.json"}
+    expected = {name for clip in clips for name in (f"{clip}.mp4", f"empty/{clip}.mp4", f"masks/{clip}.npz")}
+    assert set(contents(once)) == expected | {"train.csv", "train_empty.csv", "train.settings.json"}
 
 
-def test_the_manifest_says_what_the_probe_finds(once):
+def test_the_manifest_agrees_with_the_probe(once):
     manifest = Manifest.read(once / "train.csv")
     assert manifest.class_names == {0: "wave", 1: "walk"} and manifest.labels.tolist() == [0, 0, 1, 1]
     for i in range(len(manifest)):
-        clip, facts = manifest.clip(i), probe(manifest.file(i))
-        for name in ("frames", "fps", "width", "height", "codec", "key_frame_spacing", "duration_seconds"):
-            assert (
-                getattr(clip, name) == pytest.approx(getattr(facts, name))
-                if name != "codec"
-                else clip.codec == facts.codec
-            )
-        assert clip.domain == "synthetic" and "CC0" in clip.licence
+        clip, found = manifest.clip(i), probe(manifest.file(i))
+        for name in ("frames", "fps", "width", "height", "key_frame_spacing", "duration_seconds"):
+            assert getattr(clip, name) == pytest.approx(getattr(found, name))
+        assert clip.codec == found.codec and clip.domain == "synthetic" and "CC0" in clip.licence
 
 
-def test_empty_scenes_are_labelled_by_kind_and_never_called_human_removed(once):
+def test_empty_scenes_are_labeled_by_kind_and_are_synthetic(once):
     manifest = Manifest.read(once / "train_empty.csv")
     assert len(manifest) == 4 and all(SCENE_KINDS[k] == name for k, name in manifest.class_names.items())
     assert (manifest.labels >= 0).all() and "wave" not in manifest.class_names.values()
     assert {manifest.clip(i).domain for i in range(4)} == {"synthetic"}
-    assert "human-removed" not in (once / "train_empty.csv").read_text()
 
 
-def test_scenes_before_own_footage_have_no_label(clip_tree, tmp_path):
-    config = SynthesisConfig(
-        out=tmp_path, empty=True, backgrounds=clip_tree, **SMALL | {"classes": ("wave",), "clips": 1}
-    )
-    generate(config)
+def test_empty_scenes_with_own_backgrounds_have_no_label(clip_tree, tmp_path):
+    one = SMALL | {"classes": ("wave",), "clips": 1}
+    generate(SynthesisConfig(out=tmp_path, empty=True, backgrounds=clip_tree, **one))
     assert Manifest.read(tmp_path / "train_empty.csv").labels.tolist() == [-1]
 
 
-def test_masks_lie_where_clip_and_empty_twin_differ(once):
-    """After encoding too: large differences are the people's and their shadows'."""
-    clip, empty = (
-        np.stack(
-            [f.to_ndarray(format="rgb24") for f in av.open(str(once / part / "wave/train_00000.mp4")).decode(video=0)]
-        )
-        for part in ("", "empty")
-    )
+def test_masks_are_where_clip_and_empty_twin_differ(once):
+    """After encoding, too."""
+    videos = (av.open(str(once / part / "wave/train_00000.mp4")).decode(video=0) for part in ("", "empty"))
+    clip, empty = (np.stack([frame.to_ndarray(format="rgb24") for frame in video]) for video in videos)
     mask_THW = np.load(once / "masks/wave/train_00000.npz")["mask_THW"]
     assert mask_THW.shape == clip.shape[:3] and mask_THW.dtype == bool and mask_THW.any((1, 2)).all()
     difference_THW = np.abs(clip.astype(int) - empty).mean(-1)
     assert difference_THW[mask_THW].mean() > 5 * difference_THW[~mask_THW].mean()
 
 
-def test_a_rerun_keeps_what_is_there_and_more_can_be_asked(once, tmp_path):
+def test_a_rerun_keeps_finished_clips_and_can_add_more(once, tmp_path):
     generate(SynthesisConfig(out=tmp_path, **SMALL | {"clips": 1}))
     made = tmp_path / "wave/train_00000.mp4"
     before, seen = made.stat().st_mtime_ns, []
-    manifest = generate(
-        SynthesisConfig(out=tmp_path, **SMALL), on_progress=lambda done, total: seen.append((done, total))
-    )
+    manifest = generate(SynthesisConfig(out=tmp_path, **SMALL), on_progress=lambda *counts: seen.append(counts))
     assert made.stat().st_mtime_ns == before and seen == [(2, 4), (3, 4), (4, 4)]
     assert (tmp_path / "walk/train_00001.mp4").read_bytes() == (once / "walk/train_00001.mp4").read_bytes()
     assert len(Manifest.read(manifest)) == 4
@@ -113,98 +104,76 @@ def test_a_clip_does_not_depend_on_the_other_classes(once, tmp_path):
     assert (tmp_path / "walk/train_00000.mp4").read_bytes() == (once / "walk/train_00000.mp4").read_bytes()
 
 
-def test_parts_make_the_files_that_one_run_makes(once, tmp_path):
+def test_parts_write_the_files_of_one_run(once, tmp_path):
     shape = {"out": tmp_path, "masks": True, "empty": True, **SMALL}
     for part in ("0/3", "2/3"):
         generate(SynthesisConfig(part=part, **shape))
     assert not (tmp_path / "train.csv").exists()
-    with pytest.raises(InputError, match=r"wave/train_00001.mp4 and 0 more are missing; run --part 1/3 first"):
+    with pytest.raises(InputError, match=r"wave/train_00001.mp4 .* --part 1/3"):
         generate(SynthesisConfig(merge=3, **shape))
     generate(SynthesisConfig(part="1/3", **shape))
     generate(SynthesisConfig(merge=3, **shape))
     assert contents(tmp_path) == contents(once)
 
 
-def test_other_settings_are_not_mixed_in(once):
-    with pytest.raises(InputError, match="size 32, not 48; give another folder"):
+def test_a_folder_of_other_settings_is_refused(once):
+    with pytest.raises(InputError, match="size 32, not 48"):
         generate(SynthesisConfig(out=once, **SMALL | {"size": 48}))
 
 
 def test_both_splits_fit_in_one_folder(tmp_path):
     shape = SMALL | {"clips": 1, "classes": ("wave",)}
-    train, test = (generate(SynthesisConfig(out=tmp_path, split=split, **shape)) for split in ("train", "test"))
-    assert [path.name for path in (train, test)] == ["train.csv", "test.csv"]
+    paths = [generate(SynthesisConfig(out=tmp_path, split=split, **shape)) for split in ("train", "test")]
+    assert [path.name for path in paths] == ["train.csv", "test.csv"]
     assert (tmp_path / "wave/train_00000.mp4").read_bytes() != (tmp_path / "wave/test_00000.mp4").read_bytes()
 
 
-def test_a_full_disk_keeps_finished_clips(once, tmp_path, monkeypatch):
-    complete, written = production.write_bytes, []
+def test_a_full_disk_keeps_finished_clips(once, tmp_path, monkeypatch, capsys):
+    complete, written = production.encode, []
 
-    def runs_full(path, content):
+    def runs_full(path, *rest):
         if len(written) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise DiskFullError(f"{path}: No space left on device")
         written.append(path)
-        complete(path, content)
+        complete(path, *rest)
 
-    monkeypatch.setattr(production, "write_bytes", runs_full)
-    with pytest.raises(DiskFullError, match="No space left"):
-        generate(SynthesisConfig(out=tmp_path, **SMALL))
+    monkeypatch.setattr(production, "encode", runs_full)
+    flags = ["--out", tmp_path, *FLAGS, "--classes", "wave", "walk", "--clips", 2]
+    assert synthesize(*flags) == RUN_AGAIN and capsys.readouterr().err.count("\n") == 1
     monkeypatch.undo()
-    assert sorted(tmp_path.rglob("*.mp4")) == sorted(written) and not list(tmp_path.rglob("*.tmp"))
-    generate(SynthesisConfig(out=tmp_path, **SMALL))
+    assert sorted(tmp_path.rglob("*.mp4")) == sorted(written) and not (tmp_path / "train.csv").exists()
+    assert synthesize(*flags) == DONE
     assert (tmp_path / "walk/train_00001.mp4").read_bytes() == (once / "walk/train_00001.mp4").read_bytes()
 
 
-def test_a_half_written_file_never_has_the_clips_name(tmp_path, monkeypatch):
-    def breaks_off(self, content):
-        with self.open("wb") as file:
-            file.write(content[:10])
+def test_an_incomplete_file_never_has_the_clips_name(tmp_path):
+    def pictures():
+        yield np.zeros((32, 32, 3), np.uint8)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", breaks_off)
     with pytest.raises(DiskFullError):
-        production.write_bytes(tmp_path / "a" / "clip.mp4", b"x" * 100)
+        encode(tmp_path / "a" / "clip.mp4", pictures(), 8.0)
     assert not list((tmp_path / "a").iterdir())
 
 
-def test_ctrl_c_leaves_whole_clips_and_the_same_command_goes_on(tmp_path):
-    arguments = [
-        "--out",
-        str(tmp_path),
-        "--classes",
-        "wave",
-        "--clips",
-        "40",
-        "--size",
-        "32",
-        "--seconds",
-        "1",
-        "--fps",
-        "8",
-        "--workers",
-        "2",
-    ]
-    code = (
-        "import sys; from ppma.config.command import run; from ppma.synthetic.command import main; "
-        "sys.exit(run(main, sys.argv[1:], prog='ppma'))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
+def test_ctrl_c_leaves_complete_clips(tmp_path):
+    flags = ["--out", str(tmp_path), *FLAGS, "--classes", "wave", "--clips", "40", "--workers", "2"]
+    command = [sys.executable, "-m", "ppma", "synthesize", *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.rglob("*.mp4")) and time.monotonic() < deadline:
+    while not list(tmp_path.rglob("train*.mp4")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    made = list(tmp_path.rglob("*.mp4"))
-    assert process.returncode == 130 and told.strip() == "ppma: interrupted" and 0 < len(made) < 40
-    assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / "train.csv").exists()
-    assert {probe(path).frames for path in made} == {8}
+    _, message = process.communicate(timeout=60)
+    made = [path for path in tmp_path.rglob("*") if path.suffix == ".mp4"]
+    assert process.returncode == INTERRUPTED and message.count("\n") == 1 and 0 < len(made) < 40
+    assert not (tmp_path / "train.csv").exists() and {probe(path).frames for path in made} == {8}
 
 
-def test_clips_do_not_depend_on_what_the_memory_held(tmp_path):
-    """glibc fills fresh memory with a byte of our choice, of which nothing may reach a file. 48 pixels are x264's odd case."""
+def test_clips_do_not_depend_on_uninitialized_memory(tmp_path):
+    """glibc fills fresh memory with a byte of our choice, which must not reach a file. 48 pixels are x264's odd case."""
     found = []
     for byte in ("0", "85", "170"):
-        folder = tmp_path / byte
         flags = [
             "--classes",
             "run",
@@ -219,17 +188,59 @@ def test_clips_do_not_depend_on_what_the_memory_held(tmp_path):
             "1",
             "--out",
         ]
-        environment = {**os.environ, "MALLOC_PERTURB_": byte}
-        subprocess.run([sys.executable, "-m", "ppma", "synthesize", *flags, str(folder)], check=True, env=environment)
-        found.append(contents(folder))
+        command = [sys.executable, "-m", "ppma", "synthesize", *flags, str(tmp_path / byte)]
+        subprocess.run(command, check=True, env={**os.environ, "MALLOC_PERTURB_": byte})
+        found.append(contents(tmp_path / byte))
     assert len(found[0]) >= 6 and found[0] == found[1] == found[2]
 
 
-def test_encoding_is_repeatable_and_marks_key_frames():
-    rng = np.random.default_rng(0)
-    pictures = list(rng.integers(0, 255, (20, 32, 32, 3), dtype=np.uint8))
-    first = encode(pictures, 8.0)
-    assert first == encode(pictures, 8.0)
-    with av.open(io.BytesIO(first)) as container:
+def test_encoding_is_reproducible_with_a_key_frame_every_second(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), dtype=np.uint8)
+    paths = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
+    for path in paths:
+        encode(path, pictures, 8.0)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    with av.open(str(paths[0])) as container:
         keys = [bool(packet.is_keyframe) for packet in container.demux(video=0) if packet.size]
     assert [i for i, key in enumerate(keys) if key] == [0, 8, 16]
+
+
+def test_the_command_reports_what_it_wrote(tmp_path, capsys):
+    assert synthesize(*FLAGS, "--out", tmp_path / "clips", "--dry-run") == DONE
+    assert "2 clips of 2 classes, 8 frames" in capsys.readouterr().out and not (tmp_path / "clips").exists()
+    assert synthesize(*FLAGS, "--out", tmp_path, "--people", 2) == DONE
+    assert "2 clips" in capsys.readouterr().out and len(Manifest.read(tmp_path / "train.csv")) == 2
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--classes wave fly",
+        "--classes wave wave",
+        "--size 33",
+        "--size 30",
+        "--size 2000",
+        "--clips 0",
+        "--clips many",
+        "--people 0",
+        "--people 7",
+        "--seconds 0",
+        "--fps 1000",
+        "--seed -1",
+        "--split validation",
+        "--workers 0",
+        "--backgrounds nowhere",
+        "--bvh nowhere",
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path, capsys, flags):
+    assert synthesize("--out", tmp_path / "clips", *flags.split()) == WRONG_INPUT
+    error = capsys.readouterr().err
+    assert flags.split()[0] in error and error.count("\n") == 1
+    assert not (tmp_path / "clips").exists(), "nothing is written before everything is checked"
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert synthesize(*FLAGS, "--out", tmp_path / "file" / "clips") == WRONG_INPUT
+    assert "file" in capsys.readouterr().err

@@ -20,6 +20,7 @@ import cv2
 
 from ppma import __version__
 from ppma.common.files import write_csv, write_json
+from ppma.common.video import key_frame_spacing
 from ppma.common.workers import parallel_map
 from ppma.config.errors import FULL_DISK, InputError, watch_disk
 from ppma.data.probe_pool import probe_all
@@ -30,7 +31,6 @@ from ppma.loaders.sources.probe import ProbeJob, VideoMetadata
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.clip import ClipSource, Outcome, Pipeline, Settings
 from ppma.privacy.removal.writing import Layout, parts, target
-from ppma.synthetic.production import key_frame_spacing
 
 PROBE_SECONDS = 60.0
 """A file of a folder that takes longer to look into is refused."""

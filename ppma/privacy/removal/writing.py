@@ -15,7 +15,7 @@ import av
 import cv2
 import numpy as np
 
-from ppma.synthetic.production import key_frame_spacing
+from ppma.common.video import key_frame_spacing
 
 Layout = Literal["videos", "frames"]
 Part = Literal["inp", "seg", "ori"]

@@ -1,1 +1,1 @@
-"""How virtual humans move: motion capture, key poses, interpolation, actions."""
+"""Move virtual humans: recordings, key poses, motion capture."""

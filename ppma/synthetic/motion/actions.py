@@ -22,9 +22,7 @@ def _recordings() -> dict[str, np.ndarray]:
         return dict(data)
 
 
-RECORDED: tuple[str, ...] = tuple(
-    name.removesuffix(".turns") for name in _recordings() if name.endswith(".turns")
-)
+RECORDED: tuple[str, ...] = tuple(name.removesuffix(".turns") for name in _recordings() if name.endswith(".turns"))
 """Classes recorded from people."""
 CLASSES: tuple[str, ...] = tuple(sorted((*RECORDED, *keyframes.ACTIONS)))
 """The 30 classes that need no files from the user."""

@@ -17,7 +17,7 @@ import numpy as np
 
 SUPERSAMPLE = 2
 BEYOND, FLOOR, THING, PERSON = 0, 1, 2, 3
-"""Layers: sky and walls, floor (it receives shadows), furniture, people."""
+"""Layers: sky and walls, floor (it receives shadows), furniture, people: the first on PERSON, the next on PERSON + 1, ..."""
 NEAR = 0.1
 """Meters in front of the eye within which triangles are not drawn."""
 FAR = 1e6
@@ -154,7 +154,7 @@ def resolve(color_SS3, layer_SS, shadow_PP, darkness, frame_PP3, mask_PP):
                     for i in range(2 * x, 2 * x + 2):
                         factor = dimmed if layer_SS[j, i] == FLOOR else np.float32(1.0)
                         total += min(color_SS3[j, i, k] * factor, np.float32(255.0))
-                        person |= layer_SS[j, i] == PERSON
+                        person |= layer_SS[j, i] >= PERSON
                 frame_PP3[y, x, k] = np.uint8(total * np.float32(0.25) + np.float32(0.5))
             mask_PP[y, x] = person
 

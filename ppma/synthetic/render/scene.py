@@ -145,7 +145,9 @@ def sample_camera(
     around_T3 = np.stack([flat * np.cos(azimuth_T), flat * np.sin(azimuth_T), np.full(count, np.sin(elevation))], 1)
     eye_T3 = target_T3 + distance_T[:, None] * around_T3
     if motion == "handheld":
-        waves_T3 = sum(np.sin(time[:, None] * rng.uniform(4, 14, 3) + rng.uniform(0, 6.28, 3)) for _ in range(2))
+        waves_T3 = np.sum(
+            [np.sin(time[:, None] * rng.uniform(4, 14, 3) + rng.uniform(0, 6.28, 3)) for _ in range(2)], 0
+        )
         target_T3 = target_T3 + 0.03 * waves_T3
         eye_T3 = eye_T3 + 0.03 * waves_T3[:, ::-1]
     moving = bool(follows and travel > 0) or motion != "still"

@@ -116,15 +116,15 @@ def surface(rng: np.random.Generator, split: Split, bright: tuple[float, float])
     """Sample a texture pyramid of the split, with values (brightness) in the range `bright`."""
     patterns = PATTERNS[split]
     share = np.clip(patterns[rng.integers(len(patterns))](rng), 0, 1).astype(np.float32)[..., None]
-    base = sample_color(rng, split, bright, MUTED)
-    if rng.random() < 0.7:
-        other = base * (0.5 + 0.4 * rng.random(3, dtype=np.float32))
-    else:
-        other = sample_color(rng, split, bright, MUTED)
+    muted = (rng, split, bright, MUTED)
+    base = sample_color(*muted)
+    other = base * (0.5 + 0.4 * rng.random(3, dtype=np.float32)) if rng.random() < 0.7 else sample_color(*muted)
     return _pyramid(base * share + other * (1 - share))
 
 
-def outlook(rng: np.random.Generator, split: Split, rows: int = 128, columns: int = 512) -> tuple[np.ndarray, np.ndarray]:
+def outlook(
+    rng: np.random.Generator, split: Split, rows: int = 128, columns: int = 512
+) -> tuple[np.ndarray, np.ndarray]:
     """Sample the view outdoors: sky, clouds, and one to three skylines of houses or hills.
 
     Returns:
@@ -140,7 +140,9 @@ def outlook(rng: np.random.Generator, split: Split, rows: int = 128, columns: in
         blocks = int(rng.integers(12, 50))
         heights = rng.uniform(0.05, 0.35, blocks) * (0.5**layer)
         houses = rng.random() < 0.5
-        skyline = np.repeat(heights, columns // blocks + 1)[:columns] if houses else _hills(rng, columns) * heights.max()
+        skyline = (
+            np.repeat(heights, columns // blocks + 1)[:columns] if houses else _hills(rng, columns) * heights.max()
+        )
         below = up[:, :, 0] < skyline[None, :]
         color = sample_color(rng, split, (0.2, 0.6)) * (0.7 + 0.3 * noise(rng, 32, (rows, columns)))[..., None]
         view = np.where(below[..., None], color * 0.75 + haze * 0.25, view)
