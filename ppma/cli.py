@@ -28,9 +28,7 @@ COMMANDS = {
     "index": Command("ppma.data.index", "write a manifest of videos or of a data set, and add it to the data catalog"),
     "datasets": Command("ppma.data.datasets_command", "list the data sets known by name: splits, license, terms"),
     "pack": Command("ppma.data.pack", "store a source as JPEG frames at the training size, for speed", shards=True),
-    "synthesize": Command(
-        "ppma.synthetic.production", "render labeled clips of virtual people, and scenes", shards=True
-    ),
+    "synthesize": Command("ppma.synthetic.production", "render labeled clips of virtual people", shards=True),
     "privacy": Command("ppma.privacy.fetch_command", "download the small person detectors, and list their licenses"),
     "remove-humans": Command("ppma.privacy.removal.command", "remove people from videos", shards=True),
     "audit": Command("ppma.privacy.audit.command", "detect residual people in cleaned clips, with confidence bounds"),

@@ -144,19 +144,18 @@ def cover(screen_V3, faces_F3, shadow_PP):
 @numba.njit(cache=True)
 def resolve(color_SS3, layer_SS, shadow_PP, darkness, frame_PP3, mask_PP):
     """Average samples to pixels with the shadow on the floor; a pixel belongs to people if one of its samples does."""
-    for y in range(frame_PP3.shape[0]):
-        for x in range(frame_PP3.shape[1]):
-            dimmed = np.float32(1.0) - darkness * shadow_PP[y, x]
-            person = False
-            for k in range(3):
-                total = np.float32(0.0)
-                for j in range(2 * y, 2 * y + 2):
-                    for i in range(2 * x, 2 * x + 2):
-                        factor = dimmed if layer_SS[j, i] == FLOOR else np.float32(1.0)
-                        total += min(color_SS3[j, i, k] * factor, np.float32(255.0))
-                        person |= layer_SS[j, i] >= PERSON
-                frame_PP3[y, x, k] = np.uint8(total * np.float32(0.25) + np.float32(0.5))
-            mask_PP[y, x] = person
+    for y, x in np.ndindex(mask_PP.shape):
+        dimmed = np.float32(1.0) - darkness * shadow_PP[y, x]
+        person = False
+        for k in range(3):
+            total = np.float32(0.0)
+            for j in range(2 * y, 2 * y + 2):
+                for i in range(2 * x, 2 * x + 2):
+                    factor = dimmed if layer_SS[j, i] == FLOOR else np.float32(1.0)
+                    total += min(color_SS3[j, i, k] * factor, np.float32(255.0))
+                    person |= layer_SS[j, i] >= PERSON
+            frame_PP3[y, x, k] = np.uint8(total * np.float32(0.25) + np.float32(0.5))
+        mask_PP[y, x] = person
 
 
 # ------------------------------------------------------------------------------------------------------ surroundings
