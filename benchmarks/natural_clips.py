@@ -19,7 +19,7 @@ import numpy as np
 
 from ppma.common.video import video_writer
 from ppma.config.errors import InputError
-from ppma.data.shard_writer import PackRow, pack_shard, write_rows
+from ppma.data.shard_writer import PackRow, ShardJob, write_rows, write_shard
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.store import INDEX, PackParameters, Store, StoreIndex, locate_packed
 
@@ -110,7 +110,7 @@ def _pack(folder: Path, videos: list[Path]) -> Store:
     rows = [
         PackRow(row=i, path=str(path), label=0, start_seconds=0.0, end_seconds=1e6) for i, path in enumerate(videos)
     ]
-    shard = pack_shard(store, 0, rows, parameters, refused={}, started=lambda _: None)
+    *_, shard = write_shard(ShardJob(folder=store, number=0, rows=rows, parameters=parameters))
     write_rows(store, [shard], len(rows))
     index = StoreIndex(manifest_sha256="", rows=len(rows), parameters=parameters, shards=(shard,), complete=True)
     (store / INDEX).write_text(index.dump())

@@ -9,24 +9,21 @@ before its index does. Decoding everything takes 10 to 20 times as long, so ther
     full    decodes every frame, in the same pass: every corrupt frame is found; a file with one is refused
 
 Damage between key frames passes `quick`; the loader meets it, names and counts it. Frames count from the first key frame, times from its
-presentation, sizes are of the upright picture. `main` is a worker of `probe_pool`: av and numpy are all it imports.
+presentation, sizes are of the upright picture.
 """
 
 import io
-import os
-import signal
-import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import av
 import av.error
 import numpy as np
 
+from ppma.common.workers import parallel_map
 from ppma.config.errors import InputError
 from ppma.loaders.sources.formats import FRAME_FOLDER_FPS, list_frames
 
@@ -63,13 +60,11 @@ class VideoMetadata:
     """What is odd but usable: rotated, interlaced, variable frame rate, starts without a key frame."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProbeJob:
-    """One file to probe."""
-
-    path: str
-    max_pixels: int = MAX_PIXELS
-    check: Check = "quick"
+class _Job(NamedTuple):
+    number: int
+    path: Path
+    max_pixels: int
+    check: Check
 
 
 def probe(path: Path, *, max_pixels: int = MAX_PIXELS, check: Check = "quick") -> VideoMetadata:
@@ -356,18 +351,44 @@ def _refuse_large(file: Path, width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def main() -> None:
-    """Answer each ProbeJob on the connection with VideoMetadata or the reason in words, until it closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    connection = Connection(int(sys.argv[1]))
+def probe_all(
+    paths: Sequence[Path],
+    *,
+    workers: int,
+    timeout_seconds: float,
+    max_pixels: int = MAX_PIXELS,
+    check: Check = "quick",
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[VideoMetadata | str]:
+    """Probe many files in other processes, so that a file that crashes or hangs a decoder costs only its own result.
+
+    Args:
+        paths: Videos and folders of frames.
+        workers: Number of processes.
+        timeout_seconds: A file that takes longer is given up.
+        max_pixels: Frames with more pixels are refused.
+        check: "quick" decodes up to 8 key frames, "full" every frame.
+        on_progress: Called with (files done, all files) after each file.
+
+    Returns:
+        The metadata of each path, or the reason why it cannot be used, in the order of `paths`.
+    """
+    jobs = [_Job(number, path, max_pixels, check) for number, path in enumerate(paths)]
+    found: dict[int, VideoMetadata | str] = {}
+    on_progress(0, len(jobs))
+    for number, answer in parallel_map(_probe_job, jobs, workers, timeout_seconds=timeout_seconds, on_lost=_lost):
+        found[number] = answer
+        on_progress(len(found), len(jobs))
+    return [found[number] for number in range(len(jobs))]
+
+
+def _probe_job(job: _Job) -> tuple[int, VideoMetadata | str]:
     try:
-        connection.send(os.getpid())
-        while True:
-            job: ProbeJob = connection.recv()
-            try:
-                answer: VideoMetadata | str = probe(Path(job.path), max_pixels=job.max_pixels, check=job.check)
-            except Unusable as reason:
-                answer = str(reason)
-            connection.send(answer)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the parent is done, or gone
+        return job.number, probe(job.path, max_pixels=job.max_pixels, check=job.check)
+    except Unusable as reason:
+        return job.number, str(reason)
+
+
+def _lost(job: _Job, reason: str) -> tuple[int, str]:
+    late = reason.startswith("took")
+    return job.number, f"{reason} to probe (--timeout-seconds)" if late else f"crashed the reader ({reason})"

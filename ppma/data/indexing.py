@@ -4,29 +4,22 @@ rows (path, label)  ->  look_into: every file opened, in parallel  ->  write: FI
 """
 
 import os
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ppma.common.files import write_csv
+from ppma.common.progress import Progress
 from ppma.config.errors import InputError, watch_disk
-from ppma.data.probe_pool import probe_all
 from ppma.loaders.sources.formats import FRAME_FOLDER_FPS, Listed
 from ppma.loaders.sources.manifest import Clip, Manifest
-from ppma.loaders.sources.probe import MAX_PIXELS, ProbeJob, VideoMetadata
+from ppma.loaders.sources.probe import MAX_PIXELS, VideoMetadata, probe_all
 
-LINE_EVERY_SECONDS = 10.0
-"""Between progress lines where the output is no terminal."""
 SHOWN = 10
 """Refused files and class names that are shown; the rest is in the files."""
 
@@ -114,36 +107,19 @@ class IndexConfig:
 
 
 def look_into(paths: Sequence[Path | None], config: IndexConfig) -> list[VideoMetadata | str]:
-    """VideoMetadata of each file, or the reason why it cannot be used; None is not opened and gets an empty reason."""
-    answers: list[VideoMetadata | str] = [""] * len(paths)
-    where = [i for i, path in enumerate(paths) if path is not None]
-    jobs = [ProbeJob(path=str(paths[i]), max_pixels=config.max_pixels, check=config.check) for i in where]
-    with closing(probe_all(jobs, workers=config.workers, timeout_seconds=config.timeout_seconds)) as results:
-        for position, answer in _with_progress(results, len(jobs)):
-            answers[where[position]] = answer
-    return answers
-
-
-def _with_progress(
-    results: Iterable[tuple[int, VideoMetadata | str]], total: int
-) -> Iterator[tuple[int, VideoMetadata | str]]:
-    """Pass `results` on, with a bar on a terminal and a line now and then elsewhere."""
-    console = Console(stderr=True)
-    began, refused = time.monotonic(), 0
-    said = began
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=total, note="")
-        for done, result in enumerate(results, 1):
-            yield result
-            refused += isinstance(result[1], str)
-            now = time.monotonic()
-            rate = done / max(now - began, 1e-3)
-            bar.update(task, completed=done, note=f"{rate:.0f} files/s, {refused} refused, left:")
-            if not console.is_terminal and now - said >= LINE_EVERY_SECONDS:
-                said = now
-                left = timedelta(seconds=int((total - done) / rate))
-                sys.stderr.write(f"{done} of {total} files, {rate:.0f}/s, {refused} refused, {left} left\n")
+    """Return the metadata of each file, or the reason why it cannot be used; "" for None, which is not opened."""
+    with Progress("files") as progress:
+        found = iter(
+            probe_all(
+                [path for path in paths if path is not None],
+                workers=config.workers,
+                timeout_seconds=config.timeout_seconds,
+                max_pixels=config.max_pixels,
+                check=config.check,
+                on_progress=progress,
+            )
+        )
+    return ["" if path is None else next(found) for path in paths]
 
 
 def write(

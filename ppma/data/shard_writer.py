@@ -1,21 +1,22 @@
 """Write the shards of a packed store.
 
-    rows of a manifest  ->  decoded (PyAV), scaled down, JPEG  ->  shard-NNNNN.beton, appearing whole or not at all
+    rows of a manifest  ->  decoded (PyAV), scaled down, JPEG  ->  shard-NNNNN.beton, written atomically
 
-FFCV's DatasetWriter waits for ever when a sample raises, cannot resume, and pads every page that the next sample does not fit; so the
-file is laid out here, byte for byte in its format: header, fields, table of samples, blobs, table of allocations. A shard is one page,
-which FFCV allows up to 2 GiB. Needs no FFCV.
+FFCV's DatasetWriter hangs when a sample raises, cannot resume, and pads every page that the next sample does not fit. So this module lays
+out the file itself, byte for byte in FFCV's format and without FFCV: header, fields, table of samples, blobs, table of allocations. A
+shard is one page, which FFCV allows up to 2 GiB.
 """
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 
-from ppma.common.files import content_sha256, file_sha256, joined_sha256
+from ppma.common.files import atomic_path, content_sha256, file_sha256, joined_sha256
 from ppma.config.errors import BadClip, InputError
 from ppma.loaders.samples import scaled_size
 from ppma.loaders.sources.store import (
@@ -32,10 +33,10 @@ from ppma.loaders.sources.store import (
     Shard,
     ShardFile,
     StoreError,
-)
+)  # fmt: skip
 
 SHARD_FRAMES = 20_000
-"""Frames of a shard: some 400 MB at the training size, a minute or two of one core; what a kill can cost a worker."""
+"""Frames of a shard: about 400 MB at the training size and one or two minutes of one core, which is what a kill can cost a worker."""
 PAGE_BYTES = 1 << 21
 """FFCV's smallest page."""
 MAX_SHARD_BYTES = 1 << 31
@@ -54,7 +55,7 @@ class PackRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedClip:
-    """One sample of the field `clip`."""
+    """One sample of FFCV's field `clip`."""
 
     blob: bytes
     frames: int
@@ -62,8 +63,20 @@ class PackedClip:
     width: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShardJob:
+    """One shard to write."""
+
+    folder: Path
+    number: int
+    rows: Sequence[PackRow]
+    parameters: PackParameters
+    refused: Mapping[int, str] = field(default_factory=dict)
+    """Row -> why it is left out."""
+
+
 def shard_bounds(frames: Sequence[int]) -> list[tuple[int, int]]:
-    """Rows [first, stop) of each shard, from the frames of each row: a function of the manifest alone, so that a resumed run agrees."""
+    """Return the rows [first, stop) of each shard from the frames of each row. They depend on nothing else, so a resumed run agrees."""
     bounds, first, held = [], 0, 0
     for row, count in enumerate(frames):
         if held and held + count > SHARD_FRAMES:
@@ -74,9 +87,9 @@ def shard_bounds(frames: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def encode_clip(row: PackRow, parameters: PackParameters) -> PackedClip:
-    """Decode, scale and compress one row. Raises BadClip.
+    """Decode, scale and compress one row; BadClip if that fails.
 
-    Scaling is the loader's own (bilinear, no antialiasing), so that a packed clip differs from its video by JPEG's loss alone.
+    Scaling is the loader's own (bilinear, no antialiasing), so a packed clip differs from its video by JPEG's loss alone.
     """
     from ppma.loaders.decode.fetch import all_frames  # late: training reads stores on machines without PyAV
 
@@ -96,131 +109,100 @@ def encode_clip(row: PackRow, parameters: PackParameters) -> PackedClip:
     head = 4 * (len(jpegs) + 1) + 8 * len(jpegs)
     offsets = head + np.cumsum([0, *map(len, jpegs)])
     if offsets[-1] >= MAX_SHARD_BYTES // 2:
-        raise BadClip(f"takes {offsets[-1] / 1e9:.1f} GB; give a smaller --fps or --short-side, or cut it")
+        raise BadClip(f"needs {offsets[-1] / 1e9:.1f} GB; give a smaller --fps or --short-side, or cut the clip")
     blob = b"".join([offsets.astype("<u4").tobytes(), np.array(times, "<f8").tobytes(), *jpegs])
     return PackedClip(blob=blob, frames=len(jpegs), height=size[0], width=size[1])
 
 
 class ShardWriter:
-    """Writes one shard: `add` clips, then `finish`. Nothing bears the shard's name before it is whole and checked."""
+    """Append clips to an open file in FFCV's format; `finish` writes its tables."""
 
-    def __init__(self, path: Path, rows: int) -> None:
-        """Room is kept for a table of `rows` samples."""
-        self.path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self._file = self._temporary.open("wb")
-        self._table_at = HEADER.itemsize + FIELD.itemsize * len(FIELDS)
-        self._samples = np.zeros(rows, SAMPLE)
-        self._clips = self.frames = 0
-        self._file.seek(self._table_at + self._samples.nbytes)
+    def __init__(self, name: str, file: BinaryIO, rows: int) -> None:
+        """Reserve space for a table of `rows` samples; `name` is for messages."""
+        self.name, self.file = name, file
+        self._table = np.zeros(rows, SAMPLE)
+        self.clips = self.frames = 0
+        file.seek(HEADER.itemsize + FIELD.itemsize * len(FIELDS) + self._table.nbytes)
+
+    @property
+    def samples(self) -> np.ndarray:
+        """The table of the clips added so far, SAMPLE (clips,)."""
+        return self._table[: self.clips]
 
     def add(self, clip: PackedClip, *, label: int, row: int) -> None:
-        """Append one sample."""
-        at = self._file.tell()
+        """Append one sample; InputError if the shard would pass 2 GiB."""
+        at = self.file.tell()
         if at + len(clip.blob) >= MAX_SHARD_BYTES - PAGE_BYTES:
-            raise InputError(f"{self.path.name} passes 2 GiB; give a smaller --quality, --fps or --short-side")
-        self._file.write(clip.blob)
-        self._samples[self._clips] = (
-            (clip.frames, clip.height, clip.width, len(clip.blob), at),
-            label,
-            row,
-        )
-        self._clips += 1
+            raise InputError(f"{self.name} passes 2 GiB; give a smaller --quality, --fps or --short-side")
+        self.file.write(clip.blob)
+        self._table[self.clips] = ((clip.frames, clip.height, clip.width, len(clip.blob), at), label, row)
+        self.clips += 1
         self.frames += clip.frames
 
-    def finish(self) -> tuple[str, int]:
-        """Complete, flush, check what the disk holds, and rename. Returns (sha256, bytes)."""
-        end = self._file.tell()
-        samples = self._samples[: self._clips]
-        allocations = np.zeros(self._clips, ALLOCATION)
-        allocations["sample_id"] = np.arange(self._clips)
-        allocations["ptr"], allocations["size"] = samples["f0"]["data_ptr"], samples["f0"]["size"]
-        self._file.write(allocations.tobytes())
+    def finish(self) -> None:
+        """Write the header and the tables."""
+        end = self.file.tell()
+        allocations = np.zeros(self.clips, ALLOCATION)
+        allocations["sample_id"] = np.arange(self.clips)
+        allocations["ptr"], allocations["size"] = self.samples["f0"]["data_ptr"], self.samples["f0"]["size"]
+        self.file.write(allocations.tobytes())
         page = max(PAGE_BYTES, 1 << (end - 1).bit_length())  # one page holds all: no sample crosses a page's border
-        header = np.array((FFCV_VERSION, len(FIELDS), page, self._clips, end), HEADER)
-        self._file.seek(0)
-        self._file.write(header.tobytes() + _fields().tobytes() + samples.tobytes())
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        digest = file_sha256(self._temporary)
-        _check(self._temporary, samples)
-        size = self._temporary.stat().st_size
-        self._temporary.replace(self.path)
-        return digest, size
-
-    def abandon(self) -> None:
-        """Remove what was written. Harmless after `finish`."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        header = np.array((FFCV_VERSION, len(FIELDS), page, self.clips, end), HEADER)
+        fields = np.zeros(len(FIELDS), FIELD)
+        for one, (name, type_id) in zip(fields, FIELDS):
+            one["type_id"] = type_id
+            one["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
+        self.file.seek(0)
+        self.file.write(header.tobytes() + fields.tobytes() + self.samples.tobytes())
 
 
-def _fields() -> np.ndarray:
-    fields = np.zeros(len(FIELDS), FIELD)
-    for field, (name, type_id) in zip(fields, FIELDS):
-        field["type_id"] = type_id
-        field["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
-    return fields
+@contextmanager
+def shard_file(path: Path, rows: int) -> Iterator[ShardWriter]:
+    """Yield a writer of one shard; `path` appears when the block ends without an error and the file reads back as written."""
+    with atomic_path(path) as temp_path:
+        with temp_path.open("wb") as file:
+            writer = ShardWriter(path.name, file, rows)
+            yield writer
+            writer.finish()
+        _check(temp_path, writer.samples)
 
 
 def _check(path: Path, samples: np.ndarray) -> None:
-    """Read the table back, and the first and last bytes of every frame: JPEG's marks."""
+    """Compare the table, and the first and last bytes of every frame with the markers of JPEG."""
     shard = ShardFile(path)
     assert np.array_equal(shard.samples, samples)
     for place in range(len(samples)):
         offsets, _ = shard.table(place)
         for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist()):
             if shard.read(begin, 2) != b"\xff\xd8" or shard.read(end - 2, 2) != b"\xff\xd9":
-                raise StoreError(f"{path.name}: clip {place} did not reach the disk as it was written")
+                raise StoreError(f"{path.name}: clip {place} reads back differently; check the disk and pack it again")
 
 
-def pack_shard(
-    folder: Path,
-    number: int,
-    rows: Sequence[PackRow],
-    parameters: PackParameters,
-    *,
-    refused: Mapping[int, str],
-    started: Callable[[PackRow], None],
-) -> Shard:
-    """Write shard `number` from `rows`; rows that cannot be decoded, and those `refused` with a reason, are left out and named.
-
-    `started` is told of every row before it is opened.
-    """
-    path = folder / f"shard-{number:05d}{SUFFIX}"
-    writer = ShardWriter(path, len(rows))
+def write_shard(job: ShardJob) -> Iterator[PackRow | Shard]:
+    """Write one shard: yield each row before it is opened, and the finished shard last. Bad and refused rows are left out and named."""
+    path = job.folder / f"shard-{job.number:05d}{SUFFIX}"
     rejected: list[tuple[int, str, str]] = []
     contents = []
-    try:
-        for row in rows:
-            started(row)
+    with shard_file(path, len(job.rows)) as writer:
+        for row in job.rows:
+            yield row
             try:
-                if row.row in refused:
-                    raise BadClip(refused[row.row])
-                clip = encode_clip(row, parameters)
+                if row.row in job.refused:
+                    raise BadClip(job.refused[row.row])
+                clip = encode_clip(row, job.parameters)
             except BadClip as error:
                 rejected.append((row.row, row.path, str(error)))
                 continue
             writer.add(clip, label=row.label, row=row.row)
             contents.append(content_sha256(Path(row.path)))
-        digest, size = writer.finish()
-    finally:
-        writer.abandon()
-    return Shard(
-        file=path.name,
-        first_row=rows[0].row,
-        rows=len(rows),
-        clips=len(rows) - len(rejected),
-        frames=writer.frames,
-        bytes=size,
-        sha256=digest,
-        rejected=tuple(rejected),
-        content_sha256=joined_sha256(contents),
-    )
+    yield Shard(
+        file=path.name, first_row=job.rows[0].row, rows=len(job.rows), clips=writer.clips, frames=writer.frames,
+        bytes=path.stat().st_size, sha256=file_sha256(path), rejected=tuple(rejected), content_sha256=joined_sha256(contents),
+    )  # fmt: skip
 
 
 def write_rows(folder: Path, shards: Sequence[Shard], rows: int) -> None:
-    """rows.npy, from the tables of the shards."""
+    """Write rows.npy, the shard and place of each row of the manifest, from the tables of the shards."""
     places = np.zeros(rows, PLACE)
     places["shard"] = -1
     for number, shard in enumerate(shards):
@@ -228,16 +210,12 @@ def write_rows(folder: Path, shards: Sequence[Shard], rows: int) -> None:
         at = samples["f2"]
         places["shard"][at], places["place"][at] = number, np.arange(len(samples))
         places["height"][at], places["width"][at] = samples["f0"]["height"], samples["f0"]["width"]
-    temporary = folder / f".{ROWS}.tmp"
-    with temporary.open("wb") as file:
-        np.save(file, places)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / ROWS)
+    with atomic_path(folder / ROWS) as temp_path:
+        np.save(temp_path, places)
 
 
 def damaged_shards(folder: Path, shards: Sequence[Shard]) -> Iterator[tuple[Shard, str]]:
-    """(shard, "" or what is wrong with it) for each of the shards, its checksum compared."""
+    """Yield each shard with what is wrong with its file, "" if it has its size and checksum."""
     for shard in shards:
         path = folder / shard.file
         if path.stat().st_size != shard.bytes:

@@ -1,17 +1,20 @@
-"""Jobs on several processes: every result comes, an error stops what waits, a full disk has a name of its own."""
+"""Jobs on several processes: every result comes, errors and dead workers are reported, and no worker is left behind."""
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections import deque
+from multiprocessing import active_children
 from pathlib import Path
 
 import psutil
 import pytest
 
-from ppma.common.workers import parallel_map
-from ppma.config.errors import DiskFullError, watch_disk
+from ppma.common.workers import Lost, parallel_events, parallel_map, parse_shard
+from ppma.config.errors import DiskFullError, InputError, watch_disk
 
 
 def leave_mark(path: Path) -> str:
@@ -20,35 +23,85 @@ def leave_mark(path: Path) -> str:
 
 
 def refuse_the_first(path: Path) -> str:
+    """Fail in job 0 while job 1 runs."""
+    running = path.with_name("running")
     if path.name == "0":
+        while not running.exists():
+            time.sleep(0.01)
         raise ValueError("refused")
-    time.sleep(0.05)  # long enough for the refusal to reach the parent before the other worker has done all
+    running.touch()
+    time.sleep(0.5)
     return leave_mark(path)
 
 
-def tell_and_idle(path: Path) -> None:
-    beside = path.with_suffix(".made")
-    beside.write_text(str(os.getpid()))
-    beside.replace(path)
-    time.sleep(120)
+def misbehave(job: str) -> str:
+    if job == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if job == "exit":
+        os._exit(3)
+    if job == "hang":
+        time.sleep(600)
+    return f"did {job}"
+
+
+def count_up(job: tuple[int, int | None]):
+    """Yield 0, 1, 2 and die before the number that is given."""
+    for number in range(3):
+        if number == job[1]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield number
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_each_job_gives_its_result(tmp_path, workers):
     jobs = [tmp_path / str(n) for n in range(5)]
     assert sorted(parallel_map(leave_mark, jobs, workers)) == ["0", "1", "2", "3", "4"]
-    assert all(job.is_file() for job in jobs)
+    assert all(job.is_file() for job in jobs) and not active_children()
 
 
-def test_an_error_in_a_worker_drops_what_waits(tmp_path):
+def test_an_error_drops_waiting_jobs_and_finishes_running_ones(tmp_path):
     jobs = [tmp_path / str(n) for n in range(40)]
-    with pytest.raises(ValueError, match="refused"):
+    with pytest.raises(ValueError, match="refused") as error:
         list(parallel_map(refuse_the_first, jobs, 2))
-    assert sum(job.is_file() for job in jobs) < 39
+    assert jobs[1].is_file() and not jobs[-1].is_file() and not active_children()
+    assert any("refuse_the_first" in note for note in error.value.__notes__), "the worker's traceback"
+
+
+def test_lost_jobs_get_a_result_and_the_others_their_own():
+    jobs = ["a", "segfault", "b", "hang", "c", "exit", "d"]
+    found = sorted(parallel_map(misbehave, jobs, 2, timeout_seconds=3, on_lost="{}: {}".format))
+    lost = ["exit: exit code 3", "hang: took longer than 3 s", "segfault: SIGSEGV"]
+    assert found == ["did a", "did b", "did c", "did d", *lost] and not active_children()
+
+
+def test_without_a_result_for_lost_jobs_a_dead_worker_is_an_error():
+    with pytest.raises(RuntimeError, match="SIGSEGV"):
+        list(parallel_map(misbehave, ["a", "segfault"], 2))
+
+
+def test_leaving_early_kills_jobs_that_hang():
+    results = parallel_map(misbehave, ["a", "hang"], 2, on_lost="{}: {}".format)
+    assert next(results) == "did a" and active_children()
+    results.close()
+    assert not active_children()
+
+
+def test_a_lost_job_can_be_repeated_without_what_killed_it():
+    jobs, seen = deque([(0, None), (1, 2)]), []
+    for job, event in parallel_events(count_up, jobs, 2):
+        seen.append((*job, event))
+        if isinstance(event, Lost):
+            jobs.append((job[0], None))
+    assert {(1, 2, 0), (1, 2, 1), (1, 2, Lost("SIGKILL"))} < set(seen)
+    assert [event for number, dies, event in seen if number == 1 and dies is None] == [
+        0,
+        1,
+        2,
+    ] and not active_children()
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, DiskFullError), (errno.EACCES, PermissionError)])
-def test_only_a_full_disk_is_one(tmp_path, number, kind):
+def test_only_a_full_disk_is_a_disk_full_error(tmp_path, number, kind):
     with pytest.raises(kind), watch_disk(tmp_path):
         raise OSError(number, "no")
 
@@ -57,22 +110,47 @@ PARENT = """
 import sys
 from pathlib import Path
 from ppma.common.workers import parallel_map
-from tests.common.test_workers import tell_and_idle
+from tests.common.test_workers import write_pid_and_sleep
 
 if __name__ == "__main__":
-    list(parallel_map(tell_and_idle, [Path(sys.argv[1], name) for name in "ab"], 2))
+    list(parallel_map(write_pid_and_sleep, [Path(sys.argv[1], name) for name in "ab"], 2))
 """
+
+
+def write_pid_and_sleep(path: Path) -> None:
+    temp_path = path.with_suffix(".tmp")
+    temp_path.write_text(str(os.getpid()))
+    temp_path.replace(path)
+    time.sleep(120)
 
 
 def test_no_worker_outlives_a_parent_that_is_killed(tmp_path):
     (tmp_path / "parent.py").write_text(PARENT)
-    told = [tmp_path / name for name in "ab"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    files = [tmp_path / name for name in "ab"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     parent = subprocess.Popen([sys.executable, tmp_path / "parent.py", tmp_path], env=environment)
     until = time.monotonic() + 60
-    while not all(path.exists() for path in told) and time.monotonic() < until:
+    while not all(path.exists() for path in files) and time.monotonic() < until:
         time.sleep(0.1)
-    workers = [psutil.Process(int(path.read_text())) for path in told]
+    workers = [psutil.Process(int(path.read_text())) for path in files]
     parent.kill()
     parent.wait()
     assert not psutil.wait_procs(workers, timeout=10)[1]
+
+
+def test_every_job_belongs_to_one_shard():
+    assert parse_shard(None) == (0, 1)
+    shards = [list(range(10))[first::step] for first, step in (parse_shard(f"{i}/3") for i in range(3))]
+    assert sorted(job for shard in shards for job in shard) == list(range(10)) and [len(shard) for shard in shards] == [
+        4,
+        3,
+        3,
+    ]
+
+
+@pytest.mark.parametrize(
+    "flags", [(shard,) for shard in ("3/3", "0/0", "-1/2", "1", "1/", "a/b", "0/2/3")] + [("0/2", 2), (None, 0)]
+)
+def test_other_shards_are_refused(flags):
+    with pytest.raises(InputError):
+        parse_shard(*flags)

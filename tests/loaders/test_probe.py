@@ -1,8 +1,11 @@
 """The probe's answer for every broken and odd file: the generated ones, and the collected ones where they are at hand."""
 
+import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import av
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 from damaged_clips import FRAMES, VARIABLE_TIMES_MS, encode, make_all, number_of
 
-from ppma.loaders.sources.probe import Unusable, VideoMetadata, open_video, probe
+from ppma.loaders.sources.probe import Unusable, VideoMetadata, open_video, probe, probe_all
 
 PLAIN = {"frames": FRAMES, "width": 320, "height": 240, "fps": 25.0, "duration_seconds": 2.4, "remarks": ()}
 ANSWERS: dict[str, str | dict[str, object]] = {
@@ -201,3 +204,23 @@ def test_memory_of_a_worker_stays_within_300_mb(generated, tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     grown, *heavy = done.stdout.split()
     assert float(grown) < 300 and not heavy
+
+
+def test_files_that_hang_or_are_bad_cost_only_their_own_result(tmp_path):
+    """Opening a pipe that no process writes to waits for ever, in the kernel."""
+    for name in ("hangs 1", "hangs 2"):
+        (tmp_path / name).mkdir()
+        os.mkfifo(tmp_path / name / "000001.jpg")
+    for i in range(3):
+        (tmp_path / f"{i}.mp4").write_bytes(encode("mp4", range(i + 1)) if i else b"")
+    names = ("hangs 1", "0.mp4", "1.mp4", "hangs 2", "2.mp4")
+    done, began = [], time.monotonic()
+    found = probe_all(
+        [tmp_path / name for name in names],
+        workers=1,
+        timeout_seconds=1,
+        on_progress=lambda *counts: done.append(counts),
+    )
+    assert time.monotonic() - began < 60 and not multiprocessing.active_children()
+    assert found[0] == found[3] and "longer than 1 s" in found[0] and found[1] == "is an empty file"
+    assert [found[i].frames for i in (2, 4)] == [2, 3] and done == [(n, 5) for n in range(6)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ppma.config.errors import InputError
-from ppma.data.shard_writer import PackRow, encode_clip, pack_shard, write_rows
+from ppma.data.shard_writer import PackRow, ShardJob, encode_clip, write_rows, write_shard
 from ppma.loaders.decode import fetch
 from ppma.loaders.sources import store
 from ppma.loaders.sources.manifest import Clip, Manifest
@@ -23,7 +23,7 @@ def row(path, number=0, start=0.0, end=100.0, label=3):
 
 def make_store(folder: Path, rows, parameters=PARAMETERS) -> Store:
     folder.mkdir()
-    shard = pack_shard(folder, 0, rows, parameters, refused={}, started=lambda _: None)
+    *_, shard = write_shard(ShardJob(folder=folder, number=0, rows=rows, parameters=parameters))
     write_rows(folder, [shard], len(rows))
     index = StoreIndex(manifest_sha256="m", rows=len(rows), parameters=parameters, shards=(shard,), complete=True)
     (folder / store.INDEX).write_text(index.dump())

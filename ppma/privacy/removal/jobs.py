@@ -10,7 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import chain, count, islice
@@ -23,11 +23,10 @@ from ppma.common.files import write_csv, write_json
 from ppma.common.video import key_frame_spacing
 from ppma.common.workers import parallel_map
 from ppma.config.errors import FULL_DISK, InputError, watch_disk
-from ppma.data.probe_pool import probe_all
 from ppma.loaders.decode.fetch import BadClip
 from ppma.loaders.sources.formats import FRAME_FOLDER_FPS, read_source
 from ppma.loaders.sources.manifest import Clip, Manifest
-from ppma.loaders.sources.probe import ProbeJob, VideoMetadata
+from ppma.loaders.sources.probe import probe_all
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.clip import ClipSource, Outcome, Pipeline, Settings
 from ppma.privacy.removal.writing import Layout, parts, target
@@ -80,21 +79,18 @@ def read_clips(source: Path, root: Path | None, workers: int) -> tuple[Path, lis
     rows = read_source(source, root=source)
     refused = [(row.path, row.reason) for row in rows if row.reason]
     usable = [row for row in rows if not row.reason]
-    jobs = [ProbeJob(path=str(source / row.path)) for row in usable]
-    clips: dict[int, Clip] = {}
-    with closing(probe_all(jobs, workers=workers, timeout_seconds=PROBE_SECONDS)) as answers:
-        for i, facts in answers:
-            if not isinstance(facts, VideoMetadata):
-                refused.append((usable[i].path, facts))
-                continue
-            known = asdict(facts)
-            del known["remarks"]
-            clips[i] = Clip(
-                path=usable[i].path, label=usable[i].label, class_name=usable[i].class_name, source=source.name, **known
-            )
+    answers = probe_all([source / row.path for row in usable], workers=workers, timeout_seconds=PROBE_SECONDS)
+    clips = []
+    for row, found in zip(usable, answers):
+        if isinstance(found, str):
+            refused.append((row.path, found))
+            continue
+        known = asdict(found)
+        del known["remarks"]
+        clips.append(Clip(path=row.path, label=row.label, class_name=row.class_name, source=source.name, **known))
     if not clips:
         raise InputError(f"{source}: none of {len(rows)} clips can be read; the first: {refused[0][0]} {refused[0][1]}")
-    return source, [clips[i] for i in sorted(clips)], sorted(refused)
+    return source, clips, sorted(refused)
 
 
 def names(clips: Sequence[Clip]) -> list[str]:
