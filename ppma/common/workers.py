@@ -212,6 +212,7 @@ def _serve(connection: Connection, work: Callable[..., Iterable[Any]], first: tu
             except Exception as error:  # noqa: BLE001 - raised again in the parent
                 error.add_note(traceback.format_exc())
                 connection.send(("error", error))
+                raise SystemExit(1) from None
 
 
 # ------------------------------------------------------------------------------------------------------------- job arrays
