@@ -1,9 +1,9 @@
-"""The manners every command shares: how flags are read, how a wrong input is reported, which code a command exits with.
+"""What all commands share: reading flags, reporting wrong input, and exit codes.
 
     config class, argv  -> parse ->  config, or one line on stderr and exit code 2
     main, argv          -> run   ->  exit code
 
-Exit codes: 0 done, 2 the user's input is wrong, 75 stopped in good order and wants to be run again, 130 interrupted, 1 everything else.
+Exit codes: 0 done, 2 the user's input is wrong, 75 stopped cleanly (rerun to resume), 130 interrupted, 1 everything else.
 """
 
 import contextlib
@@ -18,24 +18,40 @@ from typing import TypeVar
 import tyro
 
 from ppma.config.errors import FULL_DISK, DiskFullError, InputError
-from ppma.config.gpu_errors import remedy
 
 log = logging.getLogger(__name__)
 
 DONE, WRONG_INPUT, RUN_AGAIN, INTERRUPTED = 0, 2, 75, 130
 
+NO_GPU = "--device cpu runs without a GPU"
+GPU_REMEDIES = {
+    r"out of memory": "--accumulate 2 computes the same batch in two halves, --vit.recompute and a smaller --batch need less memory too; "
+    "`nvidia-smi` lists other processes on the GPU",
+    r"no kernel image is available|too old to be supported|not compatible with the current PyTorch": "this torch does not support this "
+    f"GPU: `ppma doctor` names both; {NO_GPU}",
+    r"driver.*(too old|insufficient)|Found no NVIDIA driver": "update the NVIDIA driver, or install a torch that matches it "
+    f"(`ppma doctor` names both); {NO_GPU}",
+}
+"""Pattern in the message of a RuntimeError of torch: what to do."""
+
 T = TypeVar("T")
 
 
 def parse(config_class: Callable[..., T], argv: Sequence[str], *, prog: str, default: T | None = None) -> T:
-    """Turn `argv` into an instance of a dataclass (or the result of a function) by tyro; flags change `default` where one is given.
+    """Return a config read from flags by tyro. --help prints the flags and exits with 0.
 
-    Its docstring is the help's text, the fields' docstrings the flags'. --help exits with 0; flags that do not fit, and an InputError
-    raised while the config is built, become an InputError of one line, which `run` prints.
+    Args:
+        config_class: Dataclass, or function whose result is returned. Its docstring and those of its fields are the help text.
+        argv: Flags.
+        prog: Name of the command in messages.
+        default: Config whose fields the flags replace.
+
+    Raises:
+        InputError: A flag does not exist or does not fit, or the config refuses a value.
     """
     if default is None:
-        return _told(lambda: tyro.cli(config_class, args=list(argv), prog=prog), prog)
-    return _told(lambda: tyro.cli(type(default), args=list(argv), prog=prog, default=default), prog)
+        return _in_one_line(lambda: tyro.cli(config_class, args=list(argv), prog=prog), prog)
+    return _in_one_line(lambda: tyro.cli(type(default), args=list(argv), prog=prog, default=default), prog)
 
 
 def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
@@ -47,13 +63,15 @@ def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
 
 
 def parse_known(default: T, argv: Sequence[str], *, prog: str) -> tuple[T, list[str]]:
-    """Flags that change fields of `default`, and what is left of `argv`: flags for somebody else to read."""
+    """Return `default` with its fields replaced by flags, and the flags that name none of its fields. Raises as `parse` does."""
     kind = type(default)
-    return _told(lambda: tyro.cli(kind, args=list(argv), prog=prog, default=default, return_unknown_args=True), prog)
+    return _in_one_line(
+        lambda: tyro.cli(kind, args=list(argv), prog=prog, default=default, return_unknown_args=True), prog
+    )
 
 
-def _told(read: Callable[[], T], prog: str) -> T:
-    """Call tyro; its framed complaint on stderr becomes an InputError of one line."""
+def _in_one_line(read: Callable[[], T], prog: str) -> T:
+    """Call tyro, and turn its framed error on stderr into an InputError of one line."""
     report = io.StringIO()
     try:
         with contextlib.redirect_stderr(report):
@@ -61,10 +79,10 @@ def _told(read: Callable[[], T], prog: str) -> T:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError(f"{_one_line(report.getvalue())} ({prog} --help lists the flags)") from None
+        raise InputError(f"{_message(report.getvalue())} ({prog} --help lists the flags)") from None
 
 
-def _one_line(box: str) -> str:
+def _message(box: str) -> str:
     """Return tyro's error without its frame: the text above the first rule, and the flag that it suggests."""
     lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
     rule = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
@@ -74,9 +92,10 @@ def _one_line(box: str) -> str:
 
 
 def run(main: Callable[[list[str]], int], argv: list[str], *, prog: str) -> int:
-    """Call a command's main and return the exit code.
+    """Call the main function of a command and return its exit code.
 
-    An InputError, and a GPU that is too small, too old or without its driver, is one line on stderr; a defect of ours keeps its traceback.
+    Wrong input, a full disk, and a GPU that is too small, too old or lacks a driver are reported in one line on stderr. Any other
+    exception is a defect and passes.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -85,7 +104,9 @@ def run(main: Callable[[list[str]], int], argv: list[str], *, prog: str) -> int:
         message = " ".join(str(error).split())
         sys.stderr.write(f"{prog}: {message}\n")
         return WRONG_INPUT
-    except BrokenPipeError:  # `ppma ... | head`: nobody reads on, and Python would complain once more when it flushes
+    except (
+        BrokenPipeError
+    ):  # `ppma ... | head` closed the pipe; without this Python reports it again when it flushes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (DiskFullError, OSError) as error:
@@ -94,7 +115,7 @@ def run(main: Callable[[list[str]], int], argv: list[str], *, prog: str) -> int:
         sys.stderr.write(f"{prog}: {error}; finished work is kept: free space and run the same command again\n")
         return RUN_AGAIN
     except RuntimeError as error:
-        line = remedy(error)
+        line = gpu_remedy(error)
         if line is None:
             raise
         log.debug("the error in full", exc_info=True)
@@ -103,3 +124,15 @@ def run(main: Callable[[list[str]], int], argv: list[str], *, prog: str) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: interrupted\n")
         return INTERRUPTED
+
+
+def gpu_remedy(error: BaseException) -> str | None:
+    """Return the message and the remedy, in one line, if this error or one of its causes is a GPU that cannot be used; else None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        for sentence in re.split(r"(?<=[.!])\s", " ".join(str(cause).split())):
+            for pattern, remedy in GPU_REMEDIES.items():
+                if re.search(pattern, sentence):
+                    return f"{sentence.rstrip('.')}: {remedy}"
+        cause = cause.__cause__
+    return None

@@ -1,8 +1,8 @@
-"""The exceptions that commands handle. Every other exception is a defect and keeps its traceback.
+"""The exceptions that commands handle, and checks of configs. Every other exception is a defect and keeps its traceback.
 
 InputError    the user's input is wrong             one line, exit code 2
 DiskFullError no space is left                      one line, exit code 75: free space and run the same command again
-BadClip       one file of many cannot be decoded    counted, named and replaced by whatever reads clips
+BadClip       one file of many cannot be decoded    counted, named in the quarantine and replaced by the loader
 """
 
 import errno
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-"""Error numbers of an OSError that mean a full disk or a used-up quota."""
+"""Error numbers of an OSError that mean a full disk or an exhausted quota."""
 
 
 class InputError(ValueError):
@@ -19,14 +19,14 @@ class InputError(ValueError):
 
 
 class DiskFullError(Exception):
-    """No space left on the device; finished files are kept, and the same command continues from there.
+    """Raised when no space is left on the device; finished files are kept, and the same command continues from there.
 
-    Not an OSError: code that takes an OSError for a bad file must not take a full disk for one.
+    Not an OSError, so that no code mistakes a full disk for a bad file.
     """
 
 
 class BadClip(Exception):
-    """A file that cannot give the frames asked of it; the text says why."""
+    """Raised for a file that cannot give the requested frames; the message says why."""
 
 
 @contextmanager
@@ -38,3 +38,23 @@ def watch_disk(folder: Path) -> Iterator[None]:
         if error.errno not in FULL_DISK:
             raise
         raise DiskFullError(f"{folder}: {error.strerror}") from None
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise InputError with this message unless the condition holds."""
+    if not condition:
+        raise InputError(message)
+
+
+def require_at_least(least: float, config: object, group: str, *names: str) -> None:
+    """Raise InputError unless these fields of a config are at least `least`; `group` is their prefix in the message."""
+    for name in names:
+        value = getattr(config, name)
+        require(value >= least, f"{group}{name} is {value}; it must be at least {least}")
+
+
+def require_share(config: object, group: str, *names: str) -> None:
+    """Raise InputError unless these fields of a config are between 0 and 1; `group` is their prefix in the message."""
+    for name in names:
+        value = getattr(config, name)
+        require(0 <= value <= 1, f"{group}{name} is {value}; it must be between 0 and 1")

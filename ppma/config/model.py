@@ -1,69 +1,58 @@
-"""What the model and its optimiser are, as plain data: the configs of vit, mae, mixing, classify and optim.
+"""Configs of the model and its optimizer: encoder, masked autoencoder, classifier, mixing, AdamW.
 
-Imports no torch, so a login node can resolve and print a recipe. Every default is a figure of the paper (Zhong et al.,
-"Learning Human Action Recognition Representations Without Real Humans", NeurIPS 2023), stage 1 where the stages
-differ.
+Every default is a value of the paper (Zhong et al., "Learning Human Action Recognition Representations Without Real Humans", NeurIPS
+2023), that of stage 1 where the stages differ.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Literal
 
-from ppma.config.errors import InputError
+from ppma.config.errors import require, require_at_least, require_share
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
-"""Mean of the encoder's input per colour, red first, pixels in [0, 1] (ImageNet)."""
+"""Mean of the encoder's input per color (red, green, blue), for pixels in [0, 1] (ImageNet)."""
 PIXEL_STD = (0.229, 0.224, 0.225)
 """Standard deviation that goes with PIXEL_MEAN (ImageNet)."""
 
 Residual = Literal["float32", "autocast"]
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise InputError(message)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """A video ViT: pre-norm blocks, no class token, a fixed position table. Defaults are the paper's ViT-B."""
+    """A video ViT: pre-norm blocks, no class token, fixed position embeddings. Defaults are the paper's ViT-B."""
 
     width: int = 768
-    """Values of a token."""
+    """Channels of a token."""
     depth: int = 12
     """Transformer blocks."""
     heads: int = 12
-    """Attention heads of a block."""
+    """Attention heads per block."""
     mlp_ratio: float = 4.0
-    """Hidden width of a block's MLP over the token width."""
+    """Hidden width of a block's MLP divided by the token width."""
     patch: tuple[int, int, int] = (2, 16, 16)
     """Frames, height and width of a patch in pixels."""
     frames: int = 16
-    """Frames of a clip."""
+    """Frames per clip."""
     size: int = 224
     """Height and width of a clip in pixels."""
     drop_path: float = 0.0
-    """Probability with which the last block's branches are skipped for a clip; rises linearly from 0 at the first
-    block."""
+    """Probability that a clip skips a branch of the last block; rises linearly from 0 at the first block."""
     recompute: bool = False
-    """Keep only the input of each block for the backward pass, in the decoder too, and compute the block once more
-    there: the same numbers to the bit, less memory, a third more arithmetic (published: on in stage 1, Q2)."""
+    """Recompute the activations of each block, the decoder's too, in the backward pass: same results to the bit, less memory, a third more
+    arithmetic (published: on in stage 1, Q2)."""
     residual: Residual = "float32"
-    """Type of the tokens between blocks: float32, or autocast for the type of the matrix products, which halves the
-    memory traffic of the residual stream and rounds it to 8 bits after every branch. No effect without autocast."""
+    """Type of the tokens between blocks: float32, or autocast for the type of the matrix products, which halves the memory traffic of the
+    residual stream and rounds it to 8 bits after every branch. No effect without autocast."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "frames", "size"):
-            _require(getattr(self, name) >= 1, f"vit.{name} is {getattr(self, name)}; it must be at least 1")
-        _require(min(self.patch) >= 1, f"vit.patch is {self.patch}; its three sides must be at least 1")
-        _require(self.width % self.heads == 0, f"vit.width {self.width} does not divide into {self.heads} heads")
-        _require(0 <= self.drop_path < 1, f"vit.drop_path is {self.drop_path}; it must be at least 0 and below 1")
-        known = ", ".join(get_args(Residual))
-        _require(self.residual in get_args(Residual), f"vit.residual is {self.residual!r}; use one of {known}")
+        require_at_least(1, self, "vit.", "width", "depth", "heads", "frames", "size")
+        require(min(self.patch) >= 1, f"vit.patch is {self.patch}; its three sides must be at least 1")
+        require(self.width % self.heads == 0, f"vit.width {self.width} does not divide into {self.heads} heads")
+        require(0 <= self.drop_path < 1, f"vit.drop_path is {self.drop_path}; it must be at least 0 and below 1")
         t, h, w = self.patch
         fits = self.frames % t == 0 and self.size % h == 0 and self.size % w == 0
-        _require(
-            fits, f"{self.frames} frames of {self.size} x {self.size} pixels do not divide into patches {self.patch}"
-        )
+        pixels = f"{self.frames} frames of {self.size} x {self.size} pixels"
+        require(fits, f"{pixels} do not divide into patches {self.patch}")
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -72,13 +61,13 @@ class ViTConfig:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a clip (paper: 8 * 14 * 14 = 1568)."""
+        """Tokens per clip (paper: 8 * 14 * 14 = 1568)."""
         t, h, w = self.grid
         return t * h * w
 
     @property
     def patch_values(self) -> int:
-        """Values of a patch (paper: 2 * 16 * 16 * 3 = 1536)."""
+        """Values per patch (paper: 2 * 16 * 16 * 3 = 1536)."""
         t, h, w = self.patch
         return t * h * w * 3
 
@@ -94,38 +83,40 @@ PRESETS = {
 
 
 def preset(name: str, **changes: object) -> ViTConfig:
-    """The ViTConfig of a preset with some fields replaced, e.g. preset("base", drop_path=0.1). InputError for another
-    name."""
-    _require(name in PRESETS, f"no ViT preset {name!r}; there are {', '.join(PRESETS)}")
+    """Return the ViTConfig of a preset with some fields replaced, e.g. preset("base", drop_path=0.1).
+
+    Raises:
+        InputError: There is no such preset.
+    """
+    require(name in PRESETS, f"no ViT preset {name!r}; there are {', '.join(PRESETS)}")
     return replace(PRESETS[name], **changes)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MAEConfig:
-    """Stage 1: what is hidden and how it is predicted."""
+    """Stage 1: masking and the decoder."""
 
     mask_ratio: float = 0.9
-    """Share of the tokens that is hidden from the encoder (paper: 0.9)."""
+    """Share of the tokens that is masked (paper: 0.9)."""
     decoder_width: int = 384
-    """Values of a token in the decoder (paper: 384)."""
+    """Channels of a token in the decoder (paper: 384)."""
     decoder_depth: int = 4
     """Blocks of the decoder (paper: 4)."""
     decoder_heads: int = 16
-    """Attention heads of a decoder block (paper: 16 of width 24)."""
+    """Attention heads per decoder block (paper: 16 of width 24)."""
     normalise_targets: bool = True
-    """Predict each patch normalised per colour (paper) rather than pixels in [0, 1]."""
+    """Predict each patch normalized per color (paper) rather than pixels in [0, 1]."""
     decoder_share: float = 1.0
-    """Share of the hidden tokens that the decoder sees and predicts; below 1 they are chosen by running cells
-    (VideoMAE V2, which takes a half and reports hardly any loss of accuracy after fine-tuning; not measured here)."""
+    """Share of the masked tokens that the decoder sees and predicts; below 1 they are chosen by running cells (VideoMAE V2, which uses one
+    half and reports hardly any loss of accuracy after fine-tuning; not measured here)."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.mask_ratio < 1, f"mae.mask_ratio is {self.mask_ratio}; it must be between 0 and 1")
+        require(0 < self.mask_ratio < 1, f"mae.mask_ratio is {self.mask_ratio}; it must be between 0 and 1")
         fits = 0 < self.decoder_share <= 1
-        _require(fits, f"mae.decoder_share is {self.decoder_share}; it must be above 0 and at most 1")
-        for name in ("decoder_width", "decoder_depth", "decoder_heads"):
-            _require(getattr(self, name) >= 1, f"mae.{name} is {getattr(self, name)}; it must be at least 1")
+        require(fits, f"mae.decoder_share is {self.decoder_share}; it must be above 0 and at most 1")
+        require_at_least(1, self, "mae.", "decoder_width", "decoder_depth", "decoder_heads")
         divides = self.decoder_width % self.decoder_heads == 0
-        _require(divides, f"mae.decoder_width {self.decoder_width} does not divide into {self.decoder_heads} heads")
+        require(divides, f"mae.decoder_width {self.decoder_width} does not divide into {self.decoder_heads} heads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,59 +124,54 @@ class MixConfig:
     """Mixup, CutMix and label smoothing on clips. Defaults are the paper's for Align, FT and LP."""
 
     mixup_alpha: float = 0.8
-    """Both parameters of the Beta distribution of mixup's share; 0 switches mixup off (paper: 0.8)."""
+    """Both parameters of the Beta distribution of mixup's weight; 0 turns mixup off (paper: 0.8)."""
     cutmix_alpha: float = 1.0
-    """Both parameters of the Beta distribution of CutMix's share; 0 switches CutMix off (paper: 1)."""
+    """Both parameters of the Beta distribution of CutMix's area; 0 turns CutMix off (paper: 1)."""
     switch_probability: float = 0.5
     """Probability of CutMix where both are on (paper: 0.5)."""
     probability: float = 1.0
     """Probability that a group is mixed at all (paper: 1)."""
     group: int = 4
-    """Consecutive rows that share one draw and swap partners among themselves, first with last. Even; divides a rank's
-    micro-batch, so that a run mixes the same clips at every world size. (The published form is one group for each
-    rank's batch.)"""
+    """Consecutive rows that share one random draw and swap partners, first with last. Even, and divides a rank's micro-batch, so that a run
+    mixes the same clips at every world size. (Published: one group per rank.)"""
     smoothing: float = 0.1
     """Label smoothing (paper: 0.1)."""
 
     def __post_init__(self) -> None:
         for name in ("mixup_alpha", "cutmix_alpha"):
             value = getattr(self, name)
-            _require(
-                value == 0 or 0.05 <= value <= 2, f"mix.{name} is {value}; it must be 0 (off) or between 0.05 and 2"
-            )
-        for name in ("switch_probability", "probability"):
-            _require(0 <= getattr(self, name) <= 1, f"mix.{name} is {getattr(self, name)}; it must be between 0 and 1")
-        _require(0 <= self.smoothing < 1, f"mix.smoothing is {self.smoothing}; it must be at least 0 and below 1")
-        _require(
-            self.group >= 2 and self.group % 2 == 0, f"mix.group is {self.group}; it must be an even number of rows"
-        )
+            fits = value == 0 or 0.05 <= value <= 2
+            require(fits, f"mix.{name} is {value}; it must be 0 (off) or between 0.05 and 2")
+        require_share(self, "mix.", "switch_probability", "probability")
+        require(0 <= self.smoothing < 1, f"mix.smoothing is {self.smoothing}; it must be at least 0 and below 1")
+        even = self.group >= 2 and self.group % 2 == 0
+        require(even, f"mix.group is {self.group}; it must be an even number of rows")
 
     @property
     def mixes(self) -> bool:
-        """Whether clips are mixed at all."""
+        """True if clips are mixed at all."""
         return self.probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """Everything with labels: Align, fine-tuning, linear probing."""
+    """Heads, mixing and freezing, for Align, fine-tuning and linear probes."""
 
     mix: MixConfig = field(default_factory=MixConfig)
     """Mixing and label smoothing in training."""
     shared_head: bool = False
-    """One head for all label spaces, as in the published stage 2 (its two label sets differ in meaning); otherwise one
-    each."""
+    """Share one head among all label spaces, as in the published stage 2 (whose two label sets differ in meaning); otherwise one each."""
     freeze_encoder: bool = False
-    """Linear probing: only fc_norm and the heads learn. Drop path still follows vit.drop_path, as in the paper."""
+    """Train only fc_norm and the heads (linear probe). Drop path still follows vit.drop_path, as in the paper."""
     keep_norm: bool = False
-    """Start fc_norm from the checkpoint's final LayerNorm. The published Align, FT and LP start it anew."""
+    """Initialize fc_norm from the checkpoint's final LayerNorm. The published Align, FT and LP do not."""
     token_drop: float = 0.0
-    """Share of a clip's tokens that a training step leaves out, drawn for each clip; an evaluation sees all. What it
-    costs in accuracy is not measured here (PatchDropout reports little on ImageNet at a half)."""
+    """Share of a clip's tokens that a training step drops, at random for each clip; an evaluation sees all. The cost in accuracy is not
+    measured here (PatchDropout reports little on ImageNet at one half)."""
 
     def __post_init__(self) -> None:
         fits = 0 <= self.token_drop < 1
-        _require(fits, f"classifier.token_drop is {self.token_drop}; it must be at least 0 and below 1")
+        require(fits, f"classifier.token_drop is {self.token_drop}; it must be at least 0 and below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,42 +181,37 @@ class OptimConfig:
     epochs: int = 200
     """Length of the run and of its schedule (paper: 200 MAE, 50 Align, 30 FT and LP)."""
     peak_lr: float = 8e-4
-    """Rate at the end of the warm-up at `reference_batch` (paper: 8e-4 MAE, 2e-3 Align and FT, 1.6e-2 LP)."""
+    """Learning rate at the end of the warm-up, for a batch of `reference_batch` (paper: 8e-4 MAE, 2e-3 Align and FT, 1.6e-2 LP)."""
     reference_batch: int = 128
-    """Global batch, clips or views, that the three rates are given for; they scale linearly with the run's global
-    batch."""
+    """Global batch, in clips or views, that the three rates are for; they scale linearly with the run's global batch."""
     warmup_fraction: float = 0.05
     """Share of the steps with a linearly rising rate (paper: 0.05 MAE, 0.125 elsewhere)."""
     warmup_lr: float = 5e-7
     """Rate of the first step (paper: 5e-7; LP 4e-6)."""
     final_lr: float = 0.0
-    """Rate that the cosine ends at (paper: 0 MAE, 5e-7 Align and FT, 4e-6 LP)."""
+    """Rate at the end of the cosine (paper: 0 MAE, 5e-7 Align and FT, 4e-6 LP)."""
     published_cosine: bool = False
-    """Q1: start the cosine at half the peak, as the published schedule does, so that the rate drops at the end of the
-    warm-up."""
+    """Q1: start the cosine at half the peak, as the published schedule does, so that the rate drops after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay of the two moments (paper: 0.9, 0.95 MAE; 0.9, 0.999 elsewhere)."""
     weight_decay: float = 0.05
-    """Decoupled weight decay, 0 on parameters of one axis (paper: 0.05 MAE, 1e-4 elsewhere)."""
+    """Decoupled weight decay; parameters with one axis have none (paper: 0.05 MAE, 1e-4 elsewhere)."""
     layer_decay: float | None = None
-    """Factor between the rates of a layer and the one before it; None: one rate for all (paper: 0.75 in Align and
-    FT)."""
+    """Ratio between the rates of a layer and the next; None: one rate for all (paper: 0.75 in Align and FT)."""
     published_head_decay: bool = False
     """Q6: multiply the rate of everything after the last block by layer_decay too, as the published form does."""
     clip_grad: float | None = None
-    """Largest norm of the whole gradient; None: not clipped (paper)."""
+    """Maximum norm of the whole gradient; None: not clipped (paper)."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "reference_batch"):
-            _require(getattr(self, name) >= 1, f"optim.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("peak_lr", "warmup_lr", "final_lr", "weight_decay"):
-            _require(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; it must be at least 0")
-        _require(
-            0 <= self.warmup_fraction < 1, f"optim.warmup_fraction is {self.warmup_fraction}; it must be in [0, 1)"
+        require_at_least(1, self, "optim.", "epochs", "reference_batch")
+        require_at_least(0, self, "optim.", "peak_lr", "warmup_lr", "final_lr", "weight_decay")
+        fraction = self.warmup_fraction
+        require(0 <= fraction < 1, f"optim.warmup_fraction is {fraction}; it must be at least 0 and below 1")
+        require(
+            all(0 <= b < 1 for b in self.betas), f"optim.betas are {self.betas}; both must be at least 0 and below 1"
         )
-        _require(all(0 <= b < 1 for b in self.betas), f"optim.betas are {self.betas}; both must be in [0, 1)")
         fits = self.layer_decay is None or 0 < self.layer_decay <= 1
-        _require(fits, f"optim.layer_decay is {self.layer_decay}; it must be in (0, 1], or none")
-        _require(
-            self.clip_grad is None or self.clip_grad > 0, f"optim.clip_grad is {self.clip_grad}; it must be above 0"
-        )
+        require(fits, f"optim.layer_decay is {self.layer_decay}; it must be above 0 and at most 1, or None")
+        clips = self.clip_grad is None or self.clip_grad > 0
+        require(clips, f"optim.clip_grad is {self.clip_grad}; it must be above 0, or None")

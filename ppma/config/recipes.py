@@ -1,8 +1,10 @@
-"""Named runs: each is a function that returns a RunConfig and whose docstring says how it is started, what it costs and whose numbers it
-holds. Numbers without a word of explanation are those of the paper (Zhong et al., NeurIPS 2023, table of settings).
+"""Recipes: functions that return a RunConfig.
 
-`ppma train RECIPE` takes a recipe's own arguments (--model, --size, --frames, --dataset) and every field of the RunConfig as flags.
-Cost is given for the paper's data on one H200 at the ceiling of its matrix units; `benchmarks/` says what is reached.
+    recipe(model, size, frames, ...)  ->  RunConfig
+
+A recipe's docstring says what it trains, how to start it, what it costs, and where its values come from. Values without a source are the
+paper's (Zhong et al., NeurIPS 2023, table of settings). Costs are for the paper's data on one H200 at its peak matrix throughput;
+`benchmarks/` measures what is reached.
 """
 
 from collections.abc import Callable
@@ -10,66 +12,119 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from ppma.config import transfer_recipes
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
-from ppma.config.model import ClassifierConfig, MAEConfig, MixConfig, OptimConfig, ViTConfig
-from ppma.config.recipe_parts import NO_HUMAN, SYNTHETIC, People, kinetics, labelled_run, mae_run
+from ppma.config.model import ClassifierConfig, MAEConfig, MixConfig, OptimConfig, ViTConfig, preset
+from ppma.config.protocols import GridConfig
 from ppma.config.run import EvaluationConfig, RunConfig
 
+NO_HUMAN, KINETICS, SYNTHETIC = "no-human-kinetics", "kinetics", "synapt"
+"""Names of the paper's three sources in the data catalog."""
+People = Literal["shown", "blur-faces", "blur-bodies", "downsample"]
+"""How the people in Kinetics were hidden: not at all, or by a --method of `ppma remove-humans`."""
 DemoStage = Literal["scenes", "actions", "probe"]
 DEMO_FPS, DEMO_CLIP_SIZE = 4.0, 48
-"""Frames a second and pixels of the clips that `ppma demo` draws: the 8 frames of a 2.7 s window are most there are."""
+"""Frames per second and pixels of the clips of `ppma demo`. A window of 2.7 s holds at most 11 frames, and the model takes 8."""
+
+
+def _mae(name: str, sources: tuple[str, ...], model: str, size: int, frames: int) -> RunConfig:
+    """Return stage 1: four views per decoded window, 200 epochs."""
+    return RunConfig(
+        recipe=name,
+        phase="mae",
+        sources=sources,
+        run_dir=Path("runs") / name,
+        batch=128,
+        vit=preset(model, size=size, frames=frames),
+        loader=LoaderConfig(size=size, frames=frames, short_side=_short_side(size), views=4),
+    )
+
+
+def _labeled(name: str, sources: tuple[str, ...], model: str, size: int, frames: int) -> RunConfig:
+    """Return what Align and fine-tuning share: RandAugment, erasing, mixing, drop path, layer decay."""
+    return RunConfig(
+        recipe=name,
+        phase="classify",
+        sources=sources,
+        run_dir=Path("runs") / name,
+        batch=128,
+        vit=preset(model, size=size, frames=frames, drop_path=0.1),
+        loader=LoaderConfig(
+            size=size, frames=frames, short_side=_short_side(size), views=1, randaugment_ops=4, erase_probability=0.25
+        ),
+        optim=OptimConfig(
+            epochs=50, peak_lr=2e-3, reference_batch=128, warmup_fraction=0.125, final_lr=5e-7, betas=(0.9, 0.999),
+            weight_decay=1e-4, layer_decay=0.75,
+        ),
+    )  # fmt: skip
+
+
+def _short_side(size: int) -> int:
+    """Return 256 for views of 224 pixels, and in proportion for other sizes."""
+    return round(size * 256 / 224)
+
+
+def _hide(run: RunConfig, people: People) -> RunConfig:
+    """Return the run on Kinetics with its people hidden, with a source and a run folder of its own."""
+    if people == "shown":
+        return run
+    sources = tuple(f"{name}-{people}" if name == KINETICS else name for name in run.sources)
+    return replace(run, sources=sources, run_dir=Path("runs") / f"{run.recipe}-{people}")
+
+
+def _renamed(run: RunConfig, recipe: str) -> RunConfig:
+    """Return the run under another recipe's name, in a run folder named after recipe and data set."""
+    return replace(run, recipe=recipe, run_dir=Path("runs") / f"{recipe}-{run.sources[0]}")
+
+
+# ------------------------------------------------------------------------------------------------------------- stage 1
 
 
 def mae_nohuman(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 1 on videos with the humans removed: the paper's main pre-training.
 
-    python slurm/launch.py pretrain --nodes 8, or ppma train mae_nohuman. 17.9 million views of 202 GFLOP: 1.3 H200 hours at the ceiling.
-    Differs from the published run in precision (bf16, there fp16) and recomputes no activations (Q2: --vit.recompute).
+    Run `ppma train mae_nohuman`, or `python slurm/launch.py pretrain --nodes 8` for both stages. 17.9 million views of 202 GFLOP: 1.3 H200
+    hours. The published run uses fp16, this one bf16, and recomputes activations (Q2: --vit.recompute).
     """
-    return mae_run("mae_nohuman", (NO_HUMAN,), model, size, frames)
-
-
-def _of_people(run: RunConfig, people: People) -> RunConfig:
-    """A folder of its own for a run on changed people."""
-    return run if people == "shown" else replace(run, run_dir=Path("runs") / f"{run.recipe}-{people}")
+    return _mae("mae_nohuman", (NO_HUMAN,), model, size, frames)
 
 
 def mae_kinetics(*, people: People = "shown", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
-    """Stage 1 on the same videos with their humans: the baseline that privacy is compared with.
+    """Stage 1 on the same videos with their humans: the baseline without privacy.
 
-    ppma train mae_kinetics. Costs what mae_nohuman costs. --people blur-faces, blur-bodies or downsample takes the source
-    kinetics-blur-faces and so on: further baselines of the paper, which `ppma remove-humans --method` makes.
+    Run `ppma train mae_kinetics`. Costs as much as mae_nohuman. --people blur-faces, blur-bodies or downsample reads the source
+    kinetics-blur-faces and so on, which `ppma remove-humans --method` makes: further baselines of the paper.
     """
-    return _of_people(mae_run("mae_kinetics", (kinetics(people),), model, size, frames), people)
+    return _hide(_mae("mae_kinetics", (KINETICS,), model, size, frames), people)
 
 
 def mae_synthetic(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 1 on virtual humans alone: a baseline of the paper.
 
-    ppma train mae_synthetic. Costs what mae_nohuman costs, in proportion to the number of clips.
+    Run `ppma train mae_synthetic`. Costs as much as mae_nohuman, in proportion to the number of clips.
     """
-    return mae_run("mae_synthetic", (SYNTHETIC,), model, size, frames)
+    return _mae("mae_synthetic", (SYNTHETIC,), model, size, frames)
 
 
 def mae_joint(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
-    """Stage 1 on human-removed and synthetic videos together, mixed in proportion to their lengths: a baseline of the paper.
+    """Stage 1 on human-removed and synthetic videos, mixed in proportion to their lengths: a baseline of the paper.
 
-    ppma train mae_joint. Costs the sum of mae_nohuman and mae_synthetic.
+    Run `ppma train mae_joint`. Costs as much as mae_nohuman and mae_synthetic together.
     """
-    return mae_run("mae_joint", (NO_HUMAN, SYNTHETIC), model, size, frames)
+    return _mae("mae_joint", (NO_HUMAN, SYNTHETIC), model, size, frames)
 
 
 def mae_kinetics_synthetic(
     *, people: People = "shown", model: str = "base", size: int = 224, frames: int = 16
 ) -> RunConfig:
-    """Stage 1 on videos with their humans and synthetic ones together: the mixture that mae_joint is compared with.
+    """Stage 1 on videos with their humans and on synthetic ones: the counterpart of mae_joint without privacy.
 
-    ppma train mae_kinetics_synthetic. Costs what mae_joint costs. --people as in mae_kinetics.
+    Run `ppma train mae_kinetics_synthetic`. Costs as much as mae_joint. --people as in mae_kinetics.
     """
-    run = mae_run("mae_kinetics_synthetic", (kinetics(people), SYNTHETIC), model, size, frames)
-    return _of_people(run, people)
+    return _hide(_mae("mae_kinetics_synthetic", (KINETICS, SYNTHETIC), model, size, frames), people)
+
+
+# ------------------------------------------------------------------------------------------------------------- stage 2
 
 
 def align_nohuman_synthetic(
@@ -77,11 +132,11 @@ def align_nohuman_synthetic(
 ) -> RunConfig:
     """Stage 2, PPMA itself: labels of human-removed and synthetic videos, from the encoder of mae_nohuman.
 
-    ppma train align_nohuman_synthetic --init runs/mae_nohuman. 50 epochs of 1,078 GFLOP a clip: 3.4 H200 hours at the ceiling for the
-    89,665 and up to 150,000 clips. One head for each label space and sources mixed by the sample; --published-heads shares one 150-way head
-    and takes a batch from one source at a time, as published (Q3). bf16, there float32 (Q2).
+    Run `ppma train align_nohuman_synthetic --init runs/mae_nohuman`. 50 epochs of 1,078 GFLOP per clip: 3.4 H200 hours for the 89,665 and
+    up to 150,000 clips. Each label space has its own head, and a batch mixes the sources; --published-heads shares one 150-way head and
+    draws each batch from one source, as published (Q3). The published run uses fp32 (Q2).
     """
-    run = labelled_run("align_nohuman_synthetic", (NO_HUMAN, SYNTHETIC), model, size, frames)
+    run = _labeled("align_nohuman_synthetic", (NO_HUMAN, SYNTHETIC), model, size, frames)
     if not published_heads:
         return run
     return replace(run, classifier=replace(run.classifier, shared_head=True), loader=replace(run.loader, mix="batch"))
@@ -90,55 +145,161 @@ def align_nohuman_synthetic(
 def align_nohuman(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 2 on human-removed videos alone: a baseline of the paper.
 
-    ppma train align_nohuman --init runs/mae_nohuman. 1.7 H200 hours at the ceiling.
+    Run `ppma train align_nohuman --init runs/mae_nohuman`. 1.7 H200 hours.
     """
-    return labelled_run("align_nohuman", (NO_HUMAN,), model, size, frames)
+    return _labeled("align_nohuman", (NO_HUMAN,), model, size, frames)
 
 
 def align_synthetic(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 2 on virtual humans alone: a baseline of the paper.
 
-    ppma train align_synthetic --init runs/mae_synthetic (or runs/mae_nohuman). Up to 2.8 H200 hours at the ceiling.
+    Run `ppma train align_synthetic --init runs/mae_synthetic` (or runs/mae_nohuman). Up to 2.8 H200 hours.
     """
-    return labelled_run("align_synthetic", (SYNTHETIC,), model, size, frames)
+    return _labeled("align_synthetic", (SYNTHETIC,), model, size, frames)
 
 
 def align_kinetics(*, people: People = "shown", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
-    """Stage 2 on the videos with their humans: the baseline that privacy is compared with.
+    """Stage 2 on videos with their humans: the baseline without privacy.
 
-    ppma train align_kinetics --init runs/mae_kinetics. 1.7 H200 hours at the ceiling. --people as in mae_kinetics.
+    Run `ppma train align_kinetics --init runs/mae_kinetics`. 1.7 H200 hours. --people as in mae_kinetics.
     """
-    return _of_people(labelled_run("align_kinetics", (kinetics(people),), model, size, frames), people)
+    return _hide(_labeled("align_kinetics", (KINETICS,), model, size, frames), people)
 
 
 def align_kinetics_synthetic(
     *, people: People = "shown", model: str = "base", size: int = 224, frames: int = 16
 ) -> RunConfig:
-    """Stage 2 on videos with their humans and synthetic ones together: PPMA without the privacy.
+    """Stage 2 on videos with their humans and on synthetic ones: PPMA without privacy.
 
-    ppma train align_kinetics_synthetic --init runs/mae_kinetics. Costs what align_nohuman_synthetic costs. --people as in mae_kinetics;
-    --classifier.shared-head and --loader.mix batch are the published form (Q3), as --published-heads there.
+    Run `ppma train align_kinetics_synthetic --init runs/mae_kinetics`. Costs as much as align_nohuman_synthetic. --people as in
+    mae_kinetics; --classifier.shared-head --loader.mix batch is the published form (Q3).
     """
-    run = labelled_run("align_kinetics_synthetic", (kinetics(people), SYNTHETIC), model, size, frames)
-    return _of_people(run, people)
+    return _hide(_labeled("align_kinetics_synthetic", (KINETICS, SYNTHETIC), model, size, frames), people)
 
 
 def align_scratch(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 2 without stage 1, on human-removed and synthetic videos: a baseline of the paper.
 
-    ppma train align_scratch. Costs what align_nohuman_synthetic costs.
+    Run `ppma train align_scratch`. Costs as much as align_nohuman_synthetic.
     """
-    return labelled_run("align_scratch", (NO_HUMAN, SYNTHETIC), model, size, frames)
+    return _labeled("align_scratch", (NO_HUMAN, SYNTHETIC), model, size, frames)
+
+
+# ------------------------------------------------------------------------------------------------------------ transfer
+# These recipes test an encoder on --dataset and end with the 2 x 3 view test on the split `val`. Recipes with a frozen encoder share the
+# cache of its features.
+
+
+def finetune(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """Transfer by fine-tuning every weight.
+
+    Run `ppma train finetune --dataset ucf101 --init runs/align_nohuman_synthetic`. UCF101: 0.3 million clips, 7 H200 minutes. The head
+    learns at the full rate; the published head at 0.75 of it (Q6: --optim.published-head-decay), in fp32 (Q2).
+    """
+    run = _renamed(_labeled("finetune", (dataset,), model, size, frames), "finetune")
+    optim = replace(run.optim, epochs=30, reference_batch=32)
+    return replace(run, batch=32, optim=optim, evaluation=EvaluationConfig(at_end=True))
+
+
+def probe(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """Transfer by a linear probe on features of unaugmented views, computed once.
+
+    Run `ppma train probe --dataset ucf101 --init runs/align_nohuman_synthetic`. One pass of 361 GFLOP per clip; the head takes seconds.
+    The paper's protocol, with augmentation and an encoder pass every epoch, is probe_published.
+    """
+    run = RunConfig(
+        recipe="probe",
+        phase="probe",
+        sources=(dataset,),
+        batch=32,
+        vit=preset(model, size=size, frames=frames),
+        classifier=ClassifierConfig(freeze_encoder=True),
+        loader=LoaderConfig(size=size, frames=frames, short_side=size, views=1, crop="center"),
+        optim=OptimConfig(
+            epochs=50, peak_lr=2e-3, reference_batch=32, warmup_fraction=0.125, final_lr=0.0, betas=(0.9, 0.999), weight_decay=1e-4
+        ),
+        evaluation=EvaluationConfig(at_end=True),
+    )  # fmt: skip
+    return _renamed(run, "probe")
+
+
+def probe_published(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """Transfer by the paper's linear probe: the frozen encoder runs every epoch on augmented clips.
+
+    Run `ppma train probe_published --dataset ucf101 --init runs/align_nohuman_synthetic`. 30 epochs of 361 GFLOP per clip. The published
+    script neither freezes the encoder nor gives the head its full rate (Q6); this recipe does both, as the paper says.
+    """
+    run = _renamed(finetune(dataset=dataset, model=model, size=size, frames=frames), "probe_published")
+    optim = replace(run.optim, peak_lr=1.6e-2, warmup_lr=4e-6, final_lr=4e-6, layer_decay=None)
+    return replace(run, classifier=replace(run.classifier, freeze_encoder=True), optim=optim)
+
+
+def probe_grid(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """The linear probe with learning rate and weight decay chosen from a grid on a tenth of the training clips.
+
+    Run `ppma train probe_grid --dataset ucf101 --init runs/align_nohuman_synthetic`. All 14 heads learn in one pass over the cached
+    features; then a probe with the best pair learns from all training clips. The test split takes no part in the choice. Costs as much
+    as probe, plus minutes on a CPU for the heads.
+    """
+    run = _renamed(probe(dataset=dataset, model=model, size=size, frames=frames), "probe_grid")
+    rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+    return replace(run, grid=GridConfig(rates=rates, weight_decays=(1e-4, 1e-2)))
+
+
+def knn(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """Classification without training: the 20 nearest training clips vote.
+
+    Run `ppma train knn --dataset ucf101 --init runs/align_nohuman_synthetic`. One pass of 361 GFLOP per clip, none after a probe of the
+    same encoder. Not in the paper; k and temperature are DINO's.
+    """
+    return replace(_renamed(probe(dataset=dataset, model=model, size=size, frames=frames), "knn"), phase="knn")
+
+
+def few_shot(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """A linear head on 1, 5 and 10 training clips per class, ten random selections of each.
+
+    Run `ppma train few_shot --dataset ucf101 --init runs/align_nohuman_synthetic`. Costs as much as knn, plus minutes for the heads. The
+    result of the run is that of 10 clips; --few-shot.shots 1 makes it that of one. Not in the paper.
+    """
+    return replace(
+        _renamed(probe(dataset=dataset, model=model, size=size, frames=frames), "few_shot"), phase="few_shot"
+    )
+
+
+def attentive_probe(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """A probe that attends to all tokens of the frozen encoder instead of averaging them.
+
+    Run `ppma train attentive_probe --dataset ucf101 --init runs/align_nohuman_synthetic`. Costs one encoder pass, 2.4 MB of disk per
+    training clip (23 GB for UCF101; an eighth with --attentive.cells 2 2 2) and 20 epochs of 7.4 GFLOP per clip. Not in the paper; as in
+    V-JEPA, without augmentation.
+    """
+    run = _renamed(probe(dataset=dataset, model=model, size=size, frames=frames), "attentive_probe")
+    return replace(run, phase="attentive", optim=replace(run.optim, epochs=20, peak_lr=1e-3, weight_decay=1e-2))
+
+
+def adaptive_average(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
+    """The weighted mean of several frozen encoders, its weights learned with the head: a baseline of the paper.
+
+    Run `ppma train adaptive_average --dataset ucf101 --average runs/align_nohuman runs/align_synthetic`. As probe_published, without
+    warm-up and with the encoders' final LayerNorm. --mixing model learns one weight per encoder, --mixing tensor one per encoder and
+    tensor. Costs as much as finetune, 1,078 GFLOP per clip: the gradient of the weights passes through the whole encoder.
+    """
+    run = _renamed(probe_published(dataset=dataset, model=model, size=size, frames=frames), "adaptive_average")
+    classifier, optim = replace(run.classifier, keep_norm=True), replace(run.optim, warmup_fraction=0.0)
+    return replace(run, classifier=classifier, optim=optim, compile="off")  # each step reads the encoders from disk
+
+
+# ---------------------------------------------------------------------------------------------------------------- demo
 
 
 def demo(*, stage: DemoStage = "scenes", size: int = 32, frames: int = 8) -> RunConfig:
-    """The two stages and the probe in miniature, on virtual people: what `ppma demo` runs. No number here is the paper's.
+    """Both stages and the probe in miniature on virtual people, as `ppma demo` runs them. No value is the paper's.
 
-    ppma train demo --stage actions --data runs/demo/data.toml --run-dir runs/again --init runs/demo/seed0/scenes. Stage 1 costs two cores
-    one minute, stage 2 two, a probe ten seconds. A token spans the whole clip (patch 8 x 4 x 4), so that one layer sees movement: in
-    patches of two frames so few clips in so short a time teach nothing. Stage 2 takes one view of a clip, as more of the same in a batch
-    taught it far less. Actions and kinds of scenes share one head, their labels being apart: each scene is the place of some clip without
-    its people, so telling the two takes a look at the people.
+    Run `ppma train demo --stage actions --data runs/demo/data.toml --run-dir runs/again --init runs/demo/seed0/scenes`. On two cores
+    stage 1 costs one minute, stage 2 two, a probe ten seconds. A token spans the whole clip (patch 8 x 4 x 4), so that a single layer sees
+    motion: with patches of two frames, so few clips taught the model nothing. Stage 2 takes one view per clip: several views in a batch
+    taught it far less. Actions and scenes share a head with disjoint labels: a scene shows the background of an action clip without its
+    people, so the model must look at the people to tell them apart.
     """
     run = RunConfig(
         recipe="demo",
@@ -168,13 +329,13 @@ def demo(*, stage: DemoStage = "scenes", size: int = 32, frames: int = 8) -> Run
             loader=replace(run.loader, views=1),
             optim=replace(run.optim, epochs=14, peak_lr=3e-3, betas=(0.9, 0.98), warmup_fraction=0.1),
         )
-    linear = transfer_recipes.probe(dataset="transfer", size=size, frames=frames)
+    linear = probe(dataset="transfer", size=size, frames=frames)
     return replace(
         linear,
         recipe="demo",
         run_dir=run.run_dir,
         vit=run.vit,
-        optim=replace(linear.optim, epochs=150, peak_lr=3e-2),  # as far as the heads on the weak encoders still gain
+        optim=replace(linear.optim, epochs=150, peak_lr=3e-2),  # until the heads on the weak encoders stop gaining
         log_every=run.log_every * 4,
         evaluation=EvaluationConfig(at_end=True, windows=2, crops=1, batch_clips=32),
     )
@@ -185,15 +346,19 @@ RECIPES: dict[str, Callable[..., RunConfig]] = {
     for recipe in (
         mae_nohuman, mae_kinetics, mae_synthetic, mae_joint, mae_kinetics_synthetic,
         align_nohuman_synthetic, align_nohuman, align_synthetic, align_kinetics, align_kinetics_synthetic, align_scratch,
-        transfer_recipes.finetune, transfer_recipes.probe, transfer_recipes.probe_published, transfer_recipes.probe_grid,
-        transfer_recipes.knn, transfer_recipes.few_shot, transfer_recipes.attentive_probe, transfer_recipes.adaptive_average,
+        finetune, probe, probe_published, probe_grid,
+        knn, few_shot, attentive_probe, adaptive_average,
         demo,
     )
 }  # fmt: skip
 
 
 def recipe(name: str) -> Callable[..., RunConfig]:
-    """The recipe of that name; InputError lists them."""
+    """Return the recipe of that name.
+
+    Raises:
+        InputError: There is no such recipe.
+    """
     if name not in RECIPES:
         raise InputError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
     return RECIPES[name]
