@@ -147,7 +147,7 @@ def test_wrong_input(models, tmp_path, capfd):
         AdaptiveClassifier(VIT, {"new": 5}, PLAIN, models=[models[0], wide])
     with pytest.raises(InputError, match="does not fit this model"):
         AdaptiveClassifier(VIT, {"new": 5}, PLAIN, models=[wide, wide])
-    with pytest.raises(InputError, match="takes the place of --init"):
+    with pytest.raises(InputError, match="--init"):
         resolve("adaptive_average", ["--average", "a", "b", "--init", "c"])
     with pytest.raises(InputError, match="is for recipe adaptive_average"):
         resolve("probe", ["--average", "a", "b"])
