@@ -18,7 +18,7 @@ from ppma.config.command import DONE, RUN_AGAIN
 from ppma.config.errors import InputError
 from ppma.config.flags import resolve
 from ppma.config.recipes import RECIPES
-from ppma.config.run import ENCODED_ONCE, RunConfig, check_ranks, check_run_folder
+from ppma.config.run import ENCODED_ONCE, UNTRAINED, RunConfig, check_ranks, check_run_folder
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models import flops
 from ppma.models.classify import Classifier, check_labels
@@ -44,7 +44,7 @@ from ppma.transfer.result import write_result
 
 log = logging.getLogger(__name__)
 
-UNTRAINED = {"knn": knn.score, "few_shot": few_shot.score}
+SCORERS = {"knn": knn.score, "few_shot": few_shot.score}
 """Phases without a training loop: cached features to a result."""
 
 
@@ -147,7 +147,7 @@ def _test(trainer: Trainer, manifest: Manifest, monitor: Monitor, stop: StopFlag
 def _score(config: RunConfig, ranks: Ranks, compute: Compute, lineage: Lineage) -> None:
     """A protocol that has nothing to train in steps."""
     frozen, views = load_frozen(config, ranks, compute), config.evaluation
-    scored = UNTRAINED[config.phase](frozen, config)
+    scored = SCORERS[config.phase](frozen, config)
     _make_run_folder(config, ranks, compute, lineage)
     write_result(
         config, frozen.tested, scored.scores, draws=scored.draws, weights=str(config.init), more=scored.more, writes=ranks.is_main,

@@ -246,7 +246,8 @@ def _new_folder(verb: str, runs: Path) -> Path:
 
 def _evaluation(test: Evaluate, flags: list[str], prog: str) -> Stage:
     """Parse the flags of `ppma evaluate` here, so that a wrong one is reported before submission. Imports torch."""
-    from ppma.transfer.evaluate import Options, run_folder
+    from ppma.training.run import run_folder
+    from ppma.transfer.evaluate import Options
 
     if not test.checkpoint or not test.dataset:
         raise InputError("evaluate needs --checkpoint RUN and --dataset NAME")

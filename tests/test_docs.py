@@ -26,8 +26,8 @@ ELSEWHERE = {
     r"ppma synthesize\b": "synthetic/test_production.py",  # minutes
     r"ppma (study|report)\b": "study/test_report.py",
     r"ppma index --dataset\b": "data/test_index_dataset.py",
-    r"ppma convert --from videomae\b": "inference/test_interop.py",  # needs the foreign file, as does the next
-    r"ppma train align_nohuman_synthetic --init converted\b": "inference/test_interop.py",
+    r"ppma convert --from videomae\b": "inference/test_convert.py",  # needs the foreign file, as does the next
+    r"ppma train align_nohuman_synthetic --init converted\b": "inference/test_convert.py",
     r"ppma privacy fetch\b": "privacy/test_fetch_command.py",  # the next three need what it fetches
     r"ppma remove-humans\b": "privacy/test_command.py",
     r"ppma audit\b": "privacy/test_audit.py",

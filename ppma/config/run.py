@@ -19,6 +19,8 @@ Phase = Literal["mae", "classify", "probe", "attentive", "knn", "few_shot"]
 """mae: stage 1; classify: the encoder runs in every step, with labels. In the others a frozen encoder runs once: probe trains a head on
 cached features, attentive a query and a head on cached tokens, knn and few_shot have no training loop."""
 ENCODED_ONCE = ("probe", "attentive", "knn", "few_shot")
+UNTRAINED = ("knn", "few_shot")
+"""Phases whose runs have a result and no weights."""
 Precision = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
 Privacy = Literal["off", "strict"]
 Compile = Literal["auto", "on", "graphs", "off"]

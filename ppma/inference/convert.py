@@ -1,24 +1,24 @@
-"""`ppma convert`: checkpoints of other projects to ours, and back, tensor by tensor.
+"""`ppma convert`: convert checkpoints of other projects to ours and back, tensor by tensor.
 
     ppma (published, omnivision)   {"model": {"trunk.blocks...", "trunk.decoder.decoder_blocks...", "heads.0..."}}
     videomae (MCG-NJU)             {"model" | "module": {"encoder.blocks..." or "blocks..."}}, q_bias and v_bias, no k bias
     huggingface (VideoMAE)         {"videomae.encoder.layer...", "decoder...", "classifier..."}
-    timm                           our names; by file, or by the name of a model (`interop_timm`)
+    timm                           our names; a file, or the name of a model
                  |
                  v
     timm's names: patch_embed.proj, blocks.i.{norm1, attn.qkv, ...}, norm or fc_norm, decoder.*, head
 
-A conversion renames, splits and joins tensors and computes nothing, so going there and back is exact to the bit. Every tensor is accounted
-for: it is taken, or it is of a kind that is known to be left out and named, or the conversion is refused. Pickles are read with
-weights_only=True: no code of a foreign file runs. Sources: the model code of the three projects, read and stated anew.
+One table of names a format serves both directions. Tensors are renamed, split and joined and never computed, so a round trip is exact to
+the bit. Every tensor is converted, left out by name, or refused. Pickles are read with weights_only=True: no code of a foreign file runs.
+Sources: the model code of the three projects.
 """
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import torch
 import tyro
@@ -26,274 +26,281 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ppma.common.files import atomic_path
 from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError
-from ppma.inference.convert_timm import check_embedding, is_name, load_by_name
 from ppma.models.vit import sinusoid_table
 from ppma.training import checkpoint, lineage
-from ppma.transfer.adaptive import MIXING
+from ppma.training.run import MIXING
 
 log = logging.getLogger(__name__)
 
 Format = Literal["ppma", "videomae", "huggingface", "timm"]
 Weights = dict[str, Tensor]
+Names = dict[str, str]
+"""{our module: their module}; # stands for the number of a block or head."""
 
-BLOCK_PARTS = ("norm1", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-HUGGINGFACE_PARTS = {
-    "norm1": "layernorm_before",
-    "attn.proj": "attention.output.dense",
-    "norm2": "layernorm_after",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
-KIND = {".weight", ".bias"}
+PARTS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+HUGGINGFACE_PARTS = (
+    "layernorm_before", "attention.attention.qkv", "attention.output.dense", "layernorm_after", "intermediate.dense", "output.dense",
+)  # fmt: skip
 TABLE_TOLERANCE = 1e-4
-"""Largest difference from our fixed position table that counts as the same table: float32 rounding of angles up to 1568 is 1e-4."""
+"""Largest difference between two equal position tables: float32 rounding of angles up to 1568 is 1e-4."""
+DECODER_REASON = "its mask token and positions are added after the projection, ours before"
+LEFT_OUT = {"videomae": ("decoder.", "encoder_to_decoder.", "mask_token"),
+            "huggingface": ("decoder.", "encoder_to_decoder.", "mask_token", "position_embeddings")}  # fmt: skip
+"""Prefixes of foreign tensors that have no place in our model."""
 
 
-@dataclass
-class _Rest:
-    """The tensors of a foreign file that nobody has taken yet."""
-
-    weights: Weights
-
-    def take(self, name: str) -> Tensor:
-        """Remove and return a tensor that has to be there."""
-        if name not in self.weights:
-            raise InputError(f"the checkpoint has no tensor {name}")
-        return self.weights.pop(name)
-
-    def move(self, target: Weights, pairs: dict[str, str]) -> None:
-        """Take weight and bias of each foreign module name into a module of ours: {theirs: ours}."""
-        for theirs, ours in pairs.items():
-            for kind in sorted(KIND):
-                target[ours + kind] = self.take(theirs + kind)
-
-    def has(self, prefix: str) -> bool:
-        """Whether any tensor that is left begins so."""
-        return any(name.startswith(prefix) for name in self.weights)
-
-    def drop(self, *prefixes: str) -> list[str]:
-        """Leave out what is known to have no place here; returns the names."""
-        names = [name for name in self.weights if name.startswith(prefixes)]
-        for name in names:
-            del self.weights[name]
-        return names
-
-    def finish(self) -> None:
-        """InputError that lists what nobody took."""
-        if self.weights:
-            names = sorted(self.weights)
-            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-            raise InputError(f"{len(names)} tensors have no place in our model: {', '.join(names[:8])}{more}")
+def _blocks(ours: str, theirs: str, parts: Iterable[str] = PARTS) -> Names:
+    return {f"{ours}.#.{mine}": f"{theirs}.#.{other}" for mine, other in zip(PARTS, parts)}
 
 
-def _depth(names: Weights, pattern: str) -> int:
-    """Number of blocks, from names like blocks.11.norm1.weight."""
-    found = {int(match[1]) for name in names if (match := re.match(pattern, name))}
-    if found != set(range(len(found))):
-        raise InputError(f"the blocks are numbered {sorted(found)}; some are missing")
-    return len(found)
+def names_of(kind: Format, *, stage_1: bool, several_heads: bool = False) -> Names:
+    """Return the table of names of a format.
+
+    Args:
+        kind: The format.
+        stage_1: The checkpoint is of a masked autoencoder, not of a classifier.
+        several_heads: It has a head for each of several label spaces (format ppma).
+    """
+    norm = "norm" if stage_1 else "fc_norm"
+    if kind == "ppma":
+        heads = {"heads.space#": "heads.#"} if several_heads else {"head": "heads.0"}
+        decoder = {
+            **_blocks("decoder.blocks", "trunk.decoder.decoder_blocks"), "decoder.embed": "trunk.decoder.decoder_embed",
+            "decoder.norm": "trunk.decoder.norm", "decoder.head": "heads.0.projector",
+        }  # fmt: skip
+        trunk = {
+            "patch_embed.proj": "trunk.patch_embed.proj.1",
+            **_blocks("blocks", "trunk.blocks"),
+            norm: "trunk.norm",
+        }
+        return trunk | (decoder if stage_1 else heads)
+    if kind == "huggingface":
+        return {
+            "patch_embed.proj": "videomae.embeddings.patch_embeddings.projection", "norm": "videomae.layernorm",
+            **_blocks("blocks", "videomae.encoder.layer", HUGGINGFACE_PARTS), "fc_norm": "fc_norm", "head": "classifier",
+        }  # fmt: skip
+    prefix = "encoder." if kind == "videomae" and stage_1 else ""
+    plain = {name: prefix + name for name in ("patch_embed.proj", "norm", "fc_norm", "head")}
+    return plain | _blocks("blocks", f"{prefix}blocks")
 
 
-def _check_table(rest: _Rest, name: str) -> None:
-    """Take a fixed position table and make sure that it is ours: another one would make another model."""
-    if name not in rest.weights:
-        return
-    table = rest.take(name).squeeze(0)
-    apart = float((table.double() - sinusoid_table(*table.shape)).abs().max())
-    if apart > TABLE_TOLERANCE:
+def _translate(name: str, names: Names) -> str | None:
+    """Return the name of a tensor on the other side of the table, None where the table does not have it."""
+    module, _, kind = name.rpartition(".")
+    number = re.search(r"\d+", module)
+    pattern = module if module in names else re.sub(r"\d+", "#", module, count=1)
+    if pattern not in names or kind not in ("weight", "bias"):
+        return None
+    return f"{names[pattern].replace('#', number[0] if number else '')}.{kind}"
+
+
+def _rename(weights: Weights, names: Names) -> Weights:
+    """Rename every tensor; InputError lists those that the table does not have."""
+    renamed = {name: _translate(name, names) for name in weights}
+    if unknown := sorted(name for name, other in renamed.items() if other is None):
+        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        raise InputError(f"{len(unknown)} tensors have no place in the model: {', '.join(unknown[:8])}{more}")
+    return {other: weights[name] for name, other in renamed.items() if other}
+
+
+def _check_complete(ours: Weights, names: Names) -> None:
+    """Raise InputError where our model misses a tensor of the trunk or the decoder; `names` translates it for the message."""
+    modules = {"patch_embed.proj"}
+    for prefix in ("blocks", "decoder.blocks"):
+        found = {int(match[1]) for name in ours if (match := re.match(rf"{prefix}\.(\d+)\.", name))}
+        if found != set(range(len(found))):
+            raise InputError(f"the {prefix} are numbered {sorted(found)}; some are missing")
+        modules |= {f"{prefix}.{number}.{part}" for number in found for part in PARTS}
+    if any(name.startswith("decoder.") for name in ours):
+        modules |= {"decoder.embed", "decoder.norm"}
+    missing = sorted({f"{module}.{kind}" for module in modules for kind in ("weight", "bias")} - ours.keys())
+    if missing:
+        shown = [_translate(name, names) or name for name in missing[:8]]
+        raise InputError(f"the checkpoint has no tensor {', '.join(shown)}")
+
+
+def _drop_tables(weights: Weights) -> None:
+    """Remove fixed position tables; InputError where one is not ours, because it would make another model."""
+    for name in [name for name in weights if name.rpartition(".")[2] in ("pos_embed", "position_embeddings")]:
+        table = weights.pop(name).squeeze(0)
+        apart = float((table.double() - sinusoid_table(*table.shape)).abs().max())
+        if apart > TABLE_TOLERANCE:
+            raise InputError(
+                f"{name} differs from the fixed sinusoidal table by {apart:.3g}: our model has no learned positions"
+            )
+
+
+def _join_attention(weights: Weights) -> None:
+    """Join q, k and v where a format keeps them apart. VideoMAE has no bias on k, which softmax would ignore: it becomes 0."""
+    for name in [name for name in weights if name.endswith((".query.weight", ".q_bias"))]:
+        prefix = name.removesuffix("query.weight").removesuffix("q_bias")
+        try:
+            if name.endswith("query.weight"):
+                parts = [weights.pop(f"{prefix}{part}.weight") for part in ("query", "key", "value")]
+                weights[f"{prefix}qkv.weight"] = torch.cat(parts)
+            else:
+                query, value = weights.pop(f"{prefix}q_bias"), weights.pop(f"{prefix}v_bias")
+                weights[f"{prefix}qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+        except KeyError as error:
+            raise InputError(f"the checkpoint has no tensor {error.args[0]}") from None
+
+
+def _split_attention(weights: Weights, *, weight_too: bool) -> None:
+    """Undo `_join_attention` in place; `weight_too`: q, k and v have a weight each."""
+    left_out = False
+    for name in [name for name in weights if name.endswith(".qkv.bias")]:
+        prefix = name.removesuffix("qkv.bias")
+        query, key, value = weights.pop(name).chunk(3)
+        weights[f"{prefix}q_bias"], weights[f"{prefix}v_bias"] = query, value
+        left_out |= bool(key.any())
+        if weight_too:
+            split = weights.pop(f"{prefix}qkv.weight").chunk(3)
+            weights |= {f"{prefix}{part}.weight": tensor for part, tensor in zip(("query", "key", "value"), split)}
+    if left_out:
+        log.info("left out: the bias of k, which changes no output and which VideoMAE does not have")
+
+
+def read_as(kind: Format, foreign: Weights) -> tuple[Weights, list[str]]:
+    """Convert tensors of another project.
+
+    Args:
+        kind: The project. videomae also takes files of transformers' VideoMAE.
+        foreign: Its tensors by name.
+
+    Returns:
+        Our tensors, and the names of those that were left out.
+
+    Raises:
+        InputError: A tensor has no place in our model, or our model misses one.
+    """
+    weights = dict(foreign)
+    if kind == "videomae" and any(".layer." in name for name in weights):
+        kind = "huggingface"
+    if kind == "timm":
+        check_embedding(weights, "the checkpoint")
+    stage_1, several, left = False, False, list[str]()
+    if kind == "ppma":
+        stage_1 = any(name.startswith("trunk.decoder.") for name in weights)
+        weights, several = _plain_ppma(weights, stage_1=stage_1)
+    elif kind == "huggingface":
+        bare = not any(name.startswith("videomae.") for name in weights)
+        weights = {f"videomae.{name}" if bare else name: tensor for name, tensor in weights.items()}
+    elif kind == "videomae":
+        stage_1 = any(name.startswith("encoder.") for name in weights)
+    if kind == "huggingface" or (kind == "videomae" and stage_1):
+        left = [name for name in weights if name.removeprefix("videomae.").startswith(LEFT_OUT[kind])]
+        weights = {name: tensor for name, tensor in weights.items() if name not in left}
+    _drop_tables(weights)
+    _join_attention(weights)
+    names = names_of(kind, stage_1=stage_1, several_heads=several)
+    mask_token = weights.pop("trunk.mask_token", None) if kind == "ppma" and stage_1 else None
+    out = _rename(weights, {theirs: ours for ours, theirs in names.items()})
+    _check_complete(out, names)
+    if mask_token is not None:
+        out["decoder.mask_token"] = mask_token.flatten()
+    elif kind == "ppma" and stage_1:
+        raise InputError("the checkpoint has no tensor trunk.mask_token")
+    return out, left
+
+
+def _plain_ppma(weights: Weights, *, stage_1: bool) -> tuple[Weights, bool]:
+    """Return published tensors with one spelling of embedding and heads, and whether there are several heads.
+
+    The module inside heads.N has several names in the published checkpoints.
+    """
+    several = len({name.split(".")[1] for name in weights if name.startswith("heads.")}) > 1
+    out = Weights()
+    for name, tensor in weights.items():
+        if found := re.fullmatch(r"(heads\.\d+)\..*?(weight|bias)", name):
+            name = f"{found[1]}.{'projector.' if stage_1 else ''}{found[2]}"
+        out[re.sub(r"patch_embed\.proj\.(weight|bias)$", r"patch_embed.proj.1.\1", name)] = tensor
+    return out, several
+
+
+def write_as(kind: Format, ours: Weights) -> Weights:
+    """Convert our tensors to another project: the inverse of `read_as`.
+
+    Args:
+        kind: The project.
+        ours: Our tensors by name. All formats but ppma have no place for a decoder and for several heads, which are left out.
+
+    Raises:
+        InputError: A tensor has no place in that project's model.
+    """
+    weights = {
+        name: tensor for name, tensor in ours.items() if kind == "ppma" or not name.startswith(("decoder.", "heads."))
+    }
+    if len(weights) < len(ours):
+        log.info("left out: %d tensors of decoder or heads, for which %s has no place", len(ours) - len(weights), kind)
+    _check_complete(weights, {})
+    stage_1 = "norm.weight" in weights
+    mask_token = weights.pop("decoder.mask_token", None)
+    spaces = sorted({name.split(".")[1] for name in weights if name.startswith("heads.")}, key=_natural)
+    for number, space in enumerate(spaces):
+        for part in ("weight", "bias"):
+            weights[f"heads.space{number}.{part}"] = weights.pop(f"heads.{space}.{part}")
+    out = _rename(weights, names_of(kind, stage_1=stage_1, several_heads=bool(spaces)))
+    if mask_token is not None:
+        out["trunk.mask_token"] = mask_token[None]
+    if kind in ("videomae", "huggingface"):
+        _split_attention(out, weight_too=kind == "huggingface")
+    return out
+
+
+def _natural(name: str) -> tuple[str, int]:
+    """Sort key that puts space2 before space10."""
+    letters = name.rstrip("0123456789")
+    return letters, int(name[len(letters) :] or 0)
+
+
+def check_embedding(weights: Weights, what: str) -> None:
+    """Raise InputError unless the model of these tensors embeds clips as ours does."""
+    name = "patch_embed.proj.weight"
+    if name not in weights:
+        raise InputError(f"{what} is no vision transformer of timm: it has no {name}")
+    if weights[name].ndim != 5:
+        shape = tuple(weights[name].shape)
         raise InputError(
-            f"{name} differs from the fixed sinusoidal table by {apart:.3g}: learned positions have no place in our model"
+            f"{what} embeds single pictures ({name} has shape {shape}), and our encoder clips (five axes, one of them time): "
+            "its weights do not fit; use a video model, such as VideoMAE with --from videomae or --from huggingface"
         )
 
 
-def from_ppma(weights: Weights) -> tuple[Weights, list[str]]:
-    """The published PPMA checkpoints, with and without decoder and heads: (our tensors, names that were left out)."""
-    rest, out = _Rest(dict(weights)), Weights()
-    embed = "trunk.patch_embed.proj.1" if rest.has("trunk.patch_embed.proj.1.") else "trunk.patch_embed.proj"
-    rest.move(out, {embed: "patch_embed.proj"})
-    for i in range(_depth(weights, r"trunk\.blocks\.(\d+)\.")):
-        rest.move(out, {f"trunk.blocks.{i}.{part}": f"blocks.{i}.{part}" for part in (*BLOCK_PARTS, "attn.qkv")})
-    _check_table(rest, "trunk.pos_embed")
-    _check_table(rest, "trunk.decoder.pos_embed")
-    stage_1 = rest.has("trunk.decoder.")
-    if rest.has("trunk.norm."):
-        rest.move(out, {"trunk.norm": "norm" if stage_1 else "fc_norm"})
-    if stage_1:
-        out["decoder.mask_token"] = rest.take("trunk.mask_token").flatten()
-        rest.move(out, {"trunk.decoder.decoder_embed": "decoder.embed", "trunk.decoder.norm": "decoder.norm"})
-        for i in range(_depth(weights, r"trunk\.decoder\.decoder_blocks\.(\d+)\.")):
-            theirs = f"trunk.decoder.decoder_blocks.{i}."
-            rest.move(out, {theirs + part: f"decoder.blocks.{i}.{part}" for part in (*BLOCK_PARTS, "attn.qkv")})
-    _heads(rest, out, stage_1)
-    rest.finish()
-    return out, []
+def load_by_name(name: str) -> Weights:
+    """Return the released weights of a timm model, which must be one that `ppma.models.timm_models` registers or is like.
+
+    Raises:
+        InputError: There is no such model, it does not fit, or it has no released weights. Nothing is downloaded before the shapes fit.
+    """
+    import ppma.models.timm_models  # noqa: F401  # registers ours
+    from ppma.models.torchvision_shim import timm
+
+    if not timm.is_model(name):
+        raise InputError(f"{name}: no such file, and timm has no model of that name")
+    with torch.device("meta"):  # shapes only
+        shapes = timm.create_model(name).state_dict()
+    check_embedding(shapes, f"timm's {name}")
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except (RuntimeError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"timm cannot load the weights of {name}: {first}; download the file and give its path"
+        ) from None
 
 
-def _heads(rest: _Rest, out: Weights, stage_1: bool) -> None:
-    """heads.0.<...>.weight: the pixel head of stage 1, or the classifier's; several become heads.0, heads.1, ..."""
-    modules = sorted({name.rpartition(".")[0] for name in rest.weights if name.startswith("heads.")})
-    for module in modules:
-        number = module.split(".")[1]
-        single = "decoder.head" if stage_1 else "head"
-        rest.move(out, {module: single if len(modules) == 1 else f"heads.space{number}"})
-
-
-def to_ppma(weights: Weights) -> Weights:
-    """Our tensors under the published names: the inverse of `from_ppma`."""
-    rest, out = _Rest(dict(weights)), Weights()
-    rest.move(out, {"patch_embed.proj": "trunk.patch_embed.proj.1"})
-    for i in range(_depth(weights, r"blocks\.(\d+)\.")):
-        rest.move(out, {f"blocks.{i}.{part}": f"trunk.blocks.{i}.{part}" for part in (*BLOCK_PARTS, "attn.qkv")})
-    for norm in ("norm", "fc_norm"):
-        if rest.has(f"{norm}."):
-            rest.move(out, {norm: "trunk.norm"})
-    if rest.has("decoder."):
-        out["trunk.mask_token"] = rest.take("decoder.mask_token")[None]
-        rest.move(out, {"decoder.embed": "trunk.decoder.decoder_embed", "decoder.norm": "trunk.decoder.norm"})
-        rest.move(out, {"decoder.head": "heads.0.projector"} if rest.has("decoder.head.") else {})
-        for i in range(_depth(weights, r"decoder\.blocks\.(\d+)\.")):
-            parts = (*BLOCK_PARTS, "attn.qkv")
-            rest.move(out, {f"decoder.blocks.{i}.{part}": f"trunk.decoder.decoder_blocks.{i}.{part}" for part in parts})
-    if rest.has("head."):
-        rest.move(out, {"head": "heads.0"})
-    for module in sorted({name.rpartition(".")[0] for name in rest.weights if name.startswith("heads.space")}):
-        rest.move(out, {module: f"heads.{module.removeprefix('heads.space')}"})
-    rest.finish()
-    return out
-
-
-def _join_biases(query: Tensor, value: Tensor) -> Tensor:
-    """qkv bias from the two that VideoMAE has. A bias on k adds the same to every score of a query, which softmax ignores."""
-    return torch.cat([query, torch.zeros_like(query), value])
-
-
-def _split_biases(bias: Tensor) -> tuple[Tensor, Tensor]:
-    query, key, value = bias.chunk(3)
-    if bool(key.any()):
-        log.info("a bias on k is left out: it changes no output, and VideoMAE has none")
-    return query, value
-
-
-DECODER_REASON = (
-    "VideoMAE's decoder has its mask token and positions behind the projection; ours, PPMA's, has them before it"
-)
-
-
-def from_videomae(weights: Weights) -> tuple[Weights, list[str]]:
-    """VideoMAE's own checkpoints, pre-trained (encoder.*) or fine-tuned, and transformers' files. A decoder is left out."""
-    if any(".layer." in name for name in weights):
-        return from_huggingface(weights)
-    rest, out = _Rest(dict(weights)), Weights()
-    prefix = "encoder." if rest.has("encoder.") else ""
-    left = rest.drop("decoder.", "encoder_to_decoder.", "mask_token") if prefix else []
-    rest.move(out, {f"{prefix}patch_embed.proj": "patch_embed.proj"})
-    for i in range(_depth(weights, rf"{prefix}blocks\.(\d+)\.")):
-        theirs = f"{prefix}blocks.{i}."
-        rest.move(out, {theirs + part: f"blocks.{i}.{part}" for part in BLOCK_PARTS})
-        out[f"blocks.{i}.attn.qkv.weight"] = rest.take(theirs + "attn.qkv.weight")
-        out[f"blocks.{i}.attn.qkv.bias"] = _join_biases(
-            rest.take(theirs + "attn.q_bias"), rest.take(theirs + "attn.v_bias")
-        )
-    _check_table(rest, f"{prefix}pos_embed")
-    rest.move(out, {f"{prefix}{name}": name for name in ("norm", "fc_norm", "head") if rest.has(f"{prefix}{name}.")})
-    rest.finish()
-    return out, left
-
-
-def to_videomae(weights: Weights) -> Weights:
-    """Our tensors under VideoMAE's names: encoder.* for stage 1, bare names for a classifier. A decoder has no place there."""
-    rest, out = _Rest(dict(weights)), Weights()
-    prefix = "encoder." if rest.has("norm.") else ""
-    rest.drop("decoder.")
-    rest.move(out, {"patch_embed.proj": f"{prefix}patch_embed.proj"})
-    for i in range(_depth(weights, r"blocks\.(\d+)\.")):
-        theirs = f"{prefix}blocks.{i}."
-        rest.move(out, {f"blocks.{i}.{part}": theirs + part for part in BLOCK_PARTS})
-        out[theirs + "attn.qkv.weight"] = rest.take(f"blocks.{i}.attn.qkv.weight")
-        query, value = _split_biases(rest.take(f"blocks.{i}.attn.qkv.bias"))
-        out[theirs + "attn.q_bias"], out[theirs + "attn.v_bias"] = query, value
-    rest.move(out, {name: prefix + name for name in ("norm", "fc_norm", "head") if rest.has(f"{name}.")})
-    rest.finish()
-    return out
-
-
-def from_huggingface(weights: Weights) -> tuple[Weights, list[str]]:
-    """VideoMAE as in transformers, for pre-training or classification, or the bare model (no videomae.*). A decoder is left out."""
-    rest, out = _Rest(dict(weights)), Weights()
-    prefix = "videomae." if rest.has("videomae.") else ""
-    left = rest.drop("decoder.", "encoder_to_decoder.", "mask_token", "position_embeddings")
-    rest.move(out, {f"{prefix}embeddings.patch_embeddings.projection": "patch_embed.proj"})
-    for i in range(_depth(weights, rf"{prefix}encoder\.layer\.(\d+)\.")):
-        theirs = f"{prefix}encoder.layer.{i}."
-        rest.move(out, {theirs + HUGGINGFACE_PARTS[part]: f"blocks.{i}.{part}" for part in BLOCK_PARTS})
-        attention = f"{theirs}attention.attention."
-        parts = [rest.take(f"{attention}{name}.weight") for name in ("query", "key", "value")]
-        out[f"blocks.{i}.attn.qkv.weight"] = torch.cat(parts)
-        out[f"blocks.{i}.attn.qkv.bias"] = _join_biases(
-            rest.take(f"{attention}q_bias"), rest.take(f"{attention}v_bias")
-        )
-    _check_table(rest, f"{prefix}embeddings.position_embeddings")
-    names = {f"{prefix}layernorm": "norm", "fc_norm": "fc_norm", "classifier": "head"}
-    rest.move(out, {theirs: ours for theirs, ours in names.items() if rest.has(f"{theirs}.")})
-    rest.finish()
-    return out, left
-
-
-def to_huggingface(weights: Weights) -> Weights:
-    """Our tensors under the names of transformers' VideoMAE. A decoder has no place there."""
-    rest, out = _Rest(dict(weights)), Weights()
-    rest.drop("decoder.")
-    rest.move(out, {"patch_embed.proj": "videomae.embeddings.patch_embeddings.projection"})
-    for i in range(_depth(weights, r"blocks\.(\d+)\.")):
-        theirs = f"videomae.encoder.layer.{i}."
-        rest.move(out, {f"blocks.{i}.{part}": theirs + HUGGINGFACE_PARTS[part] for part in BLOCK_PARTS})
-        split = rest.take(f"blocks.{i}.attn.qkv.weight").chunk(3)
-        for name, part in zip(("query", "key", "value"), split, strict=True):
-            out[f"{theirs}attention.attention.{name}.weight"] = part
-        query, value = _split_biases(rest.take(f"blocks.{i}.attn.qkv.bias"))
-        out[f"{theirs}attention.attention.q_bias"], out[f"{theirs}attention.attention.v_bias"] = query, value
-    names = {"norm": "videomae.layernorm", "fc_norm": "fc_norm", "head": "classifier"}
-    rest.move(out, {ours: theirs for ours, theirs in names.items() if rest.has(f"{ours}.")})
-    rest.finish()
-    return out
-
-
-def from_timm(weights: Weights) -> tuple[Weights, list[str]]:
-    """A model of `ppma.models.timm_models`, whose names are ours. Anything of timm that is another model is refused."""
-    check_embedding(weights, "the checkpoint")
-    rest, out = _Rest(dict(weights)), Weights()
-    rest.move(out, {"patch_embed.proj": "patch_embed.proj"})
-    for i in range(_depth(weights, r"blocks\.(\d+)\.")):
-        rest.move(out, {name: name for part in (*BLOCK_PARTS, "attn.qkv") if (name := f"blocks.{i}.{part}")})
-    _check_table(rest, "pos_embed")
-    rest.move(out, {name: name for name in ("norm", "fc_norm", "head") if rest.has(f"{name}.")})
-    rest.finish()
-    return out, []
-
-
-def to_timm(weights: Weights) -> Weights:
-    """Our tensors for a model of `ppma.models.timm_models`. A decoder has no place there."""
-    return {name: tensor for name, tensor in weights.items() if not name.startswith("decoder.")}
-
-
-READERS: dict[Format, Callable[[Weights], tuple[Weights, list[str]]]] = {
-    "ppma": from_ppma,
-    "videomae": from_videomae,
-    "huggingface": from_huggingface,
-    "timm": from_timm,
-}
-WRITERS: dict[Format, Callable[[Weights], Weights]] = {
-    "ppma": to_ppma,
-    "videomae": to_videomae,
-    "huggingface": to_huggingface,
-    "timm": to_timm,
-}
+def is_name(source: Path) -> bool:
+    """Return True for what can only be the name of a timm model: no file, no folder in it, no suffix of a weight file."""
+    return (
+        not source.exists() and len(source.parts) == 1 and source.suffix not in (".pth", ".pt", ".bin", ".safetensors")
+    )
 
 
 def read_foreign(path: Path) -> Weights:
-    """The tensors of a .safetensors file or of a pickle, which is read without running what it holds."""
+    """Return the tensors of a .safetensors file or of a pickle, whose code is not run; InputError for anything else."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if path.suffix == ".safetensors":
@@ -307,7 +314,7 @@ def read_foreign(path: Path) -> Weights:
             content = content[key]
             break
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(f"{path} holds no table of tensors, at its top or under model, module or state_dict")
+        raise InputError(f"{path} has no dictionary of tensors, at the top or under model, module or state_dict")
     return {str(name): tensor for name, tensor in content.items()}
 
 
@@ -320,9 +327,9 @@ class Options:
     """
 
     source: tyro.conf.Positional[Path]
-    """What to convert: a .pth, .pt, .bin or .safetensors file, with --from timm also the name of a model, or with --to a run of ours."""
+    """With --from a .pth, .pt, .bin or .safetensors file (or, for timm, the name of a model); with --to a run of ours."""
     out: tyro.conf.Positional[Path]
-    """With --from a folder that --init takes; with --to a file, .safetensors or .pth."""
+    """With --from a new folder, which --init takes; with --to a new .safetensors or .pth file."""
     from_: Annotated[Format | None, tyro.conf.arg(name="from")] = None
     """The project that the file is from."""
     to: Format | None = None
@@ -332,7 +339,7 @@ class Options:
 def _import(options: Options, kind: Format) -> None:
     by_name = kind == "timm" and is_name(options.source)
     found = load_by_name(str(options.source)) if by_name else read_foreign(options.source)
-    converted, left = READERS[kind](found)
+    converted, left = read_as(kind, found)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     state: dict[str, object] = {"converted_from": kind, "file": options.source.name}
     if "head.weight" in converted:
@@ -341,29 +348,27 @@ def _import(options: Options, kind: Format) -> None:
     checkpoint.save_weights(options.out, converted, state, lineage=origin)
     log.info("%s: %d tensors from %s", options.out, len(converted), options.source)
     if left:
-        log.info("left out: %d tensors (%s, ...). %s", len(left), left[0], DECODER_REASON)
+        log.info("left out: the decoder, %d tensors (%s, ...): %s", len(left), left[0], DECODER_REASON)
 
 
 def _export(options: Options, kind: Format) -> None:
     trained = {name: tensor for name, tensor in checkpoint.read_weights(options.source).items() if name != MIXING}
-    weights = WRITERS[kind](trained)
-    beside = options.out.with_name(f".{options.out.name}.tmp")
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    if options.out.suffix == ".safetensors":
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, beside)
-    else:
-        torch.save({"model": {name: tensor.contiguous() for name, tensor in weights.items()}}, beside)
-    beside.replace(options.out)
+    weights = {name: tensor.contiguous() for name, tensor in write_as(kind, trained).items()}
+    with atomic_path(options.out) as temp_path:
+        if options.out.suffix == ".safetensors":
+            save_file(weights, temp_path)
+        else:
+            torch.save({"model": weights}, temp_path)
     log.info("%s: %d tensors under the names of %s", options.out, len(weights), kind)
 
 
 def main(argv: list[str]) -> int:
-    """The command."""
+    """Run `ppma convert`."""
     options = parse(Options, argv, prog="ppma convert")
     if (options.from_ is None) == (options.to is None):
-        raise InputError(f"give --from or --to, one of {', '.join(READERS)}")
+        raise InputError(f"give --from or --to, one of {', '.join(get_args(Format))}")
     if options.out.exists():
-        raise InputError(f"{options.out} is there already; choose another name")
+        raise InputError(f"{options.out} exists; choose another name")
     if options.from_ is not None:
         _import(options, options.from_)
     elif options.to is not None:

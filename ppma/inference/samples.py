@@ -1,13 +1,13 @@
-"""What `ppma inspect` shows of single clips, as rows of frames.
+"""Clips as a run sees them: chosen rows, plain views, embeddings, training views, reconstructions and attention.
 
-the run's loader and draws  ->  clips as the model saw them, erased and mixed where it does that
-a stage 1 checkpoint        ->  originals, what was visible, reconstructions
-the encoder                 ->  how much attention each place gets in the last block, laid over the frames
+a source                     ->  subset, spread_rows  ->  plain_views: frames of the middle window, or embed: features of every clip
+the run's loader and seed    ->  clips as the model saw them in training, erased and mixed
+a stage 1 model              ->  originals, their visible patches, reconstructions
+the encoder                  ->  how much attention each place receives in the last block, drawn over the frames
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,87 +16,110 @@ from einops import rearrange
 from torch import Tensor
 
 from ppma.config.loader import LoaderConfig
-from ppma.config.model import PIXEL_MEAN, PIXEL_STD, MAEConfig, MixConfig, ViTConfig
-from ppma.inference.open_run import Look, plain_views
+from ppma.config.model import PIXEL_MEAN, PIXEL_STD, MixConfig, ViTConfig
+from ppma.config.run import EvaluationConfig
 from ppma.kernels.erase import erase_
 from ppma.loaders.batch import ClipBatch
-from ppma.loaders.sampler import TrainingSampler
+from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream
 from ppma.models import pictures
 from ppma.models.mae import MaskedAutoencoder
 from ppma.models.mixing import draw_mix, mix
 from ppma.models.vit import Block, Encoder
-from ppma.training import checkpoint
+from ppma.training.run import FinishedRun
+from ppma.transfer.features import Features, compute_features, evaluation_loader
 
 QUERIES = 256
-"""Places whose attention is worked out at a time: all of them would take 120 MB a head for 1,568 tokens in float32."""
+"""Places whose attention is computed at a time: the scores of all 1,568 tokens would take 118 MB for 12 heads in float32."""
 
 
-def training_loader(saved: dict[str, Any], workers: int) -> LoaderConfig:
-    """The loader of a run's config.json, as it was in training."""
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in saved["loader"].items()
-    }
-    return replace(LoaderConfig(**values), workers=workers, implementation="auto", read_ahead_batches=0)
+def subset(source: Manifest, rows: Sequence[int]) -> Manifest:
+    """Return a manifest of some rows of a source; packed clips are read from their videos."""
+    return Manifest.from_clips([source.clip(int(row)) for row in rows], root=source.root, name=source.name)
 
 
-def as_trained(look: Look, source: Manifest, rows: int) -> np.ndarray:
-    """(rows, T, H, W, 3) uint8: views of a source drawn as in training; classifiers get them erased and mixed."""
-    mixing = _mixing(look.saved)
+def spread_rows(source: Manifest, most: int) -> list[int]:
+    """Return at most `most` rows, equally many of each class, evenly spaced in it; they depend on the manifest only."""
+    if len(source) <= most:
+        return list(range(len(source)))
+    by_class = [np.flatnonzero(source.labels == label) for label in np.unique(source.labels)]
+    each = max(1, most // len(by_class))
+    chosen = [rows[np.unique(np.linspace(0, len(rows) - 1, min(each, len(rows))).astype(int))] for rows in by_class]
+    return sorted(int(row) for rows in chosen for row in rows)[:most]
+
+
+def plain_views(source: Manifest, loader: LoaderConfig) -> np.ndarray:
+    """Return (N, T, H, W, 3) uint8: middle window and center square of every clip; black where one cannot be decoded."""
+    plain = EvaluationConfig(windows=1, crops=1)
+    config = replace(evaluation_loader(loader, plain), workers=min(loader.workers, len(source)))
+    sampler = EvaluationSampler(source, config, batch_clips=min(8, len(source)), windows=1, crops=1)
+    with ClipStream(sampler, [source], config, device=torch.device("cpu"), on_bad="mark") as stream:
+        return np.concatenate([batch.frames_BTHWC.numpy() for batch in stream])
+
+
+def middle_frames(source: Manifest, loader: LoaderConfig) -> list[np.ndarray]:
+    """Return one frame_HWC of each clip."""
+    clips = plain_views(source, loader)
+    return list(clips[:, clips.shape[1] // 2])
+
+
+def embed(run: FinishedRun, source: Manifest, views: EvaluationConfig) -> Features:
+    """Return the pooled tokens of each view of every clip, before the final norm."""
+    return compute_features(run.model, source, run.loader, views, ranks=run.ranks, compute=run.compute)
+
+
+def as_trained(run: FinishedRun, source: Manifest, rows: int) -> np.ndarray:
+    """Return (rows, T, H, W, 3) uint8 views of a source, drawn as in training; for classifiers also erased and mixed."""
+    config, labeled = run.config, run.config.phase == "classify"
+    mixing = config.classifier.mix if labeled and config.classifier.mix.mixes else None
     unit = mixing.group if mixing else 1
-    loader = training_loader(look.saved, workers=1)
+    loader = replace(config.loader, workers=1, implementation="auto", read_ahead_batches=0)
     clips = min(len(source), -(-max(rows, unit) // loader.views))
     if clips * loader.views % unit:
         clips, mixing = max(1, rows // loader.views), None
-    sampler = TrainingSampler([source], loader, seed=look.saved["seed"], batch_clips=clips, epoch_clips=clips)
+    sampler = TrainingSampler([source], loader, seed=config.seed, batch_clips=clips, epoch_clips=clips)
     with ClipStream(sampler, [source], loader, device=torch.device("cpu"), epochs=1) as stream:
         batch = next(iter(stream))
-    frames = _erased_and_mixed(look, batch, mixing) if look.saved["phase"] == "classify" else batch.frames_BTHWC
-    return frames[:rows].numpy()
+    frames_BTHWC = _erased_and_mixed(run, batch, mixing) if labeled else batch.frames_BTHWC
+    return frames_BTHWC[:rows].numpy()
 
 
-def _mixing(saved: dict[str, Any]) -> MixConfig | None:
-    mixing = MixConfig(**saved["classifier"]["mix"])
-    return mixing if saved["phase"] == "classify" and mixing.mixes else None
-
-
-def _erased_and_mixed(look: Look, batch: ClipBatch, mixing: MixConfig | None) -> Tensor:
-    """What the model makes of a batch before its first layer, back in pixels."""
-    vit, key_B = look.model.config, batch.key_B
-    patches_BNP = look.model.cpu().patches(batch.frames_BTHWC, dtype=torch.float32)
-    if look.saved["loader"]["erase_probability"] > 0:
+def _erased_and_mixed(run: FinishedRun, batch: ClipBatch, mixing: MixConfig | None) -> Tensor:
+    """Return the pixels of a batch after erasing and mixing, before the first layer."""
+    vit, key_B = run.config.vit, batch.key_B
+    patches_BNP = run.model.cpu().patches(batch.frames_BTHWC, dtype=torch.float32)
+    if run.config.loader.erase_probability > 0:
         erase_(patches_BNP, batch.erase_B4, key_B, grid=vit.grid, patch=vit.patch)
     if mixing is not None:
         patches_BNP = mix(patches_BNP, draw_mix(key_B, mixing, vit.size, vit.size), mixing.group, vit)
-    pixels = _pixels(patches_BNP, vit)
-    look.model.to(look.ranks.device)
-    return pixels
+    run.model.to(run.ranks.device)
+    return pixels(patches_BNP, vit)
 
 
-def _pixels(patches_BNP: Tensor, vit: ViTConfig) -> Tensor:
-    """uint8 frames_BTHWC of normalised patches, whose values are ordered (c, t, h, w)."""
+def pixels(patches_BNP: Tensor, vit: ViTConfig) -> Tensor:
+    """Return uint8 frames_BTHWC of normalized patches, whose values are ordered (c, t, h, w)."""
     (nt, nh, nw), (t, h, w) = vit.grid, vit.patch
     frames_BTHWC = rearrange(
         patches_BNP, "B (nt nh nw) (c t h w) -> B (nt t) (nh h) (nw w) c", nt=nt, nh=nh, nw=nw, t=t, h=h, w=w
     )
-    colours = frames_BTHWC * torch.tensor(PIXEL_STD) + torch.tensor(PIXEL_MEAN)
-    return (colours.clamp(0, 1) * 255).round().to(torch.uint8)
+    colors = frames_BTHWC * torch.tensor(PIXEL_STD) + torch.tensor(PIXEL_MEAN)
+    return (colors.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def reconstructed(look: Look, source: Manifest) -> tuple[str, np.ndarray]:
-    """(caption, sheet) of the clips of a source, by a stage 1 run; three rows a clip."""
-    model = MaskedAutoencoder(look.model.config, MAEConfig(**look.saved["mae"]))
-    checkpoint.load_model(model, look.weights)
-    frames_BTHWC = torch.from_numpy(plain_views(source, look.loader))
-    return pictures.reconstructions(model, frames_BTHWC, torch.arange(len(frames_BTHWC)), clips=len(frames_BTHWC))
+def reconstructed(model: MaskedAutoencoder, source: Manifest, loader: LoaderConfig) -> tuple[str, np.ndarray]:
+    """Return (caption, picture) of the clips of a source as a stage 1 model fills them in; three rows a clip."""
+    device = model.position_ND.device
+    frames_BTHWC = torch.from_numpy(plain_views(source, loader)).to(device)
+    keys_B = torch.arange(len(frames_BTHWC), device=device)
+    return pictures.reconstructions(model, frames_BTHWC, keys_B, clips=len(frames_BTHWC))
 
 
 @torch.inference_mode()
 def attention_received(model: Encoder, frames_BTHWC: Tensor) -> Tensor:
-    """(B, nt, nh, nw) float32: the share of attention that each place gets in the last block, averaged over heads and over all who ask.
+    """Return (B, nt, nh, nw) float32: the attention that each place receives in the last block.
 
-    The mean over the places is 1, so that 2 means twice its share.
+    It is averaged over heads and over all queries; the mean over the places is 1, so that 2 means twice the average.
     """
     tokens_BND = model.embed(model.patches(frames_BTHWC))
     *blocks, last = model.blocks
@@ -112,30 +135,24 @@ def attention_received(model: Encoder, frames_BTHWC: Tensor) -> Tensor:
     return total_BN.unflatten(1, model.config.grid)
 
 
-def attended(look: Look, source: Manifest) -> list[np.ndarray]:
-    """Two rows a clip: its frames, and the same in grey under the attention that each place gets."""
+def attended(run: FinishedRun, source: Manifest) -> list[np.ndarray]:
+    """Return two rows a clip: its frames, and the same in gray under the attention that each place receives."""
     rows = []
-    for frames_THWC in plain_views(source, look.loader):
-        frames_BTHWC = torch.from_numpy(frames_THWC[None]).to(look.ranks.device)
-        heat = attention_received(look.model, frames_BTHWC)[0].cpu().numpy()
+    for frames_THWC in plain_views(source, run.loader):
+        frames_BTHWC = torch.from_numpy(frames_THWC[None]).to(run.ranks.device)
+        heat = attention_received(run.model, frames_BTHWC)[0].cpu().numpy()
         rows += [frames_THWC, overlay(frames_THWC, heat)]
     return rows
 
 
 def overlay(frames_THWC: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Grey frames under a map of colours; `heat` is (nt, nh, nw), its scale that of the clip."""
+    """Return gray frames under a color map of `heat`, (nt, nh, nw), scaled from its minimum to its maximum."""
     T, H, W, _ = frames_THWC.shape
     scaled = (255 * (heat - heat.min()) / max(float(np.ptp(heat)), 1e-9)).astype(np.uint8)
     out = []
     for t, frame_HWC in enumerate(frames_THWC):
         coarse = scaled[t * len(scaled) // T]
-        colours = cv2.applyColorMap(cv2.resize(coarse, (W, H), interpolation=cv2.INTER_LINEAR), cv2.COLORMAP_VIRIDIS)
-        grey = cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
-        out.append((0.45 * grey + 0.55 * cv2.cvtColor(colours, cv2.COLOR_BGR2RGB)).astype(np.uint8))
+        colors = cv2.applyColorMap(cv2.resize(coarse, (W, H), interpolation=cv2.INTER_LINEAR), cv2.COLORMAP_VIRIDIS)
+        gray = cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
+        out.append((0.45 * gray + 0.55 * cv2.cvtColor(colors, cv2.COLOR_BGR2RGB)).astype(np.uint8))
     return np.stack(out)
-
-
-def middle_frames(source: Manifest, loader: LoaderConfig) -> Sequence[np.ndarray]:
-    """One frame_HWC of each clip."""
-    clips = plain_views(source, loader)
-    return list(clips[:, clips.shape[1] // 2])

@@ -44,9 +44,6 @@ class Classifier(Encoder):
     the order of ClipBatch.source_B, by default the label spaces in their own order.
     """
 
-    before_features: tuple[str, ...] = TRUNK
-    """Prefixes of the parameters that pooled features depend on."""
-
     def __init__(
         self,
         vit: ViTConfig,
@@ -102,14 +99,6 @@ class Classifier(Encoder):
         """Return what the model learned besides its weights, for the run's files; a subclass adds to it."""
         return {}
 
-    def tokens(self, patches_BVP: Tensor, key_B: Tensor | None, idx_BV: Tensor | None = None) -> Tensor:
-        """(B, V, D) of the patches at these places, of whole clips for None."""
-        return self.encode(self.embed(patches_BVP, idx_BV), self.drop_path(key_B))
-
-    def pool(self, tokens_BVD: Tensor) -> Tensor:
-        """(B, D) one vector a clip, before `fc_norm`: the mean over its tokens."""
-        return tokens_BVD.mean(dim=1)
-
     def features(self, frames_BTHWC: Tensor, key_B: Tensor | None = None) -> Tensor:
         """(B, D) pooled tokens, normed: what the heads see. Keys are needed for drop path in training only."""
         return self.fc_norm(self.pool(self.tokens(self.patches(frames_BTHWC), key_B)))
@@ -119,13 +108,17 @@ class Classifier(Encoder):
         heads = list(self.heads.values()) if hasattr(self, "heads") else [self.head]
         return [head(features_BD) for head in heads]
 
+    def logits_of_space(self, pooled_BD: Tensor, space: str) -> Tensor:
+        """Return (..., K) logits of one label space from pooled tokens, (..., D) before `fc_norm`."""
+        head = self.heads[space] if hasattr(self, "heads") else self.head
+        return head(self.fc_norm(pooled_BD))[..., : self.label_spaces[space]]
+
     def logits(self, frames_BTHWC: Tensor, space: str | None = None) -> Tensor:
         """(B, K) for one label space; it may be left out where there is only one."""
         if space is None and len(self.label_spaces) > 1:
             raise InputError(f"say which label space; there are {', '.join(self.label_spaces)}")
         space = self._space(space or next(iter(self.label_spaces)))
-        head = self.heads[space] if hasattr(self, "heads") else self.head
-        return head(self.features(frames_BTHWC))[:, : self.label_spaces[space]]
+        return self.logits_of_space(self.pool(self.tokens(self.patches(frames_BTHWC), None)), space)
 
     def forward(
         self, frames_BTHWC: Tensor, key_B: Tensor, label_B: Tensor, source_B: Tensor, erase_B4: Tensor | None = None

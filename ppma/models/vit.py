@@ -11,6 +11,7 @@ B rows, N tokens of a clip, V of them given, D token width, P patch values, L la
 (NeurIPS 2023), VideoMAE.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -110,7 +111,9 @@ class Block(nn.Module):
         return _add(x_BND, self.mlp.fc2(hidden_BNF), mlp_scale_B)
 
 
-def through_blocks(blocks: nn.ModuleList, x_BND: Tensor, config: ViTConfig, scale_L2B: Tensor | None = None) -> Tensor:
+def through_blocks(
+    blocks: Iterable[Callable[..., Tensor]], x_BND: Tensor, config: ViTConfig, scale_L2B: Tensor | None = None
+) -> Tensor:
     """Return x_BND after all blocks, in its own type.
 
     Args:
@@ -121,7 +124,7 @@ def through_blocks(blocks: nn.ModuleList, x_BND: Tensor, config: ViTConfig, scal
     """
     dtype = x_BND.dtype
     if config.residual == "autocast":
-        x_BND = x_BND.to(compute_dtype(next(blocks.parameters())))
+        x_BND = x_BND.to(compute_dtype(x_BND))
     for layer, block in enumerate(blocks):
         scale_2B = None if scale_L2B is None else scale_L2B[layer]
         if config.recompute and torch.is_grad_enabled():
@@ -166,16 +169,18 @@ def drop_path_scale(key_B: Tensor, depth: int, rate: float, dtype: torch.dtype) 
     return ((u_SB.view(depth, 2, B) < keep_L11) / keep_L11).to(dtype)
 
 
-def compute_dtype(weight: Tensor) -> torch.dtype:
-    """The type that a matrix product with `weight` computes in here: autocast's where it is on, else the weight's
-    own."""
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+def compute_dtype(operand: Tensor) -> torch.dtype:
+    """Return the type that a matrix product with `operand` computes in: autocast's where it is on, else its own."""
+    device = operand.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else operand.dtype
 
 
 class Encoder(nn.Module):
     """The trunk: patch embedding, fixed positions, blocks. The same seed gives the same weights on every rank and
     device."""
+
+    before_features: tuple[str, ...] = TRUNK
+    """Prefixes of the parameters that pooled features depend on."""
 
     def __init__(self, config: ViTConfig, *, init: LinearInit, seed: int = 0) -> None:
         super().__init__()
@@ -227,3 +232,11 @@ class Encoder(nn.Module):
     def encode(self, tokens_BVD: Tensor, scale_L2B: Tensor | None = None) -> Tensor:
         """All blocks; the caller applies the final norm."""
         return through_blocks(self.blocks, tokens_BVD, self.config, scale_L2B)
+
+    def tokens(self, patches_BVP: Tensor, key_B: Tensor | None, idx_BV: Tensor | None = None) -> Tensor:
+        """Return (B, V, D) tokens of the patches at the places `idx_BV` (None: all), before the final norm."""
+        return self.encode(self.embed(patches_BVP, idx_BV), self.drop_path(key_B))
+
+    def pool(self, tokens_BVD: Tensor) -> Tensor:
+        """Return (B, D), one vector a clip before the final norm: the mean over its tokens."""
+        return tokens_BVD.mean(dim=1)

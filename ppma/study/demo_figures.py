@@ -3,7 +3,6 @@
 accuracies, confusion, clips, a stage 1 checkpoint  ->  figures  ->  PNG and pixels for TensorBoard
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,13 +14,12 @@ from matplotlib.figure import Figure
 
 from ppma.common.statistics import Accuracy
 from ppma.config.loader import LoaderConfig
-from ppma.config.model import MAEConfig, ViTConfig
-from ppma.inference.open_run import plain_views, subset
+from ppma.inference.samples import plain_views, subset
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models import pictures
 from ppma.models.mae import MaskedAutoencoder
-from ppma.training import checkpoint
+from ppma.training.run import open_run
 
 DPI = 110
 GREY, BLUE = "#9aa5b1", "#1f6fb2"
@@ -120,12 +118,10 @@ def clips(out: Path, *, own_videos: bool) -> Figure:
 
 def reconstructions(out: Path, each: int = 3) -> Figure:
     """What stage 1 makes of clips with most patches hidden; the caption says where brightness and contrast come from."""
-    folder = out / "seed0" / "scenes"
-    saved = json.loads((folder / "config.json").read_text())
-    vit = ViTConfig(**{**saved["vit"], "patch": tuple(saved["vit"]["patch"])})
-    model = MaskedAutoencoder(vit, MAEConfig(**saved["mae"]))
-    checkpoint.load_model(model, folder)
-    manifest = catalog.read(out / "data.toml").manifest(saved["sources"][0])
+    run = open_run(out / "seed0" / "scenes", device="cpu", precision="fp32")
+    model, vit = run.model, run.config.vit
+    assert isinstance(model, MaskedAutoencoder)
+    manifest = catalog.read(out / "data.toml").manifest(run.config.sources[0])
     rows = list(range(0, len(manifest), max(1, len(manifest) // each)))[:each]
     loader = LoaderConfig(size=vit.size, frames=vit.frames, short_side=vit.size, crop="center", views=1)
     frames_BTHWC = torch.from_numpy(_views(manifest, rows, loader))

@@ -1,14 +1,12 @@
-"""`ppma average`: one encoder whose every tensor is the weighted mean of that tensor in several (a baseline of the paper).
+"""`ppma average`: average the weights of several encoders into one (paper baseline).
 
     A, B, ...  ->  sum of weight x tensor, one tensor at a time in float64  ->  model.safetensors, state.json with the parents
 
-Trunk and, where all parents have it, the final LayerNorm are averaged; heads and decoders belong to a task and are left out, so the result
-is what `--init` and `ppma export` take from any run. Parents are mapped, not loaded: memory holds the result and one tensor more.
+Averages the trunk and, where all parents have it, the final LayerNorm. Heads and decoders belong to one task and are left out, so `--init`
+and `ppma export` take the result as they take any run. Parents are memory-mapped: memory holds the result and one tensor more.
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -21,11 +19,14 @@ import tyro
 from safetensors import safe_open
 from torch import Tensor
 
+from ppma.common.files import file_sha256
 from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError
+from ppma.config.run import read_config
 from ppma.models.vit import TRUNK
 from ppma.training import checkpoint
 from ppma.training.lineage import of_average
+from ppma.training.run import find_run
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ NORMS = ("norm.", "fc_norm.")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Average the weights of two or more encoders of one shape; the result is what --init takes.
+    """Average the weights of two or more encoders of one shape; `--init` takes the result.
 
     For example: ppma average runs/align_nohuman runs/align_synthetic --weights 0.5 0.5 --out runs/averaged
     """
@@ -43,13 +44,21 @@ class Options:
     models: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, checkpoint folders or .safetensors files."""
     out: Path
-    """Folder to make: model.safetensors, and state.json that names the parents, their weights and their hashes."""
+    """New folder for model.safetensors and state.json, which names the parents, their weights and their hashes."""
     weights: tuple[float, ...] = ()
-    """Share of each model, in any unit; none: equal shares."""
+    """Weight of each model; they are divided by their sum. None: equal weights."""
 
 
 def shares(weights: Sequence[float], models: int) -> list[float]:
-    """Weights that sum to 1, one for each model."""
+    """Return weights that sum to 1, one for each model.
+
+    Args:
+        weights: Numbers of at least 0, one for each model, or none for equal weights.
+        models: Number of models.
+
+    Raises:
+        InputError: There are fewer than two models, or the weights do not fit.
+    """
     if models < 2:
         raise InputError(f"an average takes two models or more, not {models}")
     given = list(weights) or [1.0] * models
@@ -57,49 +66,47 @@ def shares(weights: Sequence[float], models: int) -> list[float]:
         raise InputError(f"--weights has {len(given)} numbers for {models} models; give one for each, or none")
     if not all(math.isfinite(weight) and weight >= 0 for weight in given) or not sum(given):
         raise InputError(
-            f"--weights {' '.join(map(str, given))}: give numbers of at least 0, one of them above; they are divided by their sum"
+            f"--weights {' '.join(map(str, given))}: give numbers of at least 0, at least one of them above 0"
         )
     return [weight / sum(given) for weight in given]
 
 
 def encoder_tensors(files: Sequence[safe_open], models: Sequence[Path]) -> list[str]:
-    """Names of what is averaged. InputError where the models are not of one shape, naming the first differences."""
-    trunks = [{name for name in file.keys() if name.startswith(TRUNK)} for file in files]  # noqa: SIM118  # no mapping
-    for trunk, file, model in zip(trunks, files, models):
+    """Return the names of the tensors that are averaged; InputError names the first differences between the models."""
+    shapes = [{name: tuple(file.get_slice(name).get_shape()) for name in file.keys()} for file in files]  # noqa: SIM118
+    trunks = [{name: shape for name, shape in known.items() if name.startswith(TRUNK)} for known in shapes]
+    for model, trunk in zip(models, trunks):
         if not trunk:
             raise InputError(f"{model}: holds no encoder (no tensor {TRUNK[0]}* or {TRUNK[1]}*)")
-        if apart := sorted(trunk ^ trunks[0]):
-            raise InputError(
-                f"{models[0]} and {model} are other encoders: {len(apart)} tensors are in one of them only ({', '.join(apart[:3])})"
-            )
-        _check_shapes(sorted(trunk), files[0], file, (models[0], model))
-    kept = []
-    for norm in NORMS:
-        names = [norm + "weight", norm + "bias"]
-        if all(set(names) <= set(file.keys()) for file in files):
-            kept += names
-    return sorted(trunks[0]) + kept
-
-
-def _check_shapes(names: list[str], first: safe_open, other: safe_open, models: tuple[Path, Path]) -> None:
-    for name in names:
-        shapes = [tuple(file.get_slice(name).get_shape()) for file in (first, other)]
-        if shapes[0] != shapes[1]:
-            raise InputError(
-                f"{models[0]} and {models[1]} are other encoders: {name} has shapes {shapes[0]} and {shapes[1]}"
-            )
+        differ = f"{models[0]} and {model} are different encoders"
+        if apart := sorted(trunk.keys() ^ trunks[0].keys()):
+            raise InputError(f"{differ}: {len(apart)} tensors are in only one of them ({', '.join(apart[:3])})")
+        for name, shape in sorted(trunk.items()):
+            if shape != trunks[0][name]:
+                raise InputError(f"{differ}: {name} has shapes {trunks[0][name]} and {shape}")
+    norms = [norm + part for norm in NORMS for part in ("weight", "bias")]
+    return sorted(trunks[0]) + [name for name in norms if all(name in known for known in shapes)]
 
 
 def average(models: Sequence[Path], weights: Sequence[float] = ()) -> dict[str, Tensor]:
-    """Trunk, and the final norm where all have it, in the type of the first model's tensors."""
+    """Return the weighted mean of every tensor of the trunk and, where all models have it, of the final norm.
+
+    Args:
+        models: Two or more run folders, checkpoint folders or .safetensors files.
+        weights: As in `shares`.
+
+    Raises:
+        InputError: The models are not encoders of one shape, or the weights do not fit.
+    """
     parts = shares(weights, len(models))
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(checkpoint.open_weights(model)) for model in models]
         check_configs(models)
-        return {name: _mean(name, files, parts) for name in encoder_tensors(files, models)}
+        return {name: mean_tensor(name, files, parts) for name in encoder_tensors(files, models)}
 
 
-def _mean(name: str, files: Sequence[safe_open], parts: Sequence[float]) -> Tensor:
+def mean_tensor(name: str, files: Sequence[safe_open], parts: Sequence[float]) -> Tensor:
+    """Return the weighted mean of one tensor of several files, computed in float64, in the type of the first."""
     first = files[0].get_tensor(name)
     total = torch.zeros(first.shape, dtype=torch.float64)
     for file, part in zip(files, parts):
@@ -108,48 +115,36 @@ def _mean(name: str, files: Sequence[safe_open], parts: Sequence[float]) -> Tens
 
 
 def check_configs(models: Sequence[Path]) -> None:
-    """InputError where run folders name encoders that differ in what tensors do not show, such as the number of heads."""
-    known: dict[Path, dict[str, Any]] = {}
-    for model in models:
-        for folder in (model, *model.absolute().parents[:3]):
-            if (folder / "config.json").is_file():
-                known[model] = json.loads((folder / "config.json").read_text())["vit"]
-                break
-    for model, vit in known.items():
-        first, wanted = next(iter(known.items()))
+    """Raise InputError where runs differ in what the shapes of tensors do not show, such as the number of heads."""
+    vits = {model: read_config(folder).vit for model in models if (folder := find_run(model))}
+    for model, vit in vits.items():
+        first, expected = next(iter(vits.items()))
         for name in ("heads", "patch", "frames", "size"):
-            if vit[name] != wanted[name]:
+            if getattr(vit, name) != getattr(expected, name):
                 raise InputError(
-                    f"{first} and {model} are other encoders: vit.{name} is {wanted[name]} and {vit[name]}"
+                    f"{first} and {model} are different encoders: vit.{name} is {getattr(expected, name)} and {getattr(vit, name)}"
                 )
 
 
-def parents(models: Sequence[Path], weights: Sequence[float]) -> list[dict[str, Any]]:
-    """What the result remembers of the models that it was made from."""
-    files = [checkpoint.locate_model(model) for model in models]
-    found = []
-    for model, file, part in zip(models, files, shares(weights, len(models))):
-        with file.open("rb") as content:
-            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-        found.append({"path": str(model), "file": str(file.resolve()), "sha256": sha256, "weight": part})
-    return found
-
-
 def main(argv: list[str]) -> int:
-    """The command."""
+    """Run `ppma average`."""
     options = parse(Options, argv, prog="ppma average")
     if options.out.exists():
-        raise InputError(f"{options.out} is there already; choose another --out")
+        raise InputError(f"{options.out} exists; choose another --out")
     averaged = average(options.models, options.weights)
-    record = parents(options.models, options.weights)
+    files = [checkpoint.locate_model(model).resolve() for model in options.models]
+    parts = shares(options.weights, len(options.models))
+    parents: list[dict[str, Any]] = [
+        {"path": str(model), "file": str(file), "sha256": file_sha256(file), "weight": part}
+        for model, file, part in zip(options.models, files, parts)
+    ]
     options.out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    state = {"made_by": "ppma average", "parents": record}
-    checkpoint.save_weights(options.out, averaged, state, lineage=of_average([Path(p["file"]) for p in record]))
-    for parent in record:
+    state = {"made_by": "ppma average", "parents": parents}
+    checkpoint.save_weights(options.out, averaged, state, lineage=of_average(files))
+    for parent in parents:
         log.info("%.4f of %s", parent["weight"], parent["path"])
-    norm = next((norm for norm in NORMS if norm + "weight" in averaged), None)
+    norm = "with" if any(norm + "weight" in averaged for norm in NORMS) else "without"
     log.info(
-        "%s: %d tensors, %s; start from it with --init %s", options.out, len(averaged),
-        "final norm included" if norm else "no final norm: the models have none in common", options.out,
-    )  # fmt: skip
+        "%s: %d tensors, %s the final norm; start from it with --init %s", options.out, len(averaged), norm, options.out
+    )
     return DONE

@@ -1,21 +1,17 @@
-"""Features of every clip of a manifest, computed once: what probes train on and what every evaluation scores.
+"""Features of every clip of a manifest, computed once: the training data of probes and the input of every evaluation.
 
-manifest, encoder  ->  features_VWD, W = windows x crops views of each of V clips, the mean over the tokens before `fc_norm`
+manifest, encoder  ->  features_VWD, W = windows x crops views of each of V clips, tokens pooled, before the final norm
 
-A file of features is named after the hash of all that they depend on: weights and shape of the encoder, manifest, a sample of the files'
-bytes, views, precision. So every protocol finds what another one left in the same folder, and of processes that want the same features one
-computes them while the others wait.
+A file of features is named after a hash of everything that they depend on: weights and shape of the encoder, manifest, a sample of the
+files' bytes, views, precision. So every protocol finds what another one cached in the same folder, and of several processes that need the
+same features one computes them while the others wait.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,12 +19,15 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from rich.progress import Progress
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as as_safetensors
 from torch import Tensor
 
+from ppma.common.files import write_bytes
 from ppma.common.philox import Purpose, generator
+from ppma.common.progress import Progress
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
 from ppma.config.run import EvaluationConfig, RunConfig
@@ -37,8 +36,7 @@ from ppma.loaders.prefetch import upload
 from ppma.loaders.sampler import EvaluationSampler
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream, choose_implementation
-from ppma.models.classify import Classifier
-from ppma.models.vit import TRUNK
+from ppma.models.vit import TRUNK, Encoder
 from ppma.training import distributed
 from ppma.training.compute import Compute
 from ppma.training.distributed import Ranks, gather_rows
@@ -47,118 +45,90 @@ from ppma.training.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 PLAIN_VIEWS = EvaluationConfig(split="train", windows=1, crops=1)
-"""The views that a probe trains on: the middle window of a clip and its centre square."""
+"""The views that a probe trains on: the middle window of a clip and its center square."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Features of a whole manifest, on every rank, in the manifest's order."""
+    """Features of a whole manifest in its order, on every rank."""
 
     features_VWD: Tensor
     decoded_V: Tensor
-    """bool; False for a clip that could not be decoded, whose features are those of black frames and mean nothing."""
+    """bool; False for a clip that could not be decoded, whose features are those of black frames."""
 
 
 def evaluation_loader(loader: LoaderConfig, views: EvaluationConfig) -> LoaderConfig:
-    """The run's loader without anything random: short side equal to the view (paper: 224), fixed crops."""
+    """Return a run's loader without randomness: short side equal to the view (paper: 224), fixed crops."""
     return replace(
         loader, views=views.crops, short_side=loader.size, crop="center", flip_probability=0.0, randaugment_ops=0, erase_probability=0.0
     )  # fmt: skip
 
 
-def _shown(stream: ClipStream, steps: int, title: str, shows: bool) -> Iterator:
-    """The stream's batches with a progress bar, or a line every ten seconds where there is no terminal."""
-    if shows and sys.stderr.isatty():
-        with Progress(transient=True) as progress:
-            yield from progress.track(stream, total=steps, description=title)
-        return
-    began = said = time.monotonic()
-    for number, batch in enumerate(stream, 1):
-        yield batch
-        if shows and time.monotonic() - said > 10:
-            said = time.monotonic()
-            log.info(
-                "%s: batch %d of %d, left %.0f s", title, number, steps, (said - began) / number * (steps - number)
-            )
-
-
 @dataclass
 class Encoded:
-    """Clips of one batch behind the encoder; a clip's windows x crops views are adjacent rows."""
+    """Tokens of the clips of one batch; the windows x crops views of a clip are adjacent rows."""
 
     ids_C: Tensor
-    """Rows of the manifest."""
+    """Row numbers in the manifest."""
     decoded_C: Tensor
     tokens_BND: Tensor
 
 
 def encoded(
-    model: Classifier,
-    manifest: Manifest,
-    loader: LoaderConfig,
-    views: EvaluationConfig,
-    *,
-    ranks: Ranks,
-    compute: Compute,
+    model: Encoder, manifest: Manifest, loader: LoaderConfig, views: EvaluationConfig, *, ranks: Ranks, compute: Compute,
     hang_seconds: float = RunConfig.hang_seconds,
-) -> Iterator[Encoded]:
-    """This rank's clips through the encoder, each once; `views.batch_clips` changes the speed and nothing else.
+) -> Iterator[Encoded]:  # fmt: skip
+    """Run the encoder, in evaluation mode, over this rank's clips, each once.
 
-    A process that gets no batch done for `hang_seconds` ends with its stacks and exit code 75, as a training run does.
+    Args:
+        model: The encoder, on the device of `ranks`.
+        manifest: The clips.
+        loader: The run's loader; `evaluation_loader` takes the randomness out.
+        views: Windows and crops; `batch_clips` changes the speed and nothing else.
+        ranks: The processes that share the clips.
+        compute: Precision.
+        hang_seconds: A process that finishes no batch for so long writes its stacks and exits with 75.
     """
     config = evaluation_loader(loader, views).for_cores(ranks.cores)
     sampler = EvaluationSampler(
         manifest, config, batch_clips=views.batch_clips, windows=views.windows, crops=views.crops
     )
     stream = ClipStream(
-        sampler,
-        [manifest],
-        config,
-        device=ranks.device,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        on_bad=views.on_bad,
-    )
-    per_clip = views.windows * views.crops
-    title = f"features of {manifest.name} {views.split}"
-    with Watchdog(hang_seconds) as watchdog, stream:
-        for batch in _shown(stream, sampler.steps_per_epoch, title, ranks.is_main):
+        sampler, [manifest], config, device=ranks.device, rank=ranks.rank, world_size=ranks.world_size, on_bad=views.on_bad
+    )  # fmt: skip
+    per_clip, was_training = views.windows * views.crops, model.training
+    model.eval()
+    log.info("encoding %s %s", manifest.name, views.split)
+    shown = Progress("batches") if ranks.is_main else contextlib.nullcontext(lambda done, total: None)
+    with Watchdog(hang_seconds) as watchdog, stream, shown as progress:
+        for number, batch in enumerate(stream):
             watchdog.beat()
+            progress(number, sampler.steps_per_epoch)
             if len(batch.frames_BTHWC) == 0:
                 continue
             with compute.autocast():
                 tokens_BND = model.tokens(model.patches(batch.frames_BTHWC), None)
             decoded_C = batch.decoded_B.unflatten(0, (-1, per_clip)).all(dim=1)
             yield Encoded(batch.sample_id_B[::per_clip], decoded_C, tokens_BND)
+    model.train(was_training)
 
 
 @torch.inference_mode()
 def compute_features(
-    model: Classifier,
-    manifest: Manifest,
-    loader: LoaderConfig,
-    views: EvaluationConfig,
-    *,
-    ranks: Ranks,
-    compute: Compute,
+    model: Encoder, manifest: Manifest, loader: LoaderConfig, views: EvaluationConfig, *, ranks: Ranks, compute: Compute,
     hang_seconds: float = RunConfig.hang_seconds,
-) -> Features:
-    """Run the encoder over every clip once. Ranks share the clips."""
-    was_training = model.training
-    model.eval()
+) -> Features:  # fmt: skip
+    """Return the pooled tokens of every clip; the arguments are those of `encoded`."""
     shape = (views.windows * views.crops, model.config.width)
     rows = [torch.zeros(0, *shape, device=ranks.device, dtype=compute.weights)]
-    ids, decoded = (
-        [torch.zeros(0, dtype=torch.int64, device=ranks.device)],
-        [torch.zeros(0, device=ranks.device).long()],
-    )
+    ids = [torch.zeros(0, dtype=torch.int64, device=ranks.device)]
+    decoded = [torch.zeros(0, dtype=torch.int64, device=ranks.device)]
     for part in encoded(model, manifest, loader, views, ranks=ranks, compute=compute, hang_seconds=hang_seconds):
         with compute.autocast():
             pooled_BD = model.pool(part.tokens_BND)
         rows.append(pooled_BD.to(compute.weights).unflatten(0, (-1, shape[0])))
         ids.append(part.ids_C)
         decoded.append(part.decoded_C.long())
-    model.train(was_training)
     order = gather_rows(torch.cat(ids), ranks).argsort()
     assert len(order) == len(manifest)
     return Features(
@@ -168,11 +138,11 @@ def compute_features(
 
 
 SAMPLED_FILES, SAMPLED_BYTES = 32, 65536
-"""Of a manifest: enough to tell a blurred or re-encoded copy under the same names from its original, and nothing to read."""
+"""Sample of a manifest's files: enough to tell a blurred or re-encoded copy from its original, and fast to read."""
 
 
 def _bytes_of(path: Path) -> bytes:
-    """Size and first bytes of a file, of the first file of a folder of frames, or of the shard that holds a packed clip."""
+    """Return size and first bytes of a file, of the first file of a folder of frames, or of the shard of a packed clip."""
     file = Path(str(path).partition("#")[0]) if "#" in path.name and not path.exists() else path
     try:
         if file.is_dir():
@@ -180,19 +150,23 @@ def _bytes_of(path: Path) -> bytes:
         with file.open("rb") as content:
             return f"{path.name} {file.stat().st_size}".encode() + content.read(SAMPLED_BYTES)
     except OSError as error:
-        return f"{path.name} {error.errno}".encode()  # a missing file is met, and told, by the loader
+        return f"{path.name} {error.errno}".encode()  # the loader reports a missing file
 
 
 def address(
-    model: Classifier,
-    manifest: Manifest,
-    loader: LoaderConfig,
-    views: EvaluationConfig,
-    compute: Compute,
-    *,
+    model: Encoder, manifest: Manifest, loader: LoaderConfig, views: EvaluationConfig, compute: Compute, *,
     before: tuple[str, ...] | None = None,
-) -> str:
-    """What the features depend on, hashed; `before` names the parameters other than those that pooled features depend on."""
+) -> str:  # fmt: skip
+    """Return a hash of everything that features depend on.
+
+    Args:
+        model: The encoder.
+        manifest: The clips.
+        loader: The run's loader.
+        views: Windows and crops.
+        compute: Precision.
+        before: Prefixes of the parameters that count; None: those that pooled features depend on.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if name.startswith(before or model.before_features):
@@ -203,17 +177,19 @@ def address(
     plan = evaluation_loader(loader, views)
     shape = asdict(replace(model.config, drop_path=0.0, recompute=False))
     pixels = {name: getattr(plan, name) for name in ("frames", "size", "short_side", "window_seconds")}
-    form, _ = choose_implementation(plan, compute.device)
+    backend, _ = choose_implementation(plan, compute.device)
     precision = [str(compute.products), str(compute.weights)]
-    facts = [shape, pixels, form, views.windows, views.crops, views.on_bad, manifest.sha256, precision]
+    facts = [shape, pixels, backend, views.windows, views.crops, views.on_bad, manifest.sha256, precision]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()[:24]
 
 
 def folder_of(config: RunConfig, *, learned: bool = False) -> Path:
-    """Where a run keeps its features: where all runs do while the encoder stays what it was, else in the run's own folder.
+    """Return the folder of a run's features: shared by all runs while the encoder is frozen, else the run's own.
 
-    `learned` says that they depend on more than the encoder. Under --privacy strict they are of clips that this run has checked.
+    Args:
+        config: The run. Under --privacy strict it has its own folder: features of clips that it has checked.
+        learned: The features depend on more than the encoder.
     """
     own = learned or config.average or config.privacy == "strict"
     if own or not config.classifier.freeze_encoder:
@@ -223,48 +199,47 @@ def folder_of(config: RunConfig, *, learned: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def alone(path: Path, ranks: Ranks) -> Iterator[bool]:
-    """Hold a file that is to be made against other processes, which wait here; whether it is there already, agreed on by all ranks.
+def lock(path: Path, ranks: Ranks) -> Iterator[bool]:
+    """Hold a file that is to be made against other processes, which wait; yield whether it exists, the same on all ranks.
 
-    The kernel gives the lock back when a process ends, however it ends.
+    The kernel releases the lock when a process ends, however it ends.
     """
     with contextlib.ExitStack() as stack:
         if ranks.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(path.with_name(f".{path.name}.lock").open("w"))
+            file_lock = FileLock(path.with_name(f".{path.name}.lock"))
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                stack.enter_context(file_lock.acquire(blocking=False))
+            except Timeout:
                 log.info("%s is being made by another process; waiting for it", path)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                stack.enter_context(file_lock.acquire())
         distributed.barrier(ranks)
-        there = gather_rows(torch.tensor([int(path.is_file())], device=ranks.device), ranks)
-        yield bool(there[0])
+        exists = gather_rows(torch.tensor([int(path.is_file())], device=ranks.device), ranks)
+        yield bool(exists[0])
         distributed.barrier(ranks)
 
 
 def cached_features(
-    model: Classifier,
-    manifest: Manifest,
-    config: RunConfig,
-    views: EvaluationConfig,
-    *,
-    ranks: Ranks,
-    compute: Compute,
+    model: Encoder, manifest: Manifest, config: RunConfig, views: EvaluationConfig, *, ranks: Ranks, compute: Compute
 ) -> Features:
-    """`compute_features`, or what an earlier call, of any run, with the same encoder, clips and views left in the folder of features."""
+    """Return `compute_features`, from the cache where any run stored those of this encoder, clips and views.
+
+    Raises:
+        InputError: The cached file is damaged, or a clip cannot be decoded and `views.on_bad` is "fail".
+    """
     key = address(model, manifest, config.loader, views, compute)
     folder = folder_of(config, learned=model.before_features != TRUNK)
     path = folder / f"{manifest.name}-{views.split}-{key}.safetensors"
-    with alone(path, ranks) as there:
-        if there:
+    with lock(path, ranks) as exists:
+        if exists:
             log.info("features of %s %s: read from %s", manifest.name, views.split, path)
             return _read(path, ranks)
         found = compute_features(
             model, manifest, config.loader, views, ranks=ranks, compute=compute, hang_seconds=config.hang_seconds
         )
         if ranks.is_main:
-            _write(path, found)
+            tensors = {"features_VWD": found.features_VWD, "decoded_V": found.decoded_V}
+            write_bytes(path, as_safetensors({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}))
     return found
 
 
@@ -276,22 +251,6 @@ def _read(path: Path, ranks: Ranks) -> Features:
         raise InputError(f"{path} is damaged ({error}); delete it, and it is computed again") from None
 
 
-def _write(path: Path, found: Features) -> None:
-    """The file appears complete or not at all."""
-    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(descriptor)
-    tensors = {"features_VWD": found.features_VWD, "decoded_V": found.decoded_V}
-    try:
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, beside)
-        Path(beside).chmod(0o644)
-        Path(beside).replace(path)
-    except BaseException as error:
-        Path(beside).unlink(missing_ok=True)
-        if isinstance(error, SafetensorError):  # safetensors wraps the system's error
-            raise OSError(f"cannot write {path}: {error}") from error
-        raise
-
-
 class Rows(Protocol):
     """Features or tokens of every clip: a tensor, or a file that gives tensors."""
 
@@ -300,7 +259,7 @@ class Rows(Protocol):
         """Device of the row numbers that `__getitem__` takes."""
 
     def __getitem__(self, row_B: Tensor) -> Tensor:
-        """Rows of a batch."""
+        """Return the rows of a batch."""
 
 
 @dataclass
@@ -332,9 +291,8 @@ class FeatureStream:
     def __iter__(self) -> Iterator[FeatureBatch]:
         counters = LoaderCounters()
         for epoch in range(self.start[0], self.epochs):
-            order = torch.from_numpy(
-                generator(self.seed, Purpose.CLIP_ORDER, epoch=epoch).permutation(len(self.labels_V))
-            )
+            rng = generator(self.seed, Purpose.CLIP_ORDER, epoch=epoch)
+            order = torch.from_numpy(rng.permutation(len(self.labels_V)))
             of_features, of_labels = (upload(order, rows.device) for rows in (self.features_VD, self.labels_V))
             first = self.start[1] if epoch == self.start[0] else 0
             for step in range(first, len(order) // self.batch):

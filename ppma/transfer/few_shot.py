@@ -1,9 +1,9 @@
-"""A linear head from 1, 5, 10 clips a class: how much of a data set an encoder needs.
+"""Few-shot test: a linear head from 1, 5 and 10 clips a class, for several draws of the clips.
 
     training features  ->  n clips of each class, drawn D times  ->  one convex problem each  ->  accuracy of each draw, mean and interval
 
-The head minimises mean cross-entropy + penalty / 2 |W|^2 with a free bias. That has one solution, so there is no rate, no schedule and no
-seed but that of the draws; the clips of one draw of few are the first of the same draw of more.
+The head minimizes mean cross-entropy + penalty / 2 |W|^2 with a free bias. The problem has one solution, so there is no rate, no schedule
+and no randomness except the draws; the clips of a draw of few are the first of the same draw of more.
 """
 
 import logging
@@ -14,34 +14,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppma.common.philox import Purpose, generator
-from ppma.common.statistics import Accuracy, student_interval, top_k
+from ppma.common.philox import Purpose
+from ppma.common.statistics import student_interval, top_k
 from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
-from ppma.transfer.frozen import Frozen, Scored
+from ppma.transfer.frozen import Frozen, Scored, shuffled_classes
+from ppma.transfer.result import mean_over_views
 
 log = logging.getLogger(__name__)
 
 GRADIENT = 1e-7
-"""Largest entry of the gradient at which a head counts as found."""
+"""Largest entry of the gradient at which L-BFGS stops."""
 
 
 def draw_rows(labels_V: np.ndarray, shots: int, draw: int, seed: int) -> np.ndarray:
-    """Rows of `shots` clips of each class that occurs. InputError names a class that has fewer."""
+    """Return the rows of `shots` clips of each class that occurs; InputError names a class that has fewer."""
     rows = []
-    for label in np.unique(labels_V):
-        own = np.flatnonzero(labels_V == label)
-        if len(own) < shots:
+    for label, shuffled in shuffled_classes(labels_V, seed, Purpose.SHOTS, draw):
+        if len(shuffled) < shots:
             raise InputError(
-                f"class {label} has {len(own)} training clips, and few_shot.shots asks for {shots} of each; choose smaller numbers"
+                f"class {label} has {len(shuffled)} training clips, and few_shot.shots asks for {shots} of each; "
+                "choose smaller numbers"
             )
-        order = generator(seed, Purpose.SHOTS, epoch=draw, sample=int(label)).permutation(len(own))
-        rows.append(own[order[:shots]])
+        rows.append(shuffled[:shots])
     return np.concatenate(rows)
 
 
 def fit(features_ND: Tensor, labels_N: Tensor, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
-    """(weight_CD, bias_C) in float64 of the head with the least penalised loss, by L-BFGS until the gradient vanishes."""
+    """Return (weight_CD, bias_C) in float64 of the head with the smallest penalized loss, found by L-BFGS."""
     x_ND = features_ND.double()
     weight_CD = torch.zeros(classes, x_ND.shape[1], dtype=torch.float64, device=x_ND.device, requires_grad=True)
     bias_C = torch.zeros(classes, dtype=torch.float64, device=x_ND.device, requires_grad=True)
@@ -61,16 +61,15 @@ def fit(features_ND: Tensor, labels_N: Tensor, classes: int, penalty: float) -> 
 
 
 def scores(frozen: Frozen, weight_CD: Tensor, bias_C: Tensor) -> np.ndarray:
-    """(T, C): softmax of each view's logits, averaged over the views."""
-    found_TC = F.linear(frozen.test_TWD.double(), weight_CD, bias_C).softmax(dim=-1).mean(dim=1)
-    found_TC[~frozen.decoded_T] = torch.nan
-    return found_TC.cpu().numpy()
+    """Return (T, C) softmax of each view's logits, averaged over the views."""
+    scores_TWC = F.linear(frozen.test_TWD.double(), weight_CD, bias_C).softmax(dim=-1)
+    return mean_over_views(scores_TWC, frozen.decoded_T)
 
 
 def score(frozen: Frozen, config: RunConfig) -> Scored:
-    """All draws of all numbers of clips. The result's own figures are those of the last number, counted over its draws."""
+    """Score every draw of every number of clips; the result's own figures are those of the last number, over its draws."""
     asked, labels_V = config.few_shot, frozen.labels_V.cpu().numpy()
-    draw_rows(labels_V, max(asked.shots), 0, config.seed)  # too few clips are told now, not after the smaller numbers
+    draw_rows(labels_V, max(asked.shots), 0, config.seed)  # fail on a class that is too small before any work
     found: list[dict[str, Any]] = []
     for shots in asked.shots:
         drawn = []
@@ -78,7 +77,7 @@ def score(frozen: Frozen, config: RunConfig) -> Scored:
             rows = torch.from_numpy(draw_rows(labels_V, shots, draw, config.seed)).to(frozen.labels_V.device)
             head = fit(frozen.train_VD[rows], frozen.labels_V[rows], frozen.classes, asked.penalty)
             drawn.append(scores(frozen, *head))
-        found.append({"clips_per_class": shots, **_over(drawn, frozen.tested.labels)})
+        found.append({"clips_per_class": shots, **_over_draws(drawn, frozen.tested.labels)})
         log.info("%d clips a class: top-1 %.4f over %d draws", shots, found[-1]["top1"], asked.draws)
     more: dict[str, Any] = {"draws": asked.draws, "few_shot": found}
     if asked.draws > 1:
@@ -87,10 +86,10 @@ def score(frozen: Frozen, config: RunConfig) -> Scored:
     return Scored(scores=np.concatenate(drawn), protocol=protocol, draws=asked.draws, more=more)
 
 
-def _over(drawn: list[np.ndarray], labels_T: np.ndarray) -> dict[str, Any]:
-    """Means over draws, their intervals where there are two draws, and each draw's own top-1."""
+def _over_draws(drawn: list[np.ndarray], labels_T: np.ndarray) -> dict[str, Any]:
+    """Return means over draws, their intervals where there are two draws or more, and the top-1 of each draw."""
     each = {f"top{k}": [top_k(scores_TC, labels_T, k).value for scores_TC in drawn] for k in (1, 5)}
-    means: dict[str, Accuracy] = {name: student_interval(values) for name, values in each.items()}
+    means = {name: student_interval(values) for name, values in each.items()}
     found: dict[str, Any] = {name: mean.value for name, mean in means.items()}
     if len(drawn) > 1:
         found["ci95"] = {name: [max(0.0, mean.low), min(1.0, mean.high)] for name, mean in means.items()}

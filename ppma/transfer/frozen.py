@@ -1,11 +1,11 @@
-"""What every protocol on a frozen encoder starts from: the cached features of a data set's two splits.
+"""What the tests of a frozen encoder share: cached features of a data set's two splits, and rows drawn from each class.
 
     RunConfig  ->  encoder  ->  train features_VD of plain views, labels_V;  test features_VWD of 2 x 3 views
 
-Features are normed as a fresh `fc_norm` norms them (mean 0 and variance 1 of each vector): what the first step of a probe sees.
+Features are normalized to mean 0 and variance 1 each, as a new `fc_norm` does: what a probe sees in its first step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ppma.common.philox import Purpose, generator
 from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
 from ppma.loaders.sources.manifest import Manifest
@@ -27,7 +28,7 @@ from ppma.transfer.features import PLAIN_VIEWS, cached_features
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
-    """A data set as a frozen encoder sees it. V training clips, T test videos, W views, D width."""
+    """Features of a data set: V training clips, T test videos, W views, D width."""
 
     train_VD: Tensor
     labels_V: Tensor
@@ -39,25 +40,29 @@ class Frozen:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What a protocol without a training loop comes to."""
+    """The outcome of a protocol without a training loop."""
 
     scores: np.ndarray
-    """(draws * T, C), whole draws one after another."""
+    """(draws * T, C), all videos of the first draw first."""
     protocol: str
     draws: int = 1
     more: dict[str, Any] = field(default_factory=dict)
-    """What else belongs into result.json."""
+    """More entries for result.json."""
 
 
 def only_source(config: RunConfig, sources: Sequence[Manifest]) -> Manifest:
-    """The one data set of a protocol; InputError for more."""
+    """Return the one data set of a protocol; InputError for more."""
     if len(sources) != 1:
         raise InputError(f"{config.recipe} takes one data set, not {len(sources)}: {', '.join(config.sources)}")
     return sources[0]
 
 
 def load_frozen(config: RunConfig, ranks: Ranks, compute: Compute) -> Frozen:
-    """Read or compute the features of both splits. InputError for labels that are missing or that the training split does not have."""
+    """Read or compute the features of both splits.
+
+    Raises:
+        InputError: Labels are missing, or the test split has labels that the training split does not have.
+    """
     trained, (tested,) = only_source(config, read_sources(config)), read_sources(config, config.evaluation.split)
     spaces = label_spaces(config, [trained])
     classes = spaces[trained.name]
@@ -69,15 +74,20 @@ def load_frozen(config: RunConfig, ranks: Ranks, compute: Compute) -> Frozen:
     train = cached_features(model, trained, config, PLAIN_VIEWS, ranks=ranks, compute=compute)
     test = cached_features(model, tested, config, config.evaluation, ranks=ranks, compute=compute)
     return Frozen(
-        train_VD=normed(train.features_VWD[:, 0]),
-        labels_V=torch.from_numpy(trained.labels.copy()).to(ranks.device),
-        classes=classes,
-        test_TWD=normed(test.features_VWD),
-        decoded_T=test.decoded_V,
-        tested=tested,
-    )
+        train_VD=normed(train.features_VWD[:, 0]), labels_V=torch.from_numpy(trained.labels.copy()).to(ranks.device),
+        classes=classes, test_TWD=normed(test.features_VWD), decoded_T=test.decoded_V, tested=tested,
+    )  # fmt: skip
 
 
 def normed(features_D: Tensor) -> Tensor:
-    """The last axis with mean 0 and variance 1, out of inference mode."""
+    """Return features with mean 0 and variance 1 over the last axis, as a tensor outside inference mode."""
     return F.layer_norm(features_D.clone(), features_D.shape[-1:], eps=1e-6)
+
+
+def shuffled_classes(
+    labels_V: np.ndarray, seed: int, purpose: Purpose, draw: int = 0
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each label that occurs with the rows of its clips, shuffled by (seed, purpose, draw, label)."""
+    for label in np.unique(labels_V).tolist():
+        rows = np.flatnonzero(labels_V == label)
+        yield label, generator(seed, purpose, epoch=draw, sample=label).permutation(rows)

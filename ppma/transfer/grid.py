@@ -1,9 +1,9 @@
-"""A grid of rates and weight decays for a linear probe, all heads in one pass over the cached features.
+"""Choose the rate and weight decay of a linear probe from a grid, all heads in one pass over the cached features.
 
-    training features  ->  kept, held out (a share of each class)  ->  G heads learn from the same batches  ->  the best on the held out
+    training features  ->  kept, held out (a share of each class)  ->  G heads train on the same batches  ->  best on the held-out clips
 
-The test split has no part in it. Each head goes through what a probe of that rate goes through: the same start, batches, schedule and AdamW
-(Loshchilov and Hutter, 2019), whose update is written out for a stack of heads because torch's takes one rate for a tensor.
+The test split is not used. Each head goes through exactly what a probe of its rate goes through: initial weights, batches, schedule and
+AdamW (Loshchilov and Hutter, 2019), which is written out here for a stack of heads because torch's takes one rate for a tensor.
 """
 
 import itertools
@@ -15,45 +15,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppma.common.philox import Purpose, generator
+from ppma.common.philox import Purpose
 from ppma.config.errors import InputError
 from ppma.config.model import OptimConfig
 from ppma.config.run import RunConfig
 from ppma.models.classify import Classifier
 from ppma.training.optim import learning_rate
 from ppma.transfer.features import FeatureStream
+from ppma.transfer.frozen import shuffled_classes
 
 EPS = 1e-8
-"""AdamW's, torch's default."""
+"""AdamW's epsilon, torch's default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What a grid came to."""
+    """The outcome of a grid."""
 
     optim: OptimConfig
-    """The run's, with the rate and the weight decay that did best."""
+    """The config of the run with the best rate and weight decay."""
     tried: list[dict[str, float]]
     """rate, weight_decay, held-out top1 and loss of each head."""
     held_out: int
-    """Clips that the choice was made on."""
+    """Number of held-out clips."""
 
     def facts(self) -> dict[str, Any]:
-        """For the run's files."""
+        """Return the choice as JSON for the run's files."""
         chosen = {"rate": self.optim.peak_lr, "weight_decay": self.optim.weight_decay}
         return {"grid": {"chosen": chosen, "held_out_clips": self.held_out, "tried": self.tried}}
 
 
 def held_out_rows(labels_V: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """bool (V,): a share of each class, at least one clip of every class that has two."""
+    """Return a bool mask (V,) with a share of each class, at least one clip of every class that has two.
+
+    Raises:
+        InputError: Every class has only one clip.
+    """
     out_V = np.zeros(len(labels_V), dtype=bool)
-    for label in np.unique(labels_V):
-        own = np.flatnonzero(labels_V == label)
-        take = min(max(1, round(share * len(own))), len(own) - 1)
-        out_V[generator(seed, Purpose.HELD_OUT, sample=int(label)).permutation(own)[:take]] = True
+    for _, shuffled in shuffled_classes(labels_V, seed, Purpose.HELD_OUT):
+        out_V[shuffled[: min(max(1, round(share * len(shuffled))), len(shuffled) - 1)]] = True
     if not out_V.any():
         raise InputError(
-            "grid: every class has one training clip only, so none can be held out; leave out --grid.rates"
+            "grid: every class has only one training clip, so none can be held out; leave out --grid.rates"
         )
     return out_V
 
@@ -70,27 +73,27 @@ class Heads:
         self.steps = 0
 
     def logits(self, features_BD: Tensor) -> Tensor:
-        """(G, B, C)"""
+        """Return (G, B, C) logits."""
         norm_weight_GD, norm_bias_GD, weight_GCD, bias_GC = self.parts
         x_BD = F.layer_norm(features_BD, features_BD.shape[-1:], eps=1e-6)
         x_GBD = x_BD * norm_weight_GD[:, None] + norm_bias_GD[:, None]
         return torch.baddbmm(bias_GC[:, None], x_GBD, weight_GCD.transpose(1, 2))
 
     def losses(self, features_BD: Tensor, label_B: Tensor) -> Tensor:
-        """(G,) mean cross-entropy of each head."""
+        """Return the (G,) mean cross-entropy of each head."""
         logits_GBC = self.logits(features_BD)
         each = F.cross_entropy(logits_GBC.flatten(0, 1), label_B.repeat(len(logits_GBC)), reduction="none")
         return each.unflatten(0, logits_GBC.shape[:2]).mean(dim=1)
 
     def step(self, features_BD: Tensor, label_B: Tensor, rates: list[float], betas: tuple[float, float]) -> None:
-        """One step of AdamW for every head, each at its own rate. The heads' losses have no parameter in common."""
+        """Take one step of AdamW for every head, each at its own rate. The heads share no parameter, so their losses add up."""
         gradients = torch.autograd.grad(self.losses(features_BD, label_B).sum(), self.parts)
         self.steps += 1
         first, second = betas
         with torch.no_grad():
             for part, gradient, (mean, square) in zip(self.parts, gradients, self._moments):
                 rate = part.new_tensor(rates).view(-1, *[1] * (part.ndim - 1))
-                if part.ndim > 2:  # as in `optim.parameter_groups`: parameters of one axis are not decayed
+                if part.ndim > 2:  # parameters of one axis are not decayed, as in `optim.parameter_groups`
                     part.mul_(1 - rate * self.decay_G.view_as(rate))
                 mean.lerp_(gradient, 1 - first)
                 square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
@@ -101,11 +104,11 @@ class Heads:
 def train_heads(
     features_VD: Tensor, labels_V: Tensor, heads: Heads, optims: list[OptimConfig], config: RunConfig
 ) -> None:
-    """All epochs over these clips, each head on the schedule of its own settings."""
+    """Train all heads for all epochs on these clips, each head on the schedule of its own config."""
     steps = len(labels_V) // config.batch
     if steps == 0:
         raise InputError(
-            f"grid: {len(labels_V)} clips are left to learn from, fewer than a batch; choose --batch {len(labels_V)} or less"
+            f"grid: {len(labels_V)} clips are left to train on, fewer than a batch; choose --batch {len(labels_V)} or less"
         )
     epochs = config.optim.epochs
     stream = FeatureStream(features_VD, labels_V, batch=config.batch, epochs=epochs, seed=config.seed, start=(0, 0))
@@ -115,17 +118,13 @@ def train_heads(
 
 
 def choose_rate(features_VD: Tensor, labels_V: Tensor, model: Classifier, config: RunConfig) -> Choice:
-    """The rate and weight decay with the highest top-1 on held-out clips; of equals, the one with the lowest loss."""
-    rates, decays = (
-        config.grid.rates or (config.optim.peak_lr,),
-        config.grid.weight_decays or (config.optim.weight_decay,),
-    )
-    optims = [
-        replace(config.optim, peak_lr=rate, weight_decay=decay) for rate, decay in itertools.product(rates, decays)
-    ]
-    out_V = torch.from_numpy(held_out_rows(labels_V.cpu().numpy(), config.grid.held_out, config.seed)).to(
-        labels_V.device
-    )
+    """Return the rate and weight decay with the highest top-1 on held-out clips; of equals, the one with the lowest loss."""
+    rates = config.grid.rates or (config.optim.peak_lr,)
+    decays = config.grid.weight_decays or (config.optim.weight_decay,)
+    pairs = itertools.product(rates, decays)
+    optims = [replace(config.optim, peak_lr=rate, weight_decay=decay) for rate, decay in pairs]
+    held_out = held_out_rows(labels_V.cpu().numpy(), config.grid.held_out, config.seed)
+    out_V = torch.from_numpy(held_out).to(labels_V.device)
     heads = Heads(model, [optim.weight_decay for optim in optims])
     train_heads(features_VD[~out_V], labels_V[~out_V], heads, optims, config)
     with torch.no_grad():

@@ -1,6 +1,6 @@
-"""The linear probe on cached features: the encoder runs once over the data, then a head learns in seconds.
+"""Probes on cached features: the encoder runs once over the data, then a head trains in seconds.
 
-    encoder, manifests  ->  features of plain views (train), of 2 x 3 views (test)  ->  fc_norm and a linear head
+    encoder, manifest  ->  features (or all tokens) of plain views  ->  fc_norm and a linear head (behind attentive pooling)
 
 The published protocol runs the encoder in every epoch on augmented clips; recipe `probe_published` does that.
 """
@@ -33,16 +33,16 @@ log = logging.getLogger(__name__)
 
 
 class Probe(Classifier):
-    """A classifier whose training step begins at the pooled features; the same parameters, so the same checkpoint."""
+    """A classifier whose training step starts at pooled features; it has the same parameters, so the same checkpoint."""
 
-    def forward(self, pooled_BD: Tensor, label_B: Tensor) -> Tensor:  # type: ignore[override]  # rows of features, not clips
-        """Cross-entropy of the head, without mixing or smoothing."""
+    def forward(self, pooled_BD: Tensor, label_B: Tensor) -> Tensor:  # type: ignore[override]  # features, not clips
+        """Return the cross-entropy of the head, without mixing or smoothing."""
         (logits_BK,) = self.logits_of_heads(self.fc_norm(pooled_BD))
         return F.cross_entropy(logits_BK, label_B)
 
 
 class ProbeTask:
-    """Train the head of one data set. Every rank does the same work: it is seconds, and needs no agreement."""
+    """Train the head of one data set. Every rank does the same work: it takes seconds and needs no communication."""
 
     splits_over_ranks = False
 
@@ -58,9 +58,8 @@ class ProbeTask:
         self._labels_V = torch.from_numpy(source.labels.copy()).to(ranks.device)
         self.steps_per_epoch = len(self._labels_V) // config.batch
         if self.steps_per_epoch == 0:
-            raise InputError(
-                f"{config.sources[0]} has {len(self._labels_V)} clips, fewer than a batch; choose --batch {len(self._labels_V)}"
-            )
+            clips = len(self._labels_V)
+            raise InputError(f"{source.name} has {clips} clips, fewer than a batch; choose --batch {clips} or less")
         self._rows = self._encode(source, ranks, compute)
         self.step_flops = 6.0 * config.batch * config.vit.width * max(spaces.values())
 
@@ -68,7 +67,7 @@ class ProbeTask:
         return Probe(self.config.vit, spaces, self.config.classifier, seed=self.config.seed)
 
     def _encode(self, source: Manifest, ranks: Ranks, compute: Compute) -> Rows:
-        """Features of all clips; with a grid of rates, the config's rate is chosen on some of them."""
+        """Return the features of all clips; with a grid, also choose the rate on some of them."""
         found = cached_features(self.model, source, self.config, PLAIN_VIEWS, ranks=ranks, compute=compute)
         features_VD = found.features_VWD[:, 0].clone()  # inference tensors may not enter a training step
         if self.config.grid.rates:
@@ -78,34 +77,34 @@ class ProbeTask:
         return features_VD
 
     def stream(self, ranks: Ranks, start: tuple[int, int]) -> FeatureStream:
-        """Shuffled rows of the cache."""
-        config = self.config
+        """Return shuffled batches of cached rows from (epoch, step) on."""
+        config, epochs = self.config, self.config.optim.epochs
         return FeatureStream(
-            self._rows, self._labels_V, batch=config.batch, epochs=config.optim.epochs, seed=config.seed, start=start
+            self._rows, self._labels_V, batch=config.batch, epochs=epochs, seed=config.seed, start=start
         )
 
     def inputs(self, batch: FeatureBatch) -> tuple[Tensor, ...]:
-        """Features and labels."""
+        """Return features and labels."""
         return batch.features_BD, batch.label_B
 
     def pictures(self, batch: FeatureBatch, *, due: bool) -> dict[str, np.ndarray]:
-        """Features have no picture."""
+        """Return nothing: features have no picture."""
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """The grid and what was chosen from it."""
+        """Return the grid and the choice from it."""
         return self._facts
 
 
 class AttentiveTask(ProbeTask):
-    """Train a query that attends to the tokens of the frozen encoder, and the head."""
+    """Train attentive pooling and a head on the tokens of the frozen encoder."""
 
     def _make_model(self, spaces: dict[str, int]) -> Classifier:
         config = self.config
         return AttentiveProbe(config.vit, spaces, config.classifier, config.attentive, seed=config.seed)
 
     def _encode(self, source: Manifest, ranks: Ranks, compute: Compute) -> Rows:
-        """Tokens of all clips, on disk."""
+        """Return the tokens of all clips, on disk."""
         if self.config.grid.rates:
             raise InputError("grid.rates are for the linear probe; recipe attentive_probe takes --optim.peak-lr")
         return cached_tokens(self.model, source, self.config, ranks=ranks, compute=compute)

@@ -1,8 +1,8 @@
-"""What an evaluation leaves in its folder: `result.json`, `scores.npz` and `confusion.csv`, from one row of scores a video.
+"""Write the result of an evaluation: `result.json`, `scores.npz` and `confusion.csv`.
 
-    scores_VC, manifest, facts of the run  ->  float32 scores, saved  ->  every figure, counted from just these
+scores_VC, manifest, facts of the run  ->  scores as float32, saved  ->  every figure, computed from the saved scores
 
-Whoever reads `scores.npz` counts what `result.json` says: the figures are of the scores as they are saved.
+So a reader of `scores.npz` computes exactly what `result.json` says.
 """
 
 import json
@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from ppma.common.files import write_csv, write_text
+from ppma.common.files import atomic_path, write_csv, write_text
 from ppma.common.statistics import calibration, class_accuracies, confusion, top_k
 from ppma.config.run import RunConfig
 from ppma.loaders.sources.manifest import Manifest
@@ -24,8 +26,15 @@ log = logging.getLogger(__name__)
 RESULT, SCORES, CONFUSION = "result.json", "scores.npz", "confusion.csv"
 
 
+def mean_over_views(scores_VWC: Tensor, decoded_V: Tensor) -> np.ndarray:
+    """Return (V, C) scores averaged over W views; NaN for videos that could not be decoded."""
+    scores_VC = scores_VWC.mean(dim=1)
+    scores_VC[~decoded_V] = torch.nan
+    return scores_VC.cpu().numpy()
+
+
 def figures(scores_VC: np.ndarray, manifest: Manifest, labels_V: np.ndarray) -> dict[str, Any]:
-    """Everything that scores tell of themselves, as plain JSON."""
+    """Return every figure that scores and labels give, as plain JSON values."""
     accuracies = {f"top{k}": top_k(scores_VC, labels_V, k) for k in (1, 5)}
     by_class_C = class_accuracies(confusion(scores_VC, labels_V))
     error, bins = calibration(scores_VC, labels_V)
@@ -50,9 +59,20 @@ def write_result(
     config: RunConfig, manifest: Manifest, scores_VC: np.ndarray, *, protocol: str, weights: str, writes: bool,
     draws: int = 1, more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Count the figures of (draws * V, C) scores, whole draws one after another, and write them where `writes` holds; returns result.json.
+    """Compute the figures of an evaluation and write them into the run folder.
 
-    `protocol` says in words how the scores came about, `weights` names the checkpoint; `more` is put behind the figures, or in their place.
+    Args:
+        config: Gives split, seed and run folder.
+        manifest: The V tested videos.
+        scores_VC: (draws * V, C) scores, all videos of the first draw first; NaN for undecodable videos.
+        protocol: How the scores were made, in words.
+        weights: Name of the checkpoint.
+        writes: False on the ranks that only need the figures.
+        draws: Number of times the videos were tested.
+        more: Entries that are added to the figures or replace them.
+
+    Returns:
+        The content of result.json.
     """
     scores_VC = scores_VC.astype(np.float32)
     labels_V = np.tile(manifest.labels, draws)
@@ -80,11 +100,10 @@ def write_result(
 def _write(
     folder: Path, result: dict[str, Any], manifest: Manifest, scores_VC: np.ndarray, labels_V: np.ndarray
 ) -> None:
-    """`result.json` last: where it is, the others are."""
+    """Write `result.json` last: a folder that has it has the others too."""
     videos = np.tile([manifest.clip(i).path for i in range(len(manifest))], len(labels_V) // len(manifest))
-    beside = folder / "scores.tmp.npz"
-    np.savez_compressed(beside, video=videos, scores=scores_VC, label=labels_V)
-    beside.replace(folder / SCORES)
+    with atomic_path(folder / SCORES) as temp_path:
+        np.savez_compressed(temp_path, video=videos, scores=scores_VC, label=labels_V)
     counts_CC = confusion(scores_VC, labels_V)
     rows = [
         [label, manifest.class_names.get(label, ""), *counts.tolist()]

@@ -18,10 +18,10 @@ import torch
 from ppma.config.flags import resolve
 from ppma.config.protocols import AttentiveConfig
 from ppma.config.recipes import RECIPES
-from ppma.config.run import RunConfig
+from ppma.config.run import UNTRAINED, RunConfig
 from ppma.models.attentive import AttentiveProbe, normed_cells
 from ppma.models.classify import Classifier
-from ppma.train import UNTRAINED, classify_task
+from ppma.train import classify_task
 from ppma.training import checkpoint
 from ppma.training.compute import choose
 from ppma.training.distributed import Ranks

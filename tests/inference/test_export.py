@@ -14,6 +14,7 @@ from ppma.inference import export
 from ppma.models.classify import Classifier
 from ppma.train import train
 from ppma.training import checkpoint
+from ppma.training.run import open_run
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_every_form_gives_the_model_s_features(runs, tmp_path, name):
     assert ppma(["export", str(runs / name), str(out)]) == 0
     files = {path.name for path in out.iterdir()}
     assert files == {"model.safetensors", "export.json", "README.md", "encoder.pt2", "encoder.onnx", "lineage.json"}
-    model, _ = export.load_encoder_model(runs / name)
+    model = open_run(runs / name, device="cpu").model
     frames = torch.randint(0, 256, (5, 4, 32, 32, 3), dtype=torch.uint8)
     with torch.no_grad():
         expected = export.FeatureExtractor(model)(frames)
@@ -53,17 +54,17 @@ def test_the_folder_starts_another_run_and_the_card_tells_the_run(runs, tmp_path
     vit = ViTConfig(**{**facts["vit"], "patch": tuple(facts["vit"]["patch"])})
     fresh = Classifier(vit, {"other": 9})
     checkpoint.load_encoder(fresh, tmp_path / "out")
-    original, _ = export.load_encoder_model(runs / "probe")
+    original = open_run(runs / "probe", device="cpu").model
     assert torch.equal(fresh.blocks[0].attn.qkv.weight, original.blocks[0].attn.qkv.weight)
     card = (tmp_path / "out/README.md").read_text()
-    assert "Recipe: `probe`" in card and "made val" in card and "top-1" in card and "no claim of anonymity" in card
+    assert "Recipe: `probe`" in card and "made val" in card and "top-1" in card and "No claim of anonymity" in card
 
 
 def test_wrong_input_leaves_nothing_behind(runs, tmp_path, capfd, monkeypatch):
     (tmp_path / "there").mkdir()
     for argv, message in (
         ([str(tmp_path), str(tmp_path / "x")], "neither a run folder"),
-        ([str(runs / "mae"), str(tmp_path / "there")], "is there already"),
+        ([str(runs / "mae"), str(tmp_path / "there")], "exists"),
     ):
         assert ppma(["export", *argv]) == 2
         assert message in capfd.readouterr().err

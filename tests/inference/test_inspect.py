@@ -62,11 +62,11 @@ def test_the_page_holds_everything_and_refers_to_nothing_outside(tiny_runs, tmp_
         "The run",
         "Clips as the model saw them",
         "Attention",
-        "Nearest neighbours across sources",
+        "Nearest neighbors across sources",
         "Map of embeddings",
     ]
     assert set(common + headings) == set(page.headings)
-    assert page.pictures >= 2 * 2 * 7 and not page.outside  # two queries of each of two sources, with six neighbours
+    assert page.pictures >= 2 * 2 * 7 and not page.outside  # two queries of each of two sources, with six neighbors
     assert "<svg" in text and "by class" in text and "größer fallend" in text
     assert "saw 12 clips of made" in text and "licence made here (12)" in text
 
@@ -82,7 +82,7 @@ def test_another_data_set_of_the_name_is_refused(tiny_runs, tmp_path, capfd):
         catalog.add(tmp_path / "data.toml", name="made", split=split, manifest=manifest, root=root)
     out = tmp_path / "page.html"
     assert inspect(tiny_runs, "finetune", out, "--clips", "4", "--data", str(tmp_path / "data.toml")) == 2
-    assert "is of another made val" in capfd.readouterr().err and not out.exists()
+    assert "another made val" in capfd.readouterr().err and not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_another_data_set_of_the_name_is_refused(tiny_runs, tmp_path, capfd):
     [
         (["--examples", "0"], "--examples is 0"),
         (["--sources", "nobody"], "has no source nobody.train"),
-        (["--out", "nowhere/page.html"], "there is no folder"),
+        (["--out", "nowhere/page.html"], "does not exist"),
     ],
 )
 def test_wrong_input(tiny_runs, tmp_path, capfd, flags, message):

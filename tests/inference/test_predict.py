@@ -9,10 +9,11 @@ from conftest import write_barcoded_clip
 
 from ppma.cli import main as ppma
 from ppma.config.errors import InputError
-from ppma.inference.open_run import open_run, plain_views
-from ppma.inference.predict import scores, windows
+from ppma.inference.predict import scores, scores_over_time, windows
+from ppma.inference.samples import plain_views
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.probe import VideoMetadata, probe
+from ppma.training.run import open_run
 
 
 def predict(folder, video, *flags, run="finetune"):
@@ -33,16 +34,16 @@ def test_windows_cover_the_video(video):
     assert np.allclose(rows.ends - rows.starts, 2.7)
     short = VideoMetadata(frames=5, fps=10, width=8, height=8, codec="h264", key_frame_spacing=5, duration_seconds=0.5)
     assert len(windows(video, short, seconds=2.7, every=1.35)) == 1
-    with pytest.raises(InputError, match="windows; give --every-seconds"):
+    with pytest.raises(InputError, match="--every-seconds"):
         windows(video, probe(video), seconds=2.7, every=1e-4)
 
 
 def test_scores_are_those_of_the_model(tiny_runs, video):
-    look = open_run(tiny_runs / "runs/finetune", device="cpu", workers=1)
+    run = open_run(tiny_runs / "runs/finetune", device="cpu", workers=1)
     rows = windows(video, probe(video), seconds=2.7, every=2.0)
-    found = scores(look, rows, "made", 1)
+    found = scores(run, rows, "made", 1)
     with torch.no_grad():
-        expected = look.model.logits(torch.from_numpy(plain_views(rows, look.loader))).double().softmax(dim=1)
+        expected = run.model.logits(torch.from_numpy(plain_views(rows, run.loader))).double().softmax(dim=1)
     assert np.allclose(found, expected.numpy(), atol=1e-5) and found.shape == (len(rows), 4)
 
 
@@ -72,10 +73,10 @@ def test_names_may_come_from_a_file(tiny_runs, video, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "run", "message"),
     [
-        ([], "mae", "is a stage 1 run and names no action"),
-        (["--space", "nobody"], "finetune", "the run names the classes of made"),
+        ([], "mae", "is a stage 1 run"),
+        (["--space", "nobody"], "finetune", "label spaces made"),
         (["--every-seconds", "0"], "finetune", "must be above 0"),
-        (["--out", "nowhere/p.json"], "finetune", "a folder that is there"),
+        (["--out", "nowhere/p.json"], "finetune", "a folder that exists"),
         (["--out", "p.txt"], "finetune", "give a FILE.json"),
     ],
 )
@@ -89,3 +90,10 @@ def test_what_is_no_video_is_told(tiny_runs, tmp_path, capfd):
     for name, message in (("text.mp4", "text.mp4: "), ("missing.mp4", "no such file")):
         assert predict(tiny_runs, tmp_path / name) == 2
         assert message in capfd.readouterr().err
+
+
+def test_the_plot_names_its_curves_and_is_reproducible():
+    curves = [("archery", np.array([0.2, 0.8])), ("sign & walk", np.array([0.8, 0.2]))]
+    plot = scores_over_time(np.array([1.0, 2.0]), curves)
+    assert "archery" in plot and "sign &amp; walk" in plot and plot.startswith("<svg")
+    assert plot == scores_over_time(np.array([1.0, 2.0]), curves)

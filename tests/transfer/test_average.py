@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ppma.cli import main as ppma
+from ppma.config.flags import resolve
 from ppma.config.model import MAEConfig, ViTConfig
 from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
@@ -75,10 +76,10 @@ def test_wrong_input_is_one_line_and_leaves_nothing(models, tmp_path, capfd):
     for argv, message in (
         ([a], "two models or more, not 1"),
         ([a, b, "--weights", "1"], "1 numbers for 2 models"),
-        ([a, b, "--weights", "0", "0"], "one of them above"),
+        ([a, b, "--weights", "0", "0"], "at least one of them above"),
         ([a, b, "--weights", "nan", "1"], "numbers of at least 0"),
         ([a, str(wide)], "has shapes"),
-        ([a, str(deep)], "12 tensors are in one of them only (blocks.2.attn.proj.bias"),
+        ([a, str(deep)], "12 tensors are in only one of them (blocks.2.attn.proj.bias"),
         ([a, str(tmp_path / "gone")], "no checkpoint here"),
         ([a, str(tmp_path / "junk.safetensors")], "no readable safetensors file"),
         ([str(tmp_path / "none.safetensors"), a], "holds no encoder"),
@@ -88,12 +89,12 @@ def test_wrong_input_is_one_line_and_leaves_nothing(models, tmp_path, capfd):
         assert message in error and len(error.strip().splitlines()) == 1
     assert not (tmp_path / "averaged").exists()
     assert ppma(["average", a, b, "--out", a]) == 2
-    assert "is there already" in capfd.readouterr().err
+    assert "exists" in capfd.readouterr().err
 
 
 def test_encoders_that_differ_in_what_tensors_do_not_show(models, tmp_path, capfd):
+    run = resolve("probe", ["--size", "16", "--frames", "4"])
     for model, heads in zip(models, (2, 4)):
-        vit = {"heads": heads, "patch": [2, 8, 8], "frames": 4, "size": 16}
-        (model / "config.json").write_text(json.dumps({"vit": vit}))
+        (model / "config.json").write_text(replace(run, vit=replace(VIT, heads=heads)).to_json())
     assert ppma(["average", *map(str, models[:2]), "--out", str(tmp_path / "averaged")]) == 2
     assert "vit.heads is 2 and 4" in capfd.readouterr().err

@@ -22,7 +22,7 @@ from ppma.loaders.sources.manifest import Manifest
 from ppma.train import train
 from ppma.training.compute import choose
 from ppma.training.distributed import Ranks
-from ppma.transfer.evaluate import load_classifier
+from ppma.training.run import open_run
 from ppma.transfer.features import compute_features
 
 ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
@@ -54,7 +54,7 @@ def test_result_and_scores_hold_every_video_once(trained):
 
 def test_scores_equal_a_plain_restatement(trained):
     """Two windows at both ends, three squares along the long side, softmax, mean; one clip at a time."""
-    model, _ = load_classifier(trained / "run")
+    model = open_run(trained / "run", device="cpu").classifier()
     model = model.double().eval()
     manifest = catalog.find(trained / "data.toml").manifest("made", "val")
     loader = LoaderConfig(frames=4, size=32, short_side=32, crop="center", views=3)
@@ -73,7 +73,7 @@ def test_scores_equal_a_plain_restatement(trained):
 
 
 def test_the_batch_size_changes_nothing_and_the_cache_is_used(trained, caplog):
-    model, _ = load_classifier(trained / "run")
+    model = open_run(trained / "run", device="cpu").classifier()
     manifest = catalog.find(trained / "data.toml").manifest("made", "val")
     loader = LoaderConfig(frames=4, size=32, short_side=36, views=1, workers=1)
     compute = choose("fp32", ALONE.device)

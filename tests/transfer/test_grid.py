@@ -61,7 +61,7 @@ def test_a_share_of_every_class_is_held_out():
     assert [int(out[labels == c].sum()) for c in range(4)] == [2, 1, 0, 1]
     assert (out == held_out_rows(labels, 0.1, seed=0)).all() and (out != held_out_rows(labels, 0.1, seed=1)).any()
     assert [int(held_out_rows(labels, 0.95, seed=0)[labels == c].sum()) for c in range(4)] == [19, 2, 0, 1]
-    with pytest.raises(InputError, match="one training clip only"):
+    with pytest.raises(InputError, match="one training clip"):
         held_out_rows(np.arange(5), 0.1, seed=0)
 
 

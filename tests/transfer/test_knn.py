@@ -1,4 +1,4 @@
-"""Nearest neighbours against a loop."""
+"""Nearest neighbors against a loop."""
 
 import math
 
@@ -15,7 +15,7 @@ QUERIES = torch.randn(7, 8, dtype=torch.float64, generator=GENERATOR)
 LABELS = torch.arange(30) % 4
 
 
-def test_votes_equal_a_loop_over_neighbours():
+def test_votes_equal_a_loop_over_neighbors():
     found = votes(QUERIES, BANK, LABELS, 5, KNNConfig(k=6, temperature=0.2))
     for query, row in zip(QUERIES, found):
         cosines = [(float(query @ clip / query.norm() / clip.norm()), int(label)) for clip, label in zip(BANK, LABELS)]

@@ -1,17 +1,21 @@
 """Conversions: there and back to the bit, every tensor accounted for, the same outputs, and no code of a pickle run."""
 
 import os
+from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from ppma.cli import main as ppma
 from ppma.config.errors import InputError
-from ppma.config.model import MAEConfig, ViTConfig
-from ppma.inference import convert as interop
+from ppma.config.model import MAEConfig, ViTConfig, preset
+from ppma.inference.convert import Format, is_name, load_by_name, read_as, read_foreign, write_as
+from ppma.models import timm_models
 from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
+from ppma.models.torchvision_shim import timm
 from ppma.models.vit import sinusoid_table
 from ppma.training import checkpoint
 
@@ -42,25 +46,25 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("make", [stage_1, classifier])
-@pytest.mark.parametrize("kind", interop.READERS)
+@pytest.mark.parametrize("kind", get_args(Format))
 def test_there_and_back_is_exact_to_the_bit(kind, make):
     ours = make(k_bias=kind == "ppma").state_dict()
-    theirs = interop.WRITERS[kind](ours)
-    back, left = interop.READERS[kind](theirs)
+    theirs = write_as(kind, ours)
+    back, left = read_as(kind, theirs)
     expected = ours if kind == "ppma" else {n: t for n, t in ours.items() if not n.startswith("decoder.")}
     assert same(back, expected) and left == []
-    assert same(interop.WRITERS[kind](back), theirs)
+    assert same(write_as(kind, back), theirs)
 
 
 @pytest.mark.parametrize("make", [stage_1, classifier])
 def test_videomae_stands_for_the_files_of_transformers_too(make):
     """Those of its bare model as well, whose names lack the prefix."""
-    theirs = interop.to_huggingface(make(k_bias=False).state_dict())
-    expected = interop.from_huggingface(theirs)
-    assert same(interop.from_videomae(theirs)[0], expected[0])
+    theirs = write_as("huggingface", make(k_bias=False).state_dict())
+    expected = read_as("huggingface", theirs)
+    assert same(read_as("videomae", theirs)[0], expected[0])
     bare = {n.removeprefix("videomae."): t for n, t in theirs.items() if n.startswith("videomae.")}
     tail = ("norm.", "fc_norm.", "head.")
-    found = interop.from_videomae(bare)[0]
+    found = read_as("videomae", bare)[0]
     assert same(found, {n: t for n, t in expected[0].items() if n in found}) and found.keys() >= {
         n for n in expected[0] if not n.startswith(tail)
     }
@@ -68,33 +72,33 @@ def test_videomae_stands_for_the_files_of_transformers_too(make):
 
 def published(**more):
     """A checkpoint as PPMA releases them: stage 1 with its tables and its pixel head."""
-    weights = interop.to_ppma(stage_1(**more).state_dict())
+    weights = write_as("ppma", stage_1(**more).state_dict())
     table = sinusoid_table(VIT.tokens, VIT.width).float()[None]
     return weights | {"trunk.pos_embed": table, "trunk.decoder.pos_embed": table.clone()}
 
 
 def test_published_checkpoints_with_and_without_decoder_and_heads():
     full = published()
-    assert same(interop.from_ppma(full)[0], stage_1().state_dict())
+    assert same(read_as("ppma", full)[0], stage_1().state_dict())
     headless = {n: t for n, t in full.items() if not n.startswith("heads.")}
-    assert "decoder.head.weight" not in interop.from_ppma(headless)[0]
+    assert "decoder.head.weight" not in read_as("ppma", headless)[0]
     bare = {n: t for n, t in headless.items() if ".decoder." not in n and "mask_token" not in n}
-    converted = interop.from_ppma(bare)[0]
+    converted = read_as("ppma", bare)[0]
     assert not any(n.startswith("decoder.") for n in converted) and "fc_norm.weight" in converted
 
 
 def test_leftovers_and_gaps_are_listed():
-    with pytest.raises(InputError, match=r"1 tensors have no place in our model: trunk\.cls_token"):
-        interop.from_ppma(published() | {"trunk.cls_token": torch.zeros(1, 1, 16)})
+    with pytest.raises(InputError, match=r"no place .*trunk\.cls_token"):
+        read_as("ppma", published() | {"trunk.cls_token": torch.zeros(1, 1, 16)})
     gap = published()
     del gap["trunk.blocks.0.mlp.fc1.bias"]
     with pytest.raises(InputError, match=r"no tensor trunk\.blocks\.0\.mlp\.fc1\.bias"):
-        interop.from_ppma(gap)
+        read_as("ppma", gap)
     with pytest.raises(InputError, match="numbered"):
-        interop.from_ppma({n.replace("trunk.blocks.0.", "trunk.blocks.7."): t for n, t in published().items()})
+        read_as("ppma", {n.replace("trunk.blocks.0.", "trunk.blocks.7."): t for n, t in published().items()})
     learned = published() | {"trunk.pos_embed": torch.rand(1, VIT.tokens, VIT.width)}
     with pytest.raises(InputError, match="learned positions"):
-        interop.from_ppma(learned)
+        read_as("ppma", learned)
 
 
 def videomae_features(weights, video_BCTHW):
@@ -116,9 +120,9 @@ def videomae_features(weights, video_BCTHW):
 
 
 def test_a_converted_videomae_gives_the_features_it_gave():
-    theirs = interop.to_videomae(classifier(k_bias=False).double().state_dict())
+    theirs = write_as("videomae", classifier(k_bias=False).double().state_dict())
     model = Classifier(VIT, {"converted": 5}).double().eval()
-    model.load_state_dict(interop.from_videomae(theirs)[0])
+    model.load_state_dict(read_as("videomae", theirs)[0])
     frames = torch.randint(0, 256, (2, 4, 16, 16, 3), dtype=torch.uint8)
     mean, std = torch.tensor([0.485, 0.456, 0.406]).double(), torch.tensor([0.229, 0.224, 0.225]).double()
     video = ((frames.double() / 255 - mean) / std).permute(0, 4, 1, 2, 3)
@@ -152,8 +156,8 @@ def test_the_command_and_what_comes_of_it(tmp_path, capfd):
     assert same(back, {n: t for n, t in published().items() if "pos_embed" not in n})
     for argv, message in (
         (["--from", "ppma", str(tmp_path / "gone.pth"), str(tmp_path / "x")], "no such file"),
-        (["--from", "videomae", str(tmp_path / "released.pth"), str(tmp_path / "x")], "no tensor"),
-        (["--from", "ppma", str(tmp_path / "released.pth"), str(tmp_path / "converted")], "is there already"),
+        (["--from", "videomae", str(tmp_path / "released.pth"), str(tmp_path / "x")], "no place"),
+        (["--from", "ppma", str(tmp_path / "released.pth"), str(tmp_path / "converted")], "exists"),
         ([str(tmp_path / "released.pth"), str(tmp_path / "x")], "give --from or --to"),
     ):
         capfd.readouterr()
@@ -169,11 +173,51 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path):
 
     torch.save({"model": {"trunk.norm.weight": Evil()}}, tmp_path / "evil.pth")
     with pytest.raises(InputError, match=r"evil\.pth is refused"):
-        interop.read_foreign(tmp_path / "evil.pth")
+        read_foreign(tmp_path / "evil.pth")
     (tmp_path / "junk.pth").write_bytes(b"junk")
     with pytest.raises(InputError, match=r"junk\.pth is refused"):
-        interop.read_foreign(tmp_path / "junk.pth")
+        read_foreign(tmp_path / "junk.pth")
     torch.save({"epoch": 3}, tmp_path / "no_tensors.pth")
-    with pytest.raises(InputError, match="no table of tensors"):
-        interop.read_foreign(tmp_path / "no_tensors.pth")
+    with pytest.raises(InputError, match="tensors"):
+        read_foreign(tmp_path / "no_tensors.pth")
     assert not (tmp_path / "pwned").exists()
+
+
+# timm's models: ours make a round trip; those of pictures are refused by name before anything is downloaded
+
+
+def test_a_registered_model_trained_with_timm_starts_a_run(tmp_path):
+    assert timm_models.VideoTransformer
+    model = timm.create_model("ppma_vit_tiny_patch16_224", num_classes=3, img_size=32, frames=4, seed=4)
+    torch.save(model.state_dict(), tmp_path / "tuned.pth")
+    assert ppma(["convert", "--from", "timm", str(tmp_path / "tuned.pth"), str(tmp_path / "converted")]) == 0
+    started = Classifier(preset("tiny", size=32, frames=4), {"new": 5}, seed=9)
+    checkpoint.load_encoder(started, tmp_path / "converted")
+    assert torch.equal(started.blocks[3].mlp.fc2.weight, model.blocks[3].mlp.fc2.weight)
+    assert set(load_file(tmp_path / "converted/model.safetensors")) == set(model.state_dict())
+
+
+def test_models_of_pictures_are_refused_by_name_and_nothing_is_fetched(tmp_path, capfd, monkeypatch):
+    made = []
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: made.append(k) or create(*a, **k))
+    assert ppma(["convert", "--from", "timm", "vit_base_patch16_224.mae", str(tmp_path / "x")]) == 2
+    error = capfd.readouterr().err
+    assert "timm's vit_base_patch16_224.mae embeds single pictures" in error and len(error.strip().splitlines()) == 1
+    assert made == [{}] and not (tmp_path / "x").exists()
+    for name, message in (("resnet18", "is no vision transformer"), ("vit_gone", "timm has no model of that name")):
+        with pytest.raises(InputError, match=message):
+            load_by_name(name)
+    with pytest.raises(InputError, match="has no released weights"):
+        load_by_name("ppma_vit_tiny_patch16_224")
+
+
+def test_a_path_is_no_name(tmp_path):
+    assert is_name(type(tmp_path)("vit_base_patch16_224.mae"))
+    assert not is_name(tmp_path / "gone") and not is_name(type(tmp_path)("weights.pth"))
+
+
+def test_a_foreign_file_given_to_init_is_told_how_to_convert(tmp_path):
+    torch.save({"model": {}}, tmp_path / "videomae.pth")
+    with pytest.raises(InputError, match=r"ppma convert --from PROJECT .*videomae\.pth DIR"):
+        checkpoint.read_weights(tmp_path / "videomae.pth")

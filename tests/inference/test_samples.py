@@ -6,10 +6,12 @@ import tiny
 import torch
 
 from ppma.config.model import ViTConfig
-from ppma.inference import samples as sights
-from ppma.inference.open_run import open_run, subset
+from ppma.config.run import EvaluationConfig
+from ppma.inference import samples
+from ppma.inference.samples import embed, plain_views, spread_rows, subset
 from ppma.loaders.sources import catalog
 from ppma.models.classify import Classifier
+from ppma.training.run import open_run
 
 VIT = ViTConfig(width=24, depth=2, heads=3, patch=(2, 8, 8), frames=4, size=32)
 
@@ -20,14 +22,14 @@ def frames(clips):
 
 def test_pixels_come_back_from_patches():
     model = Classifier(VIT, {"made": 2})
-    found = sights._pixels(model.patches(frames(2), dtype=torch.float32), VIT)
+    found = samples.pixels(model.patches(frames(2), dtype=torch.float32), VIT)
     assert torch.equal(found, frames(2))
 
 
 def test_attention_is_that_of_the_last_block():
     """Against softmax(q k / sqrt(d)) written out; and a model whose last block attends to one place shows that place."""
     model = Classifier(VIT, {"made": 2}).eval()
-    heat = sights.attention_received(model, frames(2))
+    heat = samples.attention_received(model, frames(2))
     with torch.no_grad():
         tokens = model.blocks[0](model.embed(model.patches(frames(2))))
         q, k, _ = model.blocks[1].attn.qkv(model.blocks[1].norm1(tokens)).chunk(3, dim=2)
@@ -40,15 +42,15 @@ def test_attention_is_that_of_the_last_block():
 
 def test_attention_in_parts_is_the_same(monkeypatch):
     model = Classifier(VIT, {"made": 2}).eval()
-    whole = sights.attention_received(model, frames(1))
-    monkeypatch.setattr(sights, "QUERIES", 5)
-    assert torch.allclose(sights.attention_received(model, frames(1)), whole, atol=1e-6)
+    whole = samples.attention_received(model, frames(1))
+    monkeypatch.setattr(samples, "QUERIES", 5)
+    assert torch.allclose(samples.attention_received(model, frames(1)), whole, atol=1e-6)
 
 
 def test_an_overlay_is_brightest_where_the_heat_is():
     heat = np.zeros((2, 4, 4))
     heat[1, 3, 0] = 1
-    shown = sights.overlay(np.full((4, 32, 32, 3), 128, np.uint8), heat)
+    shown = samples.overlay(np.full((4, 32, 32, 3), 128, np.uint8), heat)
     brightness = shown.astype(int).sum(axis=3)
     assert np.unravel_index(brightness.argmax(), brightness.shape)[0] in (2, 3)
     assert brightness[3, 28, 4] > brightness[3, 4, 28] and brightness[0].std() == 0
@@ -56,10 +58,29 @@ def test_an_overlay_is_brightest_where_the_heat_is():
 
 @pytest.mark.parametrize("run", ["mae", "finetune"])
 def test_clips_as_trained_are_many_and_augmented(tiny_runs, run):
-    look = open_run(tiny_runs / "runs" / run, device="cpu", workers=1)
+    opened = open_run(tiny_runs / "runs" / run, device="cpu", workers=1)
     source = catalog.read(tiny_runs / "data.toml").manifest("made")
-    shown = sights.as_trained(look, source, 4)
+    shown = samples.as_trained(opened, source, 4)
     assert shown.shape == (4, 4, 32, 32, 3) and shown.dtype == np.uint8
-    assert np.array_equal(shown, sights.as_trained(look, source, 4))
-    few = sights.as_trained(look, subset(source, [0]), 4)
+    assert np.array_equal(shown, samples.as_trained(opened, source, 4))
+    few = samples.as_trained(opened, subset(source, [0]), 4)
     assert 1 <= len(few) <= 4
+
+
+def test_embeddings_are_those_of_the_plain_views(tiny_runs):
+    run = open_run(tiny_runs / "runs" / "finetune", device="cpu", workers=1)
+    source = subset(catalog.read(tiny_runs / "data.toml").manifest("made"), [0, 4, 8])
+    frames_BTHWC = torch.from_numpy(plain_views(source, run.loader))
+    with torch.no_grad():
+        expected = run.model.tokens(run.model.patches(frames_BTHWC), None).mean(dim=1)
+    found = embed(run, source, EvaluationConfig(windows=1, crops=1, batch_clips=2))
+    assert torch.allclose(found.features_VWD[:, 0], expected, atol=1e-6) and bool(found.decoded_V.all())
+
+
+def test_rows_are_spread_over_classes():
+    source = tiny.source("made", clips=40, classes=4)
+    rows = spread_rows(source, 8)
+    assert np.bincount(source.labels[rows]).tolist() == [2, 2, 2, 2] and rows == sorted(rows)
+    assert min(rows) < 8 and max(rows) >= 32
+    assert spread_rows(source, 100) == list(range(40))
+    assert len(spread_rows(source, 3)) == 3

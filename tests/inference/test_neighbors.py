@@ -3,7 +3,7 @@
 import numpy as np
 import tiny
 
-from ppma.inference.neighbours import confused, cosines, maps, nearest, plane, rows_of
+from ppma.inference.neighbors import confused, cosines, maps, nearest, plane, rows_of
 
 
 def test_the_nearest_are_by_angle_about_the_mean_and_not_itself():

@@ -10,8 +10,9 @@ from pyarrow import parquet
 from ppma.cli import main as ppma
 from ppma.common.files import file_sha256
 from ppma.config.run import EvaluationConfig
-from ppma.inference.open_run import open_run
+from ppma.inference.samples import embed
 from ppma.loaders.sources import catalog
+from ppma.training.run import open_run
 
 
 def features(folder, out, *flags, run="mae"):
@@ -24,8 +25,8 @@ def test_both_formats_hold_the_encoder_s_features_and_their_origin(tiny_runs, tm
         assert features(tiny_runs, tmp_path / name, "--dataset", "made", "other", "--split", "train") == 0
     arrays, table = np.load(tmp_path / "f.npz"), parquet.read_table(tmp_path / "f.parquet")
     data = catalog.read(tiny_runs / "data.toml")
-    look = open_run(tiny_runs / "runs/mae", device="cpu", workers=1)
-    expected = look.embed(data.manifest("made"), EvaluationConfig(windows=1, crops=1)).features_VWD[:, 0].numpy()
+    run = open_run(tiny_runs / "runs/mae", device="cpu", workers=1)
+    expected = embed(run, data.manifest("made"), EvaluationConfig(windows=1, crops=1)).features_VWD[:, 0].numpy()
     assert arrays["features"].shape == (24, 48) and arrays["features"].dtype == np.float32
     assert np.allclose(arrays["features"][:12], expected, atol=1e-6)
     assert np.array_equal(np.stack(table["features"].to_numpy(zero_copy_only=False)), arrays["features"])
@@ -34,16 +35,16 @@ def test_both_formats_hold_the_encoder_s_features_and_their_origin(tiny_runs, tm
     assert set(arrays["source"]) == {"made", "other"}
     facts = json.loads(str(arrays["facts"]))
     assert facts == json.loads(table.schema.metadata[b"ppma"])
-    assert facts["weights_sha256"] == file_sha256(look.weights)
+    assert facts["weights_sha256"] == file_sha256(run.weights)
     assert facts["manifests"]["made.train"] == file_sha256(tiny_runs / "made_train.csv")
 
 
 def test_views_are_averaged(tiny_runs, tmp_path):
     flags = ["--dataset", "made", "--windows", "2", "--crops", "3"]
     assert features(tiny_runs, tmp_path / "f.npz", *flags) == 0
-    look = open_run(tiny_runs / "runs/mae", device="cpu", workers=1)
+    run = open_run(tiny_runs / "runs/mae", device="cpu", workers=1)
     source = catalog.read(tiny_runs / "data.toml").manifest("made", "val")
-    views = look.embed(source, EvaluationConfig(windows=2, crops=3)).features_VWD
+    views = embed(run, source, EvaluationConfig(windows=2, crops=3)).features_VWD
     assert views.shape[1] == 6
     assert np.allclose(np.load(tmp_path / "f.npz")["features"], views.mean(dim=1).numpy(), atol=1e-6)
 
@@ -71,7 +72,7 @@ def test_an_undecodable_clip_stops_it_or_is_marked(tiny_runs, tmp_path, capfd):
     ("out", "flags", "message"),
     [
         ("f.csv", ["--dataset", "made"], "ends in .npz or .parquet"),
-        ("nowhere/f.npz", ["--dataset", "made"], "there is no folder"),
+        ("nowhere/f.npz", ["--dataset", "made"], "does not exist"),
         ("f.npz", ["--dataset", "nobody"], "has no source nobody.val"),
         ("f.npz", ["--dataset", "made", "--crops", "2"], "crops is 2"),
     ],

@@ -1,0 +1,122 @@
+"""Open finished runs: the only code that reads a run folder back.
+
+run folder, checkpoint folder or weight file  ->  open_run  ->  FinishedRun: config, model with its weights, label spaces, metadata
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ppma.config.errors import InputError
+from ppma.config.loader import LoaderConfig
+from ppma.config.run import UNTRAINED, Precision, RunConfig, read_config
+from ppma.models.attentive import AttentiveClassifier
+from ppma.models.classify import Classifier
+from ppma.models.mae import MaskedAutoencoder
+from ppma.training import checkpoint
+from ppma.training.compute import Compute, choose
+from ppma.training.distributed import Ranks, choose_device
+
+MIXING = "mixing"
+"""Checkpoint name of the shares that adaptive averaging learns; no model needs them after the training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """A run with its trained model on a device."""
+
+    folder: Path
+    config: RunConfig
+    weights: Path
+    """The model.safetensors that was opened."""
+    metadata: dict[str, Any]
+    """Its state.json: step, label spaces, and what the training found out."""
+    model: Classifier | MaskedAutoencoder
+    """In evaluation mode; an AttentiveClassifier for recipe attentive_probe."""
+    loader: LoaderConfig
+    """Plain views at the frames, size and window of the run."""
+    ranks: Ranks
+    """One process on the device of the model."""
+    compute: Compute
+
+    @property
+    def label_spaces(self) -> dict[str, int]:
+        """Number of classes of each label space; empty for a stage 1 run."""
+        return self.metadata.get("label_spaces", {})
+
+    def classifier(self) -> Classifier:
+        """Return the model of a run with labels; InputError for a stage 1 run."""
+        if isinstance(self.model, MaskedAutoencoder):
+            raise InputError(
+                f"{self.folder} is a stage 1 run without a classification head; "
+                f"run `ppma train probe --init {self.folder}` or finetune"
+            )
+        return self.model
+
+
+def find_run(path: Path) -> Path | None:
+    """Return the run folder that a path is or is in, None where there is none."""
+    return next((folder for folder in (path, *path.absolute().parents) if (folder / "config.json").is_file()), None)
+
+
+def run_folder(path: Path) -> Path:
+    """Return the run folder that a path is or is in; InputError where there is none."""
+    if folder := find_run(path):
+        return folder
+    raise InputError(f"{path}: neither a run folder nor inside one (no config.json)")
+
+
+def open_run(path: Path, *, device: str = "auto", precision: Precision = "auto", workers: int = 2) -> FinishedRun:
+    """Open a finished run of any recipe that trains weights.
+
+    Args:
+        path: A run folder (its newest checkpoint is opened), one of its checkpoint folders, or a weight file in one.
+        device: cpu, cuda, or auto for the GPU where there is one.
+        precision: Types of the weights and the matrix products.
+        workers: Loader processes of `FinishedRun.loader`.
+
+    Raises:
+        InputError: The path is in no run, the run has no weights, or they do not fit its config.
+    """
+    folder = run_folder(path)
+    config = read_config(folder)
+    if config.phase in UNTRAINED:
+        start = f"; give the encoder that it tested, {config.init}" if config.init else ""
+        raise InputError(f"{folder} is a {config.recipe} run, which has a result and no weights{start}")
+    weights = checkpoint.locate_model(path)
+    metadata = _read_metadata(weights)
+    model = _build(config, metadata, weights)
+    checkpoint.load_model(model, weights, without=(MIXING,))
+    ranks = Ranks(rank=0, world_size=1, local_rank=0, device=choose_device(device))
+    compute = choose(precision, ranks.device)
+    vit = config.vit
+    loader = LoaderConfig(
+        frames=vit.frames, size=vit.size, short_side=vit.size, window_seconds=config.loader.window_seconds, views=1,
+        crop="center", workers=workers,
+    )  # fmt: skip
+    return FinishedRun(
+        folder=folder, config=config, weights=weights, metadata=metadata, loader=loader, ranks=ranks, compute=compute,
+        model=model.to(ranks.device, compute.weights).eval(),
+    )  # fmt: skip
+
+
+def _read_metadata(weights: Path) -> dict[str, Any]:
+    try:
+        return json.loads((weights.parent / checkpoint.STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{weights} is no checkpoint of a run: {checkpoint.STATE} cannot be read ({error})") from None
+
+
+def _build(config: RunConfig, metadata: dict[str, Any], weights: Path) -> Classifier | MaskedAutoencoder:
+    """Return the model that a run trains, without its weights. An adaptive average ends as a plain classifier."""
+    if config.phase == "mae":
+        return MaskedAutoencoder(config.vit, config.mae)
+    if "label_spaces" not in metadata:
+        raise InputError(
+            f"{weights} is no checkpoint of a {config.recipe} run: {checkpoint.STATE} names no label spaces"
+        )
+    spaces = metadata["label_spaces"]
+    if config.phase == "attentive":
+        return AttentiveClassifier(config.vit, spaces, config.classifier, config.attentive)
+    return Classifier(config.vit, spaces, config.classifier)
