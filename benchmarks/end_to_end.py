@@ -148,7 +148,7 @@ def main(argv: list[str]) -> int:
     sources = manifests(config)
     trainer = make_step(config, device)
     made = [measure(manifest, config, trainer, reader) for manifest, reader in cases(sources, config)]
-    rows.report(made, benchmark="end_to_end", json=config.json, compare=config.compare, plot=config.plot)
+    rows.report(made, config, benchmark="end_to_end")
     return DONE
 
 

@@ -270,14 +270,7 @@ def main(argv: list[str]) -> int:
     """The command."""
     config = parse(BenchmarkConfig, argv, prog="kernel_speed")
     made = measure(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    rows.report(
-        made,
-        benchmark="kernel_speed",
-        json=config.json,
-        compare=config.compare,
-        plot=config.plot,
-        measure="microseconds",
-    )
+    rows.report(made, config, benchmark="kernel_speed", measure="microseconds")
     return DONE
 
 

@@ -70,8 +70,6 @@ class BenchmarkConfig(rows.ReportConfig):
     """Where our views are made; peers stay on the CPU."""
     clips: Path = field(default_factory=lambda: Path("~/.cache/ppma/benchmark-clips").expanduser())
     """Folder for the made clips, kept for the next run."""
-    headspace: bool = False
-    """Time the training step on a cached batch, the loader alone, and both; say what is the bottleneck."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -343,16 +341,7 @@ def main(argv: list[str]) -> int:
     else:
         print(f"making clips in {config.clips} (once)", flush=True)
         manifests = make_clips(config.clips.expanduser(), contents=contents_of(config))
-    if config.headspace:
-        from benchmarks.headspace import headspace
-
-        made = headspace(
-            next(iter(manifests.values())), device=config.device, workers=config.workers, views=config.views
-        )
-        benchmark = "headspace"
-    else:
-        made, benchmark = measure(config, manifests, cases(config, readers)), "loader_throughput"
-    rows.report(made, benchmark=benchmark, json=config.json, compare=config.compare, plot=config.plot)
+    rows.report(measure(config, manifests, cases(config, readers)), config, benchmark="loader_throughput")
     return DONE
 
 

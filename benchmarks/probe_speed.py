@@ -33,7 +33,7 @@ VIDEOS, FRAMES, SECONDS = 4, 150, 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(rows.ReportConfig):
     """A probe against the same protocol with the encoder in every epoch."""
 
     epochs: int = 50
@@ -52,12 +52,6 @@ class BenchmarkConfig:
     """Loader processes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU where there is one."""
-    json: Path | None = None
-    """Write the row as a JSON list."""
-    compare: bool = False
-    """Show the row beside the last one in benchmarks/results/."""
-    plot: Path | None = None
-    """Draw the row into a PNG."""
 
 
 def make_data(folder: Path, config: BenchmarkConfig) -> Path:
@@ -109,9 +103,7 @@ def main(argv: list[str]) -> int:
     config = parse(BenchmarkConfig, argv, prog="benchmarks/probe_speed.py")
     with tempfile.TemporaryDirectory() as folder:
         row = measure(config, Path(folder))
-    rows.report(
-        [row], benchmark="probe_speed", json=config.json, compare=config.compare, plot=config.plot, measure="ratio"
-    )
+    rows.report([row], config, benchmark="probe_speed", measure="ratio")
     return DONE
 
 

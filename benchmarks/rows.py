@@ -185,30 +185,38 @@ def keys_of(rows: Sequence[Row]) -> list[str]:
 
 
 def report(
-    made: Sequence[Row],
+    measured: Sequence[Row],
+    config: ReportConfig,
     *,
     benchmark: str,
-    json: Path | None = None,
-    compare: bool = False,
-    plot: Path | None = None,
     measure: str = "clips_per_s",
     folder: Path = RESULTS,
 ) -> list[Row]:
-    """Complete the measured fields of a run to rows; print them, keep them, and do what the flags of their names say.
+    """Complete the measured fields of a run to rows, print them and append them to the history.
 
-    `json` writes a list, `compare` shows `measure` beside the newest kept rows, `plot` draws it.
+    Args:
+        measured: One dict of fields per row.
+        config: Whether to write the rows as JSON, compare them with the history, or plot them.
+        benchmark: Name of the benchmark and of its file in `folder`.
+        measure: The field that is compared and plotted.
+        folder: Where the history is kept.
+
+    Returns:
+        The rows with benchmark, machine, versions, commit and date.
     """
-    rows = describe(benchmark, made)
+    rows = describe(benchmark, measured)
     print(table(rows))
     keys = keys_of(rows)
-    if compare:
+    if config.compare:
         changes = comparison(rows, history(benchmark, folder), keys, measure)
         print(
-            f"\n{measure}, against the newest kept rows:\n{table(changes)}" if changes else "\nnothing to compare with"
+            f"\n{measure}, against the newest stored rows:\n{table(changes)}"
+            if changes
+            else "\nno stored rows to compare with"
         )
     append(rows, folder)
-    if json:
-        json.write_text(dumps(rows, indent=1) + "\n")
-    if plot:
-        draw(rows, keys, measure, plot)
+    if config.json:
+        config.json.write_text(dumps(rows, indent=1) + "\n")
+    if config.plot:
+        draw(rows, keys, measure, config.plot)
     return rows

@@ -246,9 +246,7 @@ def main(argv: list[str]) -> int:
     )
     print(rows.table([{key: row[key] for key in keys} for row in made]), end="\n\n")
     print("\n".join(turning_points(config, made[0]["compute_ms"] / 1e3, gradient_bytes(config))), end="\n\n")
-    rows.report(
-        made, benchmark="scaling", json=config.json, compare=config.compare, plot=config.plot, measure="efficiency"
-    )
+    rows.report(made, config, benchmark="scaling", measure="efficiency")
     return DONE
 
 

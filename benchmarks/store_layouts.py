@@ -107,7 +107,7 @@ def main(argv: list[str]) -> int:
         }
         for name, (size, decode) in layouts.items()
     ]
-    rows.report(made, benchmark="store_layouts", json=config.json, compare=config.compare, plot=config.plot)
+    rows.report(made, config, benchmark="store_layouts")
     return DONE
 
 

@@ -235,9 +235,7 @@ def main(argv: list[str]) -> int:
     if not made:
         return 1
     measure_by = "ms_per_step" if torch.cuda.is_available() else "cpu_s_per_step"  # as the ratios are
-    rows.report(
-        made, benchmark="train_step", json=config.json, compare=config.compare, plot=config.plot, measure=measure_by
-    )
+    rows.report(made, config, benchmark="train_step", measure=measure_by)
     return DONE
 
 

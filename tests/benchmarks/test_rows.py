@@ -18,7 +18,7 @@ MADE = [
 
 
 def report(tmp_path, made=MADE, **flags):
-    return rows.report(made, benchmark="speed", measure="microseconds", folder=tmp_path, **flags)
+    return rows.report(made, rows.ReportConfig(**flags), benchmark="speed", measure="microseconds", folder=tmp_path)
 
 
 def test_a_row_says_where_it_comes_from(tmp_path, capsys):
