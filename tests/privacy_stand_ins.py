@@ -1,21 +1,21 @@
-"""Stand-ins for the models that find people, and a clip they work on: somebody is what is red."""
+"""Stand-ins for detectors, which take red pixels for people, and a clip to run them on."""
 
 from pathlib import Path
 
 import numpy as np
 
+from ppma.common.video import video_writer
 from ppma.privacy.detectors.boxes import NONE_05
-from ppma.privacy.removal.writing import VideoWriter
+from ppma.privacy.removal.writing import X264
 
 RED = (250, 20, 20)
 FLAGS = ("--detectors", "red", "red-face", "--segmenter", "nothing", "--workers", "1")
-"""Of `ppma remove-humans` with the plug-ins of the fixture `stand_ins`."""
+"""Flags of `ppma remove-humans` for the plug-ins of the fixture `stand_ins`."""
 
 
 class RedFinder:
-    """Finds what is red, except where it has been told to blink."""
+    """Detects what is red, except in the calls listed in `blinks`."""
 
-    finds = "person"
     blinks = ()
 
     def __init__(self):
@@ -31,22 +31,22 @@ class RedFinder:
 
 
 class Nothing:
-    """A segmenter that sees nobody."""
+    """A segmenter that detects no one."""
 
-    alone = False
+    whole_frame = False
 
     def __call__(self, frame_HWC):
         return np.zeros(frame_HWC.shape[:2], np.float32)
 
 
 def write_walk(path: Path, *, length: int = 24, height: int = 96, width: int = 128) -> np.ndarray:
-    """A clip in which a red block walks across a textured place, to and fro; returns the place."""
+    """Write a clip in which a red block moves to and fro over a textured background; return the background."""
     rng = np.random.default_rng(0)
     place_HWC = np.kron(rng.integers(40, 160, (height // 4, width // 4, 1)), np.ones((4, 4, 3))).astype(np.uint8)
-    video, way = VideoWriter(path, 10.0, height, width), width - 32
-    for t in range(length):
-        frame_HWC, x = place_HWC.copy(), abs((4 * t + way) % (2 * way) - way)
-        frame_HWC[30:80, x : x + 16] = RED
-        video.add(frame_HWC)
-    video.finish()
+    way = width - 32
+    with video_writer(path, fps=10.0, options=X264) as add_frame:
+        for t in range(length):
+            frame_HWC, x = place_HWC.copy(), abs((4 * t + way) % (2 * way) - way)
+            frame_HWC[30:80, x : x + 16] = RED
+            add_frame(frame_HWC)
     return place_HWC

@@ -5,5 +5,6 @@
     clip         one clip: find -> mask -> fill -> write, in three passes that hold a few frames at a time
     removal      many clips: parallel, resumable, with a manifest at the end
 
-Nothing here makes a data set anonymous: shadows, reflections, number plates, voices in other files and people whom no detector finds stay.
+Nothing here makes a data set anonymous: shadows, reflections, number plates, voices in other files and people whom no
+detector finds stay.
 """

@@ -1,4 +1,5 @@
-"""The files behind the rows of a strict run: that they lie where they should, what they hold, and that nobody calls them something else.
+"""The files behind the rows of a strict run: that they lie where they should, what they hold, and that nobody calls
+them something else.
 
 paths of a manifest  ->  inside the root, no link out of it  ->  SHA-256 of each clip
 packed store         ->  its shards whole, made from clips with these hashes
@@ -28,7 +29,8 @@ THREADS = 8
 
 
 def check_places(root: Path, paths: Iterable[str]) -> None:
-    """InputError unless each clip is there, inside the root, links followed, and so is every frame of a folder of them."""
+    """InputError unless each clip is there, inside the root, links followed, and so is every frame of a folder of
+    them."""
     inside = root.resolve()
     for path in paths:
         _check_place(root / path, inside)
@@ -97,7 +99,8 @@ class _Claim:
 
 
 def check_disguise(data: Path | None, sources: Sequence[Manifest]) -> None:
-    """InputError when a clip of `sources` is also in a manifest of the data catalog under another domain, by this name or as a copy."""
+    """InputError when a clip of `sources` is also in a manifest of the data catalog under another domain, by this name
+    or as a copy."""
     same_file, same_size = {}, defaultdict[tuple[int, ...], list[_Claim]](list)
     for claim in _claims(sources):
         status = claim.clip.stat()
@@ -127,7 +130,8 @@ def _claims(manifests: Iterable[Manifest]) -> Iterator[_Claim]:
 
 
 def _size(clip: Path) -> tuple[int, ...]:
-    """What copies have in common and can be told at a glance: the bytes of a file, number of frames and bytes of the first."""
+    """What copies have in common and can be told at a glance: the bytes of a file, number of frames and bytes of the
+    first."""
     if not clip.is_dir():
         return (clip.stat().st_size,)
     files = sorted(file for file in clip.iterdir() if file.is_file())

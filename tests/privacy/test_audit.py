@@ -14,7 +14,7 @@ from ppma.privacy.detectors import auditors as audit_detectors
 from ppma.privacy.detectors.auditors import AUDITORS, AuditorKind
 from ppma.privacy.detectors.boxes import NONE_05
 from ppma.privacy.removal import jobs as removal
-from ppma.privacy.removal.writing import writer
+from ppma.privacy.removal.writing import part_writer
 from ppma.privacy.verdict import CANNOT_TELL, FAILED, PASSED, passed_path, read_verdicts, seal_path
 
 RED = (250, 20, 20)
@@ -55,10 +55,9 @@ def place(seed):
 
 
 def write(path, pictures, part="inp"):
-    video = writer(path, part, "videos", 10.0, pictures[0].shape[:2])
-    for picture in pictures:
-        video.add(picture)
-    video.finish()
+    with part_writer(path, part, "videos", 10.0) as add:
+        for picture in pictures:
+            add(picture)
 
 
 def hidden(frames=8):

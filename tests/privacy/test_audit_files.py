@@ -6,16 +6,15 @@ import numpy as np
 from PIL import Image
 
 from ppma.privacy.audit.files import checks, picture_extras
-from ppma.privacy.removal.writing import target, writer
+from ppma.privacy.removal.writing import part_writer, target
 
 
 def test_what_the_remover_writes_carries_nothing(tmp_path):
     for layout in ("videos", "frames"):
         path = target(tmp_path, "inp", f"c/{layout}", layout)
-        one = writer(path, "inp", layout, 10.0, (48, 64))
-        for _ in range(3):
-            one.add(np.zeros((48, 64, 3), np.uint8))
-        one.finish()
+        with part_writer(path, "inp", layout, 10.0) as add:
+            for _ in range(3):
+                add(np.zeros((48, 64, 3), np.uint8))
         assert all(check.held for check in checks(path).values()), checks(path)
 
 

@@ -48,12 +48,12 @@ def test_a_known_hash_is_kept_to_unless_another_is_told(tmp_path):
     [
         (
             (),
-            r"e2fgvi needs E2FGVI as TorchScript.*which ppma does not fetch: .*e2fgvi.pt is not there; put it into that",
+            r"e2fgvi needs E2FGVI as TorchScript.*which ppma does not fetch: .*e2fgvi.pt is missing; put it into that",
         ),
         (("e2fgvi=nowhere.pt",), "nowhere.pt is no file"),
         (("e2fgvi",), "write NAME=FILE or NAME=FILE#SHA256; names are maskrcnn, lama"),
         (("e3fgvi=x.pt",), "names are maskrcnn"),
-        (("lama=x.pt",), "nothing chosen uses it; in use are e2fgvi"),
+        (("lama=x.pt",), "no chosen tool uses it; in use are e2fgvi"),
     ],
 )
 def test_what_does_not_fit_is_told(given, message, tmp_path, monkeypatch):

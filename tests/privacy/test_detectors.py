@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ppma.privacy.detectors.centerface import CenterFace
 from ppma.privacy.detectors.movenet import MoveNet
+from ppma.privacy.detectors.opencv_models import CenterFace
 from ppma.privacy.detectors.tiles import network_size, tile_batch, tiles
 from ppma.privacy.detectors.weights import find
 from ppma.synthetic.clip import ClipSpec, render, sample_clip

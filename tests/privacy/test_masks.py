@@ -21,7 +21,7 @@ def everything(frame_HWC):
 class Alone:
     """A segmenter that needs no boxes, and takes everything for people."""
 
-    alone = True
+    whole_frame = True
 
     def __init__(self):
         self.calls = 0
@@ -31,7 +31,7 @@ class Alone:
         return everything(frame_HWC)
 
 
-nothing.alone = everything.alone = False
+nothing.whole_frame = everything.whole_frame = False
 
 
 def test_no_box_no_mask_whatever_the_segmenter_says():
@@ -47,7 +47,7 @@ def test_the_segmenter_adds_within_reach_of_a_box_only():
     def beside(frame_HWC):
         return everything(frame_HWC) if frame_HWC.shape != FRAME.shape else nothing(frame_HWC)
 
-    beside.alone = False
+    beside.whole_frame = False
 
     mask_HW = raw_mask(FRAME, BOX, NONE_05, beside)
     assert mask_HW[4:56, 26:54].all() and not mask_HW[:, :26].any() and not mask_HW[:, 56:].any()

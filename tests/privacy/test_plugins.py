@@ -29,7 +29,9 @@ def test_sets_are_made_of_what_there_is():
 
 @pytest.mark.parametrize("name", ["e2fgvi", "propainter"])
 def test_non_commercial_tools_ask_first(name):
-    with pytest.raises(InputError, match=f"inpainter {name} is under .* use only; give --accept-non-commercial"):
+    with pytest.raises(
+        InputError, match=f"inpainter {name} is licensed under .* use only; give --accept-non-commercial"
+    ):
         plugins.check_terms(["median", name], accept_non_commercial=False)
     plugins.check_terms([name], accept_non_commercial=True)
     plugins.check_terms([n for n, p in PLUGINS.items() if not p.non_commercial], accept_non_commercial=False)
@@ -44,7 +46,7 @@ def test_one_without_weights_is_just_made(tmp_path):
     [
         ("movenet", "`ppma privacy fetch"),
         ("lama", "--models lama=FILE"),
-        ("maskrcnn", r"maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth is not there"),
+        ("maskrcnn", r"maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth is missing"),
     ],
 )
 def test_missing_weights_are_told_with_what_to_do(name, message, tmp_path):

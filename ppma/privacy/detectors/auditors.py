@@ -1,13 +1,14 @@
-"""The auditor's own detectors, none of which `ppma remove-humans` offers: what made a mask cannot judge it.
+"""The detectors of `ppma audit`, none of which `ppma remove-humans` offers: a tool that made masks cannot judge them.
 
-    frame_HWC (RGB uint8)  ->  the picture and its tiles, each scaled to the network's size  ->  boxes_N5: x0, y0, x1, y1, score
+    frame_HWC (RGB uint8)  ->  the frame and its tiles, scaled to the network's input  ->  boxes_N5: x0, y0, x1, y1, score
 
-Four networks find bodies by different means: nanodet by distributions of distances, centernet by heat at their middles, ssdlite and
-yolov3-tiny by shifts of fixed boxes; hog finds upright bodies by gradients alone, blazeface faces.
-An operating point (threshold) is where a hit means somebody: 5 % above the highest score, rounded up to a twentieth, in 396 frames of 198
-planted clips (seed 1) without their people, as they are and painted over by the remover (LOG.md, 2026-11-25); `ppma plant` tells it.
-Below it a detector sees more people, and takes places and paint for people: together they did so in one frame of twenty.
-Legend: H height, W width of a picture in pixels, N boxes, B parts of a picture, S side of a network's input.
+Four networks detect bodies by different means: nanodet predicts distributions of edge distances, centernet heat maps of
+centers, ssdlite and yolov3-tiny offsets of anchor boxes; hog detects upright bodies by gradients, blazeface detects
+faces. Operating points (thresholds) were set so that a detection is a person: 5 % above the highest score, rounded up
+to a twentieth, in 396 frames of 198 planted clips (seed 1) without people, original and inpainted (LOG.md, 2026-11-25);
+`ppma plant` reports them. At lower thresholds recall is higher, but one frame in twenty had a false positive of one of
+the detectors. Legend: H height, W width of a frame in pixels, N boxes or anchors, B tiles, h and w of a network's input
+or map, S its side.
 """
 
 from collections.abc import Callable
@@ -26,48 +27,46 @@ from ppma.privacy.detectors.tiles import gather, network_size, tile_batch, tiles
 
 
 class Auditor(Protocol):
-    """Finds people, or their faces, in one picture."""
+    """Detects people, or their faces, in one frame."""
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """boxes_N5 float32, all of them at or above the operating point."""
+        """Return boxes_N5, float32, with scores at or above the operating point."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditorKind:
-    """One of the detectors, under which terms it may be used, and at which operating point it judges."""
+    """A detector, its license and its operating point."""
 
     make: Callable[..., Auditor]
-    """Of the files of its weights, when it has any, and a threshold."""
+    """Constructor; its arguments are the dict of weight files by name, if there are any, and the threshold."""
     finds: Literal["person", "face"]
     license: str
     threshold: float
-    """Its operating point: from this score on a box is a hit."""
+    """Operating point: the least score of a detection."""
     weights: str = ""
-    """Key of `weights.WEIGHTS`, or empty for one without weights."""
+    """Key of `weights.WEIGHTS`, or empty."""
 
 
 class YoloV3Tiny:
-    """YOLOv3-tiny on 80 classes of COCO, of which 0 is a person (Redmon and Farhadi, 2018). About 0.25 s a picture of 340 x 256."""
+    """YOLOv3-tiny (Redmon and Farhadi, 2018) on COCO, whose class 0 is a person; about 0.25 s for 340 x 256 pixels."""
 
     whole, part = 416, 320
-    """Long side of the network's input for the picture, the published one, and for a tile of it, which is still enlarged in that."""
+    """Long side of the network's input for the frame (as published) and for a tile, which 320 still enlarges."""
 
     def __init__(self, files: dict[str, Path], threshold: float) -> None:
-        """`files`: yolov3-tiny.cfg and yolov3-tiny.weights."""
+        """Use `files["yolov3-tiny.cfg"]` and `files["yolov3-tiny.weights"]`."""
         self.threshold = threshold
         self._files = str(files["yolov3-tiny.cfg"]), str(files["yolov3-tiny.weights"])
         self._nets: dict[tuple[int, int], cv2.dnn.Net] = {}
 
-    def _net(self, size: tuple[int, int]) -> cv2.dnn.Net:
-        """A network for each input size: changing the size of one lays out its memory anew."""
-        if size not in self._nets:
-            self._nets[size] = cv2.dnn.readNetFromDarknet(*self._files)
-        return self._nets[size]
-
-    def _look(self, frame_HWC: np.ndarray, long_side: int) -> np.ndarray:
+    def _detect(self, frame_HWC: np.ndarray, long_side: int) -> np.ndarray:
         height, width = frame_HWC.shape[:2]
         size = network_size(height, width, long_side)
-        net = self._net(size)
+        if (
+            size not in self._nets
+        ):  # one network for each size: a network allocates its memory again when the size changes
+            self._nets[size] = cv2.dnn.readNetFromDarknet(*self._files)
+        net = self._nets[size]
         net.setInput(cv2.dnn.blobFromImage(frame_HWC, 1 / 255, size))
         rows_N85 = np.vstack(net.forward(net.getUnconnectedOutLayersNames()))
         rows_N85 = rows_N85[rows_N85[:, 5] > self.threshold]
@@ -76,38 +75,37 @@ class YoloV3Tiny:
         return np.hstack([corners_N4, rows_N85[:, 5:6]]).astype(np.float32)
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """boxes_N5 of people."""
-        found = [self._look(frame_HWC, self.whole)]
+        """Return boxes_N5 of people."""
+        found = [self._detect(frame_HWC, self.whole)]
         for tile_HWC, x, y in tiles(frame_HWC):
-            found.append(self._look(tile_HWC, self.part) + np.array([x, y, x, y, 0], np.float32))
+            found.append(self._detect(tile_HWC, self.part) + np.array([x, y, x, y, 0], np.float32))
         return suppress(np.concatenate(found))
 
 
 class NanoDet:
-    """NanoDet-g (RangiLyu, 2021) on COCO: box edges as distributions of distances on grids of 8, 16 and 32 pixels."""
+    """NanoDet-g (RangiLyu, 2021) on COCO: predicts distributions of edge distances on grids of 8, 16 and 32 pixels."""
 
     side = 416
     strides = (8, 16, 32)
     mean_3 = np.array([103.53, 116.28, 123.675], np.float32)
     deviation_3 = np.array([57.375, 57.12, 58.395], np.float32)
-    """Of blue, green and red, as it was trained."""
+    """Normalization of blue, green and red in training."""
     _outputs = ("Sigmoid_154", "Split_153:1", "Sigmoid_165", "Split_164:1", "Sigmoid_176", "Split_175:1")
 
     def __init__(self, files: dict[str, Path], threshold: float) -> None:
-        """`files`: nanodet.json and nanodet.bin."""
+        """Load `files["nanodet.json"]` and `files["nanodet.bin"]`."""
         self.threshold = threshold
         names = [f"PartitionedCall/onnx_tf_prefix_{name}" for name in self._outputs]
         self._graph = Graph(files["nanodet.json"], [files["nanodet.bin"]], names, self.side)
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """boxes_N5 of people."""
+        """Return boxes_N5 of people."""
         tiles_BhwC, places = tile_batch(frame_HWC, self.side)
         batch = (tiles_BhwC[..., ::-1] - self.mean_3) / self.deviation_3
         maps = self._graph(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
+        scores, edges = maps[::2], maps[1::2]  # of each stride
         found = [
-            np.concatenate(
-                [self._boxes(maps[2 * k][b, 0], maps[2 * k + 1][b], stride) for k, stride in enumerate(self.strides)]
-            )
+            np.concatenate([self._boxes(s[b, 0], e[b], stride) for s, e, stride in zip(scores, edges, self.strides)])
             for b in range(len(places))
         ]
         return gather(places, found)
@@ -125,19 +123,19 @@ class NanoDet:
 
 
 class CenterNet:
-    """A CenterNet on MobileNetV3 (TTFNet's form, Liu et al., 2020) on COCO: heat of each class at the middle of an object."""
+    """CenterNet on MobileNetV3 (as TTFNet, Liu et al., 2020) on COCO: predicts a heat map of object centers for each
+    class."""
 
     side, stride = 512, 4
 
     def __init__(self, files: dict[str, Path], threshold: float) -> None:
-        """`files`: centernet.json and centernet.bin."""
+        """Load `files["centernet.json"]` and `files["centernet.bin"]`."""
         self.threshold = threshold
-        self._graph = Graph(
-            files["centernet.json"], [files["centernet.bin"]], ["tower_0/keypoints", "tower_0/wh"], self.side
-        )
+        names = ["tower_0/keypoints", "tower_0/wh"]
+        self._graph = Graph(files["centernet.json"], [files["centernet.bin"]], names, self.side)
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """boxes_N5 of people."""
+        """Return boxes_N5 of people."""
         tiles_BhwC, places = tile_batch(frame_HWC, self.side)
         heat_BhwC, edges_Bhw4 = self._graph(tiles_BhwC.astype(np.float32))
         return gather(places, [self._boxes(heat[..., 0], edges) for heat, edges in zip(heat_BhwC, edges_Bhw4)])
@@ -151,25 +149,24 @@ class CenterNet:
 
 
 class SsdLite:
-    """SSDLite on MobileNetV2 (Sandler et al., 2018) on COCO: boxes as shifts of 1917 fixed ones on grids of 19 places a side to 1."""
+    """SSDLite on MobileNetV2 (Sandler et al., 2018) on COCO: predicts offsets of 1917 anchors on grids of 19 x 19 to 1
+    x 1 cells."""
 
     side, parts, maps = 300, 5, 6
     person, classes = 1, 91
 
     def __init__(self, files: dict[str, Path], threshold: float) -> None:
-        """`files`: ssdlite.json and ssdlite-1.bin to ssdlite-5.bin."""
+        """Load `files["ssdlite.json"]` and `files["ssdlite-1.bin"]` to `files["ssdlite-5.bin"]`."""
         self.threshold = threshold
         kinds = ("BoxEncoding", "Class")
         names = [f"BoxPredictor_{k}/{kind}Predictor/BiasAdd" for kind in kinds for k in range(self.maps)]
         parts = [files[f"ssdlite-{number + 1}.bin"] for number in range(self.parts)]
         self._graph = Graph(files["ssdlite.json"], parts, names, start="Preprocessor/sub")
-        self._fixed_N4 = self._graph.constant("Postprocessor/ExpandDims")[0]
+        self._anchors_N4 = self._graph.constant("Postprocessor/ExpandDims")[0]
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """boxes_N5 of people."""
-        tiles_BSS3, places = tile_batch(
-            frame_HWC, self.side, multiple=self.side
-        )  # square: the fixed boxes are meant for that
+        """Return boxes_N5 of people."""
+        tiles_BSS3, places = tile_batch(frame_HWC, self.side, multiple=self.side)  # the anchors are for square inputs
         maps = self._graph(tiles_BSS3.astype(np.float32) / np.float32(127.5) - 1)
         shifts, logits = maps[: self.maps], maps[self.maps :]
         shifts_BN4 = np.concatenate([m.reshape(len(places), -1, 4) for m in shifts], 1)
@@ -179,7 +176,7 @@ class SsdLite:
 
     def _boxes(self, score_N: np.ndarray, shifts_N4: np.ndarray) -> np.ndarray:
         kept_N = score_N >= self.threshold
-        y0, x0, y1, x1 = self._fixed_N4[kept_N].T
+        y0, x0, y1, x1 = self._anchors_N4[kept_N].T
         dy, dx, dh, dw = shifts_N4[kept_N].T
         height, width = y1 - y0, x1 - x0
         y, x = (y0 + y1) / 2 + dy / 10 * height, (x0 + x1) / 2 + dx / 10 * width
@@ -189,21 +186,19 @@ class SsdLite:
 
 
 class BlazeFace:
-    """MediaPipe's face detector for the full range (Bazarevsky et al., 2019), on a grid of 4 pixels of 192."""
+    """MediaPipe's full-range face detector (Bazarevsky et al., 2019), on a grid of 4 pixels at 192 x 192."""
 
     side, stride = 192, 4
 
     def __init__(self, files: dict[str, Path], threshold: float) -> None:
-        """`files`: blazeface.json and blazeface.bin."""
+        """Load `files["blazeface.json"]` and `files["blazeface.bin"]`."""
         self.threshold = threshold
-        names = [
-            f"StatefulPartitionedCall/model/d2sp_{kind}_face_4/d2sp_{kind}_face_4"
-            for kind in ("classifier", "regressor")
-        ]
+        names = [f"d2sp_{kind}_face_4" for kind in ("classifier", "regressor")]
+        names = [f"StatefulPartitionedCall/model/{name}/{name}" for name in names]
         self._graph = Graph(files["blazeface.json"], [files["blazeface.bin"]], names, self.side)
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """boxes_N5 of faces."""
+        """Return boxes_N5 of faces."""
         tiles_BhwC, places = tile_batch(frame_HWC, self.side)
         logits_Bhw1, edges_BhwC = self._graph(tiles_BhwC.astype(np.float32) / np.float32(127.5) - 1)
         scores_Bhw = 1 / (1 + np.exp(-np.clip(logits_Bhw1[..., 0], -50, 50)))
@@ -218,16 +213,17 @@ class BlazeFace:
 
 
 class Hog:
-    """OpenCV's people detector on histograms of gradients (Dalal and Triggs, 2005): upright people only, but no network."""
+    """OpenCV's detector by histograms of gradients (Dalal and Triggs, 2005): upright people of 64 pixels and more,
+    without a network."""
 
     def __init__(self, threshold: float) -> None:
-        """`threshold`: distance from the plane of the support vector machine."""
+        """`threshold` is the distance from the hyperplane of the support vector machine."""
         self.threshold = threshold
         self._hog = cv2.HOGDescriptor()
         self._hog.setSVMDetector(np.asarray(cv2.HOGDescriptor.getDefaultPeopleDetector(), np.float32))
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """boxes_N5 of people of about 64 pixels and more."""
+        """Return boxes_N5 of people."""
         scale = 2.0 if max(frame_HWC.shape) <= 400 else 1.5 if max(frame_HWC.shape) <= 640 else 1.0
         larger = cv2.resize(frame_HWC, None, fx=scale, fy=scale)
         if larger.shape[0] < 128 or larger.shape[1] < 64:
@@ -249,11 +245,20 @@ AUDITORS: dict[str, AuditorKind] = {
     "hog": AuditorKind(make=Hog, finds="person", license="Apache-2.0 (OpenCV)", threshold=1.0),
     "blazeface": AuditorKind(make=BlazeFace, finds="face", weights="auditors", license="Apache-2.0", threshold=0.8),
 }
-"""By the name that a report gives them."""
+"""Auditors by the names that reports use."""
 
 
 def check(names: tuple[str, ...], makers: set[str], flag: str = "--detectors") -> None:
-    """InputError unless they may judge masks made by `makers`: known, two for people and one for faces, and none that made them."""
+    """Check that auditors may judge masks.
+
+    Args:
+        names: The auditors.
+        makers: The tools that made the masks.
+        flag: The flag that named the auditors, for messages.
+
+    Raises:
+        InputError: An auditor is unknown or made masks itself, or they are not at least two for people and one for faces.
+    """
     for name in names:
         if name not in AUDITORS:
             raise InputError(f"{flag}: there is no auditor {name!r}; auditors are {', '.join(AUDITORS)}")
@@ -261,13 +266,19 @@ def check(names: tuple[str, ...], makers: set[str], flag: str = "--detectors") -
         raise InputError(f"{', '.join(both)} made the masks and cannot judge them; leave it out of {flag}")
     finds = [AUDITORS[name].finds for name in names]
     if finds.count("person") < 2 or "face" not in finds:
-        raise InputError(f"{flag} {' '.join(names)}: an audit takes two that find people and one that finds faces")
+        raise InputError(f"{flag} {' '.join(names)}: an audit needs two that find people and one that finds faces")
 
 
 def load(name: str, folder: Path, threshold: float | None = None) -> Auditor:
-    """The auditor of that name, at its operating point unless told otherwise, with its weights from `folder`.
+    """Construct an auditor.
 
-    InputError when they are not there, or are not what they should be.
+    Args:
+        name: Key of AUDITORS.
+        folder: The weights folder.
+        threshold: Least score of a detection (default: the operating point).
+
+    Raises:
+        InputError: A weight file is missing or has another hash.
     """
     kind = AUDITORS[name]
     threshold = kind.threshold if threshold is None else threshold

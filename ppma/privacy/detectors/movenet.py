@@ -1,12 +1,11 @@
-"""MoveNet MultiPose, the remover's detector of bodies: it knows people by their joints, and finds small ones and odd poses.
+"""MoveNet MultiPose, the remover's detector of people by their joints: it finds small ones and unusual poses.
 
-    frame_HWC (RGB uint8)  ->  the picture and its tiles  ->  heat of middles, sizes, offsets  ->  boxes_N5: x0, y0, x1, y1, score
+    frame_HWC (RGB uint8)  ->  the frame and its tiles  ->  maps of centers, sizes, offsets  ->  boxes_N5: x0, y0, x1, y1, score
 
-Legend: N boxes, h and w of a look or of a map.
+Legend: N boxes, h and w of a tile or of a map.
 """
 
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -16,32 +15,32 @@ from ppma.privacy.detectors.tiles import gather, tile_batch
 
 
 class MoveNet:
-    """MoveNet MultiPose Lightning (Google, 2021) on COCO and Active: heat at people's middles, on a grid of 4 pixels, and their size.
+    """MoveNet MultiPose Lightning (Google, 2021), trained on COCO and Active; about 0.32 s of one core for 340 x 256
+    pixels.
 
-    About 0.32 s of one core for a picture of 340 x 256.
+    It predicts a heat map of people's centers on a grid of 4 pixels, and their sizes.
     """
 
-    finds: Literal["person", "face"] = "person"
     side, stride = 320, 4
     _outputs = ("Sigmoid", "box_scale_0/conv2d_5/BiasAdd", "box_offset_0/conv2d_6/BiasAdd")
-    _apart = np.ones((5, 5), np.uint8)
-    """Of one middle from the next, in places of the grid."""
+    _peak = np.ones((5, 5), np.uint8)
+    """Neighborhood in grid cells in which a center is the maximum."""
 
     def __init__(self, files: dict[str, Path], threshold: float = 0.3) -> None:
-        """`files`: movenet.json and movenet.bin."""
+        """Load `files["movenet.json"]` and `files["movenet.bin"]`."""
         self.threshold = threshold
         names = [f"StatefulPartitionedCall/{name}" for name in self._outputs]
         self._graph = Graph(files["movenet.json"], [files["movenet.bin"]], names)
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """boxes_N5 of people."""
+        """Return boxes_N5 of people."""
         tiles_BhwC, places = tile_batch(frame_HWC, self.side)
-        # One look at a time: the maps of all of them at once do not fit into a core's cache, and it takes a quarter longer.
+        # One tile at a time: a batch of maps does not fit into a core's cache and takes a quarter longer.
         maps = [self._graph(tile_hwC[None].astype(np.float32)) for tile_hwC in tiles_BhwC]
         return gather(places, [self._boxes(heat[0, ..., 0], sizes[0], shifts[0]) for heat, sizes, shifts in maps])
 
     def _boxes(self, heat_hw: np.ndarray, sizes_hw2: np.ndarray, shifts_hw2: np.ndarray) -> np.ndarray:
-        peaks = (heat_hw >= self.threshold) & (heat_hw == cv2.dilate(heat_hw, self._apart))
+        peaks = (heat_hw >= self.threshold) & (heat_hw == cv2.dilate(heat_hw, self._peak))
         rows, columns = np.nonzero(peaks)
         height, width = np.maximum(sizes_hw2[rows, columns], 0).T
         y, x = (shifts_hw2[rows, columns] + np.stack([rows, columns], 1)).T

@@ -1,9 +1,10 @@
-"""Runs the small TensorFlow.js graphs in which some detectors are packed, with torch: no TensorFlow, no conversion.
+"""Run the small TensorFlow.js graphs of some detectors with torch on a CPU, without TensorFlow or conversion.
 
-    <model>.json: nodes and their attributes, <model>.bin: weights, float16 or float32  ->  Graph  ->  maps of chosen nodes
+    <model>.json: nodes and attributes, <model>.bin: weights, float16 or float32  ->  Graph  ->  outputs of chosen nodes
 
-Only the operations that these detectors use are there, and only the nodes that the chosen ones depend on are run; boxes are decoded from
-the maps by the detectors themselves. Tensors are as in the graph (NHWC, or NCHW between transpositions); all of it is inference on the CPU.
+Only the operations that these detectors need are implemented, and only the nodes that the chosen ones depend on are
+run. Detectors decode boxes from the outputs themselves. Tensors are laid out as in the graph: NHWC, or NCHW between
+transpositions.
 """
 
 import base64
@@ -27,7 +28,7 @@ Operation = Callable[[Values], torch.Tensor | tuple[torch.Tensor, ...]]
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One core for torch within the block: clips are spread over processes, and the caller's number comes back."""
+    """Limit torch to one thread within the block, since clips are spread over processes."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -40,14 +41,14 @@ def _ints(attributes: dict[str, Any], name: str) -> list[int]:
     return [int(i) for i in attributes[name]["list"].get("i", [])]
 
 
-def _word(attributes: dict[str, Any], name: str) -> str:
-    """Older graphs write a word as the numbers of its letters."""
-    word = attributes[name]["s"]
-    return bytes(word).decode() if isinstance(word, list) else base64.b64decode(word).decode()
+def _string(attributes: dict[str, Any], name: str) -> str:
+    """Return a string attribute: base64, or in older graphs a list of byte values."""
+    value = attributes[name]["s"]
+    return bytes(value).decode() if isinstance(value, list) else base64.b64decode(value).decode()
 
 
 def _same(x_NCHW: torch.Tensor, kernel: Sequence[int], strides: Sequence[int], value: float = 0.0) -> torch.Tensor:
-    """TensorFlow's SAME: as much as is missing, the odd pixel at the end."""
+    """Pad as TensorFlow's SAME does: the odd pixel goes to the end."""
     pads: list[int] = []
     for side, k, s in reversed(list(zip(x_NCHW.shape[2:], kernel, strides))):
         missing = max((math.ceil(side / s) - 1) * s + k - side, 0)
@@ -55,7 +56,7 @@ def _same(x_NCHW: torch.Tensor, kernel: Sequence[int], strides: Sequence[int], v
     return F.pad(x_NCHW, pads, value=value)
 
 
-_ENDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "Relu": F.relu,
     "Relu6": F.relu6,
     "Sigmoid": torch.sigmoid,
@@ -63,8 +64,8 @@ _ENDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def _convolution(attributes: dict[str, Any], depthwise: bool) -> Operation:
-    """Conv2D and its depthwise and fused forms: a bias, an addend and an activation may follow."""
-    strides, same = _ints(attributes, "strides")[1:3], _word(attributes, "padding") == "SAME"
+    """Return a Conv2D, possibly depthwise, fused with a bias, an addend or an activation."""
+    strides, same = _ints(attributes, "strides")[1:3], _string(attributes, "padding") == "SAME"
     assert all(d == 1 for d in _ints(attributes, "dilations")), "none of the graphs dilates"
     fused = [base64.b64decode(s).decode() for s in attributes.get("fused_ops", {"list": {}})["list"].get("s", [])]
 
@@ -77,41 +78,33 @@ def _convolution(attributes: dict[str, Any], depthwise: bool) -> Operation:
         x = F.conv2d(x_NCHW, weight, bias, strides, groups=channels if depthwise else 1).permute(0, 2, 3, 1)
         extra = iter(values[3:])
         for name in fused:
-            x = x + next(extra) if name in ("Add", "AddV2") else _ends_with(name, x, extra)
+            if name in ("Add", "AddV2"):
+                x = x + next(extra)
+            elif name == "Prelu":
+                x = torch.where(x > 0, x, x * next(extra))
+            elif name != "BiasAdd":
+                x = _ACTIVATIONS[name](x)
         return x
 
     return run
 
 
-def _ends_with(name: str, x: torch.Tensor, extra: Any) -> torch.Tensor:
-    if name == "BiasAdd":
-        return x
-    return torch.where(x > 0, x, x * next(extra)) if name == "Prelu" else _ENDS[name](x)
-
-
 def _max_pool(attributes: dict[str, Any]) -> Operation:
     kernel, strides = _ints(attributes, "ksize")[1:3], _ints(attributes, "strides")[1:3]
-    same = _word(attributes, "padding") == "SAME"
+    same = _string(attributes, "padding") == "SAME"
 
     def run(values: Values) -> torch.Tensor:
         x_NCHW = values[0].permute(0, 3, 1, 2)
         x_NCHW = _same(x_NCHW, kernel, strides, -math.inf) if same else x_NCHW
-        for dim, k, s in zip(
-            (2, 3), kernel, strides
-        ):  # one side after the other: three times as fast as torch's on NHWC
-            last = x_NCHW.shape[dim] - k
-            x_NCHW = reduce(torch.maximum, (_every(x_NCHW, dim, i, i + last + 1, s) for i in range(k)))
+        for dim, k, s in zip((2, 3), kernel, strides):  # separable: three times as fast as torch's on NHWC
+            x_NCHW = reduce(torch.maximum, x_NCHW.unfold(dim, k, s).unbind(-1))
         return x_NCHW.permute(0, 2, 3, 1)
 
     return run
 
 
-def _every(x: torch.Tensor, dim: int, start: int, end: int, step: int) -> torch.Tensor:
-    return x[(slice(None),) * dim + (slice(start, end, step),)]
-
-
 def _along(x: torch.Tensor, dim: int, size: int) -> torch.Tensor:
-    """Linear interpolation along one dimension in TensorFlow's older form, from corner to corner, which has no equal in torch."""
+    """Interpolate linearly along one dimension as older TensorFlow does, for which torch has no option."""
     source = (torch.arange(size, dtype=torch.float32) * (x.shape[dim] / size)).clamp(0, x.shape[dim] - 1)
     low = source.floor().long()
     shape = [1] * x.ndim
@@ -122,12 +115,12 @@ def _along(x: torch.Tensor, dim: int, size: int) -> torch.Tensor:
 
 
 def _resize(attributes: dict[str, Any]) -> Operation:
-    centred = bool(attributes.get("half_pixel_centers", {}).get("b"))
+    centered = bool(attributes.get("half_pixel_centers", {}).get("b"))
     assert not attributes["align_corners"].get("b"), "none of the graphs aligns corners"
 
     def run(values: Values) -> torch.Tensor:
         height, width = values[1].tolist()
-        if not centred:
+        if not centered:
             return _along(_along(values[0], 1, height), 2, width)
         return F.interpolate(values[0].permute(0, 3, 1, 2), (height, width), mode="bilinear").permute(0, 2, 3, 1)
 
@@ -150,13 +143,8 @@ def _depth_to_space(attributes: dict[str, Any]) -> Operation:
     return run
 
 
-def _leaky(attributes: dict[str, Any]) -> Operation:
-    slope = float(attributes["alpha"]["f"])
-    return lambda v: F.leaky_relu(v[0], slope)
-
-
 def _slice(attributes: dict[str, Any]) -> Operation:
-    """Of a list of numbers: shapes are taken apart so."""
+    """Return a slice of a one-dimensional tensor, which is how graphs read shapes."""
     single = bool(int(attributes.get("shrink_axis_mask", {}).get("i", 0)))
 
     def run(values: Values) -> torch.Tensor:
@@ -179,19 +167,16 @@ def _batch_norm(attributes: dict[str, Any]) -> Operation:
 
 
 _MAKERS: dict[str, Callable[[dict[str, Any]], Operation]] = {
-    "Conv2D": lambda a: _convolution(a, False),
-    "_FusedConv2D": lambda a: _convolution(a, False),
-    "DepthwiseConv2dNative": lambda a: _convolution(a, True),
-    "FusedDepthwiseConv2dNative": lambda a: _convolution(a, True),
+    **dict.fromkeys(("Conv2D", "_FusedConv2D"), lambda a: _convolution(a, False)),
+    **dict.fromkeys(("DepthwiseConv2dNative", "FusedDepthwiseConv2dNative"), lambda a: _convolution(a, True)),
+    **dict.fromkeys(("Add", "AddV2", "BiasAdd"), lambda a: lambda v: v[0] + v[1]),
+    **dict.fromkeys(("Pad", "PadV2"), lambda a: _pad),
     "MaxPool": _max_pool,
     "ResizeBilinear": _resize,
     "DepthToSpace": _depth_to_space,
-    "LeakyRelu": _leaky,
-    "Add": lambda a: lambda v: v[0] + v[1],
-    "AddV2": lambda a: lambda v: v[0] + v[1],
+    "LeakyRelu": lambda a: lambda v: F.leaky_relu(v[0], float(a["alpha"]["f"])),
     "Mul": lambda a: lambda v: v[0] * v[1],
     "AddN": lambda a: lambda v: reduce(torch.add, v),
-    "BiasAdd": lambda a: lambda v: v[0] + v[1],
     "FusedBatchNorm": _batch_norm,
     "Sub": lambda a: lambda v: v[0] - v[1],
     "Cast": lambda a: lambda v: v[0].float(),
@@ -202,8 +187,6 @@ _MAKERS: dict[str, Callable[[dict[str, Any]], Operation]] = {
     "Sigmoid": lambda a: lambda v: torch.sigmoid(v[0]),
     "Identity": lambda a: lambda v: v[0],
     "Transpose": lambda a: lambda v: v[0].permute(v[1].tolist()),
-    "Pad": lambda a: _pad,
-    "PadV2": lambda a: _pad,
     "ConcatV2": lambda a: lambda v: torch.cat(list(v[:-1]), int(v[-1])),
     "SplitV": lambda a: lambda v: torch.split(v[0], v[1].tolist(), int(v[2])),
     "Mean": lambda a: lambda v: v[0].mean(v[1].flatten().tolist(), keepdim=bool(a["keep_dims"].get("b"))),
@@ -211,15 +194,19 @@ _MAKERS: dict[str, Callable[[dict[str, Any]], Operation]] = {
 
 
 class Graph:
-    """A part of a TensorFlow.js graph: from its input to the nodes chosen."""
+    """The part of a TensorFlow.js graph from its input to chosen nodes."""
 
     def __init__(
         self, topology: Path, weights: Sequence[Path], outputs: Sequence[str], side: int = 0, start: str = ""
     ) -> None:
-        """`outputs`: names of nodes, with `:1` behind for the second result of one.
+        """Read a graph.
 
-        `weights`: the file of them, or its parts in their order. `side`: of the square picture that the sizes inside the graph are meant
-        for; with pictures of other shapes they are scaled. `start`: the node that pictures are put in for (default: the placeholder).
+        Args:
+            topology: The JSON file.
+            weights: The weight files in order.
+            outputs: Names of nodes; `name:1` is the second result of a node.
+            side: Side of the square image that the sizes inside the graph are for; for other shapes they are scaled.
+            start: The node that the batch replaces (default: the placeholder).
         """
         content = json.loads(topology.read_text(encoding="utf-8"))
         self._nodes = {node["name"]: node for node in content["modelTopology"]["node"]}
@@ -236,11 +223,11 @@ class Graph:
         self._sizes = {name: self._constants[name] for name in resizes & set(self._constants)}
 
     def constant(self, name: str) -> np.ndarray:
-        """One that is kept among the weights."""
+        """Return a constant of the graph."""
         return self._constants[name].numpy()
 
     def _plan(self, name: str) -> None:
-        """Append the nodes that one depends on, and itself; depth first, without recursion limits in sight (graphs are 100 deep)."""
+        """Append the nodes that a node depends on, then the node."""
         if name in self._planned:
             return
         node = self._nodes[name]
@@ -251,7 +238,7 @@ class Graph:
         self._planned.add(name)
 
     def _sizes_for(self, batch: np.ndarray) -> dict[str, torch.Tensor]:
-        """What the graph resizes to, for pictures of this shape: (B, H, W, 3) or (B, 3, H, W)."""
+        """Return the sizes that the graph resizes to, for a batch (B, H, W, 3) or (B, 3, H, W)."""
         if not self._side:
             return {}
         sides = torch.tensor([s for s in batch.shape[1:] if s != 3], dtype=torch.float64)
@@ -259,7 +246,7 @@ class Graph:
 
     @torch.inference_mode()
     def __call__(self, batch: np.ndarray) -> list[np.ndarray]:
-        """The maps of the chosen nodes for a batch as the graph's input wants it."""
+        """Return the outputs of the chosen nodes for a batch in the layout of the graph's input."""
         values: dict[str, torch.Tensor | tuple[torch.Tensor, ...]] = {
             **self._constants,
             **self._sizes_for(batch),
@@ -278,7 +265,7 @@ class Graph:
 
 
 def _read_weights(entries: Sequence[dict[str, Any]], data: bytes) -> dict[str, torch.Tensor]:
-    """name -> tensor, float16 ones widened: torch's kernels for the CPU are for float32."""
+    """Return name -> tensor; float16 becomes float32, which torch's CPU kernels support."""
     found, at = {}, 0
     for entry in entries:
         kind = _TYPES[entry.get("quantization", {}).get("dtype", entry["dtype"])]

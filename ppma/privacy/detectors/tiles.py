@@ -1,8 +1,8 @@
-"""Looks at a picture: all of it, and overlapping parts of it, in which small people are found.
+"""Cut a frame into overlapping tiles, in which detectors find small people.
 
-    frame_HWC  ->  tile_batch(): batch_BhwC, the parts scaled to one size, and where each lies  ->  network  ->  gather(): boxes
+    frame_HWC  ->  tile_batch(): batch_BhwC, the frame and its tiles at one size  ->  network  ->  gather(): boxes in the frame
 
-Legend: H height, W width of a picture in pixels, h and w of a network's input, N boxes, B parts.
+Legend: H height, W width of a frame in pixels, h and w of a network's input, N boxes, B tiles.
 """
 
 import math
@@ -15,16 +15,16 @@ import numpy as np
 from ppma.privacy.detectors.boxes import NONE_05, suppress
 
 TILE_SHARE = 0.6
-"""Of a picture's side: two tiles a side overlap by a fifth, which is wider than the people who need tiles."""
+"""Side of a tile as a share of the frame's: two tiles overlap by a fifth, which is wider than the people who need
+tiles."""
 TILE_PIXELS = 480
-"""Long side of a tile up to which small people are still found in it; larger pictures get more tiles."""
-
+"""Long side of a tile up to which small people are found in it; larger frames get more tiles."""
 MOST_ENLARGED = 2.0
-"""Times that a picture is enlarged for a network at most: more shows nothing more."""
+"""Largest enlargement of a frame for a network: more shows nothing more."""
 
 
 def tiles(frame_HWC: np.ndarray) -> Iterator[tuple[np.ndarray, int, int]]:
-    """Overlapping parts of a picture, each with its x and y: 2 x 2 of them up to 800 pixels, more above."""
+    """Yield overlapping tiles of a frame with their x and y: 2 x 2 of them up to 800 pixels, more above."""
     height, width = frame_HWC.shape[:2]
     count = max(2, math.ceil(max(height, width) * TILE_SHARE * 2 / TILE_PIXELS))
     h, w = (math.ceil(side * 2 * TILE_SHARE / count) for side in (height, width))
@@ -33,34 +33,38 @@ def tiles(frame_HWC: np.ndarray) -> Iterator[tuple[np.ndarray, int, int]]:
             yield np.ascontiguousarray(frame_HWC[y : y + h, x : x + w]), x, y
 
 
-def network_size(height: int, width: int, long_side: int, multiple: int = 32) -> tuple[int, int]:
-    """(width, height) of a network's input in the picture's proportions, both multiples of its stride."""
+def network_size(height: int, width: int, long_side: int) -> tuple[int, int]:
+    """Return (width, height) of a network's input in the frame's proportions, both multiples of 32."""
     scale = min(long_side / max(height, width), MOST_ENLARGED)
-    return (
-        max(multiple, round(width * scale / multiple) * multiple),
-        max(multiple, round(height * scale / multiple) * multiple),
-    )
+    return max(32, round(width * scale / 32) * 32), max(32, round(height * scale / 32) * 32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """A part of the picture in a network's input: where it lies and how much it was enlarged."""
+    """The position of a tile in the frame and its enlargement in the network's input."""
 
     x: int
     y: int
     scale: float
 
     def back(self, boxes_N5: np.ndarray) -> np.ndarray:
-        """Boxes in the network's input as boxes in the picture."""
+        """Convert boxes from the network's input to the frame."""
         corners_N4 = boxes_N5[:, :4] / self.scale + np.array([self.x, self.y, self.x, self.y])
         return np.hstack([corners_N4, boxes_N5[:, 4:]]).astype(np.float32)
 
 
 def tile_batch(frame_HWC: np.ndarray, side: int, multiple: int = 32) -> tuple[np.ndarray, list[Tile]]:
-    """(batch_BhwC uint8, where each lies): the whole picture and its tiles, each scaled into the picture's proportions with grey beside it.
+    """Scale a frame and its tiles to one size, in the frame's proportions with gray padding.
 
-    `side`: long side of a look, whose sides are multiples of `multiple`. No tiles of a picture that is enlarged MOST_ENLARGED times as a
-    whole: more shows nothing more.
+    There are no tiles if the whole frame is already enlarged MOST_ENLARGED times.
+
+    Args:
+        frame_HWC: uint8 RGB.
+        side: Long side of the network's input.
+        multiple: Both sides of the input are multiples of it.
+
+    Returns:
+        batch_BhwC (uint8), and the position of each tile.
     """
     parts, places = [], []
     sides_2 = np.array(frame_HWC.shape[:2])
@@ -79,6 +83,6 @@ def tile_batch(frame_HWC: np.ndarray, side: int, multiple: int = 32) -> tuple[np
 
 
 def gather(places: Sequence[Tile], found: Sequence[np.ndarray], overlap: float = 0.5) -> np.ndarray:
-    """boxes_N5 in the picture, of those found in each look; overlapping ones once."""
+    """Return boxes_N5 in the frame from those found in each tile; of boxes that overlap by `overlap`, the best one."""
     boxes = [place.back(boxes_N5) for place, boxes_N5 in zip(places, found) if len(boxes_N5)]
     return suppress(np.concatenate(boxes), overlap) if boxes else NONE_05

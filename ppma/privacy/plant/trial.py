@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from ppma.common.files import write_text
+from ppma.common.video import video_writer
 from ppma.config.errors import watch_disk
 from ppma.loaders.decode.fetch import all_frames
 from ppma.privacy.audit.clip import Findings, Inspector, Pair, chosen, decibels
@@ -28,7 +29,7 @@ from ppma.privacy.plant.clip import Design, Planted, plant
 from ppma.privacy.removal.clip import ClipSource, Pipeline, Settings
 from ppma.privacy.removal.fill import LEAST_SHARE, LEAST_SIGHTS
 from ppma.privacy.removal.plugins import PLUGINS
-from ppma.privacy.removal.writing import VideoWriter
+from ppma.privacy.removal.writing import X264
 from ppma.privacy.verdict import content_sha256
 
 LEAST_PIXELS = 20
@@ -129,8 +130,8 @@ def _try(planted: Planted, pipeline: Pipeline, inspector: Inspector, folder: Pat
         for name, frames in (("source.mp4", planted.frames_TPP3), ("empty.mp4", planted.empty_TPP3))
     )
     with pipeline.plan(clip, folder) as plan:
-        outcome, paths = pipeline.render(plan, clip, folder, wanted.name, "videos")
-        _, controls = pipeline.render(plan, empty, folder / "control", wanted.name, "videos")
+        outcome, paths = pipeline.render(plan, clip, folder, wanted.name)
+        _, controls = pipeline.render(plan, empty, folder / "control", wanted.name)
     pair = Pair(
         name=wanted.name, path=f"inp/{wanted.name}.mp4", class_name=wanted.action, cleaned=paths["inp"], frames=wanted.frames,
         mask=paths["seg"], original=clip, makers=pipeline.settings.used, outside_sha256=outcome.outside_sha256,
@@ -155,10 +156,9 @@ def _try(planted: Planted, pipeline: Pipeline, inspector: Inspector, folder: Pat
 
 
 def _filmed(frames_TPP3: np.ndarray, path: Path, fps: float) -> ClipSource:
-    video = VideoWriter(path, fps, *frames_TPP3.shape[1:3])
-    for frame_PP3 in frames_TPP3:
-        video.add(frame_PP3)
-    video.finish()
+    with video_writer(path, fps=fps, options=X264) as add_frame:
+        for frame_PP3 in frames_TPP3:
+            add_frame(frame_PP3)
     return ClipSource(path=path, start_seconds=0.0, end_seconds=float("inf"), fps=fps)
 
 

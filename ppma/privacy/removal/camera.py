@@ -1,9 +1,11 @@
-"""How the camera moved: a homography from the first frame of a shot to each of its frames, found on the background alone.
+"""How the camera moved: a homography from the first frame of a shot to each of its frames, found on the background
+alone.
 
     grey frame, mask of people  ->  corners of a key frame tracked to it (Lucas-Kanade)  ->  RANSAC  ->  Pose(shot, homography)
 
-Tracking from a key frame rather than from frame to frame keeps a still camera still: errors add up only where a new key frame is taken,
-when half the corners are lost. Where nothing can be tracked a new shot begins, and no frame of another shot is used to paint it.
+Tracking from a key frame rather than from frame to frame keeps a still camera still: errors add up only where a new key
+frame is taken, when half the corners are lost. Where nothing can be tracked a new shot begins, and no frame of another
+shot is used to paint it.
 """
 
 from dataclasses import dataclass

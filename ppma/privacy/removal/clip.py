@@ -1,11 +1,11 @@
-"""One clip from its source to its files, in three passes over the frames; a pass holds one frame, the last one some references besides.
+"""Clean one clip in three passes over its frames; memory does not grow with its length.
 
-    1 find    every frame -> boxes of each detector                          (kept: numbers)
-              boxes of people who are lost and found again are bridged, and stay a little before and after
-    2 mask    every frame -> raw mask, pose of the camera                    (kept: masks on disk, numbers)
-    3 fill    every frame -> hidden pixels (masks around it, dilated) painted, blurred or scaled down -> files
+    1 detect   every frame  ->  boxes of each detector; short gaps in a track are filled, its ends extended
+    2 mask     every frame  ->  mask of people (kept on disk), camera pose
+    3 render   every frame  ->  hidden pixels painted, blurred or downsampled  ->  files
 
-A second reader runs ahead in the third pass and brings the references. Nothing of a clip bears its name before all of it is there.
+In pass 3 a second reader runs ahead and provides the reference frames that hidden pixels are painted from.
+Legend: H height, W width, C channels, N boxes.
 """
 
 import contextlib
@@ -13,45 +13,48 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
 
-from ppma.loaders.decode.fetch import BadClip, all_frames
+from ppma.config.errors import BadClip
+from ppma.loaders.decode.fetch import all_frames
 from ppma.privacy.detectors.boxes import NONE_05, bridge, linger
 from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.camera import Pose, Reference, Tracker
 from ppma.privacy.removal.fill import Memory
 from ppma.privacy.removal.masks import Spool, dilation_pixels, disc, hidden, published_mask, raw_mask
-from ppma.privacy.removal.writing import Layout, Part, Writer, parts, target, writer
+from ppma.privacy.removal.writing import Layout, Part, part_writer, target
 
 Method = Literal["remove", "blur-faces", "blur-bodies", "downsample"]
+Boxes = dict[str, list[np.ndarray]]
+"""Detector name -> boxes_N5 of each frame."""
 
 BRIDGE_SECONDS = 1.0
-"""How long a person may be lost between two sights and still be there."""
+"""Longest gap between two detections of a person that is filled."""
 LINGER_SECONDS = 0.2
-"""How long a person may be there before the first sight and after the last."""
+"""Time by which a track is extended before its first detection and after its last."""
 REFERENCES = 25
-"""Frames that one is painted from: an odd number with a true median, more gain little."""
+"""Reference frames of a clip: odd, so that the median is one of the values; more gain little."""
 WINDOW_SECONDS = 15.0
-"""Time that references span in a long clip; a shorter one is spanned whole."""
+"""Longest time that the references of a frame span."""
 REFERENCE_BYTES = 256 * 2**20
-"""Memory for references: large frames get fewer."""
+"""Memory for references; large frames get fewer of them."""
 LEAST_REFERENCES = 7
 GUARD_FRAMES = 8
-"""Around a reference whose masks block it too: a person whom the detectors miss in it must not be painted back."""
-BLUR_PARTS = 6.0
-"""Blurring leaves so many blobs along the longer side of somebody."""
+"""Frames around a reference whose masks hide pixels in it too, so that a missed person is not painted back."""
+BLUR_BLOBS = 6.0
+"""Resolution that blurring leaves: pixels along the longer side of a hidden region."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides the pixels."""
+    """What decides the files of a clip."""
 
     method: Method = "remove"
     detectors: tuple[str, ...] = plugins.SETS["default"].detectors
@@ -59,23 +62,30 @@ class Settings:
     inpainter: str = plugins.SETS["default"].inpainter
     masks: plugins.Masks = "generous"
     short_side: int = 24
-    """Pixels that --method downsample leaves."""
+    """Pixels along the short side that --method downsample keeps."""
+    layout: Layout = "videos"
+    keep_original: bool = False
     models: tuple[Model, ...] = ()
-    """Files that the user brought."""
+    """Model files that the user provides."""
 
     @property
     def used(self) -> tuple[str, ...]:
-        """Names of the plug-ins that the method asks for."""
+        """Names of the plug-ins that the method needs."""
         if self.method == "downsample":
             return ()
         if self.method == "blur-faces":
             return tuple(name for name in self.detectors if plugins.PLUGINS[name].finds == "face")
         return (*self.detectors, self.segmenter, *([self.inpainter] if self.method == "remove" else []))
 
+    def targets(self, out: Path, name: str) -> dict[Part, Path]:
+        """Return the path of each part of the clip `<class>/<video>`."""
+        parts: tuple[Part, ...] = ("inp", "seg", "ori") if self.keep_original else ("inp", "seg")
+        return {part: target(out, part, name, self.layout) for part in parts}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSource:
-    """The clip to work on."""
+    """A video or folder of frames, and the window of it to clean."""
 
     path: Path
     start_seconds: float
@@ -83,64 +93,49 @@ class ClipSource:
     fps: float
 
     def frames(self) -> Iterator[np.ndarray]:
-        """Its frames_HWC, one after the other."""
+        """Yield frames_HWC, uint8 RGB, in order."""
         for _, frame_HWC in all_frames(self.path, self.start_seconds, self.end_seconds):
             yield frame_HWC
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What was done to a clip; goes into its record."""
+    """What was done to a clip; part of its record."""
 
     frames: int
     height: int
     width: int
     frames_with_people: int
-    """Frames with a mask of their own, bridged ones included."""
+    """Frames whose own mask is not empty, those in filled gaps included."""
     boxes: dict[str, int]
-    """Of each detector, those in between included."""
+    """Boxes of each detector, those in filled gaps included."""
     hidden_share: float
-    """Of all pixels."""
+    """Hidden share of all pixels."""
     seen_share: float
-    """Of the hidden pixels, painted from other frames; the rest is guessed."""
+    """Share of the hidden pixels that was painted from other frames; the rest is synthesized."""
     shots: int
     cpu_seconds: float
     outside_sha256: str
-    """Of the pixels that are not hidden, frame after frame, before encoding: those of the source have the same."""
-
-
-@dataclass
-class _Found:
-    """Boxes of every frame, by detector."""
-
-    boxes: dict[str, list[np.ndarray]] = field(default_factory=dict)
-
-    def of(self, kind: str, t: int) -> np.ndarray:
-        """boxes_N5 of people, or of faces, in frame `t`."""
-        mine = [boxes[t] for name, boxes in self.boxes.items() if plugins.PLUGINS[name].finds == kind]
-        return np.concatenate(mine) if mine else NONE_05
-
-    @property
-    def frames(self) -> int:
-        """Frames that were looked at; none without detectors."""
-        return min(map(len, self.boxes.values()), default=0)
+    """Hash of the pixels outside the masks, frame by frame, before encoding; equals that of the source's pixels
+    there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be hidden in a clip, and how its camera moves."""
+    """The masks of a clip and the motion of its camera."""
 
-    found: _Found
+    boxes: Boxes
     spool: Spool
     poses: list[Pose]
+    """One for each frame; empty unless something is painted."""
     cpu_seconds: float
 
 
 class Pipeline:
-    """The plug-ins of a process, loaded once, and what they do to a clip."""
+    """The plug-ins of a process, loaded once, and the three passes over a clip."""
 
     def __init__(self, settings: Settings, weights: Path) -> None:
-        """InputError when weights are missing."""
+        """Load the plug-ins; InputError when weights are missing."""
         self.settings = settings
         tools = {name: plugins.load(name, weights, settings.models) for name in settings.used}
         self._detectors: dict[str, plugins.Detector] = {n: tools[n] for n in settings.detectors if n in tools}
@@ -148,204 +143,181 @@ class Pipeline:
         self._inpainter: plugins.Inpainter | None = tools.get(settings.inpainter)
 
     def detect(self, frame_HWC: np.ndarray) -> dict[str, np.ndarray]:
-        """Boxes in one frame, by detector."""
-        return {name: detect(frame_HWC) for name, detect in self._detectors.items()}
+        """Return the boxes_N5 of each detector in one frame."""
+        return {name: detector(frame_HWC) for name, detector in self._detectors.items()}
 
-    def mask(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """Raw mask of a frame by itself."""
-        found = _Found({name: [boxes_N5] for name, boxes_N5 in self.detect(frame_HWC).items()})
-        return self._outline(frame_HWC, found, 0)
-
-    def _outline(self, frame_HWC: np.ndarray, found: "_Found", t: int) -> np.ndarray:
+    def mask(self, frame_HWC: np.ndarray, boxes: Boxes | None = None, t: int = 0) -> np.ndarray:
+        """Return the raw mask_HW (uint8) of frame `t`, from the boxes of its clip or from detections in this frame
+        alone."""
         if self.settings.masks == "published" and self._segmenter is not None:
             return published_mask(frame_HWC, self._segmenter)
-        return raw_mask(frame_HWC, found.of("person", t), found.of("face", t), self._segmenter)
+        boxes = {name: [found_N5] for name, found_N5 in self.detect(frame_HWC).items()} if boxes is None else boxes
+        people_N5, faces_N5 = (
+            np.concatenate([NONE_05, *(b[t] for name, b in boxes.items() if plugins.PLUGINS[name].finds == finds)])
+            for finds in ("person", "face")
+        )
+        return raw_mask(frame_HWC, people_N5, faces_N5, self._segmenter)
 
-    def clean(
-        self, source: ClipSource, out: Path, name: str, layout: Layout, *, keep_original: bool = False
-    ) -> tuple[Outcome, dict[Part, Path]]:
-        """Do the work on a clip and write its files; (outcome, path of each part). BadClip where the source cannot be read."""
+    def clean(self, source: ClipSource, out: Path, name: str) -> tuple[Outcome, dict[Part, Path]]:
+        """Clean a clip and write its files.
+
+        Args:
+            source: The clip to read.
+            out: Folder of inp, seg and ori.
+            name: `<class>/<video>`, the same below each of them.
+
+        Returns:
+            The outcome, and the path of each part.
+
+        Raises:
+            BadClip: The source cannot be read.
+        """
         with self.plan(source, out) as plan:
-            return self.render(plan, source, out, name, layout, keep_original=keep_original)
+            return self.render(plan, source, out, name)
 
     @contextlib.contextmanager
     def plan(self, source: ClipSource, folder: Path) -> Iterator[Plan]:
-        """What is to be hidden in a clip; its masks are in a file without a name in `folder`, as long as the context lasts."""
+        """Yield the masks and poses of a clip; masks are kept in an unnamed file in `folder` while the block lasts."""
         began = time.process_time()
-        found = self._find_all(source)
+        boxes = self._detect_all(source)
         with contextlib.closing(Spool(folder)) as spool:
-            poses = self._mask_all(source, found, spool)
-            yield Plan(found=found, spool=spool, poses=poses, cpu_seconds=time.process_time() - began)
+            poses = self._mask_all(source, boxes, spool)
+            yield Plan(boxes=boxes, spool=spool, poses=poses, cpu_seconds=time.process_time() - began)
 
-    def render(
-        self, plan: Plan, source: ClipSource, out: Path, name: str, layout: Layout, *, keep_original: bool = False
-    ) -> tuple[Outcome, dict[Part, Path]]:
-        """The rest of `treat`. The source is the clip of the plan, or one of the same camera in which nobody ever was, as a control."""
-        began = time.process_time()
-        paths = {part: target(out, part, name, layout) for part in parts(keep_original)}
-        tally = self._write_all(source, plan.spool, plan.poses, paths, layout)
-        frames = tally.frames
+    def render(self, plan: Plan, source: ClipSource, out: Path, name: str) -> tuple[Outcome, dict[Part, Path]]:
+        """Write the files of a planned clip; see `clean`.
+
+        `source` is the clip of the plan, or for a control one of the same camera without people.
+        """
+        began, paths = time.process_time(), self.settings.targets(out, name)
+        window = _Window(source, plan.spool, plan.poses) if self._inpainter is not None else None
+        frames = hidden_pixels = seen_pixels = 0
+        outside = hashlib.sha256()
+        with contextlib.ExitStack() as stack:  # inp is opened first and so renamed last
+            writers = {
+                part: stack.enter_context(part_writer(path, part, self.settings.layout, source.fps))
+                for part, path in paths.items()
+            }
+            for t, frame_HWC in enumerate(source.frames()):
+                picture_HWC, hidden_HW, seen_HW = self._change(t, frame_HWC, plan.spool, window)
+                outside.update(picture_HWC[~hidden_HW].tobytes())
+                frames += 1
+                hidden_pixels += int(hidden_HW.sum())
+                seen_pixels += int(seen_HW.sum())
+                for part, picture in (("inp", picture_HWC), ("seg", hidden_HW), ("ori", frame_HWC)):
+                    if part in writers:
+                        writers[part](picture)
+            if not frames:
+                raise BadClip("has no frame in its window")
+        height, width = hidden_HW.shape
         outcome = Outcome(
             frames=frames,
-            height=tally.height,
-            width=tally.width,
+            height=height,
+            width=width,
             frames_with_people=plan.spool.filled,
-            boxes={name: sum(map(len, boxes)) for name, boxes in plan.found.boxes.items()},
-            hidden_share=tally.hidden / (frames * tally.height * tally.width),
-            seen_share=tally.seen / max(1, tally.hidden),
+            boxes={name: sum(map(len, found)) for name, found in plan.boxes.items()},
+            hidden_share=hidden_pixels / (frames * height * width),
+            seen_share=seen_pixels / max(1, hidden_pixels),
             shots=1 + max((pose.shot for pose in plan.poses), default=0),
             cpu_seconds=plan.cpu_seconds + time.process_time() - began,
-            outside_sha256=tally.outside.hexdigest(),
+            outside_sha256=outside.hexdigest(),
         )
         return outcome, paths
 
-    def _find_all(self, source: ClipSource) -> _Found:
-        found = _Found({name: [] for name in self._detectors})
-        if self._detectors:
-            for frame_HWC in source.frames():
-                for name, boxes_N5 in self.detect(frame_HWC).items():
-                    found.boxes[name].append(boxes_N5)
-        gap = round(BRIDGE_SECONDS * source.fps)
-        stay = round(LINGER_SECONDS * source.fps)
-        return _Found({name: linger(bridge(boxes, gap), stay) for name, boxes in found.boxes.items()})
+    def _detect_all(self, source: ClipSource) -> Boxes:
+        boxes: Boxes = {name: [] for name in self._detectors}
+        for frame_HWC in source.frames() if boxes else ():
+            for name, found_N5 in self.detect(frame_HWC).items():
+                boxes[name].append(found_N5)
+        gap, stay = round(BRIDGE_SECONDS * source.fps), round(LINGER_SECONDS * source.fps)
+        return {name: linger(bridge(found, gap), stay) for name, found in boxes.items()}
 
-    def _mask_all(self, source: ClipSource, found: _Found, spool: Spool) -> list[Pose]:
-        """Raw masks into the spool, and the poses where something is to be painted."""
+    def _mask_all(self, source: ClipSource, boxes: Boxes, spool: Spool) -> list[Pose]:
+        """Append raw masks to the spool; return the camera poses if something is to be painted."""
         tracker, poses = Tracker(), list[Pose]()
         if self.settings.method == "downsample":
             return poses
         for t, frame_HWC in enumerate(source.frames()):
-            if found.boxes and not t < found.frames:
-                raise BadClip("gives more frames when it is read again; write it anew")
-            mask_HW = self._outline(frame_HWC, found, t)
+            if any(t >= len(found) for found in boxes.values()):
+                raise BadClip("has more frames when it is read again; re-encode it")
+            mask_HW = self.mask(frame_HWC, boxes, t)
             spool.append(mask_HW)
             if self._inpainter is not None:
-                grown = cv2.dilate(mask_HW, disc(dilation_pixels(*mask_HW.shape)))
-                poses.append(tracker.add(frame_HWC, grown))
+                poses.append(tracker.add(frame_HWC, cv2.dilate(mask_HW, disc(dilation_pixels(*mask_HW.shape)))))
         return poses
-
-    def _write_all(
-        self, source: ClipSource, spool: Spool, poses: list[Pose], paths: dict[Part, Path], layout: Layout
-    ) -> "_Tally":
-        tally, writers = _Tally(), dict[Part, Writer]()
-        window = _Window(source, spool, poses) if self._inpainter is not None else None
-        try:
-            for t, frame_HWC in enumerate(source.frames()):
-                if not writers:
-                    height, width = frame_HWC.shape[:2]
-                    writers = {p: writer(path, p, layout, source.fps, (height, width)) for p, path in paths.items()}
-                picture_HWC, hidden_HW, seen_HW = self._change(t, frame_HWC, spool, window)
-                tally.add(picture_HWC, hidden_HW, seen_HW)
-                pictures: dict[Part, np.ndarray] = {"inp": picture_HWC, "seg": hidden_HW, "ori": frame_HWC}
-                for part, one in writers.items():
-                    one.add(pictures[part])
-            if not tally.frames:
-                raise BadClip("has no frame in its window")
-            for one in reversed(writers.values()):  # the clip itself comes last
-                one.finish()
-        except BaseException:
-            for one in writers.values():
-                one.drop()
-            raise
-        return tally
 
     def _change(
         self, t: int, frame_HWC: np.ndarray, spool: Spool, window: "_Window | None"
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(picture_HWC, hidden_HW, seen_HW) of frame `t`."""
+        """Return (picture_HWC, hidden_HW, seen_HW) of frame `t`."""
         nothing_HW = np.zeros(frame_HWC.shape[:2], bool)
         if self.settings.method == "downsample":
-            return coarse(frame_HWC, self.settings.short_side), ~nothing_HW, nothing_HW
+            return downsampled(frame_HWC, self.settings.short_side), ~nothing_HW, nothing_HW
         hidden_HW = hidden(spool, t, masks=self.settings.masks)
         if self._inpainter is None or window is None:
             return blurred(frame_HWC, hidden_HW), hidden_HW, nothing_HW
-        references, pose = window.around(t)
-        memory = window.memory(pose.shot)
+        references, pose, memory = window.around(t)
         picture_HWC, seen_HW = self._inpainter(frame_HWC, hidden_HW, pose.homography_33, references, memory)
         return picture_HWC, hidden_HW, seen_HW
 
 
-@dataclass
-class _Tally:
-    frames: int = 0
-    height: int = 0
-    width: int = 0
-    hidden: int = 0
-    seen: int = 0
-    outside: Any = field(default_factory=hashlib.sha256)
-
-    def add(self, picture_HWC: np.ndarray, hidden_HW: np.ndarray, seen_HW: np.ndarray) -> None:
-        self.outside.update(picture_HWC[~hidden_HW].tobytes())
-        self.frames += 1
-        self.height, self.width = hidden_HW.shape
-        self.hidden += int(hidden_HW.sum())
-        self.seen += int(seen_HW.sum())
-
-
 class _Window:
-    """The references around a frame, read by a reader of its own that runs ahead; moves forward only."""
+    """The references around a frame, from a reader that runs ahead; moves forward only."""
 
     def __init__(self, source: ClipSource, spool: Spool, poses: list[Pose]) -> None:
         self._spool, self._poses = spool, poses
-        first = spool.read(0) if len(spool) else np.zeros((1, 1), np.uint8)
-        self._count = int(np.clip(REFERENCE_BYTES // (4 * first.size), LEAST_REFERENCES, REFERENCES))
+        frame_bytes = 4 * spool.read(0).size if poses else 1  # RGB and the mask of free pixels
+        self._count = int(np.clip(REFERENCE_BYTES // frame_bytes, LEAST_REFERENCES, REFERENCES))
         span = min(len(poses), round(WINDOW_SECONDS * source.fps))
         self._step = max(1, -(-span // self._count))
         self._ahead = islice(enumerate(source.frames()), 0, None, self._step)
         self._held: deque[tuple[int, Reference]] = deque(maxlen=self._count)
         self._memory = 0, Memory()
 
-    def around(self, t: int) -> tuple[list[Reference], Pose]:
-        """(references of the shot of frame `t`, its pose)."""
-        wanted = t + self._step * (self._count // 2)
-        while len(self._held) < self._count or self._held[-1][0] + self._step <= wanted:
+    def around(self, t: int) -> tuple[list[Reference], Pose, Memory]:
+        """Return the references of the shot of frame `t`, the frame's pose, and what was synthesized in the shot so
+        far."""
+        last = t + self._step * (self._count // 2)
+        while len(self._held) < self._count or self._held[-1][0] + self._step <= last:
             following = next(self._ahead, None)
             if following is None:
                 break
             self._hold(*following)
         pose = self._poses[t]
-        return [reference for shot, reference in self._of_shot(pose.shot)], pose
-
-    def memory(self, shot: int) -> Memory:
-        """Of what was made up in that shot; the one before is forgotten."""
-        if self._memory[0] != shot:
-            self._memory = shot, Memory()
-        return self._memory[1]
-
-    def _of_shot(self, shot: int) -> Iterator[tuple[int, Reference]]:
-        return ((i, reference) for i, reference in self._held if self._poses[i].shot == shot)
+        if self._memory[0] != pose.shot:
+            self._memory = pose.shot, Memory()
+        references = [reference for i, reference in self._held if self._poses[i].shot == pose.shot]
+        return references, pose, self._memory[1]
 
     def _hold(self, i: int, frame_HWC: np.ndarray) -> None:
-        guard = min(self._step - 1, GUARD_FRAMES)
-        blocked_HW = hidden(self._spool, i, before=guard + 2, after=guard + 2)
-        free_HW = (~blocked_HW).astype(np.uint8)
-        self._held.append((i, Reference(frame_HWC=frame_HWC, free_HW=free_HW, homography_33=self._pose(i))))
-
-    def _pose(self, i: int) -> np.ndarray:
-        return self._poses[i].homography_33
+        guard = 2 + min(self._step - 1, GUARD_FRAMES)
+        free_HW = (~hidden(self._spool, i, before=guard, after=guard)).astype(np.uint8)
+        homography_33 = self._poses[i].homography_33
+        self._held.append((i, Reference(frame_HWC=frame_HWC, free_HW=free_HW, homography_33=homography_33)))
 
 
 def blurred(frame_HWC: np.ndarray, hidden_HW: np.ndarray) -> np.ndarray:
-    """The frame with each hidden part smoothed until nothing but a few blobs is left of it."""
+    """Return the frame with each connected hidden region reduced to a few blobs."""
     picture_HWC = frame_HWC.copy()
     count, labels_HW, boxes, _ = cv2.connectedComponentsWithStats(hidden_HW.astype(np.uint8))
     for label in range(1, count):
         x, y, width, height = (int(value) for value in boxes[label, :4])
         cut = np.s_[y : y + height, x : x + width]
-        scale = BLUR_PARTS / max(width, height)
-        small = cv2.resize(frame_HWC[cut], _scaled(width, height, scale), interpolation=cv2.INTER_AREA)
+        small = _shrunk(frame_HWC[cut], BLUR_BLOBS / max(width, height))
         smooth_hwC = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
         own_hw = labels_HW[cut] == label
         picture_HWC[cut][own_hw] = smooth_hwC[own_hw]
     return picture_HWC
 
 
-def coarse(frame_HWC: np.ndarray, short_side: int) -> np.ndarray:
-    """The frame as it looks with so few pixels along its short side, at its own size."""
+def downsampled(frame_HWC: np.ndarray, short_side: int) -> np.ndarray:
+    """Return the frame at the resolution of `short_side` pixels, scaled back to its own size."""
     height, width = frame_HWC.shape[:2]
-    small = cv2.resize(frame_HWC, _scaled(width, height, short_side / min(height, width)), interpolation=cv2.INTER_AREA)
+    small = _shrunk(frame_HWC, short_side / min(height, width))
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _scaled(width: int, height: int, scale: float) -> tuple[int, int]:
-    return max(1, round(width * min(scale, 1.0))), max(1, round(height * min(scale, 1.0)))
+def _shrunk(frame_HWC: np.ndarray, scale: float) -> np.ndarray:
+    height, width = frame_HWC.shape[:2]
+    size = max(1, round(width * min(scale, 1.0))), max(1, round(height * min(scale, 1.0)))
+    return cv2.resize(frame_HWC, size, interpolation=cv2.INTER_AREA)

@@ -1,6 +1,6 @@
-"""`ppma remove-humans`: people out of one's own videos.
+"""`ppma remove-humans`: remove people from videos.
 
-flags  ->  RemovalConfig  ->  jobs (privacy.removal)  ->  an estimate, or the work with progress  ->  manifest
+flags  ->  RemovalConfig  ->  RemovalJobs  ->  an estimate, or cleaned clips and their manifest
 """
 
 import os
@@ -9,224 +9,180 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
 from ppma.common.progress import Progress
 from ppma.common.workers import parse_shard
-from ppma.config.command import DONE, WRONG_INPUT, parse
+from ppma.config.command import DONE, WRONG_INPUT, check_ranges, parse
 from ppma.config.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.privacy.detectors.weights import default_folder
 from ppma.privacy.removal import jobs as removal
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.clip import Method, Settings
-from ppma.privacy.removal.jobs import Job
+from ppma.privacy.removal.jobs import Refused, RemovalJob
 
 SHOWN = 10
-"""Refused clips that are shown; rejected.csv has all."""
-METHODS: tuple[Method, ...] = get_args(Method)
+"""Refused clips that are printed; rejected.csv has all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemovalConfig:
-    """Find people in every frame, paint over them, and write the clips anew without sound and metadata.
+    """Detect people in every frame, paint over them, and write new clips without sound and metadata.
 
     ppma remove-humans videos --out removed
 
-    Run it again after an interruption: finished clips are kept. It says what it did, not that nobody is left: `ppma audit` looks at that.
+    Rerun it after an interruption: finished clips are kept. It does not show that no person is left; `ppma audit`
+    checks that.
     """
 
     source: Annotated[Path, tyro.conf.Positional]
     """A folder <class>/<video> (or <class>/<folder of frames>), or a manifest FILE.csv of `ppma index`."""
     out: Path
-    """Folder for inp (the result), seg (what was painted), records, manifest.csv and rejected.csv."""
+    """Folder for inp (cleaned clips), seg (masks), records, manifest.csv and rejected.csv."""
     root: Path | None = None
     """Folder that the paths of a manifest are relative to (default: its own)."""
     method: Method = "remove"
-    """remove; or, to compare: blur-faces, blur-bodies, downsample (the whole picture)."""
+    """remove; or for comparison: blur-faces, blur-bodies, downsample (the whole picture)."""
     tools: Annotated[Literal["default", "quality", "paper"], tyro.conf.arg(name="set")] = "default"
-    """default: small models, on a CPU; quality: Mask R-CNN and LaMa, whose weights you bring; paper: threshold, dilation and layout as
-    published, with SeMask and E2FGVI that you bring. The next four flags change one of them."""
+    """default: small models, on a CPU; quality: Mask R-CNN and LaMa, whose weights you provide; paper: threshold,
+    dilation and layout as published, with SeMask and E2FGVI that you provide. The next four flags override one choice
+    of the set."""
     layout: Literal["videos", "frames"] | None = None
-    """videos: <class>/<video>.mp4, at least 40 dB outside the masks; frames: <class>/<video>/000001.jpg, as published."""
+    """videos: <class>/<video>.mp4, at least 40 dB outside the masks; frames: <class>/<video>/000001.jpg, as
+    published."""
     keep_original: bool = False
-    """Write ori as well, the frames as they were."""
+    """Write ori too, the frames before cleaning."""
     detectors: tuple[str, ...] | None = None
-    """What finds people and faces."""
+    """Detectors of people and faces."""
     segmenter: str | None = None
-    """What outlines them."""
+    """Segmenter that outlines people."""
     inpainter: str | None = None
-    """What paints: median (background from other frames, pieced together where none shows it), or one that you bring."""
+    """median (background from other frames, synthesized where none shows it), or a model that you provide."""
     models: tuple[str, ...] = ()
-    """Files that you bring, NAME=FILE or NAME=FILE#SHA256; `ppma privacy list` has the names. Default: those in --weights."""
+    """Model files that you provide, NAME=FILE or NAME=FILE#SHA256; `ppma privacy list` has the names (default: those in
+    --weights)."""
     accept_non_commercial: bool = False
-    """Your use is not commercial: allow tools whose licence asks for that."""
+    """Allow tools licensed for non-commercial use only."""
     short_side: int = Settings.short_side
-    """Pixels along the short side that --method downsample leaves."""
+    """Pixels along the short side that --method downsample keeps."""
     weights: Path = field(default_factory=default_folder)
     """Folder of the models (`ppma privacy fetch` fills it)."""
     licence: str = ""
-    """Terms under which the footage is used, for rows that say none."""
+    """Terms of use of the footage, for rows that state none."""
     name: str | None = None
-    """Enter the result into data.toml under this source name, as its split `train`."""
+    """Add the result to data.toml under this source name, as its split `train`."""
     data: Path | None = None
     """The data.toml (default: $PPMA_DATA, else ./data.toml)."""
     workers: int = len(os.sched_getaffinity(0))
-    """Processes (default: one a core)."""
+    """Processes (default: one per core)."""
     part: str | None = None
-    """I/N: work on every N-th clip from the I-th, 0 to N - 1, and write no manifest: a task of an array."""
+    """I/N: process every N-th clip from the I-th (0 to N - 1) and write no manifest, as one task of a job array."""
     merge: int | None = None
-    """N: write the manifest of N parts that are finished."""
+    """N: write the manifest of N finished parts."""
     dry_run: bool = False
-    """Try a few frames and tell what it will take."""
+    """Try a few frames and print the estimated time."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise InputError(f"--workers is {self.workers}; it must be at least 1")
-        if self.short_side < 1:
-            raise InputError(f"--short-side is {self.short_side}; it must be at least 1")
+        check_ranges(self, workers=(1, float("inf")), short_side=(1, float("inf")))
         if self.method != "downsample" and self.short_side != Settings.short_side:
             raise InputError("--short-side goes with --method downsample")
         if self.name is not None:
             catalog.check_name(self.name, "name")
-        self._check_tools()
         parse_shard(self.part, self.merge)
-
-    @property
-    def choice(self) -> plugins.Choice:
-        """The tools of the set, with those that flags name in their place."""
-        own = {name: getattr(self, name) for name in ("detectors", "segmenter", "inpainter", "layout")}
-        return replace(plugins.SETS[self.tools], **{name: value for name, value in own.items() if value is not None})
-
-    def _check_tools(self) -> None:
-        """InputError for a name that does not exist, or tools that cannot do what the method asks for."""
-        choice = self.choice
-        for name in choice.detectors:
+        settings = self._settings_without_models()
+        for name in settings.detectors:
             plugins.check(name, "detector", "--detectors")
-        plugins.check(choice.segmenter, "segmenter", "--segmenter")
-        plugins.check(choice.inpainter, "inpainter", "--inpainter")
-        finds = {plugins.PLUGINS[name].finds for name in choice.detectors}
-        told = f"--detectors {' '.join(choice.detectors)}: --method {self.method}"
-        if self.method == "blur-faces" and "face" not in finds:
-            raise InputError(f"{told} needs one that finds faces, centerface")
-        if choice.masks == "generous" and self.method != "downsample" and not choice.detectors:
-            raise InputError(f"{told} needs a detector; they are {', '.join(plugins.named('detector'))}")
-        plugins.check_terms(self._bare().used, accept_non_commercial=self.accept_non_commercial)
+        plugins.check(settings.segmenter, "segmenter", "--segmenter")
+        plugins.check(settings.inpainter, "inpainter", "--inpainter")
+        problem = f"--detectors {' '.join(settings.detectors)}: --method {self.method} needs"
+        if self.method == "blur-faces" and not settings.used:
+            raise InputError(f"{problem} one that finds faces, centerface")
+        if settings.masks == "generous" and self.method != "downsample" and not settings.detectors:
+            raise InputError(f"{problem} a detector; they are {', '.join(plugins.named('detector'))}")
+        plugins.check_terms(settings.used, accept_non_commercial=self.accept_non_commercial)
 
-    def _bare(self) -> Settings:
-        """Settings without the files that the user brings."""
-        choice = self.choice
+    def _settings_without_models(self) -> Settings:
+        """Return the tools of the set, overridden by flags."""
+        changes = {name: getattr(self, name) for name in ("detectors", "segmenter", "inpainter", "layout")}
+        choice = replace(plugins.SETS[self.tools], **{k: value for k, value in changes.items() if value is not None})
         return Settings(
-            method=self.method,
-            detectors=choice.detectors,
-            segmenter=choice.segmenter,
-            inpainter=choice.inpainter,
-            masks=choice.masks,
-            short_side=self.short_side,
+            method=self.method, short_side=self.short_side, keep_original=self.keep_original, **vars(choice)
         )
 
     def settings(self) -> Settings:
-        """What decides the pixels. InputError when a model is not there."""
-        bare = self._bare()
-        return replace(bare, models=plugins.files_of(bare.used, self.weights, self.models))
+        """Return what decides the files of a clip; InputError if a model is missing."""
+        settings = self._settings_without_models()
+        return replace(settings, models=plugins.files_of(settings.used, self.weights, self.models))
 
 
 def main(argv: list[str]) -> int:
     """Run `ppma remove-humans ARGV`."""
     config = parse(RemovalConfig, argv, prog="ppma remove-humans")
-    report = Console(highlight=False, soft_wrap=True)
-    settings, layout = config.settings(), config.choice.layout
+    report = Console(highlight=False, soft_wrap=True, markup=False)
+    settings = config.settings()
     root, clips, refused = removal.read_clips(config.source, config.root, config.workers)
     if config.out.resolve().is_relative_to(root.resolve()) and config.source.is_dir():
-        raise InputError(f"--out {config.out} lies in the source {root}; give a folder outside of it")
-    jobs = removal.jobs_of(
-        clips, root, config.out, settings,
-        layout=layout, keep_original=config.keep_original, weights=config.weights,
-    )  # fmt: skip
+        raise InputError(f"--out {config.out} is inside the source {root}; give a folder outside of it")
+    jobs = removal.jobs_of(clips, root, config.out, settings, config.weights)
     if inside := [job for job in jobs if job.source.path.resolve().is_relative_to(config.out.resolve())]:
         raise InputError(f"--out {config.out} holds {inside[0].row.path} of the source; give another folder")
-    first, step = parse_shard(config.part)
-    mine = jobs[first::step]
+    shard = parse_shard(config.part)
+    mine = jobs[shard[0] :: shard[1]]
     if config.dry_run:
-        _tell_plan(report, config, mine, refused)
+        _print_estimate(report, config, mine)
+        _print_refused(report, refused)
         return DONE
-    removal.claim(config.out, settings, layout, config.keep_original)
-    return _work(report, config, jobs, mine, refused)
-
-
-def _work(
-    report: Console,
-    config: RemovalConfig,
-    jobs: Sequence[Job],
-    mine: Sequence[Job],
-    refused: Sequence[tuple[str, str]],
-) -> int:
-    """Do the clips of this part, or gather those of all parts."""
+    removal.claim(config.out, settings)
     if config.merge is not None:
-        return _merge(report, config, jobs, refused)
+        known = dict(refused) | removal.read_refused(config.out, config.merge)
+        unfinished = {job.row.path: "missing: its part did not finish" for job in jobs if not job.done()}
+        return _finish(report, config, jobs, sorted((unfinished | known).items()))
     with Progress("frames") as progress:
         refused = [*refused, *removal.run(mine, config.workers, progress)]
-    if (
-        config.part is not None
-    ):  # done for its part: a job that waits for all of them is to start, and tells what was refused
-        removal.note_refused(config.out, parse_shard(config.part), refused)
-        _show(report, refused)
-        return DONE
-    return _gather(report, config, jobs, refused)
+    if config.part is None:
+        return _finish(report, config, jobs, refused)
+    removal.write_refused(config.out, shard, refused)  # exit code 0, so that the job that merges starts
+    _print_refused(report, refused)
+    return DONE
 
 
-def _tell_plan(report: Console, config: RemovalConfig, jobs: Sequence[Job], refused: Sequence[tuple[str, str]]) -> None:
+def _print_estimate(report: Console, config: RemovalConfig, jobs: Sequence[RemovalJob]) -> None:
     left = [job for job in jobs if not job.done()]
     frames = sum(job.row.frames for job in left)
-    seconds = removal.seconds_a_frame(left) if left else 0.0
-    hours = timedelta(seconds=round(seconds * frames / config.workers))
+    seconds = removal.seconds_per_frame(left) if left else 0.0
+    duration = timedelta(seconds=round(seconds * frames / config.workers))
     report.print(
-        f"{len(jobs)} clips, {len(jobs) - len(left)} of them done, {frames} frames to go at {seconds:.2f} s of one core each: "
-        f"about {hours} with {config.workers} workers; would write {config.out}",
-        markup=False,
+        f"{len(jobs)} clips, {len(jobs) - len(left)} of them done; {frames} frames left at {seconds:.2f} s of one core each: "
+        f"about {duration} with {config.workers} workers; would write {config.out}"
     )
     for name in config.settings().used:
         plugin = plugins.PLUGINS[name]
-        report.print(f"  {plugin.kind} {name}: {plugin.license}", markup=False)
-    _show(report, refused)
+        report.print(f"  {plugin.kind} {name}: {plugin.license}")
 
 
-def _merge(report: Console, config: RemovalConfig, jobs: Sequence[Job], refused: Sequence[tuple[str, str]]) -> int:
-    """The manifest of all parts, and the clips that they refused or did not come to."""
-    assert config.merge is not None
-    known = dict(refused) | removal.refused_by_parts(config.out, config.merge)
-    for job in jobs:
-        if not job.done():
-            known.setdefault(job.row.path, "not there: its part did not finish")
-    return _gather(report, config, jobs, sorted(known.items()))
-
-
-def _gather(report: Console, config: RemovalConfig, jobs: Sequence[Job], refused: Sequence[tuple[str, str]]) -> int:
+def _finish(report: Console, config: RemovalConfig, jobs: Sequence[RemovalJob], refused: Refused) -> int:
+    """Write the manifest of all parts and add it to data.toml; return the exit code."""
     manifest = removal.write_manifest(jobs, config.out, refused, config.licence)
     done = [job for job in jobs if job.done()]
-    report.print(f"{manifest}: {len(done)} clips, {sum(job.row.frames for job in done)} frames", markup=False)
+    report.print(f"{manifest}: {len(done)} clips, {sum(job.row.frames for job in done)} frames")
     if config.name is not None:
         data = catalog.locate(config.data)
         catalog.add(data, name=config.name, split="train", manifest=manifest, root=config.out)
-        report.print(f"entered as {config.name}.train in {data}", markup=False)
-    return _tell_refused(report, config, refused)
-
-
-def _tell_refused(report: Console, config: RemovalConfig, refused: Sequence[tuple[str, str]]) -> int:
+        report.print(f"added {config.name}.train to {data}")
     if not refused:
         return DONE
-    _show(report, refused)
-    sys.stderr.write(
-        f"ppma remove-humans: {len(refused)} clips cannot be read, see {config.out / removal.REJECTED}; the others are done\n"
-    )
+    _print_refused(report, refused)
+    rejected = config.out / removal.REJECTED
+    sys.stderr.write(f"ppma remove-humans: {len(refused)} clips cannot be read, see {rejected}; the others are done\n")
     return WRONG_INPUT
 
 
-def _show(report: Console, refused: Sequence[tuple[str, str]]) -> None:
+def _print_refused(report: Console, refused: Refused) -> None:
     for path, reason in refused[:SHOWN]:
-        report.print(f"  {path}: {reason}", markup=False)
+        report.print(f"  {path}: {reason}")
     if len(refused) > SHOWN:
-        report.print(f"  ... and {len(refused) - SHOWN} more", markup=False)
+        report.print(f"  ... and {len(refused) - SHOWN} more")

@@ -1,12 +1,13 @@
-"""What no frame shows, pieced together from what is seen around it, so that no smooth patch stands out of a textured place.
+"""What no frame shows, pieced together from what is seen around it, so that no smooth patch stands out of a textured
+place.
 
     picture, hole  ->  pyramid of colours and texture  ->  coarsest level: a smooth start
     each level: for every patch that touches the hole the nearest one without any of it  <->  pixels of the hole voted by those patches
 
-Wexler et al. (2007) on what is sought: every patch of the hole is like one from outside. Barnes et al. (2009) on the search: neighbours
-have neighbouring matches. Newson et al. (2014) on texture in the comparison, without which averages of bricks settle on mush.
-Legend: H height, W width, h w of a level with a margin of RADIUS around, D colours and texture, N patches of the hole, M that may
-be copied, C channels.
+Wexler et al. (2007) on what is sought: every patch of the hole is like one from outside. Barnes et al. (2009) on the
+search: neighbours have neighbouring matches. Newson et al. (2014) on texture in the comparison, without which averages
+of bricks settle on mush. Legend: H height, W width, h w of a level with a margin of RADIUS around, D colours and
+texture, N patches of the hole, M that may be copied, C channels.
 """
 
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ SPREAD = 2_654_435_761
 
 
 def pull_push(values_HWC: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:
-    """float32 (H, W, C): the hole filled smoothly by averages of what is known in ever larger squares (Gortler et al., 1996).
+    """float32 (H, W, C): the hole filled smoothly by averages of what is known in ever larger squares (Gortler et al.,
+    1996).
 
     Any number of channels. Where nothing is known, all of it gets one value, the mean.
     """
@@ -143,7 +145,8 @@ def _vote(
     trust_N: np.ndarray,
     sharp: bool,
 ) -> None:
-    """Paint the hole: every pixel the mean of what the patches over it say, or, sharp, the word of the most trusted one."""
+    """Paint the hole: every pixel the mean of what the patches over it say, or, sharp, the word of the most trusted
+    one."""
     height, width, _ = level_hwD.shape
     sums_hwD, trust_hw = np.zeros((height, width, DEPTH), np.float32), np.zeros((height, width), np.float32)
     for n in range(len(targets_N2)):
@@ -168,7 +171,8 @@ def _vote(
 
 
 def _textured(frame_HWC: np.ndarray, hole_HW: np.ndarray, window: int) -> np.ndarray:
-    """float32 (H, W, 5): colours, and how much brightness changes down and across in the window around, as far as it is known."""
+    """float32 (H, W, 5): colours, and how much brightness changes down and across in the window around, as far as it is
+    known."""
     grey_HW = cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2GRAY).astype(np.float32)
     planes = [frame_HWC.astype(np.float32)]
     for axis in (0, 1):
@@ -251,9 +255,11 @@ def _margin(values_HWD: np.ndarray) -> np.ndarray:
 
 
 def complete(frame_HWC: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:
-    """The frame (uint8) with the hole filled by pieces of the rest; smoothly where the rest is too little to take pieces of.
+    """The frame (uint8) with the hole filled by pieces of the rest; smoothly where the rest is too little to take
+    pieces of.
 
-    What is in the hole to begin with is painted over first, and has no say. The same picture is filled the same way every time.
+    What is in the hole to begin with is painted over first, and has no say. The same picture is filled the same way
+    every time.
     """
     if not hole_HW.any():
         return frame_HWC

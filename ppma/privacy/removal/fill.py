@@ -3,10 +3,10 @@
     frame, hidden pixels, references with their homographies  ->  warped onto the frame, median of what is free
     hidden pixels that are left  ->  as made up before (Memory), moved along with the camera  ->  the rest from around (exemplar.complete)
 
-The median over frames in which nobody is there is the background itself wherever people or camera move. Where somebody never moves away
-there is nothing to be seen; what is made up there stays as it is from frame to frame, since what flickers looks like motion.
-Legend: H height, W width of the frame, h w of the cut that holds the hidden pixels, R references, N pixels,
-C channels.
+The median over frames in which nobody is there is the background itself wherever people or camera move. Where somebody
+never moves away there is nothing to be seen; what is made up there stays as it is from frame to frame, since what
+flickers looks like motion. Legend: H height, W width of the frame, h w of the cut that holds the hidden pixels, R
+references, N pixels, C channels.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,8 @@ MAX_OFFSET = 40.0
 CHANGED = 16.0
 """Mean difference around a hole, in levels, above which the canvas shows another place: its paint no longer fits in."""
 FAR_SHARE = 0.5
-"""Of the short side: how far the canvas reaches beyond the picture, and the camera may move before a new one is taken."""
+"""Of the short side: how far the canvas reaches beyond the picture, and the camera may move before a new one is
+taken."""
 
 
 @numba.njit(cache=True)
@@ -79,7 +80,8 @@ def _cut(hidden_HW: np.ndarray, margin: int) -> tuple[slice, slice]:
 class Memory:
     """What was made up in a shot so far: a canvas around the picture, seen as the camera saw one of its frames.
 
-    Paint goes to the canvas, and from there to each frame: it is interpolated twice as long as the camera stays within half a picture.
+    Paint goes to the canvas, and from there to each frame: it is interpolated twice as long as the camera stays within
+    half a picture.
     """
 
     def __init__(self) -> None:
@@ -93,7 +95,8 @@ class Memory:
         """How much brighter the last frame was than the canvas."""
 
     def recall(self, picture_HWC: np.ndarray, wanted_HW: np.ndarray, here: np.ndarray) -> np.ndarray:
-        """Paint what the canvas holds of the wanted pixels into the picture; kept_HW. Holes in another place than its own are left out."""
+        """Paint what the canvas holds of the wanted pixels into the picture; kept_HW. Holes in another place than its
+        own are left out."""
         kept_HW = np.zeros_like(wanted_HW)
         self._offset_C = np.zeros(3)
         if self._to_canvas_33 is None or not wanted_HW.any():
@@ -120,7 +123,8 @@ class Memory:
         return kept_HW
 
     def keep(self, picture_HWC: np.ndarray, made_HW: np.ndarray, fresh_HW: np.ndarray, here: np.ndarray) -> None:
-        """Put onto the canvas what is fresh of what is made up in a painted frame; a new canvas where the camera is far from the last."""
+        """Put onto the canvas what is fresh of what is made up in a painted frame; a new canvas where the camera is far
+        from the last."""
         if not fresh_HW.any() or made_HW.all():  # of a picture that is hidden whole nothing is worth keeping
             return
         height, width = made_HW.shape
@@ -147,7 +151,8 @@ def _shift(x: float, y: float) -> np.ndarray:
 
 
 class TemporalMedian:
-    """Background from other frames where it was seen; elsewhere what was made up before, and a guess where nothing was."""
+    """Background from other frames where it was seen; elsewhere what was made up before, and a guess where nothing
+    was."""
 
     def __init__(self, guess_rest: Callable[[np.ndarray, np.ndarray], np.ndarray] = complete) -> None:
         """`guess_rest`: (frame_HWC, hole_HW) to the frame with the hole filled."""
@@ -205,7 +210,8 @@ def _warp(
 
 
 def _offset(frame_hwC: np.ndarray, median_hwC: np.ndarray, known_hw: np.ndarray) -> np.ndarray:
-    """How much brighter each channel of the frame is than its background on the pixels known of both: exposure changes over a clip."""
+    """How much brighter each channel of the frame is than its background on the pixels known of both: exposure changes
+    over a clip."""
     if known_hw.sum() < LEAST_RING:
         return np.zeros(3)
     difference_NC = frame_hwC[known_hw].astype(np.float32) - median_hwC[known_hw]

@@ -1,9 +1,10 @@
-"""Many clips: which there are, which are done, the rest spread over processes, and a manifest of the result.
+"""Clean many clips in parallel, resumably, and write a manifest of the result.
 
-    manifest or folder  ->  Job of each clip  ->  worker: clip.Pipeline  ->  inp, seg (and ori), then records/<class>/<video>.json
-                                                                         ->  <out>/manifest.csv, rejected.csv
+    manifest or folder  ->  RemovalJob of each clip  ->  worker: Pipeline  ->  inp, seg (and ori), then records/<class>/<video>.json
+                                                                           ->  <out>/manifest.csv, rejected.csv
 
-A clip is done when its record is there, which is written after its files; a run after a kill does the others. The source is only read.
+The record is written after a clip's files, so a clip is done when its record exists; a rerun does the others. Sources
+are only read.
 """
 
 import json
@@ -13,60 +14,78 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from itertools import chain, count, islice
+from itertools import count, islice
 from pathlib import Path, PurePosixPath
 
 import cv2
 
 from ppma import __version__
-from ppma.common.files import write_csv, write_json
+from ppma.common.files import claim_folder, write_csv, write_json
 from ppma.common.video import key_frame_spacing
 from ppma.common.workers import parallel_map
-from ppma.config.errors import FULL_DISK, InputError, watch_disk
-from ppma.loaders.decode.fetch import BadClip
+from ppma.config.errors import BadClip, InputError
 from ppma.loaders.sources.formats import FRAME_FOLDER_FPS, read_source
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.probe import probe_all
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.clip import ClipSource, Outcome, Pipeline, Settings
-from ppma.privacy.removal.writing import Layout, parts, target
 
 PROBE_SECONDS = 60.0
-"""A file of a folder that takes longer to look into is refused."""
+"""Time limit for probing one file."""
 DOMAINS = {"remove": "human-removed", "blur-faces": "real", "blur-bodies": "real", "downsample": "real"}
-"""What the manifest calls the result: blurred people are still in the picture."""
+"""Domain of the result in its manifest: blurred people are still in the picture."""
 SETTINGS, MANIFEST, REJECTED, PARTS = "settings.json", "manifest.csv", "rejected.csv", "parts"
+
+Refused = list[tuple[str, str]]
+"""(path, reason) of each clip that cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """One clip, where it comes from and what its results are called."""
+class RemovalJob:
+    """One clip to clean."""
 
     name: str
     """<class>/<video>, the same below inp, seg, ori and records."""
     row: Clip
-    """Of the source."""
-    source: ClipSource
+    """Its row in the source's manifest."""
+    root: Path
+    """Folder that the row's path is relative to."""
     out: Path
-    layout: Layout
-    keep_original: bool
     settings: Settings
     weights: Path
 
     @property
+    def source(self) -> ClipSource:
+        """The file and window to read."""
+        start, end = self.row.start_seconds or 0.0, self.row.end_seconds or float("inf")
+        return ClipSource(path=self.root / self.row.path, start_seconds=start, end_seconds=end, fps=self.row.fps)
+
+    @property
     def record(self) -> Path:
-        """Written last: its presence means that all files are there."""
+        """The file that is written last."""
         return self.out / "records" / f"{self.name}.json"
 
     def done(self) -> bool:
-        """Whether a former run has finished it."""
+        """True if an earlier run has written the record and all files."""
         return self.record.is_file() and all(
-            target(self.out, part, self.name, self.layout).exists() for part in parts(self.keep_original)
+            path.exists() for path in self.settings.targets(self.out, self.name).values()
         )
 
 
-def read_clips(source: Path, root: Path | None, workers: int) -> tuple[Path, list[Clip], list[tuple[str, str]]]:
-    """(root, clips, (path, reason) of refused ones) of a manifest FILE.csv or a folder <class>/<video>."""
+def read_clips(source: Path, root: Path | None, workers: int) -> tuple[Path, list[Clip], Refused]:
+    """List the clips of a source; those of a folder are probed.
+
+    Args:
+        source: A manifest FILE.csv, or a folder `<class>/<video>`.
+        root: Folder that the paths of a manifest are relative to (default: the manifest's own).
+        workers: Processes that probe.
+
+    Returns:
+        The root, the clips, and the clips that cannot be read.
+
+    Raises:
+        InputError: There is no such source, or none of its clips can be read.
+    """
     if source.is_file() and source.suffix.lower() == ".csv":
         manifest = Manifest.read(source, root=root)
         return manifest.root, [manifest.clip(i) for i in range(len(manifest))], []
@@ -81,20 +100,21 @@ def read_clips(source: Path, root: Path | None, workers: int) -> tuple[Path, lis
     usable = [row for row in rows if not row.reason]
     answers = probe_all([source / row.path for row in usable], workers=workers, timeout_seconds=PROBE_SECONDS)
     clips = []
-    for row, found in zip(usable, answers):
-        if isinstance(found, str):
-            refused.append((row.path, found))
+    for row, answer in zip(usable, answers):
+        if isinstance(answer, str):
+            refused.append((row.path, answer))
             continue
-        known = asdict(found)
-        del known["remarks"]
-        clips.append(Clip(path=row.path, label=row.label, class_name=row.class_name, source=source.name, **known))
+        metadata = asdict(answer)
+        del metadata["remarks"]
+        clips.append(Clip(path=row.path, label=row.label, class_name=row.class_name, source=source.name, **metadata))
     if not clips:
         raise InputError(f"{source}: none of {len(rows)} clips can be read; the first: {refused[0][0]} {refused[0][1]}")
     return source, clips, sorted(refused)
 
 
 def names(clips: Sequence[Clip]) -> list[str]:
-    """<class>/<video> of each clip, each once: a window of a longer video has its seconds in the name, as in Kinetics."""
+    """Return a unique <class>/<video> for each clip; a window of a longer video has its seconds in the name, as in
+    Kinetics."""
     found: dict[str, None] = {}
     for clip in clips:
         path = PurePosixPath(clip.path)
@@ -102,111 +122,74 @@ def names(clips: Sequence[Clip]) -> list[str]:
         if clip.start_seconds is not None or clip.end_seconds is not None:
             stem += f"_{clip.start_seconds or 0:g}_{clip.end_seconds or clip.duration_seconds:g}"
         folder = (clip.class_name or path.parent.name or "clips").replace("/", "_")
-        name = f"{folder}/{stem}"
-        others = (f"{name}-{number}" for number in count(2))
-        found[next(free for free in chain([name], others) if free not in found)] = None
+        name, numbers = f"{folder}/{stem}", count(2)
+        while name in found:
+            name = f"{folder}/{stem}-{next(numbers)}"
+        found[name] = None
     return list(found)
 
 
-def jobs_of(
-    clips: Sequence[Clip],
-    root: Path,
-    out: Path,
-    settings: Settings,
-    *,
-    layout: Layout,
-    keep_original: bool,
-    weights: Path,
-) -> list[Job]:
-    """A job for each clip."""
+def jobs_of(clips: Sequence[Clip], root: Path, out: Path, settings: Settings, weights: Path) -> list[RemovalJob]:
+    """Return a job for each clip."""
     return [
-        Job(
-            name=name,
-            row=clip,
-            source=ClipSource(
-                path=root / clip.path,
-                start_seconds=clip.start_seconds or 0.0,
-                end_seconds=clip.end_seconds or float("inf"),
-                fps=clip.fps,
-            ),
-            out=out,
-            layout=layout,
-            keep_original=keep_original,
-            settings=settings,
-            weights=weights,
-        )
+        RemovalJob(name=name, row=clip, root=root, out=out, settings=settings, weights=weights)
         for name, clip in zip(names(clips), clips)
     ]
 
 
 @lru_cache(maxsize=1)
 def _pipeline(settings: Settings, weights: Path) -> Pipeline:
-    """Loaded once a process."""
+    """Load the plug-ins once per process."""
     cv2.setNumThreads(1)
     return Pipeline(settings, weights)
 
 
-def work(job: Job) -> str:
-    """Do one clip; returns why it was refused, or nothing. DiskFullError when it does not fit."""
-    pipeline = _pipeline(job.settings, job.weights)
-    with watch_disk(job.out):
-        try:
-            outcome, _ = pipeline.clean(job.source, job.out, job.name, job.layout, keep_original=job.keep_original)
-        except BadClip as error:
-            return str(error)
-        job.record.parent.mkdir(parents=True, exist_ok=True)
-        write_json(job.record, record(job, outcome))
-    return ""
+def work(job: RemovalJob) -> tuple[RemovalJob, str]:
+    """Clean one clip and write its record; return the job, and the reason if the clip cannot be read."""
+    try:
+        outcome, _ = _pipeline(job.settings, job.weights).clean(job.source, job.out, job.name)
+    except BadClip as error:
+        return job, str(error)
+    write_json(job.record, record(job, outcome))
+    return job, ""
 
 
-def record(job: Job, outcome: Outcome) -> dict[str, object]:
-    """What was done to a clip, with what, and where it came from."""
-    tools = {name: plugins.PLUGINS[name].license for name in job.settings.used}
+def record(job: RemovalJob, outcome: Outcome) -> dict[str, object]:
+    """Return the provenance of a cleaned clip: its source, tools, settings and outcome."""
     return {
         "name": job.name,
         "source": str(job.source.path),
         "row": asdict(job.row),
         "settings": asdict(replace(job.settings, models=())),
-        "tools": tools,
+        "tools": {name: plugins.PLUGINS[name].license for name in job.settings.used},
         "models": {model.name: {"path": str(model.path), "sha256": model.sha256} for model in job.settings.models},
         "version": __version__,
         "outcome": asdict(outcome),
     }
 
 
-def claim(out: Path, settings: Settings, layout: Layout, keep_original: bool) -> None:
-    """Make the folder, or check that it holds clips of these settings."""
-    models = {model.name: model.sha256 for model in settings.models}  # wherever the file lies
-    kept = {"models": models, "layout": layout, "keep_original": keep_original}
-    wanted = json.loads(json.dumps(asdict(replace(settings, models=())) | kept))
-    note = out / SETTINGS
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not note.exists():
-            write_json(note, wanted)
-    except OSError as error:
-        if error.errno in FULL_DISK:
-            raise
-        raise InputError(f"--out {out}: cannot be written ({error.strerror}); give a folder of your own") from None
-    before = json.loads(note.read_text())
-    changed = [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]
-    if changed:
-        raise InputError(f"--out {out} holds clips made with {'; '.join(changed)}; give another folder")
+def claim(out: Path, settings: Settings) -> None:
+    """Record the settings of a new output folder; InputError if the folder holds clips made with other settings."""
+    models = {model.name: model.sha256 for model in settings.models}  # wherever the files are
+    claim_folder(out / SETTINGS, asdict(settings) | {"models": models}, "clips")
 
 
 def run(
-    jobs: Sequence[Job], workers: int, on_progress: Callable[[int, int], None] = lambda done, total: None
-) -> list[tuple[str, str]]:
-    """Do what is left; (path, reason) of clips that cannot be read. Progress is counted in frames.
+    jobs: Sequence[RemovalJob], workers: int, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> Refused:
+    """Do the jobs that are not done; return the clips that cannot be read.
 
-    After DiskFullError or KeyboardInterrupt finished clips stay, and the same call goes on from there.
+    Args:
+        jobs: All jobs of this call.
+        workers: Processes.
+        on_progress: Called with the number of frames done and in total.
     """
     total = sum(job.row.frames for job in jobs)
     left = [job for job in jobs if not job.done()]
     done = total - sum(job.row.frames for job in left)
     on_progress(done, total)
     refused = []
-    for job, reason in parallel_map(_work_named, left, workers):
+    for job, reason in parallel_map(work, left, workers):
         done += job.row.frames
         on_progress(done, total)
         if reason:
@@ -214,72 +197,74 @@ def run(
     return refused
 
 
-def _work_named(job: Job) -> tuple[Job, str]:
-    return job, work(job)
+def write_refused(out: Path, shard: tuple[int, int], refused: Refused) -> None:
+    """Store the refused clips of shard I of N for the merge."""
+    write_json(out / PARTS / "{}-of-{}.json".format(*shard), dict(refused))
 
 
-def note_refused(out: Path, turn: tuple[int, int], refused: Sequence[tuple[str, str]]) -> None:
-    """Leave for the merge what part `turn` (I of N) could not read."""
-    note = _note(out, *turn)
-    note.parent.mkdir(exist_ok=True)
-    write_json(note, dict(refused))
+def read_refused(out: Path, count: int) -> dict[str, str]:
+    """Return path -> reason of the clips that the shards of `count` refused."""
+    files = [out / PARTS / f"{i}-of-{count}.json" for i in range(count)]
+    return {path: reason for file in files if file.is_file() for path, reason in json.loads(file.read_text()).items()}
 
 
-def refused_by_parts(out: Path, count: int) -> dict[str, str]:
-    """path -> reason of the clips that the parts of `count` could not read."""
-    notes = [note for i in range(count) if (note := _note(out, i, count)).is_file()]
-    return {path: reason for note in notes for path, reason in json.loads(note.read_text()).items()}
+def write_manifest(jobs: Sequence[RemovalJob], out: Path, refused: Refused, licence: str) -> Path:
+    """Write <out>/manifest.csv of the clips that are done, and <out>/rejected.csv.
 
+    Args:
+        jobs: The jobs of all shards.
+        out: The output folder, which becomes the manifest's root.
+        refused: The clips that cannot be read.
+        licence: Terms of use for rows that state none.
 
-def _note(out: Path, part: int, count: int) -> Path:
-    return out / PARTS / f"{part}-of-{count}.json"
+    Returns:
+        The path of the manifest.
 
-
-def write_manifest(jobs: Sequence[Job], out: Path, refused: Sequence[tuple[str, str]], licence: str) -> Path:
-    """<out>/manifest.csv of the clips that are done, whose root is `out`, and <out>/rejected.csv."""
-    manifest = out / MANIFEST
-    lines = [("path", "reason"), *refused]
-    write_csv(out / REJECTED, lines)
+    Raises:
+        InputError: No clip is done.
+    """
+    write_csv(out / REJECTED, [("path", "reason"), *refused])
     rows = list(_rows(jobs, licence))
     if not rows:
-        raise InputError(f"{out}: no clip could be worked on; {REJECTED} there says why")
-    Manifest.write(manifest, rows)
-    return manifest
+        raise InputError(f"{out}: no clip could be cleaned; {REJECTED} in it gives the reasons")
+    Manifest.write(out / MANIFEST, rows)
+    return out / MANIFEST
 
 
-def _rows(jobs: Sequence[Job], licence: str) -> Iterator[Clip]:
+def _rows(jobs: Sequence[RemovalJob], licence: str) -> Iterator[Clip]:
     for job in jobs:
         if not job.done():
             continue
         outcome = json.loads(job.record.read_text())["outcome"]
-        video = job.layout == "videos"
-        fps = job.source.fps if video else FRAME_FOLDER_FPS
+        frames, video = outcome["frames"], job.settings.layout == "videos"
+        fps = job.row.fps if video else FRAME_FOLDER_FPS
         yield Clip(
-            path=target(job.out, "inp", job.name, job.layout).relative_to(job.out).as_posix(),
+            path=job.settings.targets(job.out, job.name)["inp"].relative_to(job.out).as_posix(),
             label=job.row.label,
             class_name=job.row.class_name,
             source=job.row.source,
-            frames=outcome["frames"],
+            frames=frames,
             fps=fps,
             width=outcome["width"],
             height=outcome["height"],
             codec="h264" if video else "jpeg",
-            key_frame_spacing=min(key_frame_spacing(fps), outcome["frames"]) if video else 1,
-            duration_seconds=round(outcome["frames"] / fps, 6),
+            key_frame_spacing=min(key_frame_spacing(fps), frames) if video else 1,
+            duration_seconds=round(frames / fps, 6),
             domain=DOMAINS[job.settings.method],
             licence=job.row.licence or licence,
         )
 
 
-def seconds_a_frame(jobs: Sequence[Job], *, clips: int = 3, frames: int = 3) -> float:
-    """CPU seconds that a frame takes, from the middle ones of some on a few clips, and a fifth for what is not tried: painting, writing."""
+def seconds_per_frame(jobs: Sequence[RemovalJob], *, clips: int = 3, frames: int = 3) -> float:
+    """Estimate CPU seconds per frame: the median time to mask a few frames of a few clips, plus a fifth for painting
+    and encoding."""
     chosen = {round(i * (len(jobs) - 1) / max(1, clips - 1)) for i in range(clips)}
-    spent: list[float] = []
+    seconds: list[float] = []
     for job in (jobs[i] for i in sorted(chosen)):
         pipeline = _pipeline(job.settings, job.weights)
-        with suppress(BadClip):  # the run itself names it
+        with suppress(BadClip):  # the run itself reports it
             for frame_HWC in islice(job.source.frames(), frames):
                 began = time.process_time()
                 pipeline.mask(frame_HWC)
-                spent.append(time.process_time() - began)
-    return 1.2 * statistics.median(spent) if spent else 0.0
+                seconds.append(time.process_time() - began)
+    return 1.2 * statistics.median(seconds) if seconds else 0.0

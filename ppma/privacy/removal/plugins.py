@@ -1,15 +1,16 @@
-"""What finds, outlines and paints over people, chosen by name: three short interfaces, a table of who fulfils them, and three sets.
+"""Detectors, segmenters and inpainters that users choose by name: three interfaces, the table PLUGINS, and the sets of
+`--set`.
 
-    name  ->  Plugin: kind, licence, weights  ->  load()  ->  a detector, segmenter or inpainter
-    set   ->  Choice: which of them together, and how masks are made of what they find
+    name  ->  Plugin: kind, license, weights  ->  load()  ->  a detector, segmenter or inpainter
+    set   ->  Choice: tools that work together, and how masks and files are made
 
-A new one is a class with `__call__` and a line in PLUGINS; weights are a line in `weights.WEIGHTS` where a package carries them, and in
-`user_models.USER_MODELS` where users bring them. Modules that need torch are imported when one of theirs is loaded.
-Legend: H height, W width, N boxes.
+To add one, write a class with `__call__` and a line in PLUGINS. Its weights are an entry of `weights.WEIGHTS` if a
+package carries them, or of `user_models.USER_MODELS` if users provide them. Legend: H height, W width, N boxes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,190 +18,173 @@ import numpy as np
 
 from ppma.config.errors import InputError
 from ppma.privacy.detectors import weights
-from ppma.privacy.detectors.centerface import CenterFace
-from ppma.privacy.detectors.selfie import Selfie
+from ppma.privacy.detectors.opencv_models import CenterFace, Selfie
 from ppma.privacy.detectors.user_models import USER_MODELS, Model, choose
 from ppma.privacy.removal.camera import Reference
 from ppma.privacy.removal.fill import Memory, TemporalMedian
+from ppma.privacy.removal.writing import Layout
 
 Kind = Literal["detector", "segmenter", "inpainter"]
 Masks = Literal["generous", "published"]
-"""generous: outlines within boxes, ellipses, joined over time, dilated in proportion; published: the segmenter alone at 0.5, dilated with
-a 3 x 3 cross four times (PAPER: how humans were removed)."""
+"""generous: outlines within boxes and ellipses, joined over time, dilated in proportion to the picture; published: the
+segmenter alone, thresholded at 0.5 and dilated four times with a 3 x 3 cross, as in the paper."""
 
 
 class Detector(Protocol):
-    """Finds people, or their faces, in one picture."""
-
-    finds: Literal["person", "face"]
+    """Detects people, or their faces, in one frame."""
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """boxes_N5 float32 (x0, y0, x1, y1 in pixels, score) of an RGB uint8 picture."""
+        """Return boxes_N5, float32 (x0, y0, x1, y1 in pixels, score), of an RGB uint8 frame."""
 
 
 class Segmenter(Protocol):
-    """Outlines the person in one picture."""
+    """Segments people in one frame, or in the part of it that a box cuts out."""
 
-    alone: bool
-    """It tells people from the rest in the whole picture, and needs no box to look into."""
+    whole_frame: bool
+    """True if it works on whole frames; False if it needs boxes to look into."""
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """probability_HW float32 that a pixel is a person's."""
+        """Return probability_HW, float32: how likely each pixel belongs to a person."""
 
 
 class Inpainter(Protocol):
-    """Paints what may lie behind people."""
+    """Paints the background behind people."""
 
     def __call__(
         self,
         frame_HWC: np.ndarray,
         hidden_HW: np.ndarray,
-        here: np.ndarray,
+        here_33: np.ndarray,
         references: Sequence[Reference],
         memory: Memory,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(picture_HWC, seen_HW): the frame with `hidden_HW` painted, and which of its pixels come from other frames.
+        """Paint the hidden pixels of a frame.
 
-        `here`: 3 x 3 homography from the shot's first frame to this one; `references`: frames of the same shot with theirs; `memory`:
-        what was made up in the shot so far, so that it can stay.
+        Args:
+            frame_HWC: RGB uint8; not to be changed.
+            hidden_HW: bool, the pixels to paint.
+            here_33: Homography from the shot's first frame to this one.
+            references: Other frames of the shot with their homographies.
+            memory: What was synthesized in the shot so far; using it is optional.
+
+        Returns:
+            picture_HWC, equal to the frame outside `hidden_HW`, and seen_HW: the pixels that were painted from other frames.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plugin:
-    """One of them, and under which terms it may be used."""
+    """A detector, segmenter or inpainter and its terms of use."""
 
     kind: Kind
     make: Callable[..., Any]
-    """Of the files of its weights, by name, or of the one file that the user brings, when it has any."""
+    """Constructor; its argument is the dict of weight files by name, the path of the user's model, or nothing."""
     license: str
     weights: str = ""
     """Key of `weights.WEIGHTS`, or empty."""
     user_model: str = ""
     """Key of `user_models.USER_MODELS`, or empty."""
     finds: str = ""
-    """What a detector finds: person or face."""
+    """Of a detector: person or face."""
     non_commercial: bool = False
-    """Its licence forbids commercial use; it runs only when the user says that theirs is none."""
+    """The license forbids commercial use, so --accept-non-commercial is required."""
+
+
+E2FGVI_SIZE = (432, 240)
+"""Width and height at which E2FGVI paints in the paper, and the only size that its first release takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What works together."""
+    """Tools that work together."""
 
     detectors: tuple[str, ...]
     segmenter: str
     inpainter: str
     masks: Masks = "generous"
-    layout: Literal["videos", "frames"] = "videos"
+    layout: Layout = "videos"
 
 
-def _movenet(files: dict[str, Path]) -> Detector:
-    from ppma.privacy.detectors.movenet import MoveNet
-
-    return MoveNet(files)
-
-
-def _mask_rcnn_detector(path: Path) -> Detector:
-    from ppma.privacy.detectors.maskrcnn import MaskRcnnDetector
-
-    return MaskRcnnDetector(path)
-
-
-def _mask_rcnn_segmenter(path: Path) -> Segmenter:
-    from ppma.privacy.detectors.maskrcnn import MaskRcnnSegmenter
-
-    return MaskRcnnSegmenter(path)
-
-
-def _scripted_segmenter(path: Path) -> Segmenter:
-    from ppma.privacy.removal.scripted import ScriptedSegmenter
-
-    return ScriptedSegmenter(path)
-
-
-def _median_and_lama(path: Path) -> Inpainter:
-    from ppma.privacy.removal.scripted import median_and_lama
-
-    return median_and_lama(path)
-
-
-def _e2fgvi(path: Path) -> Inpainter:
-    from ppma.privacy.removal.scripted import PUBLISHED_SIZE, ScriptedClip
-
-    return ScriptedClip(path, PUBLISHED_SIZE)
-
-
-def _propainter(path: Path) -> Inpainter:
-    from ppma.privacy.removal.scripted import ScriptedClip
-
-    return ScriptedClip(path, None)
+def _torch(name: str, *more: Any) -> Callable[[Path], Any]:
+    """Return a constructor that imports its module, and with it torch, on first use."""
+    module, _, attribute = name.rpartition(".")
+    return lambda files: getattr(import_module(f"ppma.privacy.{module}"), attribute)(files, *more)
 
 
 PLUGINS: dict[str, Plugin] = {
-    "movenet": Plugin(kind="detector", make=_movenet, weights="movenet", license="Apache-2.0", finds="person"),
+    "movenet": Plugin(
+        kind="detector", make=_torch("detectors.movenet.MoveNet"), weights="movenet", license="Apache-2.0", finds="person"
+    ),
     "centerface": Plugin(kind="detector", make=CenterFace, weights="centerface", license="MIT", finds="face"),
     "maskrcnn": Plugin(
-        kind="detector",
-        make=_mask_rcnn_detector,
-        user_model="maskrcnn",
-        license="BSD-3-Clause (torchvision)",
-        finds="person",
+        kind="detector", make=_torch("detectors.maskrcnn.MaskRcnnDetector"), user_model="maskrcnn",
+        license="BSD-3-Clause (torchvision)", finds="person",
     ),
     "selfie": Plugin(kind="segmenter", make=Selfie, weights="selfie", license="Apache-2.0"),
     "maskrcnn-outline": Plugin(
-        kind="segmenter", make=_mask_rcnn_segmenter, user_model="maskrcnn", license="BSD-3-Clause (torchvision)"
+        kind="segmenter", make=_torch("detectors.maskrcnn.MaskRcnnSegmenter"), user_model="maskrcnn",
+        license="BSD-3-Clause (torchvision)",
     ),
     "semask": Plugin(
-        kind="segmenter", make=_scripted_segmenter, user_model="semask", license="that of the file you bring"
+        kind="segmenter", make=_torch("removal.scripted.ScriptedSegmenter"), user_model="semask",
+        license="that of the file you provide",
     ),
     "median": Plugin(kind="inpainter", make=TemporalMedian, license="Apache-2.0 (ppma)"),
-    "lama": Plugin(kind="inpainter", make=_median_and_lama, user_model="lama", license="Apache-2.0"),
+    "lama": Plugin(
+        kind="inpainter", make=_torch("removal.scripted.median_and_lama"), user_model="lama", license="Apache-2.0"
+    ),
     "e2fgvi": Plugin(
-        kind="inpainter", make=_e2fgvi, user_model="e2fgvi", license="CC BY-NC 4.0: non-commercial", non_commercial=True
+        kind="inpainter", make=_torch("removal.scripted.ScriptedClip", E2FGVI_SIZE), user_model="e2fgvi",
+        license="CC BY-NC 4.0: non-commercial", non_commercial=True,
     ),
     "propainter": Plugin(
-        kind="inpainter",
-        make=_propainter,
-        user_model="propainter",
-        license="S-Lab License 1.0: non-commercial",
-        non_commercial=True,
+        kind="inpainter", make=_torch("removal.scripted.ScriptedClip"), user_model="propainter",
+        license="S-Lab License 1.0: non-commercial", non_commercial=True,
     ),
-}
+}  # fmt: skip
 
 SETS: dict[str, Choice] = {
     "default": Choice(detectors=("movenet", "centerface"), segmenter="selfie", inpainter="median"),
     "quality": Choice(detectors=("maskrcnn", "movenet", "centerface"), segmenter="maskrcnn-outline", inpainter="lama"),
     "paper": Choice(detectors=(), segmenter="semask", inpainter="e2fgvi", masks="published", layout="frames"),
 }
-"""default runs offline on a CPU with what `ppma privacy fetch` gets; quality wants weights that users bring, and better a GPU; paper is
-the published pipeline, whose inpainter is for non-commercial use."""
+"""default: runs offline on a CPU with what `ppma privacy fetch` gets; quality: weights that users provide, faster on a
+GPU; paper: the published pipeline, whose inpainter is for non-commercial use."""
 
 
 def named(kind: Kind) -> tuple[str, ...]:
-    """The names of a kind."""
+    """Return the names of all plug-ins of a kind."""
     return tuple(name for name, plugin in PLUGINS.items() if plugin.kind == kind)
 
 
-def check(name: str, kind: Kind, flag: str) -> Plugin:
-    """The plug-in of that name; InputError that lists the names there are."""
+def check(name: str, kind: Kind, flag: str) -> None:
+    """Raise an InputError that lists the choices unless `name` is a plug-in of that kind."""
     if name not in named(kind):
         raise InputError(f"{flag}: there is no {kind} {name!r}; {kind}s are {', '.join(named(kind))}")
-    return PLUGINS[name]
 
 
 def check_terms(names: Iterable[str], *, accept_non_commercial: bool) -> None:
-    """InputError for a plug-in whose licence forbids commercial use, unless the user says that theirs is none."""
+    """Raise an InputError for a plug-in whose license forbids commercial use, unless the user accepts that."""
     for name in names:
-        if PLUGINS[name].non_commercial and not accept_non_commercial:
+        plugin = PLUGINS[name]
+        if plugin.non_commercial and not accept_non_commercial:
             raise InputError(
-                f"{PLUGINS[name].kind} {name} is under {PLUGINS[name].license} use only; give --accept-non-commercial if yours is, "
-                f"or choose another with --{PLUGINS[name].kind}"
+                f"{plugin.kind} {name} is licensed under {plugin.license} use only; give --accept-non-commercial if your use "
+                f"is, or choose another with --{plugin.kind}"
             )
 
 
 def files_of(names: Iterable[str], folder: Path, given: Iterable[str] = ()) -> tuple[Model, ...]:
-    """Check that the weights of these plug-ins are there; those that users bring, as `given` (NAME=FILE) or in the folder."""
+    """Check that all weights of these plug-ins are present; return the files that users provide.
+
+    Args:
+        names: The plug-ins.
+        folder: The weights folder.
+        given: NAME=FILE or NAME=FILE#SHA256 of user models that are not in the folder.
+
+    Raises:
+        InputError: A file is missing or has another hash.
+    """
     used = [PLUGINS[name] for name in names]
     models = choose((plugin.user_model for plugin in used if plugin.user_model), given, folder)
     for plugin in used:
@@ -210,22 +194,28 @@ def files_of(names: Iterable[str], folder: Path, given: Iterable[str] = ()) -> t
 
 
 def load(name: str, folder: Path, models: Sequence[Model] = ()) -> Any:
-    """The plug-in of that name, with its weights from `folder` or, where users bring them, from `models`.
+    """Construct a plug-in.
 
-    InputError when they are not there, or are not what they should be.
+    Args:
+        name: Key of PLUGINS.
+        folder: The weights folder.
+        models: The files that users provide; those in the folder if empty.
+
+    Raises:
+        InputError: A file is missing or has another hash.
     """
     plugin = PLUGINS[name]
     if plugin.user_model:
-        files = {model.name: model for model in models or choose((plugin.user_model,), (), folder)}
-        return plugin.make(files[plugin.user_model].path)
+        files = {model.name: model.path for model in models or choose((plugin.user_model,), (), folder)}
+        return plugin.make(files[plugin.user_model])
     return plugin.make(weights.find(plugin.weights, folder)) if plugin.weights else plugin.make()
 
 
 def state(plugin: Plugin, folder: Path) -> str:
-    """Where its weights are, in words; empty where all is there."""
+    """Return which weights are missing and how to get them, or an empty string."""
     if plugin.weights and weights.missing([plugin.weights], folder):
         return "not fetched: ppma privacy fetch"
     if plugin.user_model and not (folder / USER_MODELS[plugin.user_model].file).is_file():
         model = USER_MODELS[plugin.user_model]
-        return f"bring {model.file} ({model.what}), or give --models {plugin.user_model}=FILE"
+        return f"provide {model.file} ({model.what}), or give --models {plugin.user_model}=FILE"
     return ""
