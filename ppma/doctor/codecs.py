@@ -1,6 +1,7 @@
-"""Which codecs DALI decodes here, found by decoding a few frames of each: `python -m ppma.doctor.codecs cpu|gpu` writes a JSON list.
+"""Find the codecs that DALI decodes on this machine by decoding a few frames of each.
 
-A process of its own, because DALI reports an unsupported codec on the C++ side's stderr and a broken driver may end the process.
+`python -m ppma.doctor.codecs cpu|gpu` writes them as a JSON list. It runs in a separate process, because DALI reports an unsupported
+codec on stderr from C++ and a broken driver may kill the process.
 """
 
 import io
@@ -20,13 +21,13 @@ ENCODERS = {
     "mpeg4": "mpeg4",
     "mjpeg": "mjpeg",
 }
-"""codec: the encoder of PyAV's own FFmpeg that makes the sample."""
+"""codec: the encoder in PyAV's FFmpeg that makes its sample."""
 SIDE = 256
-"""Pixels; NVDEC refuses pictures that are smaller than about 145 on a side."""
+"""Pixels; NVDEC refuses pictures below about 145 on a side."""
 
 
 def _sample(codec: str) -> np.ndarray:
-    """Four grey frames in a Matroska file, as bytes; for "jpeg" one picture."""
+    """Return four gray frames as a Matroska file, or for "jpeg" one picture, as bytes."""
     frames = [av.VideoFrame.from_ndarray(np.full((SIDE, SIDE, 3), 40 * i, np.uint8), format="rgb24") for i in range(4)]
     buffer = io.BytesIO()
     if codec == "jpeg":
@@ -56,13 +57,13 @@ def _decodes(codec: str, device: str) -> bool:
     try:
         pipeline.build()
         pipeline.run()
-    except RuntimeError:  # DALI's way to say that it has no decoder for this
+    except RuntimeError:  # DALI has no decoder for it
         return False
     return True
 
 
 def dali_codecs(device: str) -> list[str]:
-    """The codecs that DALI decodes on "cpu" or "gpu", "jpeg" among them."""
+    """Return the codecs that DALI decodes on "cpu" or "gpu", including "jpeg"."""
     return [codec for codec in (*ENCODERS, "jpeg") if _decodes(codec, device)]
 
 

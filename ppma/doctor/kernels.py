@@ -1,6 +1,6 @@
-"""Which fused kernels a run uses on a device, for `ppma doctor`: asked of `ppma.kernels`, which decides it.
+"""Which fused kernels a run uses on a device, as `ppma.kernels` decides it.
 
-device  ->  (work, what runs it, why) for the patches and losses, and for attention in each part of the paper's model
+device  ->  (task, backend, reason) for patches and losses, and for attention in each part of the paper's model
 """
 
 import torch
@@ -10,7 +10,7 @@ from ppma.kernels import choice
 from ppma.kernels.attention_choice import Shape, explain
 from ppma.models.masking import masked_count
 
-FORMS = {
+BACKEND_NAMES = {
     "pytorch": "PyTorch's own choice",
     "cudnn": "cuDNN",
     "flash": "flash attention",
@@ -19,11 +19,11 @@ FORMS = {
     "efficient": "memory-efficient attention",
     "triton": "our Triton kernel",
 }
-"""The forms of `kernels.attention_choice` in words."""
+"""The backends of `kernels.attention_choice` in words."""
 
 
 def chosen_kernels(device: torch.device) -> tuple[tuple[str, str, str], ...]:
-    """What runs at the paper's batch in bfloat16. On a GPU attention is measured now, where no run has measured it before."""
+    """Return what runs at the paper's batch in bfloat16. On a GPU this measures attention, unless an earlier run has measured it."""
     implementation, why = choice.explain(device)
     plain = (("patches and pixel loss", "our Triton kernels" if implementation == "triton" else "PyTorch", why),)
     run = mae_nohuman()
@@ -35,4 +35,4 @@ def chosen_kernels(device: torch.device) -> tuple[tuple[str, str, str], ...]:
         "stage 2": (vit.tokens, vit.heads, vit.width // vit.heads),
     }
     asked = {part: explain(Shape(run.batch, *shape, torch.bfloat16, device)) for part, shape in shapes.items()}
-    return plain + tuple((f"attention, {part}", FORMS[form], why) for part, (form, why) in asked.items())
+    return plain + tuple((f"attention, {part}", BACKEND_NAMES[backend], why) for part, (backend, why) in asked.items())

@@ -8,7 +8,7 @@ import pytest
 from ppma.compile_check.check import CompileError, Kernel, StepReport
 from ppma.doctor import command as doctor
 from ppma.doctor.codecs import dali_codecs
-from ppma.doctor.command import PAIRS, Machine, facts, fast_paths, faults
+from ppma.doctor.command import PAIRS, Machine, fast_paths, overview, problems
 
 CPU = Machine(
     versions={
@@ -50,35 +50,35 @@ def with_versions(machine, **versions):
 
 @pytest.mark.parametrize("machine", [CPU, H200])
 def test_machines_that_fit(machine):
-    assert faults(machine) == []
+    assert problems(machine) == []
 
 
 @pytest.mark.parametrize("torch", PAIRS)
 def test_each_tested_pair_fits(torch):
     torchvision, triton = PAIRS[torch]
-    assert faults(with_versions(CPU, torch=f"{torch}.0", torchvision=f"{torchvision}.0", triton=triton)) == []
+    assert problems(with_versions(CPU, torch=f"{torch}.0", torchvision=f"{torchvision}.0", triton=triton)) == []
 
 
 @pytest.mark.parametrize(
-    ("machine", "what", "mend"),
+    ("machine", "what", "fix"),
     [
         (
             with_versions(H200, torchvision="0.28.0"),
-            "torchvision 0.28.0 does not go with torch 2.11.0",
+            "torchvision 0.28.0 does not fit torch 2.11.0",
             "torchvision==0.26.*",
         ),
-        (with_versions(H200, triton="3.7.1"), "triton 3.7.1 does not go with torch 2.11.0", "triton==3.6.0"),
+        (with_versions(H200, triton="3.7.1"), "triton 3.7.1 does not fit torch 2.11.0", "triton==3.6.0"),
         (
             replace(H200, driver="550.54.15"),
-            "wants driver 580 or newer, here is 550.54.15",
+            "needs driver 580 or newer; this machine has 550.54.15",
             "nvidia-dali-cuda120==2.4.0",
         ),
-        (replace(H200, driver="470.1"), "wants driver 580 or newer, here is 470.1", "update the driver"),
+        (replace(H200, driver="470.1"), "needs driver 580 or newer; this machine has 470.1", "update the driver"),
         (replace(H200, gpus=()), "cannot use the driver 580.95.05", "CUDA_VISIBLE_DEVICES"),
         (replace(H200, capabilities=(60,)), "sm_60) is too old for torch 2.11.0+cu130", "newer GPU"),
         (replace(H200, capabilities=(75,)), "sm_75) has no bfloat16", "--precision fp16"),
-        (replace(H200, gpu_used_gib=(70.0,)), "70 of 140 GiB of GPU 0 are taken", "nvidia-smi"),
-        (replace(CPU, driver="580.95.05"), "is a build for the CPU", "torch==2.13.0"),
+        (replace(H200, gpu_used_gib=(70.0,)), "70 of 140 GiB of GPU 0 are in use", "nvidia-smi"),
+        (replace(CPU, driver="580.95.05"), "is a CPU build", "torch==2.13.0"),
         (with_versions(CPU, nvidia_dali="1.0"), "placeholder", "pip uninstall nvidia-dali"),
         (with_versions(CPU, nvidia_dali_cuda120="2.4.0"), "overwrite each other", "pip uninstall nvidia-dali-cuda120"),
         (with_versions(CPU, opencv_python_headless="4.11.0.86"), "overwrite each other", "opencv-python==4.11.0.86"),
@@ -88,32 +88,32 @@ def test_each_tested_pair_fits(torch):
         (replace(CPU, broken={"torchvision": "no libfoo"}), "torchvision does not import: no libfoo", "make venv"),
     ],
 )
-def test_wrong_pairs_are_named_with_their_cure(machine, what, mend):
-    assert any(what in fault.what and mend in fault.mend for fault in faults(machine)), faults(machine)
+def test_wrong_pairs_are_named_with_their_cure(machine, what, fix):
+    assert any(what in problem.what and fix in problem.fix for problem in problems(machine)), problems(machine)
 
 
 def test_setuptools_matters_on_312_with_ffcv_only():
-    assert faults(replace(with_versions(CPU, setuptools="84.0.0"), python="3.11.7")) == []
+    assert problems(replace(with_versions(CPU, setuptools="84.0.0"), python="3.11.7")) == []
 
 
 def test_fast_paths_follow_the_machine():
-    there = {path.work: path for path in fast_paths(H200)}
-    assert there["video decoding"].chosen == "NVDEC through DALI" and "h264" in there["video decoding"].reason
-    assert there["JPEG frames"].chosen == "nvJPEG through DALI"
-    assert (there["attention, stage 2"].chosen, there["attention, stage 2"].reason) == ("cuDNN", "the fastest of four")
-    here = {path.work: path for path in fast_paths(CPU)}
-    assert here["attention, stage 2"].chosen == "PyTorch's own choice" and "cpu" in here["attention, stage 2"].reason
-    assert here["video decoding"].chosen.startswith("PyAV") and "no GPU" in here["video decoding"].reason
-    broken = {path.work: path for path in fast_paths(replace(H200, dali_gpu=()))}
-    assert broken["video decoding"].chosen.startswith("PyAV") and "on this GPU" in broken["video decoding"].reason
+    there = {path.task: path for path in fast_paths(H200)}
+    assert there["video decoding"].backend == "NVDEC through DALI" and "h264" in there["video decoding"].reason
+    assert there["JPEG frames"].backend == "nvJPEG through DALI"
+    assert (there["attention, stage 2"].backend, there["attention, stage 2"].reason) == ("cuDNN", "the fastest of four")
+    here = {path.task: path for path in fast_paths(CPU)}
+    assert here["attention, stage 2"].backend == "PyTorch's own choice" and "cpu" in here["attention, stage 2"].reason
+    assert here["video decoding"].backend.startswith("PyAV") and "no GPU" in here["video decoding"].reason
+    broken = {path.task: path for path in fast_paths(replace(H200, dali_gpu=()))}
+    assert broken["video decoding"].backend.startswith("PyAV") and "on this GPU" in broken["video decoding"].reason
 
 
-def test_facts_name_every_part():
-    text = str(facts(H200))
+def test_the_overview_names_every_part():
+    text = str(overview(H200))
     assert "torch 2.11.0+cu130, built for CUDA 13.0" in text and "H200" in text and "ffcv 1.0.2" in text
 
 
-def test_dali_on_the_cpu_decodes_what_facts_say():
+def test_dali_on_the_cpu_decodes_the_tests_rely_on():
     """The codecs that the CPU tests of the DALI graph rely on."""
     assert {"vp8", "vp9", "mjpeg", "jpeg"} <= set(dali_codecs("cpu"))
 
@@ -126,13 +126,13 @@ def test_dali_on_the_gpu_decodes_h264_and_jpeg():
 def test_this_machine_as_json(capsys):
     code = doctor.main(["--json"])
     report = json.loads(capsys.readouterr().out)
-    assert code == (1 if report["faults"] else 0)
+    assert code == (1 if report["problems"] else 0)
     assert "torch" in report["machine"]["versions"] and "jpeg" in report["machine"]["dali_cpu"]
 
 
 @pytest.mark.parametrize(
     ("machine", "code", "word"),
-    [(CPU, 0, "Nothing that does not fit"), (with_versions(CPU, numpy="1.26"), 1, "What does not fit")],
+    [(CPU, 0, "No problems"), (with_versions(CPU, numpy="1.26"), 1, "Problems and fixes")],
 )
 def test_exit_code_and_tables(machine, code, word, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "probe", lambda: machine)
