@@ -69,8 +69,45 @@ def pixels(source: int, clip: int, view: int) -> np.ndarray:
     return (blocks + stripes[None, :, :, None]).astype(np.uint8)
 
 
+def made_batch(sampler, sources, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> ClipBatch:
+    """Return the batch that a sampler asks for, with made pixels."""
+    samples = sampler.samples(epoch, step, rank, world_size)
+    rows = [(sample, view) for sample in samples for view in range(sampler.views)]
+    return ClipBatch(
+        frames_BTHWC=torch.from_numpy(np.stack([pixels(s.source, s.clip, v) for s, v in rows])),
+        label_B=torch.tensor([int(sources[s.source].labels[s.clip]) for s, _ in rows]),
+        source_B=torch.tensor([s.source for s, _ in rows]),
+        sample_id_B=torch.tensor([s.clip for s, _ in rows]),
+        view_B=torch.tensor([v for _, v in rows]),
+        key_B=torch.tensor([s.views[v].key for s, v in rows]),
+        erase_B4=torch.tensor([s.views[v].erase for s, v in rows]),
+        decoded_B=torch.ones(len(rows), dtype=torch.bool),
+        sources=frozenset(s.source for s in samples),
+        epoch=epoch,
+        step=step,
+    )
+
+
+class MadeClips:
+    """Takes the place of ClipStream in one process, with its arguments."""
+
+    def __init__(self, sampler, sources, config, *, epochs: int = 1, **_: object) -> None:
+        self.sampler, self.sources, self.epochs = sampler, sources, epochs
+
+    def __enter__(self) -> "MadeClips":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        for epoch in range(self.epochs):
+            for step in range(self.sampler.steps_per_epoch):
+                yield made_batch(self.sampler, self.sources, epoch, step)
+
+
 class MadeStream:
-    """Takes the place of ClipStream: the sampler's draws with made pixels."""
+    """Takes the place of a task's stream: the sampler's batches with made pixels."""
 
     def __init__(self, task, ranks: Ranks, start: tuple[int, int]) -> None:
         self.task, self.ranks, self.start = task, ranks, start
@@ -82,23 +119,8 @@ class MadeStream:
         pass
 
     def __iter__(self) -> Iterator[ClipBatch]:
-        sampler, config = self.task.sampler, self.task.config
-        for position in range(
-            self.start[0] * sampler.steps_per_epoch + self.start[1], sampler.steps_per_epoch * config.optim.epochs
-        ):
-            epoch, step = divmod(position, sampler.steps_per_epoch)
-            draws = sampler.samples(epoch, step, self.ranks.rank, self.ranks.world_size)
-            rows = [(draw, view) for draw in draws for view in range(sampler.views)]
-            yield ClipBatch(
-                frames_BTHWC=torch.from_numpy(np.stack([pixels(d.source, d.clip, v) for d, v in rows])),
-                label_B=torch.tensor([int(self.task.sources[d.source].labels[d.clip]) for d, _ in rows]),
-                source_B=torch.tensor([d.source for d, _ in rows]),
-                sample_id_B=torch.tensor([d.clip for d, _ in rows]),
-                view_B=torch.tensor([v for _, v in rows]),
-                key_B=torch.tensor([d.views[v].key for d, v in rows]),
-                erase_B4=torch.tensor([d.views[v].erase for d, v in rows]),
-                decoded_B=torch.ones(len(rows), dtype=torch.bool),
-                sources=frozenset(d.source for d in draws),
-                epoch=epoch,
-                step=step,
+        sampler, steps = self.task.sampler, self.task.sampler.steps_per_epoch
+        for position in range(self.start[0] * steps + self.start[1], steps * self.task.config.optim.epochs):
+            yield made_batch(
+                sampler, self.task.sources, *divmod(position, steps), self.ranks.rank, self.ranks.world_size
             )
