@@ -1,11 +1,11 @@
-"""Run a list of measurements within a time budget, each in its own process with a time box.
+"""Run a list of measurements within a time budget, each in its own process with a time limit.
 
     items, seconds, folder  ->  [ fork -> parts -> rows.jsonl, flushed row by row ] x items  ->  table.txt
 
-An item that fails, crashes or outlasts its box keeps the rows that it has written and gets one more that says why; its tracebacks
-are in failures.txt, what it printed is in log.txt. A second run in the same folder skips what is finished.
-Items are forked from one server process that has imported the heavy modules and never touched the GPU, so that none of
-them pays for the imports.
+An item that fails, crashes or exceeds its limit keeps the rows it has written and gets one more with the reason; tracebacks go to
+failures.txt, output to log.txt. A second run in the same folder skips finished items.
+Items are forked from one server process that has imported the heavy modules and never touched the GPU, so none of them pays for the
+imports.
 """
 
 import gc
@@ -30,32 +30,32 @@ from benchmarks import rows
 ROWS, TABLE, LOG, FAILURES = "rows.jsonl", "table.txt", "log.txt", "failures.txt"
 FINISHED, MACHINE = "finished", "machine.json"
 PART_FAILED = 3
-"""Exit code of an item whose rows say what failed."""
+"""Exit code of an item whose rows record a failure."""
 RESERVE_SECONDS = 3.0
-"""Kept for writing the table."""
+"""Reserved for writing the table."""
 LEAST_SECONDS = 5.0
-"""With less than this no item is started."""
+"""Items do not start with less time than this."""
 GRACE_SECONDS = 2.0
 """Between SIGTERM and SIGKILL."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Day:
-    """The settings of a day, which every item gets."""
+    """Settings that every item receives."""
 
     out: Path
-    """Folder of the results."""
+    """Folder for the results."""
     device: Literal["cuda", "cpu"]
     clips: Path
-    """Folder for made clips."""
+    """Folder for generated clips."""
     commit: str
     tiny: bool = False
-    """Tiny shapes: a rehearsal."""
+    """Use tiny shapes, for a rehearsal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One measured number and its bounds."""
+    """One measured number with its bounds."""
 
     what: str
     value: float | None
@@ -67,12 +67,12 @@ class Figure:
 
     @property
     def must(self) -> str:
-        """The bound in words; empty without one."""
+        """The bound as text; empty without one."""
         return f">= {self.least:g}" if self.least is not None else f"<= {self.most:g}" if self.most is not None else ""
 
     @property
     def verdict(self) -> str:
-        """`missed`: a bound is not met (not-a-number meets none); `goal`: the goal is; `reached`: the bound; `short`: of a goal alone."""
+        """`missed`: a bound is not met (NaN meets none); `goal`: the goal is met; `reached`: the bound is met; `short`: only a goal, not met."""
         bounded = self.least is not None or self.most is not None
         if self.value is None or not (bounded or self.goal is not None):
             return ""
@@ -86,17 +86,17 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A piece of an item that may fail without the others."""
+    """A part of an item, which may fail without affecting the others."""
 
     what: str
     measure: Callable[[], Iterable[Figure]]
     gpu_only: str = ""
-    """Why there is nothing to run without a GPU."""
+    """Why this part cannot run without a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A group of measurements with a time box."""
+    """A group of measurements with a time limit."""
 
     name: str
     seconds: float
@@ -104,12 +104,12 @@ class Item:
     parts: str
     """module:function, called with the Day; yields Parts."""
     clips: bool = False
-    """It reads the made clips."""
+    """True if it reads the generated clips."""
 
 
 @dataclass(kw_only=True)
 class Book:
-    """The rows of a folder. Several processes append to it, one after the other."""
+    """The rows in a folder, appended to by several processes in turn."""
 
     folder: Path
     commit: str = ""
@@ -117,11 +117,11 @@ class Book:
 
     @property
     def file(self) -> Path:
-        """One JSON row a line."""
+        """One JSON row per line."""
         return self.folder / ROWS
 
     def read(self) -> list[rows.Row]:
-        """All rows so far; a last line that was cut off is left out."""
+        """Return all rows so far, without a truncated last line."""
         found = []
         for line in self.file.read_text().splitlines() if self.file.exists() else []:
             with suppress(json.JSONDecodeError):
@@ -129,7 +129,7 @@ class Book:
         return found
 
     def add(self, item: str, figure: Figure, verdict: str | None = None) -> None:
-        """Append a row at once."""
+        """Append a row immediately."""
         row = {
             "benchmark": "gpu_day", "item": item, "what": figure.what, "figure": figure.value, "unit": figure.unit,
             "must": figure.must, "goal": figure.goal, "verdict": figure.verdict if verdict is None else verdict,
@@ -150,7 +150,7 @@ class Book:
         return json.loads(file.read_text()) if file.exists() else {}
 
     def fail(self, item: str, what: str, error: BaseException) -> None:
-        """A row with the one-line reason; the traceback goes to failures.txt."""
+        """Append a row with the reason in one line, and the traceback to failures.txt."""
         reason = next(iter(str(error).splitlines()), "")
         with (self.folder / FAILURES).open("a") as file:
             file.write(f"{item}, {what}\n{''.join(traceback.format_exception(error))}\n")
@@ -159,7 +159,7 @@ class Book:
 
 
 def run_parts(item: Item, day: Day, book: Book) -> bool:
-    """Run an item in this process; True when every part ran."""
+    """Run an item in this process; return True if every part ran."""
     module, _, name = item.parts.partition(":")
     fine, began = True, time.monotonic()
     try:
@@ -192,7 +192,7 @@ def run_parts(item: Item, day: Day, book: Book) -> bool:
 
 
 def release() -> None:
-    """Give back the GPU memory of the part before."""
+    """Free the GPU memory of the previous part."""
     torch = sys.modules.get("torch")
     gc.collect()
     if torch is not None and torch.cuda.is_initialized():
@@ -201,7 +201,7 @@ def release() -> None:
 
 
 def child(item: Item, day: Day) -> None:
-    """Run an item in a new session, so that one signal ends it and all that it started."""
+    """Run an item in a new session, so that one signal ends it and every process it started."""
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     log = os.open(day.out / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -215,7 +215,7 @@ def child(item: Item, day: Day) -> None:
 
 
 def end_group(process: multiprocessing.process.BaseProcess) -> None:
-    """SIGTERM, then SIGKILL, to the process and everything in its session. Idempotent."""
+    """Send SIGTERM, then SIGKILL, to the process and its whole session. Idempotent."""
     assert process.pid is not None
     for number, grace in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
         with suppress(ProcessLookupError):
@@ -227,7 +227,7 @@ def end_group(process: multiprocessing.process.BaseProcess) -> None:
 
 
 def run_box(item: Item, day: Day, seconds: float, context: multiprocessing.context.BaseContext) -> str:
-    """Run an item for at most `seconds`; returns why it did not finish, or nothing."""
+    """Run an item for at most `seconds`; return why it did not finish, or an empty string."""
     process = context.Process(target=child, args=(item, day))  # type: ignore[attr-defined]
     process.start()
     try:
@@ -243,7 +243,7 @@ def run_box(item: Item, day: Day, seconds: float, context: multiprocessing.conte
 
 
 def states(found: Sequence[rows.Row]) -> dict[str, bool]:
-    """Item -> whether it is finished, for the items that have rows."""
+    """Return {item: finished} for the items that have rows."""
     seen: dict[str, bool] = {}
     for row in found:
         seen[row["item"]] = seen.get(row["item"], False) or row["what"] == FINISHED
@@ -251,16 +251,16 @@ def states(found: Sequence[rows.Row]) -> dict[str, bool]:
 
 
 def choose(items: Sequence[Item], found: Sequence[rows.Row], only: Sequence[str], start: str) -> list[Item]:
-    """What to run, in order.
+    """Return the items to run, in order.
 
     Args:
-        items: All of them.
-        found: Rows that the folder holds already.
-        only: Names; these run whatever the folder holds.
-        start: A name; it and all behind it run whatever the folder holds.
+        items: All items.
+        found: Rows already in the folder.
+        only: Names of items to run even if they are finished.
+        start: Name of an item; run it and all after it even if they are finished.
 
     Returns:
-        Without a choice of names: the items that never ran, then those that ran and did not finish.
+        Without `only` and `start`: the items that never ran, then those that ran and did not finish.
     """
     names = [item.name for item in items]
     if only:
@@ -273,7 +273,7 @@ def choose(items: Sequence[Item], found: Sequence[rows.Row], only: Sequence[str]
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, SIGTERM is a Ctrl-C: whoever stops the run gets its table too."""
+    """Treat SIGTERM like Ctrl-C inside the block, so that a terminated run prints its table too."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -286,9 +286,9 @@ def interruptible() -> Iterator[None]:
 
 
 def run(items: Sequence[Item], day: Day, seconds: float, preload: Sequence[str] = ()) -> bool:
-    """Run the items in order within `seconds`, then print the table; True unless it was interrupted.
+    """Run the items in order within `seconds`, then print the table; return False if interrupted.
 
-    An item starts while there is time, in a box that shrinks to what is left and grows by what the items before it left over.
+    Items start while time remains. A time limit shrinks to the remaining time and grows by what earlier items did not use.
     """
     began = time.monotonic()
     os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -319,7 +319,7 @@ def run(items: Sequence[Item], day: Day, seconds: float, preload: Sequence[str] 
 
 
 def write_table(book: Book) -> None:
-    """Print the folder's rows and write them as table.txt."""
+    """Print the rows of the folder and write them to table.txt."""
     columns = ("item", "what", "figure", "unit", "must", "goal", "verdict", "note")
     text = rows.table([{name: row.get(name) for name in columns} for row in book.read()])
     (book.folder / TABLE).write_text(text + "\n")

@@ -1,13 +1,12 @@
-"""The training step with the real loader: how much of its speed on a cached batch is left.
+"""Measure the training step with the real loader: what share of its speed on a cached batch remains.
 
     python benchmarks/end_to_end.py
     python benchmarks/end_to_end.py --manifest train.csv --root /data/videos --model base --batch 64
 
-Each source is one kind of file, made on the spot unless a manifest is named, and is read by each --implementation that takes it.
-`clips_per_s` counts views, as batches do; `stall_percent` is the share of the time in which the step waited for a batch;
-`of_cached` the speed over that of the same step on one batch that stays on the device. The step is stage 1's, as `ppma train`
-runs it. Where the file alone sets the limit (a GOP of 250 costs 125 decoded frames for a frame in the middle), `of_cached`
-says how far it is from keeping the GPU busy; packed clips are what has to keep it busy.
+Each source is one kind of file, generated unless --manifest names one, and is read by every --implementation that supports it.
+`clips_per_s` counts views. `stall_percent` is the share of time the step waited for a batch. `of_cached` is the speed relative to the
+same step on one batch that stays on the device. The step is stage 1's, as `ppma train` runs it.
+A GOP of 250 costs 125 decoded frames to reach a frame in the middle, so such files limit the loader; packed clips must not.
 """
 
 import sys
@@ -34,38 +33,38 @@ from ppma.loaders.stream import ClipStream
 from ppma.training.trainer import Trainer
 
 WARM_UP = 6
-"""Steps that are not counted: workers start, the step is compiled, and the batches that were read meanwhile are used up."""
+"""Steps that are not counted: workers start, the step compiles, and prefetched batches are used up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(rows.ReportConfig):
-    """Training speed with the loader in the loop."""
+    """Measure training speed with the loader in the loop."""
 
     source: tuple[Literal["h264_gop250", "h264_gop12", "vp9", "mpeg4", "jpeg_folder", "packed"], ...] = (
         "h264_gop250",
         "packed",
     )
-    """Kinds of files that are made here."""
+    """Kinds of files to generate."""
     implementation: tuple[Implementation, ...] = ("auto",)
     """Readers: dali, plain, ffcv (packed clips only), or auto."""
     manifest: Path | None = None
-    """Measure on these clips instead."""
+    """Measure these clips instead."""
     root: Path | None = None
-    """What the paths of the manifest are relative to."""
+    """Folder that the paths in --manifest are relative to."""
     model: str = ""
-    """Default: base on a GPU, tiny on a CPU."""
+    """Encoder size (default: base on a GPU, tiny on a CPU)."""
     batch: int = 0
-    """Views of a batch; default: 128 on a GPU, 4 on a CPU."""
+    """Views per batch (default: 128 on a GPU, 4 on a CPU)."""
     views: int = 4
-    """Views of a decoded clip."""
+    """Views per decoded clip."""
     workers: int = 2
     """Worker processes of the loader."""
     steps: int = 20
-    """Steps of each measurement."""
+    """Steps per measurement."""
     size: int = 224
-    """Height and width of a view; smaller ones are for tests."""
+    """Height and width of a view in pixels; smaller ones are for tests."""
     clips: Path = Path("~/.cache/ppma/benchmark-clips")
-    """Folder for the made clips, kept for the next run."""
+    """Folder for the generated clips, reused by the next run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,7 +76,7 @@ class BenchmarkConfig(rows.ReportConfig):
 
 
 def make_step(config: BenchmarkConfig, device: torch.device) -> Trainer:
-    """The step of stage 1, for batches of the config's size."""
+    """Build the trainer of stage 1 for batches of the config's size."""
     on_gpu = device.type == "cuda"
     model, batch = config.model or ("base" if on_gpu else "tiny"), config.batch or (128 if on_gpu else 4)
     return make_trainer(run_config("mae", model=model, batch=batch, size=config.size), device)
@@ -86,7 +85,7 @@ def make_step(config: BenchmarkConfig, device: torch.device) -> Trainer:
 def measure(
     manifest: Manifest, config: BenchmarkConfig, trainer: Trainer, implementation: Implementation = "auto"
 ) -> rows.Row:
-    """The row of one source and one reader."""
+    """Measure one source with one reader and return the row."""
     device, batch = trainer.ranks.device, trainer.config.batch
     shape = {"size": trainer.config.vit.size, "frames": trainer.config.vit.frames}
     loader = LoaderConfig(views=config.views, workers=config.workers, implementation=implementation, **shape)
@@ -124,7 +123,7 @@ def measure(
 
 
 def cases(sources: Sequence[Manifest], config: BenchmarkConfig) -> Iterator[tuple[Manifest, Implementation]]:
-    """Each source with each reader that takes it."""
+    """Yield every source with every reader that supports it."""
     for manifest in sources:
         for implementation in config.implementation:
             if implementation != "ffcv" or is_packed(manifest.file(0)):
@@ -132,7 +131,7 @@ def cases(sources: Sequence[Manifest], config: BenchmarkConfig) -> Iterator[tupl
 
 
 def manifests(config: BenchmarkConfig) -> list[Manifest]:
-    """The sources to measure."""
+    """Return the sources to measure, generated unless a manifest is given."""
     if config.manifest is not None:
         return [Manifest.read(config.manifest, root=config.root, name=config.manifest.stem)]
     from benchmarks.natural_clips import make_clips
@@ -142,7 +141,7 @@ def manifests(config: BenchmarkConfig) -> list[Manifest]:
 
 
 def main(argv: list[str]) -> int:
-    """The command."""
+    """Run the benchmark."""
     config = parse(BenchmarkConfig, argv, prog="end_to_end")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sources = manifests(config)

@@ -1,9 +1,9 @@
-"""The items of gpu_day.py about video: which frames come out, at what rate, and whether the step waits for them.
+"""The video items of gpu_day.py: which frames are decoded, how fast, and whether the step waits for them.
 
-Day  ->  Parts, each of which yields Figures. With `day.tiny` the same code runs in small shapes on a CPU, where DALI decodes VP8,
-VP9, MJPEG and JPEG and PyAV the rest.
+Day  ->  Parts, each of which yields Figures. With `day.tiny` the same code runs with small shapes on a CPU, where DALI decodes VP8,
+VP9, MJPEG and JPEG, and PyAV the rest.
 
-    python -m benchmarks.gpu_clips FOLDER [tiny]     makes the clips that `clips_of` waits for
+    python -m benchmarks.gpu_clips FOLDER [tiny]     generates the clips that `clips_of` waits for
 """
 
 import io
@@ -49,9 +49,9 @@ READY, FAILED = "ready", "failed"
 CONTENTS = ("h264_gop250", "h264_gop12", "h264_gop1", "jpeg_folder", "packed")
 TINY_CONTENTS = ("vp9", "jpeg_folder", "packed")
 ODD_WIDTH = 340
-"""A width of Kinetics that is no multiple of 16: DALI makes a new decoder for every clip."""
+"""A width found in Kinetics that is not a multiple of 16: DALI creates a new decoder for every clip."""
 LEVELS = 2.0
-"""Of 255: how far two decoders of the same stream may be apart on average (R9)."""
+"""Largest mean difference between two decoders of the same stream, in levels of 255."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- clips
@@ -70,7 +70,7 @@ def odd_clip(tiny: bool) -> tuple[str, str, int]:
 
 
 def make(folder: Path, *, tiny: bool) -> None:
-    """Make the clips of all items, and mark the folder as ready, with the seconds it took, or as failed."""
+    """Generate the clips of all items, and mark the folder as ready, with the seconds it took, or as failed."""
     for mark in (READY, FAILED):
         (folder / mark).unlink(missing_ok=True)
     began = time.monotonic()
@@ -87,7 +87,7 @@ def make(folder: Path, *, tiny: bool) -> None:
 
 
 def clips_of(day: Day) -> dict[str, Manifest]:
-    """Wait until the clips are made; return a manifest for each content, and for `odd`."""
+    """Wait until the clips are generated; return a manifest for each content, and for `odd`."""
     while not (day.clips / READY).exists():
         if (day.clips / FAILED).exists():
             raise RuntimeError(f"the clips could not be made: {(day.clips / FAILED).read_text().splitlines()[-1]}")
@@ -136,7 +136,7 @@ FORMS = {
 TINY_FORMS = ("h264 BT.709", "vp9", "mjpeg")
 NAMES = {"libx264": "h264", "libx265": "hevc", "libsvtav1": "av1", "libvpx-vp9": "vp9"}
 BITS, BLOCK = 7, 16
-"""A frame's number is in blocks of 16 x 16 pixels in the middle of its top rows, where a center crop leaves it."""
+"""The frame number is drawn as blocks of 16 x 16 pixels in the middle of the top rows, inside a center crop."""
 NUMBERED = 100
 """Frames of a numbered clip."""
 
@@ -271,7 +271,7 @@ def with_bad_jpeg(day: Day, kind: str) -> Iterator[Figure]:
 
 
 def end_to_end(day: Day) -> Iterator[Part]:
-    """Measure stage 1 from packed, short-GOP and untouched clips through every reader; the fastest of packed has a bound."""
+    """Measure stage 1 from packed, short-GOP and untouched clips with every reader; packed clips have a bound."""
     made, cores = clips_of(day), len(os.sched_getaffinity(0))
     readers: tuple[Any, ...] = ("dali", "plain") if day.tiny else ("dali", "ffcv", "plain")
     config = whole_step.BenchmarkConfig(
@@ -298,7 +298,7 @@ def end_to_end(day: Day) -> Iterator[Part]:
 
 
 def fastest(day: Day, shares: list[float]) -> Iterator[Figure]:
-    """Hold the fastest reader of packed clips to its bound."""
+    """Compare the fastest reader of packed clips with its bound."""
     must = {} if day.tiny else {"least": 0.97}
     yield Figure(what="packed, fastest reader", value=max(shares), unit="of the cached step", **must)
 
@@ -406,7 +406,7 @@ def views_apart(day: Day) -> Iterator[Figure]:
 
 @contextmanager
 def waits(device: torch.device) -> Iterator[list[bool]]:
-    """Record each wait for the GPU inside the block: True if the current thread made it."""
+    """Record each wait for the GPU inside the block: True if the current thread waited."""
     found: list[bool] = []
     own = threading.get_ident()
 

@@ -4,11 +4,11 @@
     python benchmarks/gpu_day.py --rehearse --out DIR            every item's code, tiny, without a GPU
     python benchmarks/gpu_day.py --list
 
-Rows go to DIR/rows.jsonl as they are measured, the table to DIR/table.txt; a second call with the same DIR goes on where the first
-stopped. The rows are those of benchmarks/results/gpu_day.jsonl: `cat DIR/rows.jsonl >> benchmarks/results/gpu_day.jsonl` keeps
-them. `--warm DIR` is a folder of compiled kernels, used and filled, so that a start compiles little; on a machine without a GPU
-the same flag fills it, and it may then be moved. Fill it with the torch of the GPU machine and at the commit that is measured: a key
-holds the versions and the kernel's source.
+Rows are written to DIR/rows.jsonl as they are measured, the table to DIR/table.txt. A second call with the same DIR continues where
+the first stopped. To keep the rows: `cat DIR/rows.jsonl >> benchmarks/results/gpu_day.jsonl`.
+`--warm DIR` is a folder of compiled kernels that is used and filled, so that little is compiled at the start. On a machine without a
+GPU the same flag fills it, and the folder may be moved. Fill it with the GPU machine's torch and at the commit to be measured: its keys
+contain the versions and the kernel source.
 """
 
 import os
@@ -53,13 +53,12 @@ ITEMS = (
     Item(name="no_sync", seconds=45, what="no wait of the host in a step", parts=f"{CLIPS}:no_sync", clips=True),
     Item(name="graphs_fp16", seconds=150, what="CUDA graphs, fp16", parts=f"{STEPS}:graphs_fp16"),
 )  # fmt: skip
-"""In order: what decides most comes first. `compiled_step` compiles both steps from nothing, of which the Python part alone takes most
-of a minute each; the items behind it find its results."""
+"""In order of importance. `compiled_step` compiles both steps from scratch, which takes most of a minute each in Python alone; later items reuse the result."""
 NAMES = tuple(item.name for item in ITEMS)
 WARMED: tuple[tuple[Phase, int], ...] = (("mae", 128), ("mae", 64), ("mae", 256), ("align", 64))
-"""Steps that --warm compiles where there is no GPU."""
+"""Steps that --warm compiles on a machine without a GPU."""
 KEPT = Path("~/.cache/ppma/compiled")
-"""Folder of compiled kernels without --warm: that of a training run, for all items alike."""
+"""Folder of compiled kernels without --warm: that of training runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,24 +66,23 @@ class DayConfig:
     """Measure everything that needs a GPU, in one call."""
 
     seconds: float = 560.0
-    """Time for everything."""
+    """Total time."""
     out: Path = Path("runs/gpu-day")
     """Folder for rows.jsonl, table.txt, log.txt, failures.txt and profile.json."""
     only: tuple[str, ...] = ()
-    """Run these items, whatever the folder holds."""
+    """Run these items even if they are finished."""
     start: Annotated[str, tyro.conf.arg(name="from")] = ""
-    """Run this item and those behind it, whatever the folder holds."""
+    """Run this item and all after it even if they are finished."""
     warm: Path | None = None
-    """Folder of compiled kernels to use and to fill. Where there is no GPU it is filled, for an H100 or H200, and nothing else is done:
-    take the torch of the GPU machine for that."""
+    """Folder of compiled kernels to use and fill. On a machine without a GPU it is only filled, for an H100 or H200; use the GPU machine's torch."""
     clips: Path = Path("~/.cache/ppma/gpu-day-clips")
-    """Folder for the made clips, kept for the next run; not below --out, whose files may have to travel."""
+    """Folder for generated clips, reused by the next run; keep it outside --out, whose files may be transferred."""
     rehearse: bool = False
-    """Run every item's code in tiny shapes on the CPU."""
+    """Run every item's code with tiny shapes on the CPU."""
     show: Annotated[bool, tyro.conf.arg(name="list")] = False
     """List the items and stop."""
     commit: str = ""
-    """Commit of the code, where its repository did not travel with it."""
+    """Commit of the code, if its repository is not present."""
 
     def __post_init__(self) -> None:
         for flag, names in (("only", self.only), ("from", (self.start,) if self.start else ())):
@@ -118,9 +116,9 @@ fill_attention(90, ATTENTION_SHAPES[:3])
 
 
 def fill_cache(folder: Path) -> None:
-    """Compile the steps of the day, and all that attention may choose from, for an H100 or H200 that is not here.
+    """Compile the day's steps, and every kernel that attention may choose, for an H100 or H200 that is not present.
 
-    Only Triton's machine code is kept, some megabytes: inductor does not take a graph that was made for another device.
+    Only Triton's machine code is kept, some megabytes: inductor rejects graphs made for another device.
     """
     with tempfile.TemporaryDirectory() as scratch:
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -139,7 +137,7 @@ def fill_cache(folder: Path) -> None:
 
 @contextmanager
 def making_clips(today: day.Day) -> Iterator[None]:
-    """Make the clips in the background: the first items do not need them and leave most cores idle."""
+    """Generate the clips in the background: the first items do not need them and leave most cores idle."""
     command = [sys.executable, "-m", CLIPS, str(today.clips), *(["tiny"] if today.tiny else [])]
     today.clips.parent.mkdir(parents=True, exist_ok=True)
     for mark in ("ready", "failed"):  # of an earlier run: what an item waits for is this one's
@@ -161,7 +159,7 @@ def making_clips(today: day.Day) -> Iterator[None]:
 
 
 def main(argv: list[str]) -> int:
-    """The command."""
+    """Run the benchmark."""
     config = parse(DayConfig, argv, prog="gpu_day")
     if config.show:
         print("\n".join(f"{item.name:14} {item.seconds:4.0f} s  {item.what}" for item in ITEMS))

@@ -1,6 +1,6 @@
-"""The items of gpu_day.py about arithmetic: kernels, attention, the training steps, their profile.
+"""The compute items of gpu_day.py: kernels, attention, training steps and their profile.
 
-Day  ->  Parts, each of which yields Figures. With `day.tiny` the same code runs in small shapes on a CPU.
+Day  ->  Parts, each of which yields Figures. With `day.tiny` the same code runs with small shapes on a CPU.
 """
 
 import json
@@ -58,7 +58,7 @@ def on_h200(**bounds: float) -> dict[str, float]:
 
 
 def environment(day: Day) -> Iterator[Part]:
-    """Measure the card, and the two ceilings that everything is compared with."""
+    """Measure the card and the two ceilings that everything is compared with."""
     yield Part(what="card", measure=card, gpu_only="it is about the card")
     yield Part(what="ceilings", measure=partial(ceilings, device_of(day)))
 
@@ -93,7 +93,7 @@ def relative_error(ours: Tensor, exact: Tensor) -> float:
 
 
 def poison(like: Tensor) -> None:
-    """Fill memory of this size with not-a-number and free it, so that the next tensor is likely to show what a kernel leaves unwritten."""
+    """Fill memory of this size with NaN and free it, so that the next tensor likely exposes what a kernel leaves unwritten."""
     torch.full_like(like, float("nan"))
 
 
@@ -245,13 +245,13 @@ def compiled_step(day: Day) -> Iterator[Part]:
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Return the largest relative difference; not-a-number if any loss is."""
+    """Return the largest relative difference; NaN if any loss is NaN."""
     found = torch.tensor(ours, dtype=torch.float64) / torch.tensor(theirs, dtype=torch.float64) - 1
     return found.abs().max().item()
 
 
 def start(day: Day, config: RunConfig) -> Iterator[Figure]:
-    """Compare the first four steps as a run makes them with those without torch.compile."""
+    """Compare the first four steps of a compiled run with eager ones."""
     began = time.perf_counter()
     compiled = make_trainer(config, device_of(day))
     first = losses(compiled, config, 1)
@@ -359,7 +359,7 @@ def with_share(config: RunConfig, share: float) -> RunConfig:
 
 
 def stage1(day: Day) -> Iterator[Part]:
-    """B 128 first, for which there are bounds; then with half of the decoder, B 64 and 256, and the published step."""
+    """Measure B 128, which has bounds; then half of the decoder, B 64 and 256, and the published step."""
     whole = config_of(day, "mae", 128)
     yield Part(what="B128", measure=partial(step_figures, day, "mae B128", whole, **on_h200(least=1400, goal=2170)))
     half = with_share(whole, 0.5)
@@ -372,7 +372,7 @@ def stage1(day: Day) -> Iterator[Part]:
 
 
 def stage2(day: Day) -> Iterator[Part]:
-    """B 64, which has bounds; B 64 with mixing, erasing and drop path; and B 16 against the published step."""
+    """Measure B 64, which has bounds; B 64 with mixing, erasing and drop path; and B 16 against the published step."""
     plain = config_of(day, "align", 64)
     yield Part(what="B64", measure=partial(step_figures, day, "align B64", plain, **on_h200(least=390, goal=440)))
     recipe = config_of(day, "align", 64, as_recipe=True)
@@ -381,7 +381,7 @@ def stage2(day: Day) -> Iterator[Part]:
 
 
 def graphs_fp16(day: Day) -> Iterator[Part]:
-    """Stage 1 with CUDA graphs, which must not change the loss, and in fp16, against the default step. A CPU has neither."""
+    """Measure stage 1 with CUDA graphs, which must not change the loss, and in fp16, against the default step."""
     whole, on_gpu = config_of(day, "mae", 128), day.device == "cuda"
     graphs: Compile = "graphs" if on_gpu else "off"
     fp16: Precision = "fp16" if on_gpu else "bf16"
@@ -405,7 +405,7 @@ def graph_losses(day: Day, config: RunConfig, mode: Compile) -> Iterator[Figure]
 
 
 def memory_bound(day: Day) -> Iterator[Part]:
-    """Measure patchify and pixel_loss in GB/s over the bytes they must move, against the copy."""
+    """Measure the bandwidth of patchify and pixel_loss, over the bytes they must move, against a copy."""
     device = device_of(day)
     ceiling = kernel_speed.copy_bandwidth(device)
     for kernel in ("patchify", "pixel_loss"):
@@ -438,7 +438,7 @@ CLASSES = (
     ("inductor", ("triton_",)),
     ("copies", ("memcpy", "memset", "copy_")),
 )
-"""(class, parts of kernel names); a kernel has the first class that matches."""
+"""(class, substrings of kernel names); a kernel belongs to the first class that matches."""
 BUDGETED = {
     "attention": "own attention",
     "products": "matrix products",
@@ -449,7 +449,7 @@ BUDGETED = {
     "GELU gradient": "own, bound by memory",
     "between launches": "between launches",
 }
-"""The part of `time_budget` before its comma, and the class that it estimates."""
+"""The part of `time_budget` before its comma, and the kernel class it estimates."""
 
 
 def class_of(name: str) -> str:
@@ -494,7 +494,7 @@ def profiled(day: Day, config: RunConfig, steps: int = 3) -> Iterator[Figure]:
 
 
 def own_ms(event: Any, device: torch.device) -> float:
-    """Return the milliseconds of a kernel, or on a CPU of an operator without those it calls."""
+    """Return the milliseconds of a kernel; on a CPU, of an operator without its callees."""
     return (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total) / 1e3
 
 

@@ -1,19 +1,18 @@
-"""Each fused operation against its plain meaning and PyTorch's best, in the units of the machine's ceilings.
+"""Measure the fused operations against their references and PyTorch's best, relative to the machine's ceilings.
 
     python benchmarks/kernel_speed.py
     python benchmarks/kernel_speed.py --kernel attention --batch 32
 
-Ceilings are measured first: bytes a second of a copy (read and written) for `patchify` and `pixel_loss`, operations a
-second of a large matrix product for `attention`. On a GPU a time is that of CUDA-graph replays over rotating inputs
-(`ppma.kernels.timing`), so it holds kernels and nothing else. Without a GPU the shapes are small and our Triton kernels are left out:
-there they run only in an interpreter, whose speed says nothing.
+Ceilings are measured first: copy bandwidth (bytes read plus written) for `patchify` and `pixel_loss`, the rate of a large matrix
+product for `attention`. On a GPU, times are CUDA-graph replays over rotating inputs (`ppma.kernels.timing`), so they contain kernels
+only. On a CPU the shapes are small and Triton kernels are skipped: they would run in an interpreter.
 
-Bytes are those that an ideal implementation must move, not those that ours moves:
+Bytes are those of an ideal implementation:
 
 - `patchify`: each pixel of the chosen patches read once (1 byte), each value written once, each index (8 bytes) read once.
-- `pixel_loss`, forward and backward: each pixel of the masked patches and each predicted value read once, each value of the
-  gradient written once. The gradient is known up to a factor when the loss is, so neither pixels nor prediction need to be
-  read again; an implementation that keeps the difference for its backward moves two values more.
+- `pixel_loss`, forward and backward: each pixel of the masked patches and each predicted value read once, each gradient value written
+  once. The gradient is known up to a factor when the loss is, so neither pixels nor predictions need to be read again. An
+  implementation that keeps the difference for its backward pass moves two more values.
 """
 
 import statistics
@@ -42,20 +41,20 @@ from ppma.models.flops import measured_peak_flops
 
 PATCH = (2, 16, 16)
 ATTENTION_SHAPES = ((157, 12, 64), (1568, 16, 24), (1568, 12, 64), (1568, 16, 80))
-"""Tokens, heads and head width: stage 1's encoder and decoder, stage 2, and the encoder of the huge model."""
+"""(tokens, heads, head width) of stage 1's encoder and decoder, stage 2, and the huge model's encoder."""
 COLOURS = {"patch": PATCH, "mean": PIXEL_MEAN, "std": PIXEL_STD}
 Kernel = Literal["patchify", "pixel_loss", "attention"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(rows.ReportConfig):
-    """Speed of the fused operations."""
+    """Measure the speed of the fused operations."""
 
     kernel: tuple[Kernel, ...] = ("patchify", "pixel_loss", "attention")
     batch: int = 0
-    """Clips; 0: 64 on a GPU, 1 on a CPU."""
+    """Clips; 0 for 64 on a GPU and 1 on a CPU."""
     repeats: int = 0
-    """Of each measurement; 0: 50 on a GPU, 5 on a CPU."""
+    """Repeats per measurement; 0 for 50 on a GPU and 5 on a CPU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,7 +66,7 @@ Inputs = tuple[Tensor, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One thing to time."""
+    """One implementation of an operation at one shape."""
 
     kernel: Kernel
     implementation: str
@@ -75,14 +74,14 @@ class Measurement:
     dtype: torch.dtype
     direction: Literal["forward", "forward+backward"]
     run: Callable[[Inputs], object]
-    """Takes one of `sets`."""
+    """Called with one of `sets`."""
     sets: list[Inputs]
     bytes_moved: float = 0.0
     flops: float = 0.0
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second of a large copy, counted once for reading and once for writing."""
+    """Return bytes per second of a large copy, counting reads and writes."""
     source = torch.empty(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copies = seconds_per_call(lambda pair: pair[1].copy_(pair[0]), [(source, target)], device, 10)
@@ -90,7 +89,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def forced(implementation: choice.Implementation, work: Callable[[Inputs], object]) -> Callable[[Inputs], object]:
-    """The same work with one implementation of the seam."""
+    """Return `work` with the implementation of our kernels fixed."""
 
     def forced_work(inputs: Inputs) -> object:
         with choice.use(implementation):
@@ -100,18 +99,18 @@ def forced(implementation: choice.Implementation, work: Callable[[Inputs], objec
 
 
 def rotating(make: Callable[[], Inputs], device: torch.device) -> list[Inputs]:
-    """As many sets of inputs as it takes to exceed the cache."""
+    """Return enough sets of inputs to exceed the cache."""
     first = make()
     return [first, *(make() for _ in range(sets_needed(sum(t.nbytes for t in first), device) - 1))]
 
 
 def forms(device: torch.device) -> list[choice.Implementation]:
-    """The implementations of a seam that have a speed here."""
+    """Return the implementations that can be timed on the device."""
     return ["torch", "triton"] if device.type == "cuda" and choice.LOADED else ["torch"]
 
 
 def clips(batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Clips of the paper's size, and their visible and masked tokens."""
+    """Return random clips of the paper's size with the indices of their visible and masked tokens."""
     frames = torch.randint(0, 256, (batch, 16, 224, 224, 3), dtype=torch.uint8, device=device)
     order = torch.rand(batch, 1568, device=device).argsort(dim=1)
     return frames, order[:, :157].sort().values, order[:, 157:].sort().values
@@ -124,7 +123,7 @@ def contenders(
     device: torch.device,
     common: dict[str, Any],
 ) -> Iterator[Measurement]:
-    """`work` with the plain meaning, on a GPU also with what torch.compile makes of it (PyTorch's best); and the seam's forms."""
+    """Yield `work` with the reference, with the compiled reference on a GPU (PyTorch's best), and with each implementation of ours."""
     yield Measurement(implementation="reference", run=partial(work, plain), **common)
     if device.type == "cuda":
         compiled = torch.compile(plain, dynamic=False)
@@ -134,7 +133,7 @@ def contenders(
 
 
 def patchify_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
-    """The visible tenth of stage 1, and all patches of stage 2."""
+    """Yield the visible tenth of stage 1, and all patches of stage 2."""
     sets = rotating(lambda: clips(batch, device), device)
     for dtype in (torch.bfloat16, torch.float32):
         for all_tokens in (False, True):
@@ -156,7 +155,7 @@ def patchify_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
 
 
 def pixel_loss_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
-    """The masked nine tenths, with the gradient."""
+    """Yield the masked nine tenths, with the gradient."""
 
     def work(loss: Callable[..., Tensor], inputs: Inputs) -> object:
         frames, _, masked, prediction = inputs
@@ -180,7 +179,7 @@ def pixel_loss_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
 
 
 def attention_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
-    """The encoder of stage 1, the decoder, the encoder of stage 2, and on a GPU that of the huge model."""
+    """Yield stage 1's encoder and decoder, stage 2's encoder, and on a GPU the huge model's encoder."""
     on_gpu = device.type == "cuda"
     for dtype in (torch.bfloat16, torch.float16) if on_gpu else (torch.float32,):
         for tokens, heads, width in ATTENTION_SHAPES if on_gpu else ATTENTION_SHAPES[:3]:
@@ -190,7 +189,7 @@ def attention_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
 def attention_shape(
     batch: int, tokens: int, heads: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> Iterator[Measurement]:
-    """The plain meaning, the seam and every candidate at one shape."""
+    """Yield the reference, our `attention` and every candidate backend at one shape."""
 
     def make() -> Inputs:
         qkv = torch.randn(batch, tokens, 3 * heads * width, device=device).to(dtype).requires_grad_()
@@ -221,7 +220,7 @@ CASES = {"patchify": patchify_cases, "pixel_loss": pixel_loss_cases, "attention"
 
 
 def row_of(case: Measurement, took: list[float], ceiling: float) -> rows.Row:
-    """The fields of a row."""
+    """Return the fields of a row."""
     middle = statistics.median(took)
     rate = (case.bytes_moved or case.flops) / middle
     return {
@@ -240,7 +239,7 @@ def row_of(case: Measurement, took: list[float], ceiling: float) -> rows.Row:
 
 
 def seconds(case: Measurement, device: torch.device, repeats: int) -> list[float] | None:
-    """Times of a call; None, and the reason on stderr, where it cannot run."""
+    """Return the times of a call; None, with the reason on stderr, if it cannot run."""
     try:
         return seconds_per_call(case.run, case.sets, device, repeats)
     except cannot_run() as error:  # a backend that does not take the shape, or the reference out of memory
@@ -250,7 +249,7 @@ def seconds(case: Measurement, device: torch.device, repeats: int) -> list[float
 
 
 def measure(config: BenchmarkConfig, device: torch.device) -> list[rows.Row]:
-    """A row for everything that can run; what cannot is said."""
+    """Return a row for everything that can run, and print what cannot."""
     bandwidth, peaks = copy_bandwidth(device), dict[torch.dtype, float]()
     on_gpu = device.type == "cuda"
     batch, repeats = config.batch or (64 if on_gpu else 1), config.repeats or (50 if on_gpu else 5)
@@ -267,7 +266,7 @@ def measure(config: BenchmarkConfig, device: torch.device) -> list[rows.Row]:
 
 
 def main(argv: list[str]) -> int:
-    """The command."""
+    """Run the benchmark."""
     config = parse(BenchmarkConfig, argv, prog="kernel_speed")
     made = measure(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     rows.report(made, config, benchmark="kernel_speed", measure="microseconds")

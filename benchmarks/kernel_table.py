@@ -1,9 +1,9 @@
-"""Registers, spills, shared memory and instructions of every Triton kernel, compiled for GPUs that are not here.
+"""List registers, spills, shared memory and instructions of every Triton kernel, compiled without a GPU.
 
     python benchmarks/kernel_table.py
     python benchmarks/kernel_table.py --capability 90 --thorough
 
-Needs no GPU. Exits with 1 where a kernel spills, does not fit, or misses the tensor cores.
+Exits with 1 if a kernel spills, does not fit, or misses the tensor cores.
 """
 
 import sys
@@ -36,7 +36,7 @@ HIDDEN = ("D", "DP", "PT", "PH", "PW", "TAIL", "WIDEN", "FOLDED", "NORMALIZE", "
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig:
-    """Compile every kernel ahead of time and print what came out."""
+    """Compile every kernel ahead of time and print its resources."""
 
     capability: tuple[int, ...] = ahead_of_time.CAPABILITIES
     """Compute capabilities without the point."""
@@ -50,7 +50,7 @@ class TableConfig:
 
 
 def cells(kernel: ahead_of_time.CompiledKernel) -> tuple[str, ...]:
-    """Return the texts of a row."""
+    """Return the cells of a kernel's row."""
     width = f" D{kernel.constants['D']}" if "D" in kernel.constants else ""
     block = " ".join(f"{name.lower()} {value}" for name, value in kernel.constants.items() if name not in HIDDEN)
     products = kernel.instructions.get(ahead_of_time.TENSOR_CORE[kernel.capability], 0)

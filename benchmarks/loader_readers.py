@@ -1,10 +1,10 @@
-"""Every way of reading clips that is compared, at equal output: uint8 views (clips * views, 16, 224, 224, 3), batch after batch.
+"""The readers that are compared, all with the same output: batches of uint8 views (clips * views, 16, 224, 224, 3).
 
-    Manifest, LoaderConfig  ->  TrainingSampler, the same for all  ->  a reader's endless batches
+    Manifest, LoaderConfig  ->  TrainingSampler, the same for all  ->  endless batches of one reader
 
-`published` is PPMA's own way, after pytorchvideo: PyAV decodes every frame of the window to RGB and float, 16 are kept, scaled and
-cropped in float. The others take the wanted frames as their library does it best on one thread, and crop and resize with OpenCV, as we
-do. All peers run in a torch DataLoader with the same number of workers.
+`published` is the published PPMA loader, after pytorchvideo: PyAV decodes every frame of the window to float RGB, 16 frames are kept,
+resized and cropped in float. The others fetch the 16 frames with their library's fastest single-threaded method and crop and resize
+with OpenCV, as our loader does. All but ours and FFCV run in a torch DataLoader with the same number of workers.
 """
 
 import importlib.util
@@ -32,10 +32,10 @@ from ppma.loaders.stream import ClipStream
 
 BATCH_CLIPS, CYCLE_BATCHES = 4, 4
 AHEAD = 2
-"""Batches read ahead: by each DataLoader worker (torch's default), by our stream, by FFCV."""
+"""Prefetched batches: per DataLoader worker (torch's default), of our stream, of FFCV."""
 
 ReadFrames = Callable[[Path, list[int]], list[np.ndarray]]
-"""A file and frame numbers -> RGB frames."""
+"""(file, frame numbers) -> RGB frames."""
 
 
 def _wanted(manifest: Manifest, draw: Sample, frames: int) -> list[int]:
@@ -44,7 +44,7 @@ def _wanted(manifest: Manifest, draw: Sample, frames: int) -> list[int]:
 
 
 def _views(frames: list[np.ndarray], draw: Sample, config: LoaderConfig) -> torch.Tensor:
-    """The plain way that a peer's user writes it: scale where needed, crop, resize."""
+    """Make the views as a user of that library would: resize if needed, crop, resize."""
     out = np.empty((len(draw.views), len(frames), config.size, config.size, 3), np.uint8)
     height, width = scaled_size(*frames[0].shape[:2], config.short_side)
     for t, frame in enumerate(frames):
@@ -92,7 +92,7 @@ def _opencv(path: Path, wanted: list[int]) -> list[np.ndarray]:
 
 
 def _published_window(path: Path, draw: Sample, wanted: list[int]) -> torch.Tensor:
-    """float32 (C, T, H, W) of every frame of the window, as pytorchvideo's EncodedVideo and FrameVideo give it."""
+    """Return every frame of the window as float32 (C, T, H, W), like pytorchvideo's EncodedVideo and FrameVideo."""
     if path.is_dir():
         files = list_frames(path)
         window = [cv2.cvtColor(cv2.imread(str(files[i])), cv2.COLOR_BGR2RGB) for i in range(wanted[0], wanted[-1] + 1)]
@@ -142,12 +142,12 @@ READERS = ("ours", *PEERS, "ffcv")
 
 
 def installed(reader: str) -> bool:
-    """Whether a reader's library is here."""
+    """True if the library of a reader is installed."""
     return reader not in MODULES or importlib.util.find_spec(MODULES[reader]) is not None
 
 
 def reads(reader: str, content: str) -> bool:
-    """Whether a reader takes a content at all."""
+    """True if a reader supports a content."""
     if reader == "ffcv":
         return content == "packed"
     if content == "packed":
@@ -156,7 +156,7 @@ def reads(reader: str, content: str) -> bool:
 
 
 class _Endless(IterableDataset):
-    """Whole batches, so that a worker hands over one tensor, as DataLoader's own collation would."""
+    """Yield whole batches, so that a worker sends one tensor per batch, as DataLoader's own collation would."""
 
     def __init__(self, reader: str, manifest: Manifest, config: LoaderConfig) -> None:
         self.reader, self.manifest, self.config = reader, manifest, config
@@ -173,22 +173,22 @@ class _Endless(IterableDataset):
 
 
 class Cycle:
-    """The same few batches over and over: whole turns are the same work for every reader."""
+    """A sampler that repeats the same few batches, so that every full cycle is the same work for every reader."""
 
     def __init__(self, sampler: TrainingSampler) -> None:
         self._sampler = sampler
         self.steps_per_epoch, self.views = sampler.steps_per_epoch, sampler.views
 
     def samples(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> list[Sample]:
-        """Those of the first epoch."""
+        """Return the samples of a step of the first epoch."""
         return self._sampler.samples(0, step, rank, world_size)
 
     def replacement(self, draw: Sample, attempt: int) -> None:
-        """Nothing is replaced: the clips are good."""
+        """Return None: generated clips are never bad."""
 
 
 def sampler_of(manifest: Manifest, config: LoaderConfig, batch_clips: int = BATCH_CLIPS) -> Cycle:
-    """What every reader is asked for."""
+    """Return the sampler that every reader follows."""
     clips = CYCLE_BATCHES * batch_clips
     return Cycle(TrainingSampler([manifest], config, seed=0, batch_clips=batch_clips, epoch_clips=clips))
 
@@ -217,7 +217,7 @@ def _ffcv(manifest: Manifest, config: LoaderConfig) -> Iterator[torch.Tensor]:
 
 
 def batches(reader: str, manifest: Manifest, config: LoaderConfig, device: str) -> tuple[Iterator[torch.Tensor], int]:
-    """A reader's endless batches, and how many of them are read ahead."""
+    """Return the endless batches of a reader, and how many of them are prefetched."""
     config = replace(config, prefetch_batches=AHEAD)
     if reader == "ours":
         return _ours(manifest, config, device), AHEAD

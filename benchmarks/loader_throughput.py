@@ -1,10 +1,10 @@
-"""How many clips a second each way of reading them gives, and what a clip costs: `python benchmarks/loader_throughput.py`.
+"""Measure clips per second, CPU time and memory of every installed way of reading clips.
 
-    clips (made here, or --manifest)  ->  every installed reader in a process of its own, in turn, some rounds  ->  medians, ratios, rows
+    clips (generated, or --manifest)  ->  each reader in its own process, in turn, several rounds  ->  medians and ratios as rows
 
-All readers make the same views of the same windows. A reader's process stays, with its batches read ahead; between two rounds everything
-rests. CPU time is that of the reader's whole process tree, from rest to rest, over all batches that it made; clips/s is timed while batches
-flow. Ratios are to the published way: on the same content, or for `packed` on the H.264 that was packed.
+All readers produce the same views of the same windows. A reader's process keeps running, with batches prefetched, and idles between
+rounds. CPU time is that of the whole process tree from idle to idle, over all batches it made; clips/s is timed while batches flow.
+Ratios are to the published loader on the same content; for `packed`, on the H.264 video that was packed.
 """
 
 import contextlib
@@ -34,42 +34,42 @@ READERS = ("ours", "published", "torchcodec", "decord2", "opencv", "ffcv")
 BATCH_CLIPS, CYCLE_BATCHES = 4, 4  # as in loader_readers, which imports torch
 STRIDE, FRAMES = 4, 16
 MOST_TURNS = 8
-"""Of the cycle in one measurement: on a busy machine a batch may seem to take no time at all."""
+"""Upper bound on cycles per measurement: on a busy machine a batch may seem to take no time."""
 REST_SECONDS, REST_AT_MOST = 0.12, 10.0
 ON_CPU = tuple(content for content in CONTENTS if content != "h264_gop1")
 FOUR_VIEWS = (("h264_gop250", ("ours", "published")), ("packed", ("ours", "ffcv")))
-"""What is measured with four views too, as stage 1 has them."""
+"""Contents and readers that are also measured with four views, as in stage 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(rows.ReportConfig):
-    """Clips a second, CPU time and memory of every way of reading clips that is installed here.
+    """Measure clips per second, CPU time and memory of every installed way of reading clips.
 
     python benchmarks/loader_throughput.py
     """
 
     manifest: Path | None = None
-    """Measure on one's own clips (FILE.csv of `ppma index`) instead of made ones."""
+    """Measure these clips (FILE.csv from `ppma index`) instead of generated ones."""
     root: Path | None = None
-    """Folder that the paths of --manifest are relative to (default: its own)."""
+    """Folder that the paths in --manifest are relative to (default: the manifest's folder)."""
     contents: tuple[str, ...] = ()
-    """Of h264_gop250, h264_gop12, h264_gop1, vp9, mpeg4, jpeg_folder, packed (default: all but gop1; on a GPU all)."""
+    """Any of h264_gop250, h264_gop12, h264_gop1, vp9, mpeg4, jpeg_folder, packed (default: all except h264_gop1 on a CPU, all on a GPU)."""
     readers: tuple[str, ...] = READERS
-    """Of ours, published, torchcodec, decord2, opencv, ffcv; those that are not installed are left out."""
+    """Any of ours, published, torchcodec, decord2, opencv, ffcv; readers that are not installed are skipped."""
     views: int = 1
-    """Crops of each clip; with the default contents, 4 is measured too where it says most."""
+    """Crops per clip. With the default contents, four crops are measured too for h264_gop250 and packed."""
     workers: int = 2
-    """Worker processes (FFCV: threads) of every reader."""
+    """Worker processes (FFCV: threads) per reader."""
     rounds: int = 3
-    """Measurements of each reader, in turn."""
+    """Measurements per reader, taken in turn."""
     seconds: float = 1.0
     """Length of one measurement."""
     minutes: float = 4.0
-    """For all measurements: a case that has had its share of them is measured in fewer rounds."""
+    """Total time; a case that has used up its share is measured in fewer rounds."""
     device: Literal["cpu", "gpu"] = "cpu"
-    """Where our views are made; peers stay on the CPU."""
+    """Where our views are made; the other readers run on the CPU."""
     clips: Path = field(default_factory=lambda: Path("~/.cache/ppma/benchmark-clips").expanduser())
-    """Folder for the made clips, kept for the next run."""
+    """Folder for the generated clips, reused by the next run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,7 +84,7 @@ class BenchmarkConfig(rows.ReportConfig):
 
 @dataclass(frozen=True)
 class Case:
-    """One content with one number of views."""
+    """One content with one number of views, and the readers to compare on it."""
 
     content: str
     views: int
@@ -101,13 +101,13 @@ class Measure:
 
 
 def serve(connection: Connection, reader: str) -> None:
-    """A reader's process, until the other end closes."""
+    """Run a reader in this process until the other end of the connection closes."""
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the benchmark was ended
         _answer(connection, reader)
 
 
 def _answer(connection: Connection, reader: str) -> None:
-    """Open a content, or take batches and answer with (clips/s, clips made), until None."""
+    """Open contents and read batches on request, and reply with (clips/s, clips made); stop at None."""
     from benchmarks import loader_readers
 
     flow: Iterator[Any] = iter(())
@@ -130,7 +130,7 @@ def _answer(connection: Connection, reader: str) -> None:
 
 
 def _proc(path: str) -> str:
-    """A file of /proc; empty when its thread or process has just ended."""
+    """Read a file in /proc; empty if its thread or process has just ended."""
     try:
         return Path(f"/proc/{path}").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -138,14 +138,14 @@ def _proc(path: str) -> str:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all its descendants."""
+    """Return the pids of a process and all its descendants."""
     threads = [thread.name for thread in Path(f"/proc/{pid}/task").glob("*")]
     children = [int(child) for thread in threads for child in _proc(f"{pid}/task/{thread}/children").split()]
     return [pid, *(member for child in children for member in tree(child))]
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process tree so far."""
+    """Return the user and system time of a process tree so far."""
     ticks = 0
     for member in tree(pid):
         fields = _proc(f"{member}/stat").rpartition(")")[2].split()
@@ -154,7 +154,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def memory_mb(pid: int) -> float:
-    """Proportional set size of a process tree: what is shared counts once."""
+    """Return the proportional set size of a process tree, which counts shared memory once."""
     total = 0
     for member in tree(pid):
         for line in _proc(f"{member}/smaps_rollup").splitlines():
@@ -163,7 +163,7 @@ def memory_mb(pid: int) -> float:
 
 
 class Reader:
-    """A reader's process, from here."""
+    """A reader's process, controlled from this one."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -177,11 +177,11 @@ class Reader:
         self._batches = 1
 
     def wait_until_ready(self) -> None:
-        """Imports take seconds."""
+        """Wait for the process to import its libraries, which takes seconds."""
         self._connection.recv()
 
     def _rest(self) -> float:
-        """CPU seconds once the tree rests."""
+        """Wait until the process tree is idle and return its CPU seconds."""
         pid = self._process.pid or 0
         deadline, last = time.monotonic() + REST_AT_MOST, cpu_seconds(pid)
         while time.monotonic() < deadline:
@@ -193,7 +193,7 @@ class Reader:
         return last
 
     def open(self, manifest: Manifest, config: LoaderConfig, device: str, seconds: float) -> tuple[int, ...]:
-        """Begin a content; a measurement will take about `seconds`. Returns the shape of a batch."""
+        """Start reading a content, calibrate for measurements of about `seconds`, and return the shape of a batch."""
         self._connection.send((manifest, config, device))
         shape, ahead = self._connection.recv()
         self._rest()
@@ -205,7 +205,7 @@ class Reader:
         return shape
 
     def measure(self) -> Measure:
-        """One round."""
+        """Measure one round."""
         before = self._rest()
         self._connection.send(self._batches)
         rate, made = self._connection.recv()
@@ -213,13 +213,13 @@ class Reader:
         return Measure(rate, 1e3 * (self._rest() - before) / made, memory)
 
     def close(self) -> None:
-        """End the process, which has answered all that it was asked."""
+        """End the idle process."""
         self._connection.send(None)
         self._process.join(30)
         self.kill()
 
     def kill(self) -> None:
-        """End the process and its children at once, whatever they do. Idempotent."""
+        """Kill the process and its children at once. Idempotent."""
         if self._process.is_alive():
             for member in tree(self._process.pid or 0):
                 with contextlib.suppress(ProcessLookupError):
@@ -228,12 +228,12 @@ class Reader:
 
 
 def contents_of(config: BenchmarkConfig) -> tuple[str, ...]:
-    """Those that are asked for, or all that say something on the device."""
+    """Return the requested contents, or the defaults of the device."""
     return config.contents or (CONTENTS if config.device == "gpu" else ON_CPU)
 
 
 def cases(config: BenchmarkConfig, readers: tuple[str, ...]) -> list[Case]:
-    """What is measured, in order."""
+    """Return what to measure, in order."""
     from benchmarks.loader_readers import reads
 
     if config.manifest is not None:
@@ -245,7 +245,7 @@ def cases(config: BenchmarkConfig, readers: tuple[str, ...]) -> list[Case]:
 
 
 def measure(config: BenchmarkConfig, manifests: dict[str, Manifest], cases: list[Case]) -> list[dict[str, Any]]:
-    """Rows of all cases; the readers of a case take turns, round after round."""
+    """Return the rows of all cases. The readers of a case take turns, round after round."""
     readers = {name: Reader(name) for name in dict.fromkeys(r for case in cases for r in case.readers)}
     found: dict[tuple[str, str, int], list[Measure]] = {}
     try:
@@ -269,7 +269,7 @@ def measure(config: BenchmarkConfig, manifests: dict[str, Manifest], cases: list
 def _measure_case(
     config: BenchmarkConfig, case: Case, readers: dict[str, Reader], manifests: dict[str, Manifest], until: float
 ) -> dict[str, list[Measure]]:
-    """Each reader's rounds, at least one; no more once it is past `until`."""
+    """Measure at least one round per reader, and no further round after the time `until`."""
     loader = LoaderConfig(
         frames=FRAMES,
         views=case.views,
@@ -297,7 +297,7 @@ def _median(measures: list[Measure], name: str) -> float:
 
 
 def to_rows(found: dict[tuple[str, str, int], list[Measure]], config: BenchmarkConfig) -> list[dict[str, Any]]:
-    """One flat row for each reader, content and number of views."""
+    """Return one flat row per reader, content and number of views."""
     made = []
     for (reader, content, views), measures in found.items():
         source = "h264_gop250" if content == "packed" else content

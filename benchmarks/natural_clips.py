@@ -1,9 +1,9 @@
-"""Clips that cost what natural video costs, made on the spot: the same pictures in every codec, as a folder of JPEG, and packed.
+"""Generate clips that cost as much to decode as natural video, in every codec, as JPEG folders and packed.
 
-    seed  ->  frames (a 1/f texture under a moving camera, three textured bodies, sensor noise)  ->  DIR/<content>/... and Manifests
+    seed  ->  frames (1/f texture under a moving camera, three textured bodies, sensor noise)  ->  DIR/<content>/... and manifests
 
-Calibrated on Kinetics clips of 340 x 256: there JPEG at quality 90 takes 20 kB a frame, here 22 kB, and H.264 (x264's defaults) has
-B-frames and bit rates in the range found there. The width is a multiple of 16, of which DALI keeps its decoders from clip to clip.
+Calibrated on Kinetics clips of 340 x 256: JPEG at quality 90 takes 20 kB per frame there and 22 kB here, and H.264 (x264 defaults) has
+B-frames and similar bit rates. The width is a multiple of 16, so that DALI reuses its decoders from clip to clip.
 """
 
 import json
@@ -32,14 +32,14 @@ ENCODERS: dict[str, tuple[str, str, int, dict[str, str]]] = {
     "vp9": ("libvpx-vp9", "webm", 128, {"crf": "33", "b": "0", "deadline": "realtime", "cpu-used": "8"}),
     "mpeg4": ("mpeg4", "avi", 12, {"b": "700000"}),
 }
-"""content: encoder, container, distance of key frames, options."""
+"""content: encoder, container suffix, frames between key frames, encoder options."""
 CONTENTS = (*ENCODERS, "jpeg_folder", "packed")
 PACKED = {"jpeg_folder", "packed"}
-"""The same JPEG frames, as files and in a store; they are made together."""
+"""The same JPEG frames as files and in a store, made together."""
 
 
 def _texture(rng: np.random.Generator, side: int) -> np.ndarray:
-    """A coloured 1/f^1.5 texture, uint8 (side, side, 3)."""
+    """Return a colored 1/f^1.5 texture, uint8 (side, side, 3)."""
     spectrum = np.fft.rfft2(rng.standard_normal((side, side, 3)), axes=(0, 1))
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
     image = np.fft.irfft2(spectrum / np.maximum(frequency, 1 / side)[..., None] ** 1.5, s=(side, side), axes=(0, 1))
@@ -53,7 +53,7 @@ def _warped(texture: np.ndarray, matrix: list[list[float]], width: int) -> np.nd
 
 
 def natural_frames(seed: int, count: int = FRAMES, width: int = WIDTH) -> Iterator[np.ndarray]:
-    """RGB frames, uint8 (256, `width`, 3)."""
+    """Yield RGB frames, uint8 (256, width, 3)."""
     rng = np.random.default_rng(seed)
     ground, bodies = _texture(rng, 1024), [_texture(rng, 256) for _ in range(3)]
     phase = rng.uniform(0, 2 * np.pi, (4, 3))
@@ -74,7 +74,7 @@ def natural_frames(seed: int, count: int = FRAMES, width: int = WIDTH) -> Iterat
 
 
 def encode(path: Path, content: str, frames: list[np.ndarray]) -> None:
-    """Write the frames as one of ENCODERS."""
+    """Write the frames in one of the formats in ENCODERS."""
     codec, _, spacing, options = ENCODERS[content]
     with video_writer(path, fps=FPS, options=options, codec=codec, spacing=spacing) as add:
         for frame in frames:
@@ -82,14 +82,14 @@ def encode(path: Path, content: str, frames: list[np.ndarray]) -> None:
 
 
 def _make_clip(seed: int, frames: int, paths: dict[str, Path]) -> None:
-    """One clip in every codec."""
+    """Write one clip in every codec."""
     pictures = list(natural_frames(seed, frames))
     for content, path in paths.items():
         encode(path, content, pictures)
 
 
 def clip_row(path: str, codec: str, spacing: int, frames: int, width: int = WIDTH) -> Clip:
-    """A made clip's row of a manifest."""
+    """Return the manifest row of a generated clip."""
     return Clip(
         path=path,
         label=0,
@@ -104,7 +104,7 @@ def clip_row(path: str, codec: str, spacing: int, frames: int, width: int = WIDT
 
 
 def _pack(folder: Path, videos: list[Path]) -> Store:
-    """A store of the videos, and DIR/jpeg_folder with the very same JPEG files."""
+    """Pack the videos into a store, and write the same JPEG files to DIR/jpeg_folder."""
     store, parameters = folder / "packed.beton", PackParameters(short_side=HEIGHT, fps=None, quality=QUALITY)
     store.mkdir(exist_ok=True)
     rows = [
@@ -128,7 +128,7 @@ def _pack(folder: Path, videos: list[Path]) -> Store:
 
 @contextmanager
 def born_deaf() -> Iterator[None]:
-    """Processes that are started inside ignore Ctrl-C, which reaches a whole terminal: whoever started them ends them."""
+    """Start processes that ignore Ctrl-C, which reaches a whole terminal; the process that starts them ends them."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -137,7 +137,7 @@ def born_deaf() -> Iterator[None]:
 
 
 def _make(folder: Path, clips: int, frames: int, videos: dict[str, list[str]]) -> None:
-    """The videos of these contents, a process for each clip."""
+    """Write the videos of these contents, one process per clip."""
     for name in videos:
         try:
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,20 @@ def _make(folder: Path, clips: int, frames: int, videos: dict[str, list[str]]) -
 def make_clips(
     folder: Path, *, clips: int = 4, frames: int = FRAMES, contents: tuple[str, ...] = CONTENTS
 ) -> dict[str, Manifest]:
-    """A manifest for each content, its files made below `folder` unless they are there. Packed clips are those of h264_gop250."""
+    """Generate clips that do not exist yet.
+
+    Args:
+        folder: Where the files are.
+        clips: Number of clips per content.
+        frames: Frames per clip.
+        contents: Any of CONTENTS. Packed clips are those of h264_gop250.
+
+    Returns:
+        A manifest for each content.
+
+    Raises:
+        InputError: The folder cannot be created.
+    """
     if PACKED & set(contents):
         contents = tuple({"h264_gop250": None, **dict.fromkeys(contents), **dict.fromkeys(sorted(PACKED))})
     videos = {name: [f"{name}/{i}.{ENCODERS[name][1]}" for i in range(clips)] for name in contents if name in ENCODERS}

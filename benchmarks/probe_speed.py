@@ -1,12 +1,12 @@
-"""What running the encoder once is worth: a linear probe on cached features against the same protocol with the encoder in every epoch.
+"""Compare a linear probe on cached features with the same protocol that runs the encoder in every epoch.
 
     python benchmarks/probe_speed.py
     python benchmarks/probe_speed.py --epochs 50 --clips 64 --model tiny --size 112
 
-Both train the same head on the same plain views of the same videos for as many epochs, by `train` and its loop, in one process, one after
-the other: starting, decoding, checkpoints and log are counted in both, the test that would follow, which is the same, in neither. The probe
-finds no cached features. `ratio` is the time with the encoder in every epoch over the time of the probe; `later_ratio` over the time of a
-second probe on the same encoder, which finds the features of the first.
+Both train the same head on the same plain views for the same number of epochs, with `ppma train`'s own loop, one after the other in one
+process. Start-up, decoding, checkpoints and logging count for both; the final test, which is the same, for neither. The probe starts
+without cached features. `ratio` is the time with the encoder in every epoch over the probe's; `later_ratio` is over a second probe on
+the same encoder, which finds the features of the first.
 """
 
 import sys
@@ -29,33 +29,33 @@ from ppma.loaders.sources.manifest import Manifest
 from ppma.train import train
 
 VIDEOS, FRAMES, SECONDS = 4, 150, 1.5
-"""Videos that are made, their frames, and the length of the pieces of them that count as clips."""
+"""Number of generated videos, frames of each, and length in seconds of the pieces that count as clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(rows.ReportConfig):
-    """A probe against the same protocol with the encoder in every epoch."""
+    """Measure a probe against the same protocol with the encoder in every epoch."""
 
     epochs: int = 50
     """Epochs of both."""
     clips: int = 64
     """Training clips."""
     classes: int = 8
-    """Their classes."""
+    """Number of classes."""
     model: str = "tiny"
-    """Size of the encoder."""
+    """Encoder size."""
     size: int = 112
-    """Height and width of a view."""
+    """Height and width of a view in pixels."""
     batch: int = 32
-    """Clips of a step."""
+    """Clips per step."""
     workers: int = 2
     """Loader processes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: the GPU where there is one."""
+    """auto: the GPU if there is one."""
 
 
 def make_data(folder: Path, config: BenchmarkConfig) -> Path:
-    """A catalog with the clips, pieces of a few videos, as source `made`."""
+    """Generate videos, index pieces of them as source `made`, and return the data catalog."""
     videos = make_clips(folder / "videos", clips=VIDEOS, frames=FRAMES, contents=("h264_gop250",))["h264_gop250"]
     latest = FRAMES / 25 - SECONDS
     clips = []
@@ -69,7 +69,7 @@ def make_data(folder: Path, config: BenchmarkConfig) -> Path:
 
 
 def protocols(folder: Path, data: Path, config: BenchmarkConfig) -> tuple[RunConfig, RunConfig]:
-    """The probe, and the run that differs from it in where the encoder stands and in nothing else."""
+    """Return the config of the probe, and one that differs only in where the encoder runs."""
     flags = f"--dataset made --model {config.model} --size {config.size} --batch {config.batch} --optim.epochs {config.epochs}"
     flags += f" --device {config.device} --loader.workers {config.workers} --data {data} --run-dir {folder}/probe"
     probe = resolve("probe", flags.split())
@@ -79,14 +79,14 @@ def protocols(folder: Path, data: Path, config: BenchmarkConfig) -> tuple[RunCon
 
 
 def seconds_of(config: RunConfig) -> float:
-    """Wall time of a run from its config to its last checkpoint."""
+    """Return the wall time of a run from its config to its last checkpoint."""
     began = time.perf_counter()
     train(config)
     return time.perf_counter() - began
 
 
 def measure(config: BenchmarkConfig, folder: Path) -> rows.Row:
-    """The row."""
+    """Measure all three runs and return the row."""
     probe, every_epoch = protocols(folder, make_data(folder, config), config)
     first = seconds_of(probe)
     again = seconds_of(replace(probe, run_dir=folder / "again"))
@@ -99,7 +99,7 @@ def measure(config: BenchmarkConfig, folder: Path) -> rows.Row:
 
 
 def main(argv: list[str]) -> int:
-    """The command."""
+    """Run the benchmark."""
     config = parse(BenchmarkConfig, argv, prog="benchmarks/probe_speed.py")
     with tempfile.TemporaryDirectory() as folder:
         row = measure(config, Path(folder))

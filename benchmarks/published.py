@@ -1,12 +1,11 @@
-"""The published training step, written plainly, to measure ours against.
+"""The published training step, reimplemented as the baseline of our benchmarks.
 
-    clip_BCTHW float32, normalised (+ masked_BN bool, or label_B)  ->  loss
+    clip_BCTHW float32, normalized (+ masked_BN bool, or label_B)  ->  loss
 
-What makes it slow is kept on purpose, as the published code does it: every patch is embedded and nine tenths of the
-tokens are thrown away, attention writes out its (N, N) scores and scales those, the pixel head, the target and the
-squared error are computed for all patches and masked after, and in stage 1 each block's activations are computed a
-second time in the backward pass. It imports nothing of the package. Its state dict has the package's names, so that a
-test can hold that both compute the same loss. Source: the published PPMA (NeurIPS 2023), written anew.
+Its inefficiencies are kept on purpose, as in the published code: every patch is embedded and nine tenths of the tokens are discarded;
+attention materializes its (N, N) scores and scales them; pixel head, target and squared error are computed for all patches and masked
+afterwards; in stage 1 the activations of every block are recomputed in the backward pass. It imports nothing from ppma. Its state dict
+has our names, and a test checks that both compute the same loss. Source: the published PPMA code (NeurIPS 2023).
 """
 
 import torch
@@ -19,19 +18,19 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def position_table(tokens: int, width: int) -> Tensor:
-    """(1, N, D) sinusoids."""
+    """Return sinusoidal position embeddings, (1, N, D)."""
     angle = torch.arange(tokens)[:, None] / 10000 ** (2 * (torch.arange(width) // 2) / width).double()
     return torch.where(torch.arange(width) % 2 == 0, angle.sin(), angle.cos()).float()[None]
 
 
-def normalised(frames_BTHWC: Tensor) -> Tensor:
-    """(B, C, T, H, W) float32, as the published loader delivers its clips."""
+def normalized(frames_BTHWC: Tensor) -> Tensor:
+    """Return frames as normalized float32 (B, C, T, H, W), as the published loader delivers them."""
     mean, std = (torch.tensor(v, device=frames_BTHWC.device).view(3, 1, 1, 1) for v in (MEAN, STD))
     return (frames_BTHWC.movedim(-1, 1).float() / 255 - mean) / std
 
 
 class Attention(nn.Module):
-    """Scores of every pair of tokens, softmax, weighted sum: three (B, heads, N, N) tensors for the backward pass."""
+    """Attention that keeps three (B, heads, N, N) tensors for the backward pass."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -70,7 +69,7 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Conv3d embedding of the whole clip, positions, blocks; `recompute` keeps only the input of each block."""
+    """Conv3d patch embedding, positions and blocks; with `recompute` only the input of each block is kept."""
 
     def __init__(self, *, width: int, depth: int, heads: int, mlp_ratio: float, tokens: int, recompute: bool) -> None:
         super().__init__()
@@ -81,11 +80,11 @@ class Trunk(nn.Module):
         self.register_buffer("position_1ND", position_table(tokens, width), persistent=False)
 
     def embed(self, clip_BCTHW: Tensor) -> Tensor:
-        """(B, N, D) of every patch."""
+        """Embed every patch, (B, N, D)."""
         return self.patch_embed.proj(clip_BCTHW).flatten(2).transpose(1, 2) + self.position_1ND
 
     def run(self, x: Tensor, blocks: nn.ModuleList) -> Tensor:
-        """Blocks one after the other."""
+        """Run the blocks in order."""
         for block in blocks:
             x = checkpoint(block, x, use_reentrant=False) if self.recompute else block(x)
         return x
@@ -107,7 +106,7 @@ class PublishedMAE(Trunk):
         self.decoder.head = nn.Linear(decoder_width, 3 * PATCH[0] * PATCH[1] * PATCH[2])
 
     def forward(self, clip_BCTHW: Tensor, masked_BN: Tensor) -> Tensor:
-        """The loss; every row of `masked_BN` has the same number of True."""
+        """Return the loss. Every row of `masked_BN` has the same number of True."""
         B, N = masked_BN.shape
         everything = self.embed(clip_BCTHW)
         seen = self.norm(self.run(everything[~masked_BN].view(B, -1, everything.shape[2]), self.blocks))
@@ -121,7 +120,7 @@ class PublishedMAE(Trunk):
 
 @torch.no_grad()
 def patch_targets(clip_BCTHW: Tensor) -> Tensor:
-    """(B, N, P) of every patch: back to [0, 1], then normalised per patch and colour, P ordered (t, h, w, c)."""
+    """Return the targets of all patches, (B, N, P): pixels in [0, 1], normalized per patch and color, P ordered (t, h, w, c)."""
     mean, std = (torch.tensor(v, device=clip_BCTHW.device).view(3, 1, 1, 1) for v in (MEAN, STD))
     B, C, *sides = clip_BCTHW.shape
     (nt, t), (nh, h), (nw, w) = ((side // step, step) for side, step in zip(sides, PATCH, strict=True))
@@ -131,7 +130,7 @@ def patch_targets(clip_BCTHW: Tensor) -> Tensor:
 
 
 class PublishedClassifier(Trunk):
-    """Stage 2, without mixing: mean pool, norm, one head."""
+    """Stage 2 without mixing: mean pool, norm, one head."""
 
     def __init__(self, *, classes: int, **trunk: float) -> None:
         super().__init__(**trunk)
@@ -139,6 +138,6 @@ class PublishedClassifier(Trunk):
         self.head = nn.Linear(trunk["width"], classes)
 
     def forward(self, clip_BCTHW: Tensor, label_B: Tensor) -> Tensor:
-        """The loss, cross entropy with smoothing 0.1."""
+        """Return the cross-entropy loss with label smoothing 0.1."""
         tokens = self.run(self.embed(clip_BCTHW), self.blocks)
         return F.cross_entropy(self.head(self.fc_norm(tokens.mean(dim=1))).float(), label_B, label_smoothing=0.1)

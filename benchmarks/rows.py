@@ -1,10 +1,9 @@
-"""A benchmark row is data: what every benchmark writes, keeps, compares and draws, in one place.
+"""Store, compare, print and plot benchmark rows.
 
     measured fields  ->  row = fields + benchmark, machine, versions, commit, date  ->  results/<benchmark>.jsonl
 
-A benchmark calls `report`. Rows are flat. `spread` is the half-width of the middle half of the repetitions over their
-median: 0.02 says that a second run gives about 2 % more or less. A row is comparable with another of the same
-benchmark when all its words and whole numbers are equal (`keys_of`), and its machine too.
+A benchmark calls `report`. Rows are flat. `spread` is half the interquartile range of the repetitions over their median: 0.02 means
+that a second run differs by about 2 %. Rows compare when benchmark, machine, and all text and integer fields (`keys_of`) are equal.
 """
 
 import os
@@ -26,7 +25,7 @@ Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "triton", "timm", "transformers", "nvidia-dali-cuda130", "av", "numpy")
 DESCRIPTION = {"benchmark", "machine", "versions", "commit", "date", "spread"}
-"""Fields that say where a row comes from."""
+"""Fields that say where a row comes from, not what was measured."""
 
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -34,17 +33,17 @@ PICTURES = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """What is done with the rows: the flags that all benchmarks share."""
+    """Flags shared by all benchmarks: what to do with the rows."""
 
     json: Path | None = None
-    """Write the rows as a JSON list."""
+    """Write the rows as a JSON list to this file."""
     compare: bool = False
-    """Show these rows beside the last ones in benchmarks/results/."""
+    """Compare the rows with the newest ones in benchmarks/results/."""
     plot: Path | None = None
-    """Draw the rows into a PNG."""
+    """Plot the rows to this file (png, svg or pdf)."""
 
     def __post_init__(self) -> None:
-        """Refuse before anything is measured what could not be written after it."""
+        """Refuse output files that could not be written, before anything is measured."""
         for flag, file in (("json", self.json), ("plot", self.plot)):
             if file is not None and (file.is_dir() or not file.parent.is_dir()):
                 raise InputError(f"--{flag} {file}: give a file in a folder that is there")
@@ -52,7 +51,7 @@ class ReportConfig:
             raise InputError(f"--plot {self.plot}: give a file that ends in {', '.join(PICTURES)}")
 
     def at_least(self, least: float, *names: str) -> None:
-        """InputError when a field, or one of its values, is below `least`."""
+        """Raise InputError if a field, or one of its values, is below `least`."""
         for name in names:
             value = getattr(self, name)
             if min(value if isinstance(value, tuple) else (value,), default=least) < least:
@@ -60,7 +59,7 @@ class ReportConfig:
 
 
 def machine() -> str:
-    """The GPU where there is one, else the processor; and the processors this process may use."""
+    """Return the name of the GPU, or of the processor if there is no GPU, and the number of CPUs this process may use."""
     import torch
 
     cpus = len(os.sched_getaffinity(0))
@@ -72,7 +71,7 @@ def machine() -> str:
 
 
 def versions() -> str:
-    """Installed versions of what a speed depends on, in one string."""
+    """Return the installed versions of the packages that affect speed, as one string."""
     found = [f"python {platform.python_version()}"]
     for name in PACKAGES:
         try:
@@ -83,7 +82,7 @@ def versions() -> str:
 
 
 def commit() -> str:
-    """The commit of the code, with a + where tracked files differ from it; empty outside a repository."""
+    """Return the commit of the code, with a + if tracked files are modified; empty outside a repository."""
     command = ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--match="]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
@@ -93,7 +92,7 @@ def commit() -> str:
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """Half the interquartile range over the median; None, which is unknown, for fewer than three values."""
+    """Return half the interquartile range over the median; None for fewer than three values."""
     if len(values) < 3:
         return None
     low, middle, high = statistics.quantiles(values, n=4)
@@ -101,20 +100,20 @@ def spread(values: Sequence[float]) -> float | None:
 
 
 def describe(benchmark: str, measured: Sequence[Row]) -> list[Row]:
-    """The rows of one run, complete."""
+    """Return the rows of a run with machine, versions, commit and date added."""
     where = {"machine": machine(), "versions": versions(), "commit": commit()}
     where["date"] = datetime.now(UTC).isoformat(timespec="seconds")
     return [{"benchmark": benchmark, **row, **where} for row in measured]
 
 
 def history(benchmark: str, folder: Path = RESULTS) -> list[Row]:
-    """Every row kept so far, oldest first."""
+    """Return every stored row of a benchmark, oldest first."""
     file = folder / f"{benchmark}.jsonl"
     return [loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def append(rows: Sequence[Row], folder: Path = RESULTS) -> None:
-    """Add to the history of the rows' benchmark."""
+    """Append rows to the history of their benchmark."""
     folder.mkdir(parents=True, exist_ok=True)
     for row in rows:
         with (folder / f"{row['benchmark']}.jsonl").open("a") as file:
@@ -122,7 +121,11 @@ def append(rows: Sequence[Row], folder: Path = RESULTS) -> None:
 
 
 def comparison(new: Sequence[Row], old: Sequence[Row], keys: Sequence[str], measure: str) -> list[Row]:
-    """For each new row the newest old one with its keys and machine: keys, old and new `measure`, and new / old."""
+    """Compare each new row with the newest old row that has the same keys and machine.
+
+    Returns:
+        One row per match: keys, old and new value of `measure`, their ratio, and the commit of the old row.
+    """
     found = []
     for row in new:
         same = [o for o in old if all(o.get(k) == row.get(k) for k in (*keys, "machine")) and o.get(measure)]
@@ -134,14 +137,14 @@ def comparison(new: Sequence[Row], old: Sequence[Row], keys: Sequence[str], meas
 
 
 def plain(value: Any) -> str:
-    """A cell of a table."""
+    """Format a value as a table cell."""
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Aligned columns, without the fields that are the same for all rows of a run."""
+    """Format rows as aligned columns, without the fields that are constant within a run."""
     columns = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in DESCRIPTION - {"spread"}]
     cells = [columns, *([plain(row.get(name)) for name in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
@@ -149,7 +152,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], keys: Sequence[str], measure: str, file: Path) -> None:
-    """Bars of `measure`, one for each row, labelled by the keys that differ between rows and coloured by the first of them."""
+    """Plot `measure` as one bar per row, labeled with the keys that differ between rows and colored by the first of them."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -160,8 +163,8 @@ def draw(rows: Sequence[Row], keys: Sequence[str], measure: str, file: Path) -> 
     labels = [", ".join(_words(key, row.get(key)) for key in named) for row in shown]
     firsts = list(dict.fromkeys(row.get(named[0]) for row in shown)) if named else []
     figure, axes = pyplot.subplots(figsize=(8, 1 + 0.3 * len(shown)), layout="constrained")
-    colours = [f"C{firsts.index(row.get(named[0])) % 10}" for row in shown]
-    bars = axes.barh(range(len(shown)), [row[measure] for row in shown], color=colours)
+    colors = [f"C{firsts.index(row.get(named[0])) % 10}" for row in shown]
+    bars = axes.barh(range(len(shown)), [row[measure] for row in shown], color=colors)
     axes.bar_label(bars, fmt="{:.4g}", padding=3, fontsize=8)
     axes.set_yticks(range(len(shown)), labels)
     axes.invert_yaxis()
@@ -174,12 +177,12 @@ def draw(rows: Sequence[Row], keys: Sequence[str], measure: str, file: Path) -> 
 
 
 def _words(key: str, value: Any) -> str:
-    """A key's value in a label: a word speaks for itself, a number needs its name."""
+    """Format a key's value for a label: text as it is, a number with the name of its key."""
     return plain(value) if isinstance(value, str) or value is None else f"{plain(value)} {key}"
 
 
 def keys_of(rows: Sequence[Row]) -> list[str]:
-    """The fields that say what was measured: words and whole numbers, but for how often it was."""
+    """Return the names of the text and integer fields, which say what was measured, without the repeat counts."""
     names = [n for n in dict.fromkeys(n for row in rows for n in row) if n not in DESCRIPTION | {"repeats", "rounds"}]
     return [name for name in names if all(isinstance(row.get(name), str | int | None) for row in rows)]
 

@@ -1,17 +1,19 @@
-"""How far a run scales: what one process measures here, what the network is said to do, and what follows for 8, 64 and 512 GPUs.
+"""Predict how a run scales, from what one process measures on this machine and stated rates of the cluster.
 
-    measured: a training step, an all-reduce of its gradients between two processes, the stop flag     (this machine)
-    stated:   the rate of a GPU, its links, its network card, the file system                          (flags, with their defaults)
-    model:    step = the slowest of compute, loader and file system, + the part of the all-reduce that the backward pass does not hide
+    measured: a training step, an all-reduce of its gradients between two processes, the stop flag
+    stated:   rates of a GPU, its links, its network card and the file system (flags with defaults)
+    model:    step = slowest of compute, loader and file system + the part of the all-reduce that the backward pass does not hide
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --phase align --batch-per-gpu 16
 
-Assumptions, each a flag or named here. (1) Weak scaling: every GPU has the same batch at any number of GPUs. (2) Gradients travel in
-float32 over a ring in two levels: inside a node, then between nodes with each GPU using its own card. (3) They may travel during the
-backward pass, two thirds of a step, but for the last bucket of 25 MB. (4) A step waits for the slowest of N processes, whose times
-scatter normally by `scatter`. (5) Every process reads packed clips at the loader's rate, and all of them share the file system's
-bandwidth. (6) A GPU makes `gpu_tflops` x `mfu`; where this machine has a GPU its measured step takes the place of that.
+Assumptions:
+(1) Weak scaling: the batch per GPU is constant.
+(2) Gradients are float32 and travel over a two-level ring: within a node, then between nodes, each GPU with its own network card.
+(3) They overlap with the backward pass (two thirds of a step), except the last bucket of 25 MB.
+(4) A step waits for the slowest of N processes, whose times scatter normally by `scatter`.
+(5) Every process reads packed clips at the loader's rate, and all share the file system's bandwidth.
+(6) A GPU computes at `gpu_tflops` x `mfu`; on a machine with a GPU its measured step is used instead.
 """
 
 import math
@@ -33,42 +35,42 @@ from ppma.config.command import DONE, parse, run
 from ppma.config.model import MAEConfig, preset
 
 BUCKET_BYTES = 25 * 2**20
-"""DistributedDataParallel's last bucket has nothing left to hide behind."""
+"""DistributedDataParallel's last bucket, which has no computation to hide behind."""
 BACKWARD_SHARE = 2 / 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingConfig(rows.ReportConfig):
-    """Measure a step and an all-reduce here, and predict the efficiency of many GPUs."""
+    """Measure a step and an all-reduce on this machine, and predict the efficiency of many GPUs."""
 
     phase: Literal["mae", "align"] = "mae"
     model: str = "base"
     gpus: tuple[int, ...] = (8, 64, 512)
-    """Numbers of GPUs that are predicted."""
+    """Numbers of GPUs to predict."""
     gpus_per_node: int = 8
-    """GPUs of a node."""
+    """GPUs per node."""
     batch_per_gpu: int = 64
-    """Views (mae) or clips (align) of a GPU in a step."""
+    """Views (mae) or clips (align) per GPU and step."""
     gpu_tflops: float = 790.0
     """bf16 matrix products of one GPU in TFLOP/s (measured on an H200)."""
     mfu: float = 0.4
-    """Share of it that a step reaches."""
+    """Share of `gpu_tflops` that a step reaches."""
     link_gb_per_s: float = 450.0
-    """Between the GPUs of a node, each way and GPU, in GB/s (NVLink 4: 450)."""
+    """Bandwidth between GPUs of a node, per direction and GPU (NVLink 4: 450)."""
     card_gb_per_s: float = 50.0
-    """Of the network card that a GPU has, in GB/s (400 Gbit/s: 50)."""
+    """Bandwidth of a GPU's network card (400 Gbit/s: 50)."""
     hop_us: float = 5.0
-    """Latency of one step of a ring in microseconds."""
+    """Latency of one ring step in microseconds."""
     scatter: float = 0.01
-    """Standard deviation of a process's step over its mean."""
+    """Standard deviation of a process's step time over its mean."""
     loader_clips_per_s: float = 3000.0
-    """Decoded clips that the loader of one GPU gives a second (16 cores, packed JPEG clips: 190 each)."""
+    """Decoded clips per second of one GPU's loader (16 cores at 190 packed JPEG clips each)."""
     clip_kb: float = 350.0
-    """Bytes read for a clip: 16 JPEG frames at quality 90."""
+    """Kilobytes read per clip (16 JPEG frames at quality 90)."""
     file_system_gb_per_s: float = 100.0
-    """What all nodes read together, in GB/s."""
+    """Bandwidth of the file system for all nodes together."""
     measure_batch: int = 0
-    """Rows of the step measured here; 0: 4 on a CPU, batch_per_gpu on a GPU."""
+    """Rows of the measured step; 0 for 4 on a CPU and batch_per_gpu on a GPU."""
     size: int = 224
     frames: int = 16
     repeats: int = 3
@@ -82,13 +84,13 @@ class ScalingConfig(rows.ReportConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Seconds of a step on N GPUs, by what takes them."""
+    """Seconds of a step on N GPUs by cause."""
 
     compute: float
     loader: float
     file_system: float
     exposed: float
-    """Of the all-reduce."""
+    """The part of the all-reduce that is not hidden."""
     straggling: float
 
     @property
@@ -98,19 +100,19 @@ class Parts:
 
     @property
     def limit(self) -> str:
-        """What a faster one of would help most."""
+        """The part whose speed-up would help most."""
         if max(self.loader, self.file_system) > self.compute:
             return "loader" if self.loader >= self.file_system else "file system"
         return "network" if self.exposed > max(self.straggling, 0.02 * self.compute) else "GPU"
 
 
 def ring_seconds(size: float, members: int, bytes_per_s: float, hop_seconds: float) -> float:
-    """An all-reduce of `size` bytes over a ring."""
+    """Return the seconds of an all-reduce of `size` bytes over a ring."""
     return 2 * (members - 1) / members * size / bytes_per_s + 2 * (members - 1) * hop_seconds
 
 
 def all_reduce_seconds(config: ScalingConfig, gpus: int, size: float) -> float:
-    """Inside the nodes, then between them: each GPU of a node carries its share over its own card."""
+    """Return the seconds of a two-level all-reduce: within nodes, then between them, each GPU carrying its share over its own card."""
     inside, nodes = min(gpus, config.gpus_per_node), math.ceil(gpus / config.gpus_per_node)
     hop = config.hop_us * 1e-6
     seconds = ring_seconds(size, inside, config.link_gb_per_s * 1e9, hop)
@@ -118,7 +120,7 @@ def all_reduce_seconds(config: ScalingConfig, gpus: int, size: float) -> float:
 
 
 def predict(config: ScalingConfig, gpus: int, compute: float, gradient_bytes: float) -> Parts:
-    """The model of the module's first lines."""
+    """Return the parts of a step on `gpus` GPUs by the model above."""
     views = 4 if config.phase == "mae" else 1
     clips = config.batch_per_gpu / views
     whole, last = (all_reduce_seconds(config, gpus, size) for size in (gradient_bytes, BUCKET_BYTES))
@@ -134,7 +136,7 @@ def predict(config: ScalingConfig, gpus: int, compute: float, gradient_bytes: fl
 def _exchange(
     rank: int, port: int, size: int, repeats: int, answers: "SimpleQueue[tuple[list[float], list[float]]]"
 ) -> None:
-    """One of two gloo processes: time all-reduces of `size` bytes, and the stop flag between steps of a little work."""
+    """Run one of two gloo processes: time all-reduces of `size` bytes, and the stop flag between steps of a little work."""
     import torch
     import torch.distributed as dist
 
@@ -161,7 +163,7 @@ def _exchange(
 
 
 def measure_exchange(size: int, repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds of all-reduces between two processes of this machine, and of the stop flag."""
+    """Return seconds of all-reduces between two processes on this machine, and of the stop flag."""
     import torch.multiprocessing as mp
 
     with socket.socket() as free:
@@ -173,7 +175,7 @@ def measure_exchange(size: int, repeats: int) -> tuple[list[float], list[float]]
 
 
 def measure_step(config: ScalingConfig, device: str) -> tuple[list[float], dict]:
-    """Seconds of training steps here, and the facts of the process that made them."""
+    """Return seconds of training steps on this machine, and facts about the process that ran them."""
     batch = config.measure_batch or (config.batch_per_gpu if device == "cuda" else 4)
     shape = {"size": config.size, "frames": config.frames}
     case = Case(phase=config.phase, implementation="ours", model=config.model, batch=batch, device=device, **shape)
@@ -187,7 +189,7 @@ def measure_step(config: ScalingConfig, device: str) -> tuple[list[float], dict]
 
 
 def gradient_bytes(config: ScalingConfig) -> int:
-    """float32 gradients of the whole model."""
+    """Return the bytes of the whole model's float32 gradients."""
     vit, mae = preset(config.model, size=config.size, frames=config.frames), MAEConfig()
     encoder = 12 * vit.depth * vit.width**2 + vit.patch_values * vit.width
     decoder = 12 * mae.decoder_depth * mae.decoder_width**2 + (vit.width + vit.patch_values) * mae.decoder_width
@@ -195,7 +197,7 @@ def gradient_bytes(config: ScalingConfig) -> int:
 
 
 def made_rows(config: ScalingConfig, device: str) -> list[rows.Row]:
-    """One row for each number of GPUs."""
+    """Return one row per number of GPUs."""
     size = gradient_bytes(config)
     steps, facts = measure_step(config, device)
     reduced, exposed = measure_exchange(size, config.repeats)
@@ -218,7 +220,7 @@ def made_rows(config: ScalingConfig, device: str) -> list[rows.Row]:
 
 
 def turning_points(config: ScalingConfig, compute: float, size: float) -> list[str]:
-    """From how many GPUs on something other than the GPUs is the limit."""
+    """Return from how many GPUs on something other than the GPUs limits the step."""
     told = []
     for limit in ("loader", "file system", "network"):
         counts = [2**n for n in range(1, 17)]
@@ -228,7 +230,7 @@ def turning_points(config: ScalingConfig, compute: float, size: float) -> list[s
 
 
 def main(argv: list[str]) -> int:
-    """The command."""
+    """Run the benchmark."""
     import torch
 
     config = parse(ScalingConfig, argv, prog="scaling")

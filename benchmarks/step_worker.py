@@ -1,10 +1,10 @@
-"""One implementation of the training step in a process of its own; `train_step.py` starts it and asks.
+"""Run one implementation of the training step in its own process, started and controlled by `train_step.py`.
 
-    "30"  ->  30 steps, the device waited for once  ->  {"ms": ..., "cpu_s": ...} of a step
+    "30"   ->  30 steps and one synchronization  ->  {"ms": ..., "cpu_s": ...} per step
     "end"  ->  facts about the whole process
 
-The first steps, which allocate, compile and choose kernels, are made before the first answer and not counted: one on
-a CPU, three on a GPU. `ours` is the step of `ppma train` itself (`training.make_trainer`).
+Warm-up steps, which allocate, compile and choose kernels, run before the first answer and are not counted: one on a CPU, three on a
+GPU. `ours` is the step of `ppma train` itself (`training.make_trainer`).
 """
 
 import gc
@@ -31,7 +31,7 @@ from ppma.training.trainer import Trainer
 RATE = 1e-5
 Step = Callable[[], object]
 COMPILE: dict[str, Compile] = {"ours": "auto", "ours_eager": "off", "ours_compiled": "on", "ours_graphs": "graphs"}
-"""Forms of our step, and their --compile."""
+"""Variants of our step and their --compile setting."""
 
 
 class Setting:
@@ -51,26 +51,26 @@ class Setting:
         return shape | {"tokens": vit.tokens}
 
     def masked_BN(self) -> Tensor:
-        """True where a token is hidden."""
+        """Return a mask that is True at hidden tokens."""
         _, masked_idx_BM = random_masking(self.key_B, self.vit.tokens, self.mae.mask_ratio)
         empty_BN = torch.zeros(self.batch, self.vit.tokens, dtype=torch.bool, device=self.device)
         return empty_BN.scatter(1, masked_idx_BM, True)
 
     @property
     def flops(self) -> float:
-        """Of a step: the model's arithmetic, whatever an implementation makes of it."""
+        """Operations of a step by the model's arithmetic, whatever the implementation does."""
         one = flops.mae_flops(self.vit, self.mae) if self.phase == "mae" else flops.classifier_flops(self.vit, CLASSES)
         return 3 * self.batch * one
 
 
 def ours(setting: Setting, implementation: str) -> Trainer:
-    """The package's step: visible patches only, fused attention; on a GPU compiled, with bfloat16 products."""
+    """Build our step: visible patches only, fused attention; on a GPU compiled, with bfloat16 products."""
     return make_trainer(setting.config, setting.device, compile=COMPILE[implementation])
 
 
 def plain(setting: Setting, *, recompute: bool) -> tuple[nn.Module, tuple[Tensor, ...], torch.optim.Optimizer]:
-    """The published step. Its loader delivers float32 clips, so making them is not part of the step."""
-    clip_BCTHW = published.normalised(setting.frames_BTHWC)
+    """Build the published step. Its loader delivers float32 clips, so making them is not part of the step."""
+    clip_BCTHW = published.normalized(setting.frames_BTHWC)
     if setting.phase == "mae":
         mae = setting.mae
         decoder = {"decoder_width": mae.decoder_width, "decoder_depth": mae.decoder_depth}
@@ -85,7 +85,7 @@ def plain(setting: Setting, *, recompute: bool) -> tuple[nn.Module, tuple[Tensor
 
 
 def huggingface(setting: Setting) -> tuple[nn.Module, tuple[Tensor, ...], torch.optim.Optimizer]:
-    """transformers' VideoMAE with the same shapes, as its documentation uses it."""
+    """Build transformers' VideoMAE with the same shapes, used as documented."""
     from ppma.models.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()  # which transformers imports
@@ -99,7 +99,7 @@ def huggingface(setting: Setting) -> tuple[nn.Module, tuple[Tensor, ...], torch.
         decoder_num_hidden_layers=mae.decoder_depth, decoder_num_attention_heads=mae.decoder_heads,
         decoder_intermediate_size=int(mae.decoder_width * vit.mlp_ratio), num_labels=CLASSES,
     )  # fmt: skip
-    clip_BTCHW = published.normalised(setting.frames_BTHWC).transpose(1, 2).contiguous()
+    clip_BTCHW = published.normalized(setting.frames_BTHWC).transpose(1, 2).contiguous()
 
     class Loss(nn.Module):
         """The loss as forward's result."""
@@ -122,7 +122,7 @@ def huggingface(setting: Setting) -> tuple[nn.Module, tuple[Tensor, ...], torch.
 
 
 def build(setting: Setting, implementation: str) -> tuple[Step, torch.dtype]:
-    """A function that makes one step, and the type of its matrix products."""
+    """Return a function that runs one step, and the dtype of its matrix products."""
     if implementation in COMPILE:
         trainer = ours(setting, implementation)
         return lambda: trainer.train_step(setting.clips), trainer.compute.products
@@ -150,14 +150,14 @@ def build(setting: Setting, implementation: str) -> tuple[Step, torch.dtype]:
 
 
 def peak_mb(device: torch.device) -> float:
-    """Most memory so far: allocated on a GPU, resident on a CPU (Linux counts in KiB)."""
+    """Return peak memory: allocated on a GPU, resident on a CPU (Linux counts in KiB)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def timed(step: Step, device: torch.device, count: int) -> dict[str, float]:
-    """Elapsed milliseconds and CPU seconds of all threads, of one step out of `count` between two synchronizations."""
+    """Return elapsed milliseconds and CPU seconds (all threads) per step, over `count` steps between two synchronizations."""
     synchronize(device)
     began, cpu = time.perf_counter(), time.process_time()
     for _ in range(count):
@@ -167,7 +167,7 @@ def timed(step: Step, device: torch.device, count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Answer until "end"."""
+    """Answer requests until "end"."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     case = json.loads(sys.argv[1])

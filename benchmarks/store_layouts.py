@@ -1,9 +1,11 @@
-"""What a packed frame should be: JPEG, or H.264 with key frames only and indexed packets. `python benchmarks/store_layouts.py`.
+"""Compare layouts of a packed frame: JPEG, or H.264 with only key frames and indexed packets.
 
-    natural frames  ->  each layout  ->  16 frames of a window decoded to RGB, in turn  ->  ms of CPU a clip, bytes a frame, PSNR
+    natural frames  ->  each layout  ->  16 frames of a window decoded to RGB, in turn  ->  ms of CPU per clip, bytes per frame, PSNR
 
-Both are read from memory. H.264 is decoded by one open decoder that is fed the wanted packets and flushed; its planes become RGB by
-OpenCV, which takes half of swscale's time.
+Both are read from memory. One open H.264 decoder receives the wanted packets and is flushed; OpenCV converts its planes to RGB in half
+the time of swscale.
+
+    python benchmarks/store_layouts.py
 """
 
 import statistics
@@ -30,12 +32,12 @@ Decode = Callable[[list[int]], list[np.ndarray]]
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutConfig(rows.ReportConfig):
-    """CPU time, bytes and quality of the two layouts a packed store may have."""
+    """Measure CPU time, size and quality of the layouts that a packed store may have."""
 
     frames: int = 240
-    """Of the clip."""
+    """Frames of the clip."""
     windows: int = 24
-    """Measured, 16 frames with stride 4 each."""
+    """Measured windows, each of 16 frames with stride 4."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,7 +46,7 @@ class LayoutConfig(rows.ReportConfig):
 
 
 def jpeg(frames: list[np.ndarray], quality: int) -> tuple[float, Decode]:
-    """(bytes a frame, decoder)."""
+    """Return (bytes per frame, decoder) of JPEG frames."""
     flags = [cv2.IMWRITE_JPEG_QUALITY, quality]
     blobs = [cv2.imencode(".jpg", frame[..., ::-1], flags)[1].ravel() for frame in frames]
     size = statistics.mean(blob.nbytes for blob in blobs)
@@ -52,7 +54,7 @@ def jpeg(frames: list[np.ndarray], quality: int) -> tuple[float, Decode]:
 
 
 def intra(frames: list[np.ndarray], options: dict[str, str]) -> tuple[float, Decode]:
-    """(bytes a frame, decoder)."""
+    """Return (bytes per frame, decoder) of intra-only H.264."""
     encoder: Any = av.CodecContext.create("libx264", "w")
     encoder.width, encoder.height, encoder.pix_fmt = WIDTH, HEIGHT, "yuv420p"
     encoder.time_base, encoder.options = Fraction(1, FPS), {"g": "1", **options}
@@ -76,7 +78,7 @@ def intra(frames: list[np.ndarray], options: dict[str, str]) -> tuple[float, Dec
 
 
 def psnr(decode: Decode, frames: list[np.ndarray]) -> float:
-    """Of a frame in the middle, in dB."""
+    """Return the PSNR of the middle frame in dB."""
     middle = len(frames) // 2
     error = np.mean((decode([middle])[0].astype(float) - frames[middle]) ** 2)
     return float(10 * np.log10(255**2 / error))

@@ -1,15 +1,15 @@
-"""Time and memory of a training step: ours against the published step written plainly, in one run.
+"""Measure time and memory of a training step: ours against the published step, in one run.
 
     python benchmarks/train_step.py --phase mae --model base --batch 4
     python benchmarks/train_step.py --phase align --model base --batch 2
 
-Each implementation runs in a process of its own, so that its peak memory is its own. On a CPU the processes take
-turns, one step each, so that a busy moment of the machine hits all of them alike, and what is compared is the CPU time
-of a step; `ratio_to_published` is the median of the ratios of neighboring measurements. On a GPU they run one after the
-other, 30 steps between two synchronizations, and milliseconds are compared. `ours` is the step of `ppma train`: compiled
-on a GPU, fused AdamW. A step is forward, backward and optimizer on random clips, without mixing, erasing and drop path,
-which the published step written here does not have. Peak memory is what a process has at most beyond what it had after
-its imports (resident memory on a CPU, allocated memory on a GPU).
+Each implementation runs in its own process, so that peak memory is its own. On a CPU the processes take turns, one step each, so that
+load on the machine affects all of them alike; CPU time is compared, and `ratio_to_published` is the median ratio of neighboring
+measurements. On a GPU they run one after the other, 30 steps between synchronizations, and milliseconds are compared.
+
+`ours` is the step of `ppma train`: compiled on a GPU, fused AdamW. A step is forward, backward and optimizer on random clips, without
+mixing, erasing and drop path, which the published baseline lacks. Peak memory is the maximum beyond what the imports use (resident
+memory on a CPU, allocated memory on a GPU).
 """
 
 import contextlib
@@ -33,17 +33,17 @@ from ppma.config.model import preset
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What a worker process measures."""
+    """What one worker process measures."""
 
     phase: str
     implementation: str
     model: str
     batch: int
     size: int = 224
-    """Height and width of a clip; smaller ones are for tests."""
+    """Height and width of a clip in pixels; smaller ones are for tests."""
     frames: int = 16
     threads: int = 0
-    """Threads of a CPU; 0 leaves torch's choice."""
+    """CPU threads; 0 for torch's default."""
     device: str = "cpu"
 
 
@@ -57,17 +57,17 @@ IMPLEMENTATIONS = {
         "align": ("ours", "ours_graphs", "ours_eager", "published", "published_fp16"),
     },
 }
-"""What is measured by default. `huggingface` joins where transformers is installed; `ours_compiled` on a CPU by name."""
+"""Measured by default. `huggingface` is added if transformers is installed; `ours_compiled` on a CPU only by name."""
 KNOWN = (*IMPLEMENTATIONS["cuda"]["mae"], "ours_compiled", "huggingface")
-"""What may be asked for by name."""
+"""Names that --implementation accepts."""
 
 
 STEPS = {"cpu": 1, "cuda": 30}
-"""Steps of a measurement, between two synchronizations."""
+"""Steps per measurement, between two synchronizations."""
 
 
 class Worker:
-    """A process that makes some steps whenever it is asked to."""
+    """A process that runs training steps on request."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -88,7 +88,7 @@ class Worker:
         self.facts: dict = {}
 
     def ask(self, word: str) -> dict | None:
-        """The answer to one word; None once the process has failed, which it says in its last line."""
+        """Send one request and return the answer; None once the process has failed, with the reason in `failure`."""
         assert self.process.stdin and self.process.stdout
         if self.failure:
             return None
@@ -101,12 +101,12 @@ class Worker:
         return None if self.failure else answer
 
     def step(self) -> None:
-        """Measure once more."""
+        """Take one measurement."""
         if answer := self.ask(str(STEPS[self.case.device])):
             self.steps.append(answer)
 
     def close(self) -> None:
-        """Take down the facts about the whole process, which ends."""
+        """Collect the facts about the whole process and end it."""
         self.facts = self.ask("end") or {}
         assert self.process.stdin and self.process.stdout
         with contextlib.suppress(BrokenPipeError):
@@ -116,7 +116,7 @@ class Worker:
 
 
 def measure(cases: list[Case], repeats: int) -> list[rows.Row]:
-    """One row for each case that could run; the cases differ in the implementation only."""
+    """Return one row for every case that could run. The cases differ only in the implementation."""
     alone = cases[0].device == "cuda"
     together = [[case] for case in cases] if alone else [cases]
     workers: list[Worker] = []
@@ -142,7 +142,7 @@ def measure(cases: list[Case], repeats: int) -> list[rows.Row]:
 
 
 def row_of(worker: Worker, published: Worker | None) -> rows.Row:
-    """The fields of a row, in the order in which they are shown."""
+    """Return the fields of a row in display order."""
     case, facts = worker.case, worker.facts
     compared = "ms" if case.device == "cuda" else "cpu_s"
     ratio = None
@@ -172,30 +172,30 @@ def row_of(worker: Worker, published: Worker | None) -> rows.Row:
 
 
 def default_implementations(device: str, phase: str) -> list[str]:
-    """Those that can run here."""
+    """Return the implementations that can run on this machine."""
     names = list(IMPLEMENTATIONS[device][phase])
     return names + ["huggingface"] * (importlib.util.find_spec("transformers") is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(rows.ReportConfig):
-    """Time and memory of a training step against the published one."""
+    """Measure time and memory of a training step against the published one."""
 
     phase: tuple[Literal["mae", "align"], ...] = ("mae", "align")
     model: tuple[str, ...] = ("base",)
-    """Of tiny, small, base, large, huge."""
+    """Any of tiny, small, base, large, huge."""
     batch: tuple[int, ...] = ()
-    """Default: 4 mae, 2 align; on a GPU 64, 128 and 256 mae, 16 and 64 align."""
+    """Clips per step (default: 4 mae, 2 align; on a GPU 64, 128 and 256 mae, 16 and 64 align)."""
     implementation: tuple[str, ...] = ()
-    """Default: all that can run here."""
+    """Implementations (default: all that can run on this machine)."""
     repeats: int = 5
-    """Measurements of each implementation, after the steps that are not counted: of one step on a CPU, of 30 on a GPU."""
+    """Measurements per implementation after warm-up: of one step on a CPU, of 30 on a GPU."""
     threads: int = 0
-    """Of each process; 0: torch's choice."""
+    """CPU threads per process; 0 for torch's default."""
     size: int = 224
-    """Height and width of a clip."""
+    """Height and width of a clip in pixels."""
     frames: int = 16
-    """Frames of a clip."""
+    """Frames per clip."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -209,7 +209,7 @@ class BenchmarkConfig(rows.ReportConfig):
 
 
 def cases(config: BenchmarkConfig, device: str) -> list[list[Case]]:
-    """Groups that differ in the implementation only."""
+    """Return groups of cases that differ only in the implementation."""
     batches = {"cpu": {"mae": (4,), "align": (2,)}, "cuda": {"mae": (64, 128, 256), "align": (16, 64)}}[device]
     return [
         [
@@ -226,7 +226,7 @@ def cases(config: BenchmarkConfig, device: str) -> list[list[Case]]:
 
 
 def main(argv: list[str]) -> int:
-    """The command."""
+    """Run the benchmark."""
     import torch
 
     config = parse(BenchmarkConfig, argv, prog="train_step")

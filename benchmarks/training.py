@@ -1,6 +1,6 @@
-"""The training step that `ppma train` runs, for benchmarks that feed it themselves.
+"""Build the training step of `ppma train` for benchmarks that supply its batches.
 
-phase, model, batch, device  ->  Trainer (compile, precision and optimizer as a run has them)   +   a ClipBatch of random pixels
+phase, model, batch, device  ->  Trainer (compile, precision and optimizer of a real run)   +   a ClipBatch of random pixels
 """
 
 from dataclasses import replace
@@ -26,15 +26,15 @@ CLASSES = 150
 def run_config(
     phase: Phase, *, model: str, batch: int, size: int = 224, frames: int = 16, as_recipe: bool = False
 ) -> RunConfig:
-    """Return the config of a phase, for `batch` clips of one view.
+    """Return the config of a phase for `batch` clips of one view.
 
     Args:
         phase: `mae` is stage 1, `align` stage 2.
-        model: Size of the encoder.
-        batch: Rows of a step.
-        size: Height and width of a clip.
-        frames: Frames of a clip.
-        as_recipe: Keep mixing, erasing and drop path, which the published step that we compare with leaves out.
+        model: Encoder size.
+        batch: Rows per step.
+        size: Height and width of a clip in pixels.
+        frames: Frames per clip.
+        as_recipe: Keep mixing, erasing and drop path, which the published baseline lacks.
     """
     config = RECIPES["mae_nohuman" if phase == "mae" else "align_nohuman"](model=model, size=size, frames=frames)
     config = replace(config, batch=batch, loader=replace(config.loader, views=1))
@@ -63,7 +63,7 @@ def made_source(name: str, clips: int) -> Manifest:
 def make_trainer(
     config: RunConfig, device: torch.device, *, compile: Compile = "auto", precision: Precision = "auto"
 ) -> Trainer:
-    """Build the Trainer of one process over a made source."""
+    """Build a single-process Trainer on a source that does not exist."""
     config = replace(config, compile=compile, precision=precision)
     task = (MaeTask if config.phase == "mae" else ClassifyTask)(
         config, [made_source(config.sources[0], max(config.batch, CLASSES))]
@@ -72,7 +72,7 @@ def make_trainer(
 
 
 def made_batch(config: RunConfig, device: torch.device, *, seed: int = 0) -> ClipBatch:
-    """Return a batch of random pixels on the device; with erasing on, every fourth row has a box of a ninth of its area."""
+    """Return a batch of random pixels on the device. With erasing enabled, every fourth row has a box of a ninth of its area."""
     generator = torch.Generator().manual_seed(seed)
     size, rows = config.vit.size, torch.arange(config.batch, device=device)
     shape = (config.batch, config.vit.frames, size, size, 3)
@@ -94,6 +94,6 @@ def made_batch(config: RunConfig, device: torch.device, *, seed: int = 0) -> Cli
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all work."""
+    """Wait for all work on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Compile a whole training step for a GPU that is not there, and report every kernel of it.
+"""Compile a whole training step for a GPU that is not present, and report every kernel.
 
     phase  ->  the recipe's own model, precision and batch  ->  dynamo, AOT autograd, inductor, Triton  ->  StepReport
 
@@ -6,9 +6,9 @@
     >>> report.launches, report.problems
     (912, ())
 
-The step is compiled as training compiles it, with fullgraph, forward and backward, in its own process on the fake GPU of
-`ppma.compile_check.fake_gpu`: inductor's kernels and our own become machine code, and the generated code runs with shapes only, so
-launches and library calls are counted, not estimated. Nothing is timed and no value is computed.
+The step is compiled as in training, with fullgraph, forward and backward, in a separate process on the fake GPU of
+`ppma.compile_check.fake_gpu`. Inductor's kernels and ours become machine code. The generated code runs with shapes only, so launches and
+library calls are counted, not estimated. Nothing is timed and no values are computed.
 """
 
 import dataclasses
@@ -107,7 +107,7 @@ class StepReport:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What keeps this step from running well, one line each; empty when all is well."""
+        """Reasons why this step does not run well, one line each; empty if there are none."""
         spills = tuple(
             f"{kernel.name} spills {kernel.spill_bytes} bytes a thread" for kernel in self.kernels if kernel.spill_bytes
         )
@@ -126,7 +126,7 @@ class StepReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is compiled; None means the recipe's value."""
+    """What to compile; None means the recipe's value."""
 
     arch: int = 90
     """Compute capability, for example 90."""
@@ -174,11 +174,16 @@ def check_steps(
 ) -> list[StepReport | CompileError]:
     """Compile the steps of several phases in one process, which saves the imports.
 
+    Args:
+        phases: mae (stage 1), align (stage 2) or probe.
+        settings: Architecture, batch, depth and residual.
+        folder: The compilers' cache folder; a temporary one by default, so that everything is compiled.
+
     Returns:
-        For each phase its report, or the error that took its place.
+        For each phase its report, or the error that replaced it.
 
     Raises:
-        InputError: as in `check`.
+        InputError: As in `check`.
     """
     with tempfile.TemporaryDirectory(prefix="ppma-compile-") as scratch:
         asked = {"phases": list(phases), **dataclasses.asdict(settings or Settings())}

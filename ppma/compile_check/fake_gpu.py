@@ -31,8 +31,7 @@ GPUS: dict[int, dict[str, Any]] = {
     90: {"name": "NVIDIA H200", "processors": 132, "memory": 141 * GIB, "l2": 50},
     100: {"name": "NVIDIA B200", "processors": 148, "memory": 180 * GIB, "l2": 126},
 }  # fmt: skip
-"""What inductor and Triton ask of a device, by compute capability: multiprocessors, bytes of memory, MiB of L2 cache. Source: NVIDIA's
-data sheets; limits of threads, registers and shared memory are from the CUDA C++ Programming Guide, technical specifications."""
+"""What inductor and Triton ask of a device, by compute capability: multiprocessors, bytes of memory, MiB of L2 cache. Sources: NVIDIA's data sheets; limits of threads, registers and shared memory from the CUDA C++ Programming Guide."""
 
 
 @dataclass(eq=False)
@@ -68,7 +67,7 @@ class Recording:
 
 
 def _properties(arch: int) -> SimpleNamespace:
-    """The attributes of torch's device properties that inductor reads."""
+    """Return the attributes of torch's device properties that inductor reads."""
     gpu = GPUS[arch]
     return SimpleNamespace(
         name=gpu["name"], major=arch // 10, minor=arch % 10, multi_processor_count=gpu["processors"], total_memory=gpu["memory"],
@@ -82,7 +81,7 @@ def _properties(arch: int) -> SimpleNamespace:
 
 
 class FakeGpu:
-    """The device that `install` put in place: what was recorded on it."""
+    """The installed fake device, with everything recorded on it."""
 
     def __init__(self, arch: int) -> None:
         self.arch = arch
@@ -113,7 +112,7 @@ class FakeGpu:
 
 
 class _LibraryCalls(TorchDispatchMode):
-    """Records operators that are no views, and runs our opaque operators as they are, so that their kernels compile too."""
+    """Record operators that are not views; run our opaque operators, so that their kernels compile too."""
 
     SILENT = (
         "prim::",
@@ -159,7 +158,7 @@ def install(arch: int = 90) -> FakeGpu:
 
 
 def _patch_torch(arch: int) -> None:
-    """One device, always current, with the properties of the table. Python only: what C++ asks goes to the guard."""
+    """Give torch one device, always current, with the properties of GPUS. Python only: the guard answers C++."""
     torch.version.cuda = torch.version.cuda or "13.0"  # our kernels are registered where torch has CUDA
 
     cuda: Any = torch.cuda
@@ -190,12 +189,12 @@ def _patch_torch(arch: int) -> None:
 
 
 def _constant(answer: Any) -> Callable[..., Any]:
-    """A new function at every call: dynamo refuses one function under two names."""
+    """Return a new function at every call: dynamo rejects one function under two names."""
     return lambda *_, **__: answer
 
 
 def _patch_triton(gpu: FakeGpu) -> None:
-    """A driver that reads binaries instead of loading them and records launches instead of making them."""
+    """Install a Triton driver that reads binaries instead of loading them, and records launches instead of making them."""
     import triton
     from triton.backends.nvidia.driver import CudaDriver
 
@@ -226,7 +225,7 @@ def _patch_triton(gpu: FakeGpu) -> None:
 
 
 def _patch_inductor(gpu: FakeGpu) -> None:
-    """Nothing may run on the device while inductor compiles: no constant, no timing, no example of a pattern."""
+    """Keep inductor from running anything on the device while it compiles: constants, timings, pattern examples."""
     config: Any = importlib.import_module("torch._inductor.config")
     config.compile_threads = 1  # worker processes would have no fake GPU
     config.joint_graph_constant_folding = False  # makes constants on the device
@@ -252,7 +251,7 @@ def _patch_inductor(gpu: FakeGpu) -> None:
 
 
 def note_bytes_moved() -> None:
-    """Enter inductor's estimate of the bytes that a launch moves into its kernels; it has one where config.benchmark_kernel is set."""
+    """Store inductor's estimate of the bytes per launch in its kernels; requires config.benchmark_kernel."""
     from torch._inductor.codecache import PyCodeCache
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 

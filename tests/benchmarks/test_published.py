@@ -31,7 +31,7 @@ def test_stage_1(recompute):
     theirs.load_state_dict(ours.state_dict())
     _, masked = ours.mask(KEYS)
     masked_BN = torch.zeros(2, VIT.tokens, dtype=torch.bool).scatter(1, masked, True)
-    mine, stated = ours(FRAMES, KEYS), theirs(published.normalised(FRAMES), masked_BN)
+    mine, stated = ours(FRAMES, KEYS), theirs(published.normalized(FRAMES), masked_BN)
     torch.testing.assert_close(mine, stated, rtol=1e-5, atol=0)
     mine.backward(), stated.backward()
     assert_same_gradients(ours, theirs)
@@ -44,12 +44,12 @@ def test_stage_2():
     theirs.load_state_dict(ours.state_dict())
     label = torch.tensor([4, 0])
     mine = ours(FRAMES, KEYS, label, torch.zeros_like(label))
-    stated = theirs(published.normalised(FRAMES), label)
+    stated = theirs(published.normalized(FRAMES), label)
     torch.testing.assert_close(mine, stated, rtol=1e-5, atol=0)
     mine.backward(), stated.backward()
     assert_same_gradients(ours, theirs)
 
 
 def test_the_clip_is_the_papers():
-    stated = restatement.normalised_clip(FRAMES, torch.float32)
-    torch.testing.assert_close(published.normalised(FRAMES), stated, rtol=0, atol=1e-6)
+    stated = restatement.normalized_clip(FRAMES, torch.float32)
+    torch.testing.assert_close(published.normalized(FRAMES), stated, rtol=0, atol=1e-6)
