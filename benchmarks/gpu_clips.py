@@ -38,10 +38,10 @@ from ppma.config.loader import LoaderConfig
 from ppma.loaders.batch import ClipBatch
 from ppma.loaders.decode.augment import make_views
 from ppma.loaders.decode.dali import DaliViews
-from ppma.loaders.decode.dali_input import DALI_CPU_CODECS, DALI_GPU_CODECS
-from ppma.loaders.decode.fetch import encoded_window, read_window
+from ppma.loaders.decode.dali_input import DALI_CPU_CODECS, DALI_GPU_CODECS, DaliInput
+from ppma.loaders.decode.fetch import read_window
+from ppma.loaders.decode.remux import encoded_window
 from ppma.loaders.sampler import TrainingSampler
-from ppma.loaders.samples import DaliInput
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream
 

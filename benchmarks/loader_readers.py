@@ -22,9 +22,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ppma.config.loader import LoaderConfig
-from ppma.loaders.decode.fetch import choose_frames
 from ppma.loaders.sampler import TrainingSampler
-from ppma.loaders.samples import Sample, scaled_size
+from ppma.loaders.samples import Sample, choose_frames, scaled_size
 from ppma.loaders.sources.formats import list_frames
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import is_packed, read_packed
@@ -83,7 +82,7 @@ def _opencv_video(path: Path, wanted: list[int]) -> list[np.ndarray]:
 
 def _opencv(path: Path, wanted: list[int]) -> list[np.ndarray]:
     if is_packed(path):
-        jpegs = read_packed(path, 0.0, 0.0, 0, lambda *_: wanted).jpegs
+        jpegs = read_packed(path, lambda _: wanted).jpegs
         return [cv2.cvtColor(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for jpeg in jpegs]
     if path.is_dir():
         files = list_frames(path)

@@ -1,6 +1,6 @@
 """Bytes on disk -> ClipBatch on the device. Import it as `ppma.loaders`.
 
-    manifest -> sampler -> fetch -> DALI graph (or its plain CPU form) -> ClipBatch
+    manifest -> sampler -> stream -> workers: fetch -> DALI graph, or OpenCV on a CPU -> ClipBatch
 
-Loader workers import this package: it pulls in neither torch nor DALI.
+Loader workers import this package: it imports neither torch nor DALI.
 """

@@ -7,18 +7,18 @@ from torch import Tensor
 
 @dataclass(kw_only=True)
 class LoaderCounters:
-    """Totals of one rank since the stream was made."""
+    """Totals of one rank since its stream was created."""
 
     samples: int = 0
     bytes_read: int = 0
     decode_seconds: float = 0.0
     """Summed over the workers: CPU work, not elapsed time."""
     wait_seconds: float = 0.0
-    """Time the consumer waited for a batch."""
+    """Time for which the consumer waited for batches."""
     bad_files: int = 0
-    """Distinct files that could not give what was asked of them."""
+    """Distinct files that could not give their frames."""
     fallbacks: int = 0
-    """Clips that DALI could not decode and PyAV could."""
+    """Clips that PyAV decoded in place of DALI."""
     worker_restarts: int = 0
 
 
@@ -35,15 +35,15 @@ class ClipBatch:
     sample_id_B: Tensor
     """int64, row of the source's manifest."""
     view_B: Tensor
-    """int64, which view of its clip a row is."""
+    """int64, index of the view in its clip."""
     key_B: Tensor
-    """int64, Philox key of the row: token masks, mixing, drop path and erasing noise are drawn from it."""
+    """int64, Philox key of the row: the device draws token masks, mixing, drop path and erasing noise from it."""
     erase_B4: Tensor
-    """int64 top, left, height, width of the box to erase after normalization; height 0: none."""
+    """int64 top, left, height, width of the box to erase after normalization; height 0 for none."""
     decoded_B: Tensor
-    """bool; False only in an evaluation that counts undecodable clips as wrong. Such frames are black and must not be scored."""
+    """bool; False for a clip that cannot be decoded and counts as wrong (evaluation). Its frames are black."""
     sources: frozenset[int]
-    """Which sources have rows here; known on the host."""
+    """Sources that have rows here, known on the host."""
     epoch: int
     step: int
     """The loader's state: a stream started at (epoch, step) yields this batch first."""

@@ -1,9 +1,9 @@
-"""Which readers can serve a run on this machine, and how fast each is.
+"""List the readers that can serve a run on this machine, and measure how fast each is.
 
-    config, sources, device  ->  readers that could serve  ->  a throw-away stream of each, for a few seconds  ->  clips per second
+    config, sources, device  ->  readers  ->  a temporary stream of each for a few seconds  ->  clips per second
 
-NVDEC or nvJPEG through DALI is not always the fastest: long GOPs cost the decoder frames that are not used, and a node may have many
-cores per GPU. What the readers deliver differs by the rounding of decoders and resizes, never in which samples and draws.
+NVDEC or nvJPEG through DALI is not always the fastest: with long GOPs the decoder also decodes frames that are not used,
+and a node may have many cores per GPU. Readers differ by the rounding of decoders and resizes, never in their samples.
 """
 
 import contextlib
@@ -26,29 +26,29 @@ from ppma.loaders.stream import ClipStream
 log = logging.getLogger(__name__)
 
 START_SECONDS = 12.0
-"""Limit for the first batch of a reader: workers start, DALI builds its graph, FFCV compiles."""
+"""Limit for a reader's first batch: workers start, DALI builds its graph, FFCV compiles."""
 MEASURED_SECONDS = 3.0
-"""How long a reader is measured, once it has started."""
+"""Length of a measurement."""
 WARM_BATCHES = 2
 """Batches before the clock starts."""
 APART_STEPS = 64
-"""Readers are measured on different steps, so that none reads what another has put into the page cache."""
+"""Steps between the readers' measurements, so that none reads what another has put into the page cache."""
 
 
 def servable(config: LoaderConfig, sources: Sequence[Manifest], device: torch.device) -> list[Reader]:
     """Return the readers that can serve these sources, the preferred one first; on a CPU only `plain`."""
     if device.type == "cpu":
         return ["plain"]
-    from ppma.loaders.decode import dali as pipeline
+    from ppma.loaders.decode import dali
 
-    found: list[Reader] = ["dali"] if pipeline.available("gpu")[0] else []
+    found: list[Reader] = ["dali"] if dali.available("gpu")[0] else []
     if not config.randaugment_ops and importlib.util.find_spec("ffcv") and all(_fits_ffcv(config, s) for s in sources):
         found.append("ffcv")
     return [*found, "plain"]
 
 
 def _fits_ffcv(config: LoaderConfig, source: Manifest) -> bool:
-    """True for a packed store whose frames need no scaling."""
+    """Return True for a packed store whose frames need no scaling."""
     short_sides = np.minimum(source.heights, source.widths)
     return is_packed(source.file(0)) and bool((short_sides == config.short_side).all())
 
@@ -64,32 +64,40 @@ def clips_per_second(
     world_size: int = 1,
     first_step: int = 0,
 ) -> float:
-    """Read for a few seconds and throw the batches away. Bad files count as clips; the run itself names and replaces them.
+    """Read for a few seconds and discard the batches. Bad files count as clips.
 
     Args:
-        reader: What reads.
+        reader: The reader to measure.
         batches: The run's sampler. It has no state, so measuring changes no sample.
-        sources: The manifests that the sampler's draws refer to.
-        config: The run's loader; its `implementation` does not matter.
+        sources: Manifests that its samples refer to.
+        config: The run's loader; `implementation` is ignored.
         device: Where batches go.
         rank: Of this process.
         world_size: Number of ranks, which read at the same time.
-        first_step: Step of the run, counted from its beginning, to begin with.
+        first_step: Step of the run to begin with, counted from its start.
 
     Returns:
-        Clips of this rank per second; 0 for a reader that fails or gives nothing in time.
+        Clips per second of this rank; 0 for a reader that fails or gives nothing in time.
     """
     start = divmod(first_step, batches.steps_per_epoch)
     config = replace(config, implementation=reader)
     try:
         with ClipStream(
-            batches, sources, config, device=device, rank=rank, world_size=world_size, epochs=1 << 30, start=start, on_bad="mark",
-        ) as stream:  # fmt: skip
+            batches,
+            sources,
+            config,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+            epochs=1 << 30,
+            start=start,
+            on_bad="mark",
+        ) as stream:
             for _ in range(WARM_BATCHES):
                 stream.take(START_SECONDS)
             return _rate(stream, batches.views)
     except (RuntimeError, InputError, TimeoutError) as error:
-        log.warning("loader.implementation auto leaves out %s: %s", reader, error)
+        log.warning("loader.implementation auto skips %s: %s", reader, error)
         return 0.0
 
 
@@ -97,7 +105,7 @@ def _rate(stream: ClipStream, views: int) -> float:
     synchronize = torch.cuda.synchronize if stream.device.type == "cuda" else lambda _: None
     synchronize(stream.device)
     clips, began = 0, time.perf_counter()
-    with contextlib.suppress(TimeoutError):  # a batch takes longer than what is left
+    with contextlib.suppress(TimeoutError):  # a batch takes longer than the time left
         while (left := began + MEASURED_SECONDS - time.perf_counter()) > 0:
             batch = stream.take(left)
             assert batch is not None

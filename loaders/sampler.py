@@ -1,13 +1,13 @@
-"""Which clips, which windows, which views: the whole run as a pure function.
+"""Decide which clip, which window and which views every step reads: the whole run as a pure function.
 
     (seed, epoch, index) and the manifests  ->  Sample
 
-                 position in the run            one source's own counter        window and views
+                 position in the run            counter of that source         window and views
     (epoch, i) ----------------------> source s ----------------------> clip c ------------------> Sample
-                 fixed shares a block           keyed permutation a pass        Philox by address
+                 exact shares per block        keyed permutation per pass      Philox by address
 
-Nothing here has state that a resume would have to restore. World size and worker count enter only when a rank picks its share of a
-batch, so step k of a run holds the same samples on 1, 2 or 4 ranks. Memory does not grow with the number of clips.
+A resume restores no state. World size matters only when a rank takes its share of a batch, so step k holds the same
+samples on 1, 2 or 4 ranks. Memory does not grow with the number of clips.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,8 @@ import numpy as np
 from ppma.common.philox import Purpose, generator
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
-from ppma.loaders.samples import Sample, evaluation_crops, scaled_size, view_params
+from ppma.loaders.samples import Box, Sample, evaluation_crops, scaled_size, view_params
+from ppma.loaders.sources.manifest import Manifest
 
 BLOCK = 4096
 """Groups over which the sources' shares hold exactly; a source's share is rounded to 1 / BLOCK."""
@@ -27,46 +28,32 @@ BLOCK = 4096
 _WORD = (1 << 64) - 1
 
 
-class ClipTable(Protocol):
-    """The columns of a manifest that sampling needs (`ppma.loaders.sources.manifest.Manifest` has them)."""
-
-    name: str
-    heights: np.ndarray
-    """Upright, in pixels."""
-    widths: np.ndarray
-    starts: np.ndarray
-    """Seconds into the file at which a clip begins."""
-    ends: np.ndarray
-    """Seconds into the file at which it is over."""
-
-    def __len__(self) -> int: ...
-
-
-def _size(table: ClipTable, row: int) -> tuple[int, int]:
-    return int(table.heights[row]), int(table.widths[row])
-
-
-def _place_window(table: ClipTable, row: int, window_seconds: float, place: float) -> tuple[float, float]:
-    """[start, end) of a window, `place` from 0 (the beginning of the clip) to 1 (its end); a short clip is one window."""
-    begin, end = float(table.starts[row]), float(table.ends[row])
-    start = begin + place * max(0.0, end - begin - window_seconds)
-    return start, min(start + window_seconds, end)
-
-
 class Batches(Protocol):
-    """What a stream asks for: the samples of one rank at one step."""
+    """A sampler as a stream uses it."""
 
     steps_per_epoch: int
     views: int
 
-    def samples(self, epoch: int, step: int, rank: int, world_size: int) -> list[Sample]: ...
+    def samples(self, epoch: int, step: int, rank: int, world_size: int) -> list[Sample]:
+        """Return the samples of one rank at one step."""
 
-    def replacement(self, draw: Sample, attempt: int) -> Sample | None:
-        """The sample that takes the place of one that cannot be decoded; None where nothing may be replaced."""
+    def replacement(self, sample: Sample, attempt: int) -> Sample | None:
+        """Return the sample that replaces one that cannot be decoded; None where nothing is replaced."""
+
+
+def _window(source: Manifest, clip: int, window_seconds: float, place: float) -> tuple[float, float]:
+    """Return [start, end) of a window; `place` runs from 0 (start of the clip) to 1. A short clip is one window."""
+    begin, end = float(source.starts[clip]), float(source.ends[clip])
+    start = begin + place * max(0.0, end - begin - window_seconds)
+    return start, min(start + window_seconds, end)
+
+
+def _frame_size(source: Manifest, clip: int) -> tuple[int, int]:
+    return int(source.heights[clip]), int(source.widths[clip])
 
 
 def _scramble(value: int, key: int, round_number: int) -> int:
-    """One splitmix64 finaliser (Steele et al., OOPSLA 2014) of a Feistel half, a key and the round."""
+    """Mix a Feistel half, a key and the round with one splitmix64 finalizer (Steele et al., OOPSLA 2014)."""
     z = (value * 0x9E3779B97F4A7C15 + key + round_number * 0xD1B54A32D192ED03) & _WORD
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _WORD
@@ -74,10 +61,10 @@ def _scramble(value: int, key: int, round_number: int) -> int:
 
 
 def permuted(index: int, length: int, key: int) -> int:
-    """Where a keyed permutation of range(length) sends `index`: constant time, no table.
+    """Return the image of `index` under a keyed permutation of range(length), in constant time and memory.
 
-    A Feistel network of eight rounds over the next power of four; results beyond the range are sent round again (cycle walking), which
-    keeps it a permutation and takes fewer than four turns on average.
+    It is a Feistel network of eight rounds over the next power of four. A result beyond the range is permuted again
+    (cycle walking), which keeps it a permutation and takes fewer than four turns on average.
     """
     assert 0 <= index < length
     half_bits = max(1, ((length - 1).bit_length() + 1) // 2)
@@ -92,7 +79,7 @@ def permuted(index: int, length: int, key: int) -> int:
 
 
 def shares(weights: Sequence[float], total: int) -> np.ndarray:
-    """`total` divided in proportion to the weights, by largest remainder; every source gets at least one."""
+    """Divide `total` in proportion to the weights, by largest remainder, with at least one each."""
     ideal = np.asarray(weights, dtype=np.float64) / np.sum(weights) * total
     counts = np.maximum(np.floor(ideal).astype(np.int64), 1)
     while (left := total - counts.sum()) != 0:
@@ -103,10 +90,10 @@ def shares(weights: Sequence[float], total: int) -> np.ndarray:
 
 
 class SourceMixer:
-    """Position of a group in the run -> (source, how many groups of that source came before).
+    """Map the position of a group in the run to its source and the number of earlier groups of that source.
 
-    A group is one sample, or the samples of one global batch. In every block of BLOCK groups each source has its exact share, in an
-    order drawn from (seed, block); so the count before a position is arithmetic, and resuming costs nothing.
+    A group is one sample, or the samples of one global batch. Every block of BLOCK groups holds the exact share of each
+    source, in an order that depends on (seed, block). So earlier groups are counted by arithmetic: resuming is free.
     """
 
     def __init__(self, weights: Sequence[float], seed: int) -> None:
@@ -124,7 +111,7 @@ class SourceMixer:
         return source_G, before_G
 
     def locate(self, group: int) -> tuple[int, int]:
-        """The source of a group and its index among that source's groups, counted over the whole run."""
+        """Return the source of a group and the group's index among that source's groups of the whole run."""
         block, offset = divmod(group, BLOCK)
         source_G, before_G = self._block(block)
         source = int(source_G[offset])
@@ -132,15 +119,11 @@ class SourceMixer:
 
 
 class TrainingSampler:
-    """Endless epochs of random windows and random views.
-
-    `batch_clips` is the global batch in clips (rows are clips x views). An epoch is `epoch_clips` samples, rounded down to whole
-    batches. Weights default to the sources' lengths; every clip of a source appears exactly once in each pass over that source.
-    """
+    """Sample random windows and random views, epoch after epoch; every clip once in each pass over its source."""
 
     def __init__(
         self,
-        sources: Sequence[ClipTable],
+        sources: Sequence[Manifest],
         config: LoaderConfig,
         *,
         seed: int,
@@ -148,77 +131,79 @@ class TrainingSampler:
         epoch_clips: int | None = None,
         weights: Sequence[float] | None = None,
     ) -> None:
+        """Check the sources and lay out the epochs.
+
+        Args:
+            sources: Manifests to mix.
+            config: Window, views and augmentations.
+            seed: Seed of the run.
+            batch_clips: Global batch in clips; rows are clips x views.
+            epoch_clips: Samples of an epoch, rounded down to whole batches (all clips by default).
+            weights: Relative share of each source (its number of clips by default).
+
+        Raises:
+            InputError: A source is empty, the weights do not fit, or an epoch holds no whole batch.
+        """
         if not sources or any(len(source) == 0 for source in sources):
             raise InputError(f"a source has no clips: {[f'{s.name}: {len(s)}' for s in sources]}")
         if weights is not None and (len(weights) != len(sources) or min(weights) <= 0):
-            raise InputError(
-                f"weights {list(weights)} must be one positive number for each of the {len(sources)} sources"
-            )
+            raise InputError(f"weights {list(weights)} must be {len(sources)} positive numbers, one for each source")
         self.sources, self.config, self.seed, self.batch_clips = sources, config, seed, batch_clips
         self.views = config.views
         clips = epoch_clips or sum(len(source) for source in sources)
         self.steps_per_epoch = clips // batch_clips
         if self.steps_per_epoch == 0:
-            raise InputError(
-                f"an epoch of {clips} clips holds no whole batch of {batch_clips} clips; choose a smaller batch"
-            )
+            raise InputError(f"an epoch of {clips} clips holds no whole batch of {batch_clips}; choose a smaller batch")
         self._mixer = SourceMixer(weights or [len(source) for source in sources], seed)
         self._group = batch_clips if config.mix == "batch" else 1
-        self._pass_key = lru_cache(maxsize=4 * len(sources))(self._draw_pass_key)
+        self._pass_key = lru_cache(maxsize=4 * len(sources))(self._make_pass_key)
 
-    def _draw_pass_key(self, source: int, pass_number: int) -> int:
+    def _make_pass_key(self, source: int, pass_number: int) -> int:
         return int(generator(self.seed, Purpose.CLIP_ORDER, epoch=pass_number, sample=source).integers(0, 1 << 63))
 
-    def _clip(self, epoch: int, index: int) -> tuple[int, int]:
+    def sample(self, epoch: int, index: int) -> Sample:
+        """Return the sample at one place of one epoch: a pure function of the seed, the place and the manifests."""
         position = epoch * self.steps_per_epoch * self.batch_clips + index
         group, offset = divmod(position, self._group)
         source, groups_before = self._mixer.locate(group)
         pass_number, place = divmod(groups_before * self._group + offset, len(self.sources[source]))
-        return source, permuted(place, len(self.sources[source]), self._pass_key(source, pass_number))
+        clip = permuted(place, len(self.sources[source]), self._pass_key(source, pass_number))
+        return self._make_sample(epoch, index, source, clip)
 
-    def sample(self, epoch: int, index: int) -> Sample:
-        """The sample at one place of one epoch; a pure function of the seed, the place and the manifests."""
-        return self._draw(epoch, index, *self._clip(epoch, index))
-
-    def _draw(self, epoch: int, index: int, source: int, clip: int) -> Sample:
-        table, config = self.sources[source], self.config
+    def _make_sample(self, epoch: int, index: int, source: int, clip: int) -> Sample:
+        manifest, config = self.sources[source], self.config
         place = generator(self.seed, Purpose.WINDOW, epoch=epoch, sample=index).random()
-        start, end = _place_window(table, clip, config.window_seconds, place)
-        size = _size(table, clip)
+        start, end = _window(manifest, clip, config.window_seconds, place)
+        size = _frame_size(manifest, clip)
+        views = tuple(view_params(self.seed, epoch, index, view, *size, config) for view in range(config.views))
         return Sample(
-            epoch=epoch,
-            index=index,
-            source=source,
-            clip=clip,
-            start_seconds=start,
-            end_seconds=end,
-            views=tuple(view_params(self.seed, epoch, index, v, *size, config) for v in range(config.views)),
+            epoch=epoch, index=index, source=source, clip=clip, start_seconds=start, end_seconds=end, views=views
         )
 
     def samples(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> list[Sample]:
-        """The samples of one rank at one step: a contiguous part of the global batch."""
+        """Return the samples of one rank at one step: a contiguous share of the global batch."""
         assert self.batch_clips % world_size == 0
         local = self.batch_clips // world_size
         first = step * self.batch_clips + rank * local
         return [self.sample(epoch, index) for index in range(first, first + local)]
 
-    def replacement(self, draw: Sample, attempt: int) -> Sample:
-        """Another clip of the same source, drawn from the stream kept for that; attempt counts from 0."""
-        rng = generator(self.seed, Purpose.REPLACE, epoch=draw.epoch, sample=draw.index, view=attempt)
-        clip = int(rng.integers(len(self.sources[draw.source])))
-        return self._draw(draw.epoch, draw.index, draw.source, clip)
+    def replacement(self, sample: Sample, attempt: int) -> Sample:
+        """Return another clip of the same source, from the RNG stream for replacements; `attempt` counts from 0."""
+        rng = generator(self.seed, Purpose.REPLACE, epoch=sample.epoch, sample=sample.index, view=attempt)
+        clip = int(rng.integers(len(self.sources[sample.source])))
+        return self._make_sample(sample.epoch, sample.index, sample.source, clip)
 
 
 class EvaluationSampler:
-    """Every listed clip once and in order: `windows` evenly placed windows, each with `crops` spatial crops (paper: 2 x 3).
+    """List every clip once and in order, with evenly placed windows and fixed crops (paper: 2 windows x 3 crops).
 
-    One window is the middle of the video; with two, one is at its start and one at its end. Ranks take every world_size-th clip, so no clip
-    is seen twice and none is missed; the last batches may be short, and a rank may have none. Nothing is ever replaced.
+    One window is the middle of the clip; with two, one is at its start and one at its end. Ranks take every
+    world_size-th clip, so each clip is seen exactly once; the last batches may be short, and a rank may have none.
     """
 
     def __init__(
         self,
-        source: ClipTable,
+        source: Manifest,
         config: LoaderConfig,
         *,
         batch_clips: int,
@@ -226,10 +211,23 @@ class EvaluationSampler:
         crops: int = 3,
         seed: int = 0,
     ) -> None:
+        """Check the numbers.
+
+        Args:
+            source: Manifest to evaluate on.
+            config: Window length, frames and size of the views.
+            batch_clips: Global batch in clips; rows are clips x windows x crops.
+            windows: Windows of each clip.
+            crops: Spatial crops of each window: 1 (center) or 3 (both ends and the center).
+            seed: Seed of the row keys.
+
+        Raises:
+            InputError: The manifest is empty, or `windows` or `crops` is out of range.
+        """
         if len(source) == 0:
             raise InputError(f"{source.name}: the manifest has no clips")
         if crops not in (1, 3):
-            raise InputError(f"crops is {crops}; it must be 1 (the centre) or 3 (both ends and the centre)")
+            raise InputError(f"crops is {crops}; it must be 1 (the center) or 3 (both ends and the center)")
         if windows < 1:
             raise InputError(f"windows is {windows}; it must be at least 1")
         self.source, self.config, self.seed = source, config, seed
@@ -238,21 +236,23 @@ class EvaluationSampler:
         self.steps_per_epoch = -(-len(source) // batch_clips)
 
     def sample(self, clip: int, window: int) -> Sample:
-        """One window of one clip with its crops."""
-        size, config = _size(self.source, clip), self.config
-        boxes = list(evaluation_crops(*scaled_size(*size, config.short_side), config.size))
-        boxes = boxes if self.crops == 3 else boxes[1:2]
+        """Return one window of one clip with its crops."""
+        size, config = _frame_size(self.source, clip), self.config
+        boxes: Sequence[Box] = evaluation_crops(*scaled_size(*size, config.short_side), config.size)
         place = 0.5 if self.windows == 1 else window / (self.windows - 1)
-        start, end = _place_window(self.source, clip, config.window_seconds, place)
+        start, end = _window(self.source, clip, config.window_seconds, place)
         index = clip * self.windows + window
-        views = tuple(view_params(self.seed, 0, index, view, *size, config, crop=box) for view, box in enumerate(boxes))
+        views = tuple(
+            view_params(self.seed, 0, index, view, *size, config, crop=box)
+            for view, box in enumerate(boxes if self.crops == 3 else boxes[1:2])
+        )
         return Sample(epoch=0, index=index, source=0, clip=clip, start_seconds=start, end_seconds=end, views=views)
 
     def samples(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> list[Sample]:
-        """The samples of one rank: all windows of its clips, windows of a clip adjacent."""
+        """Return the samples of one rank at one step, the windows of a clip adjacent."""
         clips = range(step * self.batch_clips + rank, min((step + 1) * self.batch_clips, len(self.source)), world_size)
         return [self.sample(clip, window) for clip in clips for window in range(self.windows)]
 
-    def replacement(self, draw: Sample, attempt: int) -> None:
-        """Nothing is replaced in an evaluation."""
+    def replacement(self, sample: Sample, attempt: int) -> None:
+        """Return None: an evaluation replaces nothing."""
         return

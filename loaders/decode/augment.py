@@ -1,11 +1,10 @@
-"""Decoded frames -> the views of a clip, in OpenCV and numpy: the plain form, the loader's hot path on a CPU.
+"""Make the views of a clip in OpenCV and numpy: the plain reader, and the loader's hot path on a CPU.
 
-    frames_THWC, any size  ->  short side scaled once  ->  per view: crop, resize, flip, RandAugment  ->  views_VTHWC uint8
+    frames_THWC, any size  ->  scale the short side once  ->  per view: crop, resize, flip, RandAugment  ->  views_VTHWC uint8
 
-The same meaning as the DALI graph (`pipeline.py`): resizing is bilinear with half-pixel centres and no antialiasing, an
-operation of RandAugment is torchvision's on uint8 frames, with means and histograms per frame. Nothing is drawn here.
-Pixelwise operations see all frames as one tall image, which saves fifteen of sixteen calls and changes no pixel.
-A worker process calls `cv2.setNumThreads(1)` once; this module leaves OpenCV's threads alone.
+It gives what the DALI graph gives: resizing is bilinear with half-pixel centers and no antialiasing, and an operation of
+RandAugment is torchvision's on uint8 frames, with means and histograms per frame. Nothing is random here. Pixelwise
+operations see all frames as one tall image, which saves fifteen of sixteen calls and changes no pixel.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,10 +18,10 @@ from ppma.loaders.samples import GEOMETRIC_REACH, ViewParams, check_crops, scale
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 """Of red, green, blue (torchvision's rgb_to_grayscale)."""
 WARP_FILL = 128
-"""What comes in from outside a view: pytorchvideo's 0.5, as uint8."""
-# OpenCV rounds to the nearest integer where torchvision cuts off. Half a step down makes the two agree; the 1/512 keeps
-# sums that are integers by construction (grey pixels, flat areas) from falling to the integer below.
-_CUT_OFF = -0.5 + 1 / 512
+"""Value outside a view: pytorchvideo's 0.5, as uint8."""
+# OpenCV rounds to the nearest integer where torchvision truncates. Half a step down makes the two agree; the 1/512 keeps
+# sums that are integers by construction (gray pixels, flat areas) from falling to the integer below.
+_TRUNCATE = -0.5 + 1 / 512
 
 
 def make_views(
@@ -31,36 +30,40 @@ def make_views(
     config: LoaderConfig,
     out_VTHWC: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The views of one clip: uint8 (V, T, size, size, 3), written into `out_VTHWC` (C-contiguous) where one is given.
+    """Make the views of one clip.
 
-    `frames_THWC` is uint8 RGB of any size, one array or a list of frames of one size; each crop of `views` lies in the frame
-    scaled to `config.short_side`.
+    Args:
+        frames_THWC: uint8 RGB of any size, one array or a list of frames of one size.
+        views: Parameters of each view; each crop is in the frame scaled to `config.short_side`.
+        config: Size of the views, and the short side.
+        out_VTHWC: C-contiguous array to fill; a new one by default.
+
+    Returns:
+        uint8 (V, T, size, size, 3): `out_VTHWC` if given.
+
+    Raises:
+        ValueError: A crop leaves the scaled frame.
     """
     first_HWC = frames_THWC[0]
-    if first_HWC.dtype != np.uint8 or first_HWC.ndim != 3 or first_HWC.shape[-1] != 3:
-        raise ValueError(f"a frame is {first_HWC.dtype} {first_HWC.shape}; uint8 (H, W, 3) is needed")
-    shape = (len(views), len(frames_THWC), config.size, config.size, 3)
     if out_VTHWC is None:
-        out_VTHWC = np.empty(shape, np.uint8)
-    if out_VTHWC.shape != shape or out_VTHWC.dtype != np.uint8 or not out_VTHWC.flags.c_contiguous:
-        raise ValueError(f"out is {out_VTHWC.dtype} {out_VTHWC.shape}; contiguous uint8 {shape} is needed")
+        out_VTHWC = np.empty((len(views), len(frames_THWC), config.size, config.size, 3), np.uint8)
     height, width = scaled_size(first_HWC.shape[0], first_HWC.shape[1], config.short_side)
     check_crops(views, height, width)
     scaled_THWC = frames_THWC
     if first_HWC.shape[:2] != (height, width):
         scaled_THWC = np.empty((len(frames_THWC), height, width, 3), np.uint8)
         _resize(frames_THWC, scaled_THWC)
-    for draw, view_THWC in zip(views, out_VTHWC):
-        _make_view(scaled_THWC, draw, view_THWC)
+    for params, view_THWC in zip(views, out_VTHWC):
+        _make_view(scaled_THWC, params, view_THWC)
     return out_VTHWC
 
 
-def _make_view(scaled_THWC: np.ndarray | Sequence[np.ndarray], draw: ViewParams, view_THWC: np.ndarray) -> None:
-    top, left, h, w = draw.crop
+def _make_view(scaled_THWC: np.ndarray | Sequence[np.ndarray], params: ViewParams, view_THWC: np.ndarray) -> None:
+    top, left, h, w = params.crop
     _resize((frame_HWC[top : top + h, left : left + w] for frame_HWC in scaled_THWC), view_THWC)
-    if draw.flip:
+    if params.flip:
         cv2.flip(_tall(view_THWC), 1, dst=_tall(view_THWC))
-    for name, argument in draw.ops:
+    for name, argument in params.ops:
         apply_operation(view_THWC, name, argument)
 
 
@@ -73,66 +76,65 @@ def apply_operation(frames_THWC: np.ndarray, name: str, argument: float) -> None
 
 
 def _resize(frames_THWC: Iterable[np.ndarray], out_THWC: np.ndarray) -> None:
-    """Bilinear, half-pixel centres. OpenCV's fixed-point form stays within 1 of the exact value (tested)."""
+    """Resize bilinearly; OpenCV's fixed-point arithmetic stays within 1 of the exact value (tested)."""
     size = out_THWC.shape[2], out_THWC.shape[1]
     for frame_HWC, out_HWC in zip(frames_THWC, out_THWC):
         cv2.resize(frame_HWC, size, dst=out_HWC, interpolation=cv2.INTER_LINEAR)
 
 
 def _tall(frames_THWC: np.ndarray) -> np.ndarray:
-    """All frames as one (T * H, W, 3) image, without a copy."""
+    """Return all frames as one (T * H, W, 3) image, without a copy."""
     return frames_THWC.reshape(-1, *frames_THWC.shape[2:])
 
 
 def _lookup(frames_THWC: np.ndarray, table_256: np.ndarray) -> None:
-    """One table for all frames and channels."""
+    """Apply one table to all frames and channels."""
     flat = frames_THWC.reshape(-1, frames_THWC.shape[2] * 3)
     cv2.LUT(flat, table_256, dst=flat)
 
 
 def _lookup_each(frames_THWC: np.ndarray, table_TC256: np.ndarray) -> None:
-    """A table for each frame and channel."""
+    """Apply a table of its own to each frame and channel."""
     for frame_HWC, table_C256 in zip(frames_THWC, table_TC256):
         cv2.LUT(frame_HWC, np.ascontiguousarray(table_C256.T)[None], dst=frame_HWC)
 
 
-def _ramp() -> np.ndarray:
-    return np.arange(256, dtype=np.float32)
+_RAMP = np.arange(256, dtype=np.float32)
 
 
-def _cut(values: np.ndarray) -> np.ndarray:
-    """Float values to uint8 as torchvision does it: clamped, then cut off."""
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+    """Convert floats to uint8 as torchvision does: clamp, then truncate."""
     return np.clip(values, 0, 255).astype(np.uint8)
 
 
 def _brightness(frames_THWC: np.ndarray, factor: float) -> None:
-    _lookup(frames_THWC, _cut(_ramp() * np.float32(factor)))
+    _lookup(frames_THWC, _to_uint8(_RAMP * np.float32(factor)))
 
 
 def _contrast(frames_THWC: np.ndarray, factor: float) -> None:
-    """Towards, or away from, the mean grey of each frame."""
-    grey_THW = cv2.cvtColor(_tall(frames_THWC), cv2.COLOR_RGB2GRAY).reshape(frames_THWC.shape[:3])
-    mean_T = np.array([cv2.mean(grey_HW)[0] for grey_HW in grey_THW]) - 0.5  # torchvision cuts each grey off
-    table_T256 = _cut(_ramp() * np.float32(factor) + ((1 - factor) * mean_T[:, None]).astype(np.float32))
+    """Blend with the mean gray of each frame."""
+    gray_THW = cv2.cvtColor(_tall(frames_THWC), cv2.COLOR_RGB2GRAY).reshape(frames_THWC.shape[:3])
+    mean_T = np.array([cv2.mean(gray_HW)[0] for gray_HW in gray_THW]) - 0.5  # torchvision truncates each gray
+    table_T256 = _to_uint8(_RAMP * np.float32(factor) + ((1 - factor) * mean_T[:, None]).astype(np.float32))
     for frame_HWC, table_256 in zip(frames_THWC, table_T256):
         _lookup(frame_HWC[None], table_256)
 
 
 def _saturation(frames_THWC: np.ndarray, factor: float) -> None:
-    """Towards, or away from, each pixel's grey: one 3 x 3 matrix."""
+    """Blend with each pixel's gray: one 3 x 3 matrix."""
     matrix = np.eye(3) * factor + (1 - factor) * np.array(GRAY_WEIGHTS)
-    # torchvision cuts the grey off before it blends: on average half a step
-    offset = np.full((3, 1), _CUT_OFF - (1 - factor) / 2)
+    # torchvision truncates the gray before it blends: on average half a step
+    offset = np.full((3, 1), _TRUNCATE - (1 - factor) / 2)
     cv2.transform(_tall(frames_THWC), np.hstack([matrix, offset]), dst=_tall(frames_THWC))
 
 
 def _sharpness(frames_THWC: np.ndarray, factor: float) -> None:
-    """Towards, or away from, a 3 x 3 smoothed frame; its outermost pixels stay as they are."""
+    """Blend with a 3 x 3 smoothed frame; the outermost pixels stay as they are."""
     kernel = np.ones((3, 3), np.float32)
     kernel[1, 1] = 5
     blurred_THWC = cv2.filter2D(_tall(frames_THWC), -1, kernel / kernel.sum()).reshape(frames_THWC.shape)
     inner = np.s_[:, 1:-1, 1:-1]
-    mixed = cv2.addWeighted(_tall(frames_THWC), factor, _tall(blurred_THWC), 1 - factor, _CUT_OFF)
+    mixed = cv2.addWeighted(_tall(frames_THWC), factor, _tall(blurred_THWC), 1 - factor, _TRUNCATE)
     frames_THWC[inner] = mixed.reshape(frames_THWC.shape)[inner]
 
 
@@ -143,15 +145,14 @@ def _autocontrast(frames_THWC: np.ndarray, _: float) -> None:
     flat_TC = high_TC == low_TC
     scale_TC = np.where(flat_TC, 1, 255 / np.where(flat_TC, 1, high_TC - low_TC)).astype(np.float32)
     low_TC = np.where(flat_TC, 0, low_TC).astype(np.float32)
-    _lookup_each(frames_THWC, _cut((_ramp() - low_TC[..., None]) * scale_TC[..., None]))
+    _lookup_each(frames_THWC, _to_uint8((_RAMP - low_TC[..., None]) * scale_TC[..., None]))
 
 
 def _equalize(frames_THWC: np.ndarray, _: float) -> None:
-    """Equalise each channel's histogram, with Pillow's integer formula, which torchvision follows."""
+    """Equalize each channel's histogram with Pillow's integer formula, which torchvision follows."""
     hist_TC256 = np.array(  # (256, 1) from OpenCV 4, (256,) from 5
-        [[cv2.calcHist([f], [c], None, [256], [0, 256]).ravel() for c in range(3)] for f in frames_THWC]
+        [[cv2.calcHist([f], [c], None, [256], [0, 256]).ravel() for c in range(3)] for f in frames_THWC], np.int64
     )
-    hist_TC256 = hist_TC256.astype(np.int64)
     below_TC256 = hist_TC256.cumsum(axis=-1) - hist_TC256
     last_TC1 = 255 - (hist_TC256[..., ::-1] > 0).argmax(axis=-1)[..., None]
     step_TC1 = np.take_along_axis(below_TC256, last_TC1, axis=-1) // 255
@@ -174,19 +175,16 @@ def _solarize(frames_THWC: np.ndarray, threshold: float) -> None:
 
 
 def _warp(frames_THWC: np.ndarray, matrix_23: np.ndarray) -> None:
-    """Bilinear. OpenCV rounds source coordinates to 1/32 pixel: up to 1/64 of the step between neighbours either way."""
+    """Warp bilinearly. OpenCV rounds source coordinates to 1/32 pixel: up to 1/64 of a step between neighbors."""
     shifted_23 = matrix_23.copy()
-    shifted_23[:, 2] += matrix_23[:, :2].sum(axis=1) / 2 - 0.5  # OpenCV's pixel i has its centre at i, not i + 1/2
+    shifted_23[:, 2] += matrix_23[:, :2].sum(axis=1) / 2 - 0.5  # OpenCV's pixel i has its center at i, not i + 1/2
     size = frames_THWC.shape[2], frames_THWC.shape[1]
+    flags, fill = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, (WARP_FILL,) * 3
     for frame_HWC in frames_THWC:
-        frame_HWC[...] = cv2.warpAffine(
-            frame_HWC,
-            shifted_23,
-            size,
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=(WARP_FILL,) * 3,
+        warped_HWC = cv2.warpAffine(
+            frame_HWC, shifted_23, size, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=fill
         )
+        frame_HWC[...] = warped_HWC
 
 
 _PIXELWISE: dict[str, Callable[[np.ndarray, float], None]] = {

@@ -1,4 +1,4 @@
-"""Which manifest and which root belong to a source's name: `data.toml`, so that a recipe needs only names.
+"""The data catalog, `data.toml`: the manifest, root and packed store of each source, so that a recipe needs only names.
 
     [ucf101.train]                    # source name, split
     manifest = "ucf101_train.csv"     # made by `ppma index`; relative paths count from the folder of this file
@@ -8,15 +8,16 @@
 The file is the one given (`--data FILE`), else `$PPMA_DATA`, else `./data.toml`.
 """
 
-import fcntl
 import os
 import re
-import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import tomlkit
+from filelock import FileLock
+from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import InlineTable
 
 from ppma.common.files import write_text
 from ppma.config.errors import InputError
@@ -40,7 +41,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Catalog:
-    """The entries of one `data.toml`; empty where there is no such file."""
+    """The entries of one `data.toml`; empty if there is no such file."""
 
     path: Path
     """The file, whether it exists or not."""
@@ -48,7 +49,11 @@ class Catalog:
     """(name, split) -> entry."""
 
     def entry(self, name: str, split: str = "train") -> Entry:
-        """The entry of `name` and `split`; InputError gives the command that makes a missing one."""
+        """Return the entry of `name` and `split`.
+
+        Raises:
+            InputError: There is none; the message gives the command that makes it.
+        """
         if (name, split) not in self.entries:
             known = ", ".join(f"{n}.{s}" for n, s in sorted(self.entries)) or "no source"
             raise InputError(
@@ -59,34 +64,41 @@ class Catalog:
         return self.entries[name, split]
 
     def manifest(self, name: str, split: str = "train") -> Manifest:
-        """Read the manifest of `name` and `split`; where the entry has a packed store, its rows are read from there."""
+        """Return the manifest of `name` and `split`; if the entry has a packed store, its rows are read from there.
+
+        Raises:
+            InputError: The entry is missing, or its manifest or store is wrong.
+        """
         entry = self.entry(name, split)
         manifest = Manifest.read(entry.manifest, root=entry.root, name=name)
         return manifest.packed_in(Store(entry.store, manifest_sha256=manifest.sha256)) if entry.store else manifest
 
 
 def locate(explicit: Path | None = None) -> Path:
-    """The data.toml in force: `explicit`, else $PPMA_DATA, else ./data.toml."""
+    """Return the path of the data.toml in use: `explicit`, else $PPMA_DATA, else ./data.toml."""
     return Path(explicit or os.environ.get("PPMA_DATA") or "data.toml").absolute()
 
 
 def find(explicit: Path | None = None) -> Catalog:
-    """Read the data.toml in force.
+    """Read the data.toml in use; without a ./data.toml, the catalog is empty.
 
-    A file that was asked for and is missing is an InputError; no ./data.toml is an empty catalog.
+    Args:
+        explicit: The file that the user gave (`--data`).
+
+    Raises:
+        InputError: The file that `explicit` or $PPMA_DATA names is missing, or is wrong.
     """
     path = locate(explicit)
     if not path.exists() and (explicit or os.environ.get("PPMA_DATA")):
-        asked = "--data" if explicit else "$PPMA_DATA"
-        raise InputError(f"{path}: no such file (from {asked}); `ppma index ... --name NAME --data {path}` makes it")
+        origin = "--data" if explicit else "$PPMA_DATA"
+        raise InputError(f"{path}: no such file (from {origin}); `ppma index ... --name NAME --data {path}` makes it")
     return read(path)
 
 
 def read(path: Path) -> Catalog:
-    """Read one data.toml; a missing file is an empty catalog."""
-    tables = _load(path.read_text(encoding="utf-8"), path) if path.exists() else {}
+    """Read one data.toml; a missing file is an empty catalog. InputError if it is not a catalog."""
     entries = {}
-    for name, splits in tables.items():
+    for name, splits in _parse(path).unwrap().items():
         if not isinstance(splits, dict) or not all(isinstance(table, dict) for table in splits.values()):
             raise InputError(f"{path}: [{name}] must be split into tables, as [{name}.train] with manifest and root")
         for split, table in splits.items():
@@ -95,23 +107,36 @@ def read(path: Path) -> Catalog:
 
 
 def add(path: Path, *, name: str, split: str, manifest: Path, root: Path, store: Path | None = None) -> None:
-    """Add `[name.split]` to the data.toml `path`, in place of an entry of that name.
+    """Add or replace the entry `[name.split]` of a data.toml; the rest of the file, with its comments, stays as it is.
 
-    The rest of the file stays as it is written, comments too. An old `store` goes: it was packed from the old manifest.
+    Args:
+        path: The data.toml; it is created if it is missing.
+        name: Source name.
+        split: Split of the source.
+        manifest: Its CSV.
+        root: Folder that the manifest's paths are relative to.
+        store: Its packed store. Without one an old `store` is removed: it was packed from the old manifest.
+
+    Raises:
+        InputError: A name is not allowed, or the file is not TOML or cannot be written.
     """
     check_name(name, "name")
     check_name(split, "split")
     given = {"manifest": manifest, "root": root, "store": store}
-    lines = [f"[{name}.{split}]"]
-    lines += [f"{key} = {_quote(_shorten(value, path.parent))}" for key, value in given.items() if value is not None]
-    with _locked(path):
-        text = path.read_text(encoding="utf-8")
-        before = _load(text, path)
-        text = _replace_table(text, (name, split), lines)
-        wanted = before | {name: before.get(name, {}) | {split: tomllib.loads("\n".join(lines))[name][split]}}
-        if _load(text, path) != wanted:
-            raise InputError(f"{path}: cannot edit the way [{name}.{split}] is written; remove it and try again")
-        write_text(path, text)
+    try:
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            document = _parse(path)
+            splits = document.setdefault(name, tomlkit.table(is_super_table=True))
+            inline = isinstance(splits, InlineTable)
+            entry = splits.setdefault(split, tomlkit.inline_table() if inline else tomlkit.table())
+            for key, value in given.items():
+                if value is not None:
+                    entry[key] = _shorten(value, path.parent)
+                else:
+                    entry.pop(key, None)
+            write_text(path, document.as_string())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); give another file with --data") from None
 
 
 def check_name(value: str, what: str) -> None:
@@ -120,10 +145,10 @@ def check_name(value: str, what: str) -> None:
         raise InputError(f"--{what} is {value!r}; use letters, digits, - and _ only")
 
 
-def _load(text: str, path: Path) -> dict[str, Any]:
+def _parse(path: Path) -> tomlkit.TOMLDocument:
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return tomlkit.parse(path.read_text(encoding="utf-8") if path.exists() else "")
+    except TOMLKitError as error:
         raise InputError(f"{path}: is not TOML: {error}") from None
 
 
@@ -140,45 +165,6 @@ def _entry(path: Path, name: str, split: str, table: dict[str, Any]) -> Entry:
 
 
 def _shorten(value: Path, folder: Path) -> str:
-    """Relative where it lies below the catalog's folder, so that the folder can be moved as a whole."""
+    """Return a path relative to the catalog's folder if it is inside, so that the folder can be moved as a whole."""
     value, folder = value.resolve(), folder.resolve()
     return (value.relative_to(folder) if value.is_relative_to(folder) else value).as_posix()
-
-
-def _quote(text: str) -> str:
-    escaped = "".join(f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 else c for c in text.replace("\\", "\\\\"))
-    return '"' + escaped.replace('"', '\\"') + '"'
-
-
-def _replace_table(text: str, key: tuple[str, str], table: list[str]) -> str:
-    lines = text.splitlines()
-    heads = [i for i, line in enumerate(lines) if line.lstrip().startswith("[")]
-    for at, after in zip(heads, [*heads[1:], len(lines)]):
-        if _is_head(lines[at], key):
-            while after > at + 1 and (not lines[after - 1].strip() or lines[after - 1].lstrip().startswith("#")):
-                after -= 1  # blank lines and comments there belong to the next table
-            return "\n".join([*lines[:at], *table, *lines[after:]]) + "\n"
-    return "\n".join([*lines, *([""] if lines and lines[-1].strip() else []), *table]) + "\n"
-
-
-def _is_head(line: str, key: tuple[str, str]) -> bool:
-    try:
-        return tomllib.loads(line) == {key[0]: {key[1]: {}}}
-    except tomllib.TOMLDecodeError:
-        return False
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold `path` against other writers; it is created empty when missing."""
-    while True:
-        try:
-            file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror}); give another file with --data") from None
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            still_there = path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino
-            if still_there:  # another writer may have renamed its own over the file that was locked here
-                yield
-                return

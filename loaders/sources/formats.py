@@ -1,9 +1,9 @@
-"""Ways in which people lay out clips, each read as the same rows.
+"""Read folder trees and list files into the same rows, without opening a video.
 
-    folder tree, list file  ->  reader of its format (FORMATS)  ->  Listed rows: path below the root, label, class name, or why refused
+    folder tree, list file  ->  reader of its format (FORMATS)  ->  Listed rows: path, label, class name, or why refused
 
-Names may hold anything but line breaks: spaces, brackets, commas, non-ASCII letters in either Unicode form. Nothing here opens a video.
-A new format is a function `(source, root, classes) -> list[Listed]` and one line in FORMATS.
+Names may hold anything but line breaks: spaces, brackets, commas, non-ASCII letters in either Unicode form. A new format
+is a function `(source, root, classes) -> list[Listed]` and one line in FORMATS.
 """
 
 import os
@@ -19,27 +19,27 @@ from pathlib import Path, PurePosixPath
 from ppma.config.errors import InputError
 
 FRAME_FOLDER_FPS = 25.0
-"""Rate of a folder of frames, in frames per second: it stores none (paper: frame folders count as 25 frames/s)."""
+"""Frames per second of a folder of frames, which stores no rate (paper: 25)."""
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 VIDEO_SUFFIXES = (
     *(".3gp", ".avi", ".divx", ".flv", ".h264", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov"),
     *(".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
 )
-"""What a list may leave out, and what counts as a video in a folder tree. The content decides what is in it."""
+"""Suffixes that a list may omit, and that mark a video in a folder tree. The content decides the format."""
 DETECTION_LINES = 1000
-"""Lines of a list that are looked at to tell its separator."""
+"""Lines of a list that are read to detect its separator."""
 ABSENT = "there is no "
-"""How the reason begins where nothing is on the disk."""
+"""Start of the reason for a path that does not exist."""
 _LIST_LINE = {";": re.compile(r"\s*(.*\S)\s*;\s*(\S*)\s*"), " ": re.compile(r"\s*(.*\S)\s+(\S+)\s*")}
 _WRITTEN = {";": "path;label", " ": "path label"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Listed:
-    """One clip as its source names it, before anybody opened it."""
+    """One clip as its source names it, before it is opened."""
 
     path: str
-    """Relative to the root, with forward slashes and its real suffix; as written in the list when it was not found."""
+    """Relative to the root, with forward slashes and its real suffix; as the list has it if it was not found."""
     label: int | None
     class_name: str = ""
     start_seconds: float | None = None
@@ -47,13 +47,14 @@ class Listed:
     line: int = 0
     """Line in the list, from 1; 0 for a folder tree."""
     reason: str = ""
-    """Why it is refused already, or empty."""
+    """Why the clip is refused, or empty."""
 
 
 def list_frames(folder: Path) -> list[Path]:
-    """The pictures of a folder of frames in natural order (2 before 10).
+    """Return the pictures of a folder of frames in natural order (2 before 10).
 
-    InputError when it has none, or JPEG and PNG mixed.
+    Raises:
+        InputError: It has none, or both JPEG and PNG.
     """
     paths = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.name[0] != "."]
     if not paths:
@@ -70,17 +71,23 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 
 def read_source(source: Path, *, root: Path, format: str = "auto", classes: list[str] | None = None) -> list[Listed]:
-    """All clips that `source` names, in its order. InputError where the source as a whole cannot be what it should be.
+    """Return all clips that a source names, in its order; a row that cannot be used has a reason.
 
-    `classes`: names in the order of their labels; without it a tree's labels are its sorted class names, from 0.
+    Args:
+        source: Folder tree or list file.
+        root: Folder that the paths are relative to.
+        format: One of FORMATS, or "auto".
+        classes: Class names in the order of their labels; by default a tree's labels are its sorted class names.
+
+    Raises:
+        InputError: The source cannot be read in this format, or names no clip.
     """
     if not root.is_dir():
         raise InputError(f"--root {root} is not a folder; give the one that the paths are relative to")
     name = detect(source) if format == "auto" else format
     if source.is_dir() != (name == "tree"):
-        raise InputError(
-            f"{source} is {'a folder' if source.is_dir() else 'a file'}; --format {name} does not read that"
-        )
+        kind = "a folder" if source.is_dir() else "a file"
+        raise InputError(f"{source} is {kind}; --format {name} does not read that")
     rows = refuse_repeats(FORMATS[name](source, root, classes))
     if not rows:
         raise InputError(f"{source}: names no clip; expected {'<class>/<video>' if name == 'tree' else 'path;label'}")
@@ -88,7 +95,7 @@ def read_source(source: Path, *, root: Path, format: str = "auto", classes: list
 
 
 def detect(source: Path) -> str:
-    """The name of the format of `source`: tree for a folder; for a list the separator that fits more lines."""
+    """Return the format of a source: "tree" for a folder; for a list, the separator that fits more lines."""
     if source.is_dir():
         return "tree"
     lines = [line for _, line in _lines(source)[:DETECTION_LINES]]
@@ -98,16 +105,18 @@ def detect(source: Path) -> str:
 
 
 def read_classes(file: Path) -> list[str]:
-    """Class names, one a line; the first is label 0."""
+    """Return the class names of a file with one name per line; the first is label 0."""
     names = [line.strip() for _, line in _lines(file)]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None or not names:
-        raise InputError(f"{file}: {f'names {repeated!r} twice' if names else 'is empty'}; give one class name a line")
+        raise InputError(
+            f"{file}: {f'names {repeated!r} twice' if names else 'is empty'}; give one class name per line"
+        )
     return names
 
 
 def _lines(file: Path) -> list[tuple[int, str]]:
-    """(number from 1, text) of the lines that are not blank."""
+    """Return (number from 1, text) of the lines that are not blank."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -118,12 +127,12 @@ def _lines(file: Path) -> list[tuple[int, str]]:
 
 
 def _key(name: str) -> str:
-    """Names are compared in one Unicode form: a Mac decomposes letters that a list file writes as one."""
+    """Return a name in the Unicode form for comparisons: a Mac decomposes letters that a list writes as one."""
     return unicodedata.normalize("NFC", name)
 
 
 class Root:
-    """The folders below a root, each listed once: a million `stat` calls take an hour on a network file system."""
+    """List each folder below a root once: a million `stat` calls take an hour on a network file system."""
 
     def __init__(self, root: Path) -> None:
         self.path = root.absolute()
@@ -132,7 +141,7 @@ class Root:
         self._names: dict[str, dict[str, list[str]]] = {}
 
     def entries(self, folder: str) -> dict[str, tuple[bool, str]]:
-        """name -> (is it a folder, why it cannot be used or empty) for what lies in `folder`; empty where there is none."""
+        """Return {name: (is a folder, why it cannot be used or "")} of a folder; empty if there is none."""
         if folder not in self._folders:
             self._folders[folder] = self._scan(folder)
         return self._folders[folder] or {}
@@ -159,7 +168,7 @@ class Root:
         return entry.is_dir(), reason
 
     def find(self, path: str) -> tuple[str, str]:
-        """(real path relative to the root, reason or empty) of a path that may lack its suffix."""
+        """Return (real path relative to the root, reason or "") of a path that may lack its suffix."""
         folder, name = posixpath.split(path)
         if folder and not self.entries(folder):
             folder, reason = self.find_folder(folder)
@@ -169,24 +178,27 @@ class Root:
         found = self._candidates(folder, name)
         if len(found) != 1:
             several = f"may be any of {', '.join(sorted(found))}; write it with its suffix"
-            return path, several if found else f"{ABSENT}such file, nor one with a video's suffix, nor such a folder"
+            return (
+                path,
+                several if found else f"{ABSENT}such file, with or without a video's suffix, and no such folder",
+            )
         return posixpath.join(folder, found[0]), entries[found[0]][1]
 
     def _candidates(self, folder: str, name: str) -> list[str]:
-        """What `name` may mean: itself, or a video whose suffix was left out. A file that is called so is meant."""
+        """Return the entries that `name` may mean: a file of this exact name, or else videos without the suffix."""
         entries = self.entries(folder)
         if name in entries and not entries[name][0]:
             return [name]
         return self._named(folder).get(_key(name), [])
 
     def _named(self, folder: str) -> dict[str, list[str]]:
-        """`_by_name` of a folder, made once: there are folders of 220,000 videos."""
+        """Return `_by_name` of a folder, computed once: some folders hold 220,000 videos."""
         if folder not in self._names:
             self._names[folder] = _by_name(self.entries(folder))
         return self._names[folder]
 
     def find_folder(self, folder: str) -> tuple[str, str]:
-        """The folder's real spelling, where it differs in its Unicode form only."""
+        """Return (the folder's spelling on disk, reason or ""); it may differ in its Unicode form."""
         parent, name = posixpath.split(folder)
         if parent and not self.entries(parent):
             parent, reason = self.find_folder(parent)
@@ -199,7 +211,7 @@ class Root:
 
 
 def _by_name(entries: dict[str, tuple[bool, str]]) -> dict[str, list[str]]:
-    """What each name may mean, in one Unicode form, with a video's suffix and without."""
+    """Return {name in one Unicode form: entries it may mean}, with and without a video's suffix."""
     names = defaultdict(list)
     for name, (is_folder, _) in entries.items():
         names[_key(name)].append(name)
@@ -209,7 +221,7 @@ def _by_name(entries: dict[str, tuple[bool, str]]) -> dict[str, list[str]]:
 
 
 def read_tree(source: Path, root: Path, classes: list[str] | None) -> list[Listed]:
-    """`<class>/<video>` or `<class>/<folder of frames>`; labels are the sorted class names, from 0."""
+    """Read `<class>/<video>` or `<class>/<folder of frames>`; labels are the sorted class names, from 0."""
     tree = Root(root)
     prefix = _below(source.absolute().as_posix(), tree, f"{source}")
     top = tree.entries(prefix)
@@ -218,7 +230,7 @@ def read_tree(source: Path, root: Path, classes: list[str] | None) -> list[Liste
         raise InputError(f"{source}: holds no class folder; expected <class>/<video>")
     label_of = {_key(name): label for label, name in enumerate(names if classes is None else classes)}
     rows = [
-        Listed(path=posixpath.join(prefix, name), label=None, reason="lies outside of any class folder")
+        Listed(path=posixpath.join(prefix, name), label=None, reason="is outside of any class folder")
         for name in sorted(top)
         if name.lower().endswith(VIDEO_SUFFIXES) and not top[name][0]
     ]
@@ -234,16 +246,16 @@ def _class_rows(tree: Root, folder: str, label: int | None) -> list[Listed]:
         if not reason and label is None:
             reason = f"the class {posixpath.basename(folder)!r} is not in the file given as --classes"
         elif not reason and not is_folder and suffix in PICTURE_SUFFIXES:
-            reason = "is a picture; the frames of a clip belong into a folder of their own, <class>/<clip>/000001.jpg"
+            reason = "is a picture; the frames of a clip belong in their own folder, <class>/<clip>/000001.jpg"
         elif not reason and not is_folder and suffix not in VIDEO_SUFFIXES:
-            reason = f"is no video by its suffix {suffix!r}; rename it if it is one, as .mp4: the content decides"
+            reason = f"is not a video by its suffix {suffix!r}; if it is one, rename it to .mp4: the content decides"
         path = posixpath.join(folder, name)
         rows.append(Listed(path=path, label=label, class_name=posixpath.basename(folder), reason=reason))
     return rows
 
 
 def _read_list(source: Path, root: Path, classes: list[str] | None, *, separator: str) -> list[Listed]:
-    """One clip a line, split from the right. The class name is that of --classes, else of the folder a clip lies in."""
+    """Read one clip per line, split from the right. Class names are those of --classes, else of the clips' folders."""
     tree = Root(root)
     rows = []
     for number, line in _lines(source):
@@ -259,13 +271,13 @@ def _read_list(source: Path, root: Path, classes: list[str] | None, *, separator
 
 
 def _label(line: str, separator: str) -> str | None:
-    """The digits of the label, empty for `path;`, None where the line does not have this form."""
+    """Return the digits of a line's label, empty for `path;`, or None if the line does not have this form."""
     match = _LIST_LINE[separator].fullmatch(line)
     return match[2] if match and re.fullmatch(r"[0-9]*", match[2]) else None
 
 
 def _below(path: str, tree: Root, where: str) -> str:
-    """`path` relative to the root, normalised; empty for the root itself."""
+    """Return a normalized path relative to the root, empty for the root itself; InputError if it leaves the root."""
     if path.startswith("/"):
         path = os.path.relpath(path, tree.path)
     path = posixpath.normpath(path)
@@ -281,7 +293,7 @@ def _name_by_label(row: Listed, classes: list[str]) -> Listed:
 
 
 def _name_by_folder(rows: list[Listed]) -> list[Listed]:
-    """Give every row its folder's name if folders and labels correspond one to one; else no row gets a name."""
+    """Name every row's class after its folder if folders and labels correspond one to one."""
     pairs = {(row.label, posixpath.basename(posixpath.dirname(row.path))) for row in rows if row.label is not None}
     labels, names = {label for label, _ in pairs}, {name for _, name in pairs}
     if not len(labels) == len(names) == len(pairs) or "" in names:
@@ -291,7 +303,7 @@ def _name_by_folder(rows: list[Listed]) -> list[Listed]:
 
 
 def refuse_repeats(rows: list[Listed]) -> list[Listed]:
-    """A clip that is listed again counts once."""
+    """Refuse every further row of a clip that is listed more than once."""
     first: dict[tuple[str, float | None, float | None], Listed] = {}
     out = []
     for row in rows:
@@ -307,4 +319,4 @@ FORMATS: dict[str, Callable[[Path, Path, list[str] | None], list[Listed]]] = {
     "semicolon": partial(_read_list, separator=";"),
     "space": partial(_read_list, separator=" "),
 }
-"""Name of a format -> its reader."""
+"""{format: its reader}."""

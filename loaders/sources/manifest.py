@@ -1,10 +1,11 @@
-"""One row per clip: where it lies, what it shows, and what the probe found in it.
+"""The manifest of a source: one row per clip with its path, its label and what the probe found in it.
 
-In:  the CSV that `ppma index` writes (header: the fields of `Clip`, in their order).
-Out: a `Manifest`, whose columns are flat arrays, and single `Clip`s built on demand.
-Why columns: every loader worker holds the manifest of every source; a row costs some 150 bytes here, ten times that as
-an object, and a million objects are touched, thus copied, in every forked process.
-Everything that can be wrong with a row is found when the file is read, so that no training step meets it.
+    CSV of `ppma index` (header: the fields of `Clip`)  ->  parse, check, derive  ->  Manifest: columns as flat arrays
+
+A row takes about 150 bytes as columns and ten times that as an object. Everything that can be wrong with a row is found
+when the file is read, so that no training step fails on it. A file is parsed and hashed once per process, a large one
+once per user, into an Arrow file that all processes map: eight processes with ten million rows each would otherwise
+take 24 GiB.
 """
 
 import copy
@@ -12,9 +13,11 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import IO
@@ -22,52 +25,54 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from filelock import FileLock
 from pyarrow import csv as pa_csv
 
 from ppma.common.files import atomic_path
 from ppma.config.errors import InputError
-from ppma.loaders.sources import manifest_cache
 from ppma.loaders.sources.store import Store
 
 DOMAINS = ("", "real", "human-removed", "synthetic")
+LARGE_BYTES = 16 * 2**20
+"""Size from which a CSV is kept as an Arrow file; parsing a smaller one takes less than a second."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """One row of a manifest; the fields are the columns of its CSV."""
+    """One row of a manifest. The fields are the columns of its CSV."""
 
     path: str
     """File or folder of frames, relative to the manifest's root, with forward slashes."""
     label: int | None = None
-    """Class index from 0, or None without a label."""
+    """Class index from 0; None without a label."""
     class_name: str = ""
     """Name of the class as its source spells it, or empty."""
     source: str = ""
     """Name of the data set that the clip belongs to."""
     start_seconds: float | None = None
-    """First moment of the action within the file, or None: from the beginning."""
+    """Start of the action within the file; None for the start of the file."""
     end_seconds: float | None = None
-    """Moment at which it ends (exclusive), or None: at the end of the file."""
+    """End of the action, exclusive; None for the end of the file."""
     frames: int
     """Frames that can be decoded, counted from the first key frame."""
     fps: float
     """Average frames per second; 25 for a folder of frames."""
     width: int
-    """Width in pixels of the upright picture: a quarter turn asked for by the file is already taken."""
+    """Width in pixels of the upright picture, after any rotation that the file asks for."""
     height: int
     """Height in pixels of the upright picture."""
     codec: str
-    """Name of the decoder (h264, vp9, ...), or jpeg / png for a folder of frames."""
+    """Name of the codec (h264, vp9, ...), or jpeg / png for a folder of frames."""
     key_frame_spacing: int
-    """Largest distance from a key frame to the next or to the end, in frames; 1 when every frame is one."""
+    """Largest number of frames from a key frame to the next or to the end; 1 if all are key frames."""
     duration_seconds: float
     """From the first frame's time stamp to the end of the last frame."""
     domain: str = ""
-    """real, human-removed, synthetic, or empty where nobody said."""
+    """real, human-removed, synthetic, or empty if unknown."""
     licence: str = ""
-    """Terms under which the footage is used, in the words of the person who indexed it."""
+    """License of the footage, as given to `ppma index`."""
     audit: str = ""
-    """Verdict of the privacy audit, or empty before one."""
+    """Verdict of the privacy audit; empty before one."""
 
 
 HEADER = tuple(field.name for field in fields(Clip))
@@ -90,11 +95,11 @@ _LEAVES_ROOT = r"^/|(^|/)\.\.(/|$)"
 
 
 class Manifest:
-    """The clips of one source, column by column. Make one with `read` or `from_clips`."""
+    """The clips of one source, column by column. Create one with `read` or `from_clips`."""
 
     def __init__(self, table: pa.Table, *, root: Path, path: Path | None, name: str) -> None:
-        """Of a table that `_derive` has checked and completed."""
-        self._columns = {field: _whole(table.column(field)) for field in table.column_names}
+        """Take the columns of a table that `_derive` has checked and completed."""
+        self._columns = {field: _one_chunk(table.column(field)) for field in table.column_names}
         self._rows = table.num_rows
         self.root = Path(root)
         """Folder that the paths of the rows are relative to."""
@@ -103,7 +108,7 @@ class Manifest:
         self.name = name
         """Name of the source."""
         self.sha256 = table.schema.metadata[b"sha256"].decode()
-        """Hash of the CSV file (of the CSV it would be, for a manifest made in memory)."""
+        """Hash of the CSV (for a manifest in memory, of the CSV it would be)."""
         self.labels = self._numbers("_label")
         """int64 (rows,); -1 for a row without a label."""
         self.frames = self._numbers("frames")
@@ -112,11 +117,11 @@ class Manifest:
         self.heights = self._numbers("height")
         self.durations = self._numbers("duration_seconds")
         self.starts = self._numbers("_start")
-        """Seconds; 0 where the row does not say."""
+        """Seconds (rows,); 0 by default."""
         self.ends = self._numbers("_end")
-        """Seconds; the file's duration where the row does not say."""
+        """Seconds (rows,); the file's duration by default."""
         self.class_names = {int(label): name for label, name in json.loads(table.schema.metadata[b"class_names"])}
-        """label -> name, for the labels that occur with a name."""
+        """{label: name} of the labels that have a name."""
         self._store: Store | None = None
 
     def __len__(self) -> int:
@@ -124,43 +129,44 @@ class Manifest:
 
     @property
     def n_classes(self) -> int:
-        """Largest label + 1: a label may be unused (Diving48 has no clip of class 30). 0 without labels."""
+        """Largest label + 1, as a label may be unused (Diving48 has no clip of class 30); 0 without labels."""
         return int(self.labels.max(initial=-1)) + 1
 
     def clip(self, i: int) -> Clip:
-        """Row `i`, built on demand."""
+        """Return row `i`."""
         if not 0 <= i < self._rows:
             raise IndexError(f"row {i} of a manifest with {self._rows} rows")
         return Clip(**{name: self._columns[name][i].as_py() for name in HEADER})
 
     @property
     def store(self) -> Store | None:
-        """The packed store that its rows are read from."""
+        """The packed store that the rows are read from."""
         return self._store
 
     def texts(self, name: str) -> list[str]:
-        """A column of words, one for each row: path, class_name, source, codec, domain, licence or audit."""
+        """Return a text column: path, class_name, source, codec, domain, licence or audit."""
         return self._columns[name].to_pylist()
 
     def packed_in(self, store: Store) -> "Manifest":
-        """The same rows, read from a packed store: `file` gives addresses in it, `widths` and `heights` are of its frames.
+        """Return a manifest of the same rows that reads from a packed store.
 
-        A row that could not be packed keeps its video, and is met there as the bad file that it is.
+        Its `file` returns addresses in the store; `widths` and `heights` are of the packed frames. A row that could not
+        be packed keeps its video, and is a bad file when it is read.
         """
         packed = copy.copy(self)
-        packed._store, there = store, store.places["shard"] >= 0
-        packed.widths = np.where(there, store.places["width"], self.widths)
-        packed.heights = np.where(there, store.places["height"], self.heights)
+        packed._store, in_store = store, store.places["shard"] >= 0
+        packed.widths = np.where(in_store, store.places["width"], self.widths)
+        packed.heights = np.where(in_store, store.places["height"], self.heights)
         return packed
 
     def file(self, i: int) -> Path:
-        """The video file or folder of frames of row `i`, or its address in the packed store."""
+        """Return the video file or folder of frames of row `i`, or its address in the packed store."""
         if self._store is not None and (address := self._store.address(i)) is not None:
             return address
         return self.root / self._columns["path"][i].as_py()
 
     def check_labels(self, n_classes: int) -> None:
-        """Raise InputError, naming the row, when a label does not fit a head with `n_classes` outputs."""
+        """Raise InputError, naming the row, if a label does not fit a head with `n_classes` outputs."""
         wrong = np.flatnonzero(self.labels >= n_classes)
         if len(wrong):
             row = int(wrong[0])
@@ -172,19 +178,28 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path | str, *, root: Path | str | None = None, name: str = "") -> "Manifest":
-        """Read and check the CSV `path`; InputError names the line. `root` defaults to its folder, `name` to its stem."""
+        """Read and check a manifest.
+
+        Args:
+            path: CSV file.
+            root: Folder that its paths are relative to (the CSV's folder by default).
+            name: Name of the source (the CSV's stem by default).
+
+        Raises:
+            InputError: The file is missing, empty or wrong; the message names the line.
+        """
         path = Path(path)
         try:
-            large = path.stat().st_size >= manifest_cache.FROM_BYTES
-            table = manifest_cache.shared(path, lambda: _read(path)) if large else _read(path)
+            stat = path.stat()
+            table = _table(path.resolve(), stat.st_size, stat.st_mtime_ns)
         except OSError as error:
             hint = f"`ppma index SOURCE --root DIR --out {path}` makes it"
-            raise InputError(f"{path}: {error.strerror}; {hint}") from None
+            raise InputError(f"{error.filename or path}: {error.strerror}; {hint}") from None
         return cls(table, root=Path(root or path.parent), path=path, name=name or path.stem)
 
     @classmethod
     def from_clips(cls, clips: Iterable[Clip], *, root: Path | str, name: str) -> "Manifest":
-        """A manifest in memory, with the same checks as one that is read."""
+        """Return a manifest in memory, with the checks of `read`."""
         text = io.StringIO(newline="")
         _write_rows(text, clips)
         content = text.getvalue().encode()
@@ -204,9 +219,35 @@ class Manifest:
         return self._columns[name].to_numpy(zero_copy_only=False)  # no column has nulls here, so nothing is copied
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    """A column in one piece, without a copy where it is one."""
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array, without a copy if it is one already."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+@lru_cache(maxsize=16)
+def _table(path: Path, size: int, mtime_ns: int) -> pa.Table:
+    """Return the checked table of a CSV; a large one is mapped from the user's cache folder."""
+    if size < LARGE_BYTES:
+        return _read(path)
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppma" / "manifests"
+    folder.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(repr((str(path), size, mtime_ns)).encode()).hexdigest()[:24]
+    target = folder / f"{key}.arrow"
+    with FileLock(folder / f"{key}.lock"):  # the processes of a node start together: one parses, the others wait
+        if not target.exists():
+            table = _read(path)
+            with (
+                atomic_path(target) as temp_path,
+                pa.OSFile(str(temp_path), "wb") as file,
+                pa.ipc.new_file(file, table.schema) as writer,
+            ):
+                writer.write_table(table.combine_chunks())
+            del table
+            pa.default_memory_pool().release_unused()  # from here on it is mapped
+    return pa.ipc.open_file(pa.memory_map(str(target))).read_all()
 
 
 def _read(path: Path) -> pa.Table:
@@ -218,21 +259,22 @@ def _read(path: Path) -> pa.Table:
 
 
 def _derive(table: pa.Table, content: bytes, where: str) -> pa.Table:
-    """Check the rows, and add what follows from them: numbers without gaps, the classes, the hash of the CSV."""
-    columns = {field: _whole(table.column(field)) for field in HEADER}
+    """Check the rows; add columns without missing values, the class names and the hash of the CSV."""
+    columns = {field: _one_chunk(table.column(field)) for field in HEADER}
     _check(columns, where=where)
     label = pc.fill_null(columns["label"], -1)
     names = _class_names(columns, label.to_numpy(zero_copy_only=False), where)
-    facts = {"sha256": hashlib.sha256(content).hexdigest(), "class_names": json.dumps(list(names.items()))}
+    metadata = {"sha256": hashlib.sha256(content).hexdigest(), "class_names": json.dumps(list(names.items()))}
     added = {
         "_label": label,
         "_start": pc.fill_null(columns["start_seconds"], 0.0),
         "_end": pc.coalesce(columns["end_seconds"], columns["duration_seconds"]),
     }
-    return pa.table(columns | added).replace_schema_metadata(facts)
+    return pa.table(columns | added).replace_schema_metadata(metadata)
 
 
 def _class_names(columns: dict[str, pa.Array], labels: np.ndarray, where: str) -> dict[int, str]:
+    """Return {label: name}; InputError if a label has two names."""
     names = columns["class_name"]
     pairs = np.stack([labels, names.indices.to_numpy(zero_copy_only=False)], axis=1)
     unique, first_row = np.unique(pairs, axis=0, return_index=True)
@@ -270,7 +312,7 @@ def _parse(content: bytes, *, where: str) -> pa.Table:
 
 
 def _explain(content: bytes, where: str, otherwise: str) -> str:
-    """Name the first line that does not parse; Arrow's threaded reader cannot."""
+    """Return a message that names the first line that does not parse, as Arrow's threaded reader cannot."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -285,13 +327,13 @@ def _explain(content: bytes, where: str, otherwise: str) -> str:
             kind = _TYPES.get(name, _NAMES)
             number = r"[+-]?\d+" if pa.types.is_integer(kind) else r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
             if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and value and not re.fullmatch(number, value):
-                wanted = "an integer" if pa.types.is_integer(kind) else "a number"
-                return f"{where}, line {reader.line_num}: {name} is {value!r}; it must be {wanted}"
+                expected = "an integer" if pa.types.is_integer(kind) else "a number"
+                return f"{where}, line {reader.line_num}: {name} is {value!r}; it must be {expected}"
     return f"{where}: {otherwise}"
 
 
 def _check(columns: dict[str, pa.Array], *, where: str) -> None:
-    """Raise InputError for the first row that breaks a rule; each rule gives a column of truth values: wrong or not."""
+    """Raise InputError for the first row that breaks a rule."""
     for name, wrong, rule in _rules(columns):
         rows = np.flatnonzero(pc.fill_null(wrong, False).to_numpy(zero_copy_only=False))
         if len(rows):
@@ -301,6 +343,7 @@ def _check(columns: dict[str, pa.Array], *, where: str) -> None:
 
 
 def _rules(columns: dict[str, pa.Array]) -> Iterable[tuple[str, pa.Array, str]]:
+    """Yield (column, which rows are wrong, rule in words)."""
     for name in HEADER:
         if name not in _OPTIONAL:
             yield name, pc.is_null(columns[name]), "it must be given (`ppma index` finds it)"

@@ -1,15 +1,15 @@
-"""What is really in a video file or a folder of frames, found without trusting its name or its header.
+"""Find what a video file or a folder of frames holds, without trusting its name or its header.
 
-    path  ->  probe  ->  VideoMetadata, or Unusable with the reason in words
+    path  ->  probe  ->  VideoMetadata, or Unusable with the reason
 
-Every packet is demuxed: that gives the true number of frames, their times and the distances between key frames, and shows where a file ends
-before its index does. Decoding everything takes 10 to 20 times as long, so there are two depths:
+Every packet is demuxed: that gives the true number of frames, their times and the distances between key frames, and
+shows a file that ends before its index does. Decoding everything takes 10 to 20 times as long, so there are two checks:
 
-    quick   decodes up to 8 key frames, spread over the file: size changes, rotation, damage to a key frame
-    full    decodes every frame, in the same pass: every corrupt frame is found; a file with one is refused
+    quick   decodes up to 8 key frames, spread over the file: finds size changes, rotation, damage to a key frame
+    full    decodes every frame in the same pass: refuses a file with any corrupt frame
 
-Damage between key frames passes `quick`; the loader meets it, names and counts it. Frames count from the first key frame, times from its
-presentation, sizes are of the upright picture.
+Damage between key frames passes `quick`; the loader then names and counts the file. Frames count from the first key
+frame, times from its presentation, sizes are of the upright picture.
 """
 
 import io
@@ -30,24 +30,24 @@ from ppma.loaders.sources.formats import FRAME_FOLDER_FPS, list_frames
 Check = Literal["quick", "full"]
 
 MAX_PIXELS = 4096 * 2304
-"""Of a frame, 4K: a 200 kB file can promise 8192 x 8192, and each such frame takes 200 MB as RGB."""
+"""Most pixels of a frame: 4K. A 200 kB file can promise 8192 x 8192, and each such frame takes 200 MB as RGB."""
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,h264,hevc,m4v"
-"""Demuxers that may open a file; not those that read text as video (tty), nor those that open other files or addresses (hls, concat)."""
+"""Demuxers that may open a file; none that reads text as video (tty) or opens other files or URLs (hls, concat)."""
 PICTURES = "jpeg_pipe,png_pipe,mjpeg"
 KEY_FRAMES_DECODED = 8
-"""By the quick check; they are spread evenly."""
+"""By the quick check, evenly spread."""
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _VFR_RATIO = 1.5
-"""Longest over shortest step between frames from which on the rate is called variable; rounding to milliseconds gives 1.06 at 60/s."""
+"""Longest over shortest step between frames above which the rate is variable; rounding to ms gives 1.06 at 60/s."""
 
 
 class Unusable(Exception):
-    """The file cannot serve as a clip; the text says why."""
+    """The file cannot be used as a clip; the text says why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoMetadata:
-    """What the probe found; units and meanings as in `manifest.Clip`."""
+    """What the probe found; units as in `manifest.Clip`."""
 
     frames: int
     fps: float
@@ -57,7 +57,7 @@ class VideoMetadata:
     key_frame_spacing: int
     duration_seconds: float
     remarks: tuple[str, ...] = ()
-    """What is odd but usable: rotated, interlaced, variable frame rate, starts without a key frame."""
+    """Unusual properties: rotated, interlaced, variable frame rate, starts without a key frame."""
 
 
 class _Job(NamedTuple):
@@ -68,7 +68,16 @@ class _Job(NamedTuple):
 
 
 def probe(path: Path, *, max_pixels: int = MAX_PIXELS, check: Check = "quick") -> VideoMetadata:
-    """Look into a video or a folder of frames. Raises Unusable with the reason."""
+    """Return the metadata of a video or a folder of frames.
+
+    Args:
+        path: The file or folder.
+        max_pixels: Refuse larger frames.
+        check: How much to decode.
+
+    Raises:
+        Unusable: It cannot be used as a clip.
+    """
     try:
         return (_probe_folder if path.is_dir() else _probe_video)(path, max_pixels, check)
     except (av.error.FFmpegError, OSError) as error:
@@ -76,7 +85,11 @@ def probe(path: Path, *, max_pixels: int = MAX_PIXELS, check: Check = "quick") -
 
 
 def open_video(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[av.container.InputContainer, av.VideoStream]:
-    """Open a file by its content and choose its picture stream; nothing above `max_pixels` is decoded on the way."""
+    """Open a file by its content and return it with its video stream; nothing above `max_pixels` is decoded.
+
+    Raises:
+        Unusable: It is not a video, or its frames are too large.
+    """
     if not path.stat().st_size:
         raise Unusable("is an empty file")
     # Opening decodes a frame to fill in what the header leaves out; coded sizes are a little larger than shown ones.
@@ -85,7 +98,8 @@ def open_video(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[av.containe
         container = av.open(str(path), options=options, metadata_errors="replace")
     except (av.error.InvalidDataError, av.error.ArgumentError) as error:
         raise Unusable(_why_not_opened(path, error)) from error
-    streams = [stream for stream in container.streams.video if not stream.disposition & _cover_picture()]
+    cover = int(av.stream.Disposition.attached_pic)
+    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
         container.close()
         raise Unusable("has no video stream")
@@ -101,10 +115,6 @@ def open_video(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[av.containe
     return container, stream
 
 
-def _cover_picture() -> int:
-    return int(av.stream.Disposition.attached_pic)
-
-
 def _why_not_opened(path: Path, error: av.error.FFmpegError) -> str:
     with path.open("rb") as file:
         start = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -115,7 +125,7 @@ def _why_not_opened(path: Path, error: av.error.FFmpegError) -> str:
 
 @dataclass
 class _Walk:
-    """What the packets of one stream say, from the first key frame on."""
+    """What the packets of one stream reveal, from the first key frame on."""
 
     times: "array[int]" = field(default_factory=lambda: array("q"))
     """Presentation times of frames, in decoding order, in units of the time base."""
@@ -130,13 +140,13 @@ class _Walk:
     last_dts: int | None = None
     last_time: int | None = None
     last_duration: int = 0
-    """Of the frame shown last, in units of the time base; 0 where the container does not say."""
+    """Of the frame shown last, in units of the time base; 0 if unknown."""
     corrupt: int = 0
     fell_back: bool = False
     every: int = 1
 
     def add(self, packet: av.Packet) -> bool:
-        """Note a packet; True when a decoder can use it."""
+        """Note a packet; return True if a decoder can use it."""
         self.packets += 1
         if not self.keys and not packet.is_keyframe:
             self.late += 1
@@ -147,7 +157,7 @@ class _Walk:
         if time is None:
             raise Unusable("has no time stamps (a raw stream?); wrap it: ffmpeg -r 25 -i IN -c copy OUT.mp4")
         if not is_shown(packet) or (self.times and time < self.times[0]):
-            return True  # decoded for its effect on others, or a leading picture of an open group: never seen
+            return True  # decoded for others that refer to it, or a leading picture of an open GOP: never shown
         if packet.is_keyframe:
             self._sample(time, packet)
             self.keys.append(len(self.times))
@@ -170,7 +180,7 @@ class _Walk:
 
 
 def is_shown(packet: av.Packet) -> bool:
-    """False for a packet that no edit list keeps, and for VP8's pictures that only serve as references.
+    """Return False for a packet that an edit list drops, and for VP8's pictures that only serve as references.
 
     Bit 4 of their first byte is 0 (RFC 6386, 9.1).
     """
@@ -180,7 +190,7 @@ def is_shown(packet: av.Packet) -> bool:
 
 
 class _Pictures:
-    """The decoded side: sizes, rotation, corruption."""
+    """What the decoded pictures reveal: size, rotation, corruption."""
 
     def __init__(self, stream: av.VideoStream) -> None:
         self.stream = stream
@@ -217,7 +227,7 @@ class _Pictures:
 
 
 def _packets(container: av.container.InputContainer, stream: av.VideoStream, promised: int) -> Iterator[av.Packet]:
-    """The packets with content. A demuxer that gives up in mid-file is a file that is cut short."""
+    """Yield the packets with content; Unusable if the demuxer fails before the end."""
     count = 0
     try:
         for packet in container.demux(stream):
@@ -257,14 +267,14 @@ def _decode_samples(walk: _Walk, pictures: _Pictures) -> None:
 
 
 def _judge(walk: _Walk, pictures: _Pictures, *, promised: int, check: Check) -> None:
-    """Raise Unusable for what the walk and the decoder found wrong."""
+    """Raise Unusable for the first fault that the packets and the decoder revealed."""
     if promised - walk.packets > max(1, promised // 100):  # headers of old AVI files are off by one; a cut file by many
         whole = walk.packets - walk.corrupt
         raise Unusable(f"is cut short: its index promises {promised} frames, {whole} are there")
     if walk.fell_back:
-        raise Unusable("its time stamps jump back (two recordings in one file?); cut it or write it anew")
+        raise Unusable("its time stamps jump back (two recordings in one file?); cut or remux it")
     if pictures.corrupt:
-        what = f"{len(pictures.corrupt)} of its {'frames' if check == 'full' else 'key frames tried'}"
+        what = f"{len(pictures.corrupt)} of its {'frames' if check == 'full' else 'tested key frames'}"
         raise Unusable(f"is damaged: {what} cannot be decoded cleanly, the first at {pictures.corrupt[0]:.2f} s")
     if walk.corrupt:
         raise Unusable(f"is damaged: {walk.corrupt} of its {walk.packets} packets arrive incomplete")
@@ -300,7 +310,7 @@ def _facts(stream: av.VideoStream, walk: _Walk, pictures: _Pictures) -> VideoMet
 
 
 def _probe_folder(path: Path, max_pixels: int, check: Check) -> VideoMetadata:
-    """A folder of frames: all of one size; the quick check opens the first, the middle and the last."""
+    """Probe a folder of frames, all of one size; the quick check opens the first, the middle and the last."""
     try:
         files = list_frames(path)
     except InputError as error:
@@ -309,8 +319,8 @@ def _probe_folder(path: Path, max_pixels: int, check: Check) -> VideoMetadata:
     codec = "png" if files[0].suffix.lower() == ".png" else "jpeg"
     sizes = {file.name: _picture_size(file, max_pixels) for file in chosen}
     if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{name}: {width} x {height}" for name, (width, height) in list(sizes.items())[:3])
-        raise Unusable(f"its frames differ in size ({told}, ...)")
+        listed = ", ".join(f"{name}: {width} x {height}" for name, (width, height) in list(sizes.items())[:3])
+        raise Unusable(f"its frames differ in size ({listed}, ...)")
     width, height = sizes[chosen[0].name]
     return VideoMetadata(
         frames=len(files),
@@ -324,14 +334,14 @@ def _probe_folder(path: Path, max_pixels: int, check: Check) -> VideoMetadata:
 
 
 def _picture_size(file: Path, max_pixels: int) -> tuple[int, int]:
-    """Upright width and height of a picture that decodes."""
+    """Return (width, height) of an upright picture; Unusable if it does not decode."""
     data = file.read_bytes()
     if not data:
         raise Unusable(f"its frame {file.name} is an empty file")
-    if data.startswith(_PNG_START):  # opening one decodes it: look first
+    if data.startswith(_PNG_START):  # opening a PNG decodes it: check its size first
         width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
         _refuse_large(file, width, height, max_pixels)
-    try:  # from bytes: FFmpeg takes a % in a name for a pattern; opening a JPEG reads its header only
+    try:  # from bytes: FFmpeg takes a % in a name for a pattern; opening a JPEG reads only its header
         with av.open(io.BytesIO(data), mode="r", options={"format_whitelist": PICTURES}) as container:
             stream = container.streams.video[0]
             _refuse_large(file, stream.width, stream.height, max_pixels)

@@ -1,20 +1,20 @@
-"""The packed store: clips as JPEG frames at the training size, in FFCV's file format, read here without FFCV.
+"""Read packed stores: clips as JPEG frames at the training size, in FFCV's file format, without FFCV.
 
     STORE.beton/
-        index.json            shards with their checksums, parameters, hash of the manifest that was packed
+        index.json            shards with their checksums, parameters, hash of the packed manifest
         rows.npy              row of the manifest -> shard, place in it, size of its frames
-        shard-00000.beton     a whole FFCV data set: fields clip (ours), label, row
+        shard-00000.beton     a complete FFCV data set: fields clip (ours), label, row
 
-    shard, place, [start, end) in seconds  ->  one read for the table, one for each wanted frame  ->  JPEG bytes
+    shard, place, [start, end) in seconds  ->  one read for the table, one per chosen frame  ->  JPEG bytes
 
-A sample of the field `clip` is one blob: (n + 1) u4 offsets from its start, n f8 times in seconds, then JPEG after JPEG. FFCV's own
-Loader takes a shard with `ppma.loaders.decode.ffcv.ClipField`; `packing.py` writes shards. A packed clip is named by an address,
-`shard-00000.beton#17`, that goes wherever the path of a video goes.
+A sample of the field `clip` is one blob: (n + 1) u4 offsets from its start, n f8 times in seconds, then the JPEGs.
+FFCV's own Loader reads a shard with `ppma.loaders.decode.ffcv.ClipField`; `ppma.data.shard_writer` writes shards. The
+address of a packed clip, `shard-00000.beton#17`, can be used wherever the path of a video can.
 """
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,60 +22,53 @@ from typing import Any
 
 import numpy as np
 
+from ppma.common.files import file_sha256
 from ppma.config.errors import InputError
 
 FORMAT = "ppma-store 1"
 SUFFIX = ".beton"
 INDEX, ROWS, REJECTED = "index.json", "rows.npy", "rejected.csv"
 OPEN_SHARDS = 64
-"""Files that one process keeps open; a store of Kinetics has some 900."""
+"""Files that one process keeps open; a store of Kinetics has about 900."""
 
 # FFCV 1.0.2's types (ffcv/types.py): version 2 of its format, native alignment on a little-endian machine.
 FFCV_VERSION, INT_TYPE, CUSTOM_TYPE = 2, 1, 255
-HEADER = np.dtype(
-    [
-        ("version", "<u2"),
-        ("num_fields", "<u2"),
-        ("page_size", "<u4"),
-        ("num_samples", "<u8"),
-        ("alloc_table_ptr", "<u8"),
-    ],
-    align=True,
-)
+_COUNTS = [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8")]
+HEADER = np.dtype([*_COUNTS, ("alloc_table_ptr", "<u8")], align=True)
 FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 CLIP = np.dtype([("n", "<u4"), ("height", "<u2"), ("width", "<u2"), ("size", "<u8"), ("data_ptr", "<u8")])
 SAMPLE = np.dtype([("f0", CLIP), ("f1", "<i8"), ("f2", "<i8")], align=True)
-"""One row of a shard's table: clip, label (-1: none), row of the manifest."""
+"""One row of a shard's table: clip, label (-1 for none), row of the manifest."""
 FIELDS = (("clip", CUSTOM_TYPE), ("label", INT_TYPE), ("row", INT_TYPE))
 PLACE = np.dtype([("shard", "<i4"), ("place", "<i4"), ("height", "<i4"), ("width", "<i4")])
-"""One row of rows.npy; shard -1: the clip could not be packed."""
+"""One row of rows.npy; shard is -1 for a clip that could not be packed."""
 
 
 class StoreError(Exception):
-    """A shard that is not what its index says; the text names it."""
+    """A shard differs from its index; the text names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackParameters:
-    """What decides the bytes of a store."""
+    """The settings that decide the bytes of a store."""
 
     short_side: int
     """Pixels; a smaller frame keeps its size."""
     fps: float | None
-    """Frames kept a second; None: all of them."""
+    """Frames kept per second; None for all."""
     quality: int
     """Of JPEG, 1 to 100."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A finished file of a store."""
+    """A finished file of a store, as index.json lists it."""
 
     file: str
     first_row: int
     rows: int
-    """Of the manifest that it covers, those that could not be packed included."""
+    """Rows of the manifest that it covers, including those that could not be packed."""
     clips: int
     frames: int
     bytes: int
@@ -83,12 +76,12 @@ class Shard:
     rejected: tuple[tuple[int, str, str], ...] = ()
     """(row, path, reason)."""
     content_sha256: str = ""
-    """Over the content of the clips that it was made from, rejected ones left out; empty in a store of an older ppma."""
+    """Hash of the clips that it was packed from, without rejected ones; empty in a store of an older ppma."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreIndex:
-    """index.json. Written anew, in one piece, after every shard."""
+    """Content of index.json, which is rewritten after every shard."""
 
     manifest_sha256: str
     rows: int
@@ -98,18 +91,25 @@ class StoreIndex:
     format: str = FORMAT
 
     def dump(self) -> str:
-        """As JSON."""
+        """Return the text of index.json."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
 def read_index(store: Path, name: str = INDEX) -> StoreIndex:
-    """The index of a store or of a part of one, finished or not; InputError where there is none or it is of another format."""
+    """Return the index of a store, or of one array task's share of it, finished or not.
+
+    Args:
+        store: Folder of the store.
+        name: File name of the index.
+
+    Raises:
+        InputError: There is no index, or it has another format.
+    """
     try:
         found: dict[str, Any] = json.loads((store / name).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"{store}: is no packed store ({error}); `ppma pack MANIFEST --out {store}` makes it"
-        ) from None
+        remedy = f"`ppma pack MANIFEST --out {store}` makes one"
+        raise InputError(f"{store}: is no packed store ({error}); {remedy}") from None
     if found.get("format") != FORMAT:
         raise InputError(f"{store}: its format is {found.get('format')!r}, not {FORMAT!r}; pack it again")
     shards = tuple(Shard(**s | {"rejected": tuple(tuple(r) for r in s["rejected"])}) for s in found.pop("shards"))
@@ -117,36 +117,42 @@ def read_index(store: Path, name: str = INDEX) -> StoreIndex:
 
 
 class Store:
-    """A complete store, for the main process: where each row of the manifest lies, and how large its frames are."""
+    """A complete store, for the main process: the place of each row of the manifest and the size of its frames."""
 
     def __init__(self, path: Path, *, manifest_sha256: str | None = None) -> None:
-        """InputError when the store is unfinished, or was packed from another manifest than the one with that hash."""
+        """Read the index.
+
+        Args:
+            path: Folder of the store.
+            manifest_sha256: Hash of the manifest that it must have been packed from; None accepts any.
+
+        Raises:
+            InputError: The store is unfinished, or was packed from another manifest.
+        """
         self.path, self.index = Path(path), read_index(Path(path))
         if not self.index.complete:
-            raise InputError(
-                f"{path}: {len(self.index.shards)} shards are there, the rest is missing; run ppma pack again"
-            )
+            raise InputError(f"{path}: has only {len(self.index.shards)} of its shards; run ppma pack again")
         if manifest_sha256 not in (None, self.index.manifest_sha256):
             raise InputError(f"{path}: was packed from another manifest; run ppma pack again")
         self.places = np.load(self.path / ROWS)
         """PLACE (rows,)."""
 
     def address(self, row: int) -> Path | None:
-        """What stands in for the path of a row's video; None for a row that could not be packed."""
+        """Return the address of a packed row, in place of its video's path; None for a row that was not packed."""
         shard, place = int(self.places["shard"][row]), int(self.places["place"][row])
         return self.path / f"{self.index.shards[shard].file}#{place}" if shard >= 0 else None
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a path is the address of a packed clip."""
+    """Return True if a path is the address of a packed clip."""
     return f"{SUFFIX}#" in path.name
 
 
 class ShardFile:
-    """One open shard. Reads with pread: no mapping grows with what was read, and one file serves many threads."""
+    """One open shard. It reads with pread: memory does not grow with what was read, and threads can share it."""
 
     def __init__(self, path: Path) -> None:
-        """StoreError when the file is no shard of ours, or was cut off."""
+        """Open the file; StoreError if it is not a shard of a packed store, or is cut off."""
         self.path = path
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         header = self._array(0, HEADER, 1)[0]
@@ -160,14 +166,14 @@ class ShardFile:
         return np.frombuffer(self.read(offset, dtype.itemsize * count), dtype=dtype)
 
     def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`; a shorter file is a StoreError."""
+        """Return `size` bytes from `offset`; StoreError if the file is shorter."""
         data = os.pread(self._fd, size, offset)
         if len(data) != size:
             raise StoreError(f"{self.path.name} ends before byte {offset + size}; run ppma pack --verify")
         return data
 
     def table(self, place: int) -> tuple[np.ndarray, np.ndarray]:
-        """(offsets u8 (n + 1) into the file, times f8 (n) in seconds) of one clip."""
+        """Return (offsets u8 (n + 1) into the file, times f8 (n) in seconds) of one clip."""
         clip = self.samples["f0"][place]
         n, at = int(clip["n"]), int(clip["data_ptr"])
         data = self.read(at, 4 * (n + 1) + 8 * n)
@@ -175,7 +181,7 @@ class ShardFile:
         return offsets, np.frombuffer(data, "<f8", offset=4 * (n + 1))
 
     def size(self, place: int) -> tuple[int, int]:
-        """(height, width) of a clip's frames."""
+        """Return (height, width) of a clip's frames."""
         clip = self.samples["f0"][place]
         return int(clip["height"]), int(clip["width"])
 
@@ -186,24 +192,24 @@ class ShardFile:
 
 @lru_cache(maxsize=OPEN_SHARDS)
 def open_shard(path: Path) -> ShardFile:
-    """The shard at `path`, kept open."""
+    """Return the shard at `path`, kept open."""
     return ShardFile(path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedWindow:
-    """The wanted frames of a packed clip, still encoded."""
+    """The chosen frames of a packed clip, still encoded."""
 
     jpegs: tuple[np.ndarray, ...]
     """uint8 bytes of the distinct frames, in order of time."""
     order: tuple[int, ...]
-    """The window's frames: indices into `jpegs`."""
+    """Indices into `jpegs` of the window's frames."""
     height: int
     width: int
 
 
 def locate_packed(address: Path) -> tuple[ShardFile, int]:
-    """The shard and the place that an address names; StoreError when there is no such clip."""
+    """Return the shard and the place of an address; StoreError if there is no such clip."""
     if not is_packed(address):
         raise StoreError(f"{address} is no address of a packed clip")
     name, _, place = address.name.rpartition("#")
@@ -213,16 +219,27 @@ def locate_packed(address: Path) -> tuple[ShardFile, int]:
     return shard, int(place)
 
 
-def read_packed(
-    address: Path, start: float, end: float, count: int, choose: Callable[[np.ndarray, float, float, int], list[int]]
-) -> PackedWindow:
-    """The JPEG bytes of the frames that `choose(times, start, end, count)` names; no other frame is read."""
+def read_packed(address: Path, choose: Callable[[np.ndarray], list[int]]) -> PackedWindow:
+    """Return the JPEG bytes of the frames that `choose` selects by their times; no other frame is read.
+
+    Raises:
+        StoreError: There is no such clip, or the shard is cut off.
+    """
     shard, place = locate_packed(address)
     offsets, times = shard.table(place)
-    wanted = choose(times, start, end, count)
-    unique = sorted(set(wanted))
-    jpegs = tuple(
-        np.frombuffer(shard.read(int(offsets[i]), int(offsets[i + 1] - offsets[i])), np.uint8) for i in unique
-    )
+    chosen = choose(times)
+    unique = sorted(set(chosen))
+    spans = [(int(offsets[i]), int(offsets[i + 1] - offsets[i])) for i in unique]
+    jpegs = tuple(np.frombuffer(shard.read(*span), np.uint8) for span in spans)
     height, width = shard.size(place)
-    return PackedWindow(jpegs=jpegs, order=tuple(unique.index(i) for i in wanted), height=height, width=width)
+    return PackedWindow(jpegs=jpegs, order=tuple(unique.index(i) for i in chosen), height=height, width=width)
+
+
+def damaged_shards(store: Path, shards: Sequence[Shard]) -> Iterator[tuple[Shard, str]]:
+    """Compare every shard with its checksum; yield (shard, what is wrong with it or an empty string)."""
+    for shard in shards:
+        path = store / shard.file
+        if path.stat().st_size != shard.bytes:
+            yield shard, f"has {path.stat().st_size} bytes, not {shard.bytes}"
+        else:
+            yield shard, "" if file_sha256(path) == shard.sha256 else "differs from its checksum"

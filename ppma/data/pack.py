@@ -28,10 +28,19 @@ from ppma.common.progress import Progress
 from ppma.common.workers import parallel_events, parse_shard
 from ppma.config.command import DONE, parse
 from ppma.config.errors import BadClip, InputError
-from ppma.data.shard_writer import PackRow, ShardJob, damaged_shards, encode_clip, shard_bounds, write_rows, write_shard
+from ppma.data.shard_writer import PackRow, ShardJob, encode_clip, shard_bounds, write_rows, write_shard
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
-from ppma.loaders.sources.store import INDEX, REJECTED, PackParameters, Shard, Store, StoreIndex, read_index
+from ppma.loaders.sources.store import (
+    INDEX,
+    REJECTED,
+    PackParameters,
+    Shard,
+    Store,
+    StoreIndex,
+    damaged_shards,
+    read_index,
+)  # fmt: skip
 
 Report = Callable[[str], None]
 SAMPLED_CLIPS, SAMPLED_SECONDS = 8, 2.0

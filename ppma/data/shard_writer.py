@@ -212,13 +212,3 @@ def write_rows(folder: Path, shards: Sequence[Shard], rows: int) -> None:
         places["height"][at], places["width"][at] = samples["f0"]["height"], samples["f0"]["width"]
     with atomic_path(folder / ROWS) as temp_path:
         np.save(temp_path, places)
-
-
-def damaged_shards(folder: Path, shards: Sequence[Shard]) -> Iterator[tuple[Shard, str]]:
-    """Yield each shard with what is wrong with its file, "" if it has its size and checksum."""
-    for shard in shards:
-        path = folder / shard.file
-        if path.stat().st_size != shard.bytes:
-            yield shard, f"has {path.stat().st_size} bytes, not {shard.bytes}"
-        else:
-            yield shard, "" if file_sha256(path) == shard.sha256 else "differs from its checksum"

@@ -19,10 +19,9 @@ import numpy as np
 from ppma.common.files import content_sha256, joined_sha256
 from ppma.common.progress import Progress
 from ppma.config.errors import InputError
-from ppma.data.shard_writer import damaged_shards
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
-from ppma.loaders.sources.store import Store, open_shard
+from ppma.loaders.sources.store import Store, damaged_shards, open_shard
 
 THREADS = 8
 """Files hashed at a time; hashing leaves the interpreter free."""

@@ -11,14 +11,13 @@ from ppma.data.shard_writer import (
     PackedClip,
     PackRow,
     ShardJob,
-    damaged_shards,
     shard_bounds,
     shard_file,
     write_shard,
 )
-from ppma.loaders.decode import fetch
+from ppma.loaders.samples import choose_frames
 from ppma.loaders.sources import store
-from ppma.loaders.sources.store import PackParameters, ShardFile
+from ppma.loaders.sources.store import PackParameters, ShardFile, damaged_shards
 
 PARAMETERS = PackParameters(short_side=48, fps=None, quality=90)
 
@@ -110,8 +109,12 @@ def test_what_ffcv_writes_and_reads_is_the_same_format(tmp_path, write_clip):
     writer.from_indexed_dataset(samples)
     for place in range(3):
         for got, expected in zip(
-            store.read_packed(tmp_path / f"theirs.beton#{place}", 0.0, 1.0, 5, fetch.choose_frames).jpegs,
-            store.read_packed(tmp_path / f"{shard.file}#{place}", 0.0, 1.0, 5, fetch.choose_frames).jpegs,
+            store.read_packed(
+                tmp_path / f"theirs.beton#{place}", lambda times: choose_frames(times, 0.0, 1.0, 5)
+            ).jpegs,
+            store.read_packed(
+                tmp_path / f"{shard.file}#{place}", lambda times: choose_frames(times, 0.0, 1.0, 5)
+            ).jpegs,
         ):
             assert np.array_equal(got, expected)
     assert sys.modules["torch"].get_num_threads() > 0

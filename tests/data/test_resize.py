@@ -13,7 +13,7 @@ from damaged_clips import CASES, encode
 from ppma.config.errors import DiskFullError
 from ppma.data import resize as resizing
 from ppma.data.resize import VideoMetadata, resize
-from ppma.loaders.decode.fetch import _to_rgb
+from ppma.loaders.decode.fetch import to_rgb
 from ppma.loaders.sources.probe import probe
 
 
@@ -51,7 +51,7 @@ def test_a_rotated_clip_comes_out_upright(tmp_path):
     assert "rotated" in before.remarks and not after.remarks
     assert (before.width, before.height, after.width, after.height) == (240, 320, 160, 208)
     with av.open(str(tmp_path / "a/turned.mp4")) as container:
-        upright_HWC = _to_rgb(next(container.decode(video=0)))  # as the loader turns it
+        upright_HWC = to_rgb(next(container.decode(video=0)))  # as the loader turns it
     wanted_HWC = cv2.resize(upright_HWC, (160, 208), interpolation=cv2.INTER_AREA).astype(int)
     assert np.abs(frames(root / "turned.mp4")[0].astype(int) - wanted_HWC).mean() < 3
     assert np.abs(np.rot90(wanted_HWC, 2) - wanted_HWC).mean() > 20, "upside down would show"

@@ -9,7 +9,7 @@ from ppma.kernels import choice
 from ppma.kernels.randaugment import randaugment
 from ppma.kernels.randaugment_program import Operation, write_program
 from ppma.loaders.decode.augment import apply_operation
-from ppma.loaders.decode.dali import numbered
+from ppma.loaders.decode.dali import program_step
 from ppma.loaders.samples import GEOMETRIC_REACH, OPERATIONS, operation_argument
 
 # Where not 0, from torchvision. 1: one rounding, or a cut-off of a float sum that falls on the other side.
@@ -25,7 +25,7 @@ def cases(level: float) -> list[tuple[str, float]]:
 def augmented(frames_THWC: np.ndarray, views: list[list[tuple[str, float]]], device: str = "cpu") -> np.ndarray:
     """The same frames as one view for each list of operations."""
     frames_VTHWC = torch.from_numpy(np.stack([frames_THWC] * len(views))).to(device)
-    program = write_program([[numbered(*op, frames_THWC.shape[1]) for op in ops] for ops in views])
+    program = write_program([[program_step(*op, frames_THWC.shape[1]) for op in ops] for ops in views])
     out = randaugment(frames_VTHWC, program)
     assert torch.equal(frames_VTHWC.cpu(), torch.from_numpy(np.stack([frames_THWC] * len(views))))
     return out.cpu().numpy().astype(int)

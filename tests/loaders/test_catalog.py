@@ -1,4 +1,4 @@
-"""data.toml: entries come back with absolute paths, additions keep what stands around them."""
+"""data.toml: entries come back with absolute paths, additions keep the rest of the file."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,9 +9,8 @@ from ppma.config.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Clip, Manifest
 
-CLIP = Clip(
-    path="a.mp4", frames=1, fps=25.0, width=8, height=8, codec="h264", key_frame_spacing=1, duration_seconds=1.0
-)
+PROBED = {"frames": 1, "fps": 25.0, "width": 8, "height": 8, "codec": "h264"}
+CLIP = Clip(path="a.mp4", key_frame_spacing=1, duration_seconds=1.0, **PROBED)
 
 
 @pytest.fixture(autouse=True)
@@ -61,16 +60,24 @@ def test_an_addition_keeps_the_rest(tmp_path):
     assert entries["a", "train"].root == Path("/new") and entries["a", "train"].store is None
     assert entries["a", "val"].store == tmp_path / "v.store"
     assert entries["b", "val"].manifest == tmp_path / "b2.csv"
-    assert file.read_text().startswith("# mine\n[a.train]\n") and "\n# about b\n" in file.read_text()
+    assert file.read_text().startswith("# mine\n[a.train]  # first\n") and "\n# about b\n" in file.read_text()
 
 
-def test_a_form_that_cannot_be_edited_is_left_alone(tmp_path):
+def test_inline_tables_are_edited_too(tmp_path):
     file = tmp_path / "data.toml"
-    text = "a = {train = {manifest = 'a.csv', root = '/a'}}\n"
-    file.write_text(text)
-    with pytest.raises(InputError, match=r"cannot edit|is not TOML"):
-        catalog.add(file, name="a", split="train", manifest=tmp_path / "new.csv", root=Path("/new"))
-    assert file.read_text() == text
+    file.write_text("a = {train = {manifest = 'a.csv', root = '/a'}}  # mine\n")
+    for split in ("train", "val"):
+        catalog.add(file, name="a", split=split, manifest=tmp_path / "new.csv", root=Path("/new"))
+    assert {entry.root for entry in catalog.find().entries.values()} == {Path("/new")}
+    assert len(catalog.find().entries) == 2 and "# mine" in file.read_text()
+
+
+def test_a_file_that_cannot_be_written_or_read_is_named(tmp_path):
+    (tmp_path / "data.toml").write_text("[a\n")
+    for path, noun in ((tmp_path / "data.toml", "TOML"), (tmp_path / "data.toml" / "below.toml", "written")):
+        with pytest.raises(InputError, match=noun):
+            catalog.add(path, name="a", split="train", manifest=tmp_path, root=tmp_path)
+    assert (tmp_path / "data.toml").read_text() == "[a\n"
 
 
 @pytest.mark.parametrize(
@@ -78,10 +85,7 @@ def test_a_form_that_cannot_be_edited_is_left_alone(tmp_path):
     [
         ("[a.train]\nroot = '/a'\n", "manifest is missing"),
         ("[a.train]\nmanifest = 'a.csv'\nroot = 3\n", "root = 3; the keys are"),
-        (
-            "[a.train]\nmanifest = 'a.csv'\nroot = '/a'\npacked = 'x'\n",
-            "packed = 'x'; the keys are manifest, root, store",
-        ),
+        ("[a.train]\nmanifest = 'a.csv'\nroot = '/a'\npacked = 'x'\n", "packed = 'x'; the keys are"),
         ("[a]\nmanifest = 'a.csv'\n", r"\[a\] must be split into tables"),
         ("[a\n", "is not TOML"),
     ],

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ppma.loaders.decode.dali_input import DALI_CPU_CODECS, DALI_GPU_CODECS
-from ppma.loaders.decode.fetch import NotForDali, encoded_window, read_window
+from ppma.loaders.decode.fetch import read_window
+from ppma.loaders.decode.remux import NotForDali, encoded_window
 from tests.loaders.test_gop import SIDE, by_dali
 
 YCBCR = (120, 90, 200)

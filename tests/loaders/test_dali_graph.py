@@ -10,7 +10,8 @@ from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode import dali as pipeline
 from ppma.loaders.decode import dali_graph as graph
 from ppma.loaders.decode.dali import DaliViews
-from ppma.loaders.samples import DaliInput, Sample, view_params
+from ppma.loaders.decode.dali_input import DaliInput
+from ppma.loaders.samples import Sample, view_params
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ from damaged_clips import make_all, number_of
 
 from ppma.loaders.decode import fetch
 from ppma.loaders.decode.dali_input import DALI_CPU_CODECS, DALI_GPU_CODECS, Limits
-from ppma.loaders.decode.fetch import BadClip, NotForDali, choose_frames, encoded_window, read_window
+from ppma.loaders.decode.fetch import BadClip, read_window
+from ppma.loaders.decode.remux import NotForDali, encoded_window
+from ppma.loaders.samples import choose_frames
 
 CODECS = [
     ("libx264", "mp4"),
@@ -119,8 +121,8 @@ def test_of_key_frames_only_the_wanted_ones_are_read(tmp_path, write_clip, codec
     """16 of 61 packets, in the usual window; the frames stay those of the whole file."""
     path = write_clip(tmp_path / f"clip.{container}", frames=120, fps=25, codec=codec, key_frame_spacing=1)
     frames, times = whole(path)
-    decoded, there = [], fetch._check
-    monkeypatch.setattr(fetch, "_check", lambda frame: decoded.append(frame.pts) or there(frame))
+    decoded, there = [], fetch.check_frame
+    monkeypatch.setattr(fetch, "check_frame", lambda frame: decoded.append(frame.pts) or there(frame))
     for start, end, count in ((0.0, 2.44, 16), (1.3, 3.74, 16), (4.7, 4.8, 8)):
         decoded.clear()
         wanted = choose_frames(times, start, end, count)

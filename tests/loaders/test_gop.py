@@ -15,9 +15,10 @@ import pytest
 from conftest import barcoded_frame
 
 from ppma.config.loader import LoaderConfig
-from ppma.loaders.decode.dali_input import DALI_CPU_CODECS, DALI_GPU_CODECS
-from ppma.loaders.decode.fetch import NotForDali, encoded_window, read_window
-from ppma.loaders.samples import DaliInput, Sample, ViewParams
+from ppma.loaders.decode.dali_input import DALI_CPU_CODECS, DALI_GPU_CODECS, DaliInput
+from ppma.loaders.decode.fetch import read_window
+from ppma.loaders.decode.remux import NotForDali, encoded_window
+from ppma.loaders.samples import Sample, ViewParams
 
 SIDE, FPS, FRAMES, COUNT = 160, 25, 75, 8
 WINDOWS = ((0.0, 1.0), (0.5, 1.2), (0.91, 1.93), (0.96, 2.2), (1.0, 1.6), (1.87, 2.6), (2.3, 3.0))

@@ -12,9 +12,9 @@ import pytest
 import reference_views
 from PIL import Image
 
-from ppma.loaders.decode.dali_input import DALI_CPU_CODECS
-from ppma.loaders.decode.fetch import BadClip, NotForDali, encoded_window, read_window
-from ppma.loaders.decode.jpeg import read_header, why_not_dali
+from ppma.loaders.decode.dali_input import DALI_CPU_CODECS, read_header, why_not_dali
+from ppma.loaders.decode.fetch import BadClip, read_window
+from ppma.loaders.decode.remux import NotForDali, encoded_window
 
 PICTURE = reference_views.picture_frames(1, 72, 96, noise=20)[0]
 

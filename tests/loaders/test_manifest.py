@@ -1,24 +1,21 @@
-"""The manifest: what is written comes back, columns agree with rows, and a wrong row is named by its line."""
+"""The manifest round-trips, its columns agree with its rows, a wrong row is named by its line, a large one is mapped."""
 
+import os
 import pickle
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ppma.config.errors import InputError
+from ppma.loaders.sources import manifest as manifest_module
 from ppma.loaders.sources.manifest import HEADER, Clip, Manifest
 
-PLAIN = Clip(
-    path="a/1.mp4",
-    frames=60,
-    fps=25.0,
-    width=320,
-    height=240,
-    codec="h264",
-    key_frame_spacing=12,
-    duration_seconds=2.4,
-)
+PROBED = {"frames": 60, "fps": 25.0, "width": 320, "height": 240, "codec": "h264"}
+PLAIN = Clip(path="a/1.mp4", key_frame_spacing=12, duration_seconds=2.4, **PROBED)
 FULL = replace(
     PLAIN,
     path='tai chi, (outdoors) [1]/véhicule «q"» 1',
@@ -144,3 +141,94 @@ def test_many_rows_are_flat():
     manifest = Manifest.from_clips(clips, root="/data", name="m")
     assert len(pickle.dumps(manifest)) < 250 * len(manifest)
     assert manifest.clip(49_999).path == "class 399/00000049999.mp4"
+
+
+# -------------------------------------------------------------------------------------------------- parsed once, mapped
+
+PRIVATE_MEMORY = """
+import sys
+from ppma.loaders.sources.manifest import Manifest
+manifest = Manifest.read(sys.argv[1])
+manifest.clip(len(manifest) - 1), manifest.labels[::1000].sum()
+memory = dict(line.split(":") for line in open("/proc/self/smaps_rollup") if line.startswith("Anonymous"))
+print(len(manifest), int(memory["Anonymous"].split()[0]) // 1024)
+"""
+
+
+def write_rows(path, rows):
+    block = min(rows, 1000)
+    lines = (
+        f"class {i % 7}/{i}.mp4,{i % 7},class {i % 7},big,,{'5.0' * (i % 2)},300,30.0,340,256,h264,12,10.0,real,,\n"
+        for i in range(block)
+    )
+    path.write_text(",".join(HEADER) + "\n" + "".join(lines) * (rows // block))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder, in which every manifest counts as large."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(manifest_module, "LARGE_BYTES", 1)
+    manifest_module._table.cache_clear()
+    write_rows(tmp_path / "m.csv", 1000)
+    return tmp_path / "cache"
+
+
+def test_a_mapped_manifest_is_the_parsed_one(cache, tmp_path, monkeypatch):
+    first = Manifest.read(tmp_path / "m.csv")
+    manifest_module._table.cache_clear()
+    mapped = Manifest.read(tmp_path / "m.csv")
+    monkeypatch.setattr(manifest_module, "LARGE_BYTES", 1 << 40)
+    manifest_module._table.cache_clear()
+    parsed = Manifest.read(tmp_path / "m.csv")
+    for one in (first, mapped):
+        assert [one.clip(i) for i in (0, 1, 999)] == [parsed.clip(i) for i in (0, 1, 999)]
+        assert (one.sha256, one.class_names, len(one), one.n_classes) == (parsed.sha256, parsed.class_names, 1000, 7)
+        for name in ("labels", "frames", "fps", "widths", "heights", "durations", "starts", "ends"):
+            mine, theirs = getattr(one, name), getattr(parsed, name)
+            assert mine.dtype == theirs.dtype and np.array_equal(mine, theirs), name
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_a_file_is_parsed_once_and_again_when_it_changes(cache, tmp_path, monkeypatch, large):
+    monkeypatch.setattr(manifest_module, "LARGE_BYTES", 1 if large else 1 << 40)
+    parsed, read = [], manifest_module._read
+    monkeypatch.setattr(manifest_module, "_read", lambda path: (parsed.append(path), read(path))[1])
+    for name in ("one", "other"):
+        assert Manifest.read(tmp_path / "m.csv", name=name).name == name
+    if large:
+        manifest_module._table.cache_clear()  # another process
+        Manifest.read(tmp_path / "m.csv")
+    assert len(parsed) == 1
+    write_rows(tmp_path / "m.csv", 2000)
+    os.utime(tmp_path / "m.csv", ns=(time.time_ns(), time.time_ns() + 1))
+    assert len(Manifest.read(tmp_path / "m.csv")) == 2000 and len(parsed) == 2
+
+
+def test_a_wrong_manifest_leaves_nothing_in_the_cache(cache, tmp_path):
+    (tmp_path / "m.csv").write_text("path\n")
+    for _ in range(2):
+        with pytest.raises(InputError, match="the first line is"):
+            Manifest.read(tmp_path / "m.csv")
+    assert not list(cache.rglob("*.arrow"))
+
+
+def private_mib(path, cache):
+    command, environment = (
+        [sys.executable, "-c", PRIVATE_MEMORY, str(path)],
+        {**os.environ, "XDG_CACHE_HOME": str(cache)},
+    )
+    for _ in range(2):  # the first process parses, the second one maps
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return map(int, done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "large", [800_000, pytest.param(10_000_000, marks=pytest.mark.slow)]
+)  # parsing 10 M takes 5 GB
+def test_memory_of_a_process_does_not_grow_with_the_rows(tmp_path, large):
+    write_rows(tmp_path / "small.csv", 200_000)
+    write_rows(tmp_path / "large.csv", large)
+    _, small_mib = private_mib(tmp_path / "small.csv", tmp_path)
+    rows, large_mib = private_mib(tmp_path / "large.csv", tmp_path)
+    assert rows == large and large_mib - small_mib < 5, (small_mib, large_mib)

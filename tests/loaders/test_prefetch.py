@@ -49,7 +49,7 @@ def whole(manifest):
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
     yield
-    assert not [thread for thread in threading.enumerate() if thread.name == "ppma-batches"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ppma-batches")]
 
 
 def make_stream(manifest, *, config=CONFIG, epochs=4, **more):
@@ -111,7 +111,7 @@ def test_a_stream_closes_in_every_state(manifest, tmp_path):
 
     def queue_is_full(stream):
         stream.take()
-        wait_for(lambda: len(stream._ahead._ready) == DEPTH)
+        wait_for(lambda: stream.counters.samples >= 4 * (1 + DEPTH))
 
     def waits_for_a_file(stream):
         with pytest.raises(TimeoutError):
@@ -147,7 +147,7 @@ def test_an_exception_in_the_step_ends_thread_and_workers(manifest):
 
 
 def test_a_worker_with_a_defect_of_ours_stops_the_run(manifest, monkeypatch):
-    monkeypatch.setattr("ppma.loaders.decode.pool.RUN_WORKER", "raise SystemExit(3)")
+    monkeypatch.setattr("ppma.loaders.decode.workers.RUN_WORKER", "raise SystemExit(3)")
     with make_stream(manifest) as made, pytest.raises(RuntimeError, match="failed with code 3"):
         list(made)
 
@@ -171,7 +171,7 @@ def test_a_stream_that_is_never_closed_does_not_keep_the_process(manifest, tmp_p
 def test_waiting_is_counted_where_it_happens(manifest):
     with make_stream(manifest) as made:
         first = made.take().counters
-        wait_for(lambda: len(made._ahead._ready) == DEPTH)
+        wait_for(lambda: made.counters.samples >= 4 * (1 + DEPTH))
         second = made.take().counters
     assert first.samples >= 4 and first.wait_seconds > 0.05  # the workers had to start
     assert second.samples >= 8 and second.wait_seconds - first.wait_seconds < 0.05
@@ -251,7 +251,7 @@ class LateDevice(Transfer):
         super().__init__(device)
         self.copies, self.done, self.guard = [], 0, threading.Lock()
 
-    def lock(self, memory):
+    def pin(self, memory):
         return True
 
     def send(self, host):
@@ -261,7 +261,7 @@ class LateDevice(Transfer):
         self.copies.append((there, host))
         return there
 
-    def mark(self):
+    def record_event(self):
         return SimpleNamespace(synchronize=partial(self.catch_up, len(self.copies)))
 
     def catch_up(self, count):
@@ -270,8 +270,8 @@ class LateDevice(Transfer):
                 there.copy_(host)
             self.done = max(self.done, count)
 
-    def receive(self, tensors, mark):
-        mark.synchronize()
+    def receive(self, tensors, event):
+        event.synchronize()
 
 
 @pytest.mark.parametrize("prefetch", [1, 2, 3])
@@ -321,9 +321,9 @@ def fake_cuda(monkeypatch):
 def test_the_consumers_stream_waits_for_the_event_and_the_allocator_for_the_consumer(fake_cuda):
     transfer = CudaTransfer(torch.device("cuda"))
     transfer.prepare_thread()
-    mark = transfer.mark()
+    event = transfer.record_event()
     frames, labels = (Recorder(fake_cuda.calls, name) for name in ("frames", "labels"))
-    transfer.receive([frames, labels], mark)
+    transfer.receive([frames, labels], event)
     assert fake_cuda.calls == [
         ("cuda.current_device", ()),
         ("cuda.Stream", (torch.device("cuda", 1),)),
@@ -331,7 +331,7 @@ def test_the_consumers_stream_waits_for_the_event_and_the_allocator_for_the_cons
         ("cuda.set_stream", (fake_cuda.side,)),
         ("event.record", (fake_cuda.side,)),
         ("cuda.current_stream", (torch.device("cuda", 1),)),
-        ("consumer.wait_event", (mark,)),
+        ("consumer.wait_event", (event,)),
         ("frames.record_stream", (fake_cuda.consumer,)),
         ("labels.record_stream", (fake_cuda.consumer,)),
     ]
@@ -342,9 +342,9 @@ def test_memory_is_unlocked_after_the_last_copy_and_once(fake_cuda):
 
     memory = mmap.mmap(-1, 1 << 16)
     transfer = CudaTransfer(torch.device("cuda"))
-    assert transfer.lock(memory)
-    transfer.unlock()
-    transfer.unlock()
+    assert transfer.pin(memory)
+    transfer.unpin()
+    transfer.unpin()
     address = np.frombuffer(memory, np.uint8).ctypes.data
     names = [(name, arguments) for name, arguments in fake_cuda.calls if not name.startswith("cuda.")]
     assert names == [
@@ -362,9 +362,9 @@ def test_memory_that_cannot_be_locked_is_said_and_the_error_is_taken_from_the_ru
     monkeypatch.setattr(prefetch.torch, "ones", lambda *_, device: launched.append(device))
     fake_cuda.runtime.answers["cudaHostRegister"] = 304
     transfer = CudaTransfer(torch.device("cuda"))
-    assert not transfer.lock(mmap.mmap(-1, 1 << 16))
+    assert not transfer.pin(mmap.mmap(-1, 1 << 16))
     assert "304" in caplog.text and launched == [torch.device("cuda", 1)]
-    transfer.unlock()
+    transfer.unpin()
     assert not any(name == "runtime.cudaHostUnregister" for name, _ in fake_cuda.calls)
 
 
@@ -373,11 +373,11 @@ def test_memory_that_cannot_be_locked_is_said_and_the_error_is_taken_from_the_ru
 def test_a_gpu_gets_the_cpus_batches_without_a_host_wait(manifest, whole, monkeypatch, lockable):
     """The consumer is busy with each batch for a while, so that memory which came back too early would be written over."""
     if not lockable:
-        monkeypatch.setattr(CudaTransfer, "lock", Transfer.lock)
+        monkeypatch.setattr(CudaTransfer, "pin", Transfer.pin)
     sums = []
     with make_stream(manifest, epochs=6, device="cuda") as there:
         first = there.take()
-        assert there._locked == lockable
+        assert there._pinned == lockable
         before = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("error")
         try:

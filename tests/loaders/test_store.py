@@ -9,7 +9,8 @@ import pytest
 
 from ppma.config.errors import InputError
 from ppma.data.shard_writer import PackRow, ShardJob, encode_clip, write_rows, write_shard
-from ppma.loaders.decode import fetch
+from ppma.loaders.decode import fetch, remux
+from ppma.loaders.samples import thin_to_fps
 from ppma.loaders.sources import store
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.store import PackParameters, Shard, Store, StoreIndex
@@ -57,7 +58,7 @@ def test_the_bytes_of_wanted_frames_and_no_others_are_read(tmp_path, clips, monk
     read = []
     original = store.ShardFile.read
     monkeypatch.setattr(store.ShardFile, "read", lambda self, at, n: read.append(n) or original(self, at, n))
-    clip = fetch.encoded_window(address, 1.0, 2.0, 3, ())
+    clip = remux.encoded_window(address, 1.0, 2.0, 3, ())
     assert clip.kind == "jpeg" and clip.frame_idx == (0, 1, 2) and (clip.height, clip.width) == (48, 64)
     assert read == [4 * 41 + 8 * 40, *(p.nbytes for p in clip.payloads)]
     assert all(cv2.imdecode(p, cv2.IMREAD_COLOR_RGB).shape == (48, 64, 3) for p in clip.payloads)
@@ -76,8 +77,8 @@ def test_fps_and_the_rows_window_choose_frames(clips):
     part = encode_clip(row(clips[0], start=1.0, end=2.0), PARAMETERS)
     times = np.frombuffer(part.blob, "<f8", count=part.frames, offset=4 * (part.frames + 1))
     assert times.tolist() == pytest.approx([1.0 + i / 10 for i in range(10)])
-    assert fetch.thinned([0.0, 0.1, 0.5, 0.9, 1.0, 1.1], 0, 6, 2.0) == [0, 2, 4]
-    assert fetch.thinned([0.0, 1.7, 1.8, 2.1], 0, 4, 1.0) == [0, 1, 3]  # after a gap the grid goes on
+    assert thin_to_fps([0.0, 0.1, 0.5, 0.9, 1.0, 1.1], 0, 6, 2.0) == [0, 2, 4]
+    assert thin_to_fps([0.0, 1.7, 1.8, 2.1], 0, 4, 1.0) == [0, 1, 3]  # after a gap the grid goes on
 
 
 def test_a_folder_of_frames_is_packed_too(tmp_path):

@@ -20,9 +20,9 @@ from ppma.loaders.decode import dali as pipeline
 from ppma.loaders.decode.augment import make_views
 from ppma.loaders.decode.dali_input import Limits
 from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
+from ppma.loaders.samples import choose_frames
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.stream import ClipStream, choose_implementation
-from ppma.loaders.window import choose_frames
 
 CONFIG = LoaderConfig(
     frames=4, size=32, short_side=36, views=2, workers=2, window_seconds=1.0, randaugment_ops=2, flip_probability=0.5,

@@ -13,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ppma import train
 from ppma.loaders import stream
 from ppma.loaders.prefetch import Transfer
 from ppma.loaders.sources.manifest import Manifest
@@ -213,7 +212,7 @@ def test_hand_over_and_step_leave_the_device_alone(name, clips, tmp_path, monkey
     monkeypatch.setattr(stream, "transfer_to", ShapesOnly)
     monkeypatch.setattr(vit, "compute_dtype", lambda weight: weight.dtype)  # there is no autocast for META,
     monkeypatch.setattr(
-        train, "build_optimizer", lambda model, _: torch.optim.AdamW(parameter_groups(model, _), lr=0.0)
+        "ppma.training.trainer.build_optimizer", lambda model, _: torch.optim.AdamW(parameter_groups(model, _), lr=0.0)
     )
     trainer = real_loop(name, clips, tmp_path, META)  # and no fused optimizer
     monkeypatch.setattr(trainer, "_log", lambda *_: None)  # they may read

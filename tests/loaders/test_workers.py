@@ -1,0 +1,203 @@
+"""Worker processes: killed ones are replaced, a file that kills them is bad, memory stays flat, and they end with their parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from ppma.config.loader import LoaderConfig
+from ppma.loaders.decode import workers
+from ppma.loaders.decode.workers import IN_FLIGHT, Task, WorkerPool
+from ppma.loaders.sampler import TrainingSampler
+from ppma.loaders.samples import Sample, view_params
+from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.stream import ClipStream
+from tests.loaders.test_stream import row
+
+CONFIG = LoaderConfig(frames=2, size=16, short_side=20, views=1, workers=1, window_seconds=1.0)
+VIEW_BYTES = 2 * 16 * 16 * 3
+
+
+def task(ticket: int, path: Path) -> Task:
+    views = (view_params(0, 0, ticket, 0, 48, 64, CONFIG),)
+    sample = Sample(epoch=0, index=ticket, source=0, clip=0, start_seconds=0.0, end_seconds=1.0, views=views)
+    return Task(ticket=ticket, path=str(path), sample=sample, product="views", codecs={}, offset=ticket * VIEW_BYTES)
+
+
+def collect(pool: WorkerPool, count: int) -> dict[int, str]:
+    """Wait for `count` replies; return {ticket: reason}."""
+    replies = {}
+    while len(replies) < count:
+        replies |= {reply.ticket: reply.reason for reply in pool.replies()}
+    return replies
+
+
+def folder_that_blocks(path: Path) -> Path:
+    """Make a folder of frames whose only frame is a pipe: whoever opens it waits, as for a file system that is down."""
+    path.mkdir()
+    os.mkfifo(path / "000001.jpg")
+    return path
+
+
+@pytest.fixture
+def at_most_a_minute():
+    """Fail a test that waits forever."""
+
+    def give_up(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_views_arrive_in_shared_memory_and_closing_returns_everything(tmp_path, write_clip):
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    pool = WorkerPool(CONFIG, 2 * VIEW_BYTES)
+    for ticket in range(2):
+        pool.submit(task(ticket, write_clip(tmp_path / "clip.mp4", frames=20)))
+    assert collect(pool, 2) == {0: "", 1: ""}
+    assert np.frombuffer(pool.memory, np.uint8, count=2 * VIEW_BYTES).reshape(2, -1).any(axis=1).all()
+    pids = pool.pids
+    pool.close()
+    pool.close()
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    del pool
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
+
+
+def test_a_file_that_kills_its_worker_twice_is_bad_and_the_others_are_read(tmp_path, write_clip):
+    pool = WorkerPool(CONFIG, 2 * VIEW_BYTES)
+    pool.submit(task(0, folder_that_blocks(tmp_path / "deadly")))
+    pool.submit(task(1, write_clip(tmp_path / "clip.mp4", frames=20)))
+    killed = []
+
+    def kill(*_):
+        killed.append(pool.pids[0])
+        os.kill(killed[-1], signal.SIGSEGV)
+        if len(killed) < 2:
+            signal.alarm(3)
+
+    signal.signal(signal.SIGALRM, kill)
+    signal.alarm(3)
+    replies = collect(pool, 2)
+    pool.close()
+    assert "SIGSEGV" in replies[0] and replies[1] == "" and pool.restarts == 2
+
+
+@pytest.mark.usefixtures("at_most_a_minute")
+def test_a_thousand_tasks_do_not_block_when_no_reply_is_taken(tmp_path, write_clip):
+    """More tasks than a pipe holds, and more bytes of replies: neither side waits for the other while it sends."""
+    path = write_clip(tmp_path / "clip.mp4", frames=20)
+    pool = WorkerPool(CONFIG, VIEW_BYTES)
+    for ticket in range(1000):
+        pool.submit(replace(task(ticket, path), product="input"))
+    replies = collect(pool, 1000)
+    assert list(replies) == list(range(1000)) and not any(replies.values()) and pool.restarts == 0
+    pool.close()
+
+
+@pytest.mark.usefixtures("at_most_a_minute")
+def test_a_slow_file_delays_only_the_tasks_of_its_worker(tmp_path, write_clip):
+    path, slow = write_clip(tmp_path / "clip.mp4", frames=20), folder_that_blocks(tmp_path / "slow")
+    pool = WorkerPool(replace(CONFIG, workers=2), 40 * VIEW_BYTES)
+    pool.submit(task(0, slow))
+    for ticket in range(1, 40):
+        pool.submit(task(ticket, path))
+    assert set(collect(pool, 40 - IN_FLIGHT)) <= set(range(1, 40))
+    (slow / "000001.jpg").write_bytes(b"no picture")
+    assert collect(pool, IN_FLIGHT)[0]
+    pool.close()
+
+
+def test_a_defect_of_the_worker_is_not_a_bad_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "RUN_WORKER", "raise SystemExit(3)")
+    pool = WorkerPool(CONFIG, VIEW_BYTES)
+    with pytest.raises(RuntimeError, match="code 3"):
+        pool.submit(task(0, tmp_path / "any.mp4"))
+        pool.replies()
+    pool.close()
+
+
+def test_workers_end_with_a_parent_that_is_killed():
+    program = """
+        import time
+        from ppma.config.loader import LoaderConfig
+        from ppma.loaders.decode.workers import WorkerPool
+        pool = WorkerPool(LoaderConfig(workers=3), 4096)
+        print(*pool.pids, flush=True)
+        time.sleep(600)
+    """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 3 and all(psutil.pid_exists(pid) for pid in pids)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    end = time.monotonic() + 30
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+        assert time.monotonic() < end, "a worker outlived its parent"
+        time.sleep(0.1)
+
+
+def test_a_worker_imports_neither_torch_nor_dali():
+    names = "ppma.loaders.decode.workers, ppma.loaders.decode.remux, ppma.loaders.decode.augment"
+    code = f"import sys, {names}; sys.exit('torch' in sys.modules or 'nvidia' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+def linked_clips(root, write_clip, files):
+    """Return a manifest of that many files, hard links to seven clips."""
+    originals = [write_clip(root / f"original {i}.mp4", frames=16, width=64 + 2 * i) for i in range(7)]
+    rows = []
+    for number in range(files):
+        os.link(originals[number % 7], root / f"{number}.mp4")
+        rows.append(row(f"{number}.mp4", 0, frames=16, width=64 + 2 * (number % 7), duration_seconds=1.6))
+    return Manifest.from_clips(rows, root=root, name="many")
+
+
+def measure(manifest, epochs):
+    """Return (bytes that only this process and its workers use, their open files) after each epoch."""
+    config = LoaderConfig(frames=4, size=32, short_side=32, crop="center", views=1, workers=2, window_seconds=1.0)
+    sampler = TrainingSampler([manifest], config, seed=0, batch_clips=50)
+    points = []
+    with ClipStream(sampler, [manifest], config, epochs=epochs) as stream:
+        processes = [psutil.Process(), *(psutil.Process(pid) for pid in stream._pool.pids)]
+        for batch in stream:
+            if batch.step == sampler.steps_per_epoch - 1:
+                own = sum(p.memory_full_info().uss for p in processes)
+                points.append((own, sum(p.num_fds() for p in processes)))
+    return points
+
+
+def check_flat(points, files, early, late):
+    """Less than 1 MB per 1,000 files between the means of two spans of epochs, and not one more open file."""
+    growth = (np.mean([own for own, _ in points[late]]) - np.mean([own for own, _ in points[early]])) / 2**20
+    files *= np.mean(range(len(points))[late]) - np.mean(range(len(points))[early])
+    assert points[-1][1] <= points[0][1], points
+    assert growth / files * 1000 < 1, f"{growth:.1f} MB over {files:.0f} files: {points}"
+
+
+def test_memory_and_open_files_stay_flat(tmp_path, write_clip, monkeypatch):
+    # Freed memory goes back to the kernel at once: what glibc would keep, 10 to 40 MB, takes thousands of files to fill.
+    returning = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "16384"}
+    monkeypatch.setattr(workers, "_KEEP_MEMORY", {**returning, "MALLOC_TOP_PAD_": "0"})
+    points = measure(linked_clips(tmp_path, write_clip, 300), epochs=10)
+    check_flat(points, 300, slice(1, 4), slice(7, 10))
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_twenty_thousand_files(tmp_path, write_clip):
+    check_flat(measure(linked_clips(tmp_path, write_clip, 20_000), epochs=3), 20_000, slice(0, 1), slice(2, 3))
