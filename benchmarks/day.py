@@ -72,7 +72,8 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """`missed`: a bound is not met (NaN meets none); `goal`: the goal is met; `reached`: the bound is met; `short`: only a goal, not met."""
+        """`missed`: a bound is not met (NaN meets none); `goal`: the goal is met; `reached`: the bound is met; `short`: only a goal,
+        not met."""
         bounded = self.least is not None or self.most is not None
         if self.value is None or not (bounded or self.goal is not None):
             return ""

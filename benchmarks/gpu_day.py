@@ -53,7 +53,8 @@ ITEMS = (
     Item(name="no_sync", seconds=45, what="no wait of the host in a step", parts=f"{CLIPS}:no_sync", clips=True),
     Item(name="graphs_fp16", seconds=150, what="CUDA graphs, fp16", parts=f"{STEPS}:graphs_fp16"),
 )  # fmt: skip
-"""In order of importance. `compiled_step` compiles both steps from scratch, which takes most of a minute each in Python alone; later items reuse the result."""
+"""In order of importance. `compiled_step` compiles both steps from scratch, which takes most of a minute each in Python alone; later
+items reuse the result."""
 NAMES = tuple(item.name for item in ITEMS)
 WARMED: tuple[tuple[Phase, int], ...] = (("mae", 128), ("mae", 64), ("mae", 256), ("align", 64))
 """Steps that --warm compiles on a machine without a GPU."""
@@ -74,7 +75,8 @@ class DayConfig:
     start: Annotated[str, tyro.conf.arg(name="from")] = ""
     """Run this item and all after it even if they are finished."""
     warm: Path | None = None
-    """Folder of compiled kernels to use and fill. On a machine without a GPU it is only filled, for an H100 or H200; use the GPU machine's torch."""
+    """Folder of compiled kernels to use and fill. On a machine without a GPU it is only filled, for an H100 or H200; use the GPU
+    machine's torch."""
     clips: Path = Path("~/.cache/ppma/gpu-day-clips")
     """Folder for generated clips, reused by the next run; keep it outside --out, whose files may be transferred."""
     rehearse: bool = False

@@ -31,7 +31,8 @@ GPUS: dict[int, dict[str, Any]] = {
     90: {"name": "NVIDIA H200", "processors": 132, "memory": 141 * GIB, "l2": 50},
     100: {"name": "NVIDIA B200", "processors": 148, "memory": 180 * GIB, "l2": 126},
 }  # fmt: skip
-"""What inductor and Triton ask of a device, by compute capability: multiprocessors, bytes of memory, MiB of L2 cache. Sources: NVIDIA's data sheets; limits of threads, registers and shared memory from the CUDA C++ Programming Guide."""
+"""What inductor and Triton ask of a device, by compute capability: multiprocessors, bytes of memory, MiB of L2 cache. Sources:
+NVIDIA's data sheets; limits of threads, registers and shared memory from the CUDA C++ Programming Guide."""
 
 
 @dataclass(eq=False)
