@@ -22,7 +22,7 @@ FILL = 128.0
 
 
 def picture_frames(frames: int, height: int, width: int, seed: int = 0, noise: float = 6.0) -> np.ndarray:
-    """Moving coloured waves and an edge under a little noise: as smooth as a photograph, and different in every frame."""
+    """Moving colored waves and an edge under a little noise: as smooth as a photograph, and different in every frame."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / max(height, width)
     clip = np.empty((frames, height, width, 3))

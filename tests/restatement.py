@@ -18,7 +18,7 @@ def unit_clip(frames_BTHWC, dtype):
     return frames_BTHWC.to(dtype).movedim(-1, 1) / 255
 
 
-def normalised_clip(frames_BTHWC, dtype):
+def normalized_clip(frames_BTHWC, dtype):
     """(B, C, T, H, W) as the encoder wants it."""
     clip = unit_clip(frames_BTHWC, dtype)
     return (clip - torch.tensor(MEAN, dtype=dtype).view(3, 1, 1, 1)) / torch.tensor(STD, dtype=dtype).view(3, 1, 1, 1)
@@ -66,7 +66,7 @@ def block(x, weights, name, heads, scale_2B=None):
 def embed(frames_BTHWC, weights):
     """Every token of the clip, by the convolution, with its position."""
     kernel, bias = weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"]
-    clip = normalised_clip(frames_BTHWC, kernel.dtype)
+    clip = normalized_clip(frames_BTHWC, kernel.dtype)
     tokens = F.conv3d(clip, kernel, bias, stride=kernel.shape[2:]).flatten(2).transpose(1, 2)
     return tokens + position_table(tokens.shape[1], tokens.shape[2], tokens.dtype)
 
@@ -104,7 +104,7 @@ def patch_of(clip_THWC, number, patch):
 
 
 def mae_loss(prediction_BMP, frames_BTHWC, masked, patch, normalise=True):
-    """Squared error to the patches, normalised per colour with the unbiased variance; mean over values and masked
+    """Squared error to the patches, normalized per color with the unbiased variance; mean over values and masked
     tokens."""
     errors = []
     for prediction, frames, idx in zip(prediction_BMP, frames_BTHWC, masked, strict=True):

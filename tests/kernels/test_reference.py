@@ -21,7 +21,7 @@ def test_patchify_is_the_order_of_a_conv3d_weight():
     patches = reference.patchify(
         FRAMES, None, patch=PATCH, mean=restatement.MEAN, std=restatement.STD, dtype=torch.float64
     )
-    clip = restatement.normalised_clip(FRAMES, torch.float64)
+    clip = restatement.normalized_clip(FRAMES, torch.float64)
     kernel = torch.randn(5, 3, *PATCH, dtype=torch.float64)
     convolved = torch.nn.functional.conv3d(clip, kernel, stride=PATCH).flatten(2).transpose(1, 2)
     torch.testing.assert_close(

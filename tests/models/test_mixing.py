@@ -29,7 +29,7 @@ def patches_of(clip_BCTHW):
 
 
 def normalised():
-    return restatement.normalised_clip(CLIPS, torch.float64)
+    return restatement.normalized_clip(CLIPS, torch.float64)
 
 
 def stated_mix(clip_BCTHW, own_B, cutmix_B, box_B4, group):

@@ -14,7 +14,7 @@ from ppma.models.vit import Encoder
 def test_timm_creates_it_and_its_weights_are_an_encoders():
     model = timm.create_model("ppma_vit_tiny_patch16_224", num_classes=7, img_size=32, frames=4).double().eval()
     clip = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    logits = model(restatement.normalised_clip(clip, torch.float64))
+    logits = model(restatement.normalized_clip(clip, torch.float64))
     assert logits.shape == (2, 7)
     encoder = Encoder(preset("tiny", size=32, frames=4), init="xavier", seed=9).double()
     left = encoder.load_state_dict(model.state_dict(), strict=False)
