@@ -17,17 +17,17 @@ from pyarrow import parquet
 from ppma.common.files import atomic_path, file_sha256
 from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError
-from ppma.config.run import EvaluationConfig, Precision
+from ppma.config.run import EvaluationConfig
 from ppma.inference.samples import embed
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
-from ppma.training.run import FinishedRun, open_run
+from ppma.training.run import FinishedRun, RunOptions
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(RunOptions):
     """Write the embedding of every clip: the pooled tokens of the encoder, averaged over views, before the final norm.
 
     For example: ppma features --checkpoint runs/align_nohuman_synthetic --dataset ucf101 --out ucf101.parquet
@@ -49,14 +49,6 @@ class Options:
     """Videos at a time; does not change the result."""
     on_bad: Literal["fail", "mark"] = "fail"
     """For an undecodable video, fail: stop with its name; mark: write NaN in its row."""
-    data: Path | None = None
-    """The data catalog; none: $PPMA_DATA, else ./data.toml."""
-    workers: int = 2
-    """Loader processes."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: the GPU where there is one."""
-    precision: Precision = "auto"
-    """auto: bf16 products on a GPU, float32 on a CPU."""
 
     def __post_init__(self) -> None:
         if self.out.suffix not in WRITERS:
@@ -117,7 +109,7 @@ def main(argv: list[str]) -> int:
     options = parse(Options, argv, prog="ppma features")
     data = catalog.find(options.data)
     sources = [data.manifest(name, options.split) for name in options.dataset]
-    run = open_run(options.checkpoint, device=options.device, precision=options.precision, workers=options.workers)
+    run = options.open(options.checkpoint)
     parts = [columns_of(run, source, options.views) for source in sources]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     metadata = {

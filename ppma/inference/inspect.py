@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import tyro
@@ -26,7 +25,7 @@ from ppma.loaders.sources.manifest import Manifest
 from ppma.models import pictures
 from ppma.models.mae import MaskedAutoencoder
 from ppma.training import lineage
-from ppma.training.run import FinishedRun, open_run
+from ppma.training.run import FinishedRun, RunOptions
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ PAIRS, EXAMPLES_OF_PAIR = 8, 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(RunOptions):
     """Show a run on one HTML page: training clips, reconstructions, attention, neighbors, maps of embeddings, confusions.
 
     For example: ppma inspect runs/align_nohuman_synthetic --sources ucf101
@@ -54,12 +53,6 @@ class Options:
     """Clips of each source to embed, spread over its classes."""
     split: str = "train"
     """Split of the sources."""
-    data: Path | None = None
-    """The data catalog; none: $PPMA_DATA, else ./data.toml."""
-    workers: int = 2
-    """Loader processes."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: the GPU where there is one."""
 
     def __post_init__(self) -> None:
         for name in ("examples", "clips"):
@@ -262,7 +255,7 @@ def sections(run: FinishedRun, options: Options) -> Iterator[Section]:
 def main(argv: list[str]) -> int:
     """Run `ppma inspect`."""
     options = parse(Options, argv, prog="ppma inspect")
-    run = open_run(options.run, device=options.device, workers=options.workers)
+    run = options.open(options.run)
     parts = []
     for section in sections(run, options):
         log.info("%s", section.title)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +21,13 @@ from ppma.common.files import write_json, write_text
 from ppma.common.plots import svg
 from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError
-from ppma.config.run import EvaluationConfig, Precision
+from ppma.config.run import EvaluationConfig
 from ppma.inference.samples import embed
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.formats import read_classes
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.probe import Unusable, VideoMetadata, probe
-from ppma.training.run import FinishedRun, open_run
+from ppma.training.run import FinishedRun, RunOptions
 from ppma.transfer.result import mean_over_views
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ MAX_WINDOWS = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(RunOptions):
     """Recognize the action in a video: the most likely classes overall, and the most likely one in each window.
 
     For example: ppma predict clip.mp4 --checkpoint runs/finetune-ucf101
@@ -59,12 +59,6 @@ class Options:
     """Number of classes to show."""
     out: Path | None = None
     """FILE.json for all scores; their plot over time goes to FILE.svg."""
-    data: Path | None = None
-    """The data catalog; none: $PPMA_DATA, else ./data.toml."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: the GPU where there is one."""
-    precision: Precision = "auto"
-    """auto: bf16 products on a GPU, float32 on a CPU."""
 
     def __post_init__(self) -> None:
         if self.every_seconds is not None and self.every_seconds <= 0:
@@ -141,7 +135,7 @@ def main(argv: list[str]) -> int:
     options = parse(Options, argv, prog="ppma predict")
     if not options.video.exists():
         raise InputError(f"{options.video}: no such file or folder")
-    run = open_run(options.checkpoint, device=options.device, precision=options.precision, workers=1)
+    run = options.open(options.checkpoint)
     space = _space(run, options.space)
     names = class_names(options, space, run.label_spaces[space])
     try:

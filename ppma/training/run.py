@@ -6,7 +6,7 @@ run folder, checkpoint folder or weight file  ->  open_run  ->  FinishedRun: con
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
@@ -17,6 +17,25 @@ from ppma.models.mae import MaskedAutoencoder
 from ppma.training import checkpoint
 from ppma.training.compute import Compute, choose
 from ppma.training.distributed import Ranks, choose_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Flags that every command on a finished run takes."""
+
+    data: Path | None = None
+    """The data catalog; none: $PPMA_DATA, else ./data.toml."""
+    workers: int = 2
+    """Loader processes of each rank."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU where there is one."""
+    precision: Precision = "auto"
+    """auto: bf16 products on a GPU, float32 on a CPU."""
+
+    def open(self, path: Path) -> "FinishedRun":
+        """Open a run on the device, in the precision and with the loader workers of the flags."""
+        return open_run(path, device=self.device, precision=self.precision, workers=self.workers)
+
 
 MIXING = "mixing"
 """Checkpoint name of the shares that adaptive averaging learns; no model needs them after the training."""

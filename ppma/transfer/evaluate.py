@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +17,14 @@ import torch
 from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError
 from ppma.config.model import ClassifierConfig
-from ppma.config.run import EvaluationConfig, Precision, RunConfig
+from ppma.config.run import EvaluationConfig, RunConfig
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models.classify import Classifier, check_labels
 from ppma.training import distributed, seal
 from ppma.training.compute import Compute, choose
 from ppma.training.distributed import Ranks
-from ppma.training.run import open_run
+from ppma.training.run import RunOptions, open_run
 from ppma.transfer.features import cached_features
 from ppma.transfer.result import mean_over_views, write_result
 
@@ -71,7 +71,7 @@ def evaluate(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(RunOptions):
     """Test the classifier of a finished run on a data set: 2 x 3 views, top-1 and top-5 with 95 % intervals.
 
     For example: ppma evaluate --checkpoint runs/finetune-ucf101 --dataset ucf101
@@ -83,16 +83,8 @@ class Options:
     """Name in the data catalog; the run must have been trained on the classes of this data set."""
     out: Path | None = None
     """Folder for the results; none: evaluate-DATASET-SPLIT inside the run folder."""
-    data: Path | None = None
-    """The data catalog; none: $PPMA_DATA, else ./data.toml."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """The views."""
-    workers: int = 2
-    """Loader processes of each rank."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: the GPU where there is one."""
-    precision: Precision = "auto"
-    """auto: bf16 products on a GPU, float32 on a CPU."""
 
 
 def main(argv: list[str]) -> int:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -273,29 +273,23 @@ class FeatureBatch:
     counters: LoaderCounters
 
 
-class FeatureStream:
-    """Batches of cached features: every row once an epoch, in an order drawn from (seed, epoch). A context manager."""
+def feature_batches(
+    features_VD: Rows, labels_V: Tensor, *, batch: int, epochs: int, seed: int, start: tuple[int, int]
+) -> Generator[FeatureBatch, None, None]:
+    """Yield batches of cached rows: every row once an epoch, in an order drawn from (seed, epoch).
 
-    def __init__(
-        self, features_VD: Rows, labels_V: Tensor, *, batch: int, epochs: int, seed: int, start: tuple[int, int]
-    ) -> None:
-        self.features_VD, self.labels_V = features_VD, labels_V
-        self.batch, self.epochs, self.seed, self.start = batch, epochs, seed, start
-
-    def __enter__(self) -> "FeatureStream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def __iter__(self) -> Iterator[FeatureBatch]:
-        counters = LoaderCounters()
-        for epoch in range(self.start[0], self.epochs):
-            rng = generator(self.seed, Purpose.CLIP_ORDER, epoch=epoch)
-            order = torch.from_numpy(rng.permutation(len(self.labels_V)))
-            of_features, of_labels = (upload(order, rows.device) for rows in (self.features_VD, self.labels_V))
-            first = self.start[1] if epoch == self.start[0] else 0
-            for step in range(first, len(order) // self.batch):
-                part = slice(step * self.batch, (step + 1) * self.batch)
-                features_BD, label_B = self.features_VD[of_features[part]], self.labels_V[of_labels[part]]
-                yield FeatureBatch(features_BD, label_B, epoch, step, counters)
+    Args:
+        features_VD: The cache; rows of tokens, (V, N, D), work as well.
+        labels_V: Labels of the rows.
+        batch: Rows of a batch; an incomplete last batch is left out.
+        epochs: Length of the run.
+        seed: Seed of the order.
+        start: (epoch, step) of the first batch.
+    """
+    counters = LoaderCounters()
+    for epoch in range(start[0], epochs):
+        order = torch.from_numpy(generator(seed, Purpose.CLIP_ORDER, epoch=epoch).permutation(len(labels_V)))
+        of_features, of_labels = (upload(order, rows.device) for rows in (features_VD, labels_V))
+        for step in range(start[1] if epoch == start[0] else 0, len(order) // batch):
+            part = slice(step * batch, (step + 1) * batch)
+            yield FeatureBatch(features_VD[of_features[part]], labels_V[of_labels[part]], epoch, step, counters)

@@ -21,7 +21,7 @@ from ppma.config.model import OptimConfig
 from ppma.config.run import RunConfig
 from ppma.models.classify import Classifier
 from ppma.training.optim import learning_rate
-from ppma.transfer.features import FeatureStream
+from ppma.transfer.features import feature_batches
 from ppma.transfer.frozen import shuffled_classes
 
 EPS = 1e-8
@@ -111,7 +111,7 @@ def train_heads(
             f"grid: {len(labels_V)} clips are left to train on, fewer than a batch; choose --batch {len(labels_V)} or less"
         )
     epochs = config.optim.epochs
-    stream = FeatureStream(features_VD, labels_V, batch=config.batch, epochs=epochs, seed=config.seed, start=(0, 0))
+    stream = feature_batches(features_VD, labels_V, batch=config.batch, epochs=epochs, seed=config.seed, start=(0, 0))
     for step, batch in enumerate(stream):
         rates = [learning_rate(step, steps * epochs, optim, config.batch) for optim in optims]
         heads.step(batch.features_BD, batch.label_B, rates, config.optim.betas)

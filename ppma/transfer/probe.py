@@ -6,7 +6,8 @@ The published protocol runs the encoder in every epoch on augmented clips; recip
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from ppma.training import checkpoint
 from ppma.training.compute import Compute, choose
 from ppma.training.distributed import Ranks
 from ppma.training.tasks import label_spaces
-from ppma.transfer.features import PLAIN_VIEWS, FeatureBatch, FeatureStream, Rows, cached_features
+from ppma.transfer.features import PLAIN_VIEWS, FeatureBatch, Rows, cached_features, feature_batches
 from ppma.transfer.frozen import only_source
 from ppma.transfer.grid import choose_rate
 from ppma.transfer.tokens import cached_tokens
@@ -76,11 +77,13 @@ class ProbeTask:
             log.info("chosen on %d held-out clips: %s", choice.held_out, self._facts["grid"]["chosen"])
         return features_VD
 
-    def stream(self, ranks: Ranks, start: tuple[int, int]) -> FeatureStream:
+    def stream(self, ranks: Ranks, start: tuple[int, int]) -> closing[Generator[FeatureBatch, None, None]]:
         """Return shuffled batches of cached rows from (epoch, step) on."""
         config, epochs = self.config, self.config.optim.epochs
-        return FeatureStream(
-            self._rows, self._labels_V, batch=config.batch, epochs=epochs, seed=config.seed, start=start
+        return closing(
+            feature_batches(
+                self._rows, self._labels_V, batch=config.batch, epochs=epochs, seed=config.seed, start=start
+            )
         )
 
     def inputs(self, batch: FeatureBatch) -> tuple[Tensor, ...]:

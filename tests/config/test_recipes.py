@@ -7,6 +7,7 @@ PPMA_WRITE_GOLDEN=1 pytest tests/config/test_recipes.py
 import inspect
 import json
 import os
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from ppma.training.compute import choose
 from ppma.training.distributed import Ranks
 from ppma.training.tasks import MaeTask
 from ppma.training.trainer import Trainer
-from ppma.transfer.features import FeatureStream
+from ppma.transfer.features import feature_batches
 from ppma.transfer.probe import Probe
 
 TRAINED = [name for name in RECIPES if RECIPES[name]().phase not in UNTRAINED]
@@ -55,11 +56,10 @@ class MadeProbe:
             )
             self.features_VD = kept.to(choose(config.precision, ALONE.device).weights)
 
-    def stream(self, ranks: Ranks, start: tuple[int, int]) -> FeatureStream:
+    def stream(self, ranks: Ranks, start: tuple[int, int]):
         labels = torch.arange(32) % 4
-        return FeatureStream(
-            self.features_VD, labels, batch=8, epochs=self.config.optim.epochs, seed=self.config.seed, start=start
-        )
+        epochs, seed = self.config.optim.epochs, self.config.seed
+        return closing(feature_batches(self.features_VD, labels, batch=8, epochs=epochs, seed=seed, start=start))
 
     def inputs(self, batch):
         return batch.features_BD, batch.label_B

@@ -24,7 +24,7 @@ from ppma.training.optim import parameter_groups
 from ppma.training.tasks import ClassifyTask, MaeTask
 from ppma.training.trainer import Trainer
 from ppma.training.watchdog import Watchdog
-from ppma.transfer.features import FeatureStream
+from ppma.transfer.features import feature_batches
 from ppma.transfer.tokens import TokenRows
 from tests.loaders.test_stream import row
 
@@ -227,7 +227,7 @@ def test_cached_tokens_are_fetched_without_asking_the_device(tmp_path):
     np.save(tmp_path / "tokens.npy", np.arange(12 * 3 * 2, dtype=np.float16).reshape(12, 3, 2))
     for device in (torch.device("cpu"), META):
         rows, labels = TokenRows(tmp_path / "tokens.npy", device, torch.float32), torch.arange(12).to(device)
-        batches = list(FeatureStream(rows, labels, batch=4, epochs=1, seed=0, start=(0, 0)))
+        batches = list(feature_batches(rows, labels, batch=4, epochs=1, seed=0, start=(0, 0)))
         assert len(batches) == 3 and all(batch.features_BD.device == device for batch in batches)
         if device != META:
             found = torch.cat([batch.features_BD for batch in batches])[:, 0, 0] / 6

@@ -12,7 +12,7 @@ from ppma.config.protocols import GridConfig
 from ppma.training.compute import choose
 from ppma.training.distributed import Ranks
 from ppma.training.trainer import Trainer
-from ppma.transfer.features import FeatureStream
+from ppma.transfer.features import feature_batches
 from ppma.transfer.grid import Heads, choose_rate, held_out_rows, train_heads
 from ppma.transfer.probe import Probe
 
@@ -45,7 +45,7 @@ def test_every_head_learns_what_a_probe_of_its_rate_learns():
     for number, optim in enumerate(optims):
         alone = replace(config, optim=optim)
         trainer = Trainer(alone, MadeTask(alone), ALONE, choose("fp64", ALONE.device))
-        for batch in FeatureStream(FEATURES, LABELS, batch=8, epochs=optim.epochs, seed=config.seed, start=(0, 0)):
+        for batch in feature_batches(FEATURES, LABELS, batch=8, epochs=optim.epochs, seed=config.seed, start=(0, 0)):
             trainer.train_step(batch)
         expected = [
             trainer.model.get_parameter(n) for n in ("fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias")
