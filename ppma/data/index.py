@@ -1,73 +1,362 @@
-"""`ppma index`: make a manifest from a folder tree, a list, or a data set as its owners ship it.
+"""`ppma index`: write the manifest of a folder tree, a list, or a data set as its owners ship it.
 
-    SOURCE          ->  rows (loaders.formats)        ->  looked into and written (ppma.data.indexing)
-    --dataset NAME  ->  ppma.data.index_dataset: its official splits, a manifest each
+    SOURCE           ->  rows                                      ->  every file probed  ->  FILE.csv, FILE.rejected.csv, data.toml
+    --dataset NAME   ->  rows of its official splits, found on disk ->  every file probed once, large ones resized  ->  a manifest per split
 
-Nothing is written before every file was looked at; an interrupted run leaves what was there.
-With --name the manifest is entered into data.toml.
+No manifest is written before every file was probed, so an interrupted run leaves earlier files as they were. A second official split
+becomes a source of its own, `ucf101-2`, with train and val.
 """
 
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Annotated, Literal
 
+import tyro
 from rich.console import Console
 
+from ppma.common.files import write_csv
+from ppma.common.progress import Progress
 from ppma.config.command import DONE, parse
-from ppma.config.errors import InputError
-from ppma.data.index_dataset import index_dataset
-from ppma.data.indexing import SHOWN, IndexConfig, look_into, tell_result, write
+from ppma.config.errors import InputError, watch_disk
+from ppma.data.dataset import Dataset, Download, Splits, find, read_splits
+from ppma.data.resize import resize
 from ppma.loaders.sources import catalog
-from ppma.loaders.sources.formats import Listed, detect, read_classes, read_source
+from ppma.loaders.sources.formats import (
+    ABSENT,
+    FRAME_FOLDER_FPS,
+    Listed,
+    Root,
+    detect,
+    read_classes,
+    read_source,
+    refuse_repeats,
+)
+from ppma.loaders.sources.manifest import Clip, Manifest
+from ppma.loaders.sources.probe import MAX_PIXELS, VideoMetadata, probe_all
+
+Report = Callable[[str], None]
+SHOWN = 10
+"""Rows that a report lists; the files hold the rest."""
+SHOWN_MISSING = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig:
+    """Write a manifest: open every video once and record what it holds.
+
+    ppma index /data/ucf101/videos --root /data/ucf101/videos --out ucf101.csv --name ucf101
+
+    A data set that `ppma datasets` lists needs no SOURCE; all its official splits are read from its owners' own files:
+
+    ppma index --dataset ucf101 --root /data/ucf101
+    """
+
+    source: Annotated[Path | None, tyro.conf.Positional] = None
+    """A folder <class>/<video> (or <class>/<folder of frames>), or a list with `path;label` or `path label` on each line."""
+    dataset: str | None = None
+    """Instead of SOURCE: the name of a data set, unpacked in --root as its owners ship it."""
+    out: Path | None = None
+    """Manifest to write, FILE.csv; FILE.rejected.csv gets the reason for each refused file.
+
+    With --dataset: the folder for the manifests (default: the current one)."""
+    root: Path | None = None
+    """Folder that paths are relative to; required for a list and a data set (default: SOURCE, if it is a folder)."""
+    format: Literal["auto", "tree", "semicolon", "space"] = "auto"
+    """Layout of SOURCE; auto detects it."""
+    classes: Path | None = None
+    """Class names, one per line in the order of their labels, so that train and val agree (default: a tree's names, sorted)."""
+    name: str | None = None
+    """Add the manifest to data.toml under this source name (with --dataset: its own name by default)."""
+    split: str = "train"
+    """Split to add it under; a data set has its own."""
+    data: Path | None = None
+    """The data.toml (default: $PPMA_DATA, else ./data.toml)."""
+    missing: Literal["auto", "stop", "skip"] = "auto"
+    """With --dataset, if listed files are missing: stop or skip them; auto skips only where clips vanish from the web."""
+    resize: int | None = None
+    """With --dataset: re-encode clips whose short side has more pixels than this, into a new folder (256 for training at 224)."""
+    domain: Literal["real", "human-removed", "synthetic"] | None = None
+    """What the pictures are (default: empty; with --dataset: what is known of it)."""
+    licence: str = ""
+    """Terms of use of the footage, written in every row (with --dataset: what is known of it)."""
+    check: Literal["quick", "full"] = "quick"
+    """quick: read all packets and decode up to 8 key frames; full: decode every frame (10 to 20 times slower), refuse damaged files."""
+    max_pixels: int = MAX_PIXELS
+    """Refuse larger frames by their header (default: 4096 x 2304)."""
+    timeout_seconds: float = 60.0
+    """Refuse a file that takes longer to probe."""
+    workers: int = len(os.sched_getaffinity(0))
+    """Number of processes (default: one per core)."""
+    dry_run: bool = False
+    """Only report what would be probed."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "max_pixels", "timeout_seconds", "resize"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be above 0")
+        if self.dataset is None:
+            self._check_source()
+        else:
+            self._check_dataset()
+
+    def _check_source(self) -> None:
+        if self.source is None:
+            raise InputError("give a SOURCE (a folder or a list), or --dataset NAME (`ppma datasets` lists the names)")
+        if self.out is None or self.out.suffix.lower() != ".csv" or self.out.is_dir():
+            raise InputError(f"--out is {self.out or 'missing'}; give a file that ends in .csv")
+        if not self.out.parent.is_dir():
+            raise InputError(f"--out {self.out}: there is no folder {self.out.parent}; create it first")
+        if self.data is not None and self.name is None:
+            raise InputError("--data is given without --name; give the source's name, or leave --data out")
+        if self.missing != "auto" or self.resize is not None:
+            raise InputError("--missing and --resize require --dataset; leave them out")
+
+    def _check_dataset(self) -> None:
+        if self.source is not None or self.classes is not None or self.format != "auto" or self.split != "train":
+            raise InputError("--dataset has its own lists; leave SOURCE, --format, --classes and --split out")
+        if self.root is None:
+            raise InputError(f"--root is missing; give the folder that {self.dataset} was unpacked into")
+        if self.out is not None and not self.out.is_dir():
+            raise InputError(f"--out {self.out} is not a folder; with --dataset give the folder for the manifests")
+        if self.resize is not None and self.resize % 2:
+            raise InputError(f"--resize is {self.resize}; give an even number of pixels")
 
 
 def main(argv: list[str]) -> int:
     """Run `ppma index ARGV`."""
     config = parse(IndexConfig, argv, prog="ppma index")
-    report = Console(highlight=False, soft_wrap=True)
-    return _index(config, report) if config.dataset is None else index_dataset(config, report)
-
-
-def _index(config: IndexConfig, report: Console) -> int:
-    """A folder tree or a list."""
-    assert config.source is not None and config.out is not None
-    root, rows = _read(config, config.source)
-    if config.dry_run:
-        _tell_plan(report, config, config.source, rows)
-        return DONE
-    found = look_into([None if row.reason else root / row.path for row in rows], config)
-    answers = [row.reason or answer for row, answer in zip(rows, found)]
-    source = config.name or config.source.absolute().stem
-    clips, refused = write(config.out, rows, answers, root=root, source=source, config=config)
-    if config.name is not None:
-        path = catalog.locate(config.data)
-        catalog.add(path, name=config.name, split=config.split, manifest=config.out, root=root)
-    tell_result(report, config.out, clips, refused, answers)
-    if config.name is not None:
-        report.print(f"entered as {config.name}.{config.split} in {catalog.locate(config.data)}", markup=False)
+    report = partial(Console(highlight=False, soft_wrap=True).print, markup=False)
+    (_index_source if config.dataset is None else _index_dataset)(config, report)
     return DONE
 
 
-def _read(config: IndexConfig, source: Path) -> tuple[Path, list[Listed]]:
-    """The root and the rows of the source; everything that can be wrong with the flags is found here, before the long work."""
-    if not source.exists():
-        raise InputError(f"{source}: no such file or folder; give a folder <class>/<video>, or a list of files")
+def _probe(paths: Sequence[Path], config: IndexConfig) -> list[VideoMetadata | str]:
+    """Return the metadata of each file, or why it is refused."""
+    with Progress("files") as progress:
+        return probe_all(
+            paths, workers=config.workers, timeout_seconds=config.timeout_seconds, max_pixels=config.max_pixels,
+            check=config.check, on_progress=progress,
+        )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------- a tree or a list
+
+
+def _index_source(config: IndexConfig, report: Report) -> None:
+    assert config.source is not None and config.out is not None  # IndexConfig checked both
+
+    # 1. all that can be wrong with the flags, before the long work
+    if not config.source.exists():
+        raise InputError(f"{config.source}: no such file or folder; give a folder <class>/<video>, or a list of files")
     if config.name is not None:
         catalog.check_name(config.name, "name")
         catalog.check_name(config.split, "split")
         catalog.read(catalog.locate(config.data))
-    if config.root is None and not source.is_dir():
-        raise InputError(f"--root is missing; give the folder that the paths in {source} are relative to")
-    root = (config.root or source).absolute()
+    if config.root is None and not config.source.is_dir():
+        raise InputError(f"--root is missing; give the folder that the paths in {config.source} are relative to")
+    root = (config.root or config.source).absolute()
     classes = read_classes(config.classes) if config.classes else None
-    return root, read_source(source, root=root, format=config.format, classes=classes)
+    rows = read_source(config.source, root=root, format=config.format, classes=classes)
+    if config.dry_run:
+        style = detect(config.source) if config.format == "auto" else config.format
+        labels, refused = {row.label for row in rows} - {None}, sum(bool(row.reason) for row in rows)
+        report(
+            f"{config.source} ({style}): {len(rows)} clips of {len(labels)} classes, {refused} refused by name alone"
+        )
+        for row in rows[:SHOWN]:
+            report(f"  {row.label} {row.class_name!r}: {row.path}" + (f": {row.reason}" if row.reason else ""))
+        report(f"would write {config.out}")
+        return
+
+    # 2. probe, write, add to data.toml
+    found = iter(_probe([root / row.path for row in rows if not row.reason], config))
+    answers = [row.reason or next(found) for row in rows]
+    _write(report, config, config.out, rows, answers, root=root, source=config.name or config.source.absolute().stem)
+    if config.name is not None:
+        path = catalog.locate(config.data)
+        catalog.add(path, name=config.name, split=config.split, manifest=config.out, root=root)
+        report(f"entered as {config.name}.{config.split} in {path}")
 
 
-def _tell_plan(report: Console, config: IndexConfig, source: Path, rows: Sequence[Listed]) -> None:
-    labels = {row.label for row in rows if row.label is not None}
-    style = detect(source) if config.format == "auto" else config.format
-    refused = sum(bool(row.reason) for row in rows)
-    report.print(f"{source} ({style}): {len(rows)} clips of {len(labels)} classes, {refused} refused by name alone")
-    for row in rows[:SHOWN]:
-        told = f"  {row.label} {row.class_name!r}: {row.path}" + (f": {row.reason}" if row.reason else "")
-        report.print(told, markup=False)
-    report.print(f"would write {config.out}", markup=False)
+# ------------------------------------------------------------------------------------------------------------ a data set
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Split:
+    key: str
+    """As in Splits.clips."""
+    source: str
+    split: str
+    rows: list[Listed]
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}.{self.split}"
+
+    @property
+    def missing(self) -> list[Listed]:
+        return [row for row in self.rows if row.reason.startswith(ABSENT)]
+
+
+def _index_dataset(config: IndexConfig, report: Report) -> None:
+    assert config.dataset is not None and config.root is not None  # IndexConfig checked both
+
+    # 1. the official splits, and their files on disk
+    dataset, root, folder = find(config.dataset), config.root.absolute(), config.out or Path()
+    name, data = config.name or dataset.source or dataset.name, catalog.locate(config.data)
+    catalog.check_name(name, "name")
+    catalog.read(data)
+    download = Download(root, dataset)
+    splits = list(_find_splits(read_splits(download), download.tree, name))
+    if not splits:
+        raise InputError(f"--root {config.root} holds lists of {dataset.name}, but no clip with a name from them")
+    if config.dry_run:
+        report(f"{dataset.name} in {config.root}:")
+        for split in splits:
+            refused = [row for row in split.rows if row.reason]
+            _compare(report, dataset, split, usable=len(split.rows) - len(refused))
+            for row in refused[:SHOWN]:
+                report(f"    {row.path}: {row.reason}")
+            report(f"    would write {folder / f'{split.source}_{split.split}.csv'}")
+        return
+    _handle_missing(dataset, name, splits, config)
+
+    # 2. every file once, also if several splits share it
+    paths = sorted({row.path for split in splits for row in split.rows if not row.reason})
+    answers = dict(zip(paths, _probe([root / path for path in paths], config)))
+    if config.resize is not None:
+        root, splits, answers = _resized(root, splits, answers, config)
+
+    # 3. a manifest for each split
+    settings = replace(config, domain=config.domain or dataset.domain, licence=config.licence or dataset.license)
+    for split in splits:
+        out, found = (
+            folder / f"{split.source}_{split.split}.csv",
+            [row.reason or answers[row.path] for row in split.rows],
+        )
+        usable = _write(report, settings, out, split.rows, found, root=root, source=split.source)
+        catalog.add(data, name=split.source, split=split.split, manifest=out, root=root)
+        _compare(report, dataset, split, usable=usable)
+    report(f"entered as {', '.join(split.name for split in splits)} in {data}")
+
+
+def _find_splits(splits: Splits, tree: Root, name: str) -> Iterator[_Split]:
+    """Yield each split with its rows, whose paths are looked up on disk."""
+    for key, clips in splits.clips.items():
+        number, _, split = key.rpartition(".")
+        rows = []
+        for line, (wanted, label) in enumerate(clips, 1):
+            path, reason = tree.find(wanted)
+            class_name = splits.classes[label] if label < len(splits.classes) else ""
+            rows.append(Listed(path=path, label=label, class_name=class_name, line=line, reason=reason))
+        if rows:
+            yield _Split(key=key, source=f"{name}-{number}" if number else name, split=split, rows=refuse_repeats(rows))
+
+
+def _handle_missing(dataset: Dataset, name: str, splits: Sequence[_Split], config: IndexConfig) -> None:
+    """Write NAME.missing.csv and raise InputError if listed files are missing, unless they are to be skipped."""
+    out = (config.out or Path()) / f"{name}.missing.csv"
+    out.unlink(missing_ok=True)  # of an earlier run
+    missing = [(split, row) for split in splits for row in split.missing]
+    if config.missing == "skip" or (config.missing == "auto" and dataset.vanishing) or not missing:
+        return
+    lines = [(split.name, row.path, f"{row.label}", row.class_name) for split, row in missing]
+    write_csv(out, [("split", "path", "label", "class_name"), *lines])
+    counts = ", ".join(f"{len(s.missing)} of {len(s.rows)} in {s.name}" for s in splits if s.missing)
+    first = "; ".join(list(dict.fromkeys(row.path for _, row in missing))[:SHOWN_MISSING])
+    raise InputError(
+        f"{dataset.name}: of the listed clips {counts} are not below {config.root}, first {first}; {out} lists all. "
+        f"Unpack them, or skip them with --missing skip"
+    )
+
+
+def _resized(
+    root: Path, splits: Sequence[_Split], answers: dict[str, VideoMetadata | str], config: IndexConfig
+) -> tuple[Path, list[_Split], dict[str, VideoMetadata | str]]:
+    """Resize large clips; return the new root, the splits with the new paths, and the metadata by new path."""
+    assert config.resize is not None
+    good = {path: answer for path, answer in answers.items() if isinstance(answer, VideoMetadata)}
+    small_root, moved = resize(root, good, short_side=config.resize, workers=config.workers)
+    again = [place.path for place in moved.values() if place.encoded and not place.reason]
+    found = dict(zip(again, _probe([small_root / path for path in again], config)))
+    for path, place in moved.items():
+        answers[place.path] = place.reason or found.get(place.path, answers[path])
+
+    def move(row: Listed) -> Listed:
+        return replace(row, path=moved[row.path].path) if row.path in moved else row
+
+    return small_root, [replace(split, rows=[move(row) for row in split.rows]) for split in splits], answers
+
+
+def _compare(report: Report, dataset: Dataset, split: _Split, *, usable: int) -> None:
+    """Report where the counts differ from the published ones."""
+    published, listed, missing = dataset.published.get(split.key), len(split.rows), len(split.missing)
+    line = f"{split.name}: {listed} listed" + (f", {missing} missing ({missing / listed:.1%})" if missing else "")
+    if published is None:
+        report(f"  {line}; the published count is not known")
+    elif published != listed:
+        report(f"  warning: {line}, {published} were published; results are not comparable with published ones")
+    elif usable != published:
+        report(f"  warning: {line} as published, {usable} of {listed - missing} existing ones can be used")
+    else:
+        report(f"  {line}, as published")
+    unused = dataset.classes - len({row.label for row in split.rows})
+    if unused > 0:
+        report(f"  classes without a clip: {unused} of {dataset.classes}")
+
+
+# ------------------------------------------------------------------------------------------------------------- manifests
+
+
+def _write(
+    report: Report, config: IndexConfig, out: Path, rows: Sequence[Listed], answers: Sequence[VideoMetadata | str],
+    *, root: Path, source: str,
+) -> int:  # fmt: skip
+    """Write the manifest `out` and its .rejected.csv and report them; return the number of clips. InputError if there is none."""
+    clips, refused, remarks = [], [], Counter[str]()
+    for row, answer in zip(rows, answers):
+        if isinstance(answer, str):
+            refused.append((row, answer))
+            continue
+        found = asdict(answer)
+        remarks.update(found.pop("remarks"))
+        clips.append(
+            Clip(
+                path=row.path, label=row.label, class_name=row.class_name, source=source, start_seconds=row.start_seconds,
+                end_seconds=row.end_seconds, domain=config.domain or "", licence=config.licence, **found,
+            )
+        )  # fmt: skip
+    rejected = out.with_suffix(".rejected.csv")
+    lines = [(row.path, row.label, row.class_name, row.line or None, reason) for row, reason in refused]
+    with watch_disk(out):
+        write_csv(rejected, [("path", "label", "class_name", "line", "reason"), *lines])
+        if not clips:
+            reason, count = Counter(reason for _, reason in refused).most_common(1)[0]
+            most = f"none of {len(rows)} clips can be used ({count} of them: {reason})"
+            raise InputError(f"{config.source or out.stem}: {most}; see {rejected}")
+        Manifest.write(out, clips)
+    Manifest.read(out, root=root)  # what training reads, checked now
+
+    labels, hours = {clip.label for clip in clips} - {None}, sum(clip.duration_seconds for clip in clips) / 3600
+    sizes = f"{_span([clip.width for clip in clips])} x {_span([clip.height for clip in clips])}"
+    report(f"{out}: {len(clips)} clips of {len(labels)} classes, {hours:.2f} hours, frames of {sizes} pixels")
+    folders = sum(clip.codec in ("jpeg", "png") for clip in clips)
+    remarks[f"folder{'s' * (folders > 1)} of frames (counted as {FRAME_FOLDER_FPS:g} frames/s)"] = folders
+    for remark, count in (+remarks).most_common():
+        report(f"  {count} {remark}")
+    if refused:
+        report(f"{rejected}: {len(refused)} refused")
+    for row, reason in refused[:SHOWN]:
+        report(f"  {row.path}: {reason}")
+    if len(refused) > SHOWN:
+        report(f"  ... and {len(refused) - SHOWN} more")
+    return len(clips)
+
+
+def _span(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low}..{high}"

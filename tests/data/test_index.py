@@ -1,4 +1,4 @@
-"""`ppma index` as a stranger uses it: what it writes, what it says, and that a wrong input costs one line."""
+"""`ppma index` of a tree or a list: what it writes and reports, and wrong input in one line."""
 
 import csv
 import errno
@@ -35,32 +35,15 @@ def refused(file: str) -> dict[str, str]:
 
 
 def test_a_tree(clip_tree, capsys):
-    done = index(
-        clip_tree,
-        "--out",
-        "m.csv",
-        "--name",
-        "demo",
-        "--split",
-        "val",
-        "--domain",
-        "synthetic",
-        "--licence",
-        "CC0, mine",
-    )
-    assert done == 0
+    flags = ["--out", "m.csv", "--name", "demo", "--split", "val", "--domain", "synthetic", "--licence"]
+    assert index(clip_tree, *flags, "CC0, mine") == 0
     manifest = catalog.find().manifest("demo", "val")
     assert len(manifest) == 12 and manifest.n_classes == 4 and manifest.root == clip_tree
     assert manifest.class_names == dict(enumerate(sorted(path.name for path in clip_tree.iterdir())))
     clip = manifest.clip(0)
     assert (clip.frames, clip.fps, clip.duration_seconds, clip.key_frame_spacing) == (30, 10.0, 3.0, 12)
-    assert (clip.width, clip.height, clip.source, clip.domain, clip.licence) == (
-        64,
-        48,
-        "demo",
-        "synthetic",
-        "CC0, mine",
-    )
+    assert (clip.width, clip.height, clip.source) == (64, 48, "demo")
+    assert (clip.domain, clip.licence) == ("synthetic", "CC0, mine")
     assert manifest.file(0).is_file() and refused("m.rejected.csv") == {}
     said = capsys.readouterr()
     assert "m.csv: 12 clips of 4 classes" in said.out and "entered as demo.val in " in said.out and not said.err
@@ -108,32 +91,32 @@ def test_dry_run_opens_and_writes_nothing(clip_tree, capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "noun"),
     [
-        (["none", "--out", "m.csv"], "none: no such file or folder"),
-        (["tree", "--out", "no/m.csv"], "there is no folder no; make it first"),
-        (["tree", "--out", "m.parquet"], "give a file that ends in .csv"),
-        (["tree", "--out", "m.csv", "--root", "none"], "none is not a folder"),
-        (["empty", "--out", "m.csv"], "holds no class folder"),
-        (["list.txt", "--out", "m.csv"], "--root is missing"),
-        (["list.txt", "--out", "m.csv", "--root", "."], "line 1: label 'x' is not an integer"),
-        (["leaves.txt", "--out", "m.csv", "--root", "tree"], "leaves the root"),
-        (["tree", "--out", "m.csv", "--name", "a.b"], "--name is 'a.b'"),
-        (["tree", "--out", "m.csv", "--data", "d.toml"], "--data is given without --name"),
-        (["tree", "--out", "m.csv", "--workers", "0"], "--workers is 0; it must be above 0"),
-        (["tree", "--out", "m.csv", "--classes", "none.txt"], "none.txt: No such file"),
-        (["tree", "--out", "m.csv"], "none of 1 clips can be used (1 of them: is an empty file); see m.rejected.csv"),
+        ("none --out m.csv", "none"),
+        ("tree --out no/m.csv", "no folder no"),
+        ("tree --out m.parquet", ".csv"),
+        ("tree --out m.csv --root none", "none"),
+        ("empty --out m.csv", "class folder"),
+        ("list.txt --out m.csv", "--root"),
+        ("list.txt --out m.csv --root .", "line 1: label 'x'"),
+        ("leaves.txt --out m.csv --root tree", "leaves the root"),
+        ("tree --out m.csv --name a.b", "--name"),
+        ("tree --out m.csv --data d.toml", "--data"),
+        ("tree --out m.csv --workers 0", "--workers"),
+        ("tree --out m.csv --classes none.txt", "none.txt"),
+        ("tree --out m.csv", "none of 1 clips can be used (1 of them: is an empty file); see m.rejected.csv"),
     ],
 )
-def test_a_wrong_input_costs_one_line(argv, says, capsys):
+def test_a_wrong_input_costs_one_line(argv, noun, capsys):
     for folder in ("tree/a", "empty"):
         Path(folder).mkdir(parents=True)
     Path("tree/a/clip.mp4").touch()
     Path("list.txt").write_text("tree/a/clip.mp4;x\n")
     Path("leaves.txt").write_text("../list.txt;0\n")
-    assert index(*argv) == WRONG_INPUT
+    assert index(*argv.split()) == WRONG_INPUT
     error = capsys.readouterr().err
-    assert says in error and error.count("\n") == 1
+    assert noun in error and error.count("\n") == 1
     assert not Path("m.csv").exists() and not Path("data.toml").exists()
 
 
@@ -158,7 +141,7 @@ def test_an_interrupted_run_leaves_what_was_there(clip_tree, tmp_path):
     assert Path("m.csv").read_text() == "before"
 
 
-def test_a_full_disk_is_said_in_one_line(clip_tree, monkeypatch, capsys):
+def test_a_full_disk_is_one_line(clip_tree, monkeypatch, capsys):
     def fail(path, clips):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -1,4 +1,4 @@
-"""Clips encoded anew: every frame in its place and upright, small ones linked, finished ones kept, a damaged one named."""
+"""Resized clips: every frame in its place and upright; small clips linked, finished ones kept, damaged ones named."""
 
 import errno
 import os
@@ -74,11 +74,11 @@ def test_small_clips_are_linked_and_finished_ones_kept(tmp_path, write_clip):
     assert (places["small.avi"].encoded, places["large.mp4"].encoded) == (False, True)
     first = (root / "large.mp4").stat()
     small(tmp_path / "a", 96)
-    assert (root / "large.mp4").stat().st_ino == first.st_ino, "what is there is kept"
+    assert (root / "large.mp4").stat().st_ino == first.st_ino, "finished clips are kept"
     os.utime(tmp_path / "a/large.mp4", ns=(first.st_mtime_ns + 10**9,) * 2)
     small(tmp_path / "a", 96)
     assert (root / "large.mp4").stat().st_ino != first.st_ino, "its source is newer"
-    assert sorted(path.name for path in root.iterdir()) == ["large.mp4", "small.avi"], "nothing half-written is left"
+    assert sorted(path.name for path in root.iterdir()) == ["large.mp4", "small.avi"]
 
 
 def test_folders_of_frames(tmp_path):
@@ -123,7 +123,7 @@ def test_a_damaged_clip_is_named(tmp_path):
     found = facts_of(tmp_path / "a")
     (tmp_path / "a/clip.mp4").write_bytes(b"no video at all" * 100)
     root, places = resize(tmp_path / "a", found, short_side=120, workers=1)
-    assert places["clip.mp4"].reason.startswith("cannot be encoded anew") and not list(root.rglob("*.*"))
+    assert places["clip.mp4"].reason.startswith("cannot be encoded") and not list(root.rglob("*.*"))
 
 
 @pytest.mark.parametrize(
