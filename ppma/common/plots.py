@@ -1,4 +1,4 @@
-"""What figures and reports share: colors, the style sheet of HTML pages, and figures as SVG text.
+"""Share colors, the style sheet of HTML pages, and figures as SVG text among reports.
 
 matplotlib Figure  ->  svg  ->  text for a page, the same bytes for the same figure
 """

@@ -1,4 +1,4 @@
-"""How far a long piece of work has come: a bar on a terminal, a line now and then elsewhere.
+"""Report the progress of a long task: a bar on a terminal, a line every ten seconds elsewhere.
 
 Progress("clips")  ->  called with (done, total)  ->  rate and time left on stderr
 """
@@ -11,14 +11,14 @@ from rich import progress as rich_progress
 from rich.console import Console
 
 LINE_EVERY_SECONDS = 10.0
-"""Between lines where the output is no terminal."""
+"""Seconds between lines where the output is not a terminal."""
 
 
 class Progress:
-    """Callable with (done, total), as often as one likes; a context that takes the bar away at its end."""
+    """A context manager, called with (done, total) as often as needed; it removes the bar at its end."""
 
     def __init__(self, unit: str) -> None:
-        """`unit`: what is counted, in the plural."""
+        """Start counting; `unit` is what is counted, in the plural."""
         self.unit = unit
         self.console = Console(stderr=True)
         columns = (
@@ -31,8 +31,8 @@ class Progress:
             *columns, console=self.console, disable=not self.console.is_terminal, transient=True
         )
         self.task = self.bar.add_task("", total=None, note="")
-        self.began = self.said = time.monotonic()
-        self.kept: int | None = None
+        self.began = self.reported = time.monotonic()
+        self.before: int | None = None
 
     def __enter__(self) -> "Progress":
         self.bar.start()
@@ -44,11 +44,11 @@ class Progress:
         self.bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
-        """Say that `done` of `total` are there; the first call says what was there before."""
-        self.kept = done if self.kept is None else self.kept
+        """Report that `done` of `total` are finished; the first call gives what was finished before, which the rate leaves out."""
+        self.before = done if self.before is None else self.before
         now = time.monotonic()
-        rate = (done - self.kept) / max(now - self.began, 1e-3)
+        rate = (done - self.before) / max(now - self.began, 1e-3)
         self.bar.update(self.task, completed=done, total=total, note=f"{rate:.1f} {self.unit}/s, left:")
-        if not self.console.is_terminal and rate and now - self.said >= LINE_EVERY_SECONDS:
-            self.said = now
+        if not self.console.is_terminal and rate and now - self.reported >= LINE_EVERY_SECONDS:
+            self.reported = now
             sys.stderr.write(f"{done} of {total} {self.unit}, {rate:.1f}/s, {(total - done) / rate:.0f} s left\n")

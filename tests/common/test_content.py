@@ -1,4 +1,4 @@
-"""The hash of a clip tells its bytes and the names and order of its frames, and nothing of where it lies."""
+"""The hash of a clip depends on its bytes and the names of its frames, not on its place."""
 
 import shutil
 
@@ -23,7 +23,7 @@ def test_a_copy_has_the_same_hash(frames, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["bytes", "name", "more", "swap"])
-def test_another_content_has_another(frames, change):
+def test_any_change_changes_the_hash(frames, change):
     before = content_sha256(frames)
     first, second = frames / "000000.jpg", frames / "000001.jpg"
     if change == "bytes":
@@ -38,10 +38,10 @@ def test_another_content_has_another(frames, change):
     assert content_sha256(frames) != before
 
 
-def test_what_is_not_there_is_an_error(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(OSError):
         content_sha256(tmp_path / "nothing")
 
 
-def test_joined_hashes_tell_the_order():
+def test_joined_hashes_depend_on_their_order():
     assert joined_sha256(["a", "b"]) != joined_sha256(["b", "a"])

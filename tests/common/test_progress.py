@@ -1,14 +1,14 @@
-"""Progress where the output is no terminal: a line with rate and time left, counted from what was there before."""
+"""Progress where the output is not a terminal: a line with rate and time left, counted from the first call."""
 
 from ppma.common import progress
 
 
-def test_a_line_tells_rate_and_time_left(capsys, monkeypatch):
+def test_a_line_has_rate_and_time_left(capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with progress.Progress("clips") as told:
-        told(10, 50)
+    with progress.Progress("clips") as report:
+        report(10, 50)
         now[0] += 20
-        told(20, 50)
-        told(21, 50)
+        report(20, 50)
+        report(21, 50)
     assert capsys.readouterr().err == "20 of 50 clips, 0.5/s, 60 s left\n"
