@@ -1,10 +1,10 @@
-"""Remove people from videos, and say what is left of them.
+"""Remove people from videos, detect those who remain, and train on checked data only.
 
-    weights      small detectors and a segmenter out of pinned packages, into a cache folder
-    plugins      what can be chosen by name: detectors, segmenters, inpainters, each with its licence
-    clip         one clip: find -> mask -> fill -> write, in three passes that hold a few frames at a time
-    removal      many clips: parallel, resumable, with a manifest at the end
+    detectors   models that detect or segment people, and their weights
+    removal     `ppma remove-humans`: detect -> mask -> paint -> write, many clips in parallel
+    audit       `ppma audit`: residual people in cleaned clips, with confidence bounds
+    plant       `ppma plant`: the recall of remover and auditor on clips with known people
+    strict      `ppma train --privacy strict`: refuses data that did not pass an audit
 
-Nothing here makes a data set anonymous: shadows, reflections, number plates, voices in other files and people whom no
-detector finds stay.
+Nothing here makes a data set anonymous: shadows, reflections, number plates and people whom no detector finds remain.
 """

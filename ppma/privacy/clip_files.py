@@ -1,9 +1,8 @@
-"""The files behind the rows of a strict run: that they lie where they should, what they hold, and that nobody calls
-them something else.
+"""Check the files behind the rows of a strict run: their places, their contents, and other manifests that list them.
 
 paths of a manifest  ->  inside the root, no link out of it  ->  SHA-256 of each clip
-packed store         ->  its shards whole, made from clips with these hashes
-the data catalog   ->  no clip that another manifest files under another domain
+packed store         ->  undamaged shards, packed from clips with these hashes
+data catalog         ->  no clip that another manifest lists under another domain
 """
 
 import os
@@ -24,30 +23,25 @@ from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import Store, damaged_shards, open_shard
 
 THREADS = 8
-"""Files hashed at a time; hashing leaves the interpreter free."""
+"""Files hashed at a time; hashing releases the GIL."""
 
 
 def check_places(root: Path, paths: Iterable[str]) -> None:
-    """InputError unless each clip is there, inside the root, links followed, and so is every frame of a folder of
-    them."""
+    """Raise an InputError unless each clip exists inside the root, and so does every frame of a folder, links
+    resolved."""
     inside = root.resolve()
     for path in paths:
-        _check_place(root / path, inside)
-
-
-def _check_place(clip: Path, inside: Path) -> None:
-    if not clip.exists():
-        raise InputError(f"{clip} is not there; --privacy strict looks at every clip before it starts")
-    frames = (Path(entry.path) for entry in os.scandir(clip) if entry.is_symlink()) if clip.is_dir() else ()
-    for one in (clip, *frames):
-        if not one.resolve().is_relative_to(inside):
-            raise InputError(
-                f"{one} is a link out of the root {inside}, to {one.resolve()}; --privacy strict takes files below it"
-            )
+        clip = root / path
+        if not clip.exists():
+            raise InputError(f"{clip} is missing; --privacy strict checks every clip before it starts")
+        links = (Path(entry.path) for entry in os.scandir(clip) if entry.is_symlink()) if clip.is_dir() else ()
+        for file in (clip, *links):
+            if not file.resolve().is_relative_to(inside):
+                raise InputError(f"{file} is a link out of the root {inside}, to {file.resolve()}; copy the file there")
 
 
 def contents(clips: Sequence[Path], name: str) -> list[str]:
-    """The hash of what each clip holds."""
+    """Return the content hash of each clip of the source `name`; InputError if one cannot be read."""
     found = []
     with ThreadPoolExecutor(THREADS) as pool, Progress(f"clips of {name} hashed") as progress:
         for sha256 in pool.map(_content, clips):
@@ -64,13 +58,18 @@ def _content(clip: Path) -> str:
 
 
 def check_store(store: Store, found: Sequence[str]) -> None:
-    """InputError unless the shards are as they were written, and were packed from clips that hold what was found.
+    """Check that the shards of a store are undamaged and were packed from these clips.
 
-    `found` has the hash of every row's clip. Rows that could not be packed are read from their videos.
+    Args:
+        store: The packed store; rows that could not be packed are read from their videos.
+        found: Content hash of every row's clip.
+
+    Raises:
+        InputError: A shard is damaged, or was packed from other clips.
     """
-    for shard, wrong in damaged_shards(store.path, store.index.shards):
-        if wrong:
-            raise InputError(f"{store.path / shard.file} {wrong}; run ppma pack --verify")
+    for shard, problem in damaged_shards(store.path, store.index.shards):
+        if problem:
+            raise InputError(f"{store.path / shard.file} {problem}; run ppma pack --verify")
     for number, shard in enumerate(store.index.shards):
         rows = open_shard(store.path / shard.file).samples["f2"]
         places = store.places[rows]
@@ -78,46 +77,37 @@ def check_store(store: Store, found: Sequence[str]) -> None:
             raise InputError(f"{store.path}: rows.npy does not fit {shard.file}; run ppma pack again")
         if shard.content_sha256 != joined_sha256(found[row] for row in rows):
             raise InputError(
-                f"{store.path / shard.file} was packed from other clips than lie there now, or before ppma noted from which;"
-                " pack the source again"
+                f"{store.path / shard.file} was packed from other clips than those present; run ppma pack again"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Claim:
-    """What a manifest says of one clip."""
+    """The domain that a manifest gives a clip."""
 
     clip: Path
     domain: str
-    where: str
+    manifest: str
 
     @cached_property
     def content(self) -> str:
-        """Hash of what it holds."""
+        """Content hash of the clip."""
         return _content(self.clip)
 
 
 def check_disguise(data: Path | None, sources: Sequence[Manifest]) -> None:
-    """InputError when a clip of `sources` is also in a manifest of the data catalog under another domain, by this name
-    or as a copy."""
-    same_file, same_size = {}, defaultdict[tuple[int, ...], list[_Claim]](list)
+    """Raise an InputError if a manifest of the data catalog lists a clip of `sources`, or a copy, under another
+    domain."""
+    same_size = defaultdict[tuple[int, ...], list[_Claim]](list)
     for claim in _claims(sources):
-        status = claim.clip.stat()
-        same_file[status.st_dev, status.st_ino] = claim
         same_size[_size(claim.clip)].append(claim)
-    known = catalog.find(data)
-    others = [known.entry(*key) for key in known.entries]
-    for claim in _claims(Manifest.read(entry.manifest, root=entry.root) for entry in others):
-        if not claim.clip.exists():
-            continue
-        status = claim.clip.stat()
-        own = same_file.get((status.st_dev, status.st_ino))
-        twins = [own] if own else [one for one in same_size[_size(claim.clip)] if one.domain != claim.domain]
-        for one in twins:
-            if one.domain != claim.domain and (one is own or one.content == claim.content):
+    entries = catalog.find(data).entries.values()
+    for claim in _claims(Manifest.read(entry.manifest, root=entry.root) for entry in entries):
+        for one in same_size.get(_size(claim.clip), ()) if claim.clip.exists() else ():
+            if one.domain != claim.domain and one.content == claim.content:
                 raise InputError(
-                    f"{one.clip} is {one.domain} by {one.where}, and {claim.domain} by {claim.where} ({claim.clip}); one of them is"
-                    " wrong: index it again with the right --domain"
+                    f"{one.clip} is {one.domain} by {one.manifest}, and {claim.domain} by {claim.manifest} ({claim.clip});"
+                    " one of them is wrong: index it again with the right --domain"
                 )
 
 
@@ -125,12 +115,12 @@ def _claims(manifests: Iterable[Manifest]) -> Iterator[_Claim]:
     for manifest in manifests:
         for path, domain in zip(manifest.texts("path"), manifest.texts("domain"), strict=True):
             if domain:
-                yield _Claim(clip=manifest.root / path, domain=domain, where=str(manifest.path))
+                yield _Claim(clip=manifest.root / path, domain=domain, manifest=str(manifest.path))
 
 
 def _size(clip: Path) -> tuple[int, ...]:
-    """What copies have in common and can be told at a glance: the bytes of a file, number of frames and bytes of the
-    first."""
+    """Return what copies share and costs no reading: bytes of a file; number of frames and bytes of the first of a
+    folder."""
     if not clip.is_dir():
         return (clip.stat().st_size,)
     files = sorted(file for file in clip.iterdir() if file.is_file())

@@ -1,11 +1,11 @@
-"""`--privacy strict`: what a run may learn from, looked at before its first step.
+"""`--privacy strict`: check everything a run may learn from before its first step.
 
-    config, manifests  ->  rows: domain, licence, audit  ->  files: where they lie, and that they are the audited ones
-                       ->  what the weights at the start have seen  ->  Lineage of the run, or InputError with the first objection
+    config, manifests  ->  rows: domain, licence, audit  ->  files: their places and their hashes
+                       ->  lineage of the initial weights  ->  Lineage of the run, or InputError with the first objection
 
-Synthetic rows need a licence, human-removed ones also a passed audit of exactly this manifest and these files; nothing
-else is let in. It binds by hashes: it finds what was mixed up, edited, swapped or left behind, and stops nobody who
-forges manifest, seal and report together, calls people synthetic where no other manifest knows them, or swaps files
+Synthetic rows need a licence, human-removed rows also a passed audit of this very manifest and these very files; other
+rows are refused. Hashes reveal files that were mixed up, edited, swapped or left behind. They do not stop anyone who
+forges manifest, seal and report together, labels people synthetic where no other manifest knows them, or swaps files
 while the run reads them (docs/privacy.md).
 """
 
@@ -30,24 +30,39 @@ T = TypeVar("T")
 
 
 def admit(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Lineage:
-    """The lineage of a run that is about to start; under --privacy strict an InputError where something speaks against
-    it.
+    """Return the lineage of a run that is about to start; called by every rank, each of which hashes its share.
 
-    Every rank calls it; under strict each hashes its part of the files.
+    Args:
+        config: The run.
+        sources: The manifests that it learns from.
+        ranks: This rank and the others.
+
+    Raises:
+        InputError: Under --privacy strict, a row, a file or the initial weights are refused.
     """
     if config.privacy != "strict":
         return _lineage(config, [lineage.seen(source) for source in sources])
     audits = precheck(config, sources)
-    found = _lineage(config, [_checked(*pair, ranks) for pair in zip(sources, audits, strict=True)])
-    _agree(ranks, lambda: check_disguise(config.data, sources) if ranks.is_main else None)
-    if objection := objection_to(found):  # also the weights that a resumed run goes on from
+    found = _lineage(config, [_check_files(*pair, ranks) for pair in zip(sources, audits, strict=True)])
+    _on_all_ranks(ranks, lambda: check_disguise(config.data, sources) if ranks.is_main else None)
+    if objection := objection_to(found):  # covers the weights that a resumed run continues from
         raise InputError(f"{config.run_dir} is refused by --privacy strict: {objection}")
     return found
 
 
 def precheck(config: RunConfig, sources: Sequence[Manifest]) -> list[dict[str, verdict.Audited]]:
-    """What can be refused without reading a video: rows, seals, weights to start from. Returns the audit of each
-    source, by path."""
+    """Check all that needs no video: rows, seals and initial weights.
+
+    Args:
+        config: The run.
+        sources: The manifests that it learns from.
+
+    Returns:
+        The audit of each source, by path.
+
+    Raises:
+        InputError: Something is refused.
+    """
     audits = [_check_rows(source) for source in sources]
     starts = [("--average" if config.average else "--init", path) for path in config.starts]
     for flag, path in (*starts, ("--resume", _newest(config))):
@@ -56,25 +71,23 @@ def precheck(config: RunConfig, sources: Sequence[Manifest]) -> list[dict[str, v
     if config.features is not None:
         raise InputError("--features names a folder that other runs write to; leave it out with --privacy strict")
     if (config.run_dir / "features").exists() and not (config.run_dir / "config.json").exists():
-        raise InputError(
-            f"{config.run_dir} holds features of clips that nobody checked; remove them or choose another --run-dir"
-        )
+        raise InputError(f"{config.run_dir} holds features of unchecked clips; remove them or choose another --run-dir")
     return audits
 
 
 def objection_to(found: Lineage) -> str:
-    """Why weights with that lineage may not be gone on from; empty where nothing speaks against it."""
+    """Return why weights with this lineage are refused, or an empty string."""
     for one in lineage.history(found):
         if one.origin == "unknown":
-            return f"what the weights saw is unknown: {one.note}"
+            return f"the training data of the weights is unknown: {one.note}"
         if one.origin == "averaged" and not one.parents:
-            return "it is an average of nothing that is named"
+            return "it is an average without named parents"
         for source in one.sources:
-            others = {name: count for name, count in source.domains.items() if name not in (REMOVED, SYNTHETIC)}
-            for domain, count in others.items():
+            for domain in sorted(set(source.domains) - {REMOVED, SYNTHETIC}):
+                count = source.domains[domain]
                 return f"{one.recipe} saw {count} clips of {source.name} whose domain is {domain or 'unknown'}"
         if one.origin == "trained" and one.privacy != "strict":
-            return f"{one.recipe} was trained without --privacy strict, so nobody checked what it saw; train it with it"
+            return f"{one.recipe} was trained without --privacy strict on unchecked data; train it with that flag"
     return ""
 
 
@@ -95,8 +108,7 @@ def _newest(config: RunConfig) -> Path | None:
 
 
 def _check_rows(source: Manifest) -> dict[str, verdict.Audited]:
-    """InputError that names the first row that is not let in; else the audit's word on each path, empty where none is
-    needed."""
+    """Return the audit of each path, empty if no row needs one; InputError names the first row that is refused."""
     assert source.path is not None  # the catalog read it from a file
     domains = source.texts("domain")
     for row, (domain, licence) in enumerate(zip(domains, source.texts("licence"), strict=True)):
@@ -108,34 +120,30 @@ def _check_rows(source: Manifest) -> dict[str, verdict.Audited]:
     for row, (path, domain) in enumerate(zip(source.texts("path"), domains, strict=True)):
         if domain == REMOVED and audited[path].verdict != verdict.PASSED:
             passed = verdict.passed_path(source.path)
-            where = (
-                f"the rows that passed are in {passed.name}"
-                if passed.is_file()
-                else "no row of it passed, or nobody listed them"
-            )
             raise InputError(
-                f"{source.path}, line {row + 2}: the audit of {path} says {audited[path].verdict!r}, and --privacy strict needs"
-                f" {verdict.PASSED!r}; {where}"
+                f"{source.path}, line {row + 2}: the audit of {path} says {audited[path].verdict!r}, and --privacy strict"
+                f" needs {verdict.PASSED!r}; "
+                + (f"the rows that passed are in {passed.name}" if passed.is_file() else "no row of it passed")
             )
     return audited
 
 
 def _objection_to_row(domain: str, licence: str) -> str:
     if not domain:
-        return "its domain is not known; --privacy strict wants one: index it again with --domain"
+        return "its domain is not known; index it again with --domain"
     if domain not in (REMOVED, SYNTHETIC):
-        return f"its domain is {domain}, and --privacy strict takes {REMOVED} and {SYNTHETIC} rows only"
+        return f"its domain is {domain}, and --privacy strict accepts only {REMOVED} and {SYNTHETIC}"
     if licence.strip().lower() in NO_LICENCE:
-        return f"its licence is {licence!r}; --privacy strict wants one: index it again with --licence"
+        return f"its licence is {licence!r}; index it again with --licence"
     return ""
 
 
-def _checked(source: Manifest, audited: Mapping[str, verdict.Audited], ranks: Ranks) -> Seen:
-    """The source as it goes into the lineage, once every file is where it should be and holds what the audit saw."""
+def _check_files(source: Manifest, audited: Mapping[str, verdict.Audited], ranks: Ranks) -> Seen:
+    """Return the source's entry in the lineage; InputError if a file is missing, elsewhere, or not the audited one."""
     paths = source.texts("path")
     own = range(ranks.rank, len(paths), ranks.world_size)
-    _agree(ranks, lambda: check_places(source.root, [paths[row] for row in own]))
-    parts = _agree(ranks, lambda: contents([source.root / paths[row] for row in own], source.name))
+    _on_all_ranks(ranks, lambda: check_places(source.root, [paths[row] for row in own]))
+    parts = _on_all_ranks(ranks, lambda: contents([source.root / paths[row] for row in own], source.name))
     found = [""] * len(paths)
     for rank, part in enumerate(parts):
         found[rank :: ranks.world_size] = part
@@ -143,17 +151,18 @@ def _checked(source: Manifest, audited: Mapping[str, verdict.Audited], ranks: Ra
     for row, path in enumerate(paths):
         if domains[row] == REMOVED and audited[path].sha256 != found[row]:
             raise InputError(
-                f"{source.root / path} is not the file that was audited; put that one back, or run `ppma audit` on {source.path} again"
+                f"{source.root / path} is not the file that was audited; restore that one, or run `ppma audit` on"
+                f" {source.path} again"
             )
     if source.store is not None:
         store = source.store
-        _agree(ranks, lambda: check_store(store, found) if ranks.is_main else None)
+        _on_all_ranks(ranks, lambda: check_store(store, found) if ranks.is_main else None)
     sealed = verdict.audit_sha256(source.path) if audited and source.path else ""
     return lineage.seen(source, audit_sha256=sealed, content_sha256=joined_sha256(found))
 
 
-def _agree(ranks: Ranks, work: Callable[[], T]) -> list[T]:
-    """What `work` returns on each rank; an InputError of one is raised on all, so that none waits for it for ever."""
+def _on_all_ranks(ranks: Ranks, work: Callable[[], T]) -> list[T]:
+    """Return the results of all ranks; raise an InputError of one rank on all, so that none waits for it for ever."""
     mine: tuple[list[T], str]
     try:
         mine = [work()], ""

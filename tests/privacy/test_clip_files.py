@@ -39,7 +39,7 @@ def test_a_frame_linked_out_of_the_root_is_refused(tmp_path):
     (tmp_path / "root" / "a" / "000005.jpg").symlink_to(tmp_path / "elsewhere.jpg")
     with pytest.raises(InputError, match=r"000005\.jpg is a link out of the root"):
         check_places(tmp_path / "root", ["a"])
-    with pytest.raises(InputError, match="b is not there"):
+    with pytest.raises(InputError, match="b is missing"):
         check_places(tmp_path / "root", ["b"])
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ppma.common.files import write_text
+from ppma.common.files import content_sha256, write_text
 from ppma.common.video import video_writer
 from ppma.config.errors import watch_disk
 from ppma.loaders.decode.fetch import all_frames
@@ -30,7 +30,6 @@ from ppma.privacy.removal.clip import ClipSource, Pipeline, Settings
 from ppma.privacy.removal.fill import LEAST_SHARE, LEAST_SIGHTS
 from ppma.privacy.removal.plugins import PLUGINS
 from ppma.privacy.removal.writing import X264
-from ppma.privacy.verdict import content_sha256
 
 LEAST_PIXELS = 20
 """Visible ones; less of a person, behind others or at the edge, is not counted."""
