@@ -1,1 +1,1 @@
-"""Helpers that know no model: parallel work, progress, statistics, plots."""
+"""Helpers that know no model: files, parallel work, progress, statistics, video files, plots."""

@@ -1,1 +1,1 @@
-"""Any layout of clips to a manifest and a packed store."""
+"""Index any layout of clips into a manifest, and pack it into a store."""

@@ -51,7 +51,7 @@ def test_every_data_set_becomes_manifests(name, clip, capsys):
     TREES[name](Path("root"), clip)
     assert index("--dataset", name, "--root", "root") == 0
     known = find(name)
-    source, said = known.source or name, capsys.readouterr().out
+    source, output = known.source or name, capsys.readouterr().out
     splits = {(entry.name, entry.split) for entry in catalog.find().entries.values()}
     numbers = ("", "2", "3") if name in ("ucf101", "hmdb51") else ("", "2") if name == "uav-human" else ("",)
     assert splits == {(f"{source}-{n}" if n else source, part) for n in numbers for part in ("train", "val")}
@@ -59,9 +59,9 @@ def test_every_data_set_becomes_manifests(name, clip, capsys):
     first = manifest.clip(0)
     assert manifest.file(0).exists() and first.domain == known.domain and first.licence == known.license
     assert first.class_name and first.codec == ("jpeg" if name == "no-human-kinetics150" else "h264")
-    assert f"entered as {source}.train" in said
+    assert f"entered as {source}.train" in output
     for count in known.published.values():
-        assert f"{count} were published" in said, "a tree this small has other counts"
+        assert f"{count} were published" in output, "a tree this small has other counts"
     with Path(f"{source}_train.rejected.csv").open() as lines:
         assert len(list(csv.DictReader(lines))) == GONE.get(name, 0)
 
@@ -99,7 +99,7 @@ def test_missing_files_are_counted_listed_and_a_choice(clip, capsys):
     assert "4 listed, 1 missing (25.0%)" in capsys.readouterr().out
 
 
-def test_clips_that_vanish_from_the_web_do_not_stop_it(clip, capsys):
+def test_clips_that_vanish_from_the_web_are_skipped(clip, capsys):
     TREES["kinetics150"](Path("root"), clip)
     assert index("--dataset", "kinetics150", "--root", "root", "--missing", "stop") == WRONG_INPUT
     assert index("--dataset", "kinetics150", "--root", "root") == 0
@@ -114,7 +114,7 @@ def test_a_dry_run_writes_nothing(clip, capsys):
 
 
 def test_large_clips_are_encoded_once(clip, capsys):
-    """Two splits of UAV-Human share each clip; a second run keeps what is there."""
+    """Two splits of UAV-Human share each clip; a second run keeps finished clips."""
     TREES["uav-human"](Path("root"), clip)
     argv = ["--dataset", "uav-human", "--root", "root", "--resize", "32"]
     assert index(*argv) == 0

@@ -50,7 +50,7 @@ def test_bad_and_refused_rows_are_named_and_leave_no_gap(tmp_path, write_clip):
     assert samples["f1"].tolist() == samples["f2"].tolist() == [0, 3]
 
 
-def test_a_shard_that_is_not_finished_leaves_nothing(tmp_path, write_clip, monkeypatch):
+def test_an_interrupted_shard_leaves_no_file(tmp_path, write_clip, monkeypatch):
     clip = write_clip(tmp_path / "a.mp4", frames=10)
     monkeypatch.setattr(packing, "encode_clip", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
@@ -86,8 +86,8 @@ def test_a_shard_stays_below_ffcvs_largest_page(tmp_path, monkeypatch):
         writer.add(clip, label=0, row=0)
 
 
-def test_what_ffcv_writes_and_reads_is_the_same_format(tmp_path, write_clip):
-    """Its classes are plain numpy; `import ffcv` takes ten seconds, so this is the one place where the tests of packing pay for it."""
+def test_ffcv_writes_and_reads_the_same_format(tmp_path, write_clip):
+    """`import ffcv` takes ten seconds, so only this test of packing does it."""
     pytest.importorskip("ffcv")
     from ffcv.fields import IntField
     from ffcv.reader import Reader
