@@ -100,7 +100,7 @@ def attention_launches(shapes: Sequence[tuple[int, int, int]], *, dtype: torch.d
         plans = [[*(min(i, n - 1) for n in offered), -1] for i in range(max(offered) if all_configs else 1)]
         plans += [[0, 0, 0, i] for i in range(fused - 1 if all_configs else min(fused - 1, 1))]
         for plan in plans:
-            out_BNC, _ = attention_triton(packed_projection(tokens, heads, width, dtype), heads, plan)
+            out_BNC, _ = attention_triton(packed_projection(tokens, heads, width, dtype), None, heads, plan)
             out_BNC.sum().backward()
 
 

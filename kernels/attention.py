@@ -1,16 +1,26 @@
 """Attention on the packed projection, for every transformer block of the project.
 
-    qkv_BNC3, as the qkv layer leaves it  ->  out_BNC, as the output projection takes it
+    x_BNC  ->  qkv_BNC3, as the qkv layer leaves it  ->  out_BNC, as the output projection takes it
 
 No backend materializes the (N, N) scores, which at 1568 tokens cost more time than the products themselves. On a GPU
 `attention_choice` has measured which is the fastest for the shape: cuDNN, flash or memory-efficient attention of
 PyTorch, or our Triton kernel. Elsewhere scaled_dot_product_attention runs as it is.
 """
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ppma.kernels import choice
-from ppma.kernels.attention_choice import Shape, attend, fastest_backend, supports_triton
+from ppma.kernels.attention_choice import FIRST_PLAN, Choice, Shape, attend, fastest_backend, supports_triton
+
+
+def _choose(shape: Shape) -> Choice:
+    """Return what is forced, what is fastest on a GPU, and PyTorch's own choice elsewhere."""
+    forced = choice.forced()
+    if forced is not None:
+        return ("triton" if forced == "triton" and supports_triton(shape) else "pytorch"), FIRST_PLAN
+    return fastest_backend(*shape) if shape.device.type == "cuda" else ("pytorch", FIRST_PLAN)
 
 
 def attention(qkv_BNC3: Tensor, heads: int) -> Tensor:
@@ -30,9 +40,29 @@ def attention(qkv_BNC3: Tensor, heads: int) -> Tensor:
     if C3 % (3 * heads):
         raise ValueError(f"a packed width of {C3} does not divide into q, k, v of {heads} heads")
     shape = Shape(B, N, heads, C3 // (3 * heads), qkv_BNC3.dtype, qkv_BNC3.device)
-    forced = choice.forced()
-    if forced is not None:
-        return attend(qkv_BNC3, heads, "triton" if forced == "triton" and supports_triton(shape) else "pytorch")
-    if not qkv_BNC3.is_cuda:
-        return attend(qkv_BNC3, heads, "pytorch")
-    return attend(qkv_BNC3, heads, *fastest_backend(*shape))
+    return attend(qkv_BNC3, heads, *_choose(shape))
+
+
+def projected_attention(x_BNC: Tensor, weight_C3C: Tensor, bias_C3: Tensor, heads: int) -> Tensor:
+    """Compute `attention` on a linear layer of x_BNC.
+
+    With our kernel, the gradient of the bias comes from attention's backward pass, which has just written what PyTorch
+    would read once more to sum it.
+
+    Args:
+        x_BNC: Tokens.
+        weight_C3C: Weight of the qkv layer.
+        bias_C3: Its bias.
+        heads: Number of heads.
+
+    Returns:
+        out_BNC, contiguous, in the type that the linear layer computes in.
+    """
+    B, N, _ = x_BNC.shape
+    device, C3 = x_BNC.device, weight_C3C.shape[0]
+    autocast = torch.is_autocast_enabled(device.type) and weight_C3C.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(device.type) if autocast else weight_C3C.dtype
+    backend, plan = _choose(Shape(B, N, heads, C3 // (3 * heads), dtype, device))
+    if backend != "triton":
+        return attend(F.linear(x_BNC, weight_C3C, bias_C3), heads, backend, plan)
+    return attend(F.linear(x_BNC, weight_C3C, bias_C3.detach()), heads, backend, plan, bias_C3)

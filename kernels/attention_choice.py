@@ -78,7 +78,9 @@ _chosen: dict[str, Choice] = {}
 """Choices of this process."""
 
 
-def attend(qkv_BNC3: Tensor, heads: int, backend: Backend, plan: Plan = FIRST_PLAN) -> Tensor:
+def attend(
+    qkv_BNC3: Tensor, heads: int, backend: Backend, plan: Plan = FIRST_PLAN, bias_C3: Tensor | None = None
+) -> Tensor:
     """Compute attention with one backend.
 
     Args:
@@ -86,6 +88,7 @@ def attend(qkv_BNC3: Tensor, heads: int, backend: Backend, plan: Plan = FIRST_PL
         heads: Number of heads.
         backend: Which kernel.
         plan: Configs of our kernel; other backends ignore it.
+        bias_C3: Bias whose gradient our kernel sums; see `attention_triton`. Other backends ignore it.
 
     Returns:
         out_BNC.
@@ -98,7 +101,7 @@ def attend(qkv_BNC3: Tensor, heads: int, backend: Backend, plan: Plan = FIRST_PL
         shape = Shape(B, N, heads, C3 // (3 * heads), qkv_BNC3.dtype, qkv_BNC3.device)
         if not supports_triton(shape):
             raise RuntimeError(f"our attention kernel does not run {shape.name} on a {qkv_BNC3.device.type} device")
-        return attention_triton.attention_triton(qkv_BNC3, heads, plan)[0]
+        return attention_triton.attention_triton(qkv_BNC3, bias_C3, heads, plan)[0]
     if backend in ("flash3", "flash4"):
         return attention_flash.flash_attention(qkv_BNC3, heads, backend)[0]
     q, k, v = qkv_BNC3.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
@@ -231,7 +234,7 @@ def agree(plan: Sequence[int], other: Sequence[int], inputs: Sequence[Tensor], h
     """
     qkv_BNC3, gradient_BNC, *kept = inputs
     first, second = (
-        attention_triton.attention_backward_triton(gradient_BNC, qkv_BNC3, *kept, heads, tried).float()
+        attention_triton.attention_backward_triton(gradient_BNC, qkv_BNC3, *kept, heads, tried)[0].float()
         for tried in (plan, other)
     )
     if (first - second).norm() <= 1e-2 * first.norm():
@@ -253,7 +256,7 @@ def fastest_plan(shape: Shape) -> Plan | None:
                 if kept:
                     attention_triton.attention_backward_triton(gradient_BNC, qkv_BNC3, *kept, shape.heads, tried)
                 else:
-                    attention_triton.attention_triton(qkv_BNC3, shape.heads, tried)
+                    attention_triton.attention_triton(qkv_BNC3, None, shape.heads, tried)
 
             took = median_ms(f"{part} {tuple(config)}", shape, work, sets)
             if took is not None and (part != "fused_gradient" or agree(plan, tried, sets[0], shape.heads)):
@@ -262,7 +265,7 @@ def fastest_plan(shape: Shape) -> Plan | None:
             return None
         plan[place] = min(times, key=times.__getitem__)
         if place == 0:
-            sets = [(qkv, g, *attention_triton.attention_triton(qkv, shape.heads, plan)) for qkv, g in sets]
+            sets = [(qkv, g, *attention_triton.attention_triton(qkv, None, shape.heads, plan)) for qkv, g in sets]
     return tuple(plan)
 
 

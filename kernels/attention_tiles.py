@@ -41,6 +41,24 @@ def store_head(base, rows, values, stride, N, D: tl.constexpr, DP: tl.constexpr)
 
 
 @triton.jit
+def store_sum(place, values, D: tl.constexpr, DP: tl.constexpr):
+    """Store the sum of (rows, DP) of one head down its columns, in float32."""
+    dims = tl.arange(0, DP)
+    tl.store(place + dims, tl.sum(values.to(tl.float32), axis=0), mask=dims < D)
+
+
+@triton.jit
+def store_key_and_value_sums(place, g, C, D: tl.constexpr, DP: tl.constexpr):
+    """Store what a block of tokens of one head adds to the gradients of the biases of k and v.
+
+    k's is 0: its bias adds the same to all scores of a query. v's is that of the output: a query's weights sum to 1.
+    """
+    dims = tl.arange(0, DP)
+    tl.store(place + C + dims, tl.zeros((DP,), tl.float32), mask=dims < D)
+    store_sum(place + 2 * C, g, D, DP)
+
+
+@triton.jit
 def product(a, b, acc, WIDEN: tl.constexpr):
     """Return a b + acc, summed in float32. `WIDEN` serves the interpreter, which multiplies the bits of bfloat16."""
     if WIDEN:

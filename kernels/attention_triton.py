@@ -44,6 +44,8 @@ from ppma.kernels.attention_tiles import (
     minus_in_columns,
     product,
     store_head,
+    store_key_and_value_sums,
+    store_sum,
 )
 
 LOG2_E = 1.4426950408889634
@@ -136,7 +138,7 @@ def query_gradient_block(
 
 @triton.jit
 def query_gradient_kernel(
-    qkv, ones, out, gradient, lse, delta, qkv_gradient, N, H, qkv_stride_b, qkv_stride_n, scale, scale2,
+    qkv, ones, out, gradient, lse, delta, qkv_gradient, sums, N, H, qkv_stride_b, qkv_stride_n, scale, scale2,
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr,
     HELD: tl.constexpr, PART: tl.constexpr, FOLDED: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -147,6 +149,8 @@ def query_gradient_kernel(
     q = load_head(head, rows, qkv_stride_n, N, D, DP, True)
     g = load_head(gradient + b * N * C + h * D, rows, C, N, D, DP, True)
     o = load_head(out + b * N * C + h * D, rows, C, N, D, DP, True)
+    place = sums + (b * tl.num_programs(0) + tl.program_id(0)) * 3 * C + h * D
+    store_key_and_value_sums(place, g, C, D, DP)
     row_delta = tl.sum(o.to(tl.float32) * g.to(tl.float32), axis=1)
     tl.store(delta + row_of_head + rows, row_delta, mask=rows < N)
     row_delta = row_delta[:, None]
@@ -166,7 +170,9 @@ def query_gradient_kernel(
             q, g, row_lse, row_delta, dq, head, ones, first, qkv_stride_n, C, N, scale2,
             D, DP, ROWS, TAIL, 0, FOLDED, True, WIDEN,
         )  # fmt: skip
-    store_head(qkv_gradient + b * N * 3 * C + h * D, rows, dq * scale, 3 * C, N, D, DP)
+    dq *= scale
+    store_head(qkv_gradient + b * N * 3 * C + h * D, rows, dq, 3 * C, N, D, DP)
+    store_sum(place, dq, D, DP)
 
 
 @triton.jit
@@ -232,7 +238,7 @@ def fragment_places(sums, first, padded, D: tl.constexpr, DP: tl.constexpr, ROWS
 
 @triton.jit
 def fused_block(
-    k, k_rows, v_rows, dk, dv, extended, sums, padded, first, N, scale2,
+    k, k_rows, v_rows, dk, dv, extended, dq_sums, padded, first, N, scale2,
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, MASKED: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Add what a block of queries contributes to the gradients of k and v, and what k and v contribute to that of q.
@@ -251,18 +257,18 @@ def fused_block(
     ds = (ds * weights).to(q.dtype)
     dk = product(ds, q, dk, WIDEN)
     dq = product(tl.trans(ds), k, None, WIDEN)
-    places, in_head, _ = fragment_places(sums, first, padded, D, DP, ROWS)
+    places, in_head, _ = fragment_places(dq_sums, first, padded, D, DP, ROWS)
     tl.atomic_add(places, fragments(dq, ROWS, DP), mask=in_head, sem="relaxed")
     return dk, dv
 
 
 @triton.jit
 def fused_key_block(
-    head, ones, extended, sums, padded, place, first, stride, C, N, scale, scale2,
+    head, ones, extended, dq_sums, padded, place, first, stride, C, N, scale, scale2,
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr,
     MASKED: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Store the gradients of a block of keys and values, and add what they contribute to that of q to `sums`."""
+    """Store the gradients of a block of keys and values, and add what they contribute to that of q to dq_sums."""
     columns = first + tl.arange(0, COLUMNS)
     k = load_head_and_ones(head + C, ones, columns, stride, N, D, DP, MASKED)
     v = load_head_and_ones(head + 2 * C, ones, columns, stride, N, D, DP, MASKED)
@@ -272,20 +278,21 @@ def fused_key_block(
     full = N // ROWS * ROWS
     for row in range(0, full, ROWS):
         dk, dv = fused_block(
-            k, k_rows, v_rows, dk, dv, extended, sums, padded, row, N, scale2, D, DP, ROWS, False, WIDEN
+            k, k_rows, v_rows, dk, dv, extended, dq_sums, padded, row, N, scale2, D, DP, ROWS, False, WIDEN
         )
     for row in tl.range(full, N, TAIL, num_stages=1):
         dk, dv = fused_block(
-            k, k_rows, v_rows, dk, dv, extended, sums, padded, row, N, scale2, D, DP, TAIL, True, WIDEN
+            k, k_rows, v_rows, dk, dv, extended, dq_sums, padded, row, N, scale2, D, DP, TAIL, True, WIDEN
         )
     store_head(place + C, columns, dk * scale, 3 * C, N, D, DP)
     store_head(place + 2 * C, columns, dv, 3 * C, N, D, DP)
-    tl.debug_barrier()  # so that sums are added in the order of the blocks, and all are there in the end
+    tl.debug_barrier()  # so that dq_sums are added in the order of the blocks, and all are there in the end
 
 
 @triton.jit
 def fused_gradient_kernel(
-    qkv, ones, out, gradient, lse, extended, sums, qkv_gradient, N, H, qkv_stride_b, qkv_stride_n, scale, scale2,
+    qkv, ones, out, gradient, lse, extended, dq_sums, qkv_gradient, sums, N, H, qkv_stride_b, qkv_stride_n,
+    scale, scale2,
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr,
     KEY_TAIL: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -299,38 +306,45 @@ def fused_gradient_kernel(
     row_of_head = tl.program_id(0).to(tl.int64) * N
     extended += row_of_head * (2 * DP)
     padded = tl.cdiv(N, TAIL) * TAIL
-    sums += tl.program_id(0).to(tl.int64) * (padded * 8 * tl.cdiv(D, 8))
-    # 1. zero sums, q with -lse, and g with -delta, in the columns where k and v hold ones. disable_licm: hoisting would spill
+    dq_sums += tl.program_id(0).to(tl.int64) * (padded * 8 * tl.cdiv(D, 8))
+    all_g = tl.zeros((COLUMNS, DP), tl.float32)
+    # 1. zero dq_sums, q with -lse, and g with -delta, in the columns where k and v hold ones. disable_licm: hoisting would spill
     for first in tl.range(0, N, COLUMNS, num_stages=1, disable_licm=True):
         rows = first + tl.arange(0, COLUMNS)
         q = load_head(head, rows, qkv_stride_n, N, D, DP, True)
         g = load_head(gradient + b * N * C + h * D, rows, C, N, D, DP, True)
         o = load_head(out + b * N * C + h * D, rows, C, N, D, DP, True)
+        all_g += g.to(tl.float32)
         row_delta = tl.sum(o.to(tl.float32) * g.to(tl.float32), axis=1)
         row_lse = tl.load(lse + row_of_head + rows, mask=rows < N, other=0.0) / scale2
-        places, in_head, in_rows = fragment_places(sums, first, padded, D, DP, COLUMNS)
+        places, in_head, in_rows = fragment_places(dq_sums, first, padded, D, DP, COLUMNS)
         tl.store(places, tl.zeros((DP // 8, 2 * COLUMNS, 4), tl.float32), mask=in_head & in_rows)
         store_head(extended, rows, minus_in_columns(q, row_lse[:, None], D, DP), 2 * DP, N, DP, DP)
         store_head(extended + DP, rows, minus_in_columns(g, row_delta[:, None], D, DP), 2 * DP, N, DP, DP)
+    store_key_and_value_sums(sums + b * 3 * C + h * D, all_g, C, D, DP)
     tl.debug_barrier()
     # 2. the gradients of k and v
     full = N // COLUMNS * COLUMNS
     for first in tl.range(0, full, COLUMNS, num_stages=1, disable_licm=True):
         fused_key_block(
-            head, ones, extended, sums, padded, place, first, qkv_stride_n, C, N, scale, scale2,
+            head, ones, extended, dq_sums, padded, place, first, qkv_stride_n, C, N, scale, scale2,
             D, DP, ROWS, COLUMNS, TAIL, False, WIDEN,
         )  # fmt: skip
     for first in tl.range(full, N, KEY_TAIL, num_stages=1, disable_licm=True):
         fused_key_block(
-            head, ones, extended, sums, padded, place, first, qkv_stride_n, C, N, scale, scale2,
+            head, ones, extended, dq_sums, padded, place, first, qkv_stride_n, C, N, scale, scale2,
             D, DP, ROWS, KEY_TAIL, TAIL, True, WIDEN,
         )  # fmt: skip
     # 3. the gradient of q
+    all_dq = tl.zeros((COLUMNS, DP), tl.float32)
     for first in tl.range(0, N, COLUMNS, num_stages=1, disable_licm=True):
         rows = first + tl.arange(0, COLUMNS)
-        places, in_head, in_rows = fragment_places(sums, first, padded, D, DP, COLUMNS)
+        places, in_head, in_rows = fragment_places(dq_sums, first, padded, D, DP, COLUMNS)
         dq = from_fragments(tl.load(places, mask=in_head & in_rows, other=0.0), COLUMNS, DP)
-        store_head(place, rows, dq * scale, 3 * C, N, D, DP)
+        dq *= scale
+        store_head(place, rows, dq, 3 * C, N, D, DP)
+        all_dq += dq
+    store_sum(sums + b * 3 * C + h * D, all_dq, D, DP)
 
 
 class Config(NamedTuple):
@@ -438,8 +452,16 @@ def _grid(tokens: int, block: int, heads: int) -> tuple[int, int]:
     return triton.cdiv(tokens, block), heads
 
 
+def _ones(qkv_BNC3: Tensor, D: int) -> Tensor:
+    """Return ones for the padded columns of a head; a head without such columns reads none."""
+    DP = max(16, triton.next_power_of_2(D))
+    return qkv_BNC3.new_ones(DP) if D < DP else qkv_BNC3
+
+
 @torch.library.custom_op("ppma::attention", mutates_args=())
-def attention_triton(qkv_BNC3: Tensor, heads: int, plan: Sequence[int]) -> tuple[Tensor, Tensor]:
+def attention_triton(
+    qkv_BNC3: Tensor, bias_C3: Tensor | None, heads: int, plan: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """Run flash attention; the caller checks shapes and types.
 
     An opaque operator, not torch.library.triton_op: the interpreter cannot be traced, and there is nothing to fuse,
@@ -447,6 +469,8 @@ def attention_triton(qkv_BNC3: Tensor, heads: int, plan: Sequence[int]) -> tuple
 
     Args:
         qkv_BNC3: Packed projection.
+        bias_C3: The bias that it holds already, if the gradient of the bias is to come from the backward pass of
+            attention: PyTorch would read the gradient of qkv_BNC3 once more for it.
         heads: Number of heads.
         plan: Index into `configs` for each of KERNELS.
 
@@ -459,52 +483,67 @@ def attention_triton(qkv_BNC3: Tensor, heads: int, plan: Sequence[int]) -> tuple
     settings = launch("forward", configs("forward", D, dtype)[plan[0]], D, dtype)
     out_BNC = qkv_BNC3.new_empty((B, N, C3 // 3))
     lse_BHN = qkv_BNC3.new_empty((B, heads, N), dtype=torch.float32)
-    ones = qkv_BNC3.new_ones(settings["DP"])
     forward_kernel[_grid(N, settings["ROWS"], B * heads)](
-        qkv_BNC3, ones, out_BNC, lse_BHN, N, heads, *qkv_BNC3.stride()[:2], D**-0.5 * LOG2_E, **settings
+        qkv_BNC3, _ones(qkv_BNC3, D), out_BNC, lse_BHN, N, heads, *qkv_BNC3.stride()[:2], D**-0.5 * LOG2_E, **settings
     )
     return out_BNC, lse_BHN
+
+
+def _backward_configs(D: int, dtype: torch.dtype, plan: Sequence[int]) -> tuple[Config, ...]:
+    """Return the configs of the kernels for q, for k and v, and of the fused one."""
+    return tuple(configs(kernel, D, dtype)[index] for kernel, index in zip(list(KERNELS)[1:], plan[1:], strict=True))
+
+
+def _sum_blocks(N: int, query: Config, fused: Config) -> int:
+    """Return J, in how many blocks of tokens the gradients of the bias are summed."""
+    return triton.cdiv(N, query.rows) if fused == TWO_PASSES else 1
 
 
 @torch.library.custom_op("ppma::attention_backward", mutates_args=())
 def attention_backward_triton(
     gradient_BNC: Tensor, qkv_BNC3: Tensor, out_BNC: Tensor, lse_BHN: Tensor, heads: int, plan: Sequence[int]
-) -> Tensor:
-    """Return the gradient of qkv_BNC3."""
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of qkv_BNC3, and its sums over the tokens of J blocks, (B, J, C3) in float32."""
     qkv_BNC3, gradient_BNC = _packed(qkv_BNC3), gradient_BNC.contiguous()
     B, N, C3 = qkv_BNC3.shape
     D, dtype = C3 // (3 * heads), qkv_BNC3.dtype
     scale = D**-0.5
-    qkv_gradient = qkv_BNC3.new_empty(qkv_BNC3.shape)
-    numbers = (N, heads, *qkv_BNC3.stride()[:2], scale, scale * LOG2_E)
-    query, key_value, fused = (
-        configs(kernel, D, dtype)[index] for kernel, index in zip(list(KERNELS)[1:], plan[1:], strict=True)
-    )
+    query, key_value, fused = _backward_configs(D, dtype, plan)
+    sums_BJC3 = lse_BHN.new_empty((B, _sum_blocks(N, query, fused), C3))
+    qkv_gradient, ones = qkv_BNC3.new_empty(qkv_BNC3.shape), _ones(qkv_BNC3, D)
+    rest = (N, heads, *qkv_BNC3.stride()[:2], scale, scale * LOG2_E)
     if fused != TWO_PASSES:
         settings = launch("fused_gradient", fused, D, dtype)
-        DP = settings["DP"]
-        extended = qkv_BNC3.new_empty((B, heads, N, 2, DP))
-        sums = lse_BHN.new_empty((B, heads, triton.cdiv(D, 8), triton.cdiv(N, TAIL) * TAIL * 8))
+        extended = qkv_BNC3.new_empty((B, heads, N, 2, settings["DP"]))
+        dq_sums = lse_BHN.new_empty((B, heads, triton.cdiv(D, 8), triton.cdiv(N, TAIL) * TAIL * 8))
         fused_gradient_kernel[(B * heads,)](
-            qkv_BNC3, qkv_BNC3.new_ones(DP), out_BNC, gradient_BNC, lse_BHN, extended, sums, qkv_gradient,
-            *numbers, **settings,
-        )  # fmt: skip
-        return qkv_gradient
+            qkv_BNC3,
+            ones,
+            out_BNC,
+            gradient_BNC,
+            lse_BHN,
+            extended,
+            dq_sums,
+            qkv_gradient,
+            sums_BJC3,
+            *rest,
+            **settings,
+        )
+        return qkv_gradient, sums_BJC3
     delta_BHN = torch.empty_like(lse_BHN)
     settings = launch("query_gradient", query, D, dtype)
     query_gradient_kernel[_grid(N, settings["ROWS"], B * heads)](
-        qkv_BNC3, qkv_BNC3.new_ones(settings["DP"]), out_BNC, gradient_BNC, lse_BHN, delta_BHN, qkv_gradient,
-        *numbers, **settings,
-    )  # fmt: skip
+        qkv_BNC3, ones, out_BNC, gradient_BNC, lse_BHN, delta_BHN, qkv_gradient, sums_BJC3, *rest, **settings
+    )
     settings = launch("key_value_gradient", key_value, D, dtype)
     key_value_gradient_kernel[_grid(N, settings["COLUMNS"], B * heads)](
-        qkv_BNC3, gradient_BNC, lse_BHN, delta_BHN, qkv_gradient, *numbers, **settings
+        qkv_BNC3, gradient_BNC, lse_BHN, delta_BHN, qkv_gradient, *rest, **settings
     )
-    return qkv_gradient
+    return qkv_gradient, sums_BJC3
 
 
 @attention_triton.register_fake
-def _(qkv_BNC3: Tensor, heads: int, plan: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _(qkv_BNC3: Tensor, bias_C3: Tensor | None, heads: int, plan: Sequence[int]) -> tuple[Tensor, Tensor]:
     B, N, C3 = qkv_BNC3.shape
     return qkv_BNC3.new_empty((B, N, C3 // 3)), qkv_BNC3.new_empty((B, heads, N), dtype=torch.float32)
 
@@ -512,18 +551,23 @@ def _(qkv_BNC3: Tensor, heads: int, plan: Sequence[int]) -> tuple[Tensor, Tensor
 @attention_backward_triton.register_fake
 def _(
     gradient_BNC: Tensor, qkv_BNC3: Tensor, out_BNC: Tensor, lse_BHN: Tensor, heads: int, plan: Sequence[int]
-) -> Tensor:
-    return qkv_BNC3.new_empty(qkv_BNC3.shape)
+) -> tuple[Tensor, Tensor]:
+    B, N, C3 = qkv_BNC3.shape
+    query, _, fused = _backward_configs(C3 // (3 * heads), qkv_BNC3.dtype, plan)
+    return qkv_BNC3.new_empty(qkv_BNC3.shape), lse_BHN.new_empty((B, _sum_blocks(N, query, fused), C3))
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, int, Sequence[int]], output: tuple[Tensor, Tensor]) -> None:
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor | None, int, Sequence[int]], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(inputs[0], *output)
-    ctx.heads, ctx.plan = inputs[1:]
+    ctx.bias_dtype = None if inputs[1] is None else inputs[1].dtype
+    ctx.heads, ctx.plan = inputs[2:]
 
 
-def _backward(ctx: Any, gradient_BNC: Tensor, _: Tensor | None) -> tuple[Tensor, None, None]:
-    return attention_backward_triton(gradient_BNC, *ctx.saved_tensors, ctx.heads, ctx.plan), None, None
+def _backward(ctx: Any, gradient_BNC: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor | None, None, None]:
+    gradient_BNC3, sums_BJC3 = attention_backward_triton(gradient_BNC, *ctx.saved_tensors, ctx.heads, ctx.plan)
+    bias_C3 = None if ctx.bias_dtype is None else sums_BJC3.sum(dim=(0, 1)).to(ctx.bias_dtype)
+    return gradient_BNC3, bias_C3, None, None
 
 
 attention_triton.register_autograd(_backward, setup_context=_keep)

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ppma.config.errors import InputError
 from ppma.config.model import PIXEL_MEAN, PIXEL_STD, PRESETS, ViTConfig, preset
-from ppma.kernels.attention import attention
+from ppma.kernels.attention import projected_attention
 from ppma.kernels.gelu import linear_gelu
 from ppma.kernels.patchify import patchify
 from ppma.kernels.philox import DevicePurpose, uniform
@@ -86,7 +86,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        return self.proj(attention(self.qkv(x_BND), self.heads))
+        return self.proj(projected_attention(x_BND, self.qkv.weight, self.qkv.bias, self.heads))
 
 
 class Block(nn.Module):

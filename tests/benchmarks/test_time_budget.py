@@ -24,8 +24,8 @@ SASS = """
         /*0070*/ BRA `(.L_x_2) ;
 """
 
-CEILING_MS = 66.0
-"""What the estimate was when this was written (65.4), rounded up; the goal is 65. Lower it with the code."""
+CEILING_MS = 65.0
+"""What the estimate was when this was written (64.9), rounded up, which is the goal. Lower it with the code."""
 
 
 def report(depth, block_bytes, rest_bytes):

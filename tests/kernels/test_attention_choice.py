@@ -76,7 +76,7 @@ def test_float32_on_a_gpu_never_runs_our_kernel(monkeypatch):
     monkeypatch.setattr(attention_choice.choice, "_forced", "triton")
     monkeypatch.setattr(attention_choice.choice, "LOADED", True)
     monkeypatch.setattr("ppma.kernels.attention.Shape", lambda *a: Shape(*a[:5], torch.device("cuda:0")))
-    monkeypatch.setattr("ppma.kernels.attention.attend", lambda qkv, heads, backend: ran.append(backend))
+    monkeypatch.setattr("ppma.kernels.attention.attend", lambda qkv, heads, backend, plan: ran.append(backend))
     attention(meta, 2)
     attention(meta.bfloat16(), 2)
     assert ran == ["pytorch", "triton"]
@@ -100,8 +100,12 @@ def test_the_configs_of_our_kernel_are_measured_part_by_part(card, monkeypatch, 
 
     monkeypatch.setattr(attention_choice, "median_ms", median_ms)
     monkeypatch.setattr(attention_choice, "input_sets", lambda shape: [(torch.empty(0), torch.empty(0))])
-    monkeypatch.setattr(attention_choice.attention_triton, "attention_triton", lambda qkv, heads, plan: (qkv, qkv))
-    monkeypatch.setattr(attention_choice.attention_triton, "attention_backward_triton", lambda gradient, *_: gradient)
+    monkeypatch.setattr(
+        attention_choice.attention_triton, "attention_triton", lambda qkv, bias, heads, plan: (qkv, qkv)
+    )
+    monkeypatch.setattr(
+        attention_choice.attention_triton, "attention_backward_triton", lambda gradient, *_: (gradient,)
+    )
     assert fastest_backend(*DECODER) == ("triton", (2, 1, 0, 1))
     attention_choice._chosen.clear()
     monkeypatch.setattr(attention_choice, "measure", None)
@@ -220,7 +224,7 @@ def test_a_fused_backward_with_other_gradients_is_not_chosen(card, monkeypatch, 
     for factor, chosen in ((1.0, 0), (1.1, last), (float("nan"), last)):
 
         def backward(gradient, qkv, out, lse, heads, plan, factor=factor):
-            return qkv if plan[3] == -1 or plan[3] == last else qkv * factor
+            return (qkv if plan[3] in (-1, last) else qkv * factor,)
 
         monkeypatch.setattr(attention_choice.attention_triton, "attention_backward_triton", backward)
         caplog.clear()

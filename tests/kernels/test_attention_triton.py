@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 
 from ppma.kernels import attention_triton, reference
-from ppma.kernels.attention import attention
-from ppma.kernels.attention_choice import attend
+from ppma.kernels.attention import attention, projected_attention
+from ppma.kernels.attention_choice import TWO_PASS_PLAN, attend
 from ppma.kernels.attention_tiles import exp2_polynomial
 from ppma.kernels.attention_triton import KERNELS, configs
 
@@ -88,8 +89,10 @@ def test_inputs_of_any_strides(triton_device):
 
 def test_the_operators_are_registered_rightly(triton_device):
     qkv, gradient = inputs(1, 20, 2, 24, finest(triton_device)[0], triton_device)
-    torch.library.opcheck(torch.ops.ppma.attention.default, (qkv.requires_grad_(), 2, PLAN))
-    out, lse = torch.ops.ppma.attention(qkv.detach(), 2, PLAN)
+    bias = torch.zeros(qkv.shape[-1], device=qkv.device, requires_grad=True)
+    for given in (bias, None):
+        torch.library.opcheck(torch.ops.ppma.attention.default, (qkv.requires_grad_(), given, 2, PLAN))
+    out, lse = torch.ops.ppma.attention(qkv.detach(), None, 2, PLAN)
     torch.library.opcheck(torch.ops.ppma.attention_backward.default, (gradient, qkv.detach(), out, lse, 2, PLAN))
 
 
@@ -117,6 +120,36 @@ def test_every_config_agrees_with_the_reference(triton_device):
             torch.testing.assert_close(ours.grad.double(), plain.grad, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize(("B", "N", "heads", "width"), [(2, 157, 2, 24), (3, 5, 1, 7), (2, 65, 2, 64), (1, 200, 1, 80)])
+def test_the_backward_pass_sums_the_gradient_of_the_bias(triton_device, B, N, heads, width):
+    """Several blocks of tokens, in both forms; autograd of the linear layer says what it must be, 0 for the bias of k."""
+    dtype, tolerance = (torch.float32, 1e-5) if triton_device == "cpu" else (torch.bfloat16, 0.05)
+    generator = torch.Generator().manual_seed(N)
+    C = heads * width
+    shapes = ((B, N, 4), (3 * C, 4), (3 * C,), (B, N, C))
+    x, weight, bias, gradient = (torch.randn(s, generator=generator).to(triton_device, dtype) for s in shapes)
+    exact_bias = bias.double().requires_grad_()
+    qkv = F.linear(x, weight, bias)  # rounded once, in both
+    exact_qkv = qkv.double() + (exact_bias - exact_bias.detach())
+    reference.attention(exact_qkv, heads).backward(gradient.double())
+    ours = [bias.float().clone().requires_grad_() for _ in range(2)]
+    for given, plan in zip(ours, (PLAN, TWO_PASS_PLAN), strict=True):
+        attend(qkv, heads, "triton", plan, given).backward(gradient)
+    through_layer = bias.clone().requires_grad_()
+    projected_attention(x, weight, through_layer, heads).backward(gradient)
+    for mine in (*(given.grad for given in ours), through_layer.grad):
+        assert (mine.double() - exact_bias.grad).norm() <= tolerance * exact_bias.grad.norm()
+        assert not mine[C : 2 * C].any() and exact_bias.grad[C : 2 * C].abs().max() < 1e-10
+
+
+def test_the_bias_gets_its_gradient_from_other_backends_too():
+    x, weight, bias = torch.randn(2, 5, 8), torch.randn(24, 8), torch.randn(24, requires_grad=True)
+    projected_attention(x, weight, bias, 2).sum().backward()
+    plain = bias.detach().double().requires_grad_()
+    reference.attention(F.linear(x.double(), weight.double(), plain), 2).sum().backward()
+    torch.testing.assert_close(bias.grad.double(), plain.grad, rtol=0, atol=1e-5)
+
+
 FUSED_SHAPES = [  # full blocks of keys and queries and both tails, none of some, odd widths, one token, batches of heads
     (1, 330, 1, 24),
     (2, 64, 2, 24),
@@ -139,12 +172,12 @@ def test_the_fused_backward_agrees_with_the_reference_and_repeats_itself(triton_
         plain = qkv.double().requires_grad_()
         reference.attention(plain, heads).backward(gradient.double())
         strided = qkv.new_zeros(B, N + 3, qkv.shape[2] + 5)[:, 2:-1, 4:-1].copy_(qkv)
-        out, lse = torch.ops.ppma.attention(strided, heads, PLAN)
+        out, lse = torch.ops.ppma.attention(strided, None, heads, PLAN)
         offered = configs("fused_gradient", width, dtype)
         for index in range(len(offered) - 1):
             plan = [0, 0, 0, index]
             first, second = (
-                torch.ops.ppma.attention_backward(gradient, strided, out, lse, heads, plan) for _ in range(2)
+                torch.ops.ppma.attention_backward(gradient, strided, out, lse, heads, plan)[0] for _ in range(2)
             )
             assert torch.equal(first, second)
             atol = tolerance * max(1.0, plain.grad.abs().max().item())
@@ -160,9 +193,9 @@ def test_the_fused_backward_takes_large_scores(triton_device):
     qkv[..., :48] *= 30
     plain = qkv.double().requires_grad_()
     reference.attention(plain, 1).backward(gradient.double())
-    out, lse = torch.ops.ppma.attention(qkv, 1, PLAN)
+    out, lse = torch.ops.ppma.attention(qkv, None, 1, PLAN)
     two, fused = (
-        torch.ops.ppma.attention_backward(gradient, qkv, out, lse, 1, [0, 0, 0, index]).double() for index in (-1, 0)
+        torch.ops.ppma.attention_backward(gradient, qkv, out, lse, 1, [0, 0, 0, index])[0].double() for index in (-1, 0)
     )
     error = (two - plain.grad).abs().max()
     assert (fused - plain.grad).abs().max() <= 1.1 * error
