@@ -1,68 +1,92 @@
-"""One clip under the auditor: detectors on frames before and after, every pixel outside and inside the mask, and what the file carries.
+"""Inspect one cleaned clip: detectors on frames before and after, all pixels outside and inside the mask, and the file's metadata.
 
-    Pair: cleaned clip, its mask, its original  ->  Inspector.inspect()  ->  Findings: scores by detector and frame, checks, the worst frame
+    Pair: cleaned clip, mask, original  ->  Inspector.inspect()  ->  Findings: scores by detector and frame, checks, the worst frame
 
-All frames are read once, one of each at a time; detectors look at some of them, evenly spread. Nothing here judges: see audit_judge.
-Legend: H height, W width, N boxes, L frames looked at.
+All frames are read once, one at a time; detectors see evenly spaced ones. Nothing here decides: see judge.py.
+Legend: H height, W width, N boxes.
 """
 
+import base64
+import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 
-from ppma.loaders.decode.fetch import BadClip, all_frames
-from ppma.privacy.audit import files as audit_files
-from ppma.privacy.audit.files import Check
-from ppma.privacy.detectors import auditors as audit_detectors
+from ppma.config.errors import BadClip
+from ppma.loaders.decode.fetch import all_frames
+from ppma.privacy.detectors import auditors
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.removal.clip import ClipSource
 
+LEAST_DB = 40.0
+"""Smallest PSNR outside the mask after encoding (this project's own bound)."""
 CHANGED_LEVELS = 12
-"""Of 255; less is what encoding does to a picture."""
+"""Smallest change (of 255) that encoding alone does not explain."""
 NEAR_MISS = 0.6
-"""Of the threshold, from which on scores are kept: they rank frames for the eye, and are no hits."""
+"""Scores from this share of the operating point on are kept: they rank frames for review, and are not detections."""
 PICTURE_WIDTH = 320
+COLORS = {
+    "nanodet": (255, 64, 64),
+    "centernet": (64, 220, 64),
+    "ssdlite": (255, 64, 255),
+    "yolov3-tiny": (64, 220, 220),
+    "hog": (64, 140, 255),
+    "blazeface": (255, 200, 0),
+}
+"""RGB color of each detector's boxes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Result of a check of the pixels or of the file."""
+
+    held: bool | None
+    """None: it could not be checked."""
+    says: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """What is compared."""
+    """A cleaned clip and what it is compared with."""
 
     name: str
     """<class>/<video>"""
     path: str
-    """Of the cleaned clip, as the manifest has it."""
+    """Path of the cleaned clip in the manifest."""
     class_name: str
     cleaned: Path
     frames: int
-    """Of the cleaned clip, as the manifest has it."""
+    """Number of frames in the manifest."""
     mask: Path | None
     original: ClipSource | None
     makers: tuple[str, ...]
-    """Tools that made the mask; none known without a record."""
+    """Tools that made the mask; empty without a record."""
     outside_sha256: str
-    """What the record says of the pixels outside the mask before encoding; empty where it says nothing."""
+    """The record's hash of the pixels outside the mask before encoding, or empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What one detector said of the frames it looked at: the best score of each, 0 where there is none near its operating point."""
+    """One detector's best score in each inspected frame (0 if nothing is near its operating point), and its detections."""
 
-    before: list[float]
+    before: list[float] = field(default_factory=list)
     """Empty without an original."""
-    after: list[float]
-    boxes_before: list[list[list[float]]]
-    boxes_after: list[list[list[float]]]
-    """Of the hits in each frame: x0, y0, x1, y1, score."""
+    after: list[float] = field(default_factory=list)
+    boxes_before: list[list[list[float]]] = field(default_factory=list)
+    boxes_after: list[list[list[float]]] = field(default_factory=list)
+    """Detections in each frame: x0, y0, x1, y1, score."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Everything that was found in a clip."""
+    """Everything found in a clip."""
 
     name: str
     path: str
@@ -70,30 +94,37 @@ class Findings:
     sha256: str
     frames: int
     looked_at: list[int]
+    """Frames that the detectors inspected."""
     original: bool
     makers: list[str]
     detectors: dict[str, Scores]
     checks: dict[str, Check]
     outside_db: float | None
+    """PSNR of the pixels outside the mask."""
     inside_change: float | None
-    """Mean difference in levels of hidden pixels."""
+    """Mean absolute difference of the hidden pixels, in levels."""
     worst_frame: int
     picture: str
-    """JPEG of the worst cleaned frame with its boxes, in base64. Of the original nothing is kept."""
+    """JPEG of the worst cleaned frame with its boxes, in base64. Nothing of the original is kept."""
 
     @classmethod
-    def of(cls, content: dict[str, Any]) -> "Findings":
-        """From what `asdict` made of them."""
+    def from_dict(cls, content: dict[str, Any]) -> "Findings":
+        """Restore findings from their `asdict`."""
         detectors = {name: Scores(**scores) for name, scores in content["detectors"].items()}
         checks = {name: Check(**check) for name, check in content["checks"].items()}
         return cls(**{**content, "detectors": detectors, "checks": checks})
 
 
-def chosen(frames: int, wanted: int) -> list[int]:
-    """Which of so many frames detectors look at: `wanted` of them at even distances, ends included; 0 for all."""
-    if not wanted or wanted >= frames:
+def inspected_frames(frames: int, count: int) -> list[int]:
+    """Return the indices of `count` evenly spaced frames, the first and last included; 0: all of them."""
+    if not count or count >= frames:
         return list(range(frames))
-    return sorted({round(i) for i in np.linspace(0, frames - 1, wanted)})
+    return sorted({round(i) for i in np.linspace(0, frames - 1, count)})
+
+
+def psnr(squares: float, count: int) -> float:
+    """Return the peak signal-to-noise ratio in dB from a sum of squared differences; at most 100."""
+    return 100.0 if squares <= 0 else min(100.0, float(10 * np.log10(255.0**2 * count / squares)))
 
 
 @dataclass
@@ -107,7 +138,7 @@ class _Pixels:
     inside_count: int = 0
     frames_hidden: int = 0
     frames_unchanged: int = 0
-    hash: Any = field(default_factory=audit_files.new_hash)
+    hash: Any = field(default_factory=hashlib.sha256)
 
     def add(self, before_HWC: np.ndarray, after_HWC: np.ndarray, hidden_HW: np.ndarray) -> None:
         """Compare one frame."""
@@ -118,7 +149,7 @@ class _Pixels:
             error = float((outside.astype(np.float64) ** 2).sum())
             self.outside_error += error
             self.outside_count += outside.size
-            self.worst_outside_db = min(self.worst_outside_db, decibels(error, outside.size))
+            self.worst_outside_db = min(self.worst_outside_db, psnr(error, outside.size))
         if inside.size:
             self.frames_hidden += 1
             self.frames_unchanged += bool(inside.max() < CHANGED_LEVELS)
@@ -126,37 +157,108 @@ class _Pixels:
             self.inside_count += inside.size
 
 
-def decibels(squares: float, count: int) -> float:
-    """Peak signal-to-noise ratio from a sum of squared differences; at most 100."""
-    return 100.0 if squares <= 0 else min(100.0, float(10 * np.log10(255.0**2 * count / squares)))
+class Inspector:
+    """The detectors of a process, loaded once."""
+
+    def __init__(self, names: tuple[str, ...], weights: Path, frames: int) -> None:
+        """Load the detectors.
+
+        Args:
+            names: Keys of AUDITORS.
+            weights: Folder of their weights.
+            frames: Number of frames of each clip that they inspect; 0 for all.
+
+        Raises:
+            InputError: Weights are missing.
+        """
+        self._detectors = {n: auditors.load(n, weights, AUDITORS[n].threshold * NEAR_MISS) for n in names}
+        self._frames = frames
+
+    def best_scores(self, frames: list[np.ndarray]) -> dict[str, list[float]]:
+        """Return each detector's best score in each of these frames; see `Scores`."""
+        return {name: [_detections(detect(f), name)[0] for f in frames] for name, detect in self._detectors.items()}
+
+    def inspect(self, pair: Pair, sha256: str) -> Findings:
+        """Read a clip, its mask and its original, and compare them.
+
+        Args:
+            pair: The clip.
+            sha256: Hash of its content.
+
+        Raises:
+            BadClip: One of the three cannot be read, or their sizes differ.
+        """
+        inspected = inspected_frames(pair.frames, self._frames)
+        wanted = set(inspected)
+        scores = {name: Scores() for name in self._detectors}
+        pixels, counts = _Pixels(), Counter[str]()
+        worst: tuple[tuple[float, ...], int, np.ndarray] | None = None
+        frames = zip_longest(_video(pair.cleaned), _original_frames(pair.original), _masks(pair.mask))
+        for t, (after_HWC, before_HWC, hidden_HW) in enumerate(frames):
+            counts["original"] += before_HWC is not None
+            counts["mask"] += hidden_HW is not None
+            if after_HWC is None:
+                continue
+            counts["cleaned"] += 1
+            _check_size(after_HWC, before_HWC, hidden_HW)
+            if before_HWC is not None and hidden_HW is not None:
+                pixels.add(before_HWC, after_HWC, hidden_HW)
+            if t in wanted:
+                rank, boxes = self._detect(before_HWC, after_HWC, hidden_HW, scores)
+                if worst is None or rank > worst[0]:
+                    worst = rank, t, draw_boxes(after_HWC, boxes)
+        assert worst is not None, "a clip has a frame"
+        seen = any(boxes for one in scores.values() for boxes in one.boxes_before)
+        return Findings(
+            name=pair.name,
+            path=pair.path,
+            class_name=pair.class_name,
+            sha256=sha256,
+            frames=counts["cleaned"],
+            looked_at=[t for t in inspected if t < counts["cleaned"]],
+            original=pair.original is not None,
+            makers=list(pair.makers),
+            detectors=scores,
+            checks=_check_pixels(pair, pixels, counts, seen) | check_file(pair.cleaned),
+            outside_db=psnr(pixels.outside_error, pixels.outside_count) if pixels.outside_count else None,
+            inside_change=pixels.inside_error / pixels.inside_count if pixels.inside_count else None,
+            worst_frame=worst[1],
+            picture=_jpeg_base64(worst[2]),
+        )
+
+    def _detect(
+        self,
+        before_HWC: np.ndarray | None,
+        after_HWC: np.ndarray,
+        hidden_HW: np.ndarray | None,
+        scores: dict[str, Scores],
+    ) -> tuple[tuple[float, ...], dict[str, np.ndarray]]:
+        """Add one frame to `scores`; return its rank for review and its boxes.
+
+        Frames rank by detectors with a detection, then by best score relative to its operating point, then by hidden pixels.
+        """
+        hits, nearest, boxes_of = 0, 0.0, dict[str, np.ndarray]()
+        for name, detect in self._detectors.items():
+            boxes_of[name] = detect(after_HWC)
+            best, boxes = _detections(boxes_of[name], name)
+            scores[name].after.append(best)
+            scores[name].boxes_after.append(boxes)
+            if before_HWC is not None:
+                best_before, boxes_before = _detections(detect(before_HWC), name)
+                scores[name].before.append(best_before)
+                scores[name].boxes_before.append(boxes_before)
+            hits, nearest = hits + bool(boxes), max(nearest, best / AUDITORS[name].threshold)
+        return (float(hits), nearest, float(hidden_HW.mean()) if hidden_HW is not None else 0.0), boxes_of
 
 
-@dataclass
-class _Worst:
-    """The cleaned frame that most needs an eye: most hits, then the best score for its threshold, then the most hidden."""
-
-    rank: tuple[float, ...] = (-1.0,)
-    frame: int = 0
-    picture_HWC: np.ndarray | None = None
-
-    def offer(self, rank: tuple[float, ...], t: int, frame_HWC: np.ndarray, boxes: dict[str, np.ndarray]) -> None:
-        """Keep it when it ranks before the one kept."""
-        if rank > self.rank:
-            self.rank, self.frame, self.picture_HWC = rank, t, drawn(frame_HWC, boxes)
+def _detections(boxes_N5: np.ndarray, name: str) -> tuple[float, list[list[float]]]:
+    """Return a detector's best score in a frame, and its boxes at or above the operating point."""
+    kept = boxes_N5[boxes_N5[:, 4] >= AUDITORS[name].threshold]
+    return round(float(boxes_N5[:, 4].max(initial=0.0)), 4), np.round(kept, 3).tolist()
 
 
-COLORS = {
-    "nanodet": (255, 64, 64),
-    "centernet": (64, 220, 64),
-    "ssdlite": (255, 64, 255),
-    "yolov3-tiny": (64, 220, 220),
-    "hog": (64, 140, 255),
-    "blazeface": (255, 200, 0),
-}
-
-
-def drawn(frame_HWC: np.ndarray, boxes: dict[str, np.ndarray]) -> np.ndarray:
-    """The frame, PICTURE_WIDTH wide, with boxes in the colors of their detectors."""
+def draw_boxes(frame_HWC: np.ndarray, boxes: dict[str, np.ndarray]) -> np.ndarray:
+    """Resize a frame to PICTURE_WIDTH and draw the detectors' boxes."""
     scale = PICTURE_WIDTH / frame_HWC.shape[1]
     picture_HWC = cv2.resize(frame_HWC, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     for name, boxes_N5 in boxes.items():
@@ -165,83 +267,20 @@ def drawn(frame_HWC: np.ndarray, boxes: dict[str, np.ndarray]) -> np.ndarray:
     return picture_HWC
 
 
-class Inspector:
-    """The detectors of a process, loaded once, and what they make of a clip."""
-
-    def __init__(self, names: tuple[str, ...], weights: Path, frames: int) -> None:
-        """`frames` of each clip are looked at, 0 for all. InputError when weights are missing."""
-        self._detectors = {n: audit_detectors.load(n, weights, AUDITORS[n].threshold * NEAR_MISS) for n in names}
-        self._frames = frames
-
-    def best(self, frames: list[np.ndarray]) -> dict[str, list[float]]:
-        """The best score of each detector in each of these frames; see `Scores`."""
-        return {n: [_told(d(f), AUDITORS[n].threshold)[0] for f in frames] for n, d in self._detectors.items()}
-
-    def inspect(self, pair: Pair, sha256: str) -> Findings:
-        """Read the clip, its mask and its original. BadClip when one of them cannot be read."""
-        looked_at = chosen(pair.frames, self._frames)
-        wanted = set(looked_at)
-        scores = {name: Scores(before=[], after=[], boxes_before=[], boxes_after=[]) for name in self._detectors}
-        pixels, worst, count = _Pixels(), _Worst(), 0
-        before, masks = _frames_of(pair.original), _masks_of(pair.mask)
-        counts = {"original": 0, "mask": 0}
-        for t, (_, after_HWC) in enumerate(all_frames(pair.cleaned, 0.0, float("inf"))):
-            count += 1
-            before_HWC, hidden_HW = next(before, None), next(masks, None)
-            counts["original"] += before_HWC is not None
-            counts["mask"] += hidden_HW is not None
-            _check_size(after_HWC, before_HWC, hidden_HW)
-            if before_HWC is not None and hidden_HW is not None:
-                pixels.add(before_HWC, after_HWC, hidden_HW)
-            if t in wanted:
-                self._look(t, before_HWC, after_HWC, hidden_HW, scores, worst)
-        counts["original"] += sum(1 for _ in before)
-        counts["mask"] += sum(1 for _ in masks)
-        assert worst.picture_HWC is not None, "a clip has a frame"
-        return Findings(
-            name=pair.name,
-            path=pair.path,
-            class_name=pair.class_name,
-            sha256=sha256,
-            frames=count,
-            looked_at=[t for t in looked_at if t < count],
-            original=pair.original is not None,
-            makers=list(pair.makers),
-            detectors=scores,
-            checks=_checks(pair, pixels, count, counts, seen=_seen_before(scores)) | audit_files.checks(pair.cleaned),
-            outside_db=decibels(pixels.outside_error, pixels.outside_count) if pixels.outside_count else None,
-            inside_change=pixels.inside_error / pixels.inside_count if pixels.inside_count else None,
-            worst_frame=worst.frame,
-            picture=audit_files.jpeg_base64(worst.picture_HWC),
-        )
-
-    def _look(
-        self, t: int, before_HWC: np.ndarray | None, after_HWC: np.ndarray, hidden_HW: np.ndarray | None,
-        scores: dict[str, Scores], worst: _Worst,
-    ) -> None:  # fmt: skip
-        """Let every detector look at one frame and its original."""
-        hits, nearest, shown = 0, 0.0, dict[str, np.ndarray]()
-        for name, detect in self._detectors.items():
-            threshold = AUDITORS[name].threshold
-            shown[name] = detect(after_HWC)
-            best, boxes = _told(shown[name], threshold)
-            scores[name].after.append(best)
-            scores[name].boxes_after.append(boxes)
-            if before_HWC is not None:
-                best_before, boxes_before = _told(detect(before_HWC), threshold)
-                scores[name].before.append(best_before)
-                scores[name].boxes_before.append(boxes_before)
-            hits, nearest = hits + bool(boxes), max(nearest, best / threshold)
-        rank = (float(hits), nearest, float(hidden_HW.mean()) if hidden_HW is not None else 0.0)
-        worst.offer(rank, t, after_HWC, shown)
+def _jpeg_base64(picture_HWC: np.ndarray) -> str:
+    data = cv2.imencode(".jpg", cv2.cvtColor(picture_HWC, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
+    return base64.b64encode(data.tobytes()).decode()
 
 
-def _told(found_N5: np.ndarray, threshold: float) -> tuple[float, list[list[float]]]:
-    """(best score, hits) of one frame."""
-    return round(float(found_N5[:, 4].max(initial=0.0)), 4), np.round(found_N5[found_N5[:, 4] >= threshold], 3).tolist()
+# -------------------------------------------------------------------------------------------------------------- pixels
 
 
-def _frames_of(source: ClipSource | None) -> Iterator[np.ndarray]:
+def _video(path: Path) -> Iterator[np.ndarray]:
+    for _, frame_HWC in all_frames(path, 0.0, float("inf")):
+        yield frame_HWC
+
+
+def _original_frames(source: ClipSource | None) -> Iterator[np.ndarray]:
     if source is not None:
         try:
             yield from source.frames()
@@ -249,66 +288,124 @@ def _frames_of(source: ClipSource | None) -> Iterator[np.ndarray]:
             raise BadClip(f"has an original, {source.path}, that {error}") from None
 
 
-def _masks_of(mask: Path | None) -> Iterator[np.ndarray]:
+def _masks(mask: Path | None) -> Iterator[np.ndarray]:
     if mask is not None:
         try:
-            for _, mask_HWC in all_frames(mask, 0.0, float("inf")):
+            for mask_HWC in _video(mask):
                 yield mask_HWC[..., 0] > 127
         except BadClip as error:
             raise BadClip(f"has a mask, {mask}, that {error}") from None
 
 
 def _check_size(after_HWC: np.ndarray, before_HWC: np.ndarray | None, hidden_HW: np.ndarray | None) -> None:
-    """BadClip unless the three are of one size."""
+    """Raise a BadClip unless the three have the same size."""
     for what, other in {"original": before_HWC, "mask": hidden_HW}.items():
         if other is not None and other.shape[:2] != after_HWC.shape[:2]:
             (height, width), (h, w) = after_HWC.shape[:2], other.shape[:2]
             raise BadClip(f"is {width} x {height}, and its {what} {w} x {h}; give the {what} it was made with")
 
 
-def _seen_before(scores: dict[str, Scores]) -> bool:
-    """Whether a detector sees somebody in the original."""
-    return any(boxes for one in scores.values() for boxes in one.boxes_before)
+def _check_pixels(pair: Pair, pixels: _Pixels, counts: Counter[str], seen: bool) -> dict[str, Check]:
+    """Return the checks of frames and pixels.
 
-
-def _checks(pair: Pair, pixels: _Pixels, count: int, counts: dict[str, int], *, seen: bool) -> dict[str, Check]:
-    """What the comparison of pixels says. A mask where nobody is may be painted as it was; one on somebody may not."""
+    Args:
+        pair: The clip.
+        pixels: Sums over its frames.
+        counts: Frames of the cleaned clip, the original and the mask.
+        seen: True if a detector detects anyone in the original. A mask where nobody is may be painted as it was; one on a person may not.
+    """
+    count, originals = counts["cleaned"], counts["original"]
     if count != pair.frames:
-        whole = Check(held=False, says=f"{count} frames, and the manifest says {pair.frames}")
+        complete = Check(held=False, says=f"{count} frames, and the manifest says {pair.frames}")
     elif pair.original is None:
-        whole = Check(held=None, says="no original to count frames of")
+        complete = Check(held=None, says="no original to count frames of")
     else:
-        whole = Check(held=count == counts["original"], says=f"{count} frames of {counts['original']} in the original")
+        complete = Check(held=count == originals, says=f"{count} frames of {originals} in the original")
     if pair.mask is None or pair.original is None:
-        missing = "no mask" if pair.mask is None else "no original"
-        nothing = Check(held=None, says=f"not checked: {missing}")
-        return {
-            "every frame": whole,
-            "same outside, before encoding": nothing,
-            "same outside": nothing,
-            "changed inside": nothing,
-        }
-    masks = "" if counts["mask"] == count else f", but {counts['mask']} masks"
-    whole = Check(held=bool(whole.held) and not masks, says=whole.says + masks)
-    if pair.outside_sha256:
-        same = pixels.hash.hexdigest() == pair.outside_sha256
-        exact = Check(
-            held=same, says="the record's hash of these pixels is that of the original" if same else "other pixels"
-        )
+        unknown = Check(held=None, says=f"not checked: no {'mask' if pair.mask is None else 'original'}")
+        exact = outside = inside = unknown
     else:
+        if counts["mask"] != count:
+            complete = Check(held=False, says=f"{complete.says}, but {counts['mask']} masks")
         exact = Check(held=None, says="not checked: the record has no hash of these pixels")
-    db = float(pixels.worst_outside_db)
-    outside = Check(held=db >= audit_files.LEAST_DB, says=f"{db:.1f} dB in the worst frame")
-    if not pixels.outside_count:
+        if pair.outside_sha256:
+            same = pixels.hash.hexdigest() == pair.outside_sha256
+            exact = Check(held=same, says="the record's hash is that of the original" if same else "other pixels")
         outside = Check(held=None, says="every pixel is hidden")
-    unchanged = 0 < pixels.frames_hidden == pixels.frames_unchanged
-    inside = Check(
-        held=None if not pixels.frames_hidden or (unchanged and not seen) else not unchanged,
-        says=f"{pixels.frames_unchanged} of {pixels.frames_hidden} frames with a mask look as before in it",
-    )
+        if pixels.outside_count:
+            db = float(pixels.worst_outside_db)
+            outside = Check(held=db >= LEAST_DB, says=f"{db:.1f} dB in the worst frame")
+        unchanged = 0 < pixels.frames_hidden == pixels.frames_unchanged
+        inside = Check(
+            held=None if not pixels.frames_hidden or (unchanged and not seen) else not unchanged,
+            says=f"{pixels.frames_unchanged} of {pixels.frames_hidden} frames with a mask are unchanged inside it",
+        )
     return {
-        "every frame": whole,
+        "every frame": complete,
         "same outside, before encoding": exact,
         "same outside": outside,
         "changed inside": inside,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------- file
+
+HARMLESS = {
+    *(
+        "major_brand",
+        "minor_version",
+        "compatible_brands",
+        "encoder",
+        "language",
+        "handler_name",
+        "vendor_id",
+        "duration",
+    )
+}
+"""Keys that a muxer writes by default, and that name no person, place or time."""
+PLACES = ("location", "gps", "xyz", "coordinate", "latitude")
+JPEG_SEGMENTS = {0xE1: "APP1 (Exif or XMP)", 0xE2: "APP2", 0xED: "APP13", 0xFE: "a comment"}
+PNG_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME")
+
+
+def picture_metadata(data: bytes) -> list[str]:
+    """Return the segments of a JPEG, or chunks of a PNG, that are not part of the picture."""
+    if data[:4] == b"\x89PNG":
+        return [chunk.decode() for chunk in PNG_CHUNKS if chunk in data]
+    found, at = [], 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        if data[at + 1] in JPEG_SEGMENTS:
+            found.append(JPEG_SEGMENTS[data[at + 1]])
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return found
+
+
+def _streams_and_keys(path: Path) -> tuple[list[str], list[str]]:
+    """Return the kinds of streams and the metadata keys of a video, or of the pictures in a folder."""
+    if path.is_dir():
+        files = sorted(path.iterdir())
+        return ["video"], [f"{file.name}: {key}" for file in files for key in picture_metadata(file.read_bytes())]
+    with av.open(str(path)) as container:
+        keys = [f"file: {key}" for key in container.metadata]
+        keys += [f"stream {stream.index}: {key}" for stream in container.streams for key in stream.metadata]
+        keys += [f"chapter: {chapter['id']}" for chapter in container.chapters()]
+        return [stream.type for stream in container.streams], keys
+
+
+def check_file(path: Path) -> dict[str, Check]:
+    """Check that a cleaned clip has no sound, metadata or location."""
+    streams, keys = _streams_and_keys(path)
+    keys = [key for key in keys if key.rsplit(": ", 1)[-1].lower() not in HARMLESS]
+    places = [key for key in keys if any(word in key.lower() for word in PLACES)]
+    extra = [f"a stream of {kind}" for kind in streams if kind != "video"]
+    extra += ["a second picture"] * (streams.count("video") > 1)
+
+    def check(found: list[str], fine: str) -> Check:
+        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+        return Check(held=not found, says=f"contains {', '.join(found[:4])}{more}" if found else fine)
+
+    return {
+        "no sound": check(["sound"] * ("audio" in streams), "no sound"),
+        "no metadata": check([*keys, *extra], "only pictures"),
+        "no location": check(places, "no place is named"),
     }

@@ -1,15 +1,16 @@
-"""Many clips under the auditor: which are done, the rest spread over processes, each one's findings kept when it is finished.
+"""Find the clips to audit with their masks, records and originals, and inspect them in parallel, resumably.
 
-    Pair of each clip  ->  AuditJob  ->  worker: Inspector  ->  <out>/clips/<class>/<video>.json  ->  findings of all
+    folder or manifest  ->  read(): clips  ->  pairs(): Pair of each  ->  AuditJob  ->  worker: Inspector  ->  run(): Findings of all
 
-What is kept is used again as long as the clip's content, its original's, the detectors and the frames looked at are the same.
+Findings are kept in <out>/clips/<class>/<video>.json and reused while the content of clip and original, the detectors and the inspected
+frames are the same.
 """
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
@@ -17,31 +18,131 @@ import cv2
 from ppma import __version__
 from ppma.common.files import content_sha256, write_text
 from ppma.common.workers import parallel_map
-from ppma.config.errors import InputError, watch_disk
-from ppma.loaders.decode.fetch import BadClip
+from ppma.config.errors import BadClip, InputError
+from ppma.loaders.sources.manifest import Clip
 from ppma.privacy.audit.clip import Findings, Inspector, Pair
 from ppma.privacy.detectors.auditors import AUDITORS
+from ppma.privacy.removal import jobs as removal
+from ppma.privacy.removal.clip import ClipSource
+
+SUFFIXES = (".mkv", ".mp4", ".avi", ".webm", ".mov")
+
+
+def read(source: Path, root: Path | None, workers: int) -> tuple[Path | None, Path, list[Clip]]:
+    """Return the manifest, its root and the clips to audit.
+
+    Args:
+        source: A manifest FILE.csv, a folder of `ppma remove-humans`, or a folder <class>/<video> (then there is no manifest).
+        root: Root of a manifest FILE.csv.
+        workers: Processes that probe a folder's clips.
+
+    Raises:
+        InputError: A clip cannot be read (an audit skips nothing), or the folder is incomplete.
+    """
+    own = source / removal.MANIFEST
+    if source.is_dir() and own.is_file():
+        if root is not None:
+            raise InputError(f"--root {root} goes with a manifest FILE.csv; {source} has its own")
+        source = own
+    elif (source / "records").is_dir():
+        raise InputError(f"{source} has no {removal.MANIFEST}: let `ppma remove-humans` finish, then audit it")
+    root, clips, refused = removal.read_clips(source, root, workers)
+    if refused:
+        path, reason = refused[0]
+        raise InputError(f"{root / path}: {reason} ({len(refused)} such clips); remove them, or make them again")
+    return (source if source.is_file() else None), root, clips
+
+
+def pairs(root: Path, clips: list[Clip], originals: Path | None) -> list[Pair]:
+    """Find the mask, record and original of each clip.
+
+    Args:
+        root: Folder that the clips' paths are relative to.
+        clips: The cleaned clips.
+        originals: Folder of the clips before cleaning; None: nothing is compared.
+
+    Raises:
+        InputError: A cleaned clip or an original is missing, or a record cannot be read.
+    """
+    return [_pair(root, clip, originals) for clip in clips]
+
+
+def _pair(root: Path, clip: Clip, originals: Path | None) -> Pair:
+    path = PurePosixPath(clip.path)
+    path = path.relative_to("inp") if path.parts[0] == "inp" else path
+    name = str(
+        path if clip.codec in ("jpeg", "png") else path.with_suffix("")
+    )  # <class>/<video>, as in seg and records
+    if not (root / clip.path).exists():
+        raise InputError(f"{root / clip.path}: no such clip; make it again")
+    record = _record(root / "records" / f"{name}.json")
+    return Pair(
+        name=name,
+        path=clip.path,
+        class_name=clip.class_name or PurePosixPath(name).parent.name,
+        cleaned=root / clip.path,
+        frames=clip.frames,
+        mask=_find(root / "seg", name),
+        original=None if originals is None else _original(originals, clip, name, record.get("row", {})),
+        makers=tuple(record.get("tools", ())),
+        outside_sha256=str(record.get("outcome", {}).get("outside_sha256", "")),
+    )
+
+
+def _record(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise InputError(
+            f"{path} is not a record of `ppma remove-humans`; remove it and its clip, and rerun that"
+        ) from None
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    """Return the video or folder of frames of that name."""
+    if (folder / name).is_dir():
+        return folder / name
+    videos = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
+    return next((video for video in videos if video.is_file()), None)
+
+
+def _original(originals: Path, clip: Clip, name: str, row: dict[str, Any]) -> ClipSource:
+    """Find the original by the path in the record's row, else by name."""
+    path = originals / row["path"] if row.get("path") else None
+    if path is None or not path.exists():
+        path = _find(originals, name)
+    if path is None:
+        wanted = row.get("path") or name
+        raise InputError(f"--originals {originals} has no {wanted} for {clip.path}; give the folder it was made from")
+    end = row.get("end_seconds")
+    return ClipSource(
+        path=path,
+        start_seconds=row.get("start_seconds") or 0.0,
+        end_seconds=float("inf") if end is None else end,
+        fps=clip.fps,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditJob:
-    """One clip, and with what it is looked at."""
+    """One clip, and what inspects it."""
 
     pair: Pair
     out: Path
     detectors: tuple[str, ...]
     frames: int
-    """Looked at; 0 for all."""
+    """Inspected frames; 0 for all."""
     weights: Path
 
     @property
     def record(self) -> Path:
-        """What was found."""
+        """The file of its findings."""
         return self.out / "clips" / f"{self.pair.name}.json"
 
-    @property
     def settings(self) -> dict[str, Any]:
-        """What must be the same for findings to be used again, but for the content of the cleaned clip."""
+        """Return what must be the same for findings to be reused, apart from the cleaned clip's content."""
         original = self.pair.original
         return {
             "version": __version__,
@@ -49,67 +150,61 @@ class AuditJob:
             "frames": self.frames,
             "path": self.pair.path,
             "mask": str(self.pair.mask),
-            "original": None
-            if original is None
-            else [
-                str(original.path),
-                content_sha256(original.path),
-                original.start_seconds,
-                str(original.end_seconds),
-            ],
+            "original": original
+            and [str(original.path), content_sha256(original.path), original.start_seconds, str(original.end_seconds)],
         }
 
     def found(self) -> Findings | None:
-        """What a former run has found in this very clip, or None."""
+        """Return the findings of an earlier run on this very clip, or None."""
         try:
             content = json.loads(self.record.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
-        if content.get("settings") != self.settings or content["findings"]["sha256"] != content_sha256(
-            self.pair.cleaned
-        ):
+        same = content.get("settings") == self.settings()
+        if not same or content["findings"]["sha256"] != content_sha256(self.pair.cleaned):
             return None
-        return Findings.of(content["findings"])
+        return Findings.from_dict(content["findings"])
 
 
 @lru_cache(maxsize=1)
 def _inspector(detectors: tuple[str, ...], weights: Path, frames: int) -> Inspector:
-    """Loaded once a process."""
+    """Load the detectors once per process."""
     cv2.setNumThreads(1)
     return Inspector(detectors, weights, frames)
 
 
-def work(job: AuditJob) -> str:
-    """Look at one clip; returns why it cannot be, or nothing. DiskFullError when its findings do not fit."""
+def inspect(job: AuditJob) -> str:
+    """Inspect one clip and write its findings; return why it cannot be read, or an empty string."""
     inspector = _inspector(job.detectors, job.weights, job.frames)
-    with watch_disk(job.out):
-        try:
-            findings = inspector.inspect(job.pair, content_sha256(job.pair.cleaned))
-        except BadClip as error:
-            return f"{job.pair.cleaned} {error}"
-        job.record.parent.mkdir(parents=True, exist_ok=True)
-        content = {"settings": job.settings, "findings": asdict(findings)}
-        write_text(job.record, json.dumps(content))
+    try:
+        findings = inspector.inspect(job.pair, content_sha256(job.pair.cleaned))
+    except BadClip as error:
+        return f"{job.pair.cleaned} {error}"
+    write_text(job.record, json.dumps({"settings": job.settings(), "findings": asdict(findings)}))
     return ""
 
 
 def run(jobs: Sequence[AuditJob], workers: int, on_progress: Callable[[int, int], None]) -> list[Findings]:
-    """Findings of every clip, in order. Progress is counted in clips.
+    """Return the findings of every clip, in order. After a DiskFullError or Ctrl-C the same call resumes.
 
-    InputError names a clip that cannot be read, once all others are done. After that, DiskFullError or Ctrl-C the same call goes on from
-    there.
+    Args:
+        jobs: The clips.
+        workers: Number of processes.
+        on_progress: Called with (done, total) clips.
+
+    Raises:
+        InputError: Clips cannot be read; raised when all others are finished.
     """
     found = {job.pair.path: findings for job in jobs if (findings := job.found()) is not None}
     left = [job for job in jobs if job.pair.path not in found]
-    done = len(found)
+    done, refused = len(found), list[str]()
     on_progress(done, len(jobs))
-    refused = []
-    for reason in parallel_map(work, left, workers):
+    for reason in parallel_map(inspect, left, workers):
         done += 1
         on_progress(done, len(jobs))
         refused += [reason] if reason else []
     if refused:
         raise InputError(
-            f"{refused[0]} ({len(refused)} such clips); the findings of the others are kept: mend or take out, and run it again"
+            f"{refused[0]} ({len(refused)} such clips); the others are finished: repair or remove it, and rerun"
         )
     return [findings for job in jobs if (findings := found.get(job.pair.path) or job.found()) is not None]

@@ -1,156 +1,165 @@
-"""From findings to verdicts and bounds: per clip and detector, per clip, per class, over all.
+"""Turn findings into verdicts and confidence bounds: per clip and detector, per clip, per class, over all.
 
-    Findings of each clip  ->  judge(): Judgement  ->  summarize(): counts of clips with exact bounds, of frames with a bootstrap
+    Findings of each clip  ->  judge(): ClipVerdict  ->  summarize(): exact bounds on clips, bootstrap intervals on frames
 
-A detector that saw nobody in the original proves nothing by seeing nobody afterwards: its verdict is "cannot tell", and the clip does not
-count for its bound. Detectors do not outvote each other: one hit fails a clip, be it a person or a false alarm that somebody must look at.
+A detector that detects nobody in the original proves nothing by detecting nobody afterwards: its verdict is "cannot tell", and the clip
+does not count for its bound. Detectors are not averaged: one detection fails a clip, be it a person or a false positive.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ppma.common import statistics
-from ppma.privacy.audit.clip import Findings, Scores
+from ppma.privacy.audit.clip import Findings
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.verdict import CANNOT_TELL, FAILED, PASSED, Verdict
 
 SIGHTED = 0.2
-"""Share of the original's frames that were looked at in which a detector must have seen somebody, to be a witness for the clip."""
+"""Share of the original's inspected frames in which a detector must detect someone; below it, the detector is blind on the clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opinion:
-    """What one detector says of one clip."""
+class DetectorVerdict:
+    """What one detector, or all together, says about one clip."""
 
     verdict: Verdict
     says: str
     frames: int
+    """Inspected frames."""
     hits_before: int
-    """0 without an original."""
+    """Frames with a detection in the original; 0 without one."""
     hits_after: int
+    """Frames with a detection in the cleaned clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """What the audit says of one clip."""
+class ClipVerdict:
+    """What the audit says about one clip."""
 
     verdict: Verdict
     says: str
-    opinions: dict[str, Opinion]
+    detectors: dict[str, DetectorVerdict]
+    together: DetectorVerdict
+    """All detectors as one: a frame counts if any of them has a detection in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """Clips and frames in which one detector, or any of them, still finds somebody."""
+    """How often one detector, or any of them, still has a detection."""
 
     clips: int
-    """All of them."""
+    """All clips."""
     sighted: int
-    """Those that it can tell of."""
+    """Clips on which the detector is not blind."""
     hits: int
-    """Of the sighted, those with a hit."""
+    """Sighted clips with a detection."""
     upper: float
-    """At most this share of clips, one-sided 95 %, exact."""
+    """Upper bound on the share of clips with a detection, one-sided 95 %, exact."""
     frames: int
-    """Looked at, in the sighted clips."""
+    """Inspected frames of the sighted clips."""
     before: float
-    """Share of frames with a hit, before."""
+    """Share of frames with a detection, before."""
     after: float
+    """The same, after."""
     low: float
     high: float
-    """95 % bootstrap over clips, of `after`."""
+    """95 % bootstrap interval of `after`, resampling clips."""
     says: str
 
 
-def hits(scores: Sequence[float], name: str) -> int:
-    """Frames with a hit."""
-    return sum(score >= AUDITORS[name].threshold for score in scores)
+Judged = Sequence[tuple[Findings, ClipVerdict]]
 
 
-def _opinion(name: str, scores: Scores, original: bool) -> Opinion:
-    kind, frames = AUDITORS[name], len(scores.after)
-    before, after = hits(scores.before, name), hits(scores.after, name)
-    what = f"no {kind.finds} detected at operating point {kind.threshold:g} in {frames} frames"
+def detected(scores: Sequence[float], name: str) -> list[bool]:
+    """Return for each frame's best score whether it reaches the detector's operating point."""
+    return [score >= AUDITORS[name].threshold for score in scores]
+
+
+def _judge_detector(name: str, findings: Findings) -> DetectorVerdict:
+    kind, scores = AUDITORS[name], findings.detectors[name]
+    before, after, frames = sum(detected(scores.before, name)), sum(detected(scores.after, name)), len(scores.after)
+    nothing = f"no {kind.finds} detected at operating point {kind.threshold:g} in {frames} frames"
+    verdict: Verdict
     if after:
-        verdict, says = FAILED, f"{after} of {frames} frames with a hit: a {kind.finds}, or a false alarm; look at them"
-    elif not original:
-        verdict, says = CANNOT_TELL, f"{what}; without the original nobody knows whether it would have seen one"
+        verdict, says = (
+            FAILED,
+            f"detections in {after} of {frames} frames: a {kind.finds}, or a false positive; look at them",
+        )
+    elif not findings.original:
+        verdict, says = CANNOT_TELL, f"{nothing}; without the original nothing shows that it would detect one"
     elif before < SIGHTED * frames:
-        verdict, says = CANNOT_TELL, f"{what}, but it is blind here: {before} of {frames} in the original"
+        verdict, says = (
+            CANNOT_TELL,
+            f"{nothing}, but it is blind here: detections in {before} of {frames} frames of the original",
+        )
     else:
-        verdict, says = PASSED, f"{what}; {before} of them had one in the original"
-    return Opinion(verdict=verdict, says=says, frames=frames, hits_before=before, hits_after=after)
+        verdict, says = PASSED, f"{nothing}; {before} of them had one in the original"
+    return DetectorVerdict(verdict=verdict, says=says, frames=frames, hits_before=before, hits_after=after)
 
 
-def judge(findings: Findings) -> Judgement:
-    """The verdict on a clip: failed by one hit or one check, passed by a detector of people that could see, else nobody can tell."""
-    opinions = {name: _opinion(name, scores, findings.original) for name, scores in findings.detectors.items()}
-    broken = [f"{name}: {check.says}" for name, check in findings.checks.items() if check.held is False]
-    hit = [name for name, opinion in opinions.items() if opinion.verdict == FAILED]
-    witnesses = [n for n, o in opinions.items() if o.verdict == PASSED and AUDITORS[n].finds == "person"]
-    if hit or broken:
-        says = "; ".join([*(f"{name}: {opinions[name].says}" for name in hit), *broken])
-        return Judgement(verdict=FAILED, says=says, opinions=opinions)
-    if not witnesses:
-        why = "no original" if not findings.original else "every detector of people is blind here"
-        return Judgement(verdict=CANNOT_TELL, says=f"nobody detected, but {why}", opinions=opinions)
-    return Judgement(verdict=PASSED, says=f"no person detected; witnesses: {', '.join(witnesses)}", opinions=opinions)
+def judge(findings: Findings) -> ClipVerdict:
+    """Decide on a clip.
+
+    failed: a detection, or a check that does not hold; passed: a person detector that is not blind here; else cannot tell.
+    """
+    detectors = {name: _judge_detector(name, findings) for name in findings.detectors}
+    failed = [f"{name}: {one.says}" for name, one in detectors.items() if one.verdict == FAILED]
+    failed += [f"{name}: {check.says}" for name, check in findings.checks.items() if check.held is False]
+    witnesses = [n for n, one in detectors.items() if one.verdict == PASSED and AUDITORS[n].finds == "person"]
+    verdict: Verdict = FAILED if failed else PASSED if witnesses else CANNOT_TELL
+    blind = "every person detector is blind here" if findings.original else "there is no original"
+    says = {
+        FAILED: "; ".join(failed),
+        PASSED: f"no person detected; witnesses: {', '.join(witnesses)}",
+        CANNOT_TELL: f"no person detected, but {blind}",
+    }[verdict]
+    hits = [
+        sum(map(any, zip(*(detected(getattr(scores, when), name) for name, scores in findings.detectors.items()))))
+        for when in ("before", "after")
+    ]
+    together = DetectorVerdict(
+        verdict=FAILED if hits[1] else PASSED if witnesses else CANNOT_TELL,
+        says=says,
+        frames=len(findings.looked_at),
+        hits_before=hits[0],
+        hits_after=hits[1],
+    )
+    return ClipVerdict(verdict=verdict, says=says, detectors=detectors, together=together)
 
 
-def _rate(told: Sequence[tuple[Verdict, int, int, int]], subject: str) -> Rate:
-    """Of (verdict, frames, hits before, hits after) of each clip."""
-    sighted = [row for row in told if row[0] != CANNOT_TELL]
-    found = sum(row[3] > 0 for row in sighted)
-    frames = sum(row[1] for row in sighted)
-    upper = statistics.upper_bound(found, len(sighted))
-    after, low, high = statistics.frame_rate([row[3] for row in sighted], [row[1] for row in sighted])
-    blind = len(told) - len(sighted)
-    count = f"in {found} of {len(sighted)} clips" if found else f"in {len(sighted)} clips"
-    says = f"{'' if found else 'no '}{subject} {count}, so in at most {100 * upper:.1f} % of clips (95 %)"
+def _rate(verdicts: Sequence[DetectorVerdict], subject: str) -> Rate:
+    """Return the rate over clips; `subject` names what is detected, by what."""
+    sighted = [one for one in verdicts if one.verdict != CANNOT_TELL]
+    blind, clips_hit = len(verdicts) - len(sighted), sum(one.hits_after > 0 for one in sighted)
+    frames = sum(one.frames for one in sighted)
+    upper = statistics.upper_bound(clips_hit, len(sighted))
+    after, low, high = statistics.frame_rate([one.hits_after for one in sighted], [one.frames for one in sighted])
+    count = f"in {clips_hit} of {len(sighted)} clips" if clips_hit else f"in {len(sighted)} clips"
+    says = f"{'' if clips_hit else 'no '}{subject} {count}, so in at most {100 * upper:.1f} % of clips (95 %)"
     if not sighted:
         says = f"cannot tell: blind on all {blind} clips"
     elif blind:
-        says += f"; cannot tell of {blind} more"
-    before = sum(row[2] for row in sighted) / frames if frames else 0.0
+        says += f"; cannot tell for {blind} more"
+    before = sum(one.hits_before for one in sighted) / frames if frames else 0.0
     return Rate(
-        clips=len(told), sighted=len(sighted), hits=found, upper=upper, frames=frames, before=before, after=after, low=low,
-        high=high, says=says,
-    )  # fmt: skip
+        clips=len(verdicts), sighted=len(sighted), hits=clips_hit, upper=upper, frames=frames, before=before, after=after,
+        low=low, high=high, says=says,
+    )  # fmt: skip  # one field after the other
 
 
-def summarize(judged: Sequence[tuple[Findings, Judgement]]) -> dict[str, Rate]:
-    """name of each detector, and "any" for all of them together -> its rate."""
-    names = list(judged[0][1].opinions)
+def summarize(judged: Judged) -> dict[str, Rate]:
+    """Return the rate of each detector by name, and of all of them together as "any"."""
     rates = {}
-    for name in names:
-        rows = [judgement.opinions[name] for _, judgement in judged]
-        told = [(o.verdict, o.frames, o.hits_before, o.hits_after) for o in rows]
-        kind = AUDITORS[name]
-        rates[name] = _rate(told, f"{kind.finds} detected at operating point {kind.threshold:g}")
-    together = [_together(findings, judgement) for findings, judgement in judged]
-    rates["any"] = _rate(together, "person or face detected by any of them, each at its operating point,")
-    return rates
+    for name in judged[0][1].detectors:
+        subject = f"{AUDITORS[name].finds} detected at operating point {AUDITORS[name].threshold:g}"
+        rates[name] = _rate([verdict.detectors[name] for _, verdict in judged], subject)
+    subject = "person or face detected by any of them, each at its operating point,"
+    return rates | {"any": _rate([verdict.together for _, verdict in judged], subject)}
 
 
-def _together(findings: Findings, judgement: Judgement) -> tuple[Verdict, int, int, int]:
-    """All detectors as one: a frame is hit when one of them hits it."""
-
-    def frames_hit(which: str) -> int:
-        rows = [
-            [s >= AUDITORS[n].threshold for s in getattr(scores, which)] for n, scores in findings.detectors.items()
-        ]
-        return sum(any(row) for row in zip(*rows))
-
-    after = frames_hit("after")
-    seen = any(o.verdict == PASSED and AUDITORS[n].finds == "person" for n, o in judgement.opinions.items())
-    verdict: Verdict = FAILED if after else PASSED if seen else CANNOT_TELL
-    return verdict, len(findings.looked_at), frames_hit("before"), after
-
-
-def by_class(judged: Sequence[tuple[Findings, Judgement]]) -> dict[str, list[tuple[Findings, Judgement]]]:
-    """Clips of each class, classes in order."""
-    classes: dict[str, list[Any]] = {}
+def by_class(judged: Judged) -> dict[str, Judged]:
+    """Group clips by class, in order of class and name."""
+    classes: dict[str, list[tuple[Findings, ClipVerdict]]] = {}
     for one in sorted(judged, key=lambda pair: (pair[0].class_name, pair[0].name)):
         classes.setdefault(one[0].class_name, []).append(one)
-    return classes
+    return dict(classes)

@@ -1,49 +1,59 @@
-"""The audit as audit.json, and as one HTML page that needs nothing beside it.
+"""Report an audit as JSON, as one self-contained HTML page, as a datasheet, and as Croissant metadata.
 
-findings and judgements  ->  content(): per clip, class and detector, with bounds  ->  html(): words, plots, tables, frames to be signed
+findings and verdicts           ->  content(): audit.json, per clip, class and detector, with bounds
+content                         ->  html(): text, plots, tables, and a contact sheet to sign
+rows of the manifest, content   ->  datasheet(): Datasheets for Datasets (Gebru et al., 2021)
+                                ->  croissant(): Croissant 1.0 (MLCommons), as JSON-LD
+
+The datasheet contains what the audit knows, and asks the owner for the rest in words that cannot be mistaken for an answer.
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
-from html import escape
+from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from ppma import __version__
-from ppma.common import statistics
-from ppma.common.plots import STYLE, svg
-from ppma.privacy.audit import audit_figures
+from ppma.common import pages, statistics
+from ppma.common.files import file_sha256
+from ppma.common.plots import BLUE, GRAY, ORANGE, STYLE, svg
+from ppma.loaders.sources.manifest import HEADER, Clip
 from ppma.privacy.audit.clip import COLORS, NEAR_MISS, Findings
-from ppma.privacy.audit.judge import SIGHTED, Judgement, by_class, summarize
+from ppma.privacy.audit.judge import SIGHTED, ClipVerdict, Judged, by_class, summarize
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.verdict import CANNOT_TELL, FAILED, FORMAT, PASSED, VERDICTS
 
-Judged = Sequence[tuple[Findings, Judgement]]
-
 SHEET = 48
-"""Frames on the contact sheet: of clips that failed, of those nobody can tell of, then of the others; the nearest to a hit first."""
-WORDS = {PASSED: "ok", FAILED: "bad", CANNOT_TELL: "dim"}
-OWN_STYLE = """
-.cards { display: flex; gap: .8rem; flex-wrap: wrap; margin: 1rem 0 }
-.card { border: 1px solid #d5dce3; border-radius: 6px; padding: .6rem 1rem; min-width: 8rem }
-.card b { display: block; font-size: 1.6rem; line-height: 1.2 } .ok { color: #1d7a46 } .bad { color: #b3261e } .dim { color: #8a6100 }
-td.says, th.says { text-align: left; white-space: normal; min-width: 16rem } ul { padding-left: 1.2rem }
-.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: .7rem }
-.sheet figure { margin: 0; break-inside: avoid } .sheet img { width: 100%; border: 1px solid #d5dce3; display: block }
-figcaption { font-size: 11.5px; line-height: 1.35; overflow-wrap: anywhere }
-.sign { border: 1px solid #9aa5b1; padding: .8rem 1rem; margin: 1rem 0; line-height: 2.2; break-inside: avoid }
-.key span { margin-right: 1.2rem }
-.key i { display: inline-block; width: .9rem; height: .6rem; margin-right: .3rem; border: 2px solid }
-@media print { body { max-width: none; margin: 0 } details { display: none } }
-"""
+"""Frames on the contact sheet: failed clips first, then those of which nothing can be told; the highest scores first."""
+MOST_CLASSES = 40
+"""Classes in the plot; the table has all of them."""
+CSS_CLASSES = {PASSED: "ok", FAILED: "bad", CANNOT_TELL: "dim"}
+URGENCY = (FAILED, CANNOT_TELL, PASSED)
+NUMBERS = {
+    **dict.fromkeys(("label", "frames", "width", "height", "key_frame_spacing"), "sc:Integer"),
+    **dict.fromkeys(("fps", "start_seconds", "end_seconds", "duration_seconds"), "sc:Float"),
+}
+"""Croissant types of the manifest's columns that are not text."""
 
 
 def content(
     judged: Judged, makers: Sequence[str], auditors: Sequence[str], frames: int, now: datetime
 ) -> dict[str, Any]:
-    """What audit.json holds."""
-    counts = Counter(judgement.verdict for _, judgement in judged)
+    """Return the content of audit.json.
+
+    Args:
+        judged: Findings and verdict of each clip.
+        makers: Tools that made the masks.
+        auditors: Detectors that judged them.
+        frames: Inspected frames of each clip; 0 for all.
+        now: Date of the audit.
+    """
+    counts = Counter(verdict.verdict for _, verdict in judged)
     return {
         "format": FORMAT,
         "version": f"ppma {__version__}",
@@ -58,163 +68,179 @@ def content(
         "rates": {name: asdict(rate) for name, rate in summarize(judged).items()},
         "classes": {
             name: {
-                "verdicts": dict(Counter(judgement.verdict for _, judgement in clips)),
+                "verdicts": dict(Counter(verdict.verdict for _, verdict in clips)),
                 "rates": {detector: asdict(rate) for detector, rate in summarize(clips).items()},
             }
             for name, clips in by_class(judged).items()
         },
-        "clips": [_clip(findings, judgement) for findings, judgement in judged],
+        "clips": [_clip(findings, verdict) for findings, verdict in judged],
     }
 
 
-def _clip(findings: Findings, judgement: Judgement) -> dict[str, Any]:
-    detectors = {}
-    for name, opinion in judgement.opinions.items():
-        upper = statistics.upper_bound(opinion.hits_after, opinion.frames)
-        scores = findings.detectors[name]
-        detectors[name] = {
-            **asdict(opinion), "upper_of_its_frames": upper, "best_before": max(scores.before, default=None),
-            "best_after": max(scores.after, default=None),
-        }  # fmt: skip
+def _clip(findings: Findings, verdict: ClipVerdict) -> dict[str, Any]:
+    kept = (
+        "path",
+        "name",
+        "class_name",
+        "sha256",
+        "frames",
+        "looked_at",
+        "original",
+        "makers",
+        "outside_db",
+        "inside_change",
+    )
+    detectors = {
+        name: {
+            **asdict(one),
+            "upper_of_its_frames": statistics.upper_bound(one.hits_after, one.frames),
+            "best_before": max(findings.detectors[name].before, default=None),
+            "best_after": max(findings.detectors[name].after, default=None),
+        }
+        for name, one in verdict.detectors.items()
+    }
     return {
-        "path": findings.path, "name": findings.name, "class_name": findings.class_name, "sha256": findings.sha256,
-        "verdict": judgement.verdict, "says": judgement.says, "frames": findings.frames, "looked_at": findings.looked_at,
-        "original": findings.original, "makers": findings.makers, "outside_db": findings.outside_db,
-        "inside_change": findings.inside_change, "detectors": detectors,
+        **{name: getattr(findings, name) for name in kept},
+        "verdict": verdict.verdict,
+        "says": verdict.says,
+        "detectors": detectors,
         "checks": {name: asdict(check) for name, check in findings.checks.items()},
-    }  # fmt: skip
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], last_is_words: bool = False) -> str:
-    """Cells are HTML; the last column is prose when told so."""
-    place = len(heads) - 1 if last_is_words else -1
-    head = "".join(f"<th{' class=says' if i == place else ''}>{escape(cell)}</th>" for i, cell in enumerate(heads))
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td{' class=says' if i == place else ''}>{cell}</td>" for i, cell in enumerate(row))
-        + "</tr>\n"
-        for row in rows
-    )
-    return f"<div class=wide><table><tr>{head}</tr>\n{body}</table></div>\n"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _rates(rates: dict[str, dict[str, Any]]) -> str:
-    rows = []
-    for name, rate in rates.items():
-        frames = (
-            f"{_percent(rate['after'])} ({_percent(rate['low'])} to {_percent(rate['high'])})"
-            if rate["frames"]
-            else "-"
-        )
-        before = _percent(rate["before"]) if rate["frames"] else "-"
-        what = "any of them" if name == "any" else f"{name} ({AUDITORS[name].finds}, {AUDITORS[name].threshold:g})"
-        rows.append([escape(what), f"{rate['sighted']} of {rate['clips']}", before, frames, escape(rate["says"])])
-    heads = ("detector (operating point)", "clips it can tell of", "frames hit before", "after (95 %)", "so")
-    return _table(heads, rows, last_is_words=True)
-
-
-def _classes(classes: dict[str, Any]) -> str:
-    rows = []
-    for name, found in classes.items():
-        rate, counts = found["rates"]["any"], found["verdicts"]
-        rows.append(
-            [escape(name), *(str(counts.get(v, 0)) for v in VERDICTS), _percent(rate["upper"]), escape(rate["says"])]
-        )
-    return _table(("class", *VERDICTS, "at most", "by any detector"), rows, last_is_words=True)
-
-
-def _checks(clips: Sequence[dict[str, Any]]) -> str:
-    rows = []
-    for name in clips[0]["checks"]:
-        held = Counter(clip["checks"][name]["held"] for clip in clips)
-        broken = [clip for clip in clips if clip["checks"][name]["held"] is False]
-        says = (
-            f"{broken[0]['name']}: {broken[0]['checks'][name]['says']}" if broken else clips[0]["checks"][name]["says"]
-        )
-        color = "bad" if held[False] else "ok" if held[True] else "dim"
-        rows.append(
-            [escape(name), str(held[True]), f"<span class={color}>{held[False]}</span>", str(held[None]), escape(says)]
-        )
-    return _table(("check", "holds", "broken", "not checked", "for instance"), rows, last_is_words=True)
-
-
-def _clips(clips: Sequence[dict[str, Any]]) -> str:
-    order = {FAILED: 0, CANNOT_TELL: 1, PASSED: 2}
-    rows = [
-        [
-            escape(clip["name"]),
-            f"<span class={WORDS[clip['verdict']]}>{clip['verdict']}</span>",
-            *(f"{d['hits_before']} / {d['hits_after']} of {d['frames']}" for d in clip["detectors"].values()),
-            "-" if clip["outside_db"] is None else f"{clip['outside_db']:.1f}",
-            escape(clip["says"]),
-        ]
-        for clip in sorted(clips, key=lambda clip: (order[clip["verdict"]], clip["name"]))
-    ]
-    heads = ("clip", "verdict", *clips[0]["detectors"], "dB outside", "why")
-    return f"<details open><summary>{len(clips)} clips: hits before / after</summary>{_table(heads, rows, last_is_words=True)}</details>\n"
-
-
-def _nearness(findings: Findings) -> float:
-    return max((max(s.after, default=0.0) / AUDITORS[n].threshold for n, s in findings.detectors.items()), default=0.0)
-
-
-def _sheet(judged: Judged) -> str:
-    order = {FAILED: 0, CANNOT_TELL: 1, PASSED: 2}
-    worst = sorted(judged, key=lambda one: (order[one[1].verdict], -_nearness(one[0]), one[0].name))[:SHEET]
-    figures = "".join(
-        f'<figure><img alt="" src="data:image/jpeg;base64,{findings.picture}"><figcaption><b class={WORDS[judgement.verdict]}>'
-        f"{judgement.verdict}</b> {escape(findings.name)}, frame {findings.worst_frame + 1}</figcaption></figure>\n"
-        for findings, judgement in worst
-    )
-    keys = "".join(
-        f'<span><i style="border-color:rgb{COLORS[name]}"></i>{escape(name)}</span>' for name in judged[0][0].detectors
-    )
-    return (
-        f"<p class=note>The frame of each clip that most needs an eye, {len(worst)} of {len(judged)} clips. Boxes reach down to"
-        f" {NEAR_MISS:.0%} of the operating point, so a box here need not be a hit. Originals are not shown.</p>\n"
-        f"<p class='note key'>{keys}</p>\n"
-        f"<div class=sheet>{figures}</div>\n<div class=sign>I have looked at these frames.<br>People, or parts of people, that I see: "
-        "______________________________________________<br>Name: ______________________ Date: ______________ Signature: "
-        "______________________</div>\n"
-    )
-
-
-def _limits(audit: dict[str, Any]) -> str:
-    return (
-        "<ul><li>It counts what detectors detect, at the operating points above. People whom none of them detects are not counted,"
-        " and nothing here says that somebody cannot be recognised.</li>"
-        f"<li>Detectors looked at {audit['frames'] or 'all'} frames of each clip, evenly spread; pixels were compared in all of them.</li>"
-        "<li>Bounds are for clips like these. They say nothing about clips of another kind.</li>"
-        f"<li>A detector that hits fewer than {_percent(SIGHTED)} of the original's frames cannot tell anything of that clip.</li>"
-        "<li>Shadows, reflections, number plates, places, possessions and voices elsewhere are not looked for.</li></ul>\n"
-    )
+    }
 
 
 def html(judged: Judged, audit: dict[str, Any]) -> str:
-    """The page."""
-    cards = "".join(
-        f"<div class=card><b class={WORDS[name]}>{audit['verdicts'][name]}</b>{name}</div>" for name in VERDICTS
+    """Return the page.
+
+    Args:
+        judged: Findings and verdict of each clip.
+        audit: The content of audit.json.
+    """
+
+    def nearness(findings: Findings) -> float:
+        scores = findings.detectors.items()
+        return max((max(s.after, default=0.0) / AUDITORS[name].threshold for name, s in scores), default=0.0)
+
+    def urgency(one: tuple[Findings, ClipVerdict]) -> tuple[Any, ...]:
+        return URGENCY.index(one[1].verdict), -nearness(one[0]), one[0].name
+
+    return pages.render(
+        __package__,
+        "report.html",
+        audit=audit,
+        auditors=AUDITORS,
+        checks=_summarize_checks(audit["clips"]),
+        clips=sorted(audit["clips"], key=lambda clip: (URGENCY.index(clip["verdict"]), clip["name"])),
+        colors=COLORS,
+        css=CSS_CLASSES,
+        near_miss=NEAR_MISS,
+        originals=any(findings.original for findings, _ in judged),
+        plots=[svg(plot_rates(audit["rates"])), svg(plot_classes(audit["classes"]))],
+        sheet=sorted(judged, key=urgency)[:SHEET],
+        sighted=SIGHTED,
+        style=STYLE,
+        verdicts=VERDICTS,
     )
-    frames = f"{audit['frames']} frames" if audit["frames"] else "all frames"
-    lead = (
-        f"{len(judged)} clips, {frames} of each looked at. Masks by {', '.join(audit['makers'])}; judged by"
-        f" {', '.join(audit['auditors'])}, which took no part in them."
+
+
+def _summarize_checks(clips: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Count the results of each check, and quote one: a failure if there is any."""
+    found = {}
+    for name in clips[0]["checks"]:
+        held = Counter(clip["checks"][name]["held"] for clip in clips)
+        failed = next((clip for clip in clips if clip["checks"][name]["held"] is False), None)
+        says = f"{failed['name']}: {failed['checks'][name]['says']}" if failed else clips[0]["checks"][name]["says"]
+        css = "bad" if held[False] else "ok" if held[True] else "dim"
+        found[name] = {"held": held[True], "failed": held[False], "unknown": held[None], "says": says, "css": css}
+    return found
+
+
+def datasheet(rows: Sequence[Clip], audit: dict[str, Any]) -> str:
+    """Return the datasheet as Markdown, from the rows of the manifest and the content of audit.json."""
+    columns = ("source", "domain", "class_name", "licence")
+    values = {name: [getattr(row, name) for row in rows] for name in columns}
+    values["size"] = [f"{row.width} x {row.height}" for row in rows]
+    counts = {
+        name: ", ".join(f"{value or 'not stated'} ({count})" for value, count in sorted(Counter(column).items()))
+        for name, column in values.items()
+    }
+    return pages.render(__package__, "datasheet.md", audit=audit, rows=rows, counts=counts)
+
+
+def croissant(rows: Sequence[Clip], audit: dict[str, Any], manifest: Path, root: Path) -> dict[str, Any]:
+    """Return Croissant metadata: the manifest as a table with typed columns, and the clips that it names.
+
+    Args:
+        rows: The manifest's rows.
+        audit: The content of audit.json.
+        manifest: The manifest.
+        root: Folder that its paths are relative to; its name is the data set's if the rows name no source.
+    """
+    text = pages.render(
+        __package__,
+        "croissant.json",
+        audit=audit,
+        count=len(rows),
+        fields={name: NUMBERS.get(name, "sc:Text") for name in HEADER},
+        licenses=sorted({row.licence for row in rows if row.licence}) or "not stated",
+        manifest=manifest,
+        name=rows[0].source or root.resolve().name,
+        sha256=file_sha256(manifest),
+        suffixes=sorted({Path(row.path).suffix for row in rows} - {""}) or [".jpg"],
     )
-    if not any(findings.original for findings, _ in judged):
-        lead += (
-            " There were no originals, so no clip can pass: nobody knows whether the detectors can see anything here."
-        )
-    return (
-        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">\n'
-        f"<title>Privacy audit</title>\n<style>{STYLE}{OWN_STYLE}</style>\n<h1>Privacy audit, {audit['date']}</h1>\n"
-        f"<p>{escape(lead)}</p>\n<div class=cards>{cards}</div>\n<p><b>{escape(audit['rates']['any']['says'])}.</b></p>\n"
-        f"<h2>Before and after</h2>\n{svg(audit_figures.paired(audit['rates']))}\n{_rates(audit['rates'])}"
-        f"<h2>Classes</h2>\n{svg(audit_figures.classes(audit['classes']))}\n{_classes(audit['classes'])}"
-        f"<h2>Pixels and files</h2>\n{_checks(audit['clips'])}"
-        f"<h2>Contact sheet</h2>\n{_sheet(judged)}<h2>Every clip</h2>\n{_clips(audit['clips'])}"
-        f"<h2>What this cannot say</h2>\n{_limits(audit)}</html>\n"
-    )
+    return dict(json.loads(text))
+
+
+def _figure(names: Sequence[str], label: str, row_height: float) -> Figure:
+    """Return a figure with one named row per detector or class, and percent along x."""
+    figure = Figure(figsize=(8.6, row_height * len(names) + 1.0), layout="constrained")
+    axes = figure.subplots()
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(-2, 102)
+    axes.set_xlabel(label)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _add_legend(figure: Figure) -> Figure:
+    """Add a legend that names each kind of marker once."""
+    (axes,) = figure.axes
+    handles, labels = axes.get_legend_handles_labels()
+    if once := dict(zip(labels, handles)):
+        axes.legend(once.values(), once.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    return figure
+
+
+def plot_rates(rates: dict[str, dict[str, Any]]) -> Figure:
+    """Plot the share of frames with a detection before and after, for the clips on which each detector is not blind."""
+    names = ["any of them" if name == "any" else name for name in rates]
+    figure = _figure(names, "% of inspected frames with a detection", 0.42)
+    (axes,) = figure.axes
+    for y, rate in enumerate(rates.values()):
+        if not rate["frames"]:
+            axes.text(50, y, "cannot tell", ha="center", va="center", color=GRAY, fontsize=9)
+            continue
+        before, after, low, high = (100 * rate[name] for name in ("before", "after", "low", "high"))
+        axes.plot([before, after], [y, y], color="#d5dce3", linewidth=3, zorder=1)
+        axes.plot([low, high], [y, y], color=BLUE, linewidth=3, solid_capstyle="round", zorder=2)
+        axes.plot(before, y, "o", color=ORANGE, label="before", zorder=3)
+        axes.plot(after, y, "o", color=BLUE, label="after (95 %)", zorder=3)
+    return _add_legend(figure)
+
+
+def plot_classes(classes: dict[str, Any]) -> Figure:
+    """Plot the share of each class's clips in which any detector has a detection, with its exact upper bound."""
+    shown = dict(list(classes.items())[:MOST_CLASSES])
+    figure = _figure(list(shown), "% of clips with a detection by any detector", 0.3)
+    (axes,) = figure.axes
+    for y, one in enumerate(shown.values()):
+        rate = one["rates"]["any"]
+        if not rate["sighted"]:
+            axes.text(50, y, "cannot tell", ha="center", va="center", color=GRAY, fontsize=9)
+            continue
+        share, upper = 100 * rate["hits"] / rate["sighted"], 100 * rate["upper"]
+        axes.plot([share, upper], [y, y], color=BLUE, linewidth=3, alpha=0.4, solid_capstyle="round")
+        axes.plot(share, y, "o", color=BLUE, label="clips with a detection")
+        axes.plot(upper, y, "|", color=BLUE, markersize=11, label="upper bound (95 %)")
+    return _add_legend(figure)

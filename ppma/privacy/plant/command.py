@@ -1,6 +1,6 @@
-"""`ppma plant`: virtual people into places without people, removed and audited, to learn what remover and auditor see.
+"""`ppma plant`: measure removal and audit on clips with planted virtual people.
 
-flags  ->  PlantConfig  ->  trials, spread over processes, each kept when it is finished  ->  report.md, report.svg, trials.json
+flags  ->  PlantConfig  ->  trials in parallel, each kept when it is finished  ->  report.md, report.svg, report.json
 """
 
 import os
@@ -10,46 +10,46 @@ from pathlib import Path
 from rich.console import Console
 
 from ppma import __version__
+from ppma.common.files import claim_folder
 from ppma.common.progress import Progress
 from ppma.common.workers import parallel_map
-from ppma.config.command import DONE, parse
+from ppma.config.command import DONE, check_ranges, parse
 from ppma.config.errors import InputError
-from ppma.privacy.detectors import auditors as audit_detectors
+from ppma.privacy.detectors import auditors
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.detectors.weights import default_folder, find
-from ppma.privacy.plant import clip as plant
-from ppma.privacy.plant import report as plant_report
-from ppma.privacy.plant import trial as plant_trial
-from ppma.privacy.plant.trial import TrialJob
+from ppma.privacy.plant import report
+from ppma.privacy.plant.clip import design, list_plates
+from ppma.privacy.plant.trial import TrialJob, work
 from ppma.privacy.removal.clip import Settings
 from ppma.privacy.removal.plugins import PLUGINS
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlantConfig:
-    """Draw virtual people into places without people, remove and audit them, and report who was found and who stayed.
+    """Plant virtual people in scenes without people, remove and audit them, and report who was detected and who remained.
 
     ppma plant --out planted
 
-    Run it again after an interruption, or with more clips: finished ones are kept.
+    A rerun after an interruption, or with more clips, keeps finished ones.
     """
 
     out: Path
     """Folder for the trials and the report."""
     clips: int = 200
-    """Planted clips; every eighth is long, its camera still."""
+    """Planted clips; every eighth is long and has a still camera."""
     plates: Path | None = None
-    """Folder of your own pictures and videos without people: half of the clips take place in them. Without, all places are drawn."""
+    """Folder of your own pictures and videos without people, for half of the clips (default: all places are rendered)."""
     frames: int = 8
-    """Frames of a clip."""
+    """Frames per clip."""
     long_frames: int = 24
-    """Frames of a long one."""
+    """Frames of a long clip."""
     size: int = 256
     """Pixels along a side, even, 128 to 1024."""
     fps: float = 5.0
-    """Frames a second."""
+    """Frames per second."""
     looked_at: int = 2
-    """Frames of a clip that auditors look at, before and after."""
+    """Frames of a clip that auditors inspect, before and after."""
     seed: int = 0
     """The same seed gives the same clips."""
     auditors: tuple[str, ...] = tuple(AUDITORS)
@@ -57,62 +57,47 @@ class PlantConfig:
     weights: Path = field(default_factory=default_folder)
     """Folder of the models (`ppma privacy fetch` fills it)."""
     workers: int = len(os.sched_getaffinity(0))
-    """Processes (default: one a core)."""
+    """Processes (default: one per core)."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("clips", 1, 100_000), ("frames", 2, 1000), ("long_frames", 2, 1000), ("size", 128, 1024), ("fps", 1, 60),
-            ("looked_at", 1, 1000), ("workers", 1, 1024), ("seed", 0, 2**63 - 1),
-        ):  # fmt: skip
-            if not low <= getattr(self, name) <= high:
-                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be {low} to {high}")
+        check_ranges(self, clips=(1, 100_000), frames=(2, 1000), long_frames=(2, 1000), size=(128, 1024), fps=(1, 60))
+        check_ranges(self, looked_at=(1, 1000), workers=(1, 1024), seed=(0, 2**63 - 1))
         if self.size % 2:
             raise InputError(f"--size is {self.size}; it must be even")
-        audit_detectors.check(self.auditors, set(Settings().used), "--auditors")
+        auditors.check(self.auditors, set(Settings().used), "--auditors")
 
     def settings(self) -> dict[str, object]:
-        """What must be the same for all trials in a folder."""
-        kept = ("frames", "long_frames", "size", "fps", "looked_at", "seed")
-        plates = str(self.plates.resolve()) if self.plates else None
-        points = {name: AUDITORS[name].threshold for name in self.auditors}
+        """Return what must be the same for all trials in a folder."""
         return {
-            **{name: getattr(self, name) for name in kept},
-            "auditors": points,
-            "plates": plates,
+            **{name: getattr(self, name) for name in ("frames", "long_frames", "size", "fps", "looked_at", "seed")},
+            "auditors": {name: AUDITORS[name].threshold for name in self.auditors},
+            "plates": str(self.plates.resolve()) if self.plates else None,
             "version": __version__,
         }
 
     def jobs(self) -> list[TrialJob]:
-        """A trial for each clip."""
-        plates = plant.list_plates(self.plates) if self.plates else ()
-        return [
-            TrialJob(
-                design=plant.design(
-                    number, seed=self.seed, size=self.size, frames=self.frames, long_frames=self.long_frames, fps=self.fps, plates=plates
-                ),
-                out=self.out, weights=self.weights, auditors=self.auditors, looked_at=self.looked_at,
-            )
-            for number in range(self.clips)
-        ]  # fmt: skip
+        """Return a trial for each clip."""
+        plates = list_plates(self.plates) if self.plates else ()
+        shape = {name: getattr(self, name) for name in ("seed", "size", "frames", "long_frames", "fps")}
+        shared = {name: getattr(self, name) for name in ("out", "weights", "auditors", "looked_at")}
+        return [TrialJob(design=design(n, plates=plates, **shape), **shared) for n in range(self.clips)]
 
 
 def main(argv: list[str]) -> int:
     """Run `ppma plant ARGV`."""
     config = parse(PlantConfig, argv, prog="ppma plant")
-    for key in {PLUGINS[name].weights for name in Settings().used} | {
-        AUDITORS[name].weights for name in config.auditors
-    }:
-        if key:
-            find(key, config.weights)
+    makers = {PLUGINS[name].weights for name in Settings().used}
+    for key in makers.union(AUDITORS[name].weights for name in config.auditors) - {""}:
+        find(key, config.weights)
     jobs = config.jobs()
-    plant_report.claim(config.out, config.settings())
+    claim_folder(config.out / "settings.json", config.settings(), "trials")
     left = [job for job in jobs if not job.record.is_file()]
     with Progress("clips") as progress:
         done = len(jobs) - len(left)
         progress(done, len(jobs))
-        for _ in parallel_map(plant_trial.work, left, config.workers):
+        for _ in parallel_map(work, left, config.workers):
             done += 1
             progress(done, len(jobs))
-    report = plant_report.write(config.out, [plant_trial.read(job) for job in jobs], config.settings())
-    Console(highlight=False, soft_wrap=True).print(f"{report}: {len(jobs)} clips", markup=False)
+    page = report.write(config.out, [job.read() for job in jobs], config.settings())
+    Console(highlight=False, soft_wrap=True).print(f"{page}: {len(jobs)} clips", markup=False)
     return DONE

@@ -1,93 +1,208 @@
-"""What planted people teach, as a page and as a plot; and the folder that holds the trials.
+"""Summarize trials as numbers, as a page and as a plot.
 
-summarize()  ->  report.md, report.json, report.svg
+trials  ->  summarize(): people by height, camera, crowd, light, place; residual detections and their control; pixels  ->  report.json
+                                                                                                             ->  report.md, report.svg
+
+Intervals resample clips: people in one clip, and frames of it, are not independent.
 """
 
-import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from ppma.common import pages, statistics
 from ppma.common.files import write_json, write_text
 from ppma.common.plots import BLUE, GRAY, ORANGE, svg
-from ppma.config.errors import InputError, watch_disk
-from ppma.privacy.audit.files import LEAST_DB
+from ppma.privacy.audit.clip import LEAST_DB
+from ppma.privacy.audit.judge import detected
 from ppma.privacy.detectors.auditors import AUDITORS
-from ppma.privacy.plant.summary import RECALL, RESIDUAL, SEEN_DB, TALL, summarize
-from ppma.privacy.plant.trial import Trial
+from ppma.privacy.plant.trial import Sighting, Trial
 
-SETTINGS, PAGE, SUMMARY, PLOT = "settings.json", "report.md", "report.json", "report.svg"
-STYLES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 4)))
-"""Of the auditors' lines, in their order."""
+PAGE, SUMMARY, PLOT = "report.md", "report.json", "report.svg"
+TALL = 48
+"""Body height in pixels from which on the goal for the mask applies."""
+RECALL, RESIDUAL, SEEN_DB = 0.98, 0.01, 24.0
+"""The goals: recall of the mask by pixel, frames with a residual detection, PSNR of inpainted pixels that other frames show."""
+HEIGHTS = ((16, 32), (32, 48), (48, 64), (64, 96), (96, 128), (128, 1000))
+LINE_STYLES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 4)))
+"""Lines of the auditors in the plot, in their order."""
+
+Chosen = Sequence[tuple[Trial, Sighting]]
 
 
-def claim(out: Path, settings: dict[str, object]) -> None:
-    """Make the folder, or check that it holds trials of these settings."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not (out / SETTINGS).exists():
-            with watch_disk(out):
-                write_json(out / SETTINGS, settings)
-            return
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be made ({error.strerror}); give a folder of your own") from None
-    before = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
-    changed = [f"{key} {before.get(key)}, not {value}" for key, value in settings.items() if before.get(key) != value]
-    if changed:
-        raise InputError(f"--out {out} holds trials with {'; '.join(changed)}; give another folder")
+def group(chosen: Chosen) -> dict[str, Any]:
+    """Return the recall of the masks by pixel with its 95 % interval, and the share of sightings that each detector detects.
+
+    `found` is the remover's share, `audited` the auditors' before and `left` after; None and empty if no frame was inspected.
+    """
+    pixels, hidden = defaultdict[int, int](int), defaultdict[int, int](int)
+    for trial, sighting in chosen:
+        pixels[trial.design["number"]] += sighting.pixels
+        hidden[trial.design["number"]] += sighting.hidden
+    recall, low, high = statistics.frame_rate([hidden[n] for n in pixels], list(pixels.values()))
+    inspected = [sighting for _, sighting in chosen if sighting.found is not None]
+    names = list(inspected[0].audited) if inspected else []
+    return {
+        "clips": len(pixels),
+        "people": len({(trial.design["number"], sighting.person) for trial, sighting in chosen}),
+        "recall": recall,
+        "low": low,
+        "high": high,
+        "found": float(np.mean([bool(one.found) for one in inspected])) if inspected else None,
+        "audited": {name: float(np.mean([one.audited[name] for one in inspected])) for name in names},
+        "left": {name: float(np.mean([one.left[name] for one in inspected])) for name in names},
+    }
+
+
+KINDS: dict[str, Callable[[Trial], str]] = {
+    "camera": lambda trial: "moving place" if trial.moving else "still place",
+    "crowd": lambda trial: "1 person" if trial.people == 1 else "2 or 3" if trial.people < 4 else "4 to 8",
+    "light": lambda trial: f"light: {trial.design['light']}",
+    "place": lambda trial: "natural plate" if trial.design["plate"] else "drawn place",
+}
+
+
+def summarize(trials: Sequence[Trial]) -> dict[str, Any]:
+    """Return all numbers of the page."""
+    every = [(trial, sighting) for trial in trials for sighting in trial.sights]
+    tall = [(trial, sighting) for trial, sighting in every if sighting.height >= TALL]
+    met = {(trial.design["number"], one.person) for trial, one in every if one.found}  # people the remover detects
+    complete = [t for t in trials if all((t.design["number"], one.person) in met for one in t.sights)]
+    found = [(trial, sighting) for trial, sighting in tall if (trial.design["number"], sighting.person) in met]
+    return {
+        "clips": len(trials),
+        "natural": sum(bool(trial.design["plate"]) for trial in trials),
+        "moving": sum(trial.moving for trial in trials),
+        "frames": sum(len(trial.findings.looked_at) for trial in trials),
+        "tall and found": group(found),
+        "tall": group(tall),
+        "all": group(every),
+        "heights": _by_height(every),
+        "kinds": {kind: _by_kind(found, name_of) for kind, name_of in KINDS.items()},
+        "residual": {name: _residual(trials, name) for name in (*trials[0].findings.detectors, "any")},
+        "residual, everybody found": _residual(complete, "any") if complete else None,
+        "pixels": _pixels(trials),
+    }
+
+
+def _by_height(chosen: Chosen) -> dict[str, Any]:
+    rows = {}
+    for low, high in HEIGHTS:
+        if some := [(trial, sighting) for trial, sighting in chosen if low <= sighting.height < high]:
+            rows[f"{low} to {high - 1}" if high < HEIGHTS[-1][1] else f"{low} up"] = group(some)
+    return rows
+
+
+def _by_kind(chosen: Chosen, name_of: Callable[[Trial], str]) -> dict[str, Any]:
+    rows = defaultdict[str, list[tuple[Trial, Sighting]]](list)
+    for trial, sighting in chosen:
+        rows[name_of(trial)].append((trial, sighting))
+    return {name: group(rows[name]) for name in sorted(rows)}
+
+
+Which = Literal["before", "after", "alarms", "control"]
+"""The original, the cleaned clip, the empty scene, the empty scene inpainted with the same masks."""
+
+
+def _frames_hit(trial: Trial, name: str, which: Which) -> int:
+    """Count the inspected frames with a detection by one auditor, or by any of them."""
+    names = trial.findings.detectors if name == "any" else (name,)
+    if which in ("alarms", "control"):
+        scores = [getattr(trial, which)[one] for one in names]
+    else:
+        scores = [getattr(trial.findings.detectors[one], which) for one in names]
+    return sum(map(any, zip(*(detected(row, one) for row, one in zip(scores, names)))))
+
+
+def _share(trials: Sequence[Trial], name: str, which: Which) -> dict[str, Any]:
+    """Return the share of frames with a detection, with its interval."""
+    counts = [_frames_hit(trial, name, which) for trial in trials]
+    share, low, high = statistics.frame_rate(counts, [len(trial.findings.looked_at) for trial in trials])
+    return {"hits": sum(counts), "clips": sum(map(bool, counts)), "share": share, "low": low, "high": high}
+
+
+def _residual(trials: Sequence[Trial], name: str) -> dict[str, Any]:
+    """Return how often an auditor, or any of them, has a detection in cleaned clips, true or false."""
+    after = _share(trials, name, "after")
+    frames = [len(trial.findings.looked_at) for trial in trials]
+    beyond = [_frames_hit(trial, name, "after") - _frames_hit(trial, name, "control") for trial in trials]
+    alarms = [max(t.control[name] + t.alarms[name], default=0.0) for t in trials] if name != "any" else []
+    return {
+        "before": _share(trials, name, "before")["share"],
+        "frames": sum(frames),
+        "hits": after["hits"],
+        "on planted": sum(_on_planted(trial, name) for trial in trials),
+        "after": after["share"],
+        "low": after["low"],
+        "high": after["high"],
+        "clips": after["clips"],
+        "of": len(trials),
+        "upper": statistics.upper_bound(after["clips"], len(trials)),
+        "control": _share(trials, name, "control"),
+        "empty": _share(trials, name, "alarms"),
+        "highest alarm": max(alarms, default=None),
+        "beyond control": statistics.frame_rate(beyond, frames),
+    }
+
+
+def _on_planted(trial: Trial, name: str) -> int:
+    """Count the cleaned frames with a detection on a planted person."""
+    names = trial.findings.detectors if name == "any" else (name,)
+    return len({sighting.frame for sighting in trial.sights if any(sighting.left.get(one) for one in names)})
+
+
+def _pixels(trials: Sequence[Trial]) -> dict[str, Any]:
+    outside = [trial.outside_db for trial in trials if trial.outside_db is not None]
+    seen = [(trial.seen_db, trial.seen_pixels) for trial in trials if trial.seen_db is not None]
+    squares = sum(255.0**2 * 10 ** (-db / 10) * pixels for db, pixels in seen)
+    pixels = sum(count for _, count in seen)
+    return {
+        "outside_worst_db": min(outside, default=None),
+        "outside_clips": len(outside),
+        "outside_below": sum(db < LEAST_DB for db in outside),
+        "seen_db": float(10 * np.log10(255.0**2 * pixels / squares)) if squares else None,
+        "seen_clips": len(seen),
+        "seen_below": sum(db < SEEN_DB for db, _ in seen),
+    }
 
 
 def write(out: Path, trials: Sequence[Trial], settings: dict[str, object]) -> Path:
-    """Write page, plot and numbers; returns the page."""
+    """Write report.json, report.svg and report.md.
+
+    Args:
+        out: The folder.
+        trials: Finished trials.
+        settings: Flags of the command, for the page.
+
+    Returns:
+        The page.
+    """
     summary = summarize(trials)
-    contents = {
-        SUMMARY: json.dumps({"settings": settings, **summary}, indent=1),
-        PLOT: '<?xml version="1.0" encoding="utf-8"?>\n' + svg(plot(summary)),
-        PAGE: markdown(summary, settings),
-    }
-    with watch_disk(out):
-        for name, text in contents.items():
-            write_text(out / name, text)
+    write_json(out / SUMMARY, {"settings": settings, **summary})
+    write_text(out / PLOT, '<?xml version="1.0" encoding="utf-8"?>\n' + svg(plot(summary)))
+    write_text(out / PAGE, markdown(summary, settings))
     return out / PAGE
 
 
 def plot(summary: dict[str, Any]) -> Figure:
-    """By height: what the mask hides of people, and who is found by whom."""
-    rows = summary["heights"]
+    """Plot by body height the recall of the mask, and the share of people that each detector detects."""
+    rows = list(summary["heights"].values())
     figure = Figure(figsize=(8.4, 3.6), layout="constrained")
     axes, places = figure.subplots(), range(len(rows))
-    ends = [
-        [100 * (row["recall"] - row["low"]) for row in rows.values()],
-        [100 * (row["high"] - row["recall"]) for row in rows.values()],
-    ]
-    axes.errorbar(
-        places,
-        [100 * r["recall"] for r in rows.values()],
-        ends,
-        color=BLUE,
-        marker="o",
-        capsize=3,
-        label="pixels hidden (95 %)",
-    )
-    axes.plot(
-        places,
-        [100 * (r["found"] or 0) for r in rows.values()],
-        "s--",
-        color=ORANGE,
-        label="found by the remover, per frame",
-    )
-    for name, style in zip(AUDITORS, STYLES):
-        if all(name in r["audited"] for r in rows.values()):
-            axes.plot(
-                places,
-                [100 * r["audited"][name] for r in rows.values()],
-                linestyle=style,
-                color=GRAY,
-                label=f"found by {name}, per frame",
-            )
-    axes.set_xticks(places, list(rows))
+    recall, low, high = (100 * np.array([row[name] for row in rows]) for name in ("recall", "low", "high"))
+    error = [recall - low, high - recall]
+    axes.errorbar(places, recall, error, color=BLUE, marker="o", capsize=3, label="pixels hidden (95 %)")
+    found = [100 * (row["found"] or 0) for row in rows]
+    axes.plot(places, found, "s--", color=ORANGE, label="detected by the remover, per frame")
+    for name, style in zip(AUDITORS, LINE_STYLES):
+        if all(name in row["audited"] for row in rows):
+            shares = [100 * row["audited"][name] for row in rows]
+            axes.plot(places, shares, linestyle=style, color=GRAY, label=f"detected by {name}, per frame")
+    axes.set_xticks(places, list(summary["heights"]))
     axes.set_ylim(-3, 103)
     axes.set_xlabel("visible body height, pixels")
     axes.set_ylabel("%")
@@ -97,129 +212,16 @@ def plot(summary: dict[str, Any]) -> Figure:
     return figure
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
-
-
-def _goal(held: bool, words: str) -> str:
-    return f"- **{'reached' if held else 'missed'}**: {words}"
-
-
-def _groups(rows: dict[str, dict[str, Any]], first: str) -> str:
-    names = list(next(iter(rows.values()))["audited"])
-    heads = [
-        first,
-        "clips",
-        "people",
-        "pixels hidden, % (95 %)",
-        "found by the remover, %",
-        *(f"{n}, %" for n in names),
-    ]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for name, row in rows.items():
-        hidden = f"{_percent(row['recall'])} ({_percent(row['low'])} to {_percent(row['high'])})"
-        cells = [
-            name,
-            row["clips"],
-            row["people"],
-            hidden,
-            _percent(row["found"]),
-            *(_percent(row["audited"].get(n)) for n in names),
-        ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
-
-
-def _residuals(summary: dict[str, Any]) -> str:
-    heads = ("auditor", "frames hit before, %", "after, % (95 %)", "of these on a planted person", "nobody ever there, same paint, %",
-             "nobody ever there, no paint, %", "highest score there (operating point)",
-             "clips hit after", "at most, % of clips (95 %)")  # fmt: skip
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for name, row in summary["residual"].items():
-        cells = [
-            name,
-            _percent(row["before"]),
-            f"{_percent(row['after'])} ({_percent(row['low'])} to {_percent(row['high'])})",
-            f"{row['on planted']} of {row['hits']}",
-            _percent(row["control"]["share"]),
-            _percent(row["empty"]["share"]),
-            "-" if name == "any" else f"{row['highest alarm']:.2f} ({AUDITORS[name].threshold:g})",
-            f"{row['clips']} of {row['of']}",
-            _percent(row["upper"]),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _goals(summary: dict[str, Any]) -> str:
-    found, every, pixels = summary["tall and found"], summary["tall"], summary["pixels"]
-    hit, seen = summary["residual"]["any"], pixels["seen_db"]
-    mask = (
-        f"{_percent(found['recall'])} % of the pixels of people of {TALL} px and more whom a detector of the remover finds are"
-        f" hidden (95 %: {_percent(found['low'])} to {_percent(found['high'])}; goal {_percent(RECALL)} %); of all of that height,"
-        f" whether found or not, {_percent(every['recall'])} %. The remover finds {_percent(every['found'])} % of them in a frame."
-    )
-    more, low, high = hit["beyond control"]
-    residual = (
-        f"{_percent(hit['after'])} % of frames with a detection afterwards by any of the auditors, which took no part (95 %:"
-        f" {_percent(hit['low'])} to {_percent(hit['high'])}; goal {_percent(RESIDUAL)} %), people of every height included; in"
-        f" {hit['clips']} of {hit['of']} clips, so in at most {_percent(hit['upper'])} % of clips (95 %); {hit['on planted']} of these"
-        f" {hit['hits']} frames are hit where somebody was planted. The same places where nobody ever was, painted over with the same"
-        f" masks, are hit in {_percent(hit['control']['share'])} % of frames, and unpainted in {_percent(hit['empty']['share'])} %: beyond"
-        f" what paint gives, {_percent(more)} % of frames (95 %: {_percent(low)} to {_percent(high)})."
-    )
-    if full := summary["residual, everybody found"]:
-        residual += (
-            f" In the {full['of']} clips in which the remover finds everybody: {_percent(full['after'])} % of frames, in"
-            f" {full['clips']} clips."
-        )
-    outside = (
-        f"outside the mask {pixels['outside_worst_db']:.1f} dB in the worst of {pixels['outside_clips']} clips,"
-        f" {pixels['outside_below']} of them below {LEAST_DB:g} dB."
-    )
-    inside = (
-        f"inside, where other frames show the place (still places only, {pixels['seen_clips']} clips):"
-        f" {'nothing to measure' if seen is None else f'{seen:.1f} dB'} (goal {SEEN_DB:g} dB); {pixels['seen_below']} of them below."
-    )
-    return "\n".join(
-        [
-            _goal(found["recall"] >= RECALL, mask),
-            _goal(hit["after"] <= RESIDUAL, residual),
-            _goal(not pixels["outside_below"], outside),
-            _goal(seen is not None and seen >= SEEN_DB, inside),
-        ]
-    )
-
-
 def markdown(summary: dict[str, Any], settings: dict[str, object]) -> str:
-    """The page."""
-    told = ", ".join(
-        f"{name} {value}" for name, value in settings.items() if name not in ("auditors", "plates", "version")
+    """Return the page, from the summary and the flags of the command."""
+    shown = {name: value for name, value in settings.items() if name not in ("auditors", "plates", "version")}
+    return pages.render(
+        __package__,
+        "report.md",
+        auditors=AUDITORS,
+        goals={"recall": RECALL, "residual": RESIDUAL, "outside_db": LEAST_DB, "seen_db": SEEN_DB},
+        plot=PLOT,
+        settings=shown,
+        summary=summary,
+        tall=TALL,
     )
-    kinds = "\n\n".join(_groups(rows, kind) for kind, rows in summary["kinds"].items())
-    return f"""# Plant and find
-
-{summary["clips"]} clips of virtual people ({summary["natural"]} before natural plates, {summary["moving"]} with a moving place), drawn,
-removed with the default set and audited: `ppma plant` with {told}.
-People are drawn, not filmed: detectors trained on photographs see them less well, and figures for real people differ. Recall is by pixel;
-"found" is per person and frame, in the {summary["frames"]} frames that auditors looked at.
-
-{_goals(summary)}
-
-![Recall by body height]({PLOT})
-
-## Body height
-
-{_groups(summary["heights"], "visible height, px")}
-
-## Motion, crowd, light, place: people of {TALL} px and more whom the remover finds
-
-{kinds}
-
-## What auditors still detect
-
-{_residuals(summary)}
-
-A hit afterwards is a person who was left, or something that looks like one. Where nobody ever was nobody can be left: hits there are false
-alarms of the auditors, of what the remover paints and of the places themselves.
-"""

@@ -1,16 +1,15 @@
-"""One planted clip through remover and auditor, and what came of everybody in it.
+"""Remove and audit one planted clip, and measure what became of each person.
 
     Design  ->  plant()  ->  source.mp4  ->  Pipeline  ->  Inspector.inspect()  ->  Trial: people by frame, pixels, findings
-                         ->  the place alone  ->  the same masks painted over  ->  Inspector.best()  ->  the trial's control
+                         ->  the empty scene  ->  inpainted with the same masks  ->  Inspector.best_scores()  ->  the control
 
-The control is what auditors say of paint: where nobody ever was, nobody can be left.
-Who is found by the remover's own detectors is asked of single frames, those that the auditor looks at; recall is of all frames.
+The control shows what auditors detect in inpainted pixels: nobody was ever in the empty scene, so every detection there is false.
+Detections by the remover itself are measured in the inspected frames, recall of its masks in all frames.
 Legend: T frames, P pixels along a side, N people or boxes.
 """
 
 import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +22,7 @@ from ppma.common.files import content_sha256, write_text
 from ppma.common.video import video_writer
 from ppma.config.errors import watch_disk
 from ppma.loaders.decode.fetch import all_frames
-from ppma.privacy.audit.clip import Findings, Inspector, Pair, chosen, decibels
+from ppma.privacy.audit.clip import Findings, Inspector, Pair, inspected_frames, psnr
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.plant.clip import Design, Planted, plant
 from ppma.privacy.removal.clip import ClipSource, Pipeline, Settings
@@ -32,194 +31,189 @@ from ppma.privacy.removal.plugins import PLUGINS
 from ppma.privacy.removal.writing import X264
 
 LEAST_PIXELS = 20
-"""Visible ones; less of a person, behind others or at the edge, is not counted."""
-SAME = 0.3
-"""Intersection over union from which on a box is somebody's."""
+"""Smallest visible part of a person, behind others or at the edge, that counts."""
+SAME_IOU = 0.3
+"""Smallest intersection over union at which a box is a person's."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sight:
-    """One person in one frame."""
+class Sighting:
+    """One visible person in one frame."""
 
     person: int
     frame: int
     height: int
-    """Rows that show them."""
+    """Visible rows."""
     pixels: int
+    """Visible pixels."""
     hidden: int
-    """Of these, within the mask."""
+    """Those within the mask."""
     found: bool | None
-    """By a detector of the remover, in this frame; None where nobody asked."""
+    """Detected by the remover in this frame; None in frames that were not inspected."""
     audited: dict[str, bool]
-    """Found by each auditor in the original; empty where none looked."""
+    """Detected by each auditor in the original; empty in frames that were not inspected."""
     left: dict[str, bool]
-    """Found by each auditor in the cleaned frame."""
+    """The same in the cleaned frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What came of a planted clip."""
+    """The result of a planted clip."""
 
     design: dict[str, Any]
     moving: bool
     people: int
-    sights: list[Sight]
+    sights: list[Sighting]
     outside_db: float | None
     seen_db: float | None
-    """Hidden pixels against the place alone, where other frames show it; only where the place stands still."""
+    """PSNR of hidden pixels against the empty scene, where other frames show it; None if the scene moves."""
     seen_pixels: int
     alarms: dict[str, list[float]]
-    """Best score of each auditor in the frames looked at, of the place alone."""
+    """Best score of each auditor in the inspected frames of the empty scene."""
     control: dict[str, list[float]]
-    """The same of the place alone, painted over with the masks of the clip."""
+    """The same after inpainting the empty scene with the masks of the clip."""
     findings: Findings
 
     @classmethod
-    def of(cls, content: dict[str, Any]) -> "Trial":
-        """From what `asdict` made of it."""
-        sights = [Sight(**sight) for sight in content["sights"]]
-        return cls(**{**content, "sights": sights, "findings": Findings.of(content["findings"])})
+    def from_dict(cls, content: dict[str, Any]) -> "Trial":
+        """Restore a trial from its `asdict`."""
+        sights = [Sighting(**sight) for sight in content["sights"]]
+        return cls(**{**content, "sights": sights, "findings": Findings.from_dict(content["findings"])})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialJob:
-    """What a worker gets."""
+    """One planted clip to remove and audit."""
 
     design: Design
     out: Path
     weights: Path
     auditors: tuple[str, ...]
     looked_at: int
-    """Frames of the clip."""
+    """Inspected frames of the clip."""
 
     @property
     def record(self) -> Path:
-        """KeyedAction last."""
+        """The file of the trial, written last."""
         return self.out / "trials" / f"{self.design.number:04d}.json"
+
+    def read(self) -> Trial:
+        """Read the finished trial."""
+        return Trial.from_dict(json.loads(self.record.read_text(encoding="utf-8")))
 
 
 @lru_cache(maxsize=1)
 def _tools(weights: Path, auditors: tuple[str, ...], looked_at: int) -> tuple[Pipeline, Inspector]:
-    """Loaded once a process."""
+    """Load remover and auditors once per process."""
     cv2.setNumThreads(1)
     return Pipeline(Settings(), weights), Inspector(auditors, weights, looked_at)
 
 
 def work(job: TrialJob) -> TrialJob:
-    """Do one trial and write its record; DiskFullError when it does not fit."""
+    """Run one trial and write its record; DiskFullError if it does not fit."""
     pipeline, inspector = _tools(job.weights, job.auditors, job.looked_at)
-    with watch_disk(job.out):
-        job.record.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=job.out, prefix=".trial-") as folder:
-            trial = _try(plant(job.design), pipeline, inspector, Path(folder), job.looked_at)
-        content = asdict(trial)
-        write_text(job.record, json.dumps(content))
+    with watch_disk(job.out), tempfile.TemporaryDirectory(dir=job.out, prefix=".trial-") as folder:
+        trial = measure(plant(job.design), pipeline, inspector, Path(folder), job.looked_at)
+    write_text(job.record, json.dumps(asdict(trial)))
     return job
 
 
-def read(job: TrialJob) -> Trial:
-    """The trial that `work` has written."""
-    return Trial.of(json.loads(job.record.read_text(encoding="utf-8")))
+def _frames(path: Path) -> np.ndarray:
+    return np.stack([frame for _, frame in all_frames(path, 0.0, float("inf"))])
 
 
-def _try(planted: Planted, pipeline: Pipeline, inspector: Inspector, folder: Path, looked_at: int) -> Trial:
-    wanted, asked = planted.design, chosen(planted.design.frames, looked_at)
-    clip, empty = (
-        _filmed(frames, folder / name, wanted.fps)
-        for name, frames in (("source.mp4", planted.frames_TPP3), ("empty.mp4", planted.empty_TPP3))
-    )
+def measure(planted: Planted, pipeline: Pipeline, inspector: Inspector, folder: Path, looked_at: int) -> Trial:
+    """Remove and audit a planted clip.
+
+    Args:
+        planted: The clip and its ground truth.
+        pipeline: The remover.
+        inspector: The auditors.
+        folder: A temporary folder.
+        looked_at: Number of inspected frames.
+    """
+    design, inspected = planted.design, inspected_frames(planted.design.frames, looked_at)
+    # 1. remove people from the clip; inpaint the empty scene with the same masks
+    clip = _write_video(planted.frames_TPP3, folder / "source.mp4", design.fps)
+    empty = _write_video(planted.empty_TPP3, folder / "empty.mp4", design.fps)
     with pipeline.plan(clip, folder) as plan:
-        outcome, paths = pipeline.render(plan, clip, folder, wanted.name)
-        _, controls = pipeline.render(plan, empty, folder / "control", wanted.name)
+        outcome, paths = pipeline.render(plan, clip, folder, design.name)
+        _, controls = pipeline.render(plan, empty, folder / "control", design.name)
+    # 2. audit
     pair = Pair(
-        name=wanted.name, path=f"inp/{wanted.name}.mp4", class_name=wanted.action, cleaned=paths["inp"], frames=wanted.frames,
+        name=design.name, path=f"inp/{design.name}.mp4", class_name=design.action, cleaned=paths["inp"], frames=design.frames,
         mask=paths["seg"], original=clip, makers=pipeline.settings.used, outside_sha256=outcome.outside_sha256,
-    )  # fmt: skip
+    )  # fmt: skip  # one field after the other
     findings = inspector.inspect(pair, content_sha256(paths["inp"]))
-    hidden_TPP = np.stack([mask[..., 0] > 127 for _, mask in all_frames(paths["seg"], 0.0, float("inf"))])
-    seen_db, seen_pixels = (None, 0) if planted.moving else _seen(planted, hidden_TPP, paths["inp"])
+    # 3. compare with the ground truth
+    hidden_TPP = _frames(paths["seg"])[..., 0] > 127
+    seen_db, seen_pixels = (None, 0) if planted.moving else _compare_inpainted(planted, hidden_TPP, paths["inp"])
     return Trial(
-        design=_plain(wanted),
+        design={**asdict(design), "plate": design.plate.name if design.plate else None},
         moving=planted.moving,
         people=len(planted.people_NTPP),
-        sights=_sights(planted, hidden_TPP, pipeline, findings, asked),
+        sights=_sightings(planted, hidden_TPP, pipeline, findings, inspected),
         outside_db=findings.outside_db,
         seen_db=seen_db,
         seen_pixels=seen_pixels,
-        alarms=inspector.best([planted.empty_TPP3[t] for t in asked]),
-        control=inspector.best(
-            [frame for t, (_, frame) in enumerate(all_frames(controls["inp"], 0.0, float("inf"))) if t in asked]
-        ),
+        alarms=inspector.best_scores([planted.empty_TPP3[t] for t in inspected]),
+        control=inspector.best_scores(list(_frames(controls["inp"])[inspected])),
         findings=findings,
     )
 
 
-def _filmed(frames_TPP3: np.ndarray, path: Path, fps: float) -> ClipSource:
-    with video_writer(path, fps=fps, options=X264) as add_frame:
+def _write_video(frames_TPP3: np.ndarray, path: Path, fps: float) -> ClipSource:
+    with video_writer(path, fps=fps, options=X264) as add:
         for frame_PP3 in frames_TPP3:
-            add_frame(frame_PP3)
+            add(frame_PP3)
     return ClipSource(path=path, start_seconds=0.0, end_seconds=float("inf"), fps=fps)
 
 
-def _plain(wanted: Design) -> dict[str, Any]:
-    return {**asdict(wanted), "plate": wanted.plate.name if wanted.plate else None}
-
-
-def _seen(planted: Planted, hidden_TPP: np.ndarray, cleaned: Path) -> tuple[float | None, int]:
-    """(dB, pixels) of what is painted where enough other frames show the place, against the place alone."""
+def _compare_inpainted(planted: Planted, hidden_TPP: np.ndarray, cleaned: Path) -> tuple[float | None, int]:
+    """Return PSNR against the empty scene, and the number, of hidden pixels that enough other frames show."""
     least = max(LEAST_SIGHTS, round(LEAST_SHARE * len(hidden_TPP)))
-    shown_PP = (~hidden_TPP).sum(0) >= least
-    squares, count = 0.0, 0
-    for t, (_, frame) in enumerate(all_frames(cleaned, 0.0, float("inf"))):
-        painted = frame[hidden_TPP[t] & shown_PP].astype(float)
-        squares += float(((painted - planted.empty_TPP3[t][hidden_TPP[t] & shown_PP]) ** 2).sum())
-        count += painted.size
-    return (decibels(squares, count) if count else None), count // 3
+    chosen_TPP = hidden_TPP & ((~hidden_TPP).sum(0) >= least)
+    difference = _frames(cleaned)[chosen_TPP].astype(float) - planted.empty_TPP3[chosen_TPP]
+    return psnr(float((difference**2).sum()), difference.size) if difference.size else None, len(difference)
 
 
-def _sights(
-    planted: Planted, hidden_TPP: np.ndarray, pipeline: Pipeline, findings: Findings, asked: Sequence[int]
-) -> list[Sight]:
-    """Everybody in every frame."""
-    sights = []
+def _sightings(
+    planted: Planted, hidden_TPP: np.ndarray, pipeline: Pipeline, findings: Findings, inspected: list[int]
+) -> list[Sighting]:
+    """Return every visible person in every frame."""
+    sightings = []
     for t in range(len(hidden_TPP)):
-        boxes = pipeline.detect(planted.frames_TPP3[t]) if t in asked else None
-        for n, owned_TPP in enumerate(planted.people_NTPP):
-            own_PP = owned_TPP[t]
+        detections = pipeline.detect(planted.frames_TPP3[t]) if t in inspected else None
+        for n, own_PP in enumerate(planted.people_NTPP[:, t]):
             if own_PP.sum() < LEAST_PIXELS:
                 continue
-            audited, left = {}, {}
-            for name, scores in findings.detectors.items() if t in asked else ():
-                at, face = list(asked).index(t), AUDITORS[name].finds == "face"
-                audited[name] = _meets(_boxes(scores.boxes_before[at]), own_PP, face)
-                left[name] = _meets(_boxes(scores.boxes_after[at]), own_PP, face)
-            found = None
-            if boxes is not None:
-                found = any(_meets(found_N5, own_PP, PLUGINS[name].finds == "face") for name, found_N5 in boxes.items())
-            sights.append(
-                Sight(
+            found, audited, left = None, dict[str, bool](), dict[str, bool]()
+            if detections is not None:
+                found = any(_belongs(boxes, own_PP, PLUGINS[name].finds) for name, boxes in detections.items())
+                at = inspected.index(t)
+                for name, scores in findings.detectors.items():
+                    audited[name] = _belongs(scores.boxes_before[at], own_PP, AUDITORS[name].finds)
+                    left[name] = _belongs(scores.boxes_after[at], own_PP, AUDITORS[name].finds)
+            sightings.append(
+                Sighting(
                     person=n, frame=t, height=int(np.ptp(np.flatnonzero(own_PP.any(1)))) + 1, pixels=int(own_PP.sum()),
                     hidden=int((own_PP & hidden_TPP[t]).sum()), found=found, audited=audited, left=left,
                 )
-            )  # fmt: skip
-    return sights
+            )  # fmt: skip  # one field after the other
+    return sightings
 
 
-def _boxes(rows: list[list[float]]) -> np.ndarray:
-    return np.array(rows, np.float32).reshape(-1, 5)
-
-
-def _meets(boxes_N5: np.ndarray, own_PP: np.ndarray, face: bool) -> bool:
-    """Whether a box is this person's: it overlaps what is visible of them, or, of a face, its middle is on them."""
+def _belongs(boxes: np.ndarray | list[list[float]], own_PP: np.ndarray, finds: str | None) -> bool:
+    """True if a box is this person's: it overlaps their visible part, or, for a face, its center is on them."""
     rows, columns = np.flatnonzero(own_PP.any(1)), np.flatnonzero(own_PP.any(0))
     x0, y0, x1, y1 = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-    for left, top, right, bottom, _ in boxes_N5.tolist():
-        if face:
+    for left, top, right, bottom, _ in np.asarray(boxes, np.float32).tolist():
+        if finds == "face":
             x, y = int((left + right) / 2), int((top + bottom) / 2)
             if 0 <= y < own_PP.shape[0] and 0 <= x < own_PP.shape[1] and bool(own_PP[y, x]):
                 return True
             continue
         both = max(0.0, min(right, x1) - max(left, x0)) * max(0.0, min(bottom, y1) - max(top, y0))
-        if both >= SAME * ((right - left) * (bottom - top) + (x1 - x0) * (y1 - y0) - both):
+        if both >= SAME_IOU * ((right - left) * (bottom - top) + (x1 - x0) * (y1 - y0) - both):
             return True
     return False
