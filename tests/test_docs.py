@@ -31,7 +31,7 @@ ELSEWHERE = {
     r"ppma privacy fetch\b": "privacy/test_fetch_command.py",  # the next three need what it fetches
     r"ppma remove-humans\b": "privacy/test_command.py",
     r"ppma audit\b": "privacy/test_audit.py",
-    r"ppma plant\b": "privacy/test_plant_command.py",
+    r"ppma plant\b": "privacy/test_plant.py",
     r"launch\b": "slurm/test_launch.py",
 }
 """Commands whose flags test_house.py checks, and which another test runs, as they take data or weights that no test may fetch."""
