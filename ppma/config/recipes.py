@@ -295,7 +295,7 @@ def adaptive_average(*, dataset: str = "ucf101", model: str = "base", size: int 
 def demo(*, stage: DemoStage = "scenes", size: int = 32, frames: int = 8) -> RunConfig:
     """Both stages and the probe in miniature on virtual people, as `ppma demo` runs them. No value is the paper's.
 
-    Run `ppma train demo --stage actions --data runs/demo/data.toml --run-dir runs/again --init runs/demo/seed0/scenes`. On two cores
+    Run `ppma train demo --stage actions --data runs/demo/data.toml --run-dir runs/again --init RUN`. On two cores
     stage 1 costs one minute, stage 2 two, a probe ten seconds. A token spans the whole clip (patch 8 x 4 x 4), so that a single layer sees
     motion: with patches of two frames, so few clips taught the model nothing. Stage 2 takes one view per clip: several views in a batch
     taught it far less. Actions and scenes share a head with disjoint labels: a scene shows the background of an action clip without its

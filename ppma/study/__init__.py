@@ -1,5 +1,5 @@
-"""Studies: a matrix of pre-training x protocol x data set x seed as runs, and the table that comes of them.
+"""Studies: a matrix of pre-training x protocol x data set x seed as runs, and the table of their results.
 
-spec.toml -> spec -> plan (a graph of runs, addressed by what they are made of) -> work or slurm -> run folders, each sealed
-run folders -> results (only what the seals vouch for) -> statistics -> table, figures -> report
+spec.toml -> spec -> plan (a graph of runs, named by hashes of their inputs) -> work or slurm -> sealed run folders
+run folders -> results (sealed files only) -> findings -> table, figures -> report
 """

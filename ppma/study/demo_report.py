@@ -1,64 +1,64 @@
-"""What `ppma demo` found: from the scores of four probes to a table, figures, a TensorBoard page and a paragraph in plain words.
+"""Report on `ppma demo`: a table, figures, a TensorBoard page and a paragraph, from the scores of its probes.
 
-    seed*/probe-*/scores.npz  ->  right or wrong per clip and arm  ->  intervals and paired differences  ->  report/
+    sealed runs  ->  right or wrong per clip, method and seed  ->  intervals and paired differences  ->  OUT/report/
 
-Clips are what is drawn again in every bootstrap; over several seeds a clip's value is its mean over them.
+Bootstraps resample clips; over several seeds a clip's value is its mean over them.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from ppma.common.statistics import Accuracy, bootstrap, paired_bootstrap, top_k_correct
-from ppma.study import demo_figures
+from ppma.common.files import write_json
+from ppma.common.plots import BLUE
+from ppma.common.statistics import Accuracy, bootstrap, paired_bootstrap
+from ppma.config.loader import LoaderConfig
+from ppma.inference.samples import plain_views, subset
+from ppma.loaders.sources import catalog
+from ppma.loaders.sources.manifest import Manifest
+from ppma.models import pictures
+from ppma.models.mae import MaskedAutoencoder
+from ppma.study.draw import REAL, SCENES, DrawConfig
+from ppma.study.results import Collection, collect
+from ppma.study.table import Grid, percent
+from ppma.training.run import open_run
 
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """An encoder that the probe is put on."""
-
-    run: str
-    """Its probe's run folder."""
-    title: str
-    init: str | None
-    """The run whose encoder it is; none: random weights."""
-
-
-ARMS = (
-    Arm(run="probe-random", title="random weights", init=None),
-    Arm(run="probe-scenes", title="stage 1 only", init="scenes"),
-    Arm(run="probe-scratch", title="stage 2 from scratch", init="scratch"),
-    Arm(run="probe-full", title="stage 1, then stage 2", init="actions"),
-)
-FULL = ARMS[-1]
+DPI = 110
+GRAY = "#9aa5b1"
+FULL = "full"
+"""Name of the full method in demo.toml."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One line of the table."""
 
-    arm: Arm
+    method: str
+    title: str
     accuracy: Accuracy
     of_seeds: tuple[float, ...]
     behind: Accuracy | None
-    """How much better the full method is on the same clips; None for itself."""
+    """How much better the full method is on the same clips; None for the full method."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """All figures of a demo."""
+    """All numbers of a demo."""
 
     rows: tuple[Row, ...]
     clips: int
     classes: tuple[str, ...]
     confusion_KK: np.ndarray
-    """Of the full method: share of the clips of a class (row) that are taken for another (column), mean over seeds."""
+    """Full method: share of the clips of a class (row) that are taken for another (column), mean over seeds."""
 
     @property
     def chance(self) -> float:
@@ -66,125 +66,216 @@ class Findings:
         return 1 / len(self.classes)
 
 
-def _scores(out: Path, seed: int, arm: Arm) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(out / f"seed{seed}" / arm.run / "scores.npz") as found:
-        return found["scores"], found["label"]
+def find(collection: Collection, classes: Sequence[str]) -> Findings:
+    """Compute the table of a demo.
 
-
-def find(out: Path, seeds: int, classes: Sequence[str]) -> Findings:
-    """Read the scores of every arm and seed."""
-    right: dict[Arm, np.ndarray] = {}
-    confusion_KK = np.zeros((len(classes), len(classes)))
-    for arm in ARMS:
-        each = [_scores(out, seed, arm) for seed in range(seeds)]
-        right[arm] = np.stack([top_k_correct(scores_VC, label_V, 1) for scores_VC, label_V in each])
-        if arm is FULL:
-            for scores_VC, label_V in each:
-                np.add.at(confusion_KK, (label_V, scores_VC.argmax(axis=1)), 1)
-    full_V = right[FULL].mean(axis=0)
+    Args:
+        collection: The results of its runs.
+        classes: Names of the new actions, by label.
+    """
+    right_SV = {
+        method: np.concatenate([result.right_DV for result in collection.results if result.method == method])
+        for method in collection.methods
+    }
+    confusion_KK, full_V = np.zeros((len(classes), len(classes))), right_SV[FULL].mean(axis=0)
+    for result in collection.results:
+        if result.method == FULL:
+            with np.load(result.folder / "scores.npz") as scores:
+                np.add.at(confusion_KK, (scores["label"], scores["scores"].argmax(axis=1)), 1)
     rows = tuple(
         Row(
-            arm=arm,
-            accuracy=bootstrap(right_SV.mean(axis=0)),
-            of_seeds=tuple(float(value) for value in right_SV.mean(axis=1)),
-            behind=None if arm is FULL else paired_bootstrap(full_V, right_SV.mean(axis=0)),
+            method=method,
+            title=title,
+            accuracy=bootstrap(right_SV[method].mean(axis=0)),
+            of_seeds=tuple(right_SV[method].mean(axis=1).tolist()),
+            behind=None if method == FULL else paired_bootstrap(full_V, right_SV[method].mean(axis=0)),
         )
-        for arm, right_SV in right.items()
+        for method, title in collection.methods.items()
     )
-    share_KK = confusion_KK / confusion_KK.sum(axis=1, keepdims=True)
-    return Findings(rows=rows, clips=len(full_V), classes=tuple(classes), confusion_KK=share_KK)
+    confusion_KK /= confusion_KK.sum(axis=1, keepdims=True)
+    return Findings(rows=rows, clips=len(full_V), classes=tuple(classes), confusion_KK=confusion_KK)
 
 
-def _percent(value: Accuracy, *, signed: bool = False) -> str:
-    form = "{:+.1f}" if signed else "{:.1f}"
-    middle, low, high = (form.format(100 * number) for number in (value.value, value.low, value.high))
-    return f"{middle} ({low} to {high})"
+def table(findings: Findings) -> Grid:
+    """Return the table of a demo."""
+    rows = [(f"chance, {len(findings.classes)} actions", f"{100 * findings.chance:.1f}", "")]
+    for row in findings.rows:
+        seeds = f" [{', '.join(f'{100 * value:.1f}' for value in row.of_seeds)}]" if len(row.of_seeds) > 1 else ""
+        title = f"{row.title} (full method)" if row.behind is None else row.title
+        better = percent(row.behind, signed=True) if row.behind else ""
+        rows.append((title, percent(row.accuracy) + seeds, better))
+    heads = ("encoder under the probe", "top-1, % (95 %)", "full method better by, points (95 %)")
+    return Grid(title=f"Linear probe on {findings.clips} clips of unseen people", heads=heads, rows=tuple(rows))
 
 
-HEAD = ("encoder under the probe", "top-1, % (95 %)", "full method better by, points (95 %)")
-
-
-def _cells(row: Row) -> tuple[str, str, str]:
-    seeds = f" [{', '.join(f'{100 * value:.1f}' for value in row.of_seeds)}]" if len(row.of_seeds) > 1 else ""
-    name = f"{row.arm.title} (full method)" if row.arm is FULL else row.arm.title
-    return name, _percent(row.accuracy) + seeds, "" if row.behind is None else _percent(row.behind, signed=True)
-
-
-def _lines(findings: Findings) -> list[tuple[str, str, str]]:
-    chance = (f"chance, {len(findings.classes)} actions", f"{100 * findings.chance:.1f}", "")
-    return [chance, *(_cells(row) for row in findings.rows)]
-
-
-def markdown(findings: Findings) -> str:
-    """The table as Markdown."""
-    body = [HEAD, ("---", "---", "---"), *_lines(findings)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in body)
-
-
-def _verdict(row: Row) -> str:
-    assert row.behind is not None
-    if row.behind.low > 0:
-        return f"better than {row.arm.title}"
-    return f"worse than {row.arm.title}" if row.behind.high < 0 else f"not significantly different from {row.arm.title}"
+def _verdict(row: Row, behind: Accuracy) -> str:
+    if behind.low > 0:
+        return f"better than {row.title}"
+    return f"worse than {row.title}" if behind.high < 0 else f"not significantly different from {row.title}"
 
 
 def closing(findings: Findings, *, own_videos: bool) -> str:
-    """In plain words: what was shown, what was not, what to type next."""
-    verdicts = ", ".join(_verdict(row) for row in findings.rows if row.behind is not None)
-    full = findings.rows[-1].accuracy
-    scenes = (
-        "your clips, taken as human-removed on your word," if own_videos else "drawn scenes without anybody in them"
-    )
-    return (
-        f"What was shown: an encoder that saw {scenes} and virtual people doing other actions, and no real human, names"
-        f" {len(findings.classes)} actions that are new to it in {100 * full.value:.0f} of 100 clips, where guessing gets"
-        f" {100 * findings.chance:.0f}. The clips show virtual people, cameras and backgrounds that it never saw. Over"
-        f" {findings.clips} of them it is {verdicts} (95 % intervals of the paired difference). All people here are drawn:"
-        " nothing was shown about real ones. That takes real footage with the humans removed, more clips, and a larger model.\n"
-        "What to type next, with your own human-removed clips in DIR/<class>/:\n"
-        "    make demo VIDEOS=DIR\n"
-        "    ppma index DIR --out nohuman.csv --name no-human-kinetics --domain human-removed\n"
-        "    ppma train mae_nohuman --model tiny --optim.epochs 20\n"
-        "    python slurm/launch.py pretrain --nodes 8          (the paper's run, on a cluster)"
-    )
+    """Return a paragraph on what was shown, what was not, and what to type next."""
+    verdicts = ", ".join(_verdict(row, row.behind) for row in findings.rows if row.behind)
+    scenes = "your clips, which you vouch show no people," if own_videos else "rendered scenes without people"
+    return f"""\
+What was shown: an encoder trained on {scenes} and on virtual people doing other actions, with no real human, names \
+{len(findings.classes)} new actions in {100 * findings.rows[-1].accuracy.value:.0f} of 100 clips; guessing gets \
+{100 * findings.chance:.0f}. The clips show virtual people, cameras and backgrounds that it never saw. Over {findings.clips} of them \
+it is {verdicts} (95 % intervals of the paired difference). All people here are rendered: nothing was shown about real ones. That takes \
+real footage with the humans removed, more clips and a larger model.
+What to type next, with your human-removed clips in DIR/<class>/:
+    make demo VIDEOS=DIR
+    ppma index DIR --out nohuman.csv --name no-human-kinetics --domain human-removed
+    ppma train mae_nohuman --model tiny --optim.epochs 20
+    python slurm/launch.py pretrain --nodes 8          (the paper's run, on a cluster)"""
 
 
-def write_report(
-    out: Path, seeds: int, classes: Sequence[str], *, own_videos: bool, console: Console | None = None
-) -> Findings:
-    """Write `report/` below `out`: table.md, findings.json, four figures and a TensorBoard page; print table and paragraph."""
-    findings = find(out, seeds, classes)
-    folder = out / "report"
+def write_report(listing: Path, settings: DrawConfig, console: Console) -> Findings:
+    """Write table, figures and TensorBoard page to `report/` next to the listing, and print table and paragraph.
+
+    Args:
+        listing: The demo's .study.json.
+        settings: What was rendered.
+        console: Where to print.
+
+    Returns:
+        The numbers of the table.
+    """
+    folder, findings = listing.parent / "report", find(collect(listing), settings.new)
     folder.mkdir(parents=True, exist_ok=True)
-    words = closing(findings, own_videos=own_videos)
-    (folder / "table.md").write_text(markdown(findings))
+    grid, words = table(findings), closing(findings, own_videos=settings.videos is not None)
+    lines = "".join(f"| {' | '.join(cells)} |\n" for cells in (grid.heads, ("---",) * len(grid.heads), *grid.rows))
+    (folder / "table.md").write_text(lines)
     (folder / "closing.txt").write_text(words + "\n")
-    facts = {"clips": findings.clips, "seeds": seeds, "classes": findings.classes, "chance": findings.chance}
+    values = {"clips": findings.clips, "seeds": len(findings.rows[0].of_seeds), "chance": findings.chance}
     rows = [asdict(row) for row in findings.rows]
-    (folder / "findings.json").write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
-    bars = [(row.arm.title, row.accuracy) for row in findings.rows]
+    write_json(folder / "findings.json", values | {"classes": findings.classes, "rows": rows})
     figures = {
-        "accuracy": demo_figures.accuracy(bars, findings.chance, findings.clips),
-        "confusion": demo_figures.confusion(findings.confusion_KK, findings.classes),
-        "clips": demo_figures.clips(out, own_videos=own_videos),
-        "reconstructions": demo_figures.reconstructions(out),
+        "accuracy": accuracy_figure(findings),
+        "confusion": confusion_figure(findings),
+        "clips": clips_figure(settings),
+        "reconstructions": reconstructions_figure(next(listing.parent.glob("runs/scenes-s0-*")), settings.data),
     }
     with SummaryWriter(str(folder)) as writer:
         for name, figure in figures.items():
-            writer.add_image(name, demo_figures.save(figure, folder / f"{name}.png"), dataformats="HWC")
+            writer.add_image(name, _save(figure, folder / f"{name}.png"), dataformats="HWC")
         for row in findings.rows:
-            writer.add_scalar(f"transfer/{row.arm.title}", row.accuracy.value)
-        writer.add_text("table", markdown(findings))
+            writer.add_scalar(f"transfer/{row.title}", row.accuracy.value)
+        writer.add_text("table", lines)
         writer.add_text("closing", words)
-    _show(findings, words, console or Console(highlight=False))
+    shown = Table(title=grid.title)
+    for number, head in enumerate(grid.heads):
+        shown.add_column(head, justify="right" if number else "left")
+    for cells in grid.rows:
+        shown.add_row(*cells)
+    console.print(shown)
+    console.print(f"\n{words}\n", soft_wrap=True, markup=False)
     return findings
 
 
-def _show(findings: Findings, words: str, console: Console) -> None:
-    table = Table(title=f"Linear probe on {findings.clips} clips of unseen people")
-    for number, title in enumerate(HEAD):
-        table.add_column(title, justify="left" if number == 0 else "right")
-    for cells in _lines(findings):
-        table.add_row(*cells)
-    console.print(table)
-    console.print("\n" + words + "\n", soft_wrap=True, markup=False)
+# --------------------------------------------------------------------------------------------------------------- figures
+
+
+def _save(figure: Figure, path: Path) -> np.ndarray:
+    """Write a PNG and return its pixels, (H, W, 3) uint8."""
+    canvas = FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=DPI)
+    figure.set_dpi(DPI)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def accuracy_figure(findings: Findings) -> Figure:
+    """Draw a bar with its 95 % interval per encoder, the full method last and in color."""
+    figure = Figure(figsize=(7, 2.9), layout="constrained")
+    axes, rows = figure.subplots(), findings.rows
+    for place, row in enumerate(rows):
+        low, high = 100 * row.accuracy.low, 100 * row.accuracy.high
+        axes.barh(place, 100 * row.accuracy.value, color=BLUE if row.behind is None else GRAY, height=0.62)
+        axes.plot([low, high], [place, place], color="black", linewidth=1.6)
+        axes.text(high + 1, place, f"{100 * row.accuracy.value:.1f} %", va="center")
+    axes.axvline(100 * findings.chance, color="black", linestyle=":", linewidth=1)
+    axes.text(100 * findings.chance, len(rows) - 0.42, " chance", fontsize=9, va="bottom")
+    axes.set_yticks(range(len(rows)), [row.title for row in rows])
+    axes.set_ylim(-0.5, len(rows) - 0.1)
+    axes.set_xlim(0, min(100, 100 * max(row.accuracy.high for row in rows) + 10))
+    axes.set_xlabel(f"top-1 on new actions, % of {findings.clips} clips of unseen people (95 % intervals)")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def confusion_figure(findings: Findings) -> Figure:
+    """Draw the confusion matrix of the full method."""
+    figure = Figure(figsize=(5.6, 5.2), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(findings.confusion_KK, cmap="Blues", vmin=0, vmax=1)
+    names = [name.replace("_", " ") for name in findings.classes]
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    for (row, column), share in np.ndenumerate(findings.confusion_KK):
+        if share >= 0.005:
+            color = "white" if share > 0.5 else "black"
+            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=color)
+    axes.set_xlabel("predicted, % of an action's clips")
+    axes.set_ylabel("true")
+    return figure
+
+
+def _strips(axes: Sequence[Axes], frames_NTHWC: np.ndarray, names: Sequence[str]) -> None:
+    for cell, frames_THWC, name in zip(axes, frames_NTHWC, names):
+        cell.imshow(pictures.sheet([frames_THWC]), interpolation="nearest")
+        cell.set_axis_off()
+        cell.text(-0.01, 0.5, name, transform=cell.transAxes, ha="right", va="center", fontsize=9)
+
+
+def _first_of_each(manifest: Manifest, most: int) -> list[int]:
+    """Return the first row of each class, or every row without classes, evenly thinned to `most`."""
+    rows = [int(np.flatnonzero(manifest.labels == label)[0]) for label in sorted(manifest.class_names)]
+    rows = rows or list(range(len(manifest)))
+    return [rows[i] for i in np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
+
+
+def clips_figure(settings: DrawConfig) -> Figure:
+    """Draw frames of scenes without people, of learned actions, and of new actions by unseen people."""
+    data = catalog.read(settings.data)
+    loader = LoaderConfig(size=96, frames=pictures.FRAMES_SHOWN, short_side=96, crop="center", views=1)
+    parts = (
+        ("stage 1: scenes without people", data.manifest(REAL if settings.videos else SCENES), 4),
+        ("stage 2: actions to learn", data.manifest("actions"), 4),
+        ("transfer: new actions, unseen people, cameras and places", data.manifest("transfer", "val"), 10),
+    )
+    chosen = [_first_of_each(manifest, most) for _, manifest, most in parts]
+    heights = [len(rows) + 0.4 for rows in chosen]
+    figure = Figure(figsize=(9.6, 0.98 * sum(heights)), layout="constrained")
+    bands = figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)
+    for band, (title, manifest, _), rows in zip(bands[:, 0], parts, chosen):
+        band.suptitle(title, fontsize=11, x=0.02, ha="left", weight="bold")
+        names = [manifest.clip(row).class_name.replace("_", " ").replace(", ", ",\n") for row in rows]
+        _strips(band.subplots(len(rows), 1, squeeze=False)[:, 0], plain_views(subset(manifest, rows), loader), names)
+    return figure
+
+
+def reconstructions_figure(run: Path, data: Path, count: int = 3) -> Figure:
+    """Draw how stage 1 reconstructs clips with most patches masked.
+
+    Args:
+        run: Run folder of stage 1.
+        data: The data catalog.
+        count: Number of clips.
+    """
+    opened = open_run(run, device="cpu", precision="fp32")
+    config, model = opened.config, opened.model
+    assert isinstance(model, MaskedAutoencoder)
+    manifest = catalog.read(data).manifest(config.sources[0])
+    rows = list(range(0, len(manifest), max(1, len(manifest) // count)))[:count]
+    size, frames = config.vit.size, config.vit.frames
+    loader = LoaderConfig(size=size, frames=frames, short_side=size, crop="center", views=1)
+    frames_BTHWC = torch.from_numpy(plain_views(subset(manifest, rows), loader))
+    caption, strip = pictures.reconstructions(model, frames_BTHWC, torch.arange(count), clips=count)
+    figure = Figure(figsize=(8, 8 * strip.shape[0] / strip.shape[1] + 0.5), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(strip, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(f"Stage 1, {100 * config.mae.mask_ratio:.0f} % masked. Rows in threes: {caption}", fontsize=10)
+    return figure

@@ -1,6 +1,6 @@
-"""From results to the cells of the table: means over seeds, paired differences, gaps, cost.
+"""Compute the cells of the table: means over seeds, paired differences, gaps to training with humans, cost.
 
-Collection  ->  Cell of each (method, protocol, data set)  ->  Findings, which table, figures and page show
+Collection  ->  a Cell per (method, protocol, data set)  ->  Findings
 """
 
 from collections import defaultdict
@@ -11,6 +11,9 @@ import numpy as np
 from ppma.common.statistics import Accuracy, Difference, difference, holm, mean_over_seeds
 from ppma.config.errors import InputError
 from ppma.study.results import Collection, Result
+
+Groups = dict[tuple[str, str, str], dict[int, Result]]
+"""(method, protocol, data set): result by seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,97 +26,99 @@ class Cell:
     top1: Accuracy
     top5: Accuracy
     of_seeds: dict[int, float]
-    """Seed: top-1."""
+    """Top-1 by seed."""
     videos: int
     behind: Difference | None = None
-    """How much better the method of comparison is; None for itself, and where nothing can be paired."""
+    """How much better the method of comparison is; None for itself, and without shared videos."""
     p_holm: float | None = None
-    """Its p corrected for all methods in this column."""
+    """p-value of `behind`, adjusted for all methods of this column."""
     gap: Difference | None = None
     """How much better training with humans is."""
     test_seconds: float
     pretrain_seconds: float | None
-    """Wall time of the pre-training, mean over seeds."""
+    """Wall time of pre-training, mean over seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """All that a report says."""
+    """All numbers of a report."""
 
     collection: Collection
     cells: dict[tuple[str, str, str], Cell]
-    """(method, protocol, data set) of every cell that has a result."""
+    """(method, protocol, data set): cell, for every cell with a result."""
 
     def cell(self, method: str, protocol: str, dataset: str) -> Cell | None:
-        """A cell of the table, None where nothing was run."""
+        """Return a cell of the table, None without a result."""
         return self.cells.get((method, protocol, dataset))
 
     @property
     def columns(self) -> list[tuple[str, str]]:
-        """(protocol, data set) of which there is any result."""
-        there = {(protocol, dataset) for _, protocol, dataset in self.cells}
+        """(protocol, data set) pairs with any result, in the order of the study."""
+        found = {(protocol, dataset) for _, protocol, dataset in self.cells}
         names = self.collection
-        return [(p, d) for p in names.protocols for d in names.datasets if (p, d) in there]
+        return [(p, d) for p in names.protocols for d in names.datasets if (p, d) in found]
 
 
 def find(collection: Collection) -> Findings:
-    """Compute every cell. InputError when two runs claim the same place."""
-    groups: dict[tuple[str, str, str], dict[int, Result]] = defaultdict(dict)
-    for result in collection.results:
-        place = groups[result.method, result.protocol, result.dataset]
-        if result.seed in place:
-            both = f"{place[result.seed].folder} and {result.folder}"
+    """Compute every cell.
+
+    Raises:
+        InputError: Two runs are the same method, protocol, data set and seed, or seeds were tested on different videos.
+    """
+    groups: Groups = defaultdict(dict)
+    for result in sorted(collection.results, key=lambda result: result.seed):
+        group = groups[result.method, result.protocol, result.dataset]
+        if result.seed in group:
+            both = f"{group[result.seed].folder} and {result.folder}"
             raise InputError(f"{both} are the same method, protocol, data set and seed; move one of them away")
-        place[result.seed] = result
-    cells = {key: _cell(key, groups, collection) for key in groups}
-    return Findings(collection=collection, cells=_corrected(cells))
-
-
-Groups = dict[tuple[str, str, str], dict[int, Result]]
+        group[result.seed] = result
+    keys = dict.fromkeys((result.method, result.protocol, result.dataset) for result in collection.results)
+    cells = {key: _cell(key, groups, collection) for key in keys}
+    return Findings(collection=collection, cells=_with_adjusted_p(cells))
 
 
 def _cell(key: tuple[str, str, str], groups: Groups, collection: Collection) -> Cell:
     method, protocol, dataset = key
-    by_seed = dict(sorted(groups[key].items()))
-    results = list(by_seed.values())
-    same = [result for result in results if result.videos == results[0].videos]
-    if len(same) < len(results):
+    results = list(groups[key].values())
+    if len({result.videos for result in results}) > 1:
         raise InputError(
             f"{results[0].folder} and another seed of it were tested on different videos; test both on the same list"
         )
-    costs = [result.pretrain_seconds for result in results]
+    costs = [result.pretrain_seconds for result in results if result.pretrain_seconds is not None]
     return Cell(
         method=method, protocol=protocol, dataset=dataset,
-        top1=mean_over_seeds(np.concatenate([r.right_DV for r in results])),
-        top5=mean_over_seeds(np.concatenate([r.right5_DV for r in results])),
-        of_seeds={seed: float(result.right_DV.mean()) for seed, result in by_seed.items()}, videos=results[0].right_DV.shape[1],
-        behind=_against(collection.compare, key, groups), gap=_against(collection.humans, key, groups),
-        test_seconds=float(np.mean([r.seal.seconds for r in results])),
-        pretrain_seconds=None if None in costs else float(np.mean([cost for cost in costs if cost is not None])),
+        top1=mean_over_seeds(np.concatenate([result.right_DV for result in results])),
+        top5=mean_over_seeds(np.concatenate([result.right5_DV for result in results])),
+        of_seeds={result.seed: float(result.right_DV.mean()) for result in results}, videos=results[0].right_DV.shape[1],
+        behind=_difference(collection.compare, key, groups), gap=_difference(collection.humans, key, groups),
+        test_seconds=float(np.mean([result.seal.seconds for result in results])),
+        pretrain_seconds=float(np.mean(costs)) if len(costs) == len(results) else None,
     )  # fmt: skip
 
 
-def _against(other: str, key: tuple[str, str, str], groups: Groups) -> Difference | None:
-    """How much better the method `other` is on the seeds and videos that both have."""
+def _difference(other: str, key: tuple[str, str, str], groups: Groups) -> Difference | None:
+    """Return how much better the method `other` is, on the seeds and videos that both have."""
     method, protocol, dataset = key
     theirs, own = groups.get((other, protocol, dataset), {}), groups[key]
-    shared = [seed for seed in sorted(own) if seed in theirs and _pair(theirs[seed], own[seed])]
+    shared = [
+        seed
+        for seed, result in own.items()
+        if seed in theirs
+        and (theirs[seed].videos, theirs[seed].right_DV.shape) == (result.videos, result.right_DV.shape)
+    ]
     if other in ("", method) or not shared:
         return None
-    both = ([runs[seed].right_DV for seed in shared] for runs in (theirs, own))
-    return difference(*map(np.concatenate, both))
+    first, second = (np.concatenate([runs[seed].right_DV for seed in shared]) for runs in (theirs, own))
+    return difference(first, second)
 
 
-def _pair(one: Result, other: Result) -> bool:
-    return one.videos == other.videos and one.right_DV.shape == other.right_DV.shape
-
-
-def _corrected(cells: dict[tuple[str, str, str], Cell]) -> dict[tuple[str, str, str], Cell]:
-    columns: dict[tuple[str, str], list[Cell]] = defaultdict(list)
+def _with_adjusted_p(cells: dict[tuple[str, str, str], Cell]) -> dict[tuple[str, str, str], Cell]:
+    columns: dict[tuple[str, str], list[tuple[Cell, float]]] = defaultdict(list)
     for cell in cells.values():
-        columns[cell.protocol, cell.dataset].append(cell)
+        if cell.behind is not None:
+            columns[cell.protocol, cell.dataset].append((cell, cell.behind.p))
+    adjusted = dict(cells)
     for column in columns.values():
-        compared = [cell for cell in column if cell.behind is not None]
-        for cell, p in zip(compared, holm([cell.behind.p for cell in compared if cell.behind is not None])):
-            cells[cell.method, cell.protocol, cell.dataset] = replace(cell, p_holm=p)
-    return cells
+        for (cell, _), p in zip(column, holm([p for _, p in column])):
+            adjusted[cell.method, cell.protocol, cell.dataset] = replace(cell, p_holm=p)
+    return adjusted

@@ -1,9 +1,9 @@
-"""A study as a graph of runs, each addressed by what it is made of.
+"""Turn a study into a graph of runs, each named by a hash of its inputs.
 
-    Study, data catalog  ->  Run(key, folder, config, needs), inputs before what starts from them
+    Study, data catalog  ->  Run(key, folder, config, needs), inputs first
 
-The key hashes the settings that change a result, the manifests' contents, and the keys of the runs it starts from. So a run that is there
-already is found whatever study made it, and one whose recipe or data has changed has another folder. Imports no torch.
+A key hashes the settings that change a result, the contents of the manifests, and the keys of the runs it starts from. So a finished run is
+found by any study, and a run whose recipe or data has changed gets another folder. Imports no torch.
 """
 
 import hashlib
@@ -22,12 +22,15 @@ from ppma.study.spec import Pretrain, Protocol, Study
 from ppma.training import seal
 
 KEY_DIGITS = 12
+STARTS = ("init", "average")
+"""Settings that name what a run starts from; the key holds hashes of it instead."""
 State = Literal["done", "started", "open"]
+HashOf = Callable[[RunConfig], dict[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Which cell of the table a tested run belongs to."""
+    """The cell of the table that a tested run belongs to."""
 
     method: str
     protocol: str
@@ -43,20 +46,24 @@ class Run:
     key: str
     folder: Path
     config: RunConfig | None
-    """Of a training; None for an average."""
+    """The training; None for an average."""
     command: tuple[str, ...]
-    """What one would type to do just this run."""
+    """Arguments of `ppma` that do this run alone."""
     needs: tuple["Run", ...] = ()
     row: Row | None = None
-    """Of a run that is tested."""
+    """Its cell, if the run is tested."""
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Name and seed, for people."""
         return f"{self.name}, seed {self.seed}"
 
     def state(self) -> State:
-        """How far it is. InputError when its files were edited, or do not belong to what the study asks for."""
+        """Return the state of the run.
+
+        Raises:
+            InputError: Its files were edited, or belong to another run.
+        """
         if not (self.folder / seal.SEAL).is_file():
             return "started" if self.folder.is_dir() else "open"
         sealed = seal.read(self.folder)
@@ -73,41 +80,13 @@ class Run:
         parents = [seal.read(parent.folder) for parent in self.needs if (parent.folder / seal.SEAL).is_file()]
         weights = [parent.weights for parent in parents if parent.weights]
         if len(weights) == len(config.starts) and seal.starts_hash(weights) != sealed.init:
-            folders = ", ".join(str(parent.folder) for parent in self.needs)
-            other.append(f"the weights it started from: {folders} has others")
+            other.append(f"the weights it started from, now in {', '.join(str(run.folder) for run in self.needs)}")
         if other:
-            raise InputError(f"{self.folder} is another run than its name says ({'; '.join(other)}); delete it")
-
-
-HashOf = Callable[[RunConfig], dict[str, str]]
-
-
-STARTS = ("init", "average")
-"""Settings that name what a run starts from; the key holds what that is instead."""
-
-
-def _key(config: RunConfig, manifests: dict[str, str], starts: list[str]) -> str:
-    """Settings that stand at their default are left out, so that a later version with one setting more finds the runs of this one."""
-    facts = {k: v for k, v in flat(json.loads(config.to_json())).items() if v != defaults()[k]}
-    free = tuple(f"{name}." for name in FREE_ON_RESUME)
-    kept = {k: v for k, v in facts.items() if k not in (*FREE_ON_RESUME, *STARTS) and not k.startswith(free)}
-    tested = {k: v for k, v in facts.items() if k.startswith("evaluation.") and k != "evaluation.batch_clips"}
-    return _digest(
-        {
-            "config": kept,
-            "test": tested,
-            "manifests": manifests,
-            "start": starts[0] if len(starts) == 1 else starts or None,
-        }
-    )
-
-
-def _digest(facts: dict[str, object]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:KEY_DIGITS]
+            raise InputError(f"{self.folder} is not the run that its name says ({'; '.join(other)}); delete it")
 
 
 class Planner:
-    """Makes the runs of one study. `add_source` maps a source to one more that is read beside it in stage 1."""
+    """Plans the runs of one study."""
 
     def __init__(
         self,
@@ -116,16 +95,24 @@ class Planner:
         data: Path,
         *,
         hash_of: HashOf = seal.manifest_hashes,
-        beside: dict[str, str] | None = None,
+        added: dict[str, str] | None = None,
     ) -> None:
-        """`runs`: folder of the run folders; `data`: the data catalog; `hash_of`: hashes of the manifests that a config reads."""
-        self.study, self.runs, self.data, self.hash_of, self.beside = study, runs, data, hash_of, beside or {}
-        self._there = {path.name.rpartition("-")[2]: path for path in runs.iterdir()} if runs.is_dir() else {}
-        self._made: dict[tuple[str, int], Run] = {}
+        """Prepare a plan.
+
+        Args:
+            study: The study.
+            runs: Folder of the run folders.
+            data: The data catalog.
+            hash_of: Returns the hashes of the manifests that a config reads.
+            added: Sources that stage 1 reads in addition, by the source that they are added to.
+        """
+        self.study, self.runs, self.data, self.hash_of, self.added = study, runs, data, hash_of, added or {}
+        self._existing = {path.name.rpartition("-")[2]: path for path in runs.iterdir()} if runs.is_dir() else {}
+        self._pretrainings: dict[tuple[str, int], Run] = {}
         self._configs: dict[str, RunConfig] = {}
 
     def runs_in_order(self) -> list[Run]:
-        """Every run: for each seed each method, what it needs first, its tests behind it."""
+        """Return every run: for each seed and method its pre-trainings, then its tests."""
         out: dict[Path, Run] = {}
         for seed in self.study.seeds:
             for method in self.study.methods:
@@ -141,10 +128,10 @@ class Planner:
         return list(out.values())
 
     def _folder(self, name: str, seed: int, key: str) -> Path:
-        return self._there.get(key, self.runs / f"{name}-s{seed}-{key}")
+        return self._existing.get(key, self.runs / f"{name}-s{seed}-{key}")
 
     def _resolve(self, text: str) -> RunConfig:
-        """A recipe with its flags and the study's; read once for all seeds."""
+        """Return the config of a recipe with its flags and the study's; cached, as all seeds share it."""
         if text not in self._configs:
             name, *flags = shlex.split(text)
             config = resolve(name, [*flags, *shlex.split(self.study.flags)], prog=f"ppma study: {self.study.name}:")
@@ -152,29 +139,29 @@ class Planner:
         return self._configs[text]
 
     def _starts(self, method: Pretrain, seed: int) -> "list[Run | Path]":
-        """What the tests of a method start from: nothing, its encoder, or all that it mixes."""
+        """Return what the tests of a method start from: nothing, its encoder, or all that it mixes."""
         names = method.adaptive or (method.name,)
         found = [self._pretrained(self.study.pretrain[name], seed) for name in names]
         return [start for start in found if start is not None]
 
     def _pretrained(self, pretrain: Pretrain, seed: int) -> "Run | Path | None":
-        """The run that gives the encoder, a path of weights from elsewhere, or None for random weights."""
+        """Return the run that makes the encoder, a path of foreign weights, or None for random weights."""
         if pretrain.checkpoint:
             return seal.locate_model(self.study.folder / pretrain.checkpoint)
         if not (pretrain.recipe or pretrain.average):
             return None
-        if (pretrain.name, seed) not in self._made:
+        if (pretrain.name, seed) not in self._pretrainings:
             starts = [start for name in pretrain.needs for start in self._starts(self.study.pretrain[name], seed)]
             make = self._averaged if pretrain.average else self._trained
-            self._made[pretrain.name, seed] = make(pretrain, starts, seed)
-        return self._made[pretrain.name, seed]
+            self._pretrainings[pretrain.name, seed] = make(pretrain, starts, seed)
+        return self._pretrainings[pretrain.name, seed]
 
     def _trained(self, pretrain: Pretrain, starts: "list[Run | Path]", seed: int) -> Run:
         config = replace(self._resolve(pretrain.recipe), seed=seed)
         if config.phase == "mae":
-            more = tuple(self.beside[name] for name in config.sources if name in self.beside)
-            config = replace(config, sources=(*config.sources, *more), weights=config.weights if not more else None)
-        return self._run(pretrain.name, pretrain.recipe, config, starts, seed)
+            more = tuple(self.added[name] for name in config.sources if name in self.added)
+            config = replace(config, sources=(*config.sources, *more), weights=None if more else config.weights)
+        return self._run(pretrain.name, pretrain.recipe, config, starts, None)
 
     def _averaged(self, pretrain: Pretrain, starts: "list[Run | Path]", seed: int) -> Run:
         shares = pretrain.weights or (1 / len(starts),) * len(starts)
@@ -190,39 +177,41 @@ class Planner:
         config = replace(self._resolve(recipe), seed=seed, sources=(dataset,))
         if not (config.evaluation.at_end or config.phase in ("knn", "few_shot")):
             raise InputError(
-                f"[protocol.{protocol.name}]: {recipe} does not end with a test; take finetune, probe or probe_published, "
+                f"[protocol.{protocol.name}]: {recipe} does not end with a test; use finetune, probe or probe_published, "
                 "or add --evaluation.at-end"
             )
         row = Row(method=method.name, protocol=protocol.name, dataset=dataset)
-        return self._run(f"{method.name}.{protocol.name}.{dataset}", recipe, config, starts, seed, row)
+        return self._run(f"{method.name}.{protocol.name}.{dataset}", recipe, config, starts, row)
 
-    def _run(
-        self, name: str, recipe: str, config: RunConfig, starts: "list[Run | Path]", seed: int, row: Row | None = None
-    ) -> Run:
+    def _run(self, name: str, recipe: str, config: RunConfig, starts: "list[Run | Path]", row: Row | None) -> Run:
         paths = tuple(_weights(start) for start in starts)
         config = replace(config, init=paths[0]) if len(paths) == 1 else replace(config, average=paths or None)
         key = _key(config, self.hash_of(config), [_address(start) for start in starts])
-        config = replace(config, run_dir=self._folder(name, seed, key))
-        flags = [
-            "--seed",
-            str(seed),
-            "--sources",
-            *config.sources,
-            "--data",
-            str(self.data),
-            "--run-dir",
-            str(config.run_dir),
-        ]
-        flags += ["--init" if len(paths) == 1 else "--average", *map(str, paths)] if paths else []
-        command = ("train", *shlex.split(recipe), *shlex.split(self.study.flags), *flags, "--resume")
+        folder = self._folder(name, config.seed, key)
+        flags = ["--seed", config.seed, "--sources", *config.sources, "--data", self.data, "--run-dir", folder]
+        flags += ["--init" if len(paths) == 1 else "--average", *paths] if paths else []
+        command = ("train", *shlex.split(f"{recipe} {self.study.flags}"), *map(str, flags), "--resume")
         needs = tuple(start for start in starts if isinstance(start, Run))
-        return Run(
-            name=name, seed=seed, key=key, folder=config.run_dir, config=config, command=command, needs=needs, row=row
-        )
+        config = replace(config, run_dir=folder)
+        return Run(name=name, seed=config.seed, key=key, folder=folder, config=config, command=command, needs=needs, row=row)  # fmt: skip
+
+
+def _key(config: RunConfig, manifests: dict[str, str], starts: list[str]) -> str:
+    """Hash a run's inputs. Settings at their default are left out, so that later versions with new settings find this run."""
+    changed = {k: v for k, v in flat(json.loads(config.to_json())).items() if v != defaults()[k]}
+    free = tuple(f"{name}." for name in FREE_ON_RESUME)
+    kept = {k: v for k, v in changed.items() if k not in (*FREE_ON_RESUME, *STARTS) and not k.startswith(free)}
+    tested = {k: v for k, v in changed.items() if k.startswith("evaluation.") and k != "evaluation.batch_clips"}
+    start = starts[0] if len(starts) == 1 else starts or None
+    return _digest({"config": kept, "test": tested, "manifests": manifests, "start": start})
+
+
+def _digest(content: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:KEY_DIGITS]
 
 
 def _weights(start: "Run | Path") -> Path:
-    """What --init is: the newest checkpoint of a training, the folder of an average, a file from elsewhere."""
+    """Return the path for --init: the newest checkpoint of a training, the folder of an average, or a foreign file."""
     if isinstance(start, Run):
         return start.folder / "checkpoints" / "latest" if start.config else start.folder
     return start
@@ -232,13 +221,13 @@ def _address(start: "Run | Path") -> str:
     return start.key if isinstance(start, Run) else seal.sha256(start)
 
 
-def _ancestry(start: "Run | Path | None") -> list[Run]:
-    """A run and all it needs, what is needed first."""
+def _ancestry(start: "Run | Path") -> list[Run]:
+    """Return a run and all it needs, inputs first."""
     if not isinstance(start, Run):
         return []
     return [*(run for parent in start.needs for run in _ancestry(parent)), start]
 
 
 def catalog_of(study: Study) -> Path:
-    """The data catalog that a study names, else the one in force."""
+    """Return the data catalog that a study names, otherwise the current one."""
     return (study.folder / study.data).absolute() if study.data else catalog.locate()

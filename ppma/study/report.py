@@ -1,77 +1,132 @@
-"""`ppma report RUNS --out report/`: the table of a study from the runs' own files.
+"""`ppma report RUNS --out report/`: tabulate a study from the files of its runs.
 
 RUNS  ->  results (sealed files only)  ->  findings  ->  report.html, table.md, table.tex, table.csv, runs.csv
 
-A number gets in through `scores.npz` of a sealed run and in no other way; one edited file stops the report before anything is written.
+Every number comes from `scores.npz` of a sealed run. One edited file stops the report before anything is written.
 """
 
 import logging
-import os
 import shlex
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jinja2
 import tyro
+from markupsafe import Markup
 
+from ppma.common.files import write_csv, write_text
+from ppma.common.plots import STYLE, svg
+from ppma.common.statistics import RESAMPLES
 from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError
-from ppma.study import page, table
+from ppma.study import figures
 from ppma.study.findings import Findings, find
 from ppma.study.results import Collection, collect
+from ppma.study.table import NOTHING, cell_rows, grids, percent, run_rows
 
 log = logging.getLogger(__name__)
+
+TEMPLATES = {"table.md": "table.md.j2", "table.tex": "table.tex.j2", "report.html": "report.html.j2"}
+_WORDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater"}
+LATEX = (
+    {letter: "\\" + letter for letter in "&%_#${}"}
+    | {k: rf"\text{v}{{}}" for k, v in _WORDS.items()}
+    | {NOTHING: "---"}
+)
+"""Replacements of letters that LaTeX reads as commands."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Make the paper's table from finished runs: Markdown, LaTeX, CSV and an HTML page with plots. Edited runs are refused.
+    """Tabulate finished runs as Markdown, LaTeX, CSV and an HTML page with plots. Edited runs are refused.
 
     For example: ppma report runs/small-study --out report
     """
 
     runs: tyro.conf.Positional[Path]
-    """The --out of `ppma study`, one of its NAME.study.json files, or any folder with finished runs in it."""
+    """The --out of `ppma study`, one of its NAME.study.json files, or any folder of finished runs."""
     out: Path = Path("report")
-    """Folder for report.html, table.md, table.tex, table.csv and runs.csv; files of those names are replaced."""
+    """Folder of report.html, table.md, table.tex, table.csv and runs.csv; existing files are replaced."""
     compare: str = ""
-    """Name of the method that the others are held against; none: the study's."""
+    """Name of the method that the others are compared with (default: the study's)."""
     humans: str = ""
-    """Name of the method trained with humans, for the gap; none: the study's."""
+    """Name of the method trained with humans, for the gap (default: the study's)."""
+
+
+def verdicts(findings: Findings) -> list[str]:
+    """Return a sentence per protocol and data set: where the method of comparison is significantly better or worse."""
+    names, out = findings.collection, []
+    for protocol, dataset in findings.columns if names.compare else ():
+        own = findings.cell(names.compare, protocol, dataset)
+        if own is None:
+            continue
+        kinds: dict[str, list[str]] = {"better": [], "worse": [], "not significantly different": []}
+        for method, title in names.methods.items():
+            cell = findings.cell(method, protocol, dataset)
+            if cell is not None and cell.behind is not None:
+                kinds[cell.behind.verdict].append(f"“{title}”")
+        joined = {"better": "better than", "worse": "worse than"}
+        parts = [f"{joined.get(kind, kind + ' from')} {', '.join(titles)}" for kind, titles in kinds.items() if titles]
+        seeds = len(own.of_seeds)
+        over = f"{own.videos} videos, {seeds} seed{'s' if seeds > 1 else ''}"
+        out.append(
+            f"{names.protocols[protocol]} on {dataset} ({over}): “{names.methods[names.compare]}” reaches {percent(own.top1)} %; "
+            f"it is {'; '.join(parts) or 'the only method'} (95 % interval of the paired difference)."
+        )
+    return out
+
+
+def texts(findings: Findings, command: str) -> dict[str, str]:
+    """Render the Markdown, LaTeX and HTML files of a report.
+
+    Args:
+        findings: The numbers.
+        command: The command that makes this report.
+
+    Returns:
+        The text of each file by its name.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ppma.study"), autoescape=lambda name: name == "report.html.j2", trim_blocks=True,
+        keep_trailing_newline=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters["tex"] = lambda text: "".join(LATEX.get(letter, letter) for letter in text)
+    environment.filters["shell"] = shlex.join
+    names = findings.collection
+    plots = (
+        ("Accuracy by data set and method", "The small dots are the seeds.", figures.accuracy(findings)),
+        ("Gap to training with humans", "Right of 0: below the method trained with humans.", figures.gap(findings)),
+        ("Cost against accuracy", "Wall time of all runs that the encoder derives from.", figures.cost(findings)),
+    )
+    tested = {result.command for result in names.results}
+    context = {
+        "names": names, "grids": grids(findings), "verdicts": verdicts(findings), "command": command, "resamples": RESAMPLES,
+        "style": Markup(STYLE), "plots": [(title, note, Markup(svg(plot))) for title, note, plot in plots if plot],
+        "one_seed": any(len(cell.of_seeds) == 1 for cell in findings.cells.values()),
+        "pretrainings": [command for command in names.commands.values() if command and command not in tested],
+    }  # fmt: skip
+    return {name: environment.get_template(template).render(context) for name, template in TEMPLATES.items()}
+
+
+def write(findings: Findings, out: Path, command: str) -> None:
+    """Write all files of a report.
+
+    Args:
+        findings: The numbers.
+        out: Folder of the files.
+        command: The command that makes this report.
+    """
+    for name, text in texts(findings, command).items():
+        write_text(out / name, text)
+    for name, rows in (("table.csv", cell_rows(findings)), ("runs.csv", run_rows(findings))):
+        write_csv(out / name, [rows[0].keys(), *(row.values() for row in rows)])
 
 
 def _with_choices(collection: Collection, config: ReportConfig) -> Collection:
     for name in (config.compare, config.humans):
         if name and name not in collection.methods:
-            raise InputError(f"there is no method {name!r}; there are {', '.join(collection.methods)}")
+            raise InputError(f"there is no method {name!r}; the methods are {', '.join(collection.methods)}")
     return replace(collection, compare=config.compare or collection.compare, humans=config.humans or collection.humans)
-
-
-def files(findings: Findings, command: str) -> dict[str, str]:
-    """What is written, by name."""
-    grids, names = table.grids(findings), findings.collection
-    words = "".join(f"{sentence}\n\n" for sentence in page.verdicts(findings))
-    missing = (
-        f"{len(names.missing)} planned runs are not there: {', '.join(names.missing)}\n\n" if names.missing else ""
-    )
-    return {
-        "table.md": f"# {names.title}\n\n{words}{missing}" + "\n".join(table.markdown(grid) for grid in grids),
-        "table.tex": "\n".join(table.latex(grid) for grid in grids),
-        "table.csv": table.table_csv(findings),
-        "runs.csv": table.runs_csv(findings),
-        "report.html": page.html(findings, command),
-    }
-
-
-def write(texts: dict[str, str], out: Path) -> None:
-    """Each file whole or not at all."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        handle, beside = tempfile.mkstemp(prefix=f".{name}.", dir=out)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(beside).chmod(0o644)
-        Path(beside).replace(out / name)
 
 
 def main(argv: list[str]) -> int:
@@ -82,13 +137,13 @@ def main(argv: list[str]) -> int:
     collection = _with_choices(collect(config.runs), config)
     if not collection.results:
         raise InputError(
-            f"{config.runs}: none of its {len(collection.missing)} runs has ended yet; `ppma study` goes on with them"
+            f"{config.runs}: none of its {len(collection.missing)} runs has finished; continue with `ppma study`"
         )
     findings = find(collection)
-    write(files(findings, shlex.join(["ppma", "report", *argv])), config.out)
-    for sentence in page.verdicts(findings):
+    write(findings, config.out, shlex.join(["ppma", "report", *argv]))
+    for sentence in verdicts(findings):
         log.info("%s", sentence)
     if collection.missing:
-        log.warning("%d planned runs are not there; the report says which", len(collection.missing))
+        log.warning("%d planned runs are missing; the report lists them", len(collection.missing))
     log.info("%d runs: %s", len(collection.results), config.out / "report.html")
     return DONE

@@ -1,11 +1,8 @@
-"""The table of a study as text: Markdown, LaTeX, CSV.
+"""Lay out the table of a study: grids of text for Markdown, LaTeX and HTML, and rows of numbers for CSV.
 
-Findings  ->  one table of accuracies a protocol, one of differences and costs  ->  strings
+Findings  ->  a grid of accuracies per protocol, a grid of differences and costs per protocol and data set
 """
 
-import csv
-import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,18 +10,11 @@ from ppma.common.statistics import Accuracy, Difference
 from ppma.study.findings import Cell, Findings
 
 NOTHING = "—"
-_WORDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater"}
-LATEX = (
-    {letter: "\\" + letter for letter in "&%_#${}"}
-    | {NOTHING: "---"}
-    | {k: rf"\text{v}{{}}" for k, v in _WORDS.items()}
-)
-"""What stands for a letter that LaTeX reads as a command."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A titled table of texts; the first column names the row."""
+    """A titled table of text; the first column names the row."""
 
     title: str
     heads: tuple[str, ...]
@@ -32,36 +22,22 @@ class Grid:
 
 
 def percent(value: Accuracy, *, signed: bool = False) -> str:
-    """In per cent, with the interval."""
+    """Format a share and its interval in percent, "12.3 (10.1 to 14.5)"."""
     form = "{:+.1f}" if signed else "{:.1f}"
     middle, low, high = (form.format(100 * number) for number in (value.value, value.low, value.high))
     return f"{middle} ({low} to {high})"
 
 
-def duration(seconds: float | None) -> str:
-    """Hours, minutes and seconds."""
+def _duration(seconds: float | None) -> str:
     return NOTHING if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
-def significance(found: Difference | None, p: float | None) -> str:
-    """A difference with its interval, p where it is given, and the verdict."""
+def _difference(found: Difference | None, p: float | None) -> str:
+    """Format a difference with its interval, and its p-value to three digits, as many as the resamples support."""
     if found is None:
         return NOTHING
-    smallest = 0.001  # three digits of p are told, as many as the resamples support
-    shown = "" if p is None else f", p < {smallest}" if p < smallest else f", p = {p:.3f}"
-    return f"{percent(found.by, signed=True)}{shown}"
-
-
-def accuracies(findings: Findings, protocol: str) -> Grid:
-    """Methods by data sets: top-1."""
-    names = findings.collection
-    datasets = [dataset for p, dataset in findings.columns if p == protocol]
-    heads = ("pre-training", *(f"{dataset}, top-1 % (95 %)" for dataset in datasets))
-    rows = []
-    for method, title in names.methods.items():
-        cells = [findings.cell(method, protocol, dataset) for dataset in datasets]
-        rows.append((title, *(_accuracy(cell, findings) for cell in cells)))
-    return Grid(title=names.protocols[protocol], heads=heads, rows=tuple(rows))
+    shown = "" if p is None else ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
+    return percent(found.by, signed=True) + shown
 
 
 def _accuracy(cell: Cell | None, findings: Findings) -> str:
@@ -72,58 +48,41 @@ def _accuracy(cell: Cell | None, findings: Findings) -> str:
     return percent(cell.top1) + few
 
 
-def details(findings: Findings, protocol: str, dataset: str) -> Grid:
-    """One column in full: top-5, seeds, difference to the method of comparison, gap to humans, cost."""
+def accuracies(findings: Findings, protocol: str) -> Grid:
+    """Return top-1 of each method on each data set under one protocol."""
     names = findings.collection
-    heads = ["pre-training", "top-1 % (95 %)", "top-5 % (95 %)", "seeds, top-1 %"]
-    heads += [f"“{names.methods[names.compare]}” better by, points (95 %)"] if names.compare else []
-    heads += [f"gap to “{names.methods[names.humans]}”, points (95 %)"] if names.humans else []
-    heads += ["time of pre-training", "time of test"]
+    datasets = [dataset for p, dataset in findings.columns if p == protocol]
+    rows = tuple(
+        (title, *(_accuracy(findings.cell(method, protocol, dataset), findings) for dataset in datasets))
+        for method, title in names.methods.items()
+    )
+    heads = ("pre-training", *(f"{dataset}, top-1 % (95 %)" for dataset in datasets))
+    return Grid(title=names.protocols[protocol], heads=heads, rows=rows)
+
+
+def details(findings: Findings, protocol: str, dataset: str) -> Grid:
+    """Return top-1, top-5, seeds, difference to the method of comparison, gap to humans, and cost of one column."""
+    names = findings.collection
+    better = (f"“{names.methods[names.compare]}” better by, points (95 %)",) if names.compare else ()
+    gap = (f"gap to “{names.methods[names.humans]}”, points (95 %)",) if names.humans else ()
     rows = []
     for method, title in names.methods.items():
-        cell = findings.cell(method, protocol, dataset)
-        if cell is None:
-            continue
-        row = [
-            title,
-            percent(cell.top1),
-            percent(cell.top5),
-            ", ".join(f"{100 * v:.1f}" for v in cell.of_seeds.values()),
-        ]
-        row += [significance(cell.behind, cell.p_holm)] if names.compare else []
-        row += [significance(cell.gap, None)] if names.humans else []
-        rows.append((*row, duration(cell.pretrain_seconds), duration(cell.test_seconds)))
-    return Grid(title=f"{names.protocols[protocol]} on {dataset}", heads=tuple(heads), rows=tuple(rows))
+        if cell := findings.cell(method, protocol, dataset):
+            seeds = ", ".join(f"{100 * value:.1f}" for value in cell.of_seeds.values())
+            row = [title, percent(cell.top1), percent(cell.top5), seeds]
+            row += [_difference(cell.behind, cell.p_holm)] if better else []
+            row += [_difference(cell.gap, None)] if gap else []
+            rows.append((*row, _duration(cell.pretrain_seconds), _duration(cell.test_seconds)))
+    heads = ("pre-training", "top-1 % (95 %)", "top-5 % (95 %)", "seeds, top-1 %", *better, *gap)
+    heads += ("time of pre-training", "time of test")
+    return Grid(title=f"{names.protocols[protocol]} on {dataset}", heads=heads, rows=tuple(rows))
 
 
 def grids(findings: Findings) -> list[Grid]:
-    """All tables, the wide ones first."""
-    protocols = list(dict.fromkeys(protocol for protocol, _ in findings.columns))
+    """Return all tables, accuracies first."""
+    protocols = dict.fromkeys(protocol for protocol, _ in findings.columns)
     wide = [accuracies(findings, protocol) for protocol in protocols]
     return wide + [details(findings, protocol, dataset) for protocol, dataset in findings.columns]
-
-
-def markdown(grid: Grid) -> str:
-    """A Markdown table under its title."""
-    lines = [grid.heads, ("---",) * len(grid.heads), *grid.rows]
-    body = "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n" for cells in lines)
-    return f"**{grid.title}**\n\n{body}"
-
-
-def latex(grid: Grid) -> str:
-    """A LaTeX table for booktabs."""
-    lines = [" & ".join(map(_escaped, cells)) + r" \\" for cells in (grid.heads, *grid.rows)]
-    columns = "l" + "r" * (len(grid.heads) - 1)
-    inside = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
-    table = [rf"\begin{{tabular}}{{{columns}}}", *inside, r"\end{tabular}"]
-    return (
-        "\n".join([r"\begin{table}", r"\centering", rf"\caption{{{_escaped(grid.title)}}}", *table, r"\end{table}"])
-        + "\n"
-    )
-
-
-def _escaped(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in text)
 
 
 def _three(name: str, value: Accuracy | None) -> dict[str, object]:
@@ -131,25 +90,23 @@ def _three(name: str, value: Accuracy | None) -> dict[str, object]:
     return dict(zip((name, f"{name}_low", f"{name}_high"), parts))
 
 
-def table_csv(findings: Findings) -> str:
-    """A line for each cell, shares between 0 and 1, seconds."""
-    lines = []
+def cell_rows(findings: Findings) -> list[dict[str, object]]:
+    """Return a row per cell for table.csv; accuracies are shares between 0 and 1, times are seconds."""
+    rows = []
     for cell in findings.cells.values():
-        facts: dict[str, object] = {
-            "method": cell.method, "protocol": cell.protocol, "dataset": cell.dataset, "seeds": len(cell.of_seeds), "videos": cell.videos
-        }  # fmt: skip
-        facts |= _three("top1", cell.top1) | _three("top5", cell.top5)
-        facts |= _three("behind", cell.behind.by if cell.behind else None)
-        facts |= {"behind_p": cell.behind.p if cell.behind else "", "behind_p_holm": cell.p_holm if cell.behind else ""}
-        facts |= _three("gap", cell.gap.by if cell.gap else None) | {"gap_p": cell.gap.p if cell.gap else ""}
-        facts |= {"pretrain_seconds": cell.pretrain_seconds, "test_seconds": cell.test_seconds}
-        lines.append(facts)
-    return _csv(lines)
+        row: dict[str, object] = {"method": cell.method, "protocol": cell.protocol, "dataset": cell.dataset}
+        row |= {"seeds": len(cell.of_seeds), "videos": cell.videos}
+        row |= _three("top1", cell.top1) | _three("top5", cell.top5)
+        row |= _three("behind", cell.behind.by if cell.behind else None)
+        row |= {"behind_p": cell.behind.p if cell.behind else "", "behind_p_holm": cell.p_holm if cell.behind else ""}
+        row |= _three("gap", cell.gap.by if cell.gap else None) | {"gap_p": cell.gap.p if cell.gap else ""}
+        rows.append(row | {"pretrain_seconds": cell.pretrain_seconds, "test_seconds": cell.test_seconds})
+    return rows
 
 
-def runs_csv(findings: Findings) -> str:
-    """A line for each run: what was counted, its hashes, and the command that does it again."""
-    return _csv([
+def run_rows(findings: Findings) -> list[dict[str, object]]:
+    """Return a row per run for runs.csv: its accuracy, time, device and hashes."""
+    return [
         {
             "method": result.method, "protocol": result.protocol, "dataset": result.dataset, "seed": result.seed,
             "top1": float(result.right_DV.mean()), "top5": float(result.right5_DV.mean()), "videos": result.right_DV.shape[1],
@@ -159,12 +116,4 @@ def runs_csv(findings: Findings) -> str:
             "manifests_sha256": " ".join(f"{name}={digest}" for name, digest in result.seal.manifests.items()),
         }
         for result in findings.collection.results
-    ])  # fmt: skip
-
-
-def _csv(lines: Sequence[dict[str, object]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
+    ]  # fmt: skip

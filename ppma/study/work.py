@@ -1,44 +1,44 @@
-"""`ppma study SPEC.toml`: plan the runs of a study, keep those that are there, do the others.
+"""`ppma study SPEC.toml`: plan the runs of a study and do those that are missing.
 
-    spec -> plan -> OUT/NAME.study.json (who is who: names and folders, no number) -> runs, one after the other -> `ppma report OUT`
+    spec -> plan -> OUT/NAME.study.json (names and folders, no results) -> runs, one after another -> `ppma report OUT`
 
-A run that ended is never done again: its folder's name is the hash of what it is made of, and its seal vouches for its files. A run that
-was stopped or killed goes on from its newest checkpoint. So the same command goes on wherever an earlier one ended.
+A finished run is never repeated: its folder's name is the hash of its inputs, and its seal vouches for its files. A stopped run resumes
+from its newest checkpoint, so the same command continues after any stop.
 """
 
-import fcntl
-import json
 import logging
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
+from ppma.common.files import write_json
 from ppma.config.command import DONE, RUN_AGAIN, parse
 from ppma.config.errors import InputError
-from ppma.config.run import RunConfig
 from ppma.study import spec
-from ppma.study.plan import HashOf, Planner, Run, State, catalog_of
+from ppma.study.plan import Planner, Run, State, catalog_of
 from ppma.training import seal
 
 log = logging.getLogger(__name__)
 
+Device = Literal["auto", "cpu", "cuda"]
 WIDE = 200
 """Columns of the table of runs where the output is no terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """Run a study: a matrix of pre-training x protocol x data set x seed. Run it again after Ctrl-C: it goes on where it was.
+    """Run a study: a matrix of pre-training x protocol x data set x seed. Stop it with Ctrl-C; the same command continues.
 
     For example: ppma study docs/small-study/spec.toml --out runs/small-study
     """
@@ -46,29 +46,22 @@ class StudyConfig:
     spec: tyro.conf.Positional[Path]
     """The study's TOML file; docs/study.md explains its keys."""
     out: Path = Path("runs/study")
-    """Folder of all runs, which studies may share: a run that another study did is not done again."""
+    """Folder of all runs; studies may share it and then share their runs."""
     videos: Path | None = None
-    """Your own human-removed clips, <class>/<video>, on your word: stage 1 of a study that draws its data reads them beside the scenes."""
+    """Your human-removed clips, <class>/<video>, which stage 1 of a study that renders its data reads in addition to the scenes."""
     only: str | None = None
-    """Do just the run of this folder name, whose inputs must be there; or draw just the data: data. What jobs on a cluster call."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: the GPU where there is one."""
+    """Do only the run with this folder name, whose inputs must exist, or only render the data: data. For jobs on a cluster."""
+    device: Device = "auto"
+    """auto: the GPU if there is one."""
     workers: int = len(os.sched_getaffinity(0))
-    """Processes that draw clips."""
-    price_per_hour: float = 0.0
-    """What an hour of this machine costs, in any currency; 0 leaves cost out."""
+    """Processes that render clips."""
     dry_run: bool = False
-    """Show the runs and what is left, and do nothing."""
-
-
-def _nothing_yet(config: RunConfig) -> dict[str, str]:
-    """Hashes of manifests that are still to be drawn."""
-    return {}
+    """List the runs and do nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A study with its runs and how far each is."""
+    """A study, its runs, and the state of each."""
 
     study: spec.Study
     runs: tuple[Run, ...]
@@ -76,37 +69,49 @@ class Planned:
 
 
 def plan(options: StudyConfig, *, draw: bool) -> Planned:
-    """The study's runs. `draw`: draw its data first where it is missing; else keys of such a study stand for no data yet."""
+    """Plan the runs of a study.
+
+    Args:
+        options: The study's spec and folder.
+        draw: Render missing data first. Otherwise the keys of such a study are provisional.
+    """
     study = spec.read(options.spec)
-    beside: dict[str, str] = {}
-    hash_of: HashOf = seal.manifest_hashes
-    data = catalog_of(study)
-    if study.draw is not None or options.videos is not None:
-        data, beside, hash_of = _drawn_data(study, options, draw)
-    planner = Planner(study, options.out.absolute() / "runs", data, hash_of=hash_of, beside=beside)
-    runs = tuple(_on(options.device, run) for run in planner.runs_in_order())
+    if study.draw is None and options.videos is None:
+        return plan_runs(study, options.out, catalog_of(study), device=options.device)
+    from ppma.study import draw as drawing  # imports the renderer
+
+    settings = drawing.draw_config(study, options.out.absolute() / "data", options.videos, options.workers)
+    if draw:
+        drawing.draw(settings)
+    added = {} if options.videos is None else {drawing.SCENES: drawing.REAL}
+    drawn = draw or drawing.is_drawn(settings)
+    return plan_runs(study, options.out, settings.data, device=options.device, added=added, drawn=drawn)
+
+
+def plan_runs(
+    study: spec.Study, out: Path, data: Path, *, device: Device, added: dict[str, str] | None = None, drawn: bool = True
+) -> Planned:
+    """Plan the runs of a study on a data catalog.
+
+    Args:
+        study: The study.
+        out: Folder of all runs.
+        data: The data catalog.
+        device: Device of the runs.
+        added: Sources that stage 1 reads in addition, by the source that they are added to.
+        drawn: Whether the manifests exist; without them keys are provisional.
+    """
+    hash_of = seal.manifest_hashes if drawn else lambda _: {}
+    planner = Planner(study, out.absolute() / "runs", data.absolute(), hash_of=hash_of, added=added)
+    runs = tuple(
+        replace(run, config=run.config and replace(run.config, device=device)) for run in planner.runs_in_order()
+    )
     return Planned(study=study, runs=runs, states=tuple(run.state() for run in runs))
 
 
-def _on(device: Literal["auto", "cpu", "cuda"], run: Run) -> Run:
-    return replace(run, config=run.config and replace(run.config, device=device))
-
-
-def _drawn_data(study: spec.Study, options: StudyConfig, draw: bool) -> tuple[Path, dict[str, str], HashOf]:
-    from ppma.study import draw as drawing  # pulls in the renderer
-
-    settings = drawing.config(study, options.out.absolute(), options.videos, options.workers)
-    if draw:
-        drawing.draw(settings)
-    there = draw or drawing.is_there(settings)
-    return settings.data, drawing.beside(settings), seal.manifest_hashes if there else _nothing_yet
-
-
 def listing(planned: Planned, out: Path) -> dict[str, Any]:
-    """What `ppma report` needs to name runs: titles, cells of the table, folders, commands as one would type them; no result."""
+    """Return what `ppma report` needs to name runs: titles, cells of the table, folders and commands, no results."""
     study = planned.study
-    methods = {method.name: method.title for method in study.methods}
-    protocols = {protocol.name: protocol.title for protocol in study.protocol.values()}
     rows = [
         {
             "method": run.row.method, "protocol": run.row.protocol, "dataset": run.row.dataset, "seed": run.seed,
@@ -122,28 +127,27 @@ def listing(planned: Planned, out: Path) -> dict[str, Any]:
     }
     return {
         "name": study.name, "title": study.title, "compare": study.compare, "humans": study.humans, "seeds": list(study.seeds),
-        "methods": methods, "protocols": protocols, "datasets": list(study.datasets), "rows": rows, "commands": commands,
+        "methods": {method.name: method.title for method in study.methods},
+        "protocols": {protocol.name: protocol.title for protocol in study.protocol.values()},
+        "datasets": list(study.datasets), "rows": rows, "commands": commands,
     }  # fmt: skip
 
 
 def _chain(run: Run) -> list[Run]:
-    """All that a run came from, without itself."""
+    """Return all runs that a run derives from, without itself."""
     found = {other.folder: other for parent in run.needs for other in (*_chain(parent), parent)}
     return list(found.values())
 
 
 def write_listing(planned: Planned, out: Path) -> Path:
-    """OUT/NAME.study.json, whole or not at all."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write OUT/NAME.study.json and return its path."""
     file = out / f"{planned.study.name}.study.json"
-    beside = file.with_suffix(".tmp")
-    beside.write_text(json.dumps(seal.signed(listing(planned, out)), indent=1) + "\n")
-    beside.replace(file)
+    write_json(file, seal.signed(listing(planned, out)))
     return file
 
 
 def do(run: Run) -> None:
-    """One run, from its newest checkpoint where there is one."""
+    """Do one run, from its newest checkpoint if it has one."""
     if run.config is not None:
         from ppma.train import train
 
@@ -161,89 +165,75 @@ def do(run: Run) -> None:
         distributed.barrier(ranks)
 
 
-def work_through(runs: Sequence[Run], states: Sequence[State], price_per_hour: float) -> None:
-    """Do what is not done; before each run say how long all that is left will take."""
-    from ppma.study.estimate import left
-
-    done = [state == "done" for state in states]
-    if sum(done):
-        log.info("%d of %d runs are there already", sum(done), len(runs))
-    for number, run in enumerate(runs):
-        if done[number]:
-            continue
-        how = "goes on" if run.folder.is_dir() else "begins"
-        log.info(
-            "[%d/%d] %s %s; left: %s", number + 1, len(runs), run.title, how, left(runs, done).words(price_per_hour)
-        )
-        do(run)
-        done[number] = True
+def do_missing(planned: Planned, out: Path) -> Path:
+    """Write the listing, do all unfinished runs, and return the listing's path."""
+    file = write_listing(planned, out)
+    log.info("%d of %d runs are done", planned.states.count("done"), len(planned.runs))
+    for number, (run, state) in enumerate(zip(planned.runs, planned.states), 1):
+        if state != "done":
+            how = "resumes" if state == "started" else "starts"
+            log.info("[%d/%d] %s %s", number, len(planned.runs), run.title, how)
+            do(run)
+    return file
 
 
-def show(planned: Planned, price_per_hour: float, console: Console) -> None:
-    """The table of a dry run."""
-    from ppma.study.estimate import left
-
+def show(planned: Planned) -> None:
+    """Print the table of a dry run."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDE  # folder names can be copied
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "state", "folder"):
         table.add_column(heading, overflow="fold")
     for run, state in zip(planned.runs, planned.states):
         table.add_row(run.title, state, run.folder.name)
     console.print(table)
-    try:
-        text = left(planned.runs, [state == "done" for state in planned.states]).words(price_per_hour)
-    except InputError as error:
-        text = f"not known before the data is there ({error})"
-    console.print(f"\nleft: {text}", soft_wrap=True, markup=False)
+    console.print(f"\n{len(planned.runs) - planned.states.count('done')} of {len(planned.runs)} runs to do")
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the folder against a second study in it, which would train the same runs."""
+def lock(out: Path) -> Iterator[None]:
+    """Lock a folder against a second study, which would train the same runs; a killed process leaves no lock.
+
+    Raises:
+        InputError: Another process holds the lock.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{out}: another `ppma study` is at work there; wait for it, or choose another --out"
-            ) from None
-        yield
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise InputError(f"{out}: another study is running there; wait for it, or choose another --out") from None
 
 
-def _only(options: StudyConfig, name: str) -> int:
+def _do_only(options: StudyConfig, name: str) -> None:
     planned = plan(options, draw=name == "data")
     if name == "data":
-        return DONE
+        return
     for run, state in zip(planned.runs, planned.states):
         if run.folder.name == name:
             if state != "done":
                 do(run)
-            return DONE
-    raise InputError(f"--only {name}: the study has no such run; `--dry-run` lists them")
-
-
-def _all(options: StudyConfig) -> int:
-    with _alone(options.out):
-        planned = plan(options, draw=True)
-        file = write_listing(planned, options.out)
-        work_through(planned.runs, planned.states, options.price_per_hour)
-    log.info("all runs are there; the table: ppma report %s --out report", file)
-    return DONE
+            return
+    raise InputError(f"--only {name}: the study has no such run; --dry-run lists them")
 
 
 def main(argv: list[str]) -> int:
     """Run `ppma study ARGV`."""
     options = parse(StudyConfig, argv, prog="ppma study")
     if options.dry_run:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = WIDE  # folder names are there to be copied
-        show(plan(options, draw=False), options.price_per_hour, console)
+        show(plan(options, draw=False))
         return DONE
     from ppma.train import Stopped
 
     try:
-        return _all(options) if options.only is None else _only(options, options.only)
+        if options.only is not None:
+            _do_only(options, options.only)
+            return DONE
+        with lock(options.out):
+            file = do_missing(plan(options, draw=True), options.out)
     except Stopped:
         sys.stderr.write("ppma study: stopped cleanly; run the same command again to continue\n")
         return RUN_AGAIN
+    log.info("all runs are done; for the table: ppma report %s --out report", file)
+    return DONE

@@ -1,4 +1,4 @@
-"""The graph of runs: what needs what, what is found again, and what makes a run another one."""
+"""The graph of runs: their order, which runs are reused, and what changes a key."""
 
 import json
 import shlex
@@ -47,7 +47,7 @@ def keys(runs):
 
 
 def end(run):
-    """Leave a run as if it had ended."""
+    """Make the files of a finished run."""
     weights = run.folder / "checkpoints" / "latest" / seal.MODEL if run.config else run.folder / seal.MODEL
     weights.parent.mkdir(parents=True)
     weights.write_bytes(run.key.encode())
@@ -59,7 +59,7 @@ def end(run):
     seal.write(run.folder, manifests=manifests, init=init, seconds=1.0)
 
 
-def test_what_is_needed_comes_first_and_nothing_twice(plan):
+def test_inputs_come_first_and_nothing_twice(plan):
     runs = plan()
     assert [run.name for run in runs if run.seed == 0] == [
         "random.probe.ucf101", "random.probe.hmdb51", "stage1", "full", "full.probe.ucf101", "full.probe.hmdb51",
@@ -77,7 +77,7 @@ def test_what_is_needed_comes_first_and_nothing_twice(plan):
     assert by_name["mean"].command[-5:-2] == ("--weights", "1", "3.5") and by_name["mean"].config is None
 
 
-def test_the_shown_command_does_that_very_run(plan):
+def test_the_command_of_a_run_gives_its_config(plan):
     for run in plan():
         if run.config is not None:
             verb, recipe, *flags = run.command
@@ -97,7 +97,7 @@ def test_a_name_changes_no_key_and_a_setting_does(plan):
     assert same == {(name, seed) for name in ("random.probe.ucf101", "random.probe.hmdb51") for seed in (0, 1)}
 
 
-def test_other_clips_make_other_runs_of_those_that_read_them(plan, tmp_path):
+def test_other_clips_change_the_keys_of_runs_that_read_them(plan, tmp_path):
     before, file = keys(plan()), tmp_path / "hmdb51.csv"
     file.write_text(file.read_text().replace("31.mp4", "32.mp4"))
     after = keys(plan())
@@ -117,7 +117,7 @@ def test_a_new_setting_at_its_default_finds_old_runs(plan):
     assert run.state() == "done"
 
 
-def test_what_is_there_is_found_under_any_name(plan):
+def test_finished_runs_are_found_under_any_name(plan):
     for run in plan():
         if run.seed == 0:
             end(run)
@@ -134,30 +134,28 @@ def test_an_edited_run_is_not_reused(plan):
     first = next(run for run in plan() if run.name == "stage1")
     end(first)
     (first.folder / "checkpoints/latest" / seal.MODEL).write_bytes(b"other")
-    with pytest.raises(InputError, match=r"model\.safetensors was changed after the run had ended"):
+    with pytest.raises(InputError, match=r"model\.safetensors"):
         first.state()
     with (first.folder / "config.json").open("a") as file:
         file.write(" ")
-    with pytest.raises(InputError, match=r"config\.json was edited after the run had ended"):
+    with pytest.raises(InputError, match=r"config\.json"):
         first.state()
 
 
-def test_a_run_that_is_not_what_its_folder_says_is_refused(plan):
+def test_another_run_in_the_folder_is_refused(plan):
     runs = [run for run in plan() if run.seed == 0]
     for run in runs:
         end(run)
     full = next(run for run in runs if run.name == "full")
     (full.folder / "config.json").write_text(replace(full.config, seed=5).to_json())
     seal.write(full.folder, manifests=seal.manifest_hashes(full.config), init=None, seconds=1.0)
-    with pytest.raises(
-        InputError, match=r"is another run than its name says \(seed: 5 -> 0; the weights it started from"
-    ):
+    with pytest.raises(InputError, match="seed: 5 -> 0; the weights"):
         full.state()
 
 
-def test_ones_own_clips_are_read_beside_in_stage_1_only(plan, data, tmp_path):
+def test_own_clips_are_added_in_stage_1_only(plan, data, tmp_path):
     catalog.add(data, name="real", split="train", manifest=tmp_path / "ucf101.csv", root=tmp_path)
-    runs = {run.name: run for run in plan(beside={"no-human-kinetics": "real"}) if run.seed == 0}
+    runs = {run.name: run for run in plan(added={"no-human-kinetics": "real"}) if run.seed == 0}
     assert runs["stage1"].config.sources == ("no-human-kinetics", "real")
     assert (
         runs["full"].config.sources == ("no-human-kinetics", "synapt") and runs["full"].key != keys(plan())["full", 0]
@@ -208,18 +206,16 @@ def test_a_learned_mixture_is_tested_by_its_own_recipe_from_all_that_it_mixes(pl
 
 
 def test_a_protocol_must_end_with_a_test(plan):
-    with pytest.raises(
-        InputError, match=r"\[protocol\.probe\]: align_nohuman does not end with a test; take finetune, probe"
-    ):
+    with pytest.raises(InputError, match=r"\[protocol\.probe\]: align_nohuman"):
         plan(TEXT.replace('"probe --model tiny"', '"align_nohuman"'))
 
 
-def test_a_flag_that_does_not_exist_is_told(plan):
-    with pytest.raises(InputError, match=r"ppma study: made: mae_nohuman --help lists the flags"):
+def test_an_unknown_flag_is_refused(plan):
+    with pytest.raises(InputError, match="wrokers"):
         plan(TEXT.replace("--loader.workers 3", "--loader.wrokers 3"))
 
 
-def test_missing_data_is_told(plan, data):
+def test_missing_data_is_refused(plan, data):
     data.write_text(data.read_text().replace("[synapt.train]", "[other.train]"))
-    with pytest.raises(InputError, match=r"has no source synapt\.train .*ppma index"):
+    with pytest.raises(InputError, match=r"synapt\.train"):
         plan()

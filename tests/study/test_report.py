@@ -1,4 +1,4 @@
-"""The report: its figures are those of the runs, its files stand alone, 500 runs take seconds, and nothing is written for wrong input."""
+"""The report: numbers of the runs, self-contained files, seconds for 500 runs, and nothing written for wrong input."""
 
 import csv
 import itertools
@@ -16,15 +16,15 @@ import pytest
 from ppma.cli import main as ppma
 from ppma.config.command import DONE, WRONG_INPUT
 from ppma.study.findings import find
-from ppma.study.report import files
+from ppma.study.report import texts, write
 from ppma.study.results import collect
 
 METHODS, DATASETS, SEEDS = ("random", "stage1", "full", "humans"), ("ucf", "hmdb"), (0, 1, 2)
 NAMES = ["report.html", "runs.csv", "table.csv", "table.md", "table.tex"]
 
 
-def rights(methods=METHODS, protocols=("probe", "finetune"), datasets=DATASETS, seeds=SEEDS, videos=120):
-    """Later methods are better, by far."""
+def correct(methods=METHODS, protocols=("probe", "finetune"), datasets=DATASETS, seeds=SEEDS, videos=120):
+    """Return which videos each run gets right; later methods are far better."""
     made = {}
     for (i, method), protocol, dataset, seed in itertools.product(enumerate(methods), protocols, datasets, seeds):
         rng = np.random.default_rng([seed, len(dataset)])
@@ -34,14 +34,14 @@ def rights(methods=METHODS, protocols=("probe", "finetune"), datasets=DATASETS, 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    return made_runs.study(tmp_path_factory.mktemp("study") / "study", rights(), compare="full", humans="humans")
+    return made_runs.study(tmp_path_factory.mktemp("study") / "study", correct(), compare="full", humans="humans")
 
 
-def test_the_files_say_what_the_runs_got(study, tmp_path):
+def test_the_files_have_the_numbers_of_the_runs(study, tmp_path):
     assert ppma(["report", str(study), "--out", str(tmp_path / "report")]) == DONE
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == NAMES
     rows = list(csv.DictReader((tmp_path / "report/table.csv").open()))
-    made = rights()
+    made = correct()
     assert len(rows) == 16
     for row in rows:
         per_seed = [made[row["method"], row["protocol"], row["dataset"], seed].mean() for seed in SEEDS]
@@ -58,24 +58,25 @@ def test_the_files_say_what_the_runs_got(study, tmp_path):
     assert len(runs) == 48 and all(re.fullmatch("[0-9a-f]{64}", row["scores_sha256"]) for row in runs)
 
 
-def test_every_accuracy_in_the_text_is_in_the_csv(study):
+def test_every_accuracy_in_the_text_is_in_the_csv(study, tmp_path):
     """What a reader sees was computed from the runs: each `12.3 (1.2 to 3.4)` of the tables is a row of table.csv."""
-    texts = files(find(collect(study)), "ppma report")
-    rows = list(csv.DictReader(texts["table.csv"].splitlines()))
+    found = texts(find(collect(study)), "ppma report")
+    write(find(collect(study)), tmp_path, "ppma report")
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
     known = set()
     for row, name in itertools.product(rows, ("top1", "top5", "behind", "gap")):
         if row[name]:
             three = [100 * float(row[key]) for key in (name, f"{name}_low", f"{name}_high")]
             known |= {tuple(f"{v:.1f}" for v in three), tuple(f"{v:+.1f}" for v in three)}
     for name in ("table.md", "table.tex", "report.html"):
-        seen = re.findall(r"([+-]?\d+\.\d) \(([+-]?\d+\.\d) to ([+-]?\d+\.\d)\)", texts[name])
+        seen = re.findall(r"([+-]?\d+\.\d) \(([+-]?\d+\.\d) to ([+-]?\d+\.\d)\)", found[name])
         assert len(seen) > 40 and set(seen) <= known, name
 
 
-def test_the_page_stands_alone_and_is_the_same_each_time(study):
+def test_the_page_is_self_contained_and_reproducible(study):
     findings = find(collect(study))
-    page = files(findings, "ppma report")["report.html"]
-    assert page == files(findings, "ppma report")["report.html"]
+    page = texts(findings, "ppma report")["report.html"]
+    assert page == texts(findings, "ppma report")["report.html"]
     assert page.count("<svg") == 3 and "A made &lt;study&gt; &amp; more" in page
     outside = re.findall(r"(?:src|href)=\"(?!#)([^\"]+)\"", page)
     assert not outside and "<script" not in page and "@import" not in page and "url(http" not in page
@@ -84,8 +85,8 @@ def test_the_page_stands_alone_and_is_the_same_each_time(study):
 
 
 def test_verdicts_follow_the_intervals(study):
-    texts = files(find(collect(study)), "ppma report")
-    line = next(line for line in texts["table.md"].splitlines() if line.startswith("Protocol probe on ucf"))
+    found = texts(find(collect(study)), "ppma report")
+    line = next(line for line in found["table.md"].splitlines() if line.startswith("Protocol probe on ucf"))
     assert (
         "better than “Method random”, “Method stage1”; worse than “Method humans”" in line
         and "120 videos, 3 seeds" in line
@@ -100,19 +101,20 @@ def test_latex_and_markdown_escape_what_would_break_them(tmp_path):
     from ppma.training import seal
 
     (out / "made.study.json").write_text(json.dumps(seal.signed({k: v for k, v in listing.items() if k != "seal"})))
-    texts = files(find(collect(out)), "ppma report")
-    assert r"50 \% \& a\_b \textbackslash{}x \{y\} | \textasciitilde{} & 100.0 (100.0 to 100.0)" in texts["table.tex"]
-    assert r"| 50 % & a_b \x {y} \| ~ | 100.0 (100.0 to 100.0) |" in texts["table.md"]
-    assert "No method here was trained with humans" in texts["report.html"]
+    found = texts(find(collect(out)), "ppma report")
+    assert r"50 \% \& a\_b \textbackslash{}x \{y\} | \textasciitilde{} & 100.0 (100.0 to 100.0)" in found["table.tex"]
+    assert r"| 50 % & a_b \x {y} \| ~ | 100.0 (100.0 to 100.0) |" in found["table.md"]
+    assert "No method here was trained with humans" in found["report.html"]
 
 
-def test_missing_runs_and_seeds_are_said(study, tmp_path):
-    made = rights(methods=("random", "full"), protocols=("probe",), datasets=("ucf",))
+def test_missing_runs_and_seeds_are_named(study, tmp_path):
+    made = correct(methods=("random", "full"), protocols=("probe",), datasets=("ucf",))
     out = made_runs.study(tmp_path / "study", made, compare="full")
     (out / "runs/full.probe.ucf-s2/seal.json").unlink()
-    texts = files(find(collect(out)), "ppma report")
-    assert "1 planned runs are not there" in texts["report.html"] and "[2 of 3 seeds]" in texts["table.md"]
-    row = next(row for row in csv.DictReader(texts["table.csv"].splitlines()) if row["method"] == "random")
+    found = texts(find(collect(out)), "ppma report")
+    assert "full.probe.ucf-s2" in found["report.html"] and "[2 of 3 seeds]" in found["table.md"]
+    write(find(collect(out)), tmp_path, "ppma report")
+    row = next(row for row in csv.DictReader((tmp_path / "table.csv").open()) if row["method"] == "random")
     shared = [made["full", "probe", "ucf", s].mean() - made["random", "probe", "ucf", s].mean() for s in (0, 1)]
     assert float(row["behind"]) == pytest.approx(np.mean(shared))
 
@@ -120,21 +122,18 @@ def test_missing_runs_and_seeds_are_said(study, tmp_path):
 def test_wrong_input_is_one_line_and_writes_nothing(study, tmp_path, capsys):
     out = tmp_path / "report"
     for argv, message in (
-        ([str(tmp_path / "no"), "--out", str(out)], "there is no such folder"),
-        (
-            [str(study), "--out", str(out), "--compare", "best"],
-            "there is no method 'best'; there are random, stage1, full, humans",
-        ),
-        ([str(study), "--out", str(study / "made.study.json")], "is a file; give a folder"),
+        ([str(tmp_path / "no"), "--out", str(out)], f"{tmp_path}/no"),
+        ([str(study), "--out", str(out), "--compare", "best"], "'best'"),
+        ([str(study), "--out", str(study / "made.study.json")], "--out"),
     ):
         assert ppma(["report", *argv]) == WRONG_INPUT
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1 and not out.exists()
 
 
-def test_an_edited_run_leaves_an_old_report_as_it_was(tmp_path, capsys):
+def test_an_edited_run_leaves_an_old_report_unchanged(tmp_path, capsys):
     out = made_runs.study(
-        tmp_path / "study", rights(protocols=("probe",), datasets=("ucf",), seeds=(0,)), compare="full"
+        tmp_path / "study", correct(protocols=("probe",), datasets=("ucf",), seeds=(0,)), compare="full"
     )
     assert ppma(["report", str(out), "--out", str(tmp_path / "report")]) == DONE
     before = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
@@ -143,10 +142,7 @@ def test_an_edited_run_leaves_an_old_report_as_it_was(tmp_path, capsys):
     capsys.readouterr()
     assert ppma(["report", str(out), "--out", str(tmp_path / "report")]) == WRONG_INPUT
     error = capsys.readouterr().err
-    assert (
-        "scores.npz was edited after the run had ended: its hash is not the one in seal.json" in error
-        and error.count("\n") == 1
-    )
+    assert "scores.npz" in error and error.count("\n") == 1
     assert {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()} == before
 
 
@@ -159,7 +155,7 @@ def cpu_seconds_of_report(out, folder):
 
 def five_hundred(tmp_path, videos, classes):
     names = ("random", "full", *(f"other{i}" for i in range(8)))
-    made = rights(
+    made = correct(
         methods=names,
         protocols=("probe", "finetune"),
         datasets=("a", "b", "c", "d", "e"),

@@ -1,4 +1,4 @@
-"""Specs as they are written, and what is said of those that cannot be."""
+"""Specs, and the refusal of wrong ones."""
 
 from pathlib import Path
 
@@ -60,44 +60,43 @@ def test_a_good_spec(read):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("old", "new", "word"),
     [
-        ('title = "Made"', 'title = "Made"\nseed = 3', r"there is no key 'seed'; the keys are name, title, seeds,"),
-        ("seeds = [0, 1]", "seeds = 3", r"seeds = 3; it must be a list of whole numbers"),
-        ("seeds = [0, 1]", 'seeds = ["0"]', r"seeds = \['0'\]; it must be a list of whole numbers"),
-        ("seeds = [0, 1]", "seeds = []", "seeds and datasets need one entry each"),
-        ("seeds = [0, 1]", "seeds = [1, 1]", "may name nothing twice"),
-        ('title = "Made"\n', "", "'title' must be given"),
-        ('"ucf101"', '"ucf 101"', "'ucf 101' is no name"),
-        ('compare = "full"', 'compare = "stage1"', "compare = 'stage1'; pre-trainings with a title are random, full, mean"),
-        ('recipe = "mae_nohuman', 'recipe = "mae_nobody', "no recipe 'mae_nobody'; there are mae_nohuman"),
-        ('init = "stage1"', 'init = "stage2"', r"\[pretrain.full\]: there is no pre-training 'stage2'"),
-        ('init = "stage1"', 'init = "random"', "random is random weights; leave init out"),
-        ('init = "stage1"', 'init = "full"', "full <- full goes round in a circle"),
-        ('title = "Random weights"', "", "it is random weights, which need a title"),
-        ('title = "Random weights"', 'title = "x"\ninit = "stage1"', "init is for a recipe"),
-        ('average = ["full", "other"]', 'average = ["full"]', "average takes two names or more"),
-        ("weights = [1, 3.5]", "weights = [1]", "average takes two names or more, and as many weights"),
-        ('average = ["full", "other"]\nweights = [1, 3.5]', 'adaptive = ["full", "other"]', "adaptive takes two names or more, a title"),
-        ('title = "Random weights"', 'title = "x"\nprotocols = ["knn"]', "there is no protocol 'knn'; there are probe"),
-        ('checkpoint = "w', 'recipe = "demo"\ncheckpoint = "w', "give one of recipe, average and checkpoint"),
-        ('[protocol.probe]\ntitle = "Linear probe"\nrecipe = "probe --model tiny"', "", r"\[protocol.NAME\]: there must be one"),
-        ("seeds = [0, 1]", "seeds = [0, 1", "cannot be read as TOML"),
+        ('title = "Made"', 'title = "Made"\nseed = 3', "'seed'"),
+        ("seeds = [0, 1]", "seeds = 3", "seeds = 3"),
+        ("seeds = [0, 1]", 'seeds = ["0"]', r"seeds = \['0'\]"),
+        ("seeds = [0, 1]", "seeds = []", "seeds"),
+        ("seeds = [0, 1]", "seeds = [1, 1]", "seeds"),
+        ('title = "Made"\n', "", "'title'"),
+        ('"ucf101"', '"ucf 101"', "'ucf 101'"),
+        ('compare = "full"', 'compare = "stage1"', "compare = 'stage1'.*random, full, mean"),
+        ('recipe = "mae_nohuman', 'recipe = "mae_typo', "'mae_typo'"),
+        ('init = "stage1"', 'init = "stage2"', r"\[pretrain.full\].*'stage2'"),
+        ('init = "stage1"', 'init = "random"', "random weights"),
+        ('init = "stage1"', 'init = "full"', "full <- full"),
+        ('title = "Random weights"', "", "title"),
+        ('title = "Random weights"', 'title = "x"\ninit = "stage1"', "init"),
+        ('average = ["full", "other"]', 'average = ["full"]', "average"),
+        ("weights = [1, 3.5]", "weights = [1]", "weights"),
+        ('average = ["full", "other"]\nweights = [1, 3.5]', 'adaptive = ["full", "other"]', "adaptive"),
+        ('title = "Random weights"', 'title = "x"\nprotocols = ["knn"]', "knn.* probe"),
+        ('checkpoint = "w', 'recipe = "demo"\ncheckpoint = "w', "checkpoint"),
+        ('[protocol.probe]\ntitle = "Linear probe"\nrecipe = "probe --model tiny"', "", r"\[protocol.NAME\]"),
+        ("seeds = [0, 1]", "seeds = [0, 1", "TOML"),
     ],
-)  # fmt: skip
-def test_what_cannot_be_is_told(read, old, new, message):
-    with pytest.raises(InputError, match=message):
+)
+def test_a_wrong_spec_is_refused(read, old, new, word):
+    with pytest.raises(InputError, match=word):
         read(old, new)
 
 
-def test_no_spec_is_one_line(tmp_path, capsys):
+def test_a_missing_spec_is_one_line(tmp_path, capsys):
     assert ppma(["study", str(tmp_path / "no.toml"), "--out", str(tmp_path / "out")]) == WRONG_INPUT
     error = capsys.readouterr().err
-    assert "no.toml: no such file; docs/study.md shows one" in error and error.count("\n") == 1
-    assert not (tmp_path / "out" / "runs").exists()
+    assert "no.toml" in error and error.count("\n") == 1 and not (tmp_path / "out" / "runs").exists()
 
 
-def test_the_small_study_is_the_eight_runs_that_the_claim_needs():
+def test_the_small_study_has_the_eight_methods_of_its_claim():
     study = spec.read(Path(__file__).parents[2] / "docs/small-study/spec.toml")
     assert len(study.methods) == 8 and study.seeds == (0, 1, 2) and study.compare == "full" and study.draw == {}
     ways = {method.name: (method.recipe.split()[:3], method.init, method.average) for method in study.methods}
