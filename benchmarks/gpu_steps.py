@@ -330,7 +330,7 @@ def step_figures(
     trainer = make_trainer(config, device, compile=compile, precision=precision)
     batch = made_batch(config, device)
     rate, memory = rate_of(lambda: trainer.train_step(batch), config.batch, device, 1 if day.tiny else 30)
-    used = rate / config.batch * trainer.task.step_flops / peak_flops(device, trainer.compute.products)
+    used = rate / config.batch * trainer.task.step_flops / peak_flops(device, trainer.compute.autocast_dtype)
     loss = trainer.loss_sum.item() / trainer.loss_steps
     yield Figure(
         what=name, value=rate, unit="clips/s", note=f"{memory:.1f} GiB, MFU {used:.1%}, loss {loss:.4f}", **must

@@ -125,7 +125,7 @@ def build(setting: Setting, implementation: str) -> tuple[Step, torch.dtype]:
     """Return a function that runs one step, and the dtype of its matrix products."""
     if implementation in COMPILE:
         trainer = ours(setting, implementation)
-        return lambda: trainer.train_step(setting.clips), trainer.compute.products
+        return lambda: trainer.train_step(setting.clips), trainer.compute.autocast_dtype
     if implementation == "huggingface":
         (model, inputs, optimizer), products = huggingface(setting), torch.float32
     elif implementation in ("published", "published_without_recompute", "published_fp16"):

@@ -1,13 +1,14 @@
-"""`ppma train RECIPE`: one loop for every phase. The only file that knows all the parts.
+"""`ppma train RECIPE`: run a recipe of any phase.
 
     RunConfig  ->  task (model, stream)  ->  [ batch -> loss -> gradients -> AdamW ] x steps  ->  run folder
 
-A step reads nothing back from the device between log intervals. Where a run stands is one number, the step: the schedule, the sampler
-and every draw follow from it, so a resumed run computes what the run that never stopped computes, to the bit on a CPU.
+The step is all the state there is: the schedule, the sampler and every random number follow from it. So a resumed run computes what an
+uninterrupted run computes, to the bit on a CPU.
 """
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,12 +26,12 @@ from ppma.models.classify import Classifier, check_labels
 from ppma.models.flops import measured_peak_flops
 from ppma.models.masking import kept_count
 from ppma.privacy import strict
-from ppma.training import checkpoint, compiling, distributed, environment, parallel, seal, tasks
-from ppma.training.compute import Compute, choose
+from ppma.training import checkpoint, distributed, parallel, seal, tasks
+from ppma.training.compute import Compute, choose, compile_mode
 from ppma.training.distributed import Ranks, StopFlag, Stopped
 from ppma.training.lineage import Lineage
 from ppma.training.lineage import write as write_lineage
-from ppma.training.monitor import Monitor
+from ppma.training.monitor import Monitor, implementations, write_environment
 from ppma.training.optim import learning_rate
 from ppma.training.tasks import ClassifyTask, MaeTask, Task
 from ppma.training.trainer import Trainer
@@ -45,11 +46,11 @@ from ppma.transfer.result import write_result
 log = logging.getLogger(__name__)
 
 SCORERS = {"knn": knn.score, "few_shot": few_shot.score}
-"""Phases without a training loop: cached features to a result."""
+"""Phases without a training loop: from cached features to a result."""
 
 
 def build(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Task:
-    """Return the task of a run, its model initialized from the seed and, where the config says so, from a checkpoint."""
+    """Return the task of a run, its model initialized from the seed and from --init."""
     if config.phase in ("probe", "attentive"):
         return (AttentiveTask if config.phase == "attentive" else ProbeTask)(config, sources, ranks)
     task = MaeTask(config, sources) if config.phase == "mae" else classify_task(config, sources)
@@ -63,43 +64,48 @@ def build(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Task:
 def classify_task(config: RunConfig, sources: Sequence[Manifest]) -> ClassifyTask:
     """Return the task of a classifier whose encoder runs in every step, or of the adaptive average of several."""
     if config.recipe == "adaptive_average" and not config.average:
-        raise InputError("adaptive_average takes encoders to average: --average RUN RUN")
+        raise InputError("adaptive_average needs encoders to average: --average RUN RUN")
     if config.average:
         return ClassifyTask(config, sources, partial(AdaptiveClassifier, models=config.average, per=config.mixing))
     return ClassifyTask(config, sources)
 
 
 def _make_run_folder(config: RunConfig, ranks: Ranks, compute: Compute, lineage: Lineage) -> None:
-    distributed.barrier(ranks)  # every rank has looked before the first one writes
+    distributed.barrier(ranks)  # every rank has checked the folder before rank 0 writes
     if ranks.is_main:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         (config.run_dir / "config.json").write_text(config.to_json())
-        environment.write(config.run_dir / "environment.json", config, ranks, compute)
+        write_environment(config.run_dir / "environment.json", config, ranks, compute)
         write_lineage(config.run_dir, lineage, of_files=False)
-        for part, chosen in environment.implementations(config, ranks).items():
+        for part, chosen in implementations(config, ranks).items():
             log.info("%s: %s", part, chosen)
     distributed.barrier(ranks)
 
 
 def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path:
-    """Run a RunConfig to its end on the ranks there are, test it where the config says so, and return the run folder.
+    """Train on all ranks, test the result if the config asks for it, and return the run folder.
 
-    Raises InputError for a wrong input, before anything is written, and Stopped after a signalled stop. `leave` is called with 75 when
-    the run hangs.
+    Args:
+        config: The run.
+        leave: Called with 75 when the run hangs.
+
+    Raises:
+        InputError: The input is wrong; nothing has been written.
+        Stopped: A signal asked to stop; a checkpoint is saved.
     """
     began = time.monotonic()
     with distributed.session(config.device) as ranks:
         check_ranks(config, ranks.world_size)
         check_run_folder(config)
         compute = choose(config.precision, ranks.device)
-        compiling.choose(config.compile, ranks.device)
+        compile_mode(config.compile, ranks.device)
         tested = tasks.read_sources(config, config.evaluation.split)[:1] if config.evaluation.at_end else []
-        made_of = _inputs(config)
+        inputs = _input_hashes(config)
         sources = tasks.read_sources(config)
         lineage = strict.admit(config, sources, ranks)
         if config.phase in UNTRAINED:
             _score(config, ranks, compute, lineage)
-            _seal(config, ranks, made_of, time.monotonic() - began)
+            _seal(config, ranks, inputs, time.monotonic() - began)
             return config.run_dir
         task = build(config, sources, ranks)
         for manifest in tested:
@@ -108,32 +114,27 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
                 manifest.labels, task.model.label_spaces[manifest.name], f"{manifest.name} {config.evaluation.split}"
             )
         _make_run_folder(config, ranks, compute, lineage)
-        trainer = Trainer(task.config, task, ranks, compute, lineage)  # a grid has chosen the rate
+        trainer = Trainer(task.config, task, ranks, compute, lineage)  # not `config`: a grid may have chosen the rate
         before = seal.logged_seconds(config.run_dir, config.batch) if config.resume and trainer.restore() else 0.0
         title = f"{config.recipe} ({sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M parameters)"
         stop = StopFlag(ranks)
         try:
-            with Monitor(
-                config.run_dir,
-                writes=ranks.is_main,
-                total_steps=trainer.total_steps,
-                start_step=trainer.step,
-                title=title,
-            ) as monitor:
+            steps = {"total_steps": trainer.total_steps, "start_step": trainer.step}
+            with Monitor(config.run_dir, writes=ranks.is_main, title=title, **steps) as monitor:
                 if trainer.step < trainer.total_steps:
                     trainer.run(monitor, stop, Watchdog(config.hang_seconds, leave))
                 if tested:
-                    parallel.gather(trainer.model)
+                    parallel.unshard(trainer.model)
                 for manifest in tested:
                     _test(trainer, manifest, monitor, stop)
         finally:
             stop.close()
-        _seal(config, ranks, made_of, before + time.monotonic() - began)
+        _seal(config, ranks, inputs, before + time.monotonic() - began)
     return config.run_dir
 
 
 def _test(trainer: Trainer, manifest: Manifest, monitor: Monitor, stop: StopFlag) -> None:
-    """Score a data set with what was trained. A signal raises Stopped at once: the run that goes on has only this to do."""
+    """Test the trained classifier on a data set. A signal raises Stopped at once, since a resumed run only has to repeat the test."""
     assert isinstance(trainer.model, Classifier)
     weights = str(trainer.checkpoints / f"step_{trainer.step:08d}")
     with stop.at_once():
@@ -145,7 +146,7 @@ def _test(trainer: Trainer, manifest: Manifest, monitor: Monitor, stop: StopFlag
 
 
 def _score(config: RunConfig, ranks: Ranks, compute: Compute, lineage: Lineage) -> None:
-    """A protocol that has nothing to train in steps."""
+    """Run a protocol without a training loop."""
     frozen, views = load_frozen(config, ranks, compute), config.evaluation
     scored = SCORERS[config.phase](frozen, config)
     _make_run_folder(config, ranks, compute, lineage)
@@ -155,24 +156,24 @@ def _score(config: RunConfig, ranks: Ranks, compute: Compute, lineage: Lineage) 
     )  # fmt: skip
 
 
-def _seal(config: RunConfig, ranks: Ranks, made_of: dict[str, Any], seconds: float) -> None:
+def _seal(config: RunConfig, ranks: Ranks, inputs: dict[str, Any], seconds: float) -> None:
     if ranks.is_main:
-        seal.write(config.run_dir, **made_of, seconds=seconds)
+        seal.write(config.run_dir, **inputs, seconds=seconds)
 
 
-def _inputs(config: RunConfig) -> dict[str, Any]:
-    """Hashes of what the run is made of, for its seal."""
+def _input_hashes(config: RunConfig) -> dict[str, Any]:
+    """Return hashes of manifests and initial weights, for the seal."""
     hashes = [seal.sha256(checkpoint.locate_model(path)) for path in config.starts]
     return {"manifests": seal.manifest_hashes(config), "init": seal.starts_hash(hashes)}
 
 
 def plan(config: RunConfig) -> None:
-    """Check everything that can be checked without training, and say what a run would do."""
+    """Check all that can be checked without training, and log what the run would do. Raises InputError as `train` does."""
     with distributed.session(config.device) as ranks:
         check_ranks(config, ranks.world_size)
         check_run_folder(config)
         compute = choose(config.precision, ranks.device)
-        compiling.choose(config.compile, ranks.device)
+        compile_mode(config.compile, ranks.device)
         sources = tasks.read_sources(config)
         if config.privacy == "strict":
             strict.precheck(config, sources)
@@ -184,7 +185,7 @@ def plan(config: RunConfig) -> None:
             else flops.encoder_flops(config.vit, kept_count(config.vit.tokens, config.classifier.token_drop))
         )
         total = forward * rows * (1 if config.phase in ENCODED_ONCE else 3 * config.optim.epochs)
-        peak = measured_peak_flops(ranks.device, compute.products)
+        peak = measured_peak_flops(ranks.device, compute.autocast_dtype)
         rate = learning_rate(round(steps * config.optim.warmup_fraction), max(steps, 1), config.optim, config.batch)
     lines = {
         "recipe": f"{config.recipe} ({config.phase})",
@@ -192,30 +193,28 @@ def plan(config: RunConfig) -> None:
         "encoder": f"width {config.vit.width}, {config.vit.depth} layers, {config.vit.tokens} tokens of {config.vit.patch}",
         "steps": f"{steps} of {config.batch} rows ({config.batch_clips} clips), {config.optim.epochs} epochs",
         "peak rate": f"{rate:.3g}",
-        "arithmetic": f"{total / 1e15:.3g} PFLOP, {total / peak / 3600:.3g} h at the {peak / 1e12:.3g} TFLOP/s measured on"
-        f" {ranks.device}, were nothing else to be done",
-        **environment.implementations(config, ranks),
+        "arithmetic": f"{total / 1e15:.3g} PFLOP, at least {total / peak / 3600:.3g} h at the {peak / 1e12:.3g} TFLOP/s measured on"
+        f" {ranks.device}",
+        **implementations(config, ranks),
         "run folder": str(config.run_dir),
     }
     for name, value in lines.items():
         log.info("%-11s %s", name, value)
 
 
-HELP = """ppma train RECIPE [flags]: run a recipe.
+HELP = """ppma train RECIPE [FLAGS]: run a recipe.
 
 For example: ppma train mae_nohuman --model base
              ppma train finetune --dataset ucf101 --init runs/align_nohuman_synthetic
-             ppma train RECIPE --help lists the flags and what they stand at.
-             ppma train RECIPE --dry-run says what the run would do, and does nothing.
+             ppma train RECIPE --help      list the flags that users change; --help-all lists all
+             ppma train RECIPE --dry-run   say what the run would do, and write nothing
 
 Recipes:
 """
 
 
 def main(argv: list[str]) -> int:
-    """The command."""
-    import sys
-
+    """Run `ppma train ARGV` and return the exit code."""
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, RECIPES))
         lines = [f"  {name:<{width}}  {(make.__doc__ or '').strip().splitlines()[0]}" for name, make in RECIPES.items()]
@@ -228,7 +227,7 @@ def main(argv: list[str]) -> int:
     try:
         folder = train(config)
     except Stopped:
-        log.info("stopped in good order; `ppma train %s --resume` with the same flags goes on", argv[0])
+        log.info("stopped cleanly; rerun to resume: `ppma train %s --resume` with the same flags", argv[0])
         return RUN_AGAIN
-    log.info("done: %s; tensorboard --logdir %s", folder, folder.parent)
+    log.info("done: %s; see the curves with: tensorboard --logdir %s", folder, folder.parent)
     return DONE

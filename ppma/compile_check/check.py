@@ -283,7 +283,7 @@ def compile_step(gpu: "FakeGpu", phase: str, settings: Settings) -> StepReport:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from ppma.compile_check import fake_gpu
-    from ppma.training import compiling, compute
+    from ppma.training import compute
 
     began = time.monotonic()
     torch._dynamo.reset()
@@ -293,7 +293,7 @@ def compile_step(gpu: "FakeGpu", phase: str, settings: Settings) -> StepReport:
     device = torch.device("cuda", 0)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _move(model)
-        step = compiling.compiled(model.train(), fullgraph=True)
+        step = compute.compiled(model.train(), fullgraph=True)
         with compute.choose(config.precision, device).autocast():
             loss = step(*_inputs(config))
         loss.backward()

@@ -1,12 +1,13 @@
-"""Checkpoints that survive what happens to them: written beside, renamed when complete, never written over.
+"""Checkpoints: folders that appear complete or not at all, and are never overwritten.
 
     runs/x/checkpoints/step_00001000/{model.safetensors, training.pt, state.json, lineage.json}      latest -> step_00001000
 
-A folder either is complete or has a temporary name. `latest` is a link that is replaced last; old folders go only after that.
-`training.pt` (optimiser, scaler, generators) is read with weights_only=True, so no code of a foreign file is ever run; weights are
-safetensors under timm's names.
+A checkpoint is written to a temporary folder and renamed when it is complete; then the link `latest` moves, and only then are old
+checkpoints deleted. Weights are safetensors under timm's names. `training.pt` (optimizer, scaler, random state) is read with
+weights_only=True, so a file cannot run code.
 """
 
+import contextlib
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ import shutil
 import struct
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 _PICKLE_ERRORS = (
     pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, struct.error,
 )  # fmt: skip
-"""What the restricted unpickler raises on bytes that are no checkpoint."""
+"""Raised by the restricted unpickler for bytes that are no checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,38 +48,43 @@ class Saved:
     folder: Path
     step: int
     state: dict[str, Any]
-    """What `save` was given as `state`."""
+    """The `state` given to `save`."""
 
 
 def save(
     folder: Path, *, step: int, model: dict[str, Tensor], training: dict[str, Any], state: dict[str, Any], keep: int = 2,
     lineage: Lineage | None = None,
 ) -> Path:  # fmt: skip
-    """Write checkpoints/step_XXXXXXXX below `folder`, move `latest`, prune to the `keep` newest. Returns the new folder.
+    """Write a checkpoint, move `latest` to it and delete all but the newest.
 
-    A full disk raises OSError and leaves everything that was there as it was. Without a lineage what the weights saw is unknown.
+    Args:
+        folder: Folder of the checkpoints.
+        step: Step after which the state was taken. An existing checkpoint of it is kept as it is.
+        model: Weights.
+        training: State of optimizer, scaler and random generators.
+        state: What state.json holds.
+        keep: Number of checkpoints to keep.
+        lineage: What the weights were trained on; None: unknown.
+
+    Returns:
+        The new folder, step_XXXXXXXX.
+
+    Raises:
+        OSError: The disk is full; all earlier checkpoints are intact.
     """
     target = folder / f"step_{step:08d}"
     if target.exists():
-        return target  # complete, or it would not have this name; the same step of the same run holds the same
+        return target
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=folder))
-    try:
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in model.items()}, temporary / MODEL)
-        torch.save(training, temporary / TRAINING)
-        (temporary / STATE).write_text(json.dumps({"step": step, **state}, indent=2) + "\n")
+    with _atomic_folder(target) as temp_folder:
+        _write_weights(temp_folder, model, {"step": step, **state})
+        torch.save(training, temp_folder / TRAINING)
         if lineage is not None:
-            write_lineage(temporary, lineage)
-        for file in temporary.iterdir():
-            _to_disk(file)
-        temporary.chmod(0o755)
-        temporary.rename(target)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, SafetensorError):  # safetensors wraps the system's error
-            raise OSError(f"cannot write {temporary / MODEL}: {error}") from error
-        raise
-    _point_latest(folder, target)
+            write_lineage(temp_folder, lineage)
+    link = folder / f".{LATEST}.{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.name)
+    link.replace(folder / LATEST)
     for _, old in _complete(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -86,34 +93,45 @@ def save(
 def save_weights(
     folder: Path, weights: dict[str, Tensor], state: dict[str, Any], *, lineage: Lineage | None = None
 ) -> None:
-    """Write weights that come from no run as a folder that `load_encoder` takes; it appears complete or not at all."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, temporary / MODEL)
-        (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n")
+    """Write weights that come from no run as a new folder that `load_encoder` reads.
+
+    Args:
+        folder: The folder to make.
+        weights: Tensors by name.
+        state: What state.json holds.
+        lineage: What the weights were trained on; None: unknown.
+    """
+    with _atomic_folder(folder) as temp_folder:
+        _write_weights(temp_folder, weights, state)
         if lineage is not None:
-            write_lineage(temporary, lineage)
-        temporary.chmod(0o755)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+            write_lineage(temp_folder, lineage)
+
+
+@contextlib.contextmanager
+def _atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder next to `target`; flush its files and rename it when the block ends, delete it after an error."""
+    temp_folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temp_folder
+        for path in temp_folder.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        temp_folder.chmod(0o755)
+        temp_folder.rename(target)
+    except BaseException as error:
+        shutil.rmtree(temp_folder, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # safetensors wraps the system's error
+            raise OSError(f"cannot write {target}: {error}") from error
         raise
 
 
-def _to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _point_latest(folder: Path, target: Path) -> None:
-    link = folder / f".{LATEST}.{os.getpid()}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(target.name)
-    link.replace(folder / LATEST)
+def _write_weights(folder: Path, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, folder / MODEL)
+    (folder / STATE).write_text(json.dumps(state, indent=2) + "\n")
 
 
 def _complete(folder: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of the complete checkpoints, oldest first."""
+    """Return (step, folder) of the complete checkpoints, oldest first."""
     if not folder.is_dir():
         return []
     named = ((_STEP_FOLDER.fullmatch(entry.name), entry) for entry in folder.iterdir())
@@ -121,7 +139,7 @@ def _complete(folder: Path) -> list[tuple[int, Path]]:
 
 
 def newest(folder: Path) -> Saved | None:
-    """The newest complete checkpoint below `folder`, found by looking, not by trusting `latest`."""
+    """Return the newest complete checkpoint in a folder, whatever `latest` points to; None if there is none."""
     complete = _complete(folder)
     if not complete:
         return None
@@ -130,7 +148,11 @@ def newest(folder: Path) -> Saved | None:
 
 
 def read_pickle(path: Path) -> Any:
-    """What torch.save wrote, read with weights_only=True: tensors and plain containers only, and no code of the file is run."""
+    """Return the contents of a file of torch.save: tensors and plain containers only, so that the file cannot run code.
+
+    Raises:
+        InputError: The file is damaged, or holds anything else.
+    """
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path} is refused: it is damaged, or was not written by torch.save of torch 1.6 or later")
     try:
@@ -141,12 +163,12 @@ def read_pickle(path: Path) -> Any:
 
 
 def load_training(saved: Saved) -> dict[str, Any]:
-    """The optimiser's and generators' state of a checkpoint of one's own run."""
+    """Return the state of optimizer, scaler and random generators; InputError if the file is damaged."""
     return read_pickle(saved.folder / TRAINING)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint. Only safetensors are read: a pickle could run code (`ppma convert` takes those, safely)."""
+    """Return the tensors of a checkpoint or run folder; InputError if there is none, or it is not safetensors (see `ppma convert`)."""
     file = locate_model(path)
     try:
         return load_file(file)
@@ -155,7 +177,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def open_weights(path: Path) -> safe_open:
-    """The tensors of a checkpoint, one at a time from the mapped file: none is in memory before it is asked for. A context manager."""
+    """Open the weights of a checkpoint as a mapped file, which reads a tensor when it is asked for. Raises as `read_weights`."""
     file = locate_model(path)
     try:
         return safe_open(file, framework="pt", device="cpu")
@@ -164,30 +186,41 @@ def open_weights(path: Path) -> safe_open:
 
 
 def _unreadable(file: Path, error: Exception) -> InputError:
-    hint = (
-        ""
-        if file.suffix == ".safetensors"
-        else f"; `ppma convert --from PROJECT {file} DIR` makes a folder that is taken here"
-    )
+    convert = f"; `ppma convert --from PROJECT {file} DIR` converts other formats"
+    hint = "" if file.suffix == ".safetensors" else convert
     return InputError(f"{file} is no readable safetensors file: {error}{hint}")
 
 
 def load_model(module: nn.Module, path: Path, *, without: tuple[str, ...] = ()) -> None:
-    """Load all weights of `module`; every tensor must be there and fit, or an InputError names those that do not.
+    """Load a checkpoint into a module, sharded or not.
 
-    `without` names tensors of the file that only the training needs.
+    Args:
+        module: Model.
+        path: Checkpoint or run folder, or .safetensors file.
+        without: Tensors in the file that only training needs.
+
+    Raises:
+        InputError: A tensor is missing, is not part of the model, or has another shape.
     """
     weights = {name: tensor for name, tensor in read_weights(path).items() if name not in without}
-    own = module.state_dict()
-    check_fits(own, weights, path)
-    module.load_state_dict({name: parallel.part_of(tensor, own[name]) for name, tensor in weights.items()})
+    check_fits(module.state_dict(), weights, path)
+    parallel.load_model(module, weights)
 
 
 def load_encoder(module: nn.Module, path: Path, *, keep_norm: bool = False) -> list[str]:
-    """Start the encoder of `module` from a checkpoint of any phase; returns the names of the tensors that were left out.
+    """Initialize the encoder of a module from a checkpoint of any phase.
 
-    As published (Q7), decoder, mask token, heads and the encoder's final LayerNorm are left out and start anew; `keep_norm` loads
-    the LayerNorm, `norm` or `fc_norm`, into `module`'s own.
+    Args:
+        module: Model.
+        path: Checkpoint or run folder, or .safetensors file.
+        keep_norm: Also load the final LayerNorm, `norm` or `fc_norm`. The published runs do not (Q7): it starts afresh, as the decoder,
+            the mask token and the heads do.
+
+    Returns:
+        Names of the tensors that were not loaded.
+
+    Raises:
+        InputError: A tensor of the encoder is missing or has another shape.
     """
     weights = read_weights(path)
     chosen = {name: tensor for name, tensor in weights.items() if name.startswith(TRUNK)}
@@ -206,7 +239,7 @@ def load_encoder(module: nn.Module, path: Path, *, keep_norm: bool = False) -> l
 
 
 def check_fits(wanted: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:
-    """InputError that lists what is missing, too much or of another shape."""
+    """Raise InputError unless `given` holds the tensors of `wanted`, no others, and in the same shapes; `path` is for the message."""
     problems = [f"{name} is missing" for name in wanted.keys() - given.keys()]
     problems += [f"{name} is not part of this model" for name in given.keys() - wanted.keys()]
     problems += [

@@ -1,7 +1,7 @@
-"""Ranks: who runs what, and the few things they tell each other. The only file that reads RANK and WORLD_SIZE.
+"""Ranks: the processes of a run, their collectives, and stopping them together. The only file that reads RANK and WORLD_SIZE.
 
-Whoever starts the processes (torchrun, `slurm.job`, or nobody for a single one) sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-MASTER_PORT. NCCL on GPUs, gloo on CPUs.
+The launcher (torchrun or `slurm.job`) sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; a single process needs none of
+them. NCCL on GPUs, gloo on CPUs.
 """
 
 import contextlib
@@ -27,25 +27,25 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 JOIN_SECONDS = 300
-"""How long ranks wait for each other at the start, where $PPMA_JOIN_SECONDS does not say otherwise."""
+"""Seconds that ranks wait for each other at the start; $PPMA_JOIN_SECONDS overrides it."""
 EXCHANGE_SECONDS = 7200
-"""How long an exchange may take. The watchdog of a training run (hang_seconds) speaks earlier; this is for all that it does not see."""
+"""Timeout of a collective. In a training run the watchdog (hang_seconds) acts earlier."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """This process among all of them."""
+    """This process and its place among all of them."""
 
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
     cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    """CPU cores that this rank may use without taking any from another rank of the same machine."""
+    """CPU cores per rank: cores available to this process, divided by the ranks that share them."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes what is written once."""
+        """True on rank 0, which writes shared files."""
         return self.rank == 0
 
 
@@ -53,8 +53,8 @@ def _environment() -> tuple[int, int, int]:
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if "WORLD_SIZE" not in os.environ and tasks != "1":
         raise InputError(
-            f"this is one of {tasks} tasks of a SLURM step, and WORLD_SIZE is not set: each would train a model of its own; "
-            "start with `python slurm/launch.py`, or with torchrun in one task a node (docs/clusters.md)"
+            f"this is one of {tasks} tasks of a SLURM step, and WORLD_SIZE is not set, so each would train its own model; "
+            "start with `python slurm/launch.py`, or with torchrun in one task per node (docs/clusters.md)"
         )
     try:
         rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -67,7 +67,7 @@ def _environment() -> tuple[int, int, int]:
 
 
 def choose_device(asked: str, local_rank: int = 0) -> torch.device:
-    """auto, cpu or cuda as a device; InputError when a GPU is asked for and there is none."""
+    """Return the device for auto, cpu or cuda; InputError for cuda without a GPU."""
     if asked == "cuda" and not torch.cuda.is_available():
         raise InputError("device is cuda, but torch sees no GPU; `ppma doctor` says why")
     if asked == "cpu" or not torch.cuda.is_available():
@@ -76,7 +76,7 @@ def choose_device(asked: str, local_rank: int = 0) -> torch.device:
 
 
 def _join(rank: int, world_size: int, device: torch.device) -> None:
-    """Meet the other ranks, all of them, or raise ConnectionError with what there is to know."""
+    """Initialize the process group; ConnectionError if not all ranks arrive in time."""
     backend, why = ("nccl", "GPUs") if device.type == "cuda" else ("gloo", "no GPU")
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     me = f"rank {rank} of {world_size} on {socket.gethostname()}"
@@ -84,7 +84,7 @@ def _join(rank: int, world_size: int, device: torch.device) -> None:
     log.info("%s joins at %s over %s (%s)", me, where, backend, why)
     device_id = device if device.type == "cuda" else None
     try:
-        # A store of our own, because init_process_group has one time-out for the meeting and for every exchange after it.
+        # A separate store, because init_process_group has a single timeout for the rendezvous and for all collectives.
         store, rank, world_size = next(dist.rendezvous("env://", rank, world_size, timeout=timedelta(seconds=seconds)))
         store.set_timeout(timedelta(seconds=seconds))
         exchange = timedelta(seconds=EXCHANGE_SECONDS)
@@ -93,14 +93,11 @@ def _join(rank: int, world_size: int, device: torch.device) -> None:
         )
         hosts: list[str] = [""] * world_size
         dist.all_gather_object(hosts, socket.gethostname())
-    except (
-        RuntimeError,
-        ValueError,
-    ) as error:  # torch's DistError is a RuntimeError; a port that is no number a ValueError
+    except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError; an invalid port is a ValueError
         first = str(error).strip().splitlines()[0]
         raise ConnectionError(
-            f"{me} could not meet the others at {where} within {seconds} s: {first}. Look in the logs of the other ranks for one "
-            "that failed earlier; the nodes must reach each other at that address"
+            f"{me} could not meet the others at {where} within {seconds} s: {first}. Check the logs of the other ranks for an "
+            "earlier failure; the nodes must reach each other at that address"
         ) from error
     if rank == 0:
         log.info("%d ranks on %d nodes: %s", world_size, len(set(hosts)), ", ".join(dict.fromkeys(hosts)))
@@ -108,7 +105,7 @@ def _join(rank: int, world_size: int, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def session(device: str = "auto") -> Iterator[Ranks]:
-    """Join the other ranks, and leave them at the end. A rank that cannot join raises; it never goes on alone."""
+    """Initialize the process group; destroy it on exit. A rank that cannot join raises ConnectionError."""
     rank, world_size, local_rank = _environment()
     chosen = choose_device(device, local_rank)
     if chosen.type == "cuda":
@@ -124,7 +121,7 @@ def session(device: str = "auto") -> Iterator[Ranks]:
 
 
 def _own_cores(ranks: Ranks) -> int:
-    """The cores of this rank, divided by the ranks that may run on the same ones: torchrun binds none, SLURM may bind each."""
+    """Return the cores of this process divided by the ranks that share them: torchrun binds no ranks to cores, SLURM may."""
     mine = (socket.gethostname(), os.sched_getaffinity(0))
     sharing = sum(host == mine[0] and not mine[1].isdisjoint(cores) for host, cores in gather_objects(mine, ranks))
     return max(1, len(mine[1]) // sharing)
@@ -137,7 +134,7 @@ def barrier(ranks: Ranks) -> None:
 
 
 def mean_over_ranks(value: Tensor, ranks: Ranks) -> Tensor:
-    """The mean of a tensor over the ranks, on all of them."""
+    """Return the mean of a tensor over all ranks, on every rank."""
     if ranks.world_size > 1:
         value = value.clone()
         dist.all_reduce(value)
@@ -146,7 +143,7 @@ def mean_over_ranks(value: Tensor, ranks: Ranks) -> Tensor:
 
 
 def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
-    """Rows of all ranks, rank 0's first; ranks may hold different numbers of them, also none."""
+    """Return the rows of all ranks, in rank order; ranks may hold different numbers of rows, also none."""
     if ranks.world_size == 1:
         return rows
     counts = torch.zeros(ranks.world_size, dtype=torch.int64, device=rows.device)
@@ -160,7 +157,7 @@ def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
 
 
 def gather_objects(mine: T, ranks: Ranks) -> list[T]:
-    """What every rank has, rank 0's first; anything that can be pickled."""
+    """Return the picklable object of every rank, in rank order."""
     if ranks.world_size == 1:
         return [mine]
     parts: list[T] = [mine] * ranks.world_size
@@ -169,10 +166,10 @@ def gather_objects(mine: T, ranks: Ranks) -> list[T]:
 
 
 def mean_in_rank_order(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """DistributedDataParallel's exchange on CPUs: gather the gradients of all ranks and add them in the order of the ranks.
+    """Average a gradient bucket over the ranks, adding in rank order: DDP's communication hook on CPUs.
 
-    all_reduce adds each element in an order that follows from its place in a bucket, and DDP lays its buckets out anew after the first
-    step it takes. A resumed run would differ from one that never stopped in the last bit of its first step.
+    all_reduce adds each element in an order that depends on its place in the bucket, and DDP rebuilds its buckets after the first step.
+    With it, the first step of a resumed run would differ in the last bit from that of an uninterrupted run.
     """
     gradient = bucket.buffer()
     parts = [torch.empty_like(gradient) for _ in range(dist.get_world_size())]
@@ -189,17 +186,17 @@ def mean_in_rank_order(_: object, bucket: dist.GradBucket) -> torch.futures.Futu
 
 
 class Stop(IntEnum):
-    """What the ranks were asked for; the highest of all ranks counts."""
+    """A request to stop; the highest of all ranks counts."""
 
     NO = 0
     SAVE = 1
-    """SIGTERM or SIGINT: save and end."""
+    """SIGTERM or SIGINT: save and exit."""
     HAND_OVER = 2
-    """SIGUSR2, which announces a preemption or the end of the time: save and be queued again."""
+    """SIGUSR2, which announces a preemption or the time limit: save, exit and requeue the job."""
 
 
 class Stopped(Exception):
-    """The run was asked to stop; all that it has is saved, and it wants to be run again with resume."""
+    """Raised when a run stopped cleanly on request: its checkpoint is saved; rerun to resume."""
 
     def __init__(self, why: Stop) -> None:
         super().__init__(why.name)
@@ -207,10 +204,10 @@ class Stopped(Exception):
 
 
 class StopFlag:
-    """Whether any rank was asked to stop, agreed on by all at the same step.
+    """Turns signals into a stop that all ranks agree on at the same step.
 
-    The flags of one step are reduced while the next one computes, and read there: no step waits for it. They travel over gloo also where
-    gradients do over NCCL: reading a flag on a GPU would wait for all that the GPU has yet to do.
+    The flags of a step are reduced during the next step and read after it, so no step waits for them. They use gloo even where gradients
+    use NCCL: reading a flag on a GPU would wait for all queued work.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -224,17 +221,17 @@ class StopFlag:
         self._before = {number: signal.signal(number, self._ask) for number in numbers}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:  # a second Ctrl-C means it
+        if self.asked and number == signal.SIGINT:  # a second Ctrl-C stops at once
             raise KeyboardInterrupt
         known = self.asked
         self.asked = max(self.asked, Stop.HAND_OVER if number == signal.SIGUSR2 else Stop.SAVE)
         log.warning("%s: stopping %s", signal.Signals(number).name, "at once" if self._at_once else "after this step")
-        if self._at_once and not known:  # asked again while it stops, it goes on stopping
+        if self._at_once and not known:  # a further signal does not interrupt the stop itself
             raise Stopped(self.asked)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a signal raises Stopped on the rank that gets it: for the work after the last step, which starts anew in the next run."""
+        """Raise Stopped inside the block as soon as a signal arrives: for work after the last step, which the next run repeats."""
         self._at_once = True
         try:
             if self.asked:
@@ -244,7 +241,7 @@ class StopFlag:
             self._at_once = False
 
     def agreed(self) -> Stop:
-        """Call once a step, on every rank; the same answer on all ranks at the same call."""
+        """Return the request that all ranks agree on. Every rank calls it once per step."""
         if self._ranks.world_size == 1:
             return self.asked
         stop = Stop.NO
@@ -256,7 +253,7 @@ class StopFlag:
         return stop
 
     def close(self) -> None:
-        """Put the old signal handlers back."""
+        """Restore the previous signal handlers."""
         if self._work is not None:
             self._work.wait()
             self._work = None

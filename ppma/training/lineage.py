@@ -1,11 +1,10 @@
-"""What weights have seen, and how the word travels with them.
+"""Lineage: what weights were trained on, recorded next to them.
 
-    sources of a run, what it starts from  ->  Lineage  ->  lineage.json beside every model.safetensors, and in the run folder
-    the model.safetensors of --init        ->  read     ->  its Lineage, parents and all, or one of origin "unknown" that says why
+    sources and initial weights of a run  ->  Lineage  ->  lineage.json next to every model.safetensors, and in the run folder
+    the model.safetensors of --init       ->  read     ->  its Lineage with all parents, or one of origin "unknown" with the reason
 
-lineage.json names the SHA-256 of the files beside it, so it belongs to these weights and no others, and it ends with a checksum of itself,
-so that a line changed by hand shows. Neither is a signature: whoever may write the folder and takes the trouble can write what he likes.
-Imports no torch.
+lineage.json holds the SHA-256 of the files next to it, so it belongs to these weights only, and a checksum of itself, so that an edit is
+detected. Neither is a signature: whoever can write the folder can forge both. Imports no torch.
 """
 
 import hashlib
@@ -23,48 +22,48 @@ from ppma.loaders.sources.manifest import Manifest
 
 FILE = "lineage.json"
 Origin = Literal["trained", "averaged", "unknown"]
-"""trained: by a run of ours on `sources`, from its parents or from scratch; averaged: of its parents; unknown: see `note`."""
+"""trained: by a run on `sources`, from its parents or from scratch; averaged: the mean of its parents; unknown: see `note`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """One source of a run: what its manifest says of the rows, and hashes of what was there."""
+    """One source of a run: counts from its manifest, and hashes."""
 
     name: str
     split: str
     clips: int
     manifest_sha256: str
     domains: dict[str, int]
-    """Rows of each domain; "" where nobody said."""
+    """Rows per domain; "" where it is not given."""
     licences: dict[str, int]
-    """Rows under each licence."""
+    """Rows per license."""
     audits: dict[str, int]
-    """Rows of each audit verdict, as the manifest says."""
+    """Rows per audit verdict in the manifest."""
     audit_sha256: str = ""
-    """Of audit.json, where it was checked."""
+    """SHA-256 of audit.json, if it was checked."""
     content_sha256: str = ""
-    """Over the content of every clip in the order of the rows, where it was checked."""
+    """SHA-256 over the contents of all clips in manifest order, if they were checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """Where weights come from, back to random numbers or to where nobody knows."""
+    """Provenance of weights, back to random initialization or to weights of unknown origin."""
 
     origin: Origin
     note: str = ""
-    """Why it is unknown."""
+    """Why the origin is unknown."""
     recipe: str = ""
     privacy: Privacy = "off"
-    """strict: the sources were checked before the first step, see `ppma.privacy.strict`."""
+    """strict: `ppma.privacy.strict` checked the sources before the first step."""
     sources: tuple[Seen, ...] = ()
     parents: tuple["Lineage", ...] = ()
     weights_sha256: str = ""
-    """Of the model.safetensors that a child started from; empty for the weights at hand, whose file lineage.json names."""
+    """SHA-256 of the model.safetensors that a child started from; empty for the weights next to the lineage.json."""
     ppma: str = __version__
 
     @classmethod
     def load(cls, values: dict[str, Any]) -> "Lineage":
-        """The inverse of dataclasses.asdict, also after JSON. Raises TypeError, ValueError or KeyError for anything else."""
+        """Return the lineage that dataclasses.asdict turned into `values`; TypeError, ValueError or KeyError if they are none."""
         if values["origin"] not in get_args(Origin) or values["privacy"] not in get_args(Privacy):
             raise ValueError(f"{values['origin']!r}, {values['privacy']!r}")
         parents = tuple(cls.load(parent) for parent in values["parents"])
@@ -72,19 +71,19 @@ class Lineage:
 
 
 def unknown(note: str) -> Lineage:
-    """Of weights of which nobody says what they saw, and why not."""
+    """Return the lineage of weights whose training data are unknown; `note` says why."""
     return Lineage(origin="unknown", note=note)
 
 
 def history(lineage: Lineage) -> Iterator[Lineage]:
-    """It and everything it comes from."""
+    """Yield a lineage and all its ancestors."""
     yield lineage
     for parent in lineage.parents:
         yield from history(parent)
 
 
 def seen(source: Manifest, split: str = "train", *, audit_sha256: str = "", content_sha256: str = "") -> Seen:
-    """What there is to say of a source."""
+    """Return the record of a source, with the hashes of its audit and its clips if they were checked."""
     counts = {name: dict(Counter(source.texts(name))) for name in ("domain", "licence", "audit")}
     return Seen(
         name=source.name, split=split, clips=len(source), manifest_sha256=source.sha256, domains=counts["domain"],
@@ -100,9 +99,14 @@ def of_run(
     starts: Sequence[Path] = (),
     resumed: Path | None = None,
 ) -> Lineage:
-    """The lineage of what a run will make. `starts` and `resumed` are the model.safetensors that it starts and goes on from.
+    """Return the lineage of the weights that a run trains.
 
-    A run that goes on with other sources than it had comes from what it was as well.
+    Args:
+        recipe: Name of the recipe.
+        privacy: Whether the sources were checked.
+        sources: What the run trains on.
+        starts: The model.safetensors of its initial weights.
+        resumed: The model.safetensors of its checkpoint. If it was trained on other sources, it becomes a parent.
     """
     parents = tuple(read(path) for path in starts)
     now = Lineage(origin="trained", recipe=recipe, privacy=privacy, sources=tuple(sources), parents=parents)
@@ -115,12 +119,18 @@ def of_run(
 
 
 def of_average(weights: Sequence[Path]) -> Lineage:
-    """The lineage of a mean of several weight files: all that any of them saw."""
+    """Return the lineage of the mean of several weight files."""
     return Lineage(origin="averaged", parents=tuple(read(path) for path in weights))
 
 
 def write(folder: Path, lineage: Lineage, *, of_files: bool = True) -> None:
-    """Write lineage.json into a folder: of weights, for the files that are in it now (a card may be edited), or for reading only."""
+    """Write lineage.json into a folder.
+
+    Args:
+        folder: Folder of weights, or a run folder.
+        lineage: The lineage.
+        of_files: Record the hashes of the files in the folder, except Markdown, which may be edited.
+    """
     there = (path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix != ".md" and path.name != FILE)
     files = {path.name: file_sha256(path) for path in there} if of_files else {}
     content: dict[str, Any] = {"files": files, "lineage": asdict(lineage)}
@@ -128,41 +138,41 @@ def write(folder: Path, lineage: Lineage, *, of_files: bool = True) -> None:
 
 
 def read(weights: Path) -> Lineage:
-    """The lineage of a weight file. Where none belongs to exactly these weights, it is unknown, and its note says why."""
+    """Return the lineage of a weight file. It is unknown if no lineage.json belongs to exactly this file; its note says why."""
     note = weights.resolve().parent / FILE
     try:
         content = json.loads(note.read_text(encoding="utf-8"))
         files, found, checksum = content["files"], Lineage.load(content["lineage"]), content.pop("checksum")
     except FileNotFoundError:
-        return unknown(f"there is no {FILE} beside {weights}")
+        return unknown(f"there is no {FILE} next to {weights}")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return unknown(f"{note} cannot be read ({error})")
     if checksum != _checksum(content):
         return unknown(f"{note} was changed after it was written")
     name = weights.resolve().name
     if name not in files:
-        return unknown(f"{note} does not speak of {name}")
+        return unknown(f"{note} does not list {name}")
     for other, sha256 in files.items():
         path = note.with_name(other)
         if path.is_file() and file_sha256(path) != sha256:
-            return unknown(f"{path} is not the file that {FILE} beside it was written for")
+            return unknown(f"{path} is not the file that {FILE} was written for")
     return replace(found, weights_sha256=files[name])
 
 
 def describe(lineage: Lineage) -> str:
-    """Markdown for a model card: every source that entered the weights, with hashes, and what nobody knows."""
+    """Return Markdown for a model card: every source of the weights with its hashes, and every unknown origin."""
     lines = []
     for one in history(lineage):
         who = one.recipe or one.origin
         if one.origin == "unknown":
             lines.append(f"- **Unknown**: {one.note}.")
         elif one.origin == "averaged":
-            lines.append(f"- Averaged from {len(one.parents)} encoders, which follow.")
-        checked = "checked by `--privacy strict`" if one.privacy == "strict" else "as its manifest says, not checked"
+            lines.append(f"- Averaged from {len(one.parents)} encoders, listed below.")
+        checked = "checked by `--privacy strict`" if one.privacy == "strict" else "from its manifest, not checked"
         for source in one.sources:
             lines.append(
-                f"- `{who}` saw {source.clips} clips of {source.name} {source.split} ({checked}): {_shares(source.domains)};"
-                f" licence {_shares(source.licences)}; audit {_shares(source.audits)}; {_hashes(source)}"
+                f"- `{who}` trained on {source.clips} clips of {source.name} {source.split} ({checked}): {_shares(source.domains)};"
+                f" license {_shares(source.licences)}; audit {_shares(source.audits)}; {_hashes(source)}"
             )
     return "\n".join(lines)
 

@@ -1,35 +1,59 @@
-"""What a run tells while it runs: metrics.jsonl, TensorBoard and a progress line. Rank 0 writes, the others keep silent.
+"""What a run reports: metrics.jsonl, TensorBoard, a progress line, and environment.json. Rank 0 writes.
 
-Tags are those of DESIGN.md: train/*, perf/*, data/*, eval/*. On a resume everything logged after the checkpoint is withdrawn, so a file
-holds each step once.
+    values by tag and step  ->  Monitor;   config, ranks, precision  ->  environment.json
+
+Tags are train/*, perf/*, data/* and eval/*. On a resume, everything logged after the checkpoint is removed, so that a file holds each
+step once.
 """
 
 import json
 import logging
+import os
+import platform
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from ppma.common.files import write_text
+from ppma.config.run import RunConfig
+from ppma.kernels import choice
+from ppma.loaders.stream import choose_implementation
+from ppma.training.compute import Compute
+from ppma.training.distributed import Ranks
+
 log = logging.getLogger(__name__)
 
-
-def _withdraw(path: Path, step: int) -> None:
-    """Drop the lines after `step` from a metrics file."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-    beside = path.with_suffix(".tmp")
-    beside.write_text("".join(line + "\n" for line in kept))
-    beside.replace(path)
+PACKAGES = (
+    "ppma", "torch", "torchvision", "timm", "numpy", "nvidia-dali-cuda130", "av", "opencv-python", "ffcv", "triton",
+)  # fmt: skip
+"""Packages whose versions a result may depend on."""
+SHORT = {
+    "train/loss": "loss {:.4f}",
+    "perf/clips_per_s": "{:.1f} clips/s",
+    "perf/stall_percent": "stall {:.0f} %",
+    "eval/top1": "top-1 {:.3f}",
+    "data/bad_files": "{:.0f} bad files",
+}
+"""Values of the progress line."""
 
 
 class Monitor:
-    """Takes numbers by tag and step. `writes` is False on every rank but the first. A context manager."""
+    """Writes values by tag and step. A context manager.
+
+    Args:
+        run_dir: Run folder.
+        writes: False on every rank but the first, where all methods do nothing.
+        total_steps: Steps of the run.
+        start_step: Step that a resumed run starts from.
+        title: Label of the progress bar.
+    """
 
     def __init__(self, run_dir: Path, *, writes: bool, total_steps: int, start_step: int = 0, title: str = "") -> None:
         self._writes, self._total = writes, total_steps
@@ -37,16 +61,16 @@ class Monitor:
         self._progress: Progress | None = None
         if not writes:
             return
-        _withdraw(run_dir / "metrics.jsonl", start_step)
+        _drop_rows_after(start_step, run_dir / "metrics.jsonl")
         self._file = (run_dir / "metrics.jsonl").open("a", buffering=1)
         self.writer = SummaryWriter(str(run_dir), purge_step=start_step + 1 if start_step else None)
         if sys.stderr.isatty():
             columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"),
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[values]}"),
                 TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             )  # fmt: skip
             self._progress = Progress(*columns, speed_estimate_period=120)
-            self._task = self._progress.add_task(title, total=total_steps, completed=start_step, facts="")
+            self._task = self._progress.add_task(title, total=total_steps, completed=start_step, values="")
             self._progress.start()
 
     def __enter__(self) -> "Monitor":
@@ -66,42 +90,82 @@ class Monitor:
             self._progress.update(self._task, completed=step)
 
     def scalars(self, step: int, values: dict[str, float], *, epoch: int | None = None) -> None:
-        """Write numbers to the file, to TensorBoard and, in short, to the terminal."""
+        """Write values by tag to metrics.jsonl and TensorBoard, and some of them to the terminal."""
         if not self._writes:
             return
         row: dict[str, Any] = {"step": step, **({} if epoch is None else {"epoch": epoch}), **values}
         self._file.write(json.dumps(row) + "\n")
         for tag, value in values.items():
             self.writer.add_scalar(tag, value, step)
-        facts = self._facts(values)
+        shown = [text.format(values[tag]) for tag, text in SHORT.items() if tag in values]
+        line = "  ".join(text for text in shown if text != "0 bad files")
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, facts=facts)
+            self._progress.update(self._task, completed=step, values=line)
         else:
-            log.info("step %d of %d  %s  %s", step, self._total, facts, self._left(step))
+            log.info("step %d of %d  %s  %s", step, self._total, line, self._time_left(step))
 
-    def _facts(self, values: dict[str, float]) -> str:
-        short = {"train/loss": "loss {:.4f}", "perf/clips_per_s": "{:.1f} clips/s", "perf/stall_percent": "stall {:.0f} %",
-                 "eval/top1": "top-1 {:.3f}", "data/bad_files": "{:.0f} bad files"}  # fmt: skip
-        shown = [text.format(values[tag]) for tag, text in short.items() if values.get(tag) is not None]
-        return "  ".join(text for text in shown if text != "0 bad files")
-
-    def _left(self, step: int) -> str:
+    def _time_left(self, step: int) -> str:
         done = step - self._start_step
         if done <= 0 or step >= self._total:
             return ""
         seconds = (time.monotonic() - self._began) / done * (self._total - step)
-        return (
-            f"left {time.strftime('%H:%M:%S', time.gmtime(seconds))}"
-            if seconds < 86400
-            else f"left {seconds / 3600:.0f} h"
-        )
+        clock = time.strftime("%H:%M:%S", time.gmtime(seconds))
+        return f"left {clock}" if seconds < 86400 else f"left {seconds / 3600:.0f} h"
 
     def picture(self, step: int, tag: str, image_HWC: np.ndarray) -> None:
-        """Show an RGB uint8 picture."""
+        """Show an RGB uint8 picture in TensorBoard."""
         if self._writes:
             self.writer.add_image(tag, image_HWC, step, dataformats="HWC")
 
-    def text(self, tag: str, text: str) -> None:
-        """Show a text once."""
-        if self._writes:
-            self.writer.add_text(tag, text)
+
+def _drop_rows_after(step: int, metrics: Path) -> None:
+    if metrics.exists():
+        kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
+        write_text(metrics, "".join(line + "\n" for line in kept))
+
+
+def write_environment(path: Path, config: RunConfig, ranks: Ranks, compute: Compute) -> None:
+    """Append what this start of a run runs on to a JSON list: versions, device, ranks, precision, selected backends."""
+    before = json.loads(path.read_text()) if path.exists() else []
+    on_gpu = ranks.device.type == "cuda"
+    start = {
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "host": platform.node(),
+        "cpu_count": os.cpu_count(),
+        "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "cpu",
+        "cuda": torch.version.cuda,
+        "world_size": ranks.world_size,
+        "weights": str(compute.weight_dtype),
+        "products": str(compute.autocast_dtype),
+        "implementations": implementations(config, ranks),
+    }
+    write_text(path, json.dumps([*before, start], indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of PACKAGES."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def implementations(config: RunConfig, ranks: Ranks) -> dict[str, str]:
+    """Return the selected backend of loader and kernels, each with the reason."""
+    loader, why = choose_implementation(config.loader, ranks.device)
+    if config.loader.implementation == "auto" and ranks.device.type == "cuda":
+        why += "; a training run measures the others and may switch, see its log"
+    kernels, because = choice.explain(ranks.device)
+    return {"loader": f"{loader} ({why})", "kernels": f"{kernels} ({because})"}
+
+
+def resident_bytes() -> int:
+    """Return the bytes of RAM that this process uses (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,9 +1,8 @@
-"""AdamW as every phase uses it: the rate as a function of the step, and which parameter gets how much of it.
+"""AdamW for every phase: a learning rate per step, a share of it per parameter.
 
     step, OptimConfig, global batch  ->  rate;   model  ->  parameter groups  ->  AdamW
 
-The schedule has no state, so resuming at a step needs nothing but the step. Figures: PPMA (NeurIPS 2023); layer-wise
-decay after BEiT.
+The schedule has no state, so a resume needs only the step. Values: PPMA (NeurIPS 2023); layer-wise decay after BEiT.
 """
 
 import math
@@ -18,10 +17,13 @@ __all__ = ["OptimConfig", "build_optimizer", "learning_rate", "parameter_groups"
 
 
 def learning_rate(step: int, total_steps: int, config: OptimConfig, global_batch: int) -> float:
-    """The rate of step `step` (from 0): linear from warmup_lr to the peak, then a cosine that reaches final_lr at
-    `total_steps`.
+    """Return the rate of a step: linear from warmup_lr to the peak, then a cosine that reaches final_lr at `total_steps`.
 
-    All three rates scale with global_batch / reference_batch. The warm-up may end between two steps.
+    Args:
+        step: Number of the step, from 0.
+        total_steps: Steps of the run.
+        config: The schedule. Its warm-up may end between two steps.
+        global_batch: Rows per step; all rates scale with global_batch / reference_batch.
     """
     scale, progress = global_batch / config.reference_batch, step / total_steps
     if progress < config.warmup_fraction:
@@ -33,18 +35,16 @@ def learning_rate(step: int, total_steps: int, config: OptimConfig, global_batch
 
 
 def layer_of(name: str, depth: int) -> int:
-    """0 for the patch embedding, 1 to `depth` for the blocks, depth + 1 for what follows: norms, heads, the decoder of
-    stage 1."""
+    """Return 0 for a parameter of the patch embedding, 1 to `depth` for the blocks, depth + 1 for norms, heads and decoder."""
     if name.startswith("patch_embed."):
         return 0
     return 1 + int(name.split(".")[1]) if name.startswith("blocks.") else depth + 1
 
 
 def _lr_scale(layer: int, depth: int, config: OptimConfig) -> float:
-    """Share of the rate that a layer gets: layer_decay to the power of its distance from the tail, which has the full
-    rate.
+    """Return a layer's share of the rate: layer_decay to the power of its distance from the tail.
 
-    In the published form the tail's is multiplied by layer_decay as well, like the last block's.
+    The published form multiplies the tail's rate by layer_decay too, like the last block's.
     """
     if config.layer_decay is None:
         return 1.0
@@ -53,10 +53,10 @@ def _lr_scale(layer: int, depth: int, config: OptimConfig) -> float:
 
 
 def parameter_groups(model: Encoder, config: OptimConfig) -> list[dict[str, Any]]:
-    """AdamW's groups over the parameters that learn, one for each (layer share, decay); `lr_scale` holds the share.
+    """Return AdamW's groups of trainable parameters, one per share of the rate (`lr_scale`) and weight decay.
 
-    Parameters of one axis are not decayed: biases, norms, and stage 1's mask token (VideoMAE's list; the paper names
-    biases and norms only).
+    Parameters with one axis have no weight decay: biases, norms, and the mask token of stage 1 (as in VideoMAE; the paper names biases
+    and norms only).
     """
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -69,11 +69,11 @@ def parameter_groups(model: Encoder, config: OptimConfig) -> list[dict[str, Any]
 
 
 def build_optimizer(model: Encoder, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, one fused kernel on either device. Its rate is 0 until `set_learning_rate`."""
+    """Return a fused AdamW over `parameter_groups`. Its rate is 0 until `set_learning_rate`."""
     return torch.optim.AdamW(parameter_groups(model, config), lr=0.0, betas=config.betas, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its share of the rate."""
+    """Set the rate of every group to its share of `rate`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]

@@ -1,10 +1,10 @@
-"""One model on many ranks, copied or spread.
+"""One model on many ranks: copied by DDP, or sharded by FSDP2.
 
-module, Ranks  ->  module whose backward pass ends with the mean gradient where the optimiser wants it
+    module, Ranks  ->  module whose backward pass leaves the mean gradient where the optimizer needs it
 
-Copied (DDP): every rank holds the whole model, and gradients travel in buckets while the backward pass goes on. Spread (FSDP2, `shard`):
-each rank holds a part of every weight, gradient and optimiser state, and a block's weights are gathered when it computes. Checkpoints
-hold whole tensors in either form, so a run may go on in the other one, or on another number of ranks; nothing needs to be unpickled.
+With DDP every rank holds the whole model, and gradients are exchanged in buckets during the backward pass. With FSDP2 (`shard`) each rank
+holds a shard of every weight, gradient and optimizer state, and gathers the weights of a block for its computation. Checkpoints hold full
+tensors either way, so a run may resume in the other form or on a different number of ranks.
 """
 
 import contextlib
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 
 
 def over_ranks(module: nn.Module, ranks: Ranks, *, shard: bool = False) -> nn.Module:
-    """DDP around the module, or the module itself spread in place by FSDP2; on one rank the module as it is."""
+    """Return the module wrapped by DDP, or itself after FSDP2 has sharded it in place; unchanged on one rank."""
     if ranks.world_size == 1:
         return module
-    return _spread(module, ranks) if shard else _copied(module, ranks)
+    return _shard(module, ranks) if shard else _copy(module, ranks)
 
 
-def _copied(module: nn.Module, ranks: Ranks) -> nn.Module:
+def _copy(module: nn.Module, ranks: Ranks) -> nn.Module:
     ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-    # The buffers are tables that every rank computes alike; the option to leave them be has a new name from torch 2.13 on.
+    # Buffers are tables that every rank computes alike. torch 2.13 renamed the option that leaves them alone.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    still: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    split = DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, **still)
+    no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    wrapped = DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, **no_buffers)
     if ranks.device.type == "cpu":
-        split.register_comm_hook(None, distributed.mean_in_rank_order)
-    return split
+        wrapped.register_comm_hook(None, distributed.mean_in_rank_order)
+    return wrapped
 
 
-def _spread(module: nn.Module, ranks: Ranks) -> nn.Module:
-    """Every block is a unit of its own, and what is left another: two blocks' weights are whole at a time."""
+def _shard(module: nn.Module, ranks: Ranks) -> nn.Module:
+    """Shard every block as a unit, and the rest as another, so that at most two blocks are gathered at a time."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -51,14 +51,14 @@ def _spread(module: nn.Module, ranks: Ranks) -> nn.Module:
     for block in [part for part in module.modules() if isinstance(part, Block)]:
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
-    if hasattr(module, "reconstruct"):  # the pictures of stage 1 run the model in another way than by calling it
+    if hasattr(module, "reconstruct"):  # the pictures of stage 1 call this method instead of the module
         register_fsdp_forward_method(module, "reconstruct")
     return module
 
 
 @contextlib.contextmanager
-def unsynchronised(module: nn.Module) -> Iterator[None]:
-    """Around a micro-batch that is not the last of its step: its gradients stay on the rank and add up."""
+def no_sync(module: nn.Module) -> Iterator[None]:
+    """Accumulate gradients on each rank without an exchange, for all but the last micro-batch of a step."""
     if isinstance(module, DistributedDataParallel):
         with module.no_sync():
             yield
@@ -71,15 +71,15 @@ def unsynchronised(module: nn.Module) -> Iterator[None]:
         unit.set_requires_gradient_sync(True, recurse=False)
 
 
-def gather(module: nn.Module) -> None:
-    """Make a spread module whole on every rank for good, for evaluation; every rank calls it."""
+def unshard(module: nn.Module) -> None:
+    """Gather a sharded module on every rank for good, for evaluation. Every rank calls it."""
     for unit in _units(module):
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
 
 
 def _units(module: nn.Module) -> list["FSDPModule"]:
-    """What FSDP2 holds of the module; none where it is not spread."""
+    """Return the parts of the module that FSDP2 shards as units; none if it is not sharded."""
     if not hasattr(module, "unshard"):
         return []
     from torch.distributed.fsdp import FSDPModule
@@ -87,39 +87,36 @@ def _units(module: nn.Module) -> list["FSDPModule"]:
     return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
 
-def whole(held: Any, *, keep: bool = True) -> Any:
-    """The same nested dictionaries and lists with whole tensors in the place of spread ones; every rank calls it.
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return a sharded tensor in full, and any other as it is. Every rank calls it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
-    A rank that does not `keep` them takes part in the exchange and gets None for those tensors.
+
+def state_dicts(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the state of module and optimizer as full CPU tensors on rank 0; what other ranks get is incomplete. Every rank calls it.
+
+    Optimizer state is keyed by parameter name, so it fits any number of ranks.
     """
-    if hasattr(held, "full_tensor"):
-        tensor = held.full_tensor()
-        return tensor.cpu() if keep else None
-    if isinstance(held, dict):
-        return {name: whole(value, keep=keep) for name, value in held.items()}
-    if isinstance(held, list):
-        return [whole(value, keep=keep) for value in held]
-    return held
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    return get_state_dict(module, optimizer, options=_full(cpu_offload=True))
 
 
-def part_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as `like` is held: this rank's part of it where `like` is spread, without any exchange."""
-    if not hasattr(like, "full_tensor") or tensor.shape != like.shape:
-        return tensor
-    from torch.distributed.tensor import DTensor, distribute_tensor
+def load_model(module: nn.Module, weights: dict[str, Any]) -> None:
+    """Load full tensors into a module; each rank keeps its shard."""
+    from torch.distributed.checkpoint.state_dict import set_model_state_dict
 
-    assert isinstance(like, DTensor)
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    set_model_state_dict(module, weights, options=_full())
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take up a saved state with whole tensors, each held as its parameter is."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    held = {
-        index: {
-            name: part_of(value, parameters[index]) if isinstance(value, Tensor) else value
-            for name, value in values.items()
-        }
-        for index, values in state["state"].items()
-    }
-    optimizer.load_state_dict({**state, "state": held})
+def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer state of `state_dicts`; each rank keeps its shard."""
+    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+
+    set_optimizer_state_dict(module, optimizer, state, options=_full())
+
+
+def _full(*, cpu_offload: bool = False) -> Any:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+
+    return StateDictOptions(full_state_dict=True, cpu_offload=cpu_offload)

@@ -116,7 +116,7 @@ def open_run(path: Path, *, device: str = "auto", precision: Precision = "auto",
     )  # fmt: skip
     return FinishedRun(
         folder=folder, config=config, weights=weights, metadata=metadata, loader=loader, ranks=ranks, compute=compute,
-        model=model.to(ranks.device, compute.weights).eval(),
+        model=model.to(ranks.device, compute.weight_dtype).eval(),
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
-"""The seal of a finished run: what its files hashed to when it ended, so that a report can refuse a run that was edited since.
+"""The seal of a finished run: hashes of its files, so that a report can refuse a run that was edited afterwards.
 
-run folder, hashes of the manifests and of the weights it started from, its seconds  ->  seal.json  ->  Seal, or an InputError
+    run folder, hashes of its manifests and initial weights, its duration  ->  seal.json  ->  Seal, or an InputError
 
-A seal tells an edited file; it is no signature: who can write the file can write the seal. Imports no torch: reports read hundreds of runs.
+A seal detects edits. It is not a signature: whoever can write the files can write the seal. Imports no torch, because reports read
+hundreds of runs.
 """
 
 import hashlib
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ppma.common.files import file_sha256 as sha256
-from ppma.config.errors import InputError
+from ppma.common.files import write_text
+from ppma.config.errors import InputError, require
 from ppma.config.run import RunConfig
 from ppma.loaders.sources import catalog
 from ppma.training.lineage import FILE as LINEAGE
@@ -24,28 +26,28 @@ READ = (
     "config.json", "confusion.csv", "environment.json", LINEAGE, "metrics.jsonl", "quarantine.csv", "result.json", "scores.npz",
     "state.json",
 )  # fmt: skip
-"""Files whose contents are sealed; those of them that a run does not have must not appear later either."""
+"""Sealed files. One that a run does not have must not appear later either."""
 MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seal:
-    """What a run was made of and came to."""
+    """What a run was made of, and hashes of what it wrote."""
 
     files: dict[str, str]
     """SHA-256 of each file of `READ`."""
     weights: str | None
-    """SHA-256 of the newest weights; None where the folder holds a result only."""
+    """SHA-256 of the newest weights; None if the folder holds only a result."""
     manifests: dict[str, str]
-    """SHA-256 of each manifest that was read, by `source.split`."""
+    """SHA-256 of each manifest, by `source.split`."""
     init: str | None
-    """SHA-256 of the weights that the run started from; None: from scratch."""
+    """SHA-256 of the initial weights; None: trained from scratch."""
     seconds: float
-    """Wall time of all its starts, evaluation included; of a start that was killed what its log tells."""
+    """Wall time of all starts, evaluation included; for a killed start, the time that its metrics cover."""
 
 
 def locate_model(path: Path) -> Path:
-    """The .safetensors file meant by a run folder, a checkpoint folder or the file itself. InputError when there is none."""
+    """Return the .safetensors file of a run folder (its newest), a checkpoint folder or the file itself; InputError if there is none."""
     candidates = [path, path / MODEL, path / "latest" / MODEL, path / "checkpoints" / "latest" / MODEL]
     for candidate in candidates:
         if candidate.is_file():
@@ -54,7 +56,7 @@ def locate_model(path: Path) -> Path:
 
 
 def manifest_hashes(config: RunConfig) -> dict[str, str]:
-    """SHA-256 of every manifest that a run reads, tested ones included; equal to `Manifest.sha256`."""
+    """Return `Manifest.sha256` of every manifest that a run reads, test splits included, by `source.split`."""
     data = catalog.find(config.data)
     entries = [data.entry(name) for name in config.sources]
     if config.evaluation.at_end:
@@ -69,19 +71,19 @@ def manifest_hashes(config: RunConfig) -> dict[str, str]:
 
 @cache
 def _manifest_hash(path: Path, changed_ns: int) -> str:
-    """A study asks for the same manifests hundreds of times."""
+    """Return the hash of a file, cached, because a study asks for the same manifests hundreds of times."""
     return sha256(path)
 
 
 def starts_hash(weights: Sequence[str]) -> str | None:
-    """One hash for all weights that a run starts from: that of the only one, or one of them together; None: from scratch."""
+    """Return one hash for the hashes of a run's initial weights; None if there are none."""
     if len(weights) < 2:
         return weights[0] if weights else None
     return hashlib.sha256("".join(weights).encode()).hexdigest()
 
 
 def logged_seconds(folder: Path, batch: int) -> float:
-    """Seconds of training that `metrics.jsonl` accounts for: steps of each interval over its speed."""
+    """Return the seconds of training in `metrics.jsonl`: rows of each interval over its throughput. `batch` is the global batch."""
     file, seconds, before = folder / "metrics.jsonl", 0.0, 0
     for line in file.read_text().splitlines() if file.is_file() else ():
         row = json.loads(line)
@@ -91,63 +93,61 @@ def logged_seconds(folder: Path, batch: int) -> float:
 
 
 def signed(facts: dict[str, Any]) -> dict[str, Any]:
-    """The same with a hash of itself under `seal`, for a file that is read by `verified`."""
+    """Return `facts` with their hash under `seal`; the inverse of `verified`."""
     return {**facts, "seal": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
 
 
 def verified(file: Path) -> dict[str, Any]:
-    """What a file of `signed` facts holds. InputError when it is not there, no such file, or was edited."""
+    """Return the facts in a file of `signed` ones; InputError if it is missing, invalid or was edited."""
     try:
         read = json.loads(file.read_text())
         facts = {name: value for name, value in read.items() if name != "seal"}
         own = read["seal"]
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{file} cannot be read as the seal of something finished: {error}") from None
+        raise InputError(f"{file} is no readable seal: {error}") from None
     if own != signed(facts)["seal"]:
-        raise InputError(
-            f"{file} was edited: its hash is not the one that it was written with; restore it, or make it anew"
-        )
+        raise InputError(f"{file} was edited: its hash differs from the sealed one; restore the file or make it again")
     return facts
 
 
 def write(folder: Path, *, manifests: dict[str, str], init: str | None, seconds: float) -> Seal:
-    """Seal a folder as it stands; the seal appears complete or not at all."""
+    """Seal a run folder and return its seal.
+
+    Args:
+        folder: Run folder.
+        manifests: See `manifest_hashes`.
+        init: See `starts_hash`.
+        seconds: Wall time of the run.
+    """
     files = {name: sha256(folder / name) for name in READ if (folder / name).is_file()}
     own = [path for path in (folder / "checkpoints" / "latest" / MODEL, folder / MODEL) if path.is_file()]
     weights = sha256(own[0]) if own else None
     seal = Seal(files=files, weights=weights, manifests=manifests, init=init, seconds=round(seconds, 3))
-    beside = folder / "seal.tmp"
-    beside.write_text(json.dumps(signed(asdict(seal)), indent=2) + "\n")
-    beside.replace(folder / SEAL)
+    write_text(folder / SEAL, json.dumps(signed(asdict(seal)), indent=2) + "\n")
     return seal
 
 
 def read(folder: Path) -> Seal:
-    """The seal of a folder, after every file of `READ` was found as it was. InputError names the first that was not."""
+    """Return the seal of a run folder after checking its files; InputError names the first that is missing, new or edited."""
     if not (folder / SEAL).is_file():
-        raise InputError(f"{folder} has no {SEAL}: the run has not ended; go on with --resume")
+        raise InputError(f"{folder} has no {SEAL}: the run is not finished; continue it with --resume")
     facts = verified(folder / SEAL)
     try:
         seal = Seal(**facts)
     except TypeError as error:
         raise InputError(f"{folder / SEAL} is no seal: {error}") from None
-    changed = [name for name in READ if _hash_or_none(folder / name) != seal.files.get(name)]
-    if changed:
-        raise InputError(
-            f"{folder / changed[0]} was edited after the run had ended: its hash is not the one in {SEAL}; "
-            "restore the file, or delete the run and run it again"
-        )
+    for name in READ:
+        found = sha256(folder / name) if (folder / name).is_file() else None
+        _require_unchanged(folder / name, found == seal.files.get(name))
     return seal
 
 
 def check_weights(folder: Path, seal: Seal) -> None:
-    """InputError unless the weights are those that were sealed."""
-    if seal.weights != sha256(locate_model(folder)):
-        raise InputError(
-            f"{locate_model(folder)} was changed after the run had ended: its hash is not the one in {SEAL}; "
-            "restore the file, or delete the run and run it again"
-        )
+    """Raise InputError unless the weights in a folder are the sealed ones."""
+    weights = locate_model(folder)
+    _require_unchanged(weights, seal.weights == sha256(weights))
 
 
-def _hash_or_none(path: Path) -> str | None:
-    return sha256(path) if path.is_file() else None
+def _require_unchanged(file: Path, unchanged: bool) -> None:
+    fix = "restore the file, or delete the run and run it again"
+    require(unchanged, f"{file} was edited after the run had ended: its hash is not the one in {SEAL}; {fix}")

@@ -1,21 +1,26 @@
-"""What a phase trains, for the one loop that trains every phase.
+"""Tasks: what a phase trains, for the one loop that trains every phase.
 
-    RunConfig, manifests  ->  Task: a model whose forward is the loss, a stream of batches, and which tensors of a batch the model takes
+    RunConfig, manifests   ->  Task: a model whose forward is the loss, a stream of batches, and the tensors of a batch that the model takes
+    loader.implementation auto  ->  reader with the highest throughput on the slowest rank
 
-The loop in `train` knows nothing of masks, labels or features; a task knows nothing of ranks, precision or checkpoints.
+The trainer knows nothing of masks, labels or features; a task knows nothing of ranks, precision or checkpoints.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, require
+from ppma.config.loader import LoaderConfig, Reader
 from ppma.config.run import RunConfig
+from ppma.loaders import readers
 from ppma.loaders.batch import ClipBatch, LoaderCounters
-from ppma.loaders.sampler import TrainingSampler
+from ppma.loaders.sampler import Batches, TrainingSampler
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream
@@ -24,12 +29,17 @@ from ppma.models.classify import Classifier, check_labels
 from ppma.models.mae import MaskedAutoencoder
 from ppma.models.mixing import check_group
 from ppma.models.vit import Encoder
+from ppma.training import distributed
 from ppma.training.distributed import Ranks
-from ppma.training.reader_choice import choose_reader
+
+log = logging.getLogger(__name__)
+
+WORTH_STEPS = 200
+"""Steps below which a run is too short to be worth measuring readers."""
 
 
 class Batch(Protocol):
-    """What a stream gives: its place in the run, and counters."""
+    """A batch of any stream: its place in the run, and counters."""
 
     epoch: int
     step: int
@@ -37,67 +47,64 @@ class Batch(Protocol):
 
 
 class Task(Protocol):
-    """A phase as the loop sees it."""
+    """A phase as the trainer sees it."""
 
     config: RunConfig
-    """The run's; where the task chose a rate of a grid, with that rate."""
+    """The run; with the chosen learning rate if the task chose one from a grid."""
 
     @property
     def model(self) -> Encoder:
-        """`model(*inputs(batch))` is the loss; its state dict is the checkpoint."""
+        """Model whose `model(*inputs(batch))` is the loss and whose state dict is the checkpoint."""
 
     steps_per_epoch: int
     splits_over_ranks: bool
-    """True: each rank has its own part of the batch and gradients are averaged; False: every rank does the same work."""
+    """True if each rank trains on its own part of a batch and gradients are averaged; False if every rank does the same work."""
     step_flops: float
     """Floating-point operations of a training step, for the whole global batch."""
 
     def stream(self, ranks: Ranks, start: tuple[int, int]) -> AbstractContextManager[Any]:
-        """The batches of one rank from (epoch, step) on."""
+        """Return the batches of one rank, from `start` = (epoch, step) on."""
 
     def inputs(self, batch: Any) -> tuple[Tensor, ...]:
-        """Tensors for the model, rows first."""
+        """Return the arguments of the model's forward, each with the rows of the batch first."""
 
     def pictures(self, batch: Any, *, due: bool) -> dict[str, np.ndarray]:
-        """RGB pictures by tag: all that there are when they are due, later those that a batch could not yet give."""
+        """Return RGB uint8 (H, W, 3) pictures by tag: all of them when `due`, afterwards those that earlier batches could not give."""
 
     def facts(self) -> dict[str, Any]:
-        """What the run found out besides its weights, for state.json and result.json."""
+        """Return results of the training other than weights, for state.json and result.json."""
 
 
 def read_sources(config: RunConfig, split: str = "train") -> list[Manifest]:
-    """The manifests that a run names, from the data catalog in force."""
+    """Return the manifests of a run's sources, as the data catalog has them for a split."""
     data = catalog.find(config.data)
     return [data.manifest(name, split) for name in config.sources]
 
 
 def label_spaces(config: RunConfig, sources: Sequence[Manifest]) -> dict[str, int]:
-    """Classes of each source. Every row must have a label."""
+    """Return the number of classes of each source; InputError for a source without labels, or with an invalid one."""
     spaces = {}
     for source in sources:
-        if source.n_classes == 0:
-            raise InputError(f"source {source.name} has no labels, and recipe {config.recipe} needs them")
+        require(source.n_classes > 0, f"source {source.name} has no labels, and recipe {config.recipe} needs them")
         check_labels(source.labels, source.n_classes, source.name)
         spaces[source.name] = source.n_classes
     return spaces
 
 
 class _ClipTask:
-    """What stage 1 and everything with labels share: clips come from the loader."""
+    """A task whose clips come from the loader."""
 
     model: Encoder
     splits_over_ranks = True
 
     def __init__(self, config: RunConfig, sources: Sequence[Manifest]) -> None:
         self.config, self.sources = config, sources
-        clips = sum(len(source) for source in sources)
-        views = config.loader.views
+        clips, views = sum(len(source) for source in sources), config.loader.views
         if clips < config.batch:
             most = max(clips // views, 1) * views
-            raise InputError(
-                f"{', '.join(config.sources)}: {clips} clips in all, fewer than a batch of {config.batch}; choose --batch {most} or less"
-            )
-        # An epoch is as many views as there are clips: with V views a V-th of the clips is decoded (PAPER.md, stage 1).
+            few = f"{', '.join(config.sources)}: {clips} clips in all, fewer than a batch of {config.batch}"
+            raise InputError(f"{few}; use --batch {most} or less")
+        # An epoch has as many views as there are clips, so with V views per clip it decodes 1 / V of the clips.
         self.sampler = TrainingSampler(
             sources,
             config.loader,
@@ -110,7 +117,7 @@ class _ClipTask:
         self._unseen: set[int] = set()
 
     def stream(self, ranks: Ranks, start: tuple[int, int]) -> ClipStream:
-        """The loader, writing `quarantine.csv` into the run folder."""
+        """Return the loader, which writes `quarantine.csv` into the run folder."""
         config, steps = self.config, self.steps_per_epoch
         loader = choose_reader(
             self.sampler, self.sources, config.loader.for_cores(ranks.cores), ranks, step=start[0] * steps + start[1],
@@ -122,23 +129,22 @@ class _ClipTask:
         )  # fmt: skip
 
     def pictures(self, batch: ClipBatch, *, due: bool) -> dict[str, np.ndarray]:
-        """The clips of each source as the model gets them; a source that is not in this batch is shown from the next that has it."""
+        """Return clips of each source as the model gets them; a source that a batch lacks follows with a later one."""
         if due:
             self._unseen = set(range(len(self.sources)))
         shown = self._unseen & batch.sources
         self._unseen -= shown
         names = self.config.sources
-        return {
-            f"clips/{names[i]}": pictures.clips_of_source(batch.frames_BTHWC, batch.source_B, i) for i in sorted(shown)
-        }
+        frames_BTHWC, source_B = batch.frames_BTHWC, batch.source_B
+        return {f"clips/{names[i]}": pictures.clips_of_source(frames_BTHWC, source_B, i) for i in sorted(shown)}
 
     def facts(self) -> dict[str, Any]:
-        """Nothing."""
+        """Return no results: stage 1 has only weights."""
         return {}
 
 
 class MaeTask(_ClipTask):
-    """Stage 1."""
+    """Stage 1: masked autoencoding."""
 
     def __init__(self, config: RunConfig, sources: Sequence[Manifest]) -> None:
         super().__init__(config, sources)
@@ -146,11 +152,11 @@ class MaeTask(_ClipTask):
         self.step_flops = 3 * config.batch * flops.mae_flops(config.vit, config.mae)
 
     def inputs(self, batch: ClipBatch) -> tuple[Tensor, ...]:
-        """Frames and row keys."""
+        """Return frames and row keys."""
         return batch.frames_BTHWC, batch.key_B
 
     def pictures(self, batch: ClipBatch, *, due: bool) -> dict[str, np.ndarray]:
-        """Also originals, what was visible of them, and reconstructions."""
+        """Return clips, and when `due` reconstructions next to originals and visible patches."""
         grids = super().pictures(batch, due=due)
         if not due:
             return grids
@@ -159,7 +165,7 @@ class MaeTask(_ClipTask):
 
 
 class ClassifyTask(_ClipTask):
-    """Align, fine-tuning, and linear probing with the encoder in the loop."""
+    """Align, fine-tuning, and linear probes that run the encoder in every step."""
 
     def __init__(
         self, config: RunConfig, sources: Sequence[Manifest], model_class: Callable[..., Classifier] = Classifier
@@ -174,15 +180,44 @@ class ClassifyTask(_ClipTask):
         self.step_flops = passes * config.batch * one
 
     def facts(self) -> dict[str, Any]:
-        """What the model itself reports."""
+        """Return what the model reports."""
         return self.model.facts()
 
     def check_world(self, world_size: int) -> None:
-        """InputError unless mixing groups fit into what a rank gets at a time."""
+        """Raise InputError unless a rank's micro-batch divides into mixing groups."""
         if self.config.classifier.mix.mixes:
             check_group(self.config.batch // world_size // self.config.accumulate, self.config.classifier.mix.group)
 
     def inputs(self, batch: ClipBatch) -> tuple[Tensor, ...]:
-        """Frames, row keys, labels, sources and erasing boxes."""
+        """Return frames, row keys, labels, sources and, with erasing, boxes."""
         common = (batch.frames_BTHWC, batch.key_B, batch.label_B, batch.source_B)
         return (*common, batch.erase_B4) if self.config.loader.erase_probability > 0 else common
+
+
+def choose_reader(
+    batches: Batches, sources: Sequence[Manifest], config: LoaderConfig, ranks: Ranks, *, step: int, total_steps: int
+) -> LoaderConfig:
+    """Return the config with `auto` replaced by the reader whose slowest rank is fastest. Every rank calls it.
+
+    All ranks measure at the same time, because the ranks of a node share its cores, disks and network, and every step waits for the
+    slowest. Nothing is measured if the config names a reader, fewer than WORTH_STEPS steps remain, or only one reader can serve.
+    """
+    if config.implementation != "auto" or total_steps - step < WORTH_STEPS:
+        return config
+    offered = distributed.gather_objects(readers.servable(config, sources, ranks.device), ranks)
+    names = [name for name in offered[0] if all(name in others for others in offered)]
+    if len(names) < 2:
+        return config
+    rates: dict[Reader, float] = {}
+    for number, name in enumerate(names):
+        distributed.barrier(ranks)
+        rates[name] = readers.clips_per_second(
+            name, batches, sources, config, device=ranks.device, rank=ranks.rank, world_size=ranks.world_size,
+            first_step=step + number * readers.APART_STEPS,
+        )  # fmt: skip
+    measured = distributed.gather_objects(rates, ranks)
+    slowest = {name: min(of_rank[name] for of_rank in measured) for name in names}
+    chosen = max(names, key=slowest.__getitem__)
+    figures = ", ".join(f"{name} {rate:.0f}" for name, rate in slowest.items())
+    log.info("loader.implementation auto is %s; clips/s of the slowest rank: %s", chosen, figures)
+    return replace(config, implementation=chosen)

@@ -19,11 +19,11 @@ from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
 from ppma.models.classify import Classifier
 from ppma.models.flops import measured_peak_flops
-from ppma.training import checkpoint, compiling, distributed, environment, parallel
-from ppma.training.compute import Compute
+from ppma.training import checkpoint, distributed, parallel
+from ppma.training.compute import Compute, compile_clock, compile_mode, compiled
 from ppma.training.distributed import Ranks, StopFlag, Stopped
 from ppma.training.lineage import Lineage
-from ppma.training.monitor import Monitor
+from ppma.training.monitor import Monitor, resident_bytes
 from ppma.training.optim import build_optimizer, learning_rate, set_learning_rate
 from ppma.training.tasks import Batch, Task
 from ppma.training.watchdog import Watchdog
@@ -32,38 +32,43 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """The state of a run: model, optimiser, step. `run` takes it to the end."""
+    """The state of a run: model, optimizer, step. `run` trains to the end.
+
+    Args:
+        config: The run.
+        task: Its model and batches.
+        ranks: The processes that train together.
+        compute: Precision.
+        lineage: What the weights were trained on, for the checkpoints; None: unknown.
+    """
 
     def __init__(
         self, config: RunConfig, task: Task, ranks: Ranks, compute: Compute, lineage: Lineage | None = None
     ) -> None:
         self.config, self.task, self.ranks, self.compute, self.lineage = config, task, ranks, compute, lineage
-        self.model = task.model.to(ranks.device, compute.weights)
+        self.model = task.model.to(ranks.device, compute.weight_dtype)
         self.model.train()
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=compute.scales_loss)
         self.total_steps = task.steps_per_epoch * config.optim.epochs
         self.step = 0
         self.loss_sum = torch.zeros((), device=ranks.device, dtype=torch.float64)
         self.loss_steps = 0
-        self._split = (
-            parallel.over_ranks(self.model, ranks, shard=config.shard) if task.splits_over_ranks else self.model
-        )
-        self.optimizer = build_optimizer(self.model, config.optim)  # over the parts that this rank holds
-        mode = compiling.choose(config.compile, ranks.device)
-        self._clock = compiling.clock() if mode != "off" else None
+        splits = task.splits_over_ranks
+        self._parallel = parallel.over_ranks(self.model, ranks, shard=config.shard) if splits else self.model
+        self.optimizer = build_optimizer(self.model, config.optim)  # after sharding: over the shards of this rank
+        mode = compile_mode(config.compile, ranks.device)
+        self._clock = compile_clock() if mode != "off" else None
         self._marks_steps = mode == "graphs"
-        self._module = compiling.compiled(self._split, mode) if mode != "off" else self._split
+        self._module = compiled(self._parallel, mode) if mode != "off" else self._parallel
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints go."""
+        """Folder of the checkpoints."""
         return self.config.run_dir / "checkpoints"
 
     def save(self) -> None:
-        """Write a checkpoint of this step; every rank calls it, the first one writes."""
-        model, optimizer = (
-            parallel.whole(part.state_dict(), keep=self.ranks.is_main) for part in (self.model, self.optimizer)
-        )
+        """Write a checkpoint of this step. Every rank calls it; rank 0 writes."""
+        model, optimizer = parallel.state_dicts(self.model, self.optimizer)
         if self.ranks.is_main:
             training = {
                 "optimizer": optimizer,
@@ -83,18 +88,27 @@ class Trainer:
         distributed.barrier(self.ranks)
 
     def restore(self) -> bool:
-        """Take up the newest checkpoint, where there is one."""
+        """Continue from the newest checkpoint; return False if there is none.
+
+        Raises:
+            InputError: The checkpoint belongs to other data or to an older version, or is damaged.
+        """
         saved = checkpoint.newest(self.checkpoints)
         if saved is None:
             return False
-        if saved.state["steps_per_epoch"] != self.task.steps_per_epoch:
-            before = saved.state["steps_per_epoch"]
+        steps = saved.state["steps_per_epoch"]
+        if steps != self.task.steps_per_epoch:
+            now = f"now there are {self.task.steps_per_epoch}"
             raise InputError(
-                f"{saved.folder} had {before} steps an epoch, now there are {self.task.steps_per_epoch}; the data changed"
+                f"{saved.folder} had {steps} steps per epoch, {now}: the data changed; use another --run-dir"
             )
         checkpoint.load_model(self.model, saved.folder)
         training = checkpoint.load_training(saved)
-        parallel.load_optimizer(self.optimizer, training["optimizer"])
+        if any(isinstance(name, int) for name in training["optimizer"]["state"]):  # once keyed by number, not by name
+            raise InputError(
+                f"{saved.folder} is from an older ppma; finish the run with that, or start a run from --init"
+            )
+        parallel.load_optimizer(self.model, self.optimizer, training["optimizer"])
         self.scaler.load_state_dict(training["scaler"])
         self.loss_sum, self.loss_steps = training["loss_sum"].to(self.ranks.device), training["loss_steps"]
         torch.set_rng_state(training["torch_rng"])
@@ -103,20 +117,26 @@ class Trainer:
         return True
 
     def train_step(self, batch: Batch) -> Tensor | None:
-        """One optimiser step over the rank's part of a global batch. Returns the gradient's norm where it was needed."""
+        """Take one optimizer step on this rank's part of a global batch.
+
+        Returns:
+            The gradient norm before clipping, if this step clips or logs it.
+        """
         rate = learning_rate(self.step, self.total_steps, self.config.optim, self.config.batch)
         set_learning_rate(self.optimizer, rate)
         if self._marks_steps:
-            torch.compiler.cudagraph_mark_step_begin()  # what the step before made may be written over
+            torch.compiler.cudagraph_mark_step_begin()  # the outputs of the previous step may be overwritten
+        # 1. gradients, exchanged between ranks with the last micro-batch
         for number, inputs in enumerate(self._micro_batches(batch)):
             last = number == self.config.accumulate - 1
-            with self._synchronised(last), self.compute.autocast():
+            with self._sync(last), self.compute.autocast():
                 loss = self._module(*inputs)
-            with self._synchronised(last):
+            with self._sync(last):
                 self.scaler.scale(loss / self.config.accumulate).backward()
             self.loss_sum += loss.detach().double() / self.config.accumulate
         self.step += 1
         self.loss_steps += 1
+        # 2. weights
         norm = self._gradient_norm()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -127,29 +147,33 @@ class Trainer:
         inputs = self.task.inputs(batch)
         return zip(*(tensor.chunk(self.config.accumulate) for tensor in inputs), strict=True)
 
-    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients travel between ranks once a step, with the last micro-batch."""
-        return contextlib.nullcontext() if last else parallel.unsynchronised(self._split)
+    def _sync(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if last else parallel.no_sync(self._parallel)
 
     def _gradient_norm(self) -> Tensor | None:
-        """Clip where asked to; else the norm is computed only when it will be logged."""
+        """Clip the gradient and return its norm; without clipping, compute the norm only if this step logs it."""
         clip = self.config.optim.clip_grad
         if clip is None and self.step % self.config.log_every:
             return None
         self.scaler.unscale_(self.optimizer)
-        return parallel.whole(nn.utils.clip_grad_norm_(self.model.parameters(), clip or float("inf")))
+        return parallel.full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), clip or float("inf")))
 
     def run(self, monitor: Monitor, stop: StopFlag, watchdog: Watchdog) -> None:
-        """Train to the end. Raises Stopped after a checkpoint when any rank was asked to stop."""
+        """Train to the end, writing checkpoints and metrics.
+
+        Raises:
+            Stopped: A rank was asked to stop; a checkpoint of the last step is written.
+            FloatingPointError: The loss is not a number.
+        """
         start = divmod(self.step, self.task.steps_per_epoch)
-        pace = _Pace(self)
+        speed = _Speed(self)
         with watchdog, self.task.stream(self.ranks, start) as stream:
             for batch in stream:
                 norm = self.train_step(batch)
                 watchdog.beat()
                 monitor.advance(self.step)
                 if self.step % self.config.log_every == 0 or self.step == self.total_steps:
-                    self._log(monitor, batch, norm, pace)
+                    self._log(monitor, batch, norm, speed)
                 self._show(monitor, batch)
                 asked = stop.agreed()
                 if asked or self.step % self.config.checkpoint_every == 0 or self.step == self.total_steps:
@@ -157,14 +181,14 @@ class Trainer:
                 if asked and self.step < self.total_steps:
                     raise Stopped(asked)
 
-    def _log(self, monitor: Monitor, batch: Batch, norm: Tensor | None, pace: "_Pace") -> None:
+    def _log(self, monitor: Monitor, batch: Batch, norm: Tensor | None, speed: "_Speed") -> None:
         loss = distributed.mean_over_ranks(self.loss_sum / max(self.loss_steps, 1), self.ranks).item()
         self.loss_sum.zero_()
         self.loss_steps = 0
         values = {"train/loss": loss, "train/lr": max(group["lr"] for group in self.optimizer.param_groups)}
         if norm is not None:
             values["train/grad_norm"] = norm.item()
-        values |= pace.values(batch)
+        values |= speed.values(batch)
         values["data/bad_files"] = float(batch.counters.bad_files)
         monitor.scalars(self.step, values, epoch=batch.epoch)
         if self._clock is not None:
@@ -176,9 +200,10 @@ class Trainer:
             )
 
     def _show(self, monitor: Monitor, batch: Batch) -> None:
+        """Show pictures in TensorBoard when they are due. All ranks run a sharded model, or none does."""
         every = self.config.pictures_every
         if not every or not (self.ranks.is_main or self.config.shard):
-            return  # a spread model is run by all ranks or by none
+            return
         due = self.step in (1, self.total_steps) or self.step % every == 0
         with self.compute.autocast():
             shown = self.task.pictures(batch, due=due)
@@ -186,28 +211,25 @@ class Trainer:
             monitor.picture(self.step, tag, picture)
 
 
-class _Pace:
-    """Speed since the last line of metrics. The first interval holds compilation and the start of the workers, and says so by its rate."""
+class _Speed:
+    """Throughput since the last line of metrics. The first interval includes compilation and the start of the workers."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._peak = measured_peak_flops(trainer.ranks.device, trainer.compute.products)
+        self._peak = measured_peak_flops(trainer.ranks.device, trainer.compute.autocast_dtype)
         self._began, self._step, self._waited = time.perf_counter(), trainer.step, 0.0
 
     def values(self, batch: Batch) -> dict[str, float]:
-        """perf/* over the steps since the last call; the losses were just read, so the device has caught up."""
+        """Return perf/* over the steps since the last call. Call it after reading the loss, which waits for the device."""
         trainer, now = self._trainer, time.perf_counter()
         seconds, steps = now - self._began, trainer.step - self._step
         waited = batch.counters.wait_seconds - self._waited
         self._began, self._step, self._waited = now, trainer.step, batch.counters.wait_seconds
         world = trainer.ranks.world_size if trainer.task.splits_over_ranks else 1
-        values = {
+        on_gpu = trainer.ranks.device.type == "cuda"
+        return {
             "perf/clips_per_s": steps * trainer.config.batch / seconds,
             "perf/stall_percent": 100 * waited / seconds,
             "perf/mfu": steps * trainer.task.step_flops / world / seconds / self._peak,
+            "perf/memory_gib": (torch.cuda.max_memory_allocated() if on_gpu else resident_bytes()) / 2**30,
         }
-        if trainer.ranks.device.type == "cuda":
-            values["perf/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        else:
-            values["perf/memory_gib"] = environment.resident_bytes() / 2**30
-        return values

@@ -1,7 +1,7 @@
-"""A run that hangs says where, and ends: steps, batches of a feature pass -> beats -> nothing, or all stacks in the log and exit code 75.
+"""Ends a run that hangs: no finished step for `hang_seconds`  ->  stacks of all threads on stderr, exit code 75.
 
-A lost packet, a dead file system or a deadlock leaves a job that holds its nodes until the time is over and computes nothing. Whoever
-started the process runs it again on 75, from its newest checkpoint.
+A lost packet, a dead file system or a deadlock would otherwise hold the nodes of a job until its time limit. Launchers start the run
+again on 75, from its newest checkpoint.
 """
 
 import faulthandler
@@ -16,13 +16,16 @@ from ppma.config.command import RUN_AGAIN
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
-"""Between the stacks and the exit: the peers of a hung rank hang too, and the first one that leaves takes them down."""
+"""Time between the stacks and the exit: the peers of a hung rank hang too, and the first exit takes them down before they report."""
 STDERR = 2
-"""File descriptor: sys.stderr may be somebody's object, without one."""
+"""File descriptor, because sys.stderr may be replaced by an object without one."""
 
 
 class Watchdog:
-    """A thread that calls `leave(75)` when `beat` is not called for `seconds`. A context manager, which watches inside its block only."""
+    """Calls `leave(75)` from a thread when `beat` is not called for `seconds`. Watches inside its `with` block only.
+
+    The stacks come from faulthandler, which needs no interpreter lock: a hang inside C code is shown too.
+    """
 
     def __init__(self, seconds: float, leave: Callable[[int], None] = os._exit) -> None:
         self._seconds, self._leave = seconds, leave
@@ -36,11 +39,13 @@ class Watchdog:
         return self
 
     def __exit__(self, *_: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
         self._over.set()
         self._thread.join()
 
     def beat(self) -> None:
-        """A step was done, or a batch of clips encoded."""
+        """Report progress: a finished step, or an encoded batch of clips."""
+        faulthandler.dump_traceback_later(self._seconds, file=STDERR)
         self._last = time.monotonic()
 
     def _watch(self) -> None:
@@ -48,7 +53,6 @@ class Watchdog:
             if time.monotonic() - self._last < self._seconds:
                 continue
             log.error("no step for %.0f s (hang_seconds): the run hangs. Stacks of all threads:", self._seconds)
-            faulthandler.dump_traceback(file=STDERR, all_threads=True)
             if not self._over.wait(GRACE_SECONDS):
                 self._leave(RUN_AGAIN)
             return

@@ -108,7 +108,7 @@ def main(argv: list[str]) -> int:
     with distributed.session(options.device) as ranks:
         compute = choose(options.precision, ranks.device)
         out.mkdir(parents=True, exist_ok=True)
-        model.to(ranks.device, compute.weights)
+        model.to(ranks.device, compute.weight_dtype)
         evaluate(model, manifest, options.dataset, config, ranks, compute, weights=str(options.checkpoint))
         if ranks.is_main:
             tested = {f"{manifest.name}.{options.evaluation.split}": manifest.sha256}

@@ -120,13 +120,13 @@ def compute_features(
 ) -> Features:  # fmt: skip
     """Return the pooled tokens of every clip; the arguments are those of `encoded`."""
     shape = (views.windows * views.crops, model.config.width)
-    rows = [torch.zeros(0, *shape, device=ranks.device, dtype=compute.weights)]
+    rows = [torch.zeros(0, *shape, device=ranks.device, dtype=compute.weight_dtype)]
     ids = [torch.zeros(0, dtype=torch.int64, device=ranks.device)]
     decoded = [torch.zeros(0, dtype=torch.int64, device=ranks.device)]
     for part in encoded(model, manifest, loader, views, ranks=ranks, compute=compute, hang_seconds=hang_seconds):
         with compute.autocast():
             pooled_BD = model.pool(part.tokens_BND)
-        rows.append(pooled_BD.to(compute.weights).unflatten(0, (-1, shape[0])))
+        rows.append(pooled_BD.to(compute.weight_dtype).unflatten(0, (-1, shape[0])))
         ids.append(part.ids_C)
         decoded.append(part.decoded_C.long())
     order = gather_rows(torch.cat(ids), ranks).argsort()
@@ -178,7 +178,7 @@ def address(
     shape = asdict(replace(model.config, drop_path=0.0, recompute=False))
     pixels = {name: getattr(plan, name) for name in ("frames", "size", "short_side", "window_seconds")}
     backend, _ = choose_implementation(plan, compute.device)
-    precision = [str(compute.products), str(compute.weights)]
+    precision = [str(compute.autocast_dtype), str(compute.weight_dtype)]
     facts = [shape, pixels, backend, views.windows, views.crops, views.on_bad, manifest.sha256, precision]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()[:24]

@@ -70,7 +70,7 @@ def load_frozen(config: RunConfig, ranks: Ranks, compute: Compute) -> Frozen:
     model = Classifier(config.vit, spaces, config.classifier, seed=config.seed)
     if config.init is not None:
         checkpoint.load_encoder(model, config.init)
-    model.to(ranks.device, compute.weights)
+    model.to(ranks.device, compute.weight_dtype)
     train = cached_features(model, trained, config, PLAIN_VIEWS, ranks=ranks, compute=compute)
     test = cached_features(model, tested, config, config.evaluation, ranks=ranks, compute=compute)
     return Frozen(

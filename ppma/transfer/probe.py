@@ -55,7 +55,7 @@ class ProbeTask:
         if config.init is not None:
             checkpoint.load_encoder(self.model, config.init, keep_norm=config.classifier.keep_norm)
         compute = choose(config.precision, ranks.device)
-        self.model.to(ranks.device, compute.weights)
+        self.model.to(ranks.device, compute.weight_dtype)
         self._labels_V = torch.from_numpy(source.labels.copy()).to(ranks.device)
         self.steps_per_epoch = len(self._labels_V) // config.batch
         if self.steps_per_epoch == 0:

@@ -103,4 +103,4 @@ def cached_tokens(
             _fill(temp_path, shape, model, manifest, config, ranks, compute)
             if ranks.is_main:
                 temp_path.replace(path)
-    return TokenRows(path, ranks.device, compute.weights)
+    return TokenRows(path, ranks.device, compute.weight_dtype)

@@ -111,6 +111,6 @@ def test_ours_is_the_step_of_a_run(monkeypatch):
     step, products = step_worker.build(setting, "ours")
     step()
     ((trainer, batch),) = calls
-    assert batch is setting.clips and products == trainer.compute.products
+    assert batch is setting.clips and products == trainer.compute.autocast_dtype
     assert trainer.optimizer.defaults["fused"] and trainer.config.compile == "auto"
     assert (trainer.config.loader.erase_probability, trainer.config.classifier.mix.mixes) == (0.0, False)

@@ -54,7 +54,7 @@ class MadeProbe:
                 if config.phase == "attentive"
                 else tokens_VND.mean(dim=1)
             )
-            self.features_VD = kept.to(choose(config.precision, ALONE.device).weights)
+            self.features_VD = kept.to(choose(config.precision, ALONE.device).weight_dtype)
 
     def stream(self, ranks: Ranks, start: tuple[int, int]):
         labels = torch.arange(32) % 4

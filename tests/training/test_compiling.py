@@ -11,35 +11,35 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from ppma.config.model import MAEConfig, ViTConfig
 from ppma.models.mae import MaskedAutoencoder
-from ppma.training import compiling
+from ppma.training import compute
 
 
 @pytest.fixture
 def home(monkeypatch, tmp_path):
     """A cache of its own, no clock of an earlier test, nothing compiled yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv(compiling.FOLDER, default_cache_dir())  # as inductor does when it is imported
+    monkeypatch.setenv(compute.CACHE_VARIABLE, default_cache_dir())  # as inductor does when it is imported
     monkeypatch.setenv("TRITON_CACHE_DIR", "set here so that it is put back")
     monkeypatch.delenv("TRITON_CACHE_DIR")
-    compiling.clock.cache_clear()
+    compute.compile_clock.cache_clear()
     torch.compiler.reset()
     yield tmp_path / "cache" / "ppma" / "compiled"
     torch.compiler.reset()
 
 
 def test_results_go_where_they_stay(home, monkeypatch):
-    compiling.keep_results()
-    assert home.is_dir() and os.environ[compiling.FOLDER] == str(home)
+    compute.set_cache_folder()
+    assert home.is_dir() and os.environ[compute.CACHE_VARIABLE] == str(home)
     assert os.environ["TRITON_CACHE_DIR"] == str(home / "triton")
-    monkeypatch.setenv(compiling.FOLDER, "/elsewhere")
-    compiling.keep_results()
-    assert os.environ[compiling.FOLDER] == "/elsewhere", "the user's own choice is left as it is"
+    monkeypatch.setenv(compute.CACHE_VARIABLE, "/elsewhere")
+    compute.set_cache_folder()
+    assert os.environ[compute.CACHE_VARIABLE] == "/elsewhere", "the user's own choice is left as it is"
 
 
 def test_a_folder_that_cannot_be_made_is_no_error(home, caplog):
     home.parent.parent.write_text("a file where the folder should be")
-    compiling.keep_results()
-    assert os.environ[compiling.FOLDER] == default_cache_dir() and "not kept" in caplog.text
+    compute.set_cache_folder()
+    assert os.environ[compute.CACHE_VARIABLE] == default_cache_dir() and "not kept" in caplog.text
 
 
 def compile_twice(module, step, caplog):
@@ -47,14 +47,14 @@ def compile_twice(module, step, caplog):
     said = []
     for _ in range(2):
         counters.clear()
-        step(compiling.compiled(module))
-        with caplog.at_level("INFO", logger="ppma.training.compiling"):
-            compiling.clock().report()
-            compiling.clock().report()  # nothing new
+        step(compute.compiled(module))
+        with caplog.at_level("INFO", logger="ppma.training.compute"):
+            compute.compile_clock().report()
+            compute.compile_clock().report()  # nothing new
         said.append([message for message in caplog.messages if "torch.compile took" in message])
         caplog.clear()
         torch.compiler.reset()  # forgets the clock too
-        compiling.clock.cache_clear()
+        compute.compile_clock.cache_clear()
     return said
 
 
@@ -77,11 +77,11 @@ def test_a_graph_break_is_a_warning_once(home, caplog):
 
     module.forward = broken
     counters.clear()
-    compiled = compiling.compiled(module)
-    with caplog.at_level("INFO", logger="ppma.training.compiling"):
+    compiled = compute.compiled(module)
+    with caplog.at_level("INFO", logger="ppma.training.compute"):
         compiled(torch.randn(3, 4))
-        compiling.clock().report()
-        compiling.clock().report()
+        compute.compile_clock().report()
+        compute.compile_clock().report()
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1 and "graph_break" in warnings[0].getMessage()
 
@@ -95,9 +95,9 @@ def test_the_next_run_finds_a_training_step(home, caplog):
     clip, keys, took = torch.zeros(2, 4, 48, 48, 3, dtype=torch.uint8), torch.arange(2), []
 
     def step(compiled):
-        before = compiling.clock().seconds
+        before = compute.compile_clock().seconds
         compiled(clip, keys).backward()
-        took.append(compiling.clock().seconds - before)
+        took.append(compute.compile_clock().seconds - before)
 
     first, second = compile_twice(model, step, caplog)
     assert "0 of 2 graphs" in first[0] and "2 of 2 graphs" in second[0]

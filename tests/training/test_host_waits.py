@@ -203,7 +203,9 @@ def real_loop(name, manifest, run_dir, device, *, implementation="plain"):
     config = replace(config, precision="fp32", compile="off", sources=("made",), loader=loader, optim=optim)
     task = {"mae": MaeTask, "classify": ClassifyTask}[config.phase](config, [manifest])
     ranks = Ranks(rank=0, world_size=1, local_rank=0, device=device)
-    return Trainer(config, task, ranks, Compute(device=device, weights=torch.float32, products=torch.float32))
+    return Trainer(
+        config, task, ranks, Compute(device=device, weight_dtype=torch.float32, autocast_dtype=torch.float32)
+    )
 
 
 @pytest.mark.parametrize("name", ["mae_nohuman", "align_nohuman_synthetic"])

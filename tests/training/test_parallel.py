@@ -16,7 +16,7 @@ from ppma.config.errors import InputError
 from ppma.config.flags import resolve
 from ppma.config.model import MAEConfig, ViTConfig
 from ppma.models.mae import MaskedAutoencoder
-from ppma.training import compiling, distributed, parallel
+from ppma.training import compute, distributed, parallel
 from ppma.training.compute import choose
 from ppma.training.distributed import Ranks
 from ppma.training.tasks import MaeTask
@@ -67,7 +67,7 @@ SPREAD = """
             with contextlib.suppress(Cut):
                 made.run(monitor, stop, Watchdog(600, lambda code: None))
         stop.close()
-        return parallel.whole(made.model.state_dict())
+        return {{name: parallel.full_tensor(value) for name, value in made.model.state_dict().items()}}
 
     def apart(a, b):
         return max((a[name] - b[name]).abs().max().item() for name in a)
@@ -89,7 +89,7 @@ SPREAD = """
                 torch.compile = partial(torch.compile, backend="aot_eager")
                 told["compiled"] = apart(copied, run(trainer(ranks, name, "compiled", shard=True, compile="on", **more)))
                 told["graphs"] = counters["stats"]["unique_graphs"]
-        parallel.gather(made.model)
+        parallel.unshard(made.model)
         if isinstance(made.model, Classifier) and ranks.is_main:  # alone: a whole model asks nobody
             frames = torch.randint(0, 256, (2, tiny.FRAMES, tiny.SIZE, tiny.SIZE, 3), dtype=torch.uint8)
             with torch.no_grad():
@@ -136,9 +136,9 @@ def test_what_does_not_go_together_is_refused(flags, message):
 
 
 def test_graphs_need_a_gpu():
-    with pytest.raises(InputError, match="the device is cpu: take --compile on"):
-        compiling.choose("graphs", torch.device("cpu"))
-    assert [compiling.choose("auto", torch.device(kind)) for kind in ("cpu", "cuda")] == ["off", "on"]
+    with pytest.raises(InputError, match="the device is cpu"):
+        compute.compile_mode("graphs", torch.device("cpu"))
+    assert [compute.compile_mode("auto", torch.device(kind)) for kind in ("cpu", "cuda")] == ["off", "on"]
 
 
 @pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -157,7 +157,7 @@ def test_gradients_travel_while_the_compiled_backward_pass_goes_on(recompute, mo
         return mean(state, bucket)
 
     backend = aot_autograd(fw_compiler=noting("forward"), bw_compiler=noting("backward"))
-    monkeypatch.setattr(compiling.torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(compute.torch, "compile", partial(torch.compile, backend=backend))
     monkeypatch.setattr(parallel, "DistributedDataParallel", partial(parallel.DistributedDataParallel, bucket_cap_mb=1))
     monkeypatch.setattr(parallel.distributed, "mean_in_rank_order", travel)
     vit = ViTConfig(width=192, depth=3, heads=4, size=48, frames=4, recompute=recompute)
@@ -167,8 +167,8 @@ def test_gradients_travel_while_the_compiled_backward_pass_goes_on(recompute, mo
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        split = parallel._copied(model, Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu")))
-        compiled = compiling.compiled(split)
+        split = parallel.over_ranks(model, Ranks(rank=0, world_size=2, local_rank=0, device=torch.device("cpu")))
+        compiled = compute.compiled(split)
         for _ in range(2):  # the buckets are laid out anew after the first step
             model.zero_grad()
             seen.clear()

@@ -17,7 +17,7 @@ from ppma.loaders.sources.store import SUFFIX
 from ppma.loaders.stream import ClipStream
 from ppma.training import distributed
 from ppma.training.distributed import Ranks
-from ppma.training.reader_choice import WORTH_STEPS, choose_reader
+from ppma.training.tasks import WORTH_STEPS, choose_reader
 from tests.loaders.test_stream import CONFIG, row
 
 AUTO = replace(CONFIG, implementation="auto", randaugment_ops=0)

@@ -30,9 +30,7 @@ def test_an_untouched_run_is_read(run):
 def test_one_byte_more_in_any_file_is_refused(run, name):
     with (run / name).open("ab") as file:
         file.write(b" ")
-    with pytest.raises(
-        InputError, match=rf"probe/{name} was edited after the run had ended: its hash is not the one in seal.json"
-    ):
+    with pytest.raises(InputError, match=f"probe/{name} was edited"):
         seal.read(run)
 
 
@@ -56,7 +54,7 @@ def test_an_edited_seal_is_refused_and_so_is_none(run):
         with pytest.raises(InputError, match=r"seal\.json"):
             seal.read(run)
     (run / seal.SEAL).unlink()
-    with pytest.raises(InputError, match=r"has no seal\.json: the run has not ended"):
+    with pytest.raises(InputError, match=r"has no seal\.json"):
         seal.read(run)
 
 
@@ -64,7 +62,7 @@ def test_other_weights_are_refused(run):
     mae = run.parent / "mae"
     seal.check_weights(mae, seal.read(mae))
     (mae / "checkpoints/latest" / seal.MODEL).write_bytes(b"other")
-    with pytest.raises(InputError, match=r"model\.safetensors was changed after the run had ended"):
+    with pytest.raises(InputError, match=r"model\.safetensors was edited"):
         seal.check_weights(mae, seal.read(mae))
 
 
