@@ -68,7 +68,7 @@ def test_the_page_holds_everything_and_refers_to_nothing_outside(tiny_runs, tmp_
     assert set(common + headings) == set(page.headings)
     assert page.pictures >= 2 * 2 * 7 and not page.outside  # two queries of each of two sources, with six neighbors
     assert "<svg" in text and "by class" in text and "größer fallend" in text
-    assert "saw 12 clips of made" in text and "licence made here (12)" in text
+    assert "trained on 12 clips of made" in text and "license made here (12)" in text
 
 
 def test_another_data_set_of_the_name_is_refused(tiny_runs, tmp_path, capfd):

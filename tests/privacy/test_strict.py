@@ -114,7 +114,7 @@ def test_an_honest_run_writes_what_it_saw_wherever_the_weights_go(world, tmp_pat
     assert ppma(["export", str(world / "runs/child"), str(tmp_path / "exported"), "--no-onnx"]) == 0
     card = (tmp_path / "exported/README.md").read_text()
     assert removed.audit_sha256[:16] in card and removed.manifest_sha256[:16] in card and LICENCE in card
-    assert card.count("saw 4 clips of removed") == 2  # by itself and by what it started from
+    assert card.count("trained on 4 clips of removed") == 2  # by itself and by what it started from
     assert train(world, "grandchild", "--init", tmp_path / "exported") == 0
     (tmp_path / "exported/README.md").write_text("a card in better words")
     assert train(world, "another", "--init", tmp_path / "exported") == 0
