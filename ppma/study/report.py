@@ -10,11 +10,11 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import jinja2
 import tyro
 from markupsafe import Markup
 
 from ppma.common.files import write_csv, write_text
+from ppma.common.pages import render
 from ppma.common.plots import STYLE, svg
 from ppma.common.statistics import RESAMPLES
 from ppma.config.command import DONE, parse
@@ -26,7 +26,6 @@ from ppma.study.table import NOTHING, cell_rows, grids, percent, run_rows
 
 log = logging.getLogger(__name__)
 
-TEMPLATES = {"table.md": "table.md.j2", "table.tex": "table.tex.j2", "report.html": "report.html.j2"}
 _WORDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater"}
 LATEX = (
     {letter: "\\" + letter for letter in "&%_#${}"}
@@ -86,12 +85,6 @@ def texts(findings: Findings, command: str) -> dict[str, str]:
     Returns:
         The text of each file by its name.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ppma.study"), autoescape=lambda name: name == "report.html.j2", trim_blocks=True,
-        keep_trailing_newline=True, undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    environment.filters["tex"] = lambda text: "".join(LATEX.get(letter, letter) for letter in text)
-    environment.filters["shell"] = shlex.join
     names = findings.collection
     plots = (
         ("Accuracy by data set and method", "The small dots are the seeds.", figures.accuracy(findings)),
@@ -101,11 +94,12 @@ def texts(findings: Findings, command: str) -> dict[str, str]:
     tested = {result.command for result in names.results}
     context = {
         "names": names, "grids": grids(findings), "verdicts": verdicts(findings), "command": command, "resamples": RESAMPLES,
+        "shell": shlex.join, "tex": lambda text: "".join(LATEX.get(letter, letter) for letter in text),
         "style": Markup(STYLE), "plots": [(title, note, Markup(svg(plot))) for title, note, plot in plots if plot],
         "one_seed": any(len(cell.of_seeds) == 1 for cell in findings.cells.values()),
         "pretrainings": [command for command in names.commands.values() if command and command not in tested],
     }  # fmt: skip
-    return {name: environment.get_template(template).render(context) for name, template in TEMPLATES.items()}
+    return {name: render("ppma.study", name, **context) for name in ("table.md", "table.tex", "report.html")}
 
 
 def write(findings: Findings, out: Path, command: str) -> None:
