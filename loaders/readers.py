@@ -2,8 +2,9 @@
 
     config, sources, device  ->  readers  ->  a temporary stream of each for a few seconds  ->  clips per second
 
-NVDEC or nvJPEG through DALI is not always the fastest: with long GOPs the decoder also decodes frames that are not used,
-and a node may have many cores per GPU. Readers differ by the rounding of decoders and resizes, never in their samples.
+NVDEC or nvJPEG through DALI is not always the fastest: with long GOPs the decoder also decodes frames that are not
+used, and a node may have many cores per GPU. Readers differ by the rounding of decoders and resizes, never in their
+samples.
 """
 
 import contextlib

@@ -51,18 +51,18 @@ def choose_implementation(config: LoaderConfig, device: torch.device) -> tuple[R
         InputError: The config asks for a reader that is not installed.
     """
     if config.implementation == "plain":
-        return "plain", "asked for"
+        return "plain", "requested"
     if config.implementation == "ffcv":
         if importlib.util.find_spec("ffcv") is None:
             raise InputError("loader.implementation is ffcv, which is not installed: pip install ppma[ffcv]")
-        return "ffcv", "asked for"
+        return "ffcv", "requested"
     if config.implementation == "auto" and device.type == "cpu":
         return "plain", "on a CPU OpenCV in the workers takes less time than the DALI graph"
     from ppma.loaders.decode import dali
 
     works, why = dali.available("gpu" if device.type == "cuda" else "cpu")
     if works:
-        return "dali", "asked for" if config.implementation == "dali" else "a GPU and DALI are available"
+        return "dali", "requested" if config.implementation == "dali" else "a GPU and DALI are available"
     if config.implementation == "dali":
         raise InputError(f"loader.implementation is dali, but {why}")
     log.warning("the loader decodes on the CPU: %s", why)
@@ -417,7 +417,7 @@ class ClipStream:
         return frames.flatten(0, 1), []
 
     def _take_ffcv(self, pending: _Pending, views_BVTHWC: np.ndarray, bad_B: np.ndarray) -> None:
-        """Take a batch from FFCV's threads; a worker retries what they cannot decode, and gives the clip or the reason."""
+        """Take a batch from FFCV's threads; a worker retries what they cannot decode."""
         pending.made = self._transfer.empty(views_BVTHWC.shape)
         np.copyto(pending.made.numpy(), views_BVTHWC)  # FFCV overwrites its buffer
         for place, bad in enumerate(bad_B):

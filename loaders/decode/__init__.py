@@ -1,1 +1,1 @@
-"""Packets to frames: fetch from a source, decode and augment with DALI, FFCV or PyAV, hand over to the training device."""
+"""Turn files into views: read and decode windows with PyAV, DALI or FFCV, then crop and augment them."""

@@ -1,10 +1,10 @@
 """Make the views of a clip in OpenCV and numpy: the plain reader, and the loader's hot path on a CPU.
 
-    frames_THWC, any size  ->  scale the short side once  ->  per view: crop, resize, flip, RandAugment  ->  views_VTHWC uint8
+    frames_THWC, any size  ->  scale the short side once  ->  per view: crop, resize, flip, RandAugment  ->  views_VTHWC
 
-It gives what the DALI graph gives: resizing is bilinear with half-pixel centers and no antialiasing, and an operation of
-RandAugment is torchvision's on uint8 frames, with means and histograms per frame. Nothing is random here. Pixelwise
-operations see all frames as one tall image, which saves fifteen of sixteen calls and changes no pixel.
+It matches the DALI graph: resizing is bilinear with half-pixel centers and no antialiasing, and RandAugment's operations
+are torchvision's on uint8 frames, with means and histograms per frame. Nothing is random here. Pixelwise operations see
+all frames as one tall image, which saves fifteen of sixteen calls and changes no pixel.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,8 +19,8 @@ GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 """Of red, green, blue (torchvision's rgb_to_grayscale)."""
 WARP_FILL = 128
 """Value outside a view: pytorchvideo's 0.5, as uint8."""
-# OpenCV rounds to the nearest integer where torchvision truncates. Half a step down makes the two agree; the 1/512 keeps
-# sums that are integers by construction (gray pixels, flat areas) from falling to the integer below.
+# OpenCV rounds to the nearest integer where torchvision truncates. Half a step down makes the two agree; the 1/512
+# keeps sums that are integers by construction (gray pixels, flat areas) from falling to the integer below.
 _TRUNCATE = -0.5 + 1 / 512
 
 

@@ -111,8 +111,8 @@ class DaliViews:
             samples: The sample of each clip.
 
         Returns:
-            uint8 (clips * views, T, size, size, 3), the views of a clip adjacent, clips in the order given, in PyTorch's
-            memory. On a GPU it is ready on the calling thread's current stream: the host does not wait for it.
+            uint8 (clips * views, T, size, size, 3), the views of a clip adjacent, clips in the order given. On a GPU it is
+            ready on the calling thread's current stream: the host does not wait for it.
 
         Raises:
             UndecodableError: Some clips cannot be decoded.
@@ -200,7 +200,7 @@ class DaliViews:
 
 
 def payloads(kind: str, inputs: list[DaliInput]) -> dict[str, Any]:
-    """Return the graph's data inputs for clips of one kind: a list over the samples, and for video the frames to take."""
+    """Return the graph's data inputs for clips of one kind: lists over the samples."""
     if kind == "video":
         frame_idx = np.array([clip.frame_idx for clip in inputs], np.int32)
         return {"payload": [clip.payloads[0] for clip in inputs], "frame_idx": frame_idx}
@@ -210,7 +210,7 @@ def payloads(kind: str, inputs: list[DaliInput]) -> dict[str, Any]:
 
 
 def view_arguments(views: list[ViewParams], view: int, size: int) -> dict[str, np.ndarray]:
-    """Return the crops and sizes (negative for a flip) of one view of every clip, by the names of the graph's inputs."""
+    """Return {input of the graph: array} with the crops and sizes (negative for a flip) of one view of every clip."""
     top, left, height, width = np.array([params.crop for params in views], np.int32).T
     return {
         f"start_{view}": np.stack([top, left], axis=1),

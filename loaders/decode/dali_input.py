@@ -73,10 +73,11 @@ DALI_GPU_CODECS: Codecs = {
 """What NVDEC decodes through DALI 2.4, in 8-bit 4:2:0 only.
 
 Sizes are those that drivers report (cuvidGetDecoderCaps, printed by nvdecinfo, github.com/philipl/nv-video-info, pull
-request 7, and by nvidia-vaapi-driver); profiles are in NVIDIA's NVDEC application note, table 1. AV1 is left out: Hopper
-has no decoder for it, and DALI pairs packets with pictures in a way that its repeated frames would shift. MJPEG is not in
-DALI's list of GPU codecs, and DALI numbers every picture of a VP9 packet, shown or not (both in frames_decoder_gpu.cc).
-Its color kernel looks for the chroma at height * pitch (color_space.cu), so odd sizes are left to PyAV."""
+request 7, and by nvidia-vaapi-driver); profiles are in NVIDIA's NVDEC application note, table 1. AV1 is left out:
+Hopper has no decoder for it, and DALI pairs packets with pictures in a way that its repeated frames would shift. MJPEG
+is not in DALI's list of GPU codecs, and DALI numbers every picture of a VP9 packet, shown or not (both in
+frames_decoder_gpu.cc). Its color kernel looks for the chroma at height * pitch (color_space.cu), so odd sizes are left
+to PyAV."""
 
 
 # --------------------------------------------------------------------------------------------------------------- JPEG

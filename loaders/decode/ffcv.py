@@ -4,9 +4,9 @@
                              ->  FFCV Loader  ->  views_BVTHWC
 
 FFCV knows images, not clips: `ClipField` is its field for a sample of our store, and its compiler turns the operation
-`PlannedViews` into machine code. FFCV seeds only its order and takes augmentations from numba's generator; here the table
-of samples that it hands to the operation is the plan, so nothing random is left. A plan may point into any shard: it
-holds addresses in memory of files mapped here.
+`PlannedViews` into machine code. FFCV seeds only its order and takes augmentations from numba's generator; here the
+table of samples that it hands to the operation is the plan, so nothing random is left. A plan may point into any shard:
+it holds addresses in memory of files mapped here.
 
 Importing ffcv takes ten seconds and sets torch's threads to one: import this file late. JPEG is decoded with
 libjpeg-turbo's fast DCT, within 5 levels of the accurate one; resizing is bilinear with half-pixel centers.
@@ -212,7 +212,7 @@ class FfcvViews:
         if scaled_size(height, width, self.config.short_side) != (height, width):
             raise InputError(
                 f"{shard.path} holds frames of {width} x {height}, not of loader.short_side {self.config.short_side}; "
-                f"FFCV does not scale: pack with --short-side {self.config.short_side}, or use loader.implementation plain"
+                f"FFCV does not scale: pack with --short-side {self.config.short_side}, or take implementation plain"
             )
         check_crops(sample.views, height, width)
         row["address"] = offsets[chosen] + np.uint64(_mapped(shard.path)[1])

@@ -38,7 +38,7 @@ _CONTAINERS = {"mjpeg": "avi", "vp8": "matroska"}
 
 
 class NotForDali(Exception):
-    """DALI's decoder would not take a file as it is, and PyAV does; the text says why."""
+    """DALI would not decode the file to the frames that PyAV gives; the text says why."""
 
 
 def encoded_window(path: Path, start: float, end: float, count: int, codecs: Codecs) -> DaliInput:

@@ -1,1 +1,1 @@
-"""Where clips come from: manifests, the data catalog, container formats, probing, packed stores."""
+"""List the clips of a source: folder and list formats, probing, manifests, the data catalog, packed stores."""

@@ -2,8 +2,8 @@
 
     folder tree, list file  ->  reader of its format (FORMATS)  ->  Listed rows: path, label, class name, or why refused
 
-Names may hold anything but line breaks: spaces, brackets, commas, non-ASCII letters in either Unicode form. A new format
-is a function `(source, root, classes) -> list[Listed]` and one line in FORMATS.
+Names may hold anything but line breaks: spaces, brackets, commas, non-ASCII letters in either Unicode form. A new
+format is a function `(source, root, classes) -> list[Listed]` and one line in FORMATS.
 """
 
 import os
@@ -13,7 +13,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 
 from ppma.config.errors import InputError
@@ -137,22 +137,26 @@ class Root:
     def __init__(self, root: Path) -> None:
         self.path = root.absolute()
         self._real = os.path.realpath(root)
-        self._folders: dict[str, dict[str, tuple[bool, str]] | None] = {}
-        self._names: dict[str, dict[str, list[str]]] = {}
+        self.entries = cache(self._scan)
+        self._named = cache(self._by_name)
 
-    def entries(self, folder: str) -> dict[str, tuple[bool, str]]:
+    def _scan(self, folder: str) -> dict[str, tuple[bool, str]]:
         """Return {name: (is a folder, why it cannot be used or "")} of a folder; empty if there is none."""
-        if folder not in self._folders:
-            self._folders[folder] = self._scan(folder)
-        return self._folders[folder] or {}
-
-    def _scan(self, folder: str) -> dict[str, tuple[bool, str]] | None:
         here = self.path / folder
         if not here.is_dir():
-            return None
+            return {}
         outside = not self._inside(os.path.realpath(here))
         with os.scandir(here) as scan:
             return {entry.name: self._judge(entry, outside) for entry in scan if entry.name[0] != "."}
+
+    def _by_name(self, folder: str) -> dict[str, list[str]]:
+        """Return {name in one Unicode form: entries it may mean}, with and without a video's suffix."""
+        names = defaultdict(list)
+        for name, (is_folder, _) in self.entries(folder).items():
+            names[_key(name)].append(name)
+            if not is_folder and name.lower().endswith(VIDEO_SUFFIXES):
+                names[_key(name.rpartition(".")[0])].append(name)
+        return names
 
     def _inside(self, real: str) -> bool:
         return real == self._real or real.startswith(self._real.rstrip("/") + "/")
@@ -175,27 +179,13 @@ class Root:
             if reason:
                 return path, reason
         entries = self.entries(folder)
-        found = self._candidates(folder, name)
-        if len(found) != 1:
-            several = f"may be any of {', '.join(sorted(found))}; write it with its suffix"
-            return (
-                path,
-                several if found else f"{ABSENT}such file, with or without a video's suffix, and no such folder",
-            )
+        exact = name in entries and not entries[name][0]
+        found = [name] if exact else self._named(folder).get(_key(name), [])
+        if not found:
+            return path, f"{ABSENT}such file, with or without a video's suffix, and no such folder"
+        if len(found) > 1:
+            return path, f"may be any of {', '.join(sorted(found))}; write it with its suffix"
         return posixpath.join(folder, found[0]), entries[found[0]][1]
-
-    def _candidates(self, folder: str, name: str) -> list[str]:
-        """Return the entries that `name` may mean: a file of this exact name, or else videos without the suffix."""
-        entries = self.entries(folder)
-        if name in entries and not entries[name][0]:
-            return [name]
-        return self._named(folder).get(_key(name), [])
-
-    def _named(self, folder: str) -> dict[str, list[str]]:
-        """Return `_by_name` of a folder, computed once: some folders hold 220,000 videos."""
-        if folder not in self._names:
-            self._names[folder] = _by_name(self.entries(folder))
-        return self._names[folder]
 
     def find_folder(self, folder: str) -> tuple[str, str]:
         """Return (the folder's spelling on disk, reason or ""); it may differ in its Unicode form."""
@@ -208,16 +198,6 @@ class Root:
             if _key(other) == _key(name):
                 return posixpath.join(parent, other), ""
         return folder, f"{ABSENT}folder {folder!r} below the root"
-
-
-def _by_name(entries: dict[str, tuple[bool, str]]) -> dict[str, list[str]]:
-    """Return {name in one Unicode form: entries it may mean}, with and without a video's suffix."""
-    names = defaultdict(list)
-    for name, (is_folder, _) in entries.items():
-        names[_key(name)].append(name)
-        if not is_folder and name.lower().endswith(VIDEO_SUFFIXES):
-            names[_key(name.rpartition(".")[0])].append(name)
-    return names
 
 
 def read_tree(source: Path, root: Path, classes: list[str] | None) -> list[Listed]:

@@ -8,6 +8,7 @@ once per user, into an Arrow file that all processes map: eight processes with t
 take 24 GiB.
 """
 
+import contextlib
 import copy
 import csv
 import hashlib
@@ -304,32 +305,21 @@ def _parse(content: bytes, *, where: str) -> pa.Table:
     if tuple(first.split(",")) != HEADER:
         raise InputError(f"{where}: the first line is {first[:100]!r}; it must be {','.join(HEADER)!r}")
     options = pa_csv.ConvertOptions(column_types=_SCHEMA, null_values=[""], strings_can_be_null=False)
+
+    def parse(use_threads: bool) -> pa.Table:
+        reading = pa_csv.ReadOptions(use_threads=use_threads)
+        return pa_csv.read_csv(io.BytesIO(content), read_options=reading, convert_options=options)
+
+    with contextlib.suppress(pa.ArrowInvalid):
+        return parse(use_threads=True).unify_dictionaries()
     try:
-        table = pa_csv.read_csv(io.BytesIO(content), convert_options=options)
+        return parse(use_threads=False).unify_dictionaries()  # only a single thread can name the line
     except pa.ArrowInvalid as error:
-        raise InputError(_explain(content, where, str(error))) from None
-    return table.unify_dictionaries()
-
-
-def _explain(content: bytes, where: str, otherwise: str) -> str:
-    """Return a message that names the first line that does not parse, as Arrow's threaded reader cannot."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return f"{where}, line {content.count(10, 0, error.start) + 1}: is not UTF-8; save the file as UTF-8"
-    reader = csv.reader(io.StringIO(text, newline=""))
-    for row in reader:
-        if reader.line_num == 1 or not row:
-            continue
-        if len(row) != len(HEADER):
-            return f"{where}, line {reader.line_num}: {len(row)} columns, not {len(HEADER)}; quote a field with commas"
-        for name, value in zip(HEADER, row):
-            kind = _TYPES.get(name, _NAMES)
-            number = r"[+-]?\d+" if pa.types.is_integer(kind) else r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
-            if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and value and not re.fullmatch(number, value):
-                expected = "an integer" if pa.types.is_integer(kind) else "a number"
-                return f"{where}, line {reader.line_num}: {name} is {value!r}; it must be {expected}"
-    return f"{where}: {otherwise}"
+        found = re.search(r"(?:column #(\d+): )?(?:CSV parse error: )?Row #(\d+): (.*)", str(error))
+        if found is None:
+            raise InputError(f"{where}: {error}") from None
+        column = f"{HEADER[int(found[1])]}: " if found[1] else ""
+        raise InputError(f"{where}, line {found[2]}: {column}{found[3][:200]}") from None
 
 
 def _check(columns: dict[str, pa.Array], *, where: str) -> None:

@@ -106,12 +106,11 @@ def open_video(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[av.containe
     stream = streams[0]
     if not 0 < stream.width * stream.height <= max_pixels:
         container.close()
-        raise Unusable(
-            f"its frames of {stream.width} x {stream.height} are larger than {max_pixels} pixels (`ppma index --max-pixels`)"
-            if stream.width
-            else "its header gives no picture size: cut before the first whole frame, or not a video"
-        )
-    stream.thread_type = "NONE"  # one process a core; threads within one cost memory for each
+        if not stream.width:
+            raise Unusable("its header gives no picture size: cut before the first whole frame, or not a video")
+        size = f"{stream.width} x {stream.height}"
+        raise Unusable(f"its frames of {size} are larger than {max_pixels} pixels (`ppma index --max-pixels`)")
+    stream.thread_type = "NONE"  # one process per core; each thread within it would cost memory
     return container, stream
 
 
@@ -253,7 +252,7 @@ def _probe_video(path: Path, max_pixels: int, check: Check) -> VideoMetadata:
         else:
             _decode_samples(walk, pictures)
         _judge(walk, pictures, promised=stream.frames, check=check)
-        return _facts(stream, walk, pictures)
+        return _metadata(stream, walk, pictures)
 
 
 def _decode_samples(walk: _Walk, pictures: _Pictures) -> None:
@@ -282,7 +281,7 @@ def _judge(walk: _Walk, pictures: _Pictures, *, promised: int, check: Check) -> 
         raise Unusable(f"is damaged: {pictures.frames} of its {len(walk.times)} frames come out of the decoder")
 
 
-def _facts(stream: av.VideoStream, walk: _Walk, pictures: _Pictures) -> VideoMetadata:
+def _metadata(stream: av.VideoStream, walk: _Walk, pictures: _Pictures) -> VideoMetadata:
     assert pictures.size is not None, "a picture was decoded, or _judge has raised"
     seconds = np.sort(np.frombuffer(walk.times, np.int64)) * float(stream.time_base or 0)
     count, header_fps = len(seconds), float(stream.average_rate or 0)

@@ -1,4 +1,4 @@
-"""The plain form of the views against plain torch, step by step and as a whole."""
+"""The plain reader's views against plain torch, step by step and as a whole."""
 
 import cv2
 import numpy as np
@@ -11,8 +11,8 @@ from ppma.loaders.decode.augment import apply_operation, make_views
 from ppma.loaders.samples import GEOMETRIC_REACH, OPERATIONS, ViewParams, operation_argument, view_params
 
 CONFIG = LoaderConfig(size=56, short_side=64, frames=3)
-# 0: the same integers. 1: one rounding, or a cut-off of a float sum that falls on the other side. 2 (saturation): the reference
-# cuts off twice, the one matrix of the fast form once, with weights of 11 bits.
+# 0: the same integers. 1: one rounding, or a float sum truncated to the integer next to it. 2 (saturation): the reference
+# truncates twice, the one matrix of the fast path once, with weights of 11 bits.
 TOLERANCE = {"contrast": 1, "saturation": 2, "sharpness": 1, "autocontrast": 1}
 
 
@@ -46,7 +46,7 @@ def test_resize_keeps_the_mean(height: int) -> None:
     frames = reference.picture_frames(3, height, height * 4 // 3, noise=40)
     draw = view_params(1, 0, 0, 0, height, height * 4 // 3, CONFIG)
     made = make_views(frames, [draw], CONFIG)[0].astype(float)
-    # OpenCV's vector form cuts off two intermediate products: it comes out about an eighth of a grey level too dark
+    # OpenCV truncates two intermediate products: the result is about an eighth of a gray level too dark
     assert abs((made - reference.view(frames, draw, CONFIG)).mean()) < 0.25
 
 

@@ -1,4 +1,4 @@
-"""Colors follow the tag of the stream, BT.601 where there is none, whoever decodes: all within 2 of 255 of the matrix itself."""
+"""Colors follow the stream's tag (BT.601 without one) with every decoder, within 2 of 255 of the matrix itself."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +13,7 @@ from ppma.loaders.decode.remux import NotForDali, encoded_window
 from tests.loaders.test_gop import SIDE, by_dali
 
 YCBCR = (120, 90, 200)
-"""A flat picture, the same in every limited-range matrix but for 15 levels of red."""
+"""A flat picture; between limited-range matrices it differs by at most 15 levels of red."""
 UNTAGGED, BT709, BT470BG, SMPTE170M, BT2020 = 2, 1, 5, 6, 9
 WEIGHTS = {BT709: (0.2126, 0.0722), BT2020: (0.2627, 0.0593)}
 """Of red and blue in luma (ITU-R BT.709, BT.2020); BT.601 otherwise."""
@@ -21,7 +21,7 @@ LIMITED, FULL = 1, 2
 
 
 def matrix(tag: int, *, full: bool) -> np.ndarray:
-    """RGB of YCBCR, from the definition."""
+    """Return the RGB of YCBCR, from the definition."""
     red, blue = WEIGHTS.get(tag, (0.299, 0.114))
     y, cb, cr = (value - offset for value, offset in zip(YCBCR, (0 if full else 16, 128, 128)))
     y, cb, cr = (y, cb, cr) if full else (y * 255 / 219, cb * 255 / 224, cr * 255 / 224)
@@ -59,7 +59,7 @@ def test_pyav_follows_the_tag(tmp_path, codec, tag, full):
 
 
 @pytest.mark.parametrize(("tag", "full"), TAGS)
-def test_dali_agrees_on_a_cpu_or_does_not_get_it(tmp_path, tag, full):
+def test_on_a_cpu_dali_agrees_or_does_not_get_it(tmp_path, tag, full):
     path = write(tmp_path / "clip.webm", "libvpx-vp9", tag, full)
     if tag in (BT709, BT2020) or full:
         with pytest.raises(NotForDali, match="colors"):
@@ -81,7 +81,7 @@ def test_on_a_gpu_dali_gets_what_it_converts_by_bt601(tmp_path, codec, tag, full
         assert encoded_window(path, 0.0, 0.4, 2, DALI_GPU_CODECS).kind == "video"
 
 
-def test_a_range_that_only_the_container_tells_is_not_dalis(tmp_path):
+def test_dali_does_not_get_a_range_that_only_the_container_signals(tmp_path):
     source, path = write(tmp_path / "clip.mp4", "libx264", UNTAGGED, full=False), tmp_path / "tagged.mp4"
     data = bytearray(source.read_bytes())
     entry = data.index(b"avc1", data.index(b"stsd"))
@@ -94,7 +94,7 @@ def test_a_range_that_only_the_container_tells_is_not_dalis(tmp_path):
 
 
 def insert(data: bytearray, at: int, box: bytes) -> bytes:
-    """An MP4 file with `box` put into its sample entry at `at`; its index is behind the pictures, which do not move."""
+    """Return an MP4 file with `box` in its sample entry at `at`; the pictures come before the index and do not move."""
     for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
         start = data.rindex(name, 0, at) - 4
         data[start : start + 4] = (int.from_bytes(data[start : start + 4], "big") + len(box)).to_bytes(4, "big")

@@ -1,4 +1,4 @@
-"""Windows are exactly the frames that a plain decode of the whole file gives, at every position, in every codec at hand."""
+"""Windows are exactly the frames that a plain decode of the whole file gives, at every position, in every codec."""
 
 from pathlib import Path
 
@@ -15,12 +15,8 @@ from ppma.loaders.decode.remux import NotForDali, encoded_window
 from ppma.loaders.samples import choose_frames
 
 CODECS = [
-    ("libx264", "mp4"),
-    ("libx265", "mp4"),
-    ("libvpx", "webm"),
-    ("libvpx-vp9", "webm"),
-    ("mpeg4", "avi"),
-    ("mjpeg", "avi"),
+    *(("libx264", "mp4"), ("libx265", "mp4"), ("libvpx", "webm")),
+    *(("libvpx-vp9", "webm"), ("mpeg4", "avi"), ("mjpeg", "avi")),
 ]
 
 ANY_SIZE = dict.fromkeys([*DALI_GPU_CODECS, *DALI_CPU_CODECS], Limits())
@@ -32,7 +28,7 @@ def damaged(tmp_path_factory):
 
 
 def whole(path):
-    """Every frame of a file in order of display, and its time: the plain way."""
+    """Return every frame of a file in display order, and its time, by a plain decode."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         frames = list(container.decode(stream))
@@ -46,17 +42,8 @@ def whole(path):
 def test_choose_frames_is_the_published_linspace():
     times = [i / 10 for i in range(50)]
     assert choose_frames(times, 1.0, 3.7, 16) == [10 + int(x) for x in np.linspace(0, 26, 16)]
-    assert choose_frames(times, 4.6, 7.3, 8) == [
-        46,
-        46,
-        46,
-        47,
-        47,
-        48,
-        48,
-        49,
-    ]  # fewer frames than wanted: some repeat
-    assert choose_frames([0.0, 5.0], 1.0, 3.0, 2) == [0, 0]  # nothing begins in the window: what is on screen
+    assert choose_frames(times, 4.6, 7.3, 8) == [46, 46, 46, 47, 47, 48, 48, 49]  # too few frames: some repeat
+    assert choose_frames([0.0, 5.0], 1.0, 3.0, 2) == [0, 0]  # no frame begins in the window: the one on screen
     assert choose_frames([0.5], 0.0, 0.3, 2) == [0, 0]
 
 
@@ -175,19 +162,27 @@ def test_what_the_gpu_cannot_decode_goes_to_pyav(damaged, tmp_path, write_clip):
         assert len(read_window(path, 0.0, 1.0, 4)) == 4
 
 
-def test_pictures_of_vp8_that_are_only_referred_to(tmp_path, write_clip, read_barcode):
-    """Two passes of libvpx make them; here the bit that shows a picture is cleared in some, which get the time of the next one."""
-    source, path = write_clip(tmp_path / "clip.webm", frames=60, fps=25, codec="libvpx"), tmp_path / "hidden.webm"
-    hidden = {13, 30, 41}
+def rewrite(source, path, change):
+    """Copy a video; `change(number, data, pts)` returns the (data, pts) of each packet."""
     with av.open(str(source)) as container, av.open(str(path), "w") as out:
         copy = out.add_stream_from_template(container.streams.video[0])
         for number, packet in enumerate(p for p in container.demux(video=0) if p.size):
-            data = bytearray(bytes(packet))
-            data[0] &= 0xEF if number in hidden else 0xFF
-            new = av.Packet(bytes(data))
-            new.pts = new.dts = packet.pts + 40 * (number in hidden)
+            data, pts = change(number, bytes(packet), packet.pts)
+            new = av.Packet(data)
+            new.pts = new.dts = pts
             new.time_base, new.is_keyframe, new.stream = packet.time_base, packet.is_keyframe, copy
             out.mux(new)
+
+
+def test_reference_pictures_of_vp8_are_not_shown(tmp_path, write_clip, read_barcode):
+    """Two-pass libvpx makes them; here the bit that shows a picture is cleared in some, which get the next one's time."""
+    source, path = write_clip(tmp_path / "clip.webm", frames=60, fps=25, codec="libvpx"), tmp_path / "hidden.webm"
+    hidden = {13, 30, 41}
+
+    def hide(number, data, pts):
+        return (bytes([data[0] & 0xEF]) + data[1:], pts + 40) if number in hidden else (data, pts)
+
+    rewrite(source, path, hide)
     shown = [number for number in range(60) if number not in hidden]
     for start, end in ((0.0, 1.0), (0.9, 2.0), (1.3, 2.4)):
         got = [read_barcode(frame) for frame in read_window(path, start, end, 60)]
@@ -219,13 +214,10 @@ def test_bad_files_say_what_is_wrong(tmp_path, write_clip):
 def test_real_clips_equal_a_decode_of_the_whole_file(real_videos, clip_tree):
     """Codecs as found in the wild, packed B-frames of XviD included."""
     root = real_videos or clip_tree
-    paths = [
-        p
-        for p in sorted(root.rglob("*"))
-        if p.suffix in (".avi", ".mp4", ".mkv", ".webm") and p.parent.name != "damaged"
-    ]
+    videos = (p for p in sorted(root.rglob("*")) if p.suffix in (".avi", ".mp4", ".mkv", ".webm"))
+    paths = [p for p in videos if p.parent.name != "damaged" and p.stat().st_size < 1_500_000]
     assert paths
-    for path in (p for p in paths if p.stat().st_size < 1_500_000):
+    for path in paths:
         frames, times = whole(path)
         for start in (0.0, 0.6, max(0.0, times[-1] - 2.7)):
             expected = frames[choose_frames(times, start, start + 2.7, 16)]
@@ -234,20 +226,17 @@ def test_real_clips_equal_a_decode_of_the_whole_file(real_videos, clip_tree):
 
 @pytest.mark.parametrize("kind", ["superframe", "repeat"])
 def test_packets_of_vp9_that_give_more_or_less_than_one_picture(tmp_path, write_clip, kind):
-    """A superframe, here of one picture with its index behind it, and a picture that is shown again."""
+    """A superframe, here of one picture followed by its index, and a picture that is shown again."""
     source, path = write_clip(tmp_path / "clip.webm", frames=30, fps=25, codec="libvpx-vp9"), tmp_path / "other.webm"
-    with av.open(str(source)) as container, av.open(str(path), "w") as out:
-        copy = out.add_stream_from_template(container.streams.video[0])
-        for number, packet in enumerate(p for p in container.demux(video=0) if p.size):
-            data = bytes(packet)
-            if number == 13:
-                mark = 0b11001000  # one picture, two bytes of size
-                index = bytes([mark]) + len(data).to_bytes(2, "little") + bytes([mark])
-                data = data + index if kind == "superframe" else b"\x88"  # shows the picture in slot 0
-            new = av.Packet(data)
-            new.pts, new.dts, new.time_base = packet.pts, packet.dts, packet.time_base
-            new.is_keyframe, new.stream = packet.is_keyframe, copy
-            out.mux(new)
+
+    def change(number, data, pts):
+        if number != 13:
+            return data, pts
+        mark = bytes([0b11001000])  # one picture, two bytes of size
+        index = mark + len(data).to_bytes(2, "little") + mark
+        return (data + index if kind == "superframe" else b"\x88"), pts  # 0x88 shows the picture in slot 0
+
+    rewrite(source, path, change)
     assert len(read_window(path, 0.2, 0.9, 6)) == 6
     single = {"vp9": Limits(single=DALI_GPU_CODECS["vp9"].single)}
     assert encoded_window(path, 0.0, 0.4, 6, single).kind == "video"

@@ -1,4 +1,4 @@
-"""FFCV's loader gives the views of the plain path, drawn by the sampler, less what its fast DCT changes."""
+"""FFCV's loader gives the views of the plain reader, except for what its fast DCT changes."""
 
 import shutil
 from dataclasses import replace
@@ -14,9 +14,10 @@ from ppma.data.shard_writer import PackRow, ShardJob, write_rows, write_shard
 from ppma.loaders.decode.augment import make_views
 from ppma.loaders.decode.fetch import read_frames
 from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
-from ppma.loaders.sources.manifest import Clip, Manifest
+from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import INDEX, PackParameters, Store, StoreIndex, locate_packed
 from ppma.loaders.stream import ClipStream
+from tests.loaders.test_stream import row
 
 pytest.importorskip("ffcv")
 CONFIG = LoaderConfig(frames=4, size=32, short_side=48, views=3, flip_probability=0.5, window_seconds=1.0)
@@ -37,8 +38,8 @@ def packed(tmp_path_factory, write_clip):
         )
         for t in range(30):
             cv2.imwrite(str(path / f"{t:03d}.png"), picture[:, 2 * t : 2 * t + width])
-        facts = {"frames": 30, "fps": 25.0, "codec": "png", "key_frame_spacing": 1, "duration_seconds": 1.2}
-        clips.append(Clip(path=str(i), width=width, height=height, label=i, **facts))
+        size = {"width": width, "height": height}
+        clips.append(row(str(i), i, frames=30, fps=25.0, codec="png", duration_seconds=1.2, **size))
         rows.append(PackRow(row=i, path=str(path), label=i, start_seconds=0.0, end_seconds=9.0))
     parameters = PackParameters(short_side=48, fps=None, quality=95)
     shards = tuple(
@@ -51,53 +52,53 @@ def packed(tmp_path_factory, write_clip):
     return Manifest.from_clips(clips, root=folder, name="x").packed_in(Store(folder))
 
 
-def run(packed, config, draws, batch=4):
+def make_views_object(packed, config, samples):
+    """Return an FfcvViews over the store, and the addresses of the samples."""
     from ppma.loaders.decode.ffcv import FfcvViews
 
-    shard = packed.root / "shard-00000.beton"
-    views = FfcvViews(shard, config, batch_clips=batch, views=config.views, pixels=48 * 80)
-    return views, [packed.file(draw.clip) for draw in draws], draws
+    views = FfcvViews(packed.root / "shard-00000.beton", config, batch_clips=4, views=config.views, pixels=48 * 80)
+    return views, [packed.file(sample.clip) for sample in samples]
 
 
-def test_views_are_those_of_the_plain_path(packed):
+def test_views_are_those_of_the_plain_reader(packed):
     import torch
 
     threads = torch.get_num_threads()
     sampler = TrainingSampler([packed], CONFIG, seed=3, batch_clips=5)
-    draws = [draw for epoch in range(2) for draw in sampler.samples(epoch, 0)]
-    assert any(view.flip for draw in draws for view in draw.views)
-    views, addresses, _ = run(packed, CONFIG, draws)
+    samples = [sample for epoch in range(2) for sample in sampler.samples(epoch, 0)]
+    assert any(view.flip for sample in samples for view in sample.views)
+    views, addresses = make_views_object(packed, CONFIG, samples)
     for _ in range(2):  # a second plan through the same compiled loader
-        got = [(made.copy(), bad) for made, bad in views.run(addresses, draws)]
+        got = [(made.copy(), bad) for made, bad in views.run(addresses, samples)]
         assert [len(made) for made, _ in got] == [4, 4, 2] and not np.concatenate([bad for _, bad in got]).any()
-        for made_VTHWC, draw, address in zip(np.concatenate([made for made, _ in got]), draws, addresses):
-            frames = read_frames(address, draw.start_seconds, draw.end_seconds, CONFIG.frames)
-            apart = np.abs(made_VTHWC.astype(int) - make_views(frames, draw.views, CONFIG))
-            assert apart.max() <= 12 and apart.mean() < 1.5  # libjpeg-turbo's fast DCT and OpenCV's colour tables
+        for made_VTHWC, sample, address in zip(np.concatenate([made for made, _ in got]), samples, addresses):
+            frames = read_frames(address, sample.start_seconds, sample.end_seconds, CONFIG.frames)
+            apart = np.abs(made_VTHWC.astype(int) - make_views(frames, sample.views, CONFIG))
+            assert apart.max() <= 12 and apart.mean() < 1.5  # libjpeg-turbo's fast DCT and OpenCV's color tables
     assert torch.get_num_threads() == threads
 
 
-def test_damaged_frames_are_told_of(packed):
-    draws = TrainingSampler([packed], CONFIG, seed=0, batch_clips=4).samples(0, 0)
-    views, addresses, _ = run(packed, CONFIG, draws)
+def test_damaged_frames_are_marked(packed):
+    samples = TrainingSampler([packed], CONFIG, seed=0, batch_clips=4).samples(0, 0)
+    views, addresses = make_views_object(packed, CONFIG, samples)
     views._fill, fill = None, views._fill
 
-    def damaged(row, address, draw):
-        fill(row, address, draw)
-        if draw is draws[2]:
+    def damaged(row, address, sample):
+        fill(row, address, sample)
+        if sample is samples[2]:
             row["size"][1] = 30
 
     views._fill = damaged
-    ((_, bad),) = list(islice(views.run(addresses, draws), 1))
+    ((_, bad),) = list(islice(views.run(addresses, samples), 1))
     assert bad.tolist() == [False, False, True, False]
 
 
 def test_a_store_of_another_size_is_refused(packed):
     config = replace(CONFIG, short_side=40)
-    draws = TrainingSampler([packed], config, seed=0, batch_clips=4).samples(0, 0)
-    views, addresses, _ = run(packed, config, draws)
+    samples = TrainingSampler([packed], config, seed=0, batch_clips=4).samples(0, 0)
+    views, addresses = make_views_object(packed, config, samples)
     with pytest.raises(InputError, match="pack with --short-side 40"):
-        next(views.run(addresses, draws))
+        next(views.run(addresses, samples))
 
 
 def collect(source, implementation, *, start=(0, 0), sampler=TrainingSampler, on_bad="replace"):
@@ -123,7 +124,7 @@ def assert_alike(made, plain):
         assert apart.max() <= 12 and apart.float().mean() < 1.5
 
 
-def test_a_stream_by_ffcv_is_the_plain_one(packed):
+def test_a_stream_by_ffcv_gives_the_plain_readers_batches(packed):
     plain, _ = collect(packed, "plain")
     made, stream = collect(packed, "ffcv")
     assert stream.counters.samples == 12 and len(made) == 4
@@ -150,10 +151,10 @@ def damaged(packed, tmp_path):
     return Manifest.from_clips(clips, root=tmp_path / "store", name="x").packed_in(Store(tmp_path / "store"))
 
 
-def test_a_damaged_clip_is_named_and_replaced_as_by_the_plain_path(damaged):
-    plain, plainly = collect(damaged, "plain")
+def test_a_damaged_clip_is_named_and_replaced_as_by_the_plain_reader(damaged):
+    plain, plain_stream = collect(damaged, "plain")
     made, stream = collect(damaged, "ffcv")
-    assert stream.bad_files == plainly.bad_files and len(stream.bad_files) == 1
+    assert stream.bad_files == plain_stream.bad_files and len(stream.bad_files) == 1
     assert_alike(made, plain)
     assert not any(1 in batch.sample_id_B for batch in made)
 

@@ -1,4 +1,4 @@
-"""Folder trees and list files: awkward names, missing suffixes, and a reason for each row that cannot be meant."""
+"""Folder trees and list files: awkward names, missing suffixes, and a reason for each row that is refused."""
 
 import unicodedata
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_tree_below_the_root(tmp_path):
         read_source(tmp_path / "val", root=tmp_path / "val" / "walk")
 
 
-def test_tree_says_why_it_refuses(tmp_path):
+def test_refused_files_of_a_tree_have_reasons(tmp_path):
     touch(tmp_path / "tree", "a/notes.txt", "a/000001.jpg", "a/good.mp4", "b/clip.mp4", "loose.mp4", "README.md")
     touch(tmp_path, "elsewhere/clip.mp4")
     (tmp_path / "tree/a/link.mp4").symlink_to(tmp_path / "elsewhere/clip.mp4")

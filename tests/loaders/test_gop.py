@@ -1,7 +1,7 @@
-"""Every codec in every form of its groups of pictures: the frames of a window are those that were on screen, decoded here or by DALI.
+"""Every codec with every kind of GOP: a window holds the frames that were on screen, decoded by PyAV or by DALI.
 
-A clip shows its frame numbers. DALI numbers the pictures of the container that it gets by the presentation times of its packets, from 0 on
-(its frames_decoder_base.cc); a decoder of that container says what each of them shows. What DALI decodes on a CPU it does decode here.
+A clip shows its frame numbers. DALI numbers the pictures of its container by the presentation times of the packets, from 0
+(frames_decoder_base.cc); decoding that container says what each picture shows. DALI itself decodes what it can on a CPU.
 """
 
 import io
@@ -22,7 +22,7 @@ from ppma.loaders.samples import Sample, ViewParams
 
 SIDE, FPS, FRAMES, COUNT = 160, 25, 75, 8
 WINDOWS = ((0.0, 1.0), (0.5, 1.2), (0.91, 1.93), (0.96, 2.2), (1.0, 1.6), (1.87, 2.6), (2.3, 3.0))
-"""Some begin between the decoding and the presentation of a key frame (every 24 frames)."""
+"""Some begin between the decoding and the presentation of a key frame (one in 24 frames)."""
 X265 = "keyint=24:min-keyint=24:scenecut=0:log-level=none:pools=none:frame-threads=1"
 OPEN, CLOSED, PYRAMID = (
     {"g": "24", "preset": "veryfast", "x264-params": f"keyint=24:scenecut=0:b-adapt=0:{more}"}
@@ -34,7 +34,7 @@ VP9_ALT_REF = {"g": "24", "deadline": "realtime", "cpu-used": "8"}
 
 @dataclass(frozen=True)
 class Form:
-    """A way to encode, and why DALI does not get it; empty where it does."""
+    """A way to encode, and why DALI does not get it (empty if it does)."""
 
     codec: str
     suffix: str
@@ -88,13 +88,13 @@ def write(path: Path, form: Form) -> None:
 
 
 def on_screen(start: float, end: float) -> list[int]:
-    """The frame numbers of a window, from the clock alone."""
+    """Return the frame numbers of a window, from the clock alone."""
     first, stop = (int(np.ceil(round(seconds * FPS, 6))) for seconds in (start, min(end, FRAMES / FPS)))
     return [first + int(i) for i in np.linspace(0, stop - 1 - first, COUNT)]
 
 
 def by_dalis_rule(clip: DaliInput) -> np.ndarray:
-    """The frames that DALI takes from a container. Each of its packets must give one picture, or NVDEC's would be numbered otherwise."""
+    """Return the frames that DALI takes from a container; each packet must give one picture, as NVDEC counts them."""
     data = clip.payloads[0].tobytes()
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.video[0]
@@ -106,13 +106,13 @@ def by_dalis_rule(clip: DaliInput) -> np.ndarray:
 
 
 def by_dali(clip: DaliInput) -> np.ndarray:
-    """The frames of a square clip as DALI decodes them on a CPU."""
+    """Return the frames of a square clip as DALI decodes them on a CPU."""
     from ppma.loaders.decode.dali import DaliViews
 
     config = LoaderConfig(frames=len(clip.frame_idx), size=SIDE, short_side=SIDE, views=1, crop="center")
     view = ViewParams(key=0, crop=(0, 0, SIDE, SIDE), flip=False, ops=(), erase=(0, 0, 0, 0))
-    draw = Sample(epoch=0, index=0, source=0, clip=0, start_seconds=0, end_seconds=1, views=(view,))
-    return DaliViews(config, 1, device="cpu", threads=1)([clip], [draw])[0].numpy()
+    sample = Sample(epoch=0, index=0, source=0, clip=0, start_seconds=0, end_seconds=1, views=(view,))
+    return DaliViews(config, 1, device="cpu", threads=1)([clip], [sample])[0].numpy()
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
@@ -139,11 +139,11 @@ NOT_CODED = VOP + b"\x50\0\x7f"
 
 
 def pack_b_frames(source: Path, target: Path) -> None:
-    """As DivX writes MPEG-4: a B-frame shares the packet of the frame before it in decoding order, and a note says so."""
+    """Write MPEG-4 as DivX does: a B-frame shares the packet of the frame before it, and a marker says so."""
     with av.open(str(source)) as container, av.open(str(target), "w") as out:
         stream = container.streams.video[0]
         copy = out.add_stream_from_template(stream)
-        copy.codec_context.extradata = None  # the note is in the first packet
+        copy.codec_context.extradata = None  # the marker is in the first packet
         packets = [bytes(packet) for packet in container.demux(stream) if packet.size]
         is_b = [packet[packet.index(VOP) + 4] >> 6 == 2 for packet in packets] + [False]
         for number, data in enumerate(packets):

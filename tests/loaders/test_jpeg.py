@@ -1,4 +1,4 @@
-"""A JPEG is looked at before DALI gets it: DALI 2.4 ends the process over a header that does not parse among 48 images or more."""
+"""Workers parse a JPEG's header before DALI gets it: DALI 2.4 crashes if one of 48 or more does not parse."""
 
 import io
 import subprocess
@@ -28,14 +28,14 @@ def jpeg(**options) -> bytes:
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 100}]
 )
-def test_usual_files_are_taken(options):
+def test_common_files_are_accepted(options):
     data = jpeg(**options)
     header = read_header(data)
     assert (header.height, header.width, header.bits, len(header.sampling)) == (72, 96, 8, 3)
     assert why_not_dali(data, (72, 96)) == "" and "96 x 72 instead of 64 x 48" in why_not_dali(data, (48, 64))
 
 
-def test_gray_is_taken_and_what_decoders_read_in_two_ways_is_not():
+def test_files_that_decoders_read_differently_are_refused():
     image = Image.fromarray(PICTURE)
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -49,7 +49,7 @@ def test_gray_is_taken_and_what_decoders_read_in_two_ways_is_not():
     assert "12 bits" in why_not_dali(jpeg()[:at] + b"\x0c" + jpeg()[at + 1 :])
 
 
-def test_no_file_that_is_cut_or_random_is_taken():
+def test_cut_and_random_files_are_refused():
     data = jpeg(progressive=True)
     assert all(why_not_dali(data[:size]) for size in range(len(data) - 1))
     rng = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def folder(path: Path, *, spoil: bytes | None = None) -> Path:
     return path
 
 
-def test_opencv_has_its_try_and_says_which_frame_is_bad(tmp_path):
+def test_opencv_decodes_what_dali_refuses_or_names_the_bad_frame(tmp_path):
     small = cv2.imencode(".jpg", PICTURE[:48, :64])[1].tobytes()
     for name, spoil, reads in (
         ("text", b"no picture at all", False),
@@ -86,7 +86,7 @@ def test_opencv_has_its_try_and_says_which_frame_is_bad(tmp_path):
 
 
 def test_one_bad_image_among_many_does_not_end_the_process(tmp_path):
-    """In its own process: DALI's crash is a segmentation fault, a matter of chance with two threads."""
+    """In its own process: DALI's crash is a segmentation fault, which with two threads occurs by chance."""
     for number in range(16):
         folder(tmp_path / str(number), spoil=b"no picture at all" if number in (5, 11) else None)
     program = f"""

@@ -1,6 +1,7 @@
-"""The hand-over of batches: a thread that ends when it must, memory that is never overwritten too early, no host wait in a step."""
+"""Batches reach the training step: the thread ends when it must, memory is never overwritten too early, no step waits."""
 
 import itertools
+import mmap
 import os
 import pickle
 import subprocess
@@ -20,7 +21,7 @@ import torch
 
 from ppma.config.errors import InputError
 from ppma.loaders import prefetch, stream
-from ppma.loaders.decode import dali as pipeline
+from ppma.loaders.decode import dali
 from ppma.loaders.prefetch import DEPTH, BufferPool, CudaTransfer, Prefetcher, Transfer
 from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
 from ppma.loaders.sources.manifest import Manifest
@@ -34,14 +35,14 @@ CONFIG = replace(TWO_WORKERS, workers=1)  # each takes half a second of CPU to s
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory, write_clip):
     """Eight clips of different colors."""
-    root = tmp_path_factory.mktemp("handover")
+    root = tmp_path_factory.mktemp("prefetch")
     for number in range(8):
         write_clip(root / f"{number}.mp4", frames=24, colour=(30 * number, 128, 128))
     return Manifest.from_clips([row(f"{n}.mp4", n % 3) for n in range(8)], root=root, name="made")
 
 
 @pytest.fixture(scope="module")
-def whole(manifest):
+def expected(manifest):
     """The batches of six epochs."""
     return collect(manifest, config=CONFIG, epochs=6)
 
@@ -67,14 +68,19 @@ def wait_for(condition, seconds=5.0):
         time.sleep(0.001)
 
 
-def test_items_come_in_order_and_no_more_than_the_depth_ahead():
+def wait_until_full(clip_stream):
+    """Wait until DEPTH batches of 4 clips follow the one that was taken."""
+    wait_for(lambda: clip_stream.counters.samples >= 4 * (1 + DEPTH))
+
+
+def test_items_come_in_order_and_at_most_depth_ahead():
     made = []
-    ahead = Prefetcher(number for number in range(9) if not made.append(number))
+    prefetcher = Prefetcher(number for number in range(9) if not made.append(number))
     for expected in range(9):
         wait_for(lambda seen=expected: len(made) == min(seen + DEPTH, 9))
-        assert ahead.take() == expected
-    assert ahead.take() is None and ahead.take() is None
-    ahead.close()
+        assert prefetcher.take() == expected
+    assert prefetcher.take() is None and prefetcher.take() is None
+    prefetcher.close()
 
 
 def test_a_failure_arrives_after_the_finished_items_with_its_traceback():
@@ -82,60 +88,46 @@ def test_a_failure_arrives_after_the_finished_items_with_its_traceback():
         yield 1
         raise InputError("too many bad files")
 
-    ahead = Prefetcher(failing())
-    assert ahead.take() == 1
+    prefetcher = Prefetcher(failing())
+    assert prefetcher.take() == 1
     for _ in range(2):
         with pytest.raises(InputError, match="too many bad files") as caught:
-            ahead.take()
+            prefetcher.take()
         assert "in failing" in "".join(traceback.format_exception(caught.value))
-    ahead.close()
+    prefetcher.close()
 
 
 def test_waiting_can_have_a_limit():
     go_on = threading.Event()
-    ahead = Prefetcher(iter(go_on.wait, None))
-    with pytest.raises(TimeoutError):
-        ahead.take(timeout=0.01)
+    prefetcher = Prefetcher(iter(go_on.wait, None))
+    with pytest.raises(TimeoutError, match="no batch"):
+        prefetcher.take(timeout=0.01)
     go_on.set()
-    assert ahead.take() is True
-    ahead.close()
+    assert prefetcher.take() is True
+    prefetcher.close()
 
 
-def test_a_stream_closes_in_every_state(manifest, tmp_path):
-    (tmp_path / "stalled").mkdir()
-    os.mkfifo(tmp_path / "stalled" / "000001.jpg")  # who opens it waits for good
-    stalled = Manifest.from_clips([row("stalled", 0, codec="jpeg")] * 8, root=tmp_path, name="stalled")
-
-    def never_started(stream):
-        pass
-
-    def queue_is_full(stream):
-        stream.take()
-        wait_for(lambda: stream.counters.samples >= 4 * (1 + DEPTH))
-
-    def waits_for_a_file(stream):
+@pytest.mark.parametrize("state", ["never started", "full", "abandoned", "done", "waits for a file"])
+def test_a_stream_closes_in_every_state(manifest, tmp_path, state):
+    if state == "waits for a file":
+        (tmp_path / "stalled").mkdir()
+        os.mkfifo(tmp_path / "stalled" / "000001.jpg")  # whoever opens it waits forever
+        manifest = Manifest.from_clips([row("stalled", 0, codec="jpeg")] * 8, root=tmp_path, name="stalled")
+    made = make_stream(manifest)
+    if state == "full":
+        made.take()
+        wait_until_full(made)
+    elif state == "abandoned":
+        next(iter(made))
+    elif state == "done":
+        assert len(list(made)) == 8
+    elif state == "waits for a file":
         with pytest.raises(TimeoutError):
-            stream.take(timeout=0.3)
-
-    def generator_is_abandoned(stream):
-        next(iter(stream))
-
-    def is_done(stream):
-        assert len(list(stream)) == 8
-
-    for state, source in (
-        (never_started, manifest),
-        (queue_is_full, manifest),
-        (waits_for_a_file, stalled),
-        (generator_is_abandoned, manifest),
-        (is_done, manifest),
-    ):
-        made = make_stream(source)
-        state(made)
-        began = time.monotonic()
-        made.close()
-        made.close()
-        assert time.monotonic() - began < 8, state.__name__  # 2 s: the pool kills a worker that does not end by itself
+            made.take(timeout=0.3)
+    began = time.monotonic()
+    made.close()
+    made.close()
+    assert time.monotonic() - began < 8  # the pool kills a worker after 2 s
 
 
 def test_an_exception_in_the_step_ends_thread_and_workers(manifest):
@@ -144,12 +136,6 @@ def test_an_exception_in_the_step_ends_thread_and_workers(manifest):
         for _ in made:
             raise ZeroDivisionError
     assert pids and not any(psutil.pid_exists(pid) for pid in pids)
-
-
-def test_a_worker_with_a_defect_of_ours_stops_the_run(manifest, monkeypatch):
-    monkeypatch.setattr("ppma.loaders.decode.workers.RUN_WORKER", "raise SystemExit(3)")
-    with make_stream(manifest) as made, pytest.raises(RuntimeError, match="failed with code 3"):
-        list(made)
 
 
 def test_a_stream_that_is_never_closed_does_not_keep_the_process(manifest, tmp_path):
@@ -168,10 +154,10 @@ def test_a_stream_that_is_never_closed_does_not_keep_the_process(manifest, tmp_p
     assert (done.returncode, done.stdout, done.stderr) == (0, "8\n", "")
 
 
-def test_waiting_is_counted_where_it_happens(manifest):
+def test_only_waiting_is_counted_as_waiting(manifest):
     with make_stream(manifest) as made:
         first = made.take().counters
-        wait_for(lambda: made.counters.samples >= 4 * (1 + DEPTH))
+        wait_until_full(made)
         second = made.take().counters
     assert first.samples >= 4 and first.wait_seconds > 0.05  # the workers had to start
     assert second.samples >= 8 and second.wait_seconds - first.wait_seconds < 0.05
@@ -180,7 +166,7 @@ def test_waiting_is_counted_where_it_happens(manifest):
 # ------------------------------------------------------------------------------------------------------ the memory
 
 
-def test_a_buffer_is_used_again_only_when_nothing_refers_to_it():
+def test_a_buffer_is_reused_only_when_nothing_refers_to_it():
     buffers = BufferPool()
     held = buffers.empty((4, 8))
     held[:] = 7
@@ -194,7 +180,7 @@ def test_a_buffer_is_used_again_only_when_nothing_refers_to_it():
     assert buffers.empty((2, 8)).data_ptr() == address
 
 
-def test_batches_that_are_kept_stay_as_they_were_and_dropped_ones_give_their_memory_back(manifest, whole):
+def test_kept_batches_stay_as_they_were_and_dropped_ones_free_their_memory(manifest, expected):
     held, copies, addresses = [], [], set()
     with make_stream(manifest, epochs=10) as made:
         for number, batch in enumerate(made):
@@ -204,14 +190,12 @@ def test_batches_that_are_kept_stay_as_they_were_and_dropped_ones_give_their_mem
             else:
                 addresses.add(batch.frames_BTHWC.data_ptr())
     assert all(torch.equal(batch.frames_BTHWC, copy) for batch, copy in zip(held, copies, strict=True))
-    assert all(same(batch, theirs) for batch, theirs in zip(held, whole[:6], strict=True))
+    assert all(same(batch, theirs) for batch, theirs in zip(held, expected[:6], strict=True))
     assert len(addresses) <= DEPTH + 3  # the queue, one in the making, one in use, one not yet dropped
 
 
-def test_columns_begin_where_kernels_want_them(manifest):
-    (batch, *_) = collect(
-        manifest, config=CONFIG, rank=0, world_size=4
-    )  # 2 rows of int64: 16 bytes each, were they packed
+def test_columns_begin_at_aligned_addresses(manifest):
+    batch = collect(manifest, config=CONFIG, rank=0, world_size=4)[0]  # 2 rows of int64, 16 bytes each if packed
     columns = [t for t in batch.tensors() if t.dtype == torch.int64]
     assert len(columns) == 6
     for column in columns:
@@ -219,19 +203,18 @@ def test_columns_begin_where_kernels_want_them(manifest):
 
 
 @pytest.mark.parametrize("bad", [(), (1, 2)])
-def test_what_the_decoder_made_is_handed_over_as_it_is(manifest, monkeypatch, bad):
-    """Only a batch with undecodable clips is copied: their frames are black."""
+def test_only_a_batch_with_undecodable_clips_is_copied(manifest, monkeypatch, bad):
     made = []
 
     class Fake:
         def __init__(self, *_, **__):
             pass
 
-        def __call__(self, inputs, draws):
+        def __call__(self, inputs, samples):
             made.append(torch.full((3 * len(inputs), 4, 32, 32, 3), 7, dtype=torch.uint8))
             return made[-1]
 
-    monkeypatch.setattr(pipeline, "DaliViews", Fake)
+    monkeypatch.setattr(dali, "DaliViews", Fake)
     rows = [row("gone.mp4", 0) if n in bad else manifest.clip(n) for n in range(4)]
     source = Manifest.from_clips(rows, root=manifest.root, name="made")
     config = replace(CONFIG, implementation="dali", short_side=32, randaugment_ops=0)
@@ -274,22 +257,22 @@ class LateDevice(Transfer):
         event.synchronize()
 
 
-@pytest.mark.parametrize("prefetch", [1, 2, 3])
-def test_shared_memory_is_written_over_only_after_the_device_has_read_it(manifest, whole, monkeypatch, prefetch):
+@pytest.mark.parametrize("batches", [1, 2, 3])
+def test_shared_memory_is_overwritten_only_after_the_device_has_read_it(manifest, expected, monkeypatch, batches):
     monkeypatch.setattr(stream, "transfer_to", LateDevice)
     late = []
-    with make_stream(manifest, config=replace(CONFIG, prefetch_batches=prefetch), epochs=6) as made:
+    with make_stream(manifest, config=replace(CONFIG, prefetch_batches=batches), epochs=6) as made:
         for batch in made:
             late.append(batch)
             time.sleep(0.01)  # the workers write meanwhile
-    assert all(same(a, b) for a, b in zip(whole, late, strict=True))
+    assert all(same(a, b) for a, b in zip(expected, late, strict=True))
 
 
 # -------------------------------------------------------------------------------------------------------- the GPU
 
 
 class Recorder:
-    """Stands for torch.cuda and what it makes; notes every call as `name.method`, with its arguments."""
+    """Replaces torch.cuda and its objects; notes every call as `name.method`, with its arguments."""
 
     def __init__(self, calls, name="", answers=()):
         self.calls, self.name, self.answers = calls, name, dict(answers)
@@ -304,18 +287,16 @@ class Recorder:
 
 @pytest.fixture
 def fake_cuda(monkeypatch):
-    """Calls of CudaTransfer, in order, on a machine without a GPU."""
+    """The calls of CudaTransfer, in order, on a machine without a GPU."""
     calls = []
-    side, consumer, event = (Recorder(calls, name) for name in ("side", "consumer", "event"))
-    error = SimpleNamespace(success=0)
+    side, consumer = Recorder(calls, "side"), Recorder(calls, "consumer")
     runtime = Recorder(calls, "runtime", {"cudaHostRegister": 0, "cudaHostUnregister": 0})
-    runtime.cudaError = error
+    runtime.cudaError = SimpleNamespace(success=0)
     cuda = Recorder(calls, "cuda", {"Stream": side, "current_stream": consumer, "current_device": 1, "cudart": runtime})
-    cuda.Event = type(
-        "Event", (Recorder,), {"__init__": lambda self, blocking: Recorder.__init__(self, calls, "event")}
-    )
+    start = {"__init__": lambda self, blocking: Recorder.__init__(self, calls, "event")}
+    cuda.Event = type("Event", (Recorder,), start)
     monkeypatch.setattr(prefetch.torch, "cuda", cuda)
-    return SimpleNamespace(calls=calls, side=side, consumer=consumer, event=event, runtime=runtime)
+    return SimpleNamespace(calls=calls, side=side, consumer=consumer, runtime=runtime)
 
 
 def test_the_consumers_stream_waits_for_the_event_and_the_allocator_for_the_consumer(fake_cuda):
@@ -337,17 +318,14 @@ def test_the_consumers_stream_waits_for_the_event_and_the_allocator_for_the_cons
     ]
 
 
-def test_memory_is_unlocked_after_the_last_copy_and_once(fake_cuda):
-    import mmap
-
+def test_memory_is_unpinned_once_after_the_last_copy(fake_cuda):
     memory = mmap.mmap(-1, 1 << 16)
     transfer = CudaTransfer(torch.device("cuda"))
     assert transfer.pin(memory)
     transfer.unpin()
     transfer.unpin()
     address = np.frombuffer(memory, np.uint8).ctypes.data
-    names = [(name, arguments) for name, arguments in fake_cuda.calls if not name.startswith("cuda.")]
-    assert names == [
+    assert [call for call in fake_cuda.calls if not call[0].startswith("cuda.")] == [
         ("runtime.cudaHostRegister", (address, 1 << 16, 0)),
         ("event.record", (fake_cuda.side,)),
         ("event.synchronize", ()),
@@ -355,9 +333,7 @@ def test_memory_is_unlocked_after_the_last_copy_and_once(fake_cuda):
     ]
 
 
-def test_memory_that_cannot_be_locked_is_said_and_the_error_is_taken_from_the_runtime(fake_cuda, monkeypatch, caplog):
-    import mmap
-
+def test_memory_that_cannot_be_pinned_is_logged_and_the_error_is_cleared(fake_cuda, monkeypatch, caplog):
     launched = []
     monkeypatch.setattr(prefetch.torch, "ones", lambda *_, device: launched.append(device))
     fake_cuda.runtime.answers["cudaHostRegister"] = 304
@@ -369,26 +345,26 @@ def test_memory_that_cannot_be_locked_is_said_and_the_error_is_taken_from_the_ru
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("lockable", [True, False])
-def test_a_gpu_gets_the_cpus_batches_without_a_host_wait(manifest, whole, monkeypatch, lockable):
-    """The consumer is busy with each batch for a while, so that memory which came back too early would be written over."""
-    if not lockable:
+@pytest.mark.parametrize("pinnable", [True, False])
+def test_a_gpu_gets_the_cpus_batches_without_a_host_wait(manifest, expected, monkeypatch, pinnable):
+    """The consumer is busy with each batch for a while: memory that came back too early would be overwritten."""
+    if not pinnable:
         monkeypatch.setattr(CudaTransfer, "pin", Transfer.pin)
     sums = []
     with make_stream(manifest, epochs=6, device="cuda") as there:
         first = there.take()
-        assert there._pinned == lockable
+        assert there._pinned == pinnable
         before = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            for batch in there:  # dropped while the GPU has yet to read it
+            for batch in there:  # dropped before the GPU has read it
                 torch.cuda._sleep(10_000_000)
                 sums.append([tensor.double().sum() for tensor in batch.tensors()])
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    assert all(torch.equal(a.cpu(), b) for a, b in zip(first.tensors(), whole[0].tensors(), strict=True))
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(first.tensors(), expected[0].tensors(), strict=True))
     found = [[float(value) for value in row] for row in sums]
-    assert found == [[float(tensor.double().sum()) for tensor in batch.tensors()] for batch in whole[1:]]
+    assert found == [[float(tensor.double().sum()) for tensor in batch.tensors()] for batch in expected[1:]]
 
 
 @pytest.mark.cuda

@@ -1,4 +1,4 @@
-"""The probe's answer for every broken and odd file: the generated ones, and the collected ones where they are at hand."""
+"""The probe's answer for every broken and odd file: generated ones, and collected ones if available."""
 
 import multiprocessing
 import os
@@ -40,7 +40,7 @@ ANSWERS: dict[str, str | dict[str, object]] = {
     "interlaced.mp4": PLAIN | {"remarks": ("interlaced",)},
     "huge_dimensions.mp4": "8192 x 8192 are larger than 9437184 pixels",
 }
-"""What either check says: part of the reason, or facts."""
+"""Answer of either check: part of the reason, or metadata."""
 FULL_ONLY = {"concealed_corruption.mp4": "is damaged: 6 of its frames cannot be decoded cleanly, the first at 1.04 s"}
 """Damage between key frames is found by decoding everything; after the quick check the loader meets it."""
 
@@ -63,7 +63,7 @@ def answer(path: Path, check: str) -> VideoMetadata | str:
 def test_every_damaged_file_gets_its_answer(origin, name, check, generated, real_videos):
     folder = generated if origin == "generated" else real_videos and real_videos / "damaged"
     if folder is None or not folder.is_dir():
-        pytest.skip("no collected files at hand (PPMA_VIDEOS)")
+        pytest.skip("no collected files (PPMA_VIDEOS)")
     expected = FULL_ONLY.get(name, ANSWERS[name]) if check == "full" else ANSWERS[name]
     found = answer(folder / name, check)
     if isinstance(expected, str):
@@ -96,7 +96,7 @@ def test_the_generator_stamps_its_frames(generated):
     ],
 )
 def test_frames_and_spacing_by_container(tmp_path, container, how, spacing):
-    """Counts are of frames that are shown: VP8's hidden reference pictures do not count, nor need a header to count at all."""
+    """Only shown frames count, not VP8's hidden reference pictures, and no header is needed."""
     file = tmp_path / "clip"
     file.write_bytes(encode(container, **how))
     for check in ("quick", "full"):
@@ -133,7 +133,7 @@ def test_unreadable_paths(tmp_path):
         probe(tmp_path)
 
 
-def test_the_limit_is_the_callers(generated):
+def test_max_pixels_is_a_parameter(generated):
     assert probe(generated / "yuv444.mp4", max_pixels=320 * 240).frames == 60
     with pytest.raises(Unusable, match="320 x 240 are larger than 76799 pixels"):
         probe(generated / "yuv444.mp4", max_pixels=320 * 240 - 1)

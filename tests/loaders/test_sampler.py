@@ -1,4 +1,4 @@
-"""The sampler is arithmetic: what a step holds does not depend on ranks, resume points or what was asked before."""
+"""The sampler is arithmetic: a step's samples do not depend on ranks, resume points or earlier calls."""
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -57,13 +57,13 @@ def test_permuted_spreads_evenly():
     assert ((counts - expected) ** 2 / expected).sum() < 185
 
 
-def test_shares_are_exact_and_leave_nobody_out():
+def test_shares_are_exact_and_at_least_one():
     assert list(shares([1, 1], 10)) == [5, 5]
     assert list(shares([3, 1], 8)) == [6, 2]
     assert list(shares([10_000, 1, 1], 16)) == [14, 1, 1]
 
 
-def test_sources_mix_in_the_asked_proportion_in_every_block():
+def test_sources_mix_in_proportion_to_their_weights_in_every_block():
     mixer = SourceMixer([3.0, 1.0], seed=0)
     for block in range(3):
         counts = Counter(mixer.locate(block * BLOCK + i)[0] for i in range(BLOCK))
@@ -73,7 +73,7 @@ def test_sources_mix_in_the_asked_proportion_in_every_block():
     assert 20 < sum(order) < 80
 
 
-def test_a_source_counts_its_groups_without_gap():
+def test_groups_of_a_source_are_counted_without_gaps():
     mixer = SourceMixer([2.0, 5.0], seed=4)
     seen = {0: [], 1: []}
     for group in range(2 * BLOCK):
@@ -89,8 +89,8 @@ def test_every_clip_exactly_once_in_each_pass_over_its_source(mix, weights):
     drawn = {0: [], 1: []}
     for epoch in range(40):
         for index in range(chosen.steps_per_epoch * 8):
-            draw = chosen.sample(epoch, index)
-            drawn[draw.source].append(draw.clip)
+            sample = chosen.sample(epoch, index)
+            drawn[sample.source].append(sample.clip)
     for source, clips in ((0, 37), (1, 11)):
         passes = [drawn[source][i : i + clips] for i in range(0, len(drawn[source]) - clips + 1, clips)]
         assert len(passes) > 5
@@ -119,39 +119,39 @@ def test_resume_at_five_points_sees_the_same_samples():
         assert [fresh.samples(i // 8, i % 8) for i in range(cut, 24)] == whole[cut:]
 
 
-def test_windows_lie_in_the_clip_and_cover_it():
+def test_windows_are_inside_the_clip_and_cover_it():
     chosen = sampler(64)
-    draws = [chosen.sample(e, i) for e in range(10) for i in range(64)]
-    starts = np.array([d.start_seconds for d in draws])
+    samples = [chosen.sample(e, i) for e in range(10) for i in range(64)]
+    starts = np.array([d.start_seconds for d in samples])
     assert starts.min() >= 0 and starts.max() <= 10 - 2.7
-    assert all(d.end_seconds == pytest.approx(d.start_seconds + 2.7) for d in draws)
+    assert all(d.end_seconds == pytest.approx(d.start_seconds + 2.7) for d in samples)
     assert starts.std() == pytest.approx(7.3 / 12**0.5, rel=0.1)  # uniform
 
 
 def test_a_short_clip_is_one_window_and_a_segment_stays_inside():
     table = Table(4, seconds=1.0)
     table.starts[:], table.ends[:] = 5.0, 6.0
-    draw = TrainingSampler([table], CONFIG, seed=0, batch_clips=4).sample(0, 0)
-    assert (draw.start_seconds, draw.end_seconds) == (5.0, 6.0)
+    sample = TrainingSampler([table], CONFIG, seed=0, batch_clips=4).sample(0, 0)
+    assert (sample.start_seconds, sample.end_seconds) == (5.0, 6.0)
 
 
 def test_replacements_come_from_the_same_source_and_differ():
     chosen = sampler(100, 30)
-    draw = chosen.sample(2, 5)
-    others = [chosen.replacement(draw, attempt) for attempt in range(8)]
-    assert {o.source for o in others} == {draw.source} and len({o.clip for o in others}) > 4
-    assert others[0] == sampler(100, 30).replacement(draw, 0)
-    assert others[0].views[0].key == draw.views[0].key  # the row's own draws stay with the row
+    sample = chosen.sample(2, 5)
+    others = [chosen.replacement(sample, attempt) for attempt in range(8)]
+    assert {o.source for o in others} == {sample.source} and len({o.clip for o in others}) > 4
+    assert others[0] == sampler(100, 30).replacement(sample, 0)
+    assert others[0].views[0].key == sample.views[0].key  # the row keeps its own random numbers
 
 
 @pytest.mark.parametrize(("clips", "batch", "world_size"), [(7, 4, 1), (7, 4, 3), (2, 8, 4)])
 def test_evaluation_sees_every_clip_once(clips, batch, world_size):
     chosen = EvaluationSampler(Table(clips), replace(CONFIG, short_side=32), batch_clips=batch)
-    draws = [
+    samples = [
         d for s in range(chosen.steps_per_epoch) for r in range(world_size) for d in chosen.samples(0, s, r, world_size)
     ]
-    assert Counter(d.clip for d in draws) == dict.fromkeys(range(clips), 2)
-    assert all(len(d.views) == 3 and not d.views[0].ops for d in draws)
+    assert Counter(d.clip for d in samples) == dict.fromkeys(range(clips), 2)
+    assert all(len(d.views) == 3 and not d.views[0].ops for d in samples)
     first = chosen.sample(0, 0), chosen.sample(0, 1)
     assert [round(d.start_seconds, 6) for d in first] == [0.0, 7.3]
     assert [v.crop for v in first[0].views] == [(0, 0, 32, 32), (0, 5, 32, 32), (0, 10, 32, 32)]

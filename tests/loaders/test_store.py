@@ -1,4 +1,4 @@
-"""The store's format is FFCV's to the byte, and its frames are those of the video, less what JPEG takes."""
+"""The store's format is FFCV's to the byte, and its frames are those of the video, except for JPEG's loss."""
 
 import json
 from pathlib import Path
@@ -49,10 +49,10 @@ def test_windows_of_a_store_are_those_of_the_video(tmp_path, clips, read_barcode
             assert [read_barcode(f) for f in frames] == [read_barcode(f) for f in expected]
             assert (
                 np.abs(frames.astype(int) - expected).mean() < 4
-            )  # JPEG at quality 95 on flat colours with sharp edges
+            )  # JPEG at quality 95 on flat colors with sharp edges
 
 
-def test_the_bytes_of_wanted_frames_and_no_others_are_read(tmp_path, clips, monkeypatch):
+def test_only_the_bytes_of_chosen_frames_are_read(tmp_path, clips, monkeypatch):
     address = make_store(tmp_path / "s.beton", [row(clips[0])]).address(0)
     fetch.read_window(address, 0.0, 1.0, 2)  # the shard is open now
     read = []
@@ -64,7 +64,7 @@ def test_the_bytes_of_wanted_frames_and_no_others_are_read(tmp_path, clips, monk
     assert all(cv2.imdecode(p, cv2.IMREAD_COLOR_RGB).shape == (48, 64, 3) for p in clip.payloads)
 
 
-def test_frames_are_scaled_as_the_loader_does_it_and_never_up(clips):
+def test_frames_are_scaled_down_as_the_loader_does_and_never_up(clips):
     small = encode_clip(row(clips[0]), PackParameters(short_side=24, fps=None, quality=95))
     assert (small.height, small.width, small.frames) == (24, 32, 40)
     same = encode_clip(row(clips[0]), PackParameters(short_side=100, fps=None, quality=95))
@@ -104,7 +104,7 @@ def test_a_manifest_reads_from_its_store(tmp_path, clips):
     assert manifest.file(0) == clips[0] and manifest.widths[0] == 640  # the manifest itself is as it was
 
 
-def test_what_is_wrong_with_a_store_is_said(tmp_path, clips):
+def test_a_wrong_store_is_named(tmp_path, clips):
     folder = tmp_path / "s.beton"
     address = make_store(folder, [row(clips[0])]).address(0)
     with pytest.raises(InputError, match="another manifest"):
