@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ppma.common.philox import Purpose, generator
+from ppma.config.flags import resolve
 from ppma.config.model import MAEConfig, ViTConfig
 from ppma.config.recipes import RECIPES
 from ppma.config.run import RunConfig
@@ -21,6 +22,25 @@ FLAGS = f"{_SHAPE} --log-every 1 --device cpu --loader.workers 1".split()
 """What makes a recipe tiny, as flags of `ppma train`."""
 _DECODER = "--mae.decoder-width 32 --mae.decoder-depth 1 --mae.decoder-heads 2"
 MAE_FLAGS = f"--loader.views 2 {_DECODER}".split()
+
+
+ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+
+
+def make_data(folder: Path, clips: Path, *splits: str) -> Path:
+    """Index a tree of clips as the splits of source `made`, and return the data catalog."""
+    from ppma.cli import main as ppma
+
+    for split in splits:
+        flags = f"--root {clips} --out {folder}/{split}.csv --name made --split {split} --data {folder}/data.toml"
+        assert ppma(["index", str(clips), *flags.split()]) == 0
+    return folder / "data.toml"
+
+
+def config(name: str, data: Path, run_dir: Path, *flags: object) -> RunConfig:
+    """Return a recipe with tiny flags on source `made`: one epoch in batches of 4."""
+    common = [*FLAGS, "--dataset", "made", "--batch", 4, "--optim.epochs", 1, "--data", data, "--run-dir", run_dir]
+    return resolve(name, [str(word) for word in (*common, *flags)])
 
 
 def shrink(name: str, **changes: object) -> RunConfig:

@@ -4,33 +4,22 @@ import json
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 from ppma.cli import main as ppma
-from ppma.config.flags import resolve
 from ppma.config.model import ViTConfig
 from ppma.inference import export
 from ppma.models.classify import Classifier
-from ppma.train import train
 from ppma.training import checkpoint
 from ppma.training.run import open_run
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, clip_tree):
-    """A stage 1 run and a probe of it."""
-    folder = tmp_path_factory.mktemp("export")
-    for split in ("train", "val"):
-        flags = f"--root {clip_tree} --out {folder}/{split}.csv --name made --split {split} --data {folder}/data.toml".split()
-        assert ppma(["index", str(clip_tree), *flags]) == 0
-    common = [*tiny.FLAGS, "--batch", "4", "--optim.epochs", "1", "--data", f"{folder}/data.toml"]
-    train(resolve("mae_nohuman", [*common, *tiny.MAE_FLAGS, "--sources", "made", "--run-dir", f"{folder}/mae"]))
-    train(resolve("probe", [*common, "--dataset", "made", "--init", f"{folder}/mae", "--run-dir", f"{folder}/probe"]))
-    return folder
+@pytest.fixture
+def runs(tiny_runs):
+    return tiny_runs / "runs"
 
 
-@pytest.mark.parametrize("name", ["mae", "probe"])
+@pytest.mark.parametrize("name", ["mae", "finetune"])
 def test_every_form_gives_the_model_s_features(runs, tmp_path, name):
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
     out = tmp_path / "exported"
@@ -49,25 +38,25 @@ def test_every_form_gives_the_model_s_features(runs, tmp_path, name):
 
 
 def test_the_folder_starts_another_run_and_the_card_tells_the_run(runs, tmp_path):
-    assert ppma(["export", str(runs / "probe"), str(tmp_path / "out"), "--no-onnx"]) == 0
+    assert ppma(["export", str(runs / "finetune"), str(tmp_path / "out"), "--no-onnx"]) == 0
     facts = json.loads((tmp_path / "out/export.json").read_text())
     vit = ViTConfig(**{**facts["vit"], "patch": tuple(facts["vit"]["patch"])})
     fresh = Classifier(vit, {"other": 9})
     checkpoint.load_encoder(fresh, tmp_path / "out")
-    original = open_run(runs / "probe", device="cpu").model
+    original = open_run(runs / "finetune", device="cpu").model
     assert torch.equal(fresh.blocks[0].attn.qkv.weight, original.blocks[0].attn.qkv.weight)
     card = (tmp_path / "out/README.md").read_text()
-    assert "Recipe: `probe`" in card and "made val" in card and "top-1" in card and "No claim of anonymity" in card
+    assert "Recipe: `finetune`" in card and "made val" in card and "top-1" in card and "No claim of anonymity" in card
 
 
 def test_wrong_input_leaves_nothing_behind(runs, tmp_path, capfd, monkeypatch):
     (tmp_path / "there").mkdir()
-    for argv, message in (
-        ([str(tmp_path), str(tmp_path / "x")], "neither a run folder"),
+    for argv, problem in (
+        ([str(tmp_path), str(tmp_path / "x")], str(tmp_path)),
         ([str(runs / "mae"), str(tmp_path / "there")], "exists"),
     ):
         assert ppma(["export", *argv]) == 2
-        assert message in capfd.readouterr().err
+        assert problem in capfd.readouterr().err
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(RuntimeError, match="differs from the model"):
         ppma(["export", str(runs / "mae"), str(tmp_path / "x"), "--no-onnx"])

@@ -32,19 +32,8 @@ class Page(HTMLParser):
 
 
 def inspect(folder, run, out, *flags):
-    argv = [
-        "--out",
-        str(out),
-        "--data",
-        str(folder / "data.toml"),
-        "--device",
-        "cpu",
-        "--workers",
-        "1",
-        "--examples",
-        "2",
-    ]
-    return ppma(["inspect", str(folder / "runs" / run), *argv, *flags])
+    argv = ["--out", out, "--data", folder / "data.toml", "--device", "cpu", "--workers", 1, "--examples", 2, *flags]
+    return ppma(["inspect", *map(str, [folder / "runs" / run, *argv])])
 
 
 @pytest.mark.parametrize(
@@ -86,13 +75,13 @@ def test_another_data_set_of_the_name_is_refused(tiny_runs, tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "problem"),
     [
-        (["--examples", "0"], "--examples is 0"),
-        (["--sources", "nobody"], "has no source nobody.train"),
-        (["--out", "nowhere/page.html"], "does not exist"),
+        (["--examples", "0"], "--examples"),
+        (["--sources", "nobody"], "nobody"),
+        (["--out", "nowhere/page.html"], "nowhere"),
     ],
 )
-def test_wrong_input(tiny_runs, tmp_path, capfd, flags, message):
+def test_wrong_input(tiny_runs, tmp_path, capfd, flags, problem):
     assert inspect(tiny_runs, "mae", tmp_path / "page.html", *flags) == 2
-    assert message in capfd.readouterr().err and not list(tmp_path.iterdir())
+    assert problem in capfd.readouterr().err and not list(tmp_path.iterdir())

@@ -110,56 +110,54 @@ def test_evaluation_and_checkpoint_see_the_shares_as_they_are_now(models):
 
 
 def test_the_recipe_learns_shares_resumes_and_is_tested_as_any_classifier(tmp_path, clip_tree):
-    for split in ("train", "val"):
-        flags = (
-            f"--root {clip_tree} --out {tmp_path}/{split}.csv --name made --split {split} --data {tmp_path}/data.toml"
-        )
-        assert ppma(["index", str(clip_tree), *flags.split()]) == 0
-    shape = resolve("adaptive_average", tiny.FLAGS)
-    encoders = [tmp_path / "a", tmp_path / "b"]
+    data, encoders = tiny.make_data(tmp_path, clip_tree, "train", "val"), [tmp_path / "a", tmp_path / "b"]
+    flags = ["--average", *encoders, "--mixing", "tensor", "--loader.randaugment-ops", 0, "--optim.epochs", 2]
+    config = tiny.config("adaptive_average", data, tmp_path / "run", *flags)
     for seed, encoder in enumerate(encoders):
-        checkpoint.save_weights(encoder, Classifier(shape.vit, {"x": 3}, seed=seed).state_dict(), {})
-    argv = [*tiny.FLAGS, "--dataset", "made", "--batch", "4", "--optim.epochs", "2", "--data", f"{tmp_path}/data.toml"]
-    argv += ["--average", *map(str, encoders), "--mixing", "tensor", "--loader.randaugment-ops", "0"]
-    train(resolve("adaptive_average", [*argv, "--run-dir", str(tmp_path / "run")]))
+        checkpoint.save_weights(encoder, Classifier(config.vit, {"x": 3}, seed=seed).state_dict(), {})
+    train(config)
     result = json.loads((tmp_path / "run/result.json").read_text())
     shares = result["mixing"]
-    assert [s["model"] for s in shares] == list(map(str, encoders)) and sum(
-        s["share"] for s in shares
-    ) == pytest.approx(1)
-    assert shares[0]["least"] < 0.5 < shares[0]["most"]
+    assert [s["model"] for s in shares] == list(map(str, encoders))
+    assert sum(s["share"] for s in shares) == pytest.approx(1) and shares[0]["least"] < 0.5 < shares[0]["most"]
     kept = json.loads((tmp_path / "run/checkpoints/latest/lineage.json").read_text())["lineage"]
     assert len(kept["parents"]) == 2
-    train(resolve("adaptive_average", [*argv, "--run-dir", str(tmp_path / "run"), "--resume"]))
-    again = ["evaluate", "--checkpoint", str(tmp_path / "run"), "--dataset", "made", "--data", f"{tmp_path}/data.toml"]
-    assert ppma([*again, "--out", str(tmp_path / "again")]) == 0
+    train(replace(config, resume=True))
+    again = [
+        "evaluate",
+        "--checkpoint",
+        tmp_path / "run",
+        "--dataset",
+        "made",
+        "--data",
+        data,
+        "--out",
+        tmp_path / "again",
+    ]
+    assert ppma(list(map(str, again))) == 0
     found = json.loads((tmp_path / "again/result.json").read_text())
     assert found["top1"] == result["top1"] and found["ece"] == pytest.approx(result["ece"], abs=1e-6)
-    assert ppma(["convert", "--to", "videomae", str(tmp_path / "run"), str(tmp_path / "converted.safetensors")]) == 0
 
 
-def test_wrong_input(models, tmp_path, capfd):
+def test_wrong_input(models, tmp_path):
     wide = tmp_path / "wide"
     checkpoint.save_weights(wide, Classifier(replace(VIT, width=96), {"x": 3}).state_dict(), {})
-    with pytest.raises(InputError, match="two models or more, not 1"):
-        AdaptiveClassifier(VIT, {"new": 5}, PLAIN, models=models[:1])
-    with pytest.raises(InputError, match="has shapes"):
-        AdaptiveClassifier(VIT, {"new": 5}, PLAIN, models=[models[0], wide])
-    with pytest.raises(InputError, match="does not fit this model"):
-        AdaptiveClassifier(VIT, {"new": 5}, PLAIN, models=[wide, wide])
-    with pytest.raises(InputError, match="--init"):
-        resolve("adaptive_average", ["--average", "a", "b", "--init", "c"])
-    with pytest.raises(InputError, match="is for recipe adaptive_average"):
-        resolve("probe", ["--average", "a", "b"])
+    for several, problem in ((models[:1], "two models"), ([models[0], wide], "shapes"), ([wide, wide], "does not fit")):
+        with pytest.raises(InputError, match=problem):
+            AdaptiveClassifier(VIT, {"new": 5}, PLAIN, models=several)
+    for name, flags in (
+        ("adaptive_average", ["--average", "a", "b", "--init", "c"]),
+        ("probe", ["--average", "a", "b"]),
+    ):
+        with pytest.raises(InputError, match="--average"):
+            resolve(name, flags)
 
 
 def own_megabytes():
-    """What this process holds in memory of its own: pages of mapped files are not counted."""
+    """Memory of this process without the pages of mapped files."""
     gc.collect()
-    return (
-        next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in line)
-        / 1024
-    )
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if "RssAnon" in line) / 1024
 
 
 def test_more_encoders_take_no_more_memory(tmp_path):

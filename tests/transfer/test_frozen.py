@@ -1,7 +1,6 @@
 """The protocols on a frozen encoder from clips to a result: one command, one cache of features, one contract of files."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import tiny
 
 from ppma.cli import main as ppma
 from ppma.common.statistics import top_k_correct
-from ppma.config.flags import resolve
 from ppma.models.classify import Classifier
 from ppma.training import checkpoint, seal
 
@@ -25,12 +23,10 @@ PROTOCOLS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, clip_tree):
-    """Every protocol run on one encoder and one data set, in one folder."""
+    """A folder with a run of every protocol on one encoder and one data set."""
     folder = tmp_path_factory.mktemp("protocols")
-    for split in ("train", "val"):
-        flags = f"--root {clip_tree} --out {folder}/{split}.csv --name made --split {split} --data {folder}/data.toml"
-        assert ppma(["index", str(clip_tree), *flags.split()]) == 0
-    encoder = Classifier(resolve("probe", tiny.FLAGS).vit, {"x": 3}, seed=3)
+    tiny.make_data(folder, clip_tree, "train", "val")
+    encoder = Classifier(tiny.shrink("probe").vit, {"x": 3}, seed=3)
     checkpoint.save_weights(folder / "encoder", encoder.state_dict(), {})
     for name, flags in PROTOCOLS.items():
         assert train(folder, name, *flags) == 0
@@ -38,15 +34,18 @@ def runs(tmp_path_factory, clip_tree):
 
 
 def train(folder, name, *flags, run=None):
-    shape = [*tiny.FLAGS, "--dataset", "made", "--batch", "4", "--optim.epochs", "2", "--data", f"{folder}/data.toml"]
-    start = ["--init", str(folder / "encoder"), "--run-dir", str(folder / "runs" / (run or name))]
-    return ppma(["train", name, *shape, *start, *flags])
+    argv = [*tiny.FLAGS, "--dataset", "made", "--batch", 4, "--optim.epochs", 2, "--data", folder / "data.toml"]
+    argv += ["--init", folder / "encoder", "--run-dir", folder / "runs" / (run or name), *flags]
+    return ppma(["train", name, *map(str, argv)])
+
+
+def read(folder, name):
+    return json.loads((folder / "runs" / name / "result.json").read_text())
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_protocol_keeps_the_contract_of_a_result(runs, name):
-    folder = runs / "runs" / name
-    result, scores = json.loads((folder / "result.json").read_text()), np.load(folder / "scores.npz")
+    result, scores = read(runs, name), np.load(runs / "runs" / name / "scores.npz")
     assert {
         "dataset",
         "split",
@@ -63,7 +62,7 @@ def test_every_protocol_keeps_the_contract_of_a_result(runs, name):
     for k in (1, 5):
         assert result[f"top{k}"] == pytest.approx(top_k_correct(scores["scores"], scores["label"], k).mean(), abs=1e-12)
     assert np.allclose(scores["scores"].sum(axis=1), 1, atol=1e-5)
-    assert seal.read(folder).init == seal.sha256(runs / "encoder/model.safetensors")
+    assert seal.read(runs / "runs" / name).init == seal.sha256(runs / "encoder/model.safetensors")
 
 
 def test_all_share_the_features_of_one_encoder_and_data_set(runs):
@@ -71,21 +70,17 @@ def test_all_share_the_features_of_one_encoder_and_data_set(runs):
 
 
 def test_the_grid_s_choice_is_recorded_and_used(runs):
-    grid = json.loads((runs / "runs/probe_grid/result.json").read_text())["grid"]
+    grid, folder = read(runs, "probe_grid")["grid"], runs / "runs/probe_grid"
     assert len(grid["tried"]) == 4 and grid["held_out_clips"] == 4 and grid["chosen"]["rate"] in (1e-3, 1e-2)
-    state = json.loads((runs / "runs/probe_grid/checkpoints/latest/state.json").read_text())
-    assert state["grid"] == grid
-    rates = [
-        json.loads(line)["train/lr"]
-        for line in (runs / "runs/probe_grid/metrics.jsonl").read_text().splitlines()
-        if "train/lr" in line
-    ]
-    assert max(rates) == pytest.approx(grid["chosen"]["rate"] * 4 / 32, rel=0.2)  # at a batch of 4 of 32
+    assert json.loads((folder / "checkpoints/latest/state.json").read_text())["grid"] == grid
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    peak = max(row["train/lr"] for row in rows if "train/lr" in row)
+    assert peak == pytest.approx(grid["chosen"]["rate"] * 4 / 32, rel=0.2)  # at a batch of 4 of 32
     assert train(runs, "probe_grid", *PROTOCOLS["probe_grid"], "--resume") == 0
 
 
 def test_few_shot_reports_every_number_of_clips_over_its_draws(runs):
-    result = json.loads((runs / "runs/few_shot/result.json").read_text())
+    result = read(runs, "few_shot")
     assert [found["clips_per_class"] for found in result["few_shot"]] == [1, 2] and result["draws"] == 3
     last = result["few_shot"][-1]
     assert len(last["top1_of_draws"]) == 3 and np.mean(last["top1_of_draws"]) == pytest.approx(result["top1"])
@@ -94,32 +89,23 @@ def test_few_shot_reports_every_number_of_clips_over_its_draws(runs):
 
 
 def test_an_attentive_probe_is_tested_again_from_its_checkpoint(runs):
-    argv = [
-        "evaluate",
-        "--checkpoint",
-        str(runs / "runs/attentive_probe"),
-        "--dataset",
-        "made",
-        "--data",
-        str(runs / "data.toml"),
-    ]
-    assert ppma([*argv, "--out", str(runs / "again")]) == 0
-    first, again = (
-        json.loads((f / "result.json").read_text()) for f in (runs / "runs/attentive_probe", runs / "again")
-    )
+    argv = ["--checkpoint", runs / "runs/attentive_probe", "--dataset", "made", "--data", runs / "data.toml"]
+    assert ppma(["evaluate", *map(str, [*argv, "--out", runs / "runs/again"])]) == 0
+    first, again = read(runs, "attentive_probe"), read(runs, "again")
     assert first["top1"] == again["top1"] and first["ece"] == pytest.approx(again["ece"], abs=1e-6)
 
 
-def test_wrong_input_is_told_before_anything_is_written(runs, capfd):
-    for name, flags, message in (
-        ("few_shot", ("--few-shot.shots", "9"), "has 3 training clips, and few_shot.shots asks for 9"),
-        ("knn", ("--sources", "made", "made"), "knn takes one data set, not 2"),
-        ("attentive_probe", ("--attentive.heads", "5"), "attentive.heads 5 does not divide"),
-        ("attentive_probe", ("--grid.rates", "1", "--attentive.heads", "3"), "grid.rates are for the linear probe"),
-        ("probe_grid", ("--grid.held-out", "0.9", "--batch", "8"), "fewer than a batch"),
-        ("adaptive_average", (), "adaptive_average takes encoders to average"),
-    ):
-        more = () if name != "adaptive_average" else ("--init", "None")
-        assert train(runs, name, *flags, *more, run="refused") == 2
-        assert message in capfd.readouterr().err
-        assert not Path(runs / "runs/refused").exists()
+@pytest.mark.parametrize(
+    ("name", "flags", "problem"),
+    [
+        ("few_shot", ("--few-shot.shots", "9"), "few_shot.shots"),
+        ("knn", ("--sources", "made", "made"), "one data set"),
+        ("attentive_probe", ("--attentive.heads", "5"), "attentive.heads"),
+        ("attentive_probe", ("--grid.rates", "1", "--attentive.heads", "3"), "grid.rates"),
+        ("probe_grid", ("--grid.held-out", "0.9", "--batch", "8"), "--batch"),
+        ("adaptive_average", ("--init", "None"), "--average"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_written(runs, capfd, name, flags, problem):
+    assert train(runs, name, *flags, run="refused") == 2
+    assert problem in capfd.readouterr().err and not (runs / "runs/refused").exists()

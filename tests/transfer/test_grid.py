@@ -10,17 +10,15 @@ import torch
 from ppma.config.errors import InputError
 from ppma.config.protocols import GridConfig
 from ppma.training.compute import choose
-from ppma.training.distributed import Ranks
 from ppma.training.trainer import Trainer
 from ppma.transfer.features import feature_batches
 from ppma.transfer.grid import Heads, choose_rate, held_out_rows, train_heads
 from ppma.transfer.probe import Probe
 
-ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 GENERATOR = torch.Generator().manual_seed(0)
 LABELS = torch.arange(40) % 4
-CENTRES = torch.randn(4, 48, dtype=torch.float64, generator=GENERATOR)
-FEATURES = CENTRES[LABELS] + 2 * torch.randn(40, 48, dtype=torch.float64, generator=GENERATOR)
+CENTERS = torch.randn(4, 48, dtype=torch.float64, generator=GENERATOR)
+FEATURES = CENTERS[LABELS] + 2 * torch.randn(40, 48, dtype=torch.float64, generator=GENERATOR)
 
 
 class MadeTask:
@@ -44,7 +42,7 @@ def test_every_head_learns_what_a_probe_of_its_rate_learns():
     train_heads(FEATURES, LABELS, heads, optims, config)
     for number, optim in enumerate(optims):
         alone = replace(config, optim=optim)
-        trainer = Trainer(alone, MadeTask(alone), ALONE, choose("fp64", ALONE.device))
+        trainer = Trainer(alone, MadeTask(alone), tiny.ALONE, choose("fp64", tiny.ALONE.device))
         for batch in feature_batches(FEATURES, LABELS, batch=8, epochs=optim.epochs, seed=config.seed, start=(0, 0)):
             trainer.train_step(batch)
         expected = [

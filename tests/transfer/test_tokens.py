@@ -8,28 +8,22 @@ import pytest
 import tiny
 import torch
 
-from ppma.cli import main as ppma
 from ppma.config.errors import InputError
-from ppma.config.flags import resolve
 from ppma.loaders.sources import catalog
 from ppma.models.attentive import cells_of, normed_cells
 from ppma.models.classify import Classifier
 from ppma.training.compute import choose
-from ppma.training.distributed import Ranks
 from ppma.transfer.features import PLAIN_VIEWS, encoded
 from ppma.transfer.tokens import cached_tokens
 
-ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
-FP32 = choose("fp32", ALONE.device)
+FP32 = choose("fp32", tiny.ALONE.device)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, clip_tree):
     folder = tmp_path_factory.mktemp("tokens")
-    flags = f"--root {clip_tree} --out {folder}/train.csv --name made --split train --data {folder}/data.toml".split()
-    assert ppma(["index", str(clip_tree), *flags]) == 0
-    flags = [*tiny.FLAGS, "--attentive.heads", "3", "--dataset", "made", "--data", str(folder / "data.toml")]
-    config = resolve("attentive_probe", [*flags, "--run-dir", str(folder / "runs/run")])
+    data = tiny.make_data(folder, clip_tree, "train")
+    config = tiny.config("attentive_probe", data, folder / "runs/run", "--attentive.heads", 3)
     return config, catalog.find(config.data).manifest("made")
 
 
@@ -45,13 +39,13 @@ def test_cells_are_means_of_neighbouring_tokens():
 def test_kept_tokens_are_the_encoder_s_and_are_read_the_next_time(made, caplog):
     config, manifest = made
     model = Classifier(config.vit, {"made": 4}, config.classifier)
-    rows = cached_tokens(model, manifest, config, ranks=ALONE, compute=FP32)
+    rows = cached_tokens(model, manifest, config, ranks=tiny.ALONE, compute=FP32)
     assert len(rows) == len(manifest) == 12
-    for part in encoded(model.eval(), manifest, config.loader, PLAIN_VIEWS, ranks=ALONE, compute=FP32):
+    for part in encoded(model.eval(), manifest, config.loader, PLAIN_VIEWS, ranks=tiny.ALONE, compute=FP32):
         expected = normed_cells(part.tokens_BND, config.vit, (1, 1, 1)).detach()
         assert (rows[part.ids_C] - expected).abs().max() < 7 * 2**-11  # sqrt(48) at most, to 1 part in 2048
     with caplog.at_level("INFO"):
-        again = cached_tokens(model, manifest, config, ranks=ALONE, compute=FP32)
+        again = cached_tokens(model, manifest, config, ranks=tiny.ALONE, compute=FP32)
     assert "tokens of made: read from" in caplog.text
     assert torch.equal(again[torch.tensor([3, 0])], rows[torch.tensor([3, 0])])
     files = list((config.run_dir.parent / "features").glob("*.npy"))
@@ -62,6 +56,6 @@ def test_a_disk_without_room_is_told_before_the_encoder_runs(made, monkeypatch, 
     config, manifest = made
     monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("usage", "total used free")(10, 10, 1000))
     model = Classifier(config.vit, {"made": 4}, config.classifier, seed=5)
-    with pytest.raises(InputError, match=r"--attentive\.cells 2 2 2, or choose another disk"):
-        cached_tokens(model, manifest, config, ranks=ALONE, compute=FP32)
+    with pytest.raises(InputError, match=r"--attentive\.cells"):
+        cached_tokens(model, manifest, config, ranks=tiny.ALONE, compute=FP32)
     assert len(list((config.run_dir.parent / "features").glob("*.npy"))) <= 1
