@@ -1,6 +1,8 @@
 """Virtual humans: labeled clips of people who never existed, rendered by numpy and numba on any machine.
 
-generate(SynthesisConfig(out=..., classes=..., clips=...)) returns the path of the manifest; CLASSES are the 30 built-in actions.
+SynthesisConfig(out=..., classes=..., clips=...)  ->  generate()  ->  path of the manifest
+
+CLASSES are the 30 built-in actions.
 """
 
 from ppma.synthetic.motion.actions import CLASSES

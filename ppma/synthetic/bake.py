@@ -1,15 +1,15 @@
 """Bake bodies and motions once into `assets/`, so that rendering people needs neither anny nor pybullet.
 
-    anny (parametric human mesh)          -> assets/bodies.npz    rest shapes that share faces, weights and skeleton
-    pybullet_data (15 DeepMimic motions)  -> assets/motions.npz   local joint rotations, root path, height above the floor
+    anny (parametric human mesh)        -> assets/bodies.npz    rest shapes that share faces, weights and skeleton
+    pybullet_data (DeepMimic motions)   -> assets/motions.npz   local joint rotations, root path, height above the floor
 
 Run it in a throwaway environment; nothing else in the project imports it:
 
     pip install anny==0.6.2 pybullet==3.2.7 fast-simplification==0.2.0
     python -m ppma.synthetic.bake
 
-anny takes minutes to start the first time (it writes a cache). One seed gives identical arrays. 13,718 vertices are thinned to about
-3,000: a person 100 pixels tall covers fewer pixels than that, and the cost of skinning is proportional to the vertices.
+anny takes minutes to start the first time (it writes a cache). One seed gives identical arrays. 13,718 vertices are
+thinned to about 3,000: a person 100 pixels tall covers fewer pixels than that.
 """
 
 import json
@@ -52,7 +52,7 @@ HUMANOID_POINTS = [
 ]  # fmt: skip  # a table
 """Parts of the humanoid that can touch the floor: joint, position, radius (its foot boxes and spheres)."""
 JOINT_SIZES = (4, 4, 4, 1, 4, 4, 1, 4, 1, 4, 4, 1)
-"""Numbers per joint in a DeepMimic row, after root position and rotation: a quaternion (w, x, y, z) or a hinge's angle."""
+"""Numbers per joint in a DeepMimic row, after the root: a quaternion (w, x, y, z) or the angle of a hinge."""
 RENAMED = {
     "dance_a": "dance_swaying",
     "dance_b": "dance_stepping",
@@ -65,7 +65,7 @@ MOTIONS = (*("backflip", "cartwheel", "crawl", "jump", "kick", "punch", "roll", 
 
 
 def shapes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, object]:
-    """Return rest vertices (N, V, 3) and bone heads (N, B, 3) of random adults in meters, z up, facing -y; and anny's model."""
+    """Return rest vertices (N, V, 3) and bone heads (N, B, 3) of random adults in meters, and anny's model."""
     import anny
     import torch
 
@@ -86,7 +86,7 @@ def shapes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, object]:
 
 
 def thin(vertices_NV3: np.ndarray, faces_F3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Collapse edges of the mean body, replay that on all bodies; return vertices, faces, and new index of each old vertex."""
+    """Collapse the same edges on all bodies; return vertices, faces, and the new index of each old vertex."""
     import fast_simplification as fs
 
     mean_V3 = vertices_NV3.mean(0).astype(np.float32)
@@ -141,7 +141,7 @@ def bake_bodies(path: Path, seed: int = 0) -> None:
 
 
 def read_deepmimic(path: Path) -> tuple[np.ndarray, np.ndarray, bool, float]:
-    """Return local rotations (T, J, 4), root positions (T, 3) in meters, whether it loops, and seconds per frame; z up, facing -y."""
+    """Return local rotations (T, J, 4), root positions (T, 3) in meters, whether it loops, and seconds per frame."""
     data = json.loads(path.read_text())
     rows = np.array(data["Frames"])
     still_T4 = np.tile([1.0, 0, 0, 0], (len(rows), 1))
@@ -184,7 +184,7 @@ def close_loop(turns_TJ4: np.ndarray) -> np.ndarray:
 
 
 def clearance(turns_TJ4: np.ndarray, root_T3: np.ndarray) -> np.ndarray:
-    """Return the height (T,) in meters of the humanoid's lowest point above its floor; below FLIGHT_METERS counts as contact."""
+    """Return the height (T,) in meters of the humanoid's lowest point; 0 below FLIGHT_METERS, which is contact."""
     world_TJ33 = world_turns(turns_TJ4)
     at = [root_T3]
     for joint in range(1, len(PARENTS)):
@@ -200,7 +200,7 @@ def clearance(turns_TJ4: np.ndarray, root_T3: np.ndarray) -> np.ndarray:
 
 
 def bake_motions(path: Path) -> None:
-    """Write motions.npz: per class NAME.turns (T, J, 4), NAME.path (T, 3: x, y, clearance, in leg lengths) and NAME.loops."""
+    """Write motions.npz: per class NAME.turns (T, J, 4), NAME.path (T, 3: x, y, height, in leg lengths), NAME.loops."""
     import pybullet_data
 
     folder = Path(pybullet_data.getDataPath()) / "data" / "motions"

@@ -1,9 +1,9 @@
 """One synthetic clip: people, camera and scene are sampled from its spec, then rendered frame by frame.
 
-    ClipSpec (seed, split, class, number, ...)  ->  sample_clip()  ->  Shot  ->  render(): frame, mask and empty twin, one at a time
+    ClipSpec (seed, split, class, number, ...)  ->  sample_clip()  ->  Shot  ->  render(): frame, mask, empty twin
 
-People, camera and scene have their own random streams (Philox), so the empty twin, and the same spec in another run, are identical bit
-for bit.
+People, camera and scene have their own random streams (Philox), so the same spec gives the same clip bit for bit, and the
+empty twin has the same scene.
 Legend: T frames, P pixels along a side, V vertices.
 """
 

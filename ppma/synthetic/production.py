@@ -1,10 +1,10 @@
 """`ppma synthesize`: render labeled clips of virtual people, and their manifest.
 
-    flags  ->  SynthesisConfig  ->  ClipSpec of each clip  ->  worker: render, encode  ->  <out>/<class>/<split>_<number>.mp4
-                                                               <out>/masks/<class>/..., <out>/empty/<class>/...
-                                ->  <out>/<split>.csv (and <split>_empty.csv), written last
+    flags  ->  SynthesisConfig  ->  ClipSpec of each clip  ->  workers: render, encode  ->  <class>/<split>_<number>.mp4
+                                                              and masks/<class>/..., empty/<class>/...
+                                ->  <split>.csv (and <split>_empty.csv), written last
 
-A clip depends on its spec alone and libx264 runs on one thread, so the files are identical bit for bit for any number of workers.
+A clip depends on its spec alone and libx264 runs on one thread, so the files do not depend on the number of workers.
 A rerun keeps finished clips; a folder with clips of other settings is refused.
 """
 
@@ -35,8 +35,8 @@ RESERVED = ("masks", "empty")
 """Folders next to those of the classes."""
 LICENSE = "drawn by ppma synthesize; bodies CC0-1.0 (MakeHuman), motions MIT (DeepMimic)"
 X264 = {"preset": "veryfast", "crf": "20", "threads": "1", "sc_threshold": "0", "x264-params": "cpu-independent=1"}
-"""One thread, regular key frames only, and no code that differs between processors: the same bytes on any machine. Without the last one,
-x264's macroblock tree reads uninitialized memory on small frames (22 of 30 clips of 48 pixels differed)."""
+"""One thread, regular key frames only, and no code that differs between processors: the same bytes on any machine.
+Without the last one, x264 reads uninitialized memory on small frames (22 of 30 clips of 48 pixels differed)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +71,8 @@ class SynthesisConfig:
     masks: bool = False
     """Also write the pixels of people: masks/<class>/<video>.npz with mask_THW."""
     empty: bool = False
-    """Also render each scene without people: empty/<class>/<video>.mp4 and <split>_empty.csv, labeled by kind of scene (room or open, and
-    camera motion); without labels if you give backgrounds."""
+    """Also render each scene without people: empty/<class>/<video>.mp4 and <split>_empty.csv, labeled by kind of scene
+    (room or open, and camera motion); without labels if you give backgrounds."""
     workers: int = len(os.sched_getaffinity(0))
     """Processes (default: one per core)."""
     part: str | None = None

@@ -63,7 +63,7 @@ def write(path, pictures, part="inp"):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Originals and cleaned clips: cleaned well, a person left, nobody in the original, other pixels changed, cut short."""
+    """Originals and cleaned clips: clean, a person left, an empty original, other pixels changed, cut short."""
     folder = tmp_path_factory.mktemp("audit")
     rows = []
     for name in CLIPS:

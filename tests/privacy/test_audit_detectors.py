@@ -1,4 +1,4 @@
-"""The auditor's detectors: drawn people are found where they are, nobody where nobody is, and a maker of masks may not judge."""
+"""The auditor's detectors detect rendered people and nothing in empty scenes; a maker of masks may not judge."""
 
 import numpy as np
 import pytest

@@ -217,7 +217,7 @@ def test_wrong_input_is_refused_before_anything_is_written(tmp_path, capsys, req
 @pytest.mark.slow
 @pytest.mark.timeout(6 * 3600)
 def test_two_hundred_planted_clips(audit_weights):
-    """About 16 s of one core per clip. Trials are kept in $PPMA_PLANTED (default: near the weights); $PPMA_PLATES adds plates."""
+    """Takes about 16 s of one core per clip. $PPMA_PLANTED: folder of the trials; $PPMA_PLATES: folder of plates."""
     out = Path(os.environ.get("PPMA_PLANTED", audit_weights.parent / "planted"))
     plates = ("--plates", os.environ["PPMA_PLATES"]) if "PPMA_PLATES" in os.environ else ()
     assert run(out, "--clips", 200, "--frames", 6, *plates) == 0

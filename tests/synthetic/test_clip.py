@@ -20,7 +20,7 @@ def shaded(shot, darkness):
 
 @pytest.mark.parametrize(("number", "people"), [(0, 1), (1, 1), (2, 3), (3, 3)])
 def test_masks_are_exact(number, people):
-    """Without shadows a frame equals the empty one outside the mask, bit for bit, and differs nearly everywhere inside."""
+    """Without shadows a frame equals the empty one outside the mask bit for bit, and differs nearly everywhere inside."""
     shot = shaded(sample_clip(replace(PLAIN, number=number, people=people)), 0.0)
     inside = changed = 0
     for frame in render(shot, empty=True):

@@ -49,7 +49,7 @@ def test_knees_bend_backwards_and_elbows_forwards(name):
 
 
 def test_keyframed_actions_move_smoothly():
-    """No joint rotates faster than 5000 degrees/s (a pitcher's shoulder reaches 7000; a jump in a blend makes 10,000)."""
+    """No joint rotates faster than 5000 degrees/s; a pitcher's shoulder reaches 7000, a jump in a blend 10,000."""
     for name in set(actions.CLASSES) - set(actions.RECORDED):
         turns = play(name, 3, np.arange(120) / 60).turns_TJ33
         cosine = (np.trace(turns[1:] @ turns[:-1].swapaxes(-1, -2), axis1=-2, axis2=-1) - 1) / 2

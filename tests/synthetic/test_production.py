@@ -171,7 +171,7 @@ def test_ctrl_c_leaves_complete_clips(tmp_path):
 
 
 def test_clips_do_not_depend_on_uninitialized_memory(tmp_path):
-    """glibc fills fresh memory with a byte of our choice, which must not reach a file. 48 pixels are x264's odd case."""
+    """glibc fills fresh memory with a byte of our choice, which must not reach a file. 48 pixels are the odd case."""
     found = []
     for byte in ("0", "85", "170"):
         flags = [

@@ -1,6 +1,6 @@
-"""Inspect one cleaned clip: detectors on frames before and after, all pixels outside and inside the mask, and the file's metadata.
+"""Inspect one cleaned clip: detectors before and after, pixels outside and inside the mask, and the file's metadata.
 
-    Pair: cleaned clip, mask, original  ->  Inspector.inspect()  ->  Findings: scores by detector and frame, checks, the worst frame
+    Pair: cleaned clip, mask, original  ->  Inspector.inspect()  ->  Findings: scores by detector and frame, checks
 
 All frames are read once, one at a time; detectors see evenly spaced ones. Nothing here decides: see judge.py.
 Legend: H height, W width, N boxes.
@@ -74,10 +74,10 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """One detector's best score in each inspected frame (0 if nothing is near its operating point), and its detections."""
+    """One detector's detections, and its best score, in each inspected frame."""
 
     before: list[float] = field(default_factory=list)
-    """Empty without an original."""
+    """Best scores in the original; 0 if nothing is near the operating point, empty without an original."""
     after: list[float] = field(default_factory=list)
     boxes_before: list[list[list[float]]] = field(default_factory=list)
     boxes_after: list[list[list[float]]] = field(default_factory=list)
@@ -235,7 +235,8 @@ class Inspector:
     ) -> tuple[tuple[float, ...], dict[str, np.ndarray]]:
         """Add one frame to `scores`; return its rank for review and its boxes.
 
-        Frames rank by detectors with a detection, then by best score relative to its operating point, then by hidden pixels.
+        Frames rank by detectors with a detection, then by the best score relative to its operating point, then by
+        hidden pixels.
         """
         hits, nearest, boxes_of = 0, 0.0, dict[str, np.ndarray]()
         for name, detect in self._detectors.items():
@@ -312,7 +313,8 @@ def _check_pixels(pair: Pair, pixels: _Pixels, counts: Counter[str], seen: bool)
         pair: The clip.
         pixels: Sums over its frames.
         counts: Frames of the cleaned clip, the original and the mask.
-        seen: True if a detector detects anyone in the original. A mask where nobody is may be painted as it was; one on a person may not.
+        seen: True if there is a detection in the original. Then the pixels inside the mask must change; inpainting an
+            empty place may leave them as they were.
     """
     count, originals = counts["cleaned"], counts["original"]
     if count != pair.frames:

@@ -1,8 +1,9 @@
 """`ppma audit`: detect residual people in cleaned clips, with confidence bounds.
 
-flags  ->  AuditConfig  ->  pairs  ->  findings of each clip  ->  verdicts  ->  audit.json, report.html, datasheet.md, croissant.json
-                                                                            ->  the manifest's `audit` column, and its seal
-                                                                            ->  a manifest of the clips that passed, sealed too
+flags  ->  AuditConfig  ->  pairs  ->  findings of each clip  ->  verdicts
+    ->  audit.json, report.html, datasheet.md, croissant.json
+    ->  the manifest's `audit` column, and its seal
+    ->  a manifest of the clips that passed, sealed too
 """
 
 import os
@@ -34,11 +35,12 @@ REPORT, DATASHEET, CROISSANT = "report.html", "datasheet.md", "croissant.json"
 
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig:
-    """Detect residual people in cleaned clips with detectors that did not make the masks, check every pixel, and report with bounds.
+    """Detect residual people in cleaned clips, check every pixel, and report with confidence bounds.
 
     ppma audit removed --originals videos --out report
 
-    A rerun after an interruption keeps finished clips. The audit reports who was not detected, never that nobody is there.
+    The detectors are none of those that made the masks. The audit reports what they detect; it never proves that a clip
+    contains no person. A rerun after an interruption keeps finished clips.
     """
 
     source: Annotated[Path, tyro.conf.Positional]
@@ -46,12 +48,12 @@ class AuditConfig:
     out: Path
     """Folder for report.html, audit.json, datasheet.md, croissant.json and the findings of each clip."""
     originals: Path | None = None
-    """Folder of the clips before cleaning (the files themselves, not `ori`, which is encoded again). Without it nothing shows that the
-    detectors can detect people here, and no clip can pass."""
+    """Folder of the clips before cleaning (the files themselves, not `ori`, which is encoded again). Without it nothing
+    shows that the detectors can detect people here, and no clip can pass."""
     root: Path | None = None
     """Folder that the paths of a manifest FILE.csv are relative to (default: its own)."""
     frames: int = 12
-    """Frames of each clip that detectors inspect, before and after, evenly spaced; 0 for all. Pixels are checked in all frames."""
+    """Frames of each clip that detectors inspect, evenly spaced; 0 for all. Pixels are checked in all frames."""
     detectors: tuple[str, ...] = tuple(AUDITORS)
     """Detectors: at least two that find people and one that finds faces."""
     makers: tuple[str, ...] = ()

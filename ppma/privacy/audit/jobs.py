@@ -1,9 +1,9 @@
 """Find the clips to audit with their masks, records and originals, and inspect them in parallel, resumably.
 
-    folder or manifest  ->  read(): clips  ->  pairs(): Pair of each  ->  AuditJob  ->  worker: Inspector  ->  run(): Findings of all
+    folder or manifest  ->  read(): clips  ->  pairs(): Pair of each  ->  AuditJob  ->  run(): Findings of all
 
-Findings are kept in <out>/clips/<class>/<video>.json and reused while the content of clip and original, the detectors and the inspected
-frames are the same.
+Findings are kept in <out>/clips/<class>/<video>.json and reused while the content of clip and original, the detectors
+and the inspected frames are the same.
 """
 
 import json
@@ -32,7 +32,7 @@ def read(source: Path, root: Path | None, workers: int) -> tuple[Path | None, Pa
     """Return the manifest, its root and the clips to audit.
 
     Args:
-        source: A manifest FILE.csv, a folder of `ppma remove-humans`, or a folder <class>/<video> (then there is no manifest).
+        source: A manifest FILE.csv, a folder of `ppma remove-humans`, or a folder <class>/<video> without a manifest.
         root: Root of a manifest FILE.csv.
         workers: Processes that probe a folder's clips.
 

@@ -1,9 +1,10 @@
 """Turn findings into verdicts and confidence bounds: per clip and detector, per clip, per class, over all.
 
-    Findings of each clip  ->  judge(): ClipVerdict  ->  summarize(): exact bounds on clips, bootstrap intervals on frames
+    Findings of each clip  ->  judge(): ClipVerdict  ->  summarize(): bounds on clips, bootstrap intervals on frames
 
-A detector that detects nobody in the original proves nothing by detecting nobody afterwards: its verdict is "cannot tell", and the clip
-does not count for its bound. Detectors are not averaged: one detection fails a clip, be it a person or a false positive.
+A detector without detections in the original is blind: its silence afterwards proves nothing. Its verdict is "cannot
+tell", and the clip does not count for its bound. Verdicts are not averaged: one detection fails a clip, whether it is a
+person or a false positive.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.verdict import CANNOT_TELL, FAILED, PASSED, Verdict
 
 SIGHTED = 0.2
-"""Share of the original's inspected frames in which a detector must detect someone; below it, the detector is blind on the clip."""
+"""Share of the original's inspected frames that must have a detection; below it, the detector is blind on the clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ def _judge_detector(name: str, findings: Findings) -> DetectorVerdict:
 def judge(findings: Findings) -> ClipVerdict:
     """Decide on a clip.
 
-    failed: a detection, or a check that does not hold; passed: a person detector that is not blind here; else cannot tell.
+    A detection, or a check that does not hold, fails it; otherwise it passes if a person detector is not blind on it.
     """
     detectors = {name: _judge_detector(name, findings) for name in findings.detectors}
     failed = [f"{name}: {one.says}" for name, one in detectors.items() if one.verdict == FAILED]

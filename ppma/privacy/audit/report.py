@@ -5,7 +5,7 @@ content                         ->  html(): text, plots, tables, and a contact s
 rows of the manifest, content   ->  datasheet(): Datasheets for Datasets (Gebru et al., 2021)
                                 ->  croissant(): Croissant 1.0 (MLCommons), as JSON-LD
 
-The datasheet contains what the audit knows, and asks the owner for the rest in words that cannot be mistaken for an answer.
+The datasheet contains what the audit knows, and asks the owner for the rest.
 """
 
 import json
@@ -29,7 +29,7 @@ from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.verdict import CANNOT_TELL, FAILED, FORMAT, PASSED, VERDICTS
 
 SHEET = 48
-"""Frames on the contact sheet: failed clips first, then those of which nothing can be told; the highest scores first."""
+"""Frames on the contact sheet: of failed clips, then "cannot tell", then passed; the highest scores first."""
 MOST_CLASSES = 40
 """Classes in the plot; the table has all of them."""
 CSS_CLASSES = {PASSED: "ok", FAILED: "bad", CANNOT_TELL: "dim"}

@@ -1,8 +1,8 @@
 """Planted clips: virtual people in scenes without people, so that every pixel of each person is known.
 
-    (seed, number)  ->  design(): body height, number of people, camera, light, place  ->  plant(): frames, masks, the empty scene
+    (seed, number)  ->  design(): body height, people, camera, light, place  ->  plant(): frames, masks, the empty scene
 
-A place is rendered, or is a picture or a stretch of video without people that the user gives (a plate); a pan over it makes it move.
+A place is rendered, or is a plate: the user's picture or video without people, over which the camera may pan.
 People are those of `ppma synthesize`, at the distance at which they have the designed height.
 Legend: T frames, P pixels along a side, N people.
 """
@@ -147,7 +147,7 @@ def _with_still_camera(shot: Shot) -> Shot:
 
 
 def _read_plate(design: Design, plate: Path) -> np.ndarray:
-    """Read a plate, (T, P, P, 3) uint8: a stretch of a video, or a picture; the camera pans over it if the design says so."""
+    """Read a plate, a video or a picture, as (T, P, P, 3) uint8; the camera pans over it if the design says so."""
     rng = design.rng(view=10)
     side = round(design.size * (1 + PAN_SHARE)) if design.pans else design.size
     if plate.suffix.lower() in STILLS:

@@ -27,7 +27,7 @@ from ppma.privacy.removal.plugins import PLUGINS
 
 @dataclass(frozen=True, kw_only=True)
 class PlantConfig:
-    """Plant virtual people in scenes without people, remove and audit them, and report who was detected and who remained.
+    """Plant virtual people in scenes without people, remove and audit them, and report the recall of both.
 
     ppma plant --out planted
 
@@ -39,7 +39,7 @@ class PlantConfig:
     clips: int = 200
     """Planted clips; every eighth is long and has a still camera."""
     plates: Path | None = None
-    """Folder of your own pictures and videos without people, for half of the clips (default: all places are rendered)."""
+    """Folder of your own pictures and videos without people, for half of the clips (default: rendered places)."""
     frames: int = 8
     """Frames per clip."""
     long_frames: int = 24

@@ -1,7 +1,7 @@
 """Summarize trials as numbers, as a page and as a plot.
 
-trials  ->  summarize(): people by height, camera, crowd, light, place; residual detections and their control; pixels  ->  report.json
-                                                                                                             ->  report.md, report.svg
+trials  ->  summarize(): people by height, camera, crowd, light, place; residual detections; pixels
+    ->  report.json, report.md, report.svg
 
 Intervals resample clips: people in one clip, and frames of it, are not independent.
 """
@@ -26,7 +26,7 @@ PAGE, SUMMARY, PLOT = "report.md", "report.json", "report.svg"
 TALL = 48
 """Body height in pixels from which on the goal for the mask applies."""
 RECALL, RESIDUAL, SEEN_DB = 0.98, 0.01, 24.0
-"""The goals: recall of the mask by pixel, frames with a residual detection, PSNR of inpainted pixels that other frames show."""
+"""The goals: recall of the mask by pixel, share of frames with a residual detection, PSNR of inpainted pixels."""
 HEIGHTS = ((16, 32), (32, 48), (48, 64), (64, 96), (96, 128), (128, 1000))
 LINE_STYLES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 4)))
 """Lines of the auditors in the plot, in their order."""
@@ -35,9 +35,10 @@ Chosen = Sequence[tuple[Trial, Sighting]]
 
 
 def group(chosen: Chosen) -> dict[str, Any]:
-    """Return the recall of the masks by pixel with its 95 % interval, and the share of sightings that each detector detects.
+    """Return the recall of the masks by pixel with its 95 % interval, and the share that each detector detects.
 
-    `found` is the remover's share, `audited` the auditors' before and `left` after; None and empty if no frame was inspected.
+    `found` is the remover's share, `audited` the auditors' before and `left` after; None and empty without inspected
+    frames.
     """
     pixels, hidden = defaultdict[int, int](int), defaultdict[int, int](int)
     for trial, sighting in chosen:

@@ -1,9 +1,10 @@
 """Remove and audit one planted clip, and measure what became of each person.
 
-    Design  ->  plant()  ->  source.mp4  ->  Pipeline  ->  Inspector.inspect()  ->  Trial: people by frame, pixels, findings
-                         ->  the empty scene  ->  inpainted with the same masks  ->  Inspector.best_scores()  ->  the control
+    Design  ->  plant()  ->  source.mp4  ->  Pipeline  ->  Inspector.inspect()  ->  Trial: people by frame, pixels
+                         ->  the empty scene  ->  inpainted with the same masks  ->  best_scores()  ->  control
 
-The control shows what auditors detect in inpainted pixels: nobody was ever in the empty scene, so every detection there is false.
+The control shows what auditors detect in inpainted pixels: the empty scene contains no person, so every detection in it
+is a false positive.
 Detections by the remover itself are measured in the inspected frames, recall of its masks in all frames.
 Legend: T frames, P pixels along a side, N people or boxes.
 """

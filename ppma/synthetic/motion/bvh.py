@@ -2,8 +2,8 @@
 
     file  ->  read()  ->  Bvh (every joint, every frame)  ->  play()  ->  Motion
 
-BVH has no fixed skeleton, so joints are found by common names (CMU's, Mixamo's, Biovision's); a file that lacks one is refused.
-Axes: y up, facing +z at rest, as all of these have it. The unit does not matter: lengths are measured in leg lengths.
+BVH has no fixed skeleton: joints are found by the names of CMU, Mixamo and Biovision, and a file that lacks one is
+refused. Axes: y up, facing +z at rest, as in all of these. Lengths are measured in leg lengths, so any unit will do.
 Legend: T frames, J joints of the file, C channels.
 """
 
@@ -178,7 +178,7 @@ def retarget(bvh: Bvh, path: Path, frame_T: np.ndarray) -> Motion:
 
 
 def play(path: Path, times_T: np.ndarray, rng: np.random.Generator) -> Motion:
-    """Return a random stretch of the file at `times_T` seconds, at a random tempo and side; a short file holds its last pose."""
+    """Play a random stretch of the file at `times_T` seconds, at a random tempo and side; it holds its last pose."""
     bvh = read(path)
     tempo, start, flip = rng.uniform(0.9, 1.15), rng.random(), rng.random() < 0.5
     last = len(bvh.turns_TJ33) - 1

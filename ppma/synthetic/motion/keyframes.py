@@ -1,8 +1,8 @@
 """Actions written as a few key poses each (assets/actions.toml), interpolated in time.
 
-    KeyedAction  ->  play(): random tempo, range, side, start and sway  ->  pose values over time  ->  assemble()  ->  Motion
+    KeyedAction  ->  play(): random tempo, range, side, start and sway  ->  pose over time  ->  assemble()  ->  Motion
 
-Legs follow from the positions of pelvis and feet by two-bone inverse kinematics, knees ahead, so planted feet stay planted.
+Legs follow from the positions of pelvis and feet (two-bone inverse kinematics), so planted feet do not slide.
 Legend: T frames, K key poses.
 """
 

@@ -1,6 +1,6 @@
 """The user's own human-removed clips as backgrounds, in place of a rendered room or landscape.
 
-folder  ->  list_videos(): alternate files for each split  ->  read_background(): square frames at the clip's size and frame rate
+folder  ->  list_videos(): alternate files for each split  ->  read_background(): square frames at the clip's frame rate
 """
 
 from pathlib import Path

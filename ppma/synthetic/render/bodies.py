@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def"
 """Body meshes and their animation by linear blend skinning.
 
-    Motion + body  ->  pose(): bone matrices per frame  ->  skin(): vertices  ->  animate(): on the floor, frame by frame
+    Motion + body  ->  pose(): bone matrices per frame  ->  skin(): vertices  ->  animate(): the body on the floor
 
 Legend: N bodies, V vertices, B bones, K bones per vertex, F triangles, T frames.
 """
@@ -21,7 +21,7 @@ FOLLOWS = {
     "spine02": ("root", "chest", 1.0), "spine01": ("root", "chest", 1.0),
     "neck01": ("chest", "neck", 0.3), "neck02": ("chest", "neck", 0.6), "neck03": ("chest", "neck", 0.8), "head": ("chest", "neck", 1.0),
 }  # fmt: skip  # a table
-"""Bones of the trunk: the two joints each lies between, and how far along."""
+"""Bones of the trunk: the two joints between which each is interpolated, and the share of the second."""
 LIMBS = {
     "upperleg": ("hip", "upperleg01", "lowerleg01"),
     "lowerleg": ("knee", "lowerleg01", "foot"),
@@ -29,7 +29,7 @@ LIMBS = {
     "lowerarm": ("elbow", "lowerarm01", "wrist"),
     "wrist": ("wrist", "lowerarm01", "wrist"),
 }
-"""Bones of the limbs: the joint that rotates them, and the two bones whose heads give the limb's direction in the mesh."""
+"""Bones of the limbs: the joint that rotates them, and the two bones whose heads give the direction in the mesh."""
 SHOULDER_FOLLOWS_ARM = {"clavicle": 0.12, "shoulder01": 0.3}
 """Share of the arm's rotation that the shoulder girdle takes; without it raised arms tear the mesh."""
 DOWN = np.array([0.0, 0.0, -1.0])
@@ -141,7 +141,7 @@ def skin(rest_V3, matrices_B34, bones_VK, weights_VK, out_V3):
 
 
 def animate(bodies: Bodies, body: int, motion: Motion) -> np.ndarray:
-    """Return world vertices (T, V, 3) float32: on the motion's path, the lowest point at its clearance above the floor."""
+    """Return world vertices (T, V, 3) float32, on the path and with the clearance above the floor of the motion."""
     matrices_TB34, leg = pose(bodies, body, motion), bodies.leg_length(body)
     vertices_TV3 = np.empty((len(matrices_TB34), *bodies.vertices_NV3.shape[1:]), np.float32)
     for t, out_V3 in enumerate(vertices_TV3):

@@ -1,6 +1,6 @@
 """What people wear: one color per vertex, chosen by limb and position on the body at rest.
 
-Hues come from alternate sectors of the color wheel for the two splits, and so do patterns: no test outfit was seen in training.
+The splits have alternate sectors of the color wheel and their own patterns: no test outfit is seen in training.
 Legend: V vertices.
 """
 

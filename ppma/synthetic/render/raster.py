@@ -8,8 +8,8 @@
     cover()    triangles flattened on the floor along the light     -> shadow
     resolve()  four samples to one pixel, shadow laid on the floor  -> uint8 frame, mask of people
 
-Legend: S samples along a side (twice the pixels), P pixels along a side, V vertices, F triangles. Colors are RGB, 0 to 255, float32;
-lengths are meters, z up. No fastmath: a clip must be identical on every machine.
+Legend: S samples along a side (twice the pixels), P pixels along a side, V vertices, F triangles. Colors are RGB,
+0 to 255, float32; lengths are meters, z up. No fastmath: a clip must be identical on every machine.
 """
 
 import numba
@@ -17,7 +17,7 @@ import numpy as np
 
 SUPERSAMPLE = 2
 BEYOND, FLOOR, THING, PERSON = 0, 1, 2, 3
-"""Layers: sky and walls, floor (it receives shadows), furniture, people: the first on PERSON, the next on PERSON + 1, ..."""
+"""Layers: sky and walls, floor (it receives shadows), furniture, people (person n is on PERSON + n)."""
 NEAR = 0.1
 """Meters in front of the eye within which triangles are not drawn."""
 FAR = 1e6
@@ -118,7 +118,7 @@ def paint(screen_V3, faces_F3, albedo_V3, light_V3, layer, color_SS3, depth_SS, 
 
 @numba.njit(cache=True)
 def cover(screen_V3, faces_F3, shadow_PP):
-    """Set to 1 every pixel whose center lies in a triangle, seen from either side."""
+    """Set to 1 every pixel whose center is in a triangle, seen from either side."""
     side = shadow_PP.shape[0]
     for f in range(faces_F3.shape[0]):
         a, b, c = faces_F3[f, 0], faces_F3[f, 1], faces_F3[f, 2]

@@ -1,6 +1,6 @@
 """Random scenes and cameras, and the renderer that puts meshes into them.
 
-    sample_camera_motion(), sample_place()  ->  how the camera moves, room or open: the first random numbers of their streams
+    sample_camera_motion(), sample_place()  ->  how the camera moves, room or open: first in their random streams
     sample_camera()  path of the people     ->  Camera: position and axes per frame
     sample_scene()   people and camera      ->  Scene: no wall or box between them
     SceneRenderer    Scene, Camera          ->  frames; a still scene is rendered once
@@ -135,7 +135,7 @@ def sample_camera(
     center_T2 = _smooth(feet_T2, count // 5) if follows else np.tile((feet_T2.min(0) + feet_T2.max(0)) / 2, (count, 1))
     middle = TARGET_METERS + rng.uniform(-0.08, 0.12)
     target_T3 = np.concatenate([center_T2, np.full((count, 1), middle)], 1)
-    # 2. distance: everybody fits into the frame
+    # 2. distance: all people fit into the frame
     stray = 2 * np.linalg.norm(feet_T2 - center_T2, axis=1).max()
     distance = focal * max(rng.uniform(2.1, 3.1), wide + stray, 2.4 * (tall - middle), 2.2 * middle)
     # 3. movement
@@ -247,7 +247,7 @@ class Canvas:
         return Canvas(**{name: buffer.copy() for name, buffer in vars(self).items()})
 
     def resolve(self, darkness: np.float32) -> tuple[np.ndarray, np.ndarray]:
-        """Return the frame (P, P, 3) uint8 and the mask of people (P, P) bool; shadows fade over about 1 % of the width."""
+        """Return the frame (P, P, 3) uint8, with soft shadows, and the mask of people (P, P) bool."""
         size = len(self.shadow_PP)
         soft_PP = cv2.GaussianBlur(self.shadow_PP, (0, 0), max(0.5, size / 110))
         frame_PP3, mask_PP = np.empty((size, size, 3), np.uint8), np.empty((size, size), bool)
@@ -265,7 +265,7 @@ class SceneRenderer:
             scene: What to render.
             camera: From where.
             size: Pixels along a side.
-            background_TPP3: Frames of real footage (uint8, repeated when too few) in place of floor, walls and furniture.
+            background_TPP3: Frames of real footage (uint8, repeated if too few) in place of floor, walls, furniture.
         """
         self.scene, self.camera, self.size, self.background_TPP3 = scene, camera, size, background_TPP3
         self.canvas = Canvas.blank(size)

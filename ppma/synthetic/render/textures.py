@@ -1,7 +1,7 @@
 """Procedural textures: floors, walls, and the view outdoors.
 
-A pattern is a number in [0, 1] per texel that blends two colors. A texture is a pyramid of coarser and coarser levels, so that distant
-surfaces do not flicker.
+A pattern is a number in [0, 1] per texel that blends two colors. A texture is a pyramid of coarser and coarser levels,
+so that distant surfaces do not flicker.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Pattern = Callable[[np.random.Generator], np.ndarray]
 
 
 def noise(rng: np.random.Generator, cells: int, shape: tuple[int, int] = (TEXTURE_SIDE, TEXTURE_SIDE)) -> np.ndarray:
-    """Return smooth noise of that shape in about [0, 1], with features of 1 / cells of the width, that tiles in both directions."""
+    """Return smooth noise in about [0, 1] that tiles in both directions, with features of 1 / cells of the width."""
     grid = rng.random((cells, cells), dtype=np.float32)
     padded = (shape[1] * (cells + 4) // cells, shape[0] * (cells + 4) // cells)
     large = cv2.resize(np.pad(grid, 2, mode="wrap"), padded, interpolation=cv2.INTER_CUBIC)
@@ -35,7 +35,7 @@ def fractal(rng: np.random.Generator, cells: int) -> np.ndarray:
 
 
 def _cells(rng: np.random.Generator, rows: int, columns: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return a random tone per cell of a grid with shifted odd rows, and the distance to the cell's edge in texture widths."""
+    """Return a random tone per cell of a grid, and the distance to the cell's edge in texture widths."""
     row = _ROW * rows
     column = _COLUMN * columns + shift * (row.astype(int) % 2)
     tones = rng.random((rows, columns), dtype=np.float32)[row.astype(int), column.astype(int) % columns]
@@ -128,7 +128,7 @@ def outlook(
     """Sample the view outdoors: sky, clouds, and one to three skylines of houses or hills.
 
     Returns:
-        The panorama (rows, columns, 3), from 45 degrees up at the first row to the horizon at the last, and the color of its haze.
+        The panorama (rows, columns, 3), from 45 degrees up to the horizon, and the color of its haze.
     """
     up = np.linspace(1, 0, rows, dtype=np.float32)[:, None, None]
     sky = (np.array([110, 160, 220]) * rng.uniform(0.6, 1.1) + rng.uniform(-20, 20, 3)).astype(np.float32)
