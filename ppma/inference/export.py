@@ -10,14 +10,11 @@ import contextlib
 import io
 import json
 import logging
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import torch
 import tyro
@@ -25,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ppma import __version__
+from ppma.common.pages import render
 from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError
 from ppma.config.model import PIXEL_MEAN, PIXEL_STD, ViTConfig
@@ -126,55 +124,13 @@ def write_onnx(extractor: FeatureExtractor, vit: ViTConfig, path: Path) -> None:
         _check("ONNX", torch.from_numpy(np.asarray(found)), extractor(_example(vit, 3)))
 
 
-CARD = """---
-library_name: ppma
-tags: [video, action-recognition, self-supervised]
----
-
-# {{ config.recipe }}
-
-A video transformer with {{ "%.1f"|format(millions) }} million parameters (width {{ vit.width }}, {{ vit.depth }} layers,
-{{ vit.heads }} heads, patches of {{ vit.patch }}) for clips of {{ vit.frames }} frames at {{ vit.size }} x {{ vit.size }},
-trained with ppma {{ version }}.
-
-## Training
-
-- Recipe: `{{ config.recipe }}`, phase {{ config.phase }}
-- Schedule: {{ config.optim.epochs }} epochs, batch {{ config.batch }}, seed {{ config.seed }}
-- Sources: {{ config.sources|join(", ") }}
-- Initialized from: {{ config.starts|join(", ") or "random weights" }}
-
-## Training data of the weights
-
-{{ seen }}
-
-`lineage.json` in this folder is the complete record. Domains are those that the sources declare; an audit says how many people its
-detectors found. No claim of anonymity is made.
-
-## Use
-
-`encoder.onnx` and `encoder.pt2` take uint8 RGB frames `{{ input }}`, (batch, {{ vit.frames }}, {{ vit.size }}, {{ vit.size }}, 3),
-and return `{{ output }}`, (batch, {{ vit.width }}). Space the frames evenly over a window of {{ config.loader.window_seconds }} s.
-`model.safetensors` uses the names of timm's VisionTransformer; `--init` of a ppma recipe takes this folder.
-
-## Results
-
-{% for r in results %}
-- {{ r.dataset }} {{ r.split }} ({{ r.protocol }}): top-1 {{ "%.3f"|format(r.top1) }} (95 %: {{ "%.3f to %.3f"|format(*r.ci95.top1) }}), \
-top-5 {{ "%.3f"|format(r.top5) }} over {{ r.n_videos }} videos
-{% else %}
-None recorded with this run.
-{% endfor %}
-"""
-
-
 def card(run: FinishedRun, seen: Lineage) -> str:
     """Return the model card of a run as Markdown; `seen` is the lineage of its weights."""
     results = [json.loads(path.read_text()) for path in sorted(run.folder.glob("**/result.json"))]
-    template = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True).from_string(CARD)
-    return template.render(
-        config=run.config, vit=run.config.vit, results=results, seen=lineage.describe(seen), version=__version__, input=INPUT,
-        output=OUTPUT, millions=sum(parameter.numel() for parameter in run.model.parameters()) / 1e6,
+    return render(
+        __package__, "card.md", config=run.config, vit=run.config.vit, results=results, seen=lineage.describe(seen),
+        version=__version__, input=INPUT, output=OUTPUT,
+        millions=sum(parameter.numel() for parameter in run.model.parameters()) / 1e6,
     )  # fmt: skip
 
 
@@ -184,28 +140,20 @@ def main(argv: list[str]) -> int:
     if options.out.exists():
         raise InputError(f"{options.out} exists; choose another folder")
     run = open_run(options.checkpoint, device="cpu", precision="fp32")
-    vit = run.config.vit
+    seen, extractor = lineage.read(run.weights), FeatureExtractor(run.model).eval()
+    metadata = {
+        "vit": asdict(run.config.vit), "input": INPUT, "output": OUTPUT, "mean": PIXEL_MEAN, "std": PIXEL_STD,
+        "recipe": run.config.recipe, "label_spaces": run.label_spaces, "ppma": __version__,
+    }  # fmt: skip
     options.out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    temp_path = Path(tempfile.mkdtemp(prefix=f".{options.out.name}.", dir=options.out.absolute().parent))
-    try:
+    with checkpoint.atomic_folder(options.out.absolute()) as temp_folder:
         weights = {name: tensor.contiguous() for name, tensor in run.model.state_dict().items()}
-        save_file(weights, temp_path / checkpoint.MODEL)
-        metadata = {
-            "vit": asdict(vit), "input": INPUT, "output": OUTPUT, "mean": PIXEL_MEAN, "std": PIXEL_STD,
-            "recipe": run.config.recipe, "label_spaces": run.label_spaces, "ppma": __version__,
-        }  # fmt: skip
-        (temp_path / "export.json").write_text(json.dumps(metadata, indent=2) + "\n")
-        seen = lineage.read(run.weights)
-        (temp_path / "README.md").write_text(card(run, seen))
-        extractor = FeatureExtractor(run.model).eval()
-        write_program(extractor, vit, temp_path / "encoder.pt2")
+        save_file(weights, temp_folder / checkpoint.MODEL)
+        (temp_folder / "export.json").write_text(json.dumps(metadata, indent=2) + "\n")
+        (temp_folder / "README.md").write_text(card(run, seen))
+        write_program(extractor, run.config.vit, temp_folder / "encoder.pt2")
         if options.onnx:
-            write_onnx(extractor, vit, temp_path / "encoder.onnx")
-        lineage.write(temp_path, replace(seen, weights_sha256=""))
-        temp_path.chmod(0o755)
-        temp_path.rename(options.out)
-    except BaseException:
-        shutil.rmtree(temp_path, ignore_errors=True)
-        raise
+            write_onnx(extractor, run.config.vit, temp_folder / "encoder.onnx")
+        lineage.write(temp_folder, replace(seen, weights_sha256=""))
     log.info("%s: %s", options.out, ", ".join(sorted(path.name for path in options.out.iterdir())))
     return DONE

@@ -76,7 +76,7 @@ def save(
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)
-    with _atomic_folder(target) as temp_folder:
+    with atomic_folder(target) as temp_folder:
         _write_weights(temp_folder, model, {"step": step, **state})
         torch.save(training, temp_folder / TRAINING)
         if lineage is not None:
@@ -101,14 +101,14 @@ def save_weights(
         state: What state.json holds.
         lineage: What the weights were trained on; None: unknown.
     """
-    with _atomic_folder(folder) as temp_folder:
+    with atomic_folder(folder) as temp_folder:
         _write_weights(temp_folder, weights, state)
         if lineage is not None:
             write_lineage(temp_folder, lineage)
 
 
 @contextlib.contextmanager
-def _atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder next to `target`; flush its files and rename it when the block ends, delete it after an error."""
     temp_folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
