@@ -27,7 +27,7 @@ THREADS = 8
 
 
 def check_places(root: Path, paths: Iterable[str]) -> None:
-    """Raise an InputError unless each clip exists inside the root, and so does every frame of a folder, links
+    """Raise an InputError unless every clip, and every frame of a folder, is inside the root when links are
     resolved."""
     inside = root.resolve()
     for path in paths:
@@ -96,8 +96,7 @@ class _Claim:
 
 
 def check_disguise(data: Path | None, sources: Sequence[Manifest]) -> None:
-    """Raise an InputError if a manifest of the data catalog lists a clip of `sources`, or a copy, under another
-    domain."""
+    """Raise an InputError if the data catalog lists a clip of `sources`, or a copy of it, under another domain."""
     same_size = defaultdict[tuple[int, ...], list[_Claim]](list)
     for claim in _claims(sources):
         same_size[_size(claim.clip)].append(claim)
@@ -106,8 +105,8 @@ def check_disguise(data: Path | None, sources: Sequence[Manifest]) -> None:
         for one in same_size.get(_size(claim.clip), ()) if claim.clip.exists() else ():
             if one.domain != claim.domain and one.content == claim.content:
                 raise InputError(
-                    f"{one.clip} is {one.domain} by {one.manifest}, and {claim.domain} by {claim.manifest} ({claim.clip});"
-                    " one of them is wrong: index it again with the right --domain"
+                    f"{one.clip} is {one.domain} by {one.manifest}, and {claim.domain} by {claim.manifest}"
+                    f" ({claim.clip}); one of them is wrong: index it again with the right --domain"
                 )
 
 
@@ -119,8 +118,7 @@ def _claims(manifests: Iterable[Manifest]) -> Iterator[_Claim]:
 
 
 def _size(clip: Path) -> tuple[int, ...]:
-    """Return what copies share and costs no reading: bytes of a file; number of frames and bytes of the first of a
-    folder."""
+    """Return the bytes of a file, or the number of frames in a folder and the bytes of the first: copies share them."""
     if not clip.is_dir():
         return (clip.stat().st_size,)
     files = sorted(file for file in clip.iterdir() if file.is_file())

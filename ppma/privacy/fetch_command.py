@@ -1,5 +1,4 @@
-"""`ppma privacy fetch` downloads the models that detect people; `ppma privacy list` prints the tools and their
-licenses."""
+"""`ppma privacy`: download the models that detect people, or list the tools and their licenses."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

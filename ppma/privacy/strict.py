@@ -1,7 +1,7 @@
 """`--privacy strict`: check everything a run may learn from before its first step.
 
     config, manifests  ->  rows: domain, licence, audit  ->  files: their places and their hashes
-                       ->  lineage of the initial weights  ->  Lineage of the run, or InputError with the first objection
+                       ->  lineage of the initial weights  ->  Lineage of the run, or InputError
 
 Synthetic rows need a licence, human-removed rows also a passed audit of this very manifest and these very files; other
 rows are refused. Hashes reveal files that were mixed up, edited, swapped or left behind. They do not stop anyone who
@@ -121,8 +121,8 @@ def _check_rows(source: Manifest) -> dict[str, verdict.Audited]:
         if domain == REMOVED and audited[path].verdict != verdict.PASSED:
             passed = verdict.passed_path(source.path)
             raise InputError(
-                f"{source.path}, line {row + 2}: the audit of {path} says {audited[path].verdict!r}, and --privacy strict"
-                f" needs {verdict.PASSED!r}; "
+                f"{source.path}, line {row + 2}: the audit of {path} says {audited[path].verdict!r}, and --privacy"
+                f" strict needs {verdict.PASSED!r}; "
                 + (f"the rows that passed are in {passed.name}" if passed.is_file() else "no row of it passed")
             )
     return audited

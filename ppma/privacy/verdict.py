@@ -1,5 +1,4 @@
-"""The verdict of an audit on each clip, and its seal: the contract between `ppma audit` and `ppma train --privacy
-strict`.
+"""Store the verdicts of `ppma audit` with a seal, which `ppma train --privacy strict` reads.
 
     audit  ->  <report>/audit.json            per clip: path, SHA-256 of its content, verdict and reasons
            ->  <manifest>-passed.csv          the rows that passed, with a seal of their own
@@ -26,8 +25,7 @@ Verdict = Literal["passed", "failed", "cannot tell"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 PASSED, FAILED, CANNOT_TELL = VERDICTS
 """passed: no person detected, by detectors that did detect people in the original; failed: a detection, or a failed
-check of pixels or file; cannot tell: no person detected, but the detectors detect none in the original, or there is
-none."""
+check of pixels or file; cannot tell: no person detected, but none in the original either, or there is no original."""
 FORMAT = "ppma-audit-1"
 AUDIT_FILE = "audit.json"
 AGAIN = "run `ppma audit` on it again"

@@ -1,13 +1,14 @@
 """The detectors of `ppma audit`, none of which `ppma remove-humans` offers: a tool that made masks cannot judge them.
 
-    frame_HWC (RGB uint8)  ->  the frame and its tiles, scaled to the network's input  ->  boxes_N5: x0, y0, x1, y1, score
+    frame_HWC (RGB uint8)  ->  the frame and its tiles at the network's size  ->  boxes_N5: x0, y0, x1, y1, score
 
 Four networks detect bodies by different means: nanodet predicts distributions of edge distances, centernet heat maps of
 centers, ssdlite and yolov3-tiny offsets of anchor boxes; hog detects upright bodies by gradients, blazeface detects
 faces. Operating points (thresholds) were set so that a detection is a person: 5 % above the highest score, rounded up
 to a twentieth, in 396 frames of 198 planted clips (seed 1) without people, original and inpainted (LOG.md, 2026-11-25);
 `ppma plant` reports them. At lower thresholds recall is higher, but one frame in twenty had a false positive of one of
-the detectors. Legend: H height, W width of a frame in pixels, N boxes or anchors, B tiles, h and w of a network's input
+the detectors.
+Legend: H height, W width of a frame in pixels, N boxes or anchors, B tiles, h and w of a network's input
 or map, S its side.
 """
 
@@ -123,8 +124,7 @@ class NanoDet:
 
 
 class CenterNet:
-    """CenterNet on MobileNetV3 (as TTFNet, Liu et al., 2020) on COCO: predicts a heat map of object centers for each
-    class."""
+    """CenterNet on MobileNetV3 (as TTFNet, Liu et al., 2020) on COCO: predicts a heat map of centers per class."""
 
     side, stride = 512, 4
 
@@ -149,8 +149,7 @@ class CenterNet:
 
 
 class SsdLite:
-    """SSDLite on MobileNetV2 (Sandler et al., 2018) on COCO: predicts offsets of 1917 anchors on grids of 19 x 19 to 1
-    x 1 cells."""
+    """SSDLite on MobileNetV2 (Sandler et al., 2018) on COCO: predicts offsets of 1917 anchor boxes."""
 
     side, parts, maps = 300, 5, 6
     person, classes = 1, 91
@@ -213,8 +212,7 @@ class BlazeFace:
 
 
 class Hog:
-    """OpenCV's detector by histograms of gradients (Dalal and Triggs, 2005): upright people of 64 pixels and more,
-    without a network."""
+    """OpenCV's histograms of gradients (Dalal and Triggs, 2005): detects upright people of 64 pixels and more."""
 
     def __init__(self, threshold: float) -> None:
         """`threshold` is the distance from the hyperplane of the support vector machine."""
@@ -257,7 +255,7 @@ def check(names: tuple[str, ...], makers: set[str], flag: str = "--detectors") -
         flag: The flag that named the auditors, for messages.
 
     Raises:
-        InputError: An auditor is unknown or made masks itself, or they are not at least two for people and one for faces.
+        InputError: An auditor is unknown or made masks, or there are not two for people and one for faces.
     """
     for name in names:
         if name not in AUDITORS:

@@ -1,6 +1,6 @@
 """Bounding boxes of people: merge overlapping ones, and track people over frames where a detector misses them.
 
-    boxes_N5 of each frame: x0, y0, x1, y1 in pixels (ends excluded), score  ->  suppress()  ->  bridge(), linger() over frames
+    boxes_N5 of each frame: x0, y0, x1, y1 in pixels, score  ->  suppress()  ->  bridge(), linger() over frames
 
 Legend: N, M boxes.
 """
@@ -38,8 +38,7 @@ def overlaps(first_N5: np.ndarray, second_M5: np.ndarray) -> np.ndarray:
 
 
 def grown(boxes_N5: np.ndarray, left: float, top: float, right: float, bottom: float) -> np.ndarray:
-    """Return the boxes enlarged on each side by these multiples of their width (left, right) and height (top,
-    bottom)."""
+    """Return the boxes enlarged on each side by these multiples of their width or height."""
     size_N2 = boxes_N5[:, 2:4] - boxes_N5[:, :2]
     out = boxes_N5.copy()
     out[:, :2] -= size_N2 * np.array((left, top), np.float32)
@@ -48,8 +47,7 @@ def grown(boxes_N5: np.ndarray, left: float, top: float, right: float, bottom: f
 
 
 def linger(frames: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
-    """Extend every track at both ends along its motion: detectors miss people at the edge of the frame, where they
-    enter and leave.
+    """Extend every track at both ends along its motion, since detectors miss people who enter or leave the frame.
 
     Args:
         frames: boxes_N5 of each frame.
@@ -118,8 +116,7 @@ def _next_detection(
 
 
 def _speed(frames: Sequence[np.ndarray], now: int, box_5: np.ndarray) -> np.ndarray:
-    """Return how far a box moves per frame (x, y, x, y, 0), from the preceding frames in which it was tracked without a
-    gap."""
+    """Return the motion of a box per frame (x, y, x, y, 0), over the preceding frames that detect it without a gap."""
     first_5, tracked = box_5, 0
     for t in range(now - 1, max(-1, now - SPEED_FRAMES - 1), -1):
         if not len(frames[t]):

@@ -1,6 +1,6 @@
 """Mask R-CNN of torchvision (He et al., 2017; v2 weights of 2022) as a detector and as a segmenter of people.
 
-    frame_HWC (RGB uint8)  ->  network, on the GPU if there is one  ->  boxes_N5, or the most likely outline at each pixel
+    frame_HWC (RGB uint8)  ->  network, on the GPU if there is one  ->  boxes_N5, or probability_HW of people
 
 Both share one network per process.
 Legend: H height, W width of a frame in pixels, N boxes.

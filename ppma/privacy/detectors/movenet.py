@@ -1,6 +1,6 @@
 """MoveNet MultiPose, the remover's detector of people by their joints: it finds small ones and unusual poses.
 
-    frame_HWC (RGB uint8)  ->  the frame and its tiles  ->  maps of centers, sizes, offsets  ->  boxes_N5: x0, y0, x1, y1, score
+    frame_HWC (RGB uint8)  ->  the frame and its tiles  ->  maps of centers, sizes, offsets  ->  boxes_N5
 
 Legend: N boxes, h and w of a tile or of a map.
 """
@@ -15,10 +15,10 @@ from ppma.privacy.detectors.tiles import gather, tile_batch
 
 
 class MoveNet:
-    """MoveNet MultiPose Lightning (Google, 2021), trained on COCO and Active; about 0.32 s of one core for 340 x 256
-    pixels.
+    """MoveNet MultiPose Lightning (Google, 2021) on COCO and Active: predicts a heat map of people's centers, and
+    sizes.
 
-    It predicts a heat map of people's centers on a grid of 4 pixels, and their sizes.
+    A frame of 340 x 256 pixels takes about 0.32 s of one core.
     """
 
     side, stride = 320, 4

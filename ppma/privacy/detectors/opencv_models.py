@@ -3,7 +3,8 @@
     frame_HWC (RGB uint8)  ->  boxes_N5: x0, y0, x1, y1, score; or probability_HW float32
 
 MoveNet finds people most of whom is visible; CenterFace adds close-ups. Thresholds are low: a false positive costs some
-background, a miss leaves a person in the picture. Legend: H height, W width of a frame in pixels, N boxes.
+background, a miss leaves a person in the picture.
+Legend: H height, W width of a frame in pixels, N boxes.
 """
 
 from pathlib import Path
@@ -16,8 +17,7 @@ from ppma.privacy.detectors.tiles import network_size
 
 
 class CenterFace:
-    """CenterFace (Xu et al., 2020): detects faces from about 5 pixels, in the frame shrunk (for close-ups) and
-    enlarged."""
+    """CenterFace (Xu et al., 2020): detects faces from about 5 pixels, in the shrunk and in the enlarged frame."""
 
     small, large = 288, 704
     """Long sides of the network's input."""
@@ -53,8 +53,7 @@ class CenterFace:
 
 
 class Selfie:
-    """MediaPipe's selfie segmentation of one large person at 256 x 256: good within a box, takes furniture for people
-    without one."""
+    """MediaPipe's selfie segmentation of one large person: good within a box, takes furniture for people without."""
 
     whole_frame = False
 

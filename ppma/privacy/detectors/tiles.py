@@ -1,6 +1,6 @@
 """Cut a frame into overlapping tiles, in which detectors find small people.
 
-    frame_HWC  ->  tile_batch(): batch_BhwC, the frame and its tiles at one size  ->  network  ->  gather(): boxes in the frame
+    frame_HWC  ->  tile_batch(): the frame and its tiles at one size  ->  network  ->  gather(): boxes in the frame
 
 Legend: H height, W width of a frame in pixels, h and w of a network's input, N boxes, B tiles.
 """
@@ -15,8 +15,7 @@ import numpy as np
 from ppma.privacy.detectors.boxes import NONE_05, suppress
 
 TILE_SHARE = 0.6
-"""Side of a tile as a share of the frame's: two tiles overlap by a fifth, which is wider than the people who need
-tiles."""
+"""Side of a tile as a share of the frame's: tiles overlap by more than the width of the people who need them."""
 TILE_PIXELS = 480
 """Long side of a tile up to which small people are found in it; larger frames get more tiles."""
 MOST_ENLARGED = 2.0

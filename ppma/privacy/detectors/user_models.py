@@ -1,7 +1,6 @@
-"""Models that users provide, because no package carries them: given by path or put into the weights folder, verified by
-hash, never fetched.
+"""Model files that users provide by path or put into the weights folder; verified by hash, never downloaded.
 
-    USER_MODELS: file name, hash, interface  +  --models NAME=FILE  ->  choose()  ->  Model(name, path, sha256), part of every record
+    USER_MODELS: file name, hash, interface  +  --models NAME=FILE  ->  choose()  ->  Model, part of every record
 
 A TorchScript file is a program, so use only files from people you trust. Where the hash of the published file is known,
 others are rejected.
@@ -55,7 +54,7 @@ USER_MODELS: dict[str, UserModel] = {
     ),
     "semask": UserModel(
         file="semask.pt",
-        what="a segmenter as TorchScript (the paper's: SeMask, Swin-L): image 1 3 H W from 0 to 1 to probability of a person 1 1 H W",
+        what="a segmenter as TorchScript (in the paper SeMask, Swin-L): image 1 3 H W from 0 to 1 to probability 1 1 H W",
     ),
     "e2fgvi": UserModel(file="e2fgvi.pt", what=f"E2FGVI {_VIDEO_INPAINTER}"),
     "propainter": UserModel(file="propainter.pt", what=f"ProPainter {_VIDEO_INPAINTER}"),

@@ -27,7 +27,7 @@ from ppma.privacy.audit.clip import Findings, Inspector, Pair, inspected_frames,
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.plant.clip import Design, Planted, plant
 from ppma.privacy.removal.clip import ClipSource, Pipeline, Settings
-from ppma.privacy.removal.fill import LEAST_SHARE, LEAST_SIGHTS
+from ppma.privacy.removal.fill import LEAST_SHARE, LEAST_VIEWS
 from ppma.privacy.removal.plugins import PLUGINS
 from ppma.privacy.removal.writing import X264
 
@@ -172,7 +172,7 @@ def _write_video(frames_TPP3: np.ndarray, path: Path, fps: float) -> ClipSource:
 
 def _compare_inpainted(planted: Planted, hidden_TPP: np.ndarray, cleaned: Path) -> tuple[float | None, int]:
     """Return PSNR against the empty scene, and the number, of hidden pixels that enough other frames show."""
-    least = max(LEAST_SIGHTS, round(LEAST_SHARE * len(hidden_TPP)))
+    least = max(LEAST_VIEWS, round(LEAST_SHARE * len(hidden_TPP)))
     chosen_TPP = hidden_TPP & ((~hidden_TPP).sum(0) >= least)
     difference = _frames(cleaned)[chosen_TPP].astype(float) - planted.empty_TPP3[chosen_TPP]
     return psnr(float((difference**2).sum()), difference.size) if difference.size else None, len(difference)

@@ -1,11 +1,11 @@
-"""How the camera moved: a homography from the first frame of a shot to each of its frames, found on the background
-alone.
+"""Track the camera: a homography from the first frame of a shot to each of its frames, estimated on the background.
 
-    grey frame, mask of people  ->  corners of a key frame tracked to it (Lucas-Kanade)  ->  RANSAC  ->  Pose(shot, homography)
+    gray frame, mask of people  ->  corners tracked from a key frame (Lucas-Kanade)  ->  RANSAC  ->  Pose
 
-Tracking from a key frame rather than from frame to frame keeps a still camera still: errors add up only where a new key
-frame is taken, when half the corners are lost. Where nothing can be tracked a new shot begins, and no frame of another
-shot is used to paint it.
+Tracking from a key frame rather than from frame to frame keeps a still camera exactly still: errors accumulate only at
+a new key frame, which is taken when half of the corners are lost. Where tracking fails a new shot begins; frames of
+other shots are not used for painting.
+Legend: H height, W width, C channels, N corners.
 """
 
 from dataclasses import dataclass
@@ -15,53 +15,61 @@ import numpy as np
 
 CORNERS = 400
 LEAST_CORNERS = 12
-"""A homography has eight unknowns, four corners; thrice that against chance."""
+"""A homography needs four corners; three times as many guard against chance."""
 STILL_PIXELS = 0.35
-"""Movement of the picture's corners below which the camera is taken to stand: interpolating would only blur."""
+"""Motion of the frame's corners below which the camera counts as still: interpolation would only blur."""
 SAME_PLACE_LEVELS = 12.0
-"""Mean difference in brightness below which two frames without corners are of one shot."""
+"""Mean difference in gray levels below which two frames without corners belong to one shot."""
 FLAT = 1e-6
-"""Determinant below which a homography folds the picture onto a line, and has no inverse to speak of."""
+"""Determinant below which a homography is degenerate."""
 LONG_SIDE = 480
-"""Pixels that a larger picture is scaled down to before it is tracked."""
+"""Pixels to which larger frames are scaled down for tracking."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pose:
-    """Where the camera looks in one frame."""
+    """The camera pose of one frame."""
 
     shot: int
-    """Number of the shot, from 0."""
+    """Index of the shot."""
     homography_33: np.ndarray
-    """From pixels of the shot's first frame to pixels of this one."""
+    """Maps pixels of the shot's first frame to pixels of this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A frame that others are painted from."""
+    """A frame from which others are painted."""
 
     frame_HWC: np.ndarray
     free_HW: np.ndarray
-    """uint8: 1 where nobody is, in it and in the frames around it."""
+    """uint8, 1 where no person is, in this frame and its neighbors."""
     homography_33: np.ndarray
+    """As in `Pose`."""
 
 
 def moves(homography_33: np.ndarray, height: int, width: int) -> float:
-    """Pixels by which the farthest corner of a picture is moved."""
+    """Return the largest distance in pixels by which a homography moves a corner of the frame."""
     corners_42 = np.array([[0, 0], [width, 0], [0, height], [width, height]], np.float64)
     moved_42 = cv2.perspectiveTransform(corners_42[:, None], homography_33)[:, 0]
     return float(np.abs(moved_42 - corners_42).max())
 
 
 def seen_from(
-    reference: Reference, here: np.ndarray, size: tuple[int, int], cut: tuple[slice, slice] | None = None
+    reference: Reference, here_33: np.ndarray, size: tuple[int, int], cut: tuple[slice, slice] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(frame, free): a reference moved to where the camera looks in another frame.
+    """Warp a reference to the camera pose of another frame.
 
-    `here`: homography of that frame; `size`: its height and width; `cut`: the rows and columns of it that are wanted.
+    Args:
+        reference: The frame to warp.
+        here_33: Homography of the other frame.
+        size: Height and width of the other frame.
+        cut: Rows and columns to return (default: all).
+
+    Returns:
+        frame_hwC and free_hw, as in `Reference`.
     """
     rows, columns = cut or (slice(0, size[0]), slice(0, size[1]))
-    warp_33 = here @ np.linalg.inv(reference.homography_33)
+    warp_33 = here_33 @ np.linalg.inv(reference.homography_33)
     if moves(warp_33, *size) < STILL_PIXELS:
         return reference.frame_HWC[rows, columns], reference.free_HW[rows, columns]
     height, width = (len(range(*part.indices(side))) for part, side in zip((rows, columns), size))
@@ -72,10 +80,10 @@ def seen_from(
 
 
 class Tracker:
-    """Follows the camera frame by frame; holds one key frame."""
+    """Estimates the pose of each frame in turn; holds one key frame."""
 
     def __init__(self) -> None:
-        """Before the first frame."""
+        """Start before the first frame."""
         self._shot = -1
         self._key: np.ndarray | None = None
         self._corners_N12: np.ndarray = np.zeros((0, 1, 2), np.float32)
@@ -84,38 +92,38 @@ class Tracker:
         self._before: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def add(self, frame_HWC: np.ndarray, person_HW: np.ndarray) -> Pose:
-        """The pose of the next frame; `person_HW` uint8 is not 0 where people are."""
+        """Return the pose of the next frame; `person_HW` (uint8) is nonzero on people."""
         scale = min(1.0, LONG_SIDE / max(frame_HWC.shape[:2]))
-        grey = cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2GRAY)
+        gray = cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2GRAY)
         if scale < 1.0:
-            grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        free = (cv2.resize(person_HW, grey.shape[::-1], interpolation=cv2.INTER_NEAREST) == 0).astype(np.uint8)
-        found_33 = self._locate(grey)
+            gray = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        free = (cv2.resize(person_HW, gray.shape[::-1], interpolation=cv2.INTER_NEAREST) == 0).astype(np.uint8)
+        found_33 = self._locate(gray)
         if found_33 is None and self._before is not None:
-            self._take_key(*self._before)  # the frame before knows where it is: try from there
-            found_33 = self._locate(grey)
+            self._take_key(*self._before)  # the pose of the previous frame is known: retry from it
+            found_33 = self._locate(gray)
         if found_33 is None:
             self._shot += 1
             found_33 = np.eye(3)
-            self._take_key(grey, free, found_33)
-        self._before = grey, free, found_33
+            self._take_key(gray, free, found_33)
+        self._before = gray, free, found_33
         stretch = np.diag([scale, scale, 1.0])
         return Pose(shot=self._shot, homography_33=np.linalg.inv(stretch) @ found_33 @ stretch)
 
-    def _take_key(self, grey: np.ndarray, free: np.ndarray, at_33: np.ndarray) -> None:
-        corners = cv2.goodFeaturesToTrack(grey, CORNERS, 0.01, 6, mask=free)
-        self._key, self._at_key_33 = grey, at_33
+    def _take_key(self, gray: np.ndarray, free: np.ndarray, at_33: np.ndarray) -> None:
+        corners = cv2.goodFeaturesToTrack(gray, CORNERS, 0.01, 6, mask=free)
+        self._key, self._at_key_33 = gray, at_33
         self._corners_N12 = self._tracked_N12 = np.zeros((0, 1, 2), np.float32) if corners is None else corners
 
-    def _locate(self, grey: np.ndarray) -> np.ndarray | None:
-        """Homography from the shot's first frame to this one, or None."""
+    def _locate(self, gray: np.ndarray) -> np.ndarray | None:
+        """Return the homography from the shot's first frame to this one, or None if tracking fails."""
         if self._key is None:
             return None
         if len(self._corners_N12) < LEAST_CORNERS:
-            same = float(cv2.absdiff(cv2.blur(self._key, (9, 9)), cv2.blur(grey, (9, 9))).mean()) < SAME_PLACE_LEVELS
+            same = float(cv2.absdiff(cv2.blur(self._key, (9, 9)), cv2.blur(gray, (9, 9))).mean()) < SAME_PLACE_LEVELS
             return self._at_key_33 if same else None
         moved_N12, status, _ = cv2.calcOpticalFlowPyrLK(
-            self._key, grey, self._corners_N12, self._tracked_N12.copy(), flags=cv2.OPTFLOW_USE_INITIAL_FLOW
+            self._key, gray, self._corners_N12, self._tracked_N12.copy(), flags=cv2.OPTFLOW_USE_INITIAL_FLOW
         )
         good = status.ravel() == 1
         if good.sum() < LEAST_CORNERS:
@@ -124,6 +132,6 @@ class Tracker:
         if step_33 is None or abs(np.linalg.det(step_33)) < FLAT or inliers.sum() < max(LEAST_CORNERS, len(good) // 2):
             return None
         self._tracked_N12 = moved_N12
-        if moves(step_33, *grey.shape) < STILL_PIXELS:
+        if moves(step_33, *gray.shape) < STILL_PIXELS:
             return self._at_key_33
         return step_33 @ self._at_key_33

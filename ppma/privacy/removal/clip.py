@@ -116,8 +116,7 @@ class Outcome:
     shots: int
     cpu_seconds: float
     outside_sha256: str
-    """Hash of the pixels outside the masks, frame by frame, before encoding; equals that of the source's pixels
-    there."""
+    """Hash of the pixels outside the masks, frame by frame, before encoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +146,7 @@ class Pipeline:
         return {name: detector(frame_HWC) for name, detector in self._detectors.items()}
 
     def mask(self, frame_HWC: np.ndarray, boxes: Boxes | None = None, t: int = 0) -> np.ndarray:
-        """Return the raw mask_HW (uint8) of frame `t`, from the boxes of its clip or from detections in this frame
-        alone."""
+        """Return the raw mask_HW (uint8) of frame `t`, from the boxes of its clip or detections in this frame."""
         if self.settings.masks == "published" and self._segmenter is not None:
             return published_mask(frame_HWC, self._segmenter)
         boxes = {name: [found_N5] for name, found_N5 in self.detect(frame_HWC).items()} if boxes is None else boxes
@@ -275,8 +273,7 @@ class _Window:
         self._memory = 0, Memory()
 
     def around(self, t: int) -> tuple[list[Reference], Pose, Memory]:
-        """Return the references of the shot of frame `t`, the frame's pose, and what was synthesized in the shot so
-        far."""
+        """Return the references in the shot of frame `t`, the frame's pose and the shot's memory."""
         last = t + self._step * (self._count // 2)
         while len(self._held) < self._count or self._held[-1][0] + self._step <= last:
             following = next(self._ahead, None)

@@ -49,11 +49,10 @@ class RemovalConfig:
     """remove; or for comparison: blur-faces, blur-bodies, downsample (the whole picture)."""
     tools: Annotated[Literal["default", "quality", "paper"], tyro.conf.arg(name="set")] = "default"
     """default: small models, on a CPU; quality: Mask R-CNN and LaMa, whose weights you provide; paper: threshold,
-    dilation and layout as published, with SeMask and E2FGVI that you provide. The next four flags override one choice
-    of the set."""
+    dilation and layout as published, with SeMask and E2FGVI that you provide. The next four flags override it."""
     layout: Literal["videos", "frames"] | None = None
-    """videos: <class>/<video>.mp4, at least 40 dB outside the masks; frames: <class>/<video>/000001.jpg, as
-    published."""
+    """videos: <class>/<video>.mp4, at least 40 dB outside the masks; frames: as published,
+    <class>/<video>/000001.jpg."""
     keep_original: bool = False
     """Write ori too, the frames before cleaning."""
     detectors: tuple[str, ...] | None = None
@@ -63,7 +62,7 @@ class RemovalConfig:
     inpainter: str | None = None
     """median (background from other frames, synthesized where none shows it), or a model that you provide."""
     models: tuple[str, ...] = ()
-    """Model files that you provide, NAME=FILE or NAME=FILE#SHA256; `ppma privacy list` has the names (default: those in
+    """Model files that you provide, NAME=FILE or NAME=FILE#SHA256 (names: `ppma privacy list`; default: in
     --weights)."""
     accept_non_commercial: bool = False
     """Allow tools licensed for non-commercial use only."""
@@ -156,8 +155,8 @@ def _print_estimate(report: Console, config: RemovalConfig, jobs: Sequence[Remov
     seconds = removal.seconds_per_frame(left) if left else 0.0
     duration = timedelta(seconds=round(seconds * frames / config.workers))
     report.print(
-        f"{len(jobs)} clips, {len(jobs) - len(left)} of them done; {frames} frames left at {seconds:.2f} s of one core each: "
-        f"about {duration} with {config.workers} workers; would write {config.out}"
+        f"{len(jobs)} clips, {len(jobs) - len(left)} of them done; {frames} frames left at {seconds:.2f} s of one core"
+        f" each: about {duration} with {config.workers} workers; would write {config.out}"
     )
     for name in config.settings().used:
         plugin = plugins.PLUGINS[name]

@@ -1,13 +1,12 @@
-"""What no frame shows, pieced together from what is seen around it, so that no smooth patch stands out of a textured
-place.
+"""Synthesize a hole from patches of the rest of the frame, so that texture continues into it (PatchMatch inpainting).
 
-    picture, hole  ->  pyramid of colours and texture  ->  coarsest level: a smooth start
-    each level: for every patch that touches the hole the nearest one without any of it  <->  pixels of the hole voted by those patches
+    frame, hole  ->  pyramid of colors and texture  ->  coarsest level: a smooth start
+    each level: for every patch that touches the hole the nearest patch outside it  <->  votes for its pixels
 
-Wexler et al. (2007) on what is sought: every patch of the hole is like one from outside. Barnes et al. (2009) on the
-search: neighbours have neighbouring matches. Newson et al. (2014) on texture in the comparison, without which averages
-of bricks settle on mush. Legend: H height, W width, h w of a level with a margin of RADIUS around, D colours and
-texture, N patches of the hole, M that may be copied, C channels.
+Objective of Wexler et al. (2007): every patch of the hole resembles one from outside. Search of Barnes et al. (2009):
+neighbors have neighboring matches. Texture in the comparison as in Newson et al. (2014), without which averages win.
+Legend: H height, W width, h w of a level with a margin of RADIUS, D colors and texture, N patches of the hole, M
+patches that may be copied, C channels.
 """
 
 from dataclasses import dataclass
@@ -19,32 +18,36 @@ import numpy as np
 
 RADIUS = 3
 SIDE = 2 * RADIUS + 1
-"""Of a patch: 7 x 7 pixels."""
+"""Side of a patch in pixels."""
 DEPTH = 5
-"""Values of a pixel: red, green, blue, texture down and across."""
+"""Values of a pixel: red, green, blue, vertical and horizontal texture."""
 LEAST_SIDE = 24
-"""Pixels along the short side of the coarsest level, at least."""
+"""Least short side of the coarsest level, in pixels."""
 LEAST_SOURCES = 50
-"""Patches without a pixel of the hole; a level with fewer is left out, and those coarser."""
+"""Fewest patches outside the hole for a level; coarser levels are left out too."""
 VOTES = (10, 6, 3)
-"""Rounds of search and vote at the coarsest level, the next one, and each after that."""
+"""Rounds of search and vote at the coarsest level, the next, and all others."""
 SWEEPS = 2
-"""Of the search in each round: there and back."""
+"""Scans of a search: forward and backward."""
 NEARER = 1.3
-"""A patch counts so many times more for each pixel that it is nearer to what is known."""
-LEAST_TRUST = 1e-30
-"""Hundreds of pixels inside a hole trust would be 0 in float32, and nobody would paint there."""
+"""Factor by which the weight of a patch grows with each pixel nearer to the known area."""
+LEAST_WEIGHT = 1e-30
+"""Hundreds of pixels inside a hole, weights would be 0 in float32 and pixels would stay unpainted."""
 TEXTURE_WEIGHT = 8.0
-"""Levels of texture in a patch count so many times those of a colour."""
+"""Weight of a level of texture relative to a level of color."""
 SPREAD = 2_654_435_761
-"""Odd, near 2 ** 32 over the golden mean: multiples of it start the patches far from each other."""
+"""Odd, near 2 ** 32 over the golden ratio: its multiples spread the initial matches."""
 
 
 def pull_push(values_HWC: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:
-    """float32 (H, W, C): the hole filled smoothly by averages of what is known in ever larger squares (Gortler et al.,
-    1996).
+    """Fill the hole smoothly with averages of the known pixels in ever larger squares (Gortler et al., 1996).
 
-    Any number of channels. Where nothing is known, all of it gets one value, the mean.
+    Args:
+        values_HWC: Any number of channels.
+        hole_HW: bool; if it covers everything, all pixels become the mean.
+
+    Returns:
+        float32 (H, W, C).
     """
     known_HW = (~hole_HW).astype(np.float32)
     sums_HWC, shares_HW = values_HWC * known_HW[..., None], known_HW
@@ -62,14 +65,14 @@ def pull_push(values_HWC: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:
 
 
 def smoothed(frame_HWC: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:
-    """The frame (uint8) with the hole filled smoothly."""
+    """Return the frame (uint8) with the hole filled smoothly."""
     picture_HWC = frame_HWC.copy()
     picture_HWC[hole_HW] = np.rint(pull_push(frame_HWC, hole_HW)[hole_HW])
     return picture_HWC
 
 
 def _scaled(values: np.ndarray, size: tuple[int, int], how: int = cv2.INTER_AREA) -> np.ndarray:
-    """Resized to (height, width); OpenCV takes four channels at most, and drops a single one."""
+    """Resize to (height, width), four channels at a time: OpenCV takes no more, and drops a single one."""
     planes = values.reshape(*values.shape[:2], -1)
     parts = [cv2.resize(planes[..., c : c + 4], size[::-1], interpolation=how) for c in range(0, planes.shape[2], 4)]
     return np.dstack(parts).reshape(*size, *values.shape[2:])
@@ -77,7 +80,7 @@ def _scaled(values: np.ndarray, size: tuple[int, int], how: int = cv2.INTER_AREA
 
 @numba.njit(cache=True, inline="always")
 def _distance(level_hwD: np.ndarray, y: int, x: int, there_y: int, there_x: int, enough: int) -> np.int64:
-    """Sum of squares between two patches; no more of it than needed to exceed `enough`."""
+    """Return the sum of squared differences of two patches, or a part of it that exceeds `enough`."""
     total = np.int64(0)
     for i in range(-RADIUS, RADIUS + 1):
         for j in range(-RADIUS, RADIUS + 1):
@@ -93,7 +96,7 @@ def _distance(level_hwD: np.ndarray, y: int, x: int, there_y: int, there_x: int,
 def _offer(
     field: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], n: int, y: int, x: int, there_y: int, there_x: int
 ) -> None:
-    """Take the place as the match of patch `n` where it may be one, and is nearer than the present one."""
+    """Make the place the match of patch `n` if it may be copied and is nearer than the present match."""
     level_hwD, source_hw, match_N2, costs_N = field
     if 0 <= there_y < source_hw.shape[0] and 0 <= there_x < source_hw.shape[1] and source_hw[there_y, there_x]:
         cost = _distance(level_hwD, y, x, there_y, there_x, costs_N[n])
@@ -108,25 +111,26 @@ def _search(
     targets_N2: np.ndarray,
     match_N2: np.ndarray,
     costs_N: np.ndarray,
-    draw: int,
+    seed: int,
 ) -> None:
-    """Better matches: those of neighbours moved along, and random ones around the present match, ever nearer to it."""
+    """Improve the matches in place: try shifted matches of neighbors, and random ones ever nearer to the present
+    one."""
     field = (level_hwD, source_hw, match_N2, costs_N)
     index_hw = np.full(source_hw.shape, -1, np.int32)
     for n in range(len(targets_N2)):
         y, x = targets_N2[n]
         index_hw[y, x] = n
         costs_N[n] = _distance(level_hwD, y, x, match_N2[n, 0], match_N2[n, 1], 1 << 40)
-    state = np.uint64(draw)
+    state = np.uint64(seed)
     for sweep in range(SWEEPS):
         step = 1 - 2 * (sweep % 2)
         for turn in range(len(targets_N2)):
             n = turn if step > 0 else len(targets_N2) - 1 - turn
             y, x = targets_N2[n]
             for down, right in ((step, 0), (0, step)):
-                beside = index_hw[y - down, x - right]
-                if beside >= 0:
-                    _offer(field, n, y, x, match_N2[beside, 0] + down, match_N2[beside, 1] + right)
+                neighbor = index_hw[y - down, x - right]
+                if neighbor >= 0:
+                    _offer(field, n, y, x, match_N2[neighbor, 0] + down, match_N2[neighbor, 1] + right)
             reach = max(source_hw.shape)
             while reach >= 1:
                 state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)  # Knuth's MMIX
@@ -142,51 +146,49 @@ def _vote(
     hole_hw: np.ndarray,
     targets_N2: np.ndarray,
     match_N2: np.ndarray,
-    trust_N: np.ndarray,
+    weight_N: np.ndarray,
     sharp: bool,
 ) -> None:
-    """Paint the hole: every pixel the mean of what the patches over it say, or, sharp, the word of the most trusted
-    one."""
+    """Paint the hole in place: each pixel is the weighted mean of the patches over it, or the heaviest if `sharp`."""
     height, width, _ = level_hwD.shape
-    sums_hwD, trust_hw = np.zeros((height, width, DEPTH), np.float32), np.zeros((height, width), np.float32)
+    sums_hwD, weight_hw = np.zeros((height, width, DEPTH), np.float32), np.zeros((height, width), np.float32)
     for n in range(len(targets_N2)):
-        (y, x), (there_y, there_x), trust = targets_N2[n], match_N2[n], trust_N[n]
+        (y, x), (there_y, there_x), weight = targets_N2[n], match_N2[n], weight_N[n]
         for k in range(SIDE * SIDE):
             i, j = k // SIDE - RADIUS, k % SIDE - RADIUS
             if not hole_hw[y + i, x + j]:
                 continue
             if not sharp:
-                trust_hw[y + i, x + j] += trust
+                weight_hw[y + i, x + j] += weight
                 for d in range(DEPTH):
-                    sums_hwD[y + i, x + j, d] += trust * level_hwD[there_y + i, there_x + j, d]
-            elif trust > trust_hw[y + i, x + j]:
-                trust_hw[y + i, x + j] = trust
+                    sums_hwD[y + i, x + j, d] += weight * level_hwD[there_y + i, there_x + j, d]
+            elif weight > weight_hw[y + i, x + j]:
+                weight_hw[y + i, x + j] = weight
                 for d in range(DEPTH):
-                    sums_hwD[y + i, x + j, d] = trust * level_hwD[there_y + i, there_x + j, d]
+                    sums_hwD[y + i, x + j, d] = weight * level_hwD[there_y + i, there_x + j, d]
     for y in range(height):
         for x in range(width):
-            if trust_hw[y, x] > 0:
+            if weight_hw[y, x] > 0:
                 for d in range(DEPTH):
-                    level_hwD[y, x, d] = np.uint8(sums_hwD[y, x, d] / trust_hw[y, x] + np.float32(0.5))
+                    level_hwD[y, x, d] = np.uint8(sums_hwD[y, x, d] / weight_hw[y, x] + np.float32(0.5))
 
 
 def _textured(frame_HWC: np.ndarray, hole_HW: np.ndarray, window: int) -> np.ndarray:
-    """float32 (H, W, 5): colours, and how much brightness changes down and across in the window around, as far as it is
-    known."""
-    grey_HW = cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    """Return float32 (H, W, 5): colors, and mean vertical and horizontal changes of known pixels in a window."""
+    gray_HW = cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2GRAY).astype(np.float32)
     planes = [frame_HWC.astype(np.float32)]
     for axis in (0, 1):
-        ahead_HW, ahead_hole_HW = np.roll(grey_HW, -1, axis), np.roll(hole_HW, -1, axis)
+        ahead_HW, ahead_hole_HW = np.roll(gray_HW, -1, axis), np.roll(hole_HW, -1, axis)
         known_HW = (~(hole_HW | ahead_hole_HW)).astype(np.float32)
         known_HW[(-1, slice(None)) if axis == 0 else (slice(None), -1)] = 0
-        changes_HW = cv2.blur(np.abs(ahead_HW - grey_HW) * known_HW, (window, window))
+        changes_HW = cv2.blur(np.abs(ahead_HW - gray_HW) * known_HW, (window, window))
         texture_HW = changes_HW / np.maximum(cv2.blur(known_HW, (window, window)), 1e-6)
         planes.append(np.minimum(TEXTURE_WEIGHT * texture_HW, 255)[..., None])
     return np.concatenate(planes, axis=2)
 
 
 def _pyramid(frame_HWC: np.ndarray, hole_HW: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(values_HWD float32, hole_HW) from the finest level to one where patches reach across the hole."""
+    """Return (values_HWD float32, hole_HW) of each level, from the finest to one whose patches span the hole."""
     depth = float(cv2.distanceTransform(hole_HW.astype(np.uint8), cv2.DIST_L2, 3).max())
     sizes = [hole_HW.shape]
     while min(sizes[-1]) >= 2 * LEAST_SIDE and depth > RADIUS:
@@ -205,19 +207,20 @@ def _pyramid(frame_HWC: np.ndarray, hole_HW: np.ndarray) -> list[tuple[np.ndarra
 
 @dataclass(frozen=True, kw_only=True)
 class _Level:
-    """What stays the same while a level is painted; rows and columns count its margin."""
+    """The patches of a level; coordinates include its margin."""
 
     hole_hw: np.ndarray
     source_hw: np.ndarray
-    """Centres of patches that may be copied: within the picture, and without any pixel of the hole."""
+    """Centers of patches that may be copied: within the frame and outside the hole."""
     sources_M2: np.ndarray
     targets_N2: np.ndarray
-    """Centres of patches that touch the hole."""
+    """Centers of patches that touch the hole."""
     nearness_N: np.ndarray
+    """Weight of each of these by its distance from the known area."""
 
     @classmethod
     def of(cls, hole_HW: np.ndarray) -> "_Level":
-        """Of the hole as this level shows it."""
+        """Find the patches around a hole."""
         near_HW = cv2.dilate(hole_HW.astype(np.uint8), np.ones((SIDE, SIDE), np.uint8)) > 0
         source_HW = ~near_HW
         source_HW[:RADIUS] = source_HW[-RADIUS:] = False
@@ -228,15 +231,15 @@ class _Level:
             source_hw=np.pad(source_HW, RADIUS),
             sources_M2=np.argwhere(source_HW).astype(np.int32) + RADIUS,
             targets_N2=np.argwhere(near_HW).astype(np.int32) + RADIUS,
-            nearness_N=np.maximum(NEARER ** -depth_HW[near_HW], LEAST_TRUST).astype(np.float32),
+            nearness_N=np.maximum(NEARER ** -depth_HW[near_HW], LEAST_WEIGHT).astype(np.float32),
         )
 
     def anywhere(self) -> np.ndarray:
-        """match_N2 all over the picture."""
+        """Return initial matches (N, 2), spread over the frame."""
         return self.sources_M2[np.arange(len(self.targets_N2)) * SPREAD % len(self.sources_M2)]
 
     def below(self, coarser: "_Level", match_N2: np.ndarray) -> np.ndarray:
-        """match_N2 of this level, from those of the coarser one, where they may be copied here too."""
+        """Return matches (N, 2) from those of the coarser level, where they may be copied here too."""
         doubled_2 = np.zeros((*coarser.hole_hw.shape, 2), np.int32)  # at each place of the coarser level
         doubled_2[tuple(coarser.targets_N2.T)] = 2 * (match_N2 - RADIUS)
         inside_N2 = self.targets_N2 - RADIUS
@@ -244,8 +247,8 @@ class _Level:
         found_N2 = np.minimum(found_N2, np.array(self.hole_hw.shape, np.int32) - 1)
         return np.where(self.source_hw[tuple(found_N2.T)][:, None], found_N2, self.anywhere())
 
-    def trust(self, costs_N: np.ndarray) -> np.ndarray:
-        """How much each patch counts: by how like its match it is, and how near to what is known."""
+    def weights(self, costs_N: np.ndarray) -> np.ndarray:
+        """Return the weight (N,) of each patch, by its similarity to its match and its nearness to the known area."""
         spread = max(1.0, float(np.partition(costs_N, len(costs_N) * 3 // 4)[len(costs_N) * 3 // 4]))
         return (np.exp(-costs_N / (2 * spread)) * self.nearness_N + 1e-9).astype(np.float32)
 
@@ -255,11 +258,14 @@ def _margin(values_HWD: np.ndarray) -> np.ndarray:
 
 
 def complete(frame_HWC: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:
-    """The frame (uint8) with the hole filled by pieces of the rest; smoothly where the rest is too little to take
-    pieces of.
+    """Fill a hole with patches of the rest of the frame, or smoothly if the rest is too small; deterministic.
 
-    What is in the hole to begin with is painted over first, and has no say. The same picture is filled the same way
-    every time.
+    Args:
+        frame_HWC: RGB uint8; pixels in the hole have no influence.
+        hole_HW: bool.
+
+    Returns:
+        The filled frame; `frame_HWC` itself if there is no hole.
     """
     if not hole_HW.any():
         return frame_HWC
@@ -278,11 +284,11 @@ def complete(frame_HWC: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:
             level_hwD = _margin(np.rint(values_HWD).astype(np.uint8))
             _vote(level_hwD, level.hole_hw, level.targets_N2, match_N2, level.nearness_N, False)
         rounds = VOTES[min(k, len(VOTES) - 1)]
-        for turn in range(rounds):
+        for round_ in range(rounds):
             level_hwD = _margin(level_hwD[RADIUS:-RADIUS, RADIUS:-RADIUS])
-            _search(level_hwD, level.source_hw, level.targets_N2, match_N2, costs_N, 100 * k + turn)
-            sharp = finest and turn == rounds - 1
-            _vote(level_hwD, level.hole_hw, level.targets_N2, match_N2, level.trust(costs_N), sharp)
+            _search(level_hwD, level.source_hw, level.targets_N2, match_N2, costs_N, 100 * k + round_)
+            sharp = finest and round_ == rounds - 1
+            _vote(level_hwD, level.hole_hw, level.targets_N2, match_N2, level.weights(costs_N), sharp)
         coarser = level
     if levels:
         picture_HWC[hole_HW] = level_hwD[RADIUS:-RADIUS, RADIUS:-RADIUS, :3][hole_HW]

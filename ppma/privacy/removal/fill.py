@@ -1,12 +1,12 @@
-"""What is painted where people were: the background as other frames saw it, and pieces of the picture where none did.
+"""Paint the background behind people: as other frames show it, and synthesized from the frame where none does.
 
-    frame, hidden pixels, references with their homographies  ->  warped onto the frame, median of what is free
-    hidden pixels that are left  ->  as made up before (Memory), moved along with the camera  ->  the rest from around (exemplar.complete)
+    frame, hidden pixels, references with their homographies  ->  warped to the frame, median of the free pixels
+    remaining hidden pixels  ->  as synthesized earlier in the shot (Memory), warped to the frame
+                             ->  else synthesized from the surroundings (exemplar.complete)
 
-The median over frames in which nobody is there is the background itself wherever people or camera move. Where somebody
-never moves away there is nothing to be seen; what is made up there stays as it is from frame to frame, since what
-flickers looks like motion. Legend: H height, W width of the frame, h w of the cut that holds the hidden pixels, R
-references, N pixels, C channels.
+The median over frames without people is the background, provided people or the camera move. Behind a person who never
+moves away it is unknown; what is synthesized there is kept from frame to frame, since flicker looks like motion.
+Legend: H height, W width of the frame, h w of the cut around the hidden pixels, R references, N pixels, C channels.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,42 +19,41 @@ from ppma.privacy.removal.camera import Reference, moves, seen_from
 from ppma.privacy.removal.exemplar import complete
 
 RING = 6
-"""Pixels around the hidden ones on which painted and real brightness are compared."""
+"""Width in pixels of the ring around hidden pixels on which painted and real brightness are compared."""
 LEAST_RING = 50
-"""Pixels of it that tell anything."""
-LEAST_SIGHTS = 3
-"""References that must show a pixel: one or two may show a person whom nobody found."""
+"""Fewest pixels of the ring for a comparison."""
+LEAST_VIEWS = 3
+"""References that must show a pixel: one or two may show a missed person."""
 LEAST_SHARE = 0.15
 """The same as a share of all references."""
 MAX_OFFSET = 40.0
-"""Levels by which a painted background is made brighter or darker at most."""
+"""Largest correction of the painted background's brightness, in levels of 255."""
 CHANGED = 16.0
-"""Mean difference around a hole, in levels, above which the canvas shows another place: its paint no longer fits in."""
+"""Mean difference around a hole, in levels, above which the canvas shows another place and is not used."""
 FAR_SHARE = 0.5
-"""Of the short side: how far the canvas reaches beyond the picture, and the camera may move before a new one is
-taken."""
+"""Margin of the canvas around the frame as a share of the short side; a larger camera motion starts a new canvas."""
 
 
 @numba.njit(cache=True)
 def _sorted_free(values_R: np.ndarray, free_R: np.ndarray, sorted_R: np.ndarray) -> int:
-    """Put the values that are free into `sorted_R`, by insertion; how many there are."""
-    sights = 0
+    """Insertion-sort the free values into `sorted_R`; return their number."""
+    views = 0
     for r in range(len(values_R)):
         if free_R[r]:
-            value, k = values_R[r], sights
+            value, k = values_R[r], views
             while k > 0 and sorted_R[k - 1] > value:
                 sorted_R[k] = sorted_R[k - 1]
                 k -= 1
             sorted_R[k] = value
-            sights += 1
-    return sights
+            views += 1
+    return views
 
 
 @numba.njit(cache=True)
 def median_of_free(
     stack_RhwC: np.ndarray, free_Rhw: np.ndarray, wanted_hw: np.ndarray, least: int, out_hwC: np.ndarray
 ) -> np.ndarray:
-    """Median over the references that are free at a wanted pixel; returns seen_hw where there are `least` of them."""
+    """Write the median over free references to `out_hwC` at wanted pixels that `least` of them show; return which."""
     count, height, width, channels = stack_RhwC.shape
     seen_hw = np.zeros((height, width), np.bool_)
     sorted_R = np.empty(count, np.uint8)
@@ -63,13 +62,13 @@ def median_of_free(
             seen_hw[y, x] = wanted_hw[y, x] and free_Rhw[:, y, x].sum() >= least
             if seen_hw[y, x]:
                 for c in range(channels):
-                    sights = _sorted_free(stack_RhwC[:, y, x, c], free_Rhw[:, y, x], sorted_R)
-                    out_hwC[y, x, c] = sorted_R[sights // 2]
+                    views = _sorted_free(stack_RhwC[:, y, x, c], free_Rhw[:, y, x], sorted_R)
+                    out_hwC[y, x, c] = sorted_R[views // 2]
     return seen_hw
 
 
 def _cut(hidden_HW: np.ndarray, margin: int) -> tuple[slice, slice]:
-    """Rows and columns that hold the hidden pixels, and a margin."""
+    """Return the rows and columns of the hidden pixels, with a margin."""
     rows, columns = np.flatnonzero(hidden_HW.any(1)), np.flatnonzero(hidden_HW.any(0))
     return (
         slice(max(0, int(rows[0]) - margin), int(rows[-1]) + 1 + margin),
@@ -78,71 +77,75 @@ def _cut(hidden_HW: np.ndarray, margin: int) -> tuple[slice, slice]:
 
 
 class Memory:
-    """What was made up in a shot so far: a canvas around the picture, seen as the camera saw one of its frames.
+    """What was synthesized in a shot so far, on a canvas larger than the frame at the camera pose of one of its frames.
 
-    Paint goes to the canvas, and from there to each frame: it is interpolated twice as long as the camera stays within
-    half a picture.
+    Pixels are warped to the canvas and from there to each frame, so twice if the camera moves less than half a frame.
     """
 
     def __init__(self) -> None:
-        """Of a shot that begins."""
-        self._colours_HWC = np.zeros((0, 0, 3), np.uint8)
+        """Start with an empty canvas."""
+        self._colors_HWC = np.zeros((0, 0, 3), np.uint8)
         self._made_HW = self._known_HW = np.zeros((0, 0), np.uint8)
-        """255 where the canvas holds paint, and where it holds what was seen when it was taken."""
+        """255 where the canvas is synthesized, and where it shows the frame that it was taken from."""
         self._to_canvas_33: np.ndarray | None = None
-        """From pixels of the shot's first frame."""
+        """Homography from the shot's first frame."""
         self._offset_C = np.zeros(3)
-        """How much brighter the last frame was than the canvas."""
+        """Brightness of the last frame minus that of the canvas."""
 
-    def recall(self, picture_HWC: np.ndarray, wanted_HW: np.ndarray, here: np.ndarray) -> np.ndarray:
-        """Paint what the canvas holds of the wanted pixels into the picture; kept_HW. Holes in another place than its
-        own are left out."""
+    def recall(self, picture_HWC: np.ndarray, wanted_HW: np.ndarray, here_33: np.ndarray) -> np.ndarray:
+        """Paint wanted pixels from the canvas, in place, except in holes whose surroundings changed; return which."""
         kept_HW = np.zeros_like(wanted_HW)
         self._offset_C = np.zeros(3)
         if self._to_canvas_33 is None or not wanted_HW.any():
             return kept_HW
         cut = _cut(wanted_HW, RING)
         rows, columns = cut[0].indices(wanted_HW.shape[0]), cut[1].indices(wanted_HW.shape[1])
-        warp_33 = _shift(-columns[0], -rows[0]) @ here @ np.linalg.inv(self._to_canvas_33)
+        warp_33 = _shift(-columns[0], -rows[0]) @ here_33 @ np.linalg.inv(self._to_canvas_33)
         size = rows[1] - rows[0], columns[1] - columns[0]
-        colours_hwC, made_hw, known_hw = (
+        colors_hwC, made_hw, known_hw = (
             cv2.warpPerspective(plane, warp_33, size[::-1], flags=cv2.INTER_LINEAR)
-            for plane in (self._colours_HWC, self._made_HW, self._known_HW)
+            for plane in (self._colors_HWC, self._made_HW, self._known_HW)
         )
         widened_hw = _widened(wanted_HW[cut])
         around_hw = widened_hw & ~wanted_HW[cut] & (known_hw == 255)
-        self._offset_C = _offset(picture_HWC[cut], colours_hwC, around_hw)
-        shifted_hwC = _shifted(colours_hwC, self._offset_C)
+        self._offset_C = _offset(picture_HWC[cut], colors_hwC, around_hw)
+        shifted_hwC = _shifted(colors_hwC, self._offset_C)
         off_hw = np.abs(picture_HWC[cut].astype(np.float32) - shifted_hwC).mean(2)
         count, holes_hw = cv2.connectedComponents(widened_hw.astype(np.uint8))
         pixels = np.bincount(holes_hw[around_hw], minlength=count)
         off = np.bincount(holes_hw[around_hw], weights=off_hw[around_hw], minlength=count)
-        fits = (pixels < LEAST_RING) | (off <= CHANGED * pixels)  # a few pixels tell nothing
+        fits = (pixels < LEAST_RING) | (off <= CHANGED * pixels)
         kept_HW[cut] = wanted_HW[cut] & (made_hw == 255) & fits[holes_hw]
         picture_HWC[kept_HW] = shifted_hwC[kept_HW[cut]]
         return kept_HW
 
-    def keep(self, picture_HWC: np.ndarray, made_HW: np.ndarray, fresh_HW: np.ndarray, here: np.ndarray) -> None:
-        """Put onto the canvas what is fresh of what is made up in a painted frame; a new canvas where the camera is far
-        from the last."""
-        if not fresh_HW.any() or made_HW.all():  # of a picture that is hidden whole nothing is worth keeping
+    def keep(self, picture_HWC: np.ndarray, made_HW: np.ndarray, fresh_HW: np.ndarray, here_33: np.ndarray) -> None:
+        """Store synthesized pixels on the canvas, or on a new one if the camera is far from the old one.
+
+        Args:
+            picture_HWC: The painted frame.
+            made_HW: Its synthesized pixels.
+            fresh_HW: Those of them that were not recalled.
+            here_33: Homography of the frame.
+        """
+        if not fresh_HW.any() or made_HW.all():  # of a frame that is hidden completely, nothing is worth keeping
             return
         height, width = made_HW.shape
         margin = round(FAR_SHARE * min(height, width))
         if (
             self._to_canvas_33 is None
-            or moves(_shift(-margin, -margin) @ self._to_canvas_33 @ np.linalg.inv(here), height, width) > margin
+            or moves(_shift(-margin, -margin) @ self._to_canvas_33 @ np.linalg.inv(here_33), height, width) > margin
         ):
             around = ((margin, margin), (margin, margin))
-            self._colours_HWC = np.pad(picture_HWC, (*around, (0, 0)))
+            self._colors_HWC = np.pad(picture_HWC, (*around, (0, 0)))
             self._made_HW, self._known_HW = (np.pad(part * np.uint8(255), around) for part in (made_HW, ~made_HW))
-            self._to_canvas_33 = _shift(margin, margin) @ here
+            self._to_canvas_33 = _shift(margin, margin) @ here_33
             return
-        warp_33, size = self._to_canvas_33 @ np.linalg.inv(here), self._made_HW.shape[::-1]
+        warp_33, size = self._to_canvas_33 @ np.linalg.inv(here_33), self._made_HW.shape[::-1]
         plain_HWC = _shifted(picture_HWC, -self._offset_C)
-        colours_HWC = cv2.warpPerspective(plain_HWC, warp_33, size, flags=cv2.INTER_LINEAR)
+        colors_HWC = cv2.warpPerspective(plain_HWC, warp_33, size, flags=cv2.INTER_LINEAR)
         fresh_there_HW = cv2.warpPerspective(fresh_HW * np.uint8(255), warp_33, size, flags=cv2.INTER_NEAREST) > 0
-        self._colours_HWC[fresh_there_HW] = colours_HWC[fresh_there_HW]
+        self._colors_HWC[fresh_there_HW] = colors_HWC[fresh_there_HW]
         self._made_HW[fresh_there_HW], self._known_HW[fresh_there_HW] = 255, 0
 
 
@@ -151,31 +154,30 @@ def _shift(x: float, y: float) -> np.ndarray:
 
 
 class TemporalMedian:
-    """Background from other frames where it was seen; elsewhere what was made up before, and a guess where nothing
-    was."""
+    """Paints the background that other frames show, and synthesizes the rest consistently over the shot."""
 
-    def __init__(self, guess_rest: Callable[[np.ndarray, np.ndarray], np.ndarray] = complete) -> None:
-        """`guess_rest`: (frame_HWC, hole_HW) to the frame with the hole filled."""
-        self._guess = guess_rest
+    def __init__(self, synthesize: Callable[[np.ndarray, np.ndarray], np.ndarray] = complete) -> None:
+        """`synthesize(frame_HWC, hole_HW)` returns the frame with the hole filled."""
+        self._synthesize = synthesize
 
     def __call__(
         self,
         frame_HWC: np.ndarray,
         hidden_HW: np.ndarray,
-        here: np.ndarray,
+        here_33: np.ndarray,
         references: Sequence[Reference],
         memory: Memory,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(picture_HWC, seen_HW); see `plugins.Inpainter`."""
+        """Paint the hidden pixels; see `plugins.Inpainter`."""
         seen_HW = np.zeros_like(hidden_HW)
         if not hidden_HW.any():
             return frame_HWC, seen_HW
         picture_HWC = frame_HWC.copy()
-        least = max(LEAST_SIGHTS, round(LEAST_SHARE * len(references)))
+        least = max(LEAST_VIEWS, round(LEAST_SHARE * len(references)))
         if len(references) >= least:
             cut = _cut(hidden_HW, RING)
             hidden_hw = hidden_HW[cut]
-            stack_RhwC, free_Rhw = _warp(references, here, frame_HWC.shape[:2], cut)
+            stack_RhwC, free_Rhw = _warp(references, here_33, frame_HWC.shape[:2], cut)
             median_hwC = np.zeros((*hidden_hw.shape, 3), np.uint8)
             seen_hw = median_of_free(stack_RhwC, free_Rhw, _widened(hidden_hw), least, median_hwC)
             offset_C = _offset(frame_HWC[cut], median_hwC, seen_hw & ~hidden_hw)
@@ -183,9 +185,9 @@ class TemporalMedian:
             picture_HWC[cut][painted_hw] = _shifted(median_hwC[painted_hw], offset_C)
             seen_HW[cut] = painted_hw
         made_HW = hidden_HW & ~seen_HW
-        kept_HW = memory.recall(picture_HWC, made_HW, here)
-        picture_HWC = self._guess(picture_HWC, made_HW & ~kept_HW)
-        memory.keep(picture_HWC, made_HW, made_HW & ~kept_HW, here)
+        kept_HW = memory.recall(picture_HWC, made_HW, here_33)
+        picture_HWC = self._synthesize(picture_HWC, made_HW & ~kept_HW)
+        memory.keep(picture_HWC, made_HW, made_HW & ~kept_HW, here_33)
         return picture_HWC, seen_HW
 
 
@@ -198,20 +200,15 @@ def _shifted(values_NC: np.ndarray, offset_C: np.ndarray) -> np.ndarray:
 
 
 def _warp(
-    references: Sequence[Reference], here: np.ndarray, size: tuple[int, int], cut: tuple[slice, slice]
+    references: Sequence[Reference], here_33: np.ndarray, size: tuple[int, int], cut: tuple[slice, slice]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(stack_RhwC, free_Rhw): the references as seen from the frame, within the cut."""
-    height, width = (len(range(*part.indices(side))) for part, side in zip(cut, size))
-    stack_RhwC = np.empty((len(references), height, width, 3), np.uint8)
-    free_Rhw = np.empty((len(references), height, width), np.uint8)
-    for r, reference in enumerate(references):
-        stack_RhwC[r], free_Rhw[r] = seen_from(reference, here, size, cut)
-    return stack_RhwC, free_Rhw
+    """Return stack_RhwC and free_Rhw: the references warped to the frame's pose, within the cut."""
+    frames, free = zip(*(seen_from(reference, here_33, size, cut) for reference in references))
+    return np.stack(frames), np.stack(free)
 
 
 def _offset(frame_hwC: np.ndarray, median_hwC: np.ndarray, known_hw: np.ndarray) -> np.ndarray:
-    """How much brighter each channel of the frame is than its background on the pixels known of both: exposure changes
-    over a clip."""
+    """Return the brightness of the frame minus that of its background, by channel: exposure changes over a clip."""
     if known_hw.sum() < LEAST_RING:
         return np.zeros(3)
     difference_NC = frame_hwC[known_hw].astype(np.float32) - median_hwC[known_hw]

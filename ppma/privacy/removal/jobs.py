@@ -1,7 +1,7 @@
 """Clean many clips in parallel, resumably, and write a manifest of the result.
 
-    manifest or folder  ->  RemovalJob of each clip  ->  worker: Pipeline  ->  inp, seg (and ori), then records/<class>/<video>.json
-                                                                           ->  <out>/manifest.csv, rejected.csv
+    manifest or folder  ->  RemovalJob of each clip  ->  Pipeline in a worker  ->  inp, seg (and ori), then records/
+                                                                               ->  manifest.csv, rejected.csv
 
 The record is written after a clip's files, so a clip is done when its record exists; a rerun does the others. Sources
 are only read.
@@ -113,8 +113,8 @@ def read_clips(source: Path, root: Path | None, workers: int) -> tuple[Path, lis
 
 
 def names(clips: Sequence[Clip]) -> list[str]:
-    """Return a unique <class>/<video> for each clip; a window of a longer video has its seconds in the name, as in
-    Kinetics."""
+    """Return a unique <class>/<video> for each clip; as in Kinetics, a window of a longer video has its seconds in
+    it."""
     found: dict[str, None] = {}
     for clip in clips:
         path = PurePosixPath(clip.path)
@@ -256,8 +256,7 @@ def _rows(jobs: Sequence[RemovalJob], licence: str) -> Iterator[Clip]:
 
 
 def seconds_per_frame(jobs: Sequence[RemovalJob], *, clips: int = 3, frames: int = 3) -> float:
-    """Estimate CPU seconds per frame: the median time to mask a few frames of a few clips, plus a fifth for painting
-    and encoding."""
+    """Estimate CPU seconds per frame: the median time to mask some frames, plus a fifth for painting and encoding."""
     chosen = {round(i * (len(jobs) - 1) / max(1, clips - 1)) for i in range(clips)}
     seconds: list[float] = []
     for job in (jobs[i] for i in sorted(chosen)):

@@ -1,5 +1,4 @@
-"""Turn boxes of people and faces into the pixels to hide, generously: a head outside the mask is a person left in the
-picture.
+"""Turn boxes of people and faces into hidden pixels, generously: a head outside the mask is a person in the picture.
 
     boxes of people and faces  ->  segmentation inside each, an ellipse for each  ->  raw mask  ->  spool on disk
     raw masks of the neighboring frames  ->  union  ->  dilation  ->  hidden pixels of a frame
@@ -40,8 +39,7 @@ def heads(faces_N5: np.ndarray) -> np.ndarray:
 
 
 def bodies(faces_N5: np.ndarray) -> np.ndarray:
-    """Return boxes in which the bodies of faces may be, three heads wide and seven tall: a region to segment, not a
-    mask."""
+    """Return the regions to segment for the bodies of faces: three heads wide, seven tall."""
     return grown(faces_N5, 1.5, 0.8, 1.5, 6.0)
 
 

@@ -1,11 +1,11 @@
-"""Detectors, segmenters and inpainters that users choose by name: three interfaces, the table PLUGINS, and the sets of
-`--set`.
+"""Detectors, segmenters and inpainters that users choose by name: their interfaces, the table PLUGINS, and SETS.
 
     name  ->  Plugin: kind, license, weights  ->  load()  ->  a detector, segmenter or inpainter
     set   ->  Choice: tools that work together, and how masks and files are made
 
 To add one, write a class with `__call__` and a line in PLUGINS. Its weights are an entry of `weights.WEIGHTS` if a
-package carries them, or of `user_models.USER_MODELS` if users provide them. Legend: H height, W width, N boxes.
+package carries them, or of `user_models.USER_MODELS` if users provide them.
+Legend: H height, W width, N boxes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -68,7 +68,7 @@ class Inpainter(Protocol):
             memory: What was synthesized in the shot so far; using it is optional.
 
         Returns:
-            picture_HWC, equal to the frame outside `hidden_HW`, and seen_HW: the pixels that were painted from other frames.
+            picture_HWC, unchanged outside `hidden_HW`, and seen_HW: the pixels painted from other frames.
         """
 
 
@@ -113,7 +113,8 @@ def _torch(name: str, *more: Any) -> Callable[[Path], Any]:
 
 PLUGINS: dict[str, Plugin] = {
     "movenet": Plugin(
-        kind="detector", make=_torch("detectors.movenet.MoveNet"), weights="movenet", license="Apache-2.0", finds="person"
+        kind="detector", make=_torch("detectors.movenet.MoveNet"), weights="movenet", license="Apache-2.0",
+        finds="person",
     ),
     "centerface": Plugin(kind="detector", make=CenterFace, weights="centerface", license="MIT", finds="face"),
     "maskrcnn": Plugin(
@@ -169,8 +170,8 @@ def check_terms(names: Iterable[str], *, accept_non_commercial: bool) -> None:
         plugin = PLUGINS[name]
         if plugin.non_commercial and not accept_non_commercial:
             raise InputError(
-                f"{plugin.kind} {name} is licensed under {plugin.license} use only; give --accept-non-commercial if your use "
-                f"is, or choose another with --{plugin.kind}"
+                f"{plugin.kind} {name} is licensed under {plugin.license} use only; give --accept-non-commercial if your"
+                f" use is, or choose another with --{plugin.kind}"
             )
 
 

@@ -37,8 +37,7 @@ class Script:
             raise InputError(f"{path}: torch cannot load it as TorchScript: {str(error).splitlines()[0]}") from None
 
     def __call__(self, shape: tuple[int, ...], *inputs: np.ndarray) -> np.ndarray:
-        """Return the output for float32 inputs; InputError if the script rejects them or its output has another
-        shape."""
+        """Return the output for float32 inputs; InputError if it is not one tensor of this shape."""
         try:
             with torch.inference_mode():
                 output = self._module(*(torch.from_numpy(np.ascontiguousarray(x)).to(self.device) for x in inputs))

@@ -23,8 +23,7 @@ Layout = Literal["videos", "frames"]
 Part = Literal["inp", "seg", "ori"]
 
 X264 = {"preset": "veryfast", "qp": "10"}
-"""A constant quantizer bounds the error of every pixel, which a rate factor does not: above 40 dB against the source's
-RGB."""
+"""A constant quantizer bounds the error of every pixel, unlike a rate factor: above 40 dB against the source's RGB."""
 FFV1 = {"level": "3", "slices": "4", "slicecrc": "1"}
 JPEG = [cv2.IMWRITE_JPEG_QUALITY, 97, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
 """Full color resolution: above 40 dB on pixels that are not painted."""
