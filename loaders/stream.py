@@ -95,7 +95,7 @@ class _Pending:
 
     @property
     def decoded(self) -> list[bool]:
-        """Which samples of a complete batch have frames."""
+        """True for each sample of a complete batch that has frames."""
         return [reply is not None and not reply.reason for reply in self.replies]
 
 

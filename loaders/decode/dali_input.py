@@ -97,7 +97,7 @@ class HeaderError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class JpegHeader:
-    """The properties of a JPEG that its header gives."""
+    """Properties of a JPEG, from its header."""
 
     kind: int
     """Its start-of-frame marker, 0xC0 to 0xCF."""

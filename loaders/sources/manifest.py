@@ -123,14 +123,15 @@ class Manifest:
         """Seconds (rows,); the file's duration by default."""
         self.class_names = {int(label): name for label, name in json.loads(table.schema.metadata[b"class_names"])}
         """{label: name} of the labels that have a name."""
-        self._store: Store | None = None
+        self.store: Store | None = None
+        """The packed store that the rows are read from."""
 
     def __len__(self) -> int:
         return self._rows
 
     @property
     def n_classes(self) -> int:
-        """Largest label + 1, as a label may be unused (Diving48 has no clip of class 30); 0 without labels."""
+        """Return the largest label + 1 (labels may be unused: Diving48 has no clip of class 30); 0 without labels."""
         return int(self.labels.max(initial=-1)) + 1
 
     def clip(self, i: int) -> Clip:
@@ -138,11 +139,6 @@ class Manifest:
         if not 0 <= i < self._rows:
             raise IndexError(f"row {i} of a manifest with {self._rows} rows")
         return Clip(**{name: self._columns[name][i].as_py() for name in HEADER})
-
-    @property
-    def store(self) -> Store | None:
-        """The packed store that the rows are read from."""
-        return self._store
 
     def texts(self, name: str) -> list[str]:
         """Return a text column: path, class_name, source, codec, domain, licence or audit."""
@@ -155,14 +151,14 @@ class Manifest:
         be packed keeps its video, and is a bad file when it is read.
         """
         packed = copy.copy(self)
-        packed._store, in_store = store, store.places["shard"] >= 0
+        packed.store, in_store = store, store.places["shard"] >= 0
         packed.widths = np.where(in_store, store.places["width"], self.widths)
         packed.heights = np.where(in_store, store.places["height"], self.heights)
         return packed
 
     def file(self, i: int) -> Path:
         """Return the video file or folder of frames of row `i`, or its address in the packed store."""
-        if self._store is not None and (address := self._store.address(i)) is not None:
+        if self.store is not None and (address := self.store.address(i)) is not None:
             return address
         return self.root / self._columns["path"][i].as_py()
 
@@ -192,7 +188,7 @@ class Manifest:
         path = Path(path)
         try:
             stat = path.stat()
-            table = _table(path.resolve(), stat.st_size, stat.st_mtime_ns)
+            table = _table(path.absolute(), stat.st_size, stat.st_mtime_ns)
         except OSError as error:
             hint = f"`ppma index SOURCE --root DIR --out {path}` makes it"
             raise InputError(f"{error.filename or path}: {error.strerror}; {hint}") from None

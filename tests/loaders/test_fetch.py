@@ -56,12 +56,6 @@ def test_every_position_equals_a_decode_of_the_whole_file(tmp_path, write_clip, 
         assert np.array_equal(read_window(path, start, start + 1.6, 8), expected), start
 
 
-def test_the_barcode_says_which_frame_it_is(tmp_path, write_clip, read_barcode):
-    path = write_clip(tmp_path / "clip.mp4", frames=60, fps=10, key_frame_spacing=25)
-    got = [read_barcode(frame) for frame in read_window(path, 2.0, 4.7, 16)]
-    assert got == [20 + int(x) for x in np.linspace(0, 26, 16)]
-
-
 def test_b_frames_in_avi_at_every_position(damaged):
     """AVI stores no presentation times; the first picture of a stream with B-frames is delayed by one frame."""
     path = damaged / "missing_pts.avi"
@@ -90,17 +84,6 @@ def test_encoded_jpegs_are_the_wanted_files(tmp_path):
     assert [p.tobytes() for p in clip.payloads] == [(tmp_path / f"{i:06d}.jpg").read_bytes() for i in (0, 1)]
 
 
-@pytest.mark.parametrize(("codec", "container"), [c for c in CODECS if c[0] != "mpeg4"])
-def test_encoded_windows_decode_to_the_same_frames(tmp_path, write_clip, codec, container):
-    path = write_clip(tmp_path / f"clip.{container}", frames=60, codec=codec, key_frame_spacing=12)
-    for start in (0.0, 2.95):
-        clip = encoded_window(path, start, start + 1.6, 8, ANY_SIZE)
-        small = tmp_path / "small"
-        small.write_bytes(clip.payloads[0].tobytes())
-        assert np.array_equal(whole(small)[0][list(clip.frame_idx)], read_window(path, start, start + 1.6, 8))
-        assert clip.payloads[0].nbytes < path.stat().st_size
-
-
 @pytest.mark.parametrize(
     ("codec", "container"), [("libx264", "mp4"), ("libx264", "mkv"), ("mjpeg", "avi"), ("libvpx-vp9", "webm")]
 )
@@ -120,13 +103,6 @@ def test_of_key_frames_only_the_wanted_ones_are_read(tmp_path, write_clip, codec
         small.write_bytes(clip.payloads[0].tobytes())
         handed = whole(small)[0]
         assert len(handed) == len(set(wanted)) and np.array_equal(handed[list(clip.frame_idx)], frames[wanted])
-
-
-def test_only_what_the_decoder_takes_is_handed_over(tmp_path, write_clip):
-    path = write_clip(tmp_path / "clip.mp4", frames=20)
-    with pytest.raises(NotForDali, match="codec h264 is none of vp8, vp9, mjpeg"):
-        encoded_window(path, 0.0, 1.0, 4, DALI_CPU_CODECS)
-    assert encoded_window(path, 0.0, 1.0, 4, DALI_GPU_CODECS).kind == "video"
 
 
 @pytest.mark.parametrize(
