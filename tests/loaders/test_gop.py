@@ -130,7 +130,7 @@ def test_a_window_is_what_was_on_screen(form, tmp_path, read_barcode):
             refused += 1
             continue
         assert np.array_equal(by_dalis_rule(clip), read), (start, end)
-        assert clip.payloads[0].nbytes < path.stat().st_size
+        assert start > 0 or clip.payloads[0].nbytes < path.stat().st_size
     assert bool(refused) == bool(form.why_not)
 
 
