@@ -7,7 +7,6 @@ B-frames and similar bit rates. The width is a multiple of 16, so that DALI reus
 """
 
 import json
-import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import cv2
 import numpy as np
 
 from ppma.common.video import video_writer
+from ppma.common.workers import parallel_map
 from ppma.config.errors import InputError
 from ppma.data.shard_writer import PackRow, ShardJob, write_rows, write_shard
 from ppma.loaders.sources.manifest import Clip, Manifest
@@ -81,8 +81,9 @@ def encode(path: Path, content: str, frames: list[np.ndarray]) -> None:
             add(frame)
 
 
-def _make_clip(seed: int, frames: int, paths: dict[str, Path]) -> None:
-    """Write one clip in every codec."""
+def _make_clip(job: tuple[int, int, dict[str, Path]]) -> None:
+    """Write one clip (seed, frames, file of each content) in every format."""
+    seed, frames, paths = job
     pictures = list(natural_frames(seed, frames))
     for content, path in paths.items():
         encode(path, content, pictures)
@@ -144,11 +145,7 @@ def _make(folder: Path, clips: int, frames: int, videos: dict[str, list[str]]) -
         except OSError as error:
             raise InputError(f"no clips can be made in {folder}: {error.strerror}; choose another --clips") from None
     jobs = [(i, frames, {name: folder / paths[i] for name, paths in videos.items()}) for i in range(clips)]
-    processes = min(clips, len(os.sched_getaffinity(0)))
-    with born_deaf():
-        pool = multiprocessing.get_context("spawn").Pool(processes)
-    with pool:
-        pool.starmap(_make_clip, jobs, chunksize=1)
+    list(parallel_map(_make_clip, jobs, len(os.sched_getaffinity(0))))
 
 
 def make_clips(

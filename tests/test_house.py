@@ -143,7 +143,7 @@ def test_wheel_and_sdist_hold_the_parts_as_files(tmp_path):
         for path in (
             p
             for p in (clone / part).rglob("*")
-            if p.is_file() and (p.suffix == ".py" or p.parent.name in ("assets", "templates"))
+            if p.is_file() and (p.suffix in (".py", ".toml") or p.parent.name in ("assets", "templates"))
         ):
             inside = path.relative_to(clone) if part == "ppma" else Path("ppma") / path.relative_to(clone)
             assert (unpacked / inside).read_bytes() == path.read_bytes(), inside

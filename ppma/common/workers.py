@@ -17,7 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -119,6 +119,16 @@ class _Worker(Generic[JobT]):
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Block Ctrl-C, also in processes started here, which would otherwise print a traceback before they can ignore it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def _run(
     work: Callable[..., Iterable[Any]],
     first: tuple[Any, ...],
@@ -136,7 +146,8 @@ def _run(
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs, work, first))
                 team[ours] = _Worker(process, ours, jobs.popleft())
-                process.start()
+                with _interrupts_blocked():
+                    process.start()
                 theirs.close()
             soonest = min(worker.deadline for worker in team.values())
             timeout = max(0.0, soonest - time.monotonic()) if soonest < float("inf") else None
