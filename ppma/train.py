@@ -2,8 +2,8 @@
 
     RunConfig  ->  task (model, stream)  ->  [ batch -> loss -> gradients -> AdamW ] x steps  ->  run folder
 
-The step is all the state there is: the schedule, the sampler and every random number follow from it. So a resumed run computes what an
-uninterrupted run computes, to the bit on a CPU.
+The step is all the state there is: the schedule, the sampler and every random number follow from it. So a resumed run
+computes what an uninterrupted run computes, to the bit on a CPU.
 """
 
 import logging
@@ -134,7 +134,7 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
 
 
 def _test(trainer: Trainer, manifest: Manifest, monitor: Monitor, stop: StopFlag) -> None:
-    """Test the trained classifier on a data set. A signal raises Stopped at once, since a resumed run only has to repeat the test."""
+    """Test the classifier on a data set. A signal stops it at once, since a resumed run repeats only the test."""
     assert isinstance(trainer.model, Classifier)
     weights = str(trainer.checkpoints / f"step_{trainer.step:08d}")
     with stop.at_once():
@@ -168,7 +168,7 @@ def _input_hashes(config: RunConfig) -> dict[str, Any]:
 
 
 def plan(config: RunConfig) -> None:
-    """Check all that can be checked without training, and log what the run would do. Raises InputError as `train` does."""
+    """Check all inputs and log what the run would do, without training. Raises InputError as `train` does."""
     with distributed.session(config.device) as ranks:
         check_ranks(config, ranks.world_size)
         check_run_folder(config)

@@ -3,7 +3,8 @@
     config class, argv  -> parse ->  config, or one line on stderr and exit code 2
     main, argv          -> run   ->  exit code
 
-Exit codes: 0 done, 2 the user's input is wrong, 75 stopped cleanly (rerun to resume), 130 interrupted, 1 everything else.
+Exit codes: 0 done, 2 the user's input is wrong, 75 stopped cleanly (rerun to resume), 130 interrupted, 1 everything
+else.
 """
 
 import contextlib
@@ -41,7 +42,8 @@ def parse(config_class: Callable[..., T], argv: Sequence[str], *, prog: str, def
     """Return a config read from flags by tyro. --help prints the flags and exits with 0.
 
     Args:
-        config_class: Dataclass, or function whose result is returned. Its docstring and those of its fields are the help text.
+        config_class: Dataclass, or function whose result is returned. Its docstring and those of its fields are the
+            help text.
         argv: Flags.
         prog: Name of the command in messages.
         default: Config whose fields the flags replace.
@@ -63,7 +65,7 @@ def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
 
 
 def parse_known(default: T, argv: Sequence[str], *, prog: str) -> tuple[T, list[str]]:
-    """Return `default` with its fields replaced by flags, and the flags that name none of its fields. Raises as `parse` does."""
+    """Return `default` with fields replaced by flags, and the unknown flags. Raises as `parse` does."""
     kind = type(default)
     return _in_one_line(
         lambda: tyro.cli(kind, args=list(argv), prog=prog, default=default, return_unknown_args=True), prog
@@ -94,8 +96,8 @@ def _message(box: str) -> str:
 def run(main: Callable[[list[str]], int], argv: list[str], *, prog: str) -> int:
     """Call the main function of a command and return its exit code.
 
-    Wrong input, a full disk, and a GPU that is too small, too old or lacks a driver are reported in one line on stderr. Any other
-    exception is a defect and passes.
+    Wrong input, a full disk, and a GPU that is too small, too old or lacks a driver are reported in one line on stderr.
+    Any other exception is a defect and passes.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -127,7 +129,7 @@ def run(main: Callable[[list[str]], int], argv: list[str], *, prog: str) -> int:
 
 
 def gpu_remedy(error: BaseException) -> str | None:
-    """Return the message and the remedy, in one line, if this error or one of its causes is a GPU that cannot be used; else None."""
+    """Return message and remedy in one line if a GPU that cannot be used caused this error, else None."""
     cause: BaseException | None = error
     while cause is not None:
         for sentence in re.split(r"(?<=[.!])\s", " ".join(str(cause).split())):

@@ -1,4 +1,4 @@
-"""The exceptions that commands handle, and checks of configs. Every other exception is a defect and keeps its traceback.
+"""The exceptions that commands handle, and checks of configs. Any other exception is a defect.
 
 InputError    the user's input is wrong             one line, exit code 2
 DiskFullError no space is left                      one line, exit code 75: free space and run the same command again

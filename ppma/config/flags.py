@@ -2,8 +2,8 @@
 
     recipe, argv  ->  the recipe's own arguments, --set  ->  defaults  ->  every other field  ->  RunConfig
 
-tyro parses twice, because the defaults of most fields follow from the recipe's own arguments: first the recipe's signature, then the
-whole RunConfig. `--help` shows the fields in SHOWN, `--help-all` every field.
+tyro parses twice, because the defaults of most fields follow from the recipe's own arguments: first the recipe's
+signature, then the whole RunConfig. `--help` shows the fields in SHOWN, `--help-all` every field.
 """
 
 import ast
@@ -58,7 +58,8 @@ DRY_RUN = Annotated[bool, tyro.conf.arg(help="Say what the run would do, and wri
 
 
 def resolve(name: str, overrides: Sequence[str] = (), *, prog: str = "ppma train") -> RunConfig:
-    """Return the RunConfig of a recipe with flags applied, e.g. resolve("mae_nohuman", ["--model", "tiny", "--optim.epochs", "2"]).
+    """Return the RunConfig of a recipe with flags applied, e.g. resolve("mae_nohuman", ["--model", "tiny",
+    "--optim.epochs", "2"]).
 
     Args:
         name: Name of the recipe.
@@ -94,7 +95,7 @@ def resolve(name: str, overrides: Sequence[str] = (), *, prog: str = "ppma train
 
 
 def _make_class(make: Callable[..., RunConfig], fields: Sequence[tuple[str, Any, Any]], *bases: type) -> type:
-    """Return a dataclass with (name, type, default) fields and the docstring of a recipe; tyro reads field docs of `bases`."""
+    """Return a dataclass with (name, type, default) fields, the docstring of a recipe, and base classes."""
     triples = [(name, hint, dataclasses.field(default=default)) for name, hint, default in fields]
     made = dataclasses.make_dataclass(make.__name__, triples, bases=bases, frozen=True, kw_only=True)
     made.__doc__ = make.__doc__

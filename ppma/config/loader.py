@@ -21,7 +21,7 @@ class LoaderConfig:
     size: int = 224
     """Height and width of a view in pixels (paper: 224)."""
     short_side: int = 256
-    """Short side in pixels to which a decoded frame is scaled before it is cropped (paper: 256 in training, 224 in evaluation)."""
+    """Short side in pixels of a scaled frame before cropping (paper: 256 in training, 224 in evaluation)."""
     window_seconds: float = 2.7
     """Length of the window that the frames are taken from, in seconds (paper: 2.7)."""
     views: int = 4
@@ -51,8 +51,9 @@ class LoaderConfig:
     mix: Literal["sample", "batch"] = "sample"
     """sample: choose a source for each sample; batch: choose one for each global batch (the published stage 2)."""
     implementation: Implementation = "auto"
-    """dali: the DALI graph; plain: OpenCV in the worker processes; ffcv: FFCV's compiled threads, for packed stores of `short_side` with
-    crops and flips only; auto: plain on a CPU, on a GPU the fastest one, measured for a few seconds at the start of a long run."""
+    """dali: the DALI graph; plain: OpenCV in the worker processes; ffcv: FFCV's compiled threads, for packed stores of
+    `short_side` with crops and flips only; auto: plain on a CPU, on a GPU the fastest one, measured for a few seconds
+    at the start of a long run."""
     workers: int = 0
     """Worker processes per rank; 0: one per CPU core of the rank. Changes no result."""
     prefetch_batches: int = 2

@@ -1,7 +1,7 @@
 """Configs of the model and its optimizer: encoder, masked autoencoder, classifier, mixing, AdamW.
 
-Every default is a value of the paper (Zhong et al., "Learning Human Action Recognition Representations Without Real Humans", NeurIPS
-2023), that of stage 1 where the stages differ.
+Every default is a value of the paper (Zhong et al., "Learning Human Action Recognition Representations Without Real
+Humans", NeurIPS 2023), that of stage 1 where the stages differ.
 """
 
 from dataclasses import dataclass, field, replace
@@ -38,11 +38,11 @@ class ViTConfig:
     drop_path: float = 0.0
     """Probability that a clip skips a branch of the last block; rises linearly from 0 at the first block."""
     recompute: bool = False
-    """Recompute the activations of each block, the decoder's too, in the backward pass: same results to the bit, less memory, a third more
-    arithmetic (published: on in stage 1, Q2)."""
+    """Recompute the activations of each block, the decoder's too, in the backward pass: same results to the bit, less
+    memory, a third more arithmetic (published: on in stage 1, Q2)."""
     residual: Residual = "float32"
-    """Type of the tokens between blocks: float32, or autocast for the type of the matrix products, which halves the memory traffic of the
-    residual stream and rounds it to 8 bits after every branch. No effect without autocast."""
+    """Type of the tokens between blocks: float32, or autocast for the type of the matrix products, which halves the
+    memory traffic of the residual stream and rounds it to 8 bits after every branch. No effect without autocast."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "vit.", "width", "depth", "heads", "frames", "size")
@@ -107,8 +107,8 @@ class MAEConfig:
     normalise_targets: bool = True
     """Predict each patch normalized per color (paper) rather than pixels in [0, 1]."""
     decoder_share: float = 1.0
-    """Share of the masked tokens that the decoder sees and predicts; below 1 they are chosen by running cells (VideoMAE V2, which uses one
-    half and reports hardly any loss of accuracy after fine-tuning; not measured here)."""
+    """Share of the masked tokens that the decoder sees and predicts; below 1 they are chosen by running cells (VideoMAE
+    V2, which uses one half and reports hardly any loss of accuracy after fine-tuning; not measured here)."""
 
     def __post_init__(self) -> None:
         require(0 < self.mask_ratio < 1, f"mae.mask_ratio is {self.mask_ratio}; it must be between 0 and 1")
@@ -132,8 +132,8 @@ class MixConfig:
     probability: float = 1.0
     """Probability that a group is mixed at all (paper: 1)."""
     group: int = 4
-    """Consecutive rows that share one random draw and swap partners, first with last. Even, and divides a rank's micro-batch, so that a run
-    mixes the same clips at every world size. (Published: one group per rank.)"""
+    """Consecutive rows that share one random draw and swap partners, first with last. Even, and divides a rank's
+    micro-batch, so that a run mixes the same clips at every world size. (Published: one group per rank.)"""
     smoothing: float = 0.1
     """Label smoothing (paper: 0.1)."""
 
@@ -160,14 +160,14 @@ class ClassifierConfig:
     mix: MixConfig = field(default_factory=MixConfig)
     """Mixing and label smoothing in training."""
     shared_head: bool = False
-    """Share one head among all label spaces, as in the published stage 2 (whose two label sets differ in meaning); otherwise one each."""
+    """Share one head among all label spaces, as in the published stage 2; otherwise each has its own."""
     freeze_encoder: bool = False
     """Train only fc_norm and the heads (linear probe). Drop path still follows vit.drop_path, as in the paper."""
     keep_norm: bool = False
     """Initialize fc_norm from the checkpoint's final LayerNorm. The published Align, FT and LP do not."""
     token_drop: float = 0.0
-    """Share of a clip's tokens that a training step drops, at random for each clip; an evaluation sees all. The cost in accuracy is not
-    measured here (PatchDropout reports little on ImageNet at one half)."""
+    """Share of a clip's tokens that a training step drops, at random for each clip; an evaluation sees all. The cost in
+    accuracy is not measured here (PatchDropout reports little on ImageNet at one half)."""
 
     def __post_init__(self) -> None:
         fits = 0 <= self.token_drop < 1
@@ -181,9 +181,9 @@ class OptimConfig:
     epochs: int = 200
     """Length of the run and of its schedule (paper: 200 MAE, 50 Align, 30 FT and LP)."""
     peak_lr: float = 8e-4
-    """Learning rate at the end of the warm-up, for a batch of `reference_batch` (paper: 8e-4 MAE, 2e-3 Align and FT, 1.6e-2 LP)."""
+    """Rate after the warm-up, for a batch of `reference_batch` (paper: 8e-4 MAE, 2e-3 Align and FT, 1.6e-2 LP)."""
     reference_batch: int = 128
-    """Global batch, in clips or views, that the three rates are for; they scale linearly with the run's global batch."""
+    """Global batch (clips x views) that the three rates are for; they scale linearly with the batch of the run."""
     warmup_fraction: float = 0.05
     """Share of the steps with a linearly rising rate (paper: 0.05 MAE, 0.125 elsewhere)."""
     warmup_lr: float = 5e-7
@@ -191,7 +191,7 @@ class OptimConfig:
     final_lr: float = 0.0
     """Rate at the end of the cosine (paper: 0 MAE, 5e-7 Align and FT, 4e-6 LP)."""
     published_cosine: bool = False
-    """Q1: start the cosine at half the peak, as the published schedule does, so that the rate drops after the warm-up."""
+    """Q1: start the cosine at half the peak, as published, so that the rate drops after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay of the two moments (paper: 0.9, 0.95 MAE; 0.9, 0.999 elsewhere)."""
     weight_decay: float = 0.05

@@ -1,4 +1,4 @@
-"""Configs of the tests of a frozen encoder: a grid of rates, nearest neighbors, few clips per class, attention over tokens."""
+"""Configs of tests of a frozen encoder: grid of rates, nearest neighbors, few clips per class, attention."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ Mixing = Literal["model", "tensor"]
 
 @dataclass(frozen=True, kw_only=True)
 class GridConfig:
-    """A probe's learning rate and weight decay, chosen on training clips that are held out from the heads that try them."""
+    """A probe's learning rate and weight decay, chosen on held-out training clips."""
 
     rates: tuple[float, ...] = ()
     """Peak rates to try; none: optim.peak_lr, without a choice."""
@@ -28,7 +28,7 @@ class GridConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class KNNConfig:
-    """Weighted nearest neighbors among the training clips (Wu et al., CVPR 2018; values of DINO, Caron et al., ICCV 2021)."""
+    """Weighted nearest neighbors (Wu et al., CVPR 2018) with the values of DINO (Caron et al., ICCV 2021)."""
 
     k: int = 20
     """Neighbors that vote; all clips where there are fewer."""
@@ -60,13 +60,13 @@ class FewShotConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentiveConfig:
-    """A learned query that attends to all tokens of the frozen encoder, in place of their mean (V-JEPA, Bardes et al., 2024)."""
+    """A learned query that attends to all tokens of a frozen encoder (V-JEPA, Bardes et al., 2024)."""
 
     heads: int = 12
     """Heads of the cross-attention; divides the encoder's width."""
     cells: tuple[int, int, int] = (1, 1, 1)
-    """Tokens along time, height and width that are averaged into one before they are cached: (1, 1, 1) keeps all. A clip of 16 x 224 x 224
-    takes 2.4 MB of disk, one eighth of that with (2, 2, 2)."""
+    """Tokens along time, height and width that are averaged into one before they are cached: (1, 1, 1) keeps all. A
+    clip of 16 x 224 x 224 takes 2.4 MB of disk, one eighth of that with (2, 2, 2)."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "attentive.", "heads")

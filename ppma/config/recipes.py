@@ -2,9 +2,9 @@
 
     recipe(model, size, frames, ...)  ->  RunConfig
 
-A recipe's docstring says what it trains, how to start it, what it costs, and where its values come from. Values without a source are the
-paper's (Zhong et al., NeurIPS 2023, table of settings). Costs are for the paper's data on one H200 at its peak matrix throughput;
-`benchmarks/` measures what is reached.
+A recipe's docstring says what it trains, how to start it, what it costs, and where its values come from. Values without
+a source are the paper's (Zhong et al., NeurIPS 2023, table of settings). Costs are for the paper's data on one H200 at
+its peak matrix throughput; `benchmarks/` measures what is reached.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ People = Literal["shown", "blur-faces", "blur-bodies", "downsample"]
 """How the people in Kinetics were hidden: not at all, or by a --method of `ppma remove-humans`."""
 DemoStage = Literal["scenes", "actions", "probe"]
 DEMO_FPS, DEMO_CLIP_SIZE = 4.0, 48
-"""Frames per second and pixels of the clips of `ppma demo`. A window of 2.7 s holds at most 11 frames, and the model takes 8."""
+"""Frames per second and pixels of the clips of `ppma demo`: a window of 2.7 s holds 11 frames, the model takes 8."""
 
 
 def _mae(name: str, sources: tuple[str, ...], model: str, size: int, frames: int) -> RunConfig:
@@ -83,8 +83,9 @@ def _renamed(run: RunConfig, recipe: str) -> RunConfig:
 def mae_nohuman(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 1 on videos with the humans removed: the paper's main pre-training.
 
-    Run `ppma train mae_nohuman`, or `python slurm/launch.py pretrain --nodes 8` for both stages. 17.9 million views of 202 GFLOP: 1.3 H200
-    hours. The published run uses fp16, this one bf16, and recomputes activations (Q2: --vit.recompute).
+    Run `ppma train mae_nohuman`, or `python slurm/launch.py pretrain --nodes 8` for both stages. 17.9 million views of
+    202 GFLOP: 1.3 H200 hours. The published run uses fp16, this one bf16, and recomputes activations (Q2:
+    --vit.recompute).
     """
     return _mae("mae_nohuman", (NO_HUMAN,), model, size, frames)
 
@@ -92,8 +93,8 @@ def mae_nohuman(*, model: str = "base", size: int = 224, frames: int = 16) -> Ru
 def mae_kinetics(*, people: People = "shown", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 1 on the same videos with their humans: the baseline without privacy.
 
-    Run `ppma train mae_kinetics`. Costs as much as mae_nohuman. --people blur-faces, blur-bodies or downsample reads the source
-    kinetics-blur-faces and so on, which `ppma remove-humans --method` makes: further baselines of the paper.
+    Run `ppma train mae_kinetics`. Costs as much as mae_nohuman. --people blur-faces, blur-bodies or downsample reads
+    the source kinetics-blur-faces and so on, which `ppma remove-humans --method` makes: further baselines of the paper.
     """
     return _hide(_mae("mae_kinetics", (KINETICS,), model, size, frames), people)
 
@@ -132,9 +133,10 @@ def align_nohuman_synthetic(
 ) -> RunConfig:
     """Stage 2, PPMA itself: labels of human-removed and synthetic videos, from the encoder of mae_nohuman.
 
-    Run `ppma train align_nohuman_synthetic --init runs/mae_nohuman`. 50 epochs of 1,078 GFLOP per clip: 3.4 H200 hours for the 89,665 and
-    up to 150,000 clips. Each label space has its own head, and a batch mixes the sources; --published-heads shares one 150-way head and
-    draws each batch from one source, as published (Q3). The published run uses fp32 (Q2).
+    Run `ppma train align_nohuman_synthetic --init runs/mae_nohuman`. 50 epochs of 1,078 GFLOP per clip: 3.4 H200 hours
+    for the 89,665 and up to 150,000 clips. Each label space has its own head, and a batch mixes the sources;
+    --published-heads shares one 150-way head and draws each batch from one source, as published (Q3). The published run
+    uses fp32 (Q2).
     """
     run = _labeled("align_nohuman_synthetic", (NO_HUMAN, SYNTHETIC), model, size, frames)
     if not published_heads:
@@ -171,8 +173,8 @@ def align_kinetics_synthetic(
 ) -> RunConfig:
     """Stage 2 on videos with their humans and on synthetic ones: PPMA without privacy.
 
-    Run `ppma train align_kinetics_synthetic --init runs/mae_kinetics`. Costs as much as align_nohuman_synthetic. --people as in
-    mae_kinetics; --classifier.shared-head --loader.mix batch is the published form (Q3).
+    Run `ppma train align_kinetics_synthetic --init runs/mae_kinetics`. Costs as much as align_nohuman_synthetic.
+    --people as in mae_kinetics; --classifier.shared-head --loader.mix batch is the published form (Q3).
     """
     return _hide(_labeled("align_kinetics_synthetic", (KINETICS, SYNTHETIC), model, size, frames), people)
 
@@ -186,15 +188,16 @@ def align_scratch(*, model: str = "base", size: int = 224, frames: int = 16) -> 
 
 
 # ------------------------------------------------------------------------------------------------------------ transfer
-# These recipes test an encoder on --dataset and end with the 2 x 3 view test on the split `val`. Recipes with a frozen encoder share the
-# cache of its features.
+# These recipes test an encoder on --dataset and end with the 2 x 3 view test on the split `val`. Recipes with a frozen
+# encoder share the cache of its features.
 
 
 def finetune(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Transfer by fine-tuning every weight.
 
-    Run `ppma train finetune --dataset ucf101 --init runs/align_nohuman_synthetic`. UCF101: 0.3 million clips, 7 H200 minutes. The head
-    learns at the full rate; the published head at 0.75 of it (Q6: --optim.published-head-decay), in fp32 (Q2).
+    Run `ppma train finetune --dataset ucf101 --init runs/align_nohuman_synthetic`. UCF101: 0.3 million clips, 7 H200
+    minutes. The head learns at the full rate; the published head at 0.75 of it (Q6: --optim.published-head-decay), in
+    fp32 (Q2).
     """
     run = _renamed(_labeled("finetune", (dataset,), model, size, frames), "finetune")
     optim = replace(run.optim, epochs=30, reference_batch=32)
@@ -204,8 +207,8 @@ def finetune(*, dataset: str = "ucf101", model: str = "base", size: int = 224, f
 def probe(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Transfer by a linear probe on features of unaugmented views, computed once.
 
-    Run `ppma train probe --dataset ucf101 --init runs/align_nohuman_synthetic`. One pass of 361 GFLOP per clip; the head takes seconds.
-    The paper's protocol, with augmentation and an encoder pass every epoch, is probe_published.
+    Run `ppma train probe --dataset ucf101 --init runs/align_nohuman_synthetic`. One pass of 361 GFLOP per clip; the
+    head takes seconds. The paper's protocol, with augmentation and an encoder pass every epoch, is probe_published.
     """
     run = RunConfig(
         recipe="probe",
@@ -226,8 +229,9 @@ def probe(*, dataset: str = "ucf101", model: str = "base", size: int = 224, fram
 def probe_published(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Transfer by the paper's linear probe: the frozen encoder runs every epoch on augmented clips.
 
-    Run `ppma train probe_published --dataset ucf101 --init runs/align_nohuman_synthetic`. 30 epochs of 361 GFLOP per clip. The published
-    script neither freezes the encoder nor gives the head its full rate (Q6); this recipe does both, as the paper says.
+    Run `ppma train probe_published --dataset ucf101 --init runs/align_nohuman_synthetic`. 30 epochs of 361 GFLOP per
+    clip. The published script neither freezes the encoder nor gives the head its full rate (Q6); this recipe does both,
+    as the paper says.
     """
     run = _renamed(finetune(dataset=dataset, model=model, size=size, frames=frames), "probe_published")
     optim = replace(run.optim, peak_lr=1.6e-2, warmup_lr=4e-6, final_lr=4e-6, layer_decay=None)
@@ -237,9 +241,9 @@ def probe_published(*, dataset: str = "ucf101", model: str = "base", size: int =
 def probe_grid(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """The linear probe with learning rate and weight decay chosen from a grid on a tenth of the training clips.
 
-    Run `ppma train probe_grid --dataset ucf101 --init runs/align_nohuman_synthetic`. All 14 heads learn in one pass over the cached
-    features; then a probe with the best pair learns from all training clips. The test split takes no part in the choice. Costs as much
-    as probe, plus minutes on a CPU for the heads.
+    Run `ppma train probe_grid --dataset ucf101 --init runs/align_nohuman_synthetic`. All 14 heads learn in one pass
+    over the cached features; then a probe with the best pair learns from all training clips. The test split takes no
+    part in the choice. Costs as much as probe, plus minutes on a CPU for the heads.
     """
     run = _renamed(probe(dataset=dataset, model=model, size=size, frames=frames), "probe_grid")
     rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -249,8 +253,8 @@ def probe_grid(*, dataset: str = "ucf101", model: str = "base", size: int = 224,
 def knn(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Classification without training: the 20 nearest training clips vote.
 
-    Run `ppma train knn --dataset ucf101 --init runs/align_nohuman_synthetic`. One pass of 361 GFLOP per clip, none after a probe of the
-    same encoder. Not in the paper; k and temperature are DINO's.
+    Run `ppma train knn --dataset ucf101 --init runs/align_nohuman_synthetic`. One pass of 361 GFLOP per clip, none
+    after a probe of the same encoder. Not in the paper; k and temperature are DINO's.
     """
     return replace(_renamed(probe(dataset=dataset, model=model, size=size, frames=frames), "knn"), phase="knn")
 
@@ -258,8 +262,8 @@ def knn(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames
 def few_shot(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """A linear head on 1, 5 and 10 training clips per class, ten random selections of each.
 
-    Run `ppma train few_shot --dataset ucf101 --init runs/align_nohuman_synthetic`. Costs as much as knn, plus minutes for the heads. The
-    result of the run is that of 10 clips; --few-shot.shots 1 makes it that of one. Not in the paper.
+    Run `ppma train few_shot --dataset ucf101 --init runs/align_nohuman_synthetic`. Costs as much as knn, plus minutes
+    for the heads. The result of the run is that of 10 clips; --few-shot.shots 1 makes it that of one. Not in the paper.
     """
     return replace(
         _renamed(probe(dataset=dataset, model=model, size=size, frames=frames), "few_shot"), phase="few_shot"
@@ -269,9 +273,9 @@ def few_shot(*, dataset: str = "ucf101", model: str = "base", size: int = 224, f
 def attentive_probe(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """A probe that attends to all tokens of the frozen encoder instead of averaging them.
 
-    Run `ppma train attentive_probe --dataset ucf101 --init runs/align_nohuman_synthetic`. Costs one encoder pass, 2.4 MB of disk per
-    training clip (23 GB for UCF101; an eighth with --attentive.cells 2 2 2) and 20 epochs of 7.4 GFLOP per clip. Not in the paper; as in
-    V-JEPA, without augmentation.
+    Run `ppma train attentive_probe --dataset ucf101 --init runs/align_nohuman_synthetic`. Costs one encoder pass, 2.4
+    MB of disk per training clip (23 GB for UCF101; an eighth with --attentive.cells 2 2 2) and 20 epochs of 7.4 GFLOP
+    per clip. Not in the paper; as in V-JEPA, without augmentation.
     """
     run = _renamed(probe(dataset=dataset, model=model, size=size, frames=frames), "attentive_probe")
     return replace(run, phase="attentive", optim=replace(run.optim, epochs=20, peak_lr=1e-3, weight_decay=1e-2))
@@ -280,9 +284,10 @@ def attentive_probe(*, dataset: str = "ucf101", model: str = "base", size: int =
 def adaptive_average(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """The weighted mean of several frozen encoders, its weights learned with the head: a baseline of the paper.
 
-    Run `ppma train adaptive_average --dataset ucf101 --average runs/align_nohuman runs/align_synthetic`. As probe_published, without
-    warm-up and with the encoders' final LayerNorm. --mixing model learns one weight per encoder, --mixing tensor one per encoder and
-    tensor. Costs as much as finetune, 1,078 GFLOP per clip: the gradient of the weights passes through the whole encoder.
+    Run `ppma train adaptive_average --dataset ucf101 --average runs/align_nohuman runs/align_synthetic`. As
+    probe_published, without warm-up and with the encoders' final LayerNorm. --mixing model learns one weight per
+    encoder, --mixing tensor one per encoder and tensor. Costs as much as finetune, 1,078 GFLOP per clip: the gradient
+    of the weights passes through the whole encoder.
     """
     run = _renamed(probe_published(dataset=dataset, model=model, size=size, frames=frames), "adaptive_average")
     classifier, optim = replace(run.classifier, keep_norm=True), replace(run.optim, warmup_fraction=0.0)
@@ -296,10 +301,11 @@ def demo(*, stage: DemoStage = "scenes", size: int = 32, frames: int = 8) -> Run
     """Both stages and the probe in miniature on virtual people, as `ppma demo` runs them. No value is the paper's.
 
     Run `ppma train demo --stage actions --data runs/demo/data.toml --run-dir runs/again --init RUN`. On two cores
-    stage 1 costs one minute, stage 2 two, a probe ten seconds. A token spans the whole clip (patch 8 x 4 x 4), so that a single layer sees
-    motion: with patches of two frames, so few clips taught the model nothing. Stage 2 takes one view per clip: several views in a batch
-    taught it far less. Actions and scenes share a head with disjoint labels: a scene shows the background of an action clip without its
-    people, so the model must look at the people to tell them apart.
+    stage 1 costs one minute, stage 2 two, a probe ten seconds. A token spans the whole clip (patch 8 x 4 x 4), so that
+    a single layer sees motion: with patches of two frames, so few clips taught the model nothing. Stage 2 takes one
+    view per clip: several views in a batch taught it far less. Actions and scenes share a head with disjoint labels: a
+    scene shows the background of an action clip without its people, so the model must look at the people to tell them
+    apart.
     """
     run = RunConfig(
         recipe="demo",

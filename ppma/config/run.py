@@ -16,8 +16,9 @@ from ppma.config.model import ClassifierConfig, MAEConfig, OptimConfig, ViTConfi
 from ppma.config.protocols import AttentiveConfig, FewShotConfig, GridConfig, KNNConfig, Mixing
 
 Phase = Literal["mae", "classify", "probe", "attentive", "knn", "few_shot"]
-"""mae: stage 1; classify: the encoder runs in every step, with labels. In the others a frozen encoder runs once: probe trains a head on
-cached features, attentive a query and a head on cached tokens, knn and few_shot have no training loop."""
+"""mae: stage 1; classify: the encoder runs in every step, with labels. In the others a frozen encoder runs once: probe
+trains a head on cached features, attentive a query and a head on cached tokens, knn and few_shot have no training
+loop."""
 ENCODED_ONCE = ("probe", "attentive", "knn", "few_shot")
 UNTRAINED = ("knn", "few_shot")
 """Phases whose runs have a result and no weights."""
@@ -71,12 +72,12 @@ class RunConfig:
     mixing: Mixing = "model"
     """Learn one weight of that average per encoder (model), or per encoder and tensor (tensor)."""
     features: Path | None = None
-    """Folder of cached features, shared by all runs with a frozen encoder; None: $PPMA_FEATURES, else `features` next to the run folder."""
+    """Folder of cached features of frozen encoders; None: $PPMA_FEATURES, else `features` next to the run folder."""
     resume: bool = False
     """Continue from the newest checkpoint of the run folder, if there is one."""
     privacy: Privacy = "off"
-    """strict: refuse real people, unknown origin, missing licenses, clips without a passed audit, and initial weights trained on any of
-    these (docs/privacy.md)."""
+    """strict: refuse real people, unknown origin, missing licenses, clips without a passed audit, and initial weights
+    trained on any of these (docs/privacy.md)."""
     seed: int = 0
     """Seed of all random numbers and of the initial weights."""
     batch: int = 128
@@ -84,8 +85,8 @@ class RunConfig:
     accumulate: int = 1
     """Micro-batches per step, whose gradients are summed."""
     shard: bool = False
-    """Shard weights, gradients and optimizer state over the ranks (FSDP2) instead of copying them (DDP), for models too large for one GPU.
-    Same numbers, more traffic; checkpoints hold full tensors either way."""
+    """Shard weights, gradients and optimizer state over the ranks (FSDP2) instead of copying them (DDP), for models too
+    large for one GPU. Same numbers, more traffic; checkpoints hold full tensors either way."""
     vit: ViTConfig = field(default_factory=ViTConfig)
     """Encoder."""
     mae: MAEConfig = field(default_factory=MAEConfig)
@@ -111,9 +112,9 @@ class RunConfig:
     precision: Precision = "auto"
     """Type of the matrix products; auto: bf16 autocast on a GPU, fp32 on a CPU. Weights are fp32, or fp64 with fp64."""
     compile: Compile = "auto"
-    """torch.compile of the step; auto: on a GPU; graphs: with CUDA graphs, for small models and batches that wait for the host
-    (`ours_graphs` of benchmarks/train_step.py shows whether yours does). Results are cached in ~/.cache/ppma/compiled, or where
-    $XDG_CACHE_HOME or $TORCHINDUCTOR_CACHE_DIR point."""
+    """torch.compile of the step; auto: on a GPU; graphs: with CUDA graphs, for small models and batches that wait for
+    the host (`ours_graphs` of benchmarks/train_step.py shows whether yours does). Results are cached in
+    ~/.cache/ppma/compiled, or where $XDG_CACHE_HOME or $TORCHINDUCTOR_CACHE_DIR point."""
     log_every: int = 20
     """Steps between two lines of metrics; nothing is read from the device in between."""
     checkpoint_every: int = 1000
@@ -123,7 +124,7 @@ class RunConfig:
     pictures_every: int = 1000
     """Steps between two sets of pictures in TensorBoard; 0: none."""
     hang_seconds: float = 1800.0
-    """Seconds without a finished step, or batch of a feature pass, after which a process logs all stacks and exits with 75."""
+    """Seconds without a finished step or feature batch after which a process logs all stacks and exits with 75."""
 
     def __post_init__(self) -> None:
         counts = ("batch", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "hang_seconds")

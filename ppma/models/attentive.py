@@ -1,9 +1,9 @@
-"""The attentive probe: a learned query attends to all tokens of the frozen encoder, and a linear head reads what it gathers.
+"""The attentive probe: a learned query attends to all tokens of a frozen encoder; a linear head classifies.
 
     tokens_BND  ->  norm  ->  keys, values; one query  ->  cross-attention, MLP  ->  fc_norm, head  ->  logits
 
-What a mean over the tokens washes out, a query may find. Trains on cached tokens of plain views; the test runs the encoder once over its
-own views. Source: V-JEPA (Bardes et al., 2024), one query and one block.
+Attention can find what a mean over the tokens averages out. Training uses cached tokens of unaugmented views; the test
+runs the encoder on its own views. Source: V-JEPA (Bardes et al., 2024), with one query and one block.
 """
 
 from collections.abc import Mapping
@@ -16,13 +16,14 @@ from ppma.config.errors import InputError
 from ppma.config.model import ClassifierConfig, ViTConfig
 from ppma.config.protocols import AttentiveConfig
 from ppma.models.classify import Classifier
-from ppma.models.vit import TRUNK, initialise_linear, layer_norm, part_generator
+from ppma.models.vit import TRUNK, initialize_linear, layer_norm, weight_generator
 
 POOLING = "pooling."
 
 
 def cells_of(tokens_BND: Tensor, vit: ViTConfig, cells: tuple[int, int, int]) -> Tensor:
-    """(B, N', D): tokens averaged over cells of the grid of time, height and width; all of them for (1, 1, 1)."""
+    """Return (B, N', D) averages over cells of (time, height, width) tokens; InputError if cells do not divide the
+    grid."""
     if cells == (1, 1, 1):
         return tokens_BND
     (nt, nh, nw), (t, h, w) = vit.grid, cells
@@ -33,12 +34,12 @@ def cells_of(tokens_BND: Tensor, vit: ViTConfig, cells: tuple[int, int, int]) ->
 
 
 def normed_cells(tokens_BND: Tensor, vit: ViTConfig, cells: tuple[int, int, int]) -> Tensor:
-    """What is kept of a batch's tokens: cells, each with mean 0 and variance 1."""
+    """Return the cells of `cells_of`, each normalized to mean 0 and variance 1: what is cached of a clip."""
     return F.layer_norm(cells_of(tokens_BND, vit, cells), tokens_BND.shape[-1:], eps=1e-6)
 
 
 class AttentivePool(nn.Module):
-    """(B, N, D) normed tokens to (B, D): a block of cross-attention whose only query is learned."""
+    """Pools (B, N, D) normalized tokens to (B, D) by a cross-attention block with one learned query."""
 
     def __init__(self, width: int, heads: int, generator: torch.Generator) -> None:
         from ppma.models.torchvision_shim import timm
@@ -54,7 +55,7 @@ class AttentivePool(nn.Module):
         self.proj = nn.Linear(width, width)
         self.norm2 = layer_norm(width)
         self.mlp = timm.layers.Mlp(width, 4 * width)
-        initialise_linear(self, "truncated_normal", generator)
+        initialize_linear(self, "truncated_normal", generator)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         B, _, D = tokens_BND.shape
@@ -66,7 +67,7 @@ class AttentivePool(nn.Module):
 
 
 class AttentiveClassifier(Classifier):
-    """A classifier that pools by attention. The encoder is frozen, as everywhere in a probe."""
+    """A classifier with a frozen encoder that pools by attention."""
 
     before_features = (*TRUNK, POOLING)
 
@@ -75,21 +76,19 @@ class AttentiveClassifier(Classifier):
         *, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(vit, label_spaces, classifier, seed=seed)
-        cells_of(
-            torch.empty(1, vit.tokens, 1, device="meta"), vit, attentive.cells
-        )  # refused now, not after the encoder's pass
+        cells_of(torch.empty(1, vit.tokens, 1, device="meta"), vit, attentive.cells)  # refuse before the encoder's pass
         self.cells = attentive.cells
-        self.pooling = AttentivePool(vit.width, attentive.heads, part_generator(seed, "tail"))
+        self.pooling = AttentivePool(vit.width, attentive.heads, weight_generator(seed, "tail"))
 
     def pool(self, tokens_BVD: Tensor) -> Tensor:
-        """(B, D) what the query gathers from all tokens of whole clips."""
+        """Return (B, D) tokens pooled by attention, before `fc_norm`."""
         return self.pooling(normed_cells(tokens_BVD, self.config, self.cells))
 
 
 class AttentiveProbe(AttentiveClassifier):
-    """Its training step begins at cached tokens; the same parameters, so the same checkpoint."""
+    """An AttentiveClassifier that trains on cached tokens; its checkpoints are the same."""
 
     def forward(self, tokens_BND: Tensor, label_B: Tensor) -> Tensor:  # type: ignore[override]  # kept tokens, not clips
-        """Cross-entropy of the head, without mixing or smoothing."""
+        """Return the cross-entropy for (B, N, D) cached tokens, without mixing or smoothing."""
         (logits_BK,) = self.logits_of_heads(self.fc_norm(self.pooling(tokens_BND)))
         return F.cross_entropy(logits_BK, label_B)

@@ -1,10 +1,9 @@
-"""Everything with labels: Align, fine-tuning and linear probing train this one model.
+"""Align, fine-tuning and linear probes: the one model with labels.
 
-    frames_BTHWC uint8, key_B, label_B, source_B, erase_B4  ->  erase, mix  ->  all tokens, or those that
-    classifier.token_drop leaves  ->  mean, fc_norm, heads  ->  loss
+    frames_BTHWC uint8, key_B, label_B, source_B, erase_B4  ->  erase, mix  ->  tokens  ->  mean, fc_norm, heads  ->  loss
 
-A label space is a set of classes with one meaning; sources that share one share its head. Names: a single head is
-`head`, as in timm, so the state dict is that of timm's VisionTransformer with global_pool="avg"; several heads are
+A label space is a set of classes with one meaning; sources with the same label space share its head. A single head is
+named `head`, so that the state dict is that of timm's VisionTransformer with global_pool="avg"; several are
 `heads.<label space>`. Source: PPMA (NeurIPS 2023).
 """
 
@@ -21,14 +20,19 @@ from ppma.kernels.erase import erase_
 from ppma.kernels.reference import take
 from ppma.models.masking import kept_count, kept_tokens
 from ppma.models.mixing import draw_mix, mix, mixed_cross_entropy
-from ppma.models.vit import TRUNK, Encoder, initialise_head, layer_norm, part_generator
+from ppma.models.vit import TRUNK, Encoder, initialize_head, layer_norm, weight_generator
 
 __all__ = ["Classifier", "ClassifierConfig", "check_labels"]
 
 
 def check_labels(labels: np.ndarray, classes: int, source: str) -> None:
-    """InputError naming the first row of a manifest whose label the head has no place for (-1: it has none). For the
-    host, before training."""
+    """Raise InputError unless all labels of a manifest are classes of the head.
+
+    Args:
+        labels: int64 labels on the host; -1: no label.
+        classes: Number of classes.
+        source: Name of the manifest in the message.
+    """
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         row = int(wrong[0])
@@ -38,10 +42,15 @@ def check_labels(labels: np.ndarray, classes: int, source: str) -> None:
 
 
 class Classifier(Encoder):
-    """The encoder with a mean pool, `fc_norm` and its heads; `forward` is the training step's loss.
+    """The encoder with mean pooling, `fc_norm` and heads; `forward` returns the loss of a training step.
 
-    `label_spaces` gives the classes of each label space; `source_spaces` names the space of every source of the run in
-    the order of ClipBatch.source_B, by default the label spaces in their own order.
+    Args:
+        vit: Shape of the encoder.
+        label_spaces: Number of classes of each label space.
+        classifier: Heads, mixing, freezing.
+        source_spaces: Label space of each source, in the order of ClipBatch.source_B; None: the label spaces in their
+            order.
+        seed: Seed of the initial weights.
     """
 
     def __init__(
@@ -58,7 +67,7 @@ class Classifier(Encoder):
         kept_count(vit.tokens, self.classifier.token_drop)
         self.label_spaces = dict(label_spaces)
         self.fc_norm = layer_norm(vit.width)
-        self._add_heads(part_generator(seed, "tail"))
+        self._add_heads(weight_generator(seed, "tail"))
         self.register_buffer("head_of_source", self._head_of_source(source_spaces), persistent=False)
         self.head_of_source: Tensor
         if self.classifier.freeze_encoder:
@@ -66,15 +75,15 @@ class Classifier(Encoder):
                 parameter.requires_grad_(not name.startswith(TRUNK))
 
     def _add_heads(self, generator: torch.Generator) -> None:
-        """Normal 0.01 with zero bias; a shared head has the classes of the largest label space."""
+        """Add one head per label space, or a shared one with the classes of the largest."""
         reserved = {name for name in self.label_spaces if "." in name or not name or hasattr(nn.ModuleDict(), name)}
         if not self.label_spaces or reserved or min(self.label_spaces.values()) < 1:
             raise InputError(
-                f"label spaces {self.label_spaces}: one at least, a plain name and at least one class for each"
+                f"label spaces {self.label_spaces}: give at least one, each with a plain name and at least one class"
             )
 
         def head(classes: int) -> nn.Linear:
-            return initialise_head(nn.Linear(self.config.width, classes), generator)
+            return initialize_head(nn.Linear(self.config.width, classes), generator)
 
         if len(self.label_spaces) == 1 or self.classifier.shared_head:
             self.head = head(max(self.label_spaces.values()))
@@ -82,7 +91,7 @@ class Classifier(Encoder):
             self.heads = nn.ModuleDict({name: head(classes) for name, classes in self.label_spaces.items()})
 
     def _head_of_source(self, source_spaces: Sequence[str] | None) -> Tensor:
-        """(sources,) int64 index into `logits_of_heads`."""
+        """Return the int64 index into `logits_of_heads` of each source."""
         spaces = list(self.label_spaces)
         for name in source_spaces or ():
             self._space(name)
@@ -96,39 +105,43 @@ class Classifier(Encoder):
         return name
 
     def facts(self) -> dict[str, Any]:
-        """Return what the model learned besides its weights, for the run's files; a subclass adds to it."""
+        """Return results of the training other than weights; subclasses add to it."""
         return {}
 
     def features(self, frames_BTHWC: Tensor, key_B: Tensor | None = None) -> Tensor:
-        """(B, D) pooled tokens, normed: what the heads see. Keys are needed for drop path in training only."""
+        """Return (B, D) pooled tokens after `fc_norm`; `key_B` is needed for drop path in training only."""
         return self.fc_norm(self.pool(self.tokens(self.patches(frames_BTHWC), key_B)))
 
     def logits_of_heads(self, features_BD: Tensor) -> list[Tensor]:
-        """(B, K) of every head, in the order of the label spaces; a single one for a shared head."""
+        """Return the (B, K) logits of every head, in the order of the label spaces; of one head if it is shared."""
         heads = list(self.heads.values()) if hasattr(self, "heads") else [self.head]
         return [head(features_BD) for head in heads]
 
     def logits_of_space(self, pooled_BD: Tensor, space: str) -> Tensor:
-        """Return (..., K) logits of one label space from pooled tokens, (..., D) before `fc_norm`."""
+        """Return (..., K) logits of one label space from pooled (..., D) tokens, before `fc_norm`."""
         head = self.heads[space] if hasattr(self, "heads") else self.head
         return head(self.fc_norm(pooled_BD))[..., : self.label_spaces[space]]
 
     def logits(self, frames_BTHWC: Tensor, space: str | None = None) -> Tensor:
-        """(B, K) for one label space; it may be left out where there is only one."""
+        """Return (B, K) logits of one label space, which None means if there is only one."""
         if space is None and len(self.label_spaces) > 1:
-            raise InputError(f"say which label space; there are {', '.join(self.label_spaces)}")
+            raise InputError(f"name a label space; there are {', '.join(self.label_spaces)}")
         space = self._space(space or next(iter(self.label_spaces)))
         return self.logits_of_space(self.pool(self.tokens(self.patches(frames_BTHWC), None)), space)
 
     def forward(
         self, frames_BTHWC: Tensor, key_B: Tensor, label_B: Tensor, source_B: Tensor, erase_B4: Tensor | None = None
     ) -> Tensor:
-        """The loss, a scalar in float32 or better; in evaluation mode without erasing, mixing and smoothing.
+        """Return the loss, a scalar in float32 or float64; in evaluation mode without erasing, mixing and smoothing.
 
-        Labels are those of the row's own source, checked on the host by `check_labels`; None for `erase_B4` erases
-        nothing.
+        Args:
+            frames_BTHWC: uint8 clips.
+            key_B: Row keys of all random numbers.
+            label_B: Labels in the label space of each row's source, as `check_labels` accepts them.
+            source_B: Source of each row.
+            erase_B4: Box to erase in each row (see `ppma.kernels.erase`); None: nothing is erased.
         """
-        mixing, head_B, own_B = self.classifier.mix, self.head_of_source[source_B], None
+        mixing, head_B, lam_B = self.classifier.mix, self.head_of_source[source_B], None
         idx_BV = None
         if self.training and self.classifier.token_drop > 0:
             idx_BV = kept_tokens(key_B, self.config.tokens, self.classifier.token_drop)
@@ -138,10 +151,10 @@ class Classifier(Encoder):
                 erase_(patches_BNP, erase_B4, key_B, grid=self.config.grid, patch=self.config.patch)
             if mixing.mixes:
                 draw = draw_mix(key_B, mixing, self.config.size, self.config.size)
-                patches_BNP, own_B = mix(patches_BNP, draw, mixing.group, self.config), draw.own_B
+                patches_BNP, lam_B = mix(patches_BNP, draw, mixing.group, self.config), draw.lam_B
             patches_BVP = patches_BNP if idx_BV is None else take(patches_BNP, idx_BV)
         else:
             patches_BVP = self.patches(frames_BTHWC, idx_BV)
         logits = self.logits_of_heads(self.fc_norm(self.pool(self.tokens(patches_BVP, key_B, idx_BV))))
         smoothing = mixing.smoothing if self.training else 0.0
-        return mixed_cross_entropy(logits, label_B, head_B, smoothing=smoothing, own_B=own_B, group=mixing.group)
+        return mixed_cross_entropy(logits, label_B, head_B, smoothing=smoothing, lam_B=lam_B, group=mixing.group)

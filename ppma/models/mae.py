@@ -1,11 +1,10 @@
 """Stage 1: a masked autoencoder on video.
 
-    frames_BTHWC uint8, key_B  ->  visible_idx_BV, masked_idx_BM  ->  tokens of the visible patches only  ->
-    prediction_BMP  ->  loss
+    frames_BTHWC uint8, key_B  ->  visible_idx_BV, masked_idx_BM  ->  tokens_BVD  ->  prediction_BMP  ->  loss
 
-Nine tenths of the patches are hidden, and only the visible ones are turned into numbers and embedded. The decoder sees
-all positions, or with mae.decoder_share a part of the hidden ones, and its head is applied to the hidden ones only.
-Shapes, initialisation and loss: PPMA (NeurIPS 2023), after VideoMAE.
+Nine tenths of the patches are masked, and only the visible ones are normalized and embedded. The decoder sees all
+positions, or with mae.decoder_share a share of the masked ones, and its head is applied to masked positions only.
+Shapes, initialization and loss: PPMA (NeurIPS 2023), after VideoMAE.
 """
 
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from ppma.config.model import MAEConfig, ViTConfig
 from ppma.kernels.pixel_loss import patch_moments, pixel_loss
 from ppma.kernels.reference import paste, patch_targets
 from ppma.models.masking import masked_count, random_masking, running_cell, target_count
-from ppma.models.vit import Block, Encoder, initialise_linear, layer_norm, part_generator, through_blocks
+from ppma.models.vit import Block, Encoder, initialize_linear, layer_norm, through_blocks, weight_generator
 
 __all__ = ["Decoder", "MAEConfig", "MaskedAutoencoder", "Reconstruction"]
 
@@ -27,19 +26,18 @@ Statistics = Literal["visible", "target"]
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """Clips in [0, 1] for pictures."""
+    """Clips with values in [0, 1], for pictures."""
 
     masked_BTHWC: Tensor
-    """What the encoder saw: hidden patches grey."""
+    """Input of the encoder, with masked patches gray."""
     prediction_BTHWC: Tensor
-    """Hidden patches as predicted, visible ones as they are; not clipped."""
+    """Predicted masked patches and original visible ones; not clipped."""
     uses_hidden_statistics: bool
-    """True when the brightness and contrast of the hidden patches were read from the answer: say so beside the
-    picture."""
+    """True if masked patches take brightness and contrast from the ground truth, as a caption must then say."""
 
 
 class Decoder(nn.Module):
-    """Fills the hidden places with a learned token and predicts the pixels of those."""
+    """Puts a learned token at the masked positions and predicts their pixels."""
 
     def __init__(self, vit: ViTConfig, mae: MAEConfig) -> None:
         super().__init__()
@@ -51,18 +49,22 @@ class Decoder(nn.Module):
         self.norm = layer_norm(mae.decoder_width)
         self.head = nn.Linear(mae.decoder_width, vit.patch_values)
 
-    def initialise(self, generator: torch.Generator) -> None:
-        """Xavier uniform, the pixel head truncated normal 0.02, all biases 0."""
-        initialise_linear(self.embed, "xavier", generator)
-        initialise_linear(self.blocks, "xavier", generator)
-        initialise_linear(self.head, "truncated_normal", generator)
+    def initialize(self, generator: torch.Generator) -> None:
+        """Initialize weights with Xavier uniform, the pixel head with truncated normal 0.02, and biases with 0."""
+        initialize_linear(self.embed, "xavier", generator)
+        initialize_linear(self.blocks, "xavier", generator)
+        initialize_linear(self.head, "truncated_normal", generator)
 
     def forward(
         self, tokens_BVD: Tensor, visible_idx_BV: Tensor, masked_idx_BM: Tensor, position_1ND: Tensor
     ) -> Tensor:
-        """(B, M, P) prediction for the masked tokens, P in the order (t, h, w, c).
+        """Return (B, M, P) predictions for the masked tokens, P in the order (t, h, w, c).
 
-        `masked_idx_BM` may hold a part of the tokens that are not visible: the others then do not exist here.
+        Args:
+            tokens_BVD: Encoded visible tokens.
+            visible_idx_BV: Their positions.
+            masked_idx_BM: Positions to predict. The decoder leaves out positions that are in neither.
+            position_1ND: Position embeddings of all tokens.
         """
         hidden_1NE = self.embed(self.mask_token.to(position_1ND.dtype) + position_1ND)  # the same in every row
         seen_BVE = self.embed(tokens_BVD + position_1ND[0][visible_idx_BV])
@@ -79,7 +81,7 @@ class Decoder(nn.Module):
 
 
 class MaskedAutoencoder(Encoder):
-    """Encoder with its final `norm`, and the decoder; `forward` is the training step's loss."""
+    """Encoder with its final `norm`, and the decoder; `forward` returns the loss of a training step."""
 
     def __init__(self, vit: ViTConfig, mae: MAEConfig, *, seed: int = 0) -> None:
         super().__init__(vit, init="xavier", seed=seed)
@@ -87,33 +89,37 @@ class MaskedAutoencoder(Encoder):
         target_count(masked_count(vit.tokens, mae.mask_ratio), mae.decoder_share)
         self.norm = layer_norm(vit.width)
         self.decoder = Decoder(vit, mae)
-        self.decoder.initialise(part_generator(seed, "tail"))
+        self.decoder.initialize(weight_generator(seed, "tail"))
 
     def mask(self, key_B: Tensor) -> tuple[Tensor, Tensor]:
-        """(visible_idx_BV, masked_idx_BM) of these rows."""
+        """Return (visible_idx_BV, masked_idx_BM) of rows with these keys."""
         return random_masking(key_B, self.config.tokens, self.mae.mask_ratio)
 
     def features(
         self, frames_BTHWC: Tensor, visible_idx_BV: Tensor | None = None, key_B: Tensor | None = None
     ) -> Tensor:
-        """(B, V, D) encoder output after the final norm; None takes all tokens. Keys are needed for drop path in
-        training only."""
+        """Return (B, V, D) encoder output after the final norm.
+
+        Args:
+            frames_BTHWC: uint8 clips.
+            visible_idx_BV: Tokens to encode; None: all.
+            key_B: Row keys, needed for drop path in training only.
+        """
         tokens_BVD = self.embed(self.patches(frames_BTHWC, visible_idx_BV), visible_idx_BV)
         return self.norm(self.encode(tokens_BVD, self.drop_path(key_B)))
 
     def predict(self, frames_BTHWC: Tensor, key_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(prediction_BMP, visible_idx_BV, masked_idx_BM); the prediction is of normalised patches if the targets
-        are."""
+        """Return (prediction_BMP, visible_idx_BV, masked_idx_BM); predictions are normalized if the targets are."""
         visible_idx_BV, masked_idx_BM = self.mask(key_B)
         return self._predict(frames_BTHWC, key_B, visible_idx_BV, masked_idx_BM), visible_idx_BV, masked_idx_BM
 
     def _predict(self, frames_BTHWC: Tensor, key_B: Tensor, visible_idx_BV: Tensor, target_idx_BK: Tensor) -> Tensor:
-        """(B, K, P) prediction of the target tokens from the visible ones."""
+        """Return (B, K, P) predictions of the target tokens from the visible ones."""
         tokens_BVD = self.features(frames_BTHWC, visible_idx_BV, key_B)
         return self.decoder(tokens_BVD, visible_idx_BV, target_idx_BK, self.positions())
 
     def forward(self, frames_BTHWC: Tensor, key_B: Tensor) -> Tensor:
-        """The loss, a scalar in float32 or better."""
+        """Return the loss, a scalar in float32 or float64."""
         visible_idx_BV, target_idx_BK = self.mask(key_B)
         if self.mae.decoder_share < 1:
             target_idx_BK = running_cell(key_B, target_idx_BK, self.config.grid, self.mae.decoder_share)
@@ -124,11 +130,14 @@ class MaskedAutoencoder(Encoder):
 
     @torch.no_grad()
     def reconstruct(self, frames_BTHWC: Tensor, key_B: Tensor, *, statistics: Statistics = "visible") -> Reconstruction:
-        """The prediction as pixels.
+        """Return the prediction as pixels.
 
-        A model of normalised targets predicts neither brightness nor contrast. `visible` estimates both from the
-        visible patches of the clip (`statistics_from_visible`), so the picture holds nothing of the answer; `target`
-        reads them from the hidden patches.
+        Args:
+            frames_BTHWC: uint8 clips.
+            key_B: Row keys, which decide the mask.
+            statistics: Source of brightness and contrast, which a model of normalized targets does not predict.
+                visible: estimate them from the visible patches (`statistics_from_visible`), without ground truth;
+                    target: read them from the masked patches.
         """
         prediction_BMP, visible_idx_BV, masked_idx_BM = self.predict(frames_BTHWC, key_B)
         dtype = torch.promote_types(prediction_BMP.dtype, torch.float32)
@@ -150,11 +159,10 @@ class MaskedAutoencoder(Encoder):
     def statistics_from_visible(
         self, frames_BTHWC: Tensor, visible_idx_BV: Tensor, masked_idx_BM: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """(mean, deviation), both (B, M, 1, C): those of the visible patches, weighted by 1 / distance^4 counted in
-        patches.
+        """Return mean and standard deviation of masked patches, both (B, M, 1, C), estimated from visible ones.
 
-        A steep weight: in effect the few nearest patches in space and time, without a seam where the nearest one
-        changes.
+        Visible patches are weighted by 1 / distance^4, in patches of space and time. This steep weight uses few of the
+        nearest patches, without seams where the nearest one changes.
         """
         _, mean_BV1C, deviation_BV1C = patch_moments(frames_BTHWC, visible_idx_BV, self.config.patch, dtype)
         axes = [torch.arange(side, device=frames_BTHWC.device, dtype=dtype) for side in self.config.grid]
@@ -165,7 +173,7 @@ class MaskedAutoencoder(Encoder):
         return mean_BM1C, deviation_BM1C
 
     def _fill(self, frames_BTHWC: Tensor, masked_idx_BM: Tensor, pixels_BMKC: Tensor) -> Tensor:
-        """The clip in [0, 1] with the masked patches replaced."""
+        """Return the clip in [0, 1] with its masked patches replaced."""
         B, T, H, W, _ = frames_BTHWC.shape
         patch, dtype = self.config.patch, pixels_BMKC.dtype
         everything_BN = torch.arange(self.config.tokens, device=frames_BTHWC.device).expand(B, -1)

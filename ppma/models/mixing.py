@@ -2,10 +2,10 @@
 
     patches_BNP, key_B  ->  patches_BNP;   logits of every label space, labels  ->  loss
 
-A box is one place in every frame. timm's own Mixup takes a clip for a picture: its CutMix cuts across time and weighs
-the labels by the wrong area. Rows swap partners inside fixed groups of consecutive rows, first with last as in timm's,
-and what a group does is drawn from the key of its first row: with a group that divides the micro-batch of a rank, a
-run mixes the same clips whatever its world size. Everything has a fixed shape and stays on the device.
+A CutMix box is at the same place in every frame. (timm's CutMix takes a clip for a picture: it cuts across time, and
+weights the labels by the wrong area.) Rows swap partners within groups of consecutive rows, first with last as in timm,
+and the key of a group's first row decides how it is mixed. If the group size divides a rank's micro-batch, a run mixes
+the same clips at every world size. All shapes are fixed, and nothing leaves the device.
 
 B rows, G groups, N tokens, P patch values in the order (c, t, h, w), K classes. Sources: Zhang et al., "mixup"; Yun et
 al., "CutMix"; defaults from PPMA (NeurIPS 2023).
@@ -27,23 +27,23 @@ from ppma.kernels.philox import DevicePurpose, uniform
 __all__ = ["MixConfig", "MixDraw", "beta", "check_group", "draw_mix", "mix", "mixed_cross_entropy", "partners"]
 
 CHOICE, MIXUP_SHARE, CUTMIX_SHARE = range(3)
-"""Streams of the purpose MIX."""
+"""Random streams of the purpose MIX."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixDraw:
-    """What happens to each row; the rows of a group agree."""
+    """How each row is mixed; the same for all rows of a group."""
 
-    own_B: Tensor
-    """float64, share of a row's own label: mixup's weight, or the share of the area that CutMix leaves."""
+    lam_B: Tensor
+    """float64 weight of the row's own label: mixup's lambda, or the share of the area outside the CutMix box."""
     cutmix_B: Tensor
-    """bool: the partner fills `box_B4`; otherwise the two rows are blended."""
+    """bool, True: the partner fills `box_B4`; False: the two rows are blended."""
     box_B4: Tensor
-    """int64 top, left, height, width of the partner's box in pixels."""
+    """int64 top, left, height, width of the box in pixels."""
 
 
 def check_group(rows: int, group: int) -> None:
-    """InputError unless a micro-batch of so many rows is made of whole groups."""
+    """Raise InputError unless a micro-batch of this many rows divides into groups."""
     if rows % group:
         raise InputError(
             f"mix.group {group} does not divide the micro-batch of {rows} rows of a rank; change mix.group or the batch"
@@ -51,15 +51,21 @@ def check_group(rows: int, group: int) -> None:
 
 
 def partners(x_B: Tensor, group: int) -> Tensor:
-    """Every row's partner: each group of consecutive rows turned round. Any further axes are carried along."""
+    """Return each row's partner, by reversing each group of consecutive rows; other axes are unchanged."""
     return x_B.unflatten(0, (-1, group)).flip(1).flatten(0, 1)
 
 
 def beta(key_G: Tensor, alpha: float, stream: int) -> Tensor:
-    """(G,) float64 draws of Beta(alpha, alpha), by Joehnk's method with all its tries made at once.
+    """Return (G,) float64 samples of Beta(alpha, alpha), by Joehnk's method with all tries made at once.
 
-    X = U^(1 / alpha) and Y likewise are kept when X + Y <= 1, and X / (X + Y) is the draw. As many tries are made as
-    leave a row without one once in 1e15. Rounded to 2^-23, so that devices whose powers differ in the last bit agree.
+    A try X = U^(1 / alpha), Y = V^(1 / alpha) is accepted if X + Y <= 1, and gives X / (X + Y). The number of tries
+    leaves a row without an accepted one with probability 1e-15. Samples are rounded to 2^-23, so that devices whose
+    powers differ in the last bit agree.
+
+    Args:
+        key_G: Keys.
+        alpha: Both parameters of the distribution.
+        stream: Random stream.
     """
     accepted = math.gamma(alpha + 1) ** 2 / math.gamma(2 * alpha + 1)
     tries = math.ceil(math.log(1e-15) / math.log1p(-accepted))
@@ -71,15 +77,15 @@ def beta(key_G: Tensor, alpha: float, stream: int) -> Tensor:
 
 
 def _cut(root_G: Tensor, u_G: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """(start, length) along one axis: `root` of its length around a uniform centre, cut off at the border, as timm's."""
+    """Return (start, length) of a share `root` of an axis around a uniform center, cut off at the border as in timm."""
     half_G = torch.floor(limit * root_G) // 2
-    centre_G = torch.floor(limit * u_G)
-    start_G = torch.clamp(centre_G - half_G, min=0)
-    return start_G, torch.clamp(centre_G + half_G, max=limit) - start_G
+    center_G = torch.floor(limit * u_G)
+    start_G = torch.clamp(center_G - half_G, min=0)
+    return start_G, torch.clamp(center_G + half_G, max=limit) - start_G
 
 
 def _cutmix_box(share_G: Tensor, u_G2: Tensor, height: int, width: int) -> Tensor:
-    """(G, 4) box that covers 1 - share of the picture where the border does not cut it."""
+    """Return (G, 4) boxes that cover 1 - share of the picture before the border cuts them."""
     root_G = torch.sqrt(1 - share_G)
     top_G, height_G = _cut(root_G, u_G2[:, 0], height)
     left_G, width_G = _cut(root_G, u_G2[:, 1], width)
@@ -87,7 +93,17 @@ def _cutmix_box(share_G: Tensor, u_G2: Tensor, height: int, width: int) -> Tenso
 
 
 def draw_mix(key_B: Tensor, config: MixConfig, height: int, width: int) -> MixDraw:
-    """Draw for every group from the key of its first row. InputError where the rows are not whole groups."""
+    """Return how each group is mixed, as the key of its first row decides.
+
+    Args:
+        key_B: Row keys.
+        config: Probabilities and distributions.
+        height: Height of the clip in pixels.
+        width: Width of the clip in pixels.
+
+    Raises:
+        InputError: The rows do not divide into groups.
+    """
     check_group(len(key_B), config.group)
     key_G = key_B[:: config.group]
     u_G4 = uniform(key_G, DevicePurpose.MIX, 4, stream=CHOICE, dtype=torch.float64)
@@ -95,31 +111,30 @@ def draw_mix(key_B: Tensor, config: MixConfig, height: int, width: int) -> MixDr
     both = config.mixup_alpha > 0 and config.cutmix_alpha > 0
     cutmix_probability = config.switch_probability if both else float(config.cutmix_alpha > 0)
     cutmix_G = on_G & (u_G4[:, 1] < cutmix_probability)
-    nothing_G = torch.ones_like(u_G4[:, 0])
-    cut_share_G = beta(key_G, config.cutmix_alpha, CUTMIX_SHARE) if config.cutmix_alpha else nothing_G
-    blend_share_G = beta(key_G, config.mixup_alpha, MIXUP_SHARE) if config.mixup_alpha else nothing_G
+    ones_G = torch.ones_like(u_G4[:, 0])
+    cut_share_G = beta(key_G, config.cutmix_alpha, CUTMIX_SHARE) if config.cutmix_alpha else ones_G
+    blend_share_G = beta(key_G, config.mixup_alpha, MIXUP_SHARE) if config.mixup_alpha else ones_G
     box_G4 = _cutmix_box(cut_share_G, u_G4[:, 2:], height, width)
     area_left_G = 1 - (box_G4[:, 2] * box_G4[:, 3]).double() / (height * width)
-    own_G = torch.where(cutmix_G, area_left_G, torch.where(on_G, blend_share_G, 1.0))
+    lam_G = torch.where(cutmix_G, area_left_G, torch.where(on_G, blend_share_G, 1.0))
 
     def to_rows(x_G: Tensor) -> Tensor:
         return x_G.unsqueeze(1).expand(-1, config.group, *x_G.shape[1:]).flatten(0, 1)
 
-    return MixDraw(own_B=to_rows(own_G), cutmix_B=to_rows(cutmix_G), box_B4=to_rows(box_G4))
+    return MixDraw(lam_B=to_rows(lam_G), cutmix_B=to_rows(cutmix_G), box_B4=to_rows(box_G4))
 
 
 def mix(patches_BNP: Tensor, draw: MixDraw, group: int, vit: ViTConfig) -> Tensor:
-    """Blend or cut every row with its partner, as drawn. A weight of 0 or 1 leaves values exactly as they are."""
-    own = draw.own_B.to(patches_BNP.dtype).view(-1, *[1] * 7)
+    """Return (B, N, P) patches in which every row is mixed with its partner. Weights of 0 and 1 leave values exact."""
+    lam = draw.lam_B.to(patches_BNP.dtype).view(-1, *[1] * 7)
     outside = (~inside(draw.box_B4, vit.grid, vit.patch)).to(patches_BNP.dtype)
-    weight = torch.where(draw.cutmix_B.view(-1, *[1] * 7), outside, own)
+    weight = torch.where(draw.cutmix_B.view(-1, *[1] * 7), outside, lam)
     mine, theirs = (cells(x, vit.grid, vit.patch) for x in (patches_BNP, partners(patches_BNP, group)))
     return (weight * mine + (1 - weight) * theirs).view_as(patches_BNP)
 
 
 def _row_losses(logits: Sequence[Tensor], label_B: Tensor, space_B: Tensor, smoothing: float) -> Tensor:
-    """(B,) smoothed cross-entropy of each row under the head of its own label space; a head's other rows count
-    nothing."""
+    """Return (B,) smoothed cross-entropies, each under the head of the row's label space."""
     total_B = torch.zeros((), device=label_B.device)
     for space, logits_BK in enumerate(logits):
         mine_B = space_B == space
@@ -137,18 +152,22 @@ def mixed_cross_entropy(
     space_B: Tensor,
     *,
     smoothing: float = 0.0,
-    own_B: Tensor | None = None,
+    lam_B: Tensor | None = None,
     group: int = 2,
 ) -> Tensor:
-    """Mean over the rows of own * CE(head of my space, my label) + (1 - own) * CE(head of my partner's space, its
-    label).
+    """Return the mean of lam * CE(own label) + (1 - lam) * CE(partner's label), each under its label space's head.
 
-    `logits` holds (B, K) of every head, each for all rows, so every head takes part in every step; None for `own_B`:
-    nothing is mixed.
+    Args:
+        logits: (B, K) of every head for all rows, so that every head takes part in every step.
+        label_B: Labels.
+        space_B: Index of each row's head.
+        smoothing: Label smoothing.
+        lam_B: Weight of each row's own label; None: nothing is mixed.
+        group: Group size of the mixing.
     """
     own_loss_B = _row_losses(logits, label_B, space_B, smoothing)
-    if own_B is None:
+    if lam_B is None:
         return own_loss_B.mean()
     their_loss_B = _row_losses(logits, partners(label_B, group), partners(space_B, group), smoothing)
-    weight_B = own_B.to(own_loss_B.dtype)
+    weight_B = lam_B.to(own_loss_B.dtype)
     return (weight_B * own_loss_B + (1 - weight_B) * their_loss_B).mean()

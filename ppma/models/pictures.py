@@ -1,8 +1,9 @@
-"""Pictures for TensorBoard: what goes into the model, and what stage 1 makes of it.
+"""Pictures for TensorBoard: the model's input, and reconstructions of stage 1.
 
-    clips (B, T, H, W, 3)  ->  one RGB picture: a row a clip, its frames from left to right
+    clips (B, T, H, W, 3)  ->  one RGB picture: a row per clip, its frames from left to right
 
-Reconstructions take brightness and contrast of hidden patches from the visible ones, unless their caption says otherwise.
+Reconstructions take brightness and contrast of masked patches from the visible ones, unless their caption says
+otherwise.
 """
 
 import numpy as np
@@ -17,7 +18,7 @@ GAP = 2
 
 
 def sheet(rows: list[np.ndarray]) -> np.ndarray:
-    """Rows of uint8 (T, H, W, 3) frames as one picture, at most FRAMES_SHOWN frames a row."""
+    """Return a picture with a row for each uint8 (T, H, W, 3) clip, of at most FRAMES_SHOWN frames."""
     bands = []
     for frames_THWC in rows:
         chosen = np.linspace(0, len(frames_THWC) - 1, min(FRAMES_SHOWN, len(frames_THWC))).astype(int)
@@ -27,7 +28,7 @@ def sheet(rows: list[np.ndarray]) -> np.ndarray:
 
 
 def clips_of_source(frames_BTHWC: Tensor, source_B: Tensor, source: int, *, clips: int = 4) -> np.ndarray:
-    """A sheet of the first clips of a source that has rows in the batch, as the model gets them."""
+    """Return a sheet of the first `clips` clips in a batch that come from a source."""
     rows = torch.nonzero(source_B == source)[:clips, 0]
     return sheet(list(frames_BTHWC[rows].cpu().numpy()))
 
@@ -35,7 +36,7 @@ def clips_of_source(frames_BTHWC: Tensor, source_B: Tensor, source: int, *, clip
 def reconstructions(
     model: MaskedAutoencoder, frames_BTHWC: Tensor, key_B: Tensor, *, clips: int = 2
 ) -> tuple[str, np.ndarray]:
-    """(caption, sheet): for each clip its frames, what the encoder saw, and the reconstruction."""
+    """Return (caption, sheet) with rows for each clip: frames, visible patches, reconstruction."""
     frames_BTHWC, key_B = frames_BTHWC[:clips], key_B[:clips]
     was_training = model.training
     model.eval()
@@ -47,4 +48,4 @@ def reconstructions(
         for picture_BTHWC in (result.masked_BTHWC, result.prediction_BTHWC):
             rows.append((picture_BTHWC[clip].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
     caption = "original, visible, reconstructed"
-    return caption + (" (with the statistics of hidden patches)" if result.uses_hidden_statistics else ""), sheet(rows)
+    return caption + (" (with the statistics of masked patches)" if result.uses_hidden_statistics else ""), sheet(rows)

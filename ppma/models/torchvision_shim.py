@@ -1,10 +1,9 @@
-"""timm, importable beside a CPU-only torch. Every import of timm in the project goes through this module.
+"""Make timm importable with a CPU-only torch. Every import of timm in the project goes through this module.
 
-timm imports torchvision, whose wheel links CUDA libraries. Beside a CPU build of torch its import dies with "operator
-torchvision::nms does not exist": the fake kernels that it registers for nms name a schema which only its compiled
-library defines. With the two schemas defined first, transforms and model creation work; only torchvision's own
-compiled operators do not, and they say so when called. Where torchvision imports by itself nothing is touched, and a
-failure of any other kind is raised as it is.
+timm imports torchvision, whose wheel is linked to CUDA libraries. With a CPU build of torch its import fails with
+"operator torchvision::nms does not exist", because torchvision registers fake kernels for operators that only its
+compiled library defines. Defining the two schemas first makes transforms and model creation work; compiled operators
+still fail when called. A working torchvision is left alone, and any other error passes.
 """
 
 import importlib
@@ -13,11 +12,11 @@ from typing import Any
 
 import torch
 
-_SCHEMAS: list[torch.library.Library] = []  # a Library withdraws its operators when it is collected
+_SCHEMAS: list[torch.library.Library] = []  # a Library removes its operators when it is garbage-collected
 
 
 def ensure_torchvision() -> bool:
-    """Import torchvision, defining its missing schemas if they alone are in the way. True when they were needed."""
+    """Import torchvision, after defining its missing schemas if needed. Return True if they were."""
     try:
         importlib.import_module("torchvision")
         return bool(_SCHEMAS)
@@ -25,7 +24,7 @@ def ensure_torchvision() -> bool:
         if "operator torchvision::nms does not exist" not in str(error):
             raise
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]  # what the failed import left behind
+        del sys.modules[name]  # remains of the failed import
     library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in ("nms", "qnms"):
         library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -35,9 +34,9 @@ def ensure_torchvision() -> bool:
 
 
 def ensure_detection() -> bool:
-    """Make torchvision's detection models run without its compiled operators, on the CPU. True when that was needed.
+    """Make torchvision's detection models work on a CPU without its compiled operators. Return True if that was needed.
 
-    Its RoIAlign has a plain form of its own, which it compiles when it may; non-maximum suppression has none, so it gets one.
+    torchvision has a plain RoIAlign; non-maximum suppression is replaced by `plain_nms`.
     """
     ensure_torchvision()
     extension: Any = importlib.import_module("torchvision.extension")
@@ -49,7 +48,7 @@ def ensure_detection() -> bool:
 
 
 def plain_nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-    """What torchvision.ops.nms returns: boxes (N, 4) that overlap no better one by more than the threshold, best first."""
+    """Return indices as torchvision's nms: best first, without boxes (N, 4) that overlap a better one too much."""
     order_N = scores.argsort(descending=True, stable=True)
     boxes_N4 = boxes[order_N].double()
     sides_NN2 = torch.minimum(boxes_N4[:, None, 2:], boxes_N4[:, 2:]) - torch.maximum(

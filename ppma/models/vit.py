@@ -1,14 +1,14 @@
-"""The video ViT that every phase trains, built from timm's parts under timm's parameter names.
+"""The video ViT of every phase, built from timm's parts under timm's parameter names.
 
     frames_BTHWC uint8 (+ visible_idx_BV)  ->  patches_BVP  ->  tokens_BVD  ->  blocks  ->  tokens_BVD
 
-`Encoder` is the trunk; `MaskedAutoencoder` (stage 1) and `Classifier` (everything with labels) are encoders with a
-tail, so the state dict of each holds the trunk under the names of timm's VisionTransformer: patch_embed.proj,
-blocks.i.{norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2}, then `norm` (stage 1) or `fc_norm` (mean pool).
-`timm_models` registers the classifier form with timm.
+`Encoder` is the trunk. `MaskedAutoencoder` (stage 1) and `Classifier` (everything with labels) subclass it, so their
+state dicts hold the trunk under the names of timm's VisionTransformer: patch_embed.proj, blocks.i.{norm1, attn.qkv,
+attn.proj, norm2, mlp.fc1, mlp.fc2}, then `norm` (stage 1) or `fc_norm` (mean pooling). `timm_models` registers the
+classifier with timm.
 
-B rows, N tokens of a clip, V of them given, D token width, P patch values, L layers. Source of the shapes: PPMA
-(NeurIPS 2023), VideoMAE.
+B rows, N tokens of a clip, V of them visible, D token width, P values of a patch, L layers. Shapes: PPMA (NeurIPS
+2023), VideoMAE.
 """
 
 from collections.abc import Callable, Iterable
@@ -29,13 +29,12 @@ from ppma.kernels.philox import DevicePurpose, uniform
 __all__ = ["PRESETS", "Block", "Encoder", "ViTConfig", "preset"]
 
 TRUNK = ("patch_embed.", "blocks.")
-"""What every phase's model shares: the prefixes of its parameters."""
+"""Prefixes of the parameters that all phases share."""
 LinearInit = Literal["xavier", "truncated_normal"]
 
 
 def sinusoid_table(positions: int, width: int) -> Tensor:
-    """(N, D) float64 fixed position table: angle = pos / 10000^(2 (i // 2) / width), sine on even i, cosine on odd
-    i."""
+    """Return (N, D) float64 sine (even channels) and cosine position embeddings, base 10000."""
     position_N1 = torch.arange(positions, dtype=torch.float64)[:, None]
     column_D = torch.arange(width)
     angle_ND = position_N1 / 10000 ** (2 * (column_D // 2).double() / width)
@@ -43,26 +42,34 @@ def sinusoid_table(positions: int, width: int) -> Tensor:
 
 
 def layer_norm(width: int) -> nn.LayerNorm:
-    """LayerNorm with the epsilon of every ViT here, 1e-6."""
+    """Return a LayerNorm with epsilon 1e-6, as in every ViT here."""
     return nn.LayerNorm(width, eps=1e-6)
 
 
-def part_generator(seed: int, part: Literal["trunk", "tail"]) -> torch.Generator:
-    """The generator that draws a part's initial weights: on the CPU, so the same on every rank and device, and trunks
-    of one seed are equal whatever tail they carry."""
+def weight_generator(seed: int, part: Literal["trunk", "tail"]) -> torch.Generator:
+    """Return the random generator of a part's initial weights.
+
+    It runs on the CPU, so weights are the same on every rank and device, and trunks of one seed are equal under every
+    tail.
+    """
     return torch.Generator().manual_seed(2 * seed + (part == "tail"))
 
 
-def initialise_head(head: nn.Linear, generator: torch.Generator) -> nn.Linear:
-    """A classifier's last layer: normal 0.01, zero bias."""
+def initialize_head(head: nn.Linear, generator: torch.Generator) -> nn.Linear:
+    """Initialize a classification head, weight normal with std 0.01 and bias 0, and return it."""
     nn.init.normal_(head.weight, std=0.01, generator=generator)
     nn.init.zeros_(head.bias)
     return head
 
 
-def initialise_linear(module: nn.Module, init: LinearInit, generator: torch.Generator) -> None:
-    """Draw the weight of every Linear below `module` and zero its bias; stage 1 takes xavier, models with labels
-    truncated_normal."""
+def initialize_linear(module: nn.Module, init: LinearInit, generator: torch.Generator) -> None:
+    """Initialize the weight of every Linear in a module, and set its bias to 0.
+
+    Args:
+        module: Module to search for Linear layers.
+        init: xavier for stage 1, truncated_normal (std 0.02) for models with labels.
+        generator: Random generator on the CPU.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             if init == "xavier":
@@ -77,7 +84,7 @@ def _add(x_BND: Tensor, branch_BND: Tensor, scale_B: Tensor | None) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Self-attention on a packed projection, through the seam `ppma.kernels.attention`."""
+    """Self-attention with a packed qkv projection; `ppma.kernels.attention` selects the backend."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -90,10 +97,10 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; x + scale * branch(norm(x)) for attention, then for the MLP."""
+    """Pre-norm transformer block: x + scale * branch(norm(x)) for attention, then for the MLP."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
-        from ppma.models.torchvision_shim import timm  # 0.6 s, which a command that builds no model need not wait for
+        from ppma.models.torchvision_shim import timm  # takes 0.6 s, so commands without a model do not import it
 
         super().__init__()
         self.norm1 = layer_norm(width)
@@ -102,7 +109,8 @@ class Block(nn.Module):
         self.mlp = timm.layers.Mlp(width, int(width * mlp_ratio))
 
     def forward(self, x_BND: Tensor, scale_2B: Tensor | None = None) -> Tensor:
-        """`scale_2B` holds drop path's factor of both branches for each row, None where nothing is dropped."""
+        """Return the tokens after the block; `scale_2B` holds drop-path factors of both branches (None: no drop
+        path)."""
         attention_scale_B, mlp_scale_B = (None, None) if scale_2B is None else scale_2B.unbind(0)
         x_BND = _add(x_BND, self.attn(self.norm1(x_BND)), attention_scale_B)
         fc1 = self.mlp.fc1
@@ -119,8 +127,8 @@ def through_blocks(
     Args:
         blocks: `Block`s of the encoder or the decoder.
         x_BND: Tokens.
-        config: Says what is recomputed and in which type tokens are between blocks.
-        scale_L2B: Drop path's factors of each block; None where nothing is dropped.
+        config: `recompute` and `residual` apply to the blocks.
+        scale_L2B: Drop-path factors of each block and branch; None: no drop path.
     """
     dtype = x_BND.dtype
     if config.residual == "autocast":
@@ -128,7 +136,7 @@ def through_blocks(
     for layer, block in enumerate(blocks):
         scale_2B = None if scale_L2B is None else scale_L2B[layer]
         if config.recompute and torch.is_grad_enabled():
-            # Blocks draw nothing from torch's generators, so there is no state of theirs to put back.
+            # Blocks use none of torch's random generators, so there is no state to restore.
             x_BND = checkpoint(block, x_BND, scale_2B, use_reentrant=False, preserve_rng_state=False)
         else:
             x_BND = block(x_BND, scale_2B)
@@ -136,17 +144,18 @@ def through_blocks(
 
 
 class PatchEmbed(nn.Module):
-    """Holds the Conv3d-shaped weight under timm's name; the product itself is one matrix product over the patch values
-    (c, t, h, w)."""
+    """Patch embedding: a weight in the shape of a Conv3d, applied as one matrix product over patch values (c, t, h,
+    w)."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.proj = nn.Conv3d(3, config.width, kernel_size=config.patch, stride=config.patch)
 
-    def initialise(self, generator: torch.Generator) -> None:
-        """Xavier uniform over the flattened weight; PyTorch's default for the bias, uniform within 1 / sqrt(patch
-        values)."""
-        nn.init.xavier_uniform_(self.proj.weight.detach().flatten(1), generator=generator)  # a view: drawn in place
+    def initialize(self, generator: torch.Generator) -> None:
+        """Initialize the flattened weight with Xavier uniform, and the bias uniformly within 1 / sqrt(patch values)."""
+        nn.init.xavier_uniform_(
+            self.proj.weight.detach().flatten(1), generator=generator
+        )  # a view, initialized in place
         assert self.proj.bias is not None
         bound = self.proj.weight[0].numel() ** -0.5
         nn.init.uniform_(self.proj.bias, -bound, bound, generator=generator)
@@ -156,11 +165,13 @@ class PatchEmbed(nn.Module):
 
 
 def drop_path_scale(key_B: Tensor, depth: int, rate: float, dtype: torch.dtype) -> Tensor:
-    """(L, 2, B) factor of each branch: 0 with the layer's probability, else 1 / (1 - probability), from the key of the
-    row alone.
+    """Return (L, 2, B) drop-path factors: 0 with the layer's probability p, else 1 / (1 - p).
 
-    The probability rises linearly from 0 at the first layer to `rate` at the last. Layer l, branch b reads stream 2 l
-    + b.
+    Args:
+        key_B: Row keys, which alone decide what is dropped.
+        depth: Number of layers L. Layer l, branch b uses the random stream 2 l + b.
+        rate: Probability at the last layer; it rises linearly from 0 at the first.
+        dtype: Type of the result.
     """
     B, streams = len(key_B), 2 * depth
     stream_S = torch.arange(streams, device=key_B.device)
@@ -176,8 +187,13 @@ def compute_dtype(operand: Tensor) -> torch.dtype:
 
 
 class Encoder(nn.Module):
-    """The trunk: patch embedding, fixed positions, blocks. The same seed gives the same weights on every rank and
-    device."""
+    """The trunk: patch embedding, fixed position embeddings, blocks.
+
+    Args:
+        config: Shape.
+        init: Initialization of the blocks.
+        seed: Seed of the initial weights, which are the same on every rank and device.
+    """
 
     before_features: tuple[str, ...] = TRUNK
     """Prefixes of the parameters that pooled features depend on."""
@@ -187,15 +203,15 @@ class Encoder(nn.Module):
         self.config = config
         self.patch_embed = PatchEmbed(config)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
-        # float64, so that one table serves a model of any precision; not persistent, so that state dicts are timm's
+        # float64 serves models of any precision; not persistent, so that state dicts match timm's
         self.register_buffer("position_ND", sinusoid_table(config.tokens, config.width), persistent=False)
         self.position_ND: Tensor
-        generator = part_generator(seed, "trunk")
-        self.patch_embed.initialise(generator)
-        initialise_linear(self.blocks, init, generator)
+        generator = weight_generator(seed, "trunk")
+        self.patch_embed.initialize(generator)
+        initialize_linear(self.blocks, init, generator)
 
     def check_frames(self, frames_THW: tuple[int, ...]) -> None:
-        """InputError unless a clip of this shape has the tokens that the position table is made for."""
+        """Raise InputError unless a clip has the frames, height and width that the position embeddings are for."""
         wanted = (self.config.frames, self.config.size, self.config.size)
         if tuple(frames_THW) != wanted:
             raise InputError(
@@ -206,37 +222,42 @@ class Encoder(nn.Module):
     def patches(
         self, frames_BTHWC: Tensor, idx_BV: Tensor | None = None, *, dtype: torch.dtype | None = None
     ) -> Tensor:
-        """(B, V, P) normalised values of the chosen patches (None: all), by default in the type the embedding computes
-        in."""
+        """Return (B, V, P) normalized patch values.
+
+        Args:
+            frames_BTHWC: uint8 clips.
+            idx_BV: Patches to take; None: all.
+            dtype: Type of the result; None: the type that the patch embedding computes in.
+        """
         self.check_frames(tuple(frames_BTHWC.shape[1:4]))
         dtype = dtype or compute_dtype(self.patch_embed.proj.weight)
         return patchify(frames_BTHWC, idx_BV, patch=self.config.patch, mean=PIXEL_MEAN, std=PIXEL_STD, dtype=dtype)
 
     def positions(self, idx_BV: Tensor | None = None) -> Tensor:
-        """(B, V, D) rows of the position table, or (1, N, D) for None, in the type of the weights."""
+        """Return (B, V, D) position embeddings in the type of the weights, or all of them as (1, N, D) for None."""
         table_ND = self.position_ND.to(self.patch_embed.proj.weight.dtype)
         return table_ND[None] if idx_BV is None else table_ND[idx_BV]
 
     def embed(self, patches_BVP: Tensor, idx_BV: Tensor | None = None) -> Tensor:
-        """(B, V, D) tokens with their positions, before the first block."""
+        """Return (B, V, D) tokens with position embeddings, before the first block."""
         return self.patch_embed(patches_BVP) + self.positions(idx_BV)
 
     def drop_path(self, key_B: Tensor | None) -> Tensor | None:
-        """(L, 2, B) factors of a training step, None where nothing is dropped: in evaluation, or with a rate of 0."""
+        """Return (L, 2, B) drop-path factors of a training step; None in evaluation or at rate 0."""
         if not self.training or self.config.drop_path == 0:
             return None
-        assert key_B is not None, "drop path in training draws from key_B"
+        assert key_B is not None, "drop path in training needs key_B"
         dtype = self.patch_embed.proj.weight.dtype
         return drop_path_scale(key_B, self.config.depth, self.config.drop_path, dtype)
 
     def encode(self, tokens_BVD: Tensor, scale_L2B: Tensor | None = None) -> Tensor:
-        """All blocks; the caller applies the final norm."""
+        """Return the tokens after all blocks, before the final norm."""
         return through_blocks(self.blocks, tokens_BVD, self.config, scale_L2B)
 
     def tokens(self, patches_BVP: Tensor, key_B: Tensor | None, idx_BV: Tensor | None = None) -> Tensor:
-        """Return (B, V, D) tokens of the patches at the places `idx_BV` (None: all), before the final norm."""
+        """Return (B, V, D) encoded tokens of the patches at `idx_BV` (None: all), before the final norm."""
         return self.encode(self.embed(patches_BVP, idx_BV), self.drop_path(key_B))
 
     def pool(self, tokens_BVD: Tensor) -> Tensor:
-        """Return (B, D), one vector a clip before the final norm: the mean over its tokens."""
+        """Return (B, D) means over the tokens, before the final norm."""
         return tokens_BVD.mean(dim=1)

@@ -1,10 +1,10 @@
 """Checkpoints: folders that appear complete or not at all, and are never overwritten.
 
-    runs/x/checkpoints/step_00001000/{model.safetensors, training.pt, state.json, lineage.json}      latest -> step_00001000
+    checkpoints/step_00001000/{model.safetensors, training.pt, state.json, lineage.json}    latest -> step_00001000
 
-A checkpoint is written to a temporary folder and renamed when it is complete; then the link `latest` moves, and only then are old
-checkpoints deleted. Weights are safetensors under timm's names. `training.pt` (optimizer, scaler, random state) is read with
-weights_only=True, so a file cannot run code.
+A checkpoint is written to a temporary folder and renamed when it is complete; then the link `latest` moves, and only
+then are old checkpoints deleted. Weights are safetensors under timm's names. `training.pt` (optimizer, scaler, random
+state) is read with weights_only=True, so a file cannot run code.
 """
 
 import contextlib
@@ -109,7 +109,7 @@ def save_weights(
 
 @contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to `target`; flush its files and rename it when the block ends, delete it after an error."""
+    """Yield a temporary folder; flush and rename it to `target` when the block ends, delete it after an error."""
     temp_folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield temp_folder
@@ -168,7 +168,7 @@ def load_training(saved: Saved) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint or run folder; InputError if there is none, or it is not safetensors (see `ppma convert`)."""
+    """Return the tensors of a checkpoint or run folder; InputError if they are missing or not safetensors."""
     file = locate_model(path)
     try:
         return load_file(file)
@@ -177,7 +177,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def open_weights(path: Path) -> safe_open:
-    """Open the weights of a checkpoint as a mapped file, which reads a tensor when it is asked for. Raises as `read_weights`."""
+    """Open the weights of a checkpoint as a mapped file, to read single tensors. Raises as `read_weights` does."""
     file = locate_model(path)
     try:
         return safe_open(file, framework="pt", device="cpu")
@@ -213,8 +213,8 @@ def load_encoder(module: nn.Module, path: Path, *, keep_norm: bool = False) -> l
     Args:
         module: Model.
         path: Checkpoint or run folder, or .safetensors file.
-        keep_norm: Also load the final LayerNorm, `norm` or `fc_norm`. The published runs do not (Q7): it starts afresh, as the decoder,
-            the mask token and the heads do.
+        keep_norm: Also load the final LayerNorm, `norm` or `fc_norm`. The published runs do not (Q7): it starts afresh,
+            as the decoder, the mask token and the heads do.
 
     Returns:
         Names of the tensors that were not loaded.
@@ -239,7 +239,7 @@ def load_encoder(module: nn.Module, path: Path, *, keep_norm: bool = False) -> l
 
 
 def check_fits(wanted: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:
-    """Raise InputError unless `given` holds the tensors of `wanted`, no others, and in the same shapes; `path` is for the message."""
+    """Raise InputError unless `given` has exactly the names and shapes of `wanted`; `path` is for the message."""
     problems = [f"{name} is missing" for name in wanted.keys() - given.keys()]
     problems += [f"{name} is not part of this model" for name in given.keys() - wanted.keys()]
     problems += [

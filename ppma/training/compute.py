@@ -2,8 +2,9 @@
 
     precision, device  ->  Compute;   module  ->  compiled module;   compile time, cache hits  ->  a line in the log
 
-Shapes never change during a run, so everything is compiled for fixed shapes. Compiled code is cached in ~/.cache/ppma/compiled, since
-clusters empty inductor's default folder in /tmp after each job; XDG_CACHE_HOME or TORCHINDUCTOR_CACHE_DIR move it.
+Shapes never change during a run, so everything is compiled for fixed shapes. Compiled code is cached in
+~/.cache/ppma/compiled, since clusters empty inductor's default folder in /tmp after each job; XDG_CACHE_HOME or
+TORCHINDUCTOR_CACHE_DIR move it.
 """
 
 import contextlib
@@ -53,7 +54,7 @@ class Compute:
 
 
 def choose(precision: Precision, device: torch.device) -> Compute:
-    """Return the precision on a device; auto is bf16 autocast on a GPU and fp32 on a CPU. InputError for fp16 on a CPU."""
+    """Return the precision for a device; auto: bf16 autocast on a GPU, fp32 on a CPU. InputError for fp16 on a CPU."""
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
     require(precision != "fp16" or device.type == "cuda", "precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
@@ -74,8 +75,8 @@ def compile_mode(asked: Compile, device: torch.device) -> CompileMode:
 def compiled(module: nn.Module, mode: CompileMode = "on", *, fullgraph: bool = False) -> nn.Module:
     """Return a module that is compiled at its first call.
 
-    Under DDP, dynamo splits the graph at bucket boundaries, so that gradients are exchanged during the backward pass. A module sharded by
-    FSDP2 is compiled block by block, because the weights of a block are gathered between blocks.
+    Under DDP, dynamo splits the graph at bucket boundaries, so that gradients are exchanged during the backward pass. A
+    module sharded by FSDP2 is compiled block by block, because the weights of a block are gathered between blocks.
 
     Args:
         module: Plain, DDP or FSDP2 module.
@@ -93,7 +94,7 @@ def compiled(module: nn.Module, mode: CompileMode = "on", *, fullgraph: bool = F
 
 
 def set_cache_folder() -> None:
-    """Point inductor and Triton to a folder that outlives the job, unless the user's TORCHINDUCTOR_CACHE_DIR names one."""
+    """Keep compiled code in a folder that outlives the job, unless the user's TORCHINDUCTOR_CACHE_DIR names one."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     if (

@@ -1,7 +1,7 @@
-"""Ranks: the processes of a run, their collectives, and stopping them together. The only file that reads RANK and WORLD_SIZE.
+"""Ranks: the processes of a run, their collectives, and stopping them together.
 
-The launcher (torchrun or `slurm.job`) sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; a single process needs none of
-them. NCCL on GPUs, gloo on CPUs.
+The launcher (torchrun or `slurm.job`) sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; a single process
+needs none of them. No other module reads these variables. NCCL on GPUs, gloo on CPUs.
 """
 
 import contextlib
@@ -121,7 +121,8 @@ def session(device: str = "auto") -> Iterator[Ranks]:
 
 
 def _own_cores(ranks: Ranks) -> int:
-    """Return the cores of this process divided by the ranks that share them: torchrun binds no ranks to cores, SLURM may."""
+    """Return the cores of this process, divided by the ranks that share them (torchrun does not bind ranks to
+    cores)."""
     mine = (socket.gethostname(), os.sched_getaffinity(0))
     sharing = sum(host == mine[0] and not mine[1].isdisjoint(cores) for host, cores in gather_objects(mine, ranks))
     return max(1, len(mine[1]) // sharing)
@@ -168,8 +169,9 @@ def gather_objects(mine: T, ranks: Ranks) -> list[T]:
 def mean_in_rank_order(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """Average a gradient bucket over the ranks, adding in rank order: DDP's communication hook on CPUs.
 
-    all_reduce adds each element in an order that depends on its place in the bucket, and DDP rebuilds its buckets after the first step.
-    With it, the first step of a resumed run would differ in the last bit from that of an uninterrupted run.
+    all_reduce adds each element in an order that depends on its place in the bucket, and DDP rebuilds its buckets after
+    the first step. With it, the first step of a resumed run would differ in the last bit from that of an uninterrupted
+    run.
     """
     gradient = bucket.buffer()
     parts = [torch.empty_like(gradient) for _ in range(dist.get_world_size())]
@@ -206,8 +208,8 @@ class Stopped(Exception):
 class StopFlag:
     """Turns signals into a stop that all ranks agree on at the same step.
 
-    The flags of a step are reduced during the next step and read after it, so no step waits for them. They use gloo even where gradients
-    use NCCL: reading a flag on a GPU would wait for all queued work.
+    The flags of a step are reduced during the next step and read after it, so no step waits for them. They use gloo
+    even where gradients use NCCL: reading a flag on a GPU would wait for all queued work.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -231,7 +233,7 @@ class StopFlag:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raise Stopped inside the block as soon as a signal arrives: for work after the last step, which the next run repeats."""
+        """Raise Stopped in the block as soon as a signal arrives: for work that a resumed run repeats."""
         self._at_once = True
         try:
             if self.asked:

@@ -1,10 +1,10 @@
 """Lineage: what weights were trained on, recorded next to them.
 
-    sources and initial weights of a run  ->  Lineage  ->  lineage.json next to every model.safetensors, and in the run folder
-    the model.safetensors of --init       ->  read     ->  its Lineage with all parents, or one of origin "unknown" with the reason
+    sources, initial weights  ->  Lineage  ->  lineage.json next to every model.safetensors, and in the run folder
+    model.safetensors         ->  read     ->  its Lineage with all ancestors, or origin "unknown" with the reason
 
-lineage.json holds the SHA-256 of the files next to it, so it belongs to these weights only, and a checksum of itself, so that an edit is
-detected. Neither is a signature: whoever can write the folder can forge both. Imports no torch.
+lineage.json holds the SHA-256 of the files next to it, so it belongs to these weights only, and a checksum of itself,
+so that an edit is detected. Neither is a signature: whoever can write the folder can forge both. Imports no torch.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from ppma.loaders.sources.manifest import Manifest
 
 FILE = "lineage.json"
 Origin = Literal["trained", "averaged", "unknown"]
-"""trained: by a run on `sources`, from its parents or from scratch; averaged: the mean of its parents; unknown: see `note`."""
+"""trained: by a run on `sources`; averaged: the mean of its parents; unknown: see `note`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Lineage:
 
     @classmethod
     def load(cls, values: dict[str, Any]) -> "Lineage":
-        """Return the lineage that dataclasses.asdict turned into `values`; TypeError, ValueError or KeyError if they are none."""
+        """Return the inverse of dataclasses.asdict; TypeError, ValueError or KeyError for other values."""
         if values["origin"] not in get_args(Origin) or values["privacy"] not in get_args(Privacy):
             raise ValueError(f"{values['origin']!r}, {values['privacy']!r}")
         parents = tuple(cls.load(parent) for parent in values["parents"])
@@ -138,7 +138,7 @@ def write(folder: Path, lineage: Lineage, *, of_files: bool = True) -> None:
 
 
 def read(weights: Path) -> Lineage:
-    """Return the lineage of a weight file. It is unknown if no lineage.json belongs to exactly this file; its note says why."""
+    """Return the lineage of a weight file, of origin "unknown" with a note if no lineage.json fits the file."""
     note = weights.resolve().parent / FILE
     try:
         content = json.loads(note.read_text(encoding="utf-8"))

@@ -2,8 +2,8 @@
 
     values by tag and step  ->  Monitor;   config, ranks, precision  ->  environment.json
 
-Tags are train/*, perf/*, data/* and eval/*. On a resume, everything logged after the checkpoint is removed, so that a file holds each
-step once.
+Tags are train/*, perf/*, data/* and eval/*. On a resume, everything logged after the checkpoint is removed, so that a
+file holds each step once.
 """
 
 import json

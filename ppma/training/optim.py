@@ -17,7 +17,7 @@ __all__ = ["OptimConfig", "build_optimizer", "learning_rate", "parameter_groups"
 
 
 def learning_rate(step: int, total_steps: int, config: OptimConfig, global_batch: int) -> float:
-    """Return the rate of a step: linear from warmup_lr to the peak, then a cosine that reaches final_lr at `total_steps`.
+    """Return the rate of a step: a linear warm-up from warmup_lr to the peak, then a cosine to final_lr.
 
     Args:
         step: Number of the step, from 0.
@@ -35,7 +35,7 @@ def learning_rate(step: int, total_steps: int, config: OptimConfig, global_batch
 
 
 def layer_of(name: str, depth: int) -> int:
-    """Return 0 for a parameter of the patch embedding, 1 to `depth` for the blocks, depth + 1 for norms, heads and decoder."""
+    """Return 0 for the patch embedding, 1 to `depth` for the blocks, depth + 1 for norms, heads and decoder."""
     if name.startswith("patch_embed."):
         return 0
     return 1 + int(name.split(".")[1]) if name.startswith("blocks.") else depth + 1
@@ -55,8 +55,8 @@ def _lr_scale(layer: int, depth: int, config: OptimConfig) -> float:
 def parameter_groups(model: Encoder, config: OptimConfig) -> list[dict[str, Any]]:
     """Return AdamW's groups of trainable parameters, one per share of the rate (`lr_scale`) and weight decay.
 
-    Parameters with one axis have no weight decay: biases, norms, and the mask token of stage 1 (as in VideoMAE; the paper names biases
-    and norms only).
+    Parameters with one axis have no weight decay: biases, norms, and the mask token of stage 1 (as in VideoMAE; the
+    paper names biases and norms only).
     """
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():

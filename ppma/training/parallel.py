@@ -2,9 +2,10 @@
 
     module, Ranks  ->  module whose backward pass leaves the mean gradient where the optimizer needs it
 
-With DDP every rank holds the whole model, and gradients are exchanged in buckets during the backward pass. With FSDP2 (`shard`) each rank
-holds a shard of every weight, gradient and optimizer state, and gathers the weights of a block for its computation. Checkpoints hold full
-tensors either way, so a run may resume in the other form or on a different number of ranks.
+With DDP every rank holds the whole model, and gradients are exchanged in buckets during the backward pass. With FSDP2
+(`shard`) each rank holds a shard of every weight, gradient and optimizer state, and gathers the weights of a block for
+its computation. Checkpoints hold full tensors either way, so a run may resume in the other form or on a different
+number of ranks.
 """
 
 import contextlib
@@ -93,7 +94,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def state_dicts(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the state of module and optimizer as full CPU tensors on rank 0; what other ranks get is incomplete. Every rank calls it.
+    """Return the states of module and optimizer as full CPU tensors, complete on rank 0 only. Every rank calls it.
 
     Optimizer state is keyed by parameter name, so it fits any number of ranks.
     """

@@ -2,8 +2,8 @@
 
     run folder, hashes of its manifests and initial weights, its duration  ->  seal.json  ->  Seal, or an InputError
 
-A seal detects edits. It is not a signature: whoever can write the files can write the seal. Imports no torch, because reports read
-hundreds of runs.
+A seal detects edits. It is not a signature: whoever can write the files can write the seal. Imports no torch, because
+reports read hundreds of runs.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ class Seal:
 
 
 def locate_model(path: Path) -> Path:
-    """Return the .safetensors file of a run folder (its newest), a checkpoint folder or the file itself; InputError if there is none."""
+    """Return the .safetensors file of a run folder, a checkpoint folder or the file itself; InputError for none."""
     candidates = [path, path / MODEL, path / "latest" / MODEL, path / "checkpoints" / "latest" / MODEL]
     for candidate in candidates:
         if candidate.is_file():
@@ -83,7 +83,7 @@ def starts_hash(weights: Sequence[str]) -> str | None:
 
 
 def logged_seconds(folder: Path, batch: int) -> float:
-    """Return the seconds of training in `metrics.jsonl`: rows of each interval over its throughput. `batch` is the global batch."""
+    """Return the training time in `metrics.jsonl`: rows over throughput; `batch` is the global batch in rows."""
     file, seconds, before = folder / "metrics.jsonl", 0.0, 0
     for line in file.read_text().splitlines() if file.is_file() else ():
         row = json.loads(line)
@@ -128,7 +128,7 @@ def write(folder: Path, *, manifests: dict[str, str], init: str | None, seconds:
 
 
 def read(folder: Path) -> Seal:
-    """Return the seal of a run folder after checking its files; InputError names the first that is missing, new or edited."""
+    """Check the files of a run folder and return its seal; InputError for one that is missing, new or edited."""
     if not (folder / SEAL).is_file():
         raise InputError(f"{folder} has no {SEAL}: the run is not finished; continue it with --resume")
     facts = verified(folder / SEAL)

@@ -1,7 +1,7 @@
 """Tasks: what a phase trains, for the one loop that trains every phase.
 
-    RunConfig, manifests   ->  Task: a model whose forward is the loss, a stream of batches, and the tensors of a batch that the model takes
-    loader.implementation auto  ->  reader with the highest throughput on the slowest rank
+    RunConfig, manifests        ->  Task: a model whose forward is the loss, a stream of batches, and its inputs in a batch
+    loader.implementation auto  ->  the reader with the highest throughput on the slowest rank
 
 The trainer knows nothing of masks, labels or features; a task knows nothing of ranks, precision or checkpoints.
 """
@@ -58,7 +58,7 @@ class Task(Protocol):
 
     steps_per_epoch: int
     splits_over_ranks: bool
-    """True if each rank trains on its own part of a batch and gradients are averaged; False if every rank does the same work."""
+    """True if each rank trains on its own part of a batch; False if every rank does the same work."""
     step_flops: float
     """Floating-point operations of a training step, for the whole global batch."""
 
@@ -69,7 +69,7 @@ class Task(Protocol):
         """Return the arguments of the model's forward, each with the rows of the batch first."""
 
     def pictures(self, batch: Any, *, due: bool) -> dict[str, np.ndarray]:
-        """Return RGB uint8 (H, W, 3) pictures by tag: all of them when `due`, afterwards those that earlier batches could not give."""
+        """Return RGB uint8 (H, W, 3) pictures by tag: all when `due`, later those that earlier batches lacked."""
 
     def facts(self) -> dict[str, Any]:
         """Return results of the training other than weights, for state.json and result.json."""
@@ -199,8 +199,9 @@ def choose_reader(
 ) -> LoaderConfig:
     """Return the config with `auto` replaced by the reader whose slowest rank is fastest. Every rank calls it.
 
-    All ranks measure at the same time, because the ranks of a node share its cores, disks and network, and every step waits for the
-    slowest. Nothing is measured if the config names a reader, fewer than WORTH_STEPS steps remain, or only one reader can serve.
+    All ranks measure at the same time, because the ranks of a node share its cores, disks and network, and every step
+    waits for the slowest. Nothing is measured if the config names a reader, fewer than WORTH_STEPS steps remain, or
+    only one reader can serve.
     """
     if config.implementation != "auto" or total_steps - step < WORTH_STEPS:
         return config

@@ -212,7 +212,7 @@ class Trainer:
 
 
 class _Speed:
-    """Throughput since the last line of metrics. The first interval includes compilation and the start of the workers."""
+    """Throughput since the last line of metrics; the first interval includes compilation and worker start."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -220,7 +220,7 @@ class _Speed:
         self._began, self._step, self._waited = time.perf_counter(), trainer.step, 0.0
 
     def values(self, batch: Batch) -> dict[str, float]:
-        """Return perf/* over the steps since the last call. Call it after reading the loss, which waits for the device."""
+        """Return perf/* since the last call. Call it after reading the loss, which waits for the device."""
         trainer, now = self._trainer, time.perf_counter()
         seconds, steps = now - self._began, trainer.step - self._step
         waited = batch.counters.wait_seconds - self._waited

@@ -1,7 +1,7 @@
 """Ends a run that hangs: no finished step for `hang_seconds`  ->  stacks of all threads on stderr, exit code 75.
 
-A lost packet, a dead file system or a deadlock would otherwise hold the nodes of a job until its time limit. Launchers start the run
-again on 75, from its newest checkpoint.
+A lost packet, a dead file system or a deadlock would otherwise hold the nodes of a job until its time limit. Launchers
+start the run again on 75, from its newest checkpoint.
 """
 
 import faulthandler
@@ -16,7 +16,7 @@ from ppma.config.command import RUN_AGAIN
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
-"""Time between the stacks and the exit: the peers of a hung rank hang too, and the first exit takes them down before they report."""
+"""Time between stacks and exit: the first rank to exit takes down its peers, which should report first."""
 STDERR = 2
 """File descriptor, because sys.stderr may be replaced by an object without one."""
 

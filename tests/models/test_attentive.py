@@ -8,7 +8,7 @@ from ppma.config.errors import InputError
 from ppma.config.model import ClassifierConfig
 from ppma.config.protocols import AttentiveConfig
 from ppma.models.attentive import AttentiveClassifier, AttentivePool, AttentiveProbe, normed_cells
-from ppma.models.vit import part_generator
+from ppma.models.vit import weight_generator
 
 VIT = tiny.shrink("attentive_probe").vit
 SPACES = {"made": 4}
@@ -22,7 +22,7 @@ def shaken(module):
 
 
 def test_the_pool_equals_a_loop_over_heads():
-    pool = shaken(AttentivePool(48, 3, part_generator(0, "tail")))
+    pool = shaken(AttentivePool(48, 3, weight_generator(0, "tail")))
     tokens = torch.randn(2, 7, 48, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for clip, found in zip(tokens, pool(tokens)):
         query = pool.to_query(pool.query)

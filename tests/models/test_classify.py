@@ -67,7 +67,7 @@ def test_a_mixed_step_is_the_weighted_sum_of_its_labels():
     logits = []
     model.logits_of_heads = lambda features: logits.append(Classifier.logits_of_heads(model, features)) or logits[-1]
     loss = model(FRAMES, KEYS, LABELS, SOURCES, BOXES)
-    own, expected = draw_mix(KEYS, config.mix, 32, 32).own_B, 0
+    own, expected = draw_mix(KEYS, config.mix, 32, 32).lam_B, 0
     for row, other in enumerate((1, 0, 3, 2)):
         for weight, of in ((own[row], row), (1 - own[row], other)):
             head = logits[0][int(SOURCES[of])][row]
@@ -137,7 +137,7 @@ def test_names_of_heads():
 
 def test_one_head_has_the_state_of_timms_model():
     model = Classifier(VIT, {"real": 5})
-    theirs = timm_models.ppma_vit_tiny_patch16_224(num_classes=5, img_size=32, frames=4)
+    theirs = timm_models.timm.create_model("ppma_vit_tiny_patch16_224", num_classes=5, img_size=32, frames=4)
     assert set(model.state_dict()) <= set(theirs.state_dict())
     assert set(theirs.state_dict()) - set(model.state_dict()) == {
         n for n in theirs.state_dict() if n.startswith("blocks.") and int(n.split(".")[1]) >= 2
@@ -155,11 +155,11 @@ def test_sources_may_share_a_label_space():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Classifier(VIT, {}), "one at least"),
+        (lambda: Classifier(VIT, {}), "label spaces"),
         (lambda: Classifier(VIT, {"a.b": 3}), "a plain name"),
         (lambda: Classifier(VIT, {"keys": 3}), "a plain name"),
         (lambda: Classifier(VIT, SPACES, source_spaces=["ucf101"]), "'ucf101'; there are real, synthetic"),
-        (lambda: Classifier(VIT, SPACES).logits(FRAMES), "say which label space; there are real, synthetic"),
+        (lambda: Classifier(VIT, SPACES).logits(FRAMES), "real, synthetic"),
         (lambda: check_labels(np.array([0, 2, -1, 3]), 3, "ucf101"), "ucf101: row 2 has the label -1, and 2 of 4 rows"),
     ],
 )

@@ -137,7 +137,7 @@ def test_a_decoder_of_half_the_hidden_tokens_compiles_and_recomputes():
 
 
 def test_a_share_that_leaves_nothing_to_predict_is_refused():
-    with pytest.raises(InputError, match=r"decoder_share 0\.05 of 13 hidden tokens leaves none"):
+    with pytest.raises(InputError, match=r"decoder_share 0\.05"):
         MaskedAutoencoder(VIT, replace(MAE, decoder_share=0.05))
 
 

@@ -39,7 +39,7 @@ def test_every_token_is_masked_equally_often():
 
 @pytest.mark.parametrize(("n", "ratio"), [(8, 0.05), (8, 1.0)])
 def test_nothing_hidden_or_nothing_visible_is_refused(n, ratio):
-    with pytest.raises(InputError, match=f"mask_ratio {ratio} hides"):
+    with pytest.raises(InputError, match=f"mask_ratio {ratio}"):
         random_masking(KEYS, n, ratio)
 
 
@@ -100,7 +100,7 @@ def test_shares_that_leave_or_drop_nothing_are_refused():
         784,
         9,
     )
-    with pytest.raises(InputError, match=r"decoder_share 0\.1 of 9 hidden tokens leaves none"):
+    with pytest.raises(InputError, match=r"decoder_share 0\.1"):
         target_count(9, 0.1)
     with pytest.raises(InputError, match=r"token_drop 0\.1 drops none of 8 tokens"):
         kept_count(8, 0.1)

@@ -32,7 +32,7 @@ def normalised():
     return restatement.normalized_clip(CLIPS, torch.float64)
 
 
-def stated_mix(clip_BCTHW, own_B, cutmix_B, box_B4, group):
+def stated_mix(clip_BCTHW, lam_B, cutmix_B, box_B4, group):
     """One row after the other, on clips."""
     mixed = clip_BCTHW.clone()
     for row in range(len(clip_BCTHW)):
@@ -43,7 +43,7 @@ def stated_mix(clip_BCTHW, own_B, cutmix_B, box_B4, group):
             region = (..., slice(top, top + height), slice(left, left + width))
             mixed[row][region] = clip_BCTHW[other][region]
         else:
-            mixed[row] = own_B[row] * clip_BCTHW[row] + (1 - own_B[row]) * clip_BCTHW[other]
+            mixed[row] = lam_B[row] * clip_BCTHW[row] + (1 - lam_B[row]) * clip_BCTHW[other]
     return mixed
 
 
@@ -58,17 +58,17 @@ def test_mix_equals_a_loop_over_clips(group, alphas):
     config = MixConfig(group=group, mixup_alpha=alphas[0], cutmix_alpha=alphas[1])
     draw = draw_mix(KEYS, config, 24, 24)
     ours = mix(patches_of(normalised()), draw, group, VIT)
-    stated = stated_mix(normalised(), draw.own_B, draw.cutmix_B, draw.box_B4, group)
+    stated = stated_mix(normalised(), draw.lam_B, draw.cutmix_B, draw.box_B4, group)
     torch.testing.assert_close(ours, patches_of(stated), rtol=0, atol=1e-14)
 
 
 def test_a_cut_moves_values_without_touching_them_and_is_one_place_in_all_frames():
     draw = MixDraw(
-        own_B=torch.full((8,), 0.5, dtype=torch.float64),
+        lam_B=torch.full((8,), 0.5, dtype=torch.float64),
         cutmix_B=torch.ones(8, dtype=torch.bool),
         box_B4=torch.tensor([[3, 5, 10, 11]] * 8),
     )
-    stated = stated_mix(normalised(), draw.own_B, draw.cutmix_B, draw.box_B4, 4)
+    stated = stated_mix(normalised(), draw.lam_B, draw.cutmix_B, draw.box_B4, 4)
     assert torch.equal(mix(patches_of(normalised()), draw, 4, VIT), patches_of(stated))
 
 
@@ -78,7 +78,7 @@ def test_the_share_of_a_cut_is_the_area_it_leaves():
     top, left, height, width = draw.box_B4.T
     assert draw.cutmix_B.all() and (top >= 0).all() and (left >= 0).all()
     assert (top + height <= 24).all() and (left + width <= 40).all()
-    torch.testing.assert_close(draw.own_B, 1 - (height * width).double() / 960, rtol=1e-12, atol=0)
+    torch.testing.assert_close(draw.lam_B, 1 - (height * width).double() / 960, rtol=1e-12, atol=0)
     assert (height == 0).any() and height.max() == 22  # boxes of every size; half a side is whole pixels, as timm's
 
 
@@ -88,7 +88,7 @@ def test_switch_and_probability():
     half = draw_mix(keys, MixConfig(group=2), 24, 24)
     assert abs(half.cutmix_B.double().mean() - 0.5) < 0.05
     rare = draw_mix(keys, MixConfig(group=2, probability=0.25, cutmix_alpha=0), 24, 24)
-    assert not rare.cutmix_B.any() and abs((rare.own_B < 1).double().mean() - 0.25) < 0.05
+    assert not rare.cutmix_B.any() and abs((rare.lam_B < 1).double().mean() - 0.25) < 0.05
 
 
 def test_a_group_is_drawn_from_its_first_row_alone():
@@ -100,9 +100,9 @@ def test_a_group_is_drawn_from_its_first_row_alone():
         (draw_mix(KEYS[4:], config, 24, 24), slice(4, 8)),
         (draw_mix(changed, config, 24, 24), slice(0, 8)),
     ):
-        for field in ("own_B", "cutmix_B", "box_B4"):
+        for field in ("lam_B", "cutmix_B", "box_B4"):
             assert torch.equal(getattr(draw, field), getattr(whole, field)[rows])
-    assert (whole.own_B.view(2, 4) == whole.own_B.view(2, 4)[:, :1]).all()
+    assert (whole.lam_B.view(2, 4) == whole.lam_B.view(2, 4)[:, :1]).all()
 
 
 def test_partners_are_the_group_turned_round():
@@ -147,7 +147,7 @@ def test_the_loss_of_mixed_rows_is_the_weighted_sum_over_both_heads():
     spaces = torch.tensor([0, 1, 0, 1, 1, 1, 0, 0])  # the third head has no row
     labels = torch.tensor([4, 2, 0, 1, 0, 2, 3, 4])
     own = torch.tensor([0.3, 0.3, 0.3, 0.3, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
-    loss = mixed_cross_entropy(logits, labels, spaces, smoothing=0.1, own_B=own, group=4)
+    loss = mixed_cross_entropy(logits, labels, spaces, smoothing=0.1, lam_B=own, group=4)
     stated = stated_loss(logits, labels, spaces, own, 4, 0.1)
     torch.testing.assert_close(loss, stated, rtol=1e-12, atol=0)
     gradients = torch.autograd.grad(loss, logits)
@@ -165,7 +165,7 @@ def test_everything_compiles_without_a_graph_break():
     def step(patches, boxes, keys):
         draw = draw_mix(keys, config, 24, 24)
         erased = erase_(patches.clone(), boxes, keys, grid=VIT.grid, patch=VIT.patch)
-        return mix(erased, draw, 4, VIT), draw.own_B
+        return mix(erased, draw, 4, VIT), draw.lam_B
 
     boxes, patches = torch.tensor([[3, 5, 10, 11]] * 8), patches_of(normalised()).float()
     for ours, eager in zip(
