@@ -1,6 +1,7 @@
 """The loop: resume to the bit, ranks that change nothing, stops in good order, input that is refused before anything is written; and the
 whole path from clips to a transfer score."""
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ppma import train
@@ -418,12 +420,15 @@ def test_a_full_disk_keeps_the_old_checkpoint(data, tmp_path, monkeypatch):
     before = {p.name for p in (tmp_path / "run/checkpoints").iterdir()}
 
     def full(*_, **__):
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint.torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as stop:
         checkpoint.save(tmp_path / "run/checkpoints", step=99, model={"a": torch.ones(1)}, training={}, state={})
+    assert stop.value.errno == errno.ENOSPC
     assert {p.name for p in (tmp_path / "run/checkpoints").iterdir()} == before
+    with pytest.raises(OSError, match="No space left"):  # and not torch's RuntimeError
+        checkpoint.save_pickle(Path("/dev/full"), {"a": torch.zeros(10**6)})
 
 
 def test_foreign_pickles_are_not_run(data, tmp_path):

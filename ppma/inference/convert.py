@@ -23,7 +23,7 @@ from typing import Annotated, Literal, get_args
 import torch
 import tyro
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ppma.common.files import atomic_path
@@ -356,9 +356,9 @@ def _export(options: Options, kind: Format) -> None:
     weights = {name: tensor.contiguous() for name, tensor in write_as(kind, trained).items()}
     with atomic_path(options.out) as temp_path:
         if options.out.suffix == ".safetensors":
-            save_file(weights, temp_path)
+            checkpoint.save_tensors(temp_path, weights)
         else:
-            torch.save({"model": weights}, temp_path)
+            checkpoint.save_pickle(temp_path, {"model": weights})
     log.info("%s: %d tensors under the names of %s", options.out, len(weights), kind)
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ppma import __version__
@@ -147,8 +146,7 @@ def main(argv: list[str]) -> int:
     }  # fmt: skip
     options.out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with checkpoint.atomic_folder(options.out.absolute()) as temp_folder:
-        weights = {name: tensor.contiguous() for name, tensor in run.model.state_dict().items()}
-        save_file(weights, temp_folder / checkpoint.MODEL)
+        checkpoint.save_tensors(temp_folder / checkpoint.MODEL, run.model.state_dict())
         (temp_folder / "export.json").write_text(json.dumps(metadata, indent=2) + "\n")
         (temp_folder / "README.md").write_text(card(run, seen))
         write_program(extractor, run.config.vit, temp_folder / "encoder.pt2")

@@ -8,6 +8,7 @@ state) is read with weights_only=True, so a file cannot run code.
 """
 
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -16,7 +17,7 @@ import shutil
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target) as temp_folder:
         _write_weights(temp_folder, model, {"step": step, **state})
-        torch.save(training, temp_folder / TRAINING)
+        save_pickle(temp_folder / TRAINING, training)
         if lineage is not None:
             write_lineage(temp_folder, lineage)
     link = folder / f".{LATEST}.{os.getpid()}"
@@ -118,15 +119,28 @@ def atomic_folder(target: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
         temp_folder.chmod(0o755)
         temp_folder.rename(target)
-    except BaseException as error:
+    except BaseException:
         shutil.rmtree(temp_folder, ignore_errors=True)
-        if isinstance(error, SafetensorError):  # safetensors wraps the system's error
-            raise OSError(f"cannot write {target}: {error}") from error
         raise
 
 
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file; a full disk is an OSError with its number, which safetensors only names in a text."""
+    try:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, f"cannot write {path}: {error}") from error
+
+
+def save_pickle(path: Path, content: object) -> None:
+    """Write with torch.save; through a file of ours, because with a path torch hides a full disk behind a RuntimeError."""
+    with path.open("wb") as file:
+        torch.save(content, file)
+
+
 def _write_weights(folder: Path, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, folder / MODEL)
+    save_tensors(folder / MODEL, weights)
     (folder / STATE).write_text(json.dumps(state, indent=2) + "\n")
 
 

@@ -22,10 +22,9 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from safetensors.torch import save as as_safetensors
 from torch import Tensor
 
-from ppma.common.files import write_bytes
+from ppma.common.files import atomic_path
 from ppma.common.philox import Purpose, generator
 from ppma.common.progress import Progress
 from ppma.config.errors import InputError
@@ -37,7 +36,7 @@ from ppma.loaders.sampler import EvaluationSampler
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream, choose_implementation
 from ppma.models.vit import TRUNK, Encoder
-from ppma.training import distributed
+from ppma.training import checkpoint, distributed
 from ppma.training.compute import Compute
 from ppma.training.distributed import Ranks, gather_rows
 from ppma.training.watchdog import Watchdog
@@ -239,7 +238,8 @@ def cached_features(
         )
         if ranks.is_main:
             tensors = {"features_VWD": found.features_VWD, "decoded_V": found.decoded_V}
-            write_bytes(path, as_safetensors({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}))
+            with atomic_path(path) as temp_path:
+                checkpoint.save_tensors(temp_path, tensors)
     return found
 
 
