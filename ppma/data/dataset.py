@@ -159,34 +159,28 @@ def read_splits(download: "Download") -> Splits:
             return next((bare[_bare(path)] for path in places if _bare(path) in bare), places[0])
         return row.get("path") or download.find(places)
 
+    def is_wanted(row: Row) -> bool:
+        return not row.get("skip_other_classes") or row["class"] in labels
+
+    where = f"--root {download.root}"
     try:
         clips = {
-            split: [
-                (place(row), _label(row, labels, download))
-                for row in found
-                if not row.get("skip_other_classes") or row["class"] in labels
-            ]
+            split: [(place(row), _label(row, labels, where)) for row in found if is_wanted(row)]
             for split, found in rows.items()
         }
     except KeyError as missing:
-        raise InputError(
-            f"--root {download.root}: a list has an entry without {missing}; unpack the lists again"
-        ) from None
+        raise InputError(f"{where}: a list has an entry without {missing}; unpack the lists again") from None
     return Splits(classes=classes, clips=clips)
 
 
-def _label(row: Row, labels: Mapping[str, int], download: "Download") -> int:
+def _label(row: Row, labels: Mapping[str, int], where: str) -> int:
     if "class" in row:
         if row["class"] not in labels:
-            raise InputError(
-                f"--root {download.root}: {row['class']!r} is none of the {len(labels)} classes; unpack the lists again"
-            )
+            raise InputError(f"{where}: {row['class']!r} is none of the {len(labels)} classes; unpack the lists again")
         return labels[row["class"]]
     label = str(row["label"])
     if not label.isdecimal() or (labels and int(label) >= len(labels)):
-        raise InputError(
-            f"--root {download.root}: label {label!r} is not in 0..{len(labels) - 1}; unpack the lists again"
-        )
+        raise InputError(f"{where}: label {label!r} is not in 0..{len(labels) - 1}; unpack the lists again")
     return int(label)
 
 
@@ -324,10 +318,13 @@ class Download:
                 raise InputError(f"{path}, entry {number}: {entry!r} cannot be read; unpack the lists again")
             row = {key: value for key, value in row.items() if value is not None}
             try:
-                row |= {key: _class_name(template.format(**row)) for key, template in (fields or {}).items()}
+                row |= {key: template.format(**row) for key, template in (fields or {}).items()}
             except KeyError as missing:
                 raise InputError(f"{path}, entry {number}: has no {missing}; unpack the lists again") from None
-            rows.append({**row, **(more or {}), "class_": str(row.get("class", "")).replace(" ", "_")})
+            if "class" in row:
+                row["class"] = _class_name(row["class"])
+                row["class_"] = row["class"].replace(" ", "_")
+            rows.append({**row, **(more or {})})
         return rows
 
     def _entries(self, pattern: str, *, text: bool) -> Iterator[tuple[Path, Any]]:
@@ -340,20 +337,14 @@ class Download:
             elif path.suffix == ".csv":
                 yield from ((path, row) for row in csv.DictReader(self._text(path).splitlines()))
             else:
-                content = self.json(path.relative_to(self.root).as_posix())
+                content = self._parse(path)
                 if not isinstance(content, list):
                     raise InputError(f"{path}: holds no list; unpack the lists again")
                 yield from ((path, row) for row in content)
 
     def json(self, pattern: str) -> Any:
         """Return the content of a JSON file."""
-        path = self._files(pattern)[0]
-        try:
-            return json.loads(self._text(path))
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}, line {error.lineno}: is not JSON ({error.msg}); unpack the lists again"
-            ) from None
+        return self._parse(self._files(pattern)[0])
 
     def find(self, places: Sequence[str]) -> str:
         """Return the first path that exists (its suffix may be left out), or the first of all if none does."""
@@ -381,6 +372,13 @@ class Download:
     def _files(self, pattern: str) -> list[Path]:
         """Return the files that the first matching alternative matches, sorted."""
         return next((found for part in pattern.split(" | ") if (found := sorted(self.root.glob(part)))), [])
+
+    def _parse(self, path: Path) -> Any:
+        try:
+            return json.loads(self._text(path))
+        except json.JSONDecodeError as error:
+            where = f"{path}, line {error.lineno}"
+            raise InputError(f"{where}: is not JSON ({error.msg}); unpack the lists again") from None
 
     def _text(self, path: Path) -> str:
         try:
