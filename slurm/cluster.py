@@ -16,7 +16,7 @@ from typing import Any, Literal
 import submitit
 from submitit.slurm.slurm import _make_sbatch_string
 
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, require
 
 UNLIMITED = 1_000_000
 """Time-outs after which submitit gives up. Its own bound also counts preemptions of short jobs; `restart` has the right one."""
@@ -105,19 +105,21 @@ class ClusterConfig:
                   "mem_gib": 1, "array_parallelism": 1, "signal_delay_s": 1, "max_restarts": 0}  # fmt: skip
         for name, least in lowest.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
-        minutes(self.time)
-        if self.gpus_per_task and self.gpus_per_node is not None:
-            raise InputError("--gpus-per-node and --gpus-per-task are both given; give one of the two")
-        if self.cpus_per_gpu and not self.gpus_per_task:
-            raise InputError("--cpus-per-gpu requires --gpus-per-task; otherwise use --cpus-per-task")
-        if self.cluster != "slurm" and self.nodes > 1:
-            raise InputError(
-                f"--nodes is {self.nodes}; --cluster {self.cluster} has one node: use --tasks-per-node, or --cluster slurm"
+            require(
+                value is None or value >= least, f"--{name.replace('_', '-')} is {value}; it must be at least {least}"
             )
-        if bad := [word for word in self.slurm if not re.fullmatch(r"[a-zA-Z][\w-]*(=.*)?", word)]:
-            raise InputError(f"--slurm {bad[0]!r}; give KEY=VALUE, a flag of sbatch without its dashes")
+        minutes(self.time)
+        both = bool(self.gpus_per_task) and self.gpus_per_node is not None
+        require(not both, "--gpus-per-node and --gpus-per-task are both given; give one of the two")
+        alone = bool(self.cpus_per_gpu) and not self.gpus_per_task
+        require(not alone, "--cpus-per-gpu requires --gpus-per-task; otherwise use --cpus-per-task")
+        here = (
+            f"--nodes is {self.nodes}; --cluster {self.cluster} has one node: use --tasks-per-node, or --cluster slurm"
+        )
+        require(self.cluster == "slurm" or self.nodes == 1, here)
+        for word in self.slurm:
+            fits = re.fullmatch(r"[a-zA-Z][\w-]*(=.*)?", word) is not None
+            require(fits, f"--slurm {word!r}; give KEY=VALUE, a flag of sbatch without its dashes")
 
     @property
     def cpus(self) -> int:
@@ -141,8 +143,7 @@ def minutes(time: str) -> int:
     else:
         hours, mins, seconds = 0, *(*parts, 0)[:2]
     total = ((days or 0) * 24 + hours) * 60 + mins + (seconds > 0)
-    if total < 1:
-        raise InputError(f"--time is {time!r}; it must be at least a minute")
+    require(total >= 1, f"--time is {time!r}; it must be at least a minute")
     return total
 
 
@@ -171,15 +172,14 @@ def allocate(config: ClusterConfig) -> Allocation:
         gpus = config.gpus_per_task * (config.tasks_per_node or 1)
     elif gpus is None:
         gpus = 1 if config.cluster == "slurm" else len(local_gpus())
-    if config.cluster != "slurm" and gpus > 0 and gpus > len(local_gpus()):
-        raise InputError(f"--gpus-per-node is {gpus}; torch can use {len(local_gpus())} GPUs of this machine")
+    if config.cluster != "slurm" and gpus > 0:
+        here = len(local_gpus())
+        require(gpus <= here, f"--gpus-per-node is {gpus}; torch can use {here} GPUs of this machine")
     tasks = config.tasks_per_node or (1 if config.cluster == "debug" or config.gpus_per_task else max(gpus, 1))
-    if gpus and tasks > gpus:
-        raise InputError(
-            f"--tasks-per-node is {tasks}, more than the {gpus} GPUs of a node; use 1 to {gpus}, or --gpus-per-node 0"
-        )
-    if config.cluster == "debug" and tasks > 1:
-        raise InputError(f"--tasks-per-node is {tasks}; --cluster debug has one process: use --cluster local")
+    shared = f"--tasks-per-node is {tasks}, more than the {gpus} GPUs of a node; use 1 to {gpus}, or --gpus-per-node 0"
+    require(not gpus or tasks <= gpus, shared)
+    one = f"--tasks-per-node is {tasks}; --cluster debug has one process: use --cluster local"
+    require(config.cluster != "debug" or tasks == 1, one)
     return Allocation(nodes=config.nodes, gpus=gpus, tasks=tasks)
 
 
@@ -202,10 +202,10 @@ def free_port() -> int:
 
 def require_slurm() -> None:
     """Raise InputError on a machine without SLURM's commands."""
-    if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        raise InputError(
-            "there is no sbatch on PATH; use --cluster local to run here, or --dry-run to see what would be submitted"
-        )
+    found = shutil.which("sbatch") and shutil.which("srun")
+    require(
+        bool(found), "there is no sbatch on PATH; use --cluster local to run here, or --dry-run to see the job script"
+    )
 
 
 SAME = (

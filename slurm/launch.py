@@ -24,7 +24,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from ppma.common.files import write_text
 from ppma.config.command import DONE, WRONG_INPUT, run
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, require
 from ppma.slurm import snapshot
 from ppma.slurm.cluster import Script, allocate, executor, require_slurm, sbatch_script
 from ppma.slurm.foreground import follow
@@ -103,8 +103,8 @@ def _submit(stages: Sequence[Stage], cluster: Verb, console: Console) -> int:
     check_inputs(stages)
     check(cluster)
     for stage in stages:
-        if active := active_jobs(stage.folder):
-            raise InputError(f"{stage.folder} is in the queue as job {', '.join(active)}; scancel it first")
+        active = active_jobs(stage.folder)
+        require(not active, f"{stage.folder} is in the queue as job {', '.join(active)}; scancel it first")
     if cluster.require_clean:
         snapshot.require_clean(snapshot.source_root())
     ids = _submit_all(stages, cluster, console)

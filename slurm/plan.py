@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 from ppma.cli import COMMANDS
 from ppma.config.command import DONE, parse, parse_known, run
-from ppma.config.errors import InputError
+from ppma.config.errors import require, require_at_least
 from ppma.config.flags import resolve
 from ppma.config.run import RunConfig, check_ranks, check_run_folder
 from ppma.loaders.sources import catalog
@@ -93,8 +93,7 @@ class Shards(Verb):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.parts < 1:
-            raise InputError(f"--parts is {self.parts}; it must be at least 1")
+        require_at_least(1, self, "--", "parts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,12 +171,11 @@ def check_inputs(stages: Sequence[Stage]) -> None:
         for name, split in splits:
             entry = data.entry(name, split)
             for what, path in (("manifest", entry.manifest), ("root", entry.root), ("store", entry.store)):
-                if path is not None and not path.exists():
-                    raise InputError(f"{data.path}, [{name}.{entry.split}]: {what} {path} does not exist")
+                there = path is None or path.exists()
+                require(there, f"{data.path}, [{name}.{entry.split}]: {what} {path} does not exist")
         for start in config.starts:
-            if not start.exists() and not any(start.is_relative_to(folder) for folder in coming):
-                flag = "--average" if config.average else "--init"
-                raise InputError(f"{flag} {start}: there is no such run or checkpoint")
+            there = start.exists() or any(start.is_relative_to(folder) for folder in coming)
+            require(there, f"{'--average' if config.average else '--init'} {start}: there is no such run or checkpoint")
         if config.privacy == "strict":
             _check_strict(config, coming)
 
@@ -207,8 +205,8 @@ def _pretrain_runs(launch: Pretrain, flags: Sequence[str], prog: str) -> list[Ru
         _with_absolute_paths(resolve(recipe, [*flags, *shlex.split(more)], prog=prog), launch.runs)
         for recipe, more in ((launch.mae, launch.mae_flags), (launch.align, launch.align_flags))
     )
-    if mae.run_dir == align.run_dir:
-        raise InputError(f"both stages would write to {mae.run_dir}; use --runs, in which each gets its own folder")
+    apart = mae.run_dir != align.run_dir
+    require(apart, f"both stages would write to {mae.run_dir}; use --runs, in which each gets its own folder")
     if launch.stage == "both" or align.init is None:
         align = replace(align, init=mae.run_dir / "checkpoints" / "latest")
     return {"mae": [mae], "align": [align], "both": [mae, align]}[launch.stage]
@@ -249,12 +247,9 @@ def _evaluation(test: Evaluate, flags: list[str], prog: str) -> Stage:
     from ppma.training.run import run_folder
     from ppma.transfer.evaluate import Options
 
-    if not test.checkpoint or not test.dataset:
-        raise InputError("evaluate needs --checkpoint RUN and --dataset NAME")
-    if len(test.seed) > 1 and "{seed}" not in test.checkpoint:
-        raise InputError(
-            f'--checkpoint {test.checkpoint} names one run for {len(test.seed)} seeds; write "{{seed}}" in it'
-        )
+    require(bool(test.checkpoint and test.dataset), "evaluate needs --checkpoint RUN and --dataset NAME")
+    one_run = f'--checkpoint {test.checkpoint} names one run for {len(test.seed)} seeds; write "{{seed}}" in it'
+    require(len(test.seed) < 2 or "{seed}" in test.checkpoint, one_run)
     calls = []
     for dataset, seed in itertools.product(test.dataset, test.seed or ("",)):
         checkpoint = test.checkpoint.replace("{dataset}", dataset).replace("{seed}", str(seed))
@@ -271,14 +266,12 @@ def _evaluation(test: Evaluate, flags: list[str], prog: str) -> Stage:
 def _study(cluster: Verb, flags: list[str], prog: str) -> list[Stage]:
     """Plan the missing runs of a study; launching again after a failure submits only what is still missing."""
     options = parse(StudyConfig, flags, prog=prog)
-    planned = plan_study(options, draw=False)
-    if any(not run.config.data or not run.config.data.exists() for run in planned.runs if run.config):
-        raise InputError(
-            f"the data of {options.spec} is not drawn yet; run: ppma study {options.spec} --out {options.out} --only data"
-        )
+    planned = plan_study(options, make_data=False)
+    there = all(run.config.data and run.config.data.exists() for run in planned.runs if run.config)
+    render = f"ppma study {options.spec} --out {options.out} --only data"
+    require(there, f"the data of {options.spec} is not rendered yet; run: {render}")
     levels = study_levels(planned)
-    if not levels:
-        raise InputError(f"all {len(planned.runs)} runs are done; for the table: ppma report {options.out}")
+    require(bool(levels), f"all {len(planned.runs)} runs are done; for the table: ppma report {options.out}")
     ranks, folder, stages = allocate(cluster).ranks, _new_folder("study", cluster.runs), []
     for number, runs in enumerate(levels):
         name = f"study-{number}"
@@ -311,11 +304,11 @@ def _study_job(run: Run, options: StudyConfig, cluster: ClusterConfig, ranks: in
 
 def _command(verb: str, shards: Shards, flags: list[str]) -> list[Stage]:
     """One job, or an array of parts and a job that merges them. The command's own dry run reports a wrong flag first."""
-    if allocate(shards).ranks > 1:
-        raise InputError(f"--nodes {shards.nodes}: {verb} runs in one task; use --parts N for N tasks")
+    one_task = allocate(shards).ranks == 1
+    require(one_task, f"--nodes {shards.nodes}: {verb} runs in one task; use --parts N for N tasks")
     main = importlib.import_module(COMMANDS[verb].module).main
-    if (code := run(main, [*flags, "--dry-run"], prog=f"ppma {verb}")) != DONE:
-        raise InputError(f"`ppma {verb}` refuses these flags, see above (exit code {code})")
+    code = run(main, [*flags, "--dry-run"], prog=f"ppma {verb}")
+    require(code == DONE, f"`ppma {verb}` refuses these flags, see above (exit code {code})")
     folder = _new_folder(verb, shards.runs)
     summary = {"command": shlex.join(["ppma", verb, *flags]), "parts": str(shards.parts)}
 

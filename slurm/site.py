@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, require
 from ppma.slurm.cluster import ClusterConfig, allocate, minutes
 
 log = logging.getLogger(__name__)
@@ -49,16 +49,17 @@ def with_site(config: C, argv: Sequence[str]) -> C:
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"--site {path}: {error}") from None
     names = [field.name for field in dataclasses.fields(ClusterConfig) if field.name != "site"]
-    if unknown := sorted(settings.keys() - set(names)):
-        raise InputError(f"{path}: unknown setting {unknown[0]}; the settings are {', '.join(names)}")
+    for name in settings:
+        require(name in names, f"{path}: unknown setting {name}; the settings are {', '.join(names)}")
     if isinstance(table := settings.get("slurm"), dict):
         settings["slurm"] = [f"{key}={value}" for key, value in table.items()]
     for name, value in settings.items():
         default = getattr(config, name)
         if isinstance(value, list):
             settings[name] = tuple(map(str, value))
-        elif isinstance(default, (bool, int, str)) and type(value) is not type(default):
-            raise InputError(f"{path}: {name} is {value!r}; it must be {type(default).__name__}, as {default!r}")
+        elif isinstance(default, (bool, int, str)):
+            kind = type(default)
+            require(type(value) is kind, f"{path}: {name} is {value!r}; it must be {kind.__name__}, as {default!r}")
     return dataclasses.replace(config, **settings)
 
 
@@ -88,8 +89,7 @@ def _ask(*command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except subprocess.TimeoutExpired:
         raise InputError(f"{command[0]} does not answer within 60 s: is the cluster's controller up?") from None
-    if done.returncode:
-        raise InputError(f"{command[0]} does not answer: {' '.join((done.stderr or done.stdout).split())}")
+    require(not done.returncode, f"{command[0]} does not answer: {' '.join((done.stderr or done.stdout).split())}")
     return done.stdout
 
 
@@ -110,8 +110,7 @@ def _partition_nodes(config: ClusterConfig) -> list[Node]:
     if partition is None:
         raise InputError(f"there is no default partition; give --partition: {names}")
     found = [node for node in nodes if node.partition in partition.split(",")]
-    if not found:
-        raise InputError(f"--partition is {partition}; the partitions are {names}")
+    require(bool(found), f"--partition is {partition}; the partitions are {names}")
     return found
 
 
@@ -130,8 +129,7 @@ def check(config: ClusterConfig) -> None:
          f"with {allocation.tasks} tasks a node, nodes of {where} have up to"),
     )  # fmt: skip
     for flag, asked, most, whose in limits:
-        if asked > most:
-            raise InputError(f"{flag} is {asked}; {whose} {most}")
+        require(asked <= most, f"{flag} is {asked}; {whose} {most}")
     longest = max(node.time_limit for node in nodes)
     if minutes(config.time) > longest:
         days, rest = divmod(int(longest), 1440)
@@ -147,9 +145,9 @@ def _check_nodelist(nodelist: str, nodes: list[Node], where: str) -> None:
     known = {node.name: node for node in nodes}
     usable = _sorted(node.name for node in nodes if node.usable) or "none"
     for name in _ask("scontrol", "show", "hostnames", nodelist).split():
-        if name not in known or not known[name].usable:
-            state = known[name].state if name in known else f"no node of {where}"
-            raise InputError(f"--nodelist: {name} is {state}; usable nodes of {where} are {usable}")
+        state = known[name].state if name in known else f"no node of {where}"
+        fine = name in known and known[name].usable
+        require(fine, f"--nodelist: {name} is {state}; usable nodes of {where} are {usable}")
 
 
 ALLOWED = (

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ppma
-from ppma.config.errors import InputError
+from ppma.config.errors import require
 
 PARTS = ("ppma", "loaders", "kernels", "slurm")
 CODE = "code"
@@ -65,13 +65,10 @@ def take(run_dir: Path, root: Path | None = None) -> Snapshot:
 
 def require_clean(root: Path) -> None:
     """Raise InputError if the working tree differs from its last commit, or is no git checkout."""
-    if _git(root, "rev-parse", "HEAD") is None:
-        raise InputError(f"--require-clean: {root} is no git checkout; clone the repository, or leave the flag out")
-    if changed := _changes(root):
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise InputError(
-            f"--require-clean: {', '.join(changed[:5])}{more} in {root} not committed; commit, or leave the flag out"
-        )
+    is_checkout, changed = _git(root, "rev-parse", "HEAD") is not None, _changes(root)
+    require(is_checkout, f"--require-clean: {root} is no git checkout; clone the repository, or leave the flag out")
+    names = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+    require(not changed, f"--require-clean: {names} in {root} not committed; commit, or leave the flag out")
 
 
 def _git(root: Path, *words: str) -> str | None:

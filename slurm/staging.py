@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from ppma.common.files import atomic_path
 from ppma.common.progress import Progress
-from ppma.config.errors import InputError
+from ppma.config.errors import require
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.catalog import Entry
 from ppma.privacy import verdict
@@ -71,8 +71,8 @@ def _stage_source(entry: Entry, folder: Path) -> Entry:
         log.info("staging %s: already in %s", name, place)
         return staged
     total, free = sum(size for _, size, _ in stats), shutil.disk_usage(folder).free
-    if total > free:
-        raise InputError(f"--stage-to {folder}: {name} takes {total / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there")
+    sizes = f"{name} takes {total / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there"
+    require(total <= free, f"--stage-to {folder}: {sizes}")
     temp_path = folder / f".{place.name}.part"
     shutil.rmtree(temp_path, ignore_errors=True)  # of a job that was killed while it copied
     (temp_path / entry.store.name).mkdir(parents=True)

@@ -16,16 +16,14 @@ from typing import Literal
 from rich.console import Console
 
 from ppma.config import recipes
-from ppma.config.command import DONE, RUN_AGAIN, parse
-from ppma.config.errors import InputError
+from ppma.config.command import DONE, RUN_AGAIN, check_ranges, parse
 from ppma.loaders.sources import catalog
 from ppma.study import spec, work
-from ppma.study.draw import ACTIONS, REAL, DrawConfig, draw, draw_config
+from ppma.study.data import ACTIONS, REAL, DataConfig, data_config, make_data
 
 log = logging.getLogger(__name__)
 
 SPEC = Path(__file__).with_name("demo.toml")
-MAX_SEEDS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +47,7 @@ class DemoConfig:
     """List the runs and do nothing."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.seeds <= MAX_SEEDS:
-            raise InputError(f"--seeds is {self.seeds}; it must be 1 to {MAX_SEEDS}")
+        check_ranges(self, seeds=(1, 20))
 
 
 def study_of(config: DemoConfig) -> spec.Study:
@@ -59,7 +56,7 @@ def study_of(config: DemoConfig) -> spec.Study:
     return replace(study, seeds=tuple(range(config.seeds)), flags=study.flags + workers)
 
 
-def on_own_clips(study: spec.Study, settings: DrawConfig) -> spec.Study:
+def on_own_clips(study: spec.Study, settings: DataConfig) -> spec.Study:
     """Return the study with the user's clips in place of the rendered scenes.
 
     Without at least two class folders stage 2 learns from the actions alone. Stage 1 takes as many steps on few clips as on many.
@@ -88,8 +85,8 @@ def run(config: DemoConfig) -> None:
 
     with work.lock(config.out):
         study = study_of(config)
-        settings = draw_config(study, config.out, config.videos, config.workers)
-        draw(settings)
+        settings = data_config(study, config.out, config.videos, config.workers)
+        make_data(settings)
         study = study if config.videos is None else on_own_clips(study, settings)
         planned = work.plan_runs(study, config.out, settings.data, device=config.device)
         listing = work.do_missing(planned, config.out)
@@ -102,9 +99,9 @@ def main(argv: list[str]) -> int:
 
     config = parse(DemoConfig, argv, prog="ppma demo")
     study = study_of(config)
-    settings = draw_config(study, config.out, config.videos, config.workers)
+    settings = data_config(study, config.out, config.videos, config.workers)
     if config.dry_run:
-        work.show(work.plan_runs(study, config.out, settings.data, device=config.device, drawn=False))
+        work.show(work.plan_runs(study, config.out, settings.data, device=config.device, complete=False))
         log.info("about ten minutes on two cores per seed; would write %s", config.out)
         return DONE
     try:

@@ -27,7 +27,7 @@ from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models import pictures
 from ppma.models.mae import MaskedAutoencoder
-from ppma.study.draw import REAL, SCENES, DrawConfig
+from ppma.study.data import REAL, SCENES, DataConfig
 from ppma.study.results import Collection, collect
 from ppma.study.table import Grid, percent
 from ppma.training.run import open_run
@@ -131,7 +131,7 @@ What to type next, with your human-removed clips in DIR/<class>/:
     python slurm/launch.py pretrain --nodes 8          (the paper's run, on a cluster)"""
 
 
-def write_report(listing: Path, settings: DrawConfig, console: Console) -> Findings:
+def write_report(listing: Path, settings: DataConfig, console: Console) -> Findings:
     """Write table, figures and TensorBoard page to `report/` next to the listing, and print table and paragraph.
 
     Args:
@@ -236,7 +236,7 @@ def _first_of_each(manifest: Manifest, most: int) -> list[int]:
     return [rows[i] for i in np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
 
 
-def clips_figure(settings: DrawConfig) -> Figure:
+def clips_figure(settings: DataConfig) -> Figure:
     """Draw frames of scenes without people, of learned actions, and of new actions by unseen people."""
     data = catalog.read(settings.data)
     loader = LoaderConfig(size=96, frames=pictures.FRAMES_SHOWN, short_side=96, crop="center", views=1)

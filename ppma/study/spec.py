@@ -35,7 +35,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, require
 from ppma.config.recipes import recipe
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -142,37 +142,30 @@ _TYPES: dict[object, tuple[Callable[[object], bool], str]] = {
 def _fill(kind: type, table: Mapping[str, Any], fixed: dict[str, Any], where: str) -> Any:
     """Return an instance of `kind` from a TOML table, whose keys must be fields and have their types."""
     known = {field.name: field.type for field in fields(kind) if field.name not in fixed}
-    if unknown := [key for key in table if key not in known]:
-        raise InputError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(known)}")
+    for key in table:
+        require(key in known, f"{where}: unknown key {key!r}; the keys are {', '.join(known)}")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     for key, value in given.items():
         fits, what = _TYPES[known[key]]
-        if not fits(value):
-            raise InputError(f"{where}: {key} = {table[key]!r}; it must be {what}")
+        require(fits(value), f"{where}: {key} = {table[key]!r}; it must be {what}")
     try:
         return kind(**given, **fixed)
     except TypeError as error:
         raise InputError(f"{where}: {str(error).rpartition(': ')[2]} is required") from None
 
 
-def _refuse(where: str, *faults: tuple[bool, str]) -> None:
-    """Raise InputError with the first message whose condition holds."""
-    for wrong, message in faults:
-        if wrong:
-            raise InputError(f"{where}: {message}")
-
-
 def _check(study: Study, path: Path) -> None:
     for name in (study.name, *study.pretrain, *study.protocol, *study.datasets):
-        _refuse(str(path), (not _NAME.fullmatch(name), f"{name!r} is no name; use letters, digits, - and _"))
+        is_name = _NAME.fullmatch(name) is not None
+        require(is_name, f"{path}: {name!r} is no name; use letters, digits, - and _")
     for key in ("seeds", "datasets"):
-        values, unique = getattr(study, key), set(getattr(study, key))
-        _refuse(str(path), (not values, f"{key} is empty"), (len(unique) < len(values), f"{key} names one twice"))
-    methods = [method.name for method in study.methods]
+        values = getattr(study, key)
+        require(bool(values), f"{path}: {key} is empty")
+        require(len(set(values)) == len(values), f"{path}: {key} names one twice")
+    methods = ("", *(method.name for method in study.methods))
     for key in ("compare", "humans"):
-        value = getattr(study, key)
-        known = f"pre-trainings with a title are {', '.join(methods)}"
-        _refuse(str(path), (bool(value) and value not in methods, f"{key} = {value!r}; {known}"))
+        known = f"pre-trainings with a title are {', '.join(methods[1:])}"
+        require(getattr(study, key) in methods, f"{path}: {key} = {getattr(study, key)!r}; {known}")
     for pretrain in study.pretrain.values():
         _check_pretrain(study, pretrain, f"{path}, [pretrain.{pretrain.name}]")
     for protocol in study.protocol.values():
@@ -181,27 +174,24 @@ def _check(study: Study, path: Path) -> None:
 
 def _check_recipe(text: str, where: str) -> None:
     words = shlex.split(text)
-    _refuse(where, (not words, "recipe is empty; name one, followed by its flags"))
+    require(bool(words), f"{where}: recipe is empty; name one, followed by its flags")
     recipe(words[0])
 
 
 def _check_pretrain(study: Study, pretrain: Pretrain, where: str) -> None:
     ways = sum(map(bool, (pretrain.recipe, pretrain.average, pretrain.checkpoint)))
-    strange = [name for name in pretrain.protocols if name not in study.protocol]
-    mixes = bool(pretrain.recipe and pretrain.title and not pretrain.init and len(pretrain.adaptive) > 1)
-    shares = len(pretrain.weights) in (0, len(pretrain.average))
-    _refuse(
-        where,
-        (ways > 1, "give one of recipe, average and checkpoint"),
-        (not ways and not pretrain.title, "random weights (no recipe, average or checkpoint) need a title"),
-        (bool(pretrain.init and not pretrain.recipe), "init requires a recipe"),
-        (
-            bool(pretrain.adaptive) and not mixes,
-            "adaptive takes at least two names, a title, and a recipe without init",
-        ),
-        (bool(strange), f"there is no protocol {strange[:1]}; the protocols are {', '.join(study.protocol)}"),
-        (len(pretrain.average) == 1 or not shares, "average takes at least two names, and no weights or as many"),
-    )
+    require(ways < 2, f"{where}: give one of recipe, average and checkpoint")
+    named = bool(ways or pretrain.title)
+    require(named, f"{where}: random weights (no recipe, average or checkpoint) need a title")
+    require(bool(pretrain.recipe or not pretrain.init), f"{where}: init requires a recipe")
+    mixes = pretrain.recipe and pretrain.title and not pretrain.init and len(pretrain.adaptive) > 1
+    adaptive = f"{where}: adaptive takes at least two names, a title, and a recipe without init"
+    require(bool(mixes or not pretrain.adaptive), adaptive)
+    for name in pretrain.protocols:
+        known = f"the protocols are {', '.join(study.protocol)}"
+        require(name in study.protocol, f"{where}: there is no protocol {name!r}; {known}")
+    paired = len(pretrain.average) != 1 and len(pretrain.weights) in (0, len(pretrain.average))
+    require(paired, f"{where}: average takes at least two names, and no weights or as many")
     if pretrain.recipe:
         _check_recipe(pretrain.recipe, where)
     _check_ancestors(study, pretrain, (pretrain.name,), where)
@@ -209,18 +199,11 @@ def _check_pretrain(study: Study, pretrain: Pretrain, where: str) -> None:
 
 def _check_ancestors(study: Study, pretrain: Pretrain, below: tuple[str, ...], where: str) -> None:
     for name in pretrain.needs:
-        known = ", ".join(study.pretrain)
-        _refuse(
-            where, (name not in study.pretrain, f"there is no pre-training {name!r}; the pre-trainings are {known}")
-        )
+        known = f"the pre-trainings are {', '.join(study.pretrain)}"
+        require(name in study.pretrain, f"{where}: there is no pre-training {name!r}; {known}")
+        require(name not in below, f"{where}: {' <- '.join([*below, name])} is a cycle")
         above = study.pretrain[name]
-        _refuse(
-            where,
-            (name in below, f"{' <- '.join([*below, name])} is a cycle"),
-            (bool(above.adaptive), f"{name} is mixed for each test and has no weights to start from"),
-            (
-                not (above.recipe or above.average or above.checkpoint),
-                f"{name} is random weights; leave init out to start from scratch",
-            ),
-        )
+        require(not above.adaptive, f"{where}: {name} is mixed for each test and has no weights to start from")
+        made = bool(above.recipe or above.average or above.checkpoint)
+        require(made, f"{where}: {name} is random weights; leave init out to start from scratch")
         _check_ancestors(study, above, (*below, name), where)

@@ -68,28 +68,34 @@ class Planned:
     states: tuple[State, ...]
 
 
-def plan(options: StudyConfig, *, draw: bool) -> Planned:
+def plan(options: StudyConfig, *, make_data: bool) -> Planned:
     """Plan the runs of a study.
 
     Args:
         options: The study's spec and folder.
-        draw: Render missing data first. Otherwise the keys of such a study are provisional.
+        make_data: Render missing data first. Otherwise the keys of such a study are provisional.
     """
     study = spec.read(options.spec)
     if study.draw is None and options.videos is None:
         return plan_runs(study, options.out, catalog_of(study), device=options.device)
-    from ppma.study import draw as drawing  # imports the renderer
+    from ppma.study import data  # imports the renderer
 
-    settings = drawing.draw_config(study, options.out.absolute() / "data", options.videos, options.workers)
-    if draw:
-        drawing.draw(settings)
-    added = {} if options.videos is None else {drawing.SCENES: drawing.REAL}
-    drawn = draw or drawing.is_drawn(settings)
-    return plan_runs(study, options.out, settings.data, device=options.device, added=added, drawn=drawn)
+    settings = data.data_config(study, options.out.absolute() / "data", options.videos, options.workers)
+    if make_data:
+        data.make_data(settings)
+    added = {} if options.videos is None else {data.SCENES: data.REAL}
+    complete = make_data or data.is_complete(settings)
+    return plan_runs(study, options.out, settings.data, device=options.device, added=added, complete=complete)
 
 
 def plan_runs(
-    study: spec.Study, out: Path, data: Path, *, device: Device, added: dict[str, str] | None = None, drawn: bool = True
+    study: spec.Study,
+    out: Path,
+    data: Path,
+    *,
+    device: Device,
+    added: dict[str, str] | None = None,
+    complete: bool = True,
 ) -> Planned:
     """Plan the runs of a study on a data catalog.
 
@@ -99,9 +105,9 @@ def plan_runs(
         data: The data catalog.
         device: Device of the runs.
         added: Sources that stage 1 reads in addition, by the source that they are added to.
-        drawn: Whether the manifests exist; without them keys are provisional.
+        complete: Whether the manifests exist; without them keys are provisional.
     """
-    hash_of = seal.manifest_hashes if drawn else lambda _: {}
+    hash_of = seal.manifest_hashes if complete else lambda _: {}
     planner = Planner(study, out.absolute() / "runs", data.absolute(), hash_of=hash_of, added=added)
     runs = tuple(
         replace(run, config=run.config and replace(run.config, device=device)) for run in planner.runs_in_order()
@@ -207,7 +213,7 @@ def lock(out: Path) -> Iterator[None]:
 
 
 def _do_only(options: StudyConfig, name: str) -> None:
-    planned = plan(options, draw=name == "data")
+    planned = plan(options, make_data=name == "data")
     if name == "data":
         return
     for run, state in zip(planned.runs, planned.states):
@@ -222,7 +228,7 @@ def main(argv: list[str]) -> int:
     """Run `ppma study ARGV`."""
     options = parse(StudyConfig, argv, prog="ppma study")
     if options.dry_run:
-        show(plan(options, draw=False))
+        show(plan(options, make_data=False))
         return DONE
     from ppma.train import Stopped
 
@@ -231,7 +237,7 @@ def main(argv: list[str]) -> int:
             _do_only(options, options.only)
             return DONE
         with lock(options.out):
-            file = do_missing(plan(options, draw=True), options.out)
+            file = do_missing(plan(options, make_data=True), options.out)
     except Stopped:
         sys.stderr.write("ppma study: stopped cleanly; run the same command again to continue\n")
         return RUN_AGAIN

@@ -148,11 +148,11 @@ def test_finished_runs_are_not_submitted_again(spec, tmp_path):
     from ppma.study.work import plan as planned
 
     options = StudyConfig(spec=tmp_path / spec, out=tmp_path / "runs/study")
-    for run in planned(options, draw=False).runs:
+    for run in planned(options, make_data=False).runs:
         if run.seed == 0 or run.name == "stage1":
             end(run)
     assert [len(stage.jobs) for stage in plan("study", [spec, *ARGV])[1]] == [4, 3, 2]
-    for run in planned(options, draw=False).runs:
+    for run in planned(options, make_data=False).runs:
         if run.state() == "open":
             end(run)
     with pytest.raises(InputError, match="ppma report runs/study"):

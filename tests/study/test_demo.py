@@ -17,7 +17,7 @@ from ppma import train as training
 from ppma.cli import main as ppma
 from ppma.common.statistics import paired_bootstrap, top_k_correct
 from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT
-from ppma.study import demo, draw, work
+from ppma.study import data, demo, work
 from ppma.study.demo_report import find
 from ppma.study.results import collect
 from ppma.synthetic import CLASSES
@@ -87,7 +87,7 @@ def test_all_clips_are_synthetic_and_the_splits_are_disjoint(once):
     tables = sorted((out / "clips").rglob("*.csv"))
     assert [path.name for path in tables] == ["train.csv", "train_empty.csv", "train.csv", "test.csv"]
     assert {row["domain"] for path in tables for row in csv.DictReader(path.open())} == {"synthetic"}
-    full = draw.DrawConfig(out=out)
+    full = data.DataConfig(out=out)
     assert not set(full.learned) & set(full.new) and len(full.learned) == 20 and len(full.new) == 10
     assert set(full.learned) | set(full.new) == set(CLASSES) and len(full.new) * full.test_clips >= 300
 
@@ -105,7 +105,7 @@ def test_a_full_disk_asks_for_the_same_command_again(tmp_path, monkeypatch, caps
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(draw, "generate", full)
+    monkeypatch.setattr(data, "generate", full)
     assert run(tmp_path / "demo") == RUN_AGAIN and "No space left" in capsys.readouterr().err
 
 
@@ -118,10 +118,10 @@ def test_own_clips_replace_the_scenes(once, clip_tree, tmp_path):
     out, _ = once
     (tmp_path / "data.toml").write_text(re.sub(r'"(clips/|\w+\.beton)', rf'"{out}/\1', (out / "data.toml").read_text()))
     study = demo.study_of(demo.DemoConfig(out=tmp_path))
-    settings = draw.draw_config(study, tmp_path, videos, 1)
-    assert not draw.is_packed(settings, draw.REAL)
-    draw.index_videos(settings, videos)
-    assert draw.is_packed(settings, draw.REAL)
+    settings = data.data_config(study, tmp_path, videos, 1)
+    assert not data.is_packed(settings, data.REAL)
+    data.index_videos(settings, videos)
+    assert data.is_packed(settings, data.REAL)
     assert damaged.name in (tmp_path / "real_as_found.csv").read_text()
     assert damaged.name not in (tmp_path / "real.csv").read_text()
     assert {row["domain"] for row in csv.DictReader((tmp_path / "real.csv").open())} == {"human-removed"}
@@ -149,7 +149,7 @@ def test_the_claim(tmp_path):
     """The demo as it is: better than random weights and than stage 1 alone, and by motion, each with an interval above zero."""
     out = tmp_path / "demo"
     subprocess.run([sys.executable, "-m", "ppma", "demo", "--out", str(out)], check=True)
-    findings = find(collect(out), draw.NEW)
+    findings = find(collect(out), data.NEW)
     assert findings.clips >= 300
     behind = {row.method: row.behind for row in findings.rows}
     assert behind["random"].low > 0 and behind["scenes"].low > 0

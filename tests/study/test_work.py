@@ -172,7 +172,7 @@ def test_own_clips_are_read_in_addition_to_the_scenes(once, clip_tree):
     """They are indexed as human-removed on the user's word; stage 1 is then another run, and so is what starts from it."""
     out, _ = once
     options = work.StudyConfig(spec=out.parent / "spec.toml", out=out, videos=clip_tree, workers=1, device="cpu")
-    planned = work.plan(options, draw=True)
+    planned = work.plan(options, make_data=True)
     runs = {run.name: (run.config, state) for run, state in zip(planned.runs, planned.states)}
     assert runs["stage1"][0].sources == ("scenes", "real") and runs["full"][0].sources == ("actions", "scenes")
     assert {name for name, (_, state) in runs.items() if state == "done"} == {"random.probe.transfer"}

@@ -1,6 +1,6 @@
 """Render and pack the data of a study with a [draw] table: clips of virtual people, scenes without people, and the user's own clips.
 
-    DrawConfig  ->  OUT/{clips, *.beton, data.toml}, with the sources actions, scenes, transfer and, with --videos, real
+    DataConfig  ->  OUT/{clips, *.beton, data.toml}, with the sources actions, scenes, transfer and, with --videos, real
 
 Finished clips and packed sources are kept, so the same call continues after a stop.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 from ppma.common.progress import Progress
 from ppma.config import recipes
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, require, require_at_least
 from ppma.data import index, pack
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Clip, Manifest
@@ -39,7 +39,7 @@ SETS = (ACTIONS, "probe", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawConfig:
+class DataConfig:
     """What to render. The fields from `learned` on are the keys of a spec's [draw] table."""
 
     out: Path
@@ -60,19 +60,12 @@ class DrawConfig:
     """Test clips per new action, of unseen people."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "learned_clips", "probe_clips", "test_clips"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if both := sorted(set(self.learned) & set(self.new)):
-            raise InputError(
-                f"new: {', '.join(both)} would be learned in stage 2 already; transfer needs other actions"
-            )
-        if len(self.learned) < 2 or len(self.new) < 2:
-            raise InputError("learned and new need at least two actions each")
-        if self.videos is not None and not self.videos.is_dir():
-            raise InputError(
-                f"--videos {self.videos}: no such folder; give one with human-removed clips, <class>/<video>"
-            )
+        require_at_least(1, self, "", "workers", "learned_clips", "probe_clips", "test_clips")
+        both = sorted(set(self.learned) & set(self.new))
+        require(not both, f"new: {', '.join(both)} would be learned in stage 2 already; transfer needs other actions")
+        require(min(len(self.learned), len(self.new)) > 1, "learned and new need at least two actions each")
+        found = self.videos is None or self.videos.is_dir()
+        require(found, f"--videos {self.videos}: no such folder; give one with human-removed clips, <class>/<video>")
 
     @property
     def data(self) -> Path:
@@ -84,7 +77,7 @@ TABLE = ("learned", "new", "learned_clips", "probe_clips", "test_clips")
 """Keys of a spec's [draw] table."""
 
 
-def draw_config(study: Study, out: Path, videos: Path | None, workers: int) -> DrawConfig:
+def data_config(study: Study, out: Path, videos: Path | None, workers: int) -> DataConfig:
     """Return what to render for a study.
 
     Args:
@@ -102,26 +95,25 @@ def draw_config(study: Study, out: Path, videos: Path | None, workers: int) -> D
         )
     given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in study.draw.items()}
     for key, value in given.items():
-        if key not in TABLE:
-            raise InputError(f"[draw]: unknown key {key!r}; the keys are {', '.join(TABLE)}")
-        if not isinstance(value, type(getattr(DrawConfig, key))):
-            raise InputError(f"[draw]: {key} = {value!r}; its default is {getattr(DrawConfig, key)!r}")
-    return DrawConfig(out=out, videos=videos, workers=workers, **given)
+        require(key in TABLE, f"[draw]: unknown key {key!r}; the keys are {', '.join(TABLE)}")
+        default = getattr(DataConfig, key)
+        require(isinstance(value, type(default)), f"[draw]: {key} = {value!r}; its default is {default!r}")
+    return DataConfig(out=out, videos=videos, workers=workers, **given)
 
 
-def draw(config: DrawConfig) -> None:
+def make_data(config: DataConfig) -> None:
     """Render, pack and catalog what is missing.
 
     Raises:
         InputError: A folder was rendered with other settings.
     """
     for folder in SETS:
-        _draw_set(config, folder)
+        _render_set(config, folder)
     if config.videos is not None and not is_packed(config, REAL):
         index_videos(config, config.videos)
 
 
-def is_drawn(config: DrawConfig) -> bool:
+def is_complete(config: DataConfig) -> bool:
     """True if everything is rendered, packed and in the catalog."""
     known = catalog.read(config.data).entries
     entries = [(ACTIONS, "train"), (SCENES, "train"), (TRANSFER, "train"), (TRANSFER, "val")]
@@ -130,7 +122,7 @@ def is_drawn(config: DrawConfig) -> bool:
     return all(entry in known for entry in entries) and all(job.done() for job in clips)
 
 
-def index_videos(config: DrawConfig, videos: Path) -> None:
+def index_videos(config: DataConfig, videos: Path) -> None:
     """Index and pack the user's clips as human-removed, which the user vouches for."""
     config.out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(config.out / f"{REAL}.beton", ignore_errors=True)  # half-written by a run that was stopped
@@ -139,7 +131,7 @@ def index_videos(config: DrawConfig, videos: Path) -> None:
     _add_scenes(config, REAL, found, videos.absolute())
 
 
-def _synthesis(config: DrawConfig, folder: str) -> SynthesisConfig:
+def _synthesis(config: DataConfig, folder: str) -> SynthesisConfig:
     counts = {ACTIONS: config.learned_clips, "probe": config.probe_clips, "test": config.test_clips}
     return SynthesisConfig(
         out=config.out / "clips" / folder, classes=config.learned if folder == ACTIONS else config.new, clips=counts[folder],
@@ -148,7 +140,7 @@ def _synthesis(config: DrawConfig, folder: str) -> SynthesisConfig:
     )  # fmt: skip
 
 
-def _draw_set(config: DrawConfig, folder: str) -> None:
+def _render_set(config: DataConfig, folder: str) -> None:
     """Render one set of clips; the learned actions come with scenes without people, and both are packed."""
     synthesis = _synthesis(config, folder)
     with Progress("clips") as progress:
@@ -160,7 +152,7 @@ def _draw_set(config: DrawConfig, folder: str) -> None:
         _pack(config, ACTIONS)
 
 
-def _add_scenes(config: DrawConfig, name: str, manifest: Path, root: Path) -> None:
+def _add_scenes(config: DataConfig, name: str, manifest: Path, root: Path) -> None:
     """Catalog and pack scenes without people; clips that cannot be packed are left out.
 
     Their labels follow those of the actions, for the head that stage 2 shares. Of more clips than are rendered an evenly spaced selection
@@ -177,7 +169,7 @@ def _add_scenes(config: DrawConfig, name: str, manifest: Path, root: Path) -> No
         _add_and_pack(config, name, [clip for i, clip in enumerate(clips) if i not in refused], root)
 
 
-def _add_and_pack(config: DrawConfig, name: str, clips: Sequence[Clip], root: Path) -> set[int]:
+def _add_and_pack(config: DataConfig, name: str, clips: Sequence[Clip], root: Path) -> set[int]:
     """Catalog and pack some clips; return the rows that could not be packed."""
     manifest = config.out / f"{name}.csv"
     Manifest.write(manifest, clips)
@@ -186,19 +178,19 @@ def _add_and_pack(config: DrawConfig, name: str, clips: Sequence[Clip], root: Pa
     return _refused(config, name)
 
 
-def _pack(config: DrawConfig, name: str) -> None:
+def _pack(config: DataConfig, name: str) -> None:
     """Pack a source: stage 2 reads each clip dozens of times, and decoding video would take as long as training."""
     flags = {"--out": config.out / f"{name}.beton", "--data": config.data, "--workers": config.workers}
     flags |= {"--short-side": recipes.DEMO_CLIP_SIZE, "--fps": recipes.DEMO_FPS}
     pack.main([name, *(str(word) for flag in flags.items() for word in flag)])
 
 
-def _refused(config: DrawConfig, name: str) -> set[int]:
+def _refused(config: DataConfig, name: str) -> set[int]:
     """Return the rows that could not be packed."""
     with (config.out / f"{name}.beton" / REJECTED).open(newline="") as file:
         return {int(row["row"]) for row in csv.DictReader(file)}
 
 
-def is_packed(config: DrawConfig, name: str) -> bool:
+def is_packed(config: DataConfig, name: str) -> bool:
     """True if all rows of a source are packed."""
     return (config.out / f"{name}.beton" / REJECTED).is_file() and not _refused(config, name)  # which is written last
