@@ -49,7 +49,7 @@ class SynthesisConfig:
     out: Path
     """Folder for the clips, <class>/<video>.mp4, and for <split>.csv, their manifest."""
     classes: tuple[str, ...] = ()
-    """Actions to render; labels are their positions in this list (default: all actions)."""
+    """Actions to render, all if none is given; labels are their positions in this list."""
     clips: int = 100
     """Clips per class, at most 100,000."""
     size: int = 128
@@ -65,14 +65,14 @@ class SynthesisConfig:
     people: int = 1
     """Largest number of people in a clip, all doing the same action, at most 6."""
     backgrounds: Path | None = None
-    """Folder of your own human-removed clips to use as backgrounds (default: rendered scenes)."""
+    """Folder of your own human-removed clips to use as backgrounds in place of rendered scenes."""
     bvh: Path | None = None
     """Folder <class>/<file>.bvh of your own motion capture; its folders become classes."""
     masks: bool = False
     """Also write the pixels of people: masks/<class>/<video>.npz with mask_THW."""
     empty: bool = False
-    """Also render each scene without people: empty/<class>/<video>.mp4 and <split>_empty.csv, labeled by kind of scene
-    (room or open, and camera motion); without labels if you give backgrounds."""
+    """Also render each scene without people: empty/<class>/<video>.mp4 and <split>_empty.csv.
+    Labels are kinds of scenes (room or open, and camera motion); none with your own backgrounds."""
     workers: int = len(os.sched_getaffinity(0))
     """Processes (default: one per core)."""
     part: str | None = None
@@ -224,10 +224,9 @@ def generate(config: SynthesisConfig, *, on_progress: Callable[[int, int], None]
     if config.merge is not None and left:
         part = jobs.index(left[0]) % config.merge
         raise InputError(f"{left[0].name} and {len(left) - 1} more are missing; run --part {part}/{config.merge} first")
-    done = len(own) - len(left)
-    on_progress(done, len(own))
-    for _ in parallel_map(make, left, config.workers):
-        done += 1
+    kept = len(own) - len(left)
+    on_progress(kept, len(own))
+    for done, _ in enumerate(parallel_map(make, left, config.workers), kept + 1):
         on_progress(done, len(own))
     manifest = config.out / f"{config.split}.csv"
     if config.part is None:

@@ -212,27 +212,13 @@ def test_the_command_reports_what_it_wrote(tmp_path, capsys):
     assert "2 clips" in capsys.readouterr().out and len(Manifest.read(tmp_path / "train.csv")) == 2
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "--classes wave fly",
-        "--classes wave wave",
-        "--size 33",
-        "--size 30",
-        "--size 2000",
-        "--clips 0",
-        "--clips many",
-        "--people 0",
-        "--people 7",
-        "--seconds 0",
-        "--fps 1000",
-        "--seed -1",
-        "--split validation",
-        "--workers 0",
-        "--backgrounds nowhere",
-        "--bvh nowhere",
-    ],
+WRONG = (
+    "--classes wave fly, --classes wave wave, --size 33, --size 30, --size 2000, --clips 0, --clips many, --people 0, --people 7, "
+    "--seconds 0, --fps 1000, --seed -1, --split validation, --workers 0, --backgrounds nowhere, --bvh nowhere"
 )
+
+
+@pytest.mark.parametrize("flags", WRONG.split(", "))
 def test_wrong_input_is_one_line(tmp_path, capsys, flags):
     assert synthesize("--out", tmp_path / "clips", *flags.split()) == WRONG_INPUT
     error = capsys.readouterr().err

@@ -39,8 +39,8 @@ class AuditConfig:
 
     ppma audit removed --originals videos --out report
 
-    The detectors are none of those that made the masks. The audit reports what they detect; it never proves that a clip
-    contains no person. A rerun after an interruption keeps finished clips.
+    The detectors are none of those that made the masks. The audit reports what they detect, with bounds; it never proves
+    that a clip contains no person. A rerun after an interruption keeps finished clips.
     """
 
     source: Annotated[Path, tyro.conf.Positional]
@@ -48,8 +48,8 @@ class AuditConfig:
     out: Path
     """Folder for report.html, audit.json, datasheet.md, croissant.json and the findings of each clip."""
     originals: Path | None = None
-    """Folder of the clips before cleaning (the files themselves, not `ori`, which is encoded again). Without it nothing
-    shows that the detectors can detect people here, and no clip can pass."""
+    """Folder of the clips before cleaning (the files themselves, not `ori`, which is encoded again).
+    Without it nothing shows that the detectors can detect people here, and no clip can pass."""
     root: Path | None = None
     """Folder that the paths of a manifest FILE.csv are relative to (default: its own)."""
     frames: int = 12

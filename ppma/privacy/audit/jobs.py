@@ -197,10 +197,9 @@ def run(jobs: Sequence[AuditJob], workers: int, on_progress: Callable[[int, int]
     """
     found = {job.pair.path: findings for job in jobs if (findings := job.found()) is not None}
     left = [job for job in jobs if job.pair.path not in found]
-    done, refused = len(found), list[str]()
-    on_progress(done, len(jobs))
-    for reason in parallel_map(inspect, left, workers):
-        done += 1
+    refused = []
+    on_progress(len(found), len(jobs))
+    for done, reason in enumerate(parallel_map(inspect, left, workers), len(found) + 1):
         on_progress(done, len(jobs))
         refused += [reason] if reason else []
     if refused:

@@ -39,7 +39,7 @@ class PlantConfig:
     clips: int = 200
     """Planted clips; every eighth is long and has a still camera."""
     plates: Path | None = None
-    """Folder of your own pictures and videos without people, for half of the clips (default: rendered places)."""
+    """Folder of your own pictures and videos without people, for half of the clips; the other places are rendered."""
     frames: int = 8
     """Frames per clip."""
     long_frames: int = 24
@@ -93,10 +93,9 @@ def main(argv: list[str]) -> int:
     claim_folder(config.out / "settings.json", config.settings(), "trials")
     left = [job for job in jobs if not job.record.is_file()]
     with Progress("clips") as progress:
-        done = len(jobs) - len(left)
-        progress(done, len(jobs))
-        for _ in parallel_map(work, left, config.workers):
-            done += 1
+        kept = len(jobs) - len(left)
+        progress(kept, len(jobs))
+        for done, _ in enumerate(parallel_map(work, left, config.workers), kept + 1):
             progress(done, len(jobs))
     page = report.write(config.out, [job.read() for job in jobs], config.settings())
     Console(highlight=False, soft_wrap=True).print(f"{page}: {len(jobs)} clips", markup=False)
