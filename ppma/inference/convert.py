@@ -270,7 +270,7 @@ def check_embedding(weights: Weights, what: str) -> None:
 
 
 def load_by_name(name: str) -> Weights:
-    """Return the released weights of a timm model, which must be one that `ppma.models.timm_models` registers or is like.
+    """Return the released weights of a timm model by its name.
 
     Raises:
         InputError: There is no such model, it does not fit, or it has no released weights. Nothing is downloaded before the shapes fit.
@@ -293,7 +293,7 @@ def load_by_name(name: str) -> Weights:
 
 
 def is_name(source: Path) -> bool:
-    """Return True for what can only be the name of a timm model: no file, no folder in it, no suffix of a weight file."""
+    """Return True for the name of a timm model: no existing file, no folder, no suffix of a weight file."""
     return (
         not source.exists() and len(source.parts) == 1 and source.suffix not in (".pth", ".pt", ".bin", ".safetensors")
     )

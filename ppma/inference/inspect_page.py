@@ -47,7 +47,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Pictures under a heading of their own."""
+    """Pictures with an optional heading."""
 
     pictures: Sequence[Picture]
     heading: str = ""

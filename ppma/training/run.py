@@ -75,12 +75,12 @@ class FinishedRun:
 
 
 def find_run(path: Path) -> Path | None:
-    """Return the run folder that a path is or is in, None where there is none."""
+    """Return the run folder that contains a path, or None."""
     return next((folder for folder in (path, *path.absolute().parents) if (folder / "config.json").is_file()), None)
 
 
 def run_folder(path: Path) -> Path:
-    """Return the run folder that a path is or is in; InputError where there is none."""
+    """Return the run folder that contains a path; raise InputError where there is none."""
     if folder := find_run(path):
         return folder
     raise InputError(f"{path}: neither a run folder nor inside one (no config.json)")

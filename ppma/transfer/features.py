@@ -199,7 +199,7 @@ def folder_of(config: RunConfig, *, learned: bool = False) -> Path:
 
 @contextlib.contextmanager
 def lock(path: Path, ranks: Ranks) -> Iterator[bool]:
-    """Hold a file that is to be made against other processes, which wait; yield whether it exists, the same on all ranks.
+    """Lock a file that is about to be written, while other processes wait; yield True on all ranks if it exists.
 
     The kernel releases the lock when a process ends, however it ends.
     """
@@ -221,7 +221,7 @@ def lock(path: Path, ranks: Ranks) -> Iterator[bool]:
 def cached_features(
     model: Encoder, manifest: Manifest, config: RunConfig, views: EvaluationConfig, *, ranks: Ranks, compute: Compute
 ) -> Features:
-    """Return `compute_features`, from the cache where any run stored those of this encoder, clips and views.
+    """Return the features of `compute_features`, from the cache if any run has stored them.
 
     Raises:
         InputError: The cached file is damaged, or a clip cannot be decoded and `views.on_bad` is "fail".

@@ -102,7 +102,7 @@ def test_leftovers_and_gaps_are_listed():
 
 
 def videomae_features(weights, video_BCTHW):
-    """VideoMAE's encoder by its own names: separate q and v biases, none on k (its code, stated anew)."""
+    """VideoMAE's encoder by its own names: separate q and v biases, none on k (restated)."""
     x = F.conv3d(video_BCTHW, weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"], stride=VIT.patch)
     x = x.flatten(2).transpose(1, 2) + sinusoid_table(VIT.tokens, VIT.width).to(x)
     for i in range(VIT.depth):
@@ -221,3 +221,12 @@ def test_a_foreign_file_given_to_init_is_told_how_to_convert(tmp_path):
     torch.save({"model": {}}, tmp_path / "videomae.pth")
     with pytest.raises(InputError, match=r"ppma convert --from PROJECT .*videomae\.pth DIR"):
         checkpoint.read_weights(tmp_path / "videomae.pth")
+
+
+def test_heads_of_several_label_spaces_are_numbered_for_ppma_and_left_out_elsewhere():
+    ours = filled(Classifier(VIT, {"synapt": 5, "no-human": 3})).state_dict()
+    theirs = write_as("ppma", ours)
+    assert torch.equal(theirs["heads.0.weight"], ours["heads.no-human.weight"])
+    assert torch.equal(theirs["heads.1.bias"], ours["heads.synapt.bias"])
+    assert {name for name in read_as("ppma", theirs)[0] if name.startswith("heads.")} >= {"heads.space1.weight"}
+    assert not any("head" in name for name in write_as("timm", ours))

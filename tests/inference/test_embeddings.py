@@ -73,7 +73,7 @@ def test_an_undecodable_clip_stops_it_or_is_marked(tiny_runs, tmp_path, capfd):
     [
         ("f.csv", ["--dataset", "made"], ".npz or .parquet"),
         ("nowhere/f.npz", ["--dataset", "made"], "nowhere"),
-        ("f.npz", ["--dataset", "nobody"], "nobody"),
+        ("f.npz", ["--dataset", "gone"], "gone"),
         ("f.npz", ["--dataset", "made", "--crops", "2"], "crops"),
     ],
 )

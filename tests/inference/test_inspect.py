@@ -78,7 +78,7 @@ def test_another_data_set_of_the_name_is_refused(tiny_runs, tmp_path, capfd):
     ("flags", "problem"),
     [
         (["--examples", "0"], "--examples"),
-        (["--sources", "nobody"], "nobody"),
+        (["--sources", "gone"], "gone"),
         (["--out", "nowhere/page.html"], "nowhere"),
     ],
 )

@@ -44,4 +44,4 @@ def test_confusions_are_counted_and_the_surest_come_first(tmp_path):
 
 
 def test_rows_are_found_by_path():
-    assert rows_of(tiny.source("made"), ["3.mp4", "nobody.mp4", "0.mp4"]) == [3, 0]
+    assert rows_of(tiny.source("made"), ["3.mp4", "gone.mp4", "0.mp4"]) == [3, 0]

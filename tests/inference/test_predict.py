@@ -74,7 +74,7 @@ def test_names_may_come_from_a_file(tiny_runs, video, tmp_path, capsys):
     ("flags", "run", "message"),
     [
         ([], "mae", "is a stage 1 run"),
-        (["--space", "nobody"], "finetune", "label spaces made"),
+        (["--space", "gone"], "finetune", "label spaces made"),
         (["--every-seconds", "0"], "finetune", "must be above 0"),
         (["--out", "nowhere/p.json"], "finetune", "a folder that exists"),
         (["--out", "p.txt"], "finetune", "give a FILE.json"),

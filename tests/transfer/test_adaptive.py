@@ -91,8 +91,8 @@ def test_shares_are_equal_at_the_start_and_the_norm_is_kept(models):
     assert torch.equal(model.shares(), torch.full_like(model.shares(), 1 / 3))
     for name, mean in average(models).items():
         assert (model.state_dict()[name] - mean).abs().max() < 1e-6, name
-    anew = AdaptiveClassifier(VIT, {"new": 5}, replace(PLAIN, keep_norm=False), models=models)
-    assert torch.equal(anew.fc_norm.weight, torch.ones(48)) and not torch.equal(model.fc_norm.weight, torch.ones(48))
+    fresh = AdaptiveClassifier(VIT, {"new": 5}, replace(PLAIN, keep_norm=False), models=models)
+    assert torch.equal(fresh.fc_norm.weight, torch.ones(48)) and not torch.equal(model.fc_norm.weight, torch.ones(48))
 
 
 def test_evaluation_and_checkpoint_see_the_shares_as_they_are_now(models):

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: every figure of result.json is counted from the scores beside it."""
+"""Every figure of result.json is computed from the scores in scores.npz."""
 
 import csv
 import json
