@@ -21,7 +21,7 @@ from rich.console import Console
 from ppma.common.files import write_csv
 from ppma.common.progress import Progress
 from ppma.config.command import DONE, parse
-from ppma.config.errors import InputError, watch_disk
+from ppma.config.errors import InputError
 from ppma.data.dataset import Dataset, Download, Splits, find, read_splits
 from ppma.data.resize import resize
 from ppma.loaders.sources import catalog
@@ -80,9 +80,9 @@ class IndexConfig:
     resize: int | None = None
     """With --dataset: re-encode clips whose short side has more pixels than this, into a new folder (256 for training at 224)."""
     domain: Literal["real", "human-removed", "synthetic"] | None = None
-    """What the pictures are (default: empty; with --dataset: what is known of it)."""
+    """Kind of footage (default: empty; with --dataset: from its table)."""
     licence: str = ""
-    """Terms of use of the footage, written in every row (with --dataset: what is known of it)."""
+    """License or terms of use of the footage, written in every row (with --dataset: from its table)."""
     check: Literal["quick", "full"] = "quick"
     """quick: read all packets and decode up to 8 key frames; full: decode every frame (10 to 20 times slower), refuse damaged files."""
     max_pixels: int = MAX_PIXELS
@@ -332,13 +332,12 @@ def _write(
         )  # fmt: skip
     rejected = out.with_suffix(".rejected.csv")
     lines = [(row.path, row.label, row.class_name, row.line or None, reason) for row, reason in refused]
-    with watch_disk(out):
-        write_csv(rejected, [("path", "label", "class_name", "line", "reason"), *lines])
-        if not clips:
-            reason, count = Counter(reason for _, reason in refused).most_common(1)[0]
-            most = f"none of {len(rows)} clips can be used ({count} of them: {reason})"
-            raise InputError(f"{config.source or out.stem}: {most}; see {rejected}")
-        Manifest.write(out, clips)
+    write_csv(rejected, [("path", "label", "class_name", "line", "reason"), *lines])
+    if not clips:
+        reason, count = Counter(reason for _, reason in refused).most_common(1)[0]
+        most = f"none of {len(rows)} clips can be used ({count} of them: {reason})"
+        raise InputError(f"{config.source or out.stem}: {most}; see {rejected}")
+    Manifest.write(out, clips)
     Manifest.read(out, root=root)  # what training reads, checked now
 
     labels, hours = {clip.label for clip in clips} - {None}, sum(clip.duration_seconds for clip in clips) / 3600

@@ -143,7 +143,7 @@ def test_an_interrupted_run_changes_no_file(clip_tree, tmp_path):
 
 def test_a_full_disk_is_one_line(clip_tree, monkeypatch, capsys):
     def fail(path, clips):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     monkeypatch.setattr(Manifest, "write", staticmethod(fail))
     assert index(clip_tree, "--out", "m.csv", "--name", "demo") == RUN_AGAIN
