@@ -1,17 +1,81 @@
-"""Detectors on what is known: tiles cover the picture, and drawn people are found where they are."""
+"""Detectors and segmenters: boxes and tracks, tiles that cover the frame, rendered people found where they are."""
 
 import numpy as np
 import pytest
+import torch
 
+from ppma.config.errors import InputError
+from ppma.privacy.detectors import maskrcnn
+from ppma.privacy.detectors.boxes import NONE_05, bridge, grown, linger, overlaps, suppress
+from ppma.privacy.detectors.maskrcnn import LEAST_SCORE, MaskRcnnDetector, MaskRcnnSegmenter
 from ppma.privacy.detectors.movenet import MoveNet
-from ppma.privacy.detectors.opencv_models import CenterFace
+from ppma.privacy.detectors.opencv_models import CenterFace, Selfie
 from ppma.privacy.detectors.tiles import network_size, tile_batch, tiles
 from ppma.privacy.detectors.weights import find
 from ppma.synthetic.clip import ClipSpec, render, sample_clip
 
+# ------------------------------------------------------------------------------------------------------------------- boxes
+
+
+def box(x, y, width=10, height=20, score=0.9):
+    return np.array([[x, y, x + width, y + height, score]], np.float32)
+
+
+def test_the_better_of_two_boxes_on_one_person_stays():
+    kept = suppress(np.concatenate([box(0, 0, score=0.4), box(1, 0, score=0.8), box(50, 0)]))
+    assert sorted(kept[:, 0].tolist()) == [1, 50]
+    assert suppress(NONE_05).shape == (0, 5)
+
+
+def test_overlap_is_intersection_over_union():
+    assert overlaps(box(0, 0), box(5, 0))[0, 0] == pytest.approx(1 / 3)
+    assert overlaps(box(0, 0), box(10, 0))[0, 0] == 0
+
+
+def test_grown_adds_shares_of_the_sides():
+    assert grown(box(10, 10), 0.1, 0.5, 0.2, 0.0)[0, :4].tolist() == [9, 0, 22, 30]
+
+
+def test_a_gap_is_filled_on_a_line():
+    frames = [box(0, 0), NONE_05, NONE_05, box(6, 0)]
+    bridged = bridge(frames, gap=2)
+    assert [len(boxes) for boxes in bridged] == [1, 1, 1, 1]
+    assert [float(boxes[0, 0]) for boxes in bridged] == pytest.approx([0, 2, 4, 6])
+    assert [len(boxes) for boxes in frames] == [1, 0, 0, 1], "the boxes given are not changed"
+
+
+def test_a_fast_person_is_followed_over_a_gap():
+    frames = [box(6 * t, 0) for t in range(4)] + [NONE_05] * 4 + [box(48, 0)]
+    bridged = bridge(frames, gap=4)
+    assert [float(boxes[0, 0]) for boxes in bridged] == pytest.approx([6 * t for t in range(9)])
+    assert not len(bridge([box(0, 0), NONE_05, NONE_05, box(48, 0)], gap=4)[1]), "without a speed it is another person"
+
+
+def test_a_track_is_extended_before_its_first_detection_and_after_its_last():
+    frames = [NONE_05, NONE_05, NONE_05, box(20, 0), box(26, 0), NONE_05, NONE_05, NONE_05]
+    stayed = linger(frames, 2)
+    assert [len(boxes) for boxes in stayed] == [0, 1, 1, 1, 1, 1, 1, 0]
+    assert [float(boxes[0, 0]) for boxes in stayed[1:7]] == pytest.approx([8, 14, 20, 26, 32, 38])
+    assert [len(boxes) for boxes in frames] == [0, 0, 0, 1, 1, 0, 0, 0], "the boxes given are not changed"
+
+
+def test_a_single_detection_and_the_ends_of_a_clip_are_not_extended():
+    assert [len(boxes) for boxes in linger([NONE_05, box(0, 0), NONE_05], 2)] == [0, 1, 0]
+    assert [len(boxes) for boxes in linger([box(0, 0), box(2, 0)], 2)] == [1, 1]
+    assert linger([], 2) == []
+
+
+def test_long_gaps_and_other_people_are_not_bridged():
+    assert not len(bridge([box(0, 0), NONE_05, NONE_05, box(2, 0)], gap=1)[1])
+    assert not len(bridge([box(0, 0), NONE_05, box(40, 0)], gap=5)[1])
+    assert [len(boxes) for boxes in bridge([box(0, 0), box(1, 0), box(2, 0)], gap=5)] == [1, 1, 1]
+
+
+# ------------------------------------------------------------------------------------------------------------------- tiles
+
 
 @pytest.mark.parametrize("size", [(240, 320), (256, 340), (720, 1280), (1080, 1920), (91, 161)])
-def test_tiles_cover_the_picture_and_overlap(size):
+def test_tiles_cover_the_frame_and_overlap(size):
     seen = np.zeros(size, int)
     for tile_HWC, x, y in tiles(np.zeros((*size, 3), np.uint8)):
         height, width = tile_HWC.shape[:2]
@@ -20,39 +84,92 @@ def test_tiles_cover_the_picture_and_overlap(size):
     assert seen.min() >= 1 and seen.max() == 4
 
 
-def test_networks_see_the_pictures_proportions():
+def test_inputs_have_the_proportions_of_the_frame():
     assert network_size(256, 340, 416) == (416, 320)
     assert network_size(1080, 1920, 416) == (416, 224)
     assert network_size(64, 64, 416) == (128, 128), "never enlarged more than twice"
     assert tile_batch(np.zeros((256, 340, 3), np.uint8), 320)[0].shape == (5, 256, 320, 3)
-    assert tile_batch(np.zeros((100, 1000, 3), np.uint8), 300, multiple=300)[0].shape[1:] == (300, 300, 3), (
-        "a square one"
-    )
-    assert len(tile_batch(np.zeros((100, 160, 3), np.uint8), 320)[0]) == 1, "enlarged twice as a whole"
+    assert tile_batch(np.zeros((100, 1000, 3), np.uint8), 300, 300)[0].shape[1:] == (300, 300, 3)
+    assert len(tile_batch(np.zeros((100, 160, 3), np.uint8), 320)[0]) == 1, "no tiles: enlarged twice as a whole"
+
+
+# ------------------------------------------------------------------------------------------------------------------ models
 
 
 @pytest.fixture(scope="module")
-def drawn():
-    """A frame with one drawn person, and whose pixels are theirs."""
-    address = ClipSpec(seed=3, split="train", class_name="walk", number=0, size=224, frames=2, fps=8.0, people=1)
-    return next(iter(render(sample_clip(address))))
+def shot():
+    """A frame with one rendered person and the person's pixels."""
+    spec = ClipSpec(seed=3, split="train", class_name="walk", number=0, size=224, frames=2, fps=8.0, people=1)
+    return next(iter(render(sample_clip(spec))))
 
 
-def test_a_drawn_person_is_found_where_they_are(drawn, person_weights):
-    boxes_N5 = MoveNet(find("movenet", person_weights))(drawn.picture_PP3)
-    x0, y0, x1, y1 = boxes_N5[boxes_N5[:, 4].argmax()][:4]
-    rows, columns = np.flatnonzero(drawn.mask_PP.any(1)), np.flatnonzero(drawn.mask_PP.any(0))
-    middle = (columns[0] + columns[-1]) / 2, (rows[0] + rows[-1]) / 2
-    assert x0 < middle[0] < x1 and y0 < middle[1] < y1 and (y1 - y0) > 0.5 * (rows[-1] - rows[0])
+def test_the_remover_finds_a_rendered_person_and_face_and_nothing_in_gray(shot, person_weights):
+    rows, columns = np.flatnonzero(shot.mask_PP.any(1)), np.flatnonzero(shot.mask_PP.any(0))
+    detect, detect_faces = MoveNet(find("movenet", person_weights)), CenterFace(find("centerface", person_weights))
+    people_N5, faces_N5 = detect(shot.picture_PP3), detect_faces(shot.picture_PP3)
+    x0, y0, x1, y1 = people_N5[people_N5[:, 4].argmax()][:4]
+    x, y = (columns[0] + columns[-1]) / 2, (rows[0] + rows[-1]) / 2
+    assert x0 < x < x1 and y0 < y < y1 and (y1 - y0) > 0.5 * (rows[-1] - rows[0])
+    assert len(faces_N5) and (faces_N5[:, 3] < rows[0] + 0.4 * (rows[-1] - rows[0])).any()
+    gray = np.full((120, 160, 3), 128, np.uint8)
+    assert detect(gray).shape == detect_faces(gray).shape == (0, 5)
 
 
-def test_a_face_lies_in_the_upper_part_of_a_person(drawn, person_weights):
-    boxes_N5 = CenterFace(find("centerface", person_weights))(drawn.picture_PP3)
-    rows = np.flatnonzero(drawn.mask_PP.any(1))
-    assert len(boxes_N5) and (boxes_N5[:, 3] < rows[0] + 0.4 * (rows[-1] - rows[0])).any()
+def test_the_segmenter_separates_a_rendered_person_from_the_background(shot, person_weights):
+    probability_HW = Selfie(find("selfie", person_weights))(shot.picture_PP3)
+    assert probability_HW.shape == shot.mask_PP.shape and 0 <= probability_HW.min() <= probability_HW.max() <= 1
+    assert probability_HW[shot.mask_PP].mean() > 2 * probability_HW[~shot.mask_PP].mean()
 
 
-def test_nobody_is_found_where_nothing_is(person_weights):
-    grey = np.full((120, 160, 3), 128, np.uint8)
-    assert MoveNet(find("movenet", person_weights))(grey).shape == (0, 5)
-    assert CenterFace(find("centerface", person_weights))(grey).shape == (0, 5)
+class Labeled(torch.nn.Module):
+    """Answers as torchvision's detection models do, with boxes and masks of these labels."""
+
+    def __init__(self, labels):
+        super().__init__()
+        self.parameter = torch.nn.Parameter(torch.zeros(1))
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+
+    def forward(self, frames):
+        assert len(frames) == 1 and frames[0].shape == (3, 24, 32) and frames[0].dtype == torch.float32
+        count = len(self.labels)
+        masks = torch.zeros(count, 1, 24, 32)
+        for i in range(count):
+            masks[i, :, 4 * i : 4 * i + 4] = 0.9
+        boxes = torch.tensor([[1.0, 4 * i, 9, 4 * i + 4] for i in range(count)]).reshape(count, 4)
+        return [{"boxes": boxes, "scores": torch.full((count,), 0.8), "labels": self.labels, "masks": masks}]
+
+
+def test_mask_rcnn_returns_people_only(monkeypatch, tmp_path):
+    frame = np.zeros((24, 32, 3), np.uint8)
+    monkeypatch.setattr(maskrcnn, "_network", lambda path: Labeled([1, 17, 1]))
+    boxes, outline = MaskRcnnDetector(tmp_path)(frame), MaskRcnnSegmenter(tmp_path)(frame)
+    assert boxes.dtype == np.float32
+    np.testing.assert_allclose(boxes, [[1, 0, 9, 4, 0.8], [1, 8, 9, 12, 0.8]])
+    assert outline[0].max() == outline[8].max() == pytest.approx(0.9) and not outline[4:8].any()
+    monkeypatch.setattr(maskrcnn, "_network", lambda path: Labeled([]))
+    assert MaskRcnnDetector(tmp_path)(frame).shape == (0, 5)
+    assert MaskRcnnSegmenter(tmp_path)(frame).shape == (24, 32) and not MaskRcnnSegmenter(tmp_path)(frame).any()
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    path = tmp_path / "weights.pth"
+    for content in (b"nothing", b""):
+        path.write_bytes(content)
+        maskrcnn._network.cache_clear()
+        with pytest.raises(InputError, match="maskrcnn_resnet50_fpn_v2"):
+            MaskRcnnDetector(path)
+
+
+@pytest.mark.slow
+def test_the_whole_network_runs_with_or_without_torchvisions_operators(tmp_path):
+    """Random weights: the shapes of the results are checked."""
+    from torchvision.models.detection import maskrcnn_resnet50_fpn_v2
+
+    torch.manual_seed(0)
+    path = tmp_path / "weights.pth"
+    torch.save(maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None).state_dict(), path)
+    detect = MaskRcnnDetector(path)
+    detect._network.roi_heads.score_thresh = 0.0
+    frame = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+    assert detect(frame).shape[1] == 5 and MaskRcnnSegmenter(path)(frame).shape == (96, 128)
+    assert MaskRcnnSegmenter(path)._network is detect._network and LEAST_SCORE < 0.5

@@ -1,0 +1,362 @@
+"""`ppma remove-humans`: every clip done once, in shards or in one run, resumed after a kill; refusals before any work."""
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from privacy_stand_ins import FLAGS, write_walk
+
+from ppma.cli import main as ppma
+from ppma.common.files import atomic_path
+from ppma.config.errors import DiskFullError, InputError
+from ppma.loaders.sources import catalog
+from ppma.loaders.sources.manifest import Clip, Manifest
+from ppma.privacy.detectors.user_models import Model
+from ppma.privacy.removal import clip as clip_module
+from ppma.privacy.removal import jobs as removal
+from ppma.privacy.removal.clip import Pipeline, Settings
+from ppma.privacy.removal.command import main
+
+
+@pytest.fixture(autouse=True)
+def fresh_pipeline():
+    """Drop the plug-ins that the process keeps: the stand-ins of a test must not outlive it."""
+    removal._pipeline.cache_clear()
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """A folder with two clips of two classes, and a file that is no video."""
+    folder = tmp_path / "videos"
+    for name in ("to/one", "fro/two"):
+        write_walk(folder / f"{name}.mp4", length=12)
+    (folder / "to" / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+def remove(source, out, *flags):
+    return main([str(source), "--out", str(out), *FLAGS, *map(str, flags)])
+
+
+def hashes(folder):
+    return {path: hashlib.sha256(path.read_bytes()).digest() for path in folder.rglob("*") if path.is_file()}
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def row(path, **values):
+    known = {"frames": 24, "fps": 10.0, "width": 128, "height": 96, "codec": "h264", "key_frame_spacing": 10}
+    return Clip(path=path, **{**known, "duration_seconds": 2.4, **values})
+
+
+def jobs_in(folder, rows, out, stand_ins, layout="videos"):
+    out.mkdir(exist_ok=True)
+    return removal.jobs_of(rows, folder, out, Settings(layout=layout, **stand_ins), folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------- commands
+
+MADE = [
+    "inp/fro/two.mp4", "inp/to/one.mp4", "manifest.csv", "records/fro/two.json", "records/to/one.json",
+    "rejected.csv", "seg/fro/two.mkv", "seg/to/one.mkv", "settings.json",
+]  # fmt: skip
+
+
+def test_a_folder_is_cleaned_once_and_a_file_that_is_no_video_is_named(
+    videos, tmp_path, stand_ins, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    before, out, flags = (
+        hashes(videos),
+        tmp_path / "out",
+        ("--licence", "ours", "--name", "removed", "--data", "data.toml"),
+    )
+    assert remove(videos, "out", *flags) == 2
+    printed = capsys.readouterr()
+    assert "to/broken.mp4" in printed.out and "1 clips" in printed.err and printed.err.count("\n") == 1
+    assert files(out) == MADE and hashes(videos) == before
+    manifest = catalog.read(tmp_path / "data.toml").manifest("removed")
+    clips = [manifest.clip(i) for i in range(2)]
+    assert {clip.class_name for clip in clips} == {"to", "fro"} and clips[0].licence == "ours"
+    assert all(manifest.file(i).is_file() for i in range(2))
+    times = {path: path.stat().st_mtime_ns for path in (out / "inp").rglob("*.mp4")}
+    assert remove(videos, "out", *flags) == 2
+    assert times == {path: path.stat().st_mtime_ns for path in (out / "inp").rglob("*.mp4")}
+
+
+def test_shards_and_their_merge_make_what_one_run_makes(videos, tmp_path, stand_ins, capsys):
+    """A shard exits with 0 though it refused a clip, so that SLURM starts the merge, which reports it."""
+    out = tmp_path / "out"
+    assert remove(videos, out, "--part", "1/2") == 0
+    assert remove(videos, out, "--merge", 2) == 2
+    assert "its part did not finish" in capsys.readouterr().out
+    (out / "manifest.csv").unlink()
+    assert remove(videos, out, "--part", "0/2") == 0 and not (out / "manifest.csv").exists()
+    capsys.readouterr()
+    assert remove(videos, out, "--merge", 2) == 2
+    assert "to/broken.mp4: " in capsys.readouterr().out
+    assert files(out) == sorted([*MADE, "parts/0-of-2.json", "parts/1-of-2.json"])
+    assert len(Manifest.read(out / "manifest.csv")) == 2
+
+
+def test_the_merge_has_the_reason_for_a_clip_that_breaks_while_it_is_read(videos, tmp_path, stand_ins, capsys):
+    out = tmp_path / "out"
+    remove(videos, tmp_path / "first")
+    manifest = videos / "clips.csv"
+    manifest.write_text((tmp_path / "first" / "manifest.csv").read_text().replace("inp/", ""))
+    clip = videos / "to" / "one.mp4"
+    clip.write_bytes(clip.read_bytes()[:700])
+    assert remove(manifest, out, "--part", "0/1") == 0
+    capsys.readouterr()
+    assert remove(manifest, out, "--merge", 1) == 2
+    printed = capsys.readouterr().out
+    assert "to/one.mp4: " in printed and "did not finish" not in printed
+
+
+def test_a_dry_run_writes_nothing_and_names_the_licenses(videos, tmp_path, stand_ins, capsys):
+    assert remove(videos, tmp_path / "out", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert "2 clips, 0 of them done; 24 frames" in printed and "about 0:0" in printed
+    assert "inpainter median: Apache-2.0 (ppma)" in printed and not (tmp_path / "out").exists()
+
+
+def test_frames_as_published_and_originals_on_demand(videos, tmp_path, stand_ins):
+    (videos / "to" / "broken.mp4").unlink()
+    assert remove(videos, tmp_path / "out", "--layout", "frames", "--keep-original") == 0
+    for part, suffix in (("inp", "jpg"), ("seg", "png"), ("ori", "jpg")):
+        made = sorted(path.name for path in (tmp_path / "out" / part / "to" / "one").iterdir())
+        assert made == [f"{n:06d}.{suffix}" for n in range(1, 13)]
+    clip = Manifest.read(tmp_path / "out" / "manifest.csv").clip(0)
+    assert (clip.path, clip.codec, clip.frames, clip.fps) == ("inp/fro/two", "jpeg", 12, 25.0)
+
+
+def test_sound_and_metadata_are_removed(tmp_path, stand_ins):
+    path = tmp_path / "videos" / "a" / "clip.mp4"
+    path.parent.mkdir(parents=True)
+    with av.open(str(path), "w") as container:
+        container.metadata.update(title="a name", location="+48.85+002.35/", comment="at home")
+        picture, sound = container.add_stream("libx264", rate=Fraction(10)), container.add_stream("aac", rate=16000)
+        picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"
+        picture.metadata["handler_name"] = "a camera's number"
+        for _ in range(6):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8), format="rgb24")
+            container.mux(picture.encode(frame))
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        samples.sample_rate = 16000
+        container.mux(sound.encode(samples))
+        container.mux([*picture.encode(None), *sound.encode(None)])
+    with av.open(str(path)) as container:
+        assert container.streams.audio and "title" in container.metadata
+    assert remove(path.parents[1], tmp_path / "out", "--keep-original") == 0
+    for part in ("inp", "ori"):
+        made = tmp_path / "out" / part / "a" / "clip.mp4"
+        with av.open(str(made)) as container:
+            assert [stream.type for stream in container.streams] == ["video"]
+            assert set(container.metadata) <= {"major_brand", "minor_version", "compatible_brands"}
+        assert not any(word in made.read_bytes() for word in (b"a name", b"48.85", b"at home", b"camera"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--detectors yolo", "detectors are movenet, centerface"),
+        ("--segmenter sam", "segmenters are selfie"),
+        ("--inpainter none", "inpainters are median, lama, e2fgvi, propainter"),
+        ("--detectors movenet --method blur-faces", "centerface"),
+        ("--detectors", "needs a detector"),
+        ("--inpainter e2fgvi", "--accept-non-commercial"),
+        ("--set paper", "--inpainter"),
+        ("--set paper --accept-non-commercial", "e2fgvi.pt"),
+        ("--set paper --inpainter median", "semask.pt"),
+        ("--set quality", "big-lama.pt"),
+        ("--models lama=x.pt", "--models lama"),
+        ("", "ppma privacy fetch"),
+        ("--part 2/2", "--part"),
+        ("--part 0/2 --merge 2", "--merge"),
+        ("--short-side 8", "--method downsample"),
+        ("--workers 0", "--workers"),
+    ],
+)
+def test_wrong_flags_are_refused_before_anything_is_written(flags, named, videos, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=named):
+        main([str(videos), "--out", str(out), "--weights", str(tmp_path / "none"), *flags.split()])
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("source", ["nowhere", "videos/to/one.mp4", "empty"])
+def test_a_source_without_clips_is_refused(source, videos, tmp_path, stand_ins):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError):
+        remove(tmp_path / source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_source_is_not_overwritten(videos, tmp_path, stand_ins):
+    with pytest.raises(InputError, match="--out"):
+        remove(videos, videos / "out")
+    remove(videos, tmp_path / "out")
+    made = hashes(tmp_path / "out")
+    with pytest.raises(InputError, match="--out"):
+        remove(tmp_path / "out" / "manifest.csv", tmp_path / "out")
+    assert hashes(tmp_path / "out") == made
+
+
+def test_a_full_disk_exits_with_75(videos, tmp_path, stand_ins, monkeypatch):
+    def full(job):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(removal, "work", full)
+    assert ppma(["remove-humans", str(videos), "--out", str(tmp_path / "out"), *FLAGS]) == 75
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_a_user_model_is_in_the_record(videos, tmp_path, stand_ins):
+    torch = pytest.importorskip("torch")
+
+    class Gray(torch.nn.Module):
+        def forward(self, frames: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+            return frames * (1 - hidden) + 0.4 * hidden
+
+    model = tmp_path / "gray.pt"
+    torch.jit.script(Gray()).save(str(model))
+    flags = ["--inpainter", "propainter", "--models", f"propainter={model}", "--accept-non-commercial"]
+    remove(videos, tmp_path / "out", *flags)
+    record = json.loads((tmp_path / "out" / "records" / "to" / "one.json").read_text())
+    assert record["models"]["propainter"]["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert record["tools"]["propainter"] == "S-Lab License 1.0: non-commercial"
+
+
+def start(folder, out):
+    command = [sys.executable, "-m", "ppma", "remove-humans", str(folder), "--out", str(out)]
+    return subprocess.Popen([*command, "--method", "downsample", "--workers", "1"], stderr=subprocess.PIPE, text=True)
+
+
+def stop_after(process, out, count, how):
+    """Send the signal when `count` clips are done; return (exit code, stderr)."""
+    end = time.monotonic() + 60
+    while len(list(out.glob("records/*/*.json"))) < count and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    os.kill(process.pid, how)
+    said = process.communicate(timeout=60)[1]
+    return process.returncode, said
+
+
+def test_after_a_kill_and_ctrl_c_the_same_command_continues(tmp_path):
+    for i in range(12):
+        write_walk(tmp_path / "in" / "a" / f"{i}.mp4", length=40, height=240, width=320)
+    out, before = tmp_path / "out", hashes(tmp_path / "in")
+    assert stop_after(start(tmp_path / "in", out), out, 2, signal.SIGKILL)[0] == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("records/*/*.json")}
+    assert 2 <= len(kept) < 12
+    code, said = stop_after(start(tmp_path / "in", out), out, len(kept) + 2, signal.SIGINT)
+    assert code == 130 and said.splitlines()[-1] == "ppma remove-humans: interrupted"
+    assert not (out / "manifest.csv").exists()
+    last = start(tmp_path / "in", out)
+    assert last.wait(timeout=60) == 0 and len(Manifest.read(out / "manifest.csv")) == 12
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in kept.items())
+    assert not [path for part in ("inp", "seg") for path in (out / part).rglob(".*")], "no half-written clip is left"
+    assert hashes(tmp_path / "in") == before
+
+
+# -------------------------------------------------------------------------------------------------------------------- jobs
+
+
+def test_every_clip_has_a_unique_name():
+    rows = [
+        row("a/one.mp4", class_name="a"),
+        row("b/one.avi", class_name="a"),
+        row("a/two.mp4", class_name="a", start_seconds=2.0, end_seconds=4.5),
+        row("a/v1.5", class_name="c/d", codec="jpeg"),
+        row("deep/e/three.mp4"),
+        row("z/one-2.mp4", class_name="a"),
+    ]
+    assert removal.names(rows) == ["a/one", "a/one-2", "a/two_2_4.5", "c_d/v1.5", "e/three", "a/one-2-2"]
+
+
+def test_a_clip_is_done_while_its_record_and_files_exist(tmp_path, stand_ins, monkeypatch):
+    for name in "ab":
+        write_walk(tmp_path / "in" / f"{name}.mp4")
+    jobs = jobs_in(tmp_path / "in", [row("a.mp4"), row("b.mp4")], tmp_path / "out", stand_ins)
+    progress, worked = [], []
+    assert removal.run(jobs, 1, lambda done, total: progress.append((done, total))) == []
+    assert progress == [(0, 48), (24, 48), (48, 48)] and all(job.done() for job in jobs)
+    record = json.loads(jobs[0].record.read_text())
+    assert record["tools"] == {"red": "none", "red-face": "none", "nothing": "none", "median": "Apache-2.0 (ppma)"}
+    assert record["outcome"]["frames"] == 24 and record["row"]["path"] == "a.mp4"
+    monkeypatch.setattr(removal, "work", lambda job: (job, worked.append(job.name) or ""))
+    for lost in (jobs[1].record, tmp_path / "out" / "seg" / f"{jobs[0].name}.mkv"):
+        lost.unlink()
+        removal.run(jobs, 1)
+    assert worked == [jobs[1].name, jobs[0].name, jobs[1].name]
+
+
+def test_the_manifest_has_what_was_made_and_the_reasons_for_the_rest(tmp_path, stand_ins):
+    write_walk(tmp_path / "in" / "a.mp4")
+    (tmp_path / "in" / "b.mp4").write_bytes(b"no video")
+    rows = [row("a.mp4", label=3, class_name="walks", licence="CC0"), row("b.mp4", label=4, class_name="walks")]
+    jobs = jobs_in(tmp_path / "in", rows, tmp_path / "out", stand_ins)
+    refused = removal.run(jobs, 1)
+    assert [path for path, _ in refused] == ["b.mp4"]
+    manifest = Manifest.read(removal.write_manifest(jobs, tmp_path / "out", refused, "ours"))
+    assert len(manifest) == 1
+    clip = manifest.clip(0)
+    assert (clip.path, clip.label, clip.domain, clip.licence) == ("inp/walks/a.mp4", 3, "human-removed", "CC0")
+    assert (clip.frames, clip.width, clip.height, clip.fps, clip.codec) == (24, 128, 96, 10.0, "h264")
+    assert "b.mp4" in (tmp_path / "out" / "rejected.csv").read_text()
+    with pytest.raises(InputError, match=r"rejected\.csv"):
+        removal.write_manifest(jobs[1:], tmp_path / "out", refused, "")
+
+
+def test_a_full_disk_leaves_no_part_of_a_clip(tmp_path, stand_ins, monkeypatch):
+    def full(path, *_):
+        with atomic_path(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_walk(tmp_path / "in" / "a.mp4")
+    (job,) = jobs_in(tmp_path / "in", [row("a.mp4")], tmp_path / "out", stand_ins)
+    monkeypatch.setattr(clip_module, "part_writer", full)
+    with pytest.raises(DiskFullError):
+        removal.work(job)
+    assert not job.done() and not files(tmp_path / "out")
+
+
+def test_a_folder_holds_clips_of_one_kind(tmp_path):
+    def settings(path="/a/big-lama.pt", sha256="1", **changes):
+        return Settings(models=(Model(name="lama", path=Path(path), sha256=sha256),), **changes)
+
+    removal.claim(tmp_path, settings())
+    removal.claim(tmp_path, settings("/b/big-lama.pt"))
+    for other, named in ((settings(layout="frames"), "layout videos, not frames"), (settings(sha256="2"), "models")):
+        with pytest.raises(InputError, match=named):
+            removal.claim(tmp_path, other)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="out"):
+        removal.claim(tmp_path / "file" / "out", settings())
+
+
+def test_memory_does_not_grow_with_the_clip(tmp_path, stand_ins):
+    """A frame takes 36 kB here: 160 more of them held would be 6 MB. The first clip compiles; in both others pixels are synthesized."""
+    peaks = []
+    for length in (160, 160, 320):
+        write_walk(tmp_path / "in" / f"{length}.mp4", length=length)
+        (job,) = jobs_in(tmp_path / "in", [row(f"{length}.mp4", frames=length)], tmp_path / "out", stand_ins)
+        pipeline = Pipeline(job.settings, tmp_path)
+        tracemalloc.start()
+        pipeline.clean(job.source, job.out, job.name)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] - peaks[1] < 1e6, peaks
