@@ -28,8 +28,8 @@ ELSEWHERE = {
     r"ppma index --dataset\b": "data/test_index_dataset.py",
     r"ppma convert --from videomae\b": "inference/test_convert.py",  # needs the foreign file, as does the next
     r"ppma train align_nohuman_synthetic --init converted\b": "inference/test_convert.py",
-    r"ppma privacy fetch\b": "privacy/test_fetch_command.py",  # the next three need what it fetches
-    r"ppma remove-humans\b": "privacy/test_command.py",
+    r"ppma privacy fetch\b": "privacy/test_models.py",  # the next three need what it fetches
+    r"ppma remove-humans\b": "privacy/test_remove_humans.py",
     r"ppma audit\b": "privacy/test_audit.py",
     r"ppma plant\b": "privacy/test_plant.py",
     r"launch\b": "slurm/test_launch.py",
