@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from conftest import write_barcoded_clip
 
 from ppma.cli import main as ppma
 from ppma.common.files import content_sha256
+from ppma.config.run import read_config
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.privacy import verdict
@@ -135,6 +137,16 @@ def test_every_command_of_a_page_does_what_it_says(page, world):
             assert ppma(small(line)) == 0, f"{page}: {line}"
             done += 1
     assert done >= 2, page
+
+
+def test_the_readme_s_python_runs(tiny_runs):
+    """On a tiny fine-tuning run."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    config = read_config(tiny_runs / "runs/finetune")
+    frames = torch.zeros(2, config.vit.frames, config.vit.size, config.vit.size, 3, dtype=torch.uint8)
+    names = {"frames_BTHWC": frames}
+    exec(code.replace("runs/finetune-ucf101", str(tiny_runs / "runs/finetune")), names)
+    assert names["features_BD"].shape == (2, config.vit.width) and len(names["logits_BK"]) == 2
 
 
 @pytest.mark.parametrize("page", sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md")))

@@ -74,19 +74,20 @@ class FinishedRun:
         return self.model
 
 
-def find_run(path: Path) -> Path | None:
+def find_run(path: Path | str) -> Path | None:
     """Return the run folder that contains a path, or None."""
+    path = Path(path)
     return next((folder for folder in (path, *path.absolute().parents) if (folder / "config.json").is_file()), None)
 
 
-def run_folder(path: Path) -> Path:
+def run_folder(path: Path | str) -> Path:
     """Return the run folder that contains a path; raise InputError where there is none."""
     if folder := find_run(path):
         return folder
     raise InputError(f"{path}: neither a run folder nor inside one (no config.json)")
 
 
-def open_run(path: Path, *, device: str = "auto", precision: Precision = "auto", workers: int = 2) -> FinishedRun:
+def open_run(path: Path | str, *, device: str = "auto", precision: Precision = "auto", workers: int = 2) -> FinishedRun:
     """Open a finished run of any recipe that trains weights.
 
     Args:
@@ -103,7 +104,7 @@ def open_run(path: Path, *, device: str = "auto", precision: Precision = "auto",
     if config.phase in UNTRAINED:
         start = f"; give the encoder that it tested, {config.init}" if config.init else ""
         raise InputError(f"{folder} is a {config.recipe} run, which has a result and no weights{start}")
-    weights = checkpoint.locate_model(path)
+    weights = checkpoint.locate_model(Path(path))
     metadata = _read_metadata(weights)
     model = _build(config, metadata, weights)
     checkpoint.load_model(model, weights, without=(MIXING,))
