@@ -139,7 +139,7 @@ class ClipStream:
         config = config.for_cores(len(os.sched_getaffinity(0)))
         self.batches, self.sources, self.config = batches, sources, config
         self.device = torch.device(device)
-        self.rank, self.world_size, self.epochs = rank, world_size, epochs
+        self.rank, self.world_size = rank, world_size
         self.on_bad, self.quarantine = on_bad, quarantine
         self.counters = LoaderCounters()
         self.bad_files: dict[str, str] = {}
@@ -147,7 +147,8 @@ class ClipStream:
         self.implementation, self.reason = choose_implementation(config, self.device)
         log.info("%d loader workers", config.workers)
         # 1. shared memory: a region for each batch of tasks
-        self._next = start
+        steps = batches.steps_per_epoch
+        self._position, self._end = start[0] * steps + start[1], epochs * steps
         self._view_bytes = config.frames * config.size**2 * 3
         self._most_samples = max(len(batches.samples(0, 0, r, world_size)) for r in range(world_size))
         in_memory = self.implementation != "dali"
@@ -157,7 +158,6 @@ class ClipStream:
         self._pending: deque[_Pending] = deque()
         self._tickets: dict[int, tuple[_Pending, int]] = {}
         self._issued = 0
-        self._batch_number = 0
         self._fallbacks: set[str] = set()
         self._refused: set[str] = set()
         # 3. the way to the device
@@ -195,10 +195,8 @@ class ClipStream:
             views=batches.views,
             pixels=max(int((source.widths * source.heights).max()) for source in self.sources),
         )
-        epoch, step = self._next
-        steps = batches.steps_per_epoch
-        positions = (divmod(at, steps) for at in range(epoch * steps + step, self.epochs * steps))
-        by_step = (batches.samples(*position, *place) for position in positions)
+        positions = range(self._position, self._end)
+        by_step = (batches.samples(*divmod(at, batches.steps_per_epoch), *place) for at in positions)
         addressed = ([(Path(self._path(sample)), sample) for sample in samples] for samples in by_step if samples)
         return views.follow(addressed)
 
@@ -266,24 +264,18 @@ class ClipStream:
 
     def _top_up(self) -> None:
         """Submit tasks until those of `prefetch_batches` batches are under way."""
-        while len(self._pending) < self.config.prefetch_batches:
-            epoch, step = self._next
-            if step >= self.batches.steps_per_epoch:
-                epoch, step = epoch + 1, 0
-            if epoch >= self.epochs:
-                return
-            self._next = (epoch, step + 1)
-            slot = self._batch_number % self.config.prefetch_batches
+        while len(self._pending) < self.config.prefetch_batches and self._position < self._end:
+            slot = self._position % self.config.prefetch_batches
             if (copied := self._copied.pop(slot, None)) is not None:
                 copied.synchronize()  # the device has read what the workers overwrite now
-            samples = self.batches.samples(epoch, step, self.rank, self.world_size)
-            pending = _Pending(epoch, step, samples, slot)
-            self._batch_number += 1
+            epoch, step = divmod(self._position, self.batches.steps_per_epoch)
+            pending = _Pending(epoch, step, self.batches.samples(epoch, step, self.rank, self.world_size), slot)
             self._pending.append(pending)
             if self._ffcv is None:
-                for place in range(len(samples)):
+                for place in range(len(pending.samples)):
                     self._submit(pending, place)
-            self._read_ahead(epoch * self.batches.steps_per_epoch + step + self.config.read_ahead_batches)
+            self._read_ahead(self._position + self.config.read_ahead_batches)
+            self._position += 1
 
     def _finish(self, pending: _Pending) -> ClipBatch:
         """Wait for the replies of a batch and assemble it. PyAV decodes the clips that DALI cannot."""
@@ -329,9 +321,9 @@ class ClipStream:
 
     def _read_ahead(self, position: int) -> None:
         """Have the kernel fetch the files of the step at `position`, counted from the start of the run."""
-        epoch, step = divmod(position, self.batches.steps_per_epoch)
-        if self.config.read_ahead_batches and epoch < self.epochs:
-            for sample in self.batches.samples(epoch, step, self.rank, self.world_size):
+        if self.config.read_ahead_batches and position < self._end:
+            at = divmod(position, self.batches.steps_per_epoch)
+            for sample in self.batches.samples(*at, self.rank, self.world_size):
                 self._submit_task(sample, "read_ahead", {}, 0)
 
     def _take(self, reply: Reply) -> None:

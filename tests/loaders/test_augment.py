@@ -11,8 +11,8 @@ from ppma.loaders.decode.augment import apply_operation, make_views
 from ppma.loaders.samples import GEOMETRIC_REACH, OPERATIONS, ViewParams, operation_argument, view_params
 
 CONFIG = LoaderConfig(size=56, short_side=64, frames=3)
-# 0: the same integers. 1: one rounding, or a float sum truncated to the integer next to it. 2 (saturation): the reference
-# truncates twice, the one matrix of the fast path once, with weights of 11 bits.
+# 0: the same integers. 1: one rounding, or a float sum truncated to the integer next to it. 2 (saturation): the
+# reference truncates twice, the one matrix of the fast path once, with weights of 11 bits.
 TOLERANCE = {"contrast": 1, "saturation": 2, "sharpness": 1, "autocontrast": 1}
 
 

@@ -57,9 +57,9 @@ def milliseconds(views: DaliViews, clips: list[DaliInput], samples: list[Sample]
 
 
 def test_randaugment_costs_the_host_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPU time of a batch of 64 tiny clips, whose arithmetic is negligible, with four operations per view and with none.
+    """CPU time of a batch of 64 tiny clips, whose arithmetic is negligible, with four operations per view and none.
 
-    RandAugment itself runs on the device and is left out. As operators of the graph it cost the host eight times the rest.
+    RandAugment itself runs on the device and is left out. As graph operators it cost the host eight times the rest.
     """
     monkeypatch.setattr(dali, "randaugment", lambda frames, program: frames.clone())
     frames = np.random.default_rng(0).integers(0, 256, (2, 16, 20, 3), dtype=np.uint8)

@@ -151,7 +151,7 @@ def rewrite(source, path, change):
 
 
 def test_reference_pictures_of_vp8_are_not_shown(tmp_path, write_clip, read_barcode):
-    """Two-pass libvpx makes them; here the bit that shows a picture is cleared in some, which get the next one's time."""
+    """Two-pass libvpx makes them; here some lose the bit that shows a picture and get the next one's time."""
     source, path = write_clip(tmp_path / "clip.webm", frames=60, fps=25, codec="libvpx"), tmp_path / "hidden.webm"
     hidden = {13, 30, 41}
 

@@ -1,7 +1,8 @@
 """Every codec with every kind of GOP: a window holds the frames that were on screen, decoded by PyAV or by DALI.
 
-A clip shows its frame numbers. DALI numbers the pictures of its container by the presentation times of the packets, from 0
-(frames_decoder_base.cc); decoding that container says what each picture shows. DALI itself decodes what it can on a CPU.
+A clip shows its frame numbers. DALI numbers the pictures of its container by the presentation times of the packets,
+from 0 (frames_decoder_base.cc); decoding that container says what each picture shows. DALI itself decodes what it can
+on a CPU.
 """
 
 import io

@@ -100,7 +100,8 @@ def test_one_bad_image_among_many_does_not_end_the_process(tmp_path):
             for number in range(16)
         ]
         clips = Manifest.from_clips(rows, root={str(tmp_path)!r}, name="clips")
-        config = LoaderConfig(frames=8, size=64, short_side=64, crop="center", views=1, workers=2, implementation="dali")
+        size = dict(frames=8, size=64, short_side=64, crop="center", views=1)
+        config = LoaderConfig(**size, workers=2, implementation="dali")
         sampler = EvaluationSampler(clips, config, batch_clips=16, windows=1, crops=1)
         with ClipStream(sampler, [clips], config, on_bad="mark", epochs=5) as stream:
             *_, batch = stream

@@ -1,4 +1,4 @@
-"""The manifest round-trips, its columns agree with its rows, a wrong row is named by its line, a large one is mapped."""
+"""A manifest round-trips, its columns agree with its rows, a wrong row is named by its line, a large one is mapped."""
 
 import os
 import pickle

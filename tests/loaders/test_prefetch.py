@@ -1,4 +1,4 @@
-"""Batches reach the training step: the thread ends when it must, memory is never overwritten too early, no step waits."""
+"""Batches reach the step: the thread ends when it must, memory is never overwritten too early, no step waits."""
 
 import itertools
 import mmap

@@ -47,7 +47,7 @@ def test_permuted_is_a_permutation_that_the_key_changes(length):
 
 
 def test_permuted_spreads_evenly():
-    """Over keys, every place is equally likely: chi-squared over 12 x 12 cells, 121 degrees of freedom, 99.99 % bound 185."""
+    """Over keys, all places are equally likely: chi-squared over 12 x 12 cells, 121 degrees of freedom, 99.99 % at 185."""
     keys, n = 4000, 12
     counts = np.zeros((n, n))
     for key in range(keys):

@@ -213,8 +213,8 @@ def mixed_clips(root, write_clip, codecs):
 
 
 def test_dali_and_plain_give_the_same_batches(tmp_path, write_clip, caplog):
-    """PyAV decodes H.264 in both: a rounding of a resize apart. DALI decodes VP9 itself, and its color conversion spreads
-    chroma differently from swscale at the edges of the square: close on average only. One batch holds both."""
+    """PyAV decodes H.264 in both: a rounding of a resize apart. DALI decodes VP9 itself, and its color conversion
+    spreads chroma differently from swscale at the edges of the square: close on average only. One batch holds both."""
     mixed = mixed_clips(tmp_path, write_clip, [("libvpx-vp9", "webm"), ("libx264", "mp4")] * 2)
     quiet = replace(CONFIG, randaugment_ops=0)
     plain = collect(mixed, config=quiet, epochs=1)
@@ -346,14 +346,23 @@ def test_no_frame_of_another_clip_in_a_hundred_thousand(tmp_path):
     assert seen >= 100_000 and mismatches == 0 and restarts >= 20
 
 
-ODD = {
-    "one_frame.mp4": None, "odd_size_161x91.mp4": None, "rotated_90.mp4": None, "variable_frame_rate.mp4": None, "ten_bit_hevc.mp4": None,
-    "yuv444.mp4": None, "interlaced.mp4": None, "wrong_extension.mp4": None, "missing_pts.avi": None, "starts_without_key_frame.ts": None,
-    "truncated.mp4": "cut before its index", "zero_bytes.mp4": "empty file", "html_error_page.mp4": "web page",
-    "audio_only.mp4": "no video stream", "huge_dimensions.mp4": "8192 x 8192", "concealed_corruption.mp4": "corrupt",
-    "mid_stream_corruption.mp4": "corrupt|decoded|Invalid", "truncated_after_index.mp4": "Invalid", "missing_pts.h264": "time stamps",
-    "timestamps_jump_back.ts": "time stamps fall back", "size_changes.ts": "time stamps fall back|differ in size",
-}  # fmt: skip
+FINE = (
+    *("one_frame.mp4", "odd_size_161x91.mp4", "rotated_90.mp4", "variable_frame_rate.mp4", "ten_bit_hevc.mp4"),
+    *("yuv444.mp4", "interlaced.mp4", "wrong_extension.mp4", "missing_pts.avi", "starts_without_key_frame.ts"),
+)
+ODD: dict[str, str | None] = dict.fromkeys(FINE) | {
+    "truncated.mp4": "cut before its index",
+    "zero_bytes.mp4": "empty file",
+    "html_error_page.mp4": "web page",
+    "audio_only.mp4": "no video stream",
+    "huge_dimensions.mp4": "8192 x 8192",
+    "concealed_corruption.mp4": "corrupt",
+    "mid_stream_corruption.mp4": "corrupt|decoded|Invalid",
+    "truncated_after_index.mp4": "Invalid",
+    "missing_pts.h264": "time stamps",
+    "timestamps_jump_back.ts": "time stamps fall back",
+    "size_changes.ts": "time stamps fall back|differ in size",
+}
 """Each file of `damaged_clips`: None if it gives frames, or a pattern of the reason why it is bad."""
 
 

@@ -1,4 +1,4 @@
-"""Worker processes: killed ones are replaced, a file that kills them is bad, memory stays flat, and they end with their parent."""
+"""Killed workers are replaced, a file that kills them is bad, memory stays flat, and they end with their parent."""
 
 import os
 import signal
@@ -191,7 +191,7 @@ def check_flat(points, files, early, late):
 
 
 def test_memory_and_open_files_stay_flat(tmp_path, write_clip, monkeypatch):
-    # Freed memory goes back to the kernel at once: what glibc would keep, 10 to 40 MB, takes thousands of files to fill.
+    # Freed memory goes back to the kernel at once: glibc would keep 10 to 40 MB, which take thousands of files to fill.
     returning = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "16384"}
     monkeypatch.setattr(workers, "_KEEP_MEMORY", {**returning, "MALLOC_TOP_PAD_": "0"})
     points = measure(linked_clips(tmp_path, write_clip, 300), epochs=10)
