@@ -174,7 +174,7 @@ def make(job: Job) -> None:
 
 
 def _claim(config: SynthesisConfig) -> None:
-    """Record what must be the same for all clips in a folder; the number of clips and classes may grow."""
+    """Record the settings that all clips in a folder share; the number of clips and classes may grow."""
     settings = {name: getattr(config, name) for name in ("size", "split", "seed", "seconds", "fps", "people")}
     folders = {n: str(f.resolve()) if (f := getattr(config, n)) else None for n in ("backgrounds", "bvh")}
     note = config.out / f"{config.split}.settings.json"

@@ -129,7 +129,7 @@ def psnr(squares: float, count: int) -> float:
 
 @dataclass
 class _Pixels:
-    """Sums over all frames of a clip."""
+    """Comparison of before and after, summed over the frames of a clip."""
 
     outside_error: float = 0.0
     outside_count: int = 0
@@ -307,7 +307,7 @@ def _check_size(after_HWC: np.ndarray, before_HWC: np.ndarray | None, hidden_HW:
 
 
 def _check_pixels(pair: Pair, pixels: _Pixels, counts: Counter[str], seen: bool) -> dict[str, Check]:
-    """Return the checks of frames and pixels.
+    """Check the number of frames and the pixels inside and outside the mask.
 
     Args:
         pair: The clip.

@@ -127,7 +127,7 @@ def _original(originals: Path, clip: Clip, name: str, row: dict[str, Any]) -> Cl
 
 @dataclass(frozen=True, kw_only=True)
 class AuditJob:
-    """One clip, and what inspects it."""
+    """One clip to inspect, and the detectors."""
 
     pair: Pair
     out: Path
@@ -142,7 +142,7 @@ class AuditJob:
         return self.out / "clips" / f"{self.pair.name}.json"
 
     def settings(self) -> dict[str, Any]:
-        """Return what must be the same for findings to be reused, apart from the cleaned clip's content."""
+        """Return the settings under which findings can be reused, if the cleaned clip is the same too."""
         original = self.pair.original
         return {
             "version": __version__,

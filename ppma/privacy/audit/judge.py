@@ -21,7 +21,7 @@ SIGHTED = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorVerdict:
-    """What one detector, or all together, says about one clip."""
+    """The verdict of one detector, or of all together, on one clip."""
 
     verdict: Verdict
     says: str
@@ -35,7 +35,7 @@ class DetectorVerdict:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipVerdict:
-    """What the audit says about one clip."""
+    """The verdict on one clip."""
 
     verdict: Verdict
     says: str
@@ -72,7 +72,7 @@ Judged = Sequence[tuple[Findings, ClipVerdict]]
 
 
 def detected(scores: Sequence[float], name: str) -> list[bool]:
-    """Return for each frame's best score whether it reaches the detector's operating point."""
+    """Return for each frame whether its best score reaches the detector's operating point."""
     return [score >= AUDITORS[name].threshold for score in scores]
 
 
@@ -99,7 +99,7 @@ def _judge_detector(name: str, findings: Findings) -> DetectorVerdict:
 
 
 def judge(findings: Findings) -> ClipVerdict:
-    """Decide on a clip.
+    """Return the verdict on a clip.
 
     A detection, or a check that does not hold, fails it; otherwise it passes if a person detector is not blind on it.
     """
@@ -129,7 +129,7 @@ def judge(findings: Findings) -> ClipVerdict:
 
 
 def _rate(verdicts: Sequence[DetectorVerdict], subject: str) -> Rate:
-    """Return the rate over clips; `subject` names what is detected, by what."""
+    """Return the rate over clips; `subject` starts its sentence, such as "person detected at operating point 0.7"."""
     sighted = [one for one in verdicts if one.verdict != CANNOT_TELL]
     blind, clips_hit = len(verdicts) - len(sighted), sum(one.hits_after > 0 for one in sighted)
     frames = sum(one.frames for one in sighted)

@@ -109,7 +109,7 @@ def _clip(findings: Findings, verdict: ClipVerdict) -> dict[str, Any]:
 
 
 def html(judged: Judged, audit: dict[str, Any]) -> str:
-    """Return the page.
+    """Return the report as an HTML page.
 
     Args:
         judged: Findings and verdict of each clip.
@@ -155,7 +155,7 @@ def _summarize_checks(clips: Sequence[dict[str, Any]]) -> dict[str, dict[str, An
 
 
 def datasheet(rows: Sequence[Clip], audit: dict[str, Any]) -> str:
-    """Return the datasheet as Markdown, from the rows of the manifest and the content of audit.json."""
+    """Return the datasheet as Markdown from the rows of the manifest and the content of audit.json."""
     columns = ("source", "domain", "class_name", "licence")
     values = {name: [getattr(row, name) for row in rows] for name in columns}
     values["size"] = [f"{row.width} x {row.height}" for row in rows]

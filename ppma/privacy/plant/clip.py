@@ -38,7 +38,7 @@ STILLS = (".png", ".jpg", ".jpeg")
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """What a planted clip shows."""
+    """Parameters of a planted clip."""
 
     number: int
     seed: int

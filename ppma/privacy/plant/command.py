@@ -67,7 +67,7 @@ class PlantConfig:
         auditors.check(self.auditors, set(Settings().used), "--auditors")
 
     def settings(self) -> dict[str, object]:
-        """Return what must be the same for all trials in a folder."""
+        """Return the settings that all trials in a folder share."""
         return {
             **{name: getattr(self, name) for name in ("frames", "long_frames", "size", "fps", "looked_at", "seed")},
             "auditors": {name: AUDITORS[name].threshold for name in self.auditors},

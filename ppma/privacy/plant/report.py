@@ -68,7 +68,7 @@ KINDS: dict[str, Callable[[Trial], str]] = {
 
 
 def summarize(trials: Sequence[Trial]) -> dict[str, Any]:
-    """Return all numbers of the page."""
+    """Return all numbers of the report."""
     every = [(trial, sighting) for trial in trials for sighting in trial.sights]
     tall = [(trial, sighting) for trial, sighting in every if sighting.height >= TALL]
     met = {(trial.design["number"], one.person) for trial, one in every if one.found}  # people the remover detects
@@ -214,7 +214,7 @@ def plot(summary: dict[str, Any]) -> Figure:
 
 
 def markdown(summary: dict[str, Any], settings: dict[str, object]) -> str:
-    """Return the page, from the summary and the flags of the command."""
+    """Return the report as Markdown, from the summary and the flags of the command."""
     shown = {name: value for name, value in settings.items() if name not in ("auditors", "plates", "version")}
     return pages.render(
         __package__,

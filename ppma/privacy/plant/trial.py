@@ -171,7 +171,7 @@ def _write_video(frames_TPP3: np.ndarray, path: Path, fps: float) -> ClipSource:
 
 
 def _compare_inpainted(planted: Planted, hidden_TPP: np.ndarray, cleaned: Path) -> tuple[float | None, int]:
-    """Return PSNR against the empty scene, and the number, of hidden pixels that enough other frames show."""
+    """Compare hidden pixels that enough other frames show with the empty scene; return the PSNR and their number."""
     least = max(LEAST_VIEWS, round(LEAST_SHARE * len(hidden_TPP)))
     chosen_TPP = hidden_TPP & ((~hidden_TPP).sum(0) >= least)
     difference = _frames(cleaned)[chosen_TPP].astype(float) - planted.empty_TPP3[chosen_TPP]

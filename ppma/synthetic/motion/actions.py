@@ -51,7 +51,7 @@ def bvh_classes(folder: Path | None) -> dict[str, tuple[Path, ...]]:
 
 
 def play(name: str, times_T: np.ndarray, rng: np.random.Generator, files: tuple[Path, ...] = ()) -> Motion:
-    """Let one person perform an action.
+    """Return the motion of one person who performs an action.
 
     Args:
         name: The class.

@@ -41,7 +41,7 @@ LIMBS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Bvh:
-    """A parsed file; z up, facing -y."""
+    """A parsed BVH file; z up, facing -y."""
 
     names: tuple[str, ...]
     parents: tuple[int, ...]
@@ -107,7 +107,7 @@ def _forward(
 
 @lru_cache(maxsize=64)
 def read(path: Path) -> Bvh:
-    """Parse a file; InputError says what is wrong with it."""
+    """Parse a BVH file; InputError if it is damaged."""
     try:
         hierarchy, frames = path.read_text(encoding="utf-8", errors="replace").split("MOTION")
         names, parents, offsets_J3, channels = _parse_hierarchy(hierarchy)

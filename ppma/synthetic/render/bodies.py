@@ -90,7 +90,7 @@ def _bone_turns(bodies: Bodies, body: int, motion: Motion) -> np.ndarray:
     heads = {name: head_3.astype(float) for name, head_3 in bodies.bone_heads(body).items()}
 
     def limb(name: str) -> np.ndarray:
-        """Rotate a limb's bone with its joint, from the mesh's spread pose by way of pointing down."""
+        """Return the world rotation of a limb's bone: from the mesh's pose to pointing down, then with its joint."""
         stem, _, letter = name.partition(".")
         joint, start, end = next(limb for prefix, limb in LIMBS.items() if stem.startswith(prefix))
         along_3 = rotations.unit(heads[f"{end}.{letter}"] - heads[f"{start}.{letter}"])

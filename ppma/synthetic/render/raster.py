@@ -163,7 +163,7 @@ def resolve(color_SS3, layer_SS, shadow_PP, darkness, frame_PP3, mask_PP):
 
 @numba.njit(cache=True)
 def _reach(low, high, eye, direction):
-    """Return how far along a ray the slab from low to high ends, on one axis."""
+    """Return the distance along a ray to the far end of the slab from low to high, on one axis."""
     if direction > 0:
         return (high - eye) / direction
     if direction < 0:
@@ -188,7 +188,7 @@ def _fill(pyramid, u, v, footprint, light):
 
 @numba.njit(cache=True)
 def _dim(low_a, high_a, a, low_b, high_b, b):
-    """Return the share of light at point (a, b) of a room's surface: less near its edges."""
+    """Return the share of light at point (a, b) of a room's surface, which is darker near its edges."""
     nearest = min(min(a - low_a, high_a - a), min(b - low_b, high_b - b))
     if nearest > np.float32(5 * CORNER_METERS):
         return np.float32(1.0)

@@ -71,7 +71,7 @@ class Light:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Everything but the people."""
+    """A place without people: room or open ground, textures, furniture and light."""
 
     room_23: np.ndarray
     """Lower and upper corner in meters; OUTDOORS away where there is no wall."""
@@ -256,7 +256,7 @@ class Canvas:
 
 
 class SceneRenderer:
-    """Renders a scene through a camera onto `canvas`, and meshes onto copies of it."""
+    """Renders a scene onto its `canvas`, and people onto copies of it."""
 
     def __init__(self, scene: Scene, camera: Camera, size: int, background_TPP3: np.ndarray | None = None) -> None:
         """Set up the canvas.
@@ -308,7 +308,7 @@ class SceneRenderer:
         return np.float32(self.camera.focal * side)
 
     def _wall_light_5(self) -> np.ndarray:
-        """Return the light on white walls towards +x, -x, +y, -y (their insides) and on a white floor."""
+        """Return the light on the inside of white walls at +x, -x, +y, -y, and on a white floor."""
         light = self.scene.light
         normals = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, 1]])
         sun = np.maximum(normals @ light.direction_3, 0) * light.direct_3.mean()
