@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ppma.config.errors import InputError, require, require_at_least
 from ppma.config.loader import LoaderConfig
@@ -192,6 +192,8 @@ def _restore(kind: Any, value: Any) -> Any:
         return kind(**{name: _restore(hints[name], field) for name, field in value.items()})
     if isinstance(value, list):
         return tuple(_restore(kind, item) for item in value)
+    if get_origin(kind) is Literal and value not in get_args(kind):
+        raise ValueError(f"{value!r} must be one of {', '.join(map(repr, get_args(kind)))}")
     return Path(value) if isinstance(value, str) and Path in _leaf_types(kind) else value
 
 

@@ -30,7 +30,15 @@ def test_settings_that_an_older_version_did_not_know_get_their_defaults():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '"x"', "{}", '{"recipe": "x", "phase": "mae", "sources": ["a"], "vit": {"widht": 1}}']
+    "text",
+    [
+        "",
+        "[]",
+        '"x"',
+        "{}",
+        '{"recipe": "x", "phase": "mae", "sources": ["a"], "vit": {"widht": 1}}',
+        '{"recipe": "x", "phase": "gone", "sources": ["a"]}',
+    ],
 )
 def test_what_is_no_config_is_refused_with_the_file(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
