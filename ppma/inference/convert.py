@@ -238,7 +238,9 @@ def write_as(kind: Format, ours: Weights) -> Weights:
     _check_complete(weights, {})
     stage_1 = "norm.weight" in weights
     mask_token = weights.pop("decoder.mask_token", None)
-    spaces = sorted({name.split(".")[1] for name in weights if name.startswith("heads.")}, key=_natural)
+    spaces = sorted(
+        {name.split(".")[1] for name in weights if name.startswith("heads.")}, key=lambda space: (len(space), space)
+    )
     for number, space in enumerate(spaces):
         for part in ("weight", "bias"):
             weights[f"heads.space{number}.{part}"] = weights.pop(f"heads.{space}.{part}")
@@ -248,12 +250,6 @@ def write_as(kind: Format, ours: Weights) -> Weights:
     if kind in ("videomae", "huggingface"):
         _split_attention(out, weight_too=kind == "huggingface")
     return out
-
-
-def _natural(name: str) -> tuple[str, int]:
-    """Sort key that puts space2 before space10."""
-    letters = name.rstrip("0123456789")
-    return letters, int(name[len(letters) :] or 0)
 
 
 def check_embedding(weights: Weights, what: str) -> None:

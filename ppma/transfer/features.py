@@ -1,6 +1,8 @@
 """Features of every clip of a manifest, computed once: the training data of probes and the input of every evaluation.
 
 manifest, encoder  ->  features_VWD, W = windows x crops views of each of V clips, tokens pooled, before the final norm
+                   ->  or all tokens of plain views, averaged over cells and normalized, float16 (V, N, D) in a memory-mapped file
+features, labels   ->  batches of a probe
 
 A file of features is named after a hash of everything that they depend on: weights and shape of the encoder, manifest, a sample of the
 files' bytes, views, precision. So every protocol finds what another one cached in the same folder, and of several processes that need the
@@ -12,10 +14,10 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,6 +37,7 @@ from ppma.loaders.prefetch import upload
 from ppma.loaders.sampler import EvaluationSampler
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream, choose_implementation
+from ppma.models.attentive import cells_of, normed_cells
 from ppma.models.vit import TRUNK, Encoder
 from ppma.training import checkpoint, distributed
 from ppma.training.compute import Compute
@@ -251,15 +254,89 @@ def _read(path: Path, ranks: Ranks) -> Features:
         raise InputError(f"{path} is damaged ({error}); delete it, and it is computed again") from None
 
 
-class Rows(Protocol):
-    """Features or tokens of every clip: a tensor, or a file that gives tensors."""
+# ------------------------------------------------------------------------- tokens, the cache of attentive probes
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the row numbers that `__getitem__` takes."""
+
+class TokenRows:
+    """The memory-mapped file of tokens: row numbers on the host give (B, N, D) on the device.
+
+    A normalized token has no value above sqrt(D), so float16 holds it to 1 part in 2048.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:
+        self._tokens_VND = np.load(path, mmap_mode="r")
+        self._to, self._dtype = device, dtype
+
+    def __len__(self) -> int:
+        return len(self._tokens_VND)
 
     def __getitem__(self, row_B: Tensor) -> Tensor:
-        """Return the rows of a batch."""
+        return upload(torch.from_numpy(self._tokens_VND[row_B.numpy()]), self._to).to(self._dtype)
+
+
+def _check_room(folder: Path, size: int, name: str) -> None:
+    """Raise InputError where `size` bytes would fill the disk."""
+    present = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(present).free
+    if size > free:
+        raise InputError(
+            f"the tokens of {name} take {size / 1e9:.3g} GB, {folder} has {free / 1e9:.3g} GB free; average them over cells with "
+            "--attentive.cells 2 2 2, or choose another disk with --features DIR"
+        )
+
+
+@torch.inference_mode()
+def _fill(
+    path: Path, shape: tuple[int, int, int], model: Encoder, manifest: Manifest, config: RunConfig, ranks: Ranks,
+    compute: Compute,
+) -> None:  # fmt: skip
+    """Write the rows of this rank's clips. By plain writes: ranks on several nodes cannot share the pages of a mapping."""
+    if ranks.is_main:
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    distributed.barrier(ranks)
+    start = np.load(path, mmap_mode="r").offset
+    row_bytes = shape[1] * shape[2] * np.dtype(np.float16).itemsize
+    parts = encoded(
+        model, manifest, config.loader, PLAIN_VIEWS, ranks=ranks, compute=compute, hang_seconds=config.hang_seconds
+    )
+    with path.open("r+b", buffering=0) as file:
+        for part in parts:
+            kept_CND = normed_cells(part.tokens_BND.float(), model.config, config.attentive.cells).half().cpu().numpy()
+            for row, kept_ND in zip(part.ids_C.tolist(), kept_CND):
+                file.seek(start + row * row_bytes)
+                file.write(kept_ND.tobytes())
+    distributed.barrier(ranks)
+
+
+def cached_tokens(
+    model: Encoder, manifest: Manifest, config: RunConfig, *, ranks: Ranks, compute: Compute
+) -> TokenRows:
+    """Return the tokens of plain views of every clip, from the cache or computed now.
+
+    Raises:
+        InputError: The disk has no room for them, or the cells do not divide the encoder's grid.
+    """
+    cells = config.attentive.cells
+    tokens = cells_of(torch.empty(1, model.config.tokens, 1, device="meta"), model.config, cells).shape[1]
+    shape = (len(manifest), tokens, model.config.width)
+    trunk = address(model, manifest, config.loader, PLAIN_VIEWS, compute, before=TRUNK)
+    key = hashlib.sha256(f"{trunk} {cells}".encode()).hexdigest()
+    path = folder_of(config) / f"{manifest.name}-train-tokens-{key[:24]}.npy"
+    with lock(path, ranks) as exists:
+        if exists:
+            log.info("tokens of %s: read from %s", manifest.name, path)
+        else:
+            _check_room(path.parent, 2 * shape[0] * shape[1] * shape[2], manifest.name)
+            temp_path = path.with_name(f".{path.name}.tmp")  # one name for all ranks; the lock keeps others away
+            _fill(temp_path, shape, model, manifest, config, ranks, compute)
+            if ranks.is_main:
+                temp_path.replace(path)
+    return TokenRows(path, ranks.device, compute.weight_dtype)
+
+
+# -------------------------------------------------------------------------------------------- batches of the cache
 
 
 @dataclass
@@ -274,7 +351,7 @@ class FeatureBatch:
 
 
 def feature_batches(
-    features_VD: Rows, labels_V: Tensor, *, batch: int, epochs: int, seed: int, start: tuple[int, int]
+    features_VD: Tensor | TokenRows, labels_V: Tensor, *, batch: int, epochs: int, seed: int, start: tuple[int, int]
 ) -> Generator[FeatureBatch, None, None]:
     """Yield batches of cached rows: every row once an epoch, in an order drawn from (seed, epoch).
 

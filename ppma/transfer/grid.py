@@ -7,7 +7,7 @@ AdamW (Loshchilov and Hutter, 2019), which is written out here for a stack of he
 """
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,23 +26,6 @@ from ppma.transfer.frozen import shuffled_classes
 
 EPS = 1e-8
 """AdamW's epsilon, torch's default."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The outcome of a grid."""
-
-    optim: OptimConfig
-    """The config of the run with the best rate and weight decay."""
-    tried: list[dict[str, float]]
-    """rate, weight_decay, held-out top1 and loss of each head."""
-    held_out: int
-    """Number of held-out clips."""
-
-    def facts(self) -> dict[str, Any]:
-        """Return the choice as JSON for the run's files."""
-        chosen = {"rate": self.optim.peak_lr, "weight_decay": self.optim.weight_decay}
-        return {"grid": {"chosen": chosen, "held_out_clips": self.held_out, "tried": self.tried}}
 
 
 def held_out_rows(labels_V: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -117,8 +100,23 @@ def train_heads(
         heads.step(batch.features_BD, batch.label_B, rates, config.optim.betas)
 
 
-def choose_rate(features_VD: Tensor, labels_V: Tensor, model: Classifier, config: RunConfig) -> Choice:
-    """Return the rate and weight decay with the highest top-1 on held-out clips; of equals, the one with the lowest loss."""
+def choose_rate(
+    features_VD: Tensor, labels_V: Tensor, model: Classifier, config: RunConfig
+) -> tuple[OptimConfig, dict[str, Any]]:
+    """Choose the rate and weight decay with the highest top-1 on held-out clips; of equals, the one with the lowest loss.
+
+    Args:
+        features_VD: Features of the training clips.
+        labels_V: Their labels.
+        model: Gives the initial `fc_norm` and head.
+        config: The run; its grid lists the rates and decays.
+
+    Returns:
+        The config of the optimizer with the chosen pair, and the record of the grid for result.json.
+
+    Raises:
+        InputError: No clip can be held out, or fewer than a batch are left.
+    """
     rates = config.grid.rates or (config.optim.peak_lr,)
     decays = config.grid.weight_decays or (config.optim.weight_decay,)
     pairs = itertools.product(rates, decays)
@@ -135,4 +133,5 @@ def choose_rate(features_VD: Tensor, labels_V: Tensor, model: Classifier, config
         for optim, top1, loss in zip(optims, right_GB.double().mean(dim=1).tolist(), loss_G.tolist())
     ]
     best = max(range(len(tried)), key=lambda g: (tried[g]["top1"], -tried[g]["loss"]))
-    return Choice(optim=optims[best], tried=tried, held_out=int(out_V.sum()))
+    chosen = {name: tried[best][name] for name in ("rate", "weight_decay")}
+    return optims[best], {"chosen": chosen, "held_out_clips": int(out_V.sum()), "tried": tried}

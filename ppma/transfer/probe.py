@@ -25,10 +25,9 @@ from ppma.training import checkpoint
 from ppma.training.compute import Compute, choose
 from ppma.training.distributed import Ranks
 from ppma.training.tasks import label_spaces
-from ppma.transfer.features import PLAIN_VIEWS, FeatureBatch, Rows, cached_features, feature_batches
+from ppma.transfer.features import PLAIN_VIEWS, FeatureBatch, TokenRows, cached_features, cached_tokens, feature_batches
 from ppma.transfer.frozen import only_source
 from ppma.transfer.grid import choose_rate
-from ppma.transfer.tokens import cached_tokens
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +66,14 @@ class ProbeTask:
     def _make_model(self, spaces: dict[str, int]) -> Classifier:
         return Probe(self.config.vit, spaces, self.config.classifier, seed=self.config.seed)
 
-    def _encode(self, source: Manifest, ranks: Ranks, compute: Compute) -> Rows:
+    def _encode(self, source: Manifest, ranks: Ranks, compute: Compute) -> Tensor | TokenRows:
         """Return the features of all clips; with a grid, also choose the rate on some of them."""
         found = cached_features(self.model, source, self.config, PLAIN_VIEWS, ranks=ranks, compute=compute)
         features_VD = found.features_VWD[:, 0].clone()  # inference tensors may not enter a training step
         if self.config.grid.rates:
-            choice = choose_rate(features_VD, self._labels_V, self.model, self.config)
-            self.config, self._facts = replace(self.config, optim=choice.optim), choice.facts()
-            log.info("chosen on %d held-out clips: %s", choice.held_out, self._facts["grid"]["chosen"])
+            optim, grid = choose_rate(features_VD, self._labels_V, self.model, self.config)
+            self.config, self._facts = replace(self.config, optim=optim), {"grid": grid}
+            log.info("chosen on %d held-out clips: %s", grid["held_out_clips"], grid["chosen"])
         return features_VD
 
     def stream(self, ranks: Ranks, start: tuple[int, int]) -> closing[Generator[FeatureBatch, None, None]]:
@@ -106,7 +105,7 @@ class AttentiveTask(ProbeTask):
         config = self.config
         return AttentiveProbe(config.vit, spaces, config.classifier, config.attentive, seed=config.seed)
 
-    def _encode(self, source: Manifest, ranks: Ranks, compute: Compute) -> Rows:
+    def _encode(self, source: Manifest, ranks: Ranks, compute: Compute) -> Tensor | TokenRows:
         """Return the tokens of all clips, on disk."""
         if self.config.grid.rates:
             raise InputError("grid.rates are for the linear probe; recipe attentive_probe takes --optim.peak-lr")

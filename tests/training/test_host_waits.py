@@ -24,8 +24,7 @@ from ppma.training.optim import parameter_groups
 from ppma.training.tasks import ClassifyTask, MaeTask
 from ppma.training.trainer import Trainer
 from ppma.training.watchdog import Watchdog
-from ppma.transfer.features import feature_batches
-from ppma.transfer.tokens import TokenRows
+from ppma.transfer.features import TokenRows, feature_batches
 from tests.loaders.test_stream import row
 
 READS = {

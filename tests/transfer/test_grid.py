@@ -65,12 +65,12 @@ def test_a_share_of_every_class_is_held_out():
 
 def test_the_best_on_held_out_clips_is_chosen():
     config = made(grid=GridConfig(rates=(1e-9, 1e-2), weight_decays=(0.0, 1e-2), held_out=0.3))
-    choice = choose_rate(FEATURES, LABELS, MadeTask(config).model.double(), config)
-    assert choice.held_out == 12 and len(choice.tried) == 4
-    assert choice.optim.peak_lr == 1e-2  # a rate of nothing learns nothing
-    best = max(choice.tried, key=lambda head: (head["top1"], -head["loss"]))
-    assert (best["rate"], best["weight_decay"]) == (choice.optim.peak_lr, choice.optim.weight_decay)
-    assert choice.facts()["grid"]["chosen"] == {"rate": best["rate"], "weight_decay": best["weight_decay"]}
+    optim, grid = choose_rate(FEATURES, LABELS, MadeTask(config).model.double(), config)
+    assert grid["held_out_clips"] == 12 and len(grid["tried"]) == 4
+    assert optim.peak_lr == 1e-2  # a rate of nothing learns nothing
+    best = max(grid["tried"], key=lambda head: (head["top1"], -head["loss"]))
+    assert grid["chosen"] == {name: best[name] for name in ("rate", "weight_decay")}
+    assert (best["rate"], best["weight_decay"]) == (optim.peak_lr, optim.weight_decay)
 
 
 def test_what_is_held_out_is_not_learned_from():
@@ -80,7 +80,7 @@ def test_what_is_held_out_is_not_learned_from():
     changed = FEATURES.clone()
     changed[out] = -FEATURES[out]
     model = MadeTask(config).model.double()
-    first, second = (choose_rate(features, LABELS, model, config).tried[0] for features in (FEATURES, changed))
+    first, second = (choose_rate(features, LABELS, model, config)[1]["tried"][0] for features in (FEATURES, changed))
     assert first["loss"] < second["loss"] and first["top1"] > second["top1"]
     kept = [Heads(model, [1e-4]) for _ in range(2)]
     for heads, features in zip(kept, (FEATURES, changed)):

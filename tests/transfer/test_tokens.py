@@ -13,8 +13,7 @@ from ppma.loaders.sources import catalog
 from ppma.models.attentive import cells_of, normed_cells
 from ppma.models.classify import Classifier
 from ppma.training.compute import choose
-from ppma.transfer.features import PLAIN_VIEWS, encoded
-from ppma.transfer.tokens import cached_tokens
+from ppma.transfer.features import PLAIN_VIEWS, cached_tokens, encoded
 
 FP32 = choose("fp32", tiny.ALONE.device)
 
