@@ -132,7 +132,6 @@ def test_an_interrupted_run_changes_no_file(clip_tree, tmp_path):
     deadline = time.monotonic() + 60
     while not (workers := psutil.Process(process.pid).children()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(1.0)  # until the worker has the file
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert process.returncode == INTERRUPTED and error == "p: interrupted\n"
