@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from ppma.synthetic.motion import rotations
 from ppma.synthetic.motion.actions import STORED_FPS, world_turns
@@ -169,18 +170,15 @@ def resample(turns_TJ4: np.ndarray, root_T3: np.ndarray, frame_seconds: float) -
     return turns, root_T3[low_T] * (1 - share_T1) + root_T3[low_T + 1] * share_T1
 
 
-def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the rotation b followed by the rotation a, as quaternions (..., 4)."""
-    w, v = a[..., :1] * b[..., :1] - (a[..., 1:] * b[..., 1:]).sum(-1, keepdims=True), np.cross(a[..., 1:], b[..., 1:])
-    return np.concatenate([w, v + a[..., :1] * b[..., 1:] + b[..., :1] * a[..., 1:]], -1)
-
-
 def close_loop(turns_TJ4: np.ndarray) -> np.ndarray:
     """Blend the last third of a loop towards its first frame, so that it repeats without a jump."""
     count = len(turns_TJ4)
     share_T = np.clip((np.arange(count) / (count - 1) - 0.67) / 0.33, 0, 1) ** 2
-    error_J4 = multiply(turns_TJ4[0], turns_TJ4[-1] * [1, -1, -1, -1])
-    return multiply(rotations.nlerp(np.array([1.0, 0, 0, 0]), error_J4, share_T[:, None, None]), turns_TJ4)
+    first_J, last_J = (Rotation.from_quat(turns_TJ4[t], scalar_first=True) for t in (0, -1))
+    error_J4 = (first_J * last_J.inv()).as_quat(scalar_first=True)
+    blended_TJ4 = rotations.nlerp(np.array([1.0, 0, 0, 0]), error_J4, share_T[:, None, None])
+    blended, turns = (Rotation.from_quat(q.reshape(-1, 4), scalar_first=True) for q in (blended_TJ4, turns_TJ4))
+    return (blended * turns).as_quat(scalar_first=True).reshape(turns_TJ4.shape)
 
 
 def clearance(turns_TJ4: np.ndarray, root_T3: np.ndarray) -> np.ndarray:
