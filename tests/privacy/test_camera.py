@@ -1,4 +1,4 @@
-"""The camera's path: still stays still, a known movement is found, a cut begins a new shot, people are no landmarks."""
+"""Camera tracking: still stays still, a known motion is found, a cut begins a shot, people are ignored."""
 
 import cv2
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 
 from ppma.privacy.removal.camera import Tracker, moves
 
-NOBODY = np.zeros((120, 160), np.uint8)
+NO_PEOPLE = np.zeros((120, 160), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -17,26 +17,26 @@ def place():
     return cv2.GaussianBlur(cv2.resize(small, (320, 240), interpolation=cv2.INTER_CUBIC), (3, 3), 0)
 
 
-def test_a_still_camera_is_still_to_the_last_bit(place):
+def test_a_still_camera_is_exactly_still(place):
     rng, tracker = np.random.default_rng(0), Tracker()
     for _ in range(8):
         noisy = np.clip(place[:120, :160] + rng.normal(0, 3, (120, 160, 3)), 0, 255).astype(np.uint8)
-        pose = tracker.add(noisy, NOBODY)
+        pose = tracker.add(noisy, NO_PEOPLE)
         assert pose.shot == 0 and (pose.homography_33 == np.eye(3)).all()
 
 
-def test_a_pan_is_followed_far_beyond_the_first_view(place):
+def test_a_pan_is_tracked_beyond_the_first_frame(place):
     tracker = Tracker()
     for t in range(60):
-        pose = tracker.add(place[40:160, 2 * t : 2 * t + 160].copy(), NOBODY)
+        pose = tracker.add(place[40:160, 2 * t : 2 * t + 160].copy(), NO_PEOPLE)
     expected = np.array([[1, 0, -118], [0, 1, 0], [0, 0, 1]], float)
     assert pose.shot == 0 and moves(pose.homography_33 @ np.linalg.inv(expected), 120, 160) < 1.5
 
 
-def test_someone_who_walks_through_moves_no_camera(place):
+def test_a_passing_person_does_not_move_the_camera(place):
     tracker = Tracker()
     for t in range(10):
-        frame, person = place[:120, :160].copy(), NOBODY.copy()
+        frame, person = place[:120, :160].copy(), NO_PEOPLE.copy()
         frame[20:110, 10 * t : 10 * t + 40] = place[100:190, 200:240]
         person[15:115, max(0, 10 * t - 5) : 10 * t + 45] = 1
         pose = tracker.add(frame, person)
@@ -46,17 +46,17 @@ def test_someone_who_walks_through_moves_no_camera(place):
 def test_a_cut_begins_a_shot(place):
     tracker = Tracker()
     other = np.random.default_rng(5).integers(0, 255, (120, 160, 3), dtype=np.uint8)
-    shots = [tracker.add(frame, NOBODY).shot for frame in (place[:120, :160], place[:120, :160], other, other)]
+    shots = [tracker.add(frame, NO_PEOPLE).shot for frame in (place[:120, :160], place[:120, :160], other, other)]
     assert shots == [0, 0, 1, 1]
 
 
 def test_without_corners_the_same_brightness_is_the_same_place():
     tracker = Tracker()
     levels = (100, 101, 102, 200)
-    assert [tracker.add(np.full((120, 160, 3), level, np.uint8), NOBODY).shot for level in levels] == [0, 0, 0, 1]
+    assert [tracker.add(np.full((120, 160, 3), level, np.uint8), NO_PEOPLE).shot for level in levels] == [0, 0, 0, 1]
 
 
-def test_large_pictures_are_tracked_small_and_told_at_their_size(place):
+def test_poses_of_large_frames_are_in_their_own_pixels(place):
     large = cv2.resize(place, (1600, 1200))
     tracker, nobody = Tracker(), np.zeros((600, 800), np.uint8)
     for t in range(5):

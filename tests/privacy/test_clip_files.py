@@ -1,4 +1,4 @@
-"""Folders of frames: links out of the root, and copies under another domain. Files are tried in privacy.test_strict."""
+"""Folders of frames: links out of the root, and copies under another domain. test_strict tries files."""
 
 import shutil
 
@@ -18,7 +18,7 @@ def frames(folder, shade):
 
 
 def manifest(root, domain):
-    """A manifest of the folders of frames below `root`, beside it."""
+    """Write and read a manifest of the folders of frames in `root`."""
     rows = [
         Clip(
             path=folder.name, frames=3, fps=25.0, width=8, height=8, codec="jpeg", key_frame_spacing=1,
@@ -49,25 +49,25 @@ def test_a_root_may_be_a_link_itself(tmp_path):
     check_places(tmp_path / "root", ["a"])
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_copied_folder_is_recognised_where_a_manifest_tells_of_it(tmp_path, told):
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_copied_folder_is_recognized_if_a_manifest_lists_it(tmp_path, listed):
     frames(tmp_path / "people" / "original", 7)
     for name, shade in (("a", 1), ("b", 2)):
         frames(tmp_path / "drawn" / name, shade)
     shutil.copytree(tmp_path / "people" / "original", tmp_path / "drawn" / "c")
     drawn = manifest(tmp_path / "drawn", "synthetic")
     data = tmp_path / "data.toml"
-    people = manifest(tmp_path / "people", "real" if told else "")
+    people = manifest(tmp_path / "people", "real" if listed else "")
     for source in (drawn, people):
         catalog.add(data, name=source.name, split="train", manifest=source.path, root=source.root)
-    if told:
+    if listed:
         with pytest.raises(InputError, match=r"drawn/c is synthetic by .* and real by"):
             check_disguise(data, [drawn])
     else:
         check_disguise(data, [drawn])
 
 
-def test_the_hashes_come_in_the_order_asked_for(tmp_path):
+def test_hashes_are_in_the_order_of_the_clips(tmp_path):
     clips = [frames(tmp_path / name, shade) for name, shade in (("a", 1), ("b", 2), ("c", 1))]
     first, second, third = contents(clips, "made")
     assert first == third != second

@@ -1,4 +1,4 @@
-"""Holes filled with pieces of the rest: the search against brute force, the vote against its plain restatement, textures that go on."""
+"""Patch-based inpainting: search against brute force, vote against its restatement, textures that continue."""
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ WINDOW = np.s_[-RADIUS : RADIUS + 1]
 
 
 def bricks(height=128, width=160):
-    """Rows of bricks with grain, the mortar bright."""
+    """Return a wall of bricks with grain and bright mortar."""
     rng = np.random.default_rng(4)
     picture = rng.normal((150, 70, 50), 6, (height, width, 3))
     for row, y in enumerate(range(0, height, 12)):
@@ -33,7 +33,7 @@ def patch(level, place):
 
 @pytest.fixture(scope="module")
 def level():
-    """(values with margin, _Level) of a small picture of smooth blobs, whose hole is filled smoothly."""
+    """(values with margin, _Level) of a small picture of smooth blobs, its hole filled smoothly."""
     rng = np.random.default_rng(0)
     picture = cv2.resize(rng.integers(0, 255, (10, 12, 3), dtype=np.uint8), (48, 40), interpolation=cv2.INTER_CUBIC)
     hole = hole_in(picture, np.s_[15:25], np.s_[20:30])
@@ -42,7 +42,7 @@ def level():
     return exemplar._margin(np.rint(values).astype(np.uint8)), exemplar._Level.of(hole)
 
 
-def test_the_search_comes_near_to_brute_force(level):
+def test_the_search_is_close_to_brute_force(level):
     values, each = level
     match, costs = each.anywhere(), np.zeros(len(each.targets_N2), np.int64)
     for turn in range(10):
@@ -54,7 +54,7 @@ def test_the_search_comes_near_to_brute_force(level):
     assert costs.sum() <= 1.05 * best.sum() and (costs == best).mean() > 0.75
 
 
-def test_matches_are_within_the_picture_and_without_the_hole(level):
+def test_matches_are_inside_the_frame_and_outside_the_hole(level):
     values, each = level
     match, costs = each.anywhere(), np.zeros(len(each.targets_N2), np.int64)
     exemplar._search(values, each.source_hw, each.targets_N2, match, costs, 0)
@@ -80,7 +80,7 @@ def test_the_vote_is_its_plain_restatement(level, sharp):
         assert np.abs(painted[y, x] - expected).max() <= 0.51
 
 
-def test_a_wall_of_bricks_goes_on():
+def test_a_wall_of_bricks_continues():
     picture = bricks()
     hole = hole_in(picture)
     painted = complete(np.where(hole[..., None], np.uint8(0), picture), hole)
@@ -91,8 +91,8 @@ def test_a_wall_of_bricks_goes_on():
     assert painted[hole].std() > 0.9 * picture[hole].std(), "mortar and bricks, not their mean"
 
 
-def test_texture_keeps_bricks_from_becoming_mush(monkeypatch):
-    """A third of the wall is out of focus: by colour alone its smooth patches are as near as any, and some win."""
+def test_texture_keeps_bricks_sharp(monkeypatch):
+    """A third of the wall is out of focus: by color alone, some of its smooth patches would win."""
     picture = bricks(192, 192)
     picture[:60] = cv2.GaussianBlur(picture, None, 6)[:60]
     hole = hole_in(picture, np.s_[80:150], np.s_[50:140])
@@ -103,7 +103,7 @@ def test_texture_keeps_bricks_from_becoming_mush(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(1, 2), (5, 200), (37, 53), (120, 160), (700, 900)])
-def test_holes_of_any_size_are_filled_from_around(size):
+def test_holes_of_any_size_are_filled_from_their_surroundings(size):
     frame, hole = np.full((*size, 3), 90, np.uint8), np.ones(size, bool)
     hole[:, 0] = hole[: size[0] // 8] = hole[:, : size[1] // 8] = False
     frame[hole] = 255
@@ -123,8 +123,8 @@ def test_holes_all_over_leave_too_little_to_copy_at_some_levels(pattern):
     assert (painted[~hole] == picture[~hole]).all() and painted[hole].min() > 20
 
 
-def test_nothing_shows_in_the_middle_of_a_hole_a_thousand_pixels_wide():
-    """Half a thousand pixels from what is known, trust by nearness is 0 in float32."""
+def test_the_middle_of_a_hole_a_thousand_pixels_wide_is_painted():
+    """500 pixels from the known area, weights by nearness are 0 in float32."""
     rng = np.random.default_rng(0)
     place = cv2.resize(rng.integers(0, 256, (40, 110, 3), dtype=np.uint8), (1100, 400), interpolation=cv2.INTER_CUBIC)
     hole, person = np.zeros((400, 1100), bool), place.copy()
@@ -144,12 +144,8 @@ def test_what_is_painted_does_not_depend_on_what_is_hidden(rim):
     assert (painted == complete(second, hole)).all() and (painted[~hole] == first[~hole]).all()
 
 
-def test_a_picture_that_is_hidden_whole_gets_one_colour():
+def test_a_hole_everywhere_gets_one_color_and_no_hole_changes_nothing():
     picture = bricks()
     everywhere = np.ones(picture.shape[:2], bool)
     assert (complete(picture, everywhere) == np.rint(picture.mean((0, 1)))).all()
-
-
-def test_nothing_to_fill_is_the_frame_itself():
-    picture = bricks()
-    assert complete(picture, np.zeros(picture.shape[:2], bool)) is picture
+    assert complete(picture, ~everywhere) is picture

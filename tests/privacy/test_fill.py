@@ -1,4 +1,4 @@
-"""Painting: the background where it was seen, nothing touched outside, nobody painted back."""
+"""Inpainting: the background where other frames show it, no pixel changed outside the mask, no missed person painted back."""
 
 import cv2
 import numpy as np
@@ -9,6 +9,7 @@ from ppma.privacy.removal.exemplar import complete
 from ppma.privacy.removal.fill import Memory, TemporalMedian, median_of_free
 
 EYE = np.eye(3)
+NO_PERSON = np.zeros((120, 160), bool)
 
 
 @pytest.fixture(scope="module")
@@ -17,30 +18,34 @@ def place():
     return cv2.resize(rng.integers(0, 200, (30, 40, 3), dtype=np.uint8), (160, 120), interpolation=cv2.INTER_CUBIC)
 
 
+def paint(frame, hidden, references=(), memory=None, here=EYE):
+    return TemporalMedian()(frame, hidden, here, references, memory or Memory())
+
+
 def walker(place, t):
-    """A frame with somebody at a place that depends on t, and where they are."""
+    """Return a frame with a person whose position depends on t, and their mask."""
     frame, person = place.copy(), np.zeros(place.shape[:2], bool)
     person[30:90, 12 * t : 12 * t + 20] = True
     frame[person] = (250, 10, 10)
     return frame, person
 
 
-def references(place, frames, homography=EYE):
-    made = []
-    for t in frames:
-        frame, person = walker(place, t)
-        made.append(Reference(frame_HWC=frame, free_HW=(~person).astype(np.uint8), homography_33=homography))
-    return made
+def reference(frame, hidden):
+    return Reference(frame_HWC=frame, free_HW=(~hidden).astype(np.uint8), homography_33=EYE)
+
+
+def references(place):
+    return [reference(*walker(place, t)) for t in range(9)]
 
 
 def test_the_background_comes_back_and_nothing_else_changes(place):
     frame, person = walker(place, 4)
-    picture, seen = TemporalMedian()(frame, person, EYE, references(place, range(9)), Memory())
+    picture, seen = paint(frame, person, references(place))
     assert (seen == person).all() and (picture == place).all()
-    assert (frame[person] == (250, 10, 10)).all(), "the frame given is not changed"
+    assert (frame[person] == (250, 10, 10)).all(), "the input is not changed"
 
 
-def test_a_moved_camera_is_undone(place):
+def test_references_are_warped_to_the_frame(place):
     shift = np.array([[1, 0, 5], [0, 1, 3], [0, 0, 1]], float)
     frame, person = walker(place, 4)
     moved = [
@@ -49,98 +54,93 @@ def test_a_moved_camera_is_undone(place):
             free_HW=cv2.warpPerspective(one.free_HW, shift, (160, 120)),
             homography_33=shift,
         )
-        for one in references(place, range(9))
+        for one in references(place)
     ]
-    picture, seen = TemporalMedian()(frame, person, EYE, moved, Memory())
+    picture, seen = paint(frame, person, moved)
     assert seen[person].mean() > 0.95 and np.abs(picture[seen].astype(int) - place[seen]).max() <= 1
 
 
-def test_exposure_is_followed(place):
+def test_exposure_is_corrected(place):
     frame, person = walker(place, 4)
-    darker = (frame * 0.0 + np.clip(frame.astype(int) + 20, 0, 255)).astype(np.uint8)
-    picture, seen = TemporalMedian()(darker, person, EYE, references(place, range(9)), Memory())
+    brighter = np.clip(frame.astype(int) + 20, 0, 255).astype(np.uint8)
+    picture, seen = paint(brighter, person, references(place))
     assert np.abs(picture[seen].astype(int) - place[seen] - 20).mean() < 1
 
 
-def test_one_frame_in_which_somebody_was_missed_paints_nobody(place):
+def test_one_reference_with_a_missed_person_does_not_paint_them(place):
     frame, person = walker(place, 4)
-    shown = references(place, range(9))
-    blind = Reference(frame_HWC=frame, free_HW=np.ones((120, 160), np.uint8), homography_33=EYE)
-    picture, _ = TemporalMedian()(frame, person, EYE, [*shown[:4], blind, *shown[5:]], Memory())
+    shown = references(place)
+    shown[4] = reference(frame, NO_PERSON)
+    picture, _ = paint(frame, person, shown)
     assert (picture == place).all()
 
 
-def test_a_pixel_that_few_references_show_is_guessed(place):
+def test_pixels_that_few_references_show_are_synthesized(place):
     frame, person = walker(place, 4)
-    stands = [Reference(frame_HWC=frame, free_HW=(~person).astype(np.uint8), homography_33=EYE)] * 8
-    blind = Reference(frame_HWC=frame, free_HW=np.ones((120, 160), np.uint8), homography_33=EYE)
-    picture, seen = TemporalMedian()(frame, person, EYE, [*stands, blind, blind], Memory())
+    missed = [reference(frame, NO_PERSON)] * 2
+    picture, seen = paint(frame, person, [*[reference(frame, person)] * 8, *missed])
     assert not seen.any() and not (picture[person] == (250, 10, 10)).all(-1).any()
 
 
-def test_guessing_needs_no_references(place):
+def test_without_references_everything_is_synthesized(place):
     frame, person = walker(place, 4)
-    picture, seen = TemporalMedian()(frame, person, EYE, [], Memory())
+    picture, seen = paint(frame, person)
     assert (picture == complete(frame, person)).all() and not seen.any()
-
-
-def test_of_a_picture_that_is_hidden_whole_nothing_is_left(place):
-    everywhere = np.ones(place.shape[:2], bool)
-    picture, seen = TemporalMedian()(place, everywhere, EYE, [], Memory())
-    assert (picture == np.rint(place.mean((0, 1)))).all() and not seen.any()
+    picture, seen = paint(place, np.ones_like(person))
+    assert (picture == np.rint(place.mean((0, 1)))).all() and not seen.any(), "one color, if all is hidden"
 
 
 def standing(place, wider=0):
-    """Somebody who never moves away, their mask wider by so many pixels."""
+    """Return a frame with a person who never moves away, and their mask, wider by some pixels."""
     hidden = np.zeros(place.shape[:2], bool)
     hidden[30:90, 60 - wider : 90 + wider] = True
     return np.where(hidden[..., None], np.uint8(250), place), hidden
 
 
-def test_what_is_made_up_stays_from_frame_to_frame(place):
-    """With grain that changes, and a mask that does: only what is newly hidden is made up anew."""
+def test_synthesized_pixels_stay_from_frame_to_frame(place):
+    """With changing grain and mask, only newly hidden pixels are synthesized."""
     rng, memory = np.random.default_rng(5), Memory()
     first, hidden = standing(place)
-    picture, _ = TemporalMedian()(first, hidden, EYE, [], memory)
+    picture, _ = paint(first, hidden, memory=memory)
     for wider in (4, 0, 2):
         grain = np.clip(place + rng.normal(0, 3, place.shape), 0, 255).astype(np.uint8)
         frame, now = standing(grain, wider)
-        following, seen = TemporalMedian()(frame, now, EYE, [], memory)
+        following, seen = paint(frame, now, memory=memory)
         assert np.abs(following[hidden].astype(int) - picture[hidden]).max() <= 1 and not seen.any()
         assert following[now].max() < 230 and (following[~now] == frame[~now]).all()
-    alone, _ = TemporalMedian()(frame, now, EYE, [], Memory())
-    assert np.abs(alone[hidden].astype(int) - picture[hidden]).mean() > 1, "which it would not do by itself"
+    alone, _ = paint(frame, now)
+    assert np.abs(alone[hidden].astype(int) - picture[hidden]).mean() > 1, "without memory it changes"
 
 
-def test_what_is_made_up_follows_light_and_camera_without_blur(place):
-    """Forty frames of a camera that shakes by parts of a pixel: as sharp as the first."""
+def test_synthesized_pixels_follow_light_and_camera_without_blur(place):
+    """After forty frames of a shaking camera they are as sharp as in the first."""
     memory = Memory()
     first, hidden = standing(place)
-    picture, _ = TemporalMedian()(first, hidden, EYE, [], memory)
+    picture, _ = paint(first, hidden, memory=memory)
     for t in range(1, 41):
         shift = np.array([[1, 0, 5 * np.sin(t)], [0, 1, 3 * np.cos(t)], [0, 0, 1]])
         seen_there = cv2.warpPerspective(first, shift, (160, 120), borderMode=cv2.BORDER_REFLECT)
         frame = np.clip(seen_there.astype(int) + t // 2, 0, 255).astype(np.uint8)
         hidden_there = cv2.warpPerspective(hidden.astype(np.uint8), shift, (160, 120)) > 0
-        following, _ = TemporalMedian()(frame, hidden_there, shift, [], memory)
+        following, _ = paint(frame, hidden_there, memory=memory, here=shift)
     inner = cv2.erode(hidden_there.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     expected = cv2.warpPerspective(picture, shift, (160, 120)).astype(int) + 20
     assert np.abs(following[inner] - expected[inner]).mean() < 1
 
 
-def test_what_is_made_up_is_there_again_after_a_pan(place):
-    """3 pixels a frame, past what the canvas holds: paint moves with the place, until a new canvas is taken and after."""
+def test_synthesized_pixels_move_with_the_place_in_a_pan(place):
+    """3 pixels per frame, beyond the canvas, so that a new one is taken."""
     memory, wide = Memory(), cv2.resize(place, (640, 480), interpolation=cv2.INTER_CUBIC)
-    paint = np.full((120, 640, 3), -1)
+    canvas = np.full((120, 640, 3), -1)
     changes = []
     for x in range(0, 150, 3):
         shift = np.array([[1, 0, -x], [0, 1, 0], [0, 0, 1]], float)
         hidden = np.zeros((120, 160), bool)
         hidden[30:90, max(0, 150 - x) : max(0, 190 - x)] = True
         frame = np.where(hidden[..., None], np.uint8(250), wide[100:220, x : x + 160])
-        picture, _ = TemporalMedian()(frame, hidden, shift, [], memory)
+        picture, _ = paint(frame, hidden, memory=memory, here=shift)
         assert picture[hidden].max() < 230 and (picture[~hidden] == frame[~hidden]).all()
-        there = paint[:, x : x + 160]
+        there = canvas[:, x : x + 160]
         again = hidden & (there[..., 0] >= 0)
         if again.any():
             changes.append(np.abs(picture[again].astype(int) - there[again]).mean())
@@ -148,25 +148,23 @@ def test_what_is_made_up_is_there_again_after_a_pan(place):
     assert len(changes) > 40 and max(changes) < 1
 
 
-def test_a_hole_keeps_its_paint_when_the_mask_shrinks_or_sways(place):
-    """Around it there is nothing but paint then, or what the median brought."""
+def test_a_hole_keeps_its_pixels_when_the_mask_shrinks_or_sways(place):
+    """It is surrounded only by synthesized pixels then, or by those of the median."""
     memory, pictures = Memory(), []
     core = standing(place)[1]
     for wider in (0, 8, 0, 8):
-        pictures.append(TemporalMedian()(*standing(place, wider), EYE, [], memory)[0])
+        pictures.append(paint(*standing(place, wider), memory=memory)[0])
     assert all((picture[core] == pictures[0][core]).all() for picture in pictures)
     sways = [np.roll(core, by, axis=1) for by in (-12, 0, 12)]
     shown = [np.where(sway[..., None], np.uint8(250), place) for sway in sways]
-    others = [
-        Reference(frame_HWC=f, free_HW=(~s).astype(np.uint8), homography_33=EYE) for f, s in zip(shown, sways)
-    ] * 3
+    others = [reference(frame, sway) for frame, sway in zip(shown, sways)] * 3
     never, memory = np.logical_and.reduce(sways), Memory()
-    pictures = [TemporalMedian()(f, s, EYE, others, memory)[0] for f, s in zip(shown, sways)]
+    pictures = [paint(f, s, others, memory)[0] for f, s in zip(shown, sways)]
     assert all(np.abs(p[never].astype(int) - pictures[0][never]).max() <= 1 for p in pictures)
 
 
-def test_light_that_changes_counts_once(place):
-    """Somebody comes in brighter light than the canvas was taken in; when it dims, so does what was painted then."""
+def test_a_change_of_light_is_corrected_once(place):
+    """A hole that appears in brighter light than the canvas dims with the light later."""
     memory, both = Memory(), np.zeros(place.shape[:2], bool)
     both[30:90, 20:45] = both[30:90, 100:125] = True
     first = both.copy()
@@ -174,49 +172,42 @@ def test_light_that_changes_counts_once(place):
     levels = []
     for light, hidden in ((0, first), (25, both), (25, both), (0, both)):
         frame = np.where(hidden[..., None], 250, place.astype(int) + light).astype(np.uint8)
-        picture, _ = TemporalMedian()(frame, hidden, EYE, [], memory)
+        picture, _ = paint(frame, hidden, memory=memory)
         levels.append([picture[part].mean() - light for part in (first, both & ~first)])
     assert np.ptp([level[0] for level in levels]) < 1.5 and np.ptp([level[1] for level in levels[1:]]) < 1.5
 
 
-def test_a_change_behind_one_leaves_the_paint_of_another(place):
+def test_a_change_behind_one_person_leaves_the_pixels_of_another(place):
     memory, left, right = Memory(), np.zeros(place.shape[:2], bool), np.zeros(place.shape[:2], bool)
     left[20:100, 10:60], right[60:90, 110:130] = True, True
     hidden = left | right
-    first, _ = TemporalMedian()(np.where(hidden[..., None], np.uint8(250), place), hidden, EYE, [], memory)
+    first, _ = paint(np.where(hidden[..., None], np.uint8(250), place), hidden, memory=memory)
     door = place.copy()
     door[45:105, 95:145] = 230
     frame = np.where(hidden[..., None], np.uint8(0), door)
     for _ in range(2):
-        picture, _ = TemporalMedian()(frame, hidden, EYE, [], memory)
-        assert (picture[left] == first[left]).all() and first[right].mean() < 150 < picture[right].mean(), (
-            "a door opened behind one"
-        )
+        picture, _ = paint(frame, hidden, memory=memory)
+        assert (picture[left] == first[left]).all() and first[right].mean() < 150 < picture[right].mean()
 
 
-def test_only_paint_is_taken_over(place):
-    """Somebody missed in the frame before, found in this one: they are not painted back."""
+def test_a_person_missed_in_the_previous_frame_is_not_painted_back(place):
     frame, hidden = standing(place)
     memory, elsewhere = Memory(), np.zeros_like(hidden)
     elsewhere[:10, :10] = True
-    TemporalMedian()(frame, elsewhere, EYE, [], memory)
-    picture, _ = TemporalMedian()(frame, hidden, EYE, [], memory)
+    paint(frame, elsewhere, memory=memory)
+    picture, _ = paint(frame, hidden, memory=memory)
     assert (picture == complete(frame, hidden)).all()
 
 
-def test_paint_of_another_place_is_not_taken_over(place):
-    frame, hidden = standing(place)
-    memory, grey = Memory(), np.full_like(place, 128)
-    TemporalMedian()(grey, hidden, EYE, [], memory)
-    picture, _ = TemporalMedian()(frame, hidden, EYE, [], memory)
-    assert (picture == complete(frame, hidden)).all()
-
-
-def test_one_colour_for_a_picture_hidden_whole_does_not_stay(place):
+@pytest.mark.parametrize("previous", ["another place", "a frame that was hidden completely"])
+def test_pixels_that_do_not_fit_are_not_recalled(place, previous):
     frame, hidden = standing(place)
     memory = Memory()
-    TemporalMedian()(place, np.ones_like(hidden), EYE, [], memory)
-    picture, _ = TemporalMedian()(frame, hidden, EYE, [], memory)
+    if previous == "another place":
+        paint(np.full_like(place, 128), hidden, memory=memory)
+    else:
+        paint(place, np.ones_like(hidden), memory=memory)
+    picture, _ = paint(frame, hidden, memory=memory)
     assert (picture == complete(frame, hidden)).all()
 
 

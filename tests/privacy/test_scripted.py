@@ -1,4 +1,4 @@
-"""TorchScript models: tiny ones made here go through each interface, and a script that does not fit says why."""
+"""TorchScript models: small ones pass through each interface, and ones that do not fit are refused."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ class Red(torch.nn.Module):
 
 
 class Mean(torch.nn.Module):
-    """Paints the mean of what is seen; like LaMa it wants sides that divide by 8."""
+    """Paints the mean of the visible pixels; like LaMa it needs sides that are multiples of 8."""
 
     def forward(self, picture: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         assert picture.shape[2] % 8 == 0 and picture.shape[3] % 8 == 0
@@ -69,7 +69,7 @@ def saved(module, folder):
 
 @pytest.fixture
 def scene():
-    """(frame with somebody, who, place without them); odd sizes on purpose."""
+    """(frame with a person, their mask, the background), with odd sides."""
     rng = np.random.default_rng(0)
     place = np.repeat(np.repeat(rng.integers(60, 140, (13, 17, 3), dtype=np.uint8), 5, 0), 5, 1)
     hidden = np.zeros(place.shape[:2], bool)
@@ -79,7 +79,7 @@ def scene():
     return frame, hidden, place
 
 
-def test_a_segmenter_tells_each_pixel(scene, tmp_path):
+def test_a_segmenter_returns_a_probability_for_each_pixel(scene, tmp_path):
     frame, hidden, _ = scene
     segment = ScriptedSegmenter(saved(Red(), tmp_path))
     assert segment.whole_frame and (segment(frame)[hidden] > 0.9).all() and (segment(frame)[~hidden] < 0.6).all()
@@ -93,7 +93,7 @@ def test_lama_fills_the_hole_and_nothing_else(scene, tmp_path):
     assert Lama(tmp_path / "model.pt")(frame, np.zeros_like(hidden)) is frame
 
 
-def test_the_median_leaves_to_lama_what_no_frame_shows(scene, tmp_path):
+def test_lama_paints_what_no_other_frame_shows(scene, tmp_path):
     frame, hidden, place = scene
     moved = np.roll(hidden, 12, axis=1)
     others = [Reference(frame_HWC=place, free_HW=(~moved).astype(np.uint8), homography_33=EYE)] * 5
@@ -103,7 +103,7 @@ def test_the_median_leaves_to_lama_what_no_frame_shows(scene, tmp_path):
 
 
 @pytest.mark.parametrize("size", [None, E2FGVI_SIZE])
-def test_a_clip_inpainter_sees_the_other_frames(scene, tmp_path, size):
+def test_a_video_inpainter_gets_the_other_frames(scene, tmp_path, size):
     frame, hidden, place = scene
     others = [Reference(frame_HWC=place, free_HW=np.ones_like(hidden, dtype=np.uint8), homography_33=EYE)] * 3
     picture, seen = ScriptedClip(saved(Together(), tmp_path), size)(frame, hidden, EYE, others, Memory())
@@ -112,8 +112,8 @@ def test_a_clip_inpainter_sees_the_other_frames(scene, tmp_path, size):
     assert 10 * np.log10(255**2 / error.mean()) > (24 if size is None else 30)
 
 
-def test_no_script_is_shown_who_is_hidden(scene, tmp_path):
-    """A script that hands back what it is given gives nobody away."""
+def test_scripts_do_not_get_hidden_pixels(scene, tmp_path):
+    """A script that returns its input reveals no person."""
     frame, hidden, _ = scene
     other = np.where(hidden[..., None], np.uint8(3), frame)
     lama = Lama(saved(Given(), tmp_path))
@@ -124,7 +124,7 @@ def test_no_script_is_shown_who_is_hidden(scene, tmp_path):
     assert (shown[0] == shown[1]).all() and shown[0][hidden].max() < 200
 
 
-def test_a_script_that_does_not_fit_says_so(scene, tmp_path):
+def test_a_script_that_does_not_fit_is_refused(scene, tmp_path):
     frame, hidden, _ = scene
     with pytest.raises(InputError, match="returns 1x1x33x85, not 1x1x65x85"):
         ScriptedSegmenter(saved(Wrong(), tmp_path))(frame)

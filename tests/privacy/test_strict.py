@@ -1,4 +1,4 @@
-"""--privacy strict lets an honest run through, and each way round it that is tried here is refused before anything is written."""
+"""--privacy strict accepts an honest run and refuses every way round it before anything is written."""
 
 import json
 import os
@@ -26,7 +26,7 @@ RUN = [*tiny.FLAGS, *tiny.MAE_FLAGS, "--batch", "4", "--optim.epochs", "1", "--p
 
 
 def index(folder, name, domain, licence=LICENCE, *, file=None, root=None):
-    """Make <name>.csv of the clips below `root` and enter it into data.toml."""
+    """Index the clips in `root` as <name>.csv and add it to data.toml."""
     root = root or folder / name
     flags = ["--root", root, "--out", folder / f"{file or name}.csv", "--name", name, "--data", folder / "data.toml"]
     flags += (["--domain", domain] if domain else []) + (["--licence", licence] if licence else [])
@@ -41,7 +41,7 @@ def rewrite(manifest, **changes):
 
 
 def audit(folder, name, *, failed=()):
-    """What `ppma audit` leaves: the verdict in each row, a report and a seal. `failed`: rows that did not pass."""
+    """Write what `ppma audit` writes: verdicts, a report and a seal. `failed`: rows that did not pass."""
     manifest, report = folder / f"{name}.csv", folder / f"{name}-report" / verdict.AUDIT_FILE
     report.parent.mkdir(exist_ok=True)
     found = Manifest.read(manifest)
@@ -57,20 +57,20 @@ def audit(folder, name, *, failed=()):
 
 
 def train(world, run, *flags, sources=("removed", "drawn"), privacy="strict"):
-    """`ppma train` with a tiny stage 1; returns its exit code."""
+    """Run `ppma train` with a tiny stage 1; return the exit code."""
     places = ["--data", world / "data.toml", "--run-dir", world / "runs" / run, "--privacy", privacy]
     return ppma(["train", "mae_nohuman", "--sources", *sources, *RUN, *map(str, [*places, *flags])])
 
 
 def filled(video, number):
-    """An MP4 file of CLIP_BYTES and a content of its own, by a box that decoders skip."""
+    """Pad an MP4 file to CLIP_BYTES with a box that decoders skip, unique by `number`."""
     room = CLIP_BYTES - len(video) - 8
     return video + (room + 8).to_bytes(4, "big") + b"free" + bytes([number]) * room
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, clip_tree):
-    """Clips called removed, drawn and people, their manifests, and a run of each kind; copied for every test."""
+    """The sources removed, drawn and people, and a run of each kind."""
     folder = tmp_path_factory.mktemp("strict")
     for number, name in enumerate(("removed", "drawn", "people")):
         for place, shown in zip(CLASSES, PEOPLE if name == "people" else CLASSES):
@@ -99,7 +99,7 @@ def weights(world, run):
     return checkpoint.locate_model(world / "runs" / run)
 
 
-def test_an_honest_run_writes_what_it_saw_wherever_the_weights_go(world, tmp_path):
+def test_the_lineage_of_an_honest_run_goes_with_its_weights(world, tmp_path):
     assert train(world, "child", "--init", world / "runs" / "honest") == 0
     found = lineage.read(weights(world, "child"))
     parent = found.parents[0]
@@ -128,7 +128,7 @@ def test_a_strict_run_resumes_and_a_packed_store_counts_as_its_clips(world):
     assert packed == replace(plain, weights_sha256=packed.weights_sha256)
 
 
-def test_those_that_passed_are_let_in_by_a_manifest_of_their_own(world, capfd):
+def test_the_manifest_of_passed_rows_is_accepted(world, capfd):
     audit(world, "removed", failed=[1])
     verdict.write_passed(world / "removed.csv", world / "removed-report" / verdict.AUDIT_FILE)
     assert train(world, "refused") == 2
@@ -395,7 +395,7 @@ def test_a_way_round_is_refused_before_anything_is_written(way, world, capfd):
     assert sorted((world / "runs").rglob("*")) == before
 
 
-def test_each_encoder_of_an_average_that_is_learned_is_asked(world):
+def test_every_encoder_of_a_learned_average_is_checked(world):
     models = [str(world / "runs" / run) for run in ("honest", "people")]
     flags = [*tiny.FLAGS, "--dataset", "drawn", "--batch", "4", "--privacy", "strict", "--average", *models]
     config = resolve("adaptive_average", [*flags, "--run-dir", f"{world}/runs/new"])
@@ -403,7 +403,7 @@ def test_each_encoder_of_an_average_that_is_learned_is_asked(world):
         strict.precheck(config, [])
 
 
-def test_a_dry_run_and_a_login_node_see_what_needs_no_video(world, capfd):
+def test_a_dry_run_and_a_login_node_check_what_needs_no_video(world, capfd):
     from ppma.slurm.launch import main as launch
 
     rewrite(world / "drawn.csv", licence="")
@@ -418,7 +418,7 @@ def test_a_dry_run_and_a_login_node_see_what_needs_no_video(world, capfd):
 
 @pytest.mark.slow
 def test_two_ranks_share_the_hashing_and_are_refused_together(world, tmp_path):
-    """Each hashes every other clip; what one of them finds stops both, and neither waits for the other."""
+    """Each hashes every other clip; an objection of one stops both."""
     flags = ["mae_nohuman", "--sources", "removed", "drawn", *RUN, "--privacy", "strict"]
     flags += ["--data", f"{world}/data.toml"]
     code = f"""

@@ -1,4 +1,4 @@
-"""A graph written by hand, run by ours and restated by loops: padding, strides, older resizing, what is left out."""
+"""Hand-written TensorFlow.js graphs against loops: padding, strides, both ways to resize, unused nodes."""
 
 import base64
 import json
@@ -20,7 +20,7 @@ def ints(*values):
 
 
 def graph(tmp_path, nodes, constants, outputs, **more):
-    """A model of these nodes, whose float weights are kept as float16."""
+    """Write and load a model of these nodes, with float weights stored as float16."""
     entries, data = [], b""
     for name, array in constants.items():
         half = array.dtype == np.float32
@@ -37,7 +37,7 @@ def graph(tmp_path, nodes, constants, outputs, **more):
 
 
 def by_loops(x_HWC, kernel_hwio, stride):
-    """A convolution with TensorFlow's SAME: the odd pixel of padding is at the end."""
+    """Convolve with TensorFlow's SAME padding, whose odd pixel is at the end."""
     h, w, _, out = kernel_hwio.shape
     rows, columns = (-(-side // stride) for side in x_HWC.shape[:2])
     missing = [max((n - 1) * stride + k - side, 0) for n, k, side in zip((rows, columns), (h, w), x_HWC.shape)]
@@ -80,11 +80,11 @@ def test_a_depthwise_convolution_keeps_channels_apart(tmp_path):
 
 def test_resizing_in_both_forms(tmp_path):
     x = RNG.normal(size=(1, 5, 6, 2)).astype(np.float32)
-    for centred in (False, True):
-        attributes = {"align_corners": {"b": False}, "half_pixel_centers": {"b": centred}}
+    for centered in (False, True):
+        attributes = {"align_corners": {"b": False}, "half_pixel_centers": {"b": centered}}
         node = {"name": "y", "op": "ResizeBilinear", "input": ["x", "size"], "attr": attributes}
         (y,) = graph(tmp_path, [node], {"size": np.array([10, 12], np.int32)}, ["y"])(x)
-        if centred:
+        if centered:
             np.testing.assert_allclose(y[:, 0, 0], x[:, 0, 0], atol=1e-6)
             # pixels have middles: every other row is three quarters of the nearer one
             tall = 0.25 * x[:, :-1] + 0.75 * x[:, 1:]
@@ -132,19 +132,19 @@ def test_sizes_inside_a_graph_follow_the_picture(tmp_path):
         {"name": "y", "op": "ResizeBilinear", "input": ["shift", "size"], "attr": attributes},
         {"name": "shape", "op": "Shape", "input": ["y"]},
         {"name": "height", "op": "StridedSlice", "input": ["shape", "one", "two", "one"], "attr": {"shrink_axis_mask": {"i": "1"}}},
-        {"name": "told", "op": "Cast", "input": ["height"]},
+        {"name": "cast", "op": "Cast", "input": ["height"]},
     ]  # fmt: skip
     constants = {
         "size": np.array([4, 4], np.int32), "one": np.array([1], np.int32), "two": np.array([2], np.int32), "mean": np.ones(3, np.float32),
     }  # fmt: skip
-    run = graph(tmp_path, nodes, constants, ["y", "told"], side=8)
+    run = graph(tmp_path, nodes, constants, ["y", "cast"], side=8)
     for height, width in ((8, 8), (6, 16)):
-        y, told = run(np.ones((1, height, width, 3), np.float32))
-        assert y.shape == (1, height // 2, width // 2, 3) and told == height // 2 and not y.any()
+        y, cast = run(np.ones((1, height, width, 3), np.float32))
+        assert y.shape == (1, height // 2, width // 2, 3) and cast == height // 2 and not y.any()
 
 
-def test_a_graph_may_be_entered_behind_its_placeholder(tmp_path):
-    """Of an older form: words as numbers, batch norm by itself."""
+def test_a_graph_may_start_after_its_placeholder(tmp_path):
+    """An older graph: strings as bytes, a separate batch norm."""
     names = ("gamma", "beta", "mean", "variance")
     kernel = np.zeros((1, 1, 2, 2), np.float32) + np.eye(2, dtype=np.float32)
     attributes = {

@@ -1,4 +1,4 @@
-"""The seal: it holds while manifest, audit.json and seal are those that were written together, and breaks with any of them."""
+"""The seal: valid while manifest, audit.json and seal are those that were written together."""
 
 import json
 
@@ -32,7 +32,7 @@ SAID = {"a.mp4": PASSED, "b.mp4": FAILED, "c.mp4": CANNOT_TELL}
 
 @pytest.fixture
 def audited(tmp_path):
-    """(manifest, audit.json) with a valid seal, the report in a folder beside."""
+    """(manifest, audit.json) with a valid seal."""
     manifest, audit = tmp_path / "data" / "manifest.csv", tmp_path / "report" / AUDIT_FILE
     for file in (manifest, audit):
         file.parent.mkdir()
@@ -43,7 +43,7 @@ def audited(tmp_path):
     return manifest, audit
 
 
-def test_what_was_sealed_is_verified_and_may_move_together(audited, tmp_path):
+def test_sealed_verdicts_are_read_also_after_moving_all_files(audited, tmp_path):
     manifest, audit = audited
     assert {path: found.verdict for path, found in read_verdicts(manifest).items()} == SAID
     moved = tmp_path / "elsewhere"
@@ -53,7 +53,7 @@ def test_what_was_sealed_is_verified_and_may_move_together(audited, tmp_path):
     assert read_verdicts(moved / "data" / "manifest.csv")["a.mp4"].verdict == PASSED
 
 
-def test_a_copy_elsewhere_is_sealed_as_its_original(audited, tmp_path):
+def test_a_copy_of_a_manifest_gets_its_seal(audited, tmp_path):
     manifest, _ = audited
     copy = tmp_path / "node" / "rows.csv"
     copy.parent.mkdir()
