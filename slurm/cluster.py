@@ -19,7 +19,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from ppma.config.errors import InputError, require
 
 UNLIMITED = 1_000_000
-"""Time-outs after which submitit gives up. Its own bound also counts preemptions of short jobs; `restart` has the right one."""
+"""Time-outs after which submitit gives up; its own bound also counts preemptions of short jobs (see `restart`)."""
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
@@ -28,7 +28,7 @@ class ClusterConfig:
     """Where a run goes and what it takes there. A site's usual values are set in a TOML file (--site)."""
 
     cluster: Literal["slurm", "local", "debug"] = "slurm"
-    """slurm: submit with sbatch and return; local: run on this machine, in the foreground; debug: run in this process."""
+    """slurm: submit with sbatch and return; local: run here, in the foreground; debug: run in this process."""
     site: Path | None = None
     """TOML file with defaults for these flags (default: $XDG_CONFIG_HOME/ppma/site.toml, if it exists)."""
     nodes: int = 1
@@ -94,7 +94,7 @@ class ClusterConfig:
     python: str | None = None
     """Command that starts Python on the nodes, e.g. "apptainer exec --nv ppma.sif python" (default: this Python)."""
     stage_to: Path | None = None
-    """Folder on the nodes' local disks; manifests and packed stores are copied there once per node before a training."""
+    """Folder on the nodes' local disks; manifests and packed stores are copied there before a training."""
     warm: bool = False
     """Read manifests and packed stores into the memory of each node before a training, as far as they fit."""
     max_restarts: int = 5
@@ -253,7 +253,7 @@ def _python(config: ClusterConfig) -> str:
 
 
 def _task_python(config: ClusterConfig) -> str:
-    """Return Python for the tasks, deaf to USR2 until submitit listens: an early preemption would kill them and fail the job."""
+    """Return Python for the tasks; it ignores USR2, so that a preemption before submitit listens does not kill them."""
     return f"env --ignore-signal=USR2 {_python(config)}"
 
 

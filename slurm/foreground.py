@@ -1,4 +1,4 @@
-"""Run a job on this machine in the foreground: rank 0's log on the terminal, Ctrl-C that saves a checkpoint, an exit code.
+"""Run a job on this machine in the foreground: rank 0's log on the terminal, Ctrl-C that saves, an exit code.
 
     Job  ->  one spawned process per rank, with RANK, WORLD_SIZE, ...  ->  rank 0's log on stdout, exit code
 
@@ -37,7 +37,7 @@ def follow(job: Job, allocation: Allocation, logs: Path) -> int:
         logs: Folder of the logs, one for each rank.
 
     Returns:
-        0 when every rank succeeded, 75 when stopped cleanly, 130 when killed by a second Ctrl-C, 2 for a wrong input, otherwise 1.
+        0 when every rank succeeded, 75 when stopped cleanly, 130 after a second Ctrl-C, 2 for a wrong input, else 1.
     """
     logs.mkdir(parents=True, exist_ok=True)
     number = len(list(logs.glob("local*_0_log.out")))
@@ -63,7 +63,7 @@ def verdict(codes: Sequence[int], stops: int) -> int:
 
 
 def _start(job: Job, allocation: Allocation, files: Sequence[Path]) -> list[SpawnProcess]:
-    """Start the ranks with stop signals ignored: Ctrl-C reaches the whole process group, and only the parent handles it."""
+    """Start the ranks with stop signals ignored: Ctrl-C reaches all processes, and only the parent handles it."""
     gpus = ",".join(map(str, local_gpus()[: allocation.gpus])) if allocation.gpus else ""
     port, spawn = free_port(), multiprocessing.get_context("spawn")
     before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
@@ -81,7 +81,7 @@ def _start(job: Job, allocation: Allocation, files: Sequence[Path]) -> list[Spaw
 
 def _run_rank(job: Job, environment: dict[str, str], file: Path) -> None:
     """Run one rank in this process, with its output in `file` and the work's exit code as its own."""
-    # A handler that does nothing, as an ignored signal would stay ignored in the loader workers, which are ended by SIGTERM.
+    # A handler that does nothing: an ignored signal would stay ignored in loader workers, which SIGTERM ends.
     signal.signal(signal.SIGTERM, lambda *_: None)
     with file.open("ab") as out:
         os.dup2(out.fileno(), 1)

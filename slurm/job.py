@@ -2,12 +2,14 @@
 
     submitit's environment, or a rank of this machine  ->  RANK, WORLD_SIZE, ...  ->  work(config)  ->  exit code
 
-A job is pickled on the login node and loaded on the nodes, so it holds plain data and a function by name; torch is imported on the nodes.
+A job is pickled on the login node and loaded on the nodes, so it holds plain data and a function by name; torch is
+imported on the nodes.
 
-Preemption: SLURM sends SIGUSR2 to every task before it takes the nodes away or the time ends. submitit would save on rank 0 alone, inside
-a signal handler. Instead the training's StopFlag handles the signal: all ranks save the same step, then rank 0 calls submitit's handler,
-which requeues the job, and the others wait for SLURM to end them. The step to resume from is found on disk, never in the pickle: after a
-lost node or an administrator's requeue SLURM starts the first pickle again.
+Preemption: SLURM sends SIGUSR2 to every task before it takes the nodes away or the time ends. submitit would save on
+rank 0 alone, inside a signal handler. Instead the training's StopFlag handles the signal: all ranks save the same
+step, then rank 0 calls submitit's handler, which requeues the job, and the others wait for SLURM to end them. The
+step to resume from is found on disk, never in the pickle: after a lost node or an administrator's requeue SLURM
+starts the first pickle again.
 """
 
 import faulthandler
@@ -42,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A call of `work` with one argument on every task, which submitit can requeue after a time limit or a preemption."""
+    """A call of `work` with one argument on every task, which submitit can requeue."""
 
     work: Callable[[Any], int]
     """`train`, `evaluate` or `command`; returns an exit code."""
@@ -58,14 +60,14 @@ class Job:
     """How often a training is requeued without a newer checkpoint, whatever stopped it."""
 
     def __call__(self) -> None:
-        """Do the work as a task of SLURM; exit with its code if not 0, so that SLURM fails the task and ends its peers."""
+        """Do the work as a task of SLURM; exit with its code, so that SLURM ends the peers of a failed task."""
         environment = submitit.JobEnvironment()
         exit_file(environment.paths).unlink(missing_ok=True)
         logging.getLogger("submitit").propagate = False  # it has a handler already
         if environment.num_tasks != self.ranks:
             raise ConnectionError(
-                f"this job was submitted with {self.ranks} tasks and sees {environment.num_tasks}: the variables of SLURM do not reach "
-                "the process; a container must pass on SLURM_* (docs/clusters.md)"
+                f"this job was submitted with {self.ranks} tasks and sees {environment.num_tasks}: SLURM's variables do not "
+                "reach the process; a container must pass on SLURM_* (docs/clusters.md)"
             )
         os.environ.pop("MASTER_PORT", None)  # of the process that submitted; the number of the job gives the port
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
@@ -89,9 +91,10 @@ class Job:
         return replace(self.config, data=data)
 
     def checkpoint(self) -> DelayedSubmission | None:
-        """Return what submitit requeues after a preemption or a time limit: the same job, which resumes from its run folder.
+        """Return what submitit requeues after a preemption or a time limit: the same job, which then resumes.
 
-        None after `max_restarts` restarts without a newer checkpoint: a time limit that is too short would hold the nodes for ever.
+        None after `max_restarts` restarts without a newer checkpoint, as a too short time limit would requeue for
+        ever.
         """
         if isinstance(self.config, RunConfig) and count(self.config.run_dir) - 1 > self.max_restarts:
             log.error("%d restarts without a newer checkpoint, not requeued; is --time too short?", self.max_restarts)
@@ -108,7 +111,7 @@ def train(config: RunConfig) -> int:
         train_run(config, leave=_exit_now)
     except Stopped as stopped:
         if stopped.why is Stop.HAND_OVER:
-            hand_over()
+            requeue()
         return RUN_AGAIN
     return DONE
 
@@ -127,8 +130,8 @@ def command(argv: list[str]) -> int:
     return main(argv)
 
 
-def hand_over() -> None:
-    """Requeue the job through submitit. Every task calls it after its last exchange with the others; outside of SLURM it returns."""
+def requeue() -> None:
+    """Requeue the job through submitit. Every task calls it after its last collective; does nothing outside SLURM."""
     handler = signal.getsignal(signal.SIGUSR2)
     if not callable(handler) or not _in_slurm_job():
         return

@@ -2,8 +2,8 @@
 
     verb, flags -> plan: stages with resolved configs -> summary table -> checks -> copy of the code -> submitit
 
-Submission is all or nothing: inputs are checked first, and when SLURM refuses a stage the earlier ones are canceled. A training is planned
-without torch, so a login node needs none. Exit codes: see ppma.config.command.
+Submission is all or nothing: inputs are checked first, and when SLURM refuses a stage the earlier ones are canceled.
+A training is planned without torch, so a login node needs none. Exit codes: see ppma.config.command.
 """
 
 import contextlib
@@ -71,7 +71,7 @@ def _record(stage: Stage, record: dict[str, Any]) -> None:
 
 
 def _submit_all(stages: Sequence[Stage], cluster: Verb, console: Console) -> list[list[str]]:
-    """Submit the stages, each after the one before, and return the job numbers of each; on an error take all back."""
+    """Submit the stages, each after the one before, and return their job numbers; cancel all on an error."""
     ids: list[list[str]] = []
     created = [stage.folder for stage in stages if not stage.folder.exists()]
     try:

@@ -1,10 +1,10 @@
-"""Turn a verb of the launcher and its flags into stages: jobs submitted together, each stage waiting for the one before.
+"""Turn a verb of the launcher and its flags into stages of jobs, each stage waiting for the one before.
 
     pretrain --nodes 8     ->  Stage(mae), Stage(align)
     study SPEC --out DIR   ->  one array of missing runs for each step from random weights to a test
     pack SOURCE --parts N  ->  an array of N parts, then a job that merges them
 
-Flags of the cluster and of the verb are read here. All others go to the recipe or to the `ppma` command that the verb runs.
+Flags of the cluster and of the verb are read here. All others go to the recipe or to the verb's `ppma` command.
 """
 
 import importlib
@@ -86,7 +86,7 @@ class Evaluate(Verb):
 
 @dataclass(frozen=True, kw_only=True)
 class Shards(Verb):
-    """Run a `ppma` command on the cluster, in parts that a last job merges. All other flags go to the command."""
+    """Run a `ppma` command as an array of shards that a last job merges. All other flags go to the command."""
 
     parts: int = 1
     """Tasks of the array, each with --part I/N; the last job runs the command with --merge N."""
@@ -181,7 +181,7 @@ def check_inputs(stages: Sequence[Stage]) -> None:
 
 
 def _check_strict(config: RunConfig, coming: Collection[Path]) -> None:
-    """Check here what `--privacy strict` would refuse on the nodes, except weights that do not exist yet. Imports torch."""
+    """Check what `--privacy strict` would refuse on the nodes, except weights to come. Imports torch."""
     from ppma.privacy import strict
     from ppma.training.tasks import read_sources
 
@@ -303,7 +303,7 @@ def _study_job(run: Run, options: StudyConfig, cluster: ClusterConfig, ranks: in
 
 
 def _command(verb: str, shards: Shards, flags: list[str]) -> list[Stage]:
-    """One job, or an array of parts and a job that merges them. The command's own dry run reports a wrong flag first."""
+    """Return one job, or an array of shards and a job that merges them, after a dry run of the command here."""
     one_task = allocate(shards).ranks == 1
     require(one_task, f"--nodes {shards.nodes}: {verb} runs in one task; use --parts N for N tasks")
     main = importlib.import_module(COMMANDS[verb].module).main

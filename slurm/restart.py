@@ -2,9 +2,10 @@
 
     exit codes of the tasks, newest checkpoint, restarts so far  ->  scontrol requeue, or the job's exit code
 
-The first node runs `python -m ppma.slurm.restart` after srun. A signalled preemption never gets here: rank 0 has requeued the job by then,
-with a checkpoint of that very step. What does get here is exit code 75 for another reason, usually a hang. A job without progress must not
-hold its nodes for ever: it runs again at most `max_restarts` times without a newer checkpoint.
+The first node runs `python -m ppma.slurm.restart` after srun. A signalled preemption never gets here: rank 0 has
+requeued the job by then, with a checkpoint of that very step. What does get here is exit code 75 for another reason,
+usually a hang. A job without progress must not hold its nodes for ever: it runs again at most `max_restarts` times
+without a newer checkpoint.
 """
 
 import json
@@ -19,7 +20,7 @@ from ppma.common.files import write_json
 from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT, parse, run
 
 RESTARTS = "restarts.json"
-"""File in the run folder: step of the newest checkpoint at the last restart, and the number of restarts at that step."""
+"""File in the run folder: newest checkpoint at the last restart, and the number of restarts at that step."""
 _STEP = re.compile(r"step_(\d{8,})")
 
 
@@ -82,8 +83,8 @@ def decide(restart: Restart) -> int:
     number = count(restart.run_dir)
     if number > restart.max_restarts:
         sys.stderr.write(
-            f"restart: {restart.max_restarts} restarts without a checkpoint newer than step {newest_step(restart.run_dir)}; giving up. "
-            "The stacks above show where it hung\n"
+            f"restart: {restart.max_restarts} restarts without a checkpoint newer than step {newest_step(restart.run_dir)}; "
+            "giving up. The stacks above show where it hung\n"
         )
         return code
     sys.stderr.write(f"restart: exit code 75, requeued; restart {number} of {restart.max_restarts} at this step\n")

@@ -2,8 +2,9 @@
 
     working tree (tracked files, uncommitted changes)  ->  <run>/code, written atomically  ->  PYTHONPATH of the job
 
-Links are kept, so that ppma/loaders stays a link to ../loaders. Untracked files are copied only from the package's folders, where a new
-module may be imported. Not submitit's RsyncSnapshot: it needs rsync and git, leaves out new files, and may leave half a copy.
+Links are kept, so that ppma/loaders stays a link to ../loaders. Untracked files are copied only from the package's
+folders, where a new module may be imported. Not submitit's RsyncSnapshot: it needs rsync and git, leaves out new
+files, and may leave half a copy.
 """
 
 import hashlib

@@ -1,10 +1,10 @@
 """Bring manifests and packed stores to a node before a run starts, once for all its processes.
 
-    data.toml, source names, --stage-to DIR  ->  DIR/<source>.<split>-<hash>/...  ->  DIR/data-<hash>.toml, which the run reads instead
+    data.toml, source names, --stage-to DIR  ->  DIR/<source>.<split>-<hash>/...  ->  DIR/data-<hash>.toml, for the run
     data.toml, source names, --warm          ->  read once into the page cache
 
-The first process of a node copies under a lock while the others wait. A copy gets its name when it is complete, and later jobs on the node
-reuse it. Sources without a packed store are not copied: their videos may not fit on any disk.
+The first process of a node copies under a lock while the others wait. A copy gets its name when it is complete, and
+later jobs on the node reuse it. Sources without a packed store are not copied: their videos may not fit on any disk.
 """
 
 import hashlib

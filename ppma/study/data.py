@@ -1,4 +1,4 @@
-"""Render and pack the data of a study with a [draw] table: clips of virtual people, scenes without people, and the user's own clips.
+"""Render and pack the data of a study: virtual people, scenes without people, and the user's own clips.
 
     DataConfig  ->  OUT/{clips, *.beton, data.toml}, with the sources actions, scenes, transfer and, with --videos, real
 
@@ -35,7 +35,7 @@ LEARNED = tuple(name for name in CLASSES if name not in NEW)
 ACTIONS, SCENES, TRANSFER, REAL = "actions", "scenes", "transfer", "real"
 """Names of the sources."""
 SETS = (ACTIONS, "probe", "test")
-"""Folders of rendered clips: learned actions with their scenes, and the new actions by the same and by unseen people."""
+"""Folders of clips: learned actions and their scenes; new actions by the same people; new actions by unseen people."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def data_config(study: Study, out: Path, videos: Path | None, workers: int) -> D
     """
     if study.draw is None:
         raise InputError(
-            f"--videos: {study.name} draws no data; index your clips (`ppma index`) and name them in a recipe's --sources"
+            f"--videos: {study.name} renders no data; index your clips (`ppma index`) and name them in --sources"
         )
     given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in study.draw.items()}
     for key, value in given.items():
@@ -155,8 +155,8 @@ def _render_set(config: DataConfig, folder: str) -> None:
 def _add_scenes(config: DataConfig, name: str, manifest: Path, root: Path) -> None:
     """Catalog and pack scenes without people; clips that cannot be packed are left out.
 
-    Their labels follow those of the actions, for the head that stage 2 shares. Of more clips than are rendered an evenly spaced selection
-    is taken, so that training takes the same time.
+    Their labels follow those of the actions, for the head that stage 2 shares. Of more clips than are rendered an
+    evenly spaced selection is taken, so that training takes the same time.
     """
     listed, most = Manifest.read(manifest, root=root), len(config.learned) * config.learned_clips
     rows = np.unique(np.linspace(0, len(listed) - 1, min(most, len(listed))).astype(int))

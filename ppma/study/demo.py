@@ -1,7 +1,7 @@
 """`ppma demo`: the whole method in minutes, with nothing to download.
 
     demo.toml  ->  virtual people  ->  stage 1 on scenes without people  ->  stage 2 on 20 actions and those scenes
-               ->  a linear probe on 10 other actions, of unseen people, cameras and backgrounds  ->  table, figures, TensorBoard
+               ->  a linear probe on 10 other actions, of unseen people and cameras  ->  table, figures, TensorBoard
 
 A study of four encoders with a report of its own. Finished runs are kept, so the same command continues after a stop.
 """
@@ -38,7 +38,7 @@ class DemoConfig:
     seeds: int = 1
     """Runs of each training and probe, each with its own seed, 1 to 20."""
     videos: Path | None = None
-    """Your human-removed clips, <class>/<video>, in place of the rendered scenes; you vouch that they show no people."""
+    """Your human-removed clips, <class>/<video>, instead of the scenes; you vouch that they show no people."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU if there is one."""
     workers: int = len(os.sched_getaffinity(0))
@@ -59,7 +59,8 @@ def study_of(config: DemoConfig) -> spec.Study:
 def on_own_clips(study: spec.Study, settings: DataConfig) -> spec.Study:
     """Return the study with the user's clips in place of the rendered scenes.
 
-    Without at least two class folders stage 2 learns from the actions alone. Stage 1 takes as many steps on few clips as on many.
+    Without at least two class folders stage 2 learns from the actions alone. Stage 1 takes as many steps on few clips
+    as on many.
     """
     real, stage_1 = catalog.read(settings.data).manifest(REAL), recipes.demo(stage="scenes")
     views, rendered = stage_1.loader.views, len(settings.learned) * settings.learned_clips
@@ -89,7 +90,7 @@ def run(config: DemoConfig) -> None:
         make_data(settings)
         study = study if config.videos is None else on_own_clips(study, settings)
         planned = work.plan_runs(study, config.out, settings.data, device=config.device)
-        listing = work.do_missing(planned, config.out)
+        listing = work.run_missing(planned, config.out)
         write_report(listing, settings, Console(highlight=False))
 
 

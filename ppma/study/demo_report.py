@@ -66,7 +66,7 @@ class Findings:
         return 1 / len(self.classes)
 
 
-def find(collection: Collection, classes: Sequence[str]) -> Findings:
+def summarize(collection: Collection, classes: Sequence[str]) -> Findings:
     """Compute the table of a demo.
 
     Args:
@@ -142,7 +142,7 @@ def write_report(listing: Path, settings: DataConfig, console: Console) -> Findi
     Returns:
         The numbers of the table.
     """
-    folder, findings = listing.parent / "report", find(collect(listing), settings.new)
+    folder, findings = listing.parent / "report", summarize(collect(listing), settings.new)
     folder.mkdir(parents=True, exist_ok=True)
     grid, words = table(findings), closing(findings, own_videos=settings.videos is not None)
     lines = "".join(f"| {' | '.join(cells)} |\n" for cells in (grid.heads, ("---",) * len(grid.heads), *grid.rows))

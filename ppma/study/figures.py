@@ -35,7 +35,7 @@ def _color(method: str, findings: Findings) -> str:
 
 
 def _panels(columns: Sequence[tuple[str, str]], findings: Findings, label: str) -> tuple[Figure, list[Axes]]:
-    """Return a figure with a panel per column, at fixed places: matplotlib's layout takes longer than the rest of a report."""
+    """Return a figure with a panel per column at fixed places, as matplotlib's automatic layout is slow."""
     titles, left = [_short(title) for title in findings.collection.methods.values()], _title_inches(findings)
     across = min(PANELS_PER_ROW, len(columns))
     down = -(-len(columns) // across)

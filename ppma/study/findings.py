@@ -59,11 +59,11 @@ class Findings:
         return [(p, d) for p in names.protocols for d in names.datasets if (p, d) in found]
 
 
-def find(collection: Collection) -> Findings:
+def summarize(collection: Collection) -> Findings:
     """Compute every cell.
 
-    Raises:
-        InputError: Two runs are the same method, protocol, data set and seed, or seeds were tested on different videos.
+    Raises: InputError: Two runs are the same method, protocol, data set and seed, or seeds were tested on different
+    videos.
     """
     groups: Groups = defaultdict(dict)
     for result in sorted(collection.results, key=lambda result: result.seed):

@@ -2,8 +2,9 @@
 
     Study, data catalog  ->  Run(key, folder, config, needs), inputs first
 
-A key hashes the settings that change a result, the contents of the manifests, and the keys of the runs it starts from. So a finished run is
-found by any study, and a run whose recipe or data has changed gets another folder. Imports no torch.
+A key hashes the settings that change a result, the contents of the manifests, and the keys of the runs it starts
+from. So a finished run is found by any study, and a run whose recipe or data has changed gets another folder. Imports
+no torch.
 """
 
 import hashlib
@@ -177,8 +178,8 @@ class Planner:
         config = replace(self._resolve(recipe), seed=seed, sources=(dataset,))
         if not (config.evaluation.at_end or config.phase in ("knn", "few_shot")):
             raise InputError(
-                f"[protocol.{protocol.name}]: {recipe} does not end with a test; use finetune, probe or probe_published, "
-                "or add --evaluation.at-end"
+                f"[protocol.{protocol.name}]: {recipe} does not end with a test; use finetune or probe, or add "
+                "--evaluation.at-end"
             )
         row = Row(method=method.name, protocol=protocol.name, dataset=dataset)
         return self._run(f"{method.name}.{protocol.name}.{dataset}", recipe, config, starts, row)
@@ -197,7 +198,7 @@ class Planner:
 
 
 def _key(config: RunConfig, manifests: dict[str, str], starts: list[str]) -> str:
-    """Hash a run's inputs. Settings at their default are left out, so that later versions with new settings find this run."""
+    """Hash a run's inputs without settings at their default, so that versions with new settings find this run."""
     changed = {k: v for k, v in flat(json.loads(config.to_json())).items() if v != defaults()[k]}
     free = tuple(f"{name}." for name in FREE_ON_RESUME)
     kept = {k: v for k, v in changed.items() if k not in (*FREE_ON_RESUME, *STARTS) and not k.startswith(free)}

@@ -20,7 +20,7 @@ from ppma.common.statistics import RESAMPLES
 from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError
 from ppma.study import figures
-from ppma.study.findings import Findings, find
+from ppma.study.findings import Findings, summarize
 from ppma.study.results import Collection, collect
 from ppma.study.table import NOTHING, cell_rows, grids, percent, run_rows
 
@@ -69,8 +69,8 @@ def verdicts(findings: Findings) -> list[str]:
         seeds = len(own.of_seeds)
         over = f"{own.videos} videos, {seeds} seed{'s' if seeds > 1 else ''}"
         out.append(
-            f"{names.protocols[protocol]} on {dataset} ({over}): “{names.methods[names.compare]}” reaches {percent(own.top1)} %; "
-            f"it is {'; '.join(parts) or 'the only method'} (95 % interval of the paired difference)."
+            f"{names.protocols[protocol]} on {dataset} ({over}): “{names.methods[names.compare]}” reaches "
+            f"{percent(own.top1)} %; it is {'; '.join(parts) or 'the only method'} (95 % interval of the paired difference)."
         )
     return out
 
@@ -133,7 +133,7 @@ def main(argv: list[str]) -> int:
         raise InputError(
             f"{config.runs}: none of its {len(collection.missing)} runs has finished; continue with `ppma study`"
         )
-    findings = find(collection)
+    findings = summarize(collection)
     write(findings, config.out, shlex.join(["ppma", "report", *argv]))
     for sentence in verdicts(findings):
         log.info("%s", sentence)

@@ -2,8 +2,9 @@
 
 RUNS/NAME.study.json, or any folder of runs  ->  seals checked, scores read  ->  a Result per run, and the missing runs
 
-Accuracies are recomputed from `scores.npz`. A run is refused if it was edited, if its `result.json` disagrees with its scores, if it is not
-the run that the study means, or if it started from other weights than those of the run it names.
+Accuracies are recomputed from `scores.npz`. A run is refused if it was edited, if its `result.json` disagrees with
+its scores, if it is not the run that the study means, or if it started from other weights than those of the run it
+names.
 """
 
 import hashlib
@@ -37,7 +38,7 @@ class Result:
     folder: Path
     seal: Seal
     right_DV: np.ndarray
-    """Whether each video is correct at top-1, bool; one row per draw of training clips (few-shot), otherwise one row."""
+    """bool: whether each video is correct at top-1, with a row for each few-shot draw of training clips."""
     right5_DV: np.ndarray
     """The same at top-5."""
     videos: str
@@ -137,7 +138,8 @@ class _Ancestors:
         weights = [found.weights for found in map(self._seal, starts) if found and found.weights]
         if starts and len(weights) == len(starts) and seal.starts_hash(weights) != tested.init:
             raise InputError(
-                f"{folder} did not start from the weights of {', '.join(map(str, starts))}: their hashes differ; run the study again"
+                f"{folder} did not start from the weights of {', '.join(map(str, starts))}: their hashes differ; "
+                "run the study again"
             )
         seals = [self._seal(other) for other in chain]
         return sum(found.seconds for found in seals if found) if None not in seals else None

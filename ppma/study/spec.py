@@ -56,7 +56,7 @@ class Pretrain:
     weights: tuple[float, ...] = ()
     """Share of each of them; empty: equal shares."""
     adaptive: tuple[str, ...] = ()
-    """Names of pre-trainings whose mixture is learned with the head; `recipe`, adaptive_average, replaces the protocol's."""
+    """Names of pre-trainings whose mixture is learned with the head; `recipe` replaces the protocol's."""
     protocols: tuple[str, ...] = ()
     """Names of the protocols that test it; empty: all."""
     checkpoint: str = ""
@@ -79,7 +79,7 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """The whole matrix."""
+    """A study, as read from its spec."""
 
     name: str
     title: str

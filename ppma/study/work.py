@@ -2,8 +2,8 @@
 
     spec -> plan -> OUT/NAME.study.json (names and folders, no results) -> runs, one after another -> `ppma report OUT`
 
-A finished run is never repeated: its folder's name is the hash of its inputs, and its seal vouches for its files. A stopped run resumes
-from its newest checkpoint, so the same command continues after any stop.
+A finished run is never repeated: its folder's name is the hash of its inputs, and its seal vouches for its files. A
+stopped run resumes from its newest checkpoint, so the same command continues after any stop.
 """
 
 import logging
@@ -38,7 +38,7 @@ WIDE = 200
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """Run a study: a matrix of pre-training x protocol x data set x seed. Stop it with Ctrl-C; the same command continues.
+    """Run a study: a matrix of pre-training x protocol x data set x seed. After Ctrl-C the same command continues.
 
     For example: ppma study docs/small-study/spec.toml --out runs/small-study
     """
@@ -48,9 +48,9 @@ class StudyConfig:
     out: Path = Path("runs/study")
     """Folder of all runs; studies may share it and then share their runs."""
     videos: Path | None = None
-    """Your human-removed clips, <class>/<video>, which stage 1 of a study that renders its data reads in addition to the scenes."""
+    """Your human-removed clips, <class>/<video>, which stage 1 reads in addition to rendered scenes."""
     only: str | None = None
-    """Do only the run with this folder name, whose inputs must exist, or only render the data: data. For jobs on a cluster."""
+    """Do only the run with this folder name, whose inputs must exist, or `data`: only render. For cluster jobs."""
     device: Device = "auto"
     """auto: the GPU if there is one."""
     workers: int = len(os.sched_getaffinity(0))
@@ -152,8 +152,8 @@ def write_listing(planned: Planned, out: Path) -> Path:
     return file
 
 
-def do(run: Run) -> None:
-    """Do one run, from its newest checkpoint if it has one."""
+def run_one(run: Run) -> None:
+    """Do one run, resuming it from its newest checkpoint."""
     if run.config is not None:
         from ppma.train import train
 
@@ -171,15 +171,15 @@ def do(run: Run) -> None:
         distributed.barrier(ranks)
 
 
-def do_missing(planned: Planned, out: Path) -> Path:
-    """Write the listing, do all unfinished runs, and return the listing's path."""
+def run_missing(planned: Planned, out: Path) -> Path:
+    """Write the listing, run what is unfinished, and return the listing's path."""
     file = write_listing(planned, out)
     log.info("%d of %d runs are done", planned.states.count("done"), len(planned.runs))
     for number, (run, state) in enumerate(zip(planned.runs, planned.states), 1):
         if state != "done":
             how = "resumes" if state == "started" else "starts"
             log.info("[%d/%d] %s %s", number, len(planned.runs), run.title, how)
-            do(run)
+            run_one(run)
     return file
 
 
@@ -219,7 +219,7 @@ def _do_only(options: StudyConfig, name: str) -> None:
     for run, state in zip(planned.runs, planned.states):
         if run.folder.name == name:
             if state != "done":
-                do(run)
+                run_one(run)
             return
     raise InputError(f"--only {name}: the study has no such run; --dry-run lists them")
 
@@ -237,7 +237,7 @@ def main(argv: list[str]) -> int:
             _do_only(options, options.only)
             return DONE
         with lock(options.out):
-            file = do_missing(plan(options, make_data=True), options.out)
+            file = run_missing(plan(options, make_data=True), options.out)
     except Stopped:
         sys.stderr.write("ppma study: stopped cleanly; run the same command again to continue\n")
         return RUN_AGAIN

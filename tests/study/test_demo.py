@@ -18,7 +18,7 @@ from ppma.cli import main as ppma
 from ppma.common.statistics import paired_bootstrap, top_k_correct
 from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT
 from ppma.study import data, demo, work
-from ppma.study.demo_report import find
+from ppma.study.demo_report import summarize
 from ppma.study.results import collect
 from ppma.synthetic import CLASSES
 from ppma.train import Stopped
@@ -149,7 +149,7 @@ def test_the_claim(tmp_path):
     """The demo as it is: better than random weights and than stage 1 alone, and by motion, each with an interval above zero."""
     out = tmp_path / "demo"
     subprocess.run([sys.executable, "-m", "ppma", "demo", "--out", str(out)], check=True)
-    findings = find(collect(out), data.NEW)
+    findings = summarize(collect(out), data.NEW)
     assert findings.clips >= 300
     behind = {row.method: row.behind for row in findings.rows}
     assert behind["random"].low > 0 and behind["scenes"].low > 0

@@ -15,7 +15,7 @@ import pytest
 
 from ppma.cli import main as ppma
 from ppma.config.command import DONE, WRONG_INPUT
-from ppma.study.findings import find
+from ppma.study.findings import summarize
 from ppma.study.report import texts, write
 from ppma.study.results import collect
 
@@ -60,8 +60,8 @@ def test_the_files_have_the_numbers_of_the_runs(study, tmp_path):
 
 def test_every_accuracy_in_the_text_is_in_the_csv(study, tmp_path):
     """What a reader sees was computed from the runs: each `12.3 (1.2 to 3.4)` of the tables is a row of table.csv."""
-    found = texts(find(collect(study)), "ppma report")
-    write(find(collect(study)), tmp_path, "ppma report")
+    found = texts(summarize(collect(study)), "ppma report")
+    write(summarize(collect(study)), tmp_path, "ppma report")
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
     known = set()
     for row, name in itertools.product(rows, ("top1", "top5", "behind", "gap")):
@@ -74,7 +74,7 @@ def test_every_accuracy_in_the_text_is_in_the_csv(study, tmp_path):
 
 
 def test_the_page_is_self_contained_and_reproducible(study):
-    findings = find(collect(study))
+    findings = summarize(collect(study))
     page = texts(findings, "ppma report")["report.html"]
     assert page == texts(findings, "ppma report")["report.html"]
     assert page.count("<svg") == 3 and "A made &lt;study&gt; &amp; more" in page
@@ -85,7 +85,7 @@ def test_the_page_is_self_contained_and_reproducible(study):
 
 
 def test_verdicts_follow_the_intervals(study):
-    found = texts(find(collect(study)), "ppma report")
+    found = texts(summarize(collect(study)), "ppma report")
     line = next(line for line in found["table.md"].splitlines() if line.startswith("Protocol probe on ucf"))
     assert (
         "better than “Method random”, “Method stage1”; worse than “Method humans”" in line
@@ -101,7 +101,7 @@ def test_latex_and_markdown_escape_what_would_break_them(tmp_path):
     from ppma.training import seal
 
     (out / "made.study.json").write_text(json.dumps(seal.signed({k: v for k, v in listing.items() if k != "seal"})))
-    found = texts(find(collect(out)), "ppma report")
+    found = texts(summarize(collect(out)), "ppma report")
     assert r"50 \% \& a\_b \textbackslash{}x \{y\} | \textasciitilde{} & 100.0 (100.0 to 100.0)" in found["table.tex"]
     assert r"| 50 % & a_b \x {y} \| ~ | 100.0 (100.0 to 100.0) |" in found["table.md"]
     assert "No method here was trained with humans" in found["report.html"]
@@ -111,9 +111,9 @@ def test_missing_runs_and_seeds_are_named(study, tmp_path):
     made = correct(methods=("random", "full"), protocols=("probe",), datasets=("ucf",))
     out = made_runs.study(tmp_path / "study", made, compare="full")
     (out / "runs/full.probe.ucf-s2/seal.json").unlink()
-    found = texts(find(collect(out)), "ppma report")
+    found = texts(summarize(collect(out)), "ppma report")
     assert "full.probe.ucf-s2" in found["report.html"] and "[2 of 3 seeds]" in found["table.md"]
-    write(find(collect(out)), tmp_path, "ppma report")
+    write(summarize(collect(out)), tmp_path, "ppma report")
     row = next(row for row in csv.DictReader((tmp_path / "table.csv").open()) if row["method"] == "random")
     shared = [made["full", "probe", "ucf", s].mean() - made["random", "probe", "ucf", s].mean() for s in (0, 1)]
     assert float(row["behind"]) == pytest.approx(np.mean(shared))
