@@ -27,8 +27,7 @@ THREADS = 8
 
 
 def check_places(root: Path, paths: Iterable[str]) -> None:
-    """Raise an InputError unless every clip, and every frame of a folder, is inside the root when links are
-    resolved."""
+    """Raise an InputError unless every clip and every frame of a folder is inside the root, with links resolved."""
     inside = root.resolve()
     for path in paths:
         clip = root / path

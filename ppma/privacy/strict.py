@@ -51,7 +51,7 @@ def admit(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Linea
 
 
 def precheck(config: RunConfig, sources: Sequence[Manifest]) -> list[dict[str, verdict.Audited]]:
-    """Check all that needs no video: rows, seals and initial weights.
+    """Check what can be checked without reading videos: rows, seals and initial weights.
 
     Args:
         config: The run.

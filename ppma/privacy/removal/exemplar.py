@@ -113,8 +113,7 @@ def _search(
     costs_N: np.ndarray,
     seed: int,
 ) -> None:
-    """Improve the matches in place: try shifted matches of neighbors, and random ones ever nearer to the present
-    one."""
+    """Improve the matches in place by shifted matches of neighbors and by random ones near the present match."""
     field = (level_hwD, source_hw, match_N2, costs_N)
     index_hw = np.full(source_hw.shape, -1, np.int32)
     for n in range(len(targets_N2)):
@@ -273,6 +272,7 @@ def complete(frame_HWC: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:
     levels = [(values_HWD, hole, _Level.of(hole)) for values_HWD, hole in _pyramid(picture_HWC, hole_HW)]
     levels = list(takewhile(lambda each: len(each[2].sources_M2) >= LEAST_SOURCES, levels))
     coarser: _Level | None = None
+    # From the coarsest level to the finest: start from the coarser result, then alternate search and vote.
     for k, (values_HWD, hole, level) in enumerate(reversed(levels)):
         finest = k == len(levels) - 1
         costs_N = np.zeros(len(level.targets_N2), np.int64)

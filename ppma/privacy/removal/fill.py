@@ -98,6 +98,7 @@ class Memory:
         self._offset_C = np.zeros(3)
         if self._to_canvas_33 is None or not wanted_HW.any():
             return kept_HW
+        # 1. warp the canvas to the frame, around the wanted pixels
         cut = _cut(wanted_HW, RING)
         rows, columns = cut[0].indices(wanted_HW.shape[0]), cut[1].indices(wanted_HW.shape[1])
         warp_33 = _shift(-columns[0], -rows[0]) @ here_33 @ np.linalg.inv(self._to_canvas_33)
@@ -106,10 +107,12 @@ class Memory:
             cv2.warpPerspective(plane, warp_33, size[::-1], flags=cv2.INTER_LINEAR)
             for plane in (self._colors_HWC, self._made_HW, self._known_HW)
         )
+        # 2. match its brightness on the known pixels around the holes
         widened_hw = _widened(wanted_HW[cut])
         around_hw = widened_hw & ~wanted_HW[cut] & (known_hw == 255)
         self._offset_C = _offset(picture_HWC[cut], colors_hwC, around_hw)
         shifted_hwC = _shifted(colors_hwC, self._offset_C)
+        # 3. paint the holes whose surroundings still look the same
         off_hw = np.abs(picture_HWC[cut].astype(np.float32) - shifted_hwC).mean(2)
         count, holes_hw = cv2.connectedComponents(widened_hw.astype(np.uint8))
         pixels = np.bincount(holes_hw[around_hw], minlength=count)
@@ -172,6 +175,7 @@ class TemporalMedian:
         seen_HW = np.zeros_like(hidden_HW)
         if not hidden_HW.any():
             return frame_HWC, seen_HW
+        # 1. the median of the references that show the background
         picture_HWC = frame_HWC.copy()
         least = max(LEAST_VIEWS, round(LEAST_SHARE * len(references)))
         if len(references) >= least:
@@ -184,6 +188,7 @@ class TemporalMedian:
             painted_hw = seen_hw & hidden_hw
             picture_HWC[cut][painted_hw] = _shifted(median_hwC[painted_hw], offset_C)
             seen_HW[cut] = painted_hw
+        # 2. the rest: as synthesized earlier in the shot, else synthesized now
         made_HW = hidden_HW & ~seen_HW
         kept_HW = memory.recall(picture_HWC, made_HW, here_33)
         picture_HWC = self._synthesize(picture_HWC, made_HW & ~kept_HW)

@@ -113,8 +113,8 @@ def read_clips(source: Path, root: Path | None, workers: int) -> tuple[Path, lis
 
 
 def names(clips: Sequence[Clip]) -> list[str]:
-    """Return a unique <class>/<video> for each clip; as in Kinetics, a window of a longer video has its seconds in
-    it."""
+    """Return a unique <class>/<video> for each clip, with the seconds of its window in a longer video, as in
+    Kinetics."""
     found: dict[str, None] = {}
     for clip in clips:
         path = PurePosixPath(clip.path)
@@ -177,7 +177,7 @@ def claim(out: Path, settings: Settings) -> None:
 def run(
     jobs: Sequence[RemovalJob], workers: int, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Refused:
-    """Do the jobs that are not done; return the clips that cannot be read.
+    """Run the unfinished jobs; return the clips that cannot be read.
 
     Args:
         jobs: All jobs of this call.
