@@ -252,7 +252,7 @@ def test_slurm_a_hang_is_logged_and_requeued(cluster, data, tmp_path):
     (victim,) = processes_of_rank(run, 3)
     os.kill(victim, signal.SIGSTOP)
     run.wait("restart", lambda: run.restarts() == 1, 120)
-    assert "the run hangs" in run.log() and "train_step" in run.log()
+    assert "the run hangs" in run.log() and "/ppma/training/trainer.py" in run.log()
     assert "restart 1 of 5 at this step" in run.log()
     run.wait_for_end()
     assert json.loads((run.folder / "restarts.json").read_text())["without_progress"] == 1
