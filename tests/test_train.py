@@ -1,4 +1,4 @@
-"""The loop: resume to the bit, ranks that change nothing, stops in good order, input that is refused before anything is written; and the
+"""`ppma train`: resume to the bit, any number of ranks, clean stops, wrong input refused before anything is written, and the
 whole path from clips to a transfer score."""
 
 import errno
@@ -40,24 +40,16 @@ def data(tmp_path_factory, clip_tree):
     return folder / "data.toml"
 
 
-def run(name, data, run_dir, *flags):
-    """Train a tiny recipe on the made clips, in this process."""
-    sources = [] if name in ("finetune", "probe", "probe_published") else ["--sources", "made"]
+def tiny_flags(name, data, *flags):
+    """Flags that make a recipe tiny, on the source `made`."""
+    source = "--dataset made" if name in ("finetune", "probe", "probe_published") else "--sources made"
     more = tiny.MAE_FLAGS if name.startswith("mae") else []
-    argv = [
-        *sources,
-        *tiny.FLAGS,
-        *more,
-        "--batch",
-        "4",
-        "--data",
-        str(data),
-        "--run-dir",
-        str(run_dir),
-        *map(str, flags),
-    ]
-    config = resolve(name, [*argv, *(["--dataset", "made"] if not sources else [])])
-    return train.train(config)
+    return [*source.split(), *tiny.FLAGS, *more, "--batch", "4", "--data", str(data), *map(str, flags)]
+
+
+def run(name, data, run_dir, *flags):
+    """Train a tiny recipe in this process and return its run folder."""
+    return train.train(resolve(name, tiny_flags(name, data, "--run-dir", run_dir, *flags)))
 
 
 def weights(run_dir):
@@ -91,7 +83,7 @@ def test_resume_from_any_step_equals_never_stopping(name, data, tmp_path, monkey
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)
     assert steps > stops[-1]
-    for _ in range(3):  # killed: what came after the last checkpoint is computed again
+    for _ in range(3):  # killed: steps after the last checkpoint are repeated
         with pytest.raises(Preempted):
             run(name, data, tmp_path / "cut", "--optim.epochs", 3, "--checkpoint-every", 2, "--resume")
     cut = run(name, data, tmp_path / "cut", "--optim.epochs", 3, "--checkpoint-every", 2, "--resume")
@@ -99,28 +91,10 @@ def test_resume_from_any_step_equals_never_stopping(name, data, tmp_path, monkey
     assert losses(whole) == losses(cut)
 
 
-def test_signal_stops_in_good_order_and_resume_goes_on(data, tmp_path):
-    flags = [
-        "mae_nohuman",
-        "--sources",
-        "made",
-        *tiny.FLAGS,
-        *tiny.MAE_FLAGS,
-        "--batch",
-        "4",
-        "--data",
-        str(data),
-        "--optim.epochs",
-        "8",
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "ppma",
-        "train",
-        *flags,
-        "--run-dir",
-    ]  # processes alike: sums depend on the number of threads
+def test_a_signal_stops_cleanly_and_resume_continues(data, tmp_path):
+    flags = tiny_flags("mae_nohuman", data, "--optim.epochs", 8)
+    # Both in processes of their own, because sums depend on the number of threads.
+    command = [sys.executable, "-m", "ppma", "train", "mae_nohuman", *flags, "--run-dir"]
     subprocess.run([*command, str(tmp_path / "whole")], check=True)
     command.append(str(tmp_path / "cut"))
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -137,14 +111,14 @@ def test_signal_stops_in_good_order_and_resume_goes_on(data, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
-def test_a_stop_during_the_test_after_training_is_no_end(number, data, tmp_path, monkeypatch):
-    """The end of the time comes while a finished run is tested: it is queued again, and then only tested."""
+def test_a_signal_during_the_final_test_leads_to_a_resume_that_only_tests(number, data, tmp_path, monkeypatch):
+    """The time limit comes while a trained run is tested: the next start repeats the test alone."""
     flags = ("--optim.epochs", 1, "--evaluation.windows", 1, "--evaluation.crops", 1, "--resume")
     tested = train.evaluate
 
     def interrupted(*arguments, **names):
         os.kill(os.getpid(), number)
-        os.kill(os.getpid(), number)  # whoever asks may ask again
+        os.kill(os.getpid(), number)  # a repeated request changes nothing
         return tested(*arguments, **names)
 
     monkeypatch.setattr(train, "evaluate", interrupted)
@@ -158,9 +132,9 @@ def test_a_stop_during_the_test_after_training_is_no_end(number, data, tmp_path,
 
 
 def test_ranks_may_change_between_two_starts(data, tmp_path):
-    """Begun on two ranks, gone on with on one: the samples and the global batch stay, so only rounding is left."""
-    argv = ["mae_nohuman", "--sources", "made", *tiny.FLAGS, *tiny.MAE_FLAGS, "--batch", "8", "--data", str(data)]
-    argv += ["--precision", "fp64", "--optim.epochs", "4", "--checkpoint-every", "2", "--keep-checkpoints", "9"]
+    """Started on two ranks, resumed on one: samples and global batch are the same, so results differ by rounding."""
+    flags = "--batch 8 --precision fp64 --optim.epochs 4 --checkpoint-every 2 --keep-checkpoints 9"
+    argv = ["mae_nohuman", *tiny_flags("mae_nohuman", data, *flags.split())]
     codes, output = on_ranks(2, [*argv, "--run-dir", str(tmp_path / "two")])
     assert codes == [0, 0], output
     shutil.copytree(tmp_path / "two", tmp_path / "one", symlinks=True)
@@ -185,42 +159,24 @@ sys.addaudithook(note)
 """
 
 
-def test_no_process_lists_a_folder_of_data(data, clip_tree, tmp_path):
-    """On a file system of a cluster that is what takes it down. Every process of a run is watched: videos, a packed store, a test."""
+def test_no_process_lists_a_data_folder(data, clip_tree, tmp_path):
+    """Listing large folders overloads a cluster's file system. Watches all processes of runs on videos and a packed store."""
     (tmp_path / "watch").mkdir()
     (tmp_path / "watch" / "sitecustomize.py").write_text(LISTINGS)
     shutil.copytree(data.parent, tmp_path / "data")
     catalog = tmp_path / "data" / "data.toml"
-    store = [
-        "pack",
-        "other",
-        "--data",
-        str(catalog),
-        "--out",
-        str(tmp_path / "data" / "other.beton"),
-        "--workers",
-        "1",
-    ]
-    assert ppma(store) == 0
+    store = f"pack other --data {catalog} --out {tmp_path}/data/other.beton --workers 1"
+    assert ppma(store.split()) == 0
     flags = [*tiny.FLAGS, "--batch", "4", "--data", str(catalog), "--optim.epochs", "1", "--loader.workers", "2"]
     path = os.pathsep.join([str(tmp_path / "watch"), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "LISTINGS": str(tmp_path / "listings")}
     runs = (["finetune", "--dataset", "made"], ["align_nohuman_synthetic", "--sources", "made", "other"])
     for run_of in runs:
-        command = [
-            sys.executable,
-            "-m",
-            "ppma",
-            "train",
-            *run_of,
-            *flags,
-            "--run-dir",
-            str(tmp_path / "runs" / run_of[0]),
-        ]
+        command = [sys.executable, "-m", "ppma", "train", *run_of, *flags, "--run-dir", f"{tmp_path}/runs/{run_of[0]}"]
         done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
         assert done.returncode == 0, done.stderr
     listed = [Path(line) for line in (tmp_path / "listings").read_text().splitlines()]
-    assert tmp_path / "runs" / "finetune" / "checkpoints" in listed  # the watch sees what there is to see
+    assert tmp_path / "runs" / "finetune" / "checkpoints" in listed  # the audit hook works
     assert not [path for path in listed if path.is_relative_to(clip_tree) or path.is_relative_to(tmp_path / "data")]
 
 
@@ -233,7 +189,7 @@ def wait_until(true, process, seconds=120):
 
 
 def on_ranks(world_size, argv, command="train"):
-    """Run a command of ppma on so many gloo ranks of this machine; returns their exit codes and the output of the first."""
+    """Run a ppma command on gloo ranks of this machine; return their exit codes and outputs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -255,27 +211,13 @@ def on_ranks(world_size, argv, command="train"):
 
 @pytest.mark.parametrize("name", ["mae_nohuman", "align_nohuman_synthetic"])
 def test_two_ranks_equal_one_in_float64(name, data, tmp_path):
-    """Three steps, same global batch: mixing, drop path, masks and erasing belong to the sample, so only rounding is left."""
-    sources = ["--sources", "made"] if name == "mae_nohuman" else ["--sources", "made", "other"]
-    more = tiny.MAE_FLAGS if name == "mae_nohuman" else ["--vit.drop-path", "0.5", "--optim.warmup-fraction", "0"]
-    argv = [
-        name,
-        *sources,
-        *tiny.FLAGS,
-        *more,
-        "--batch",
-        "8",
-        "--data",
-        str(data),
-        "--precision",
-        "fp64",
-        "--optim.peak-lr",
-        "0.01",
-    ]
-    epochs = ["--optim.epochs", "3" if name == "mae_nohuman" else "1"]
+    """Three steps of the same global batch: random numbers belong to the sample, so results differ by rounding."""
+    more = "--sources made other --vit.drop-path 0.5 --optim.warmup-fraction 0 --optim.epochs 1"
+    flags = f"--batch 8 --precision fp64 --optim.peak-lr 0.01 {'--optim.epochs 3' if name == 'mae_nohuman' else more}"
+    argv = [name, *tiny_flags(name, data, *flags.split())]
     results = {}
     for world_size in (1, 2):
-        codes, output = on_ranks(world_size, [*argv, *epochs, "--run-dir", str(tmp_path / str(world_size))])
+        codes, output = on_ranks(world_size, [*argv, "--run-dir", str(tmp_path / str(world_size))])
         assert codes == [0] * world_size, output
         results[world_size] = weights(tmp_path / str(world_size))
     assert losses(tmp_path / "1")[-1][0] == 3
@@ -295,7 +237,7 @@ def test_accumulation_equals_one_large_batch(data, tmp_path):
 def test_clipping_bounds_the_update(data, tmp_path):
     run("align_nohuman", data, tmp_path / "a", "--optim.epochs", 1, "--optim.clip-grad", 1e-3)
     rows = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
-    assert all(row["train/grad_norm"] > 1e-3 for row in rows)  # the norm that is logged is the one before clipping
+    assert all(row["train/grad_norm"] > 1e-3 for row in rows)  # the logged norm is from before clipping
 
 
 def test_a_run_folder_holds_what_design_says(data, tmp_path):
@@ -311,16 +253,8 @@ def test_a_run_folder_holds_what_design_says(data, tmp_path):
     assert environment["versions"]["torch"] == torch.__version__.split("+")[0] or environment["versions"]["torch"]
     assert environment["implementations"].keys() == {"loader", "kernels"}
     row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    tags = {
-        "train/loss",
-        "train/lr",
-        "train/grad_norm",
-        "perf/clips_per_s",
-        "perf/stall_percent",
-        "perf/mfu",
-        "perf/memory_gib",
-    }
-    assert tags | {"data/bad_files", "step", "epoch"} == set(row)
+    tags = "train/loss train/lr train/grad_norm perf/clips_per_s perf/stall_percent perf/mfu perf/memory_gib data/bad_files"
+    assert {*tags.split(), "step", "epoch"} == set(row)
     assert 0 < row["perf/mfu"] < 1 and 0 <= row["perf/stall_percent"] <= 100
 
 
@@ -334,11 +268,11 @@ def test_tensorboard_shows_scalars_and_pictures(data, tmp_path):
     assert {"train/loss", "perf/clips_per_s", "data/bad_files"} <= set(events.Tags()["scalars"])
     pictures = set(events.Tags()["images"])
     assert {"clips/made", "clips/other"} <= pictures
-    assert "reconstruction/original, visible, reconstructed" in pictures  # no word of hidden statistics: none were used
+    assert "reconstruction/original, visible, reconstructed" in pictures
 
 
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(data, tmp_path, caplog):
-    argv = ["mae_nohuman", "--sources", "made", *tiny.FLAGS, *tiny.MAE_FLAGS, "--batch", "4", "--data", str(data)]
+    argv = ["mae_nohuman", *tiny_flags("mae_nohuman", data)]
     with caplog.at_level("INFO"):
         assert ppma(["train", *argv, "--optim.epochs", "2", "--dry-run", "--run-dir", str(tmp_path / "run")]) == 0
     assert (
@@ -349,8 +283,8 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(data, tmp_path, capl
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_waits_for_nothing_that_it_may_not_need():
-    """torch._dynamo takes 1.3 s to import, timm 0.6 s: help and refusals come without them."""
+def test_the_command_imports_no_slow_library_in_advance():
+    """torch._dynamo takes 1.3 s to import, timm 0.6 s: help and refusals do not import them."""
     code = "import sys, ppma.train; print([m for m in ('torch._dynamo', 'timm', 'torchvision') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -369,18 +303,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("flags", "message"), REFUSED.values(), ids=REFUSED)
 def test_wrong_input_is_one_line_exit_2_and_nothing_written(flags, message, data, tmp_path, capfd):
-    argv = [
-        "align_nohuman",
-        "--sources",
-        "made",
-        *tiny.FLAGS,
-        "--batch",
-        "4",
-        "--data",
-        str(data),
-        "--run-dir",
-        str(tmp_path / "run"),
-    ]
+    argv = ["align_nohuman", *tiny_flags("align_nohuman", data, "--run-dir", tmp_path / "run")]
     assert ppma(["train", *argv, *flags]) == 2
     error = capfd.readouterr().err.strip().splitlines()
     assert message in error[-1] and not any("Traceback" in line for line in error)
@@ -400,13 +323,11 @@ def test_a_run_is_not_written_over_nor_resumed_with_other_settings(data, tmp_pat
         run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1)
     with pytest.raises(InputError, match=r"other settings \(optim.peak_lr: 0.002 -> 0.1"):
         run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--optim.peak-lr", 0.1, "--resume")
-    run(
-        "align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--resume", "--loader.workers", 2
-    )  # speed may change
+    run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--resume", "--loader.workers", 2)
     saved = tmp_path / "run" / "config.json"
     old = json.loads(saved.read_text())
     del old["privacy"], old["loader"]["flip_probability"]
-    saved.write_text(json.dumps(old))  # of a version that did not have these settings
+    saved.write_text(json.dumps(old))  # written by a version without these fields
     run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--resume")
     saved.write_text(json.dumps(old))
     with pytest.raises(InputError, match=r"other settings \(loader.flip_probability: 0.0 -> 0.5"):
@@ -432,7 +353,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(data, tmp_path, monkeypatch):
 
 
 def test_foreign_pickles_are_not_run(data, tmp_path):
-    """A training.pt with code in it is refused, and the code does not run."""
+    """A training.pt with code in it is refused, and the code does not run; so is one of an older version."""
 
     class Evil:
         def __reduce__(self):
@@ -444,11 +365,14 @@ def test_foreign_pickles_are_not_run(data, tmp_path):
     with pytest.raises(InputError, match=r"refused: .* holds more than tensors"):
         run("align_nohuman", data, folder, "--optim.epochs", 1, "--resume")
     assert not (tmp_path / "pwned").exists()
+    torch.save({"optimizer": {"state": {0: {}}, "param_groups": []}}, latest / "training.pt")
+    with pytest.raises(InputError, match="older"):
+        run("align_nohuman", data, folder, "--optim.epochs", 1, "--resume")
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory, real_videos, clip_tree):
-    """The real clips, where they are, as source `made` in train and val; the generated ones elsewhere."""
+    """Real clips, or generated ones where there are none, as source `made` in train and val."""
     folder = tmp_path_factory.mktemp("real")
     root = clip_tree
     if real_videos is not None:
@@ -464,7 +388,7 @@ def real(tmp_path_factory, real_videos, clip_tree):
 
 
 def test_from_clips_to_a_transfer_score(real, tmp_path):
-    """Both stages, a probe and a fine-tuning that fits its clips to 100 %."""
+    """Both stages, a probe, and a fine-tuning run that fits its clips to 100 %."""
     mae = run("mae_nohuman", real, tmp_path / "mae", "--optim.epochs", 2, "--batch", 8)
     align = run("align_nohuman", real, tmp_path / "align", "--optim.epochs", 2, "--init", mae)
     probe = run("probe", real, tmp_path / "probe", "--optim.epochs", 20, "--init", align)
@@ -477,7 +401,7 @@ def test_from_clips_to_a_transfer_score(real, tmp_path):
     assert json.loads((fine / "result.json").read_text())["top1"] == 1.0
 
 
-def test_parameters_of_a_frozen_encoder_stay(data, tmp_path):
+def test_a_frozen_encoder_keeps_its_parameters(data, tmp_path):
     mae = run("mae_nohuman", data, tmp_path / "mae", "--optim.epochs", 1)
     probed = run("probe_published", data, tmp_path / "lp", "--optim.epochs", 2, "--init", mae)
     before, after = weights(mae), weights(probed)

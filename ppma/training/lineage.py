@@ -92,12 +92,7 @@ def seen(source: Manifest, split: str = "train", *, audit_sha256: str = "", cont
 
 
 def of_run(
-    recipe: str,
-    privacy: Privacy,
-    sources: Sequence[Seen],
-    *,
-    starts: Sequence[Path] = (),
-    resumed: Path | None = None,
+    recipe: str, privacy: Privacy, sources: Sequence[Seen], *, starts: Sequence[Path] = (), resumed: Path | None = None
 ) -> Lineage:
     """Return the lineage of the weights that a run trains.
 

@@ -1,4 +1,4 @@
-"""The watchdog: quiet while steps are done and clips encoded, stacks and exit code 75 when they are not."""
+"""The watchdog: silent while there is progress, then the stacks of all threads and exit code 75."""
 
 import subprocess
 import sys
@@ -11,30 +11,37 @@ from ppma.config.command import RUN_AGAIN
 from ppma.training.watchdog import Watchdog
 
 HANG = """
-import threading
+import ctypes, threading
 from ppma.training.watchdog import Watchdog
 
 def the_place_where_it_hangs():
-    threading.Event().wait(60)
+    {call}
 
 with Watchdog(0.3):
     the_place_where_it_hangs()
+    threading.Event().wait(60)
 """
+CALLS = {
+    "in Python": "threading.Event().wait(60)",
+    "in C, without releasing the interpreter lock": "ctypes.PyDLL(None).sleep(2)",
+}
 
 
-def test_a_hang_ends_with_75_and_says_where():
-    done = subprocess.run([sys.executable, "-c", HANG], capture_output=True, text=True, timeout=60, check=False)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_hang_ends_with_75_and_shows_where(call):
+    code = HANG.format(call=call)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == RUN_AGAIN
     assert "no step for 0 s" in done.stderr and "the_place_where_it_hangs" in done.stderr
 
 
-def test_steps_keep_it_quiet():
+def test_steps_keep_it_silent():
     left = []
     with Watchdog(0.5, left.append) as watchdog:
         for _ in range(10):
             time.sleep(0.1)
             watchdog.beat()
-    time.sleep(0.6)  # outside its block it does not watch
+    time.sleep(0.6)  # it does not watch outside its block
     assert left == []
 
 
@@ -59,7 +66,7 @@ train(resolve(sys.argv[1], sys.argv[2:]))
 
 @pytest.mark.parametrize("recipe", ["knn", "attentive_probe", "finetune"])
 def test_a_pass_over_clips_that_hangs_ends_with_75(recipe, tiny_runs, tmp_path):
-    """Before the steps, for what trains on features, and after them, where the run is tested."""
+    """Before the steps where features are cached, and after them where the run is tested."""
     shape = [*tiny.FLAGS, "--dataset", "made", "--batch", "4", "--data", str(tiny_runs / "data.toml")]
     flags = [*shape, "--run-dir", str(tmp_path / "run"), "--hang-seconds", "6", "--evaluation.batch-clips", "1"]
     flags += [] if recipe == "knn" else ["--optim.epochs", "1"]
