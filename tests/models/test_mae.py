@@ -230,7 +230,7 @@ def test_recomputed_activations_under_ddp_change_no_bit():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         split = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
-        for _ in range(2):  # the buckets are laid out anew after the first step
+        for _ in range(2):  # DDP rebuilds its buckets after the first step
             got = gradients(model, split)
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""timm imports beside this torch, in a fresh process and once for all."""
+"""timm can be imported with this torch, in a new process and repeatedly."""
 
 import importlib
 import subprocess

@@ -1,4 +1,4 @@
-"""Checkpoints: complete or not there, pruned late, and nothing of an encoder taken that is not asked for."""
+"""Checkpoints are complete or absent, old ones are deleted last, and an encoder loads nothing but the encoder."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What torch.compile makes is found by the next run, and the log says what it took."""
+"""Compiled code is cached for the next run, and the log reports the time that torch.compile took."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from ppma.training import compute
 
 @pytest.fixture
 def home(monkeypatch, tmp_path):
-    """A cache of its own, no clock of an earlier test, nothing compiled yet."""
+    """Cache folder of this test, with a new clock and nothing compiled."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv(compute.CACHE_VARIABLE, default_cache_dir())  # as inductor does when it is imported
     monkeypatch.setenv("TRITON_CACHE_DIR", "set here so that it is put back")

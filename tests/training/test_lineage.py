@@ -77,7 +77,7 @@ def test_a_resumed_run_comes_from_what_it_was(weights):
     assert [x.sources[0].name for x in lineage.history(again(one))] == ["one", "other", "one"]
 
 
-def test_the_description_names_sources_hashes_and_what_nobody_knows(weights):
+def test_the_description_names_sources_hashes_and_unknown_origins(weights):
     source = replace(lineage.seen(tiny.source("made")), audit_sha256="a" * 64)
     found = Lineage(
         origin="trained", recipe="r", privacy="strict", sources=(source,), parents=(lineage.unknown("it came by post"),)

@@ -1,4 +1,4 @@
-"""Copied and spread models compute the same, one takes up where the other stopped, and gradients travel while others are computed."""
+"""DDP and FSDP2 train alike and resume each other, and gradients are exchanged during the backward pass."""
 
 import json
 from dataclasses import replace
@@ -23,7 +23,7 @@ from ppma.training.tasks import MaeTask
 from ppma.training.trainer import Trainer
 from tests.training.test_distributed import on_ranks
 
-SPREAD = """
+SHARDED = """
     import contextlib, json, os, sys
     from dataclasses import replace
     from pathlib import Path
@@ -73,48 +73,48 @@ SPREAD = """
         return max((a[name] - b[name]).abs().max().item() for name in a)
 
     with session("cpu") as ranks:
-        told = {{}}
+        report = {{}}
         for name, more in (("mae_nohuman", {{"accumulate": 2, "pictures_every": 5}}), ("align_nohuman_synthetic", {{"pictures_every": 0}})):
             base = tiny.shrink(name)
             more["vit"] = replace(base.vit, recompute=True, drop_path=0.5)
             more["optim"] = replace(base.optim, epochs=2, clip_grad=1e-2 if name.startswith("mae") else None)
             copied = run(trainer(ranks, name, name + "-copied", **more))
-            made = trainer(ranks, name, name + "-spread", shard=True, **more)
+            made = trainer(ranks, name, name + "-sharded", shard=True, **more)
             held = sum(p.to_local().numel() for p in made.model.parameters())
-            told[name] = {{"share": held / sum(p.numel() for p in made.model.parameters())}}
-            told[name]["apart"] = apart(copied, run(made, stop_at=5))  # it has a checkpoint of step 3
-            spread = run(trainer(ranks, name, name + "-spread", shard=True, **more), stop_at=7)
-            told[name]["resumed"] = apart(copied, run(trainer(ranks, name, name + "-spread", **more)))
+            report[name] = {{"share": held / sum(p.numel() for p in made.model.parameters())}}
+            report[name]["apart"] = apart(copied, run(made, stop_at=5))  # it has a checkpoint of step 3
+            sharded = run(trainer(ranks, name, name + "-sharded", shard=True, **more), stop_at=7)
+            report[name]["resumed"] = apart(copied, run(trainer(ranks, name, name + "-sharded", **more)))
             if {compiled!r} and name.startswith("mae"):
                 torch.compile = partial(torch.compile, backend="aot_eager")
-                told["compiled"] = apart(copied, run(trainer(ranks, name, "compiled", shard=True, compile="on", **more)))
-                told["graphs"] = counters["stats"]["unique_graphs"]
+                report["compiled"] = apart(copied, run(trainer(ranks, name, "compiled", shard=True, compile="on", **more)))
+                report["graphs"] = counters["stats"]["unique_graphs"]
         parallel.unshard(made.model)
-        if isinstance(made.model, Classifier) and ranks.is_main:  # alone: a whole model asks nobody
+        if isinstance(made.model, Classifier) and ranks.is_main:  # one rank alone: an unsharded model needs no exchange
             frames = torch.randint(0, 256, (2, tiny.FRAMES, tiny.SIZE, tiny.SIZE, 3), dtype=torch.uint8)
             with torch.no_grad():
-                told["logits"] = list(made.model.eval().logits(frames, next(iter(made.model.label_spaces))).shape)
-        print(json.dumps(told))
+                report["logits"] = list(made.model.eval().logits(frames, next(iter(made.model.label_spaces))).shape)
+        print(json.dumps(report))
 """
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_spread_model_trains_as_a_copied_one(compiled, tmp_path):
-    """Recomputing, accumulating, clipping and pictures included; cut, resumed, and resumed as a copied one; then tested by one rank."""
-    code = SPREAD.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path), compiled=compiled)
-    told = json.loads(on_ranks(2, code, tmp_path)[0])
+def test_fsdp2_trains_as_ddp(compiled, tmp_path):
+    """With recomputation, accumulation, clipping and pictures; interrupted, resumed, resumed under DDP, then tested by one rank."""
+    code = SHARDED.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path), compiled=compiled)
+    report = json.loads(on_ranks(2, code, tmp_path)[0])
     if (
         compiled
     ):  # one graph for the blocks of the encoder, one for those of the decoder, each in training and for pictures
-        assert told["compiled"] < 1e-10 and told["graphs"] == 4, told
+        assert report["compiled"] < 1e-10 and report["graphs"] == 4, report
     for name in ("mae_nohuman", "align_nohuman_synthetic"):
-        assert told[name]["apart"] > 1e-4, "it was cut, so it differs from the run that went on"
-        assert told[name]["resumed"] < 1e-10, told  # float64: sums in another order
-        assert told[name]["share"] < 0.6, told
-    assert told["logits"] == [2, 4]
+        assert report[name]["apart"] > 1e-4, "it was interrupted, so it differs from the complete run"
+        assert report[name]["resumed"] < 1e-10, report  # float64: sums in another order
+        assert report[name]["share"] < 0.6, report
+    assert report["logits"] == [2, 4]
 
 
-def test_one_rank_has_nothing_to_spread():
+def test_one_rank_has_nothing_to_shard():
     module = torch.nn.Linear(2, 2)
     assert (
         parallel.over_ranks(module, Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu")), shard=True)
@@ -169,7 +169,7 @@ def test_gradients_travel_while_the_compiled_backward_pass_goes_on(recompute, mo
     try:
         split = parallel.over_ranks(model, Ranks(rank=0, world_size=2, local_rank=0, device=torch.device("cpu")))
         compiled = compute.compiled(split)
-        for _ in range(2):  # the buckets are laid out anew after the first step
+        for _ in range(2):  # DDP rebuilds its buckets after the first step
             model.zero_grad()
             seen.clear()
             compiled(clip, keys).backward()
