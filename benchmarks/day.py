@@ -185,7 +185,7 @@ def run_parts(item: Item, day: Day, book: Book) -> bool:
             fine = False
             if part is None:
                 break
-        part = None  # before the next one is asked for: what fails there is not this one
+        part = None  # a failure to yield the next part is not a failure of this one
         release()
     if fine:
         book.add(item.name, Figure(what=FINISHED, value=time.monotonic() - began, unit="s"))
@@ -292,9 +292,8 @@ def run(items: Sequence[Item], day: Day, seconds: float, preload: Sequence[str] 
     Items start while time remains. A time limit shrinks to the remaining time and grows by what earlier items did not use.
     """
     began = time.monotonic()
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     book, spare, item = Book(folder=day.out, commit=day.commit), 0.0, None

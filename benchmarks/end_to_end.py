@@ -72,7 +72,7 @@ class BenchmarkConfig(rows.ReportConfig):
         self.at_least(1, "views", "workers", "steps")
         preset(self.model or "base", size=self.size)
         if self.batch % self.views or (self.batch == 0 and 4 % self.views):
-            raise InputError(f"--batch {self.batch or 4} is no multiple of {self.views} views")
+            raise InputError(f"--batch {self.batch or 4} is not a multiple of {self.views} views")
 
 
 def make_step(config: BenchmarkConfig, device: torch.device) -> Trainer:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import cv2
@@ -98,11 +98,24 @@ def clips_of(day: Day) -> dict[str, Manifest]:
     return made | {"odd": Manifest.from_clips([row], root=day.clips, name="odd")}
 
 
+def first_batch(
+    manifest: Manifest,
+    config: LoaderConfig,
+    clips: int,
+    device: torch.device,
+    on_bad: Literal["replace", "fail"] = "fail",
+) -> tuple[ClipBatch, TrainingSampler, dict[str, str]]:
+    """Return the first training batch of `clips` clips, the sampler it follows, and {bad file: reason}."""
+    sampler = TrainingSampler([manifest], config, seed=0, batch_clips=clips, epoch_clips=clips)
+    with ClipStream(sampler, [manifest], config, device=device, on_bad=on_bad) as stream:
+        return next(iter(stream)), sampler, dict(stream.bad_files)
+
+
 # ------------------------------------------------------------------------------------------------------------- barcodes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class Encoding:
     """A codec with its GOP structure, container and colors."""
 
     codec: str
@@ -113,27 +126,27 @@ class Form:
     colorspace: str = "ITU601"
 
 
-FORMS = {
-    "h264 GOP 12": Form(codec="libx264", suffix=".mp4", gop=12, options={"x264-params": "open-gop=0"}),
-    "h264 GOP 250": Form(codec="libx264", suffix=".mp4", gop=250),
-    "h264 intra": Form(codec="libx264", suffix=".mp4", gop=1),
-    "h264 open GOP": Form(codec="libx264", suffix=".mp4", gop=12, options={"x264-params": "open-gop=1:bframes=3"}),
-    "h264 open GOP, MKV": Form(codec="libx264", suffix=".mkv", gop=12, options={"x264-params": "open-gop=1:bframes=3"}),
-    "h264 width 340": Form(codec="libx264", suffix=".mp4", gop=12, width=ODD_WIDTH),
-    "h264 BT.709": Form(codec="libx264", suffix=".mp4", gop=12, colorspace="ITU709"),
-    "hevc closed GOP": Form(codec="libx265", suffix=".mp4", gop=12, options={"x265-params": "open-gop=0:log-level=error"}),
-    "hevc open GOP": Form(codec="libx265", suffix=".mp4", gop=12, options={"x265-params": "log-level=error"}),
-    "hevc BT.709": Form(
+ENCODINGS = {
+    "h264 GOP 12": Encoding(codec="libx264", suffix=".mp4", gop=12, options={"x264-params": "open-gop=0"}),
+    "h264 GOP 250": Encoding(codec="libx264", suffix=".mp4", gop=250),
+    "h264 intra": Encoding(codec="libx264", suffix=".mp4", gop=1),
+    "h264 open GOP": Encoding(codec="libx264", suffix=".mp4", gop=12, options={"x264-params": "open-gop=1:bframes=3"}),
+    "h264 open GOP, MKV": Encoding(codec="libx264", suffix=".mkv", gop=12, options={"x264-params": "open-gop=1:bframes=3"}),
+    "h264 width 340": Encoding(codec="libx264", suffix=".mp4", gop=12, width=ODD_WIDTH),
+    "h264 BT.709": Encoding(codec="libx264", suffix=".mp4", gop=12, colorspace="ITU709"),
+    "hevc closed GOP": Encoding(codec="libx265", suffix=".mp4", gop=12, options={"x265-params": "open-gop=0:log-level=error"}),
+    "hevc open GOP": Encoding(codec="libx265", suffix=".mp4", gop=12, options={"x265-params": "log-level=error"}),
+    "hevc BT.709": Encoding(
         codec="libx265", suffix=".mp4", gop=12, options={"x265-params": "open-gop=0:log-level=error"}, colorspace="ITU709"
     ),
-    "av1": Form(codec="libsvtav1", suffix=".mp4", gop=24, options={"preset": "12"}),
-    "vp9": Form(codec="libvpx-vp9", suffix=".webm", gop=24, options={"deadline": "realtime", "cpu-used": "8"}),
-    "mpeg4": Form(codec="mpeg4", suffix=".mp4", gop=12),
-    "mpeg4 B-frames": Form(codec="mpeg4", suffix=".mp4", gop=12, options={"bf": "2"}),
-    "mpeg4 B-frames, AVI": Form(codec="mpeg4", suffix=".avi", gop=12, options={"bf": "2"}),
-    "mjpeg": Form(codec="mjpeg", suffix=".avi", gop=1),
+    "av1": Encoding(codec="libsvtav1", suffix=".mp4", gop=24, options={"preset": "12"}),
+    "vp9": Encoding(codec="libvpx-vp9", suffix=".webm", gop=24, options={"deadline": "realtime", "cpu-used": "8"}),
+    "mpeg4": Encoding(codec="mpeg4", suffix=".mp4", gop=12),
+    "mpeg4 B-frames": Encoding(codec="mpeg4", suffix=".mp4", gop=12, options={"bf": "2"}),
+    "mpeg4 B-frames, AVI": Encoding(codec="mpeg4", suffix=".avi", gop=12, options={"bf": "2"}),
+    "mjpeg": Encoding(codec="mjpeg", suffix=".avi", gop=1),
 }  # fmt: skip
-TINY_FORMS = ("h264 BT.709", "vp9", "mjpeg")
+TINY_ENCODINGS = ("h264 BT.709", "vp9", "mjpeg")
 NAMES = {"libx264": "h264", "libx265": "hevc", "libsvtav1": "av1", "libvpx-vp9": "vp9"}
 BITS, BLOCK = 7, 16
 """The frame number is drawn as blocks of 16 x 16 pixels in the middle of the top rows, inside a center crop."""
@@ -158,61 +171,51 @@ def read_number(frame_HWC: np.ndarray) -> int:
     return sum(1 << bit for bit, mean in enumerate(blocks) if mean > 128)
 
 
-def write_form(path: Path, form: Form, frames: list[np.ndarray]) -> Path:
-    """Encode the frames with the form's color matrix, and tag the stream with it."""
+def write_encoded(path: Path, encoding: Encoding, frames: list[np.ndarray]) -> Path:
+    """Encode the frames, with the color matrix both applied and tagged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(form.codec, rate=Fraction(FPS), options=form.options)
+        stream: Any = container.add_stream(encoding.codec, rate=Fraction(FPS), options=encoding.options)
         stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuvj420p" if form.codec == "mjpeg" else "yuv420p"
+        stream.pix_fmt = "yuvj420p" if encoding.codec == "mjpeg" else "yuv420p"
         context = stream.codec_context
-        context.gop_size, context.bit_rate = form.gop, 4_000_000
-        if form.colorspace == "ITU709":
+        context.gop_size, context.bit_rate = encoding.gop, 4_000_000
+        if encoding.colorspace == "ITU709":
             context.colorspace = context.color_primaries = context.color_trc = 1
         for frame in frames:
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            picture = picture.reformat(format=stream.pix_fmt, dst_colorspace=form.colorspace)
+            picture = picture.reformat(format=stream.pix_fmt, dst_colorspace=encoding.colorspace)
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return path
 
 
 def barcodes(day: Day) -> Iterator[Part]:
-    """Compare each form through the loader, DALI decoding what it supports, with PyAV's frames of the same windows."""
+    """Compare frames from the loader, where DALI decodes what it supports, with PyAV's of the same windows, per encoding."""
     count = 40 if day.tiny else NUMBERED
-    names = TINY_FORMS if day.tiny else tuple(FORMS)
-    pictures = {width: numbered(count, width) for width in {FORMS[name].width for name in names}}
+    names = TINY_ENCODINGS if day.tiny else tuple(ENCODINGS)
+    pictures = {width: numbered(count, width) for width in {ENCODINGS[name].width for name in names}}
     folder = day.clips.with_name(f"{day.clips.name}-numbered")
     with ThreadPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool:
-        jobs = {
-            name: pool.submit(write_form, folder / f"{i}{FORMS[name].suffix}", FORMS[name], pictures[FORMS[name].width])
-            for i, name in enumerate(names)
-        }
+        jobs = {}
+        for i, name in enumerate(names):
+            own = ENCODINGS[name]
+            jobs[name] = pool.submit(write_encoded, folder / f"{i}{own.suffix}", own, pictures[own.width])
         for name, job in jobs.items():
-            yield Part(what=name, measure=lambda name=name, job=job: check_form(day, name, job.result(), count))
+            yield Part(what=name, measure=lambda name=name, job=job: check_frames(day, name, job.result(), count))
 
 
-def check_form(day: Day, name: str, path: Path, frames: int) -> Iterator[Figure]:
+def check_frames(day: Day, name: str, path: Path, frames: int) -> Iterator[Figure]:
     """Count wrong frames, and measure the mean difference of colors, over random windows."""
-    form, size = FORMS[name], HEIGHT
-    codec = NAMES.get(form.codec, form.codec)
+    encoding = ENCODINGS[name]
+    codec = NAMES.get(encoding.codec, encoding.codec)
     manifest = Manifest.from_clips(
-        [clip_row(path.name, codec, form.gop, frames, form.width)], root=path.parent, name=name
+        [clip_row(path.name, codec, encoding.gop, frames, encoding.width)], root=path.parent, name=name
     )
-    config = LoaderConfig(
-        frames=8,
-        size=size,
-        short_side=HEIGHT,
-        views=1,
-        crop="center",
-        window_seconds=0.8,
-        workers=1,
-        implementation="dali",
-    )
+    shape: dict[str, Any] = {"frames": 8, "size": HEIGHT, "short_side": HEIGHT, "window_seconds": 0.8}
+    config = LoaderConfig(views=1, crop="center", workers=1, implementation="dali", **shape)
     clips = 4 if day.tiny else 16
-    sampler = TrainingSampler([manifest], config, seed=0, batch_clips=clips, epoch_clips=clips)
-    with ClipStream(sampler, [manifest], config, device=device_of(day), on_bad="fail") as stream:
-        batch = next(iter(stream))
+    batch, sampler, _ = first_batch(manifest, config, clips, device_of(day))
     wrong, apart = 0, 0.0
     for made_THWC, draw in zip(batch.frames_BTHWC.cpu().numpy(), sampler.samples(0, 0), strict=True):
         window = read_window(path, draw.start_seconds, draw.end_seconds, config.frames)
@@ -257,14 +260,13 @@ def with_bad_jpeg(day: Day, kind: str) -> Iterator[Figure]:
         frames=frames, size=32 if day.tiny else 224, views=1, workers=2, implementation="dali", max_bad_fraction=1.0,
         window_seconds=frames / FPS,
     )  # fmt: skip
-    sampler = TrainingSampler([manifest], config, seed=0, batch_clips=clips, epoch_clips=clips)
-    with ClipStream(sampler, [manifest], config, device=device_of(day)) as stream:
-        batch = next(iter(stream))
-        reasons = "; ".join(stream.bad_files.values())
+    batch, _, bad_files = first_batch(manifest, config, clips, device_of(day), on_bad="replace")
     rows, files = len(batch.frames_BTHWC), batch.counters.bad_files
     yield Figure(what=f"{kind}: rows made", value=rows, unit=f"of {clips}", least=clips)
     least = None if kind == "half a file" else 1
-    yield Figure(what=f"{kind}: bad files named", value=files, unit="", least=least, note=reasons[:120])
+    yield Figure(
+        what=f"{kind}: bad files named", value=files, unit="", least=least, note="; ".join(bad_files.values())[:120]
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ end to end
@@ -383,22 +385,11 @@ def views_apart(day: Day) -> Iterator[Figure]:
             cv2.imwrite(str(folder / str(number) / f"{t:03d}.png"), frame[..., ::-1])
     listed = [clip_row(str(number), "png", 1, frames) for number in range(clips)]
     manifest = Manifest.from_clips(listed, root=folder, name="png")
-    config = LoaderConfig(
-        frames=frames,
-        size=size,
-        views=1,
-        flip_probability=0.5,
-        randaugment_ops=4,
-        workers=2,
-        window_seconds=frames / FPS,
-    )
-    found = {}
-    for form, device in (("dali", device_of(day)), ("plain", torch.device("cpu"))):
-        own: Any = replace(config, implementation=form)
-        sampler = TrainingSampler([manifest], own, seed=0, batch_clips=clips, epoch_clips=clips)
-        with ClipStream(sampler, [manifest], own, device=device, on_bad="fail") as stream:
-            found[form] = next(iter(stream)).frames_BTHWC.cpu().int()
-    apart = (found["dali"] - found["plain"]).abs().double()
+    shape: dict[str, Any] = {"frames": frames, "size": size, "window_seconds": frames / FPS, "workers": 2}
+    config = LoaderConfig(views=1, flip_probability=0.5, randaugment_ops=4, implementation="dali", **shape)
+    ours, _, _ = first_batch(manifest, config, clips, device_of(day))
+    plain, _, _ = first_batch(manifest, replace(config, implementation="plain"), clips, torch.device("cpu"))
+    apart = (ours.frames_BTHWC.cpu().int() - plain.frames_BTHWC.cpu().int()).abs().double()
     yield Figure(what="mean difference", value=apart.mean().item(), unit="of 255", most=1.0)
     medians = apart.flatten(1).median(dim=1).values
     yield Figure(what="largest median of a view", value=medians.max().item(), unit="of 255", most=1.0)
@@ -445,9 +436,8 @@ def count_waits(day: Day, manifest: Manifest) -> Iterator[Figure]:
         with waits(device) as found:
             for _ in range(steps):
                 trainer.train_step(next(flow))
-    yield Figure(
-        what="waits of the step's thread", value=sum(found) / steps, unit="a step", most=0, note=stream.implementation
-    )
+    note = stream.implementation
+    yield Figure(what="waits of the step's thread", value=sum(found) / steps, unit="a step", most=0, note=note)
     yield Figure(what="waits of other threads", value=(len(found) - sum(found)) / steps, unit="a step")
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -39,7 +39,7 @@ ITEMS = (
     Item(name="environment", seconds=15, what="the card, and its two ceilings", parts=f"{STEPS}:environment"),
     Item(name="kernels", seconds=25, what="own kernels against float64 references", parts=f"{STEPS}:kernels"),
     Item(name="compiled_step", seconds=140, what="the compiled step starts; loss = eager = CPU", parts=f"{STEPS}:compiled_step"),
-    Item(name="barcodes", seconds=40, what="every codec and GOP gives the frames asked for", parts=f"{CLIPS}:barcodes"),
+    Item(name="barcodes", seconds=40, what="every codec and GOP gives the requested frames", parts=f"{CLIPS}:barcodes"),
     Item(name="bad_jpeg", seconds=20, what="one bad JPEG in 512", parts=f"{CLIPS}:bad_jpeg", clips=True),
     Item(name="attention", seconds=40, what="attention backends by graph replay", parts=f"{STEPS}:attention"),
     Item(name="stage1", seconds=90, what="stage 1 against the published step", parts=f"{STEPS}:stage1"),
@@ -142,16 +142,11 @@ def making_clips(today: day.Day) -> Iterator[None]:
     """Generate the clips in the background: the first items do not need them and leave most cores idle."""
     command = [sys.executable, "-m", CLIPS, str(today.clips), *(["tiny"] if today.tiny else [])]
     today.clips.parent.mkdir(parents=True, exist_ok=True)
-    for mark in ("ready", "failed"):  # of an earlier run: what an item waits for is this one's
+    for mark in ("ready", "failed"):  # left by an earlier run
         (today.clips / mark).unlink(missing_ok=True)
     with (today.out / day.LOG).open("a") as log:
-        maker = subprocess.Popen(
-            ["nice", "-n", "10", *command],
-            cwd=Path(__file__).parents[1],
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        where: dict[str, Any] = {"cwd": Path(__file__).parents[1], "stdout": log, "stderr": log}
+        maker = subprocess.Popen(["nice", "-n", "10", *command], start_new_session=True, **where)
     try:
         yield
     finally:

@@ -69,9 +69,8 @@ def card() -> Iterator[Figure]:
     asked = "driver_version,power.limit,clocks.max.sm,clocks.max.mem"
     command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"]
     said = subprocess.run(command, capture_output=True, text=True, check=False)
-    yield Figure(
-        what="memory", value=found.total_memory / 2**30, unit="GiB", note=f"{found.name}; {said.stdout.strip()}"
-    )
+    note = f"{found.name}; {said.stdout.strip()}"
+    yield Figure(what="memory", value=found.total_memory / 2**30, unit="GiB", note=note)
     capability = float(f"{found.major}.{found.minor}")
     yield Figure(what="compute capability", value=capability, unit="", note=f"{found.multi_processor_count} SMs")
 
@@ -87,9 +86,11 @@ def ceilings(device: torch.device) -> Iterator[Figure]:
 # -------------------------------------------------------------------------------------------------------------- kernels
 
 
-def relative_error(ours: Tensor, exact: Tensor) -> float:
-    """Return the norm of the difference over the norm of the exact values."""
-    return ((ours.double() - exact).norm() / exact.norm()).item()
+def error_figure(what: str, dtype: torch.dtype, ours: Tensor, exact: Tensor, note: str) -> Figure:
+    """Return the norm of the difference over the norm of the exact values, with the bound of the type."""
+    ours, exact = ours.detach().double(), exact.detach()
+    error = ((ours - exact).norm() / exact.norm()).item()
+    return Figure(what=f"{what} {dtype}", value=error, unit="of the norm", most=ERRORS[dtype], note=note)
 
 
 def poison(like: Tensor) -> None:
@@ -101,14 +102,14 @@ def kernels(day: Day) -> Iterator[Part]:
     """Measure relative errors in bfloat16 and float16, forward and gradients, on random inputs of the paper's shapes."""
     device = device_of(day)
     with_triton = choice.LOADED and (device.type == "cuda" or choice.INTERPRETED)
-    form: choice.Implementation = "triton" if with_triton else "torch"
+    ours: choice.Implementation = "triton" if with_triton else "torch"
     shapes = ((9, 3, 24), (20, 2, 64)) if day.tiny else ((157, 12, 64), (1568, 16, 24), (1568, 12, 64))
     for dtype in ERRORS:
         name = str(dtype).removeprefix("torch.")
-        yield Part(what=f"patchify {name}", measure=partial(patchify_error, day, dtype, form))
-        yield Part(what=f"pixel_loss {name}", measure=partial(pixel_loss_error, day, dtype, form))
-        yield Part(what=f"erase {name}", measure=partial(erase_error, device, dtype, form))
-        yield Part(what=f"gelu {name}", measure=partial(gelu_error, day, dtype, form))
+        yield Part(what=f"patchify {name}", measure=partial(patchify_error, day, dtype, ours))
+        yield Part(what=f"pixel_loss {name}", measure=partial(pixel_loss_error, day, dtype, ours))
+        yield Part(what=f"erase {name}", measure=partial(erase_error, device, dtype, ours))
+        yield Part(what=f"gelu {name}", measure=partial(gelu_error, day, dtype, ours))
         for shape in shapes:
             backend: Backend = "triton" if with_triton else "pytorch"
             for plan in backward_plans(shape[2], dtype) if with_triton else (TWO_PASS_PLAN,):
@@ -125,61 +126,57 @@ def some_clips(day: Day) -> tuple[Tensor, Tensor, Tensor]:
     return frames, order[:, :1], order[:, 1:]
 
 
-def patchify_error(day: Day, dtype: torch.dtype, form: choice.Implementation) -> Iterator[Figure]:
+def patchify_error(day: Day, dtype: torch.dtype, implementation: choice.Implementation) -> Iterator[Figure]:
     """Compare the values of some patches, and of all."""
     frames, visible, _ = some_clips(day)
     for what, idx in (("visible", visible), ("all", None)):
-        exact = reference.patchify(frames, idx, **kernel_speed.COLOURS, dtype=torch.float64)
+        exact = reference.patchify(frames, idx, **kernel_speed.COLORS, dtype=torch.float64)
         poison(exact.to(dtype))
-        with choice.use(form):
-            ours = patchify(frames, idx, **kernel_speed.COLOURS, dtype=dtype)
-        error = relative_error(ours, exact)
-        yield Figure(what=f"patchify {what} {dtype}", value=error, unit="of the norm", most=ERRORS[dtype], note=form)
+        with choice.use(implementation):
+            ours = patchify(frames, idx, **kernel_speed.COLORS, dtype=dtype)
+        yield error_figure(f"patchify {what}", dtype, ours, exact, implementation)
 
 
-def pixel_loss_error(day: Day, dtype: torch.dtype, form: choice.Implementation) -> Iterator[Figure]:
+def pixel_loss_error(day: Day, dtype: torch.dtype, implementation: choice.Implementation) -> Iterator[Figure]:
     """Compare the loss and the gradient of the prediction."""
     frames, _, masked = some_clips(day)
     prediction = torch.randn(*masked.shape, 1536, device=frames.device).to(dtype)
     given, exact = prediction.clone().requires_grad_(), prediction.double().requires_grad_()
     stated = reference.pixel_loss(exact, frames, masked, patch=kernel_speed.PATCH)
     poison(prediction)
-    with choice.use(form):
+    with choice.use(implementation):
         loss = pixel_loss(given, frames, masked, patch=kernel_speed.PATCH)
         (gradient,) = torch.autograd.grad(loss, given)
     (exact_gradient,) = torch.autograd.grad(stated, exact)
-    for what, ours, right in (("loss", loss, stated), ("gradient", gradient, exact_gradient)):
-        error = relative_error(ours.detach(), right.detach())
-        yield Figure(what=f"pixel_loss {what} {dtype}", value=error, unit="of the norm", most=ERRORS[dtype], note=form)
+    yield error_figure("pixel_loss loss", dtype, loss, stated, implementation)
+    yield error_figure("pixel_loss gradient", dtype, gradient, exact_gradient, implementation)
 
 
-def erase_error(device: torch.device, dtype: torch.dtype, form: choice.Implementation) -> Iterator[Figure]:
+def erase_error(device: torch.device, dtype: torch.dtype, implementation: choice.Implementation) -> Iterator[Figure]:
     """Compare patches with a box of noise, which is the same in every type up to rounding."""
     grid, patch = (2, 4, 4), (2, 16, 16)
     patches = torch.randn(4, 32, 1536, device=device).to(dtype)
     key, box = torch.arange(4, device=device), torch.tensor([[5, 9, 30, 20]], device=device).expand(4, -1).contiguous()
     exact = erase_(patches.double(), box, key, grid=grid, patch=patch)
-    with choice.use(form):
+    with choice.use(implementation):
         ours = erase_(patches.clone(), box, key, grid=grid, patch=patch)
-    error = relative_error(ours, exact)
-    yield Figure(what=f"erase {dtype}", value=error, unit="of the norm", most=ERRORS[dtype], note=form)
+    yield error_figure("erase", dtype, ours, exact, implementation)
 
 
-def gelu_error(day: Day, dtype: torch.dtype, form: choice.Implementation) -> Iterator[Figure]:
+def gelu_error(day: Day, dtype: torch.dtype, implementation: choice.Implementation) -> Iterator[Figure]:
     """Compare the output of a linear layer with its GELU, and the gradients of its input and its bias."""
     rows, hidden = (40, 300) if day.tiny else (4 * 1568, 1536)
     sizes = ((rows, 24), (hidden, 24), (hidden,), (rows, hidden))
     *given, gradient = (torch.randn(size, device=device_of(day)).to(dtype) for size in sizes)
     ours, exact = ([t.to(to, copy=True).requires_grad_() for t in given] for to in (dtype, torch.float64))
     stated = F.gelu(F.linear(*exact))
-    with choice.use(form):
+    with choice.use(implementation):
         out = linear_gelu(*ours)
         found = torch.autograd.grad(out, ours, gradient)
     right = torch.autograd.grad(stated, exact, gradient.double())
     pairs = {"output": (out, stated), "input": (found[0], right[0]), "bias": (found[2], right[2])}
     for what, (mine, other) in pairs.items():
-        error = relative_error(mine.detach(), other.detach())
-        yield Figure(what=f"gelu {what} {dtype}", value=error, unit="of the norm", most=ERRORS[dtype], note=form)
+        yield error_figure(f"gelu {what}", dtype, mine, other, implementation)
 
 
 def backward_plans(width: int, dtype: torch.dtype) -> list[Plan]:
@@ -195,7 +192,7 @@ def named(plan: Plan) -> str:
 
 
 def attention_error(
-    device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int], form: Backend, plan: Plan
+    device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int], backend: Backend, plan: Plan
 ) -> Iterator[Figure]:
     """Compare the output and the gradient of the packed projection."""
     tokens, heads, width = shape
@@ -205,13 +202,10 @@ def attention_error(
     stated = reference.attention(exact, heads)
     (right,) = torch.autograd.grad(stated, exact, gradient.double())
     poison(qkv)
-    out = attend(given, heads, form, plan)
+    out = attend(given, heads, backend, plan)
     (ours,) = torch.autograd.grad(out, given, gradient)
     for what, found, expected in (("output", out, stated), ("gradient", ours, right)):
-        error = relative_error(found.detach(), expected.detach())
-        yield Figure(
-            what=f"{named(plan)} {what} {shape} {dtype}", value=error, unit="of the norm", most=ERRORS[dtype], note=form
-        )
+        yield error_figure(f"{named(plan)} {what} {shape}", dtype, found, expected, backend)
 
 
 # -------------------------------------------------------------------------------------------------------- compiled step
@@ -271,9 +265,8 @@ def against_cpu(day: Day, config: RunConfig) -> Iterator[Figure]:
     cpu = torch.device("cpu")
     theirs = losses(make_trainer(config, cpu, compile="off", precision="fp32"), config, 1)
     name, error = f"{config.phase} B{config.batch} GPU / CPU - 1", difference(ours, theirs)
-    yield Figure(
-        what=name, value=error, unit="of the loss", most=LOSS_ERROR, note=f"{ours[0]:.5f}, CPU {theirs[0]:.5f}"
-    )
+    note = f"{ours[0]:.5f}, CPU {theirs[0]:.5f}"
+    yield Figure(what=name, value=error, unit="of the loss", most=LOSS_ERROR, note=note)
 
 
 # ------------------------------------------------------------------------------------------------------------ attention
@@ -283,10 +276,10 @@ def attention(day: Day) -> Iterator[Part]:
     """Measure every backend at the three shapes of the paper, and whether `attention` takes the fastest."""
     shapes = ((20, 2, 24), (9, 3, 64)) if day.tiny else kernel_speed.ATTENTION_SHAPES[:3]
     for shape in shapes:
-        yield Part(what=f"attention {shape}", measure=partial(attention_forms, day, *shape))
+        yield Part(what=f"attention {shape}", measure=partial(attention_times, day, *shape))
 
 
-def attention_forms(day: Day, tokens: int, heads: int, width: int) -> Iterator[Figure]:
+def attention_times(day: Day, tokens: int, heads: int, width: int) -> Iterator[Figure]:
     """Measure the forward and backward pass of each backend."""
     device = device_of(day)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -305,9 +298,8 @@ def attention_forms(day: Day, tokens: int, heads: int, width: int) -> Iterator[F
         yield Figure(what=what, value=1e3 * took[case.implementation], unit="ms", note=f"{rate:.1f} TFLOP/s")
     seam = took.pop("seam")
     if took:
-        yield Figure(
-            what=f"{tokens} x {heads} x {width} seam / best", value=seam / min(took.values()), unit="", most=1.05
-        )
+        what = f"{tokens} x {heads} x {width} seam / best"
+        yield Figure(what=what, value=seam / min(took.values()), unit="", most=1.05)
 
 
 # -------------------------------------------------------------------------------------------------------- training steps
@@ -332,15 +324,14 @@ def step_figures(
     rate, memory = rate_of(lambda: trainer.train_step(batch), config.batch, device, 1 if day.tiny else 30)
     used = rate / config.batch * trainer.task.step_flops / peak_flops(device, trainer.compute.autocast_dtype)
     loss = trainer.loss_sum.item() / trainer.loss_steps
-    yield Figure(
-        what=name, value=rate, unit="clips/s", note=f"{memory:.1f} GiB, MFU {used:.1%}, loss {loss:.4f}", **must
-    )
+    note = f"{memory:.1f} GiB, MFU {used:.1%}, loss {loss:.4f}"
+    yield Figure(what=name, value=rate, unit="clips/s", note=note, **must)
     if loss != loss:
         raise FloatingPointError(f"{name}: the loss is not a number")
 
 
 def published_figures(day: Day, config: RunConfig) -> Iterator[Figure]:
-    """Measure the published step in fp16, as it is run, and how much faster ours is at the same batch."""
+    """Measure the published step in fp16, and how much faster ours is at the same batch."""
     device = device_of(day)
     setting, name = step_worker.Setting(config, device), f"{config.phase} B{config.batch}"
     rates = {}
@@ -396,9 +387,8 @@ def graph_losses(day: Day, config: RunConfig, mode: Compile) -> Iterator[Figure]
     steps = 2 if day.tiny else 12
     ours = losses(make_trainer(config, device_of(day), compile=mode), config, steps)
     theirs = losses(make_trainer(config, device_of(day)), config, steps)
-    yield Figure(
-        what="loss with / without graphs - 1", value=difference(ours, theirs), unit="of the loss", most=LOSS_ERROR
-    )
+    error = difference(ours, theirs)
+    yield Figure(what="loss with / without graphs - 1", value=error, unit="of the loss", most=LOSS_ERROR)
 
 
 # -------------------------------------------------------------------------------------------- bytes moved, and the profile
@@ -480,13 +470,8 @@ def profiled(day: Day, config: RunConfig, steps: int = 3) -> Iterator[Figure]:
             trainer.train_step(batch)
         synchronize(device)
     found = [
-        {
-            "name": event.key,
-            "class": class_of(event.key),
-            "calls": event.count / steps,
-            "ms": own_ms(event, device) / steps,
-        }
-        for event in trace.key_averages()
+        {"name": e.key, "class": class_of(e.key), "calls": e.count / steps, "ms": own_ms(e, device) / steps}
+        for e in trace.key_averages()
     ]
     found = sorted((kernel for kernel in found if kernel["ms"] > 0), key=lambda kernel: -kernel["ms"])
     (day.out / "profile.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -507,9 +492,8 @@ def by_class(found: Iterable[dict[str, Any]]) -> Iterator[Figure]:
         calls[kernel["class"]] += kernel["calls"]
     for kind, ms in total.most_common():
         yield Figure(what=kind, value=ms, unit="ms a step", note=f"{calls[kind]:.0f} launches")
-    yield Figure(
-        what="all kernels", value=sum(total.values()), unit="ms a step", note=f"{sum(calls.values()):.0f} launches"
-    )
+    note = f"{sum(calls.values()):.0f} launches"
+    yield Figure(what="all kernels", value=sum(total.values()), unit="ms a step", note=note)
 
 
 def budgeted(parts: Iterable[Any]) -> Iterator[Figure]:

@@ -42,7 +42,7 @@ from ppma.models.flops import measured_peak_flops
 PATCH = (2, 16, 16)
 ATTENTION_SHAPES = ((157, 12, 64), (1568, 16, 24), (1568, 12, 64), (1568, 16, 80))
 """(tokens, heads, head width) of stage 1's encoder and decoder, stage 2, and the huge model's encoder."""
-COLOURS = {"patch": PATCH, "mean": PIXEL_MEAN, "std": PIXEL_STD}
+COLORS = {"patch": PATCH, "mean": PIXEL_MEAN, "std": PIXEL_STD}
 Kernel = Literal["patchify", "pixel_loss", "attention"]
 
 
@@ -74,7 +74,7 @@ class Measurement:
     dtype: torch.dtype
     direction: Literal["forward", "forward+backward"]
     run: Callable[[Inputs], object]
-    """Called with one of `sets`."""
+    """Called with one of the `sets`."""
     sets: list[Inputs]
     bytes_moved: float = 0.0
     flops: float = 0.0
@@ -104,7 +104,7 @@ def rotating(make: Callable[[], Inputs], device: torch.device) -> list[Inputs]:
     return [first, *(make() for _ in range(sets_needed(sum(t.nbytes for t in first), device) - 1))]
 
 
-def forms(device: torch.device) -> list[choice.Implementation]:
+def implementations(device: torch.device) -> list[choice.Implementation]:
     """Return the implementations that can be timed on the device."""
     return ["torch", "triton"] if device.type == "cuda" and choice.LOADED else ["torch"]
 
@@ -128,8 +128,8 @@ def contenders(
     if device.type == "cuda":
         compiled = torch.compile(plain, dynamic=False)
         yield Measurement(implementation="reference_compiled", run=partial(work, compiled), **common)
-    for form in forms(device):
-        yield Measurement(implementation=form, run=forced(form, partial(work, seam)), **common)
+    for implementation in implementations(device):
+        yield Measurement(implementation=implementation, run=forced(implementation, partial(work, seam)), **common)
 
 
 def patchify_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
@@ -149,7 +149,7 @@ def patchify_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
                 dtype: torch.dtype = dtype,
             ) -> Tensor:
                 frames, visible, _ = inputs
-                return patches(frames, None if all_tokens else visible, **COLOURS, dtype=dtype)
+                return patches(frames, None if all_tokens else visible, **COLORS, dtype=dtype)
 
             yield from contenders(reference.patchify, patchify, work, device, common)
 

@@ -17,19 +17,7 @@ from ppma.config.command import DONE, parse, run
 from ppma.config.errors import InputError
 from ppma.kernels import ahead_of_time
 
-HEAD = (
-    "sm",
-    "kernel",
-    "case",
-    "type",
-    "block",
-    "warps",
-    "registers",
-    "shared",
-    "products",
-    "global accesses",
-    "problems",
-)
+HEAD = ("sm", "kernel", "case", "type", "block", "warps", "registers", "shared", "products", "accesses", "problems")
 HIDDEN = ("D", "DP", "PT", "PH", "PW", "TAIL", "WIDEN", "FOLDED", "NORMALIZE", "HAS_IDX", "PURPOSE")
 """Constants that other columns show."""
 

@@ -24,7 +24,7 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rows
-from benchmarks.natural_clips import CONTENTS, FPS, born_deaf, make_clips
+from benchmarks.natural_clips import CONTENTS, FPS, ignoring_interrupts, make_clips
 from ppma.config.command import DONE, parse, run
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
@@ -171,7 +171,7 @@ class Reader:
         self._connection, theirs = context.Pipe()
         # Not a daemon: a DataLoader's workers are its children.
         self._process = context.Process(target=serve, args=(theirs, name))
-        with born_deaf():
+        with ignoring_interrupts():
             self._process.start()
         theirs.close()
         self._batches = 1
@@ -256,8 +256,8 @@ def measure(config: BenchmarkConfig, manifests: dict[str, Manifest], cases: list
             until = began + 60 * config.minutes * number / len(cases)
             measured = _measure_case(config, case, {name: readers[name] for name in case.readers}, manifests, until)
             found |= {(name, case.content, case.views): rounds for name, rounds in measured.items()}
-            told = "  ".join(f"{name} {_median(rounds, 'cpu_ms_per_clip'):.1f}" for name, rounds in measured.items())
-            print(f"{case.content}, views {case.views}: {told} ms of CPU a clip", flush=True)
+            line = "  ".join(f"{name} {_median(rounds, 'cpu_ms_per_clip'):.1f}" for name, rounds in measured.items())
+            print(f"{case.content}, views {case.views}: {line} ms of CPU a clip", flush=True)
         for reader in readers.values():
             reader.close()
     finally:
@@ -270,19 +270,14 @@ def _measure_case(
     config: BenchmarkConfig, case: Case, readers: dict[str, Reader], manifests: dict[str, Manifest], until: float
 ) -> dict[str, list[Measure]]:
     """Measure at least one round per reader, and no further round after the time `until`."""
-    loader = LoaderConfig(
-        frames=FRAMES,
-        views=case.views,
-        window_seconds=(STRIDE * (FRAMES - 1) + 1) / FPS,
-        workers=config.workers,
-        implementation="dali" if config.device == "gpu" else "plain",
-    )
+    window_seconds = (STRIDE * (FRAMES - 1) + 1) / FPS
+    plain = LoaderConfig(frames=FRAMES, views=case.views, window_seconds=window_seconds, workers=config.workers)
     shapes = {}
     for name, reader in readers.items():
-        device = "cuda" if config.device == "gpu" and name == "ours" else "cpu"
-        own = replace(loader, implementation="plain") if device == "cpu" else loader
-        shapes[name] = reader.open(manifests[case.content], own, device, config.seconds)
-    assert len(set(shapes.values())) == 1, f"readers differ in what they give: {shapes}"
+        on_gpu = config.device == "gpu" and name == "ours"
+        own = replace(plain, implementation="dali" if on_gpu else "plain")
+        shapes[name] = reader.open(manifests[case.content], own, "cuda" if on_gpu else "cpu", config.seconds)
+    assert len(set(shapes.values())) == 1, f"the readers give different shapes: {shapes}"
     rounds: dict[str, list[Measure]] = {name: [] for name in readers}
     for number in range(config.rounds):
         if number and time.monotonic() > until:

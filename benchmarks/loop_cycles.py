@@ -3,8 +3,8 @@
     python benchmarks/loop_cycles.py
     python benchmarks/loop_cycles.py --capability 80 --all-configs
 
-The pipes of a multiprocessor overlap, so the busiest one is the least that a loop can take. Printed figures are for 64
-scores a thread (2048 a warp), whatever the block size. Latencies, bank conflicts and waits for memory are not in them.
+The pipes of a multiprocessor overlap, so the busiest one bounds the time of a loop from below. Figures are cycles for 64
+scores per thread (2048 per warp), for any block size. Latencies, bank conflicts and waits for memory are not included.
 """
 
 import re
@@ -46,7 +46,7 @@ def shared_cycles(instruction: str) -> int:
     """Return the cycles of shared memory, 128 bytes each, for one warp on each quarter of a multiprocessor.
 
     wgmma reads the operand with its columns, and that with its rows unless it is in registers, once for four warps.
-    Loads of one word by many lanes take a cycle, so all but LDSM count as the least they can be.
+    Loads of one word by many lanes take a cycle, so loads other than LDSM count as one.
     """
     if shape := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)\S* R\d+, (R\d+)?", instruction):
         rows, columns, depth = map(int, shape.groups()[:3])
@@ -61,7 +61,7 @@ def shared_cycles(instruction: str) -> int:
 def pipe_cycles(codes: Sequence[str]) -> Counter[str]:
     """Return the cycles that a warp's instructions keep each pipe busy, and one per instruction for the issue slot.
 
-    As many wide loads from shared memory as there are stores of that width change a layout and take their whole width.
+    Wide loads from shared memory that match a store of that width change a layout and count with their whole width.
     """
     pipes = Counter(issue=len(codes))
     for words in (2, 4):
@@ -100,13 +100,13 @@ def split_loops(sass: str) -> tuple[list[list[str]], list[list[str]]]:
 
 
 def attention_loops(kernel: ahead_of_time.CompiledKernel) -> tuple[list[list[str]], list[list[str]]]:
-    """Return what `split_loops` does of an attention kernel: its main loop and its masked tail.
+    """Return `split_loops` of an attention kernel: its main loop and its masked tail.
 
-    The fused backward pass has six loops: queries, gradients and sums get ready; main loop and tail of full blocks of
-    keys, both again for the last keys; the gradient of q.
+    The fused backward pass has six loops: preparation, main loop and tail of full blocks of keys, both again for the
+    last keys, and the gradient of q.
 
     Raises:
-        RuntimeError: The compiler has made other loops of it.
+        RuntimeError: The machine code has another number of loops.
     """
     outside, loops = split_loops(kernel.sass)
     if len(loops) != (6 if kernel.kernel == "fused_gradient" else 2):
@@ -121,14 +121,14 @@ def main_loop(kernel: ahead_of_time.CompiledKernel) -> list[str]:
 
 
 def warp_cycles(kernel: ahead_of_time.CompiledKernel, tokens: int) -> int:
-    """Return the cycles of a warp of one program of an attention kernel, which are the busiest pipe's of each piece."""
+    """Return the cycles of a warp of an attention program: the sum of the busiest pipe's cycles of each piece."""
     outside, loops = ([max(pipe_cycles(codes).values()) for codes in pieces] for pieces in attention_loops(kernel))
     constants = kernel.constants
     rows, columns = constants["ROWS"], constants["COLUMNS"]
     if kernel.kernel != "fused_gradient":
         step = rows if kernel.kernel == "key_value_gradient" else columns
         return sum(outside) + tokens // step * loops[0] + -(-(tokens % step) // constants["TAIL"]) * loops[1]
-    # Of the pieces between the loops, each that a block of keys passes counts for each block.
+    # The code between two loops counts once for each block of keys that runs it.
     main, tail = tokens // rows, -(-(tokens % rows) // constants["TAIL"])
     full, last = tokens // columns, -(-(tokens % columns) // constants["KEY_TAIL"])
     begin, end = outside[0] + -(-tokens // columns) * loops[0], -(-tokens // columns) * loops[5] + outside[6]

@@ -43,7 +43,7 @@ def _texture(rng: np.random.Generator, side: int) -> np.ndarray:
     spectrum = np.fft.rfft2(rng.standard_normal((side, side, 3)), axes=(0, 1))
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
     image = np.fft.irfft2(spectrum / np.maximum(frequency, 1 / side)[..., None] ** 1.5, s=(side, side), axes=(0, 1))
-    image[..., 1:] = 0.35 * image[..., 1:] + 0.8 * image[..., :1]  # the channels of natural pictures go together
+    image[..., 1:] = 0.35 * image[..., 1:] + 0.8 * image[..., :1]  # the channels of natural pictures are correlated
     return np.clip(128 + 45 * image / image.std(), 0, 255).astype(np.uint8)
 
 
@@ -91,17 +91,8 @@ def _make_clip(job: tuple[int, int, dict[str, Path]]) -> None:
 
 def clip_row(path: str, codec: str, spacing: int, frames: int, width: int = WIDTH) -> Clip:
     """Return the manifest row of a generated clip."""
-    return Clip(
-        path=path,
-        label=0,
-        frames=frames,
-        fps=float(FPS),
-        width=width,
-        height=HEIGHT,
-        codec=codec,
-        key_frame_spacing=spacing,
-        duration_seconds=frames / FPS,
-    )
+    shape = {"frames": frames, "width": width, "height": HEIGHT, "key_frame_spacing": spacing}
+    return Clip(path=path, label=0, codec=codec, fps=float(FPS), duration_seconds=frames / FPS, **shape)
 
 
 def _pack(folder: Path, videos: list[Path]) -> Store:
@@ -128,8 +119,8 @@ def _pack(folder: Path, videos: list[Path]) -> Store:
 
 
 @contextmanager
-def born_deaf() -> Iterator[None]:
-    """Start processes that ignore Ctrl-C, which reaches a whole terminal; the process that starts them ends them."""
+def ignoring_interrupts() -> Iterator[None]:
+    """Start processes inside the block that ignore Ctrl-C, because the process that starts them also ends them."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

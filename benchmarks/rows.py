@@ -43,10 +43,10 @@ class ReportConfig:
     """Plot the rows to this file (png, svg or pdf)."""
 
     def __post_init__(self) -> None:
-        """Refuse output files that could not be written, before anything is measured."""
+        """Reject output files that cannot be written before anything is measured."""
         for flag, file in (("json", self.json), ("plot", self.plot)):
             if file is not None and (file.is_dir() or not file.parent.is_dir()):
-                raise InputError(f"--{flag} {file}: give a file in a folder that is there")
+                raise InputError(f"--{flag} {file}: give a file in an existing folder")
         if self.plot is not None and self.plot.suffix not in PICTURES:
             raise InputError(f"--plot {self.plot}: give a file that ends in {', '.join(PICTURES)}")
 
@@ -177,7 +177,7 @@ def draw(rows: Sequence[Row], keys: Sequence[str], measure: str, file: Path) -> 
 
 
 def _words(key: str, value: Any) -> str:
-    """Format a key's value for a label: text as it is, a number with the name of its key."""
+    """Format a key's value for a label: text unchanged, a number with the name of its key."""
     return plain(value) if isinstance(value, str) or value is None else f"{plain(value)} {key}"
 
 
@@ -212,11 +212,8 @@ def report(
     keys = keys_of(rows)
     if config.compare:
         changes = comparison(rows, history(benchmark, folder), keys, measure)
-        print(
-            f"\n{measure}, against the newest stored rows:\n{table(changes)}"
-            if changes
-            else "\nno stored rows to compare with"
-        )
+        text = f"{measure}, against the newest stored rows:\n{table(changes)}"
+        print("", text if changes else "no stored rows to compare with", sep="\n")
     append(rows, folder)
     if config.json:
         config.json.write_text(dumps(rows, indent=1) + "\n")

@@ -175,7 +175,7 @@ def measure_exchange(size: int, repeats: int) -> tuple[list[float], list[float]]
 
 
 def measure_step(config: ScalingConfig, device: str) -> tuple[list[float], dict]:
-    """Return seconds of training steps on this machine, and facts about the process that ran them."""
+    """Return seconds of training steps on this machine, and the metadata of the process that ran them."""
     batch = config.measure_batch or (config.batch_per_gpu if device == "cuda" else 4)
     shape = {"size": config.size, "frames": config.frames}
     case = Case(phase=config.phase, implementation="ours", model=config.model, batch=batch, device=device, **shape)
@@ -220,13 +220,13 @@ def made_rows(config: ScalingConfig, device: str) -> list[rows.Row]:
 
 
 def turning_points(config: ScalingConfig, compute: float, size: float) -> list[str]:
-    """Return from how many GPUs on something other than the GPUs limits the step."""
-    told = []
+    """Return, for each other limit, the number of GPUs from which it limits the step."""
+    lines = []
     for limit in ("loader", "file system", "network"):
         counts = [2**n for n in range(1, 17)]
         first = next((gpus for gpus in counts if predict(config, gpus, compute, size).limit == limit), None)
-        told.append(f"{limit}: {'never up to 65536' if first is None else f'the limit at {first}'} GPUs")
-    return told
+        lines.append(f"{limit}: {'never up to 65536' if first is None else f'the limit at {first}'} GPUs")
+    return lines
 
 
 def main(argv: list[str]) -> int:
@@ -235,17 +235,8 @@ def main(argv: list[str]) -> int:
 
     config = parse(ScalingConfig, argv, prog="scaling")
     made = made_rows(config, "cuda" if torch.cuda.is_available() else "cpu")
-    keys = (
-        "phase",
-        "model",
-        "gpus",
-        "efficiency",
-        "limit",
-        "compute_ms",
-        "loader_ms",
-        "file_system_ms",
-        "exposed_network_ms",
-    )
+    keys = ("phase", "model", "gpus", "efficiency", "limit", "compute_ms", "loader_ms", "file_system_ms")
+    keys += ("exposed_network_ms",)
     print(rows.table([{key: row[key] for key in keys} for row in made]), end="\n\n")
     print("\n".join(turning_points(config, made[0]["compute_ms"] / 1e3, gradient_bytes(config))), end="\n\n")
     rows.report(made, config, benchmark="scaling", measure="efficiency")

@@ -99,16 +99,11 @@ def main(argv: list[str]) -> int:
             began = time.thread_time()
             decode(list(range(start, start + 61, 4)))
             spent[name].append(1e3 * (time.thread_time() - began))
-    made = [
-        {
-            "layout": name,
-            "cpu_ms_per_clip": round(statistics.median(spent[name]), 2),
-            "bytes_per_frame": round(size, 1),
-            "psnr_db": round(psnr(decode, frames), 2),
-            "spread": rows.spread(spent[name]),
-        }
-        for name, (size, decode) in layouts.items()
-    ]
+    made = []
+    for name, (size, decode) in layouts.items():
+        quality = {"bytes_per_frame": round(size, 1), "psnr_db": round(psnr(decode, frames), 2)}
+        median, spread = round(statistics.median(spent[name]), 2), rows.spread(spent[name])
+        made.append({"layout": name, "cpu_ms_per_clip": median, **quality, "spread": spread})
     rows.report(made, config, benchmark="store_layouts")
     return DONE
 

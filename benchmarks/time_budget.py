@@ -1,12 +1,12 @@
-"""Estimated time of the stage 1 training step on one H200, part by part, without a GPU.
+"""Estimate the time of the stage 1 training step on one H200, part by part, without a GPU.
 
     python benchmarks/time_budget.py
     python benchmarks/time_budget.py --batch 64 --decoder-share 0.5
     python benchmarks/time_budget.py --compile        # count the step's work again after a change of the model
 
-The work is that of the code as it is: matrix products and bytes from the step compiled by `ppma.compile_check.check`
-(kept in results/stage1_step.json), attention from the instructions of its kernels, compiled when this runs. The rates
-are a model. `floor` is the time at the measured or published peak of the busiest unit; `estimate` divides by what
+The work is counted from the code: matrix products and bytes from the step compiled by `ppma.compile_check.check` (kept
+in results/stage1_step.json), attention from the instructions of its kernels, compiled now. The rates are a model.
+`floor` is the time at the measured or published peak of the busiest unit; `estimate` divides it by the efficiency that
 comparable code reaches. Replace it by measurement: `gpu_day.py` prints the profile to compare with this table.
 """
 
@@ -39,7 +39,7 @@ COPY_BYTES = 4.3e12
 CLOCK = 989.4e12 / (SMS * 4096)
 """Hz, 1.83 GHz: the datasheet's dense bf16 rate over multiprocessors and FLOP per cycle of one."""
 
-# What comparable code reaches of these: leads, to be replaced by measurement.
+# The share of these rates that comparable code reaches, until measured.
 BYTES_EFFICIENCY = 0.85
 """Of copy bandwidth, by elementwise and normalization kernels."""
 ATTENTION_EFFICIENCY = 0.75
@@ -118,7 +118,7 @@ def products_of(report: StepReport) -> Counter[tuple[int, int, int]]:
 def count_work(shallow: StepReport, full: StepReport) -> Work:
     """Return the work of a step from its reports at depth 1 and at full depth.
 
-    A block's bytes go with its tokens times its width, so that two reports tell encoder and decoder blocks apart.
+    The bytes of a block are proportional to its tokens times its width, so two reports determine encoder and decoder.
     """
     ratio = TOKENS * 384 / (VISIBLE * 768)
     encoder = (full.bytes_moved - shallow.bytes_moved) / (DEPTH - 1 + (DECODER_DEPTH - 1) * ratio)
@@ -189,7 +189,7 @@ def bytes_part(name: str, moved: float) -> Part:
 
 
 def attention_seconds(kernel: ahead_of_time.CompiledKernel, batch: int, tokens: int, heads: int) -> float:
-    """Return the floor of one launch: all warps share the multiprocessors evenly, but whole heads do not divide."""
+    """Return the floor of one launch. All warps share the multiprocessors evenly, but a head is never split."""
     constants = kernel.constants
     if kernel.kernel == "fused_gradient":  # a program for each head, one on a multiprocessor at a time
         programs = SMS * -(-batch * heads // SMS)
@@ -200,10 +200,7 @@ def attention_seconds(kernel: ahead_of_time.CompiledKernel, batch: int, tokens: 
 
 
 def attention_parts(batch: int, decoder_tokens: int) -> Iterator[Part]:
-    """Yield attention of encoder and decoder, forward and backward, with the first config of each kernel.
-
-    That is the fused backward pass, where there is one.
-    """
+    """Yield attention of encoder and decoder, forward and backward (fused if possible), with each kernel's first config."""
     found: dict[tuple[int, str], ahead_of_time.CompiledKernel] = {}
     for kernel in attention_kernels(90, case="paper"):
         found.setdefault((kernel.constants["D"], kernel.kernel), kernel)

@@ -21,7 +21,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -48,10 +48,7 @@ class Case:
 
 
 IMPLEMENTATIONS = {
-    "cpu": {
-        "mae": ("ours", "published", "published_without_recompute"),
-        "align": ("ours", "published"),
-    },
+    "cpu": {"mae": ("ours", "published", "published_without_recompute"), "align": ("ours", "published")},
     "cuda": {
         "mae": ("ours", "ours_graphs", "ours_eager", "published", "published_without_recompute", "published_fp16"),
         "align": ("ours", "ours_graphs", "ours_eager", "published", "published_fp16"),
@@ -75,14 +72,9 @@ class Worker:
         if case.threads:
             environment["OMP_NUM_THREADS"] = str(case.threads)
         command = [sys.executable, str(Path(__file__).with_name("step_worker.py")), json.dumps(asdict(case))]
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            start_new_session=True,  # Ctrl-C reaches the benchmark alone, which ends it
-        )
+        # In a new session: Ctrl-C must reach only the benchmark, which ends this process.
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True}
+        self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
         self.steps: list[dict[str, float]] = []
         self.failure = ""
         self.facts: dict = {}
@@ -106,7 +98,7 @@ class Worker:
             self.steps.append(answer)
 
     def close(self) -> None:
-        """Collect the facts about the whole process and end it."""
+        """Collect the metadata of the whole process and end it."""
         self.facts = self.ask("end") or {}
         assert self.process.stdin and self.process.stdout
         with contextlib.suppress(BrokenPipeError):

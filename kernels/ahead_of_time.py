@@ -1,10 +1,10 @@
-"""Compile every Triton kernel of the project for a GPU that is not here, as a launch on that GPU would.
+"""Compile every Triton kernel of the project for a GPU that is not present, exactly as a launch on that GPU would.
 
-    operator on a CPU tensor  ->  Triton's own JIT, stopped before the launch  ->  machine code  ->  CompiledKernel
+    operator on a CPU tensor  ->  Triton's JIT, stopped before the launch  ->  machine code  ->  CompiledKernel
 
-Nothing is listed twice: the operators run as they are, so block sizes, warps and the JIT's specialization
-(divisibility by 16, arguments equal to 1) are those of a real launch. Read from the machine code: registers, spills,
-shared memory, matrix instructions, and the width of every access to global memory.
+The operators themselves run, so block sizes, warps and the JIT's specialization (divisibility by 16, arguments equal to
+1) are those of a real launch. The machine code gives registers, spills, shared memory, matrix instructions, and the
+width of every access to global memory.
 """
 
 import dataclasses
@@ -31,16 +31,16 @@ from triton.runtime.jit import JITFunction
 CAPABILITIES = (80, 90, 100)
 """A100, H100 and H200, B200."""
 SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-"""Shared memory available to one block, by compute capability (CUDA C++ Programming Guide, technical specifications)."""
+"""Shared memory available to one block, by compute capability (CUDA C++ Programming Guide)."""
 TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
-"""The instruction for 16-bit matrix products that uses a capability's tensor cores fully (on 9.0, wgmma)."""
+"""The instruction for 16-bit matrix products at the full rate of the tensor cores (wgmma on 9.0), by capability."""
 PATCH = (2, 16, 16)
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledKernel:
-    """One kernel, compiled for one launch."""
+    """A kernel compiled for one launch."""
 
     capability: int
     kernel: str
@@ -67,7 +67,7 @@ class CompiledKernel:
 
     @property
     def problems(self) -> list[str]:
-        """Return what would keep the kernel from running, or from running at full speed."""
+        """Reasons why the kernel cannot run, or not at full speed."""
         found = []
         limit = SHARED_BYTES[self.capability]
         if self.shared_bytes > limit:
@@ -89,10 +89,7 @@ def packed_projection(tokens: int, heads: int, width: int, dtype: torch.dtype) -
 
 
 def attention_launches(shapes: Sequence[tuple[int, int, int]], *, dtype: torch.dtype, all_configs: bool) -> None:
-    """Launch attention forward and backward at (tokens, heads, width), with the first or with all configs.
-
-    Both forms of the backward pass are launched, where there are two.
-    """
+    """Launch attention at (tokens, heads, width) with the first or all configs: forward and every backward pass."""
     from ppma.kernels.attention_triton import KERNELS, attention_triton, configs
 
     for tokens, heads, width in shapes:
@@ -105,7 +102,7 @@ def attention_launches(shapes: Sequence[tuple[int, int, int]], *, dtype: torch.d
 
 
 def clip_inputs(*, aligned: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return frames_BTHWC at the paper's size and visible and masked indices; unaligned: a crop one pixel in."""
+    """Return frames_BTHWC at the paper's size, with visible and masked indices; unaligned frames start at (1, 1)."""
     margin = 0 if aligned else 1
     frames = torch.zeros(2, 16, 224 + margin, 224 + margin, 3, dtype=torch.uint8)[:, :, margin:, margin:]
     order = torch.arange(1568).expand(2, -1)
@@ -113,7 +110,7 @@ def clip_inputs(*, aligned: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def patch_launches(*, dtype: torch.dtype, patch: tuple[int, int, int], aligned: bool) -> None:
-    """Launch patchify on some and on all patches, and the pixel loss forward and backward."""
+    """Launch patchify on visible and on all patches, and the pixel loss forward and backward."""
     from ppma.kernels.patchify_triton import patchify_triton
     from ppma.kernels.pixel_loss_triton import pixel_loss_triton
 
@@ -142,7 +139,7 @@ def gelu_launches(*, dtype: torch.dtype) -> None:
 
 
 def randaugment_launches() -> None:
-    """Launch a warp and a table of levels on two views."""
+    """Launch a warp and a lookup table on two views."""
     from ppma.kernels.randaugment_program import Operation, write_program
     from ppma.kernels.randaugment_triton import randaugment_triton
 
@@ -151,16 +148,16 @@ def randaugment_launches() -> None:
 
 
 PAPER = ((157, 12, 64), (1568, 16, 24))
-"""Attention of stage 1's encoder and decoder: tokens, heads, head width. Stage 2 launches the encoder's kernels."""
+"""Attention of stage 1's encoder and decoder: tokens, heads, head width. Stage 2 uses the kernels of the encoder."""
 OTHER = ((1568, 16, 80), (5, 1, 7))
-"""The huge model, and sizes that divide by nothing."""
+"""The huge model, and sizes that are divisible by no block."""
 
 
 def launches(capability: int, *, thorough: bool) -> Iterator[tuple[str, str, Callable[[], None]]]:
     """Yield (case, type, launching function).
 
-    What the paper's sizes launch is compiled for every GPU, other sizes and types for Hopper. float32 attention is left
-    out: on a GPU it is PyTorch's. Thorough: all configs of attention instead of the first.
+    The paper's sizes are compiled for every GPU, other sizes and types for Hopper only. float32 attention is left out,
+    because PyTorch's runs on a GPU. `thorough` adds all configs of attention.
     """
 
     def of(dtype: torch.dtype, case: str, launch: Callable[..., None], *args: Any, **settings: Any) -> Any:
@@ -181,7 +178,7 @@ def launches(capability: int, *, thorough: bool) -> Iterator[tuple[str, str, Cal
 
 
 class _Driver:
-    """Stand in for Triton's GPU driver: a target to compile for, and no device."""
+    """Replace Triton's GPU driver: a target to compile for, without a device."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -198,7 +195,7 @@ class _Driver:
 
 @contextmanager
 def recorded(capability: int) -> Iterator[dict[str, tuple[JITFunction, Any, tuple[int, ...]]]]:
-    """Inside the block, compile kernels where they are launched, and do not launch them.
+    """Inside the block, compile kernels instead of launching them.
 
     Yields:
         {hash: (function, compiled kernel, grid)}, filled as kernels are compiled.
@@ -228,11 +225,11 @@ def _run_tool(tool: str, option: str, cubin: bytes) -> str:
 
 
 def fill_attention(capability: int, shapes: Sequence[tuple[int, int, int]]) -> None:
-    """Compile attention into Triton's cache: in bfloat16 all configs, from which a GPU chooses, in float16 the first.
+    """Fill Triton's cache with attention: all configs in bfloat16, from which a GPU chooses, and the first in float16.
 
     Args:
         capability: Compute capability without the point, such as 90.
-        shapes: Tokens, heads, head width.
+        shapes: (tokens, heads, head width) of each.
     """
     with recorded(capability):
         attention_launches(shapes, dtype=torch.bfloat16, all_configs=True)
@@ -240,7 +237,7 @@ def fill_attention(capability: int, shapes: Sequence[tuple[int, int, int]]) -> N
 
 
 def disassemble(cubin: bytes) -> str:
-    """Return machine code as text (SASS)."""
+    """Return machine code as assembly text (SASS)."""
     return _run_tool("nvdisasm", "-c", cubin)
 
 
@@ -251,7 +248,7 @@ def resource_usage(cubin: bytes) -> dict[str, int]:
 
 
 def opcodes(sass: str) -> list[str]:
-    """Return the opcodes with their modifiers, in order, without predicates."""
+    """Return the opcodes with modifiers, without predicates, in order."""
     return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)", sass)
 
 
@@ -265,7 +262,7 @@ def access(opcode: str) -> str | None:
 
 
 def compile_kernels(capability: int, *, case: str = "", thorough: bool = False) -> list[CompiledKernel]:
-    """Compile everything, or one case, for a compute capability; needs a process in which Triton is not interpreted."""
+    """Compile all cases, or one, for a compute capability, in a process that does not interpret Triton."""
     found = []
     seen: set[str] = set()
     for name, dtype, launch in launches(capability, thorough=thorough):
@@ -306,12 +303,12 @@ def compile_kernels(capability: int, *, case: str = "", thorough: bool = False) 
 def table(
     capabilities: Sequence[int] = CAPABILITIES, *, case: str = "", thorough: bool = False
 ) -> list[CompiledKernel]:
-    """Compile everything, two capabilities at a time, in processes of their own that run Triton's compiler.
+    """Compile every kernel, each capability in its own process, two at a time.
 
     Args:
         capabilities: Compute capabilities without the point, such as 90.
-        case: One case of `launches`; all where left out.
-        thorough: All configs of attention instead of the first.
+        case: One case of `launches`; all by default.
+        thorough: Compile all configs of attention, not only the first.
 
     Raises:
         RuntimeError: A kernel does not compile.

@@ -1,10 +1,10 @@
-"""Attention on the packed projection, for every transformer block of the project.
+"""Compute attention on the packed projection, in every transformer block of the project.
 
-    x_BNC  ->  qkv_BNC3, as the qkv layer leaves it  ->  out_BNC, as the output projection takes it
+    x_BNC  ->  qkv_BNC3, the output of the qkv layer  ->  out_BNC, the input of the output projection
 
-No backend materializes the (N, N) scores, which at 1568 tokens cost more time than the products themselves. On a GPU
-`attention_choice` has measured which is the fastest for the shape: cuDNN, flash or memory-efficient attention of
-PyTorch, or our Triton kernel. Elsewhere scaled_dot_product_attention runs as it is.
+No backend materializes the (N, N) scores, which at 1568 tokens would take longer than the products. On a GPU
+`attention_choice` measures which backend is the fastest for the shape: cuDNN, flash or memory-efficient attention in
+PyTorch, or our Triton kernel. Elsewhere PyTorch's scaled_dot_product_attention runs.
 """
 
 import torch
@@ -16,7 +16,7 @@ from ppma.kernels.attention_choice import FIRST_PLAN, Choice, Shape, attend, fas
 
 
 def _choose(shape: Shape) -> Choice:
-    """Return what is forced, what is fastest on a GPU, and PyTorch's own choice elsewhere."""
+    """Return the forced backend, else the fastest one on a GPU, and PyTorch's own choice elsewhere."""
     forced = choice.forced()
     if forced is not None:
         return ("triton" if forced == "triton" and supports_triton(shape) else "pytorch"), FIRST_PLAN
@@ -46,8 +46,8 @@ def attention(qkv_BNC3: Tensor, heads: int) -> Tensor:
 def projected_attention(x_BNC: Tensor, weight_C3C: Tensor, bias_C3: Tensor, heads: int) -> Tensor:
     """Compute `attention` on a linear layer of x_BNC.
 
-    With our kernel, the gradient of the bias comes from attention's backward pass, which has just written what PyTorch
-    would read once more to sum it.
+    Our kernel also sums the gradient of the bias in its backward pass, which saves PyTorch a second read of the
+    gradient of the projection.
 
     Args:
         x_BNC: Tokens.
@@ -56,7 +56,7 @@ def projected_attention(x_BNC: Tensor, weight_C3C: Tensor, bias_C3: Tensor, head
         heads: Number of heads.
 
     Returns:
-        out_BNC, contiguous, in the type that the linear layer computes in.
+        out_BNC, contiguous, in the type in which the linear layer computes.
     """
     B, N, _ = x_BNC.shape
     device, C3 = x_BNC.device, weight_C3C.shape[0]

@@ -1,15 +1,14 @@
-"""Attention backends, and which is the fastest for a shape on this GPU: measured once, remembered on disk.
+"""Measure which attention backend is the fastest for a shape on this GPU, and remember it on disk.
 
     (batch, tokens, heads, head width, type, device)  ->  backend, and for our kernel the config of each of its parts
 
-A measurement replays CUDA graphs of a forward and a backward pass over rotating inputs (`timing`), once for each backend
-and each config of our kernel. The answers are kept in ~/.cache/ppma/attention.json (XDG_CACHE_HOME moves it) under the
-names of the GPU and the versions of torch and triton: another card or release measures again. The choice and the times
-go to the log.
+Each backend and each config of our kernel is timed as a CUDA graph of a forward and a backward pass over rotating
+inputs (`timing`). Choices are kept in ~/.cache/ppma/attention.json (XDG_CACHE_HOME moves it) by GPU and by version of
+torch and triton, so another card or release measures again. Choices and times are logged.
 
 | backend | kernel |
 |---|---|
-| pytorch | whatever scaled_dot_product_attention selects |
+| pytorch | the one that scaled_dot_product_attention selects |
 | cudnn, flash, efficient | cuDNN, FlashAttention 2 and memory-efficient attention in PyTorch |
 | flash3, flash4 | FlashAttention 3 and 4, if the package flash-attn-3 or flash-attn-4 is installed |
 | triton | our kernel for packed projections, 16-bit types and head widths up to 128 |
@@ -45,18 +44,18 @@ BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 PARTS = ("forward", "query_gradient", "key_value_gradient", "fused_gradient")
-"""The parts of our kernel, in the order of a plan; the last replaces the two before it, unless its config is
+"""The kernels of our implementation, in the order of a plan. The last replaces the two before it, unless its config is
 `attention_triton.TWO_PASSES`."""
 Plan = tuple[int, ...]
 """Index into `attention_triton.configs` for each of PARTS."""
 FIRST_PLAN: Plan = (0, 0, 0, 0)
 TWO_PASS_PLAN: Plan = (0, 0, 0, -1)
-"""The same without the fused kernel: TWO_PASSES is the last of its configs."""
+"""FIRST_PLAN without the fused kernel, whose last config is TWO_PASSES."""
 REPEATS = 10
 
 
 class Shape(NamedTuple):
-    """What the choice depends on, in plain values."""
+    """The problem size, type and device that a choice depends on."""
 
     batch: int
     tokens: int
@@ -67,15 +66,15 @@ class Shape(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its key in the cache."""
+        """The key of this shape in the cache."""
         return f"B{self.batch} N{self.tokens} H{self.heads} D{self.head_width} {str(self.dtype).removeprefix('torch.')}"
 
 
 Choice = tuple[Backend, Plan]
-"""The backend for a shape, and the plan of our kernel. A plain tuple: torch 2.11 cannot unpack others while it traces."""
+"""(backend, plan of our kernel). A plain tuple, because torch 2.11 cannot trace the unpacking of a NamedTuple."""
 
 _chosen: dict[str, Choice] = {}
-"""Choices of this process."""
+"""Choices made or read in this process."""
 
 
 def attend(
@@ -86,9 +85,9 @@ def attend(
     Args:
         qkv_BNC3: Packed projection.
         heads: Number of heads.
-        backend: Which kernel.
-        plan: Configs of our kernel; other backends ignore it.
-        bias_C3: Bias whose gradient our kernel sums; see `attention_triton`. Other backends ignore it.
+        backend: Backend to run.
+        plan: Configs of our kernel; ignored by other backends.
+        bias_C3: Bias whose gradient our kernel sums, see `attention_triton`; ignored by other backends.
 
     Returns:
         out_BNC.
@@ -114,7 +113,7 @@ def attend(
 
 
 def supports_triton(shape: Shape) -> bool:
-    """True if our kernel runs the shape; on a GPU float32 has no tensor cores and would spill, so PyTorch's runs."""
+    """True if our kernel supports the shape. Not float32 on a GPU: it has no tensor cores for it and would spill."""
     sixteen_bits = shape.dtype in (torch.float16, torch.bfloat16)
     return choice.LOADED and shape.head_width <= 128 and (sixteen_bits or shape.device.type != "cuda")
 
@@ -133,7 +132,7 @@ def can_measure() -> bool:
 
 
 def machine_name(device: torch.device) -> str:
-    """Return GPU and versions, the upper key in the cache."""
+    """Return the GPU and the versions of torch and triton, the top-level key of the cache."""
     versions = [f"torch {torch.__version__}"]
     if choice.INSTALLED:
         versions.append(f"triton {metadata.version('triton')}")
@@ -141,7 +140,7 @@ def machine_name(device: torch.device) -> str:
 
 
 def cache_file() -> Path:
-    """Return where choices are kept between runs."""
+    """Return the file that keeps choices between runs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppma" / "attention.json"
 
 
@@ -150,15 +149,12 @@ def _read_json(file: Path) -> dict[str, Any]:
         known = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return (
-        {machine: shapes for machine, shapes in known.items() if isinstance(shapes, dict)}
-        if isinstance(known, dict)
-        else {}
-    )
+    shapes_by_machine = known.items() if isinstance(known, dict) else ()
+    return {machine: shapes for machine, shapes in shapes_by_machine if isinstance(shapes, dict)}
 
 
 def read_cache(file: Path, machine: str, shape: Shape) -> Choice | None:
-    """Return the choice kept for a shape; None if there is none, it is damaged, or it cannot run any more."""
+    """Return the cached choice for a shape; None if there is none, it is damaged, or it cannot run any more."""
     kept = _read_json(file).get(machine, {}).get(shape.name)
     if not isinstance(kept, dict) or kept.get("backend") not in candidates(shape):
         return None
@@ -173,7 +169,7 @@ def read_cache(file: Path, machine: str, shape: Shape) -> Choice | None:
 
 
 def write_cache(file: Path, machine: str, shape: Shape, chosen: Choice) -> None:
-    """Keep a choice. The file is replaced atomically; where it cannot be written, the next run measures again."""
+    """Write a choice to the cache atomically; if that fails, the next run measures again."""
     backend, plan = chosen
     entry: dict[str, Any] = {"backend": backend}
     if backend == "triton":
@@ -187,13 +183,13 @@ def write_cache(file: Path, machine: str, shape: Shape, chosen: Choice) -> None:
             json.dump(known, new, indent=1, sort_keys=True)
         Path(new.name).replace(file)
     except OSError as error:
-        log.warning("attention: the choice is not kept, %s", error)
+        log.warning("attention: cannot cache the choice: %s", error)
 
 
 def median_ms(what: str, shape: Shape, work: Callable[..., object], sets: Sequence[Any]) -> float | None:
-    """Return the median time of `work(*inputs)` over the input sets; None if it cannot run."""
+    """Return the median milliseconds of `work(*inputs)` over the input sets; None if it cannot run, which is logged."""
 
-    def call(inputs: Any) -> None:  # returns nothing: outputs of one call may be reused by the next
+    def call(inputs: Any) -> None:  # returns nothing, so the next call may reuse the memory of the outputs
         work(*inputs)
 
     try:
@@ -204,7 +200,7 @@ def median_ms(what: str, shape: Shape, work: Callable[..., object], sets: Sequen
 
 
 def input_sets(shape: Shape) -> list[tuple[Tensor, Tensor]]:
-    """Return sets of (qkv_BNC3, gradient_BNC) that together exceed the L2 cache."""
+    """Return enough sets of (qkv_BNC3, gradient_BNC) to exceed the L2 cache."""
     B, N, C = shape.batch, shape.tokens, shape.heads * shape.head_width
 
     def random(width: int) -> Tensor:
@@ -215,7 +211,7 @@ def input_sets(shape: Shape) -> list[tuple[Tensor, Tensor]]:
 
 
 def milliseconds(shape: Shape, backend: Backend, plan: Plan = FIRST_PLAN) -> float | None:
-    """Return the time of a forward and a backward pass; None if the backend cannot run on this shape."""
+    """Return the milliseconds of a forward and a backward pass; None if the backend cannot run the shape."""
 
     def both(qkv_BNC3: Tensor, gradient_BNC: Tensor) -> None:
         torch.autograd.grad(attend(qkv_BNC3, shape.heads, backend, plan), qkv_BNC3, gradient_BNC)
@@ -224,7 +220,7 @@ def milliseconds(shape: Shape, backend: Backend, plan: Plan = FIRST_PLAN) -> flo
 
 
 def agree(plan: Sequence[int], other: Sequence[int], inputs: Sequence[Tensor], heads: int) -> bool:
-    """Return True if two plans give the same gradient within 1 % of its norm: a fast kernel with a race must not be chosen.
+    """True if two plans give the same gradient within 1 % of its norm, so that a kernel with a race is never chosen.
 
     Args:
         plan: Config of each of PARTS.
@@ -239,12 +235,12 @@ def agree(plan: Sequence[int], other: Sequence[int], inputs: Sequence[Tensor], h
     )
     if (first - second).norm() <= 1e-2 * first.norm():
         return True
-    log.warning("attention: plans %s and %s differ in their gradients; %s is not used", plan, other, other)
+    log.warning("attention: the gradients of plans %s and %s differ; not using %s", plan, other, other)
     return False
 
 
 def fastest_plan(shape: Shape) -> Plan | None:
-    """Measure every config of our kernel, one part after the other; None if a part has none that runs."""
+    """Return the fastest config of each part of our kernel, measured in order; None if no config of a part runs."""
     sets: list[Any] = [(qkv.detach(), gradient) for qkv, gradient in input_sets(shape)]
     plan = list(TWO_PASS_PLAN)
     for place, part in enumerate(PARTS):
@@ -272,7 +268,7 @@ def fastest_plan(shape: Shape) -> Plan | None:
 def measure(shape: Shape) -> Choice:
     """Time all candidates and return the fastest; "pytorch" if none can run."""
     plan, times = FIRST_PLAN, {}
-    # A choice may first be asked for while dynamo traces, or inside inference_mode, where nothing records a gradient.
+    # The first call may come while dynamo traces, or inside inference_mode, which records no gradients.
     with torch.inference_mode(False), torch.enable_grad(), torch.utils._python_dispatch._disable_current_modes():
         for backend in candidates(shape):
             if backend == "triton":
@@ -283,7 +279,7 @@ def measure(shape: Shape) -> Choice:
             times[backend] = milliseconds(shape, backend, plan)
     ran = {backend: took for backend, took in times.items() if took is not None}
     if not ran:
-        log.warning("attention: no fused kernel runs %s, PyTorch's own choice is used", shape.name)
+        log.warning("attention: no fused kernel runs %s; using PyTorch's own choice", shape.name)
         return "pytorch", FIRST_PLAN
     best = min(ran, key=ran.__getitem__)
     listed = ", ".join(f"{backend} {took:.3f} ms" for backend, took in sorted(ran.items(), key=lambda item: item[1]))
@@ -294,10 +290,10 @@ def measure(shape: Shape) -> Choice:
 def fastest_backend(
     batch: int, tokens: int, heads: int, head_width: int, dtype: torch.dtype, device: torch.device
 ) -> Choice:
-    """Return the choice for a shape on a GPU, from memory, from disk, or measured now.
+    """Return the choice for a shape on a GPU: from memory, from disk, or measured now.
 
-    It is a constant to torch.compile, which calls this while it traces. Where there is no GPU to measure (a step
-    compiled for one ahead of time), our kernel is chosen if it runs the shape, with its first configs.
+    torch.compile calls this while it traces and treats the result as a constant. Without a GPU (when a step is compiled
+    ahead of time) it is our kernel with its first configs, if that supports the shape.
     """
     shape = Shape(batch, tokens, heads, head_width, dtype, device)
     if not can_measure():
@@ -307,7 +303,7 @@ def fastest_backend(
         file, machine = cache_file(), machine_name(device)
         kept = read_cache(file, machine, shape)
         if kept is not None:
-            log.info("attention: %s for %s, as measured before (%s)", kept[0], shape.name, file)
+            log.info("attention: %s for %s, measured earlier (%s)", kept[0], shape.name, file)
             _chosen[key] = kept
         else:
             _chosen[key] = measure(shape)
@@ -316,16 +312,13 @@ def fastest_backend(
     return _chosen[key]
 
 
-# What torch.compiler.assume_constant_result does, without the import of torch._dynamo that it costs everyone (1.3 s).
+# Same as torch.compiler.assume_constant_result, without its import of torch._dynamo (1.3 s).
 fastest_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def explain(shape: Shape) -> tuple[Backend, str]:
-    """Return the backend that runs a shape, and why; on a GPU this may measure."""
+    """Return the backend for a shape, and why; on a GPU this may measure."""
     if shape.device.type != "cuda":
-        return (
-            "pytorch",
-            f"scaled_dot_product_attention as it is on a {shape.device.type} device, never the N x N scores",
-        )
+        return "pytorch", f"scaled_dot_product_attention on a {shape.device.type} device, without the N x N scores"
     backend, _ = fastest_backend(*shape)
     return backend, f"the fastest of {', '.join(candidates(shape))} for {shape.name}; {cache_file()}"

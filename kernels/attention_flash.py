@@ -1,10 +1,10 @@
-"""FlashAttention 3 and 4 on the packed projection, where their packages are installed.
+"""Run FlashAttention 3 and 4 on the packed projection, if their packages are installed.
 
     qkv_BNC3  ->  out_BNC, lse_BHN
 
-PyTorch activates either for every call of its flash backend in the process. These operators activate it for one call
-and restore what was active before (0.14 ms on the host), so other shapes keep their own backend, and a compiled step
-runs what was chosen when it was traced.
+PyTorch activates an implementation for all calls of its flash backend in the process. These operators activate it for
+one call and then restore the previous one (0.14 ms on the host), so other shapes keep their backend, and a compiled
+step runs the backend chosen when it was traced.
 """
 
 import importlib.util
@@ -34,7 +34,11 @@ def installed(backend: str) -> bool:
 
 @contextmanager
 def activated(backend: str) -> Iterator[None]:
-    """Make it PyTorch's flash attention inside the block; RuntimeError if it is not installed."""
+    """Make a backend PyTorch's flash attention inside the block.
+
+    Raises:
+        RuntimeError: It is not installed.
+    """
     if not installed(backend):
         raise RuntimeError(f"{backend} is not installed; pip install flash-attn-{backend[-1]}")
     before = attention.current_flash_attention_impl()
@@ -48,7 +52,7 @@ def activated(backend: str) -> Iterator[None]:
 
 
 def _heads_first(packed_BNC: Tensor, heads: int, parts: int) -> tuple[Tensor, ...]:
-    """Return views (B, H, N, D) of the parts of a packed tensor."""
+    """Return each part of a packed tensor as a view (B, H, N, D)."""
     return packed_BNC.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
@@ -65,7 +69,7 @@ def flash_attention(qkv_BNC3: Tensor, heads: int, backend: str) -> tuple[Tensor,
         out_BNC and lse_BHN (float32).
 
     Raises:
-        RuntimeError: It cannot run on this GPU, shape or type.
+        RuntimeError: The backend does not support this GPU, shape or type.
     """
     with activated(backend):
         out_BHND, lse_BHN, *_ = torch.ops.aten._scaled_dot_product_flash_attention(*_heads_first(qkv_BNC3, heads, 3))

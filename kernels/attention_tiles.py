@@ -1,6 +1,6 @@
-"""Tiles of attention: how its kernels load and store a head, multiply, and take exp2.
+"""Load and store the tiles of a head, multiply them, and compute exp2: shared by the attention kernels.
 
-D is a head's width, DP its width padded to a power of two.
+D is the head width, DP that width padded to a power of two.
 """
 
 # The arguments of a kernel have no Python types.
@@ -51,7 +51,8 @@ def store_sum(place, values, D: tl.constexpr, DP: tl.constexpr):
 def store_key_and_value_sums(place, g, C, D: tl.constexpr, DP: tl.constexpr):
     """Store what a block of tokens of one head adds to the gradients of the biases of k and v.
 
-    k's is 0: its bias adds the same to all scores of a query. v's is that of the output: a query's weights sum to 1.
+    For k it is 0, because its bias adds the same to all scores of a query. For v it is the gradient of the output,
+    because the weights of a query sum to 1.
     """
     dims = tl.arange(0, DP)
     tl.store(place + C + dims, tl.zeros((DP,), tl.float32), mask=dims < D)
@@ -60,7 +61,7 @@ def store_key_and_value_sums(place, g, C, D: tl.constexpr, DP: tl.constexpr):
 
 @triton.jit
 def product(a, b, acc, WIDEN: tl.constexpr):
-    """Return a b + acc, summed in float32. `WIDEN` serves the interpreter, which multiplies the bits of bfloat16."""
+    """Return a b + acc, summed in float32. `WIDEN` is for the interpreter, which multiplies bfloat16 as integers."""
     if WIDEN:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee")
@@ -68,7 +69,7 @@ def product(a, b, acc, WIDEN: tl.constexpr):
 
 @triton.jit
 def held(block, DP: tl.constexpr, HELD: tl.constexpr, WIDEN: tl.constexpr):
-    """Return the block, if HELD in registers where wgmma reads its rows: the result of a product with the identity is."""
+    """Return the block, multiplied by the identity if HELD: wgmma reads the result of a product from registers."""
     if HELD:
         dims = tl.arange(0, DP)
         identity = tl.where(dims[:, None] == dims[None, :], 1.0, 0.0).to(block.dtype)
@@ -78,7 +79,7 @@ def held(block, DP: tl.constexpr, HELD: tl.constexpr, WIDEN: tl.constexpr):
 
 @triton.jit
 def exp2_polynomial(scores, scale2, offset):
-    """Return exp2(scores * scale2 - offset) without exp2, to 8e-5 of its value; needs exponents of at most 0.
+    """Return exp2(scores * scale2 - offset) without exp2, with a relative error of 8e-5, for exponents of at most 0.
 
     The exponent is clamped to [-64, 0] by a saturated FMA on 1 + exponent / 64 and split into its nearest integer,
     which adding a large number leaves in the low bits, and a rest in [-1/2, 1/2] for the minimax cubic.
@@ -93,7 +94,7 @@ def exp2_polynomial(scores, scale2, offset):
 
 @triton.jit
 def left_and_right(block, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Split a block into its left and right half; each thread has some of both, so nothing moves."""
+    """Split a block into its left and right half. Each thread holds values of both, so no data moves."""
     return tl.split(tl.permute(tl.reshape(block, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
 
 
@@ -101,7 +102,7 @@ def left_and_right(block, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 def exp2_weights(
     scores, scale2, offset, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PART: tl.constexpr, OF: tl.constexpr
 ):
-    """Return exp2(scores * scale2 - offset), PART of OF columns by polynomial: one FMA each for scale and offset."""
+    """Return exp2(scores * scale2 - offset), PART of OF columns by the polynomial."""
     if PART == 0:
         weights = tl.exp2(scores * scale2 - offset)
     elif PART == OF:
@@ -129,13 +130,13 @@ def minus_in_columns(block, values, D: tl.constexpr, DP: tl.constexpr):
 
 @triton.jit
 def fragments(block, ROWS: tl.constexpr, DP: tl.constexpr):
-    """Return (DP / 8, 2 ROWS, 4) of (ROWS, DP): what a thread has of a product, 8 columns at a time, so nothing moves."""
+    """Reshape (ROWS, DP) to (DP / 8, 2 ROWS, 4), the layout of a product in registers, so no data moves."""
     parts = tl.reshape(block, (ROWS // 16, 2, 8, DP // 8, 4, 2))
     return tl.reshape(tl.permute(parts, (3, 0, 2, 4, 1, 5)), (DP // 8, 2 * ROWS, 4))
 
 
 @triton.jit
 def from_fragments(parts, ROWS: tl.constexpr, DP: tl.constexpr):
-    """Return (ROWS, DP) of its `fragments`."""
+    """Invert `fragments`: return (ROWS, DP)."""
     parts = tl.reshape(parts, (DP // 8, ROWS // 16, 8, 4, 2, 2))
     return tl.reshape(tl.permute(parts, (1, 4, 2, 0, 3, 5)), (ROWS, DP))

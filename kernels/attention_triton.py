@@ -1,23 +1,23 @@
-"""Flash attention in Triton on the packed projection: no permutes, no copies, on either side.
+"""Run flash attention in Triton on the packed projection, without permutes or copies of inputs and outputs.
 
     qkv_BNC3  ->  out_BNC, lse_BHN      and      gradient_BNC  ->  the gradient of qkv_BNC3, packed again
 
-q, k and v of a head are columns of the projection, read in place; the result is written where the output projection
-reads it. Softmax runs in base 2: lse = log2 of the sum of exp2 of the scaled scores. Head widths that are no power of
-two are padded in registers (24 to 32, 80 to 128). Sources: Dao, "FlashAttention-2" (2023), whose names m_i, l_i, acc
-and alpha are used here, and "FlashAttention-4" (2026) for exp2 on the FMA pipe.
+q, k and v of a head are columns of the projection, read in place; the result is written in the layout of the output
+projection. Softmax uses base 2: lse = log2 of the sum of exp2 of the scaled scores. Head widths that are not a power
+of two are padded in registers (24 to 32, 80 to 128). Sources: Dao, "FlashAttention-2" (2023), whose names m_i, l_i,
+acc and alpha are used here, and "FlashAttention-4" (2026) for exp2 on the FMA pipe.
 
 Four things keep the inner loops short:
 
-- Full blocks run without any mask; the last N % block tokens follow in masked blocks of TAIL.
-- Where the width is padded, the first padded column of v holds ones, so that the product with v also sums the rows
-  (l_i), and the product g v' also subtracts delta. The ones are read through the pointers of the load and cost nothing.
-- Some columns of a block take exp2 from a polynomial instead of the special-function unit, which on Hopper has an
+- Full blocks have no mask; the last N % block tokens follow in masked blocks of TAIL.
+- If the width is padded, the first padded column of v holds ones, so the product with v also sums the rows (l_i), and
+  the product g v' also subtracts delta. The ones are loaded through the same pointers, at no extra cost.
+- For some columns of a block a polynomial computes exp2 instead of the special-function unit, which on Hopper has an
   eighth of the FMA pipe's rate.
-- On Hopper, rows that a program owns stay in registers (`held`), where products read them without shared memory.
+- On Hopper, the rows that a program owns stay in registers (`held`), from which products read them directly.
 
-The gradients have two forms. Two passes: one kernel for q, one for k and v, each with exp2 and its own products (seven a
-score), in many programs. Fused: one program for each head computes all three with exp2 once and five products.
+There are two backward passes. Two-pass: one kernel for q, one for k and v, each with its own exp2, together seven
+products per score. Fused: one program per head computes all three gradients with one exp2 and five products per score.
 
 B rows of a batch, N tokens, C channels, H heads, D head width, DP the padded head width.
 """
@@ -52,7 +52,7 @@ LOG2_E = 1.4426950408889634
 TAIL = 32
 """Tokens in a masked block."""
 KEY_TAIL = 64
-"""Keys in a masked block of the fused backward pass, as many as wgmma has rows."""
+"""Keys in a masked block of the fused backward pass: the rows of a wgmma."""
 
 
 @triton.jit
@@ -87,7 +87,7 @@ def forward_kernel(
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr,
     HELD: tl.constexpr, PART: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """One block of queries of one head against all keys."""
+    """Compute the output and lse of one block of queries of one head."""
     b, h, C = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H, H * D
     head = qkv + b * qkv_stride_b + h * D
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -118,7 +118,7 @@ def query_gradient_block(
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PART: tl.constexpr,
     FOLDED: tl.constexpr, MASKED: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Add what a block of keys and values contributes to the gradient of q."""
+    """Add the contribution of a block of keys and values to the gradient of q."""
     columns = first + tl.arange(0, COLUMNS)
     k = load_head(head + C, columns, stride, N, D, DP, MASKED)
     if FOLDED:
@@ -142,7 +142,7 @@ def query_gradient_kernel(
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr,
     HELD: tl.constexpr, PART: tl.constexpr, FOLDED: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """One block of queries of one head against all keys. Also stores delta, the sum of out * gradient of each row."""
+    """Compute the gradient of one block of queries of one head, and store delta, each row's sum of out * gradient."""
     b, h, C = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H, H * D
     head, row_of_head = qkv + b * qkv_stride_b + h * D, tl.program_id(1).to(tl.int64) * N
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -180,7 +180,7 @@ def key_value_gradient_block(
     k, v, dk, dv, head, gradient, lse, delta, first, stride, C, N, scale2,
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, MASKED: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Add what a block of queries contributes to the gradients of k and v; the scores are transposed, keys down."""
+    """Add the contribution of a block of queries to the gradients of k and v; rows of the scores are keys."""
     rows = first + tl.arange(0, ROWS)
     q = load_head(head, rows, stride, N, D, DP, MASKED)
     g = load_head(gradient, rows, C, N, D, DP, MASKED)
@@ -203,7 +203,7 @@ def key_value_gradient_kernel(
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr,
     HELD: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """One block of keys and values of one head against all queries."""
+    """Compute the gradients of one block of keys and values of one head."""
     b, h, C = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H, H * D
     head, row_of_head = qkv + b * qkv_stride_b + h * D, tl.program_id(1).to(tl.int64) * N
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -230,7 +230,7 @@ def key_value_gradient_kernel(
 
 @triton.jit
 def fragment_places(sums, first, padded, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr):
-    """Return the places of the fragments of rows from `first` on, and two masks: the head's width, and `padded` rows."""
+    """Return pointers to the fragments of rows from `first` on, and masks for the head width and `padded` rows."""
     part = tl.arange(0, DP // 8)[:, None, None]
     place = first * 8 + 4 * tl.arange(0, 2 * ROWS)[None, :, None] + tl.arange(0, 4)[None, None, :]
     return sums + part * (padded * 8) + place, part * 8 < D, place < padded * 8
@@ -241,11 +241,10 @@ def fused_block(
     k, k_rows, v_rows, dk, dv, extended, dq_sums, padded, first, N, scale2,
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, MASKED: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Add what a block of queries contributes to the gradients of k and v, and what k and v contribute to that of q.
+    """Add the contribution of a block of queries to the gradients of k and v, and that of k and v to the gradient of q.
 
-    k_rows and v_rows are k and v, held.
-
-    Scores need no mask: past N all of q, g, k and v are zero, ones and deltas too, and with them ds and g.
+    k_rows and v_rows are k and v in registers (`held`). Scores need no mask: past N, q, g, k and v are zero with their
+    ones and deltas, and so is ds.
     """
     rows, dims = first + tl.arange(0, ROWS)[:, None], tl.arange(0, DP)[None, :]
     places = extended + (rows * (2 * DP) + dims)
@@ -268,7 +267,7 @@ def fused_key_block(
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr,
     MASKED: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Store the gradients of a block of keys and values, and add what they contribute to that of q to dq_sums."""
+    """Store the gradients of a block of keys and values, and add its contribution to the gradient of q to dq_sums."""
     columns = first + tl.arange(0, COLUMNS)
     k = load_head_and_ones(head + C, ones, columns, stride, N, D, DP, MASKED)
     v = load_head_and_ones(head + 2 * C, ones, columns, stride, N, D, DP, MASKED)
@@ -286,7 +285,7 @@ def fused_key_block(
         )
     store_head(place + C, columns, dk * scale, 3 * C, N, D, DP)
     store_head(place + 2 * C, columns, dv, 3 * C, N, D, DP)
-    tl.debug_barrier()  # so that dq_sums are added in the order of the blocks, and all are there in the end
+    tl.debug_barrier()  # blocks are added to dq_sums in order, and all of them before it is read
 
 
 @triton.jit
@@ -296,9 +295,9 @@ def fused_gradient_kernel(
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr,
     KEY_TAIL: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """One head. The gradient of q is summed in memory, in float32.
+    """Compute all gradients of one head. The gradient of q is summed in memory, in float32.
 
-    The additions are atomic because the L2 cache then makes them, without a load. They have one order: no other program
+    The additions are atomic so that the L2 cache does them, without a load. Their order is fixed: no other program
     touches the rows of a head, and blocks of keys follow one another.
     """
     b, h, C = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H, H * D
@@ -308,7 +307,8 @@ def fused_gradient_kernel(
     padded = tl.cdiv(N, TAIL) * TAIL
     dq_sums += tl.program_id(0).to(tl.int64) * (padded * 8 * tl.cdiv(D, 8))
     all_g = tl.zeros((COLUMNS, DP), tl.float32)
-    # 1. zero dq_sums, q with -lse, and g with -delta, in the columns where k and v hold ones. disable_licm: hoisting would spill
+    # 1. zero dq_sums; put -lse into q and -delta into g, in the columns where k and v hold ones.
+    # disable_licm: hoisting would spill
     for first in tl.range(0, N, COLUMNS, num_stages=1, disable_licm=True):
         rows = first + tl.arange(0, COLUMNS)
         q = load_head(head, rows, qkv_stride_n, N, D, DP, True)
@@ -357,7 +357,7 @@ class Config(NamedTuple):
     part: int = 0
     """Sixteenths of the exp2 that a polynomial computes, which is exact enough for 16-bit types."""
     held: bool = False
-    """Hold the rows that a program owns in registers, where they fit and the loop is long enough to pay for it."""
+    """Keep the rows that a program owns in registers, where they fit and the loop is long enough to benefit."""
 
 
 KERNELS = {
@@ -367,16 +367,11 @@ KERNELS = {
     "fused_gradient": fused_gradient_kernel,
 }
 TWO_PASSES = Config(0, 0, 0)
-"""Instead of the fused kernel, those for q and for k and v. Always offered last, so index -1 of a plan."""
+"""Config that selects the two-pass kernels instead of the fused one. Always the last, so index -1 of a plan."""
 CONFIGS = {
     "forward": {
         32: (Config(128, 128, 8, part=3), Config(64, 128, 4, part=3), Config(128, 64, 4), Config(64, 64, 4)),
-        64: (
-            Config(64, 128, 4, part=1),
-            Config(128, 128, 8, part=1, held=True),
-            Config(128, 64, 4),
-            Config(64, 64, 4),
-        ),
+        64: (Config(64, 128, 4, part=1), Config(128, 128, 8, part=1, held=True), Config(128, 64, 4), Config(64, 64, 4)),
         128: (Config(128, 128, 8), Config(64, 128, 4), Config(64, 64, 4)),
     },
     "query_gradient": {
@@ -390,9 +385,9 @@ CONFIGS = {
         128: (Config(32, 64, 4), Config(32, 64, 4, stages=1)),
     },
     "fused_gradient": {
-        # 668 cycles instead of the 964 of two passes, and two products less
+        # 668 cycles, two-pass 964; two products fewer
         32: (Config(128, 128, 8), TWO_PASSES),
-        64: (TWO_PASSES,),  # nothing folds, and the sums of q's gradient would be bound by the L2 cache
+        64: (TWO_PASSES,),  # no padded columns for delta, and dq_sums would be limited by the L2 cache
         128: (TWO_PASSES,),
     },
 }
@@ -415,7 +410,7 @@ def _folds(D: int, dtype: torch.dtype) -> bool:
 
 
 def _for_hopper() -> bool:
-    """True where kernels run or are compiled for Hopper, and in the interpreter."""
+    """True if kernels run on Hopper, are compiled for it, or are interpreted."""
     return choice.INTERPRETED or triton.runtime.driver.active.get_current_target().arch // 10 == 9
 
 
@@ -433,7 +428,7 @@ def launch(kernel: str, config: Config, D: int, dtype: torch.dtype) -> dict[str,
     if kernel != "fused_gradient":
         settings["HELD"] = config.held and _for_hopper()
     if kernel in ("forward", "query_gradient"):
-        # older GPUs have half the FMA rate, and on newer ones splitting a block moves it
+        # older GPUs have half the FMA rate, and on newer ones splitting a block moves data
         settings["PART"] = config.part if dtype.itemsize == 2 and _for_hopper() else 0
     if kernel == "query_gradient":
         settings["FOLDED"] = _folds(D, dtype)
@@ -444,7 +439,7 @@ def launch(kernel: str, config: Config, D: int, dtype: torch.dtype) -> dict[str,
 
 
 def _packed(qkv_BNC3: Tensor) -> Tensor:
-    """Copy unless the columns are adjacent; rows and batches may have any stride."""
+    """Return the projection with adjacent columns, copied if needed; rows and batches may have any stride."""
     return qkv_BNC3 if qkv_BNC3.stride(2) == 1 else qkv_BNC3.contiguous()
 
 
@@ -453,7 +448,7 @@ def _grid(tokens: int, block: int, heads: int) -> tuple[int, int]:
 
 
 def _ones(qkv_BNC3: Tensor, D: int) -> Tensor:
-    """Return ones for the padded columns of a head; a head without such columns reads none."""
+    """Return ones for the padded columns of a head; unpadded heads never read them."""
     DP = max(16, triton.next_power_of_2(D))
     return qkv_BNC3.new_ones(DP) if D < DP else qkv_BNC3
 
@@ -464,13 +459,13 @@ def attention_triton(
 ) -> tuple[Tensor, Tensor]:
     """Run flash attention; the caller checks shapes and types.
 
-    An opaque operator, not torch.library.triton_op: the interpreter cannot be traced, and there is nothing to fuse,
-    because matrix products come before and after.
+    An opaque operator, not torch.library.triton_op: the interpreter cannot be traced, and matrix products before and
+    after leave nothing to fuse.
 
     Args:
         qkv_BNC3: Packed projection.
-        bias_C3: The bias that it holds already, if the gradient of the bias is to come from the backward pass of
-            attention: PyTorch would read the gradient of qkv_BNC3 once more for it.
+        bias_C3: Bias already added to the projection. If given, the backward pass also sums its gradient, which saves
+            PyTorch a second read of the gradient of qkv_BNC3.
         heads: Number of heads.
         plan: Index into `configs` for each of KERNELS.
 
@@ -490,12 +485,12 @@ def attention_triton(
 
 
 def _backward_configs(D: int, dtype: torch.dtype, plan: Sequence[int]) -> tuple[Config, ...]:
-    """Return the configs of the kernels for q, for k and v, and of the fused one."""
+    """Return the configs of the query, key-value and fused gradient kernels."""
     return tuple(configs(kernel, D, dtype)[index] for kernel, index in zip(list(KERNELS)[1:], plan[1:], strict=True))
 
 
 def _sum_blocks(N: int, query: Config, fused: Config) -> int:
-    """Return J, in how many blocks of tokens the gradients of the bias are summed."""
+    """Return J, the number of blocks of tokens in which the gradient of the bias is summed."""
     return triton.cdiv(N, query.rows) if fused == TWO_PASSES else 1
 
 
@@ -503,7 +498,7 @@ def _sum_blocks(N: int, query: Config, fused: Config) -> int:
 def attention_backward_triton(
     gradient_BNC: Tensor, qkv_BNC3: Tensor, out_BNC: Tensor, lse_BHN: Tensor, heads: int, plan: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradient of qkv_BNC3, and its sums over the tokens of J blocks, (B, J, C3) in float32."""
+    """Return the gradient of qkv_BNC3, and its float32 sums over each of J blocks of tokens, (B, J, C3)."""
     qkv_BNC3, gradient_BNC = _packed(qkv_BNC3), gradient_BNC.contiguous()
     B, N, C3 = qkv_BNC3.shape
     D, dtype = C3 // (3 * heads), qkv_BNC3.dtype
@@ -516,19 +511,8 @@ def attention_backward_triton(
         settings = launch("fused_gradient", fused, D, dtype)
         extended = qkv_BNC3.new_empty((B, heads, N, 2, settings["DP"]))
         dq_sums = lse_BHN.new_empty((B, heads, triton.cdiv(D, 8), triton.cdiv(N, TAIL) * TAIL * 8))
-        fused_gradient_kernel[(B * heads,)](
-            qkv_BNC3,
-            ones,
-            out_BNC,
-            gradient_BNC,
-            lse_BHN,
-            extended,
-            dq_sums,
-            qkv_gradient,
-            sums_BJC3,
-            *rest,
-            **settings,
-        )
+        given = (qkv_BNC3, ones, out_BNC, gradient_BNC, lse_BHN, extended, dq_sums, qkv_gradient, sums_BJC3)
+        fused_gradient_kernel[(B * heads,)](*given, *rest, **settings)
         return qkv_gradient, sums_BJC3
     delta_BHN = torch.empty_like(lse_BHN)
     settings = launch("query_gradient", query, D, dtype)

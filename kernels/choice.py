@@ -1,9 +1,9 @@
-"""Which implementation of the fused operations runs: Triton where it can, plain PyTorch elsewhere.
+"""Choose how the fused operations run: as Triton kernels on a GPU, as plain PyTorch elsewhere.
 
     device  ->  "triton" or "torch", and why
 
-The answer follows from what is there and never changes during a run; `use` forces one for a test or a measurement.
-Attention has more candidates on a GPU, and measures them: `attention_choice`.
+The choice depends on the device and the installed packages, so it never changes during a run. `use` overrides it for a
+test or a measurement. Attention has more backends on a GPU, and `attention_choice` measures them.
 """
 
 import importlib.util
@@ -20,37 +20,41 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton reads this variable when a kernel is defined: its kernels then run on CPU tensors, slowly, for tests."""
 INSTALLED = importlib.util.find_spec("triton") is not None
 LOADED = INSTALLED and (INTERPRETED or torch.version.cuda is not None)
-"""Whether the Triton operators are registered in this process."""
+"""True if the Triton operators are registered in this process."""
 
 _forced: Implementation | None = None
 
 
 def explain(device: torch.device) -> tuple[Implementation, str]:
-    """The implementation on this device, and the reason in words for the log."""
+    """Return the implementation on a device, and the reason for it."""
     if _forced is not None:
-        return _forced, "asked for"
+        return _forced, "forced by `use`"
     if device.type != "cuda":
         return "torch", f"a {device.type} device, and Triton kernels need an NVIDIA GPU"
     if not LOADED:
         return "torch", "Triton is not installed; it comes with the CUDA build of torch"
-    return "triton", "a GPU and Triton are there"
+    return "triton", "a GPU and Triton are available"
 
 
 def runs_triton(device: torch.device) -> bool:
-    """The same as a question; cheap, and a constant for torch.compile."""
+    """True if Triton kernels run on this device; cheap, and a constant for torch.compile."""
     if _forced is not None:
         return _forced == "triton"
     return LOADED and device.type == "cuda"
 
 
 def forced() -> Implementation | None:
-    """What `use` asks for, None outside of it."""
+    """Return the implementation that `use` forces; None outside of it."""
     return _forced
 
 
 @contextmanager
 def use(implementation: Implementation) -> Iterator[None]:
-    """Force one implementation inside the block. ValueError where it cannot run at all."""
+    """Force one implementation inside the block.
+
+    Raises:
+        ValueError: The implementation is unknown or cannot run in this process.
+    """
     global _forced
     if implementation not in ("torch", "triton"):
         raise ValueError(f"no implementation {implementation!r}; there are torch and triton")

@@ -1,10 +1,10 @@
-"""Random erasing on patches: a box of every frame becomes noise.
+"""Erase a random box of each clip: replace it by noise, in patches.
 
     patches_BNP, box_B4, key_B  ->  patches_BNP with standard normal noise inside the boxes
 
-A value's noise depends on its row's key and its position in the clip, so a kernel draws only what is inside a box: at a
-batch of 128 that is 4 % of the values. Patches are in raster order (t, h, w), their values in the order (c, t, h, w).
-B rows of a batch, N patches, P values of a patch. Source: Zhong et al., "Random Erasing Data Augmentation".
+The noise of a value depends on its row's key and its position in the clip, so a kernel generates only the values
+inside a box: 4 % of all at a batch of 128. Patches are in raster order (t, h, w), their values in the order (c, t, h,
+w). B rows of a batch, N patches, P values of a patch. Source: Zhong et al., "Random Erasing Data Augmentation".
 """
 
 import torch
@@ -19,12 +19,12 @@ if choice.LOADED:
 
 
 def cells(patches_BNP: Tensor, grid: Patch, patch: Patch) -> Tensor:
-    """Return a view (B, N_t, N_h, N_w, c, t, h, w) of the patches of whole clips."""
+    """Return the patches of whole clips as a view (B, N_t, N_h, N_w, c, t, h, w)."""
     return patches_BNP.view(len(patches_BNP), *grid, 3, *patch)
 
 
 def inside(box_B4: Tensor, grid: Patch, patch: Patch) -> Tensor:
-    """Return which pixels are inside their row's box: bool, broadcasts over `cells`."""
+    """Return a mask of the pixels inside their row's box: bool, broadcastable to `cells`."""
 
     def along(first_B: Tensor, extent_B: Tensor, pixels: int) -> Tensor:
         pixel_S = torch.arange(pixels, device=box_B4.device)
@@ -37,13 +37,13 @@ def inside(box_B4: Tensor, grid: Patch, patch: Patch) -> Tensor:
 
 
 def erase_(patches_BNP: Tensor, box_B4: Tensor, key_B: Tensor, *, grid: Patch, patch: Patch) -> Tensor:
-    """Replace each row's box by standard normal noise in place, fresh for every value of every frame.
+    """Replace each row's box by standard normal noise in place, with different noise in every frame.
 
-    The Triton kernel draws four values at a time, in float32; patches of another size and float64 take plain PyTorch.
+    The Triton kernel generates four values at a time in float32; other patch sizes and float64 use plain PyTorch.
 
     Args:
         patches_BNP: Contiguous patches of whole clips; no gradient flows through this function.
-        box_B4: int64 top, left, height, width in pixels; height 0: nothing is erased.
+        box_B4: int64 top, left, height, width in pixels; nothing is erased if the height is 0.
         key_B: int64 Philox key of each row.
         grid: Patches along time, height and width.
         patch: Size of a patch along time, height and width.

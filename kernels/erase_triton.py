@@ -1,7 +1,7 @@
-"""`erase_` as one Triton kernel: a program draws the noise of one column of patches of a row, if the row's box meets it.
+"""Run `erase_` as one Triton kernel: a program handles a column of patches (all t) of a row, if the row's box meets it.
 
-Philox4x32-10 by address: the block of four words j of a row's stream gives values 4 j to 4 j + 3, the same bits as
-`philox.normal`. Registered as the operator ppma::erase_, which says that it writes its first argument.
+Block j of a row's Philox stream gives values 4 j to 4 j + 3, the same bits as `philox.normal`. Registered as operator
+ppma::erase_, which declares that it writes its first argument.
 """
 
 # The arguments of a kernel have no Python types.
@@ -19,7 +19,7 @@ from ppma.kernels.philox import DevicePurpose
 
 @triton.jit
 def uniforms(key, block, PURPOSE: tl.constexpr):
-    """(4 BLOCK,) uniforms of the words of consecutive Philox blocks, as `philox.uniform` makes them."""
+    """Return the (4 BLOCK,) uniforms of consecutive Philox blocks, equal to those of `philox.uniform`."""
     zero = block * 0
     a, b, c, d = tl.philox(key, block, zero + PURPOSE, zero, zero)
     words = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (4 * block.shape[0],))
@@ -28,7 +28,7 @@ def uniforms(key, block, PURPOSE: tl.constexpr):
 
 @triton.jit
 def cosine_of_turns(u):
-    """cos(2 pi u) for u in (0, 1): the sine series up to x**11, 6e-8 from it. Triton's cosine reduces any angle, through the stack."""
+    """Return cos(2 pi u) for u in (0, 1), within 6e-8, by the sine series up to x**11: tl.cos would use the stack."""
     x = (tl.abs(u - 0.5) - 0.25) * 6.283185307179586
     z = x * x
     series = 1 / 362880 - z / 39916800
@@ -43,7 +43,7 @@ def erase_kernel(
     patches, box, key, box_stride_b, box_stride_4, key_stride_b, nt, nh, nw,
     PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, PURPOSE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Box and Muller over the patches (t, y, x), for all t, of row b; y and x are those of this program."""
+    """Write Box-Muller noise into the patches (t, y, x) of row b, for all t; the program's ids give y, x and b."""
     y, x, b = tl.program_id(0) // nw, tl.program_id(0) % nw, tl.program_id(1)
     box += b * box_stride_b
     top, left = tl.load(box).to(tl.int32), tl.load(box + box_stride_4).to(tl.int32)
@@ -66,7 +66,7 @@ def erase_kernel(
 
 @triton_op("ppma::erase_", mutates_args=("patches_BNP",))
 def erase_triton(patches_BNP: Tensor, box_B4: Tensor, key_B: Tensor, grid: Sequence[int], patch: Sequence[int]) -> None:
-    """Write the noise into `patches_BNP`, which is contiguous, of P values divisible by 4 and not float64."""
+    """Write the noise into `patches_BNP`: contiguous, P divisible by 4, not float64."""
     nt, nh, nw = grid
     t, h, w = patch
     wrap_triton(erase_kernel)[(nh * nw, len(patches_BNP))](

@@ -1,4 +1,4 @@
-"""The backward pass of a GELU and of the bias before it, in one Triton kernel.
+"""Compute the gradients of a GELU and of the bias before it in one Triton kernel.
 
     hidden_RF, gradient_RF  ->  the gradient of hidden_RF, partial sums of its columns
 
@@ -26,10 +26,10 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def slope_of_gelu(x):
-    """Phi(x) + x phi(x), the standard normal's distribution and density, within 3e-7.
+    """Return Phi(x) + x phi(x), with the distribution and density of the standard normal, within 3e-7.
 
-    Phi is Abramowitz and Stegun's 7.1.26 (1.5e-7 for erf), which needs the exponential of phi and no other: erf of the
-    library takes twice the instructions, and the kernel would wait for them instead of for memory.
+    Phi is Abramowitz and Stegun's 7.1.26 (1.5e-7 for erf), whose only exponential is that of phi. The
+    library's erf takes twice the instructions, which would take longer than the memory traffic.
     """
     decay = tl.exp2(x * x * (-0.5 * LOG2_E))
     t = 1.0 / (1.0 + (0.3275911 * HALF_ROOT) * tl.abs(x))
@@ -45,7 +45,7 @@ def gelu_gradient_kernel(
     hidden, gradient, hidden_gradient, sums, R, N,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ROWS_A_PROGRAM: tl.constexpr,
 ):  # fmt: skip
-    """Multiply the gradient by the slope of the GELU, and sum the products down the columns."""
+    """Multiply the gradient by the slope of the GELU, and sum each column of the products."""
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, ROWS_A_PROGRAM, ROWS):
@@ -75,7 +75,7 @@ def gelu_gradient_triton(hidden_RF: Tensor, gradient_RF: Tensor) -> tuple[Tensor
 
 @triton_op("ppma::gelu")
 def gelu_triton(hidden_BNF: Tensor, bias_F: Tensor) -> Tensor:
-    """Return the GELU of hidden_BNF, which holds the bias already; the gradients of both come from one kernel."""
+    """Return the GELU of hidden_BNF, to which the bias is already added; one kernel computes the gradients of both."""
     return F.gelu(hidden_BNF)
 
 

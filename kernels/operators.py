@@ -1,9 +1,9 @@
-"""Register operators made of Triton kernels, visible to torch.compile.
+"""Register operators made of Triton kernels so that torch.compile sees the kernels.
 
     @triton_op("ppma::name")  ->  an operator whose launches inductor compiles, allocates for and schedules itself
 
-The interpreter runs kernels on real tensors only, so nothing may trace into them: there the same operator is opaque
-(`custom_op`), and its kernels are skipped where tensors are fake.
+Interpreted kernels run on real tensors only and cannot be traced, so in the interpreter the operator is opaque
+(`custom_op`), and its kernels are skipped for fake tensors.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from ppma.kernels import choice
 
 
 def triton_op(name: str, mutates_args: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator that registers a function, which launches kernels and writes only these of its arguments."""
+    """Return a decorator that registers a launching function as an operator that writes only `mutates_args`."""
     if not choice.INTERPRETED:
         return torch.library.triton_op(name, mutates_args=mutates_args)
 
@@ -28,7 +28,7 @@ def triton_op(name: str, mutates_args: tuple[str, ...] = ()) -> Callable[[Callab
 
 
 class _InterpretedKernel:
-    """A kernel that runs on real tensors and does nothing on fake ones."""
+    """A kernel that does nothing on fake tensors."""
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel

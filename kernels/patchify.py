@@ -1,9 +1,10 @@
-"""From uint8 frames to the normalised values of the chosen patches.
+"""Turn uint8 frames into the normalized values of the chosen patches.
 
     frames_BTHWC uint8, idx_BV  ->  patches_BVP
 
-Stage 1 shows the encoder a tenth of the patches: rows are gathered while they are bytes, and only those are turned
-into numbers. The order of P is (c, t, h, w), that of a Conv3d weight, so the patch embedding is one matrix product.
+In stage 1 the encoder sees a tenth of the patches, so patches are gathered as bytes and only the visible ones are
+normalized. P is ordered (c, t, h, w), like a Conv3d weight, so the patch embedding is one matrix product.
+B rows of a batch, V patches, P values of a patch.
 """
 
 import torch
@@ -17,7 +18,19 @@ if choice.LOADED:
 
 
 def gather_patches(frames_BTHWC: Tensor, idx_BV: Tensor | None, patch: Patch) -> Tensor:
-    """(B, V, t, h, w, c), in the type of the frames; None takes all N patches in raster order."""
+    """Gather patches without changing their type.
+
+    Args:
+        frames_BTHWC: Frames of any type.
+        idx_BV: Index of each patch in raster order (t, h, w); None for all patches.
+        patch: Size of a patch along time, height and width.
+
+    Returns:
+        Patches (B, V, t, h, w, c).
+
+    Raises:
+        ValueError: The frames are not divisible into patches.
+    """
     B, T, H, W, C = frames_BTHWC.shape
     nt, nh, nw = grid_of((T, H, W), patch)
     t, h, w = patch
@@ -28,8 +41,8 @@ def gather_patches(frames_BTHWC: Tensor, idx_BV: Tensor | None, patch: Patch) ->
     return patches[torch.arange(B, device=idx_BV.device)[:, None], idx_BV]
 
 
-def _per_colour(values: tuple[float, ...], like: Tensor) -> Tensor:
-    """(c,) tensor made on the device: a constant copied from the host would stop the stream at every step."""
+def _per_color(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """Return the values as a tensor (c,), filled on the device: copying them from the host would block every step."""
     return torch.stack([torch.full((), value, dtype=like.dtype, device=like.device) for value in values])
 
 
@@ -42,13 +55,28 @@ def patchify(
     std: tuple[float, ...],
     dtype: torch.dtype,
 ) -> Tensor:
-    """(B, V, P) values (x / 255 - mean) / std, the arithmetic in float32 or better and then rounded to `dtype`."""
+    """Return (x / 255 - mean) / std of the chosen patches, computed in float32 or float64.
+
+    Args:
+        frames_BTHWC: uint8 frames, with any strides.
+        idx_BV: Index of each patch in raster order (t, h, w); None for all patches.
+        patch: Size of a patch along time, height and width.
+        mean: Mean of each color, of pixels in [0, 1].
+        std: Standard deviation of each color.
+        dtype: Type of the result.
+
+    Returns:
+        Values (B, V, P).
+
+    Raises:
+        ValueError: The frames are not uint8 or not divisible into patches.
+    """
     if frames_BTHWC.dtype != torch.uint8:
-        raise ValueError(f"frames are {frames_BTHWC.dtype}; patchify takes torch.uint8")
+        raise ValueError(f"frames are {frames_BTHWC.dtype}; patchify needs torch.uint8")
     if dtype != torch.float64 and choice.runs_triton(frames_BTHWC.device):
         _, *frames_THW, _ = frames_BTHWC.shape
         grid_of((frames_THW[0], frames_THW[1], frames_THW[2]), patch)
         return patchify_triton(frames_BTHWC, idx_BV, patch, mean, std, dtype)
     values = gather_patches(frames_BTHWC, idx_BV, patch).to(torch.promote_types(dtype, torch.float32)) / 255
-    values = (values - _per_colour(mean, values)) / _per_colour(std, values)
+    values = (values - _per_color(mean, values)) / _per_color(std, values)
     return values.permute(0, 1, 5, 2, 3, 4).flatten(2).to(dtype)

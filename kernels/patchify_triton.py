@@ -1,9 +1,9 @@
-"""`patchify` as one Triton kernel: a program reads the bytes of one patch and writes its normalized values.
+"""Run `patchify` as one Triton kernel: a program reads the bytes of one patch and writes its normalized values.
 
     frames_BTHWC uint8 (any strides), idx_BV or None  ->  patches_BVP
 
-Traffic is minimal: the bytes of the V chosen patches are read once, V x P values are written once. A program is one
-warp that holds the patch as lines of 16 pixels. Where the pixels of a line are 48 contiguous bytes (`is_wide`), it
+Each byte of the V chosen patches is read once, and each of the V x P values is written once. A program is one warp that
+holds the patch as lines of 16 pixels. Where the pixels of a line are 48 contiguous bytes (`is_wide`), it
 reads them 16 bytes at a time and separates the colors in registers; otherwise it reads byte by byte. Triton checks the
 alignment of base and strides at each launch and narrows the loads where it is less than 16 bytes.
 """
@@ -25,7 +25,7 @@ from ppma.kernels.operators import triton_op, wrap_triton
 def pixel_offset(
     token, row, column, stride_t, stride_h, stride_w, nh, nw, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr
 ):
-    """Offset in a clip of the pixel at (row, column) of a patch; rows run through the PT frames of PH rows."""
+    """Return the offset in a clip of the pixel at (row, column) of a patch, whose PT frames have PH rows each."""
     t = token // (nh * nw) * PT + row // PH
     y = token // nw % nh * PH + row % PH
     x = token % nw * PW + column
@@ -39,7 +39,7 @@ def patchify_kernel(
     HAS_IDX: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, LINES: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Write x * scale + shift per color, one plane of the patch per color."""
+    """Write x * scale + shift for one patch, as one plane per color."""
     v, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     token = v
     if HAS_IDX:
@@ -49,7 +49,7 @@ def patchify_kernel(
     pixel = 16 * line + lane
     real = pixel < K
     clip = frames + b * stride_b
-    if WIDE:  # 48 bytes a line: three loads of 16, whose bytes go to their planes by selects that fold away
+    if WIDE:  # 48 bytes a line: three loads of 16 bytes, sorted into planes by selects that fold at compile time
         IN_ROW: tl.constexpr = PW // 16
         start = pixel_offset(
             token, line // IN_ROW, line % IN_ROW * 16, stride_t, stride_h, stride_w, nh, nw, PT, PH, PW
@@ -89,9 +89,9 @@ def is_wide(frames_BTHWC: Tensor, patch: Sequence[int]) -> bool:
 
 
 def tile_of(values: int, wide: bool) -> tuple[int, int]:
-    """Return the lines of 16 of a tile that holds `values`, and its warps: at most 8, of 4 lines per thread if wide.
+    """Return the number of lines of 16 that hold `values`, and of warps: at most 8, with 4 lines per thread if wide.
 
-    Loads of single bytes need an address each, so they get four times the threads.
+    Loads of single bytes need an address each, so those tiles get four times the threads.
     """
     lines = triton.next_power_of_2(triton.cdiv(values, 16))
     return lines, max(1, min(8, lines // (128 if wide else 32)))
@@ -106,7 +106,7 @@ def patchify_triton(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
-    """Return the patches (B, V, P). The seam has checked the arguments."""
+    """Return the patches (B, V, P); `patchify` has checked the arguments."""
     B, T, H, W, _ = frames_BTHWC.shape
     t, h, w = patch
     V = T // t * (H // h) * (W // w) if idx_BV is None else idx_BV.shape[1]

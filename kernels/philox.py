@@ -1,10 +1,10 @@
-"""Every draw made on the device: Philox4x32-10 in integer tensor arithmetic, keyed by the row.
+"""Generate random numbers on the device: Philox4x32-10 in integer tensor arithmetic, keyed per row.
 
     key_B (int64, from the loader), purpose  ->  bits, uniforms or normals of shape (B, n)
 
-The same key gives the same bits on a CPU and a GPU, in eager mode and compiled, whatever the batch it stands in:
-masks, drop path and mixing belong to a sample, not to a rank or a step. Source: Salmon et al., "Parallel random
-numbers: as easy as 1, 2, 3", SC 2011; the known-answer vectors of its authors are in the tests.
+A key gives the same bits on a CPU and a GPU, in eager mode and compiled, and in any batch, so masks, drop path and
+mixing depend on the sample, not on the rank or step. Source: Salmon et al., "Parallel random numbers: as easy as
+1, 2, 3", SC 2011; the tests contain the authors' known-answer vectors.
 """
 
 from enum import IntEnum
@@ -18,7 +18,7 @@ _LOW = 0xFFFFFFFF
 
 
 class DevicePurpose(IntEnum):
-    """What a device draw is for. The numbers are part of the format: changing one changes every run."""
+    """What random numbers are for. Changing a value changes the random numbers of every run."""
 
     MASK = 1
     MIX = 2
@@ -29,13 +29,13 @@ class DevicePurpose(IntEnum):
 
 
 def _multiply(a: Tensor, constant: int) -> tuple[Tensor, Tensor]:
-    """(high, low) 32-bit words of a 32 x 32 bit product. int64 wraps, the bits are right all the same."""
+    """Return the high and the low 32-bit word of a product of 32-bit words. int64 wraps, but the bits are right."""
     product = a * constant
     return (product >> 32) & _LOW, product & _LOW
 
 
 def philox4x32(counter_4: tuple[Tensor, Tensor, Tensor, Tensor], key_2: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Ten rounds over broadcastable int64 tensors that hold 32-bit words; returns four such tensors."""
+    """Return the four words of each block after ten rounds; all tensors are int64, hold 32-bit words and broadcast."""
     # Inductor computes an index times a constant in int32, which _M0 does not fit. A masked index is a value, in int64.
     c0, c1, c2, c3 = (c & _LOW for c in counter_4)
     k0, k1 = key_2
@@ -48,7 +48,17 @@ def philox4x32(counter_4: tuple[Tensor, Tensor, Tensor, Tensor], key_2: tuple[Te
 
 
 def bits(key_B: Tensor, purpose: DevicePurpose, n: int, *, stream: int | Tensor = 0) -> Tensor:
-    """(B, n) int64 holding uniform 32-bit words. `stream` separates draws of one purpose: a number, or a (B, 1) tensor."""
+    """Return n uniform 32-bit words per row.
+
+    Args:
+        key_B: int64 key of each row.
+        purpose: What the words are for; each purpose has its own RNG stream.
+        n: Words per row.
+        stream: Separates streams of one purpose: a number, or an int64 tensor (B, 1).
+
+    Returns:
+        Words (B, n) as int64.
+    """
     block_1K = torch.arange(-(-n // 4), device=key_B.device, dtype=torch.int64)[None]
     zero = torch.zeros_like(block_1K)
     key_B1 = key_B[:, None]
@@ -59,14 +69,14 @@ def bits(key_B: Tensor, purpose: DevicePurpose, n: int, *, stream: int | Tensor 
 def uniform(
     key_B: Tensor, purpose: DevicePurpose, n: int, *, stream: int | Tensor = 0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """(B, n) in the open interval (0, 1), 23 bits each: exact in float32, so equal on every device."""
+    """Return uniforms (B, n) in the open interval (0, 1), of 23 bits: exact in float32, so equal on all devices."""
     return ((bits(key_B, purpose, n, stream=stream) >> 9).to(dtype) + 0.5) * 2.0**-23
 
 
 def normal(
     key_B: Tensor, purpose: DevicePurpose, n: int, *, stream: int | Tensor = 0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """(B, n) standard normals by Box and Muller; devices agree to the rounding of log and cos."""
+    """Return standard normals (B, n) by Box-Muller; devices agree up to the rounding of log and cos."""
     uniform_B2n = uniform(key_B, purpose, 2 * n, stream=stream, dtype=dtype)
     radius_Bn = torch.sqrt(-2.0 * torch.log(uniform_B2n[:, :n]))
     return radius_Bn * torch.cos(2.0 * torch.pi * uniform_B2n[:, n:])

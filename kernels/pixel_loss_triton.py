@@ -1,12 +1,12 @@
-"""`pixel_loss` as one Triton kernel, launched for the error of the masked patches and again for its gradient.
+"""Run `pixel_loss` as one Triton kernel, launched for the error of the masked patches and again for its gradient.
 
     prediction_BMP, frames_BTHWC uint8, masked_idx_BM  ->  loss
     the same and the loss's gradient                   ->  prediction_gradient_BMP
 
-Targets exist in registers only, and the backward pass computes them again from the bytes: nothing is kept but the
-arguments. With 16-bit predictions and P values per patch, forward and backward together move 3 P + 5 P bytes per patch.
-Storing the difference and scaling it in a pass of its own would move 5 P + 4 P. The gradient is scaled in
-float32 and rounded once, so a loss scale keeps it above the underflow of float16.
+Targets exist in registers only, and the backward pass recomputes them from the bytes, so only the arguments are kept.
+With 16-bit predictions and P values per patch, forward and backward together move 3 P + 5 P bytes per patch. Storing
+the difference and scaling it in a separate pass would move 5 P + 4 P. The gradient is scaled in float32 and rounded
+once, so a loss scale keeps it above the underflow of float16.
 
 A program is one warp that holds a patch as chunks of 16 consecutive values, in the order (t, h, w, c) of both the bytes
 and the prediction. Source of the loss: see `pixel_loss`.
@@ -50,11 +50,11 @@ def patch_bytes(
 
 @triton.jit
 def color_moments(x, K: tl.constexpr, CHUNKS: tl.constexpr, COLOR: tl.constexpr):
-    """Return mean and variance of one color, from sums of x and x * x that are exact in int32 up to 33,025 pixels.
+    """Return the mean and variance of one color, from int32 sums of x and x * x, exact up to 33,025 pixels.
 
     The color of value i of chunk n is (16 n + i) % 3 = (n + i) % 3. Sums over the three classes i % 3 of a chunk come
     first, because their members are known at compile time; n % 3 then picks the class. K * squares - total^2 is exact
-    too, so bright patches of little contrast lose nothing.
+    too, so bright patches with little contrast lose no precision.
     """
     kind, turn = tl.arange(0, 16)[None, :] % 3, tl.arange(0, CHUNKS) % 3
     total = tl.zeros((CHUNKS,), tl.int32)
@@ -76,9 +76,9 @@ def pixel_loss_kernel(
     GRADIENT: tl.constexpr, NORMALIZE: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     CHUNKS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Write the sum of squared differences of a patch; or, as the gradient, the differences times `factor`.
+    """Write the sum of squared differences of a patch or, for the gradient, the differences times `factor`.
 
-    The factor is a float32 scalar in device memory, which the loss does not read.
+    `factor` is a float32 scalar in device memory; the loss does not read it.
     """
     m, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     K: tl.constexpr = PT * PH * PW
@@ -114,7 +114,7 @@ def pixel_loss_kernel(
 def _arguments(
     prediction_BMP: Tensor, frames_BTHWC: Tensor, masked_idx_BM: Tensor, patch: Sequence[int], normalize: bool
 ) -> tuple[list[int], dict[str, Any]]:
-    """Return the strides and sizes that loss and gradient take, and their compile-time arguments."""
+    """Return the strides and sizes of a launch, and its compile-time arguments."""
     _, _, H, W, _ = frames_BTHWC.shape
     t, h, w = patch
     wide = is_wide(frames_BTHWC, patch)
@@ -134,7 +134,7 @@ def pixel_loss_triton(
     normalize: bool,
     variance_floor: float,
 ) -> Tensor:
-    """Return the loss, a float32 scalar. The seam has checked the arguments."""
+    """Return the loss, a float32 scalar; `pixel_loss` has checked the arguments."""
     B, M, P = prediction_BMP.shape
     error_BM = prediction_BMP.new_empty((B, M), dtype=torch.float32)
     given, constants = _arguments(prediction_BMP, frames_BTHWC, masked_idx_BM, patch, normalize)
@@ -162,7 +162,7 @@ def pixel_loss_backward_triton(
     normalize: bool,
     variance_floor: float,
 ) -> Tensor:
-    """Return the gradient of the prediction, in its type."""
+    """Return the gradient of the prediction, in the type of the prediction."""
     B, M, P = prediction_BMP.shape
     gradient_BMP = prediction_BMP.new_empty((B, M, P))
     factor = loss_gradient * (2 / (B * M * P))

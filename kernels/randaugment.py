@@ -1,9 +1,10 @@
-"""RandAugment on uint8 views: every operation of every view of a batch, in one pass over the batch per step.
+"""Apply RandAugment to uint8 views: each step applies one operation to every view of the batch, in one pass.
 
     frames_VTHWC uint8, program_SVF (host)  ->  frames_VTHWC uint8
 
-Most operations are a table of 256 levels, per view or per frame and channel; the others are a bilinear warp, a blend
-with gray and a 3 x 3 stencil. All are torchvision's on uint8 frames, as `loaders/decode/augment.py` does them on a CPU.
+Most operations are a lookup table of 256 levels, per view or per frame and channel; the others are a bilinear warp, a
+blend with gray and a 3 x 3 stencil. All give the results of torchvision on uint8 frames, like
+`loaders/decode/augment.py` on a CPU.
 V views, T frames, H x W pixels, C channels.
 """
 
@@ -22,9 +23,9 @@ FILL = 128.0
 GRAY = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue (torchvision's rgb_to_grayscale)."""
 GRAY_15_BITS = (9798, 19235, 3735)
-"""GRAY as integers that sum to 2**15, rounded like OpenCV's: for the mean gray of a frame."""
+"""GRAY as integers that sum to 2**15, rounded like OpenCV's, for the mean gray of a frame."""
 EDGE = 1 / 512
-"""Keeps float sums that are integers by construction from being truncated to the integer below."""
+"""Added before truncation, so that sums that should be integers do not become the integer below."""
 
 
 def randaugment(frames_VTHWC: Tensor, program_SVF: Tensor) -> Tensor:
@@ -32,15 +33,15 @@ def randaugment(frames_VTHWC: Tensor, program_SVF: Tensor) -> Tensor:
 
     Args:
         frames_VTHWC: uint8 RGB, contiguous.
-        program_SVF: What `write_program` returned, on the host: from it follows what is launched.
+        program_SVF: Program from `write_program`, on the host, because it decides what is launched.
 
     Raises:
-        ValueError: The frames are of another type or layout, or the program is of another number of views.
+        ValueError: The frames are not contiguous uint8 RGB, or the program has another number of views.
     """
     if frames_VTHWC.dtype != torch.uint8 or frames_VTHWC.shape[-1] != 3 or not frames_VTHWC.is_contiguous():
         raise ValueError(f"frames are {frames_VTHWC.dtype} {tuple(frames_VTHWC.shape)}; contiguous uint8 RGB is needed")
     if program_SVF.shape[1:] != (len(frames_VTHWC), FIELDS):
-        raise ValueError(f"a program of {tuple(program_SVF.shape)} for {len(frames_VTHWC)} views")
+        raise ValueError(f"the program has shape {tuple(program_SVF.shape)}, the batch {len(frames_VTHWC)} views")
     if choice.runs_triton(frames_VTHWC.device):
         return randaugment_triton(frames_VTHWC, program_SVF)
     out_VTHWC = torch.empty_like(frames_VTHWC)
@@ -72,7 +73,7 @@ def _to_uint8(values: Tensor) -> Tensor:
 
 
 def _table(frames_THWC: Tensor, operation: Operation, value: float) -> Tensor:
-    """Return the table of levels, uint8 (T or 1, C or 1, 256)."""
+    """Return the lookup table of levels, uint8 (T or 1, C or 1, 256)."""
     level_256 = torch.arange(256, device=frames_THWC.device)
     if operation == Operation.INVERT:
         table = 255 - level_256
@@ -97,7 +98,7 @@ def _table(frames_THWC: Tensor, operation: Operation, value: float) -> Tensor:
 
 
 def _mean_gray(frames_THWC: Tensor) -> Tensor:
-    """Return the mean gray (T,) of each frame, less half a level, since torchvision truncates each gray."""
+    """Return the mean gray (T,) of each frame, minus half a level because torchvision truncates each gray."""
     weights_C = torch.tensor(GRAY_15_BITS, device=frames_THWC.device)
     gray_THW = ((frames_THWC * weights_C).sum(dim=-1) + (1 << 14)) >> 15
     return gray_THW.double().mean(dim=(1, 2)).float() - 0.5
@@ -127,7 +128,7 @@ def _sharpness(frames_THWC: Tensor, factor: float) -> Tensor:
     if min(H, W) < 3:
         return out_THWC
     levels_THWC, center = frames_THWC.short(), frames_THWC[:, 1:-1, 1:-1].short()
-    total = 4 * center  # weights 1, in the middle 5
+    total = 4 * center  # weights 1, center 5
     for y in range(3):
         for x in range(3):
             total += levels_THWC[:, y : H - 2 + y, x : W - 2 + x]

@@ -1,9 +1,9 @@
-"""The drawn RandAugment operations of a batch as numbers, for `randaugment`.
+"""Encode the RandAugment operations of a batch as numbers for `randaugment`.
 
     operations of each view, in order  ->  program_SVF float32: S steps, V views, FIELDS numbers
 
-Steps are aligned at their end: a view with fewer operations than S begins later, by reading the input instead of what
-the step before wrote. So each operation is one read and one write of its view, and the last step writes every view.
+Steps are aligned at the end: a view with fewer than S operations starts later and reads the input instead of the output
+of the previous step. So each operation reads and writes its view once, and the last step writes every view.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Operation(IntEnum):
-    """What a step does to a view, and the meaning of its values. From AUTOCONTRAST on it is a table of levels."""
+    """The operation of a step on a view, and the meaning of its values. From AUTOCONTRAST on, a lookup table."""
 
     SKIP = -1
     """The view has not started."""
@@ -22,20 +22,20 @@ class Operation(IntEnum):
     WARP = 1
     """Values: the (2, 3) matrix from output to input pixels, row by row; pixel i spans [i, i + 1)."""
     SATURATION = 2
-    """Value: factor, towards gray below 1."""
+    """Value: factor; below 1 blends toward gray."""
     SHARPNESS = 3
-    """Value: factor, towards a 3 x 3 smoothing below 1; the outermost pixels stay."""
+    """Value: factor; below 1 blends toward a 3 x 3 smoothing. The outermost pixels stay."""
     AUTOCONTRAST = 4
     EQUALIZE = 5
     CONTRAST = 6
-    """Value: factor, towards the frame's mean gray below 1."""
+    """Value: factor; below 1 blends toward the mean gray of the frame."""
     BRIGHTNESS = 7
     """Value: factor."""
     INVERT = 8
     POSTERIZE = 9
-    """Value: the mask of the bits that are kept."""
+    """Value: mask of the bits to keep."""
     SOLARIZE = 10
-    """Value: the lowest level that is inverted."""
+    """Value: lowest level to invert."""
 
 
 FIELDS = 8

@@ -1,7 +1,7 @@
-"""`randaugment` as two Triton kernels a step: tables of levels, where any view needs one, and one pass over the views.
+"""Run `randaugment` as two Triton kernels per step: lookup tables, if any view needs one, then one pass over the views.
 
-Both see a frame as H x W x 3 bytes in a row. A view without an operation in a step returns at once; all threads of a
-program take the same branch, so a view pays for its own operation only.
+Both treat a frame as H x W x 3 consecutive bytes. A view without an operation in a step returns immediately. All
+threads of a program take the same branch, so a view costs only its own operation.
 """
 
 # The arguments of a kernel have no Python types.
@@ -37,7 +37,7 @@ def histogram(frame, channel, pixels, BLOCK: tl.constexpr):
 
 @triton.jit
 def mean_gray(frame, pixels, BLOCK: tl.constexpr):
-    """Return the mean of a frame's rounded grays, less half a level."""
+    """Return the mean of a frame's rounded grays minus half a level."""
     total = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, pixels, BLOCK):
         pixel = start + tl.arange(0, BLOCK)
@@ -52,7 +52,7 @@ def mean_gray(frame, pixels, BLOCK: tl.constexpr):
 
 @triton.jit
 def levels_kernel(frames, previous, program, tables, T, pixels, BLOCK: tl.constexpr):
-    """Write the table of levels of one channel of one frame, if the operation of its view is one."""
+    """Write the lookup table of one channel of one frame, if the operation of its view uses one."""
     frame, channel = tl.program_id(0), tl.program_id(1)
     fields = program + frame // T * NUMBERS
     operation, value = tl.load(fields).to(tl.int32), tl.load(fields + 2)
@@ -158,7 +158,7 @@ def randaugment_kernel(frames, previous, out, program, tables, T, H, W, BLOCK: t
 
 
 def randaugment_triton(frames_VTHWC: Tensor, program_SVF: Tensor) -> Tensor:
-    """Return the augmented views: each step reads the input or what the step before wrote, and the last writes the result."""
+    """Return the augmented views. A step reads the input or the previous step's output; the last writes the result."""
     V, T, H, W, _ = frames_VTHWC.shape
     device, steps, block = frames_VTHWC.device, len(program_SVF), 1024
     with_table = (program_SVF[..., 0] >= Operation.AUTOCONTRAST).any(dim=1).tolist()

@@ -1,11 +1,10 @@
-"""The plain meaning of every fused operation, in einops and float arithmetic of any precision.
+"""Define every fused operation plainly, in einops and floating-point arithmetic of any precision.
 
     frames_BTHWC uint8, token indices  ->  patch values, the stage 1 loss, attention
 
-Nothing here is fast. A fused kernel is right when it agrees with the function of its name in this file; tests also
-hold these functions against a restatement of the paper. Tokens are numbered in raster order (t, h, w). B rows of a
-batch, T frames, H x W pixels, C colours, N tokens, V of them visible, M masked, P values of a patch, G = (N_t, N_h,
-N_w) the grid.
+Not fast: a fused kernel is correct if it agrees with the function of the same name here, and tests compare these
+functions with a restatement of the paper. Tokens are numbered in raster order (t, h, w). B rows of a batch, T frames,
+H x W pixels, C colors, N tokens, V of them visible, M masked, P values of a patch.
 """
 
 import torch
@@ -16,15 +15,19 @@ Patch = tuple[int, int, int]
 
 
 def grid_of(frames_THW: tuple[int, int, int], patch: Patch) -> tuple[int, int, int]:
-    """Tokens along time, height and width. ValueError when a side is no multiple of the patch."""
+    """Return the number of patches along time, height and width.
+
+    Raises:
+        ValueError: A side is not a multiple of the patch.
+    """
     if any(side % step or side < step for side, step in zip(frames_THW, patch, strict=True)):
-        raise ValueError(f"frames x height x width {frames_THW} is no multiple of the patch {patch}")
+        raise ValueError(f"frames x height x width {frames_THW} is not a multiple of the patch {patch}")
     t, h, w = (side // step for side, step in zip(frames_THW, patch, strict=True))
     return t, h, w
 
 
 def cut(frames_BTHWC: Tensor, patch: Patch) -> Tensor:
-    """(B, N, t, h, w, c): every patch of a clip."""
+    """Return every patch of a clip, (B, N, t, h, w, c)."""
     _, T, H, W, _ = frames_BTHWC.shape
     grid_of((T, H, W), patch)
     t, h, w = patch
@@ -32,7 +35,7 @@ def cut(frames_BTHWC: Tensor, patch: Patch) -> Tensor:
 
 
 def paste(patches_BNP: Tensor, frames_THW: tuple[int, int, int], patch: Patch) -> Tensor:
-    """The inverse of `cut`: patch values in the order (t, h, w, c) back to a clip (B, T, H, W, C)."""
+    """Invert `cut`: return the clip (B, T, H, W, C) of patches whose values are ordered (t, h, w, c)."""
     nt, nh, nw = grid_of(frames_THW, patch)
     t, h, w = patch
     return rearrange(
@@ -41,7 +44,7 @@ def paste(patches_BNP: Tensor, frames_THW: tuple[int, int, int], patch: Patch) -
 
 
 def take(tokens_BNX: Tensor, idx_BV: Tensor) -> Tensor:
-    """Row b of the result holds the tokens idx_BV[b] of row b; X stands for any further axes."""
+    """Return the tokens idx_BV[b] of each row b; X stands for any further axes."""
     return tokens_BNX[torch.arange(len(idx_BV), device=idx_BV.device)[:, None], idx_BV]
 
 
@@ -54,7 +57,7 @@ def patchify(
     std: tuple[float, ...],
     dtype: torch.dtype,
 ) -> Tensor:
-    """(B, V, P) normalised values of the chosen patches in the order (c, t, h, w); None chooses all."""
+    """Return the normalized values (B, V, P) of the chosen patches (None: all), P ordered (c, t, h, w)."""
     patches = cut(frames_BTHWC, patch)
     patches = patches if idx_BV is None else take(patches, idx_BV)
     values = patches.to(dtype) / 255
@@ -62,26 +65,29 @@ def patchify(
     return rearrange(values, "B V t h w c -> B V (c t h w)")
 
 
-def patch_targets(frames_BTHWC: Tensor, idx_BM: Tensor, *, patch: Patch, normalise: bool, dtype: torch.dtype) -> Tensor:
-    """(B, M, P) what stage 1 predicts: pixels in [0, 1], ordered (t, h, w, c), normalised per patch and colour if asked."""
+def patch_targets(frames_BTHWC: Tensor, idx_BM: Tensor, *, patch: Patch, normalize: bool, dtype: torch.dtype) -> Tensor:
+    """Return the targets of stage 1, (B, M, P): pixels in [0, 1], P ordered (t, h, w, c).
+
+    `normalize` makes them (x - mean) / sqrt(var + 1e-6) per patch and color.
+    """
     values = rearrange(take(cut(frames_BTHWC, patch), idx_BM), "B M t h w c -> B M (t h w) c").to(dtype) / 255
-    if normalise:
+    if normalize:
         variance = values.var(dim=2, unbiased=True, keepdim=True)
         values = (values - values.mean(dim=2, keepdim=True)) / torch.sqrt(variance + 1e-6)
     return rearrange(values, "B M p c -> B M (p c)")
 
 
 def pixel_loss(
-    prediction_BMP: Tensor, frames_BTHWC: Tensor, masked_idx_BM: Tensor, *, patch: Patch, normalise: bool = True
+    prediction_BMP: Tensor, frames_BTHWC: Tensor, masked_idx_BM: Tensor, *, patch: Patch, normalize: bool = True
 ) -> Tensor:
-    """Mean squared error of the prediction over all values of the masked patches; a scalar."""
+    """Return the mean squared error over all values of the masked patches."""
     dtype = torch.promote_types(prediction_BMP.dtype, torch.float32)
-    target = patch_targets(frames_BTHWC, masked_idx_BM, patch=patch, normalise=normalise, dtype=dtype)
+    target = patch_targets(frames_BTHWC, masked_idx_BM, patch=patch, normalize=normalize, dtype=dtype)
     return ((prediction_BMP.to(dtype) - target) ** 2).mean()
 
 
 def attention(qkv_BNC3: Tensor, heads: int) -> Tensor:
-    """softmax(q k' / sqrt(head width)) v with the scores materialised; (B, N, 3 C) -> (B, N, C)."""
+    """Return softmax(q k' / sqrt(head width)) v, (B, N, C), with the scores materialized."""
     q, k, v = rearrange(qkv_BNC3, "B N (three heads d) -> three B heads N d", three=3, heads=heads)
     scores = torch.einsum("bhnd,bhmd->bhnm", q, k) / q.shape[-1] ** 0.5
     return rearrange(torch.einsum("bhnm,bhmd->bhnd", scores.softmax(dim=-1), v), "B heads N d -> B N (heads d)")

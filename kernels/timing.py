@@ -1,10 +1,10 @@
-"""Time device work without the host in the figure: CUDA-graph replay over rotating inputs.
+"""Time device work without the host: replay a CUDA graph over rotating inputs.
 
-    input sets, work  ->  one graph that runs `work` on one set after the other  ->  seconds of a call, one value per replay
+    input sets, work  ->  one graph that runs `work` on each set in turn  ->  seconds per call of each replay
 
-A replay launches everything at once, so neither Python nor autograd nor a launch gap is timed. The sets together exceed the
-L2 cache, and the outputs of all calls stay allocated, so no call finds its data in the cache. Without a GPU the calls are
-timed one by one.
+A replay launches everything at once, so Python, autograd and launch gaps are not timed. Together the sets exceed the
+L2 cache, and all outputs stay allocated, so no call finds its data in the cache. Without a GPU, calls are timed one by
+one.
 """
 
 import time
@@ -18,13 +18,13 @@ import torch
 Inputs = TypeVar("Inputs")
 
 CALLS = 8
-"""Minimum number of calls in a graph: the few microseconds that its launch takes are spread over them."""
+"""Minimum number of calls in a graph, which spreads the few microseconds of its launch."""
 WARM_UP = 2
-"""Calls on every set before the capture: they compile, choose kernels and allocate."""
+"""Calls on every set before the capture, which compile, choose kernels and allocate."""
 
 
 def cannot_run() -> tuple[type[Exception], ...]:
-    """Return the exceptions of an implementation that does not support a shape or runs out of memory."""
+    """Return the exception types of an implementation that does not support a shape or runs out of memory."""
     try:
         from triton.runtime.errors import TritonError
     except ImportError:
@@ -33,14 +33,14 @@ def cannot_run() -> tuple[type[Exception], ...]:
 
 
 def sets_needed(set_bytes: float, device: torch.device) -> int:
-    """Return how many input sets take at least twice the L2 cache together, two or more; one without a GPU."""
+    """Return how many input sets together take at least twice the L2 cache, two or more; one without a GPU."""
     if device.type != "cuda":
         return 1
     return max(2, 1 + int(2 * torch.cuda.get_device_properties(device).L2_cache_size // max(set_bytes, 1.0)))
 
 
 def capture(calls: Sequence[Callable[[], object]]) -> tuple[torch.cuda.CUDAGraph, list[object]]:
-    """Record the calls, in order, as one CUDA graph; return it and the outputs, which must outlive it."""
+    """Record the calls in order as one CUDA graph; return it with the outputs, which must outlive it."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -48,14 +48,14 @@ def capture(calls: Sequence[Callable[[], object]]) -> tuple[torch.cuda.CUDAGraph
             call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    # thread_local: the loader's thread allocates and copies at the same time.
+    # thread_local: the loader's thread allocates and copies meanwhile.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         outputs = [call() for call in calls]
     return graph, outputs
 
 
 def replays(graph: torch.cuda.CUDAGraph, repeats: int) -> list[float]:
-    """Return the seconds of each replay; all are queued before the host waits once."""
+    """Return the seconds of each replay; all are queued before the host waits."""
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
     graph.replay()
     marks[0].record()
@@ -69,16 +69,16 @@ def replays(graph: torch.cuda.CUDAGraph, repeats: int) -> list[float]:
 def seconds_per_call(
     work: Callable[[Inputs], object], sets: Sequence[Inputs], device: torch.device, repeats: int
 ) -> list[float]:
-    """Time `work(inputs)`, going round the sets.
+    """Time `work(inputs)`, cycling through the sets.
 
     Args:
-        work: Leaves its result on the device and reads nothing back.
-        sets: Inputs of equal shape (`sets_needed`).
-        device: A GPU is timed by graph replay, a CPU by the clock.
-        repeats: Measurements, after those that warm up.
+        work: Function to time; it must leave its result on the device.
+        sets: Inputs of equal shape, as many as `sets_needed` says.
+        device: A GPU is timed by graph replay, a CPU by the wall clock.
+        repeats: Number of measurements after warm-up.
 
     Returns:
-        Seconds of a call, one value per measurement.
+        Seconds per call, one value per measurement.
     """
     if device.type == "cuda":
         rounds = -(-CALLS // len(sets))

@@ -125,7 +125,7 @@ class MaskedAutoencoder(Encoder):
             target_idx_BK = running_cell(key_B, target_idx_BK, self.config.grid, self.mae.decoder_share)
         prediction_BKP = self._predict(frames_BTHWC, key_B, visible_idx_BV, target_idx_BK)
         return pixel_loss(
-            prediction_BKP, frames_BTHWC, target_idx_BK, patch=self.config.patch, normalise=self.mae.normalise_targets
+            prediction_BKP, frames_BTHWC, target_idx_BK, patch=self.config.patch, normalize=self.mae.normalise_targets
         )
 
     @torch.no_grad()
@@ -177,6 +177,6 @@ class MaskedAutoencoder(Encoder):
         B, T, H, W, _ = frames_BTHWC.shape
         patch, dtype = self.config.patch, pixels_BMKC.dtype
         everything_BN = torch.arange(self.config.tokens, device=frames_BTHWC.device).expand(B, -1)
-        patches_BNP = patch_targets(frames_BTHWC, everything_BN, patch=patch, normalise=False, dtype=dtype)
+        patches_BNP = patch_targets(frames_BTHWC, everything_BN, patch=patch, normalize=False, dtype=dtype)
         index_BMP = masked_idx_BM[..., None].expand(-1, -1, patches_BNP.shape[2])
         return paste(patches_BNP.scatter(1, index_BMP, pixels_BMKC.flatten(2)), (T, H, W), patch)

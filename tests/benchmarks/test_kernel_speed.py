@@ -1,4 +1,4 @@
-"""The rows of the kernel benchmark: the fields that are promised, arithmetic that fits them, and times of device work only."""
+"""kernel_speed: its rows are consistent, and only device work is timed."""
 
 import types
 
@@ -32,7 +32,7 @@ def test_patchify_is_measured_here(monkeypatch, capsys):
 
 
 def test_bytes_are_the_least_that_must_move(monkeypatch):
-    """Pixels and indices of the patches and the prediction in, the gradient out."""
+    """Reads the pixels and indices of the patches and the prediction; writes the gradient."""
     monkeypatch.setattr(kernel_speed, "rotating", lambda make, device: [make()])
     for case in kernel_speed.pixel_loss_cases(1, CPU):
         _, _, masked, prediction = case.sets[0]
@@ -45,7 +45,7 @@ def test_bytes_are_the_least_that_must_move(monkeypatch):
         assert case.bytes_moved == out.numel() + read + out.nbytes
 
 
-def test_what_cannot_run_is_said_and_left_out(monkeypatch, capsys):
+def test_a_case_that_cannot_run_is_reported_and_skipped(monkeypatch, capsys):
     def cannot(_):
         raise RuntimeError("No available kernel.\nmore")
 
@@ -60,7 +60,7 @@ def test_what_cannot_run_is_said_and_left_out(monkeypatch, capsys):
 
 
 @pytest.mark.skipif(not kernel_speed.choice.INSTALLED, reason="Triton is not installed")
-def test_a_kernel_that_does_not_fit_the_gpu_is_left_out(capsys):
+def test_a_kernel_that_does_not_fit_the_gpu_is_skipped(capsys):
     from triton.runtime.errors import OutOfResources
 
     def too_large(_):
@@ -75,7 +75,7 @@ def test_a_kernel_that_does_not_fit_the_gpu_is_left_out(capsys):
 
 
 class FakeGraph:
-    """Takes the place of CUDA's: counts what is launched while it captures, and a clock that a replay moves on."""
+    """Replaces CUDA's: counts launches during a capture, and a replay advances a clock."""
 
     def __init__(self):
         self.log = log = []
@@ -114,7 +114,7 @@ class FakeGraph:
         )  # fmt: skip
 
 
-def test_on_a_gpu_replays_are_timed_and_every_set_has_its_turn(monkeypatch):
+def test_on_a_gpu_replays_over_all_sets_are_timed(monkeypatch):
     fake = FakeGraph()
     monkeypatch.setattr(timing.torch, "cuda", fake.cuda)
     took = timing.seconds_per_call(fake.log.append, ["a", "b", "c"], torch.device("cuda"), repeats=5)

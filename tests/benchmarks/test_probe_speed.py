@@ -1,4 +1,4 @@
-"""The probe runs the encoder once: a small run of the benchmark, and the goal of 25 times over 50 epochs at its full size."""
+"""The probe runs the encoder once: a small run of the benchmark, and 25 times the speed over 50 epochs at full size."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from ppma.config.run import differences
 from ppma.loaders.sources import catalog
 
 
-def test_the_two_protocols_differ_in_where_the_encoder_stands(tmp_path):
+def test_the_protocols_differ_in_where_the_encoder_runs(tmp_path):
     config = BenchmarkConfig(clips=8, device="cpu")
     probe, every_epoch = protocols(tmp_path, tmp_path / "data.toml", config)
 

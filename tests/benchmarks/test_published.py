@@ -1,4 +1,4 @@
-"""The published step is the paper's maths too: the same loss and gradients as ours, from the same weights."""
+"""The published step computes the same loss and gradients as ours from the same weights."""
 
 import pytest
 import restatement

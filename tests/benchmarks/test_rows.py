@@ -1,4 +1,4 @@
-"""Rows are written, found again, compared and drawn."""
+"""Rows are written, read, compared and plotted."""
 
 import importlib
 import json
@@ -21,7 +21,7 @@ def report(tmp_path, made=MADE, **flags):
     return rows.report(made, rows.ReportConfig(**flags), benchmark="speed", measure="microseconds", folder=tmp_path)
 
 
-def test_a_row_says_where_it_comes_from(tmp_path, capsys):
+def test_a_row_has_its_provenance(tmp_path, capsys):
     (row, _) = report(tmp_path)
     assert row["benchmark"] == "speed" and row["microseconds"] == 20.0
     assert "torch" in row["versions"] and "CPUs" in row["machine"] and row["date"].endswith("+00:00")
@@ -65,7 +65,7 @@ def test_spread_is_half_the_middle_half_over_the_median(values, expected):
         ({"plot": "rows.txt"}, "ends in .png, .svg, .pdf"),
     ],
 )
-def test_what_could_not_be_written_is_refused_before_anything_is_measured(flags, says, tmp_path):
+def test_unwritable_output_is_refused_before_anything_is_measured(flags, says, tmp_path):
     with pytest.raises(InputError, match=says):
         rows.ReportConfig(**{flag: tmp_path / name for flag, name in flags.items()})
 
@@ -106,15 +106,15 @@ def test_wrong_flags_are_one_line_and_exit_2(benchmark, flags, capfd):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
-def test_a_loader_on_a_gpu_that_is_not_there_is_refused(capfd):
+def test_a_loader_on_a_missing_gpu_is_refused(capfd):
     from benchmarks.loader_throughput import main
 
     assert run(main, ["--device", "gpu"], prog="loader_throughput") == 2
     assert "--device gpu: " in capfd.readouterr().err
 
 
-def test_clips_that_are_there_are_kept_when_others_are_asked_for(tmp_path):
-    """Benchmarks share the folder and want different contents of it."""
+def test_existing_clips_are_kept_when_others_are_requested(tmp_path):
+    """Benchmarks share the folder but use different contents."""
     make_clips(tmp_path, clips=1, frames=4, contents=("mpeg4",))
     before = (tmp_path / "mpeg4/0.avi").stat()
     made = make_clips(tmp_path, clips=1, frames=4, contents=("mpeg4", "packed"))

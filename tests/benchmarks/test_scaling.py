@@ -1,4 +1,4 @@
-"""The scaling model: closed forms, what becomes the limit, and a run of the whole benchmark on a tiny step."""
+"""The scaling model: exact values, the limit at many GPUs, and a run of the whole benchmark on a tiny step."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_the_whole_benchmark(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_stop_flag_costs_less_than_a_hundredth_of_a_step(tmp_path, monkeypatch):
-    """Of a step here and of the much shorter one that a GPU is said to make of it (64 views in 41 ms)."""
+    """Of a step here, and of the much shorter one estimated for a GPU (64 views in 41 ms)."""
     monkeypatch.setattr(scaling.rows, "report", lambda made, **_: (tmp_path / "rows").write_text(json.dumps(made)))
     assert scaling.main(["--model", "base", "--repeats", "1", "--measure-batch", "4", "--gpus", "8"]) == 0
     (row,) = json.loads((tmp_path / "rows").read_text())

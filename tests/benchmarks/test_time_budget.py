@@ -1,4 +1,4 @@
-"""The estimate of the stage 1 step and of attention's loops: its arithmetic, and what it says of the code as it is."""
+"""The estimate of the stage 1 step and of attention's loops: its arithmetic, and its value for the current code."""
 
 import re
 from dataclasses import replace
@@ -25,11 +25,11 @@ SASS = """
 """
 
 CEILING_MS = 65.0
-"""What the estimate was when this was written (64.9), rounded up, which is the goal. Lower it with the code."""
+"""The goal: the current estimate (64.9), rounded up. Lower it when the code gets faster."""
 
 
 def report(depth, block_bytes, rest_bytes):
-    """A step whose encoder blocks move `block_bytes`, decoder blocks in proportion to their tokens and width."""
+    """A step whose encoder blocks move `block_bytes`, and decoder blocks in proportion to their tokens and width."""
     ratio = 1568 * 384 / (157 * 768)
     moved = round(rest_bytes + block_bytes * (depth + min(depth, 4) * ratio))
     kernel = Kernel(name="k", registers=1, spill_bytes=0, shared_bytes=0, bytes_moved=moved, launches=1, backward=False)
@@ -47,7 +47,7 @@ def test_two_depths_separate_encoder_and_decoder_blocks():
 
 
 def test_instructions_are_split_by_loop_and_counted_by_pipe():
-    """The jump to itself at the end of every kernel is no loop."""
+    """The jump to itself at the end of every kernel does not count as a loop."""
     outside, loops = split_loops(SASS)
     assert [[re.split("[. ]", code)[0] for code in loop] for loop in loops] == [["HGMMA", "MUFU", "FFMA", "BRA"]]
     assert pipe_cycles(loops[0]) == {"issue": 4, "tensor": 64, "exp2": 8, "fma": 1, "shared": 48}
@@ -71,7 +71,7 @@ def kernels():
 
 
 def test_the_loops_of_stage_1s_decoder_stay_short(kernels):
-    """Before the mask was peeled, rows were summed by the product and exp2 was shared out: 606, 658 and 660 cycles."""
+    """Without peeled masks, sums by the product and exp2 by polynomial it was 606, 658 and 660 cycles."""
     found = {}
     for kernel in (kernel for kernel in kernels if kernel.constants["D"] == 24):
         scores = kernel.constants["ROWS"] * kernel.constants["COLUMNS"] / (32 * kernel.warps)
@@ -83,7 +83,7 @@ def test_the_loops_of_stage_1s_decoder_stay_short(kernels):
     assert 0 < found["fused_gradient"] <= 690  # in place of the two before it
 
 
-def test_the_step_as_the_code_is(kernels, monkeypatch):
+def test_the_estimate_of_the_current_code(kernels, monkeypatch):
     monkeypatch.setattr(time_budget, "attention_kernels", lambda *_, **__: kernels)
     parts = time_budget.budget()
     names = [part.name for part in parts]

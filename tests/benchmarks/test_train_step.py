@@ -1,4 +1,4 @@
-"""The step against the published one, in processes that take turns: ratios within one run."""
+"""Our step against the published one, in processes that take turns: ratios within one run."""
 
 import os
 import signal
@@ -42,8 +42,8 @@ def test_an_unknown_implementation_is_named(capfd):
     worker.close()
 
 
-def test_a_process_that_is_killed_is_left_out(capsys):
-    """As when the machine runs out of memory: the rest of the run goes on."""
+def test_a_killed_process_is_left_out(capsys):
+    """As when the machine runs out of memory: the other processes continue."""
     worker = Worker(Case(phase="mae", implementation="ours", model="tiny", batch=1, size=32, frames=2))
     worker.process.kill()
     worker.process.wait()
@@ -53,7 +53,7 @@ def test_a_process_that_is_killed_is_left_out(capsys):
 
 
 def test_ctrl_c_is_one_line_and_ends_the_worker():
-    """Sent to the whole group, as a terminal does."""
+    """The signal goes to the whole process group, as from a terminal."""
     setting = (
         f"--phase mae --model tiny --batch 1 --size 32 --frames 2 --threads 1 --repeats {10**6} --implementation ours"
     )
@@ -95,8 +95,8 @@ def test_stage_2_reaches_its_goal():
     assert by_name(BenchmarkConfig(phase=("align",), threads=1), repeats=3)["ours"]["ratio_to_published"] >= 1.6
 
 
-def test_the_device_is_waited_for_once_in_a_measurement(monkeypatch):
-    """30 steps on a GPU; waiting after each would time the host's launches, which run ahead of the device in a real run."""
+def test_a_measurement_synchronizes_once(monkeypatch):
+    """30 steps on a GPU; waiting after each would time the launches, which run ahead of the device in training."""
     log = []
     monkeypatch.setattr(step_worker, "synchronize", lambda device: log.append("wait"))
     took = step_worker.timed(lambda: log.append("step"), torch.device("cpu"), train_step.STEPS["cuda"])
@@ -104,7 +104,7 @@ def test_the_device_is_waited_for_once_in_a_measurement(monkeypatch):
 
 
 def test_ours_is_the_step_of_a_run(monkeypatch):
-    """Compile mode, precision and optimizer are those that `ppma train` chooses, and its train_step is what is called."""
+    """Compile mode, precision, optimizer and train_step are those of `ppma train`."""
     setting = step_worker.Setting(run_config("align", model="tiny", batch=2, size=32, frames=2), torch.device("cpu"))
     calls = []
     monkeypatch.setattr(step_worker.Trainer, "train_step", lambda self, batch: calls.append((self, batch)))

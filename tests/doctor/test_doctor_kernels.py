@@ -1,4 +1,4 @@
-"""What the doctor says of the kernels is what the kernels themselves answer."""
+"""The doctor reports the backends that the kernels choose."""
 
 import torch
 
@@ -17,7 +17,7 @@ def test_on_a_cpu():
         assert chosen == "PyTorch's own choice" and "scaled_dot_product_attention" in why and "cpu" in why
 
 
-def test_attention_is_asked_for_the_paper_s_shapes(monkeypatch):
+def test_attention_is_reported_for_the_papers_shapes(monkeypatch):
     asked = []
 
     def explain(shape):

@@ -1,4 +1,4 @@
-"""The measured choice of the attention backend, with times made up: no GPU is needed to test what is done with them."""
+"""The choice of the attention backend, tested without a GPU on fake measurements."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ KEPT = {"a card, torch 9": {SHAPE.name: {"backend": "flash"}}}
 
 @pytest.fixture
 def card(monkeypatch, tmp_path):
-    """A GPU by name only; the cache in a folder of its own."""
+    """A fake GPU, with the cache in a temporary folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(attention_choice, "_chosen", {})
     monkeypatch.setattr(attention_choice, "machine_name", lambda device: "a card, torch 9")
@@ -30,7 +30,7 @@ def card(monkeypatch, tmp_path):
 
 @pytest.fixture
 def measured(card, monkeypatch):
-    """The measurements asked for so far."""
+    """The measurements requested so far."""
     asked = []
 
     def milliseconds(shape, backend, plan):
@@ -42,7 +42,7 @@ def measured(card, monkeypatch):
     return asked
 
 
-def test_the_fastest_is_taken_logged_and_kept(measured, caplog, tmp_path):
+def test_the_fastest_is_chosen_logged_and_cached(measured, caplog, tmp_path):
     with caplog.at_level(logging.INFO):
         assert fastest_backend(*SHAPE)[0] == "flash"
     assert "flash for B4 N157 H12 D64 bfloat16" in caplog.text and "cudnn 2.000 ms" in caplog.text
@@ -70,7 +70,7 @@ def test_float32_does_not_try_our_kernel(measured):
 
 
 def test_float32_on_a_gpu_never_runs_our_kernel(monkeypatch):
-    """There it would spill thousands of registers: PyTorch's runs where Triton is forced, and asking for ours fails."""
+    """It would spill thousands of registers: PyTorch's runs even if Triton is forced, and our backend raises."""
     ran = []
     meta = torch.empty(1, 8, 96, device="meta")
     monkeypatch.setattr(attention_choice.choice, "_forced", "triton")
@@ -86,7 +86,7 @@ def test_float32_on_a_gpu_never_runs_our_kernel(monkeypatch):
 
 
 def test_the_configs_of_our_kernel_are_measured_part_by_part(card, monkeypatch, tmp_path):
-    """The fastest config of each part is taken, one that does not fit is passed over, and the plan is kept."""
+    """The fastest config of each part is chosen, one that does not fit is skipped, and the plan is cached."""
     fastest = {"forward": 2, "query_gradient": 1, "key_value_gradient": 0, "fused_gradient": 1}
 
     def median_ms(what, shape, work, sets):
@@ -116,7 +116,7 @@ def test_the_configs_of_our_kernel_are_measured_part_by_part(card, monkeypatch, 
 
 
 def test_backends_are_measured_inside_inference_mode_too(monkeypatch):
-    """Evaluation and embedding ask for a choice there, where no gradient can be taken."""
+    """Evaluation and embedding may ask first, inside a mode that records no gradients."""
     monkeypatch.setattr(attention_choice, "REPEATS", 1)
     monkeypatch.setattr(attention_choice, "candidates", lambda shape: ["efficient"])
     monkeypatch.setitem(attention_choice.BACKENDS, "efficient", SDPBackend.MATH)
@@ -126,7 +126,7 @@ def test_backends_are_measured_inside_inference_mode_too(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [OutOfResources(300000, 232448, "shared memory"), RuntimeError("no kernel")])
-def test_what_does_not_fit_the_gpu_is_no_error(card, monkeypatch, error):
+def test_a_backend_that_does_not_fit_the_gpu_is_skipped(card, monkeypatch, error):
     def seconds_per_call(work, sets, device, repeats):
         raise error
 
@@ -162,7 +162,7 @@ def test_times_are_of_graph_replays_over_inputs_that_exceed_the_cache(card, monk
         '{"a card, torch 9": {"B4 N157 H12 D64 bfloat16": {"backend": "triton", "configs": [[1], 2]}}}',
     ],
 )
-def test_a_broken_cache_costs_a_measurement(measured, tmp_path, content):
+def test_a_broken_cache_is_measured_again(measured, tmp_path, content):
     (tmp_path / "ppma").mkdir()
     (tmp_path / "ppma" / "attention.json").write_text(content)
     assert fastest_backend(*SHAPE)[0] == "flash" and measured
@@ -171,25 +171,25 @@ def test_a_broken_cache_costs_a_measurement(measured, tmp_path, content):
 def test_a_cache_that_cannot_be_written_is_no_error(measured, tmp_path, caplog):
     (tmp_path / "ppma").write_text("a file where the folder should be")
     assert fastest_backend(*SHAPE)[0] == "flash"
-    assert "not kept" in caplog.text
+    assert str(tmp_path) in caplog.text
 
 
-def test_pytorch_decides_where_nothing_runs(measured, monkeypatch, caplog, tmp_path):
+def test_pytorch_decides_if_no_backend_runs(measured, monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(attention_choice, "milliseconds", lambda shape, backend, plan: None)
     assert fastest_backend(*SHAPE)[0] == "pytorch" and "no fused kernel" in caplog.text
     assert not (tmp_path / "ppma").exists()
 
 
 def test_without_a_gpu_nothing_is_measured(measured, monkeypatch):
-    """A step that is compiled ahead of time runs our kernel with its first configs."""
+    """A step compiled ahead of time runs our kernel with its first configs."""
     monkeypatch.setattr(attention_choice, "can_measure", lambda: False)
     assert fastest_backend(*SHAPE) == ("triton", FIRST_PLAN)
     assert fastest_backend(*SHAPE._replace(dtype=torch.float32)) == ("pytorch", FIRST_PLAN)
     assert not measured
 
 
-def test_a_compiled_step_asks_while_it_is_traced(measured):
-    """The answer is a constant of the graph."""
+def test_a_compiled_step_chooses_while_it_is_traced(measured):
+    """The choice is a constant of the graph."""
 
     def step(x):
         backend, plan = fastest_backend(*SHAPE)
@@ -199,8 +199,8 @@ def test_a_compiled_step_asks_while_it_is_traced(measured):
     assert len(measured) == 4
 
 
-def test_the_mark_is_torchs_own():
-    """Set by hand to spare an import; a release of torch that marks in another way must be noticed."""
+def test_the_mark_is_that_of_torch():
+    """Set by hand to save an import; a torch release that uses another mark must be noticed."""
 
     def ours():
         pass
@@ -209,7 +209,7 @@ def test_the_mark_is_torchs_own():
     assert vars(ours)
 
 
-def test_the_answer_is_explained(measured):
+def test_the_choice_is_explained(measured):
     backend, why = attention_choice.explain(SHAPE)
     assert backend == "flash" and "fastest of cudnn, flash, efficient, triton for B4 N157" in why
     backend, why = attention_choice.explain(SHAPE._replace(device=torch.device("cpu")))
@@ -217,7 +217,7 @@ def test_the_answer_is_explained(measured):
 
 
 def test_a_fused_backward_with_other_gradients_is_not_chosen(card, monkeypatch, caplog):
-    """It is the faster one and off by a tenth, or no number."""
+    """It is faster, but its gradient is off by a tenth or NaN."""
     monkeypatch.setattr(attention_choice, "median_ms", lambda name, *_: 1.0 if "(0, 0, 0," in name else 0.5)
     last = len(attention_choice.attention_triton.CONFIGS["fused_gradient"][32]) - 1
     narrow = Shape(1, 20, 1, 24, torch.bfloat16, torch.device("cpu"))
@@ -230,4 +230,4 @@ def test_a_fused_backward_with_other_gradients_is_not_chosen(card, monkeypatch, 
         caplog.clear()
         with choice.use("triton"):
             plan = attention_choice.fastest_plan(narrow)
-        assert plan[3] == chosen and ("differ in their gradients" in caplog.text) == (chosen == last)
+        assert plan[3] == chosen and bool(caplog.records) == (chosen == last)

@@ -1,4 +1,4 @@
-"""FlashAttention 3 and 4 through PyTorch's registry, by a stand-in for the package that runs on the CPU."""
+"""FlashAttention 3 and 4 through PyTorch's registry, with a stand-in for the package that runs on a CPU."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from ppma.kernels.attention_choice import Shape, attend
 
 
 class Handle:
-    """Unregister when PyTorch restores its own."""
+    """Returned by registration; PyTorch calls it to unregister."""
 
     def __init__(self, library):
         self.library = library
@@ -24,7 +24,7 @@ def weights(q, k):
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """Register "STAND-IN" with PyTorch as what flash3 activates; returns the calls it received."""
+    """Register "STAND-IN" with PyTorch as the implementation of flash3, and return the calls it receives."""
     calls = []
 
     def forward(q, k, v, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None):
@@ -56,7 +56,7 @@ def inputs():
     return qkv, torch.randn(2, 9, 16, dtype=torch.float64, generator=generator)
 
 
-def test_value_and_gradient_and_nothing_stays_active(stand_in):
+def test_value_and_gradient_and_deactivation(stand_in):
     qkv, gradient = inputs()
     plain = qkv.detach().clone().requires_grad_()
     out, stated = attend(qkv, 2, "flash3"), reference.attention(plain, 2)
@@ -68,7 +68,7 @@ def test_value_and_gradient_and_nothing_stays_active(stand_in):
     torch.testing.assert_close(qkv.grad, plain.grad)
 
 
-def test_what_was_active_is_active_again(stand_in):
+def test_the_previous_implementation_is_restored(stand_in):
     torch_attention.activate_flash_attention_impl("STAND-IN")
     try:
         attend(inputs()[0], 2, "flash3")
@@ -77,14 +77,14 @@ def test_what_was_active_is_active_again(stand_in):
         torch_attention.restore_flash_attention_impl()
 
 
-def test_a_compiled_step_runs_what_was_chosen(stand_in):
+def test_a_compiled_step_runs_the_chosen_implementation(stand_in):
     qkv, gradient = inputs()
     step = torch.compile(lambda x: attend(x, 2, "flash3"), fullgraph=True, backend="aot_eager")
     step(qkv).backward(gradient)
     assert stand_in == ["forward", "backward"]
 
 
-def test_it_is_a_candidate_where_it_is_installed(stand_in, monkeypatch):
+def test_it_is_a_candidate_if_installed(stand_in, monkeypatch):
     shape = Shape(4, 157, 12, 64, torch.bfloat16, torch.device("cuda:0"))
     assert "flash3" in attention_choice.candidates(shape)
     assert "flash3" not in attention_choice.candidates(shape._replace(dtype=torch.float32))

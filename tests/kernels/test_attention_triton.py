@@ -1,4 +1,4 @@
-"""Our flash attention against the plain meaning and against autograd: value and gradient."""
+"""Our flash attention agrees with the reference and with autograd: value and gradient."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def inputs(B, N, heads, width, dtype, device):
 
 
 def finest(device):
-    """The type with the least rounding that our kernel runs on a device, and its tolerance."""
+    """The most precise type that our kernel supports on a device, and its tolerance."""
     return (torch.float32, 1e-5) if device == "cpu" else (torch.float16, 4e-3)
 
 
@@ -52,8 +52,7 @@ def compare(ours, gradient, heads, tolerance):
 @pytest.mark.parametrize(("B", "N", "heads", "width"), SHAPES)
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
 def test_value_and_gradient(triton_device, B, N, heads, width, dtype, tolerance):
-    """Of the largest value. float16 keeps 11 bits, bfloat16 8, and weights, products and results are each rounded
-    once."""
+    """Of the largest value: float16 keeps 11 bits, bfloat16 8; weights, products and results are rounded once."""
     if triton_device == "cuda" and dtype == torch.float32:
         pytest.skip("PyTorch's runs there")
     if triton_device == "cuda" and dtype == torch.float16 and (B, N, heads, width) not in SHAPES[:3]:
@@ -64,7 +63,7 @@ def test_value_and_gradient(triton_device, B, N, heads, width, dtype, tolerance)
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value):RuntimeWarning")  # in the padding, which is not stored
 def test_large_scores_do_not_overflow(triton_device):
-    """Scores in the thousands, of both signs: exp of any of them is inf or 0, and so is that of a wrong padding."""
+    """Scores in the thousands, of both signs: their exp is inf or 0, as would be that of wrong padding."""
     dtype, tolerance = finest(triton_device)
     qkv, gradient = inputs(1, 70, 1, 32, dtype, triton_device)
     qkv[..., :64] *= 30
@@ -87,7 +86,7 @@ def test_inputs_of_any_strides(triton_device):
     compare(qkv.clone().requires_grad_(), spread, 2, tolerance)
 
 
-def test_the_operators_are_registered_rightly(triton_device):
+def test_the_operators_pass_opcheck(triton_device):
     qkv, gradient = inputs(1, 20, 2, 24, finest(triton_device)[0], triton_device)
     bias = torch.zeros(qkv.shape[-1], device=qkv.device, requires_grad=True)
     for given in (bias, None):
@@ -105,7 +104,7 @@ def test_compiles_without_a_graph_break(triton_device):
 
 
 def test_every_config_agrees_with_the_reference(triton_device):
-    """Each kernel runs each of its configs, on full blocks and a masked tail."""
+    """Run every config of every kernel, on full blocks and a masked tail."""
     for width in (24, 64, 80):
         qkv, gradient = inputs(1, 157, 1, width, torch.bfloat16, triton_device)
         plain = qkv.double().requires_grad_()
@@ -122,7 +121,7 @@ def test_every_config_agrees_with_the_reference(triton_device):
 
 @pytest.mark.parametrize(("B", "N", "heads", "width"), [(2, 157, 2, 24), (3, 5, 1, 7), (2, 65, 2, 64), (1, 200, 1, 80)])
 def test_the_backward_pass_sums_the_gradient_of_the_bias(triton_device, B, N, heads, width):
-    """Several blocks of tokens, in both forms; autograd of the linear layer says what it must be, 0 for the bias of k."""
+    """Several blocks of tokens, in both backward passes, against autograd of the linear layer; 0 for the bias of k."""
     dtype, tolerance = (torch.float32, 1e-5) if triton_device == "cpu" else (torch.bfloat16, 0.05)
     generator = torch.Generator().manual_seed(N)
     C = heads * width
@@ -142,7 +141,7 @@ def test_the_backward_pass_sums_the_gradient_of_the_bias(triton_device, B, N, he
         assert not mine[C : 2 * C].any() and exact_bias.grad[C : 2 * C].abs().max() < 1e-10
 
 
-def test_the_bias_gets_its_gradient_from_other_backends_too():
+def test_other_backends_also_give_the_gradient_of_the_bias():
     x, weight, bias = torch.randn(2, 5, 8), torch.randn(24, 8), torch.randn(24, requires_grad=True)
     projected_attention(x, weight, bias, 2).sum().backward()
     plain = bias.detach().double().requires_grad_()
@@ -161,8 +160,8 @@ FUSED_SHAPES = [  # full blocks of keys and queries and both tails, none of some
 
 
 @pytest.mark.parametrize(("B", "N", "heads", "width"), FUSED_SHAPES)
-def test_the_fused_backward_agrees_with_the_reference_and_repeats_itself(triton_device, B, N, heads, width):
-    """In the finest type and in bfloat16, with every config, on a strided projection."""
+def test_the_fused_backward_agrees_with_the_reference_and_is_deterministic(triton_device, B, N, heads, width):
+    """In the most precise type and in bfloat16, with every config, on a strided projection."""
     if len(configs("fused_gradient", width, torch.bfloat16)) == 1:
         pytest.skip("for Hopper only")
     for dtype, tolerance in {torch.bfloat16: 0.03, torch.float32: 1e-5}.items():
@@ -185,8 +184,8 @@ def test_the_fused_backward_agrees_with_the_reference_and_repeats_itself(triton_
 
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value):RuntimeWarning")
-def test_the_fused_backward_takes_large_scores(triton_device):
-    """lse is subtracted inside the product, from scores in the thousands: it must keep the digits of float32."""
+def test_the_fused_backward_handles_large_scores(triton_device):
+    """lse is subtracted inside the product, from scores in the thousands, so it must keep float32 precision."""
     if len(configs("fused_gradient", 24, torch.bfloat16)) == 1:
         pytest.skip("for Hopper only")
     qkv, gradient = inputs(1, 70, 1, 24, torch.bfloat16, triton_device)
@@ -201,8 +200,8 @@ def test_the_fused_backward_takes_large_scores(triton_device):
     assert (fused - plain.grad).abs().max() <= 1.1 * error
 
 
-def test_the_fused_backward_is_for_hopper_and_what_it_can_sum(monkeypatch):
-    """Wide heads, float16, which does not hold delta, and widths without three padded columns have two passes only."""
+def test_where_the_fused_backward_is_offered(monkeypatch):
+    """Only two passes for wide heads, float16 (cannot hold delta) and widths without three padded columns."""
     monkeypatch.setattr(attention_triton, "_for_hopper", lambda: True)
     assert len(configs("fused_gradient", 24, torch.bfloat16)) > 1
     for width, dtype in ((64, torch.bfloat16), (24, torch.float16), (30, torch.bfloat16), (32, torch.bfloat16)):
@@ -217,8 +216,8 @@ def polynomial_kernel(exponents, out, BLOCK: tl.constexpr):
     tl.store(out + places, exp2_polynomial(tl.load(exponents + places), 1.0, 0.0))
 
 
-def test_the_polynomial_is_finer_than_the_weights(triton_device):
-    """Half a unit in the last place of float16 is 2**-11 of a weight; the polynomial is off by less than a sixth of that."""
+def test_the_polynomial_is_more_precise_than_the_weights(triton_device):
+    """float16 rounds a weight by up to 2**-11 of it; the error of the polynomial is less than a sixth of that."""
     exponents = torch.cat([torch.linspace(-64, 0, 4093), torch.tensor([-65.0, -127.0, -float("inf")])])
     out = torch.empty_like(exponents, device=triton_device)
     polynomial_kernel[(1,)](exponents.to(triton_device), out, BLOCK=4096)

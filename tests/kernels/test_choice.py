@@ -1,4 +1,4 @@
-"""What decides between Triton and plain PyTorch."""
+"""The choice between Triton and plain PyTorch."""
 
 import pytest
 import torch
@@ -27,13 +27,13 @@ def test_use_forces_and_restores(monkeypatch):
     with choice.use("triton"):
         assert choice.forced() == "triton" and choice.runs_triton(CPU)
         with choice.use("torch"):
-            assert choice.explain(torch.device("cuda")) == ("torch", "asked for")
+            assert choice.explain(torch.device("cuda")) == ("torch", "forced by `use`")
         assert choice.forced() == "triton"
     assert choice.forced() is None
 
 
-def test_what_cannot_run_is_named(monkeypatch):
-    with pytest.raises(ValueError, match="'cuda'; there are torch and triton"), choice.use("cuda"):
+def test_an_implementation_that_cannot_run_is_named(monkeypatch):
+    with pytest.raises(ValueError, match="cuda"), choice.use("cuda"):
         pass
     monkeypatch.setattr(choice, "LOADED", False)
     monkeypatch.setattr(choice, "INSTALLED", False)

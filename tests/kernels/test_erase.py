@@ -1,4 +1,4 @@
-"""Random erasing: what a box replaces, and the Triton form, which draws the noise inside the boxes only."""
+"""Random erasing: what a box replaces, and the Triton kernel, which generates noise only inside the boxes."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ BOXES = torch.tensor([[3, 5, 10, 11], [0, 0, 0, 0], [0, 0, 24, 24], [20, 0, 4, 2
 
 
 def patches_of(clips_BCTHW):
-    """(B, N, P) patches with the values in the order (c, t, h, w), cut out one by one."""
+    """Return patches (B, N, P), cut one by one, with P ordered (c, t, h, w)."""
     (nt, nh, nw), (t, h, w) = GRID, PATCH
     places = [(i, j, k) for i in range(nt) for j in range(nh) for k in range(nw)]
     cut = [clips_BCTHW[..., i * t : i * t + t, j * h : j * h + h, k * w : k * w + w] for i, j, k in places]
@@ -43,8 +43,8 @@ def test_a_box_becomes_fresh_noise_in_every_frame():
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 3e-6), (torch.bfloat16, 0.02), (torch.float16, 3e-3)])
-def test_triton_draws_the_same_noise_inside_the_boxes_only(triton_device, monkeypatch, dtype, atol):
-    """Noise reaches 4.5: half an ulp of bfloat16 there is 0.016, of float16 0.002; float32 differs in log and cosine."""
+def test_triton_writes_the_same_noise_only_inside_the_boxes(triton_device, monkeypatch, dtype, atol):
+    """Noise reaches 4.5, where half an ulp of bfloat16 is 0.016, of float16 0.002; float32 log and cos differ."""
     plain = erase_(picture_patches(), BOXES, KEYS, grid=GRID, patch=PATCH)
     monkeypatch.delattr(erase, "normal")  # which draws a value for every position of the batch
     patches = picture_patches().to(dtype).to(triton_device)
@@ -68,14 +68,14 @@ def test_plain_noise_in_16_bits_is_that_of_64(dtype, atol):
 
 
 def test_patches_of_an_odd_size(triton_device):
-    """3 x 5 x 7 values are no groups of four: plain PyTorch."""
+    """3 x 5 x 7 values are not divisible by four, so plain PyTorch runs."""
     patches, boxes = torch.zeros(2, 4, 105, device=triton_device), torch.tensor([[1, 2, 4, 9], [0, 0, 10, 14]])
     given = (boxes.to(triton_device), KEYS[:2].to(triton_device))
     erased = erase_(patches, *given, grid=(1, 2, 2), patch=(1, 5, 7))
     assert (erased != 0).sum(dim=(1, 2)).tolist() == [4 * 9 * 3, 10 * 14 * 3]
 
 
-def test_the_operator_says_that_it_writes_its_argument(triton_device):
+def test_the_operator_declares_that_it_writes_its_argument(triton_device):
     patches = picture_patches().float().to(triton_device)
     given = (patches, BOXES.to(triton_device), KEYS.to(triton_device), GRID, PATCH)
     torch.library.opcheck(torch.ops.ppma.erase_.default, given)

@@ -1,4 +1,4 @@
-"""The linear layer with its GELU: value and every gradient against float64."""
+"""A linear layer and its GELU agree with float64: value and every gradient."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from ppma.kernels.gelu import linear_gelu
 @pytest.mark.parametrize(("rows", "width", "hidden"), [((2, 5), 8, 12), ((1, 700), 16, 256), ((3, 1), 4, 300)])
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 def test_value_and_gradients(triton_device, rows, width, hidden, dtype, rtol):
-    """Several programs down the rows, and columns past the end of a strip; 16-bit gradients are rounded once."""
+    """Several programs along the rows, and a partial strip of columns; 16-bit gradients are rounded once."""
     generator = torch.Generator().manual_seed(hidden)
     shapes = ((*rows, width), (hidden, width), (hidden,), (*rows, hidden))
     x, weight, bias, gradient = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
@@ -27,7 +27,7 @@ def test_value_and_gradients(triton_device, rows, width, hidden, dtype, rtol):
 
 
 def test_the_bias_gradient_is_summed_in_float32(triton_device):
-    """10,000 ones added one by one in float16 stop at 2048; PyTorch rounds the sum once, and so does this."""
+    """10,000 ones added in float16 would stop at 2048; PyTorch rounds the sum once, and so does the kernel."""
     hidden = torch.full((10_000, 4), 8.0, device=triton_device).to(torch.float16)
     weight, bias = (torch.zeros(*s, device=triton_device, dtype=torch.float16) for s in ((4, 4), (4,)))
     bias.fill_(8.0).requires_grad_()
@@ -35,7 +35,7 @@ def test_the_bias_gradient_is_summed_in_float32(triton_device):
     assert torch.equal(bias.grad, torch.full_like(bias, 10_000))
 
 
-def test_the_operators_are_registered_rightly(triton_device):
+def test_the_operators_pass_opcheck(triton_device):
     from ppma.kernels.gelu_triton import gelu_gradient_triton, gelu_triton
 
     hidden, gradient = (torch.randn(2, 5, 8, device=triton_device, requires_grad=True) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The seam `patchify` against its plain meaning."""
+"""`patchify` agrees with its reference."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from ppma.kernels import reference
 from ppma.kernels.patchify import gather_patches, patchify
 
-COLOURS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+COLORS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def frames(B, T, H, W):
@@ -18,28 +18,28 @@ def frames(B, T, H, W):
 )
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 0.02)])
 def test_agrees_with_the_reference(shape, patch, dtype, atol):
-    """Values reach 2.7: an ulp of float32 there is 2.4e-7, half an ulp of bfloat16 0.008."""
+    """Values reach 2.7, where an ulp of float32 is 2.4e-7 and half an ulp of bfloat16 0.008."""
     clip = frames(*shape)
     n = shape[1] * shape[2] * shape[3] // (patch[0] * patch[1] * patch[2])
     idx = torch.stack([torch.randperm(n)[: max(1, n // 2)] for _ in range(shape[0])])
     for chosen in (None, idx):
-        ours = patchify(clip, chosen, patch=patch, **COLOURS, dtype=dtype)
-        plain = reference.patchify(clip, chosen, patch=patch, **COLOURS, dtype=torch.float64)
+        ours = patchify(clip, chosen, patch=patch, **COLORS, dtype=dtype)
+        plain = reference.patchify(clip, chosen, patch=patch, **COLORS, dtype=torch.float64)
         assert ours.dtype == dtype and ours.shape == plain.shape
         torch.testing.assert_close(ours.double(), plain, rtol=0, atol=atol)
 
 
 def test_bfloat16_is_float32_rounded_once():
     clip = frames(2, 4, 32, 32)
-    exact = patchify(clip, None, **COLOURS, dtype=torch.float32)
-    assert torch.equal(patchify(clip, None, **COLOURS, dtype=torch.bfloat16), exact.bfloat16())
+    exact = patchify(clip, None, **COLORS, dtype=torch.float32)
+    assert torch.equal(patchify(clip, None, **COLORS, dtype=torch.bfloat16), exact.bfloat16())
 
 
-def test_frames_that_do_not_fit_or_are_no_bytes():
+def test_indivisible_or_float_frames_are_refused():
     with pytest.raises(ValueError, match=r"\(4, 40, 32\)"):
-        patchify(frames(1, 4, 40, 32), None, **COLOURS, dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"float32; patchify takes torch\.uint8"):
-        patchify(frames(1, 4, 32, 32).float(), None, **COLOURS, dtype=torch.float32)
+        patchify(frames(1, 4, 40, 32), None, **COLORS, dtype=torch.float32)
+    with pytest.raises(ValueError, match="uint8"):
+        patchify(frames(1, 4, 32, 32).float(), None, **COLORS, dtype=torch.float32)
 
 
 def test_gather_works_on_views_of_larger_clips():
@@ -51,5 +51,5 @@ def test_compiles_without_a_graph_break():
     clip, idx = frames(2, 4, 32, 32), torch.tensor([[0, 5], [7, 1]])
     compiled = torch.compile(patchify, fullgraph=True, backend="aot_eager")
     assert torch.equal(
-        compiled(clip, idx, **COLOURS, dtype=torch.float32), patchify(clip, idx, **COLOURS, dtype=torch.float32)
+        compiled(clip, idx, **COLORS, dtype=torch.float32), patchify(clip, idx, **COLORS, dtype=torch.float32)
     )

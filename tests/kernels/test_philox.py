@@ -1,5 +1,4 @@
-"""Philox4x32-10 against the known-answer vectors of its authors (Random123, kat_vectors), and the properties the run
-relies on."""
+"""Philox4x32-10 against its authors' known-answer vectors (Random123), and properties that runs rely on."""
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ def test_known_answers(counter, key, answer):
     assert tuple(int(w) for w in words) == answer
 
 
-def test_a_row_depends_on_its_key_alone():
+def test_a_row_depends_only_on_its_key():
     keys = torch.tensor([5, 1 << 62, 77])
     together = bits(keys, DevicePurpose.MASK, 13)
     for row, key in enumerate(keys):

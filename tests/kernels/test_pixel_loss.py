@@ -1,4 +1,4 @@
-"""The seam `pixel_loss` against its plain meaning: value and gradient."""
+"""`pixel_loss` agrees with its reference: value and gradient."""
 
 import pytest
 import torch
@@ -20,15 +20,14 @@ CASES = [(2, 4, 32, 32, (2, 16, 16), 7), (3, 3, 10, 21, (1, 5, 7), 1), (1, 2, 16
 
 
 @pytest.mark.parametrize("sizes", CASES)
-@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
-def test_value_and_gradient(sizes, normalise, dtype, rtol):
-    """A mean of squares around 2: float32 sums keep 1e-5; a bfloat16 prediction is rounded by 2^-9 before the float32
-    arithmetic."""
+def test_value_and_gradient(sizes, normalize, dtype, rtol):
+    """The loss is about 2: float32 sums keep 1e-5; a bfloat16 prediction is rounded by 2^-9 first."""
     prediction, clip, idx = case(*sizes)
     ours, plain = (prediction.to(t, copy=True).requires_grad_() for t in (dtype, torch.float64))
-    loss = pixel_loss(ours, clip, idx, patch=sizes[4], normalise=normalise)
-    stated = reference.pixel_loss(plain, clip, idx, patch=sizes[4], normalise=normalise)
+    loss = pixel_loss(ours, clip, idx, patch=sizes[4], normalize=normalize)
+    stated = reference.pixel_loss(plain, clip, idx, patch=sizes[4], normalize=normalize)
     loss.backward(), stated.backward()
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     torch.testing.assert_close(loss.double(), stated, rtol=rtol, atol=0)
@@ -42,7 +41,7 @@ def test_a_flat_patch_has_a_finite_target():
     assert loss == 0
 
 
-def test_moments_are_those_of_each_patch_and_colour():
+def test_moments_are_those_of_each_patch_and_color():
     _, clip, idx = case(*CASES[0])
     values, mean, deviation = patch_moments(clip, idx, (2, 16, 16), torch.float64)
     assert values.shape == (2, 7, 512, 3)

@@ -1,4 +1,4 @@
-"""The Triton form of `pixel_loss` against the plain meaning: value and gradient."""
+"""The Triton kernel of `pixel_loss` agrees with the reference: value and gradient."""
 
 import pytest
 import torch
@@ -24,14 +24,14 @@ def case(B, T, H, W, patch, M, device):
 
 
 @pytest.mark.parametrize("sizes", CASES)
-@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
-def test_value_and_gradient(triton_device, sizes, normalise, dtype, rtol):
-    """float32 sums keep 1e-5. A prediction of 16 bits is rounded, and so is its gradient: 2^-8 and 2^-11 are the units."""
+def test_value_and_gradient(triton_device, sizes, normalize, dtype, rtol):
+    """float32 sums keep 1e-5. 16-bit predictions and their gradients are rounded, in units of 2^-8 and 2^-11."""
     prediction, clip, idx = case(*sizes, triton_device)
     ours, plain = (prediction.to(t, copy=True).requires_grad_() for t in (dtype, torch.float64))
-    loss = pixel_loss(ours, clip, idx, patch=sizes[4], normalise=normalise)
-    stated = reference.pixel_loss(plain, clip, idx, patch=sizes[4], normalise=normalise)
+    loss = pixel_loss(ours, clip, idx, patch=sizes[4], normalize=normalize)
+    stated = reference.pixel_loss(plain, clip, idx, patch=sizes[4], normalize=normalize)
     (3 * loss).backward(), (3 * stated).backward()
     assert loss.dtype == torch.float32 and ours.grad.dtype == dtype
     torch.testing.assert_close(loss.double(), stated, rtol=rtol, atol=0)
@@ -39,8 +39,8 @@ def test_value_and_gradient(triton_device, sizes, normalise, dtype, rtol):
     torch.testing.assert_close(ours.grad.double(), plain.grad, rtol=0, atol=rtol * largest)
 
 
-def test_the_gradient_is_that_of_float32_rounded_once(triton_device):
-    """In float16: the interpreter does not round to bfloat16 as a GPU does."""
+def test_the_gradient_is_rounded_once_from_float32(triton_device):
+    """In float16, because the interpreter rounds to bfloat16 differently from a GPU."""
     prediction, clip, idx = case(*CASES[2], triton_device)
     rounded = prediction.half()
     ours, exact = (rounded.to(t, copy=True).requires_grad_() for t in (torch.float16, torch.float32))
@@ -58,7 +58,7 @@ def test_only_the_arguments_are_kept_for_the_backward_pass(triton_device):
 
 
 def test_float16_gradients_do_not_underflow_under_a_loss_scale(triton_device):
-    """2 / count is 4e-5 here, and 7e-9 in a batch of 128 clips, where float16 ends at 6e-8."""
+    """2 / count is 4e-5 here; in a batch of 128 clips it is 7e-9, below the smallest float16, 6e-8."""
     prediction, clip, idx = case(2, 4, 64, 64, (2, 16, 16), 15, triton_device)
     ours, plain = (prediction.to(t, copy=True).requires_grad_() for t in (torch.float16, torch.float64))
     (pixel_loss(ours, clip, idx, patch=(2, 16, 16)) * 2.0**-14).backward(torch.tensor(2.0**16, device=triton_device))
@@ -67,8 +67,7 @@ def test_float16_gradients_do_not_underflow_under_a_loss_scale(triton_device):
 
 
 def test_bright_patches_of_little_contrast(triton_device):
-    """Values of 254 and 255: a variance taken as mean of squares minus square of the mean would lose four digits in
-    float32."""
+    """With values of 254 and 255, mean of squares minus square of mean would lose four digits in float32."""
     clip = (torch.arange(512 * 3) % 7 == 0).reshape(1, 2, 16, 16, 3).to(torch.uint8) + 254
     prediction, idx = torch.zeros(1, 1, 1536), torch.tensor([[0]])
     given = [x.to(triton_device) for x in (prediction, clip, idx)]
@@ -91,7 +90,7 @@ def test_any_strides(triton_device):
     torch.testing.assert_close(wide.grad.double(), plain.grad, rtol=0, atol=1e-5 * plain.grad.abs().max().item())
 
 
-def test_the_operator_is_registered_rightly(triton_device):
+def test_the_operator_passes_opcheck(triton_device):
     prediction, clip, idx = case(*CASES[2], triton_device)
     given = (prediction.float().requires_grad_(), clip, idx, (2, 16, 16), True, VARIANCE_FLOOR)
     torch.library.opcheck(torch.ops.ppma.pixel_loss.default, given)

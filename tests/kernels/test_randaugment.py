@@ -1,4 +1,4 @@
-"""RandAugment on a batch of views: each operation against torchvision and against the loader's own on a CPU, in both forms."""
+"""RandAugment on a batch of views, with PyTorch and Triton: each operation against torchvision and the loader's own."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def cases(level: float) -> list[tuple[str, float]]:
 
 
 def augmented(frames_THWC: np.ndarray, views: list[list[tuple[str, float]]], device: str = "cpu") -> np.ndarray:
-    """The same frames as one view for each list of operations."""
+    """Return the frames repeated, one view for each list of operations."""
     frames_VTHWC = torch.from_numpy(np.stack([frames_THWC] * len(views))).to(device)
     program = write_program([[program_step(*op, frames_THWC.shape[1]) for op in ops] for ops in views])
     out = randaugment(frames_VTHWC, program)
@@ -56,8 +56,8 @@ def test_flat_frames(value: int) -> None:
 
 
 @pytest.mark.parametrize(("size", "noise", "level"), [(48, 60.0, 10.0), (16, 0.0, 1.7), (2, 60.0, 5.0)])
-def test_triton_agrees_with_the_plain_form(triton_device: str, size: int, noise: float, level: float) -> None:
-    """Tables and the blends of integers are the same; a warp and saturation differ where a float sum falls on the other side."""
+def test_triton_agrees_with_pytorch(triton_device: str, size: int, noise: float, level: float) -> None:
+    """Lookup tables and integer blends are equal; warp and saturation may round a float sum differently."""
     frames = reference.picture_frames(1, size, size, noise=noise)
     drawn = cases(level)[:: 2 if size > 16 else 1]
     views = [[op] for op in drawn]
@@ -71,10 +71,10 @@ def test_triton_agrees_with_the_plain_form(triton_device: str, size: int, noise:
 
 
 @pytest.mark.parametrize("implementation", ["torch", "triton"])
-def test_operations_are_done_in_order_whatever_their_number(
+def test_any_number_of_operations_is_applied_in_order(
     triton_device: str, implementation: choice.Implementation
 ) -> None:
-    """Views with none to four operations in one program, each against its operations one by one."""
+    """Views with zero to four operations in one program, each against its operations applied one by one."""
     frames = reference.picture_frames(3, 20, 20, noise=20.0)
     ops = [("equalize", 0.0), ("translate_x", 0.2), ("contrast", 1.6), ("sharpness", 0.3), ("autocontrast", 0.0)]
     views = [[], ops[:4], ops[2:3], ops[1:3], ops[::-1][:4], ops[2:], []]
@@ -87,7 +87,7 @@ def test_operations_are_done_in_order_whatever_their_number(
             assert np.array_equal(ours, expected), view
 
 
-def test_a_program_begins_a_view_late_and_ends_all_together() -> None:
+def test_a_program_aligns_steps_at_the_end() -> None:
     invert, copy, skip = (Operation.INVERT, [0.0]), Operation.COPY, Operation.SKIP
     program = write_program([[], [invert], [invert, (Operation.WARP, [1.0, 2, 3, 4, 5, 6])]])
     assert program.shape == (2, 3, 8)
@@ -96,7 +96,7 @@ def test_a_program_begins_a_view_late_and_ends_all_together() -> None:
     assert program[1, 2, 2:].tolist() == [1, 2, 3, 4, 5, 6]
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_wrong_input_is_refused() -> None:
     frames, program = torch.zeros(2, 3, 8, 8, 3, dtype=torch.uint8), write_program([[], []])
     assert randaugment(frames, program).shape == frames.shape
     for bad in (frames.float(), frames[..., :2], frames.transpose(2, 3), frames[:1]):

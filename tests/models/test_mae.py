@@ -163,7 +163,7 @@ def perfect(model, clip):
     """The model with a prediction that is exactly the target."""
     visible, masked = model.mask(KEYS)
     target = patch_targets(
-        clip, masked, patch=model.config.patch, normalise=model.mae.normalise_targets, dtype=torch.float64
+        clip, masked, patch=model.config.patch, normalize=model.mae.normalise_targets, dtype=torch.float64
     )
     model.predict = lambda frames_BTHWC, key_B: (target, visible, masked)
     return model
