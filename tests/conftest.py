@@ -185,6 +185,12 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory, clip_tree: Path) -> Path
 
 
 @pytest.fixture(scope="session")
+def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the compilers' caches for all proofs of one session, empty at its start, so each kernel is compiled once."""
+    return tmp_path_factory.mktemp("compile_cache")
+
+
+@pytest.fixture(scope="session")
 def person_weights() -> Path:
     """Folder of the models that find people; the test is skipped where `ppma privacy fetch` was not run."""
     from ppma.privacy.detectors.weights import default_folder, missing

@@ -19,8 +19,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 Phase = Literal["mae", "align", "probe"]
 RECIPES: dict[str, str] = {"mae": "mae_nohuman", "align": "align_nohuman_synthetic", "probe": "probe_published"}
 """The recipe whose step each phase compiles: stage 1, stage 2, and the linear probe with the frozen encoder in every step."""
+KERNEL_MARK = "kernel: "
+"""Begins the lines that the compiling process writes to stdout: phase and number of kernels so far."""
 CLASSES = 150
 """Classes of every source (paper: 150)."""
 
@@ -170,7 +173,11 @@ def check(
 
 
 def check_steps(
-    phases: Sequence[Phase], settings: Settings | None = None, *, folder: Path | None = None
+    phases: Sequence[Phase],
+    settings: Settings | None = None,
+    *,
+    folder: Path | None = None,
+    on_kernel: Callable[[str, int], None] = lambda phase, kernels: None,
 ) -> list[StepReport | CompileError]:
     """Compile the steps of several phases in one process, which saves the imports.
 
@@ -178,6 +185,7 @@ def check_steps(
         phases: mae (stage 1), align (stage 2) or probe.
         settings: Architecture, batch, depth and residual.
         folder: The compilers' cache folder; a temporary one by default, so that everything is compiled.
+        on_kernel: Called with the phase and its number of kernels so far: 0 when it starts, then after each kernel.
 
     Returns:
         For each phase its report, or the error that replaced it.
@@ -187,15 +195,14 @@ def check_steps(
     """
     with tempfile.TemporaryDirectory(prefix="ppma-compile-") as scratch:
         asked = {"phases": list(phases), **dataclasses.asdict(settings or Settings())}
-        answer = Path(scratch) / "reports.json"
+        answer, log = Path(scratch) / "reports.json", Path(scratch) / "log.txt"
         environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "TORCH_LOGS")}
         environment |= cache_environment(folder or Path(scratch)) | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "ppma.compile_check.check", json.dumps(asked), str(answer)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        code = _follow(command, environment, log, on_kernel)
         if not answer.exists():
-            return [CompileError(f"the compiling process ended with {done.returncode}: {done.stderr[-3000:]}")] * len(
-                phases
-            )
+            error = CompileError(f"the compiling process ended with {code}: {log.read_text()[-3000:]}")
+            return [error] * len(phases)
         values = json.loads(answer.read_text())
     if "wrong" in values:
         raise InputError(values["wrong"])
@@ -203,6 +210,23 @@ def check_steps(
         CompileError(f"{phase}: {value['error']}") if "error" in value else StepReport.from_json(value)
         for phase, value in zip(phases, values["reports"], strict=True)
     ]
+
+
+def _follow(command: list[str], environment: dict[str, str], log: Path, on_kernel: Callable[[str, int], None]) -> int:
+    """Run the compiling process with its stderr in `log`, pass on what `_announce` writes, and return the exit code."""
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        try:
+            for line in process.stdout or ():
+                if line.startswith(KERNEL_MARK):
+                    phase, kernels = line.removeprefix(KERNEL_MARK).split()
+                    on_kernel(phase, int(kernels))
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode
 
 
 def cache_environment(folder: Path) -> dict[str, str]:
@@ -332,6 +356,12 @@ def start(settings: Settings) -> "FakeGpu":
     return gpu
 
 
+def _announce(phase: str, kernels: int) -> None:
+    """Write the progress of the compiling process to its stdout."""
+    sys.stdout.write(f"{KERNEL_MARK}{phase} {kernels}\n")
+    sys.stdout.flush()
+
+
 def _reason(error: BaseException) -> str:
     """Return the first lines of a compiler's error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -353,6 +383,8 @@ def main(argv: list[str]) -> int:
     from triton.errors import TritonError
 
     for phase in phases:
+        gpu.on_kernel = partial(_announce, phase)
+        gpu.on_kernel(0)
         try:
             reports.append(dataclasses.asdict(compile_step(gpu, phase, settings)))
         except (RuntimeError, TritonError) as error:  # what dynamo, inductor and Triton raise

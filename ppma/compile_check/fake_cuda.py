@@ -40,19 +40,14 @@ def guard_library() -> Path:
         return library
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
-        raise InputError("compiling for a GPU that is not there needs a C++ compiler: apt-get install g++, or set CXX")
+        raise InputError(
+            "compiling for a GPU that is not present needs a C++ compiler: apt-get install g++, or set CXX"
+        )
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
-        options = [
-            "-shared",
-            "-fPIC",
-            "-O1",
-            "-std=c++20",
-            f"-I{home}/include",
-            f"-L{home}/lib",
-            f"-Wl,-rpath,{home}/lib",
-        ]
+        options = ["-shared", "-fPIC", "-O1", "-std=c++20"]
+        options += [f"-I{home}/include", f"-L{home}/lib", f"-Wl,-rpath,{home}/lib"]
         command = [compiler, *options, str(source), "-o", str(made), "-lc10", "-ltorch_cpu"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -87,6 +87,8 @@ class FakeGpu:
     def __init__(self, arch: int) -> None:
         self.arch = arch
         self.recording = Recording()
+        self.on_kernel: Callable[[int], None] = lambda kernels: None
+        """Called after each kernel that Triton compiles or finds, with their number in this recording."""
 
     def load(self, name: str, cubin: bytes, shared_bytes: int, _: int) -> tuple[object, LoadedKernel, int, int, int]:
         """Triton's load_binary: (module, function, registers, spilled registers, most threads of a block)."""
@@ -221,6 +223,7 @@ def _patch_triton(gpu: FakeGpu) -> None:
         """Triton's listener of compilations."""
         gpu.recording.found += cache_hit
         gpu.recording.compiled += not cache_hit
+        gpu.on_kernel(gpu.recording.found + gpu.recording.compiled)
 
     triton.knobs.compilation.listener = count
 

@@ -6,6 +6,7 @@ architecture  ->  compile_check.check_steps  ->  a row per step: kernels, launch
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from typing import get_args
 
 from rich.console import Console
@@ -15,6 +16,8 @@ from ppma.compile_check.check import CompileError, Phase, Settings, StepReport, 
 from ppma.config.command import DONE
 
 FAULTY = 1
+NAMES = {"mae": "stage 1", "align": "stage 2", "probe": "linear probe"}
+"""What users call the phases."""
 REMEDY = "`ppma train RECIPE --compile off` trains without torch.compile, more slowly; the versions in constraints.txt are known to compile"
 DEFAULT_ARCH = 90
 COLUMNS = ("step", "rows", "graphs", "kernels", "launches", "most registers", "kernels that spill", "seconds")
@@ -33,16 +36,31 @@ def architecture() -> int:
 def row(report: StepReport) -> tuple[str, ...]:
     """Return the cells of a step's row."""
     return (
-        report.phase, str(report.batch), str(report.graphs), str(len(report.kernels)), str(report.launches),
+        NAMES[report.phase], str(report.batch), str(report.graphs), str(len(report.kernels)), str(report.launches),
         str(max(kernel.registers for kernel in report.kernels)), str(sum(kernel.spill_bytes > 0 for kernel in report.kernels)),
         f"{report.seconds:.0f}",
     )  # fmt: skip
 
 
+def _compile(phases: Sequence[Phase], arch: int) -> list[StepReport | CompileError]:
+    """Compile the phases and show the current one on stderr: with its kernels on a terminal, as one line elsewhere."""
+    console = Console(stderr=True, highlight=False)
+    with console.status("starting the compilers") as status:
+
+        def show(phase: str, kernels: int) -> None:
+            number = list(NAMES).index(phase) + 1
+            what = f"compiling the {NAMES[phase]} step for sm_{arch} ({number} of {len(NAMES)})"
+            status.update(f"{what}: {kernels} kernels")
+            if kernels == 0 and not console.is_terminal:
+                console.print(what)
+
+        return check_steps(phases, Settings(arch=arch), on_kernel=show)
+
+
 def compile_gpu(*, as_json: bool) -> int:
     """Compile every phase, print a table or JSON, and return the exit code: 1 if a step does not compile, breaks or spills."""
     arch, phases = architecture(), get_args(Phase)
-    results = check_steps(phases, Settings(arch=arch))
+    results = _compile(phases, arch)
     reports = [result for result in results if isinstance(result, StepReport)]
     problems = [str(result) for result in results if isinstance(result, CompileError)]
     problems += [f"{report.phase}: {problem}" for report in reports for problem in report.problems]
@@ -55,7 +73,7 @@ def compile_gpu(*, as_json: bool) -> int:
     for name in COLUMNS:
         table.add_column(name, justify="left" if name == "step" else "right")
     for phase, result in zip(phases, results, strict=True):
-        failed = (phase, *["-"] * (len(COLUMNS) - 2), "does not compile")
+        failed = (NAMES[phase], *["-"] * (len(COLUMNS) - 2), "does not compile")
         table.add_row(*(row(result) if isinstance(result, StepReport) else failed))
     console = Console(highlight=False)
     console.print(table)

@@ -1,4 +1,4 @@
-"""The doctor's judgement on made-up machines, its answer on this one, and its exit codes."""
+"""The doctor's report on fake machines and on this one, and its exit codes."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ CPU = Machine(
     dali_cpu=("vp8", "vp9", "mjpeg", "jpeg"),
     torchvision="by itself",
     compiler=True,
-    kernels=(("attention, stage 2", "PyTorch's own choice", "as it is on a cpu device"),),
+    kernels=(("attention, stage 2", "PyTorch's own choice", "on a cpu device"),),
 )
 H200 = replace(
     CPU,
@@ -88,7 +88,7 @@ def test_each_tested_pair_fits(torch):
         (replace(CPU, broken={"torchvision": "no libfoo"}), "torchvision does not import: no libfoo", "make venv"),
     ],
 )
-def test_wrong_pairs_are_named_with_their_cure(machine, what, fix):
+def test_problems_are_named_with_their_fix(machine, what, fix):
     assert any(what in problem.what and fix in problem.fix for problem in problems(machine)), problems(machine)
 
 
@@ -113,7 +113,7 @@ def test_the_overview_names_every_part():
     assert "torch 2.11.0+cu130, built for CUDA 13.0" in text and "H200" in text and "ffcv 1.0.2" in text
 
 
-def test_dali_on_the_cpu_decodes_the_tests_rely_on():
+def test_dali_on_the_cpu_decodes_the_codecs_of_the_tests():
     """The codecs that the CPU tests of the DALI graph rely on."""
     assert {"vp8", "vp9", "mjpeg", "jpeg"} <= set(dali_codecs("cpu"))
 
@@ -131,8 +131,7 @@ def test_this_machine_as_json(capsys):
 
 
 @pytest.mark.parametrize(
-    ("machine", "code", "word"),
-    [(CPU, 0, "No problems"), (with_versions(CPU, numpy="1.26"), 1, "Problems and fixes")],
+    ("machine", "code", "word"), [(CPU, 0, "No problems"), (with_versions(CPU, numpy="1.26"), 1, "Problems and fixes")]
 )
 def test_exit_code_and_tables(machine, code, word, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "probe", lambda: machine)
@@ -158,9 +157,15 @@ STEP = StepReport(
 )
 @pytest.mark.parametrize("as_json", [False, True])
 def test_compile_gpu_says_what_does_not_compile(outcome, code, word, as_json, monkeypatch, capsys):
-    monkeypatch.setattr("ppma.doctor.compile.check_steps", lambda phases, settings: [outcome] * len(phases))
+    def check_steps(phases, settings, on_kernel):
+        on_kernel(phases[1], 0)
+        on_kernel(phases[1], 7)
+        return [outcome] * len(phases)
+
+    monkeypatch.setattr("ppma.doctor.compile.check_steps", check_steps)
     assert doctor.main(["--compile-gpu", *(["--json"] if as_json else [])]) == code
-    said = capsys.readouterr().out
+    said, progress = capsys.readouterr()
+    assert progress.count("stage 2") == 1 and "2 of 3" in progress
     assert word in said or (as_json and not code)
     assert "--compile off" in said or as_json or not code
     if as_json:
