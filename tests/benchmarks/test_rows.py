@@ -57,17 +57,10 @@ def test_spread_is_half_the_middle_half_over_the_median(values, expected):
     assert rows.spread(values) == (None if expected is None else pytest.approx(expected))
 
 
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        ({"json": "gone/rows.json"}, "--json .*gone/rows.json: give a file in a folder that is there"),
-        ({"plot": "."}, "--plot .*: give a file in a folder that is there"),
-        ({"plot": "rows.txt"}, "ends in .png, .svg, .pdf"),
-    ],
-)
-def test_unwritable_output_is_refused_before_anything_is_measured(flags, says, tmp_path):
-    with pytest.raises(InputError, match=says):
-        rows.ReportConfig(**{flag: tmp_path / name for flag, name in flags.items()})
+@pytest.mark.parametrize(("flag", "file"), [("json", "gone/rows.json"), ("plot", "."), ("plot", "rows.txt")])
+def test_unwritable_output_is_refused_before_anything_is_measured(flag, file, tmp_path):
+    with pytest.raises(InputError, match=f"--{flag}"):
+        rows.ReportConfig(**{flag: tmp_path / file})
 
 
 WRONG = {

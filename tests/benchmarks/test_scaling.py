@@ -36,7 +36,7 @@ def test_what_is_the_limit_at_64_gpus(changes, limit):
 
 
 def test_the_whole_benchmark(tmp_path, monkeypatch):
-    monkeypatch.setattr(scaling.rows, "report", lambda made, **_: (tmp_path / "rows").write_text(json.dumps(made)))
+    monkeypatch.setattr(scaling.rows, "report", lambda made, *_, **__: (tmp_path / "rows").write_text(json.dumps(made)))
     flags = "--model tiny --size 32 --frames 4 --repeats 1 --measure-batch 2 --gpus 8 512"
     assert scaling.main(flags.split()) == 0
     rows = json.loads((tmp_path / "rows").read_text())
@@ -49,7 +49,7 @@ def test_the_whole_benchmark(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_stop_flag_costs_less_than_a_hundredth_of_a_step(tmp_path, monkeypatch):
     """Of a step here, and of the much shorter one estimated for a GPU (64 views in 41 ms)."""
-    monkeypatch.setattr(scaling.rows, "report", lambda made, **_: (tmp_path / "rows").write_text(json.dumps(made)))
+    monkeypatch.setattr(scaling.rows, "report", lambda made, *_, **__: (tmp_path / "rows").write_text(json.dumps(made)))
     assert scaling.main(["--model", "base", "--repeats", "1", "--measure-batch", "4", "--gpus", "8"]) == 0
     (row,) = json.loads((tmp_path / "rows").read_text())
     assert row["stop_flag_percent"] < 1 and row["stop_flag_us"] < 0.01 * 1e3 * row["compute_ms"], row
