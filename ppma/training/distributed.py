@@ -227,7 +227,9 @@ class StopFlag:
             raise KeyboardInterrupt
         known = self.asked
         self.asked = max(self.asked, Stop.HAND_OVER if number == signal.SIGUSR2 else Stop.SAVE)
-        log.warning("%s: stopping %s", signal.Signals(number).name, "at once" if self._at_once else "after this step")
+        if self.asked != known:  # a launcher repeats its signal until the ranks have stopped
+            when = "at once" if self._at_once else "after this step"
+            log.warning("%s: stopping %s", signal.Signals(number).name, when)
         if self._at_once and not known:  # a further signal does not interrupt the stop itself
             raise Stopped(self.asked)
 
