@@ -4,7 +4,7 @@
 
 The first node runs `python -m ppma.slurm.restart` after srun. A signalled preemption never gets here: rank 0 has
 requeued the job by then, with a checkpoint of that very step. What does get here is exit code 75 for another reason,
-usually a hang. A job without progress must not hold its nodes for ever: it runs again at most `max_restarts` times
+usually a hang. A job without progress must not hold its nodes forever: it runs again at most `max_restarts` times
 without a newer checkpoint.
 """
 

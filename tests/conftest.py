@@ -87,7 +87,7 @@ def real_videos() -> Path | None:
 
 
 def barcoded_frame(
-    number: int, *, width: int, height: int, direction: tuple[int, int], colour: np.ndarray
+    number: int, *, width: int, height: int, direction: tuple[int, int], color: np.ndarray
 ) -> np.ndarray:
     """One RGB frame: its number as a barcode in the top rows, below it a square that moves two pixels a frame, wrapping round."""
     frame_HWC = np.full((height, width, 3), 48, dtype=np.uint8)
@@ -96,7 +96,7 @@ def barcoded_frame(
     field, side = height - BLOCK, min(width, height) // 4
     rows = BLOCK + (field // 2 + 2 * number * direction[1] + np.arange(side)) % field
     columns = (width // 2 + 2 * number * direction[0] + np.arange(side)) % width
-    frame_HWC[np.ix_(rows, columns)] = colour
+    frame_HWC[np.ix_(rows, columns)] = color
     return frame_HWC
 
 
@@ -110,7 +110,7 @@ def write_barcoded_clip(
     codec: str = "libx264",
     key_frame_spacing: int = 12,
     direction: tuple[int, int] = (1, 0),
-    colour: tuple[int, int, int] = (220, 60, 60),
+    color: tuple[int, int, int] = (220, 60, 60),
 ) -> Path:
     """Encode a clip of barcoded frames (at most 256, at least 64 pixels wide) with PyAV; the container follows from the suffix."""
     import av  # late: tests of kernels run on machines without it
@@ -123,7 +123,7 @@ def write_barcoded_clip(
         stream.codec_context.gop_size = key_frame_spacing
         stream.codec_context.bit_rate = 400_000
         for number in range(frames):
-            picture = barcoded_frame(number, width=width, height=height, direction=direction, colour=np.array(colour))
+            picture = barcoded_frame(number, width=width, height=height, direction=direction, color=np.array(color))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     return path
@@ -131,7 +131,7 @@ def write_barcoded_clip(
 
 @pytest.fixture(scope="session")
 def write_clip() -> Callable[..., Path]:
-    """The function `write_barcoded_clip(path, *, frames, fps, width, height, codec, key_frame_spacing, direction, colour)`."""
+    """The function `write_barcoded_clip(path, *, frames, fps, width, height, codec, key_frame_spacing, direction, color)`."""
     return write_barcoded_clip
 
 
@@ -156,10 +156,10 @@ def clip_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = np.random.default_rng(0)
     for name, direction in CLASSES.items():
         for index, (width, height) in enumerate(SIZES):
-            colour = tuple(int(c) for c in generator.integers(120, 255, 3))
+            color = tuple(int(c) for c in generator.integers(120, 255, 3))
             path = root / name / f"clip {index}.mp4"
             codec = "mpeg4" if index == 2 else "libx264"
-            write_barcoded_clip(path, width=width, height=height, codec=codec, direction=direction, colour=colour)
+            write_barcoded_clip(path, width=width, height=height, codec=codec, direction=direction, color=color)
     return root
 
 

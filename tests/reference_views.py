@@ -46,7 +46,7 @@ def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]
 
 
 def affine(frames_TCHW: Tensor, matrix: list[float]) -> Tensor:
-    """torchvision's inverse affine map about the centre, matrix (a, b, c, d, e, f) in pixels, filled with grey.
+    """torchvision's inverse affine map about the center, matrix (a, b, c, d, e, f) in pixels, filled with gray.
 
     torchvision's own fill multiplies by the share of the picture twice where a pixel straddles its border; here it counts once.
     """
@@ -106,6 +106,6 @@ def view(frames_THWC: np.ndarray, draw: ViewParams, config: LoaderConfig) -> np.
 
 
 def steps(frames_THWC: np.ndarray) -> np.ndarray:
-    """The largest step from each pixel to its neighbours, borders to the fill included: what 1 px of displacement can do."""
+    """The largest step from each pixel to its neighbors, borders to the fill included: what 1 px of displacement can do."""
     padded = np.pad(frames_THWC.astype(int), ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=int(FILL))
     return max(int(np.abs(np.diff(padded, axis=axis)).max()) for axis in (1, 2))

@@ -103,14 +103,14 @@ def patch_of(clip_THWC, number, patch):
     return clip_THWC[frame * t : (frame + 1) * t, row * h : (row + 1) * h, column * w : (column + 1) * w]
 
 
-def mae_loss(prediction_BMP, frames_BTHWC, masked, patch, normalise=True):
+def mae_loss(prediction_BMP, frames_BTHWC, masked, patch, normalize=True):
     """Squared error to the patches, normalized per color with the unbiased variance; mean over values and masked
     tokens."""
     errors = []
     for prediction, frames, idx in zip(prediction_BMP, frames_BTHWC, masked, strict=True):
         for values, number in zip(prediction, idx, strict=True):
             pixels = patch_of(frames.to(values.dtype) / 255, int(number), patch).reshape(-1, 3)
-            if normalise:
+            if normalize:
                 variance = ((pixels - pixels.mean(0)) ** 2).sum(0) / (len(pixels) - 1)
                 pixels = (pixels - pixels.mean(0)) / torch.sqrt(variance + 1e-6)
             errors.append(((values - pixels.reshape(-1)) ** 2).mean())

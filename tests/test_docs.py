@@ -74,10 +74,10 @@ def make_way(line):
 
 
 def fill(folder, shade):
-    """Two clips of each of two actions, in a colour of the folder's own: a copy under another domain would be refused."""
+    """Two clips of each of two actions, in a color of the folder's own: a copy under another domain would be refused."""
     for number, name in enumerate(("walking", "waving")):
         for i in range(2):
-            write_barcoded_clip(folder / name / f"{i}.mp4", direction=(number, i), colour=(shade, 40 * number, 90 + i))
+            write_barcoded_clip(folder / name / f"{i}.mp4", direction=(number, i), color=(shade, 40 * number, 90 + i))
 
 
 def audited(manifest, root):
@@ -103,7 +103,7 @@ def videos(tmp_path_factory):
     for label, name in enumerate(("walking", "waving")):
         for i in range(3):
             clip = f"v_{name}_0{i}.avi"
-            write_barcoded_clip(folder / "ucf101" / clip, codec="mpeg4", direction=(label, 1), colour=(90, 90 + i, 200))
+            write_barcoded_clip(folder / "ucf101" / clip, codec="mpeg4", direction=(label, 1), color=(90, 90 + i, 200))
             lists["testlist.txt" if i == 1 else "trainlist.txt"].append(f"{clip};{label}")
     for name, lines in lists.items():
         (folder / "ucf101" / name).write_text("\n".join(lines) + "\n")

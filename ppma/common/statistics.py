@@ -196,7 +196,7 @@ def _seed_resamples(seeds: int, resamples: int, seed: int) -> tuple[np.ndarray, 
 def resampled_means(values_SV: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """Return (R,) means of integer values resampled over seeds and videos, in no particular order.
 
-    This is the pigeonhole bootstrap (Owen, Annals of Applied Statistics 2007), which errs towards wide intervals; with one seed it is the
+    This is the pigeonhole bootstrap (Owen, Annals of Applied Statistics 2007), which errs toward wide intervals; with one seed it is the
     usual bootstrap over videos. Given the drawn seeds, a video counts by its sum over them, a small integer, so a multinomial over these
     sums is the same draw as picking videos one by one, and a hundred times faster.
     """

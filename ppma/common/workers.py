@@ -198,7 +198,7 @@ def _receive(
 
 
 def _exit_with_parent() -> None:
-    """End this process when its parent dies: it would wait for its next job for ever, with its models in memory."""
+    """End this process when its parent dies: it would wait for its next job forever, with its models in memory."""
     parent = parent_process()
     assert parent is not None
     parent.join()

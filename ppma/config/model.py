@@ -104,7 +104,7 @@ class MAEConfig:
     """Blocks of the decoder (paper: 4)."""
     decoder_heads: int = 16
     """Attention heads per decoder block (paper: 16 of width 24)."""
-    normalise_targets: bool = True
+    normalize_targets: bool = True
     """Predict each patch normalized per color (paper) rather than pixels in [0, 1]."""
     decoder_share: float = 1.0
     """Share of the masked tokens that the decoder sees and predicts; below 1 they are chosen by running cells (VideoMAE

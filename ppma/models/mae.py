@@ -125,7 +125,7 @@ class MaskedAutoencoder(Encoder):
             target_idx_BK = running_cell(key_B, target_idx_BK, self.config.grid, self.mae.decoder_share)
         prediction_BKP = self._predict(frames_BTHWC, key_B, visible_idx_BV, target_idx_BK)
         return pixel_loss(
-            prediction_BKP, frames_BTHWC, target_idx_BK, patch=self.config.patch, normalize=self.mae.normalise_targets
+            prediction_BKP, frames_BTHWC, target_idx_BK, patch=self.config.patch, normalize=self.mae.normalize_targets
         )
 
     @torch.no_grad()
@@ -142,7 +142,7 @@ class MaskedAutoencoder(Encoder):
         prediction_BMP, visible_idx_BV, masked_idx_BM = self.predict(frames_BTHWC, key_B)
         dtype = torch.promote_types(prediction_BMP.dtype, torch.float32)
         pixels_BMKC = prediction_BMP.to(dtype).unflatten(2, (-1, 3))
-        if self.mae.normalise_targets:
+        if self.mae.normalize_targets:
             if statistics == "target":
                 _, mean_BM1C, deviation_BM1C = patch_moments(frames_BTHWC, masked_idx_BM, self.config.patch, dtype)
             else:
@@ -153,7 +153,7 @@ class MaskedAutoencoder(Encoder):
         return Reconstruction(
             masked_BTHWC=self._fill(frames_BTHWC, masked_idx_BM, torch.full_like(pixels_BMKC, 0.5)),
             prediction_BTHWC=self._fill(frames_BTHWC, masked_idx_BM, pixels_BMKC),
-            uses_hidden_statistics=self.mae.normalise_targets and statistics == "target",
+            uses_hidden_statistics=self.mae.normalize_targets and statistics == "target",
         )
 
     def statistics_from_visible(

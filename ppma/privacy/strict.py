@@ -162,7 +162,7 @@ def _check_files(source: Manifest, audited: Mapping[str, verdict.Audited], ranks
 
 
 def _on_all_ranks(ranks: Ranks, work: Callable[[], T]) -> list[T]:
-    """Return the results of all ranks; raise an InputError of one rank on all, so that none waits for it for ever."""
+    """Return the results of all ranks; raise an InputError of one rank on all, so that none waits for it forever."""
     mine: tuple[list[T], str]
     try:
         mine = [work()], ""

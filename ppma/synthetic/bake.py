@@ -171,7 +171,7 @@ def resample(turns_TJ4: np.ndarray, root_T3: np.ndarray, frame_seconds: float) -
 
 
 def close_loop(turns_TJ4: np.ndarray) -> np.ndarray:
-    """Blend the last third of a loop towards its first frame, so that it repeats without a jump."""
+    """Blend the last third of a loop toward its first frame, so that it repeats without a jump."""
     count = len(turns_TJ4)
     share_T = np.clip((np.arange(count) / (count - 1) - 0.67) / 0.33, 0, 1) ** 2
     first_J, last_J = (Rotation.from_quat(turns_TJ4[t], scalar_first=True) for t in (0, -1))

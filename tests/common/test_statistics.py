@@ -238,7 +238,7 @@ def test_seeds_that_differ_widen_the_interval():
 
 
 def test_intervals_over_seeds_cover_at_least_as_often_as_they_promise():
-    """Seeds and videos both vary; the interval of the mean holds the truth in 95 % or more (Owen: it errs towards wide)."""
+    """Seeds and videos both vary; the interval of the mean holds the truth in 95 % or more (Owen: it errs toward wide)."""
     rng, held = np.random.default_rng(2), []
     for _ in range(150):
         ease_V, skill_S1 = rng.normal(0, 1, 100), rng.normal(0, 0.3, (5, 1))

@@ -1,4 +1,4 @@
-"""Neighbours, the plane and confusions, on points and scores whose answer is known."""
+"""Neighbors, the plane and confusions, on points and scores whose answer is known."""
 
 import numpy as np
 import tiny

@@ -83,7 +83,7 @@ def write(path: Path, form: Form) -> None:
         stream.width = stream.height = SIDE
         stream.pix_fmt, stream.bit_rate = form.pixels, 400_000
         for number in range(FRAMES):
-            picture = barcoded_frame(number, width=SIDE, height=SIDE, direction=(1, 0), colour=np.array((220, 60, 60)))
+            picture = barcoded_frame(number, width=SIDE, height=SIDE, direction=(1, 0), color=np.array((220, 60, 60)))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
 

@@ -37,7 +37,7 @@ def manifest(tmp_path_factory, write_clip):
     """Eight clips of different colors."""
     root = tmp_path_factory.mktemp("prefetch")
     for number in range(8):
-        write_clip(root / f"{number}.mp4", frames=24, colour=(30 * number, 128, 128))
+        write_clip(root / f"{number}.mp4", frames=24, color=(30 * number, 128, 128))
     return Manifest.from_clips([row(f"{n}.mp4", n % 3) for n in range(8)], root=root, name="made")
 
 

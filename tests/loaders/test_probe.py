@@ -207,7 +207,7 @@ def test_memory_of_a_worker_stays_within_300_mb(generated, tmp_path):
 
 
 def test_files_that_hang_or_are_bad_cost_only_their_own_result(tmp_path):
-    """Opening a pipe that no process writes to waits for ever, in the kernel."""
+    """Opening a pipe that no process writes to waits forever, in the kernel."""
     for name in ("hangs 1", "hangs 2"):
         (tmp_path / name).mkdir()
         os.mkfifo(tmp_path / name / "000001.jpg")

@@ -35,7 +35,7 @@ def manifest(tmp_path_factory, write_clip):
     root = tmp_path_factory.mktemp("stream")
     rows = []
     for number in range(12):
-        write_clip(root / f"{number}.mp4", frames=24, colour=(20 * number, 128, 128))
+        write_clip(root / f"{number}.mp4", frames=24, color=(20 * number, 128, 128))
         rows.append(row(f"{number}.mp4", number % 3))
     return Manifest.from_clips(rows, root=root, name="made")
 
@@ -207,7 +207,7 @@ def mixed_clips(root, write_clip, codecs):
     """Return a manifest of clips in the given (codec, suffix)es."""
     rows = []
     for number, (codec, suffix) in enumerate(codecs):
-        write_clip(root / f"{number}.{suffix}", frames=24, codec=codec, colour=(60 * number, 128, 128))
+        write_clip(root / f"{number}.{suffix}", frames=24, codec=codec, color=(60 * number, 128, 128))
         rows.append(row(f"{number}.{suffix}", number))
     return Manifest.from_clips(rows, root=root, name="mixed")
 

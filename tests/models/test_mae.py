@@ -44,11 +44,11 @@ def stated_step(model, clip):
         clip, weights, visible, masked, depth=model.config.depth, heads=model.config.heads,
         decoder_depth=model.mae.decoder_depth, decoder_heads=model.mae.decoder_heads,
     )  # fmt: skip
-    loss = restatement.mae_loss(prediction, clip, masked, model.config.patch, model.mae.normalise_targets)
+    loss = restatement.mae_loss(prediction, clip, masked, model.config.patch, model.mae.normalize_targets)
     return weights, prediction, loss
 
 
-@pytest.mark.parametrize(("vit", "mae"), [(VIT, MAE), (ODD_VIT, ODD_MAE), (VIT, MAEConfig(normalise_targets=False))])
+@pytest.mark.parametrize(("vit", "mae"), [(VIT, MAE), (ODD_VIT, ODD_MAE), (VIT, MAEConfig(normalize_targets=False))])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_prediction_loss_and_gradients_equal_the_restatement(vit, mae, dtype, tolerance):
     """Of the largest value. float64: sums in another order. float32: 1e-5 after four blocks, gradients ten times
@@ -163,19 +163,19 @@ def perfect(model, clip):
     """The model with a prediction that is exactly the target."""
     visible, masked = model.mask(KEYS)
     target = patch_targets(
-        clip, masked, patch=model.config.patch, normalize=model.mae.normalise_targets, dtype=torch.float64
+        clip, masked, patch=model.config.patch, normalize=model.mae.normalize_targets, dtype=torch.float64
     )
     model.predict = lambda frames_BTHWC, key_B: (target, visible, masked)
     return model
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_a_perfect_prediction_reconstructs_the_clip(normalise):
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_perfect_prediction_reconstructs_the_clip(normalize):
     clip = frames(VIT)
-    model = perfect(MaskedAutoencoder(VIT, MAEConfig(mask_ratio=0.75, normalise_targets=normalise)), clip)
+    model = perfect(MaskedAutoencoder(VIT, MAEConfig(mask_ratio=0.75, normalize_targets=normalize)), clip)
     picture = model.reconstruct(clip, KEYS, statistics="target")
     torch.testing.assert_close(picture.prediction_BTHWC, clip.double() / 255, rtol=0, atol=1e-12)
-    assert picture.uses_hidden_statistics == normalise
+    assert picture.uses_hidden_statistics == normalize
     hidden = (picture.masked_BTHWC == 0.5).all(dim=-1).double().mean()  # no byte over 255 is a half
     assert abs(hidden - 13 / 18) < 1e-12
 

@@ -48,7 +48,7 @@ EVERY = torch.arange(288).expand(4, -1)
 
 
 def test_cells_run():
-    """With everything hidden a half is two neighbours of each cell at each time, one further at the next: twice each in four times."""
+    """With everything hidden a half is two neighbors of each cell at each time, one further at the next: twice each in four times."""
     targets = running_cell(KEYS, EVERY, GRID, 0.5)
     chosen = torch.zeros(4, 288, dtype=torch.bool).scatter(1, targets, True).view(4, 8, 3, 2, 3, 2)
     round_the_clock = torch.stack([chosen[..., r, :, c] for r, c in ((0, 0), (0, 1), (1, 1), (1, 0))], dim=-1)

@@ -28,7 +28,7 @@ def patches_of(clip_BCTHW):
     return torch.stack(rows)
 
 
-def normalised():
+def normalized():
     return restatement.normalized_clip(CLIPS, torch.float64)
 
 
@@ -49,7 +49,7 @@ def stated_mix(clip_BCTHW, lam_B, cutmix_B, box_B4, group):
 
 def test_patches_of_the_test_are_those_of_the_package():
     ours = patchify(CLIPS, None, patch=VIT.patch, mean=restatement.MEAN, std=restatement.STD, dtype=torch.float64)
-    assert torch.equal(ours, patches_of(normalised()))
+    assert torch.equal(ours, patches_of(normalized()))
 
 
 @pytest.mark.parametrize("group", [2, 4, 8])
@@ -57,8 +57,8 @@ def test_patches_of_the_test_are_those_of_the_package():
 def test_mix_equals_a_loop_over_clips(group, alphas):
     config = MixConfig(group=group, mixup_alpha=alphas[0], cutmix_alpha=alphas[1])
     draw = draw_mix(KEYS, config, 24, 24)
-    ours = mix(patches_of(normalised()), draw, group, VIT)
-    stated = stated_mix(normalised(), draw.lam_B, draw.cutmix_B, draw.box_B4, group)
+    ours = mix(patches_of(normalized()), draw, group, VIT)
+    stated = stated_mix(normalized(), draw.lam_B, draw.cutmix_B, draw.box_B4, group)
     torch.testing.assert_close(ours, patches_of(stated), rtol=0, atol=1e-14)
 
 
@@ -68,8 +68,8 @@ def test_a_cut_moves_values_without_touching_them_and_is_one_place_in_all_frames
         cutmix_B=torch.ones(8, dtype=torch.bool),
         box_B4=torch.tensor([[3, 5, 10, 11]] * 8),
     )
-    stated = stated_mix(normalised(), draw.lam_B, draw.cutmix_B, draw.box_B4, 4)
-    assert torch.equal(mix(patches_of(normalised()), draw, 4, VIT), patches_of(stated))
+    stated = stated_mix(normalized(), draw.lam_B, draw.cutmix_B, draw.box_B4, 4)
+    assert torch.equal(mix(patches_of(normalized()), draw, 4, VIT), patches_of(stated))
 
 
 def test_the_share_of_a_cut_is_the_area_it_leaves():
@@ -167,7 +167,7 @@ def test_everything_compiles_without_a_graph_break():
         erased = erase_(patches.clone(), boxes, keys, grid=VIT.grid, patch=VIT.patch)
         return mix(erased, draw, 4, VIT), draw.lam_B
 
-    boxes, patches = torch.tensor([[3, 5, 10, 11]] * 8), patches_of(normalised()).float()
+    boxes, patches = torch.tensor([[3, 5, 10, 11]] * 8), patches_of(normalized()).float()
     for ours, eager in zip(
         torch.compile(step, fullgraph=True, backend="aot_eager")(patches, boxes, KEYS),
         step(patches, boxes, KEYS),

@@ -172,7 +172,7 @@ protocols = ["probe"]
 
 
 def test_a_learned_mixture_is_tested_by_its_own_recipe_from_all_that_it_mixes(plan):
-    text = TEXT + ADAPTIVE + '[protocol.knn]\ntitle = "Neighbours"\nrecipe = "knn --model tiny"\n'
+    text = TEXT + ADAPTIVE + '[protocol.knn]\ntitle = "Neighbors"\nrecipe = "knn --model tiny"\n'
     runs = [run for run in plan(text) if run.seed == 0]
     mixed = [run for run in runs if run.name.startswith("adaptive")]
     assert [run.name for run in mixed] == ["adaptive.probe.ucf101", "adaptive.probe.hmdb51"]

@@ -69,10 +69,10 @@ def test_mirroring_twice_gives_the_same_motion():
 
 def test_a_turned_person_walks_that_way():
     motion = play("walk", 5)
-    travelled = motion.path_T2[-1] - motion.path_T2[0]
-    assert travelled[1] < -1.5 and abs(travelled[0]) < 0.3, "at rest people face -y"
+    traveled = motion.path_T2[-1] - motion.path_T2[0]
+    assert traveled[1] < -1.5 and abs(traveled[0]) < 0.3, "at rest people face -y"
     turned = motion.turned(90).path_T2
-    np.testing.assert_allclose(turned[-1] - turned[0], [-travelled[1], travelled[0]], atol=1e-12)
+    np.testing.assert_allclose(turned[-1] - turned[0], [-traveled[1], traveled[0]], atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["get_up_from_back", "kick", "sit_down", "stand_up"])

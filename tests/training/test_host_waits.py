@@ -186,7 +186,7 @@ class ShapesOnly(Transfer):
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory, write_clip):
-    """A manifest of eight clips, labelled 0 and 1."""
+    """A manifest of eight clips, labeled 0 and 1."""
     root = tmp_path_factory.mktemp("clips")
     for number in range(8):
         write_clip(root / f"{number}.mp4", frames=24)

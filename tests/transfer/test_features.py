@@ -85,7 +85,7 @@ def test_a_blurred_copy_under_the_same_names_is_not_taken_for_its_original(confi
     shutil.copytree(manifest.root, tmp_path / "copy")
     moved = type(manifest).read(manifest.path, root=tmp_path / "copy", name="made")
     assert address(model_of(config), moved, config.loader, PLAIN_VIEWS, FP32) == before  # moving changes nothing
-    write_clip(moved.file(5), frames=30, direction=(0, -1), colour=(9, 9, 9))
+    write_clip(moved.file(5), frames=30, direction=(0, -1), color=(9, 9, 9))
     assert address(model_of(config), moved, config.loader, PLAIN_VIEWS, FP32) != before
 
 

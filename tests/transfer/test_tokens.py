@@ -26,7 +26,7 @@ def made(tmp_path_factory, clip_tree):
     return config, catalog.find(config.data).manifest("made")
 
 
-def test_cells_are_means_of_neighbouring_tokens():
+def test_cells_are_means_of_neighboring_tokens():
     vit = tiny.shrink("attentive_probe").vit  # 2 x 4 x 4 tokens
     tokens = torch.arange(32.0).view(1, 32, 1)
     assert torch.equal(cells_of(tokens, vit, (1, 1, 1)), tokens)

@@ -149,7 +149,7 @@ def find_joints(bvh: Bvh, path: Path) -> dict[str, int]:
 
 
 def _limb_rest(bvh: Bvh, joint: int) -> np.ndarray:
-    """Return the rotation from a limb that points down to the file's rest pose, towards the joint's first child."""
+    """Return the rotation from a limb that points down to the file's rest pose, toward the joint's first child."""
     child = next((i for i, parent in enumerate(bvh.parents) if parent == joint), None)
     along = bvh.offsets_J3[child] if child is not None else DOWN
     return rotations.between(DOWN, rotations.unit(along)) if np.linalg.norm(along) > 0 else np.eye(3)

@@ -109,5 +109,5 @@ def _hair(regions: Regions, head_3: np.ndarray, rng: np.random.Generator) -> np.
     height_V = (up_V - head_3[2]) / (up_V.max() - head_3[2])  # 0 at the head's joint, 1 at the crown
     behind_V = regions.position_V3[:, 1] - head_3[1]
     back_V = (behind_V > 0.01) & (height_V > HAIR_ENDS[rng.integers(len(HAIR_ENDS))])
-    line_V = 0.72 - 0.25 * np.clip((behind_V + 0.03) / 0.06, 0, 1)  # lower towards the back
+    line_V = 0.72 - 0.25 * np.clip((behind_V + 0.03) / 0.06, 0, 1)  # lower toward the back
     return (regions.limb_V == "head") & (back_V | (height_V > line_V))

@@ -54,7 +54,7 @@ def _edge(vertices_V3, a, b):
 
 @numba.njit(cache=True)
 def light_up(vertices_V3, faces_F3, light_3, ambient_3, direct_3, out_V3):
-    """Write RGB light factors of each vertex to out_V3: a sky that fades towards the ground, and one sun at light_3."""
+    """Write RGB light factors of each vertex to out_V3: a sky that fades toward the ground, and one sun at light_3."""
     normals = np.zeros((vertices_V3.shape[0], 3), np.float32)
     for f in range(faces_F3.shape[0]):
         a, b, c = faces_F3[f, 0], faces_F3[f, 1], faces_F3[f, 2]
