@@ -1,1 +1,1 @@
-"""What is measured, against what; nothing but tests imports it."""
+"""Benchmarks and their baselines. Only tests import this package."""

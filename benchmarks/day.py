@@ -2,9 +2,9 @@
 
     items, seconds, folder  ->  [ fork -> parts -> rows.jsonl, flushed row by row ] x items  ->  table.txt
 
-An item that fails, crashes or exceeds its limit keeps the rows it has written and gets one more with the reason; tracebacks go to
-failures.txt, output to log.txt. A second run in the same folder skips finished items.
-Items are forked from one server process that has imported the heavy modules and never touched the GPU, so none of them pays for the
+An item that fails, crashes or exceeds its limit keeps the rows it has written and gets one more with the reason;
+tracebacks go to failures.txt, output to log.txt. A second run in the same folder skips finished items. Items are forked
+from one server process that has imported the heavy modules and never touched the GPU, so none of them pays for the
 imports.
 """
 
@@ -72,8 +72,11 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """`missed`: a bound is not met (NaN meets none); `goal`: the goal is met; `reached`: the bound is met; `short`: only a goal,
-        not met."""
+        """How the value compares with its bounds.
+
+        missed: a bound is not met (NaN meets none); goal: the goal is met; reached: the bounds are met, but not the
+        goal; short: there is only a goal, and it is not met; empty: there is nothing to compare with.
+        """
         bounded = self.least is not None or self.most is not None
         if self.value is None or not (bounded or self.goal is not None):
             return ""
@@ -289,7 +292,8 @@ def interruptible() -> Iterator[None]:
 def run(items: Sequence[Item], day: Day, seconds: float, preload: Sequence[str] = ()) -> bool:
     """Run the items in order within `seconds`, then print the table; return False if interrupted.
 
-    Items start while time remains. A time limit shrinks to the remaining time and grows by what earlier items did not use.
+    Items start while time remains. A time limit shrinks to the remaining time and grows by what earlier items did not
+    use.
     """
     began = time.monotonic()
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]

@@ -3,10 +3,11 @@
     python benchmarks/end_to_end.py
     python benchmarks/end_to_end.py --manifest train.csv --root /data/videos --model base --batch 64
 
-Each source is one kind of file, generated unless --manifest names one, and is read by every --implementation that supports it.
-`clips_per_s` counts views. `stall_percent` is the share of time the step waited for a batch. `of_cached` is the speed relative to the
-same step on one batch that stays on the device. The step is stage 1's, as `ppma train` runs it.
-A GOP of 250 costs 125 decoded frames to reach a frame in the middle, so such files limit the loader; packed clips must not.
+Each source is one kind of file, generated unless --manifest names one, and is read by every --implementation that
+supports it. `clips_per_s` counts views. `stall_percent` is the share of time the step waited for a batch. `of_cached`
+is the speed relative to the same step on one batch that stays on the device. The step is stage 1's, as `ppma train`
+runs it. A GOP of 250 costs 125 decoded frames to reach a frame in the middle, so such files limit the loader; packed
+clips must not.
 """
 
 import sys

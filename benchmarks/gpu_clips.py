@@ -1,4 +1,4 @@
-"""The video items of gpu_day.py: which frames are decoded, how fast, and whether the step waits for them.
+"""Run the video items of gpu_day.py: which frames are decoded, how fast, and whether the step waits for them.
 
 Day  ->  Parts, each of which yields Figures. With `day.tiny` the same code runs with small shapes on a CPU, where DALI decodes VP8,
 VP9, MJPEG and JPEG, and PyAV the rest.
@@ -191,7 +191,8 @@ def write_encoded(path: Path, encoding: Encoding, frames: list[np.ndarray]) -> P
 
 
 def barcodes(day: Day) -> Iterator[Part]:
-    """Compare frames from the loader, where DALI decodes what it supports, with PyAV's of the same windows, per encoding."""
+    """Compare frames from the loader, where DALI decodes what it supports, with PyAV's of the same windows, per
+    encoding."""
     count = 40 if day.tiny else NUMBERED
     names = TINY_ENCODINGS if day.tiny else tuple(ENCODINGS)
     pictures = {width: numbered(count, width) for width in {ENCODINGS[name].width for name in names}}
@@ -237,7 +238,7 @@ BROKEN = {
 
 
 def bad_jpeg(day: Day) -> Iterator[Part]:
-    """Break one image of a batch: the process survives, the clip is named and replaced."""
+    """Break one image of a batch, and check that the process survives and names and replaces the clip."""
     for kind in ("zeros",) if day.tiny else BROKEN:
         yield Part(what=kind, measure=partial(with_bad_jpeg, day, kind))
 

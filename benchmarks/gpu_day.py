@@ -4,11 +4,11 @@
     python benchmarks/gpu_day.py --rehearse --out DIR            every item's code, tiny, without a GPU
     python benchmarks/gpu_day.py --list
 
-Rows are written to DIR/rows.jsonl as they are measured, the table to DIR/table.txt. A second call with the same DIR continues where
-the first stopped. To keep the rows: `cat DIR/rows.jsonl >> benchmarks/results/gpu_day.jsonl`.
-`--warm DIR` is a folder of compiled kernels that is used and filled, so that little is compiled at the start. On a machine without a
-GPU the same flag fills it, and the folder may be moved. Fill it with the GPU machine's torch and at the commit to be measured: its keys
-contain the versions and the kernel source.
+Rows are written to DIR/rows.jsonl as they are measured, the table to DIR/table.txt. A second call with the same DIR
+continues where the first stopped. To keep the rows: `cat DIR/rows.jsonl >> benchmarks/results/gpu_day.jsonl`. `--warm
+DIR` is a folder of compiled kernels that is used and filled, so that little is compiled at the start. On a machine
+without a GPU the same flag fills it, and the folder may be moved. Fill it with the GPU machine's torch and at the
+commit to be measured: its keys contain the versions and the kernel source.
 """
 
 import os
@@ -53,8 +53,8 @@ ITEMS = (
     Item(name="no_sync", seconds=45, what="no wait of the host in a step", parts=f"{CLIPS}:no_sync", clips=True),
     Item(name="graphs_fp16", seconds=150, what="CUDA graphs, fp16", parts=f"{STEPS}:graphs_fp16"),
 )  # fmt: skip
-"""In order of importance. `compiled_step` compiles both steps from scratch, which takes most of a minute each in Python alone; later
-items reuse the result."""
+"""In order of importance. `compiled_step` compiles both steps from scratch, which takes most of a minute each in Python
+alone; later items reuse the result."""
 NAMES = tuple(item.name for item in ITEMS)
 WARMED: tuple[tuple[Phase, int], ...] = (("mae", 128), ("mae", 64), ("mae", 256), ("align", 64))
 """Steps that --warm compiles on a machine without a GPU."""
@@ -75,8 +75,8 @@ class DayConfig:
     start: Annotated[str, tyro.conf.arg(name="from")] = ""
     """Run this item and all after it even if they are finished."""
     warm: Path | None = None
-    """Folder of compiled kernels to use and fill. On a machine without a GPU it is only filled, for an H100 or H200; use the GPU
-    machine's torch."""
+    """Folder of compiled kernels to use and fill. On a machine without a GPU it is only filled, for an H100 or H200;
+    use the GPU machine's torch."""
     clips: Path = Path("~/.cache/ppma/gpu-day-clips")
     """Folder for generated clips, reused by the next run; keep it outside --out, whose files may be transferred."""
     rehearse: bool = False

@@ -1,4 +1,4 @@
-"""The compute items of gpu_day.py: kernels, attention, training steps and their profile.
+"""Run the compute items of gpu_day.py: kernels, attention, training steps and their profile.
 
 Day  ->  Parts, each of which yields Figures. With `day.tiny` the same code runs with small shapes on a CPU.
 """
@@ -94,12 +94,14 @@ def error_figure(what: str, dtype: torch.dtype, ours: Tensor, exact: Tensor, not
 
 
 def poison(like: Tensor) -> None:
-    """Fill memory of this size with NaN and free it, so that the next tensor likely exposes what a kernel leaves unwritten."""
+    """Fill memory of this size with NaN and free it, so that the next tensor likely exposes what a kernel leaves
+    unwritten."""
     torch.full_like(like, float("nan"))
 
 
 def kernels(day: Day) -> Iterator[Part]:
-    """Measure relative errors in bfloat16 and float16, forward and gradients, on random inputs of the paper's shapes."""
+    """Measure relative errors in bfloat16 and float16, forward and gradients, on random inputs of the paper's
+    shapes."""
     device = device_of(day)
     with_triton = choice.LOADED and (device.type == "cuda" or choice.INTERPRETED)
     ours: choice.Implementation = "triton" if with_triton else "torch"
@@ -231,7 +233,8 @@ def losses(trainer: Trainer, config: RunConfig, steps: int) -> list[float]:
 
 
 def compiled_step(day: Day) -> Iterator[Part]:
-    """Measure both stages: seconds to the first step, and the losses of four steps compiled, eager, and (the first) on the CPU."""
+    """Measure both stages: seconds to the first step, and the losses of four steps compiled, eager, and (the first) on
+    the CPU."""
     phases: tuple[tuple[Phase, int], ...] = (("mae", 128), ("align", 64))
     for phase, batch in phases:
         yield Part(what=f"{phase} starts", measure=partial(start, day, config_of(day, phase, batch)))

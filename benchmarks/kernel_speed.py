@@ -3,9 +3,10 @@
     python benchmarks/kernel_speed.py
     python benchmarks/kernel_speed.py --kernel attention --batch 32
 
-Ceilings are measured first: copy bandwidth (bytes read plus written) for `patchify` and `pixel_loss`, the rate of a large matrix
-product for `attention`. On a GPU, times are CUDA-graph replays over rotating inputs (`ppma.kernels.timing`), so they contain kernels
-only. On a CPU the shapes are small and Triton kernels are skipped: they would run in an interpreter.
+Ceilings are measured first: copy bandwidth (bytes read plus written) for `patchify` and `pixel_loss`, the rate of a
+large matrix product for `attention`. On a GPU, times are CUDA-graph replays over rotating inputs
+(`ppma.kernels.timing`), so they contain kernels only. On a CPU the shapes are small and Triton kernels are skipped:
+they would run in an interpreter.
 
 Bytes are those of an ideal implementation:
 
@@ -123,7 +124,8 @@ def contenders(
     device: torch.device,
     common: dict[str, Any],
 ) -> Iterator[Measurement]:
-    """Yield `work` with the reference, with the compiled reference on a GPU (PyTorch's best), and with each implementation of ours."""
+    """Yield `work` with the reference, with the compiled reference on a GPU (PyTorch's best), and with each
+    implementation of ours."""
     yield Measurement(implementation="reference", run=partial(work, plain), **common)
     if device.type == "cuda":
         compiled = torch.compile(plain, dynamic=False)

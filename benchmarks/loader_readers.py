@@ -1,10 +1,11 @@
-"""The readers that are compared, all with the same output: batches of uint8 views (clips * views, 16, 224, 224, 3).
+"""Read clips with every library that is compared, into the same uint8 views (clips * views, 16, 224, 224, 3).
 
     Manifest, LoaderConfig  ->  TrainingSampler, the same for all  ->  endless batches of one reader
 
-`published` is the published PPMA loader, after pytorchvideo: PyAV decodes every frame of the window to float RGB, 16 frames are kept,
-resized and cropped in float. The others fetch the 16 frames with their library's fastest single-threaded method and crop and resize
-with OpenCV, as our loader does. All but ours and FFCV run in a torch DataLoader with the same number of workers.
+`published` is the published PPMA loader, after pytorchvideo: PyAV decodes every frame of the window to float RGB, 16
+frames are kept, resized and cropped in float. The others fetch the 16 frames with their library's fastest
+single-threaded method and crop and resize with OpenCV, as our loader does. All but ours and FFCV run in a torch
+DataLoader with the same number of workers.
 """
 
 import importlib.util

@@ -2,9 +2,10 @@
 
     clips (generated, or --manifest)  ->  each reader in its own process, in turn, several rounds  ->  medians and ratios as rows
 
-All readers produce the same views of the same windows. A reader's process keeps running, with batches prefetched, and idles between
-rounds. CPU time is that of the whole process tree from idle to idle, over all batches it made; clips/s is timed while batches flow.
-Ratios are to the published loader on the same content; for `packed`, on the H.264 video that was packed.
+All readers produce the same views of the same windows. A reader's process keeps running, with batches prefetched, and
+idles between rounds. CPU time is that of the whole process tree from idle to idle, over all batches it made; clips/s is
+timed while batches flow. Ratios are to the published loader on the same content; for `packed`, on the H.264 video that
+was packed.
 """
 
 import contextlib
@@ -53,7 +54,8 @@ class BenchmarkConfig(rows.ReportConfig):
     root: Path | None = None
     """Folder that the paths in --manifest are relative to (default: the manifest's folder)."""
     contents: tuple[str, ...] = ()
-    """Any of h264_gop250, h264_gop12, h264_gop1, vp9, mpeg4, jpeg_folder, packed (default: all except h264_gop1 on a CPU, all on a GPU)."""
+    """Any of h264_gop250, h264_gop12, h264_gop1, vp9, mpeg4, jpeg_folder, packed (default: all except h264_gop1 on a
+    CPU, all on a GPU)."""
     readers: tuple[str, ...] = READERS
     """Any of ours, published, torchcodec, decord2, opencv, ffcv; readers that are not installed are skipped."""
     views: int = 1

@@ -3,8 +3,9 @@
     python benchmarks/loop_cycles.py
     python benchmarks/loop_cycles.py --capability 80 --all-configs
 
-The pipes of a multiprocessor overlap, so the busiest one bounds the time of a loop from below. Figures are cycles for 64
-scores per thread (2048 per warp), for any block size. Latencies, bank conflicts and waits for memory are not included.
+The pipes of a multiprocessor overlap, so the busiest one bounds the time of a loop from below. Figures are cycles for
+64 scores per thread (2048 per warp), for any block size. Latencies, bank conflicts and waits for memory are not
+included.
 """
 
 import re

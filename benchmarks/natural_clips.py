@@ -2,8 +2,9 @@
 
     seed  ->  frames (1/f texture under a moving camera, three textured bodies, sensor noise)  ->  DIR/<content>/... and manifests
 
-Calibrated on Kinetics clips of 340 x 256: JPEG at quality 90 takes 20 kB per frame there and 22 kB here, and H.264 (x264 defaults) has
-B-frames and similar bit rates. The width is a multiple of 16, so that DALI reuses its decoders from clip to clip.
+Calibrated on Kinetics clips of 340 x 256: JPEG at quality 90 takes 20 kB per frame there and 22 kB here, and H.264
+(x264 defaults) has B-frames and similar bit rates. The width is a multiple of 16, so that DALI reuses its decoders from
+clip to clip.
 """
 
 import json

@@ -3,10 +3,10 @@
     python benchmarks/probe_speed.py
     python benchmarks/probe_speed.py --epochs 50 --clips 64 --model tiny --size 112
 
-Both train the same head on the same plain views for the same number of epochs, with `ppma train`'s own loop, one after the other in one
-process. Start-up, decoding, checkpoints and logging count for both; the final test, which is the same, for neither. The probe starts
-without cached features. `ratio` is the time with the encoder in every epoch over the probe's; `later_ratio` is over a second probe on
-the same encoder, which finds the features of the first.
+Both train the same head on the same plain views for the same number of epochs, with `ppma train`'s own loop, one after
+the other in one process. Start-up, decoding, checkpoints and logging count for both; the final test, which is the same,
+for neither. The probe starts without cached features. `ratio` is the time with the encoder in every epoch over the
+probe's; `later_ratio` is over a second probe on the same encoder, which finds the features of the first.
 """
 
 import sys

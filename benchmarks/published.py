@@ -1,11 +1,12 @@
-"""The published training step, reimplemented as the baseline of our benchmarks.
+"""Reimplement the published training step as the baseline of our benchmarks.
 
     clip_BCTHW float32, normalized (+ masked_BN bool, or label_B)  ->  loss
 
-Its inefficiencies are kept on purpose, as in the published code: every patch is embedded and nine tenths of the tokens are discarded;
-attention materializes its (N, N) scores and scales them; pixel head, target and squared error are computed for all patches and masked
-afterwards; in stage 1 the activations of every block are recomputed in the backward pass. It imports nothing from ppma. Its state dict
-has our names, and a test checks that both compute the same loss. Source: the published PPMA code (NeurIPS 2023).
+Its inefficiencies are kept on purpose, as in the published code: every patch is embedded and nine tenths of the tokens
+are discarded; attention materializes its (N, N) scores and scales them; pixel head, target and squared error are
+computed for all patches and masked afterwards; in stage 1 the activations of every block are recomputed in the backward
+pass. It imports nothing from ppma. Its state dict has our names, and a test checks that both compute the same loss.
+Source: the published PPMA code (NeurIPS 2023).
 """
 
 import torch
@@ -120,7 +121,8 @@ class PublishedMAE(Trunk):
 
 @torch.no_grad()
 def patch_targets(clip_BCTHW: Tensor) -> Tensor:
-    """Return the targets of all patches, (B, N, P): pixels in [0, 1], normalized per patch and color, P ordered (t, h, w, c)."""
+    """Return the targets of all patches, (B, N, P): pixels in [0, 1], normalized per patch and color, P ordered (t, h,
+    w, c)."""
     mean, std = (torch.tensor(v, device=clip_BCTHW.device).view(3, 1, 1, 1) for v in (MEAN, STD))
     B, C, *sides = clip_BCTHW.shape
     (nt, t), (nh, h), (nw, w) = ((side // step, step) for side, step in zip(sides, PATCH, strict=True))

@@ -2,8 +2,9 @@
 
     measured fields  ->  row = fields + benchmark, machine, versions, commit, date  ->  results/<benchmark>.jsonl
 
-A benchmark calls `report`. Rows are flat. `spread` is half the interquartile range of the repetitions over their median: 0.02 means
-that a second run differs by about 2 %. Rows compare when benchmark, machine, and all text and integer fields (`keys_of`) are equal.
+A benchmark calls `report`. Rows are flat. `spread` is half the interquartile range of the repetitions over their
+median: 0.02 means that a second run differs by about 2 %. Rows compare when benchmark, machine, and all text and
+integer fields (`keys_of`) are equal.
 """
 
 import os
@@ -59,7 +60,8 @@ class ReportConfig:
 
 
 def machine() -> str:
-    """Return the name of the GPU, or of the processor if there is no GPU, and the number of CPUs this process may use."""
+    """Return the name of the GPU, or of the processor if there is no GPU, and the number of CPUs this process may
+    use."""
     import torch
 
     cpus = len(os.sched_getaffinity(0))
@@ -152,7 +154,8 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], keys: Sequence[str], measure: str, file: Path) -> None:
-    """Plot `measure` as one bar per row, labeled with the keys that differ between rows and colored by the first of them."""
+    """Plot `measure` as one bar per row, labeled with the keys that differ between rows and colored by the first of
+    them."""
     import matplotlib
 
     matplotlib.use("Agg")

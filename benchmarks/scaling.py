@@ -95,12 +95,12 @@ class Parts:
 
     @property
     def step(self) -> float:
-        """The whole step."""
+        """Seconds of the whole step."""
         return max(self.compute, self.loader, self.file_system) + self.exposed + self.straggling
 
     @property
     def limit(self) -> str:
-        """The part whose speed-up would help most."""
+        """The part whose speedup would help most."""
         if max(self.loader, self.file_system) > self.compute:
             return "loader" if self.loader >= self.file_system else "file system"
         return "network" if self.exposed > max(self.straggling, 0.02 * self.compute) else "GPU"
@@ -112,7 +112,8 @@ def ring_seconds(size: float, members: int, bytes_per_s: float, hop_seconds: flo
 
 
 def all_reduce_seconds(config: ScalingConfig, gpus: int, size: float) -> float:
-    """Return the seconds of a two-level all-reduce: within nodes, then between them, each GPU carrying its share over its own card."""
+    """Return the seconds of a two-level all-reduce: within nodes, then between them, each GPU carrying its share over
+    its own card."""
     inside, nodes = min(gpus, config.gpus_per_node), math.ceil(gpus / config.gpus_per_node)
     hop = config.hop_us * 1e-6
     seconds = ring_seconds(size, inside, config.link_gb_per_s * 1e9, hop)
@@ -136,7 +137,8 @@ def predict(config: ScalingConfig, gpus: int, compute: float, gradient_bytes: fl
 def _exchange(
     rank: int, port: int, size: int, repeats: int, answers: "SimpleQueue[tuple[list[float], list[float]]]"
 ) -> None:
-    """Run one of two gloo processes: time all-reduces of `size` bytes, and the stop flag between steps of a little work."""
+    """Run one of two gloo processes: time all-reduces of `size` bytes, and the stop flag between steps of a little
+    work."""
     import torch
     import torch.distributed as dist
 
@@ -220,7 +222,7 @@ def made_rows(config: ScalingConfig, device: str) -> list[rows.Row]:
 
 
 def turning_points(config: ScalingConfig, compute: float, size: float) -> list[str]:
-    """Return, for each other limit, the number of GPUs from which it limits the step."""
+    """Return a line for each limit other than the GPUs: the number of GPUs from which it limits the step."""
     lines = []
     for limit in ("loader", "file system", "network"):
         counts = [2**n for n in range(1, 17)]

@@ -3,8 +3,8 @@
     "30"   ->  30 steps and one synchronization  ->  {"ms": ..., "cpu_s": ...} per step
     "end"  ->  facts about the whole process
 
-Warm-up steps, which allocate, compile and choose kernels, run before the first answer and are not counted: one on a CPU, three on a
-GPU. `ours` is the step of `ppma train` itself (`training.make_trainer`).
+Warm-up steps, which allocate, compile and choose kernels, run before the first answer and are not counted: one on a
+CPU, three on a GPU. `ours` is the step of `ppma train` itself (`training.make_trainer`).
 """
 
 import gc
@@ -58,7 +58,7 @@ class Setting:
 
     @property
     def flops(self) -> float:
-        """Operations of a step by the model's arithmetic, whatever the implementation does."""
+        """Floating-point operations of a step of the model, independent of the implementation."""
         one = flops.mae_flops(self.vit, self.mae) if self.phase == "mae" else flops.classifier_flops(self.vit, CLASSES)
         return 3 * self.batch * one
 
@@ -157,7 +157,8 @@ def peak_mb(device: torch.device) -> float:
 
 
 def timed(step: Step, device: torch.device, count: int) -> dict[str, float]:
-    """Return elapsed milliseconds and CPU seconds (all threads) per step, over `count` steps between two synchronizations."""
+    """Return elapsed milliseconds and CPU seconds (all threads) per step, over `count` steps between two
+    synchronizations."""
     synchronize(device)
     began, cpu = time.perf_counter(), time.process_time()
     for _ in range(count):

@@ -2,8 +2,8 @@
 
     natural frames  ->  each layout  ->  16 frames of a window decoded to RGB, in turn  ->  ms of CPU per clip, bytes per frame, PSNR
 
-Both are read from memory. One open H.264 decoder receives the wanted packets and is flushed; OpenCV converts its planes to RGB in half
-the time of swscale.
+Both are read from memory. One open H.264 decoder receives the wanted packets and is flushed; OpenCV converts its planes
+to RGB in half the time of swscale.
 
     python benchmarks/store_layouts.py
 """

@@ -47,7 +47,8 @@ ATTENTION_EFFICIENCY = 0.75
 LAUNCH_SECONDS = 1e-6
 """Between two kernels of one stream, when the host runs ahead."""
 ADAMW_BYTES = 28
-"""Per parameter: read weight, gradient and both moments, write all but the gradient. The norm is read in logged steps only."""
+"""Per parameter: read weight, gradient and both moments, write all but the gradient. The norm is read in logged steps
+only."""
 
 VISIBLE, MASKED, TOKENS = 157, 1411, 1568
 """Tokens of a clip of 16 x 224 x 224 at a mask ratio of 0.9."""
@@ -200,7 +201,8 @@ def attention_seconds(kernel: ahead_of_time.CompiledKernel, batch: int, tokens: 
 
 
 def attention_parts(batch: int, decoder_tokens: int) -> Iterator[Part]:
-    """Yield attention of encoder and decoder, forward and backward (fused if possible), with each kernel's first config."""
+    """Yield attention of encoder and decoder, forward and backward (fused if possible), with each kernel's first
+    config."""
     found: dict[tuple[int, str], ahead_of_time.CompiledKernel] = {}
     for kernel in attention_kernels(90, case="paper"):
         found.setdefault((kernel.constants["D"], kernel.kernel), kernel)

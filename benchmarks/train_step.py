@@ -3,13 +3,14 @@
     python benchmarks/train_step.py --phase mae --model base --batch 4
     python benchmarks/train_step.py --phase align --model base --batch 2
 
-Each implementation runs in its own process, so that peak memory is its own. On a CPU the processes take turns, one step each, so that
-load on the machine affects all of them alike; CPU time is compared, and `ratio_to_published` is the median ratio of neighboring
-measurements. On a GPU they run one after the other, 30 steps between synchronizations, and milliseconds are compared.
+Each implementation runs in its own process, so that peak memory is its own. On a CPU the processes take turns, one step
+each, so that load on the machine affects all of them alike; CPU time is compared, and `ratio_to_published` is the
+median ratio of neighboring measurements. On a GPU they run one after the other, 30 steps between synchronizations, and
+milliseconds are compared.
 
-`ours` is the step of `ppma train`: compiled on a GPU, fused AdamW. A step is forward, backward and optimizer on random clips, without
-mixing, erasing and drop path, which the published baseline lacks. Peak memory is the maximum beyond what the imports use (resident
-memory on a CPU, allocated memory on a GPU).
+`ours` is the step of `ppma train`: compiled on a GPU, fused AdamW. A step is forward, backward and optimizer on random
+clips, without mixing, erasing and drop path, which the published baseline lacks. Peak memory is the maximum beyond what
+the imports use (resident memory on a CPU, allocated memory on a GPU).
 """
 
 import contextlib

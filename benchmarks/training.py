@@ -72,7 +72,8 @@ def make_trainer(
 
 
 def made_batch(config: RunConfig, device: torch.device, *, seed: int = 0) -> ClipBatch:
-    """Return a batch of random pixels on the device. With erasing enabled, every fourth row has a box of a ninth of its area."""
+    """Return a batch of random pixels on the device. With erasing enabled, every fourth row has a box of a ninth of its
+    area."""
     generator = torch.Generator().manual_seed(seed)
     size, rows = config.vit.size, torch.arange(config.batch, device=device)
     shape = (config.batch, config.vit.frames, size, size, 3)

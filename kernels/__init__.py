@@ -1,1 +1,1 @@
-"""Fused operations, each with its plain-PyTorch meaning in `reference`. Import it as `ppma.kernels`."""
+"""Fused operations, each with a plain PyTorch reference in `reference`. Import as `ppma.kernels`."""

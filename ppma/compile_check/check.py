@@ -4,11 +4,11 @@
 
     >>> report = check("mae", arch=90)
     >>> report.launches, report.problems
-    (912, ())
+    (784, ())
 
 The step is compiled as in training, with fullgraph, forward and backward, in a separate process on the fake GPU of
-`ppma.compile_check.fake_gpu`. Inductor's kernels and ours become machine code. The generated code runs with shapes only, so launches and
-library calls are counted, not estimated. Nothing is timed and no values are computed.
+`ppma.compile_check.fake_gpu`. Inductor's kernels and ours become machine code. The generated code runs with shapes
+only, so launches and library calls are counted, not estimated. Nothing is timed and no values are computed.
 """
 
 import dataclasses
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 Phase = Literal["mae", "align", "probe"]
 RECIPES: dict[str, str] = {"mae": "mae_nohuman", "align": "align_nohuman_synthetic", "probe": "probe_published"}
-"""The recipe whose step each phase compiles: stage 1, stage 2, and the linear probe with the frozen encoder in every step."""
+"""The recipe whose step each phase compiles: stage 1, stage 2, and the linear probe with the frozen encoder in every
+step."""
 KERNEL_MARK = "kernel: "
 """Begins the lines that the compiling process writes to stdout: phase and number of kernels so far."""
 CLASSES = 150
@@ -136,8 +137,8 @@ class Settings:
     batch: int | None = None
     """Rows on the GPU."""
     depth: int | None = None
-    """Blocks of the encoder, and at most as many of the decoder. All blocks are the same kernels, so that a small depth proves as much in
-    less time; launches and bytes are those of the given depth."""
+    """Blocks of the encoder, and at most as many of the decoder. All blocks are the same kernels, so that a small depth
+    proves as much in less time; launches and bytes are those of the given depth."""
     residual: Residual | None = None
     """vit.residual of the model."""
 
@@ -232,16 +233,18 @@ def _follow(command: list[str], environment: dict[str, str], log: Path, on_kerne
 def cache_environment(folder: Path) -> dict[str, str]:
     """Return the environment variables that make inductor and Triton keep their caches in this folder.
 
-    A run on a GPU that starts with them compiles less. Triton reuses a kernel if the versions of torch and triton, the architecture, the
-    kernel's source (so the recipe, the batch and the attention backend) and Triton's environment variables are equal. Inductor's cache of
-    graphs also depends on the build of torch, the name of the GPU and inductor's settings, which `fake_gpu` changes: graphs are generated
-    again on the GPU, and their kernels are found where the code is the same. Call `relocate` if the folder has moved.
+    A run on a GPU that starts with them compiles less. Triton reuses a kernel if the versions of torch and triton, the
+    architecture, the kernel's source (so the recipe, the batch and the attention backend) and Triton's environment
+    variables are equal. Inductor's cache of graphs also depends on the build of torch, the name of the GPU and
+    inductor's settings, which `fake_gpu` changes: graphs are generated again on the GPU, and their kernels are found
+    where the code is the same. Call `relocate` if the folder has moved.
     """
     return {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TRITON_CACHE_DIR": str(folder / "triton")}
 
 
 def relocate(folder: Path) -> None:
-    """Make the kernels of a folder that was filled in another place usable: Triton keeps the whole path of each file."""
+    """Make the kernels of a folder that was filled in another place usable: Triton keeps the whole path of each
+    file."""
     for group in (folder / "triton").glob("*/__grp__*.json"):
         names = json.loads(group.read_text())["child_paths"]
         group.write_text(json.dumps({"child_paths": {name: str(group.with_name(name)) for name in names}}))

@@ -1,4 +1,4 @@
-"""The compiled half of `ppma.compile_check.fake_gpu`: CUDA hooks and a device guard that do nothing, loaded before torch.
+"""Load the C++ half of `ppma.compile_check.fake_gpu`: CUDA hooks and a device guard that do nothing, before torch.
 
     fake_cuda.cpp  ->  g++, once for each torch  ->  a shared library in ~/.cache/ppma  ->  load
 
@@ -28,7 +28,8 @@ def _torch_folder() -> Path:
 
 
 def guard_library() -> Path:
-    """Return the shared library for this torch, compiled on the first call and kept in ~/.cache/ppma (XDG_CACHE_HOME moves it).
+    """Return the shared library for this torch, compiled on the first call and kept in ~/.cache/ppma (XDG_CACHE_HOME
+    moves it).
 
     Raises:
         InputError: there is no C++ compiler.

@@ -1,11 +1,12 @@
-"""A CUDA device with shapes and no memory: compile and "run" GPU code on a machine without a GPU.
+"""Fake a CUDA device that has shapes but no memory, to compile and "run" GPU code without a GPU.
 
     fake_cuda.load(), install(arch)  ->  FakeGpu
     torch.compile(...) under FakeTensorMode  ->  every kernel as machine code, every launch recorded
 
-Dynamo, autograd and inductor generate what they generate for a real GPU, Triton compiles it to a cubin, and the generated Python runs with
-fake tensors: launches and library calls are recorded and do nothing. Works with a CPU build of torch and with a CUDA build that finds no
-GPU. `install` patches torch for the life of the process, so use a separate process: `ppma.compile_check.check` starts one.
+Dynamo, autograd and inductor generate what they generate for a real GPU, Triton compiles it to a cubin, and the
+generated Python runs with fake tensors: launches and library calls are recorded and do nothing. Works with a CPU build
+of torch and with a CUDA build that finds no GPU. `install` patches torch for the life of the process, so use a separate
+process: `ppma.compile_check.check` starts one.
 """
 
 import importlib
@@ -31,8 +32,8 @@ GPUS: dict[int, dict[str, Any]] = {
     90: {"name": "NVIDIA H200", "processors": 132, "memory": 141 * GIB, "l2": 50},
     100: {"name": "NVIDIA B200", "processors": 148, "memory": 180 * GIB, "l2": 126},
 }  # fmt: skip
-"""What inductor and Triton ask of a device, by compute capability: multiprocessors, bytes of memory, MiB of L2 cache. Sources:
-NVIDIA's data sheets; limits of threads, registers and shared memory from the CUDA C++ Programming Guide."""
+"""What inductor and Triton ask of a device, by compute capability: multiprocessors, bytes of memory, MiB of L2 cache.
+Sources: NVIDIA's data sheets; limits of threads, registers and shared memory from the CUDA C++ Programming Guide."""
 
 
 @dataclass(eq=False)
@@ -91,13 +92,14 @@ class FakeGpu:
         """Called after each kernel that Triton compiles or finds, with their number in this recording."""
 
     def load(self, name: str, cubin: bytes, shared_bytes: int, _: int) -> tuple[object, LoadedKernel, int, int, int]:
-        """Triton's load_binary: (module, function, registers, spilled registers, most threads of a block)."""
+        """Replace Triton's load_binary: return (module, function, registers, spilled registers, maximum threads per
+        block)."""
         used = resource_usage(cubin)
         kernel = LoadedKernel(name, used["REG"], used["STACK"] + used["LOCAL"], shared_bytes)
         return object(), kernel, kernel.registers, kernel.spill_bytes // 4, 1024
 
     def launch(self, *given: Any) -> None:
-        """Triton's launcher: (grid x, y, z, stream, function, ...)."""
+        """Replace Triton's launcher, called with (grid x, y, z, stream, function, ...): record the launch."""
         self.recording.launches.append((given[4], self.recording.backward))
 
     def run(self, graph: Callable[[Sequence[Any]], Any], inputs: Sequence[Any], *, backward: bool) -> Any:
@@ -141,7 +143,8 @@ class _LibraryCalls(TorchDispatchMode):
 
 
 def install(arch: int = 90) -> FakeGpu:
-    """Give this process a fake GPU of that compute capability, after `fake_cuda.load` and before anything imports torch._dynamo.
+    """Give this process a fake GPU of that compute capability, after `fake_cuda.load` and before anything imports
+    torch._dynamo.
 
     Raises:
         InputError: the architecture is not in GPUS, or Triton would interpret its kernels.
@@ -197,7 +200,8 @@ def _constant(answer: Any) -> Callable[..., Any]:
 
 
 def _patch_triton(gpu: FakeGpu) -> None:
-    """Install a Triton driver that reads binaries instead of loading them, and records launches instead of making them."""
+    """Install a Triton driver that reads binaries instead of loading them, and records launches instead of making
+    them."""
     import triton
     from triton.backends.nvidia.driver import CudaDriver
 
@@ -220,7 +224,7 @@ def _patch_triton(gpu: FakeGpu) -> None:
     triton.runtime.driver.set_active(Driver())
 
     def count(*, cache_hit: bool, **_: Any) -> None:
-        """Triton's listener of compilations."""
+        """Count compiled and cached kernels, as Triton's compilation listener."""
         gpu.recording.found += cache_hit
         gpu.recording.compiled += not cache_hit
         gpu.on_kernel(gpu.recording.found + gpu.recording.compiled)

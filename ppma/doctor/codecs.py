@@ -1,7 +1,7 @@
 """Find the codecs that DALI decodes on this machine by decoding a few frames of each.
 
-`python -m ppma.doctor.codecs cpu|gpu` writes them as a JSON list. It runs in a separate process, because DALI reports an unsupported
-codec on stderr from C++ and a broken driver may kill the process.
+`python -m ppma.doctor.codecs cpu|gpu` writes them as a JSON list. It runs in a separate process, because DALI reports
+an unsupported codec on stderr from C++ and a broken driver may kill the process.
 """
 
 import io

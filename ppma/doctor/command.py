@@ -2,7 +2,8 @@
 
     probe  ->  Machine  ->  overview, fast_paths, problems  ->  tables, or JSON with --json
 
-Everything but `probe` is a pure function of a Machine. Exit code 0, or 1 when parts do not fit: training would fail or be wrong.
+Everything but `probe` is a pure function of a Machine. Exit code 0, or 1 when parts do not fit: training would fail or
+be wrong.
 """
 
 import importlib.util
@@ -26,7 +27,8 @@ from ppma.doctor.compile import compile_gpu
 FAULTY = 1
 
 PAIRS: dict[str, tuple[str, str]] = {"2.11": ("0.26", "3.6.0"), "2.13": ("0.28", "3.7.1")}
-"""torch: (its torchvision, its triton), as tested. Sources: torchvision's README, the requirements of torch's wheels."""
+"""torch: (its torchvision, its triton), as tested. Sources: torchvision's README, the requirements of torch's
+wheels."""
 DALI_DRIVERS = {"nvidia-dali-cuda130": 580, "nvidia-dali-cuda120": 525}
 """The oldest driver that each DALI build supports. Source: NVIDIA's CUDA 13 and 12 compatibility tables."""
 BFLOAT16_FROM = 80
@@ -49,8 +51,8 @@ class Doctor:
     json: bool = False
     """Write one JSON object instead of tables."""
     compile_gpu: bool = False
-    """Only compile the training steps for this machine's GPU, or for an H100 or H200 if it has none, and list their kernels. Takes
-    minutes on one core; exit code 1 when a step does not compile."""
+    """Only compile the training steps for this machine's GPU, or for an H100 or H200 if it has none, and list their
+    kernels. Takes minutes on one core; exit code 1 when a step does not compile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +323,8 @@ def _torchvision() -> str:
 
 
 def probe() -> Machine:
-    """Examine this machine. Takes about 6 seconds, mostly imports, and longer on a GPU whose attention backends were never measured."""
+    """Examine this machine. Takes about 6 seconds, mostly imports, and longer on a GPU whose attention backends were
+    never measured."""
     import torch
 
     from ppma.doctor.kernels import chosen_kernels

@@ -1,4 +1,4 @@
-"""`ppma doctor --compile-gpu`: compile the three training steps for this machine's GPU, or for an H100, and show the result.
+"""`ppma doctor --compile-gpu`: compile the three training steps for this GPU, or for an H100, and show the result.
 
 architecture  ->  compile_check.check_steps  ->  a row per step: kernels, launches, registers, spills, or what went wrong
 """
@@ -20,7 +20,7 @@ NAMES = {"mae": "stage 1", "align": "stage 2", "probe": "linear probe"}
 """What users call the phases."""
 REMEDY = "`ppma train RECIPE --compile off` trains without torch.compile, more slowly; the versions in constraints.txt are known to compile"
 DEFAULT_ARCH = 90
-COLUMNS = ("step", "rows", "graphs", "kernels", "launches", "most registers", "kernels that spill", "seconds")
+COLUMNS = ("step", "batch", "graphs", "kernels", "launches", "most registers", "kernels that spill", "seconds")
 
 
 def architecture() -> int:
@@ -58,7 +58,8 @@ def _compile(phases: Sequence[Phase], arch: int) -> list[StepReport | CompileErr
 
 
 def compile_gpu(*, as_json: bool) -> int:
-    """Compile every phase, print a table or JSON, and return the exit code: 1 if a step does not compile, breaks or spills."""
+    """Compile every phase, print a table or JSON, and return the exit code: 1 if a step does not compile, breaks or
+    spills."""
     arch, phases = architecture(), get_args(Phase)
     results = _compile(phases, arch)
     reports = [result for result in results if isinstance(result, StepReport)]

@@ -1,4 +1,4 @@
-"""Which fused kernels a run uses on a device, as `ppma.kernels` decides it.
+"""Report which fused kernels a run uses on a device.
 
 device  ->  (task, backend, reason) for patches and losses, and for attention in each part of the paper's model
 """
@@ -23,7 +23,8 @@ BACKEND_NAMES = {
 
 
 def chosen_kernels(device: torch.device) -> tuple[tuple[str, str, str], ...]:
-    """Return what runs at the paper's batch in bfloat16. On a GPU this measures attention, unless an earlier run has measured it."""
+    """Return what runs at the paper's batch in bfloat16. On a GPU this measures attention, unless an earlier run has
+    measured it."""
     implementation, why = choice.explain(device)
     plain = (("patches and pixel loss", "our Triton kernels" if implementation == "triton" else "PyTorch", why),)
     run = mae_nohuman()
