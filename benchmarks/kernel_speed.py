@@ -157,7 +157,7 @@ def patchify_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
 
 
 def pixel_loss_cases(batch: int, device: torch.device) -> Iterator[Measurement]:
-    """Yield the masked nine tenths, with the gradient."""
+    """Yield the stage 1 loss of the masked nine tenths of the patches, forward and backward."""
 
     def work(loss: Callable[..., Tensor], inputs: Inputs) -> object:
         frames, _, masked, prediction = inputs

@@ -45,7 +45,7 @@ class Setting:
 
     @property
     def trunk(self) -> dict:
-        """Arguments of the published models."""
+        """Constructor arguments that both published models take."""
         vit = self.vit
         shape = {"width": vit.width, "depth": vit.depth, "heads": vit.heads, "mlp_ratio": vit.mlp_ratio}
         return shape | {"tokens": vit.tokens}

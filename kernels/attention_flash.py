@@ -34,7 +34,7 @@ def installed(backend: str) -> bool:
 
 @contextmanager
 def activated(backend: str) -> Iterator[None]:
-    """Make a backend PyTorch's flash attention inside the block.
+    """Use a backend as PyTorch's flash attention inside the block.
 
     Raises:
         RuntimeError: It is not installed.

@@ -142,7 +142,7 @@ class CudaTransfer(Transfer):
         self._pinned = 0
 
     def prepare_thread(self) -> None:
-        """Select the GPU and the side stream: both are settings of a thread."""
+        """Select the GPU and the side stream in the calling thread; PyTorch keeps both per thread."""
         torch.cuda.set_device(self.device)
         torch.cuda.set_stream(self._stream)
 

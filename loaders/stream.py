@@ -71,7 +71,7 @@ def choose_implementation(config: LoaderConfig, device: torch.device) -> tuple[R
 
 @dataclass
 class _Pending:
-    """A batch in the making."""
+    """A batch whose samples are still being decoded."""
 
     epoch: int
     step: int
@@ -225,7 +225,7 @@ class ClipStream:
 
         Raises:
             TimeoutError: No batch was ready within `timeout` seconds.
-            InputError: Files cannot be decoded, by `on_bad` and `max_bad_fraction`.
+            InputError: More files cannot be decoded than `on_bad` and `max_bad_fraction` allow.
         """
         if self._prefetcher is None:
             self._prefetcher = Prefetcher(self._produce())
@@ -327,7 +327,7 @@ class ClipStream:
                 self._submit_task(sample, "read_ahead", {}, 0)
 
     def _take(self, reply: Reply) -> None:
-        """Note a reply; a bad file is counted and replaced."""
+        """Store a worker's reply; count and replace a bad file."""
         if reply.ticket not in self._tickets:
             return  # of a read_ahead
         pending, place = self._tickets.pop(reply.ticket)

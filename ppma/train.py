@@ -207,7 +207,7 @@ HELP = """ppma train RECIPE [FLAGS]: run a recipe.
 For example: ppma train mae_nohuman --model base
              ppma train finetune --dataset ucf101 --init runs/align_nohuman_synthetic
              ppma train RECIPE --help      list the flags that users change; --help-all lists all
-             ppma train RECIPE --dry-run   say what the run would do, and write nothing
+             ppma train RECIPE --dry-run   report what the run would do; write nothing
 
 Recipes:
 """

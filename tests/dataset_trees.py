@@ -1,4 +1,4 @@
-"""Small downloads of the true shape and names, one for each data set of ppma/datasets: `TREES[name](root, clip)` makes one.
+"""Small downloads of the true shape and names, one for each data set of ppma/data/datasets: `TREES[name](root, clip)` makes one.
 
 Every video is a link to the one clip that is given, every folder of frames holds three tiny pictures: what is tested is where they lie.
 A list names one file more than there is where `GONE` says so.

@@ -92,7 +92,7 @@ _ORIENTATION = 0x0112
 
 
 class HeaderError(ValueError):
-    """A JPEG header that does not parse; the text says where."""
+    """Raised for a JPEG header that cannot be parsed; the message says where."""
 
 
 @dataclass(frozen=True, kw_only=True)

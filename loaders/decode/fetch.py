@@ -164,11 +164,11 @@ def _read_image(path: Path) -> np.ndarray:
 
 
 class NoPacketTimesError(Exception):
-    """Packets carry no presentation time: only decoding reveals it."""
+    """Raised for packets without presentation times, which only decoding reveals."""
 
 
 class SeekedTooFarError(Exception):
-    """The container's index points past the window, or the file begins later than it says."""
+    """Raised if the container's index points past the window, or the file begins later than it says."""
 
 
 @dataclass(frozen=True)

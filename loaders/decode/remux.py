@@ -38,7 +38,7 @@ _CONTAINERS = {"mjpeg": "avi", "vp8": "matroska"}
 
 
 class NotForDali(Exception):
-    """DALI would not decode the file to the frames that PyAV gives; the text says why."""
+    """Raised for a file that DALI would decode to other frames than PyAV; the message says why."""
 
 
 def encoded_window(path: Path, start: float, end: float, count: int, codecs: Codecs) -> DaliInput:

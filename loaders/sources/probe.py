@@ -42,7 +42,7 @@ _VFR_RATIO = 1.5
 
 
 class Unusable(Exception):
-    """The file cannot be used as a clip; the text says why."""
+    """Raised for a file that cannot be used as a clip; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -46,7 +46,7 @@ PLACE = np.dtype([("shard", "<i4"), ("place", "<i4"), ("height", "<i4"), ("width
 
 
 class StoreError(Exception):
-    """A shard differs from its index; the text names it."""
+    """Raised when a shard is damaged or differs from its index; the message names the shard."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ _WORD = (1 << 64) - 1
 
 
 class Purpose(IntEnum):
-    """The purposes of host draws. The numbers are part of the format: changing one changes every run."""
+    """What random numbers of the host are for. Changing a value changes the random numbers of every run."""
 
     ROW_KEY = 1
     SOURCE_ORDER = 2

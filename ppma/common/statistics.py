@@ -3,7 +3,7 @@
 scores_VC, labels_V         ->  top_k, confusion, class_accuracies, calibration
 videos right or wrong       ->  wilson, bootstrap, paired_bootstrap
 right_SV over several seeds ->  mean_over_seeds, difference, holm
-clips with a detection      ->  upper_bound (Clopper-Pearson)      frames with a detection  ->  frame_rate
+clips with a detection      ->  upper_bound (Clopper-Pearson)      frames with a detection  ->  pooled_share
 
 Shapes: S seeds, V videos, C classes or clips, R resamples. Resampling uses fixed Philox streams, so intervals are reproducible.
 """
@@ -169,8 +169,8 @@ def paired_bootstrap(
     A resample takes the same videos for both, so what makes a video hard for both cancels.
 
     Args:
-        first_V: Right or wrong of one method on each video, or its mean over seeds.
-        second_V: The same of the other method, video by video.
+        first_V: Whether one method is right on each video (0 or 1), or its mean over seeds.
+        second_V: The same for the other method, in the same order of videos.
         resamples: Number of bootstrap resamples.
         seed: Seed of the resampling.
 
@@ -187,7 +187,7 @@ def paired_bootstrap(
 
 @cache
 def _seed_resamples(seeds: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (W, S) distinct counts of how often each seed is drawn, and (W,) how many resamples have them; the same for all methods."""
+    """Resample seeds: return the distinct counts per seed (W, S), and the number of resamples with each (W,); equal for all methods."""
     drawn_RS = generator(seed, Purpose.RESAMPLE).multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
     ways_WS, number_W = np.unique(drawn_RS, axis=0, return_counts=True)
     return ways_WS, number_W
@@ -250,19 +250,19 @@ def holm(ps: Sequence[float]) -> list[float]:
 def upper_bound(hits: int, count: int, confidence: float = CONFIDENCE) -> float:
     """Return the one-sided Clopper-Pearson upper bound of a share; 1 when nothing was counted.
 
-    No hit in n clips still allows a share of 1 - 0.05 ** (1 / n): 1.5 % of 200 clips.
+    No detection in n clips still allows a share of 1 - 0.05 ** (1 / n): 1.5 % of 200 clips.
     """
     return float(stats.beta.ppf(confidence, hits + 1, count - hits)) if hits < count else 1.0
 
 
-def frame_rate(hits_C: Sequence[int], frames_C: Sequence[int], *, seed: int = 0) -> tuple[float, float, float]:
-    """Return (share of frames with a hit, low, high); (0, 0, 1) without frames.
+def pooled_share(hits_C: Sequence[int], frames_C: Sequence[int], *, seed: int = 0) -> tuple[float, float, float]:
+    """Return (share, low, high) of the frames of all clips with a detection; (0, 0, 1) without frames.
 
-    The interval resamples clips, because frames of one clip are not independent. Where no clip has a hit it is (0, 0): then the bound on
+    The interval resamples clips, because frames of one clip are not independent. Without any detection it is (0, 0): then the bound on
     clips, `upper_bound`, is the one to report.
 
     Args:
-        hits_C: Frames with a hit in each clip.
+        hits_C: Frames with a detection in each clip.
         frames_C: Frames examined in each clip.
         seed: Seed of the resampling.
     """

@@ -45,7 +45,7 @@ CLASSES = 150
 
 
 class CompileError(Exception):
-    """A step that does not compile; the text is the compiler's."""
+    """Raised for a step that does not compile; the message is the compiler's."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ SET = Annotated[
     ),
 ]
 HIDDEN: Any = tyro.conf.Suppress
-DRY_RUN = Annotated[bool, tyro.conf.arg(help="Say what the run would do, and write nothing.")]
+DRY_RUN = Annotated[bool, tyro.conf.arg(help="Report what the run would do; write nothing.")]
 
 
 def resolve(name: str, overrides: Sequence[str] = (), *, prog: str = "ppma train") -> RunConfig:

@@ -14,7 +14,7 @@ MOST_WORKERS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """From videos to uint8 views. Defaults are stage 1 of the paper (PPMA, NeurIPS 2023)."""
+    """Turn videos into uint8 views. Defaults are stage 1 of the paper (PPMA, NeurIPS 2023)."""
 
     frames: int = 16
     """Frames per clip, uniformly spaced in the window (paper: 16)."""

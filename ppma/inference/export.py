@@ -39,7 +39,7 @@ TOLERANCE = 1e-4
 
 
 class FeatureExtractor(nn.Module):
-    """The exported function: uint8 frames in, one vector a clip out (tokens pooled, final norm applied)."""
+    """The exported function: uint8 frames in, one vector per clip out (tokens pooled, final norm applied)."""
 
     def __init__(self, model: Classifier | MaskedAutoencoder) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def write_onnx(extractor: FeatureExtractor, vit: ViTConfig, path: Path) -> None:
 
     Raises:
         InputError: The packages of the extra [export] are missing.
-        RuntimeError: The ONNX form computes something else.
+        RuntimeError: The outputs of the ONNX model differ from the model's.
     """
     try:
         import onnxruntime

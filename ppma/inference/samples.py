@@ -108,7 +108,7 @@ def pixels(patches_BNP: Tensor, vit: ViTConfig) -> Tensor:
 
 
 def reconstructed(model: MaskedAutoencoder, source: Manifest, loader: LoaderConfig) -> tuple[str, np.ndarray]:
-    """Return (caption, picture) of the clips of a source as a stage 1 model fills them in; three rows a clip."""
+    """Return (caption, picture) of the clips of a source as a stage 1 model fills them in; three rows per clip."""
     device = model.position_ND.device
     frames_BTHWC = torch.from_numpy(plain_views(source, loader)).to(device)
     keys_B = torch.arange(len(frames_BTHWC), device=device)
@@ -136,7 +136,7 @@ def attention_received(model: Encoder, frames_BTHWC: Tensor) -> Tensor:
 
 
 def attended(run: FinishedRun, source: Manifest) -> list[np.ndarray]:
-    """Return two rows a clip: its frames, and the same in gray under the attention that each place receives."""
+    """Return two rows per clip: its frames, and the same in gray under a heat map of the attention received."""
     rows = []
     for frames_THWC in plain_views(source, run.loader):
         frames_BTHWC = torch.from_numpy(frames_THWC[None]).to(run.ranks.device)

@@ -17,7 +17,7 @@ from ppma.models.vit import Encoder, initialize_head, layer_norm, weight_generat
 
 
 class VideoTransformer(Encoder):
-    """A classifier with timm's methods: float clips to logits of one head; 0 classes: to pooled features."""
+    """A video ViT with timm's methods: float clips to logits, or to pooled features for 0 classes."""
 
     def __init__(self, config: ViTConfig, *, num_classes: int = 0, seed: int = 0) -> None:
         super().__init__(config, init="truncated_normal", seed=seed)

@@ -87,7 +87,7 @@ class Run:
 
 
 class Planner:
-    """Plans the runs of one study."""
+    """Plan the runs of one study."""
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain:
-    """How an encoder is made. With a title it is a row of the table."""
+    """A pre-training: how an encoder is made. With a title it is a row of the table."""
 
     name: str
     title: str = ""

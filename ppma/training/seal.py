@@ -32,7 +32,7 @@ MODEL = "model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Seal:
-    """What a run was made of, and hashes of what it wrote."""
+    """Hashes of a run's inputs and of the files that it wrote."""
 
     files: dict[str, str]
     """SHA-256 of each file of `READ`."""

@@ -353,7 +353,7 @@ class FeatureBatch:
 def feature_batches(
     features_VD: Tensor | TokenRows, labels_V: Tensor, *, batch: int, epochs: int, seed: int, start: tuple[int, int]
 ) -> Generator[FeatureBatch, None, None]:
-    """Yield batches of cached rows: every row once an epoch, in an order drawn from (seed, epoch).
+    """Yield batches of cached rows: every row once per epoch, in an order drawn from (seed, epoch).
 
     Args:
         features_VD: The cache; rows of tokens, (V, N, D), work as well.

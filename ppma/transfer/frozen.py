@@ -1,4 +1,4 @@
-"""What the tests of a frozen encoder share: cached features of a data set's two splits, and rows drawn from each class.
+"""Shared by the tests of a frozen encoder: cached features of a data set's two splits, and rows drawn from each class.
 
     RunConfig  ->  encoder  ->  train features_VD of plain views, labels_V;  test features_VWD of 2 x 3 views
 

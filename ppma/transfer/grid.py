@@ -2,7 +2,7 @@
 
     training features  ->  kept, held out (a share of each class)  ->  G heads train on the same batches  ->  best on the held-out clips
 
-The test split is not used. Each head goes through exactly what a probe of its rate goes through: initial weights, batches, schedule and
+The test split is not used. Each head trains exactly as a probe with its rate does: the same initial weights, batches, schedule and
 AdamW (Loshchilov and Hutter, 2019), which is written out here for a stack of heads because torch's takes one rate for a tensor.
 """
 

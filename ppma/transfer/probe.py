@@ -94,7 +94,7 @@ class ProbeTask:
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """Return the grid and the choice from it."""
+        """Return the grid and the chosen rate and weight decay; empty without a grid."""
         return self._facts
 
 

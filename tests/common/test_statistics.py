@@ -11,10 +11,10 @@ from ppma.common.statistics import (
     class_accuracies,
     confusion,
     difference,
-    frame_rate,
     holm,
     mean_over_seeds,
     paired_bootstrap,
+    pooled_share,
     predictions,
     resampled_means,
     student_interval,
@@ -131,19 +131,19 @@ def test_bootstraps_draw_what_scipy_draws_from_the_same_stream():
 
     same |= {"paired": True, "n_resamples": 2000, "vectorized": True}
     ci = stats.bootstrap((hits, frames), ratio, rng=generator(0, Purpose.RESAMPLE), **same)
-    share, low, high = frame_rate(hits.tolist(), frames.tolist())
+    share, low, high = pooled_share(hits.tolist(), frames.tolist())
     assert (low, high) == pytest.approx(tuple(ci.confidence_interval), abs=1e-12) and share == hits.sum() / frames.sum()
 
 
 def test_frames_of_one_clip_are_not_independent():
     """One clip of ten has a hit in every frame: far wider than an interval over a thousand independent frames."""
-    rate, low, high = frame_rate([100] + [0] * 9, [100] * 10)
+    rate, low, high = pooled_share([100] + [0] * 9, [100] * 10)
     assert rate == 0.1 and low == 0.0 and high >= 0.3
-    assert frame_rate([10] * 10, [100] * 10) == pytest.approx((0.1, 0.1, 0.1))
+    assert pooled_share([10] * 10, [100] * 10) == pytest.approx((0.1, 0.1, 0.1))
 
 
 def test_without_counts_every_share_is_possible():
-    assert upper_bound(0, 0) == upper_bound(10, 10) == 1.0 and frame_rate([], []) == (0.0, 0.0, 1.0)
+    assert upper_bound(0, 0) == upper_bound(10, 10) == 1.0 and pooled_share([], []) == (0.0, 0.0, 1.0)
 
 
 # -------------------------------------------------------------------------------------------------- paired differences

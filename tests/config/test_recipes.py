@@ -1,6 +1,6 @@
 """Golden curves: 20 steps of every recipe, tiny and in float64, on fixed clips. A refactor may not move them.
 
-The files in tests/golden hold the loss of each step. A change of maths replaces them in the same commit and says so:
+The files in tests/config/golden hold the loss of each step. A change of maths replaces them in the same commit and says so:
 PPMA_WRITE_GOLDEN=1 pytest tests/config/test_recipes.py
 """
 

@@ -138,7 +138,7 @@ class AuditJob:
 
     @property
     def record(self) -> Path:
-        """The file of its findings."""
+        """Path of the JSON file with the clip's findings."""
         return self.out / "clips" / f"{self.pair.name}.json"
 
     def settings(self) -> dict[str, Any]:

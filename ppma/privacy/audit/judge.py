@@ -101,7 +101,7 @@ def _judge_detector(name: str, findings: Findings) -> DetectorVerdict:
 def judge(findings: Findings) -> ClipVerdict:
     """Return the verdict on a clip.
 
-    A detection, or a check that does not hold, fails it; otherwise it passes if a person detector is not blind on it.
+    A clip fails on any detection or failed check. Otherwise it passes if a person detector did detect people in the original.
     """
     detectors = {name: _judge_detector(name, findings) for name in findings.detectors}
     failed = [f"{name}: {one.says}" for name, one in detectors.items() if one.verdict == FAILED]
@@ -134,7 +134,7 @@ def _rate(verdicts: Sequence[DetectorVerdict], subject: str) -> Rate:
     blind, clips_hit = len(verdicts) - len(sighted), sum(one.hits_after > 0 for one in sighted)
     frames = sum(one.frames for one in sighted)
     upper = statistics.upper_bound(clips_hit, len(sighted))
-    after, low, high = statistics.frame_rate([one.hits_after for one in sighted], [one.frames for one in sighted])
+    after, low, high = statistics.pooled_share([one.hits_after for one in sighted], [one.frames for one in sighted])
     count = f"in {clips_hit} of {len(sighted)} clips" if clips_hit else f"in {len(sighted)} clips"
     says = f"{'' if clips_hit else 'no '}{subject} {count}, so in at most {100 * upper:.1f} % of clips (95 %)"
     if not sighted:

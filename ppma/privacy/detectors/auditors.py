@@ -215,7 +215,7 @@ class Hog:
     """OpenCV's histograms of gradients (Dalal and Triggs, 2005): detects upright people of 64 pixels and more."""
 
     def __init__(self, threshold: float) -> None:
-        """`threshold` is the distance from the hyperplane of the support vector machine."""
+        """Set `threshold`, the least distance from the hyperplane of the support vector machine."""
         self.threshold = threshold
         self._hog = cv2.HOGDescriptor()
         self._hog.setSVMDetector(np.asarray(cv2.HOGDescriptor.getDefaultPeopleDetector(), np.float32))

@@ -23,7 +23,7 @@ class CenterFace:
     """Long sides of the network's input."""
 
     def __init__(self, files: dict[str, Path], threshold: float = 0.35) -> None:
-        """Use `files["centerface.onnx"]`; thresholds below 0.3 take texture for faces."""
+        """Use `files["centerface.onnx"]`; thresholds below 0.3 mistake texture for faces."""
         self.threshold = threshold
         self._file = str(files["centerface.onnx"])
         self._nets: dict[tuple[int, int], cv2.dnn.Net] = {}
@@ -53,7 +53,7 @@ class CenterFace:
 
 
 class Selfie:
-    """MediaPipe's selfie segmentation of one large person: good within a box, takes furniture for people without."""
+    """MediaPipe's selfie segmentation of one large person: good inside a box; without one it mistakes furniture for people."""
 
     whole_frame = False
 

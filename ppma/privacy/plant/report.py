@@ -44,7 +44,7 @@ def group(chosen: Chosen) -> dict[str, Any]:
     for trial, sighting in chosen:
         pixels[trial.design["number"]] += sighting.pixels
         hidden[trial.design["number"]] += sighting.hidden
-    recall, low, high = statistics.frame_rate([hidden[n] for n in pixels], list(pixels.values()))
+    recall, low, high = statistics.pooled_share([hidden[n] for n in pixels], list(pixels.values()))
     inspected = [sighting for _, sighting in chosen if sighting.found is not None]
     names = list(inspected[0].audited) if inspected else []
     return {
@@ -122,7 +122,7 @@ def _frames_hit(trial: Trial, name: str, which: Which) -> int:
 def _share(trials: Sequence[Trial], name: str, which: Which) -> dict[str, Any]:
     """Return the share of frames with a detection, with its interval."""
     counts = [_frames_hit(trial, name, which) for trial in trials]
-    share, low, high = statistics.frame_rate(counts, [len(trial.findings.looked_at) for trial in trials])
+    share, low, high = statistics.pooled_share(counts, [len(trial.findings.looked_at) for trial in trials])
     return {"hits": sum(counts), "clips": sum(map(bool, counts)), "share": share, "low": low, "high": high}
 
 
@@ -146,7 +146,7 @@ def _residual(trials: Sequence[Trial], name: str) -> dict[str, Any]:
         "control": _share(trials, name, "control"),
         "empty": _share(trials, name, "alarms"),
         "highest alarm": max(alarms, default=None),
-        "beyond control": statistics.frame_rate(beyond, frames),
+        "beyond control": statistics.pooled_share(beyond, frames),
     }
 
 

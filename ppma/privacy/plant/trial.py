@@ -95,7 +95,7 @@ class TrialJob:
 
     @property
     def record(self) -> Path:
-        """The file of the trial, written last."""
+        """Path of the trial's JSON file, which is written last and so marks a finished trial."""
         return self.out / "trials" / f"{self.design.number:04d}.json"
 
     def read(self) -> Trial:

@@ -35,7 +35,7 @@ class RemovalConfig:
 
     ppma remove-humans videos --out removed
 
-    Rerun it after an interruption: finished clips are kept. It does not show that no person is left; `ppma audit`
+    Rerun it after an interruption: finished clips are kept. It does not show that no person remains; `ppma audit`
     checks that.
     """
 

@@ -160,7 +160,7 @@ class TemporalMedian:
     """Paints the background that other frames show, and synthesizes the rest consistently over the shot."""
 
     def __init__(self, synthesize: Callable[[np.ndarray, np.ndarray], np.ndarray] = complete) -> None:
-        """`synthesize(frame_HWC, hole_HW)` returns the frame with the hole filled."""
+        """Set `synthesize(frame_HWC, hole_HW)`, which returns the frame with the hole filled."""
         self._synthesize = synthesize
 
     def __call__(

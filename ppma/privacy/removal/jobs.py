@@ -62,7 +62,7 @@ class RemovalJob:
 
     @property
     def record(self) -> Path:
-        """The file that is written last."""
+        """Path of the record, which is written last and so marks a finished clip."""
         return self.out / "records" / f"{self.name}.json"
 
     def done(self) -> bool:
