@@ -245,7 +245,7 @@ def _new_folder(verb: str, runs: Path) -> Path:
 def _evaluation(test: Evaluate, flags: list[str], prog: str) -> Stage:
     """Parse the flags of `ppma evaluate` here, so that a wrong one is reported before submission. Imports torch."""
     from ppma.training.run import run_folder
-    from ppma.transfer.evaluate import Options
+    from ppma.transfer.evaluate import EvaluateOptions
 
     require(bool(test.checkpoint and test.dataset), "evaluate needs --checkpoint RUN and --dataset NAME")
     one_run = f'--checkpoint {test.checkpoint} names one run for {len(test.seed)} seeds; write "{{seed}}" in it'
@@ -253,7 +253,7 @@ def _evaluation(test: Evaluate, flags: list[str], prog: str) -> Stage:
     calls = []
     for dataset, seed in itertools.product(test.dataset, test.seed or ("",)):
         checkpoint = test.checkpoint.replace("{dataset}", dataset).replace("{seed}", str(seed))
-        options = parse(Options, ["--checkpoint", checkpoint, "--dataset", dataset, *flags], prog=prog)
+        options = parse(EvaluateOptions, ["--checkpoint", checkpoint, "--dataset", dataset, *flags], prog=prog)
         run_folder(options.checkpoint)
         catalog.find(options.data).entry(dataset, options.evaluation.split)
         data = ["--data", str(catalog.locate(options.data))]

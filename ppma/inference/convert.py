@@ -315,7 +315,7 @@ def read_foreign(path: Path) -> Weights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class ConvertOptions:
     """Convert a checkpoint of another project to ours, or ours to theirs.
 
     For example: ppma convert --from ppma ppma_vitb.pth converted, then --init converted
@@ -332,7 +332,7 @@ class Options:
     """The project that the file is for."""
 
 
-def _import(options: Options, kind: Format) -> None:
+def _import(options: ConvertOptions, kind: Format) -> None:
     by_name = kind == "timm" and is_name(options.source)
     found = load_by_name(str(options.source)) if by_name else read_foreign(options.source)
     converted, left = read_as(kind, found)
@@ -347,7 +347,7 @@ def _import(options: Options, kind: Format) -> None:
         log.info("left out: the decoder, %d tensors (%s, ...): %s", len(left), left[0], DECODER_REASON)
 
 
-def _export(options: Options, kind: Format) -> None:
+def _export(options: ConvertOptions, kind: Format) -> None:
     trained = {name: tensor for name, tensor in checkpoint.read_weights(options.source).items() if name != MIXING}
     weights = {name: tensor.contiguous() for name, tensor in write_as(kind, trained).items()}
     with atomic_path(options.out) as temp_path:
@@ -360,7 +360,7 @@ def _export(options: Options, kind: Format) -> None:
 
 def main(argv: list[str]) -> int:
     """Run `ppma convert`."""
-    options = parse(Options, argv, prog="ppma convert")
+    options = parse(ConvertOptions, argv, prog="ppma convert")
     if (options.from_ is None) == (options.to is None):
         raise InputError(f"give --from or --to, one of {', '.join(get_args(Format))}")
     if options.out.exists():

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions):
+class FeatureOptions(RunOptions):
     """Write the embedding of every clip: the pooled tokens of the encoder, averaged over views, before the final norm.
 
     For example: ppma features --checkpoint runs/align_nohuman_synthetic --dataset ucf101 --out ucf101.parquet
@@ -106,7 +106,7 @@ WRITERS: dict[str, Callable[[Path, dict[str, np.ndarray], dict[str, Any]], None]
 
 def main(argv: list[str]) -> int:
     """Run `ppma features`."""
-    options = parse(Options, argv, prog="ppma features")
+    options = parse(FeatureOptions, argv, prog="ppma features")
     data = catalog.find(options.data)
     sources = [data.manifest(name, options.split) for name in options.dataset]
     run = options.open(options.checkpoint)

@@ -52,7 +52,7 @@ class FeatureExtractor(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class ExportOptions:
     """Export the encoder of a run: safetensors with a config and a model card, torch.export and ONNX, each tested by running it.
 
     For example: ppma export runs/align_nohuman_synthetic exported
@@ -135,7 +135,7 @@ def card(run: FinishedRun, seen: Lineage) -> str:
 
 def main(argv: list[str]) -> int:
     """Run `ppma export`."""
-    options = parse(Options, argv, prog="ppma export")
+    options = parse(ExportOptions, argv, prog="ppma export")
     if options.out.exists():
         raise InputError(f"{options.out} exists; choose another folder")
     run = open_run(options.checkpoint, device="cpu", precision="fp32")

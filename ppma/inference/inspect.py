@@ -35,7 +35,7 @@ PAIRS, EXAMPLES_OF_PAIR = 8, 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions):
+class InspectOptions(RunOptions):
     """Show a run on one HTML page: training clips, reconstructions, attention, neighbors, maps of embeddings, confusions.
 
     For example: ppma inspect runs/align_nohuman_synthetic --sources ucf101
@@ -235,7 +235,7 @@ def _confusions(run: FinishedRun, data: catalog.Catalog) -> Iterator[Section]:
         yield Section(title=f"Most confused pairs: {source.name}", note=note, groups=groups)
 
 
-def sections(run: FinishedRun, options: Options) -> Iterator[Section]:
+def sections(run: FinishedRun, options: InspectOptions) -> Iterator[Section]:
     """Yield the sections of the page in order."""
     data = catalog.find(options.data)
     names = dict.fromkeys((*run.config.sources, *options.sources))
@@ -254,7 +254,7 @@ def sections(run: FinishedRun, options: Options) -> Iterator[Section]:
 
 def main(argv: list[str]) -> int:
     """Run `ppma inspect`."""
-    options = parse(Options, argv, prog="ppma inspect")
+    options = parse(InspectOptions, argv, prog="ppma inspect")
     run = options.open(options.run)
     parts = []
     for section in sections(run, options):

@@ -37,7 +37,7 @@ MAX_WINDOWS = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions):
+class PredictOptions(RunOptions):
     """Recognize the action in a video: the most likely classes overall, and the most likely one in each window.
 
     For example: ppma predict clip.mp4 --checkpoint runs/finetune-ucf101
@@ -115,7 +115,7 @@ def _space(run: FinishedRun, asked: str | None) -> str:
     return asked
 
 
-def class_names(options: Options, space: str, classes: int) -> list[str]:
+def class_names(options: PredictOptions, space: str, classes: int) -> list[str]:
     """Return the class names by label; InputError where neither --classes nor the data catalog has them."""
     if options.classes is not None:
         names = read_classes(options.classes)
@@ -132,7 +132,7 @@ def class_names(options: Options, space: str, classes: int) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Run `ppma predict`."""
-    options = parse(Options, argv, prog="ppma predict")
+    options = parse(PredictOptions, argv, prog="ppma predict")
     if not options.video.exists():
         raise InputError(f"{options.video}: no such file or folder")
     run = options.open(options.checkpoint)

@@ -35,7 +35,7 @@ NORMS = ("norm.", "fc_norm.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class AverageOptions:
     """Average the weights of two or more encoders of one shape; `--init` takes the result.
 
     For example: ppma average runs/align_nohuman runs/align_synthetic --weights 0.5 0.5 --out runs/averaged
@@ -128,7 +128,7 @@ def check_configs(models: Sequence[Path]) -> None:
 
 def main(argv: list[str]) -> int:
     """Run `ppma average`."""
-    options = parse(Options, argv, prog="ppma average")
+    options = parse(AverageOptions, argv, prog="ppma average")
     if options.out.exists():
         raise InputError(f"{options.out} exists; choose another --out")
     averaged = average(options.models, options.weights)

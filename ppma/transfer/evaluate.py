@@ -71,7 +71,7 @@ def evaluate(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions):
+class EvaluateOptions(RunOptions):
     """Test the classifier of a finished run on a data set: 2 x 3 views, top-1 and top-5 with 95 % intervals.
 
     For example: ppma evaluate --checkpoint runs/finetune-ucf101 --dataset ucf101
@@ -90,7 +90,7 @@ class Options(RunOptions):
 def main(argv: list[str]) -> int:
     """Run `ppma evaluate`."""
     began = time.monotonic()
-    options = parse(Options, argv, prog="ppma evaluate")
+    options = parse(EvaluateOptions, argv, prog="ppma evaluate")
     manifest = catalog.find(options.data).manifest(options.dataset, options.evaluation.split)
     run = open_run(options.checkpoint, device="cpu", precision="fp32", workers=options.workers)
     model, trained = run.classifier(), run.config
