@@ -1,7 +1,7 @@
-# make test: the two minutes to an environment, then the tests.  make slow: the full-size proofs.  make lint: ruff and mypy.
-# make demo: the paper's idea in ten minutes on virtual people; SEEDS=3 for three seeds, VIDEOS=DIR for your own human-removed clips, OUT=DIR.
-# make study: the small study, three seeds of eight methods, and its report; goes on where it was; VIDEOS=DIR adds your own clips.
-# PYTHON=python3.12 chooses an interpreter; ARGS='-k manifest' goes to pytest.
+# make test: create .venv (four minutes), then run the tests.  make slow: the full-size proofs.  make lint: ruff and mypy.
+# make demo: the whole method on virtual people; SEEDS=3 runs three seeds, VIDEOS=DIR adds your own human-removed clips, OUT=DIR.
+# make study: the small study, three seeds of eight methods, and its report; resumes after an interruption; VIDEOS=DIR adds your own clips.
+# PYTHON=python3.12 selects an interpreter; ARGS='-k manifest' goes to pytest.
 PYTHON ?=
 ARGS ?=
 SEEDS ?= 1

@@ -73,10 +73,8 @@ def uniform(
     return ((bits(key_B, purpose, n, stream=stream) >> 9).to(dtype) + 0.5) * 2.0**-23
 
 
-def normal(
-    key_B: Tensor, purpose: DevicePurpose, n: int, *, stream: int | Tensor = 0, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def normal(key_B: Tensor, purpose: DevicePurpose, n: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return standard normals (B, n) by Box-Muller; devices agree up to the rounding of log and cos."""
-    uniform_B2n = uniform(key_B, purpose, 2 * n, stream=stream, dtype=dtype)
+    uniform_B2n = uniform(key_B, purpose, 2 * n, dtype=dtype)
     radius_Bn = torch.sqrt(-2.0 * torch.log(uniform_B2n[:, :n]))
     return radius_Bn * torch.cos(2.0 * torch.pi * uniform_B2n[:, n:])

@@ -256,7 +256,7 @@ class ClipStream:
             slot = self._pending.popleft().slot
             if self._pinned:
                 self._copied[slot] = event
-            self._top_up()  # before the queue is full: the workers go on meanwhile
+            self._top_up()  # before the queue is full, so that the workers continue meanwhile
             self.counters.worker_restarts = self._pool.restarts
             batch.counters = replace(self.counters)
             yield batch, event

@@ -44,7 +44,7 @@ BEFORE = {
         "ppma train align_nohuman_synthetic",
     )
 }
-"""What a page's tables tell one to do before its blocks go on."""
+"""Commands from a page's tables that must run before its code blocks."""
 TINY = [*tiny.FLAGS, "--batch", "4", "--optim.epochs", "1", "--pictures-every", "0", "--evaluation.windows", "1"]
 
 
@@ -81,7 +81,7 @@ def fill(folder, shade):
 
 
 def audited(manifest, root):
-    """What `ppma remove-humans --licence` and `ppma audit` leave of a manifest."""
+    """Write licenses, verdicts and a seal, as `ppma remove-humans --licence` and `ppma audit` do."""
     found = Manifest.read(manifest)
     rows = [replace(found.clip(i), audit=verdict.PASSED, licence="own footage") for i in range(len(found))]
     Manifest.write(manifest, rows)
@@ -95,7 +95,7 @@ def audited(manifest, root):
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """The folders that the pages speak of."""
+    """The folders that the pages mention."""
     folder = tmp_path_factory.mktemp("docs")
     for shade, name in ((120, "no-human"), (170, "virtual"), (220, "real")):
         fill(folder / "videos" / name, shade)

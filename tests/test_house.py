@@ -1,4 +1,4 @@
-"""The rules of the house: links, directions between the parts, sizes, and what may stand in a tracked file."""
+"""The rules of the house: links, directions between the parts, sizes, and what a tracked file may contain."""
 
 import ast
 import graphlib
@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "loaders": {"torch", "nvidia", "av", "ffcv", "numpy", "numba", "cv2", "pyarrow", "filelock", "tomlkit"},
     "kernels": {"torch", "triton", "einops"},
 }
-"""Third-party packages of the two lower parts (DESIGN: the house)."""
+"""Third-party packages of the two lower parts (see CONTRIBUTING.md)."""
 
 FLOORS = (
     {"kernels", "config"},
@@ -43,7 +43,7 @@ FLOORS = (
     {"study", "benchmarks", "doctor"},
     {"slurm"},
 )
-"""The rooms of DESIGN, lowest first: a room imports only rooms of a lower floor, and rooms of one floor do not import each other."""
+"""The floors of CONTRIBUTING.md, lowest first: a room imports only from lower floors, and never from its own floor."""
 
 
 @cache

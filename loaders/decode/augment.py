@@ -94,7 +94,7 @@ def _lookup(frames_THWC: np.ndarray, table_256: np.ndarray) -> None:
 
 
 def _lookup_each(frames_THWC: np.ndarray, table_TC256: np.ndarray) -> None:
-    """Apply a table of its own to each frame and channel."""
+    """Apply a separate table to each frame and channel."""
     for frame_HWC, table_C256 in zip(frames_THWC, table_TC256):
         cv2.LUT(frame_HWC, np.ascontiguousarray(table_C256.T)[None], dst=frame_HWC)
 

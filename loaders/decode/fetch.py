@@ -2,7 +2,7 @@
 
     file, [start, end) in seconds
       ->  demux from the key frame before the window to its end; every packet gives a frame's time
-      ->  choose T frames: linspace over the frames whose time is in the window (PAPER.md)
+      ->  choose T frames: linspace over the frames whose time is in the window (the paper's sampling)
       ->  decode, keep the chosen frames, convert to RGB        (or leave them encoded for DALI: `remux`)
 
 Times are presentation times from the first frame, so a variable frame rate samples what was on screen. Frames are

@@ -2,7 +2,7 @@
 
     jobs  ->  spawned workers of one core each, one job at a time  ->  results, in the order in which they are finished
 
-parallel_map()     one result for each job; a job that kills its worker or takes too long can be given a result of its own
+parallel_map()     one result for each job; a job that kills its worker or takes too long can get its own result
 parallel_events()  several results for each job, and `Lost` for a job whose worker died
 
 Ctrl-C and errors belong to the parent. Workers are one core each, and none outlives its parent.

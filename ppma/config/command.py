@@ -38,7 +38,7 @@ GPU_REMEDIES = {
 T = TypeVar("T")
 
 
-def parse(config_class: Callable[..., T], argv: Sequence[str], *, prog: str, default: T | None = None) -> T:
+def parse(config_class: Callable[..., T], argv: Sequence[str], *, prog: str) -> T:
     """Return a config read from flags by tyro. --help prints the flags and exits with 0.
 
     Args:
@@ -46,14 +46,11 @@ def parse(config_class: Callable[..., T], argv: Sequence[str], *, prog: str, def
             help text.
         argv: Flags.
         prog: Name of the command in messages.
-        default: Config whose fields the flags replace.
 
     Raises:
         InputError: A flag does not exist or does not fit, or the config refuses a value.
     """
-    if default is None:
-        return _in_one_line(lambda: tyro.cli(config_class, args=list(argv), prog=prog), prog)
-    return _in_one_line(lambda: tyro.cli(type(default), args=list(argv), prog=prog, default=default), prog)
+    return _in_one_line(lambda: tyro.cli(config_class, args=list(argv), prog=prog), prog)
 
 
 def check_ranges(config: object, **ranges: tuple[float, float]) -> None:

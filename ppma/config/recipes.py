@@ -65,7 +65,7 @@ def _short_side(size: int) -> int:
 
 
 def _hide(run: RunConfig, people: People) -> RunConfig:
-    """Return the run on Kinetics with its people hidden, with a source and a run folder of its own."""
+    """Return the run on Kinetics with its people hidden, with its own source and run folder."""
     if people == "shown":
         return run
     sources = tuple(f"{name}-{people}" if name == KINETICS else name for name in run.sources)

@@ -4,7 +4,7 @@
     --dataset NAME   ->  rows of its official splits, found on disk ->  every file probed once, large ones resized  ->  a manifest per split
 
 No manifest is written before every file was probed, so an interrupted run leaves earlier files as they were. A second official split
-becomes a source of its own, `ucf101-2`, with train and val.
+becomes a separate source, `ucf101-2`, with train and val.
 """
 
 import os

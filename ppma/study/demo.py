@@ -3,7 +3,7 @@
     demo.toml  ->  virtual people  ->  stage 1 on scenes without people  ->  stage 2 on 20 actions and those scenes
                ->  a linear probe on 10 other actions, of unseen people and cameras  ->  table, figures, TensorBoard
 
-A study of four encoders with a report of its own. Finished runs are kept, so the same command continues after a stop.
+A study of four encoders with its own report. Finished runs are kept, so the same command continues after a stop.
 """
 
 import logging

@@ -82,11 +82,11 @@ def history(lineage: Lineage) -> Iterator[Lineage]:
         yield from history(parent)
 
 
-def seen(source: Manifest, split: str = "train", *, audit_sha256: str = "", content_sha256: str = "") -> Seen:
-    """Return the record of a source, with the hashes of its audit and its clips if they were checked."""
+def seen(source: Manifest, *, audit_sha256: str = "", content_sha256: str = "") -> Seen:
+    """Return the record of a source's train split, with the hashes of its audit and its clips if they were checked."""
     counts = {name: dict(Counter(source.texts(name))) for name in ("domain", "licence", "audit")}
     return Seen(
-        name=source.name, split=split, clips=len(source), manifest_sha256=source.sha256, domains=counts["domain"],
+        name=source.name, split="train", clips=len(source), manifest_sha256=source.sha256, domains=counts["domain"],
         licences=counts["licence"], audits=counts["audit"], audit_sha256=audit_sha256, content_sha256=content_sha256,
     )  # fmt: skip
 

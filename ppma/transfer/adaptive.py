@@ -41,7 +41,7 @@ class AdaptiveClassifier(Classifier):
             label_spaces: Number of classes of each label space.
             classifier: Heads; with `keep_norm`, `fc_norm` starts as the mean final LayerNorm of the encoders.
             models: Two or more run folders, checkpoint folders or .safetensors files.
-            per: What has a share of its own: each model, or each tensor of each model.
+            per: What gets its own share: each model, or each tensor of each model.
             source_spaces: Label space of each source of the run.
             seed: Initializes the heads.
 

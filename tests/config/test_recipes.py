@@ -119,7 +119,7 @@ def test_a_recipe_says_how_it_is_started_and_what_it_costs(name):
 
 
 def test_the_paper_s_table_of_settings():
-    """PAPER.md, Optimisation and Data: the figures that make these recipes the paper's."""
+    """The recipes have the paper's values of optimization and data."""
     mae, align, fine, probe = (
         RECIPES[n]() for n in ("mae_nohuman", "align_nohuman_synthetic", "finetune", "probe_published")
     )

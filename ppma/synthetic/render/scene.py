@@ -117,7 +117,7 @@ def sample_camera(
 
     Args:
         feet_T2: Path of their middle on the floor, in meters.
-        wide: Width that they take up around it, in meters.
+        wide: Width that they occupy around it, in meters.
         tall: Height of the tallest, in meters.
         rng: Random numbers.
         split: Decides which angles and focal lengths are possible.
