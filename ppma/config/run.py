@@ -183,10 +183,15 @@ class RunConfig:
             raise InputError(f"not the config of a run: {error}") from None
 
 
+RENAMED = {"normalise_targets": "normalize_targets"}
+"""Fields of config.json by their names in older runs."""
+
+
 def _restore(kind: Any, value: Any) -> Any:
     """Return a JSON value as a field of type `kind` holds it: configs, tuples and paths."""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
+        value = {RENAMED.get(name, name): field for name, field in value.items()}
         if unknown := value.keys() - hints.keys():
             raise ValueError(f"it has the unknown settings {', '.join(sorted(unknown))}")
         return kind(**{name: _restore(hints[name], field) for name, field in value.items()})

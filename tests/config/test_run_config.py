@@ -29,6 +29,11 @@ def test_settings_that_an_older_version_did_not_know_get_their_defaults():
     assert RunConfig.from_json(json.dumps(old)) == RECIPES["finetune"]()
 
 
+def test_fields_by_their_older_names_are_read():
+    text = RECIPES["mae_nohuman"]().to_json().replace('"normalize_targets": true', '"normalise_targets": false')
+    assert not RunConfig.from_json(text).mae.normalize_targets
+
+
 @pytest.mark.parametrize(
     "text",
     [
