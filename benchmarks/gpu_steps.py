@@ -494,9 +494,9 @@ def by_class(found: Iterable[dict[str, Any]]) -> Iterator[Figure]:
         total[kernel["class"]] += kernel["ms"]
         calls[kernel["class"]] += kernel["calls"]
     for kind, ms in total.most_common():
-        yield Figure(what=kind, value=ms, unit="ms a step", note=f"{calls[kind]:.0f} launches")
+        yield Figure(what=kind, value=ms, unit="ms per step", note=f"{calls[kind]:.0f} launches")
     note = f"{sum(calls.values()):.0f} launches"
-    yield Figure(what="all kernels", value=sum(total.values()), unit="ms a step", note=note)
+    yield Figure(what="all kernels", value=sum(total.values()), unit="ms per step", note=note)
 
 
 def budgeted(parts: Iterable[Any]) -> Iterator[Figure]:
@@ -505,5 +505,5 @@ def budgeted(parts: Iterable[Any]) -> Iterator[Figure]:
     for part in parts:
         total[BUDGETED[part.name.split(",")[0]]] += part.estimate_ms
     for kind, ms in total.most_common():
-        yield Figure(what=f"budget: {kind}", value=ms, unit="ms a step")
-    yield Figure(what="budget: all", value=sum(total.values()), unit="ms a step")
+        yield Figure(what=f"budget: {kind}", value=ms, unit="ms per step")
+    yield Figure(what="budget: all", value=sum(total.values()), unit="ms per step")

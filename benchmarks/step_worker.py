@@ -170,7 +170,7 @@ def timed(step: Step, device: torch.device, count: int) -> dict[str, float]:
 def main() -> None:
     """Answer requests until "end"."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print is not an answer
     case = json.loads(sys.argv[1])
     implementation, threads = case.pop("implementation"), case.pop("threads")
     if threads:

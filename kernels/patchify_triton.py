@@ -49,7 +49,7 @@ def patchify_kernel(
     pixel = 16 * line + lane
     real = pixel < K
     clip = frames + b * stride_b
-    if WIDE:  # 48 bytes a line: three loads of 16 bytes, sorted into planes by selects that fold at compile time
+    if WIDE:  # 48 bytes per line: three loads of 16 bytes, sorted into planes by selects that fold at compile time
         IN_ROW: tl.constexpr = PW // 16
         start = pixel_offset(
             token, line // IN_ROW, line % IN_ROW * 16, stride_t, stride_h, stride_w, nh, nw, PT, PH, PW

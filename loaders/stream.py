@@ -181,7 +181,7 @@ class ClipStream:
         for source in self.sources:
             if not is_packed(source.file(0)):
                 raise InputError(
-                    f"loader.implementation ffcv reads packed stores, and {source.name} is none: "
+                    f"loader.implementation ffcv reads packed stores, and {source.name} is not one: "
                     f"ppma pack {source.name} --short-side {self.config.short_side}, or take another implementation"
                 )
         from ppma.loaders.decode.ffcv import FfcvViews  # late: importing ffcv takes ten seconds

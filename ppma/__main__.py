@@ -1,4 +1,4 @@
-"""`python -m ppma` is `ppma`."""
+"""Run `ppma` as `python -m ppma`."""
 
 import sys
 

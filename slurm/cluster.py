@@ -131,7 +131,7 @@ def minutes(time: str) -> int:
     """Convert a time limit in SLURM's syntax to minutes, rounded up.
 
     Raises:
-        InputError: `time` is no time limit or is below one minute.
+        InputError: `time` is not a time limit or is below one minute.
     """
     found = _TIME.fullmatch(time)
     if not found:

@@ -65,15 +65,15 @@ def take(run_dir: Path, root: Path | None = None) -> Snapshot:
 
 
 def require_clean(root: Path) -> None:
-    """Raise InputError if the working tree differs from its last commit, or is no git checkout."""
+    """Raise InputError if the working tree differs from its last commit or is not a git checkout."""
     is_checkout, changed = _git(root, "rev-parse", "HEAD") is not None, _changes(root)
-    require(is_checkout, f"--require-clean: {root} is no git checkout; clone the repository, or leave the flag out")
+    require(is_checkout, f"--require-clean: {root} is not a git checkout; clone the repository, or leave the flag out")
     names = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
     require(not changed, f"--require-clean: {names} in {root} not committed; commit, or leave the flag out")
 
 
 def _git(root: Path, *words: str) -> str | None:
-    """Return the output of a git command; None if `root` is no checkout."""
+    """Return the output of a git command; None if `root` is not a checkout."""
     try:
         done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
     except FileNotFoundError:

@@ -107,7 +107,7 @@ def within(module: str, package: str) -> bool:
 def test_links_are_links(name):
     link = ROOT / "ppma" / name
     message = (
-        f"ppma/{name} is no symbolic link to ../{name}: a zip download turns links into plain files. "
+        f"ppma/{name} is not a symbolic link to ../{name}: a zip download turns links into plain files. "
         f"Clone with git, or: ln -sfn ../{name} ppma/{name}"
     )
     assert link.is_symlink() and link.readlink() == Path("..") / name, message

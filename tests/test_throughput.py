@@ -112,7 +112,7 @@ def test_ffcv_is_faster_than_a_dataloader_with_opencv(manifests):
 def test_packed_clips_keep_a_gpu_busy(tmp_path):
     """Stage 1 of ViT-B from a packed store, with 16 cores at most: 0.97 of its speed on a batch that stays on the GPU.
 
-    Untouched video with key frames 250 apart is no fair demand: for the 16 frames of a window the decoder passes through 180, so 1,400
+    Untouched video with key frames 250 apart is not a fair demand: for the 16 frames of a window the decoder passes through 180, so 1,400
     views a second, four of each window, are 63,000 decoded frames a second. `gpu_day.py` measures how far it gets.
     """
     config = end_to_end.BenchmarkConfig(workers=min(16, len(os.sched_getaffinity(0))), steps=40)

@@ -109,7 +109,7 @@ def read_index(store: Path, name: str = INDEX) -> StoreIndex:
         found: dict[str, Any] = json.loads((store / name).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         remedy = f"`ppma pack MANIFEST --out {store}` makes one"
-        raise InputError(f"{store}: is no packed store ({error}); {remedy}") from None
+        raise InputError(f"{store}: is not a packed store ({error}); {remedy}") from None
     if found.get("format") != FORMAT:
         raise InputError(f"{store}: its format is {found.get('format')!r}, not {FORMAT!r}; pack it again")
     shards = tuple(Shard(**s | {"rejected": tuple(tuple(r) for r in s["rejected"])}) for s in found.pop("shards"))
@@ -159,7 +159,7 @@ class ShardFile:
         at = HEADER.itemsize + FIELD.itemsize * len(FIELDS)
         names = [bytes(f["name"]).rstrip(b"\0").decode() for f in self._array(HEADER.itemsize, FIELD, len(FIELDS))]
         if header["version"] != FFCV_VERSION or names != [name for name, _ in FIELDS]:
-            raise StoreError(f"{path.name} is no shard of a packed store")
+            raise StoreError(f"{path.name} is not a shard of a packed store")
         self.samples = self._array(at, SAMPLE, int(header["num_samples"]))
 
     def _array(self, offset: int, dtype: np.dtype, count: int) -> np.ndarray:
@@ -211,7 +211,7 @@ class PackedWindow:
 def locate_packed(address: Path) -> tuple[ShardFile, int]:
     """Return the shard and the place of an address; StoreError if there is no such clip."""
     if not is_packed(address):
-        raise StoreError(f"{address} is no address of a packed clip")
+        raise StoreError(f"{address} is not an address of a packed clip")
     name, _, place = address.name.rpartition("#")
     shard = open_shard(address.with_name(name))
     if int(place) >= len(shard.samples):

@@ -113,7 +113,9 @@ class StepReport:
     def problems(self) -> tuple[str, ...]:
         """Reasons why this step does not run well, one line each; empty if there are none."""
         spills = tuple(
-            f"{kernel.name} spills {kernel.spill_bytes} bytes a thread" for kernel in self.kernels if kernel.spill_bytes
+            f"{kernel.name} spills {kernel.spill_bytes} bytes per thread"
+            for kernel in self.kernels
+            if kernel.spill_bytes
         )
         broken = (f"{self.graphs} graphs instead of 2: the step breaks",) if self.graphs != 2 else ()
         return broken + spills

@@ -175,7 +175,7 @@ class RunConfig:
         """Return the config that `to_json` wrote; settings that an older version did not know get their defaults.
 
         Raises:
-            InputError: The text is no config, or holds settings or values that do not exist.
+            InputError: The text is not a config, or holds settings or values that do not exist.
         """
         try:
             return _restore(cls, json.loads(text))
@@ -241,7 +241,7 @@ def defaults() -> dict[str, Any]:
 
 
 def differences(config: RunConfig, saved: RunConfig) -> list[str]:
-    """Return the fields that a resume of `saved` as `config` must not change and would, as `name: saved -> asked`."""
+    """Return the changed fields that forbid resuming `saved` as `config`, as `name: saved -> asked`."""
     asked, before = (flat(json.loads(one.to_json())) for one in (config, saved))
     free = tuple(f"{name}." for name in FREE_ON_RESUME)
     return [

@@ -75,7 +75,7 @@ class Reading:
     numbered: str = ""
     """Template of class names that are numbers."""
     class_list: str = ""
-    """File of class names: JSON (name -> label, or a list of words for each class), or text with one class a line."""
+    """File of class names: JSON (name -> label, or a list of words for each class), or text with one class per line."""
     class_line: str = ""
     """Regular expression of a line of `class_list`."""
     names: Sequence[str] = ()

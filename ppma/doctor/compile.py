@@ -1,4 +1,4 @@
-"""`ppma doctor --compile-gpu`: compile the three training steps for this GPU, or for an H100, and show the result.
+"""`ppma doctor --compile-gpu`: compile the three training steps for this GPU, or for an H100 or H200 if there is none.
 
 architecture  ->  compile_check.check_steps  ->  a row per step: kernels, launches, registers, spills, or what went wrong
 """

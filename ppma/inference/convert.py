@@ -88,7 +88,7 @@ def names_of(kind: Format, *, stage_1: bool, several_heads: bool = False) -> Nam
 
 
 def _translate(name: str, names: Names) -> str | None:
-    """Return the name of a tensor on the other side of the table, None where the table does not have it."""
+    """Translate a tensor's name by the table; None if the table does not have it."""
     module, _, kind = name.rpartition(".")
     number = re.search(r"\d+", module)
     pattern = module if module in names else re.sub(r"\d+", "#", module, count=1)
@@ -123,7 +123,7 @@ def _check_complete(ours: Weights, names: Names) -> None:
 
 
 def _drop_tables(weights: Weights) -> None:
-    """Remove fixed position tables; InputError where one is not ours, because it would make another model."""
+    """Remove fixed position tables; InputError for one that differs from ours, because the model would differ."""
     for name in [name for name in weights if name.rpartition(".")[2] in ("pos_embed", "position_embeddings")]:
         table = weights.pop(name).squeeze(0)
         apart = float((table.double() - sinusoid_table(*table.shape)).abs().max())
@@ -256,7 +256,7 @@ def check_embedding(weights: Weights, what: str) -> None:
     """Raise InputError unless the model of these tensors embeds clips as ours does."""
     name = "patch_embed.proj.weight"
     if name not in weights:
-        raise InputError(f"{what} is no vision transformer of timm: it has no {name}")
+        raise InputError(f"{what} is not a vision transformer of timm: it has no {name}")
     if weights[name].ndim != 5:
         shape = tuple(weights[name].shape)
         raise InputError(
@@ -303,7 +303,7 @@ def read_foreign(path: Path) -> Weights:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise InputError(f"{path} is no readable safetensors file: {error}") from None
+            raise InputError(f"{path} is not a readable safetensors file: {error}") from None
     content = checkpoint.read_pickle(path)
     for key in ("model", "module", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

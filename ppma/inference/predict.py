@@ -50,7 +50,7 @@ class PredictOptions(RunOptions):
     space: str | None = None
     """Label space (the data set whose classes to use); required where the run has several."""
     classes: Path | None = None
-    """Class names, one a line, in the order of the labels; none: those of the label space's manifest in the data catalog."""
+    """Class names, one per line, in the order of the labels; none: those of the label space's manifest in the data catalog."""
     every_seconds: float | None = None
     """Distance between the starts of two windows; none: half a window."""
     crops: int = 3

@@ -1,12 +1,12 @@
 """Store the verdicts of `ppma audit` with a seal, which `ppma train --privacy strict` reads.
 
     audit  ->  <report>/audit.json            per clip: path, SHA-256 of its content, verdict and reasons
-           ->  <manifest>-passed.csv          the rows that passed, with a seal of their own
+           ->  <manifest>-passed.csv          the rows that passed, with their own seal
            ->  the manifest's `audit` column  the verdict of each row, one of VERDICTS
            ->  <manifest>.audit               the seal: path of audit.json, its SHA-256 and that of the manifest
     strict <-  read_verdicts(manifest)        verdicts by path, or InputError if something does not fit
 
-The seal binds the three files, so that none can be edited, swapped or left behind unnoticed. It is no signature:
+The seal binds the three files, so that none can be edited, swapped or left behind unnoticed. It is not a signature:
 whoever can write all three can write anything. A manifest that `ppma remove-humans` or `ppma index` rewrites has no
 valid seal.
 """
@@ -110,7 +110,7 @@ def read_verdicts(manifest: Path) -> dict[str, Audited]:
         manifest: The audited manifest.
 
     Raises:
-        InputError: There is no seal, or a file was changed after the audit.
+        InputError: There is not a seal, or a file was changed after the audit.
     """
     note = _read_seal(manifest)
     if file_sha256(manifest) != note.manifest_sha256:
@@ -142,7 +142,7 @@ def _read_seal(manifest: Path) -> Seal:
     except FileNotFoundError:
         raise InputError(f"{manifest} has no audit ({path.name} is missing); {AGAIN}") from None
     except (OSError, ValueError, TypeError):
-        raise InputError(f"{path} is no seal of `ppma audit`; {AGAIN}") from None
+        raise InputError(f"{path} is not a seal of `ppma audit`; {AGAIN}") from None
 
 
 def _verdicts(audit: Path) -> dict[str, Audited]:
@@ -153,9 +153,9 @@ def _verdicts(audit: Path) -> dict[str, Audited]:
         clips = {c["path"]: Audited(verdict=c["verdict"], sha256=c["sha256"]) for c in content["clips"]}
         known = content["format"] == FORMAT and len(content["auditors"]) > 0
     except (OSError, ValueError, TypeError, KeyError):
-        raise InputError(f"{audit} is no report of `ppma audit`") from None
+        raise InputError(f"{audit} is not a report of `ppma audit`") from None
     if not known or any(clip.verdict not in VERDICTS for clip in clips.values()):
-        raise InputError(f"{audit} is no report of this `ppma audit` ({FORMAT}); {AGAIN}")
+        raise InputError(f"{audit} is not a report of this `ppma audit` ({FORMAT}); {AGAIN}")
     if shared:
         raise InputError(f"{audit}: {', '.join(sorted(shared))} made the masks and judged them; {AGAIN}")
     return clips

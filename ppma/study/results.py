@@ -1,4 +1,4 @@
-"""Read the results of tested runs from their sealed files: the only way for a number into a report.
+"""Read the results of tested runs from their sealed files, the only source of numbers in a report.
 
 RUNS/NAME.study.json, or any folder of runs  ->  seals checked, scores read  ->  a Result per run, and the missing runs
 

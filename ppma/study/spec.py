@@ -157,7 +157,7 @@ def _fill(kind: type, table: Mapping[str, Any], fixed: dict[str, Any], where: st
 def _check(study: Study, path: Path) -> None:
     for name in (study.name, *study.pretrain, *study.protocol, *study.datasets):
         is_name = _NAME.fullmatch(name) is not None
-        require(is_name, f"{path}: {name!r} is no name; use letters, digits, - and _")
+        require(is_name, f"{path}: {name!r} is not a name; use letters, digits, - and _")
     for key in ("seeds", "datasets"):
         values = getattr(study, key)
         require(bool(values), f"{path}: {key} is empty")

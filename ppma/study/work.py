@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda"]
 WIDE = 200
-"""Columns of the table of runs where the output is no terminal."""
+"""Columns of the table of runs where the output is not a terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)

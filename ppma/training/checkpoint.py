@@ -1,4 +1,4 @@
-"""Checkpoints: folders that appear complete or not at all, and are never overwritten.
+"""Checkpoints: folders that are written atomically and never overwritten.
 
     checkpoints/step_00001000/{model.safetensors, training.pt, state.json, lineage.json}    latest -> step_00001000
 
@@ -39,7 +39,7 @@ _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 _PICKLE_ERRORS = (
     pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, struct.error,
 )  # fmt: skip
-"""Raised by the restricted unpickler for bytes that are no checkpoint."""
+"""Raised by the restricted unpickler for bytes that are not a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +202,7 @@ def open_weights(path: Path) -> safe_open:
 def _unreadable(file: Path, error: Exception) -> InputError:
     convert = f"; `ppma convert --from PROJECT {file} DIR` converts other formats"
     hint = "" if file.suffix == ".safetensors" else convert
-    return InputError(f"{file} is no readable safetensors file: {error}{hint}")
+    return InputError(f"{file} is not a readable safetensors file: {error}{hint}")
 
 
 def load_model(module: nn.Module, path: Path, *, without: tuple[str, ...] = ()) -> None:

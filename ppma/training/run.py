@@ -125,7 +125,9 @@ def _read_metadata(weights: Path) -> dict[str, Any]:
     try:
         return json.loads((weights.parent / checkpoint.STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{weights} is no checkpoint of a run: {checkpoint.STATE} cannot be read ({error})") from None
+        raise InputError(
+            f"{weights} is not a checkpoint of a run: {checkpoint.STATE} cannot be read ({error})"
+        ) from None
 
 
 def _build(config: RunConfig, metadata: dict[str, Any], weights: Path) -> Classifier | MaskedAutoencoder:
@@ -134,7 +136,7 @@ def _build(config: RunConfig, metadata: dict[str, Any], weights: Path) -> Classi
         return MaskedAutoencoder(config.vit, config.mae)
     if "label_spaces" not in metadata:
         raise InputError(
-            f"{weights} is no checkpoint of a {config.recipe} run: {checkpoint.STATE} names no label spaces"
+            f"{weights} is not a checkpoint of a {config.recipe} run: {checkpoint.STATE} names no label spaces"
         )
     spaces = metadata["label_spaces"]
     if config.phase == "attentive":

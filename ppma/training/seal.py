@@ -104,7 +104,7 @@ def verified(file: Path) -> dict[str, Any]:
         facts = {name: value for name, value in read.items() if name != "seal"}
         own = read["seal"]
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{file} is no readable seal: {error}") from None
+        raise InputError(f"{file} is not a readable seal: {error}") from None
     if own != signed(facts)["seal"]:
         raise InputError(f"{file} was edited: its hash differs from the sealed one; restore the file or make it again")
     return facts
@@ -135,7 +135,7 @@ def read(folder: Path) -> Seal:
     try:
         seal = Seal(**facts)
     except TypeError as error:
-        raise InputError(f"{folder / SEAL} is no seal: {error}") from None
+        raise InputError(f"{folder / SEAL} is not a seal: {error}") from None
     for name in READ:
         found = sha256(folder / name) if (folder / name).is_file() else None
         _require_unchanged(folder / name, found == seal.files.get(name))

@@ -1,4 +1,4 @@
-"""Ends a run that hangs: no finished step for `hang_seconds`  ->  stacks of all threads on stderr, exit code 75.
+"""End a run that hangs: no finished step for `hang_seconds`  ->  stacks of all threads on stderr, exit code 75.
 
 A lost packet, a dead file system or a deadlock would otherwise hold the nodes of a job until its time limit. Launchers
 start the run again on 75, from its newest checkpoint.

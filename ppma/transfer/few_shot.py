@@ -1,4 +1,4 @@
-"""Few-shot test: a linear head from 1, 5 and 10 clips a class, for several draws of the clips.
+"""Few-shot test: a linear head from 1, 5 and 10 clips per class, for several draws of the clips.
 
     training features  ->  n clips of each class, drawn D times  ->  one convex problem each  ->  accuracy of each draw, mean and interval
 
@@ -78,11 +78,11 @@ def score(frozen: Frozen, config: RunConfig) -> Scored:
             head = fit(frozen.train_VD[rows], frozen.labels_V[rows], frozen.classes, asked.penalty)
             drawn.append(scores(frozen, *head))
         found.append({"clips_per_class": shots, **_over_draws(drawn, frozen.tested.labels)})
-        log.info("%d clips a class: top-1 %.4f over %d draws", shots, found[-1]["top1"], asked.draws)
+        log.info("%d clips per class: top-1 %.4f over %d draws", shots, found[-1]["top1"], asked.draws)
     more: dict[str, Any] = {"draws": asked.draws, "few_shot": found}
     if asked.draws > 1:
         more |= {"ci95": found[-1]["ci95"], "interval": "Student's t, over draws"}
-    protocol = f"{asked.shots[-1]} clips a class, {asked.draws} draws"
+    protocol = f"{asked.shots[-1]} clips per class, {asked.draws} draws"
     return Scored(scores=np.concatenate(drawn), protocol=protocol, draws=asked.draws, more=more)
 
 

@@ -202,7 +202,7 @@ def test_models_of_pictures_are_refused_by_name_and_nothing_is_fetched(tmp_path,
     error = capfd.readouterr().err
     assert "timm's vit_base_patch16_224.mae embeds single pictures" in error and len(error.strip().splitlines()) == 1
     assert made == [{}] and not (tmp_path / "x").exists()
-    for name, message in (("resnet18", "is no vision transformer"), ("vit_gone", "timm has no model of that name")):
+    for name, message in (("resnet18", "is not a vision transformer"), ("vit_gone", "timm has no model of that name")):
         with pytest.raises(InputError, match=message):
             load_by_name(name)
     with pytest.raises(InputError, match="has no released weights"):

@@ -169,5 +169,5 @@ def test_what_ffcv_cannot_do_is_refused(packed):
     with pytest.raises(InputError, match="RandAugment"):
         replace(CONFIG, implementation="ffcv", randaugment_ops=2)
     clips = Manifest.from_clips([packed.clip(row) for row in range(6)], root=packed.root, name="clips")
-    with pytest.raises(InputError, match="clips is none: ppma pack clips --short-side 48"):
+    with pytest.raises(InputError, match="clips is not one: ppma pack clips --short-side 48"):
         collect(clips, "ffcv")

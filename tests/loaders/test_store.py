@@ -109,7 +109,7 @@ def test_a_wrong_store_is_named(tmp_path, clips):
     address = make_store(folder, [row(clips[0])]).address(0)
     with pytest.raises(InputError, match="another manifest"):
         Store(folder, manifest_sha256="other")
-    with pytest.raises(InputError, match="no packed store"):
+    with pytest.raises(InputError, match="not a packed store"):
         Store(tmp_path)
     found = json.loads((folder / store.INDEX).read_text())
     (folder / store.INDEX).write_text(json.dumps(found | {"complete": False}))
@@ -125,7 +125,7 @@ def test_a_wrong_store_is_named(tmp_path, clips):
     with pytest.raises(fetch.BadClip, match="ends before byte"):
         fetch.read_window(address, 0.0, 4.0, 16)
     (folder / "shard-00001.beton").write_bytes(bytes(5000))
-    with pytest.raises(fetch.BadClip, match="no shard"):
+    with pytest.raises(fetch.BadClip, match="not a shard"):
         fetch.read_window(folder / "shard-00001.beton#0", 0.0, 4.0, 16)
 
 

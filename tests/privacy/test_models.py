@@ -179,11 +179,11 @@ def test_a_published_hash_is_required_unless_the_flag_has_another(tmp_path):
     ("given", "named"),
     [
         ((), r"e2fgvi\.pt is missing"),
-        (("e2fgvi=nowhere.pt",), r"nowhere\.pt is no file"),
+        (("e2fgvi=nowhere.pt",), r"nowhere\.pt is not a file"),
         (("e2fgvi",), "NAME=FILE"),
         (("e3fgvi=x.pt",), "names are maskrcnn"),
         (("lama=x.pt",), "in use are e2fgvi"),
-        (("e2fgvi=a checkpoint",), "no TorchScript"),
+        (("e2fgvi=a checkpoint",), "not a TorchScript"),
     ],
 )
 def test_a_user_model_that_does_not_fit_is_refused(given, named, tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def fresh_pipeline():
 
 @pytest.fixture
 def videos(tmp_path):
-    """A folder with two clips of two classes, and a file that is no video."""
+    """A folder with two clips of two classes, and a file that is not a video."""
     folder = tmp_path / "videos"
     for name in ("to/one", "fro/two"):
         write_walk(folder / f"{name}.mp4", length=12)

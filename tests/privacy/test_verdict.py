@@ -81,7 +81,7 @@ def reseal_with(manifest, audit, old, new):
 
 WAYS_ROUND = {
     "no seal": (lambda m, a: seal_path(m).unlink(), "has no audit"),
-    "an empty seal": (lambda m, a: seal_path(m).write_text("{}"), "is no seal"),
+    "an empty seal": (lambda m, a: seal_path(m).write_text("{}"), "is not a seal"),
     "a verdict changed in the manifest": (lambda m, a: edit(m, FAILED, PASSED), "was changed after its audit"),
     "a verdict changed in the report": (lambda m, a: edit(a, FAILED, PASSED), "was changed after the audit"),
     "the report removed": (lambda m, a: a.unlink(), "audit.json"),
@@ -97,9 +97,9 @@ WAYS_ROUND = {
         lambda m, a: reseal_with(m, a, '"makers": ["m"]', '"makers": ["m", "n"]'),
         "n made the masks and judged them",
     ),
-    "a report without a detector": (lambda m, a: reseal_with(m, a, '["n"]', "[]"), "is no report of this"),
-    "another verdict than the three": (lambda m, a: reseal_with(m, a, '"passed"', '"fine"'), "is no report of this"),
-    "another file as report": (lambda m, a: (a.write_text("[]"), seal(m, a)), "is no report of"),
+    "a report without a detector": (lambda m, a: reseal_with(m, a, '["n"]', "[]"), "is not a report of this"),
+    "another verdict than the three": (lambda m, a: reseal_with(m, a, '"passed"', '"fine"'), "is not a report of this"),
+    "another file as report": (lambda m, a: (a.write_text("[]"), seal(m, a)), "is not a report of"),
 }
 
 

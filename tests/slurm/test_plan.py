@@ -79,7 +79,7 @@ def sharded(monkeypatch):
     def main(argv):
         calls.append(argv)
         if "wrong" in argv:
-            raise InputError("wrong is no source")
+            raise InputError("wrong is not a source")
         return 0
 
     monkeypatch.setitem(sys.modules, "sharded", module := types.ModuleType("sharded"))
@@ -99,7 +99,7 @@ def test_parts_are_an_array_and_a_job_that_merges_them(sharded):
 def test_flags_that_the_command_refuses_are_not_submitted(sharded, capsys):
     with pytest.raises(InputError, match="ppma pack"):
         plan("pack", ["wrong"])
-    assert capsys.readouterr().err == "ppma pack: wrong is no source\n"
+    assert capsys.readouterr().err == "ppma pack: wrong is not a source\n"
     with pytest.raises(InputError, match="--parts"):
         plan("pack", ["--nodes", "2"])
 

@@ -104,7 +104,7 @@ def _stage_1(folder):
 @pytest.mark.parametrize("content", [b"", b"\x80\x04\x95 a pickle", b"\xff" * 100])
 def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match="no readable safetensors file"):
+    with pytest.raises(InputError, match="not a readable safetensors file"):
         checkpoint.read_weights(tmp_path)
     with pytest.raises(InputError, match="no checkpoint here"):
         checkpoint.read_weights(tmp_path / "nowhere")

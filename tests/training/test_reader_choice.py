@@ -130,7 +130,7 @@ def test_readers_that_could_serve(manifest, monkeypatch):
     fitting = replace(AUTO, short_side=48)
     assert readers.servable(fitting, [packed], gpu) == ["dali", "ffcv", "plain"]
     for config, sources in (
-        (fitting, [packed, manifest]),  # one is no packed store
+        (fitting, [packed, manifest]),  # one is not a packed store
         (AUTO, [packed]),  # it would have to be scaled
         (replace(fitting, randaugment_ops=2), [packed]),
     ):

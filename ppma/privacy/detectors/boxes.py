@@ -62,7 +62,7 @@ def linger(frames: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
 
 
 def _linger_after(frames: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
-    """Return the boxes to add after the last detection of each track; a single detection is no track."""
+    """Return the boxes to add after the last detection of each track; a single detection is not a track."""
     added: list[list[np.ndarray]] = [[NONE_05] for _ in frames]
     for now in range(1, len(frames) - 1):
         before, boxes_N5, after = frames[now - 1 : now + 2]

@@ -2,7 +2,7 @@
 
     frame_HWC (RGB uint8)  ->  boxes_N5: x0, y0, x1, y1, score; or probability_HW float32
 
-MoveNet finds people most of whom is visible; CenterFace adds close-ups. Thresholds are low: a false positive costs some
+MoveNet detects people who are mostly visible; CenterFace adds close-ups. Thresholds are low: a false positive costs some
 background, a miss leaves a person in the picture.
 Legend: H height, W width of a frame in pixels, N boxes.
 """

@@ -92,7 +92,7 @@ def _parse(text: str) -> tuple[str, tuple[Path, str]]:
 def _check(name: str, path: Path, own_sha256: str, *, given: bool) -> Model:
     known = USER_MODELS[name]
     if not path.is_file():
-        where = "is no file" if given else f"is missing; put it into that folder, or give --models {name}=FILE"
+        where = "is not a file" if given else f"is missing; put it into that folder, or give --models {name}=FILE"
         raise InputError(f"{name} needs {known.what}, which ppma does not fetch: {path} {where}")
     try:
         sha256 = model_sha256(path)
@@ -105,5 +105,5 @@ def _check(name: str, path: Path, own_sha256: str, *, given: bool) -> Model:
             f"give --models {name}={path}#{sha256} if it is a file of your own that you trust"
         )
     if known.script and not zipfile.is_zipfile(path):
-        raise InputError(f"{path}: is no TorchScript file; {name} is {known.what}")
+        raise InputError(f"{path}: is not a TorchScript file; {name} is {known.what}")
     return Model(name=name, path=path, sha256=sha256)

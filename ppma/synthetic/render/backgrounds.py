@@ -19,7 +19,7 @@ def list_videos(folder: Path, split: Split) -> tuple[Path, ...]:
     """Return the split's videos in a folder: alternate ones in order of name, so that the splits share none.
 
     Raises:
-        InputError: There is no video for the split.
+        InputError: There is not a video for the split.
     """
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     chosen = tuple(files[SPLITS.index(split) :: 2])
