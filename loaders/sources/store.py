@@ -14,6 +14,7 @@ address of a packed clip, `shard-00000.beton#17`, can be used wherever the path 
 
 import json
 import os
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -155,6 +156,7 @@ class ShardFile:
         """Open the file; StoreError if it is not a shard of a packed store, or is cut off."""
         self.path = path
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._fd)  # __del__ may run after Python has cleared `os` at exit
         header = self._array(0, HEADER, 1)[0]
         at = HEADER.itemsize + FIELD.itemsize * len(FIELDS)
         names = [bytes(f["name"]).rstrip(b"\0").decode() for f in self._array(HEADER.itemsize, FIELD, len(FIELDS))]
@@ -184,10 +186,6 @@ class ShardFile:
         """Return (height, width) of a clip's frames."""
         clip = self.samples["f0"][place]
         return int(clip["height"]), int(clip["width"])
-
-    def __del__(self) -> None:
-        if hasattr(self, "_fd"):
-            os.close(self._fd)
 
 
 @lru_cache(maxsize=OPEN_SHARDS)

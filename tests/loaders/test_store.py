@@ -1,6 +1,8 @@
 """The store's format is FFCV's to the byte, and its frames are those of the video, except for JPEG's loss."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import cv2
@@ -127,6 +129,17 @@ def test_a_wrong_store_is_named(tmp_path, clips):
     (folder / "shard-00001.beton").write_bytes(bytes(5000))
     with pytest.raises(fetch.BadClip, match="not a shard"):
         fetch.read_window(folder / "shard-00001.beton#0", 0.0, 4.0, 16)
+
+
+def test_a_shard_closes_its_file_when_python_exits(tmp_path, clips, monkeypatch):
+    shard = store.ShardFile(make_store(tmp_path / "s.beton", [row(clips[0])]).path / "shard-00000.beton")
+    descriptor, errors = shard._fd, []
+    monkeypatch.setattr(store, "os", None)  # Python may clear a module's globals before its last objects
+    monkeypatch.setattr(sys, "unraisablehook", errors.append)
+    del shard
+    assert not errors
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 def test_many_shards_keep_few_files_open(tmp_path, clips):
