@@ -4,7 +4,7 @@
 
     >>> report = check("mae", arch=90)
     >>> report.launches, report.problems
-    (784, ())
+    (780, ())
 
 The step is compiled as in training, with fullgraph, forward and backward, in a separate process on the fake GPU of
 `ppma.compile_check.fake_gpu`. Inductor's kernels and ours become machine code. The generated code runs with shapes
