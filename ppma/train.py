@@ -113,9 +113,9 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
             check_labels(
                 manifest.labels, task.model.label_spaces[manifest.name], f"{manifest.name} {config.evaluation.split}"
             )
-        _make_run_folder(config, ranks, compute, lineage)
         trainer = Trainer(task.config, task, ranks, compute, lineage)  # not `config`: a grid may have chosen the rate
         before = seal.logged_seconds(config.run_dir, config.batch) if config.resume and trainer.restore() else 0.0
+        _make_run_folder(config, ranks, compute, lineage)  # last: a refusal leaves a finished run's seal intact
         title = f"{config.recipe} ({sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M parameters)"
         stop = StopFlag(ranks)
         try:

@@ -24,6 +24,7 @@ from ppma import train
 from ppma.cli import main as ppma
 from ppma.config.errors import InputError
 from ppma.config.flags import resolve
+from ppma.training import seal
 from ppma.training.distributed import Stop, Stopped
 from ppma.training.trainer import Trainer
 
@@ -368,6 +369,7 @@ def test_foreign_pickles_are_not_run(data, tmp_path):
     torch.save({"optimizer": {"state": {0: {}}, "param_groups": []}}, latest / "training.pt")
     with pytest.raises(InputError, match="older"):
         run("align_nohuman", data, folder, "--optim.epochs", 1, "--resume")
+    seal.read(folder)  # neither refusal changed a file of the finished run
 
 
 @pytest.fixture(scope="module")
