@@ -335,6 +335,13 @@ def test_a_run_is_not_written_over_nor_resumed_with_other_settings(data, tmp_pat
         run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--resume", "--loader.flip-probability", 0.5)
 
 
+def test_a_run_folder_that_cannot_be_made_is_refused(data, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match="--run-dir"):
+            run("align_nohuman", data, folder, "--optim.epochs", 1)
+
+
 def test_a_full_disk_keeps_the_old_checkpoint(data, tmp_path, monkeypatch):
     from ppma.training import checkpoint
 

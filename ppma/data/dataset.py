@@ -135,7 +135,7 @@ def find(name: str) -> Dataset:
     if name not in datasets:
         close = difflib.get_close_matches(name, datasets, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise InputError(f"--dataset: there is no {name!r}; {hint}They are {', '.join(datasets)} (`ppma datasets`)")
+        raise InputError(f"--dataset: there is no {name!r}; {hint}known: {', '.join(datasets)} (`ppma datasets`)")
     return datasets[name]
 
 
