@@ -60,8 +60,8 @@ def test_unknown_command_names_the_closest(capsys):
 @pytest.mark.parametrize(
     ("argv", "word"),
     [
-        ([], "--name"),
-        (["--name", "a", "--count", "many"], "'many'"),
+        ([], "--name is missing"),
+        (["--name", "a", "--count", "many"], "--count: 'many' is not a whole number"),
         (["--name", "a", "--cuont", "2"], "--cuont"),
         (["--name", "a", "--inner.ratio", "2"], "ratio is 2.0; it must be at most 1"),
     ],

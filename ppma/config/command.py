@@ -81,11 +81,22 @@ def _in_one_line(read: Callable[[], T], prog: str) -> T:
         raise InputError(f"{_message(report.getvalue())} ({prog} --help lists the flags)") from None
 
 
+PLAIN_WORDS = {
+    r"^Missing from .*?: (\S+).*": r"\1 is missing",
+    r"^Error parsing (--\S+): ": r"\1: ",
+    r"invalid literal for int\(\) with base 10: ('.*?')": r"\1 is not a whole number",
+    r"could not convert string to float: ('.*?')": r"\1 is not a number",
+}
+"""What tyro says, as a regular expression, and what to say instead."""
+
+
 def _message(box: str) -> str:
     """Return tyro's error without its frame: the text above the first rule, and the flag that it suggests."""
     lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
     rule = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
     message = re.sub(r"^Error parsing \w+: ", "", " ".join(filter(None, lines[:rule])))
+    for pattern, plain in PLAIN_WORDS.items():
+        message = re.sub(pattern, plain, message)
     meant = re.search(r"Perhaps you meant: (--[\w.-]+)", " ".join(lines[rule:]))
     return f"{message}; did you mean {meant[1]}?" if meant else message
 
@@ -103,9 +114,7 @@ def run(main: Callable[[list[str]], int], argv: list[str], *, prog: str) -> int:
         message = " ".join(str(error).split())
         sys.stderr.write(f"{prog}: {message}\n")
         return WRONG_INPUT
-    except (
-        BrokenPipeError
-    ):  # `ppma ... | head` closed the pipe; without this Python reports it again when it flushes stdout
+    except BrokenPipeError:  # `ppma ... | head` closed the pipe, and Python would complain again when it flushes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (DiskFullError, OSError) as error:
