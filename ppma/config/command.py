@@ -93,7 +93,9 @@ PLAIN_WORDS = {
 def _message(box: str) -> str:
     """Return tyro's error without its frame: the text above the first rule, and the flag that it suggests."""
     lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
-    rule = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
+    if lines and re.fullmatch(r"-+", lines[0]):  # a plain rule under the title, where tyro draws no frame
+        del lines[0]
+    rule = next((i for i, line in enumerate(lines) if re.match(r"──|--+$", line)), len(lines))
     message = re.sub(r"^Error parsing \w+: ", "", " ".join(filter(None, lines[:rule])))
     for pattern, plain in PLAIN_WORDS.items():
         message = re.sub(pattern, plain, message)
