@@ -2,7 +2,8 @@
 
 frame_HWC or mask_HW, one after the other  ->  one encoder thread  ->  temporary file  ->  renamed when the last frame is written
 
-The same frames and settings give the same bytes: one thread, no date and no version of the muxer in the file.
+The same frames and settings give the same bytes: one thread, no date and no version of the muxer in the file. x264 needs the option
+`x264-params: cpu-independent=1` for that: without it, small pictures may come out differently from one call to the next.
 """
 
 from collections.abc import Callable, Iterator, Mapping

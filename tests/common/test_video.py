@@ -8,7 +8,7 @@ import pytest
 
 from ppma.common.video import video_writer
 
-X264 = {"preset": "veryfast", "crf": "10", "sc_threshold": "0"}
+X264 = {"preset": "veryfast", "crf": "10", "sc_threshold": "0", "x264-params": "cpu-independent=1"}
 
 
 def frames(height, width, count=12):
