@@ -265,6 +265,7 @@ def test_clips_that_cannot_be_generated_are_reported(tmp_path):
         gpu_clips.clips_of(here)
 
 
+@pytest.mark.slow
 def test_the_whole_command(tmp_path, capfd):
     """Clips are generated while the first items run, and compiled kernels are kept in --warm."""
     flags = ["--rehearse", "--only", "nvjpeg", "--out", tmp_path / "day", "--warm", tmp_path / "w"]

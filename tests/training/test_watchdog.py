@@ -64,7 +64,7 @@ train(resolve(sys.argv[1], sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("recipe", ["knn", "attentive_probe", "finetune"])
+@pytest.mark.parametrize("recipe", ["knn", "finetune", pytest.param("attentive_probe", marks=pytest.mark.slow)])
 def test_a_pass_over_clips_that_hangs_ends_with_75(recipe, tiny_runs, tmp_path):
     """Before the steps where features are cached, and after them where the run is tested."""
     shape = [*tiny.FLAGS, "--dataset", "made", "--batch", "4", "--data", str(tiny_runs / "data.toml")]
