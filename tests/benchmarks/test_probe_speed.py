@@ -21,6 +21,7 @@ def test_the_protocols_differ_in_where_the_encoder_runs(tmp_path):
     }  # a probe neither mixes nor smooths
 
 
+@pytest.mark.slow
 def test_clips_are_pieces_of_videos_with_labels(tmp_path):
     manifest = catalog.read(make_data(tmp_path, BenchmarkConfig(clips=8, classes=4))).manifest("made")
     assert manifest.labels.tolist() == [0, 1, 2, 3] * 2 and (manifest.ends - manifest.starts == 1.5).all()
