@@ -190,7 +190,7 @@ RENAMED = {"normalise_targets": "normalize_targets"}
 def _restore(kind: Any, value: Any) -> Any:
     """Return a JSON value as a field of type `kind` holds it: configs, tuples and paths."""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = get_type_hints(kind)
+        hints = _type_hints(kind)
         value = {RENAMED.get(name, name): field for name, field in value.items()}
         if unknown := value.keys() - hints.keys():
             raise ValueError(f"it has the unknown settings {', '.join(sorted(unknown))}")
@@ -200,6 +200,11 @@ def _restore(kind: Any, value: Any) -> Any:
     if get_origin(kind) is Literal and value not in get_args(kind):
         raise ValueError(f"{value!r} must be one of {', '.join(map(repr, get_args(kind)))}")
     return Path(value) if isinstance(value, str) and Path in _leaf_types(kind) else value
+
+
+@cache
+def _type_hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _leaf_types(kind: Any) -> set[Any]:
