@@ -14,11 +14,11 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
+from ppma.common.packages import installed_versions
 from ppma.config.errors import InputError
 
 Row = dict[str, Any]
@@ -74,13 +74,8 @@ def machine() -> str:
 
 def versions() -> str:
     """Return the installed versions of the packages that affect speed, as one string."""
-    found = [f"python {platform.python_version()}"]
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return ", ".join(found)
+    found = {"python": platform.python_version()} | installed_versions(PACKAGES)
+    return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 def commit() -> str:

@@ -1,1 +1,1 @@
-"""Helpers that know no model: files, parallel work, progress, statistics, video files, plots."""
+"""Helpers that know no model: files, parallel work, progress, statistics, video files, plots, package versions."""

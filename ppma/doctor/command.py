@@ -6,7 +6,6 @@ Everything but `probe` is a pure function of a Machine. Exit code 0, or 1 when p
 be wrong.
 """
 
-import importlib.util
 import json
 import os
 import platform
@@ -15,16 +14,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from ppma.common.packages import installed_versions
 from ppma.config.command import DONE, parse
-from ppma.doctor.compile import compile_gpu
-
-FAULTY = 1
+from ppma.doctor.compile import FAULTY, compile_gpu
 
 PAIRS: dict[str, tuple[str, str]] = {"2.11": ("0.26", "3.6.0"), "2.13": ("0.28", "3.7.1")}
 """torch: (its torchvision, its triton), as tested. Sources: torchvision's README, the requirements of torch's
@@ -86,7 +84,7 @@ class Machine:
     kernels: tuple[tuple[str, str, str], ...] = ()
     """(task, selected backend of `ppma.kernels`, reason)."""
     torchvision: str = ""
-    """How torchvision imports: "by itself", "with the shim", or why it fails."""
+    """How torchvision imports: "by itself", "with the shim" or "not at all"."""
     broken: dict[str, str] = field(default_factory=dict)
     """package: why its import fails."""
     compiler: bool = False
@@ -129,10 +127,7 @@ def _minor(version: str) -> str:
 
 def _torch_problems(machine: Machine) -> Iterator[Problem]:
     versions, torch = machine.versions, machine.versions.get("torch")
-    if torch is None:
-        yield Problem("torch is not installed", "make venv")
-        return
-    if _minor(torch) not in PAIRS:
+    if torch is None or _minor(torch) not in PAIRS:
         return
     torchvision, triton = PAIRS[_minor(torch)]
     if "torchvision" in versions and _minor(versions["torchvision"]) != torchvision:
@@ -141,11 +136,17 @@ def _torch_problems(machine: Machine) -> Iterator[Problem]:
     if "triton" in versions and versions["triton"].split("+")[0] != triton:
         what = f"triton {versions['triton']} does not fit torch {torch}, which needs {triton}"
         yield Problem(what, f"pip install triton=={triton}")
-    if machine.driver and machine.cuda_build is None:
+
+
+def _driver_problems(machine: Machine) -> Iterator[Problem]:
+    torch = machine.versions.get("torch")
+    if torch is None or "torch" in machine.broken or not machine.driver:
+        return
+    if machine.cuda_build is None:
         what = f"this machine has an NVIDIA driver ({machine.driver}), but torch {torch} is a CPU build"
         version = torch.split("+")[0]
         yield Problem(what, f"pip install --force-reinstall torch=={version}, from an index that has its CUDA build")
-    elif machine.driver and not machine.gpus:
+    elif not machine.gpus:
         what = f"torch {torch} (CUDA {machine.cuda_build}) cannot use the driver {machine.driver}"
         yield Problem(what, "update the driver, or check `nvidia-smi` and CUDA_VISIBLE_DEVICES")
 
@@ -174,7 +175,7 @@ def _dali_problems(machine: Machine) -> Iterator[Problem]:
     if len(builds) > 1:
         yield Problem(f"two DALI builds overwrite each other: {', '.join(builds)}", f"pip uninstall {builds[1]}")
     if "nvidia-dali" in versions:
-        yield Problem("the package nvidia-dali is an empty placeholder", "pip uninstall nvidia-dali")
+        yield Problem("the package nvidia-dali is an empty placeholder, not DALI", "pip uninstall nvidia-dali")
     if len(builds) == 1 and machine.driver and machine.driver_major < DALI_DRIVERS[builds[0]]:
         build, older = builds[0], "nvidia-dali-cuda120"
         what = (
@@ -205,7 +206,7 @@ def _package_problems(machine: Machine) -> Iterator[Problem]:
 
 def problems(machine: Machine) -> list[Problem]:
     """Return what does not fit together on a machine, each with the command that fixes it."""
-    checks = (_torch_problems, _gpu_problems, _dali_problems, _package_problems)
+    checks = (_torch_problems, _driver_problems, _gpu_problems, _dali_problems, _package_problems)
     return [problem for check in checks for problem in check(machine)]
 
 
@@ -250,6 +251,7 @@ def overview(machine: Machine) -> list[tuple[str, str]]:
         return ", ".join(found) or "not installed"
 
     build = f"built for CUDA {machine.cuda_build}" if machine.cuda_build else "CPU build"
+    build = "does not import" if "torch" in machine.broken else build
     not_tried = "nothing" if machine.gpus else "not tried, no GPU"
     resources = f"{machine.cores} cores, {machine.memory_gib:.0f} GiB memory, {machine.disk_free_gib:.0f} GiB free in this folder"
     return [
@@ -271,37 +273,51 @@ def overview(machine: Machine) -> list[tuple[str, str]]:
     ]
 
 
-def _installed() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _output(command: Sequence[str], seconds: float) -> str:
+    """Return what a command prints; nothing if it is missing, fails or takes longer, as with a broken driver."""
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout if answer.returncode == 0 else ""
 
 
 def _driver() -> str | None:
-    """Return the driver version that nvidia-smi prints; None if it is missing or fails."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    return answer.stdout.split()[0] if answer.returncode == 0 and answer.stdout.strip() else None
+    """Return the driver version that nvidia-smi prints; None if it prints none."""
+    versions = _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], seconds=60)
+    return next(iter(versions.split()), None)
 
 
-def _built_for() -> tuple[int, ...]:
-    """Parse names such as sm_90, sm_90a and compute_120."""
-    import torch
+def _torch() -> dict[str, Any]:
+    """Return the fields of Machine that torch fills; only `broken` if it does not import."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a library that torch links is missing
+        return {"broken": {"torch": _first_line(error)}}
+    from ppma.doctor.kernels import chosen_kernels
 
-    names = torch.cuda.get_arch_list() if torch.cuda.is_available() else []
-    return tuple(sorted({int("".join(filter(str.isdigit, name))) for name in names}))
+    cuda = torch.cuda.is_available()
+    properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if cuda else []
+    memory = [torch.cuda.mem_get_info(i) for i in range(len(properties))]
+    built_for = torch.cuda.get_arch_list() if cuda else []  # for example sm_90, sm_90a, compute_120
+    return {
+        "cuda_build": torch.version.cuda,
+        "gpus": tuple(f"{p.name}, {p.total_memory / 2**30:.0f} GiB" for p in properties),
+        "capabilities": tuple(10 * p.major + p.minor for p in properties),
+        "built_for": tuple(sorted({int("".join(filter(str.isdigit, name))) for name in built_for})),
+        "gpu_used_gib": tuple((total - free) / 2**30 for free, total in memory),
+        "gpu_gib": tuple(total / 2**30 for _, total in memory),
+        "kernels": chosen_kernels(torch.device("cuda", 0) if cuda else torch.device("cpu")),
+    }
 
 
 def _dali(device: str) -> tuple[str, ...]:
-    command = [sys.executable, "-m", "ppma.doctor.codecs", device]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    return tuple(json.loads(answer.stdout)) if answer.returncode == 0 else ()
+    codecs = _output([sys.executable, "-m", "ppma.doctor.codecs", device], seconds=300)
+    return tuple(json.loads(codecs or "[]"))
 
 
 def _av_codecs() -> tuple[str, tuple[str, ...]]:
@@ -312,47 +328,33 @@ def _av_codecs() -> tuple[str, tuple[str, ...]]:
     return f"libavcodec {version}", tuple(name for name in wanted if name in av.codecs_available)
 
 
-def _torchvision() -> str:
+def _torchvision() -> tuple[str, dict[str, str]]:
+    """Return the fields `torchvision` and `broken` of Machine."""
     try:
         from ppma.models.torchvision_shim import ensure_torchvision
 
         shim = "with the shim (ppma/models/torchvision_shim.py): its compiled library needs CUDA"
-        return shim if ensure_torchvision() else "by itself"
+        return (shim if ensure_torchvision() else "by itself"), {}
     except (ImportError, RuntimeError, OSError) as error:
-        return f"not at all: {str(error).splitlines()[0]}"
+        return "not at all", {"torchvision": _first_line(error)}
 
 
 def probe() -> Machine:
     """Examine this machine. Takes about 6 seconds, mostly imports, and longer on a GPU whose attention backends were
     never measured."""
-    import torch
-
-    from ppma.doctor.kernels import chosen_kernels
-
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", 0) if cuda else torch.device("cpu")
-    properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if cuda else []
-    memory = [torch.cuda.mem_get_info(i) for i in range(len(properties))]
-    versions, torchvision, (ffmpeg, av_codecs) = _installed(), _torchvision(), _av_codecs()
-    broken = {"torchvision": torchvision} if torchvision.startswith("not at all") else {}
-    has_dali = importlib.util.find_spec("nvidia.dali") is not None
+    found, versions = _torch(), installed_versions(PACKAGES)
+    (torchvision, broken), (ffmpeg, av_codecs) = _torchvision(), _av_codecs()
+    has_dali = any(build in versions for build in DALI_DRIVERS)
     return Machine(
+        **found | {"broken": found.get("broken", {}) | broken},
         versions=versions,
         python=platform.python_version(),
-        cuda_build=torch.version.cuda,
-        gpus=tuple(f"{p.name}, {p.total_memory / 2**30:.0f} GiB" for p in properties),
-        capabilities=tuple(10 * p.major + p.minor for p in properties),
-        built_for=_built_for(),
-        gpu_used_gib=tuple((total - free) / 2**30 for free, total in memory),
-        gpu_gib=tuple(total / 2**30 for _, total in memory),
         driver=_driver(),
         dali_cpu=_dali("cpu") if has_dali else (),
-        dali_gpu=_dali("gpu") if has_dali and cuda else (),
+        dali_gpu=_dali("gpu") if has_dali and found.get("gpus") else (),
         ffmpeg=ffmpeg,
         av_codecs=av_codecs,
-        kernels=chosen_kernels(device),
         torchvision=torchvision,
-        broken=broken,
         compiler=shutil.which("g++") is not None or shutil.which("clang++") is not None,
         sbatch=shutil.which("sbatch") is not None,
         cores=len(os.sched_getaffinity(0)),

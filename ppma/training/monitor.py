@@ -12,7 +12,6 @@ import os
 import platform
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from ppma.common.files import write_text
+from ppma.common.packages import installed_versions
 from ppma.config.run import RunConfig
 from ppma.kernels import choice
 from ppma.loaders.stream import choose_implementation
@@ -132,7 +132,7 @@ def write_environment(path: Path, config: RunConfig, ranks: Ranks, compute: Comp
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),
-        "versions": versions(),
+        "versions": installed_versions(PACKAGES),
         "host": platform.node(),
         "cpu_count": os.cpu_count(),
         "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "cpu",
@@ -143,17 +143,6 @@ def write_environment(path: Path, config: RunConfig, ranks: Ranks, compute: Comp
         "implementations": implementations(config, ranks),
     }
     write_text(path, json.dumps([*before, start], indent=2) + "\n")
-
-
-def versions() -> dict[str, str]:
-    """Return the installed versions of PACKAGES."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def implementations(config: RunConfig, ranks: Ranks) -> dict[str, str]:

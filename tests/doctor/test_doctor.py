@@ -1,7 +1,10 @@
 """The doctor's report on fake machines and on this one, and its exit codes."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from importlib import metadata
 
 import pytest
 
@@ -84,7 +87,8 @@ def test_each_tested_pair_fits(torch):
         (with_versions(CPU, opencv_python_headless="4.11.0.86"), "overwrite each other", "opencv-python==4.11.0.86"),
         (with_versions(CPU, setuptools="84.0.0"), "distutils", "setuptools<82"),
         (with_versions(CPU, numpy="1.26.4"), "numpy 1.26.4 is too old", "numpy>=2"),
-        (replace(CPU, versions={}), "torch is not installed", "make venv"),
+        (replace(with_versions(CPU, torch="2.12.0+cpu"), driver="580.95.05"), "is a CPU build", "torch==2.12.0"),
+        (replace(with_versions(H200, torch="2.12.0"), gpus=()), "cannot use the driver", "CUDA_VISIBLE_DEVICES"),
         (replace(CPU, broken={"torchvision": "no libfoo"}), "torchvision does not import: no libfoo", "make venv"),
     ],
 )
@@ -128,6 +132,46 @@ def test_this_machine_as_json(capsys):
     report = json.loads(capsys.readouterr().out)
     assert code == (1 if report["problems"] else 0)
     assert "torch" in report["machine"]["versions"] and "jpeg" in report["machine"]["dali_cpu"]
+
+
+def test_a_torch_that_does_not_import_is_a_problem(monkeypatch, capsys):
+    """For example because a CUDA library is missing; the rest of the machine is reported."""
+    monkeypatch.setattr(doctor, "_dali", lambda device: ("jpeg",))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert doctor.main(["--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert any("torch does not import" in problem["what"] for problem in report["problems"])
+    assert report["machine"]["dali_cpu"] == ["jpeg"] and report["machine"]["av_codecs"]
+    assert "does not import" in dict(overview(Machine(**report["machine"])))["torch"]
+
+
+def test_a_machine_without_dali_is_reported(monkeypatch, capsys):
+    """On some of them no package of NVIDIA is installed."""
+    installed = metadata.version
+
+    def version(name):
+        if name.startswith("nvidia-dali"):
+            raise metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setitem(sys.modules, "nvidia", None)
+    monkeypatch.delitem(sys.modules, "nvidia.dali", raising=False)
+    assert doctor.main(["--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert "DALI is not installed" in [problem["what"] for problem in report["problems"]]
+    assert report["machine"]["dali_cpu"] == []
+
+
+def test_a_driver_that_does_not_answer_is_not_waited_for(monkeypatch):
+    def run(command, timeout, **_):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(doctor.subprocess, "run", run)
+    monkeypatch.setattr(doctor, "_torch", dict)
+    machine = doctor.probe()
+    assert machine.driver is None and machine.dali_cpu == ()
 
 
 @pytest.mark.parametrize(
