@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy import stats
+from scipy import special  # scipy.stats would take most of a second to import
 
 from ppma.common.philox import Purpose, generator
 
@@ -133,8 +133,10 @@ def wilson(correct: int, total: int) -> Accuracy:
     """
     if total < 1:
         raise ValueError("an accuracy needs at least one video")
-    low, high = stats.binomtest(correct, total).proportion_ci(CONFIDENCE, method="wilson")
-    return Accuracy(value=correct / total, low=float(low), high=float(high))
+    share, z = correct / total, float(special.ndtri((1 + CONFIDENCE) / 2))
+    middle = (correct + z**2 / 2) / (total + z**2)
+    half = z * math.sqrt(total * share * (1 - share) + z**2 / 4) / (total + z**2)
+    return Accuracy(value=share, low=middle - half if correct else 0.0, high=middle + half if correct < total else 1.0)
 
 
 def student_interval(values: Sequence[float]) -> Accuracy:
@@ -143,7 +145,7 @@ def student_interval(values: Sequence[float]) -> Accuracy:
     mean, count = float(values_N.mean()), len(values_N)
     if count < 2:
         return Accuracy(value=mean, low=math.nan, high=math.nan)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * values_N.std(ddof=1) / math.sqrt(count)
+    half = float(special.stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * values_N.std(ddof=1) / math.sqrt(count)
     return Accuracy(value=mean, low=mean - half, high=mean + half)
 
 
@@ -252,7 +254,7 @@ def upper_bound(hits: int, count: int, confidence: float = CONFIDENCE) -> float:
 
     No detection in n clips still allows a share of 1 - 0.05 ** (1 / n): 1.5 % of 200 clips.
     """
-    return float(stats.beta.ppf(confidence, hits + 1, count - hits)) if hits < count else 1.0
+    return float(special.betaincinv(hits + 1, count - hits, confidence)) if hits < count else 1.0
 
 
 def pooled_share(hits_C: Sequence[int], frames_C: Sequence[int], *, seed: int = 0) -> tuple[float, float, float]:

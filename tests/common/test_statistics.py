@@ -1,5 +1,8 @@
 """Accuracies, intervals and corrections against worked figures, scipy, brute force and coverage."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -115,6 +118,24 @@ def test_student_interval_of_ten_repetitions():
     found = student_interval(range(1, 11))
     assert (found.value, found.high - found.value) == pytest.approx((5.5, 2.1657), abs=1e-3)
     assert np.isnan(student_interval([1.0]).low)
+
+
+@pytest.mark.parametrize("count", [2, 3, 20, 3783, 100_000])
+def test_closed_forms_equal_those_of_scipy_stats(count):
+    for hits in (0, 1, count // 2, count - 1, count):
+        found, theirs = wilson(hits, count), stats.binomtest(hits, count).proportion_ci(0.95, method="wilson")
+        assert (found.low, found.high) == pytest.approx(tuple(theirs), abs=1e-13)
+        if hits < count:
+            assert upper_bound(hits, count) == pytest.approx(stats.beta.ppf(0.95, hits + 1, count - hits), abs=1e-13)
+    found = student_interval(np.arange(min(count, 20)))
+    half = stats.t.ppf(0.975, min(count, 20) - 1) * stats.sem(np.arange(min(count, 20)))
+    assert found.high - found.value == pytest.approx(half, rel=1e-13)
+
+
+def test_statistics_import_no_scipy_stats():
+    """It takes longer to import than the rest of a report."""
+    code = "import sys, ppma.common.statistics; sys.exit('scipy.stats' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_bootstraps_draw_what_scipy_draws_from_the_same_stream():
