@@ -94,7 +94,7 @@ def _files(root: Path) -> list[str]:
 
 def _changes(root: Path) -> tuple[str, ...]:
     """Return the files that differ from the last commit, new files of the code included."""
-    lines = (_git(root, "status", "--porcelain", "-z", "--untracked-files=all") or "").split("\0")
+    lines = (_git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all") or "").split("\0")
     return tuple(line[3:] for line in lines if line and (not line.startswith("??") or line[3:].split("/")[0] in PARTS))
 
 

@@ -48,6 +48,11 @@ def test_a_snapshot_is_the_working_tree(checkout, tmp_path):
     assert len(taken.commit) == 40
 
 
+def test_a_renamed_file_counts_under_both_names(checkout, tmp_path):
+    git(checkout, "mv", "gone.py", "kept.py")
+    assert set(snapshot.take(tmp_path / "run", checkout).changed) == {"gone.py", "kept.py"}
+
+
 def test_the_hash_follows_the_content(checkout, tmp_path):
     first, again = (snapshot.take(tmp_path / name, checkout).sha256 for name in ("a", "b"))
     (checkout / "slurm" / "job.py").write_text("VERSION = 3\n")
