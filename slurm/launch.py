@@ -28,7 +28,7 @@ from ppma.config.errors import InputError, require
 from ppma.slurm import snapshot
 from ppma.slurm.cluster import Script, allocate, executor, require_slurm, sbatch_script
 from ppma.slurm.foreground import follow
-from ppma.slurm.plan import VERBS, Stage, Verb, check_inputs, plan
+from ppma.slurm.plan import VERBS, Stage, Verb, check_inputs, check_privacy, plan
 from ppma.slurm.site import check, explain_refusal
 from ppma.slurm.status import LAUNCH, active_jobs
 from ppma.slurm.status import main as status
@@ -51,23 +51,29 @@ def _script(stage: Stage, after: tuple[str, ...] = ()) -> Script:
     return Script(name=stage.name, logs=stage.logs, after=after, code=stage.folder / snapshot.CODE, run_dir=run_dir)
 
 
-def _prepare(stage: Stage, cluster: Verb) -> dict[str, Any]:
-    """Copy the code, write the config, and return the record of this submission."""
+def _prepare(stage: Stage, cluster: Verb) -> None:
+    """Copy the code, write the config, and record the submission before it happens: no job runs without a record."""
     copied = snapshot.take(stage.folder)
     if stage.config:
-        (stage.folder / "config.json").write_text(stage.config.to_json())
-    return {
+        write_text(stage.folder / "config.json", stage.config.to_json())
+    record = {
         "command": [sys.executable, *sys.argv],
         "submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "code": asdict(copied),
         "cluster": asdict(cluster),
+        "jobs": [],
     }
+    _write_records(stage, [*_records(stage), record])
 
 
-def _record(stage: Stage, record: dict[str, Any]) -> None:
+def _records(stage: Stage) -> list[dict[str, Any]]:
     file = stage.folder / LAUNCH
-    before = json.loads(file.read_text()) if file.exists() else []
-    write_text(file, json.dumps([*before, record], indent=2, default=str) + "\n")
+    records: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
+    return records
+
+
+def _write_records(stage: Stage, records: list[dict[str, Any]]) -> None:
+    write_text(stage.folder / LAUNCH, json.dumps(records, indent=2, default=str) + "\n")
 
 
 def _submit_all(stages: Sequence[Stage], cluster: Verb, console: Console) -> list[list[str]]:
@@ -76,16 +82,14 @@ def _submit_all(stages: Sequence[Stage], cluster: Verb, console: Console) -> lis
     created = [stage.folder for stage in stages if not stage.folder.exists()]
     try:
         for stage in stages:
-            record = _prepare(stage, cluster)
+            _prepare(stage, cluster)
             after = tuple({job.split("_")[0] for job in ids[-1]} if ids else ())
-            target, sbatch_errors = (
-                executor(cluster, _script(stage, after)),
-                io.StringIO(),
-            )  # the exception repeats them
-            with contextlib.redirect_stderr(sbatch_errors), target.batch():
+            target = executor(cluster, _script(stage, after))
+            with contextlib.redirect_stderr(io.StringIO()), target.batch():  # sbatch's errors are in the exception too
                 jobs = [target.submit(job) for job in stage.jobs]
             ids.append([job.job_id for job in jobs])
-            _record(stage, record | {"jobs": ids[-1]})
+            *before, record = _records(stage)
+            _write_records(stage, [*before, record | {"jobs": ids[-1]}])
             console.print(f"submitted {stage.name} as job {ids[-1][0].split('_')[0]}", soft_wrap=True)
     except BaseException as error:
         if ids:
@@ -99,8 +103,7 @@ def _submit_all(stages: Sequence[Stage], cluster: Verb, console: Console) -> lis
 
 
 def _submit(stages: Sequence[Stage], cluster: Verb, console: Console) -> int:
-    """Check the stages, submit them, and print the commands to follow and cancel them."""
-    check_inputs(stages)
+    """Check the cluster, submit the stages, and print the commands to follow and cancel them."""
     check(cluster)
     for stage in stages:
         active = active_jobs(stage.folder)
@@ -121,7 +124,6 @@ def _submit(stages: Sequence[Stage], cluster: Verb, console: Console) -> int:
 
 def _run_here(stages: Sequence[Stage], cluster: Verb, console: Console) -> int:
     """Run the stages one after another in the foreground, up to the first that fails."""
-    check_inputs(stages)
     for stage in stages:
         for job in stage.jobs:
             console.print(f"\n{stage.name}", soft_wrap=True)
@@ -133,13 +135,18 @@ def _run_here(stages: Sequence[Stage], cluster: Verb, console: Console) -> int:
 
 
 def _dry_run(stages: Sequence[Stage], cluster: Verb) -> int:
-    """Print what would be submitted."""
+    """Print what would be submitted, and what would be refused for now."""
     for number, stage in enumerate(stages):
         script = _script(stage, ("JOB_OF_STAGE_1",) if number else ())
         text = f"{allocate(cluster).tasks} processes of this machine, logs in {stage.logs}\n"
         if cluster.cluster == "slurm":
             text = sbatch_script(cluster, script, array_tasks=len(stage.jobs))
         sys.stdout.write(f"\n# {stage.name}\n{text}")
+    try:
+        check_inputs(stages)
+    except InputError as error:
+        sys.stdout.flush()
+        sys.stderr.write(f"\nwithout --dry-run this is refused: {error}\n")
     return DONE
 
 
@@ -151,6 +158,8 @@ def _launch(verb: str, argv: list[str]) -> int:
     _show(stages, cluster, console)
     if cluster.dry_run:
         return _dry_run(stages, cluster)
+    check_inputs(stages)
+    check_privacy(stages)
     return (_submit if cluster.cluster == "slurm" else _run_here)(stages, cluster, console)
 
 

@@ -11,13 +11,13 @@ import importlib
 import itertools
 import shlex
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from ppma.cli import COMMANDS
-from ppma.config.command import DONE, parse, parse_known, run
+from ppma.config.command import DONE, parse, parse_known
 from ppma.config.errors import require, require_at_least
 from ppma.config.flags import resolve
 from ppma.config.run import RunConfig, check_ranks, check_run_folder
@@ -119,7 +119,7 @@ class Stage:
         return config if isinstance(config, RunConfig) and config.run_dir == self.folder else None
 
 
-SHARDED = {name: command.purpose for name, command in COMMANDS.items() if command.shards}
+SHARDED = {name: f"{command.purpose} [--parts N]" for name, command in COMMANDS.items() if command.shards}
 """`ppma` commands that run as job arrays, and what they do."""
 RECIPES = {"align": "align_nohuman_synthetic", "finetune": "finetune", "probe": "probe"}
 """Default recipe of each verb that runs one recipe."""
@@ -158,11 +158,7 @@ def _parse(default: VerbT, argv: list[str], prog: str) -> tuple[VerbT, list[str]
 
 
 def check_inputs(stages: Sequence[Stage]) -> None:
-    """Check that every source, store and checkpoint to start from exists, or comes from an earlier stage.
-
-    Raises:
-        InputError: Something is missing, or `--privacy strict` would refuse the run.
-    """
+    """Raise InputError unless every source, store and checkpoint to start from exists, or comes from an earlier stage."""
     coming = {stage.folder for stage in stages}
     for config in (stage.config for stage in stages if stage.config):
         data = catalog.read(catalog.locate(config.data))
@@ -176,17 +172,17 @@ def check_inputs(stages: Sequence[Stage]) -> None:
         for start in config.starts:
             there = start.exists() or any(start.is_relative_to(folder) for folder in coming)
             require(there, f"{'--average' if config.average else '--init'} {start}: there is no such run or checkpoint")
-        if config.privacy == "strict":
-            _check_strict(config, coming)
 
 
-def _check_strict(config: RunConfig, coming: Collection[Path]) -> None:
-    """Check what `--privacy strict` would refuse on the nodes, except weights to come. Imports torch."""
-    from ppma.privacy import strict
-    from ppma.training.tasks import read_sources
+def check_privacy(stages: Sequence[Stage]) -> None:
+    """Raise InputError for what `--privacy strict` would refuse on the nodes, except weights to come. Imports torch then."""
+    coming = {stage.folder for stage in stages}
+    for config in (stage.config for stage in stages if stage.config and stage.config.privacy == "strict"):
+        from ppma.privacy import strict
+        from ppma.training.tasks import read_sources
 
-    not_yet = config.init is not None and any(config.init.is_relative_to(folder) for folder in coming)
-    strict.precheck(replace(config, init=None) if not_yet else config, read_sources(config))
+        not_yet = config.init is not None and any(config.init.is_relative_to(folder) for folder in coming)
+        strict.precheck(replace(config, init=None) if not_yet else config, read_sources(config))
 
 
 # ------------------------------------------------------------------------------------------------------------ trainings
@@ -275,7 +271,7 @@ def _study(cluster: Verb, flags: list[str], prog: str) -> list[Stage]:
     ranks, folder, stages = allocate(cluster).ranks, _new_folder("study", cluster.runs), []
     for number, runs in enumerate(levels):
         name = f"study-{number}"
-        jobs = tuple(_study_job(run, options, cluster, ranks) for run in runs)
+        jobs = tuple(_study_job(run, flags, cluster, ranks) for run in runs)
         summary = {"runs": str(len(runs)), "which": ", ".join(run.title for run in runs)}
         stages.append(Stage(name=name, jobs=jobs, folder=folder / name, summary=summary))
     if not cluster.dry_run:
@@ -293,11 +289,10 @@ def study_levels(planned: Planned) -> list[list[Run]]:
     return [[run for run in planned.runs if level.get(run.folder) == number] for number in range(depth)]
 
 
-def _study_job(run: Run, options: StudyConfig, cluster: ClusterConfig, ranks: int) -> Job:
+def _study_job(run: Run, flags: list[str], cluster: ClusterConfig, ranks: int) -> Job:
     """Train on all ranks. An average only copies files: `ppma study --only` does it on the first rank."""
     if run.config is None:
-        argv = ["study", str(options.spec.absolute()), "--out", str(options.out.absolute()), "--only", run.folder.name]
-        return Job(work=command, config=argv, ranks=ranks)
+        return Job(work=command, config=["study", *flags, "--only", run.folder.name], ranks=ranks)
     check_ranks(run.config, ranks)
     return _train_job(run.config, cluster, ranks)
 
@@ -306,9 +301,8 @@ def _command(verb: str, shards: Shards, flags: list[str]) -> list[Stage]:
     """Return one job, or an array of shards and a job that merges them, after a dry run of the command here."""
     one_task = allocate(shards).ranks == 1
     require(one_task, f"--nodes {shards.nodes}: {verb} runs in one task; use --parts N for N tasks")
-    main = importlib.import_module(COMMANDS[verb].module).main
-    code = run(main, [*flags, "--dry-run"], prog=f"ppma {verb}")
-    require(code == DONE, f"`ppma {verb}` refuses these flags, see above (exit code {code})")
+    code = importlib.import_module(COMMANDS[verb].module).main([*flags, "--dry-run"])
+    require(code == DONE, f"`ppma {verb} --dry-run` with these flags exits with {code}")
     folder = _new_folder(verb, shards.runs)
     summary = {"command": shlex.join(["ppma", verb, *flags]), "parts": str(shards.parts)}
 

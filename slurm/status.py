@@ -46,9 +46,11 @@ def _states(command: list[str]) -> dict[str, str]:
 
 
 def _queued(folder: Path) -> dict[str, str]:
-    """Return the state of each job of the run's newest submission; empty for jobs that the queue no longer holds."""
-    records = _read(folder / LAUNCH, [])
-    jobs = records[-1]["jobs"] if records else []
+    """Return the state of each job of the run's newest submission; empty for jobs that the queue no longer holds.
+
+    A submission that was refused or killed has a record without jobs.
+    """
+    jobs: list[str] = next((record["jobs"] for record in reversed(_read(folder / LAUNCH, [])) if record["jobs"]), [])
     states = _states(["squeue", "-h", "-r", "-o", "%i|%T", "-j", ",".join(jobs)]) if jobs else {}
     return {job: states.get(job, "") for job in jobs}
 

@@ -25,6 +25,7 @@ from ppma.slurm.cluster import Allocation, ClusterConfig, Script, allocate, minu
 from ppma.slurm.foreground import follow, verdict
 from ppma.slurm.job import Job, train
 from ppma.slurm.plan import plan as make_plan
+from ppma.slurm.status import describe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -300,6 +301,17 @@ def test_dry_run_of_both_stages(tmp_path, capsys):
     assert "0.0008" in text and "0.002" in text and not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_names_what_would_be_refused(fake_slurm, capsys):
+    flags = ["align", "--runs", str(fake_slurm / "runs"), "--model", "tiny", "--dry-run"]
+    assert launch.main(flags) == 0 and capsys.readouterr().err == ""
+    assert launch.main([*flags, "--init", "gone"]) == 0 and "gone" in capsys.readouterr().err
+
+
+def test_the_help_names_arrays(capsys):
+    assert launch.main(["--help"]) == 0
+    assert any("--parts" in line for line in capsys.readouterr().out.splitlines() if line.startswith("  pack "))
+
+
 @pytest.fixture
 def fake_slurm(tmp_path, monkeypatch):
     """Commands of a cluster with one large partition. sbatch keeps the scripts it gets and counts jobs up from 41; a file `refuse`
@@ -347,6 +359,21 @@ def test_a_refused_stage_2_cancels_stage_1_and_leaves_nothing(fake_slurm, capsys
     error = refusal(["pretrain", "--runs", fake_slurm / "runs", "--model", "tiny"], capsys)
     assert error == "launch.py pretrain: sbatch refuses: too much\n"
     assert (fake_slurm / "canceled").read_text() == "41\n" and not list((fake_slurm / "runs").iterdir())
+
+
+def test_no_job_runs_without_a_record(fake_slurm, capsys):
+    """Written before sbatch is called, and kept when it refuses; the state is that of the newest submission with jobs."""
+    run, sbatch = fake_slurm / "runs" / "align_nohuman_synthetic", fake_slurm / "bin" / "sbatch"
+    before = sbatch.read_text()
+    sbatch.write_text(before.replace("n=$(ls", f"cp {run}/launch.json {fake_slurm}/seen.json\nn=$(ls"))
+    flags = ["align", "--runs", str(fake_slurm / "runs"), "--model", "tiny"]
+    assert launch.main(flags) == 0
+    (seen,), (record,) = (json.loads(file.read_text()) for file in (fake_slurm / "seen.json", run / "launch.json"))
+    assert seen == record | {"jobs": []} and record["jobs"] == ["41"]
+    (fake_slurm / "refuse").write_text("1")
+    refusal([*flags, "--resume"], capsys)
+    assert [record["jobs"] for record in json.loads((run / "launch.json").read_text())] == [["41"], []]
+    assert "41" in describe(run)["state"]
 
 
 def test_a_run_in_the_queue_is_not_submitted_again(fake_slurm, capsys):

@@ -80,7 +80,7 @@ def sharded(monkeypatch):
         calls.append(argv)
         if "wrong" in argv:
             raise InputError("wrong is not a source")
-        return 0
+        return 75 if "unfinished" in argv else 0
 
     monkeypatch.setitem(sys.modules, "sharded", module := types.ModuleType("sharded"))
     module.main = main
@@ -97,9 +97,10 @@ def test_parts_are_an_array_and_a_job_that_merges_them(sharded):
 
 
 def test_flags_that_the_command_refuses_are_not_submitted(sharded, capsys):
-    with pytest.raises(InputError, match="ppma pack"):
-        plan("pack", ["wrong"])
-    assert capsys.readouterr().err == "ppma pack: wrong is not a source\n"
+    assert launch(["pack", "wrong", "--dry-run"]) == WRONG_INPUT
+    assert capsys.readouterr().err == "launch.py pack: wrong is not a source\n"
+    with pytest.raises(InputError, match="exits with 75"):
+        plan("pack", ["unfinished"])
     with pytest.raises(InputError, match="--parts"):
         plan("pack", ["--nodes", "2"])
 
@@ -141,6 +142,14 @@ def test_each_array_waits_for_what_it_starts_from(spec, tmp_path):
     assert all(job.ranks == 2 for stage in stages for job in stage.jobs) and cluster.nodes == 2
     listing = json.loads((tmp_path / "runs/study/made.study.json").read_text())
     assert len(listing["rows"]) == 12 and len({stage.folder for stage in stages}) == 4
+
+
+def test_averages_get_the_flags_of_the_study(spec):
+    """`--videos` and others decide the names of its runs, by which `--only` finds one."""
+    flags = [spec, "--out", "runs/study", "--device", "cpu"]
+    _, stages = plan("study", [*flags, "--gpus-per-node", "0"])
+    averages = [job.config for job in stages[2].jobs if isinstance(job.config, list)]
+    assert [call[:-1] for call in averages] == [["study", *flags, "--only"]] * 2
 
 
 def test_finished_runs_are_not_submitted_again(spec, tmp_path):
