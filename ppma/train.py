@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ppma.common.files import write_text
 from ppma.config.command import DONE, RUN_AGAIN
-from ppma.config.errors import FULL_DISK, InputError
+from ppma.config.errors import InputError
 from ppma.config.flags import resolve
 from ppma.config.recipes import RECIPES
 from ppma.config.run import ENCODED_ONCE, UNTRAINED, RunConfig, check_ranks, check_run_folder
@@ -73,13 +74,7 @@ def classify_task(config: RunConfig, sources: Sequence[Manifest]) -> ClassifyTas
 def _make_run_folder(config: RunConfig, ranks: Ranks, compute: Compute, lineage: Lineage) -> None:
     distributed.barrier(ranks)  # every rank has checked the folder before rank 0 writes
     if ranks.is_main:
-        try:
-            config.run_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            if error.errno in FULL_DISK:
-                raise
-            raise InputError(f"{config.run_dir} cannot be made ({error.strerror}); use another --run-dir") from None
-        (config.run_dir / "config.json").write_text(config.to_json())
+        write_text(config.run_dir / "config.json", config.to_json())
         write_environment(config.run_dir / "environment.json", config, ranks, compute)
         write_lineage(config.run_dir, lineage, of_files=False)
         for part, chosen in implementations(config, ranks).items():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ppma import __version__
-from ppma.common.files import file_sha256
+from ppma.common.files import file_sha256, write_text
 from ppma.config.run import Privacy
 from ppma.loaders.sources.manifest import Manifest
 
@@ -129,7 +129,7 @@ def write(folder: Path, lineage: Lineage, *, of_files: bool = True) -> None:
     there = (path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix != ".md" and path.name != FILE)
     files = {path.name: file_sha256(path) for path in there} if of_files else {}
     content: dict[str, Any] = {"files": files, "lineage": asdict(lineage)}
-    (folder / FILE).write_text(json.dumps(content | {"checksum": _checksum(content)}, indent=2) + "\n")
+    write_text(folder / FILE, json.dumps(content | {"checksum": _checksum(content)}, indent=2) + "\n")
 
 
 def read(weights: Path) -> Lineage:
