@@ -1,14 +1,15 @@
 """Adaptive averaging: a classifier on the weighted mean of several encoders, whose weights are learned with the head (paper baseline).
 
-    frozen encoders on disk (M)  ->  softmax(mixing_MG), one share a model or a model and tensor  ->  sum of share x tensor
-    ->  functional_call with the mixed parameters  ->  mean over tokens, fc_norm, head  ->  loss; autograd gives the gradient of the shares
+    frozen encoders on disk (M)  ->  softmax(mixing_MG), one share per model, or per model and tensor  ->  sum of share x tensor,
+    in place  ->  functional_call with the mixed parameters  ->  mean over tokens, fc_norm, head  ->  loss
+    gradient of a mixed tensor  ->  its dot product with the same tensor of each encoder  ->  gradient of M shares
 
-The encoders stay in their memory-mapped files, and autograd keeps views of them: on a CPU the memory does not grow with M. A GPU holds
-the tensors of all M encoders during a step, or of one block at a time with vit.recompute. All shares are equal at the start.
-Source: Zhong et al. (NeurIPS 2023), "adaptive averaging".
+Memory does not grow with M, on a CPU or a GPU: the mixture is in the model's own parameters, and the encoders stay in their
+memory-mapped files, from which one tensor at a time is read in the forward pass and again in the backward pass. All shares are equal at
+the start. Source: Zhong et al. (NeurIPS 2023), "adaptive averaging".
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,28 @@ from ppma.training import checkpoint
 from ppma.transfer.average import check_configs, encoder_tensors, mean_tensor, shares
 
 
+class _Mixture(torch.autograd.Function):
+    """A tensor of the trunk as a function of the shares. Autograd's own product would keep the tensors of all encoders."""
+
+    @staticmethod
+    def forward(ctx: Any, share_M: Tensor, read: Callable[[], Iterator[Tensor]], place: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.read = read
+        place.zero_()
+        for share, tensor in zip(share_M, read(), strict=True):
+            place.addcmul_(tensor, share)
+        return place.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        flat = gradient.flatten()
+        return torch.stack([flat @ tensor.flatten() for tensor in ctx.read()]), None, None
+
+
 class AdaptiveClassifier(Classifier):
     """A classifier that mixes its trunk in every training step and learns the shares, `fc_norm` and the heads.
 
-    The trunk's own parameters are frozen. They hold the current mixture in evaluation mode and in the state dict.
+    The trunk's own parameters are frozen and hold the mixture, which each forward pass in training writes again: run the
+    backward pass before the shares change. Evaluation mode and the state dict see the current shares.
     """
 
     def __init__(
@@ -73,18 +92,21 @@ class AdaptiveClassifier(Classifier):
         """Return the (M, G) shares, which sum to 1 over the models."""
         return self.mixing.view(len(self.models), -1).softmax(dim=0)
 
-    def _mixture(self, name: str, share_MG: Tensor) -> Tensor:
-        """Return a tensor of the trunk as a function of the shares."""
+    def _mixed(self, name: str, share_MG: Tensor) -> Tensor:
+        """Write the mixture of a tensor of the trunk into its parameter; return it, differentiable in the shares."""
         own = self.get_parameter(name)
-        tensors = (file.get_tensor(name).to(own.device, own.dtype) for file in self._files)
-        return sum(share * tensor for share, tensor in zip(share_MG[:, self._group[name]], tensors))  # type: ignore[return-value]
+
+        def read() -> Iterator[Tensor]:
+            return (file.get_tensor(name).to(own.device, own.dtype) for file in self._files)
+
+        return _Mixture.apply(share_MG[:, self._group[name]], read, own.data)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def mix(self) -> None:
         """Set the trunk's parameters to the current mixture."""
         share_MG = self.shares()
         for name in self._group:
-            self.get_parameter(name).copy_(self._mixture(name, share_MG))
+            self._mixed(name, share_MG)
 
     def train(self, mode: bool = True) -> "AdaptiveClassifier":
         """Switch the mode; evaluation sees the mixture of the newest shares."""
@@ -103,7 +125,7 @@ class AdaptiveClassifier(Classifier):
             names = [name for name in self._group if name.startswith(prefix)]
 
             def call(*inputs: Tensor | None) -> Tensor:  # mixes again where vit.recompute repeats a block
-                parameters = {name.removeprefix(prefix): self._mixture(name, share_MG) for name in names}
+                parameters = {name.removeprefix(prefix): self._mixed(name, share_MG) for name in names}
                 return functional_call(module, parameters, inputs)
 
             return call
