@@ -123,14 +123,19 @@ def test_holes_all_over_leave_too_little_to_copy_at_some_levels(pattern):
     assert (painted[~hole] == picture[~hole]).all() and painted[hole].min() > 20
 
 
-def test_the_middle_of_a_hole_a_thousand_pixels_wide_is_painted():
-    """500 pixels from the known area, weights by nearness are 0 in float32."""
-    rng = np.random.default_rng(0)
-    place = cv2.resize(rng.integers(0, 256, (40, 110, 3), dtype=np.uint8), (1100, 400), interpolation=cv2.INTER_CUBIC)
-    hole, person = np.zeros((400, 1100), bool), place.copy()
+@pytest.mark.parametrize("vote", ["first", "later, with bad matches"])
+def test_every_pixel_of_a_hole_a_thousand_pixels_wide_is_painted(vote):
+    """500 pixels from the known area, weights by nearness alone are 0 in float32."""
+    hole = np.zeros((20, 1100), bool)
     hole[:, 50:1050] = True
-    cv2.ellipse(person, (550, 200), (40, 130), 0, 0, 360, (255, 255, 255), -1)
-    assert (complete(person, hole) == complete(place, hole)).all()
+    each = exemplar._Level.of(hole)
+    middle = np.abs(each.targets_N2[:, 1] - 550) < 100
+    worst = exemplar.SIDE**2 * exemplar.DEPTH * 255**2
+    weights = each.nearness_N if vote == "first" else each.weights(np.where(middle, worst, 0))
+    values = np.where(hole[..., None], np.uint8(255), np.full((*hole.shape, exemplar.DEPTH), 90, np.uint8))
+    level = exemplar._margin(values)
+    exemplar._vote(level, each.hole_hw, each.targets_N2, each.anywhere(), weights, False)
+    assert (level[RADIUS:-RADIUS, RADIUS:-RADIUS] == 90).all()
 
 
 @pytest.mark.parametrize("rim", [1, 10, 100])
