@@ -42,7 +42,8 @@ def part_writer(path: Path, part: Part, layout: Layout, fps: float) -> Iterator[
 
     `path` appears when the block ends without an error. Temporary files of a killed run are deleted first.
     """
-    for leftover in path.parent.glob(f".{escape(path.stem)}.*.tmp{path.suffix}"):
+    # eight characters, as `atomic_path` adds them: `*` would match the file that a parallel job writes for v.1 when this is v
+    for leftover in path.parent.glob(f".{escape(path.stem)}.{'?' * 8}.tmp{path.suffix}"):
         leftover.unlink()
     if layout == "videos":
         codec, options = ("ffv1", FFV1) if part == "seg" else ("libx264", X264)
