@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from ppma.cli import main as ppma
+from ppma.common.files import content_sha256
 from ppma.loaders.sources.manifest import Clip, Manifest
+from ppma.privacy.audit import jobs as audit_jobs
 from ppma.privacy.detectors import auditors as audit_detectors
 from ppma.privacy.detectors.auditors import AUDITORS, AuditorKind
 from ppma.privacy.detectors.boxes import NONE_05
@@ -188,9 +190,35 @@ def test_finished_clips_are_kept_until_they_change(copy, red_auditors, monkeypat
     calls = []
     monkeypatch.setattr(RedFinder, "__call__", lambda self, frame: calls.append(1) or NONE_05)
     assert audit(copy) == 0 and not calls
-    for changed, expected in (("removed/inp", 2), ("videos", 4)):
-        write(copy / changed / "jump" / "clean.mp4", [place(expected)] * 8)
-        assert audit(copy) == 0 and len(calls) == expected * 8 * len(AUDITORS)
+    clip, manifest = "jump/clean", copy / "removed" / removal.MANIFEST
+    record = copy / "removed" / "records" / f"{clip}.json"
+    changes = [
+        lambda: write(copy / "removed/inp" / f"{clip}.mp4", [place(2)] * 8),
+        lambda: write(copy / "videos" / f"{clip}.mp4", [place(4)] * 8),
+        lambda: write(copy / "removed/seg" / f"{clip}.mkv", np.ones((8, 96, 128), bool), "seg"),
+        lambda: record.write_text(record.read_text().replace('"outcome": {}', '"outcome": {"outside_sha256": "0"}')),
+    ]
+    for change in changes:
+        calls.clear()
+        change()
+        assert audit(copy) == 0 and len(calls) == 2 * 8 * len(AUDITORS), "before and after, in eight frames"
+    manifest.write_text(manifest.read_text().replace(",jump,", ",leap,"))
+    assert audit(copy) == 0 and read_audit(copy)["classes"].keys() == {"leap", "run"}
+
+
+def test_a_clip_that_changes_while_others_are_inspected_stays_in_the_report(copy, red_auditors, monkeypatch):
+    """Its findings are those of the content that was inspected, whose hash is in the report."""
+    inspected = audit_jobs.inspect
+
+    def inspect(job):
+        findings = inspected(job)
+        if job.pair.name == "jump/clean":
+            write(job.pair.cleaned, [place(3)] * 8)
+        return findings
+
+    monkeypatch.setattr(audit_jobs, "inspect", inspect)
+    before = content_sha256(copy / "removed/inp/jump/clean.mp4")
+    assert audit(copy) == 0 and clip_of(copy)["sha256"] == before
 
 
 def change_records(folder, **fields):

@@ -2,8 +2,8 @@
 
     folder or manifest  ->  read(): clips  ->  pairs(): Pair of each  ->  AuditJob  ->  run(): Findings of all
 
-Findings are kept in <out>/clips/<class>/<video>.json and reused while the content of clip and original, the detectors
-and the inspected frames are the same.
+Findings are kept in <out>/clips/<class>/<video>.json and reused while the clip's row and record, the contents of clip,
+mask and original, the detectors and the inspected frames are the same.
 """
 
 import json
@@ -142,16 +142,14 @@ class AuditJob:
         return self.out / "clips" / f"{self.pair.name}.json"
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings under which findings can be reused, if the cleaned clip is the same too."""
-        original = self.pair.original
+        """Return everything that the findings depend on, except the content of the cleaned clip."""
+        compared = (self.pair.mask, self.pair.original and self.pair.original.path)
         return {
             "version": __version__,
             "operating_points": {name: AUDITORS[name].threshold for name in self.detectors},
             "frames": self.frames,
-            "path": self.pair.path,
-            "mask": str(self.pair.mask),
-            "original": original
-            and [str(original.path), content_sha256(original.path), original.start_seconds, str(original.end_seconds)],
+            "pair": repr(self.pair),
+            "compared_sha256": [path and content_sha256(path) for path in compared],
         }
 
     def found(self) -> Findings | None:
@@ -173,15 +171,15 @@ def _inspector(detectors: tuple[str, ...], weights: Path, frames: int) -> Inspec
     return Inspector(detectors, weights, frames)
 
 
-def inspect(job: AuditJob) -> str:
-    """Inspect one clip and write its findings; return why it cannot be read, or an empty string."""
+def inspect(job: AuditJob) -> Findings | str:
+    """Inspect one clip and write its findings; return them, or why it cannot be read."""
     inspector = _inspector(job.detectors, job.weights, job.frames)
     try:
         findings = inspector.inspect(job.pair, content_sha256(job.pair.cleaned))
     except BadClip as error:
         return f"{job.pair.cleaned} {error}"
     write_text(job.record, json.dumps({"settings": job.settings(), "findings": asdict(findings)}))
-    return ""
+    return findings
 
 
 def run(jobs: Sequence[AuditJob], workers: int, on_progress: Callable[[int, int], None]) -> list[Findings]:
@@ -199,11 +197,14 @@ def run(jobs: Sequence[AuditJob], workers: int, on_progress: Callable[[int, int]
     left = [job for job in jobs if job.pair.path not in found]
     refused = []
     on_progress(len(found), len(jobs))
-    for done, reason in enumerate(parallel_map(inspect, left, workers), len(found) + 1):
+    for done, result in enumerate(parallel_map(inspect, left, workers), len(found) + 1):
         on_progress(done, len(jobs))
-        refused += [reason] if reason else []
+        if isinstance(result, str):
+            refused.append(result)
+        else:
+            found[result.path] = result
     if refused:
         raise InputError(
             f"{refused[0]} ({len(refused)} such clips); the others are finished: repair or remove it, and rerun"
         )
-    return [findings for job in jobs if (findings := found.get(job.pair.path) or job.found()) is not None]
+    return [found[job.pair.path] for job in jobs]
