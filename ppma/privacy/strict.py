@@ -3,8 +3,8 @@
     config, manifests  ->  rows: domain, licence, audit  ->  files: their places and their hashes
                        ->  lineage of the initial weights  ->  Lineage of the run, or InputError
 
-Synthetic rows need a licence, human-removed rows also a passed audit of this very manifest and these very files; other
-rows are refused. Hashes reveal files that were mixed up, edited, swapped or left behind. They do not stop anyone who
+Synthetic rows need a stated license, human-removed rows also a passed audit of this very manifest and these very files;
+other rows are refused. Hashes reveal files that were mixed up, edited, swapped or left behind. They do not stop anyone who
 forges manifest, seal and report together, labels people synthetic where no other manifest knows them, or swaps files
 while the run reads them (docs/privacy.md).
 """

@@ -24,8 +24,8 @@ from ppma.loaders.sources.manifest import Manifest
 Verdict = Literal["passed", "failed", "cannot tell"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 PASSED, FAILED, CANNOT_TELL = VERDICTS
-"""passed: no person detected, by detectors that did detect people in the original; failed: a detection, or a failed
-check of pixels or file; cannot tell: no person detected, but none in the original either, or there is no original."""
+"""passed: no detection at the operating points, by detectors that did detect people in the original; failed: a detection,
+or a failed check of pixels or file; cannot tell: no detection, but none in the original either, or there is no original."""
 FORMAT = "ppma-audit-1"
 AUDIT_FILE = "audit.json"
 AGAIN = "run `ppma audit` on it again"

@@ -77,10 +77,14 @@ def findings(nanodet=SEEN, centernet=SEEN, blazeface=SEEN, *, name="c/v", origin
         (findings(nanodet=BLIND, centernet=BLIND), CANNOT_TELL, "blind"),
         (findings(nanodet=BLIND, centernet=BLIND, blazeface=LEFT), FAILED, "blazeface"),
         (findings(centernet=LEFT), FAILED, "1 of 10 frames"),
-        (findings(original=False), CANNOT_TELL, "no original"),
+        (findings(original=False), CANNOT_TELL, "at the operating points in 10 frames, but there is no original"),
         (findings(original=False, nanodet=LEFT), FAILED, "nanodet"),
         (findings(sound=Check(held=False, says="contains sound")), FAILED, "sound"),
-        (findings(outside=Check(held=None, says="not checked")), PASSED, "no person detected"),
+        (
+            findings(outside=Check(held=None, says="not checked")),
+            PASSED,
+            "detected at the operating points in 10 frames",
+        ),
     ],
 )
 def test_the_verdict_on_a_clip(found, verdict, says):

@@ -137,7 +137,7 @@ def test_outside_the_mask_nothing_changes_before_encoding(stand_ins, walk, tmp_p
     seen = []
     monkeypatch.setattr(clip, "part_writer", lambda *_: contextlib.nullcontext(seen.append))
     clean(walk, tmp_path, **stand_ins)
-    for picture, inside, before in zip(seen[::2], seen[1::2], frames(walk[0].path)):
+    for picture, inside, before in zip(seen[::2], seen[1::2], frames(walk[0].path), strict=True):
         assert (picture[~inside] == before[~inside]).all()
 
 

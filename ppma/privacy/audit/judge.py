@@ -109,10 +109,11 @@ def judge(findings: Findings) -> ClipVerdict:
     witnesses = [n for n, one in detectors.items() if one.verdict == PASSED and AUDITORS[n].finds == "person"]
     verdict: Verdict = FAILED if failed else PASSED if witnesses else CANNOT_TELL
     blind = "every person detector is blind here" if findings.original else "there is no original"
+    nothing = f"no person or face detected at the operating points in {len(findings.looked_at)} frames"
     says = {
         FAILED: "; ".join(failed),
-        PASSED: f"no person detected; witnesses: {', '.join(witnesses)}",
-        CANNOT_TELL: f"no person detected, but {blind}",
+        PASSED: f"{nothing}; witnesses: {', '.join(witnesses)}",
+        CANNOT_TELL: f"{nothing}, but {blind}",
     }[verdict]
     hits = [
         sum(map(any, zip(*(detected(getattr(scores, when), name) for name, scores in findings.detectors.items()))))
