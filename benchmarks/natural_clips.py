@@ -160,7 +160,7 @@ def make_clips(
     if PACKED & set(contents):
         contents = tuple({"h264_gop250": None, **dict.fromkeys(contents), **dict.fromkeys(sorted(PACKED))})
     videos = {name: [f"{name}/{i}.{ENCODERS[name][1]}" for i in range(clips)] for name in contents if name in ENCODERS}
-    mark, as_wanted = folder / "made.json", {"clips": clips, "frames": frames, "version": 4}
+    mark, as_wanted = folder / "made.json", {"clips": clips, "frames": frames, "version": 5}
     marked = json.loads(mark.read_text()) if mark.exists() else {}
     there = {name: marked[name] for name in CONTENTS if name in marked}
     missing = [name for name in contents if there.get(name) != as_wanted]

@@ -2,8 +2,8 @@
 
 frame_HWC or mask_HW, one after the other  ->  one encoder thread  ->  temporary file  ->  renamed when the last frame is written
 
-The same frames and settings give the same bytes: one thread, no date and no version of the muxer in the file. x264 needs the option
-`x264-params: cpu-independent=1` for that: without it, small pictures may come out differently from one call to the next.
+The same frames and settings give the same bytes: one thread, no date and no version of the muxer in the file, and x264 with
+`cpu-independent=1`, without which it may encode the same frames differently from one call to the next.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +16,10 @@ import av
 import numpy as np
 
 from ppma.common.files import atomic_path
+
+REPRODUCIBLE = {"libx264": {"x264-params": "cpu-independent=1"}}
+"""{encoder: options without which the same frames may give other bytes}. Without this one, 22 of 30 clips of 48 pixels and
+2 of 4 of 448 x 256 differed; it costs no CPU time."""
 
 AddFrame = Callable[..., None]
 """`add(frame, pts=None)`: encode one frame; `pts` counts in units of the writer's `time_base`."""
@@ -63,7 +67,7 @@ def video_writer(
         atomic_path(path) as temp_path,
         av.open(str(temp_path), "w", options={"fflags": "+bitexact"}) as container,
     ):
-        stream: Any = container.add_stream(codec, rate=rate, options=dict(options))
+        stream: Any = container.add_stream(codec, rate=rate, options={**REPRODUCIBLE.get(codec, {}), **options})
         stream.codec_context.gop_size = key_frame_spacing(fps) if spacing is None else spacing
         stream.codec_context.thread_count = 1
         if time_base is not None:

@@ -8,7 +8,7 @@ import pytest
 
 from ppma.common.video import video_writer
 
-X264 = {"preset": "veryfast", "crf": "10", "sc_threshold": "0", "x264-params": "cpu-independent=1"}
+X264 = {"preset": "veryfast", "crf": "10", "sc_threshold": "0"}
 
 
 def frames(height, width, count=12):
@@ -55,8 +55,11 @@ def test_frames_keep_their_own_times(tmp_path):
 
 
 def test_the_same_frames_give_the_same_bytes(tmp_path):
-    first, second = (write(tmp_path / name, frames(48, 64)).read_bytes() for name in ("a.mp4", "b.mp4"))
-    assert first == second
+    rng = np.random.default_rng(0)
+    noisy = [np.clip(p + rng.normal(0, 4, p.shape), 0, 255).astype(np.uint8) for p in frames(256, 448, 20)]
+    for pictures in (frames(48, 64), noisy):
+        made = [write(tmp_path / "a.mp4", pictures).read_bytes() for _ in range(5)]
+        assert len(set(made)) == 1
 
 
 def test_an_error_leaves_the_former_file(tmp_path):
