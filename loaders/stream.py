@@ -150,11 +150,10 @@ class ClipStream:
         steps = batches.steps_per_epoch
         self._position, self._end = start[0] * steps + start[1], epochs * steps
         self._view_bytes = config.frames * config.size**2 * 3
-        self._most_samples = max(len(batches.samples(0, 0, r, world_size)) for r in range(world_size))
+        self._most_samples = len(batches.samples(0, 0, rank, world_size))  # no later batch has more
         in_memory = self.implementation != "dali"
         self._region_bytes = self._most_samples * batches.views * self._view_bytes if in_memory else 0
         # 2. batches and tasks under way
-        self._pool = WorkerPool(config, self._region_bytes * config.prefetch_batches)
         self._pending: deque[_Pending] = deque()
         self._tickets: dict[int, tuple[_Pending, int]] = {}
         self._issued = 0
@@ -167,6 +166,8 @@ class ClipStream:
         self._prefetcher: Prefetcher[tuple[ClipBatch, DeviceEvent | None]] | None = None
         self._dali = self._make_dali() if self.implementation == "dali" else None
         self._ffcv = self._make_ffcv() if self.implementation == "ffcv" else None
+        # 4. the workers, last, so that an error above leaves none behind
+        self._pool = WorkerPool(config, self._region_bytes * config.prefetch_batches)
 
     def _make_dali(self):  # type: ignore[no-untyped-def]  # DALI is imported only where it is used
         from ppma.loaders.decode.dali import DaliViews, decode_threads
@@ -191,7 +192,7 @@ class ClipStream:
         views = FfcvViews(
             first.with_name(first.name.rpartition("#")[0]),
             self.config,
-            batch_clips=len(batches.samples(0, 0, *place)) or 1,
+            batch_clips=self._most_samples or 1,
             views=batches.views,
             pixels=max(int((source.widths * source.heights).max()) for source in self.sources),
         )

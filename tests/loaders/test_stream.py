@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import reference_views
 import torch
@@ -182,6 +183,14 @@ def test_a_killed_worker_loses_nothing(manifest):
                 os.kill(stream._pool.pids[batch.epoch % 2], signal.SIGKILL)
     assert got[-1].counters.worker_restarts >= 3
     assert all(same(a, b) for a, b in zip(whole, got, strict=True))
+
+
+def test_a_stream_that_is_refused_leaves_no_worker(manifest, monkeypatch):
+    answers, before = iter([(True, "here"), (False, "gone")]), psutil.Process().children()
+    monkeypatch.setattr(dali, "available", lambda device: next(answers))
+    with pytest.raises(InputError, match="gone"):
+        collect(manifest, config=replace(CONFIG, implementation="dali"))
+    assert psutil.Process().children() == before
 
 
 def test_a_stalled_file_is_named(tmp_path, caplog):
