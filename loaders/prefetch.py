@@ -9,10 +9,12 @@ The consumer's host thread waits only for a batch that is not ready. `Prefetcher
 import contextlib
 import logging
 import mmap
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -32,11 +34,25 @@ class Prefetcher(Generic[T]):
 
     def __init__(self, items: Iterator[T]) -> None:
         self._items = items
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ppma-batches")
-        self._futures: deque[Future[T | None]] = deque(self._submit() for _ in range(DEPTH))
+        self._requests: SimpleQueue[Future[T | None] | None] = SimpleQueue()
+        self._futures: deque[Future[T | None]] = deque(self._request() for _ in range(DEPTH))
+        # A daemon: Python waits for the threads of an executor before a stream that was never closed can end its own.
+        self._thread = threading.Thread(target=self._run, name="ppma-batches", daemon=True)
+        self._thread.start()
 
-    def _submit(self) -> "Future[T | None]":
-        return self._thread.submit(next, self._items, None)
+    def _request(self) -> "Future[T | None]":
+        future: Future[T | None] = Future()
+        self._requests.put(future)
+        return future
+
+    def _run(self) -> None:
+        """Make an item for each request, until `close`; after an error the iterator has no more items."""
+        while (future := self._requests.get()) is not None and future.set_running_or_notify_cancel():
+            try:
+                future.set_result(next(self._items, None))
+            except BaseException as error:  # noqa: BLE001 - raised again by `take`
+                future.set_exception(error)
+            del future  # the queue alone holds the item: its memory is free when the consumer is done
 
     def take(self, timeout: float | None = None) -> T | None:
         """Wait for the next item and return it; None after the last one.
@@ -49,7 +65,7 @@ class Prefetcher(Generic[T]):
             raise TimeoutError(f"no batch within {timeout} s")
         item = self._futures[0].result()
         self._futures.popleft()
-        self._futures.append(self._submit())
+        self._futures.append(self._request())
         return item
 
     def close(self, unblock: Callable[[], None] = lambda: None) -> None:
@@ -58,9 +74,11 @@ class Prefetcher(Generic[T]):
         Args:
             unblock: Makes the iterator fail where it waits; that failure is discarded.
         """
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for future in self._futures:
+            future.cancel()
+        self._requests.put(None)
         unblock()
-        self._thread.shutdown()
+        self._thread.join()
         self._futures.clear()
 
 

@@ -44,6 +44,8 @@ IN_FLIGHT = 4
 STRIKES = 2
 """How often a task may kill its worker before its file counts as bad."""
 POLL_SECONDS = 1.0
+CLOSE_SECONDS = 2.0
+"""How long the workers have to end when the pool is closed; those that read on are killed."""
 _KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
@@ -154,15 +156,22 @@ class WorkerPool:
         self._stop_write.close()
         self._thread.join()
         self._stop_read.close()
-        for worker in self._workers:
-            worker.connection.close()
-        for worker in self._workers:
-            try:
-                worker.process.wait(timeout=2)
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
+        with self._lock:  # a thread may be handing out a task
+            for worker in self._workers:
+                worker.connection.close()
         os.close(self._memory_fd)
+        for worker in self._wait(CLOSE_SECONDS):
+            worker.process.kill()
+        for worker in self._wait(CLOSE_SECONDS):  # a process that waits for a dead file system cannot be killed
+            log.warning("loader worker %d cannot be ended; is its file system up?", worker.process.pid)
+
+    def _wait(self, seconds: float) -> list[_Worker]:
+        """Wait for all workers together; return those that still run."""
+        end = time.monotonic() + seconds
+        for worker in self._workers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(timeout=max(0.0, end - time.monotonic()))
+        return [worker for worker in self._workers if worker.process.poll() is None]
 
     def _start(self) -> _Worker:
         ours, theirs = socket.socketpair()
@@ -232,7 +241,7 @@ class WorkerPool:
             seconds = time.monotonic() - since
             if task.ticket not in self._named and seconds > self._config.stall_seconds:
                 self._named.add(task.ticket)
-                log.warning("waiting for %s since %.0f s; is its file system up?", task.path, seconds)
+                log.warning("waiting for %s for %.0f s; is its file system up?", task.path, seconds)
 
     def _replace(self, worker: _Worker) -> None:
         """Replace a dead worker; its tasks are the next to be handed out."""

@@ -1,5 +1,6 @@
 """Killed workers are replaced, a file that kills them is bad, memory stays flat, and they end with their parent."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -115,9 +116,29 @@ def test_a_slow_file_delays_only_the_tasks_of_its_worker(tmp_path, write_clip):
     for ticket in range(1, 40):
         pool.submit(task(ticket, path))
     assert set(collect(pool, 40 - IN_FLIGHT)) <= set(range(1, 40))
-    (slow / "000001.jpg").write_bytes(b"no picture")
+    with contextlib.suppress(BrokenPipeError):  # the worker has closed it again
+        (slow / "000001.jpg").write_bytes(b"no picture")
     assert collect(pool, IN_FLIGHT)[0]
     pool.close()
+
+
+@pytest.mark.parametrize("mortal", [True, False])
+def test_closing_does_not_wait_for_one_hung_worker_after_the_other(tmp_path, monkeypatch, caplog, mortal):
+    """A process that waits for a dead file system does not end when it is killed."""
+    monkeypatch.setattr(workers, "CLOSE_SECONDS", 1.0)
+    pool = WorkerPool(replace(CONFIG, workers=4), 4 * VIEW_BYTES)
+    processes = [psutil.Process(pid) for pid in pool.pids]
+    for process in processes:
+        process.suspend()
+    if not mortal:
+        monkeypatch.setattr(subprocess.Popen, "kill", lambda self: None)
+    began = time.monotonic()
+    pool.close()
+    assert time.monotonic() - began < 3.5
+    assert caplog.text.count("cannot be ended") == (0 if mortal else 4)
+    for process in processes if not mortal else ():
+        process.kill()
+    psutil.wait_procs(processes)
 
 
 def test_a_defect_of_the_worker_is_not_a_bad_file(tmp_path, monkeypatch):
