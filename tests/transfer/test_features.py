@@ -1,9 +1,12 @@
 """Cached features: found again by every run with the same encoder, clips and views, by no other, and computed by one process at a time."""
 
+import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import tiny
@@ -110,13 +113,29 @@ def test_the_folder_of_features_is_a_flag_or_a_variable(config, tmp_path, monkey
     assert folder_of(tuned) == folder_of(replace(config, privacy="strict")) == config.run_dir / "features"
 
 
-def test_of_several_that_need_the_same_features_one_computes_them(config, manifest, monkeypatch):
-    """Two threads stand for two processes: each opens the lock file itself, and the kernel locks open files."""
-    computed, compute = [], features.compute_features
-    monkeypatch.setattr(features, "compute_features", lambda *a, **k: computed.append(1) or compute(*a, **k))
-    with ThreadPoolExecutor(2) as pool:
-        one, two = pool.map(lambda _: cached(model_of(config), manifest, config), range(2))
-    assert len(computed) == 1 and torch.equal(one.features_VWD, two.features_VWD)
+WORKER = """
+if __name__ == "__main__":
+    import json, sys
+    from pathlib import Path
+    sys.path[:0] = sys.argv[1:3]
+    import test_features as tests
+    computed, compute = [], tests.features.compute_features
+    tests.features.compute_features = lambda *a, **k: computed.append(1) or compute(*a, **k)
+    data, run_dir = map(Path, sys.argv[3:])
+    config, manifest = tests.tiny.config("probe", data, run_dir), tests.catalog.find(data).manifest("made", "train")
+    found = tests.cached(tests.model_of(config), manifest, config)
+    print(json.dumps([len(computed), found.features_VWD.double().sum().item()]))
+"""
+
+
+def test_of_processes_that_need_the_same_features_one_computes_them(config, data, tmp_path):
+    (tmp_path / "worker.py").write_text(WORKER)
+    here = Path(__file__).parent
+    argv = [sys.executable, tmp_path / "worker.py", here, here.parent, data, config.run_dir]
+    processes = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    results = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
+    assert sorted(count for count, _ in results) == [0, 1]
+    assert results[0][1] == results[1][1]
     assert not list(folder_of(config).glob(".*.tmp*"))
 
 
