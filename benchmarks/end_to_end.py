@@ -22,11 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import rows
-from benchmarks.training import make_trainer, run_config, synchronize
+from benchmarks.training import make_trainer, run_config
 from ppma.config.command import DONE, parse, run
 from ppma.config.errors import InputError
 from ppma.config.loader import Implementation, LoaderConfig
 from ppma.config.model import preset
+from ppma.kernels.timing import synchronize
 from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import is_packed

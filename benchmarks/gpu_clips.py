@@ -33,8 +33,9 @@ from benchmarks.day import Day, Figure, Part
 from benchmarks.gpu_steps import config_of, device_of
 from benchmarks.loader_readers import installed, sampler_of
 from benchmarks.natural_clips import ENCODERS, FPS, HEIGHT, WIDTH, clip_row, encode, make_clips, natural_frames
-from benchmarks.training import make_trainer, synchronize
+from benchmarks.training import make_trainer
 from ppma.config.loader import LoaderConfig
+from ppma.kernels.timing import synchronize
 from ppma.loaders.batch import ClipBatch
 from ppma.loaders.decode.augment import make_views
 from ppma.loaders.decode.dali import DaliViews

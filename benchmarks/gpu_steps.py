@@ -21,7 +21,7 @@ from torch.profiler import profile as record
 
 from benchmarks import kernel_speed, step_worker
 from benchmarks.day import Day, Figure, Part
-from benchmarks.training import Phase, made_batch, make_trainer, run_config, synchronize
+from benchmarks.training import Phase, made_batch, make_trainer, run_config
 from ppma.config.run import Compile, Precision, RunConfig
 from ppma.kernels import choice, reference
 from ppma.kernels.attention_choice import TWO_PASS_PLAN, Backend, Plan, attend
@@ -29,6 +29,7 @@ from ppma.kernels.erase import erase_
 from ppma.kernels.gelu import linear_gelu
 from ppma.kernels.patchify import patchify
 from ppma.kernels.pixel_loss import pixel_loss
+from ppma.kernels.timing import synchronize
 from ppma.models.flops import measured_peak_flops
 from ppma.training.trainer import Trainer
 

@@ -138,7 +138,6 @@ PEERS: dict[str, Callable[[Manifest, Sample, LoaderConfig], torch.Tensor]] = {
     "opencv": partial(_by_frames, _opencv),
 }
 MODULES = {"torchcodec": "torchcodec", "decord2": "decord", "ffcv": "ffcv"}
-READERS = ("ours", *PEERS, "ffcv")
 
 
 def installed(reader: str) -> bool:

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import published
-from benchmarks.training import CLASSES, made_batch, make_trainer, run_config, synchronize
+from benchmarks.training import CLASSES, made_batch, make_trainer, run_config
 from ppma.config.run import Compile, RunConfig
+from ppma.kernels.timing import synchronize
 from ppma.models import flops
 from ppma.models.masking import random_masking
 from ppma.training.trainer import Trainer

@@ -92,9 +92,3 @@ def made_batch(config: RunConfig, device: torch.device, *, seed: int = 0) -> Cli
         epoch=0,
         step=0,
     )
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for all work on the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -23,6 +23,12 @@ WARM_UP = 2
 """Calls on every set before the capture, which compile, choose kernels and allocate."""
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait for all work on the device; a CPU has none to wait for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def cannot_run() -> tuple[type[Exception], ...]:
     """Return the exception types of an implementation that does not support a shape or runs out of memory."""
     try:

@@ -10,6 +10,7 @@ import time
 import torch
 
 from ppma.config.model import MAEConfig, ViTConfig
+from ppma.kernels.timing import synchronize
 from ppma.models.masking import kept_count, masked_count, target_count
 
 
@@ -47,17 +48,12 @@ def measured_peak_flops(device: torch.device, dtype: torch.dtype, *, seconds: fl
     n = 8192 if device.type == "cuda" else 1024
     a = torch.randn(n, n, device=device).to(dtype)
     b = torch.randn(n, n, device=device).to(dtype)
-
-    def synchronize() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
     a @ b
-    synchronize()
+    synchronize(device)
     began, products = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         for _ in range(4):
             a @ b
-        synchronize()
+        synchronize(device)
         products += 4
     return products * 2 * n**3 / (time.perf_counter() - began)
