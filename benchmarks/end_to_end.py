@@ -73,14 +73,14 @@ class BenchmarkConfig(rows.ReportConfig):
         self.at_least(0, "batch")
         self.at_least(1, "views", "workers", "steps")
         preset(self.model or "base", size=self.size)
-        if self.batch % self.views or (self.batch == 0 and 4 % self.views):
-            raise InputError(f"--batch {self.batch or 4} is not a multiple of {self.views} views")
 
 
 def make_step(config: BenchmarkConfig, device: torch.device) -> Trainer:
-    """Build the trainer of stage 1 for batches of the config's size."""
+    """Build the trainer of stage 1 for batches of the config's size, which `views` must divide."""
     on_gpu = device.type == "cuda"
     model, batch = config.model or ("base" if on_gpu else "tiny"), config.batch or (128 if on_gpu else 4)
+    if batch % config.views:
+        raise InputError(f"--batch {batch} is not a multiple of {config.views} views")
     return make_trainer(run_config("mae", model=model, batch=batch, size=config.size), device)
 
 
@@ -146,8 +146,8 @@ def main(argv: list[str]) -> int:
     """Run the benchmark."""
     config = parse(BenchmarkConfig, argv, prog="end_to_end")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sources = manifests(config)
     trainer = make_step(config, device)
+    sources = manifests(config)
     made = [measure(manifest, config, trainer, reader) for manifest, reader in cases(sources, config)]
     rows.report(made, config, benchmark="end_to_end")
     return DONE

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks import end_to_end
 from benchmarks.end_to_end import BenchmarkConfig, make_step, measure
 from ppma.cli import main as ppma
 from ppma.config.errors import InputError
@@ -23,6 +24,11 @@ def test_a_row(clips):
     assert row["clips_per_s"] > 0 and 0 <= row["stall_percent"] <= 100 and row["of_cached"] > 0
 
 
-def test_a_batch_of_broken_clips_is_named():
-    with pytest.raises(InputError, match="batch"):
-        BenchmarkConfig(batch=6)
+@pytest.mark.parametrize(("device", "batch"), [("cpu", 4), ("cuda", 128)])
+def test_views_must_divide_the_batch_which_depends_on_the_device(device, batch, monkeypatch):
+    monkeypatch.setattr(end_to_end, "make_trainer", lambda config, device: config.batch)
+    made = make_step(BenchmarkConfig(views=batch), torch.device(device))
+    assert made == batch
+    for config in (BenchmarkConfig(views=3), BenchmarkConfig(batch=6)):
+        with pytest.raises(InputError, match="batch"):
+            make_step(config, torch.device(device))
