@@ -265,6 +265,29 @@ def test_clips_that_cannot_be_generated_are_reported(tmp_path):
         gpu_clips.clips_of(here)
 
 
+@pytest.mark.parametrize(("whole", "code"), [(True, 0), (False, 130)])
+def test_the_flags_reach_the_run_and_clips_are_generated_meanwhile(tmp_path, monkeypatch, whole, code):
+    out, seen, started = tmp_path / "day", {}, []
+
+    class Process(subprocess.Popen):
+        def __init__(self, *given, **settings):
+            super().__init__(*given, **settings)
+            started.append(self)
+
+    def run_items(items, today, seconds, preload):
+        seen.update(names=[i.name for i in items], today=today, seconds=seconds, makers=len(started))
+        return whole
+
+    monkeypatch.setattr(gpu_day.subprocess, "Popen", Process)
+    monkeypatch.setattr(day, "run", run_items)
+    flags = ["--rehearse", "--only", "nvjpeg", "attention", "--seconds", "7", "--out", str(out), "--commit", "abc"]
+    assert gpu_day.main(flags) == code
+    assert seen["names"] == ["attention", "nvjpeg"] and seen["seconds"] == 7
+    assert seen["today"] == Day(out=out, device="cpu", tiny=True, clips=out / "clips", commit="abc")
+    assert seen["makers"] == 1 and started[0].args[-3:] == [gpu_day.CLIPS, str(out / "clips"), "tiny"]
+    assert started[0].returncode is not None, "it has ended"
+
+
 @pytest.mark.slow
 def test_the_whole_command(tmp_path, capfd):
     """Clips are generated while the first items run, and compiled kernels are kept in --warm."""

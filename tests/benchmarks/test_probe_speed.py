@@ -1,12 +1,15 @@
-"""The probe runs the encoder once: a small run of the benchmark, and 25 times the speed over 50 epochs at full size."""
+"""The probe runs the encoder once: what the benchmark compares, and 25 times the speed over 50 epochs at full size."""
 
 from dataclasses import replace
 
 import pytest
 
+from benchmarks import probe_speed
+from benchmarks.natural_clips import clip_row
 from benchmarks.probe_speed import BenchmarkConfig, make_data, measure, protocols
 from ppma.config.run import differences
 from ppma.loaders.sources import catalog
+from ppma.loaders.sources.manifest import Manifest
 
 
 def test_the_protocols_differ_in_where_the_encoder_runs(tmp_path):
@@ -21,8 +24,12 @@ def test_the_protocols_differ_in_where_the_encoder_runs(tmp_path):
     }  # a probe neither mixes nor smooths
 
 
-@pytest.mark.slow
-def test_clips_are_pieces_of_videos_with_labels(tmp_path):
+def test_clips_are_pieces_of_videos_with_labels(tmp_path, monkeypatch):
+    def make_clips(folder, *, clips, frames, contents):
+        rows = [clip_row(f"{number}.mp4", "h264", 250, frames) for number in range(clips)]
+        return {name: Manifest.from_clips(rows, root=folder, name=name) for name in contents}
+
+    monkeypatch.setattr(probe_speed, "make_clips", make_clips)  # which would encode them
     manifest = catalog.read(make_data(tmp_path, BenchmarkConfig(clips=8, classes=4))).manifest("made")
     assert manifest.labels.tolist() == [0, 1, 2, 3] * 2 and (manifest.ends - manifest.starts == 1.5).all()
     assert manifest.starts.max() == 4.5 and manifest.starts.min() == 0
