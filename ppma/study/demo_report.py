@@ -30,6 +30,7 @@ from ppma.models.mae import MaskedAutoencoder
 from ppma.study.data import REAL, SCENES, DataConfig
 from ppma.study.results import Collection, collect
 from ppma.study.table import Grid, percent
+from ppma.training import seal
 from ppma.training.run import open_run
 
 DPI = 110
@@ -148,6 +149,7 @@ def write_report(listing: Path, settings: DataConfig, console: Console) -> Findi
     lines = "".join(f"| {' | '.join(cells)} |\n" for cells in (grid.heads, ("---",) * len(grid.heads), *grid.rows))
     (folder / "table.md").write_text(lines)
     (folder / "closing.txt").write_text(words + "\n")
+    (stage1,) = (name for name in seal.verified(listing)["commands"] if Path(name).name.startswith("scenes-s0-"))
     values = {"clips": findings.clips, "seeds": len(findings.rows[0].of_seeds), "chance": findings.chance}
     rows = [asdict(row) for row in findings.rows]
     write_json(folder / "findings.json", values | {"classes": findings.classes, "rows": rows})
@@ -155,7 +157,7 @@ def write_report(listing: Path, settings: DataConfig, console: Console) -> Findi
         "accuracy": accuracy_figure(findings),
         "confusion": confusion_figure(findings),
         "clips": clips_figure(settings),
-        "reconstructions": reconstructions_figure(next(listing.parent.glob("runs/scenes-s0-*")), settings.data),
+        "reconstructions": reconstructions_figure(listing.parent / stage1, settings.data),
     }
     with SummaryWriter(str(folder)) as writer:
         for name, figure in figures.items():

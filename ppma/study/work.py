@@ -11,10 +11,13 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import tyro
@@ -32,6 +35,7 @@ from ppma.training import seal
 log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda"]
+Kind = tuple[str, str]
 WIDE = 200
 """Columns of the table of runs where the output is not a terminal."""
 
@@ -173,14 +177,39 @@ def run_one(run: Run) -> None:
 
 def run_missing(planned: Planned, out: Path) -> Path:
     """Write the listing, run what is unfinished, and return the listing's path."""
-    file = write_listing(planned, out)
+    file, seconds = write_listing(planned, out), defaultdict[Kind, list[float]](list)
     log.info("%d of %d runs are done", planned.states.count("done"), len(planned.runs))
+    for run, state in zip(planned.runs, planned.states):
+        if state == "done":
+            seconds[_kind(run)].append(seal.read(run.folder).seconds)
+    unfinished = [run for run, state in zip(planned.runs, planned.states) if state != "done"]
     for number, (run, state) in enumerate(zip(planned.runs, planned.states), 1):
         if state != "done":
-            how = "resumes" if state == "started" else "starts"
-            log.info("[%d/%d] %s %s", number, len(planned.runs), run.title, how)
+            how, left = "resumes" if state == "started" else "starts", time_left(unfinished, seconds)
+            log.info("[%d/%d] %s %s; time left: %s", number, len(planned.runs), run.title, how, left)
             run_one(run)
+            seconds[_kind(unfinished.pop(0))].append(seal.read(run.folder).seconds)
     return file
+
+
+def _kind(run: Run) -> Kind:
+    """Return what the duration of a run depends on most: protocol and data set of a test, else recipe and phase."""
+    if run.row is not None:
+        return run.row.protocol, run.row.dataset
+    return (run.config.recipe, run.config.phase) if run.config else ("average", "")
+
+
+def time_left(runs: Sequence[Run], seconds: Mapping[Kind, Sequence[float]]) -> str:
+    """Return how long runs will take, in words.
+
+    Args:
+        runs: Unfinished runs.
+        seconds: Durations of finished runs by kind; a run takes their mean. Kinds without one are left out.
+    """
+    known = [fmean(seconds[kind]) for kind in map(_kind, runs) if seconds.get(kind)]
+    if not known:
+        return "not known yet"
+    return f"{'about' if len(known) == len(runs) else 'more than'} {timedelta(seconds=round(sum(known)))}"
 
 
 def show(planned: Planned) -> None:

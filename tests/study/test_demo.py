@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damaged_clips import CASES
+from matplotlib.figure import Figure
 
 from ppma import train as training
 from ppma.cli import main as ppma
 from ppma.common.statistics import paired_bootstrap, top_k_correct
 from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT
-from ppma.study import data, demo, work
+from ppma.study import data, demo, demo_report, work
 from ppma.study.demo_report import summarize
 from ppma.study.results import collect
 from ppma.synthetic import CLASSES
@@ -80,6 +81,16 @@ def test_table_and_figures(once):
     for name in ("accuracy", "confusion", "clips", "reconstructions"):
         assert (out / f"report/{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert list((out / "report").glob("events.out.tfevents.*"))
+
+
+def test_reconstructions_are_of_this_demo(once, tmp_path, monkeypatch):
+    """Not of an older stage 1 in the same folder, as `--videos` leaves one."""
+    out, seen = shutil.copytree(once[0], tmp_path / "demo"), []
+    (planned,) = out.glob("runs/scenes-s0-*")
+    for number in range(20):
+        (out / f"runs/scenes-s0-{number:012}").mkdir()
+    monkeypatch.setattr(demo_report, "reconstructions_figure", lambda folder, _: seen.append(folder) or Figure())
+    assert run(out) == DONE and seen == [planned]
 
 
 def test_all_clips_are_synthetic_and_the_splits_are_disjoint(once):

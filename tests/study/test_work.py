@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -15,6 +16,7 @@ from ppma import train as training
 from ppma.cli import main as ppma
 from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT
 from ppma.study import work
+from ppma.study.plan import Row
 from ppma.train import Stopped
 from ppma.training import seal
 from ppma.training.distributed import Stop
@@ -140,6 +142,28 @@ def test_one_run_alone_by_its_folder(once, monkeypatch, capsys):
     assert run(out, "--only", name, spec="spec1.toml") == DONE and trained == [name]
     assert run(out, "--only", "stage9", spec="spec1.toml") == WRONG_INPUT
     assert "--only stage9" in capsys.readouterr().err
+
+
+def test_each_start_tells_the_time_left(tmp_path, monkeypatch, caplog):
+    """A run takes as long as finished ones of its kind: protocol and data set of a test, recipe and phase of a pre-training."""
+    mae, probe = SimpleNamespace(recipe="demo", phase="mae"), Row(method="m", protocol="probe", dataset="transfer")
+    kinds = ((None, mae), (probe, mae), (None, mae), (probe, mae), (None, None))
+    runs = [SimpleNamespace(title=f"run{i}", folder=i, row=row, config=config) for i, (row, config) in enumerate(kinds)]
+    monkeypatch.setattr(work, "write_listing", lambda *_: tmp_path)
+    monkeypatch.setattr(work, "run_one", lambda run: None)
+    monkeypatch.setattr(work.seal, "read", lambda folder: SimpleNamespace(seconds=(100, 10, 300, 30, 1)[folder]))
+    with caplog.at_level("INFO"):
+        work.run_missing(work.Planned(study=None, runs=tuple(runs), states=("open",) * 5), tmp_path)
+        work.run_missing(work.Planned(study=None, runs=tuple(runs), states=("open",) + ("done",) * 4), tmp_path)
+    left = [line.partition("left: ")[2] for line in caplog.messages if "left: " in line]
+    assert left == [
+        "not known yet",
+        "more than 0:01:40",
+        "more than 0:01:50",
+        "more than 0:00:10",
+        "not known yet",
+        "about 0:05:00",
+    ]
 
 
 def test_two_studies_do_not_run_in_one_folder(once, capsys):
