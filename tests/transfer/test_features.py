@@ -19,7 +19,6 @@ from ppma.loaders.sources import catalog
 from ppma.models.classify import Classifier
 from ppma.train import train
 from ppma.training.compute import choose
-from ppma.transfer import features
 from ppma.transfer.features import PLAIN_VIEWS, address, cached_features, compute_features, folder_of
 
 FP32, FP64 = choose("fp32", tiny.ALONE.device), choose("fp64", tiny.ALONE.device)
@@ -119,8 +118,9 @@ if __name__ == "__main__":
     from pathlib import Path
     sys.path[:0] = sys.argv[1:3]
     import test_features as tests
-    computed, compute = [], tests.features.compute_features
-    tests.features.compute_features = lambda *a, **k: computed.append(1) or compute(*a, **k)
+    from ppma.transfer import features
+    computed, compute = [], features.compute_features
+    features.compute_features = lambda *a, **k: computed.append(1) or compute(*a, **k)
     data, run_dir = map(Path, sys.argv[3:])
     config, manifest = tests.tiny.config("probe", data, run_dir), tests.catalog.find(data).manifest("made", "train")
     found = tests.cached(tests.model_of(config), manifest, config)
