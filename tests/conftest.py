@@ -67,6 +67,7 @@ NEEDS: dict[str, tuple[str, Callable[[], bool], str]] = {
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.user_properties += [("promise", mark.args[0]) for mark in item.iter_markers("promise")]
     slow_asked = item.config.getoption("--slow") or "slow" in (item.config.option.markexpr or "")
     if item.get_closest_marker("slow") and not slow_asked:
         pytest.skip("slow: `make slow` runs it")
@@ -76,6 +77,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             if name in required:
                 pytest.fail(f"PPMA_REQUIRE asks for {name}: {reason}", pytrace=False)
             pytest.skip(reason)
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """A function that keeps what a test measured for a promise, for the table of benchmarks/reliability.py: figure("R6", "0 of 60 files")."""
+    return lambda promise, measured: request.node.user_properties.append((f"figure {promise}", measured))
 
 
 @pytest.fixture(scope="session")
