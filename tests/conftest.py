@@ -81,7 +81,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """A function that keeps what a test measured for a promise, for the table of benchmarks/reliability.py: figure("R6", "0 of 60 files")."""
+    """A function that keeps a figure for the table of benchmarks/reliability.py: figure("R6", "0 of 60 files")."""
     return lambda promise, measured: request.node.user_properties.append((f"figure {promise}", measured))
 
 
