@@ -8,7 +8,8 @@ A thread of the pool hands out tasks and collects replies, so workers stay busy 
 has at most IN_FLIGHT tasks: they fit the buffer of its pipe, so handing one out never blocks.
 
 A task is a pure function of its sample: when a worker dies, it is replaced and its tasks are repeated, and no batch
-changes. A task that kills its worker twice is a bad file. A task that takes long is named in the log.
+changes. The one that it died on is repeated alone, while no other task runs: if that kills a worker too, its file is
+bad; else perhaps another process had used up the memory. A task that takes long is named in the log.
 
 Workers are started as a program, not forked: they import no torch, do not run the user's script again, and end with
 their parent.
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
@@ -41,8 +42,6 @@ log = logging.getLogger(__name__)
 
 IN_FLIGHT = 4
 """Tasks that a worker has at once, one at work and the others queued. About 1 kB each; a pipe holds 200 kB."""
-STRIKES = 2
-"""How often a task may kill its worker before its file counts as bad."""
 POLL_SECONDS = 1.0
 CLOSE_SECONDS = 2.0
 """How long the workers have to end when the pool is closed; those that read on are killed."""
@@ -118,7 +117,7 @@ class WorkerPool:
         self._replies: SimpleQueue[Reply | RuntimeError] = SimpleQueue()
         self._lock = threading.Lock()  # guards everything below
         self._waiting: deque[Task] = deque()
-        self._strikes: Counter[int] = Counter()
+        self._suspects: deque[Task] = deque()
         self._named: set[int] = set()
         self._stop_read, self._stop_write = Pipe(duplex=False)
         self._workers = [self._start() for _ in range(config.workers)]
@@ -190,12 +189,12 @@ class WorkerPool:
         return worker
 
     def _hand_out(self) -> None:
-        """Give waiting tasks to the workers with the fewest, as far as they have places."""
-        while self._waiting:
+        """Give waiting tasks to the workers with the fewest, as far as they have places; suspects first, each alone."""
+        while self._waiting or self._suspects:
             worker = min(self._workers, key=lambda w: len(w.tasks))
-            if len(worker.tasks) >= IN_FLIGHT:
+            if (self._suspects and any(w.tasks for w in self._workers)) or len(worker.tasks) >= IN_FLIGHT:
                 return
-            task = self._waiting.popleft()
+            task = self._suspects[0] if self._suspects else self._waiting.popleft()
             if not worker.tasks:
                 worker.busy_since = time.monotonic()
             worker.tasks[task.ticket] = task
@@ -223,13 +222,14 @@ class WorkerPool:
     def _collect(self, worker: _Worker) -> None:
         try:
             reply: Reply = worker.connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # an OSError where it was killed in the middle of a reply
             with self._lock:
                 self._replace(worker)
                 self._hand_out()
             return
         with self._lock:
-            worker.tasks.pop(reply.ticket)
+            if worker.tasks.pop(reply.ticket) in self._suspects:
+                self._suspects.popleft()
             worker.busy_since = time.monotonic()
             self._hand_out()
         self._replies.put(reply)
@@ -255,13 +255,14 @@ class WorkerPool:
         log.warning("a loader worker was killed by %s%s; starting another", name, where)
         self.restarts += 1
         self._workers[self._workers.index(worker)] = self._start()
-        if again:  # tasks are served in order: the first is the one it died on
-            ticket = again[0].ticket
-            self._strikes[ticket] += 1
-            if self._strikes[ticket] >= STRIKES:
-                self._replies.put(Reply(ticket=ticket, reason=f"ended {STRIKES} workers ({name})"))
-                again = again[1:]
-        self._waiting.extendleft(reversed(again))
+        self._waiting.extendleft(reversed(again[1:]))
+        if again and again[0] in self._suspects:  # tasks are served in order: the first is the one it died on
+            self._suspects.popleft()
+            self._replies.put(
+                Reply(ticket=again[0].ticket, reason=f"killed two workers ({name}), the second one alone")
+            )
+        elif again:
+            self._suspects.append(again[0])
 
 
 # ------------------------------------------------------------------------------------------------------------- worker

@@ -2,13 +2,20 @@
 
     jobs  ->  spawned workers of one core each, one job at a time  ->  results, in the order in which they are finished
 
-parallel_map()     one result for each job; a job that kills its worker or takes too long can get its own result
+parallel_map()     one result for each job
 parallel_events()  several results for each job, and `Lost` for a job whose worker died
+
+What goes wrong is blamed on what caused it:
+
+    a worker is killed            once: perhaps another process used up the memory; the job is repeated alone, after the others
+                                  again, with no other job beside it: the job is to blame
+    an exception, a full disk     the program or the machine is to blame: it is raised in the parent and stops the command
 
 Ctrl-C and errors belong to the parent. Workers are one core each, and none outlives its parent.
 """
 
 import os
+import pickle
 import re
 import signal
 import sys
@@ -18,7 +25,8 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -30,12 +38,20 @@ JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
 
 
+START_DEATHS = 10
+"""How many workers in a row may be killed before their first job."""
+
+
 @dataclass(frozen=True)
 class Lost:
     """A job without a result: its worker died or took too long."""
 
     reason: str
     """For example "SIGSEGV", "exit code 1" or "took longer than 60 s"."""
+    guilty: bool
+    """True if the job is to blame: it took too long, or no other job was running. Else it deserves a second try, alone."""
+    events: int
+    """How many results it had given."""
 
 
 def parallel_map(
@@ -43,50 +59,57 @@ def parallel_map(
     jobs: Sequence[JobT],
     workers: int,
     *,
-    timeout_seconds: float = float("inf"),
     on_lost: Callable[[JobT, str], ResultT] | None = None,
+    timeout_seconds: float | None = None,
 ) -> Iterator[ResultT]:
-    """Yield the result of each job as it is finished; one worker runs in this process.
+    """Yield the result of each job as it is finished.
 
-    An error of a job is raised here. On an error, Ctrl-C, or when the iterator is closed, waiting jobs are dropped and running jobs are
-    finished; with `on_lost` they are killed.
+    Without a time limit, one worker runs in this process. An error of a job is raised here. On an error, Ctrl-C, or when the iterator is
+    closed, waiting jobs are dropped and running jobs are finished; with a time limit they are killed.
 
     Args:
         work: A function of a module, so that it can be pickled.
         jobs: Its arguments, one for each job.
         workers: Number of processes.
-        timeout_seconds: With `on_lost`, kill a job that takes longer.
-        on_lost: Returns the result of a job whose worker died or took too long, from the job and the reason. Without it such a death is
-            an error. With it every job runs in another process.
+        on_lost: Returns the result of a job that killed its worker twice or took too long, from the job and the reason.
+        timeout_seconds: Kill a job that takes longer; every job then runs in another process.
 
     Raises:
-        RuntimeError: A worker died.
+        InputError: Without `on_lost`, such a job.
     """
-    if on_lost is None and (workers == 1 or len(jobs) < 2):
+    kill = timeout_seconds is not None
+    if not kill and (workers == 1 or len(jobs) < 2):
         yield from map(work, jobs)
         return
-    kill = on_lost is not None
-    with closing(_run(_one_result, (work,), deque(jobs), workers, timeout_seconds, kill=kill)) as results:
+    alone: deque[JobT] = deque()
+    pool = _Pool(partial(_one_result, work), deque(jobs), alone, workers, timeout_seconds or float("inf"), kill)
+    with closing(pool.run()) as results:
         for job, result in results:
             if not isinstance(result, Lost):
                 yield result
-            elif on_lost is None:
-                raise RuntimeError(f"the worker of {job} died ({result.reason})")
-            else:
+            elif not result.guilty:
+                alone.append(job)
+            elif on_lost is not None:
                 yield on_lost(job, result.reason)
+            else:
+                raise InputError(
+                    f"{job}: its process was killed twice ({result.reason}), the second time with no other running; "
+                    "finished work is kept: free memory and run the same command again"
+                )
 
 
 def parallel_events(
-    work: Callable[[JobT], Iterable[ResultT]], jobs: deque[JobT], workers: int
+    work: Callable[[JobT], Iterable[ResultT]], jobs: deque[JobT], alone: deque[JobT], workers: int
 ) -> Generator[tuple[JobT, ResultT | Lost], None, None]:
     """Yield (job, event) for everything that `work(job)` yields, and (job, Lost) when its worker dies.
 
     Args:
         work: A generator function of a module.
-        jobs: Taken from the left; the caller may append more while this runs, for example to repeat a lost one.
+        jobs: Taken from the left. The caller may append more to both while this runs, for example to repeat a lost one.
+        alone: Jobs to run one at a time, when no other job is running or waiting.
         workers: Number of processes; jobs always run in another process. They are killed when the generator is closed.
     """
-    yield from _run(work, (), jobs, workers, float("inf"), kill=True)
+    yield from _Pool(work, jobs, alone, workers, float("inf"), kill=True).run()
 
 
 def _one_result(work: Callable[[JobT], ResultT], job: JobT) -> Iterable[ResultT]:
@@ -101,13 +124,15 @@ class _Worker(Generic[JobT]):
     process: BaseProcess
     connection: Connection
     job: JobT
+    alone: bool
     started: bool = False
     deadline: float = float("inf")
+    events: int = 0
 
-    def send(self, job: JobT, timeout_seconds: float) -> None:
-        self.job, self.deadline = job, time.monotonic() + timeout_seconds
+    def send(self, timeout_seconds: float) -> None:
+        self.deadline, self.events = time.monotonic() + timeout_seconds, 0
         with suppress(ConnectionError):  # it died meanwhile: the next read of its connection reports that
-            self.connection.send(job)
+            self.connection.send(self.job)
 
     def end(self, *, kill: bool) -> str:
         """Let the worker finish its job, or kill it; return how its process ended."""
@@ -129,69 +154,91 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _run(
-    work: Callable[..., Iterable[Any]],
-    first: tuple[Any, ...],
-    jobs: deque[JobT],
-    workers: int,
-    timeout_seconds: float,
-    *,
-    kill: bool,
-) -> Generator[tuple[JobT, Any], None, None]:
-    context = get_context("spawn")
-    team: dict[Connection, _Worker[JobT]] = {}
-    try:
-        while jobs or team:
-            while jobs and len(team) < workers:
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, work, first))
-                team[ours] = _Worker(process, ours, jobs.popleft())
-                with _interrupts_blocked():
-                    process.start()
-                theirs.close()
-            soonest = min(worker.deadline for worker in team.values())
-            timeout = max(0.0, soonest - time.monotonic()) if soonest < float("inf") else None
-            ready = wait(list(team), timeout)
-            for worker in list(team.values()):
-                if worker.connection in ready:
-                    yield from _receive(team, worker, jobs, timeout_seconds)
-                elif time.monotonic() >= worker.deadline:
-                    del team[worker.connection]
-                    worker.end(kill=True)
-                    yield worker.job, Lost(f"took longer than {timeout_seconds:g} s")
-    finally:
-        for worker in team.values():
-            worker.connection.close()  # all of them, before any is waited for
-        for worker in team.values():
-            if worker.process.pid is not None:
-                worker.end(kill=kill)
+@dataclass
+class _Pool(Generic[JobT]):
+    work: Callable[[JobT], Iterable[Any]]
+    jobs: deque[JobT]
+    alone: deque[JobT]
+    workers: int
+    timeout_seconds: float
+    kill: bool
+    team: dict[Connection, _Worker[JobT]] = field(default_factory=dict)
+    start_deaths: int = 0
 
+    def run(self) -> Generator[tuple[JobT, Any], None, None]:
+        """Yield (job, result or Lost) until no job is left."""
+        try:
+            while self.jobs or self.alone or self.team:
+                while len(self.team) < self.workers and (self.jobs or (self.alone and not self.team)):
+                    self._start()
+                soonest = min(worker.deadline for worker in self.team.values())
+                ready = wait(list(self.team), max(0.0, soonest - time.monotonic()) if soonest < float("inf") else None)
+                for worker in list(self.team.values()):
+                    if worker.connection in ready:
+                        yield from self._receive(worker)
+                    elif time.monotonic() >= worker.deadline:
+                        self._end(worker, kill=True)
+                        reason = f"took longer than {self.timeout_seconds:g} s"
+                        yield worker.job, Lost(reason, guilty=True, events=worker.events)
+        finally:
+            for worker in self.team.values():
+                worker.connection.close()  # all of them, before any is waited for
+            for worker in self.team.values():
+                if worker.process.pid is not None:
+                    worker.end(kill=self.kill)
 
-def _receive(
-    team: dict[Connection, _Worker[JobT]], worker: _Worker[JobT], jobs: deque[JobT], timeout_seconds: float
-) -> Iterator[tuple[JobT, Any]]:
-    """Handle one message of a worker: yield a result, raise an error, give the next job, or notice its death."""
-    try:
-        kind, value = worker.connection.recv()
-    except (EOFError, ConnectionError):
-        del team[worker.connection]
-        how = worker.end(kill=False)
-        if not worker.started:
-            raise RuntimeError(f"a worker did not start ({how})") from None
-        yield worker.job, Lost(how)
-        return
-    if kind == "error":
-        raise value
-    if kind == "result":
-        yield worker.job, value
-    elif not worker.started:
-        worker.started = True
-        worker.send(worker.job, timeout_seconds)
-    elif jobs:
-        worker.send(jobs.popleft(), timeout_seconds)
-    else:
-        del team[worker.connection]
-        worker.end(kill=False)
+    def _take(self) -> tuple[JobT, bool]:
+        """Return the next job, and whether it runs alone."""
+        return (self.jobs.popleft(), False) if self.jobs else (self.alone.popleft(), True)
+
+    def _start(self) -> None:
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self.work))
+        self.team[ours] = _Worker(process, ours, *self._take())
+        with _interrupts_blocked():
+            process.start()
+        theirs.close()
+
+    def _end(self, worker: _Worker[JobT], *, kill: bool) -> str:
+        del self.team[worker.connection]
+        return worker.end(kill=kill)
+
+    def _receive(self, worker: _Worker[JobT]) -> Iterator[tuple[JobT, Any]]:
+        """Handle one message of a worker: yield a result, raise an error, give the next job, or notice its death."""
+        try:
+            kind, value = worker.connection.recv()
+        except (EOFError, OSError):  # an OSError where it was killed in the middle of a message
+            reason = self._end(worker, kill=False)
+            if worker.started:
+                yield worker.job, Lost(reason, guilty=worker.alone, events=worker.events)
+            else:
+                self._restart(worker, reason)
+            return
+        if kind == "error":
+            raise value
+        if kind == "result":
+            worker.events += 1
+            yield worker.job, value
+        elif not worker.started:
+            worker.started, self.start_deaths = True, 0
+            worker.send(self.timeout_seconds)
+        elif self.jobs or (self.alone and len(self.team) == 1):
+            worker.job, worker.alone = self._take()
+            worker.send(self.timeout_seconds)
+        else:
+            self._end(worker, kill=False)
+
+    def _restart(self, worker: _Worker[JobT], reason: str) -> None:
+        """Put back the job of a worker that was killed before it began."""
+        self.start_deaths += 1
+        if reason.startswith("exit code"):  # what its module prints when it is imported is above
+            raise RuntimeError(f"a worker did not start ({reason})")
+        if self.start_deaths == START_DEATHS:
+            raise InputError(
+                f"{START_DEATHS} workers were killed at their start ({reason}); free memory, or give fewer --workers"
+            )
+        (self.alone if worker.alone else self.jobs).appendleft(worker.job)
 
 
 # ------------------------------------------------------------------------------------------------------------ the worker
@@ -205,7 +252,7 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _serve(connection: Connection, work: Callable[..., Iterable[Any]], first: tuple[Any, ...]) -> None:
+def _serve(connection: Connection, work: Callable[[Any], Iterable[Any]]) -> None:
     """Run jobs from the connection until the parent closes it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
     threading.Thread(target=_exit_with_parent, daemon=True).start()
@@ -216,14 +263,25 @@ def _serve(connection: Connection, work: Callable[..., Iterable[Any]], first: tu
             connection.send(("ready", None))
             job = connection.recv()
             try:
-                for result in work(*first, job):
+                for result in work(job):
                     connection.send(("result", result))
             except ConnectionError:
                 raise
             except Exception as error:  # noqa: BLE001 - raised again in the parent
                 error.add_note(traceback.format_exc())
-                connection.send(("error", error))
+                connection.send(("error", _picklable(error)))
                 raise SystemExit(1) from None
+
+
+def _picklable(error: Exception) -> Exception:
+    """Return the error, or one that says the same where an exception cannot be pickled, as those with arguments of their own."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except (AttributeError, TypeError, pickle.PicklingError):
+        same = RuntimeError(f"{type(error).__name__}: {error}")
+        same.__notes__ = error.__notes__
+        return same
+    return error
 
 
 # ------------------------------------------------------------------------------------------------------------- job arrays

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -25,9 +25,9 @@ from rich.console import Console
 
 from ppma.common.files import write_csv, write_text
 from ppma.common.progress import Progress
-from ppma.common.workers import parallel_events, parse_shard
+from ppma.common.workers import Lost, parallel_events, parse_shard
 from ppma.config.command import DONE, parse
-from ppma.config.errors import BadClip, InputError
+from ppma.config.errors import BadClip, DiskFullError, InputError
 from ppma.data.shard_writer import PackRow, ShardJob, encode_clip, shard_bounds, write_rows, write_shard
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
@@ -45,6 +45,8 @@ from ppma.loaders.sources.store import (
 Report = Callable[[str], None]
 SAMPLED_CLIPS, SAMPLED_SECONDS = 8, 2.0
 """What the estimate packs on trial and throws away."""
+MOST_KILLS = 10
+"""How often the process of one shard may be killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +227,7 @@ def _merged(config: PackConfig, manifest: Manifest) -> list[Shard]:
 
 
 def _estimate(report: Report, config: PackConfig, manifest: Manifest, frames: float) -> None:
-    """Report size and time from a few clips packed on trial; InputError if the disk cannot hold the result."""
+    """Report size and time from a few clips packed on trial; DiskFullError if the disk cannot hold the result."""
     spread = np.unique(np.linspace(0, len(manifest) - 1, SAMPLED_CLIPS).astype(int)).tolist()
     began, size, packed, reason = time.process_time(), 0, 0, ""
     for row in (row for i in spread for row in _rows(manifest, i, i + 1)):
@@ -245,8 +247,8 @@ def _estimate(report: Report, config: PackConfig, manifest: Manifest, frames: fl
         f"and {duration} with {config.workers} workers"
     )
     if needed > free:
-        sizes = f"{needed / 1e9:.0f} GB are needed and {free / 1e9:.0f} GB are free"
-        raise InputError(f"{config.out}: {sizes}; lower --quality, --fps or --short-side")
+        sizes = f"{needed / 1e9:.3g} GB are needed and {free / 1e9:.3g} GB are free"
+        raise DiskFullError(f"{config.out}: {sizes} (a lower --quality, --fps or --short-side needs less)")
 
 
 def _write_shards(
@@ -258,28 +260,42 @@ def _write_shards(
         number = re.match(r"\.shard-(\d+)\.", leftover.name)
         if int(number[1]) in mine if number else leftover.name.startswith(f".{Path(config.index).stem}."):
             leftover.unlink()
-    shards, row = dict(done), {}
+    shards, row, kills = dict(done), {}, Counter[int]()
     _write_index(config, manifest, shards.values(), complete=False)
     jobs = deque(
         ShardJob(folder=config.out, number=number, rows=_rows(manifest, *bound), parameters=config.parameters)
         for number, bound in mine.items()
         if number not in done
     )
+    alone: deque[ShardJob] = deque()
     started, rows = 0, sum(len(job.rows) for job in jobs)
-    with Progress("clips") as progress, closing(parallel_events(write_shard, jobs, config.workers)) as events:
+    with Progress("clips") as progress, closing(parallel_events(write_shard, jobs, alone, config.workers)) as events:
         progress(0, rows)
         for job, event in events:
             if isinstance(event, PackRow):
-                row[job.number] = event.row
+                row[job.number] = event
                 started += 1
                 progress(min(started, rows), rows)
             elif isinstance(event, Shard):
                 shards[job.number] = event
                 _write_index(config, manifest, shards.values(), complete=False)
-            else:  # the row in work crashed the decoder or exhausted the memory: write the shard again without it
-                reason = f"killed the process that decoded it ({event.reason})"
-                jobs.append(replace(job, refused={**job.refused, row[job.number]: reason}))
+            else:
+                kills[job.number] += 1
+                alone.append(_again(job, event, row.get(job.number), kills[job.number]))
     return [shards[number] for number in sorted(shards)]
+
+
+def _again(job: ShardJob, lost: Lost, row: PackRow | None, kills: int) -> ShardJob:
+    """Return the job that repeats a shard whose process was killed: alone, with the row in work on trial, or without it after that."""
+    if kills > MOST_KILLS + 2 * len(job.refused):
+        raise InputError(
+            f"{job.folder}: {kills} processes of shard {job.number} were killed ({lost.reason}), each time at another clip; "
+            "finished shards are kept: free memory and run the same command again"
+        )
+    if job.suspect is not None and lost.events == 1:
+        reason = f"killed the process that decoded it ({lost.reason})"
+        return replace(job, refused={**job.refused, job.suspect.row: reason}, suspect=None)
+    return replace(job, suspect=row if lost.events else None)
 
 
 def _write_index(config: PackConfig, manifest: Manifest, shards: Iterable[Shard], *, complete: bool) -> None:

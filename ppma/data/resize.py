@@ -92,7 +92,8 @@ def resize(
     waiting = [job for job in jobs if not _is_fresh(job)]
     with Progress("clips") as progress:
         progress(len(jobs) - len(waiting), len(jobs))
-        for done, (path, reason) in enumerate(parallel_map(_write, waiting, workers), 1 + len(jobs) - len(waiting)):
+        written = parallel_map(_write, waiting, workers, on_lost=_lost)
+        for done, (path, reason) in enumerate(written, 1 + len(jobs) - len(waiting)):
             progress(done, len(jobs))
             if reason:
                 places[path] = Place(path=places[path].path, encoded=True, reason=reason)
@@ -136,6 +137,10 @@ def _write(job: _Job) -> tuple[str, str]:
                 raise
             return job.path, f"cannot be encoded: {error}"
     return job.path, ""
+
+
+def _lost(job: _Job, reason: str) -> tuple[str, str]:
+    return job.path, f"killed the process that encoded it ({reason})"
 
 
 def _temp_path(path: Path) -> Path:

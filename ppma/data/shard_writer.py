@@ -8,7 +8,7 @@ shard is one page, which FFCV allows up to 2 GiB.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -73,6 +73,8 @@ class ShardJob:
     parameters: PackParameters
     refused: Mapping[int, str] = field(default_factory=dict)
     """Row -> why it is left out."""
+    suspect: PackRow | None = None
+    """The row in work when a process of this shard was killed; it is encoded first, on trial."""
 
 
 def shard_bounds(frames: Sequence[int]) -> list[tuple[int, int]]:
@@ -181,6 +183,10 @@ def _check(path: Path, samples: np.ndarray) -> None:
 def write_shard(job: ShardJob) -> Iterator[PackRow | Shard]:
     """Write one shard: yield each row before it is opened, and the finished shard last. Bad and refused rows are left out and named."""
     path = job.folder / f"shard-{job.number:05d}{SUFFIX}"
+    if job.suspect is not None:
+        yield job.suspect
+        with suppress(BadClip):
+            encode_clip(job.suspect, job.parameters)
     rejected: list[tuple[int, str, str]] = []
     contents = []
     with shard_file(path, len(job.rows)) as writer:

@@ -116,6 +116,9 @@ class Job:
     masks: bool
     empty: bool
 
+    def __str__(self) -> str:
+        return str(self.name)
+
     @property
     def name(self) -> Path:
         """The clip's file, relative to the root."""

@@ -1,6 +1,7 @@
 """Jobs on several processes: every result comes, errors and dead workers are reported, and no worker is left behind."""
 
 import errno
+import inspect
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ppma.common import workers
 from ppma.common.workers import Lost, parallel_events, parallel_map, parse_shard
 from ppma.config.errors import DiskFullError, InputError, watch_disk
 
@@ -52,10 +54,41 @@ def count_up(job: tuple[int, int | None]):
         yield number
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_each_job_gives_its_result(tmp_path, workers):
+def die_at_first(path: Path) -> tuple[str, tuple[float, float]]:
+    """Return when the job ran; the one that is named "killed" is killed at its first try, while others run."""
+    began = time.monotonic()
+    time.sleep(0.3)
+    if path.name == "killed" and not path.exists():
+        path.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return path.name, (began, time.monotonic())
+
+
+class Needy(Exception):
+    def __init__(self, place: int, *, reason: str) -> None:
+        super().__init__(f"at {place}: {reason}")
+
+
+def raise_needy(job: str) -> str:
+    raise Needy(3, reason=job)
+
+
+def die_at_start(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def send_half(job: str):
+    """Die in the middle of a message, as a worker that the kernel kills while it sends frames."""
+    connection = inspect.currentframe().f_back.f_locals["connection"]
+    os.write(connection.fileno(), (1000).to_bytes(4, "big") + job.encode())
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield job
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_each_job_gives_its_result(tmp_path, count):
     jobs = [tmp_path / str(n) for n in range(5)]
-    assert sorted(parallel_map(leave_mark, jobs, workers)) == ["0", "1", "2", "3", "4"]
+    assert sorted(parallel_map(leave_mark, jobs, count)) == ["0", "1", "2", "3", "4"]
     assert all(job.is_file() for job in jobs) and not active_children()
 
 
@@ -74,30 +107,55 @@ def test_lost_jobs_get_a_result_and_the_others_their_own():
     assert found == ["did a", "did b", "did c", "did d", *lost] and not active_children()
 
 
-def test_without_a_result_for_lost_jobs_a_dead_worker_is_an_error():
-    with pytest.raises(RuntimeError, match="SIGSEGV"):
-        list(parallel_map(misbehave, ["a", "segfault"], 2))
+def test_without_a_result_for_lost_jobs_a_job_that_kills_two_workers_is_wrong_input():
+    results = parallel_map(misbehave, ["a", "segfault", "b"], 2)
+    assert {next(results), next(results)} == {"did a", "did b"}
+    with pytest.raises(InputError, match="segfault"):
+        next(results)
+
+
+def test_a_killed_job_is_repeated_alone(tmp_path):
+    """One kill is not the job's fault: the memory may have been used up by the others."""
+    spans = dict(parallel_map(die_at_first, [tmp_path / name for name in ("killed", "a", "b", "c")], 2))
+    began, ended = spans.pop("killed")
+    assert set(spans) == {"a", "b", "c"} and not active_children()
+    assert all(end <= began or ended <= begin for begin, end in spans.values())
+
+
+def test_an_error_that_cannot_be_pickled_is_raised_all_the_same():
+    with pytest.raises(RuntimeError, match="Needy: at 3") as error:
+        list(parallel_map(raise_needy, ["a", "b"], 2))
+    assert any("raise_needy" in note for note in error.value.__notes__)
+
+
+def test_workers_killed_before_their_first_job_blame_no_job(monkeypatch):
+    monkeypatch.setattr(workers, "_serve", die_at_start)
+    monkeypatch.setattr(workers, "START_DEATHS", 3)
+    with pytest.raises(InputError, match="memory"):
+        list(parallel_map(misbehave, ["a", "b"], 2))
 
 
 def test_leaving_early_kills_jobs_that_hang():
-    results = parallel_map(misbehave, ["a", "hang"], 2, on_lost="{}: {}".format)
+    results = parallel_map(misbehave, ["a", "hang"], 2, timeout_seconds=60, on_lost="{}: {}".format)
     assert next(results) == "did a" and active_children()
     results.close()
     assert not active_children()
 
 
 def test_a_lost_job_can_be_repeated_without_what_killed_it():
-    jobs, seen = deque([(0, None), (1, 2)]), []
-    for job, event in parallel_events(count_up, jobs, 2):
+    jobs, alone, seen = deque([(0, None), (1, 2)]), deque(), []
+    for job, event in parallel_events(count_up, jobs, alone, 2):
         seen.append((*job, event))
         if isinstance(event, Lost):
-            jobs.append((job[0], None))
-    assert {(1, 2, 0), (1, 2, 1), (1, 2, Lost("SIGKILL"))} < set(seen)
-    assert [event for number, dies, event in seen if number == 1 and dies is None] == [
-        0,
-        1,
-        2,
-    ] and not active_children()
+            alone.append((job[0], None))
+    assert {(1, 2, 0), (1, 2, 1), (1, 2, Lost("SIGKILL", guilty=False, events=2))} < set(seen)
+    again = [event for number, dies, event in seen if number == 1 and dies is None]
+    assert again == [0, 1, 2] and not active_children()
+
+
+def test_a_worker_killed_in_the_middle_of_a_result_is_lost():
+    found = dict(parallel_events(send_half, deque(["a"]), deque(), 1))
+    assert found == {"a": Lost("SIGKILL", guilty=False, events=0)}
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, DiskFullError), (errno.EACCES, PermissionError)])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_wrong_input_is_one_line(data, tmp_path, capsys):
 
 def test_a_disk_that_is_too_small_is_refused(data, capsys, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    assert pack(data) == 2
+    assert pack(data) == 75
     assert "are needed" in capsys.readouterr().err and not data.with_name("tree.beton").exists()
 
 
@@ -155,22 +156,28 @@ def test_other_parts_are_refused(flags, data, capsys):
 
 
 class KillTheThird(Progress):
-    """Kill the worker when it starts the third row, once, as a crash of the decoder would."""
+    """Kill the worker when it starts the third row, as a crash of the decoder or a lack of memory would."""
 
-    killed = False
+    kills: ClassVar[list[int]] = []
+    most: ClassVar[int]
 
     def __call__(self, done: int, total: int) -> None:
-        if done == 3 and not self.killed:
-            self.killed = True
-            multiprocessing.active_children()[0].kill()
+        if done >= 3 and len(self.kills) < self.most:
+            [worker] = multiprocessing.active_children()
+            self.kills.append(worker.pid)
+            worker.kill()
 
 
-def test_a_row_that_kills_its_worker_is_refused(tmp_path, write_clip, monkeypatch):
+@pytest.mark.parametrize(("kills", "rejected"), [(1, []), (2, [2])])
+def test_a_row_that_kills_its_worker_twice_is_refused(tmp_path, write_clip, monkeypatch, kills, rejected):
     for i, frames in enumerate((10, 10, 250)):
         write_clip(tmp_path / f"tree/a/{i}.mp4", frames=frames, width=320, height=240)
     files = ["--data", str(tmp_path / "data.toml"), "--out"]
     assert main(["index", str(tmp_path / "tree"), *files, str(tmp_path / "tree.csv"), "--name", "tree"]) == 0
     monkeypatch.setattr("ppma.data.pack.Progress", KillTheThird)
+    monkeypatch.setattr(KillTheThird, "kills", [])
+    monkeypatch.setattr(KillTheThird, "most", kills, raising=False)
     assert main(["pack", "tree", *files, str(tmp_path / "tree.beton"), "--workers", "1"]) == 0
     [shard] = Store(tmp_path / "tree.beton").index.shards
-    assert shard.clips == 2 and [(row, "SIGKILL" in reason) for row, _, reason in shard.rejected] == [(2, True)]
+    assert len(set(KillTheThird.kills)) == kills and shard.clips == 3 - len(rejected)
+    assert [(row, "SIGKILL" in reason) for row, _, reason in shard.rejected] == [(row, True) for row in rejected]

@@ -97,6 +97,38 @@ def test_a_file_that_kills_its_worker_twice_is_bad_and_the_others_are_read(tmp_p
 
 
 @pytest.mark.usefixtures("at_most_a_minute")
+def test_a_task_whose_worker_was_killed_is_repeated_alone(tmp_path, write_clip):
+    """The kernel kills whichever worker is largest when all of them together use up the memory."""
+    path, slow = write_clip(tmp_path / "clip.mp4", frames=20), folder_that_blocks(tmp_path / "slow")
+    pool = WorkerPool(replace(CONFIG, workers=2), 40 * VIEW_BYTES)
+    pool.submit(task(0, slow))
+    for ticket in range(1, 9):
+        pool.submit(task(ticket, path))
+    assert 0 not in collect(pool, 9 - IN_FLIGHT)
+    os.kill(pool.pids[0], signal.SIGKILL)  # it was given the first task
+    time.sleep(1)
+    assert pool.restarts == 1 and pool._replies.empty(), "the others wait"
+    (slow / "000001.jpg").write_bytes(b"no picture")
+    last = collect(pool, IN_FLIGHT)
+    pool.close()
+    assert "killed" not in last.pop(0) and not any(last.values())
+
+
+HALF_A_REPLY = (
+    "import os, signal, sys; os.write(int(sys.argv[1]), (1000).to_bytes(4, 'big') + b'x'); os.kill(os.getpid(), 9)"
+)
+
+
+@pytest.mark.usefixtures("at_most_a_minute")
+def test_a_worker_killed_in_the_middle_of_a_reply_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "RUN_WORKER", HALF_A_REPLY)
+    pool = WorkerPool(CONFIG, VIEW_BYTES)
+    pool.submit(task(0, tmp_path / "any.mp4"))
+    assert "SIGKILL" in collect(pool, 1)[0]
+    pool.close()
+
+
+@pytest.mark.usefixtures("at_most_a_minute")
 def test_a_thousand_tasks_do_not_block_when_no_reply_is_taken(tmp_path, write_clip):
     """More tasks than a pipe holds, and more bytes of replies: neither side waits for the other while it sends."""
     path = write_clip(tmp_path / "clip.mp4", frames=20)

@@ -182,6 +182,10 @@ def inspect(job: AuditJob) -> Findings | str:
     return findings
 
 
+def _lost(job: AuditJob, reason: str) -> str:
+    return f"{job.pair.cleaned} killed the process that inspected it ({reason})"
+
+
 def run(jobs: Sequence[AuditJob], workers: int, on_progress: Callable[[int, int], None]) -> list[Findings]:
     """Return the findings of every clip, in order. After a DiskFullError or Ctrl-C the same call resumes.
 
@@ -197,7 +201,7 @@ def run(jobs: Sequence[AuditJob], workers: int, on_progress: Callable[[int, int]
     left = [job for job in jobs if job.pair.path not in found]
     refused = []
     on_progress(len(found), len(jobs))
-    for done, result in enumerate(parallel_map(inspect, left, workers), len(found) + 1):
+    for done, result in enumerate(parallel_map(inspect, left, workers, on_lost=_lost), len(found) + 1):
         on_progress(done, len(jobs))
         if isinstance(result, str):
             refused.append(result)

@@ -93,6 +93,9 @@ class TrialJob:
     looked_at: int
     """Inspected frames of the clip."""
 
+    def __str__(self) -> str:
+        return f"trial {self.design.number}"
+
     @property
     def record(self) -> Path:
         """Path of the trial's JSON file, which is written last and so marks a finished trial."""

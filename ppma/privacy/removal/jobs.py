@@ -154,6 +154,10 @@ def work(job: RemovalJob) -> tuple[RemovalJob, str]:
     return job, ""
 
 
+def _lost(job: RemovalJob, reason: str) -> tuple[RemovalJob, str]:
+    return job, f"killed the process that cleaned it ({reason})"
+
+
 def record(job: RemovalJob, outcome: Outcome) -> dict[str, object]:
     """Return the provenance of a cleaned clip: its source, tools, settings and outcome."""
     return {
@@ -189,7 +193,7 @@ def run(
     done = total - sum(job.row.frames for job in left)
     on_progress(done, total)
     refused = []
-    for job, reason in parallel_map(work, left, workers):
+    for job, reason in parallel_map(work, left, workers, on_lost=_lost):
         done += job.row.frames
         on_progress(done, total)
         if reason:
