@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1))
-)  # before torch is imported, and for child processes
+_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_threads = max(1, min(4, (os.cpu_count() or 1) // _processes))
+os.environ.setdefault("OMP_NUM_THREADS", str(_threads))  # before torch is imported, and for child processes
 
 # A shell ignores SIGINT for what it starts in the background, and children would inherit that: tests press Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -262,7 +262,7 @@ def test_rendered_people_are_hidden_and_the_background_is_restored(person_weight
         / sum(there for known, _, there in hits if known or kind == "all")
         for kind in ("found", "all")
     }
-    record_property("recall", recall | {"outside_db": psnr(outside), "inside_db": psnr(inside)})
+    record_property("recall", str(recall | {"outside_db": psnr(outside), "inside_db": psnr(inside)}))
     assert sum(known for known, _, _ in hits) >= 5, "too few people are detected"
     assert recall["found"] >= 0.98 and recall["all"] >= 0.95, recall
     assert psnr(outside) > 40
