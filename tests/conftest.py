@@ -4,6 +4,7 @@
 PPMA_REQUIRE=gpu,slurm turns a missing GPU or cluster from a skip into a failure, so that a machine bought for a check cannot skip it.
 """
 
+import fcntl
 import os
 import shutil
 import signal
@@ -83,6 +84,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def figure(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """A function that keeps a figure for the table of benchmarks/reliability.py: figure("R6", "0 of 60 files")."""
     return lambda promise, measured: request.node.user_properties.append((f"figure {promise}", measured))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let no process of `make test` run another test while one marked `alone` runs."""
+    mode = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
+    gate, running = (os.open(path, os.O_RDONLY) for path in (Path(__file__).parent, __file__))
+    try:
+        fcntl.flock(gate, mode)  # whoever waits to run alone closes the gate to all others
+        fcntl.flock(running, mode)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        return (yield)
+    finally:
+        os.close(running)
+        os.close(gate)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode.augment import make_views
 from ppma.loaders.decode.fetch import read_frames
 
+pytestmark = pytest.mark.alone
 WINDOW_SECONDS = 2.44  # 61 frames of 25 a second: 16 with stride 4
 
 

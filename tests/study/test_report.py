@@ -166,6 +166,7 @@ def five_hundred(tmp_path, videos, classes):
     return made_runs.study(tmp_path / "study", made, compare="full", humans="other7", classes=classes)
 
 
+@pytest.mark.alone
 def test_five_hundred_runs_take_under_ten_seconds(tmp_path):
     """CPU time of the whole command, as the machine may be busy; nothing in it waits."""
     assert cpu_seconds_of_report(five_hundred(tmp_path, 200, 10), tmp_path / "report") < 10

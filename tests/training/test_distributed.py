@@ -91,6 +91,7 @@ def test_signals_mean_to_save_or_to_hand_over(number, stop):
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.alone
 def test_one_rank_is_asked_and_all_agree_at_the_same_step(tmp_path):
     """Rank 2 gets the signal in its step 5, so at step 6 every rank knows. Gradients add up alike in any bucket. The flag costs little."""
     code = """
