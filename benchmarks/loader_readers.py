@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ppma.common.frames import is_frames, list_frames
 from ppma.config.loader import LoaderConfig
 from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.samples import Sample, choose_frames, scaled_size
-from ppma.loaders.sources.formats import list_frames
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import is_packed, read_packed
 from ppma.loaders.stream import ClipStream
@@ -85,7 +85,7 @@ def _opencv(path: Path, wanted: list[int]) -> list[np.ndarray]:
     if is_packed(path):
         jpegs = read_packed(path, lambda _: wanted).jpegs
         return [cv2.cvtColor(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for jpeg in jpegs]
-    if path.is_dir():
+    if is_frames(path):
         files = list_frames(path)
         return [cv2.cvtColor(cv2.imread(str(files[i])), cv2.COLOR_BGR2RGB) for i in wanted]
     return _opencv_video(path, wanted)
@@ -93,7 +93,7 @@ def _opencv(path: Path, wanted: list[int]) -> list[np.ndarray]:
 
 def _published_window(path: Path, draw: Sample, wanted: list[int]) -> torch.Tensor:
     """Return every frame of the window as float32 (C, T, H, W), like pytorchvideo's EncodedVideo and FrameVideo."""
-    if path.is_dir():
+    if is_frames(path):
         files = list_frames(path)
         window = [cv2.cvtColor(cv2.imread(str(files[i])), cv2.COLOR_BGR2RGB) for i in range(wanted[0], wanted[-1] + 1)]
         return torch.from_numpy(np.stack(window)).permute(3, 0, 1, 2).float()

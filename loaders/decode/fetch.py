@@ -24,9 +24,9 @@ import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from ppma.common.frames import FRAME_FOLDER_FPS, is_frames, list_frames
 from ppma.config.errors import BadClip, InputError
 from ppma.loaders.samples import TIME_TOLERANCE, choose_frames, frames_in_window, thin_to_fps
-from ppma.loaders.sources.formats import FRAME_FOLDER_FPS, list_frames
 from ppma.loaders.sources.probe import Unusable, is_shown, open_video
 from ppma.loaders.sources.store import StoreError, is_packed, read_packed
 
@@ -77,7 +77,7 @@ def read_frames(path: Path, start: float, end: float, count: int) -> list[np.nda
             if wrong := {frame.shape[:2] for frame in decoded} - {(packed.height, packed.width)}:
                 raise BadClip(f"frames of {wrong} (height, width), and the store says {packed.height, packed.width}")
             frames = [decoded[i] for i in packed.order]
-        elif path.is_dir():
+        elif is_frames(path):
             files, chosen = folder_window(path, start, end, count)
             pictures = {i: _read_image(files[i]) for i in dict.fromkeys(chosen)}
             frames = [pictures[i] for i in chosen]
@@ -110,7 +110,7 @@ def all_frames(path: Path, start: float, end: float, *, fps: float | None = None
         return thin_to_fps(times, *frames_in_window(times, start, end), fps)
 
     with as_bad_clip():
-        if path.is_dir():
+        if is_frames(path):
             files, times = _folder(path)
             for i in choose(times):
                 yield float(times[i]), _read_image(files[i])
@@ -126,7 +126,7 @@ def read_ahead(path: Path) -> None:
     """
     if is_packed(path):
         return
-    for file in list_frames(path) if path.is_dir() else [path]:
+    for file in list_frames(path) if is_frames(path) else [path]:
         with contextlib.suppress(OSError), file.open("rb") as handle:
             os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 

@@ -14,6 +14,7 @@ import av
 import av.error
 import numpy as np
 
+from ppma.common.frames import is_frames
 from ppma.loaders.decode.dali_input import Codecs, DaliInput, Limits, read_header, why_not_dali
 from ppma.loaders.decode.fetch import (
     NoPacketTimesError,
@@ -63,7 +64,7 @@ def encoded_window(path: Path, start: float, end: float, count: int, codecs: Cod
         if is_packed(path):
             packed = read_packed(path, lambda times: choose_frames(times, start, end, count))
             return _encoded_images(packed.jpegs, packed.order, (packed.height, packed.width))
-        if path.is_dir():
+        if is_frames(path):
             files, chosen = folder_window(path, start, end, count)
             unique = list(dict.fromkeys(chosen))
             if any(files[i].suffix.lower() not in (".jpg", ".jpeg") for i in unique):

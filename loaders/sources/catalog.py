@@ -147,9 +147,13 @@ def check_name(value: str, what: str) -> None:
 
 def _parse(path: Path) -> tomlkit.TOMLDocument:
     try:
-        return tomlkit.parse(path.read_text(encoding="utf-8") if path.exists() else "")
+        return tomlkit.parse(path.read_text(encoding="utf-8-sig") if path.exists() else "")
     except TOMLKitError as error:
         raise InputError(f"{path}: is not TOML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give a data.toml with --data") from None
 
 
 def _entry(path: Path, name: str, split: str, table: dict[str, Any]) -> Entry:

@@ -1,11 +1,13 @@
-"""Read folder trees and list files into the same rows, without opening a video.
+"""Read folder trees, list files and manifests into the same rows, without opening a video.
 
-    folder tree, list file  ->  reader of its format (FORMATS)  ->  Listed rows: path, label, class name, or why refused
+    folder tree, list, manifest  ->  reader of its format (FORMATS)  ->  Listed rows: path, label, class name, or why refused
 
-Names may hold anything but line breaks: spaces, brackets, commas, non-ASCII letters in either Unicode form. A new
-format is a function `(source, root, classes) -> list[Listed]` and one line in FORMATS.
+Names may hold anything but line breaks: spaces, brackets, commas, non-ASCII letters in either Unicode form. A file may
+have another video suffix than its list says: people re-encode downloads. A new format is a function
+`(source, tree, classes) -> list[Listed]` and one line in FORMATS.
 """
 
+import errno
 import os
 import posixpath
 import re
@@ -16,22 +18,40 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 
+from ppma.common.frames import PICTURE_SUFFIXES, SERIES
 from ppma.config.errors import InputError
+from ppma.loaders.sources.manifest import HEADER, MOST_CLASSES, Manifest
+from ppma.loaders.sources.store import is_packed
 
-FRAME_FOLDER_FPS = 25.0
-"""Frames per second of a folder of frames, which stores no rate (paper: 25)."""
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 VIDEO_SUFFIXES = (
-    *(".3gp", ".avi", ".divx", ".flv", ".h264", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov"),
-    *(".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+    *(".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".h264", ".hevc", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov"),
+    *(".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv"),
 )
 """Suffixes that a list may omit, and that mark a video in a folder tree. The content decides the format."""
 DETECTION_LINES = 1000
 """Lines of a list that are read to detect its separator."""
 ABSENT = "there is no "
 """Start of the reason for a path that does not exist."""
-_LIST_LINE = {";": re.compile(r"\s*(.*\S)\s*;\s*(\S*)\s*"), " ": re.compile(r"\s*(.*\S)\s+(\S+)\s*")}
-_WRITTEN = {";": "path;label", " ": "path label"}
+CONVERT = 'ffmpeg -i IN -vf "crop=trunc(iw/2)*2:trunc(ih/2)*2,format=yuv420p" OUT.mp4'
+"""Turns what FFmpeg reads into a video that every part of ppma reads."""
+SPLIT_NAMES = ("train", "training", "val", "valid", "validate", "validation", "test", "testing")
+"""Folders above class folders, <split>/<class>/<video>."""
+SUFFIX_REMARK = "with another suffix than in its list"
+AUDIT_REMARK = "with the verdict of an audit, which holds for the old manifest only: audit the new one"
+_BLANK = "[ \\t\\r]"  # a name may begin or end with another kind of space
+_LIST_LINE = {
+    ";": re.compile(f"{_BLANK}*(.*[^ \\t\\r]){_BLANK}*;{_BLANK}*(\\S*){_BLANK}*"),
+    ",": re.compile(f"{_BLANK}*(.*[^ \\t\\r]){_BLANK}*,{_BLANK}*(\\S*){_BLANK}*"),
+    " ": re.compile(f"{_BLANK}*(.*[^ \\t\\r]){_BLANK}+(\\S+){_BLANK}*"),
+}
+"""Separator -> a line of a list: (path, label)."""
+_WRITTEN = {";": "path;label", ",": "path,label", " ": "path label"}
+_HEADER = re.compile(r"[A-Za-z_]\w*([;,\s]\s*[A-Za-z_]\w*)+\s*")
+"""A first line such as `path,label`."""
+_WITH_COUNT = re.compile(r"(.*[^ \t;,])[ \t]*[;, \t][ \t]*(\d+)")
+"""The path of a line `path frames label`: (path, number of frames)."""
+_FORBIDDEN = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories that no name may hold: control characters, bytes that are not UTF-8, line breaks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,36 +68,27 @@ class Listed:
     """Line in the list, from 1; 0 for a folder tree."""
     reason: str = ""
     """Why the clip is refused, or empty."""
+    remark: str = ""
+    """What is unusual about it: it is counted and reported."""
+    frames: int | None = None
+    """Number of frames by the list, which may be wrong."""
+    source: str = ""
+    """Of a manifest, as are the next two."""
+    domain: str = ""
+    licence: str = ""
 
 
-def list_frames(folder: Path) -> list[Path]:
-    """Return the pictures of a folder of frames in natural order (2 before 10).
-
-    Raises:
-        InputError: It has none, or both JPEG and PNG.
-    """
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.name[0] != "."]
-    if not paths:
-        raise InputError(f"{folder}: holds no frames; name them 000001.jpg, 000002.jpg, ... (or .png)")
-    if len({path.suffix.lower() == ".png" for path in paths}) > 1:
-        raise InputError(f"{folder}: holds both JPEG and PNG frames; keep one kind, they may be the same frames twice")
-    if len({len(path.name) for path in paths}) == 1:
-        return sorted(paths)
-    return sorted(paths, key=_natural)
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", path.name)]
-
-
-def read_source(source: Path, *, root: Path, format: str = "auto", classes: list[str] | None = None) -> list[Listed]:
+def read_source(
+    source: Path, *, root: Path, format: str = "auto", classes: list[str] | None = None, follow_links: bool = False
+) -> list[Listed]:
     """Return all clips that a source names, in its order; a row that cannot be used has a reason.
 
     Args:
-        source: Folder tree or list file.
+        source: Folder tree, list file or manifest.
         root: Folder that the paths are relative to.
         format: One of FORMATS, or "auto".
         classes: Class names in the order of their labels; by default a tree's labels are its sorted class names.
+        follow_links: Read links that lead out of the root too.
 
     Raises:
         InputError: The source cannot be read in this format, or names no clip.
@@ -86,22 +97,37 @@ def read_source(source: Path, *, root: Path, format: str = "auto", classes: list
         raise InputError(f"--root {root} is not a folder; give the one that the paths are relative to")
     name = detect(source) if format == "auto" else format
     if source.is_dir() != (name == "tree"):
-        kind = "a folder" if source.is_dir() else "a file"
-        raise InputError(f"{source} is {kind}; --format {name} does not read that")
-    rows = refuse_repeats(FORMATS[name](source, root, classes))
+        kind, fits = ("a folder", "--format tree") if source.is_dir() else ("a file", "--format auto")
+        raise InputError(f"{source} is {kind}; --format {name} does not read that, {fits} does")
+    rows = refuse_repeats(FORMATS[name](source, Root(root, follow_links=follow_links), classes))
     if not rows:
         raise InputError(f"{source}: names no clip; expected {'<class>/<video>' if name == 'tree' else 'path;label'}")
     return rows
 
 
 def detect(source: Path) -> str:
-    """Return the format of a source: "tree" for a folder; for a list, the separator that fits more lines."""
+    """Return the format of a source: "tree" for a folder; for a list, the separator that fits the most lines."""
     if source.is_dir():
         return "tree"
     lines = [line for _, line in _lines(source)[:DETECTION_LINES]]
+    if lines and lines[0].rstrip("\r") == ",".join(HEADER):
+        return "manifest"
     fits = {separator: sum(_label(line, separator) is not None for line in lines) for separator in _LIST_LINE}
-    semicolon = fits[";"] >= fits[" "] if any(fits.values()) else any(";" in line for line in lines[:1])
-    return "semicolon" if semicolon else "space"
+    best = max(fits, key=lambda separator: fits[separator])
+    if not fits[best]:
+        best = next((separator for separator in ";," if any(separator in line for line in lines[:1])), " ")
+    return _FORMAT_OF[best]
+
+
+def splits_below(source: Path) -> dict[str, list[str]]:
+    """Return {split: its class names} of a tree <split>/<class>/<video>; empty for every other source."""
+    if not source.is_dir():
+        return {}
+    tree = Root(source, follow_links=True)
+    folders = {name: tree.folders(name) for name in tree.folders("")}
+    splits = {name: found for name, found in folders.items() if name.lower() in SPLIT_NAMES}
+    nested = any(holds_clips(source / split / name) for split, found in splits.items() for name in found)
+    return splits if nested and not any(holds_clips(source / name) for name in set(folders) - set(splits)) else {}
 
 
 def read_classes(file: Path) -> list[str]:
@@ -134,20 +160,26 @@ def _key(name: str) -> str:
 class Root:
     """List each folder below a root once: a million `stat` calls take an hour on a network file system."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, follow_links: bool = False) -> None:
         self.path = root.absolute()
         self._real = os.path.realpath(root)
+        self._follow_links = follow_links
         self.entries = cache(self._scan)
         self._named = cache(self._by_name)
 
     def _scan(self, folder: str) -> dict[str, tuple[bool, str]]:
         """Return {name: (is a folder, why it cannot be used or "")} of a folder; empty if there is none."""
         here = self.path / folder
-        if not here.is_dir():
-            return {}
-        outside = not self._inside(os.path.realpath(here))
-        with os.scandir(here) as scan:
-            return {entry.name: self._judge(entry, outside) for entry in scan if entry.name[0] != "."}
+        try:
+            if not here.is_dir():
+                return {}
+            outside = not self._inside(os.path.realpath(here))
+            with os.scandir(here) as scan:
+                return {entry.name: self._judge(entry, outside) for entry in scan if not _is_hidden(entry)}
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # by a line of a list
+                return {}
+            raise InputError(f"{here}: {error.strerror}; give a folder that you may read") from None
 
     def _by_name(self, folder: str) -> dict[str, list[str]]:
         """Return {name in one Unicode form: entries it may mean}, with and without a video's suffix."""
@@ -159,17 +191,27 @@ class Root:
         return names
 
     def _inside(self, real: str) -> bool:
-        return real == self._real or real.startswith(self._real.rstrip("/") + "/")
+        return self._follow_links or real == self._real or real.startswith(self._real.rstrip("/") + "/")
 
     def _judge(self, entry: os.DirEntry[str], outside: bool) -> tuple[bool, str]:
         reason = ""
-        if not entry.name.isprintable():  # also what is not UTF-8: Python shows such bytes as lone surrogates
+        if not entry.name.isprintable() and any(unicodedata.category(c) in _FORBIDDEN for c in entry.name):
             reason = "its name has a line break, a control character or is not UTF-8; rename it"
-        elif outside or (entry.is_symlink() and not self._inside(os.path.realpath(entry.path))):
-            reason = "is a link that leads out of the root; give a --root that holds its target too, or copy it"
+        elif entry.name[0] == ".":
+            reason = (
+                "its name starts with a dot, as macOS names what it stores beside a file; rename it if it is a clip"
+            )
+        elif entry.name.endswith(SERIES) or is_packed(Path(entry.name)):
+            reason = f"its name is what ppma calls {'a series of frames' if entry.name[-1] == SERIES else 'a packed clip'}; rename it"
         elif not entry.is_dir() and not entry.is_file():
             reason = "is a link to nothing" if entry.is_symlink() else "is neither a file nor a folder"
+        elif outside or (entry.is_symlink() and not self._inside(os.path.realpath(entry.path))):
+            reason = "is a link that leads out of the root; --follow-links reads it, or a --root that holds its target"
         return entry.is_dir(), reason
+
+    def folders(self, folder: str) -> list[str]:
+        """Return the names of the folders in a folder, sorted."""
+        return sorted(name for name, (is_folder, _) in self.entries(folder).items() if is_folder)
 
     def find(self, path: str) -> tuple[str, str]:
         """Return (real path relative to the root, reason or "") of a path that may lack its suffix."""
@@ -178,11 +220,11 @@ class Root:
             folder, reason = self.find_folder(folder)
             if reason:
                 return path, reason
-        entries = self.entries(folder)
+        entries, named = self.entries(folder), self._named(folder)
         exact = name in entries and not entries[name][0]
-        found = [name] if exact else self._named(folder).get(_key(name), [])
+        found = [name] if exact else named.get(_key(name), []) or named.get(_key(without_suffix(name)), [])
         if not found:
-            return path, f"{ABSENT}such file, with or without a video's suffix, and no such folder"
+            return path, f"{ABSENT}such file, with this, another or no video suffix, and no such folder"
         if len(found) > 1:
             return path, f"may be any of {', '.join(sorted(found))}; write it with its suffix"
         return posixpath.join(folder, found[0]), entries[found[0]][1]
@@ -200,17 +242,60 @@ class Root:
         return folder, f"{ABSENT}folder {folder!r} below the root"
 
 
-def read_tree(source: Path, root: Path, classes: list[str] | None) -> list[Listed]:
+def _is_hidden(entry: os.DirEntry[str]) -> bool:
+    """Return True for what is left out without a word; hidden videos are refused by name."""
+    return entry.name[0] == "." and not (entry.name.lower().endswith(VIDEO_SUFFIXES) and entry.is_file())
+
+
+def holds_frames(folder: Path) -> bool:
+    """Return True if a folder holds numbered pictures and no video."""
+    pictures, videos, _ = _contents(folder)
+    return pictures and not videos
+
+
+def holds_clips(folder: Path) -> bool:
+    """Return True if a folder holds videos, or folders and no numbered picture."""
+    pictures, videos, folders = _contents(folder)
+    return videos or (folders and not pictures)
+
+
+def _contents(folder: Path) -> tuple[bool, bool, bool]:
+    """Return whether a folder holds numbered pictures, videos and folders; nothing is kept of its 300 names."""
+    pictures = videos = folders = False
+    with os.scandir(folder) as scan:
+        for entry in scan:
+            name = entry.name.lower()
+            if name[0] == ".":
+                continue
+            if name.endswith(PICTURE_SUFFIXES):
+                pictures = pictures or re.search(r"\d", name.rpartition(".")[0]) is not None
+            elif name.endswith(VIDEO_SUFFIXES):
+                videos = True
+            elif not folders:
+                folders = entry.is_dir()
+    return pictures, videos, folders
+
+
+def without_suffix(name: str) -> str:
+    """Return a name or path without the suffix of a video."""
+    return name.rpartition(".")[0] if name.lower().endswith(VIDEO_SUFFIXES) else name
+
+
+def suffix_remark(listed: str, found: str) -> str:
+    """Return SUFFIX_REMARK if a list names a video by another suffix than it has, else an empty string."""
+    suffixes = [PurePosixPath(path).suffix.lower() for path in (listed, found)]
+    return SUFFIX_REMARK if suffixes[0] in VIDEO_SUFFIXES and suffixes[0] != suffixes[1] else ""
+
+
+def read_tree(source: Path, tree: Root, classes: list[str] | None) -> list[Listed]:
     """Read `<class>/<video>` or `<class>/<folder of frames>`; labels are the sorted class names, from 0."""
-    tree = Root(root)
     prefix = _below(source.absolute().as_posix(), tree, f"{source}")
-    top = tree.entries(prefix)
-    names = sorted(name for name, (is_folder, _) in top.items() if is_folder)
+    top, names = tree.entries(prefix), tree.folders(prefix)
     if not names:
         raise InputError(f"{source}: holds no class folder; expected <class>/<video>")
     label_of = {_key(name): label for label, name in enumerate(names if classes is None else classes)}
     rows = [
-        Listed(path=posixpath.join(prefix, name), label=None, reason="is outside of any class folder")
+        Listed(path=posixpath.join(prefix, name), label=None, reason="is outside of any class folder; move it into one")
         for name in sorted(top)
         if name.lower().endswith(VIDEO_SUFFIXES) and not top[name][0]
     ]
@@ -222,32 +307,87 @@ def read_tree(source: Path, root: Path, classes: list[str] | None) -> list[Liste
 def _class_rows(tree: Root, folder: str, label: int | None) -> list[Listed]:
     rows = []
     for name, (is_folder, reason) in sorted(tree.entries(folder).items()):
-        suffix = PurePosixPath(name).suffix.lower()
+        path, suffix = posixpath.join(folder, name), PurePosixPath(name).suffix.lower()
         if not reason and label is None:
-            reason = f"the class {posixpath.basename(folder)!r} is not in the file given as --classes"
+            reason = f"the class {posixpath.basename(folder)!r} is not in the file given as --classes; add it there"
         elif not reason and not is_folder and suffix in PICTURE_SUFFIXES:
             reason = "is a picture; the frames of a clip belong in their own folder, <class>/<clip>/000001.jpg"
         elif not reason and not is_folder and suffix not in VIDEO_SUFFIXES:
-            reason = f"is not a video by its suffix {suffix!r}; if it is one, rename it to .mp4: the content decides"
-        path = posixpath.join(folder, name)
+            reason = f"is not a video by its suffix {suffix!r}; if it is one, convert it: {CONVERT}"
+        elif not reason and is_folder and holds_clips(tree.path / path):
+            reason = "is a folder of videos or folders; move the clips up into <class>/, or name them in a list"
         rows.append(Listed(path=path, label=label, class_name=posixpath.basename(folder), reason=reason))
     return rows
 
 
-def _read_list(source: Path, root: Path, classes: list[str] | None, *, separator: str) -> list[Listed]:
+def _read_list(source: Path, tree: Root, classes: list[str] | None, *, separator: str) -> list[Listed]:
     """Read one clip per line, split from the right. Class names are those of --classes, else of the clips' folders."""
-    tree = Root(root)
     rows = []
     for number, line in _lines(source):
-        where = f"{source}, line {number}"
         match = _LIST_LINE[separator].fullmatch(line)
         label = _label(line, separator)
-        if match is None or label is None:
+        if label is None and number == 1 and _HEADER.fullmatch(line):
+            rows.append(Listed(path=line.strip(), label=None, line=number, reason="is read as the header of the list"))
+        elif match is None or label is None:
             wrong = f"label {match[2]!r} is not an integer from 0" if match else f"{line.strip()[:100]!r} has no label"
-            raise InputError(f"{where}: {wrong}; a line is `{_WRITTEN[separator]}` (see --format)")
-        path, reason = tree.find(_below(match[1], tree, where))
-        rows.append(Listed(path=path, label=int(label) if label else None, line=number, reason=reason))
+            raise InputError(
+                f"{source}, line {number}: {wrong}; a line is `{_WRITTEN[separator]}` with the number of the class"
+                " (see --format; --classes FILE names the classes)"
+            )
+        else:
+            rows.append(_list_row(match[1], label, tree, source, number))
     return _name_by_folder(rows) if classes is None else [_name_by_label(row, classes) for row in rows]
+
+
+def _list_row(written: str, label: str, tree: Root, source: Path, line: int) -> Listed:
+    """Return the row of a line; what comes before its label is a path, or a path and a number of frames."""
+    if len(written) > 1 and written[0] == written[-1] == '"':  # as a spreadsheet writes a comma in a name
+        written = written[1:-1].replace('""', '"')
+    where, frames = f"{source}, line {line}", None
+    path, reason = tree.find(_below(written, tree, where))
+    if reason.startswith(ABSENT) and (match := _WITH_COUNT.fullmatch(written)):
+        other, problem = tree.find(_below(match[1], tree, where))
+        if not problem.startswith(ABSENT):
+            path, reason, written, frames = other, problem, match[1], int(match[2])
+    remark = "" if reason else suffix_remark(written, path)
+    number = int(label) if label else None
+    if number is not None and number >= MOST_CLASSES:
+        reason = f"label {number} is too large; labels are below {MOST_CLASSES}: number the classes from 0"
+        number = None
+    return Listed(path=path, label=number, line=line, reason=reason, remark=remark, frames=frames)
+
+
+def read_manifest(source: Path, tree: Root, classes: list[str] | None) -> list[Listed]:
+    """Read a manifest of `ppma index` again: labels, names, windows, domains and licenses stay, what was probed does not."""
+    manifest = Manifest.read(source, root=tree.path)
+    label_of = {_key(name): label for label, name in enumerate(classes or ())}
+    rows = []
+    for line, clip in enumerate(map(manifest.clip, range(len(manifest))), 2):
+        name = PurePosixPath(clip.path).name
+        place = posixpath.dirname(clip.path) if name.endswith(SERIES) else clip.path
+        path, reason = tree.find(_below(place, tree, f"{source}, line {line}"))
+        row = Listed(
+            path=posixpath.join(path, name) if name.endswith(SERIES) else path,
+            label=clip.label, class_name=clip.class_name, line=line, reason=reason, source=clip.source,
+            start_seconds=clip.start_seconds, end_seconds=clip.end_seconds, domain=clip.domain, licence=clip.licence,
+            remark=(AUDIT_REMARK if clip.audit else suffix_remark(clip.path, path)),
+        )  # fmt: skip
+        if classes is not None and clip.class_name:
+            label = label_of.get(_key(clip.class_name))
+            missing = f"the class {clip.class_name!r} is not in the file given as --classes; add it there"
+            row = replace(row, label=label, reason=row.reason or ("" if label is not None else missing))
+        elif classes is not None:
+            row = _name_by_label(row, classes)
+        rows.append(row)
+    return rows
+
+
+def with_prefix(rows: list[Listed], root: Path, prefix: str) -> list[Listed]:
+    """Return the rows with the series `prefix` of each folder of frames (--frames-prefix) in place of the folder."""
+    return [
+        replace(row, path=f"{row.path}/{prefix}{SERIES}") if not row.reason and (root / row.path).is_dir() else row
+        for row in rows
+    ]
 
 
 def _label(line: str, separator: str) -> str | None:
@@ -294,9 +434,12 @@ def refuse_repeats(rows: list[Listed]) -> list[Listed]:
     return out
 
 
-FORMATS: dict[str, Callable[[Path, Path, list[str] | None], list[Listed]]] = {
+FORMATS: dict[str, Callable[[Path, Root, list[str] | None], list[Listed]]] = {
     "tree": read_tree,
     "semicolon": partial(_read_list, separator=";"),
+    "comma": partial(_read_list, separator=","),
     "space": partial(_read_list, separator=" "),
+    "manifest": read_manifest,
 }
 """{format: its reader}."""
+_FORMAT_OF = {";": "semicolon", ",": "comma", " ": "space"}

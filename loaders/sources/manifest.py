@@ -76,6 +76,8 @@ class Clip:
     """Verdict of the privacy audit; empty before one."""
 
 
+MOST_CLASSES = 1_000_000
+"""Labels are below: a head has an output for each."""
 HEADER = tuple(field.name for field in fields(Clip))
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 _TYPES: dict[str, pa.DataType] = {
@@ -93,6 +95,7 @@ _TYPES: dict[str, pa.DataType] = {
 _SCHEMA = pa.schema([(name, _TYPES.get(name, _NAMES)) for name in HEADER])
 _OPTIONAL = ("label", "start_seconds", "end_seconds")
 _LEAVES_ROOT = r"^/|(^|/)\.\.(/|$)"
+_CONTROL = "[\x00-\x1f\x7f]"
 
 
 class Manifest:
@@ -339,11 +342,18 @@ def _rules(columns: dict[str, pa.Array]) -> Iterable[tuple[str, pa.Array, str]]:
         good = pc.and_(pc.is_finite(columns[name]), pc.greater(columns[name], 0.0))
         yield name, pc.invert(good), "it must be above 0"
     yield "label", pc.less(columns["label"], 0), "it must be 0 or more, or empty"
+    yield "label", pc.greater_equal(columns["label"], MOST_CLASSES), f"it must be below {MOST_CLASSES}, or empty"
+    for name in ("start_seconds", "end_seconds"):
+        yield name, pc.invert(pc.is_finite(columns[name])), "it must be a number of seconds, or empty"
     yield "start_seconds", pc.less(columns["start_seconds"], 0.0), "it must be 0 or more, or empty"
     start = pc.fill_null(columns["start_seconds"], 0.0)
+    late = pc.greater_equal(start, columns["duration_seconds"])
+    yield "start_seconds", late, "it must be before the file's end, duration_seconds; correct it or remove the line"
     yield "end_seconds", pc.less_equal(columns["end_seconds"], start), "it must be after start_seconds"
     yield "path", pc.equal(columns["path"], ""), "it must be a path below the root"
     leaves = pc.match_substring_regex(columns["path"], _LEAVES_ROOT)
     yield "path", leaves, "it leaves the root; give the folder that holds all files as --root and index again"
+    control = pc.match_substring_regex(columns["path"], _CONTROL)
+    yield "path", control, "it holds a control character; rename the file and index again"
     known = pc.is_in(pc.dictionary_decode(columns["domain"]), value_set=pa.array(DOMAINS))
     yield "domain", pc.invert(known), f"it must be one of {', '.join(DOMAINS[1:])}, or empty"

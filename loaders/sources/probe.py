@@ -23,9 +23,9 @@ import av
 import av.error
 import numpy as np
 
+from ppma.common.frames import FRAME_FOLDER_FPS, SHOWN, is_frames, read_folder
 from ppma.common.workers import parallel_map
 from ppma.config.errors import InputError
-from ppma.loaders.sources.formats import FRAME_FOLDER_FPS, list_frames
 
 Check = Literal["quick", "full"]
 
@@ -57,7 +57,8 @@ class VideoMetadata:
     key_frame_spacing: int
     duration_seconds: float
     remarks: tuple[str, ...] = ()
-    """Unusual properties: rotated, interlaced, variable frame rate, starts without a key frame."""
+    """Unusual properties, with details in brackets: rotated, interlaced, variable frame rate, starts without a key frame,
+    without some frame numbers (5, 6)."""
 
 
 class _Job(NamedTuple):
@@ -79,7 +80,7 @@ def probe(path: Path, *, max_pixels: int = MAX_PIXELS, check: Check = "quick") -
         Unusable: It cannot be used as a clip.
     """
     try:
-        return (_probe_folder if path.is_dir() else _probe_video)(path, max_pixels, check)
+        return (_probe_folder if is_frames(path) else _probe_video)(path, max_pixels, check)
     except (av.error.FFmpegError, OSError) as error:
         raise Unusable(f"cannot be read: {error.strerror or error}") from error
 
@@ -95,7 +96,7 @@ def open_video(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[av.containe
     # Opening decodes a frame to fill in what the header leaves out; coded sizes are a little larger than shown ones.
     options = {"format_whitelist": CONTAINERS, "max_pixels": str(2 * max_pixels)}
     try:
-        container = av.open(str(path), options=options, metadata_errors="replace")
+        container = av.open(f"file:{path}", options=options, metadata_errors="replace")
     except (av.error.InvalidDataError, av.error.ArgumentError) as error:
         raise Unusable(_why_not_opened(path, error)) from error
     cover = int(av.stream.Disposition.attached_pic)
@@ -311,9 +312,10 @@ def _metadata(stream: av.VideoStream, walk: _Walk, pictures: _Pictures) -> Video
 def _probe_folder(path: Path, max_pixels: int, check: Check) -> VideoMetadata:
     """Probe a folder of frames, all of one size; the quick check opens the first, the middle and the last."""
     try:
-        files = list_frames(path)
+        found = read_folder(path)
     except InputError as error:
         raise Unusable(str(error).removeprefix(f"{path}: ")) from error
+    files = found.files
     chosen = files if check == "full" else [files[i] for i in sorted({0, len(files) // 2, len(files) - 1})]
     codec = "png" if files[0].suffix.lower() == ".png" else "jpeg"
     sizes = {file.name: _picture_size(file, max_pixels) for file in chosen}
@@ -329,7 +331,15 @@ def _probe_folder(path: Path, max_pixels: int, check: Check) -> VideoMetadata:
         codec=codec,
         key_frame_spacing=1,
         duration_seconds=round(len(files) / FRAME_FOLDER_FPS, 6),
+        remarks=(
+            *([f"without some frame numbers ({_some(found.missing)})"] if found.missing else []),
+            *([f"with other pictures, which are left out ({_some(found.left_out)})"] if found.left_out else []),
+        ),
     )
+
+
+def _some(names: Sequence[object]) -> str:
+    return ", ".join(map(str, names[:SHOWN])) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _picture_size(file: Path, max_pixels: int) -> tuple[int, int]:

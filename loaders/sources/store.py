@@ -14,6 +14,7 @@ address of a packed clip, `shard-00000.beton#17`, can be used wherever the path 
 
 import json
 import os
+import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from ppma.config.errors import InputError
 FORMAT = "ppma-store 1"
 SUFFIX = ".beton"
 INDEX, ROWS, REJECTED = "index.json", "rows.npy", "rejected.csv"
+_SHARD = r"shard-\d{5,}\.beton"
 OPEN_SHARDS = 64
 """Files that one process keeps open; a store of Kinetics has about 900."""
 
@@ -107,14 +109,21 @@ def read_index(store: Path, name: str = INDEX) -> StoreIndex:
         InputError: There is no index, or it has another format.
     """
     try:
-        found: dict[str, Any] = json.loads((store / name).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        found: Any = json.loads((store / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         remedy = f"`ppma pack MANIFEST --out {store}` makes one"
         raise InputError(f"{store}: is not a packed store ({error}); {remedy}") from None
-    if found.get("format") != FORMAT:
-        raise InputError(f"{store}: its format is {found.get('format')!r}, not {FORMAT!r}; pack it again")
-    shards = tuple(Shard(**s | {"rejected": tuple(tuple(r) for r in s["rejected"])}) for s in found.pop("shards"))
-    return StoreIndex(**found | {"parameters": PackParameters(**found["parameters"]), "shards": shards})
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise InputError(f"{store}: its format is not {FORMAT!r}; pack it again")
+    try:
+        shards = tuple(Shard(**s | {"rejected": tuple(tuple(r) for r in s["rejected"])}) for s in found.pop("shards"))
+        index = StoreIndex(**found | {"parameters": PackParameters(**found["parameters"]), "shards": shards})
+        strangers = [shard.file for shard in shards if not re.fullmatch(_SHARD, shard.file)]
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{store / name} is damaged; pack it again") from None
+    if strangers:
+        raise InputError(f"{store / name} names {strangers[0]!r}, which is not a file of a store; pack it again")
+    return index
 
 
 class Store:
@@ -128,15 +137,27 @@ class Store:
             manifest_sha256: Hash of the manifest that it must have been packed from; None accepts any.
 
         Raises:
-            InputError: The store is unfinished, or was packed from another manifest.
+            InputError: The store is unfinished or damaged, or was packed from another manifest.
         """
         self.path, self.index = Path(path), read_index(Path(path))
         if not self.index.complete:
             raise InputError(f"{path}: has only {len(self.index.shards)} of its shards; run ppma pack again")
         if manifest_sha256 not in (None, self.index.manifest_sha256):
             raise InputError(f"{path}: was packed from another manifest; run ppma pack again")
-        self.places = np.load(self.path / ROWS)
+        self.places = self._read_places()
         """PLACE (rows,)."""
+
+    def _read_places(self) -> np.ndarray:
+        again = "run ppma pack again"
+        try:  # mapped, so that a header cannot promise more rows than the file has; a pickle is a ValueError
+            places = np.array(np.load(self.path / ROWS, mmap_mode="r"))
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{self.path / ROWS}: cannot be read ({error}); {again}") from None
+        shards = len(self.index.shards)
+        fits = places.dtype == PLACE and places.shape == (self.index.rows,)
+        if not fits or np.any((places["shard"] < -1) | (places["shard"] >= shards)):
+            raise InputError(f"{self.path / ROWS}: does not fit {INDEX}; {again}")
+        return places
 
     def address(self, row: int) -> Path | None:
         """Return the address of a packed row, in place of its video's path; None for a row that was not packed."""
@@ -145,8 +166,8 @@ class Store:
 
 
 def is_packed(path: Path) -> bool:
-    """Return True if a path is the address of a packed clip."""
-    return f"{SUFFIX}#" in path.name
+    """Return True if a path is the address of a packed clip; a video such as x.beton#3.mp4 is not one."""
+    return "#" in path.name and re.fullmatch(rf"{_SHARD}#\d+", path.name) is not None
 
 
 class ShardFile:
@@ -157,10 +178,11 @@ class ShardFile:
         self.path = path
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._fd)  # __del__ may run after Python has cleared `os` at exit
+        self._bytes = os.fstat(self._fd).st_size
         header = self._array(0, HEADER, 1)[0]
         at = HEADER.itemsize + FIELD.itemsize * len(FIELDS)
-        names = [bytes(f["name"]).rstrip(b"\0").decode() for f in self._array(HEADER.itemsize, FIELD, len(FIELDS))]
-        if header["version"] != FFCV_VERSION or names != [name for name, _ in FIELDS]:
+        names = [bytes(f["name"]).rstrip(b"\0") for f in self._array(HEADER.itemsize, FIELD, len(FIELDS))]
+        if header["version"] != FFCV_VERSION or names != [name.encode() for name, _ in FIELDS]:
             raise StoreError(f"{path.name} is not a shard of a packed store")
         self.samples = self._array(at, SAMPLE, int(header["num_samples"]))
 
@@ -169,7 +191,7 @@ class ShardFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset`; StoreError if the file is shorter."""
-        data = os.pread(self._fd, size, offset)
+        data = os.pread(self._fd, size, offset) if offset + size <= self._bytes else b""
         if len(data) != size:
             raise StoreError(f"{self.path.name} ends before byte {offset + size}; run ppma pack --verify")
         return data

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ppma.common.frames import SERIES, clip_place, is_frames
 from ppma.config.errors import InputError, watch_disk
 
 
@@ -95,10 +96,15 @@ def claim_folder(note: Path, settings: Mapping[str, object], holds: str) -> None
 
 
 def content_sha256(path: Path) -> str:
-    """Return the hash of a file, or of the names and contents of a folder of frames; OSError if there is neither."""
-    if path.is_file():
+    """Return the hash of a file, or of the names and contents of the files of a folder of frames or of one of its series.
+
+    OSError if there is none of them.
+    """
+    if not is_frames(path):
         return file_sha256(path)
-    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    prefix = path.name.removesuffix(SERIES) if path.name.endswith(SERIES) else ""
+    visible = (file for file in clip_place(path).iterdir() if file.is_file() and not file.name.startswith("."))
+    files = sorted(file for file in visible if file.name.startswith(prefix))
     lines = "".join(f"{file_sha256(file)}  {file.name}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
 

@@ -65,7 +65,7 @@ def video_writer(
     rate = frame_rate(fps)
     with (
         atomic_path(path) as temp_path,
-        av.open(str(temp_path), "w", options={"fflags": "+bitexact"}) as container,
+        av.open(f"file:{temp_path}", "w", options={"fflags": "+bitexact"}) as container,
     ):
         stream: Any = container.add_stream(codec, rate=rate, options={**REPRODUCIBLE.get(codec, {}), **options})
         stream.codec_context.gop_size = key_frame_spacing(fps) if spacing is None else spacing

@@ -3,23 +3,25 @@
     table  ->  Dataset: metadata and how its splits are read
     root   ->  Download: shape checked, lists parsed  ->  read_splits  ->  Splits: (path, label) of each clip of each split
 
-A table with [read.lists] reads list files; one with `path` reads the clips' own paths. `Reading` documents the keys. Nothing here opens a
-video or the network.
+A table with [read.lists] reads list files; one with `path` reads the clips' own paths. `Reading` documents the keys. A video may have
+another suffix than its table and its lists say: many downloads are re-encoded. Nothing here opens a video or the network.
 """
 
 import csv
 import difflib
+import io
 import json
 import os
 import re
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ppma.config.errors import InputError
-from ppma.loaders.sources.formats import ABSENT, PICTURE_SUFFIXES, VIDEO_SUFFIXES, Root
+from ppma.loaders.sources.formats import ABSENT, VIDEO_SUFFIXES, Root, holds_frames, suffix_remark, without_suffix
 
 TABLES = Path(__file__).parent / "datasets"
 SHOWN = 5
@@ -35,6 +37,8 @@ class Splits:
     """Class names in the order of their labels; empty if the owners give numbers only."""
     clips: dict[str, list[tuple[str, int]]]
     """Split -> (path below the root, label). `2.train` and `2.val` are those of a second official split."""
+    notes: dict[str, list[str]]
+    """What was left out or is unusual -> names: clips with another suffix than in their list, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,19 +149,24 @@ def find(name: str) -> Dataset:
 def read_splits(download: "Download") -> Splits:
     """Read the official splits from a download; InputError names the file and the entry that cannot be read."""
     dataset, read = download.dataset, download.dataset.read
-    rows = _listed(read, download) if read.lists else _by_path(read, download)
+    notes: defaultdict[str, list[str]] = defaultdict(list)
+    rows = _listed(read, download, notes) if read.lists else _by_path(read, download, notes)
     if read.train_without_val:
         held_out = {(row["class"], row["file"]) for row in rows["val"]}
         rows["train"] = [row for row in rows["train"] if (row["class"], row["file"]) not in held_out]
     classes = _class_names(dataset, download, rows)
     labels = {name: label for label, name in enumerate(classes)}
-    bare = {_bare(path): path for folder in reversed(read.anywhere_below) for path in reversed(download.clips(folder))}
+    below = [path for folder in reversed(read.anywhere_below) for path in reversed(download.clips(folder))]
+    bare = {_bare(path): path for path in below}
 
     def place(row: Row) -> str:
         places = [template.format(**row) for template in read.videos]
         if bare:
             return next((bare[_bare(path)] for path in places if _bare(path) in bare), places[0])
-        return row.get("path") or download.find(places)
+        found = row.get("path") or download.find(places)
+        if places and suffix_remark(places[0], found):
+            notes["clips with another suffix than in their list"].append(found)
+        return found
 
     def is_wanted(row: Row) -> bool:
         return not row.get("skip_other_classes") or row["class"] in labels
@@ -170,7 +179,11 @@ def read_splits(download: "Download") -> Splits:
         }
     except KeyError as missing:
         raise InputError(f"{where}: a list has an entry without {missing}; unpack the lists again") from None
-    return Splits(classes=classes, clips=clips)
+    if not classes:
+        notes["labels without a class name"] = [
+            f"{label}" for label in sorted({n for c in clips.values() for _, n in c})
+        ]
+    return Splits(classes=classes, clips=clips, notes=notes)
 
 
 def _label(row: Row, labels: Mapping[str, int], where: str) -> int:
@@ -219,13 +232,14 @@ def _class_name(text: str) -> str:
     return text.replace("[", "").replace("]", "")
 
 
-def _listed(read: Reading, download: "Download") -> dict[str, list[Row]]:
-    """Return the rows of each split from its list; a split whose list does not exist is left out."""
+def _listed(read: Reading, download: "Download", notes: Mapping[str, list[str]]) -> dict[str, list[Row]]:
+    """Return the rows of each split from its list; a split whose list does not exist is left out and noted."""
     found = {}
     for split, tables in read.lists.items():
         tables = [{"list": tables}] if isinstance(tables, str) else tables if isinstance(tables, list) else [tables]
         table = next((table for table in tables if download.has(table["list"])), None)
         if table is None:
+            notes["splits without a list, not indexed"].append(f"{split} ({tables[0]['list'].partition(' | ')[0]})")
             continue
         line, fields = table.get("line", read.line), {**read.fields, **table.get("fields", {})}
         where = table.get("where", {})
@@ -238,14 +252,15 @@ def _listed(read: Reading, download: "Download") -> dict[str, list[Row]]:
     return found
 
 
-def _by_path(read: Reading, download: "Download") -> dict[str, list[Row]]:
-    """Return the rows of each split from the paths of the clips."""
+def _by_path(read: Reading, download: "Download", notes: Mapping[str, list[str]]) -> dict[str, list[Row]]:
+    """Return the rows of each split from the paths of the clips; a clip with another path is left out and noted."""
     numbers = {split: _numbers(text) for split, text in read.numbers.items()}
     prefixes = {split.removesuffix("train").removesuffix("val") for split in numbers} or {""}
     found: dict[str, list[Row]] = {f"{prefix}{part}": [] for prefix in sorted(prefixes) for part in ("train", "val")}
     for path in (path for folder in read.folders for path in download.clips(folder)):
         match = re.fullmatch(read.path, path)
         if match is None:
+            notes["clips that no split names, left out"].append(path)
             continue
         row = {"path": path, **match.groupdict()}
         if "split" in row:
@@ -264,22 +279,24 @@ def _numbers(text: str) -> frozenset[int]:
 
 def _bare(path: str) -> str:
     """Return the file's name without the suffix of a video."""
-    name = path.rpartition("/")[2]
-    return name.rpartition(".")[0] if name.lower().endswith(VIDEO_SUFFIXES) else name
+    return without_suffix(path.rpartition("/")[2])
 
 
 # ------------------------------------------------------------------------------------------------------------ a download
 
 
 class Download:
-    """The folder of a data set; patterns are relative to it, with ` | ` between alternatives."""
+    """The folder of a data set; patterns are relative to it, with ` | ` between alternatives.
 
-    def __init__(self, root: Path, dataset: Dataset) -> None:
+    A pattern that ends in the suffix of a video matches videos of every suffix.
+    """
+
+    def __init__(self, root: Path, dataset: Dataset, *, follow_links: bool = False) -> None:
         """Check that `root` has the shape of the data set; InputError names what is missing and what is there."""
         if not root.is_dir():
             raise InputError(f"--root {root} is not a folder; give the one that {dataset.name} was unpacked into")
         self.root, self.dataset = root, dataset
-        self.tree = Root(root)
+        self.tree = Root(root, follow_links=follow_links)
         if lacking := [pattern for pattern in dataset.layout if not self.has(pattern)]:
             found = sorted(self.tree.entries(""))
             count = f"{len(lacking)} of {len(dataset.layout)} expected things are missing"
@@ -290,7 +307,13 @@ class Download:
 
     def has(self, pattern: str) -> bool:
         """Return True if a file or folder matches."""
-        return any(True for part in pattern.split(" | ") for _ in self.root.glob(part))
+        return any(True for part in pattern.split(" | ") for _ in self._glob(part))
+
+    def _glob(self, part: str) -> Iterator[Path]:
+        if without_suffix(part) == part:
+            return self.root.glob(part)
+        paths = self.root.glob(f"{without_suffix(part)}.*")
+        return (path for path in paths if path.name.lower().endswith(VIDEO_SUFFIXES))
 
     def rows(
         self,
@@ -331,11 +354,11 @@ class Download:
         """Yield (file, line or JSON object or row of a CSV)."""
         for path in self._files(pattern):
             if text:
-                lines = (line.strip() for line in self._text(path).splitlines())
+                lines = (line.strip() for line in self._text(path).split("\n"))  # a name may hold other line breaks
                 prefix = f"{path.name}/" if "*" in pattern else ""
                 yield from ((path, prefix + line) for line in lines if line)
             elif path.suffix == ".csv":
-                yield from ((path, row) for row in csv.DictReader(self._text(path).splitlines()))
+                yield from ((path, row) for row in csv.DictReader(io.StringIO(self._text(path), newline="")))
             else:
                 content = self._parse(path)
                 if not isinstance(content, list):
@@ -356,22 +379,25 @@ class Download:
 
     def clips(self, folder: str = "") -> list[str]:
         """Return the sorted paths of all videos and folders of frames below `folder`; [] if that does not exist."""
-        if not (self.root / folder).is_dir():
+        here = self.root / folder
+        if not here.is_dir():
             return []
-        with os.scandir(self.root / folder) as scan:
+        with os.scandir(here) as scan:
             entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
         found = []
         for entry in entries:
             path = os.path.relpath(entry.path, self.root)
+            if entry.is_symlink() and here.resolve().is_relative_to(Path(entry.path).resolve()):
+                continue  # a link back up: what is there is listed already
             if entry.is_dir():
-                found += [path] if _holds_frames(entry.path) else self.clips(path)
+                found += [path] if holds_frames(Path(entry.path)) else self.clips(path)
             elif entry.name.lower().endswith(VIDEO_SUFFIXES):
                 found.append(path)
         return found
 
     def _files(self, pattern: str) -> list[Path]:
         """Return the files that the first matching alternative matches, sorted."""
-        return next((found for part in pattern.split(" | ") if (found := sorted(self.root.glob(part)))), [])
+        return next((found for part in pattern.split(" | ") if (found := sorted(self._glob(part)))), [])
 
     def _parse(self, path: Path) -> Any:
         try:
@@ -387,13 +413,6 @@ class Download:
             raise InputError(f"{path}: is not UTF-8 (byte {error.start}); unpack the lists again") from None
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}; unpack the lists again") from None
-
-
-def _holds_frames(folder: str) -> bool:
-    """Return True if the first entry is a picture; a folder of 300 frames is not read to its end."""
-    with os.scandir(folder) as scan:
-        first = next((entry for entry in scan if not entry.name.startswith(".")), None)
-    return first is not None and first.name.lower().endswith(PICTURE_SUFFIXES)
 
 
 def _short(pattern: str) -> str:

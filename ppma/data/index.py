@@ -8,8 +8,8 @@ becomes a separate source, `ucf101-2`, with train and val.
 """
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import tyro
 from rich.console import Console
 
 from ppma.common.files import write_csv
+from ppma.common.frames import FRAME_FOLDER_FPS
 from ppma.common.progress import Progress
 from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError
@@ -27,21 +28,24 @@ from ppma.data.resize import resize
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.formats import (
     ABSENT,
-    FRAME_FOLDER_FPS,
     Listed,
     Root,
     detect,
     read_classes,
     read_source,
     refuse_repeats,
+    splits_below,
+    with_prefix,
 )
-from ppma.loaders.sources.manifest import Clip, Manifest
+from ppma.loaders.sources.manifest import HEADER, Clip, Manifest
 from ppma.loaders.sources.probe import MAX_PIXELS, VideoMetadata, probe_all
 
 Report = Callable[[str], None]
 SHOWN = 10
 """Rows that a report lists; the files hold the rest."""
 SHOWN_MISSING = 5
+REJECTED = ("path", "label", "class_name", "line", "reason")
+MISSING = ("split", "path", "label", "class_name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,8 @@ class IndexConfig:
     """
 
     source: Annotated[Path | None, tyro.conf.Positional] = None
-    """A folder <class>/<video> (or <class>/<folder of frames>), or a list with `path;label` or `path label` on each line."""
+    """A folder <class>/<video> (or <class>/<folder of frames>, or <split>/<class>/<video>, of which --split is read), a manifest,
+    or a list with `path;label`, `path,label`, `path label` or `path frames label` on each line."""
     dataset: str | None = None
     """Instead of SOURCE: the name of a data set, unpacked in --root as its owners ship it."""
     out: Path | None = None
@@ -65,24 +70,28 @@ class IndexConfig:
     With --dataset: the folder for the manifests (default: the current one)."""
     root: Path | None = None
     """Folder that paths are relative to; required for a list and a data set (default: SOURCE, if it is a folder)."""
-    format: Literal["auto", "tree", "semicolon", "space"] = "auto"
+    format: Literal["auto", "tree", "semicolon", "comma", "space", "manifest"] = "auto"
     """Layout of SOURCE; auto detects it."""
     classes: Path | None = None
     """Class names, one per line in the order of their labels, so that train and val agree (default: a tree's names, sorted)."""
     name: str | None = None
     """Add the manifest to data.toml under this source name (with --dataset: its own name by default)."""
     split: str = "train"
-    """Split to add it under; a data set has its own."""
+    """Split to add it under, and to read of a folder <split>/<class>/<video>; a data set has its own."""
     data: Path | None = None
     """The data.toml (default: $PPMA_DATA, else ./data.toml)."""
     missing: Literal["auto", "stop", "skip"] = "auto"
     """With --dataset, if listed files are missing: stop or skip them; auto skips only where clips vanish from the web."""
+    follow_links: bool = False
+    """Read links that lead out of the root too: linked class folders, snapshots of Hugging Face."""
+    frames_prefix: str | None = None
+    """Frames of a folder that holds several series of pictures, by what comes before the number: img_ for img_00001.jpg."""
     resize: int | None = None
     """With --dataset: re-encode clips whose short side has more pixels than this, into a new folder (256 for training at 224)."""
     domain: Literal["real", "human-removed", "synthetic"] | None = None
-    """Kind of footage (default: empty; with --dataset: from its table)."""
+    """Kind of footage (default: that of a manifest or data set, else empty)."""
     licence: str = ""
-    """License or terms of use of the footage, written in every row (with --dataset: from its table)."""
+    """License or terms of use of the footage, written in every row (default: those of a manifest or data set)."""
     check: Literal["quick", "full"] = "quick"
     """quick: read all packets and decode up to 8 key frames; full: decode every frame (10 to 20 times slower), refuse damaged files."""
     max_pixels: int = MAX_PIXELS
@@ -98,6 +107,10 @@ class IndexConfig:
         for name in ("workers", "max_pixels", "timeout_seconds", "resize"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be above 0")
+        if "/" in (self.frames_prefix or ""):
+            raise InputError(
+                f"--frames-prefix is {self.frames_prefix}; give the start of a file's name, without a folder"
+            )
         if self.dataset is None:
             self._check_source()
         else:
@@ -114,6 +127,7 @@ class IndexConfig:
             raise InputError("--data is given without --name; give the source's name, or leave --data out")
         if self.missing != "auto" or self.resize is not None:
             raise InputError("--missing and --resize require --dataset; leave them out")
+        _check_overwrites({self.out: HEADER, _rejected(self.out): REJECTED}, self.source)
 
     def _check_dataset(self) -> None:
         if self.source is not None or self.classes is not None or self.format != "auto" or self.split != "train":
@@ -159,15 +173,16 @@ def _index_source(config: IndexConfig, report: Report) -> None:
     if config.root is None and not config.source.is_dir():
         raise InputError(f"--root is missing; give the folder that the paths in {config.source} are relative to")
     root = (config.root or config.source).absolute()
-    classes = read_classes(config.classes) if config.classes else None
-    rows = read_source(config.source, root=root, format=config.format, classes=classes)
+    source, classes = _one_split(config.source, config.split, report)
+    classes = read_classes(config.classes) if config.classes else classes
+    rows = read_source(source, root=root, format=config.format, classes=classes, follow_links=config.follow_links)
+    if config.frames_prefix is not None:
+        rows = with_prefix(rows, root, config.frames_prefix)
     if config.dry_run:
-        style = detect(config.source) if config.format == "auto" else config.format
-        labels, refused = {row.label for row in rows} - {None}, sum(bool(row.reason) for row in rows)
-        report(
-            f"{config.source} ({style}): {len(rows)} clips of {len(labels)} classes, {refused} refused by name alone"
-        )
-        for row in rows[:SHOWN]:
+        style = detect(source) if config.format == "auto" else config.format
+        labels, refused = {row.label for row in rows} - {None}, [row for row in rows if row.reason]
+        report(f"{source} ({style}): {len(rows)} clips of {len(labels)} classes, {len(refused)} refused by name alone")
+        for row in [*refused[:SHOWN], *(row for row in rows if not row.reason)][:SHOWN]:
             report(f"  {row.label} {row.class_name!r}: {row.path}" + (f": {row.reason}" if row.reason else ""))
         report(f"would write {config.out}")
         return
@@ -175,11 +190,47 @@ def _index_source(config: IndexConfig, report: Report) -> None:
     # 2. probe, write, add to data.toml
     found = iter(_probe([root / row.path for row in rows if not row.reason], config))
     answers = [row.reason or next(found) for row in rows]
-    _write(report, config, config.out, rows, answers, root=root, source=config.name or config.source.absolute().stem)
+    _write(report, config, config.out, rows, answers, root=root, source=config.source.absolute().stem)
     if config.name is not None:
         path = catalog.locate(config.data)
         catalog.add(path, name=config.name, split=config.split, manifest=config.out, root=root)
         report(f"entered as {config.name}.{config.split} in {path}")
+
+
+def _one_split(source: Path, split: str, report: Report) -> tuple[Path, list[str] | None]:
+    """Return the folder of a split and the class names of all splits, for a tree <split>/<class>/<video>; else `source`."""
+    splits = splits_below(source)
+    if not splits:
+        return source, None
+    if split not in splits:
+        raise InputError(f"{source} holds the splits {', '.join(splits)}, not {split}; choose one with --split")
+    classes = sorted(set().union(*splits.values()))
+    report(f"{source} holds the splits {', '.join(splits)}: {split} is read, with labels by the classes of all")
+    return source / split, classes
+
+
+def _check_overwrites(files: Mapping[Path, Sequence[str]], source: Path | None = None) -> None:
+    """Raise an InputError if one of these files exists and is SOURCE, or does not begin with its header: it is the user's own."""
+    for file, header in files.items():
+        if not file.is_file():
+            continue
+        if source is not None and source.exists() and file.samefile(source):
+            raise InputError(f"{file} is SOURCE and would be overwritten; give another --out")
+        with file.open("rb") as content:
+            first = content.readline(4096).decode("utf-8-sig", errors="replace").rstrip("\r\n")
+        if first and first != ",".join(header):
+            raise InputError(f"{file} would be overwritten, and `ppma index` did not write it; give another --out")
+
+
+def _rejected(out: Path) -> Path:
+    return out.with_suffix(".rejected.csv")
+
+
+def _late(row: Listed, found: VideoMetadata) -> str:
+    """Return why a row's window shows nothing of its file, or an empty string."""
+    if (row.start_seconds or 0.0) < found.duration_seconds:
+        return ""
+    return f"its window starts at {row.start_seconds} s, and the file ends at {found.duration_seconds} s"
 
 
 # ------------------------------------------------------------------------------------------------------------ a data set
@@ -192,6 +243,8 @@ class _Split:
     source: str
     split: str
     rows: list[Listed]
+    out: Path
+    """Its manifest."""
 
     @property
     def name(self) -> str:
@@ -210,10 +263,20 @@ def _index_dataset(config: IndexConfig, report: Report) -> None:
     name, data = config.name or dataset.source or dataset.name, catalog.locate(config.data)
     catalog.check_name(name, "name")
     catalog.read(data)
-    download = Download(root, dataset)
-    splits = list(_find_splits(read_splits(download), download.tree, name))
+    download = Download(root, dataset, follow_links=config.follow_links)
+    found = read_splits(download)
+    splits = list(_find_splits(found, download.tree, name, folder))
+    if config.frames_prefix is not None:
+        splits = [replace(split, rows=with_prefix(split.rows, root, config.frames_prefix)) for split in splits]
     if not splits:
         raise InputError(f"--root {config.root} holds lists of {dataset.name}, but no clip with a name from them")
+    written = {split.out: HEADER for split in splits} | {_rejected(split.out): REJECTED for split in splits}
+    _check_overwrites(written | {folder / f"{name}.missing.csv": MISSING})
+    for note, names in found.notes.items():
+        report(
+            f"  {len(names)} {note}: {'; '.join(names[:SHOWN_MISSING])}"
+            + (", ..." if len(names) > SHOWN_MISSING else "")
+        )
     if config.dry_run:
         report(f"{dataset.name} in {config.root}:")
         for split in splits:
@@ -221,7 +284,7 @@ def _index_dataset(config: IndexConfig, report: Report) -> None:
             _compare(report, dataset, split, usable=len(split.rows) - len(refused))
             for row in refused[:SHOWN]:
                 report(f"    {row.path}: {row.reason}")
-            report(f"    would write {folder / f'{split.source}_{split.split}.csv'}")
+            report(f"    would write {split.out}")
         return
     _handle_missing(dataset, name, splits, config)
 
@@ -234,17 +297,14 @@ def _index_dataset(config: IndexConfig, report: Report) -> None:
     # 3. a manifest for each split
     settings = replace(config, domain=config.domain or dataset.domain, licence=config.licence or dataset.license)
     for split in splits:
-        out, found = (
-            folder / f"{split.source}_{split.split}.csv",
-            [row.reason or answers[row.path] for row in split.rows],
-        )
-        usable = _write(report, settings, out, split.rows, found, root=root, source=split.source)
-        catalog.add(data, name=split.source, split=split.split, manifest=out, root=root)
+        probed = [row.reason or answers[row.path] for row in split.rows]
+        usable = _write(report, settings, split.out, split.rows, probed, root=root, source=split.source)
+        catalog.add(data, name=split.source, split=split.split, manifest=split.out, root=root)
         _compare(report, dataset, split, usable=usable)
     report(f"entered as {', '.join(split.name for split in splits)} in {data}")
 
 
-def _find_splits(splits: Splits, tree: Root, name: str) -> Iterator[_Split]:
+def _find_splits(splits: Splits, tree: Root, name: str, folder: Path) -> Iterator[_Split]:
     """Yield each split with its rows, whose paths are looked up on disk."""
     for key, clips in splits.clips.items():
         number, _, split = key.rpartition(".")
@@ -254,7 +314,9 @@ def _find_splits(splits: Splits, tree: Root, name: str) -> Iterator[_Split]:
             class_name = splits.classes[label] if label < len(splits.classes) else ""
             rows.append(Listed(path=path, label=label, class_name=class_name, line=line, reason=reason))
         if rows:
-            yield _Split(key=key, source=f"{name}-{number}" if number else name, split=split, rows=refuse_repeats(rows))
+            source = f"{name}-{number}" if number else name
+            out = folder / f"{source}_{split}.csv"
+            yield _Split(key=key, source=source, split=split, rows=refuse_repeats(rows), out=out)
 
 
 def _handle_missing(dataset: Dataset, name: str, splits: Sequence[_Split], config: IndexConfig) -> None:
@@ -265,7 +327,7 @@ def _handle_missing(dataset: Dataset, name: str, splits: Sequence[_Split], confi
     if config.missing == "skip" or (config.missing == "auto" and dataset.vanishing) or not missing:
         return
     lines = [(split.name, row.path, f"{row.label}", row.class_name) for split, row in missing]
-    write_csv(out, [("split", "path", "label", "class_name"), *lines])
+    write_csv(out, [MISSING, *lines])
     counts = ", ".join(f"{len(s.missing)} of {len(s.rows)} in {s.name}" for s in splits if s.missing)
     first = "; ".join(list(dict.fromkeys(row.path for _, row in missing))[:SHOWN_MISSING])
     raise InputError(
@@ -317,22 +379,28 @@ def _write(
     *, root: Path, source: str,
 ) -> int:  # fmt: skip
     """Write the manifest `out` and its .rejected.csv and report them; return the number of clips. InputError if there is none."""
-    clips, refused, remarks = [], [], Counter[str]()
+    clips, refused, remarks = [], [], defaultdict[str, list[str]](list)
     for row, answer in zip(rows, answers):
-        if isinstance(answer, str):
-            refused.append((row, answer))
+        reason = answer if isinstance(answer, str) else _late(row, answer)
+        if reason or isinstance(answer, str):
+            refused.append((row, reason))
             continue
         found = asdict(answer)
-        remarks.update(found.pop("remarks"))
+        other = row.frames not in (None, answer.frames)
+        counted = f"with another number of frames than in its list ({answer.frames}, not {row.frames})" if other else ""
+        for remark in filter(None, (*found.pop("remarks"), row.remark, counted)):
+            kind, bracket, detail = remark.partition(" (")
+            remarks[kind].append(f"{row.path}{bracket}{detail}")
         clips.append(
             Clip(
-                path=row.path, label=row.label, class_name=row.class_name, source=source, start_seconds=row.start_seconds,
-                end_seconds=row.end_seconds, domain=config.domain or "", licence=config.licence, **found,
+                path=row.path, label=row.label, class_name=row.class_name, source=config.name or row.source or source,
+                start_seconds=row.start_seconds, end_seconds=row.end_seconds, domain=config.domain or row.domain,
+                licence=config.licence or row.licence, **found,
             )
         )  # fmt: skip
-    rejected = out.with_suffix(".rejected.csv")
+    rejected = _rejected(out)
     lines = [(row.path, row.label, row.class_name, row.line or None, reason) for row, reason in refused]
-    write_csv(rejected, [("path", "label", "class_name", "line", "reason"), *lines])
+    write_csv(rejected, [REJECTED, *lines])
     if not clips:
         reason, count = Counter(reason for _, reason in refused).most_common(1)[0]
         most = f"none of {len(rows)} clips can be used ({count} of them: {reason})"
@@ -344,9 +412,10 @@ def _write(
     sizes = f"{_span([clip.width for clip in clips])} x {_span([clip.height for clip in clips])}"
     report(f"{out}: {len(clips)} clips of {len(labels)} classes, {hours:.2f} hours, frames of {sizes} pixels")
     folders = sum(clip.codec in ("jpeg", "png") for clip in clips)
-    remarks[f"folder{'s' * (folders > 1)} of frames (counted as {FRAME_FOLDER_FPS:g} frames/s)"] = folders
-    for remark, count in (+remarks).most_common():
-        report(f"  {count} {remark}")
+    if folders:
+        report(f"  {folders} folder{'s' * (folders > 1)} of frames (counted as {FRAME_FOLDER_FPS:g} frames/s)")
+    for remark, clips_of in sorted(remarks.items(), key=lambda item: -len(item[1])):
+        report(f"  {len(clips_of)} {remark}: {clips_of[0]}" + (", ..." if len(clips_of) > 1 else ""))
     if refused:
         report(f"{rejected}: {len(refused)} refused")
     for row, reason in refused[:SHOWN]:

@@ -18,11 +18,11 @@ import cv2
 import numpy as np
 from av.video.reformatter import Interpolation
 
+from ppma.common.frames import SERIES, clip_place, is_frames, list_frames
 from ppma.common.progress import Progress
 from ppma.common.video import video_writer
 from ppma.common.workers import parallel_map
 from ppma.config.errors import FULL_DISK, InputError, watch_disk
-from ppma.loaders.sources.formats import list_frames
 from ppma.loaders.sources.probe import Unusable, VideoMetadata, open_video
 
 X264 = {"preset": "veryfast", "crf": "18"}
@@ -106,7 +106,7 @@ def _job(root: Path, small_root: Path, path: str, found: VideoMetadata, short_si
         scale, fits = short_side / short, short_side % MACROBLOCK == 0 and is_video
         size = _side(found.width * scale, fits), _side(found.height * scale, fits)
     renamed = size is not None and is_video and not path.lower().endswith(".mp4")
-    target = small_root / (f"{path}.mp4" if renamed else path)
+    target = small_root / (f"{path}.mp4" if renamed else path.removesuffix(SERIES))
     variable = VARIABLE in found.remarks
     return _Job(path=path, source=root / path, target=target, size=size, fps=found.fps, variable=variable)
 
@@ -118,7 +118,7 @@ def _side(pixels: float, fits: bool) -> int:
 
 
 def _is_fresh(job: _Job) -> bool:
-    return job.target.exists() and job.target.stat().st_mtime_ns >= job.source.stat().st_mtime_ns
+    return job.target.exists() and job.target.stat().st_mtime_ns >= clip_place(job.source).stat().st_mtime_ns
 
 
 def _write(job: _Job) -> tuple[str, str]:
@@ -128,7 +128,7 @@ def _write(job: _Job) -> tuple[str, str]:
         try:
             if job.size is None:
                 _link(job.source, job.target)
-            elif job.source.is_dir():
+            elif is_frames(job.source):
                 _encode_folder(job, job.size)
             else:
                 _encode_video(job, job.size)
@@ -148,10 +148,12 @@ def _temp_path(path: Path) -> Path:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Hard-link a file or the files of a folder, which uses no space; copy where the file system has no links."""
-    if source.is_dir():
+    """Hard-link a file or the frames of a folder, which uses no space; copy where the file system has no links."""
+    if is_frames(source):
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, _temp_path(target), copy_function=_link_file, dirs_exist_ok=True)
+        _temp_path(target).mkdir(exist_ok=True)
+        for frame in list_frames(source):
+            _link_file(str(frame), str(_temp_path(target) / frame.name))
     else:
         _link_file(str(source), str(_temp_path(target)))
     _temp_path(target).replace(target)

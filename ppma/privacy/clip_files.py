@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ppma.common.files import content_sha256, joined_sha256
+from ppma.common.frames import clip_place, is_frames
 from ppma.common.progress import Progress
 from ppma.config.errors import InputError
 from ppma.loaders.sources import catalog
@@ -30,7 +31,7 @@ def check_places(root: Path, paths: Iterable[str]) -> None:
     """Raise an InputError unless every clip and every frame of a folder is inside the root, with links resolved."""
     inside = root.resolve()
     for path in paths:
-        clip = root / path
+        clip = clip_place(root / path)
         if not clip.exists():
             raise InputError(f"{clip} is missing; --privacy strict checks every clip before it starts")
         links = (Path(entry.path) for entry in os.scandir(clip) if entry.is_symlink()) if clip.is_dir() else ()
@@ -101,7 +102,7 @@ def check_disguise(data: Path | None, sources: Sequence[Manifest]) -> None:
         same_size[_size(claim.clip)].append(claim)
     entries = catalog.find(data).entries.values()
     for claim in _claims(Manifest.read(entry.manifest, root=entry.root) for entry in entries):
-        for one in same_size.get(_size(claim.clip), ()) if claim.clip.exists() else ():
+        for one in same_size.get(_size(claim.clip), ()) if clip_place(claim.clip).exists() else ():
             if one.domain != claim.domain and one.content == claim.content:
                 raise InputError(
                     f"{one.clip} is {one.domain} by {one.manifest}, and {claim.domain} by {claim.manifest}"
@@ -118,7 +119,7 @@ def _claims(manifests: Iterable[Manifest]) -> Iterator[_Claim]:
 
 def _size(clip: Path) -> tuple[int, ...]:
     """Return the bytes of a file, or the number of frames in a folder and the bytes of the first: copies share them."""
-    if not clip.is_dir():
+    if not is_frames(clip):
         return (clip.stat().st_size,)
-    files = sorted(file for file in clip.iterdir() if file.is_file())
+    files = sorted(file for file in clip_place(clip).iterdir() if file.is_file())
     return (len(files), files[0].stat().st_size if files else 0)

@@ -9,6 +9,7 @@ from dataset_trees import GONE, TREES
 
 from ppma.config.errors import InputError
 from ppma.data.dataset import Download, Splits, find, known, read_splits
+from ppma.loaders.sources.formats import VIDEO_SUFFIXES, without_suffix
 
 
 @pytest.fixture
@@ -46,6 +47,36 @@ def test_every_clip_is_in_one_split_of_each_pair(download, name):
         assert train and val and not train & val
     labels = {label for clips in splits.clips.values() for _, label in clips}
     assert labels <= set(range(dataset.classes)) and len(splits.classes) <= dataset.classes
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_download_whose_videos_were_encoded_again(download, name):
+    root = download(name)
+    before = read(root, name)
+    for path in [p for p in root.rglob("*") if p.name.lower().endswith(VIDEO_SUFFIXES) and p.is_file()]:
+        path.rename(path.with_suffix(".mkv" if path.suffix.lower() == ".mp4" else ".mp4"))
+    again = read(root, name)
+    assert again.classes == before.classes
+    listed = [path for clips in again.clips.values() for path, _ in clips]
+    assert sum(not (root / path).exists() for path in listed) == GONE.get(name, 0)
+    for split, clips in before.clips.items():
+        assert [(without_suffix(p), n) for p, n in again.clips[split]] == [(without_suffix(p), n) for p, n in clips]
+
+
+def test_what_is_left_out_is_noted(download):
+    root = download("ikea-fa")
+    (root / "videos/spin_in/cut.mp4").touch()
+    (root / "videos/spin_in/loop").symlink_to(root / "videos")
+    assert read(root, "ikea-fa").notes == {"clips that no split names, left out": ["videos/spin_in/cut.mp4"]}
+    root = download("mini-ssv2")
+    (root / "mini_ssv2/train.csv").unlink()
+    shutil.rmtree(root / "labels")
+    (root / "20bn-something-something-v2/74225.webm").rename(root / "20bn-something-something-v2/74225.mp4")
+    assert read(root, "mini-ssv2").notes == {
+        "splits without a list, not indexed": ["train (mini_ssv2/train.csv)"],
+        "labels without a class name": ["0", "1"],
+        "clips with another suffix than in their list": ["20bn-something-something-v2/74225.mp4"],
+    }
 
 
 def test_the_tables_are_complete():

@@ -7,22 +7,33 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import psutil
 import pytest
 from damaged_clips import CASES, encode
 
 from ppma.config.command import INTERRUPTED, RUN_AGAIN, WRONG_INPUT, run
 from ppma.data.index import main
+from ppma.loaders.decode.fetch import read_window
 from ppma.loaders.sources import catalog
-from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.sources.manifest import HEADER, Clip, Manifest
+from ppma.loaders.sources.probe import VideoMetadata, probe
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PPMA_DATA", raising=False)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory, write_clip) -> Path:
+    """A video of 30 frames of 64 x 48 at 10 a second."""
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4")
 
 
 def index(*argv: str | Path) -> int:
@@ -71,7 +82,7 @@ def test_odd_files_are_counted(tmp_path, capsys):
     for name in names:
         (tmp_path / "tree/a" / name).write_bytes(CASES[name]())
     assert index("tree", "--out", "quick.csv") == 0
-    assert "  1 rotated\n" in capsys.readouterr().out
+    assert "  1 rotated: a/rotated_90.mp4\n" in capsys.readouterr().out
     assert list(refused("quick.rejected.csv")) == ["a/truncated_after_index.mp4"]
     assert index("tree", "--out", "full.csv", "--check", "full") == 0
     assert sorted(refused("full.rejected.csv")) == ["a/concealed_corruption.mp4", "a/truncated_after_index.mp4"]
@@ -82,6 +93,120 @@ def test_train_and_val_agree_on_labels(clip_tree, tmp_path):
     Path("classes.txt").write_text("\n".join(names))
     assert index(clip_tree, "--out", "m.csv", "--classes", "classes.txt") == 0
     assert Manifest.read("m.csv").class_names == dict(enumerate(names))
+
+
+def test_a_split_of_a_tree_has_the_labels_of_all_splits(tmp_path, clip, capsys):
+    for path in ("train/walk/1.mp4", "val/run/1.mp4", "val/walk/2.mp4"):
+        (tmp_path / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
+        os.link(clip, tmp_path / "tree" / path)
+    assert index("tree", "--out", "train.csv", "--name", "acts") == 0
+    assert "splits train, val: train is read" in capsys.readouterr().out
+    assert index("tree", "--out", "val.csv", "--name", "acts", "--split", "val") == 0
+    train, val = (catalog.find().manifest("acts", split) for split in ("train", "val"))
+    assert train.class_names == {1: "walk"} and val.class_names == {0: "run", 1: "walk"}
+    assert [val.clip(i).path for i in range(2)] == ["val/run/1.mp4", "val/walk/2.mp4"] and val.file(0).is_file()
+    assert index("tree", "--out", "m.csv", "--split", "test") == WRONG_INPUT
+    assert "train, val" in capsys.readouterr().err
+
+
+def test_a_manifest_indexed_again_keeps_what_its_owner_stated(tmp_path, clip, capsys):
+    """Labels with gaps, class names, windows, domain, license and source; frames and sizes are probed anew, verdicts dropped."""
+    for name in ("1.mp4", "2.mp4"):
+        (tmp_path / "clips/a").mkdir(parents=True, exist_ok=True)
+        os.link(clip, tmp_path / "clips/a" / name)
+    stated = Clip(
+        path="a/1.mp4", label=7, class_name="walk, slowly", source="mine", start_seconds=0.2, end_seconds=0.9, domain="synthetic",
+        licence="CC0, mine", audit="passed", frames=99, fps=1.0, width=1, height=1, codec="vp9", key_frame_spacing=1, duration_seconds=9.0,
+    )  # fmt: skip
+    rows = [
+        stated,
+        replace(stated, path="a/2.avi", start_seconds=None, audit=""),
+        replace(stated, start_seconds=8.0, end_seconds=None),
+    ]
+    Manifest.write("m.csv", rows)
+    assert index("m.csv", "--root", "clips", "--out", "again.csv") == 0
+    again = Manifest.read("again.csv", root="clips")
+    found = VideoMetadata(
+        frames=30, fps=10.0, width=64, height=48, codec="h264", key_frame_spacing=12, duration_seconds=3.0
+    )
+    probed = asdict(found)
+    del probed["remarks"]
+    assert [again.clip(i) for i in range(len(again))] == [
+        replace(stated, **probed, audit=""),
+        replace(stated, **probed, audit="", path="a/2.mp4", start_seconds=None),
+    ]
+    assert refused("again.rejected.csv") == {"a/1.mp4": "its window starts at 8.0 s, and the file ends at 3.0 s"}
+    output = capsys.readouterr().out
+    assert "1 with the verdict of an audit" in output and "1 with another suffix than in its list: a/2.mp4" in output
+    Path("classes.txt").write_text("run\nwalk, slowly\n")
+    flags = ["--name", "other", "--domain", "real", "--licence", "none", "--classes", "classes.txt"]
+    assert index("m.csv", "--root", "clips", "--out", "new.csv", *flags) == 0
+    new = Manifest.read("new.csv").clip(0)
+    assert (new.label, new.source, new.domain, new.licence) == (1, "other", "real", "none"), "labels follow the names"
+
+
+@pytest.mark.parametrize("source", ["list.csv", "m.csv", "tree", "link.csv"])
+def test_a_file_of_the_user_is_never_overwritten(source, tmp_path, clip_tree, capsys):
+    (tmp_path / "tree").symlink_to(clip_tree)
+    clips = [str(path.relative_to(clip_tree)) for path in sorted(clip_tree.rglob("*.mp4"))]
+    Path("list.csv").write_text("".join(f"{path};0\n" for path in clips))
+    Path("link.csv").symlink_to("list.csv")
+    assert index("tree", "--out", "m.csv") == 0
+    Path("other.rejected.csv").write_text("mine")
+    before = {path: path.read_bytes() for path in Path().glob("*.csv")}
+    for out in ("list.csv", "link.csv", "other.csv", *(["m.csv"] if source == "m.csv" else [])):
+        assert index(source, "--root", "tree", "--out", out) == WRONG_INPUT
+        assert "would be overwritten" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path().glob("*.csv")} == before
+    assert index(source, "--root", "tree", "--out", "new.csv") == 0
+    assert index(source, "--root", "tree", "--out", "new.csv") == 0, "its own files it may replace"
+
+
+def test_frames_beside_other_pictures(tmp_path, clip, capsys):
+    for name in ("one", "two"):
+        (tmp_path / "tree/a" / name).mkdir(parents=True)
+        for file in [
+            "folder.jpg",
+            *(f"{p}_{i}.jpg" for p in ("img", "flow_x")[: 1 + (name == "two")] for i in (1, 2, 4)),
+        ]:
+            cv2.imwrite(f"tree/a/{name}/{file}", np.full((48, 64, 3), 40, np.uint8))
+    os.link(clip, "tree/a/clip.mp4")
+    assert index("tree", "--out", "m.csv") == 0
+    output = capsys.readouterr().out
+    assert "1 without some frame numbers: a/one (3)" in output
+    assert "1 with other pictures, which are left out: a/one (folder.jpg)" in output
+    assert (
+        "img_1.jpg" in (reason := refused("m.rejected.csv")["a/two"])
+        and "flow_x_1.jpg" in reason
+        and "--frames-prefix" in reason
+    )
+    assert index("tree", "--out", "m.csv", "--frames-prefix", "img_") == 0
+    manifest = Manifest.read("m.csv", root="tree")
+    assert [manifest.clip(i).path for i in range(3)] == ["a/clip.mp4", "a/one/img_*", "a/two/img_*"]
+    assert read_window(manifest.file(2), 0.0, 1.0, 3).shape == (3, 48, 64, 3)
+    assert index("m.csv", "--root", "tree", "--out", "again.csv") == 0
+    assert Path("again.csv").read_text() == Path("m.csv").read_text()
+    assert index("tree", "--out", "n.csv", "--frames-prefix", "a/img_") == WRONG_INPUT
+
+
+def test_a_list_that_counts_frames_is_compared(tmp_path, clip, capsys):
+    Path("list.txt").write_text(f"{clip.name} 31 0\n")
+    assert index("list.txt", "--root", clip.parent, "--out", "m.csv") == 0
+    assert f"1 with another number of frames than in its list: {clip.name} (30, not 31)" in capsys.readouterr().out
+
+
+def test_names_that_a_library_takes_for_something_else(tmp_path, clip):
+    """FFmpeg takes 12: for a protocol and %03d for a pattern, and a packed clip has a # in its address."""
+    names = ["12:30 clip.mp4", "x.beton#3.mp4", "%03d.mp4", "a\u202fPM.mp4", "concat:a|b.mp4"]
+    for name in names:
+        (tmp_path / "12:30/a").mkdir(parents=True, exist_ok=True)
+        os.link(clip, tmp_path / "12:30/a" / name)
+    assert index("12:30", "--out", "m.csv") == 0
+    manifest = Manifest.read("m.csv", root="12:30")
+    assert len(manifest) == len(names)
+    for i in range(len(names)):
+        assert read_window(manifest.file(i), 0.0, 1.0, 2).shape == (2, 48, 64, 3)
+        assert probe(Path(os.path.relpath(manifest.file(i)))).frames == 30
 
 
 def test_dry_run_opens_and_writes_nothing(clip_tree, capsys):
@@ -125,7 +250,7 @@ def test_an_interrupted_run_changes_no_file(clip_tree, tmp_path):
     hanging = tmp_path / "tree" / "a" / "clip"
     hanging.mkdir(parents=True)
     os.mkfifo(hanging / "000001.jpg")
-    Path("m.csv").write_text("before")
+    Path("m.csv").write_text(before := ",".join(HEADER) + "\n")
     code = "import sys; from ppma.config.command import run; from ppma.data.index import main; sys.exit(run(main, sys.argv[1:], prog='p'))"
     command = [sys.executable, "-c", code, "tree", "--out", "m.csv", "--workers", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -137,7 +262,7 @@ def test_an_interrupted_run_changes_no_file(clip_tree, tmp_path):
     assert process.returncode == INTERRUPTED and error == "p: interrupted\n"
     assert workers and not psutil.wait_procs(workers, timeout=10)[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv", "tree"]
-    assert Path("m.csv").read_text() == "before"
+    assert Path("m.csv").read_text() == before
 
 
 def test_a_full_disk_is_one_line(clip_tree, monkeypatch, capsys):

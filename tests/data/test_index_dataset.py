@@ -106,6 +106,57 @@ def test_clips_that_vanish_from_the_web_are_skipped(clip, capsys):
     assert "kinetics.train: 2 listed, 1 missing (50.0%)" in capsys.readouterr().out
 
 
+def test_linked_classes_are_followed_on_demand(clip, capsys):
+    TREES["hmdb51"](Path("root"), clip)
+    Path("elsewhere").mkdir()
+    for name in ("brush_hair", "climb", "wave"):
+        Path("root", name).rename(Path("elsewhere", name))
+        Path("root", name).symlink_to(Path("elsewhere", name).absolute())
+    assert index("--dataset", "hmdb51", "--root", "root") == WRONG_INPUT
+    assert "--follow-links" in capsys.readouterr().err
+    assert index("--dataset", "hmdb51", "--root", "root", "--follow-links") == 0
+    manifest = catalog.find().manifest("hmdb51", "train")
+    assert len(manifest) == 3 and manifest.file(0).is_file()
+
+
+def test_videos_that_were_encoded_again_are_counted(clip, capsys):
+    TREES["ssv2"](Path("root"), clip)
+    for path in Path("root/20bn-something-something-v2").iterdir():
+        path.rename(path.with_suffix(".mp4"))
+    assert index("--dataset", "ssv2", "--root", "root") == 0
+    assert (
+        "4 clips with another suffix than in their list: 20bn-something-something-v2/78687.mp4"
+        in capsys.readouterr().out
+    )
+    assert [len(catalog.find().manifest("ssv2", split)) for split in ("train", "val")] == [2, 2]
+
+
+def test_a_list_of_the_owners_is_never_overwritten(clip, monkeypatch, capsys):
+    """`kinetics_train.csv` may be their list, and is the name of our manifest."""
+    TREES["kinetics150"](Path("root"), clip)
+    monkeypatch.chdir("root")
+    own = Path("annotations/train.csv").rename("kinetics_train.csv").read_text()
+    assert index("--dataset", "kinetics150", "--root", ".") == WRONG_INPUT
+    assert "would be overwritten" in capsys.readouterr().err
+    assert Path("kinetics_train.csv").read_text() == own and not Path("data.toml").exists()
+
+
+def test_the_frames_of_one_series(clip, capsys):
+    TREES["no-human-kinetics150"](Path("root"), clip)
+    for picture in list(Path("root").glob("*/inp/*/*/*.jpg")):
+        picture.with_name(f"mask_{picture.name}").write_bytes(picture.read_bytes())
+    assert index("--dataset", "no-human-kinetics150", "--root", "root") == WRONG_INPUT
+    assert "--frames-prefix" in capsys.readouterr().err
+    argv = ["--dataset", "no-human-kinetics150", "--root", "root", "--frames-prefix", ""]
+    assert index(*argv) == 0
+    manifest = catalog.find().manifest("no-human-kinetics", "val")
+    assert manifest.file(0).name == "*" and set(manifest.frames) == {3}
+    assert index(*argv, "--resize", "32") == 0
+    manifest = catalog.find().manifest("no-human-kinetics", "val")
+    assert sorted(path.name for path in manifest.file(0).iterdir()) == ["000001.jpg", "000002.jpg", "000003.jpg"]
+    assert set(manifest.heights) == {32}
+
+
 def test_a_dry_run_writes_nothing(clip, capsys):
     TREES["hmdb51"](Path("root"), clip)
     assert index("--dataset", "hmdb51", "--root", "root", "--dry-run") == 0

@@ -103,14 +103,14 @@ def test_ffcv_writes_and_reads_the_same_format(tmp_path, write_clip):
     assert reader.alloc_table["ptr"].tolist() == own.samples["f0"]["data_ptr"].tolist()
     assert reader.page_size >= shard.bytes
 
-    theirs = tmp_path / "theirs.beton"
+    theirs = tmp_path / "shard-00000.beton"
     samples = [(packing.encode_clip(r, PARAMETERS), r.label, r.row) for r in rows(paths)]
     writer = DatasetWriter(str(theirs), {"clip": ClipField(), "label": IntField(), "row": IntField()}, num_workers=1)
     writer.from_indexed_dataset(samples)
     for place in range(3):
         for got, expected in zip(
             store.read_packed(
-                tmp_path / f"theirs.beton#{place}", lambda times: choose_frames(times, 0.0, 1.0, 5)
+                tmp_path / f"shard-00000.beton#{place}", lambda times: choose_frames(times, 0.0, 1.0, 5)
             ).jpegs,
             store.read_packed(
                 tmp_path / f"{shard.file}#{place}", lambda times: choose_frames(times, 0.0, 1.0, 5)

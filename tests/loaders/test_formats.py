@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ppma.config.errors import InputError
-from ppma.loaders.sources.formats import detect, list_frames, read_classes, read_source
+from ppma.loaders.sources.formats import detect, read_classes, read_source, splits_below
 
 AWKWARD = ["tai chi", "opening bottle (not wine)", "a, b; c [d]", "größer als", '100% "cotton" #1']
 
@@ -23,20 +23,9 @@ def write(file: Path, text: str) -> Path:
     return file
 
 
-def test_frames_in_natural_order(tmp_path):
-    names = [f"img_{i}.jpg" for i in (1, 2, 9, 10, 100)]
-    touch(tmp_path, *names, "notes.txt", ".hidden.jpg")
-    assert [path.name for path in list_frames(tmp_path)] == names
-    touch(tmp_path, "img_3.png")
-    with pytest.raises(InputError, match="both JPEG and PNG"):
-        list_frames(tmp_path)
-    with pytest.raises(InputError, match="holds no frames"):
-        list_frames(touch(tmp_path / "other", "a.txt"))
-
-
 def test_tree(tmp_path):
     for name in AWKWARD:
-        touch(tmp_path, f"{name}/b.MP4", f"{name}/a, (1).webm", f"{name}/frames [1]/000001.jpg", f"{name}/.hidden.mp4")
+        touch(tmp_path, f"{name}/b.MP4", f"{name}/a, (1).webm", f"{name}/frames [1]/000001.jpg", f"{name}/.DS_Store")
     rows = read_source(tmp_path, root=tmp_path)
     assert [row.path for row in rows if row.label == 0] == [
         f"{sorted(AWKWARD)[0]}/{name}" for name in ("a, (1).webm", "b.MP4", "frames [1]")
@@ -59,7 +48,14 @@ def test_refused_files_of_a_tree_have_reasons(tmp_path):
     (tmp_path / "tree/a/link.mp4").symlink_to(tmp_path / "elsewhere/clip.mp4")
     (tmp_path / "tree/a/broken.mp4").symlink_to(tmp_path / "tree/none.mp4")
     (tmp_path / "tree/a/alias.mp4").symlink_to(tmp_path / "tree/a/good.mp4")
-    touch(tmp_path / "tree", "a/two\nlines.mp4")
+    touch(
+        tmp_path / "tree",
+        "a/two\nlines.mp4",
+        "a/._good.mp4",
+        "a/more/clip.mp4",
+        "a/clip*/1.jpg",
+        "a/shard-00000.beton#3/1.jpg",
+    )
     rows = read_source(tmp_path / "tree", root=tmp_path / "tree", classes=["x", "a"])
     reasons = {row.path: row.reason for row in rows}
     for path, reason in {
@@ -69,6 +65,10 @@ def test_refused_files_of_a_tree_have_reasons(tmp_path):
         "a/link.mp4": "leads out of the root",
         "a/broken.mp4": "is a link to nothing",
         "a/two\nlines.mp4": "has a line break",
+        "a/._good.mp4": "starts with a dot",
+        "a/more": "is a folder of videos",
+        "a/clip*": "a series of frames",
+        "a/shard-00000.beton#3": "a packed clip",
         "b/clip.mp4": "the class 'b' is not in the file given as --classes",
     }.items():
         assert reason in reasons.pop(path)
@@ -84,14 +84,120 @@ def test_a_class_folder_that_is_a_link_out_of_the_root(tmp_path):
     assert "leads out of the root" in row.reason
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "3.15.10\u202fPM",
+        "nbsp\u00a0x",
+        "\u00a0",
+        "\U0001f468\u200d\U0001f469",
+        "\u0645\u06cc\u200c\u062e",
+        "\uf022",
+        "12:30",
+    ],
+)
+def test_a_name_may_hold_what_macos_and_people_write(tmp_path, name):
+    touch(tmp_path / "videos", f"{name}/{name}.mp4")
+    [row] = read_source(tmp_path / "videos", root=tmp_path / "videos")
+    assert (row.path, row.class_name, row.reason) == (f"{name}/{name}.mp4", name, "")
+    for separator in ";, ":
+        [row] = read_source(write(tmp_path / "list.txt", f"{name}/{name}{separator}3\n"), root=tmp_path / "videos")
+        assert (row.path, row.label, row.reason) == (f"{name}/{name}.mp4", 3, "")
+
+
+@pytest.mark.parametrize("name", ["a\x07", "a\x1b[2J", "a\r", "a\u2028b", "a\x85b", "a\udcff"])
+def test_a_name_may_not_hold_control_characters_or_bytes_that_are_no_text(tmp_path, name):
+    touch(tmp_path, f"a/{name}.mp4", "a/good.mp4")
+    assert {row.path: bool(row.reason) for row in read_source(tmp_path, root=tmp_path)} == {
+        f"a/{name}.mp4": True,
+        "a/good.mp4": False,
+    }
+
+
+def test_links_are_followed_on_demand(tmp_path):
+    """As in a folder of linked classes, and in a snapshot of Hugging Face, whose files are links to blobs without a suffix."""
+    touch(tmp_path, "elsewhere/class/1.mp4", "blobs/0a1b")
+    (tmp_path / "tree/b").mkdir(parents=True)
+    (tmp_path / "tree/a").symlink_to(tmp_path / "elsewhere/class")
+    (tmp_path / "tree/b/2.mp4").symlink_to("../../blobs/0a1b")
+    (tmp_path / "tree/b/3.mp4").symlink_to("../../blobs/none")
+    (tmp_path / "tree/b/loop").symlink_to(tmp_path / "tree")
+    refused = {row.path: row.reason for row in read_source(tmp_path / "tree", root=tmp_path / "tree")}
+    assert all("--follow-links" in refused[path] for path in ("a/1.mp4", "b/2.mp4"))
+    rows = {row.path: row.reason for row in read_source(tmp_path / "tree", root=tmp_path / "tree", follow_links=True)}
+    assert rows == refused | {"a/1.mp4": "", "b/2.mp4": ""} and "link to nothing" in rows["b/3.mp4"]
+    source = write(tmp_path / "list.txt", "a/1;0\nb/2.mp4;1\n")
+    assert not any(row.reason for row in read_source(source, root=tmp_path / "tree", follow_links=True))
+
+
+def test_a_tree_of_splits(tmp_path):
+    touch(
+        tmp_path / "data",
+        "train/a/1.mp4",
+        "train/b/2.mp4",
+        "val/b/000/1.jpg",
+        "val/c/3.mp4",
+        "notes/readme.txt",
+        "x.csv",
+    )
+    assert splits_below(tmp_path / "data") == {"train": ["a", "b"], "val": ["b", "c"]}
+    assert splits_below(tmp_path / "data/train") == {}
+    touch(tmp_path / "vehicles", "train/1.mp4", "train/frames/1.jpg", "test/2.mp4")
+    assert splits_below(tmp_path / "vehicles") == {}, "these are classes"
+    touch(tmp_path / "data", "more/4.mp4")
+    assert splits_below(tmp_path / "data") == {}, "a class besides"
+
+
+@pytest.mark.parametrize("separator", [" ", "\t", ";", ",", ", "])
+def test_a_list_of_paths_frames_and_labels(tmp_path, separator):
+    """`clip 1` and `clip 2` are folders of frames; what is on disk decides where the path ends."""
+    touch(tmp_path, "a/clip/1.jpg", "a/clip 2/1.jpg", "a/v.mp4", "a/12:30 clip.mp4", "a/x.beton#3.mp4")
+    lines = ["a/clip", "a/clip 2", "a/v", "a/12:30 clip.mp4", "a/x.beton#3.mp4"]
+    source = write(
+        tmp_path / "list.txt", "".join(f"{path}{separator}{120 + i}{separator}{i}\n" for i, path in enumerate(lines))
+    )
+    rows = read_source(source, root=tmp_path)
+    assert [(row.path, row.frames, row.label, row.reason) for row in rows] == [
+        ("a/clip", 120, 0, ""), ("a/clip 2", 121, 1, ""), ("a/v.mp4", 122, 2, ""),
+        ("a/12:30 clip.mp4", 123, 3, ""), ("a/x.beton#3.mp4", 124, 4, ""),
+    ]  # fmt: skip
+    source = write(tmp_path / "list.txt", f"a/clip 2{separator}0\na/none 7{separator}0\n")
+    found, absent = read_source(source, root=tmp_path)
+    assert (found.path, found.frames, absent.path) == ("a/clip 2", None, "a/none 7") and absent.reason
+
+
+def test_a_spreadsheet_with_a_header(tmp_path):
+    touch(tmp_path, "a/1.mp4", "a/one, two.mp4", 'a/"quoted", three.mp4')
+    text = 'path,label\r\na/1.mp4,4\r\n"a/one, two.mp4",5\r\n"a/""quoted"", three.mp4",6\r\na/one, two.mp4,5\r\n'
+    source = write(tmp_path / "list.csv", text)
+    assert detect(source) == "comma"
+    header, *rows = read_source(source, root=tmp_path)
+    assert header.line == 1 and "header" in header.reason
+    assert [(row.path, row.label, row.reason) for row in rows[:3]] == [
+        ("a/1.mp4", 4, ""),
+        ("a/one, two.mp4", 5, ""),
+        ('a/"quoted", three.mp4', 6, ""),
+    ]
+    assert "listed before" in rows[3].reason
+
+
+def test_a_video_that_was_encoded_again(tmp_path):
+    touch(tmp_path, "a/1.mp4", "a/2.mkv", "a/2.avi", "a/3.mp4", "a/3.webm")
+    source = write(tmp_path / "list.txt", "a/1.avi;0\na/2.avi;0\na/3.avi;0\n")
+    again, same, unclear = read_source(source, root=tmp_path)
+    assert (again.path, again.reason) == ("a/1.mp4", "") and "another suffix" in again.remark
+    assert (same.path, same.reason, same.remark) == ("a/2.avi", "", "")
+    assert "may be any of 3.mp4, 3.webm" in unclear.reason
+
+
 @pytest.mark.parametrize("end", ["\n", "", "\r\n", "\n\n"])
-@pytest.mark.parametrize("separator", [";", " "])
+@pytest.mark.parametrize("separator", [";", ",", " "])
 def test_list_with_awkward_names(tmp_path, separator, end):
     paths = [f"{name}/clip {i}.mp4" for name in AWKWARD for i in (1, 2)]
     touch(tmp_path / "videos", *paths)
     lines = [f"{path}{separator}{i // 2}" for i, path in enumerate(paths)]
     source = write(tmp_path / "list.txt", ("\r\n" if end == "\r\n" else "\n").join(lines) + end)
-    assert detect(source) == {";": "semicolon", " ": "space"}[separator]
+    assert detect(source) == {";": "semicolon", ",": "comma", " ": "space"}[separator]
     rows = read_source(source, root=tmp_path / "videos")
     assert [(row.path, row.label, row.class_name, row.line, row.reason) for row in rows] == [
         (path, i // 2, AWKWARD[i // 2], i + 1, "") for i, path in enumerate(paths)
@@ -148,6 +254,7 @@ def test_missing_folders_are_row_reasons(tmp_path):
         ("a/1.mp4;0\na/1.mp4\n", r"line 2: 'a/1\.mp4' has no label; a line is `path;label`"),
         ("a/1.mp4;0\n../1.mp4;0\n", r"line 2: \.\./1\.mp4 leaves the root"),
         ("a/1.mp4;0\n/etc/passwd;0\n", r"line 2: .* leaves the root"),
+        ("a/1.mp4,0\na/2.mp4,walk\n", r"line 2: label 'walk' is not an integer.*--classes"),
         ("\n\n", "names no clip"),
         ("caf\xe9;0", None),
     ],

@@ -155,7 +155,7 @@ def test_many_shards_keep_few_files_open(tmp_path, clips):
 
 def test_an_index_comes_back_as_it_was(tmp_path):
     shard = Shard(
-        file="a.beton", first_row=0, rows=2, clips=1, frames=4, bytes=9, sha256="s", rejected=((1, "p", "r"),)
+        file="shard-00000.beton", first_row=0, rows=2, clips=1, frames=4, bytes=9, sha256="s", rejected=((1, "p", "r"),)
     )
     index = StoreIndex(manifest_sha256="m", rows=2, parameters=PARAMETERS, shards=(shard,), complete=False)
     (tmp_path / store.INDEX).write_text(index.dump())

@@ -19,6 +19,7 @@ import av
 import cv2
 import numpy as np
 
+from ppma.common.frames import clip_place, is_frames
 from ppma.config.errors import BadClip
 from ppma.loaders.decode.fetch import all_frames
 from ppma.privacy.detectors import auditors
@@ -384,10 +385,10 @@ def picture_metadata(data: bytes) -> list[str]:
 
 def _streams_and_keys(path: Path) -> tuple[list[str], list[str]]:
     """Return the kinds of streams and the metadata keys of a video, or of the pictures in a folder."""
-    if path.is_dir():
-        files = sorted(path.iterdir())
+    if is_frames(path):
+        files = sorted(clip_place(path).iterdir())
         return ["video"], [f"{file.name}: {key}" for file in files for key in picture_metadata(file.read_bytes())]
-    with av.open(str(path)) as container:
+    with av.open(f"file:{path}") as container:
         keys = [f"file: {key}" for key in container.metadata]
         keys += [f"stream {stream.index}: {key}" for stream in container.streams for key in stream.metadata]
         keys += [f"chapter: {chapter['id']}" for chapter in container.chapters()]

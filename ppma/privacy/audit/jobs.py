@@ -17,6 +17,7 @@ import cv2
 
 from ppma import __version__
 from ppma.common.files import content_sha256, write_text
+from ppma.common.frames import clip_place
 from ppma.common.workers import parallel_map
 from ppma.config.errors import BadClip, InputError
 from ppma.loaders.sources.manifest import Clip
@@ -73,7 +74,7 @@ def _pair(root: Path, clip: Clip, originals: Path | None) -> Pair:
     name = str(
         path if clip.codec in ("jpeg", "png") else path.with_suffix("")
     )  # <class>/<video>, as in seg and records
-    if not (root / clip.path).exists():
+    if not clip_place(root / clip.path).exists():
         raise InputError(f"{root / clip.path}: no such clip; make it again")
     record = _record(root / "records" / f"{name}.json")
     return Pair(
@@ -111,7 +112,7 @@ def _find(folder: Path, name: str) -> Path | None:
 def _original(originals: Path, clip: Clip, name: str, row: dict[str, Any]) -> ClipSource:
     """Find the original by the path in the record's row, else by name."""
     path = originals / row["path"] if row.get("path") else None
-    if path is None or not path.exists():
+    if path is None or not clip_place(path).exists():
         path = _find(originals, name)
     if path is None:
         wanted = row.get("path") or name

@@ -21,10 +21,11 @@ import cv2
 
 from ppma import __version__
 from ppma.common.files import claim_folder, write_csv, write_json
+from ppma.common.frames import FRAME_FOLDER_FPS, clip_place
 from ppma.common.video import key_frame_spacing
 from ppma.common.workers import parallel_map
 from ppma.config.errors import BadClip, InputError
-from ppma.loaders.sources.formats import FRAME_FOLDER_FPS, read_source
+from ppma.loaders.sources.formats import read_source
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.probe import probe_all
 from ppma.privacy.removal import plugins
@@ -117,7 +118,7 @@ def names(clips: Sequence[Clip]) -> list[str]:
     Kinetics."""
     found: dict[str, None] = {}
     for clip in clips:
-        path = PurePosixPath(clip.path)
+        path = clip_place(PurePosixPath(clip.path))
         stem = path.stem if clip.codec not in ("jpeg", "png") else path.name
         if clip.start_seconds is not None or clip.end_seconds is not None:
             stem += f"_{clip.start_seconds or 0:g}_{clip.end_seconds or clip.duration_seconds:g}"
