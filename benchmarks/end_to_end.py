@@ -23,7 +23,7 @@ import torch
 
 from benchmarks import rows
 from benchmarks.training import make_trainer, run_config
-from ppma.config.command import DONE, parse, run
+from ppma.config.command import DONE, OutFolder, parse, run
 from ppma.config.errors import InputError
 from ppma.config.loader import Implementation, LoaderConfig
 from ppma.config.model import preset
@@ -65,7 +65,7 @@ class BenchmarkConfig(rows.ReportConfig):
     """Steps per measurement."""
     size: int = 224
     """Height and width of a view in pixels; smaller ones are for tests."""
-    clips: Path = Path("~/.cache/ppma/benchmark-clips")
+    clips: OutFolder = Path("~/.cache/ppma/benchmark-clips")
     """Folder for the generated clips, reused by the next run."""
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ from benchmarks import day, rows
 from benchmarks.day import Item
 from ppma.compile_check import check as compile_check
 from ppma.compile_check.check import Phase
-from ppma.config.command import DONE, INTERRUPTED, parse, run
+from ppma.config.command import DONE, INTERRUPTED, OutFolder, parse, run
 from ppma.config.errors import InputError
 
 STEPS, CLIPS = "benchmarks.gpu_steps", "benchmarks.gpu_clips"
@@ -68,16 +68,16 @@ class DayConfig:
 
     seconds: float = 560.0
     """Total time."""
-    out: Path = Path("runs/gpu-day")
+    out: OutFolder = Path("runs/gpu-day")
     """Folder for rows.jsonl, table.txt, log.txt, failures.txt and profile.json."""
     only: tuple[str, ...] = ()
     """Run these items even if they are finished."""
     start: Annotated[str, tyro.conf.arg(name="from")] = ""
     """Run this item and all after it even if they are finished."""
-    warm: Path | None = None
+    warm: OutFolder | None = None
     """Folder of compiled kernels to use and fill. On a machine without a GPU it is only filled, for an H100 or H200;
     use the GPU machine's torch."""
-    clips: Path = Path("~/.cache/ppma/gpu-day-clips")
+    clips: OutFolder = Path("~/.cache/ppma/gpu-day-clips")
     """Folder for generated clips, reused by the next run; keep it outside --out, whose files may be transferred."""
     rehearse: bool = False
     """Run every item's code with tiny shapes on the CPU."""

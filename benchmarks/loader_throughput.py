@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rows
 from benchmarks.natural_clips import CONTENTS, FPS, ignoring_interrupts, make_clips
-from ppma.config.command import DONE, parse, run
+from ppma.config.command import DONE, OutFolder, parse, run
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
 from ppma.loaders.sources.manifest import Manifest
@@ -70,7 +70,7 @@ class BenchmarkConfig(rows.ReportConfig):
     """Total time; a case that has used up its share is measured in fewer rounds."""
     device: Literal["cpu", "gpu"] = "cpu"
     """Where our views are made; the other readers run on the CPU."""
-    clips: Path = field(default_factory=lambda: Path("~/.cache/ppma/benchmark-clips").expanduser())
+    clips: OutFolder = field(default_factory=lambda: Path("~/.cache/ppma/benchmark-clips").expanduser())
     """Folder for the generated clips, reused by the next run."""
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ppma.common.files import write_text
-from ppma.config.command import DONE, parse, run
+from ppma.config.command import DONE, OutFile, parse, run
 from ppma.config.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +67,7 @@ class ReliabilityConfig:
     """Run the full-size proofs too (hours)."""
     only: tuple[str, ...] = ()
     """Promises to prove, such as R6 R7; all by default."""
-    out: Path | None = None
+    out: OutFile | None = None
     """Write the table to this Markdown file too."""
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ppma.common.packages import installed_versions
+from ppma.config.command import OutFile
 from ppma.config.errors import InputError
 
 Row = dict[str, Any]
@@ -36,18 +37,14 @@ PICTURES = (".png", ".svg", ".pdf")
 class ReportConfig:
     """Flags shared by all benchmarks: what to do with the rows."""
 
-    json: Path | None = None
+    json: OutFile | None = None
     """Write the rows as a JSON list to this file."""
     compare: bool = False
     """Compare the rows with the newest ones in benchmarks/results/."""
-    plot: Path | None = None
+    plot: OutFile | None = None
     """Plot the rows to this file (png, svg or pdf)."""
 
     def __post_init__(self) -> None:
-        """Reject output files that cannot be written before anything is measured."""
-        for flag, file in (("json", self.json), ("plot", self.plot)):
-            if file is not None and (file.is_dir() or not file.parent.is_dir()):
-                raise InputError(f"--{flag} {file}: give a file in an existing folder")
         if self.plot is not None and self.plot.suffix not in PICTURES:
             raise InputError(f"--plot {self.plot}: give a file that ends in {', '.join(PICTURES)}")
 

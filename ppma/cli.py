@@ -1,12 +1,8 @@
 """`ppma <command>`: one table line per command, whose module is imported when it is called."""
 
 import difflib
-import importlib
 import sys
 from typing import NamedTuple
-
-from rich.console import Console
-from rich.table import Table
 
 from ppma import __version__
 from ppma.config.command import DONE, WRONG_INPUT, run
@@ -48,6 +44,9 @@ COMMANDS = {
 
 
 def _show_help() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(highlight=False)
     console.print(f"ppma {__version__}: pre-train action-recognition models on video without any real human.\n")
     console.print("usage: ppma COMMAND [FLAGS]      ppma COMMAND --help      ppma --version\n", markup=False)
@@ -72,5 +71,4 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {close[0]}? " if close else ""
         sys.stderr.write(f"ppma: there is no command {name!r}; {hint}Commands: {', '.join(COMMANDS)}\n")
         return WRONG_INPUT
-    module = importlib.import_module(COMMANDS[name].module)
-    return run(module.main, rest, prog=f"ppma {name}")
+    return run(COMMANDS[name].module, rest, prog=f"ppma {name}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ppma.common.files import write_text
-from ppma.config.command import DONE, RUN_AGAIN
+from ppma.config.command import DONE
 from ppma.config.errors import InputError
 from ppma.config.flags import resolve
 from ppma.config.recipes import RECIPES
@@ -29,7 +29,7 @@ from ppma.models.masking import kept_count
 from ppma.privacy import strict
 from ppma.training import checkpoint, distributed, parallel, seal, tasks
 from ppma.training.compute import Compute, choose, compile_mode
-from ppma.training.distributed import Ranks, StopFlag, Stopped
+from ppma.training.distributed import Ranks, StopFlag
 from ppma.training.lineage import Lineage
 from ppma.training.lineage import write as write_lineage
 from ppma.training.monitor import Monitor, implementations, write_environment
@@ -224,10 +224,6 @@ def main(argv: list[str]) -> int:
     if "--dry-run" in argv:
         plan(config)
         return DONE
-    try:
-        folder = train(config)
-    except Stopped:
-        log.info("stopped cleanly; rerun to resume: `ppma train %s --resume` with the same flags", argv[0])
-        return RUN_AGAIN
+    folder = train(config)
     log.info("done: %s; see the curves with: tensorboard --logdir %s", folder, folder.parent)
     return DONE

@@ -29,6 +29,7 @@ from submitit.core.utils import JobPaths, UncompletedJobError
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
 from ppma.config.command import DONE, RUN_AGAIN, run
+from ppma.config.errors import Stopped
 from ppma.config.run import RunConfig
 from ppma.loaders.sources import catalog
 from ppma.slurm.restart import count
@@ -105,7 +106,7 @@ class Job:
 def train(config: RunConfig) -> int:
     """Run a recipe and return the exit code; 75 when it was stopped cleanly."""
     from ppma.train import train as train_run
-    from ppma.training.distributed import Stop, Stopped
+    from ppma.training.distributed import Stop
 
     try:
         train_run(config, leave=_exit_now)

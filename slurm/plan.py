@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from ppma.cli import COMMANDS
-from ppma.config.command import DONE, parse, parse_known
+from ppma.config.command import DONE, OutFolder, parse, parse_known
 from ppma.config.errors import require, require_at_least
 from ppma.config.flags import resolve
 from ppma.config.run import RunConfig, check_ranks, check_run_folder
@@ -34,7 +34,7 @@ from ppma.study.work import plan as plan_study
 class Verb(ClusterConfig):
     """Flags of every verb."""
 
-    runs: Path = Path("runs")
+    runs: OutFolder = Path("runs")
     """Folder in which run folders are created."""
     dry_run: bool = False
     """Show what would be submitted and submit nothing; needs no cluster."""

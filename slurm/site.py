@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ppma.config.errors import InputError, require
+from ppma.config.errors import InputError, reading, require
 from ppma.slurm.cluster import ClusterConfig, allocate, minutes
 
 log = logging.getLogger(__name__)
@@ -44,10 +44,8 @@ def with_site(config: C, argv: Sequence[str]) -> C:
     path = site_file(argv)
     if path is None:
         return config
-    try:
-        settings: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"--site {path}: {error}") from None
+    with reading(path, "the settings of a site (--site) in TOML"):
+        settings: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     names = [field.name for field in dataclasses.fields(ClusterConfig) if field.name != "site"]
     for name in settings:
         require(name in names, f"{path}: unknown setting {name}; the settings are {', '.join(names)}")

@@ -23,10 +23,10 @@ from safetensors.torch import load_file
 
 from ppma import train
 from ppma.cli import main as ppma
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, Stopped
 from ppma.config.flags import resolve
 from ppma.training import seal
-from ppma.training.distributed import Stop, Stopped
+from ppma.training.distributed import Stop
 from ppma.training.trainer import Trainer
 
 REAL_CLASSES = ("archery", "basketball", "cleaning_pool", "exercise", "sign_walk", "walking")

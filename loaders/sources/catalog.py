@@ -16,11 +16,10 @@ from typing import Any
 
 import tomlkit
 from filelock import FileLock
-from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import InlineTable
 
 from ppma.common.files import write_text
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, reading
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import Store
 
@@ -146,14 +145,8 @@ def check_name(value: str, what: str) -> None:
 
 
 def _parse(path: Path) -> tomlkit.TOMLDocument:
-    try:
+    with reading(path, "a data catalog in TOML"):
         return tomlkit.parse(path.read_text(encoding="utf-8-sig") if path.exists() else "")
-    except TOMLKitError as error:
-        raise InputError(f"{path}: is not TOML: {error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give a data.toml with --data") from None
 
 
 def _entry(path: Path, name: str, split: str, table: dict[str, Any]) -> Entry:

@@ -20,12 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ppma.common.files import file_sha256
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, reading
 
 FORMAT = "ppma-store 1"
 SUFFIX = ".beton"
@@ -108,22 +107,14 @@ def read_index(store: Path, name: str = INDEX) -> StoreIndex:
     Raises:
         InputError: There is no index, or it has another format.
     """
-    try:
-        found: Any = json.loads((store / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        remedy = f"`ppma pack MANIFEST --out {store}` makes one"
-        raise InputError(f"{store}: is not a packed store ({error}); {remedy}") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise InputError(f"{store}: its format is not {FORMAT!r}; pack it again")
-    try:
+    with reading(store / name, f"the index of a packed store, which `ppma pack MANIFEST --out {store}` makes"):
+        found = dict(json.loads((store / name).read_text(encoding="utf-8")))
+        if found.get("format") != FORMAT:
+            raise InputError(f"its format is {found.get('format')!r}, not {FORMAT!r}; pack it again")
         shards = tuple(Shard(**s | {"rejected": tuple(tuple(r) for r in s["rejected"])}) for s in found.pop("shards"))
-        index = StoreIndex(**found | {"parameters": PackParameters(**found["parameters"]), "shards": shards})
-        strangers = [shard.file for shard in shards if not re.fullmatch(_SHARD, shard.file)]
-    except (KeyError, TypeError, AttributeError):
-        raise InputError(f"{store / name} is damaged; pack it again") from None
-    if strangers:
-        raise InputError(f"{store / name} names {strangers[0]!r}, which is not a file of a store; pack it again")
-    return index
+        if strangers := [shard.file for shard in shards if not re.fullmatch(_SHARD, shard.file)]:
+            raise InputError(f"it names {strangers[0]!r}, which is not a file of a store; pack it again")
+        return StoreIndex(**found | {"parameters": PackParameters(**found["parameters"]), "shards": shards})
 
 
 class Store:

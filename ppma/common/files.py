@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ppma.common.frames import SERIES, clip_place, is_frames
-from ppma.config.errors import InputError, watch_disk
+from ppma.config.errors import InputError, reading, watch_disk
 
 
 @contextmanager
@@ -89,7 +89,8 @@ def claim_folder(note: Path, settings: Mapping[str, object], holds: str) -> None
     if not note.exists():
         write_json(note, wanted)
         return
-    before = json.loads(note.read_text(encoding="utf-8"))
+    with reading(note, f"the settings of a folder of {holds}"):
+        before = dict(json.loads(note.read_text(encoding="utf-8")))
     changed = [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]
     if changed:
         raise InputError(f"--out {note.parent} holds {holds} with {'; '.join(changed)}; give another folder")

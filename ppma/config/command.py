@@ -3,22 +3,29 @@
     config class, argv  -> parse ->  config, or one line on stderr and exit code 2
     main, argv          -> run   ->  exit code
 
+Every error leaves by `run`. It imports the command's module, so importing this one must stay fast: until it is
+imported, Ctrl-C ends in Python's own words.
+
 Exit codes: 0 done, 2 the user's input is wrong, 75 stopped cleanly (rerun to resume), 130 interrupted, 1 everything
 else.
 """
 
 import contextlib
+import dataclasses
+import errno
+import importlib
 import io
 import logging
+import math
 import os
 import re
+import stat
 import sys
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
-import tyro
-
-from ppma.config.errors import FULL_DISK, DiskFullError, InputError
+from ppma.config.errors import DiskFullError, InputError, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +33,40 @@ DONE, WRONG_INPUT, RUN_AGAIN, INTERRUPTED = 0, 2, 75, 130
 
 NO_GPU = "--device cpu runs without a GPU"
 GPU_REMEDIES = {
-    r"out of memory": "--accumulate 2 computes the same batch in two halves, --vit.recompute and a smaller --batch need less memory too; "
-    "`nvidia-smi` lists other processes on the GPU",
+    r"CUDA out of memory|cudaErrorMemoryAllocation": "--accumulate 2 computes the same batch in two halves, --vit.recompute and "
+    "a smaller --batch need less memory too; `nvidia-smi` lists other processes on the GPU",
+    r"out of memory|can't allocate memory|not enough memory": "this machine has too little memory for it; a smaller --batch, "
+    "--model or --workers needs less",
     r"no kernel image is available|too old to be supported|not compatible with the current PyTorch": "this torch does not support this "
     f"GPU: `ppma doctor` names both; {NO_GPU}",
     r"driver.*(too old|insufficient)|Found no NVIDIA driver": "update the NVIDIA driver, or install a torch that matches it "
     f"(`ppma doctor` names both); {NO_GPU}",
 }
 """Pattern in the message of a RuntimeError of torch: what to do."""
+OS_REMEDIES = {
+    errno.ENOENT: "check the path",
+    errno.EEXIST: "give another path",
+    errno.ENOTDIR: "a part of this path is a file; give another path",
+    errno.EISDIR: "give a file",
+    errno.EACCES: "choose a path that you may read and write, or change its permissions",
+    errno.EPERM: "choose a path that you may read and write, or change its permissions",
+    errno.EROFS: "this file system cannot be written; choose another",
+    errno.ENAMETOOLONG: "use shorter names",
+    errno.ELOOP: "a link leads back to itself; replace it",
+    errno.EMLINK: "this folder holds as many entries as its file system allows; use several folders",
+    errno.EMFILE: "raise the limit of open files, for example with `ulimit -n 65536`, or use fewer --workers",
+    errno.ENFILE: "this machine has too many open files; end other programs",
+    errno.EIO: "the disk or the network file system fails; copy the file elsewhere",
+    errno.ENOMEM: "this machine has too little memory for it; use fewer --workers",
+}
+"""Number of an OSError: what to do."""
+
+OutFile = Annotated[Path, "out", "file"]
+"""A file to write: its folder exists, and it may replace a file."""
+OutFolder = Annotated[Path, "out", "folder"]
+"""A folder to write, which may exist."""
+NewPath = Annotated[Path, "out", "new"]
+"""A file or folder to make, which must not exist. `parse` checks all three, so that no work is done in vain."""
 
 T = TypeVar("T")
 
@@ -50,7 +83,67 @@ def parse(config_class: Callable[..., T], argv: Sequence[str], *, prog: str) -> 
     Raises:
         InputError: A flag does not exist or does not fit, or the config refuses a value.
     """
-    return _in_one_line(lambda: tyro.cli(config_class, args=list(argv), prog=prog), prog)
+    import tyro
+
+    return _checked(_in_one_line(lambda: tyro.cli(config_class, args=list(argv), prog=prog), prog))
+
+
+def _checked(config: T) -> T:
+    """Return a config from flags; InputError for a number that no computation holds, or an output that cannot be written."""
+    for flag, value, hint in _fields(config):
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise InputError(f"{flag} is {number}; it must be between {-(2**63)} and {2**63 - 1}")
+            if isinstance(number, float) and not math.isfinite(number):
+                raise InputError(f"{flag} is {number}; give a finite number")
+        if isinstance(value, Path) and (kind := _out_kind(hint)):
+            check_out(flag, value, kind)
+    return config
+
+
+def _fields(config: object, prefix: str = "--") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (flag, value, type) of every field of a config, those of inner configs too."""
+    if not dataclasses.is_dataclass(config):
+        return
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        flag, value = f"{prefix}{field.name.replace('_', '-')}", getattr(config, field.name)
+        yield flag, value, hints[field.name]
+        yield from _fields(value, f"{flag}.")
+
+
+def _out_kind(hint: Any) -> Any:
+    """Return "file", "folder" or "new" for the type of an output, None for any other type."""
+    found = [_out_kind(part) for part in get_args(hint) if not isinstance(part, str)]
+    metadata: tuple[Any, ...] = getattr(hint, "__metadata__", ())
+    return metadata[1] if metadata[:1] == ("out",) else next(filter(None, found), None)
+
+
+def check_out(flag: str, path: Path, kind: Literal["file", "folder", "new"]) -> None:
+    """Raise InputError unless a command can write a path when its work is done.
+
+    Args:
+        flag: Name of the flag, for the message.
+        path: What it gives.
+        kind: See `OutFile`, `OutFolder` and `NewPath`.
+    """
+    try:
+        found = stat.S_IFMT(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        found = 0
+    if found and kind == "new":
+        raise InputError(f"{flag} {path} exists; give a new name")
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{flag} {path} is a link to nothing; remove it")
+    if path.is_dir() if kind == "file" else found and not path.is_dir():
+        raise InputError(f"{flag} {path} is a {'folder' if kind == 'file' else 'file'}; give a {kind}")
+    above = path if path.is_dir() else next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if kind == "file" and above != path.absolute().parent:
+        raise InputError(f"{flag} {path}: there is no folder {path.absolute().parent}; create it first")
+    if not above.is_dir():
+        raise InputError(f"{flag} {path}: {above} is a file; give another path")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{flag} {path}: {above} cannot be written; choose a folder that you may write")
 
 
 def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
@@ -63,10 +156,13 @@ def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
 
 def parse_known(default: T, argv: Sequence[str], *, prog: str) -> tuple[T, list[str]]:
     """Return `default` with fields replaced by flags, and the unknown flags. Raises as `parse` does."""
+    import tyro
+
     kind = type(default)
-    return _in_one_line(
+    config, unknown = _in_one_line(
         lambda: tyro.cli(kind, args=list(argv), prog=prog, default=default, return_unknown_args=True), prog
     )
+    return _checked(config), unknown
 
 
 def _in_one_line(read: Callable[[], T], prog: str) -> T:
@@ -103,37 +199,62 @@ def _message(box: str) -> str:
     return f"{message}; did you mean {meant[1]}?" if meant else message
 
 
-def run(main: Callable[[list[str]], int], argv: list[str], *, prog: str) -> int:
+def run(main: Callable[[list[str]], int] | str, argv: list[str], *, prog: str) -> int:
     """Call the main function of a command and return its exit code.
 
-    Wrong input, a full disk, and a GPU that is too small, too old or lacks a driver are reported in one line on stderr.
-    Any other exception is a defect and passes.
+    Whatever is not a defect is reported in one line on stderr: wrong input, errors of the operating system, a full
+    disk, a GPU that is too small, too old or lacks a driver, a stop, Ctrl-C. Any other exception passes.
+
+    Args:
+        main: The function, or the name of the module that has it, which is then imported here.
+        argv: Its flags.
+        prog: Name of the command in messages.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names and frames of tables print in every locale
     try:
-        return main(argv)
-    except InputError as error:
-        message = " ".join(str(error).split())
-        sys.stderr.write(f"{prog}: {message}\n")
-        return WRONG_INPUT
+        return (importlib.import_module(main).main if isinstance(main, str) else main)(argv)
     except BrokenPipeError:  # `ppma ... | head` closed the pipe, and Python would complain again when it flushes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (DiskFullError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in FULL_DISK:
-            raise
-        sys.stderr.write(f"{prog}: {error}; finished work is kept: free space and run the same command again\n")
-        return RUN_AGAIN
-    except RuntimeError as error:
-        line = gpu_remedy(error)
-        if line is None:
+    except (Exception, KeyboardInterrupt) as error:
+        answer = explain(error)
+        if answer is None:
             raise
         log.debug("the error in full", exc_info=True)
-        sys.stderr.write(f"{prog}: {line}\n")
-        return WRONG_INPUT
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{prog}: interrupted\n")
-        return INTERRUPTED
+        code, line = answer
+        sys.stderr.write(f"{prog}: {' '.join(line.split())}\n")
+        return code
+
+
+def explain(error: BaseException) -> tuple[int, str] | None:
+    """Return exit code and message of an exception that a command ends with, None for a defect."""
+    match error:
+        case InputError():
+            return WRONG_INPUT, str(error)
+        case KeyboardInterrupt():
+            return INTERRUPTED, "interrupted"
+        case Stopped():
+            return RUN_AGAIN, "stopped cleanly; run the same command again to continue (`ppma train` with --resume)"
+        case UnicodeError():
+            return WRONG_INPUT, f"text that is not UTF-8 ({error}); save the file as UTF-8, or rename it"
+        case MemoryError():
+            return WRONG_INPUT, f"{error or 'out of memory'}: smaller numbers need less memory"
+        case DiskFullError() | OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return RUN_AGAIN, f"{error}; finished work is kept: free space and run the same command again"
+        case OSError():
+            return WRONG_INPUT, _os_message(error)
+        case RuntimeError():
+            line = gpu_remedy(error)
+            return None if line is None else (WRONG_INPUT, line)
+    return None
+
+
+def _os_message(error: OSError) -> str:
+    paths = " -> ".join(str(path) for path in (error.filename, error.filename2) if path is not None)
+    what = error.strerror or str(error) or type(error).__name__
+    return "; ".join(filter(None, [f"{paths}: {what}" if paths else what, OS_REMEDIES.get(error.errno or 0)]))
 
 
 def gpu_remedy(error: BaseException) -> str | None:

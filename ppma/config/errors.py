@@ -2,12 +2,14 @@
 
 InputError    the user's input is wrong             one line, exit code 2
 DiskFullError no space is left                      one line, exit code 75: free space and run the same command again
+Stopped       a signal asked to stop                one line, exit code 75: rerun to resume
 BadClip       one file of many cannot be decoded    counted, named in the quarantine and replaced by the loader
 """
 
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from pathlib import Path
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -25,6 +27,14 @@ class DiskFullError(Exception):
     """
 
 
+class Stopped(Exception):
+    """Raised when a run stopped cleanly on request: its checkpoint is saved; rerun to resume."""
+
+    def __init__(self, why: IntEnum) -> None:
+        super().__init__(why.name)
+        self.why = why
+
+
 class BadClip(Exception):
     """Raised for a file that cannot give the requested frames; the message says why."""
 
@@ -40,6 +50,26 @@ def watch_disk(folder: Path) -> Iterator[None]:
         raise DiskFullError(f"{folder}: {error.strerror}") from None
 
 
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever goes wrong while a file is read and understood into an InputError that names the file.
+
+    Args:
+        path: The file. Read it as "utf-8-sig", which drops the byte order mark that some editors write.
+        what: What the file should be, for the message: "the config of a run".
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give {what}") from None
+    except UnicodeError:
+        raise InputError(f"{path}: is not UTF-8 text; give {what}, saved as UTF-8") from None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: is not {what} ({type(error).__name__}: {error})") from None
+
+
 def require(condition: bool, message: str) -> None:
     """Raise InputError with this message unless the condition holds."""
     if not condition:
@@ -51,6 +81,15 @@ def require_at_least(least: float, config: object, group: str, *names: str) -> N
     for name in names:
         value = getattr(config, name)
         require(value >= least, f"{group}{name} is {value}; it must be at least {least}")
+
+
+def require_range(config: object, group: str, *names: str, most: float = float("inf")) -> None:
+    """Raise InputError unless these fields are (low, high), above 0 and at most `most`; `group` is their prefix."""
+    for name in names:
+        low, high = getattr(config, name)
+        limit = f"above 0 and at most {most}" if most < float("inf") else "above 0"
+        message = f"{group}{name} is {low} to {high}; give the smaller number first, both {limit}"
+        require(0 < low <= high <= most, message)
 
 
 def require_share(config: object, group: str, *names: str) -> None:

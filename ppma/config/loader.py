@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ppma.config.errors import require, require_at_least, require_share
+from ppma.config.errors import require, require_at_least, require_range, require_share
 
 Reader = Literal["dali", "plain", "ffcv"]
 Implementation = Literal["auto", "dali", "plain", "ffcv"]
@@ -74,6 +74,8 @@ class LoaderConfig:
         require_share(
             self, "loader.", "flip_probability", "randaugment_probability", "erase_probability", "max_bad_fraction"
         )
+        require_range(self, "loader.", "crop_scale", "erase_area", most=1)
+        require_range(self, "loader.", "crop_ratio", "erase_ratio")
         require(self.window_seconds > 0, f"loader.window_seconds is {self.window_seconds}; it must be above 0")
         plain = self.implementation != "ffcv" or not self.randaugment_ops
         require(plain, "loader.implementation ffcv only crops and flips; use plain or dali for RandAugment")

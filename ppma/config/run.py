@@ -10,7 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ppma.config.errors import InputError, require, require_at_least
+from ppma.config.command import OutFolder, check_out
+from ppma.config.errors import InputError, reading, require, require_at_least
 from ppma.config.loader import LoaderConfig
 from ppma.config.model import ClassifierConfig, MAEConfig, OptimConfig, ViTConfig
 from ppma.config.protocols import AttentiveConfig, FewShotConfig, GridConfig, KNNConfig, Mixing
@@ -71,7 +72,7 @@ class RunConfig:
     """Two or more encoders, given as for --init, to average with learned weights (recipe adaptive_average)."""
     mixing: Mixing = "model"
     """Learn one weight of that average per encoder (model), or per encoder and tensor (tensor)."""
-    features: Path | None = None
+    features: OutFolder | None = None
     """Folder of cached features of frozen encoders; None: $PPMA_FEATURES, else `features` next to the run folder."""
     resume: bool = False
     """Continue from the newest checkpoint of the run folder, if there is one."""
@@ -129,6 +130,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         counts = ("batch", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "hang_seconds")
         require_at_least(1, self, "", *counts)
+        require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be between 0 and {2**63 - 1}")
         require(bool(self.sources), "sources is empty; name at least one source of the data catalog")
         vit, loader = self.vit, self.loader
         require(
@@ -216,10 +218,8 @@ def _leaf_types(kind: Any) -> set[Any]:
 def read_config(folder: Path) -> RunConfig:
     """Return the config of a run folder; InputError names the file that is missing or cannot be read."""
     file = folder / "config.json"
-    try:
-        return RunConfig.from_json(file.read_text(encoding="utf-8"))
-    except (OSError, InputError) as error:
-        raise InputError(f"{file}: {error}") from None
+    with reading(file, "the config of a run"):
+        return RunConfig.from_json(file.read_text(encoding="utf-8-sig"))
 
 
 FREE_ON_RESUME = {
@@ -257,8 +257,9 @@ def differences(config: RunConfig, saved: RunConfig) -> list[str]:
 
 
 def check_run_folder(config: RunConfig) -> None:
-    """Raise InputError if the run folder holds another run, or this one and --resume is missing."""
+    """Raise InputError if the run folder cannot be written, or holds another run, or this one and --resume is missing."""
     folder = config.run_dir
+    check_out("--run-dir", folder, "folder")
     if not (folder / "config.json").exists():
         return
     require(config.resume, f"{folder} holds a run already; continue it with --resume, or use another --run-dir")

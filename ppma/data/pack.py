@@ -26,7 +26,7 @@ from rich.console import Console
 from ppma.common.files import write_csv, write_text
 from ppma.common.progress import Progress
 from ppma.common.workers import Lost, parallel_events, parse_shard
-from ppma.config.command import DONE, parse
+from ppma.config.command import DONE, OutFolder, parse
 from ppma.config.errors import BadClip, DiskFullError, InputError
 from ppma.data.shard_writer import PackRow, ShardJob, encode_clip, shard_bounds, write_rows, write_shard
 from ppma.loaders.sources import catalog
@@ -60,7 +60,7 @@ class PackConfig:
 
     source: Annotated[str, tyro.conf.Positional]
     """A name in data.toml, or a manifest FILE.csv."""
-    out: Path
+    out: OutFolder
     """Folder of the store (STORE.beton); about 11 times the size of H.264 videos."""
     short_side: int = 256
     """Scale frames down to this short side in pixels (loader.short_side); smaller frames keep their size."""

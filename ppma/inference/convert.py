@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ppma.common.files import atomic_path
-from ppma.config.command import DONE, parse
+from ppma.config.command import DONE, NewPath, parse
 from ppma.config.errors import InputError
 from ppma.models.vit import sinusoid_table
 from ppma.training import checkpoint, lineage
@@ -324,7 +324,7 @@ class ConvertOptions:
 
     source: tyro.conf.Positional[Path]
     """With --from a .pth, .pt, .bin or .safetensors file (or, for timm, the name of a model); with --to a run of ours."""
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[NewPath]
     """With --from a new folder, which --init takes; with --to a new .safetensors or .pth file."""
     from_: Annotated[Format | None, tyro.conf.arg(name="from")] = None
     """The project that the file is from."""
@@ -363,8 +363,6 @@ def main(argv: list[str]) -> int:
     options = parse(ConvertOptions, argv, prog="ppma convert")
     if (options.from_ is None) == (options.to is None):
         raise InputError(f"give --from or --to, one of {', '.join(get_args(Format))}")
-    if options.out.exists():
-        raise InputError(f"{options.out} exists; choose another name")
     if options.from_ is not None:
         _import(options, options.from_)
     elif options.to is not None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ppma.common.files import atomic_path, file_sha256
-from ppma.config.command import DONE, parse
+from ppma.config.command import DONE, OutFile, parse
 from ppma.config.errors import InputError
 from ppma.config.run import EvaluationConfig
 from ppma.inference.samples import embed
@@ -37,7 +37,7 @@ class FeatureOptions(RunOptions):
     """Run folder of any recipe that trains weights, or one of its checkpoint folders."""
     dataset: tuple[str, ...]
     """Names in the data catalog."""
-    out: Path
+    out: OutFile
     """FILE.npz (arrays path, source, label, class_name, decoded, features) or FILE.parquet (columns of these names)."""
     split: str = "val"
     """Split of each data set."""
@@ -53,8 +53,6 @@ class FeatureOptions(RunOptions):
     def __post_init__(self) -> None:
         if self.out.suffix not in WRITERS:
             raise InputError(f"--out is {self.out}; give a file that ends in {' or '.join(WRITERS)}")
-        if not self.out.absolute().parent.is_dir():
-            raise InputError(f"--out {self.out}: the folder {self.out.absolute().parent} does not exist")
         if not self.dataset:
             raise InputError("--dataset names no data set; give at least one")
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ppma import __version__
 from ppma.common.pages import render
-from ppma.config.command import DONE, parse
+from ppma.config.command import DONE, NewPath, parse
 from ppma.config.errors import InputError
 from ppma.config.model import PIXEL_MEAN, PIXEL_STD, ViTConfig
 from ppma.models.classify import Classifier
@@ -60,7 +60,7 @@ class ExportOptions:
 
     checkpoint: tyro.conf.Positional[Path]
     """Run folder of any recipe that trains weights, or one of its checkpoint folders."""
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[NewPath]
     """New folder."""
     onnx: bool = True
     """Write encoder.onnx too; needs the extra [export]."""
@@ -136,8 +136,6 @@ def card(run: FinishedRun, seen: Lineage) -> str:
 def main(argv: list[str]) -> int:
     """Run `ppma export`."""
     options = parse(ExportOptions, argv, prog="ppma export")
-    if options.out.exists():
-        raise InputError(f"{options.out} exists; choose another folder")
     run = open_run(options.checkpoint, device="cpu", precision="fp32")
     seen, extractor = lineage.read(run.weights), FeatureExtractor(run.model).eval()
     metadata = {

@@ -15,7 +15,7 @@ import tyro
 
 from ppma.common.files import write_text
 from ppma.common.plots import svg
-from ppma.config.command import DONE, parse
+from ppma.config.command import DONE, OutFile, parse
 from ppma.config.errors import InputError
 from ppma.config.run import EvaluationConfig
 from ppma.inference import inspect_page, neighbors, samples
@@ -43,7 +43,7 @@ class InspectOptions(RunOptions):
 
     run: tyro.conf.Positional[Path]
     """Run folder of any recipe that trains weights, or one of its checkpoint folders."""
-    out: Path | None = None
+    out: OutFile | None = None
     """The page; none: inspect.html in the run folder."""
     sources: tuple[str, ...] = ()
     """More sources to show, by their names in the data catalog."""
@@ -58,8 +58,6 @@ class InspectOptions(RunOptions):
         for name in ("examples", "clips"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} is {getattr(self, name)}; it must be at least 1")
-        if self.out is not None and not self.out.absolute().parent.is_dir():
-            raise InputError(f"--out {self.out}: the folder {self.out.absolute().parent} does not exist")
 
 
 def _about(run: FinishedRun) -> Section:

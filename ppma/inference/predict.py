@@ -19,7 +19,7 @@ from rich.table import Table
 
 from ppma.common.files import write_json, write_text
 from ppma.common.plots import svg
-from ppma.config.command import DONE, parse
+from ppma.config.command import DONE, OutFile, parse
 from ppma.config.errors import InputError
 from ppma.config.run import EvaluationConfig
 from ppma.inference.samples import embed
@@ -57,7 +57,7 @@ class PredictOptions(RunOptions):
     """Squares along the long side of a frame, 1 or 3 (paper: 3)."""
     top: int = 5
     """Number of classes to show."""
-    out: Path | None = None
+    out: OutFile | None = None
     """FILE.json for all scores; their plot over time goes to FILE.svg."""
 
     def __post_init__(self) -> None:
@@ -65,8 +65,8 @@ class PredictOptions(RunOptions):
             raise InputError(f"--every-seconds is {self.every_seconds}; it must be above 0")
         if self.top < 1:
             raise InputError(f"--top is {self.top}; it must be at least 1")
-        if self.out is not None and (self.out.suffix != ".json" or not self.out.absolute().parent.is_dir()):
-            raise InputError(f"--out is {self.out}; give a FILE.json in a folder that exists")
+        if self.out is not None and self.out.suffix != ".json":
+            raise InputError(f"--out is {self.out}; give a FILE.json")
 
 
 def windows(video: Path, metadata: VideoMetadata, seconds: float, every: float) -> Manifest:

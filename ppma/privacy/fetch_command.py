@@ -1,13 +1,12 @@
 """`ppma privacy`: download the models that detect people, or list the tools and their licenses."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
-from ppma.config.command import DONE, parse
+from ppma.config.command import DONE, OutFolder, parse
 from ppma.config.errors import InputError
 from ppma.privacy.detectors.weights import WEIGHTS, default_folder, fetch, find, missing
 from ppma.privacy.removal.plugins import PLUGINS, SETS, state
@@ -22,7 +21,7 @@ class FetchConfig:
 
     what: Annotated[Literal["fetch", "list"], tyro.conf.Positional]
     """fetch: download; list: print the tools."""
-    weights: Path = field(default_factory=default_folder)
+    weights: OutFolder = field(default_factory=default_folder)
     """Folder of the models (default: $PPMA_WEIGHTS, else ppma/weights in the user's cache folder)."""
     models: tuple[str, ...] = tuple(WEIGHTS)
     """Models to fetch."""

@@ -8,7 +8,6 @@ A study of four encoders with its own report. Finished runs are kept, so the sam
 
 import logging
 import os
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +15,7 @@ from typing import Literal
 from rich.console import Console
 
 from ppma.config import recipes
-from ppma.config.command import DONE, RUN_AGAIN, check_ranges, parse
+from ppma.config.command import DONE, OutFolder, check_ranges, parse
 from ppma.loaders.sources import catalog
 from ppma.study import spec, work
 from ppma.study.data import ACTIONS, REAL, DataConfig, data_config, make_data
@@ -33,7 +32,7 @@ class DemoConfig:
     ppma demo, or make demo (SEEDS=3, VIDEOS=DIR, OUT=DIR). Stop it with Ctrl-C; the same command continues.
     """
 
-    out: Path = Path("runs/demo")
+    out: OutFolder = Path("runs/demo")
     """Folder of clips, runs, table and figures."""
     seeds: int = 1
     """Runs of each training and probe, each with its own seed, 1 to 20."""
@@ -96,8 +95,6 @@ def run(config: DemoConfig) -> None:
 
 def main(argv: list[str]) -> int:
     """Run `ppma demo ARGV`."""
-    from ppma.train import Stopped
-
     config = parse(DemoConfig, argv, prog="ppma demo")
     study = study_of(config)
     settings = data_config(study, config.out, config.videos, config.workers)
@@ -105,9 +102,5 @@ def main(argv: list[str]) -> int:
         work.show(work.plan_runs(study, config.out, settings.data, device=config.device, complete=False))
         log.info("about ten minutes on two cores per seed; would write %s", config.out)
         return DONE
-    try:
-        run(config)
-    except Stopped:
-        sys.stderr.write("ppma demo: stopped cleanly; run the same command again to continue\n")
-        return RUN_AGAIN
+    run(config)
     return DONE

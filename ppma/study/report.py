@@ -17,7 +17,7 @@ from ppma.common.files import write_csv, write_text
 from ppma.common.pages import render
 from ppma.common.plots import STYLE, svg
 from ppma.common.statistics import RESAMPLES
-from ppma.config.command import DONE, parse
+from ppma.config.command import DONE, OutFolder, parse
 from ppma.config.errors import InputError
 from ppma.study import figures
 from ppma.study.findings import Findings, summarize
@@ -44,7 +44,7 @@ class ReportConfig:
 
     runs: tyro.conf.Positional[Path]
     """The --out of `ppma study`, one of its NAME.study.json files, or any folder of finished runs."""
-    out: Path = Path("report")
+    out: OutFolder = Path("report")
     """Folder of report.html, table.md, table.tex, table.csv and runs.csv; existing files are replaced."""
     compare: str = ""
     """Name of the method that the others are compared with (default: the study's)."""
@@ -126,8 +126,6 @@ def _with_choices(collection: Collection, config: ReportConfig) -> Collection:
 def main(argv: list[str]) -> int:
     """Run `ppma report ARGV`."""
     config = parse(ReportConfig, argv, prog="ppma report")
-    if config.out.exists() and not config.out.is_dir():
-        raise InputError(f"--out {config.out} is a file; give a folder")
     collection = _with_choices(collect(config.runs), config)
     if not collection.results:
         raise InputError(

@@ -35,7 +35,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ppma.config.errors import InputError, require
+from ppma.config.errors import InputError, reading, require
 from ppma.config.recipes import recipe
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -106,12 +106,8 @@ class Study:
 
 def read(path: Path) -> Study:
     """Read a spec; InputError if anything in it is wrong."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; docs/study.md shows one") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as TOML: {error}") from None
+    with reading(path, "a study in TOML as docs/study.md shows one"):
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     pretrain = _tables(Pretrain, table.pop("pretrain", None), f"{path}, [pretrain.NAME]")
     protocol = _tables(Protocol, table.pop("protocol", None), f"{path}, [protocol.NAME]")
     study: Study = _fill(Study, table, {"pretrain": pretrain, "protocol": protocol, "folder": path.parent}, str(path))

@@ -9,7 +9,6 @@ stopped run resumes from its newest checkpoint, so the same command continues af
 import logging
 import os
 import shutil
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ppma.common.files import write_json
-from ppma.config.command import DONE, RUN_AGAIN, parse
+from ppma.config.command import DONE, OutFolder, parse
 from ppma.config.errors import InputError
 from ppma.study import spec
 from ppma.study.plan import Planner, Run, State, catalog_of
@@ -49,7 +48,7 @@ class StudyConfig:
 
     spec: tyro.conf.Positional[Path]
     """The study's TOML file; docs/study.md explains its keys."""
-    out: Path = Path("runs/study")
+    out: OutFolder = Path("runs/study")
     """Folder of all runs; studies may share it and then share their runs."""
     videos: Path | None = None
     """Your human-removed clips, <class>/<video>, which stage 1 reads in addition to rendered scenes."""
@@ -259,16 +258,10 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         show(plan(options, make_data=False))
         return DONE
-    from ppma.train import Stopped
-
-    try:
-        if options.only is not None:
-            _do_only(options, options.only)
-            return DONE
-        with lock(options.out):
-            file = run_missing(plan(options, make_data=True), options.out)
-    except Stopped:
-        sys.stderr.write("ppma study: stopped cleanly; run the same command again to continue\n")
-        return RUN_AGAIN
+    if options.only is not None:
+        _do_only(options, options.only)
+        return DONE
+    with lock(options.out):
+        file = run_missing(plan(options, make_data=True), options.out)
     log.info("all runs are done; for the table: ppma report %s --out report", file)
     return DONE

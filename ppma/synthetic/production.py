@@ -20,7 +20,7 @@ from ppma.common.files import atomic_path, claim_folder
 from ppma.common.progress import Progress
 from ppma.common.video import frame_rate, key_frame_spacing, video_writer
 from ppma.common.workers import parallel_map, parse_shard
-from ppma.config.command import DONE, check_ranges, parse
+from ppma.config.command import DONE, OutFolder, check_ranges, parse
 from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.synthetic.clip import SCENE_KINDS, ClipSpec, render, sample_clip, scene_kind
@@ -45,7 +45,7 @@ class SynthesisConfig:
     ppma synthesize --classes walk wave squat --clips 50 --size 128 --out virtual
     """
 
-    out: Path
+    out: OutFolder
     """Folder for the clips, <class>/<video>.mp4, and for <split>.csv, their manifest."""
     classes: tuple[str, ...] = ()
     """Actions to render, all if none is given; labels are their positions in this list."""

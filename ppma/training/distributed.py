@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -195,14 +195,6 @@ class Stop(IntEnum):
     """SIGTERM or SIGINT: save and exit."""
     HAND_OVER = 2
     """SIGUSR2, which announces a preemption or the time limit: save, exit and requeue the job."""
-
-
-class Stopped(Exception):
-    """Raised when a run stopped cleanly on request: its checkpoint is saved; rerun to resume."""
-
-    def __init__(self, why: Stop) -> None:
-        super().__init__(why.name)
-        self.why = why
 
 
 class StopFlag:

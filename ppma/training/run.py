@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, reading
 from ppma.config.loader import LoaderConfig
 from ppma.config.run import UNTRAINED, Precision, RunConfig, read_config
 from ppma.models.attentive import AttentiveClassifier
@@ -122,12 +122,9 @@ def open_run(path: Path | str, *, device: str = "auto", precision: Precision = "
 
 
 def _read_metadata(weights: Path) -> dict[str, Any]:
-    try:
-        return json.loads((weights.parent / checkpoint.STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{weights} is not a checkpoint of a run: {checkpoint.STATE} cannot be read ({error})"
-        ) from None
+    note = weights.parent / checkpoint.STATE
+    with reading(note, f"the state of the checkpoint {weights}"):
+        return dict(json.loads(note.read_text(encoding="utf-8")))
 
 
 def _build(config: RunConfig, metadata: dict[str, Any], weights: Path) -> Classifier | MaskedAutoencoder:

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, Stopped
 from ppma.config.run import RunConfig
 from ppma.models.classify import Classifier
 from ppma.models.flops import measured_peak_flops
 from ppma.training import checkpoint, distributed, parallel
 from ppma.training.compute import Compute, compile_clock, compile_mode, compiled
-from ppma.training.distributed import Ranks, StopFlag, Stopped
+from ppma.training.distributed import Ranks, StopFlag
 from ppma.training.lineage import Lineage
 from ppma.training.monitor import Monitor, resident_bytes
 from ppma.training.optim import build_optimizer, learning_rate, set_learning_rate

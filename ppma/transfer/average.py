@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ppma.common.files import file_sha256
-from ppma.config.command import DONE, parse
+from ppma.config.command import DONE, NewPath, parse
 from ppma.config.errors import InputError
 from ppma.config.run import read_config
 from ppma.models.vit import TRUNK
@@ -43,7 +43,7 @@ class AverageOptions:
 
     models: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, checkpoint folders or .safetensors files."""
-    out: Path
+    out: NewPath
     """New folder for model.safetensors and state.json, which names the parents, their weights and their hashes."""
     weights: tuple[float, ...] = ()
     """Weight of each model; they are divided by their sum. None: equal weights."""
@@ -129,8 +129,6 @@ def check_configs(models: Sequence[Path]) -> None:
 def main(argv: list[str]) -> int:
     """Run `ppma average`."""
     options = parse(AverageOptions, argv, prog="ppma average")
-    if options.out.exists():
-        raise InputError(f"{options.out} exists; choose another --out")
     averaged = average(options.models, options.weights)
     files = [checkpoint.locate_model(model).resolve() for model in options.models]
     parts = shares(options.weights, len(options.models))

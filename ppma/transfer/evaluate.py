@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ppma.config.command import DONE, parse
+from ppma.config.command import DONE, OutFolder, parse
 from ppma.config.errors import InputError
 from ppma.config.model import ClassifierConfig
 from ppma.config.run import EvaluationConfig, RunConfig
@@ -81,7 +81,7 @@ class EvaluateOptions(RunOptions):
     """Run folder of any recipe that trains a classifier, or one of its checkpoint folders."""
     dataset: str
     """Name in the data catalog; the run must have been trained on the classes of this data set."""
-    out: Path | None = None
+    out: OutFolder | None = None
     """Folder for the results; none: evaluate-DATASET-SPLIT inside the run folder."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """The views."""

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import rows
 from benchmarks.natural_clips import make_clips
-from ppma.config.command import run
+from ppma.config.command import parse, run
 from ppma.config.errors import InputError
 
 MADE = [
@@ -60,7 +60,7 @@ def test_spread_is_half_the_middle_half_over_the_median(values, expected):
 @pytest.mark.parametrize(("flag", "file"), [("json", "gone/rows.json"), ("plot", "."), ("plot", "rows.txt")])
 def test_unwritable_output_is_refused_before_anything_is_measured(flag, file, tmp_path):
     with pytest.raises(InputError, match=f"--{flag}"):
-        rows.ReportConfig(**{flag: tmp_path / file})
+        parse(rows.ReportConfig, [f"--{flag}", str(tmp_path / file)], prog="rows")
 
 
 WRONG = {

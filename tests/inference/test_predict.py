@@ -76,7 +76,7 @@ def test_names_may_come_from_a_file(tiny_runs, video, tmp_path, capsys):
         ([], "mae", "is a stage 1 run"),
         (["--space", "gone"], "finetune", "label spaces made"),
         (["--every-seconds", "0"], "finetune", "must be above 0"),
-        (["--out", "nowhere/p.json"], "finetune", "a folder that exists"),
+        (["--out", "nowhere/p.json"], "finetune", "there is no folder"),
         (["--out", "p.txt"], "finetune", "give a FILE.json"),
     ],
 )

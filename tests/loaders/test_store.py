@@ -111,7 +111,7 @@ def test_a_wrong_store_is_named(tmp_path, clips):
     address = make_store(folder, [row(clips[0])]).address(0)
     with pytest.raises(InputError, match="another manifest"):
         Store(folder, manifest_sha256="other")
-    with pytest.raises(InputError, match="not a packed store"):
+    with pytest.raises(InputError, match="packed store"):
         Store(tmp_path)
     found = json.loads((folder / store.INDEX).read_text())
     (folder / store.INDEX).write_text(json.dumps(found | {"complete": False}))

@@ -18,11 +18,11 @@ from ppma import train as training
 from ppma.cli import main as ppma
 from ppma.common.statistics import paired_bootstrap, top_k_correct
 from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT
+from ppma.config.errors import Stopped
 from ppma.study import data, demo, demo_report, work
 from ppma.study.demo_report import summarize
 from ppma.study.results import collect
 from ppma.synthetic import CLASSES
-from ppma.train import Stopped
 from ppma.training.distributed import Stop
 from tests.study.test_work import DRAW, written
 

@@ -15,9 +15,9 @@ from filelock import FileLock
 from ppma import train as training
 from ppma.cli import main as ppma
 from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT
+from ppma.config.errors import Stopped
 from ppma.study import work
 from ppma.study.plan import Row
-from ppma.train import Stopped
 from ppma.training import seal
 from ppma.training.distributed import Stop
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from ppma.common.files import write_json, write_text
 from ppma.common.progress import Progress
-from ppma.config.command import DONE, check_ranges, parse
+from ppma.config.command import DONE, OutFolder, check_ranges, parse
 from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy import verdict
@@ -45,7 +45,7 @@ class AuditConfig:
 
     source: Annotated[Path, tyro.conf.Positional]
     """Folder of `ppma remove-humans`, another folder <class>/<video>, or a manifest FILE.csv."""
-    out: Path
+    out: OutFolder
     """Folder for report.html, audit.json, datasheet.md, croissant.json and the findings of each clip."""
     originals: Path | None = None
     """Folder of the clips before cleaning (the files themselves, not `ori`, which is encoded again).

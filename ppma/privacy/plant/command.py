@@ -13,7 +13,7 @@ from ppma import __version__
 from ppma.common.files import claim_folder
 from ppma.common.progress import Progress
 from ppma.common.workers import parallel_map
-from ppma.config.command import DONE, check_ranges, parse
+from ppma.config.command import DONE, OutFolder, check_ranges, parse
 from ppma.config.errors import InputError
 from ppma.privacy.detectors import auditors
 from ppma.privacy.detectors.auditors import AUDITORS
@@ -34,7 +34,7 @@ class PlantConfig:
     A rerun after an interruption, or with more clips, keeps finished ones.
     """
 
-    out: Path
+    out: OutFolder
     """Folder for the trials and the report."""
     clips: int = 200
     """Planted clips; every eighth is long and has a still camera."""

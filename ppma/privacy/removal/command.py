@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ppma.common.progress import Progress
 from ppma.common.workers import parse_shard
-from ppma.config.command import DONE, WRONG_INPUT, check_ranges, parse
+from ppma.config.command import DONE, WRONG_INPUT, OutFolder, check_ranges, parse
 from ppma.config.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.privacy.detectors.weights import default_folder
@@ -41,7 +41,7 @@ class RemovalConfig:
 
     source: Annotated[Path, tyro.conf.Positional]
     """A folder <class>/<video> (or <class>/<folder of frames>), or a manifest FILE.csv of `ppma index`."""
-    out: Path
+    out: OutFolder
     """Folder for inp (cleaned clips), seg (masks), records, manifest.csv and rejected.csv."""
     root: Path | None = None
     """Folder that the paths of a manifest are relative to (default: its own)."""
