@@ -16,17 +16,9 @@ import numpy as np
 
 from ppma.common.frames import is_frames
 from ppma.loaders.decode.dali_input import Codecs, DaliInput, Limits, read_header, why_not_dali
-from ppma.loaders.decode.fetch import (
-    NoPacketTimesError,
-    SeekedTooFarError,
-    Window,
-    as_bad_clip,
-    demux_window,
-    folder_window,
-    open_stream,
-)
+from ppma.loaders.decode.fetch import MAX_PIXELS, as_bad_clip, folder_window
 from ppma.loaders.samples import choose_frames
-from ppma.loaders.sources.probe import is_shown
+from ppma.loaders.sources.pictures import SurpriseError, Window, is_shown, open_video, seek_window, stands_alone
 from ppma.loaders.sources.store import is_packed, read_packed
 
 _BT601 = {5, 6}
@@ -88,7 +80,7 @@ def _encoded_images(jpegs: tuple[np.ndarray, ...], order: tuple[int, ...], size:
 
 
 def _encoded_video(path: Path, start: float, end: float, count: int, codecs: Codecs) -> DaliInput:
-    container, stream = open_stream(path)
+    container, stream = open_video(path, max_pixels=MAX_PIXELS)
     with container:
         # 1. codec, pixel format and size
         context = stream.codec_context
@@ -101,9 +93,9 @@ def _encoded_video(path: Path, start: float, end: float, count: int, codecs: Cod
             raise NotForDali(f"{codec} of a size that is {size}")
         # 2. frames and colors
         try:
-            window = demux_window(container, stream, start, end)
-        except (NoPacketTimesError, SeekedTooFarError):
-            raise NotForDali(f"{codec} without usable packet times") from None
+            window = seek_window(container, stream, start, end)
+        except (SurpriseError, av.error.FFmpegError) as error:
+            raise NotForDali(f"{codec} that is decoded from its start: {error}") from error
         if reason := _why_not(stream, window, codec, codecs[codec]):
             raise NotForDali(reason)
         # 3. the packets that DALI needs
@@ -153,13 +145,9 @@ def _why_not(stream: av.VideoStream, window: Window, codec: str, limits: Limits)
     left to PyAV.
     """
     # 1. frames
-    if window.in_order:
-        return f"guessed times of B-frames of {codec} in AVI"
     first = window.packets[0]
     if any((packet.pts or 0) >= (first.pts or 0) and not is_shown(packet) for packet in window.packets):
         return f"{codec} with pictures that are not shown"
-    if len(set(window.stamps)) < len(window.stamps):
-        return f"{codec} with two pictures at one time"
     if codec == "h264" and not _starts_with_idr(first, stream.codec_context.extradata or b""):
         return "open groups of H.264"
     if codec == "vp9" and limits.single and any(_is_repeat_or_superframe(memoryview(p)) for p in window.shown):
@@ -169,6 +157,8 @@ def _why_not(stream: av.VideoStream, window: Window, codec: str, limits: Limits)
     if not frames:
         return f"a key frame of {codec} that does not decode alone"
     frame = frames[0]
+    if not stands_alone(frame):
+        return f"key frames of {codec} that refer to earlier pictures"
     if frame.rotation % 360:
         return "rotated pictures"
     if frame.interlaced_frame:

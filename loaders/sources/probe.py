@@ -6,16 +6,20 @@ Every packet is demuxed: that gives the true number of frames, their times and t
 shows a file that ends before its index does. Decoding everything takes 10 to 20 times as long, so there are two checks:
 
     quick   decodes up to 8 key frames, spread over the file: finds size changes, rotation, damage to a key frame
-    full    decodes every frame in the same pass: refuses a file with any corrupt frame
+    full    decodes every frame: refuses a file with any corrupt frame
 
-Damage between key frames passes `quick`; the loader then names and counts the file. Frames count from the first key
-frame, times from its presentation, sizes are of the upright picture.
+Damage between key frames passes `quick`; the loader then names and counts the file. Where packets or key frames
+contradict each other, `quick` decodes every frame too: a file is refused for what the decoder shows from its start.
+Sizes are of the upright picture.
 """
 
 import io
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -26,23 +30,32 @@ import numpy as np
 from ppma.common.frames import FRAME_FOLDER_FPS, SHOWN, is_frames, read_folder
 from ppma.common.workers import parallel_map
 from ppma.config.errors import InputError
+from ppma.loaders.samples import TIME_TOLERANCE
+from ppma.loaders.sources.pictures import (
+    MAX_PIXELS,
+    Shown,
+    SurpriseError,
+    Unusable,
+    from_start,
+    is_shown,
+    open_video,
+    seek_window,
+    stands_alone,
+    why_from_start,
+)
 
 Check = Literal["quick", "full"]
 
-MAX_PIXELS = 4096 * 2304
-"""Most pixels of a frame: 4K. A 200 kB file can promise 8192 x 8192, and each such frame takes 200 MB as RGB."""
-CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,h264,hevc,m4v"
-"""Demuxers that may open a file; none that reads text as video (tty) or opens other files or URLs (hls, concat)."""
 PICTURES = "jpeg_pipe,png_pipe,mjpeg"
 KEY_FRAMES_DECODED = 8
 """By the quick check, evenly spread."""
+FIRST_FRAMES = 3
+"""Decoded by the quick check: a decoder leaves out the pictures after a first key frame that refer to earlier ones."""
+FROM_START = "decoded from the start for every window (slow)"
+"""Remark on a file in which no seek is exact."""
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _VFR_RATIO = 1.5
 """Longest over shortest step between frames above which the rate is variable; rounding to ms gives 1.06 at 60/s."""
-
-
-class Unusable(Exception):
-    """Raised for a file that cannot be used as a clip; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +71,7 @@ class VideoMetadata:
     duration_seconds: float
     remarks: tuple[str, ...] = ()
     """Unusual properties, with details in brackets: rotated, interlaced, variable frame rate, starts without a key frame,
-    without some frame numbers (5, 6)."""
+    without some frame numbers (5, 6), FROM_START."""
 
 
 class _Job(NamedTuple):
@@ -85,132 +98,88 @@ def probe(path: Path, *, max_pixels: int = MAX_PIXELS, check: Check = "quick") -
         raise Unusable(f"cannot be read: {error.strerror or error}") from error
 
 
-def open_video(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[av.container.InputContainer, av.VideoStream]:
-    """Open a file by its content and return it with its video stream; nothing above `max_pixels` is decoded.
-
-    Raises:
-        Unusable: It is not a video, or its frames are too large.
-    """
-    if not path.stat().st_size:
-        raise Unusable("is an empty file")
-    # Opening decodes a frame to fill in what the header leaves out; coded sizes are a little larger than shown ones.
-    options = {"format_whitelist": CONTAINERS, "max_pixels": str(2 * max_pixels)}
-    try:
-        container = av.open(f"file:{path}", options=options, metadata_errors="replace")
-    except (av.error.InvalidDataError, av.error.ArgumentError) as error:
-        raise Unusable(_why_not_opened(path, error)) from error
-    cover = int(av.stream.Disposition.attached_pic)
-    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-    if not streams:
-        container.close()
-        raise Unusable("has no video stream")
-    stream = streams[0]
-    if not 0 < stream.width * stream.height <= max_pixels:
-        container.close()
-        if not stream.width:
-            raise Unusable("its header gives no picture size: cut before the first whole frame, or not a video")
-        size = f"{stream.width} x {stream.height}"
-        raise Unusable(f"its frames of {size} are larger than {max_pixels} pixels (`ppma index --max-pixels`)")
-    stream.thread_type = "NONE"  # one process per core; each thread within it would cost memory
-    return container, stream
-
-
-def _why_not_opened(path: Path, error: av.error.FFmpegError) -> str:
-    with path.open("rb") as file:
-        start = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")
-    if start.startswith(b"<"):
-        return "is a web page (an error message of the server?), not a video; download it again"
-    return f"cannot be opened: {error.strerror}; it is cut before its index, or not a video"
-
-
 @dataclass
 class _Walk:
-    """What the packets of one stream reveal, from the first key frame on."""
+    """What the packets of one stream promise, from the first key frame on."""
 
     times: "array[int]" = field(default_factory=lambda: array("q"))
-    """Presentation times of frames, in decoding order, in units of the time base."""
+    """Presentation times of the shown frames, in decoding order, in units of the time base."""
     keys: list[int] = field(default_factory=list)
-    """Positions of key frames in `times`."""
-    samples: list[tuple[int, av.Packet]] = field(default_factory=list)
-    """(time, packet) of some key frames, evenly spread."""
+    """Number of frames shown before each key frame."""
+    samples: list[av.Packet] = field(default_factory=list)
+    """Some key frames, evenly spread."""
     packets: int = 0
-    """All packets, also those before the first key frame."""
+    """All packets, also empty ones and those before the first key frame."""
     late: int = 0
     """Packets before the first key frame."""
-    last_dts: int | None = None
+    corrupt: int = 0
+    odd: bool = False
+    """The packets contradict each other: only the decoder tells what is shown and when."""
+    first_time: int | None = None
     last_time: int | None = None
+    last_dts: int | None = None
     last_duration: int = 0
     """Of the frame shown last, in units of the time base; 0 if unknown."""
-    corrupt: int = 0
-    fell_back: bool = False
     every: int = 1
 
-    def add(self, packet: av.Packet) -> bool:
-        """Note a packet; return True if a decoder can use it."""
+    def add(self, packet: av.Packet) -> None:
+        """Note a packet."""
         self.packets += 1
+        if not packet.size:
+            return
         if not self.keys and not packet.is_keyframe:
             self.late += 1
-            return False
+            return
         self.corrupt += packet.is_corrupt
-        self._check_order(packet.dts)
-        time = packet.dts if packet.pts is None else packet.pts
-        if time is None:
-            raise Unusable("has no time stamps (a raw stream?); wrap it: ffmpeg -r 25 -i IN -c copy OUT.mp4")
-        if not is_shown(packet) or (self.times and time < self.times[0]):
-            return True  # decoded for others that refer to it, or a leading picture of an open GOP: never shown
+        if packet.dts is not None:
+            self.odd |= self.last_dts is not None and packet.dts <= self.last_dts
+            self.last_dts = packet.dts
         if packet.is_keyframe:
-            self._sample(time, packet)
+            if is_shown(packet):
+                self._sample(packet)
             self.keys.append(len(self.times))
+        if is_shown(packet):
+            self._show(packet)
+        else:
+            self.odd |= packet.is_discard
+
+    def _show(self, packet: av.Packet) -> None:
+        time = packet.pts
+        if self.first_time is None:
+            self.first_time = time or 0
+        if time is None or time < self.first_time:
+            self.odd = True
+        time = time or 0
         self.times.append(time)
         if self.last_time is None or time > self.last_time:
             self.last_time, self.last_duration = time, packet.duration or 0
-        return True
 
-    def _check_order(self, dts: int | None) -> None:
-        if dts is not None:
-            self.fell_back |= self.last_dts is not None and dts <= self.last_dts
-            self.last_dts = dts
-
-    def _sample(self, time: int, packet: av.Packet) -> None:
+    def _sample(self, packet: av.Packet) -> None:
         if len(self.keys) % self.every == 0:
-            self.samples.append((time, packet))
+            self.samples.append(packet)
         if len(self.samples) > KEY_FRAMES_DECODED:
             self.samples = self.samples[::2]
             self.every *= 2
 
-
-def is_shown(packet: av.Packet) -> bool:
-    """Return False for a packet that an edit list drops, and for VP8's pictures that only serve as references.
-
-    Bit 4 of their first byte is 0 (RFC 6386, 9.1).
-    """
-    if packet.is_discard:
-        return False
-    return packet.stream.codec_context.name != "vp8" or bool(memoryview(packet)[0] >> 4 & 1)
+    def trusted(self) -> bool:
+        """Return True if the packets agree on what is shown and when."""
+        return not self.odd and not self.late and len(set(self.times)) == len(self.times)
 
 
+@dataclass
 class _Pictures:
-    """What the decoded pictures reveal: size, rotation, corruption."""
+    """What the decoded pictures reveal: times, size, rotation, damage."""
 
-    def __init__(self, stream: av.VideoStream) -> None:
-        self.stream = stream
-        self.size: tuple[int, int] | None = None
-        self.rotated = self.interlaced = False
-        self.frames = 0
-        self.corrupt: list[float] = []
+    seconds: list[float] = field(default_factory=list)
+    size: tuple[int, int] | None = None
+    rotated: bool = False
+    interlaced: bool = False
+    damaged: list[float] = field(default_factory=list)
+    """Times of damaged frames."""
 
-    def decode(self, packet: av.Packet | None, first_time: int | None) -> None:
-        try:
-            frames = self.stream.codec_context.decode(packet)
-        except av.error.FFmpegError:
-            self.corrupt.append(self._seconds(packet.pts if packet else None, first_time))
-            return
-        for frame in frames:
-            if frame.pts is not None and first_time is not None and frame.pts < first_time:
-                continue
-            self._note(frame, first_time)
-
-    def _note(self, frame: av.VideoFrame, first_time: int | None) -> None:
+    def add(self, shown: Shown) -> None:
+        """Note a picture."""
+        frame = shown.frame
         size = frame.width, frame.height
         if self.size is None:
             self.size, self.rotated = size, frame.rotation % 180 == 90
@@ -218,92 +187,135 @@ class _Pictures:
             was, now = (f"{width} x {height}" for width, height in (self.size, size))
             raise Unusable(f"its frame size changes from {was} to {now}")
         self.interlaced |= bool(frame.interlaced_frame)
-        self.frames += 1
-        if frame.is_corrupt:
-            self.corrupt.append(self._seconds(frame.pts, first_time))
-
-    def _seconds(self, time: int | None, first_time: int | None) -> float:
-        return 0.0 if time is None else float((time - (first_time or 0)) * (self.stream.time_base or 0))
+        self.seconds.append(shown.seconds)
+        if shown.damaged:
+            self.damaged.append(shown.seconds)
 
 
-def _packets(container: av.container.InputContainer, stream: av.VideoStream, promised: int) -> Iterator[av.Packet]:
-    """Yield the packets with content; Unusable if the demuxer fails before the end."""
+def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """Yield the packets but the last, which only drains a decoder; Unusable if the demuxer fails before the end."""
     count = 0
     try:
         for packet in container.demux(stream):
-            if packet.size:
+            if packet.size or packet.dts is not None:
                 count += 1
                 yield packet
     except av.error.FFmpegError as error:
-        what = f"{count} of {promised} frames" if promised else f"{count} frames"
+        what = f"{count} of {stream.frames} frames" if stream.frames else f"{count} frames"
         raise Unusable(f"breaks off after {what}: {error.strerror}") from error
 
 
 def _probe_video(path: Path, max_pixels: int, check: Check) -> VideoMetadata:
     container, stream = open_video(path, max_pixels=max_pixels)
     with container:
-        walk, pictures = _Walk(), _Pictures(stream)
-        for packet in _packets(container, stream, stream.frames):
-            if walk.add(packet) and check == "full":
-                pictures.decode(packet, walk.times[0])
-        if not walk.times:
-            raise Unusable("has no frame that can be decoded" if not walk.late else "has no key frame to begin at")
-        if check == "full":
-            pictures.decode(None, walk.times[0])
-        else:
-            _decode_samples(walk, pictures)
-        _judge(walk, pictures, promised=stream.frames, check=check)
-        return _metadata(stream, walk, pictures)
+        # 1. what the packets promise
+        walk = _Walk()
+        for packet in _packets(container, stream):
+            walk.add(packet)
+        if not walk.keys:
+            raise Unusable("has no key frame to begin at" if walk.late else "has no frame that can be decoded")
+        # AVI counts frames that it leaves out, and headers of old files are off by one
+        there = walk.packets if container.format.name != "avi" else (walk.last_dts or 0) + 1
+        if stream.frames - there > max(1, stream.frames // 100):
+            raise Unusable(f"is cut short: its index promises {stream.frames} frames, {there - walk.corrupt} are there")
+        # 2. what the decoder shows
+        base = stream.time_base or Fraction(1)
+        seconds = [float((time - min(walk.times)) * base) for time in sorted(walk.times)]
+        keys = _decode_keys(stream, walk)
+        seeks = not why_from_start(container, stream) and keys is not None
+        keeps_promise = seeks and walk.trusted() and _starts_well(path, seconds, max_pixels)
+        pictures = keys if keeps_promise and check == "quick" else None
+        if pictures is None:
+            pictures = _decode_all(path, max_pixels)
+            if keeps_promise and len(pictures.seconds) < len(seconds):
+                few = f"{len(pictures.seconds)} of its {len(seconds)} frames"
+                raise Unusable(f"is damaged: {few} come out of the decoder")
+            seconds = pictures.seconds
+        if walk.corrupt:
+            raise Unusable(f"is damaged: {walk.corrupt} of its {walk.packets} packets arrive incomplete")
+        # 3. whether a window is found by seeking
+        remarks = {
+            "rotated": pictures.rotated,
+            "interlaced": pictures.interlaced,
+            "starts without a key frame": walk.late > 0,
+            FROM_START: not seeks or not _seeks_well(path, seconds, max_pixels),
+        }
+        return _metadata(stream, walk, pictures, np.array(seconds), remarks)
 
 
-def _decode_samples(walk: _Walk, pictures: _Pictures) -> None:
-    for time, packet in walk.samples:
-        before = pictures.frames
-        pictures.decode(packet, walk.times[0])
-        pictures.decode(None, walk.times[0])
-        pictures.stream.codec_context.flush_buffers()
-        if pictures.frames == before and not pictures.corrupt:
-            raise Unusable(f"its key frame at {pictures._seconds(time, walk.times[0]):.2f} s gives no picture")
+def _decode_keys(stream: av.VideoStream, walk: _Walk) -> _Pictures | None:
+    """Decode the sampled key frames, each alone; None if one is no picture of its own, or damaged."""
+    pictures, context = _Pictures(), stream.codec_context
+    for packet in walk.samples:
+        try:
+            frames = [*context.decode(packet), *context.decode(None)]
+        except av.error.FFmpegError:
+            return None
+        context.flush_buffers()
+        if not frames or frames[0].is_corrupt or not stands_alone(frames[0]):
+            return None
+        for frame in frames:
+            pictures.add(Shown(0.0, frame, damaged=False))
+    return pictures
 
 
-def _judge(walk: _Walk, pictures: _Pictures, *, promised: int, check: Check) -> None:
-    """Raise Unusable for the first fault that the packets and the decoder revealed."""
-    if promised - walk.packets > max(1, promised // 100):  # headers of old AVI files are off by one; a cut file by many
-        whole = walk.packets - walk.corrupt
-        raise Unusable(f"is cut short: its index promises {promised} frames, {whole} are there")
-    if walk.fell_back:
-        raise Unusable("its time stamps jump back (two recordings in one file?); cut or remux it")
-    if pictures.corrupt:
-        what = f"{len(pictures.corrupt)} of its {'frames' if check == 'full' else 'tested key frames'}"
-        raise Unusable(f"is damaged: {what} cannot be decoded cleanly, the first at {pictures.corrupt[0]:.2f} s")
-    if walk.corrupt:
-        raise Unusable(f"is damaged: {walk.corrupt} of its {walk.packets} packets arrive incomplete")
-    if check == "full" and pictures.frames < len(walk.times):
-        raise Unusable(f"is damaged: {pictures.frames} of its {len(walk.times)} frames come out of the decoder")
+def _decode_all(path: Path, max_pixels: int) -> _Pictures:
+    """Decode the file from its start; Unusable if a picture is damaged or there is none."""
+    container, stream = open_video(path, max_pixels=max_pixels)
+    with container:
+        pictures = _Pictures()
+        for shown in from_start(container, stream):
+            pictures.add(shown)
+    if pictures.damaged:
+        what = f"{len(pictures.damaged)} of its frames cannot be decoded cleanly"
+        raise Unusable(f"is damaged: {what}, the first at {pictures.damaged[0]:.2f} s")
+    if not pictures.seconds:
+        raise Unusable("has no frame that can be decoded")
+    return pictures
 
 
-def _metadata(stream: av.VideoStream, walk: _Walk, pictures: _Pictures) -> VideoMetadata:
-    assert pictures.size is not None, "a picture was decoded, or _judge has raised"
-    seconds = np.sort(np.frombuffer(walk.times, np.int64)) * float(stream.time_base or 0)
+def _starts_well(path: Path, seconds: Sequence[float], max_pixels: int) -> bool:
+    """Return True if the first frames that the decoder shows have the times of the packets."""
+    container, stream = open_video(path, max_pixels=max_pixels)
+    with container:
+        try:
+            first = [shown.seconds for shown in islice(from_start(container, stream), FIRST_FRAMES)]
+        except (Unusable, av.error.FFmpegError):
+            return False
+    return first == seconds[:FIRST_FRAMES]
+
+
+def _seeks_well(path: Path, seconds: Sequence[float], max_pixels: int) -> bool:
+    """Return True if a seek into the second half of the file finds the frames that are there."""
+    at = seconds[len(seconds) * 3 // 4]
+    container, stream = open_video(path, max_pixels=max_pixels)
+    with container:
+        try:
+            found = [time for time in seek_window(container, stream, at, at).times if time <= at + TIME_TOLERANCE]
+        except (SurpriseError, av.error.FFmpegError):
+            return False
+    stop = bisect_right(seconds, at + TIME_TOLERANCE)
+    return bool(np.allclose(found, seconds[max(0, stop - len(found)) : stop], atol=TIME_TOLERANCE))
+
+
+def _metadata(
+    stream: av.VideoStream, walk: _Walk, pictures: _Pictures, seconds: np.ndarray, remarks: dict[str, bool]
+) -> VideoMetadata:
+    assert pictures.size is not None, "a picture was decoded"
     count, header_fps = len(seconds), float(stream.average_rate or 0)
-    fps = (count - 1) / (seconds[-1] - seconds[0]) if seconds[-1] > seconds[0] else header_fps or FRAME_FOLDER_FPS
+    fps = (count - 1) / seconds[-1] if seconds[-1] > 0 else header_fps or FRAME_FOLDER_FPS
     if abs(fps - header_fps) < 0.01 * fps:
         fps = header_fps  # 29.97 as meant, not as rounded to milliseconds by the container
-    duration = seconds[-1] - seconds[0] + (walk.last_duration * float(stream.time_base or 0) or 1 / fps)
+    duration = seconds[-1] + (walk.last_duration * float(stream.time_base or 0) or 1 / fps)
     steps_seconds = np.diff(seconds)
-    remarks = {
-        "rotated": pictures.rotated,
-        "interlaced": pictures.interlaced,
-        "starts without a key frame": walk.late > 0,
-        "variable frame rate": count > 2 and steps_seconds.max() > _VFR_RATIO * steps_seconds.min(),
-    }
+    remarks["variable frame rate"] = count > 2 and steps_seconds.max() > _VFR_RATIO * steps_seconds.min()
     return VideoMetadata(
         frames=count,
         fps=round(float(fps), 6),
         width=pictures.size[pictures.rotated],
         height=pictures.size[not pictures.rotated],
         codec=stream.codec_context.codec.canonical_name,
-        key_frame_spacing=int(np.diff([*walk.keys, count]).max()),
+        key_frame_spacing=int(np.diff([*walk.keys, max(count, walk.keys[-1] + 1)]).max()),
         duration_seconds=round(float(duration), 6),
         remarks=tuple(name for name, holds in remarks.items() if holds),
     )

@@ -23,7 +23,8 @@ from ppma.common.progress import Progress
 from ppma.common.video import video_writer
 from ppma.common.workers import parallel_map
 from ppma.config.errors import FULL_DISK, InputError, watch_disk
-from ppma.loaders.sources.probe import Unusable, VideoMetadata, open_video
+from ppma.loaders.sources.pictures import Unusable, from_start, open_video
+from ppma.loaders.sources.probe import VideoMetadata
 
 X264 = {"preset": "veryfast", "crf": "18"}
 """Visually lossless."""
@@ -197,10 +198,12 @@ def _pictures(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (time in units of the target, upright picture of `size`) of each frame."""
     last = -1
-    for number, frame in enumerate(container.decode(stream)):
+    for number, (seconds, frame, damaged) in enumerate(from_start(container, stream)):
+        if damaged:
+            raise Unusable(f"the frame at {seconds:.3f} s is corrupt")
         turns = round((frame.rotation % 360) / 90) % 4  # quarter turns counterclockwise, as the loader applies them
         width, height = size if turns % 2 == 0 else size[::-1]
         small = frame.reformat(width=width, height=height, format="rgb24", interpolation=Interpolation.AREA)
-        time = number if not variable or frame.pts is None else frame.pts
+        time = round(seconds / (stream.time_base or 1)) if variable else number
         last = time if time > last else last + 1  # the encoder stops at a time that stands still or goes back
         yield last, np.ascontiguousarray(np.rot90(small.to_ndarray(), turns))

@@ -91,8 +91,17 @@ def test_of_key_frames_only_the_wanted_ones_are_read(tmp_path, write_clip, codec
     """16 of 61 packets, in the usual window; the frames stay those of the whole file."""
     path = write_clip(tmp_path / f"clip.{container}", frames=120, fps=25, codec=codec, key_frame_spacing=1)
     frames, times = whole(path)
-    decoded, there = [], fetch.check_frame
-    monkeypatch.setattr(fetch, "check_frame", lambda frame: decoded.append(frame.pts) or there(frame))
+    decoded, there = [], fetch.decode_window
+
+    class Counting:
+        def __init__(self, stream):
+            self.stream, self.codec_context = stream, self
+
+        def decode(self, packet):
+            decoded.extend(frames := self.stream.codec_context.decode(packet))
+            return frames
+
+    monkeypatch.setattr(fetch, "decode_window", lambda stream, *how: there(Counting(stream), *how))
     for start, end, count in ((0.0, 2.44, 16), (1.3, 3.74, 16), (4.7, 4.8, 8)):
         decoded.clear()
         wanted = choose_frames(times, start, end, count)

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from damaged_clips import FRAMES, VARIABLE_TIMES_MS, encode, make_all, number_of
 
-from ppma.loaders.sources.probe import Unusable, VideoMetadata, open_video, probe, probe_all
+from ppma.loaders.decode.fetch import read_window
+from ppma.loaders.sources.pictures import Unusable, open_video
+from ppma.loaders.sources.probe import FROM_START, VideoMetadata, probe, probe_all
 
 PLAIN = {"frames": FRAMES, "width": 320, "height": 240, "fps": 25.0, "duration_seconds": 2.4, "remarks": ()}
 ANSWERS: dict[str, str | dict[str, object]] = {
@@ -27,11 +29,11 @@ ANSWERS: dict[str, str | dict[str, object]] = {
     "rotated_90.mp4": PLAIN | {"width": 240, "height": 320, "remarks": ("rotated",)},
     "variable_frame_rate.mp4": {"frames": FRAMES, "remarks": ("variable frame rate",)},
     "missing_pts.h264": "has no time stamps",
-    "missing_pts.avi": PLAIN | {"codec": "mpeg4"},
+    "missing_pts.avi": PLAIN | {"codec": "mpeg4", "remarks": (FROM_START,)},
     "timestamps_jump_back.ts": "time stamps jump back",
     "size_changes.ts": "changes from 320 x 240 to 640 x 480",
     "starts_without_key_frame.ts": PLAIN
-    | {"frames": 30, "duration_seconds": 1.2, "remarks": ("starts without a key frame",)},
+    | {"frames": 30, "duration_seconds": 1.2, "remarks": ("starts without a key frame", FROM_START)},
     "mid_stream_corruption.mp4": "is damaged: ",
     "concealed_corruption.mp4": PLAIN,
     "wrong_extension.mp4": PLAIN | {"codec": "vp9"},
@@ -71,6 +73,20 @@ def test_every_damaged_file_gets_its_answer(origin, name, check, generated, real
     else:
         assert isinstance(found, VideoMetadata), found
         assert {key: getattr(found, key) for key in expected} == expected
+
+
+@pytest.mark.promise("R27")
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+@pytest.mark.parametrize("name", ["missing_pts.h264", "timestamps_jump_back.ts"])
+def test_the_command_that_a_refusal_names_gives_every_frame_in_order(tmp_path, generated, name):
+    with pytest.raises(Unusable, match="ffmpeg") as refusal:
+        probe(generated / name)
+    command = str(refusal.value).partition("ffmpeg ")[2]
+    there = {"IN": str(generated / name), "OUT.mp4": str(tmp_path / "out.mp4")}
+    subprocess.run(["ffmpeg", "-v", "error", *(there.get(word, word) for word in command.split())], check=True)
+    assert probe(tmp_path / "out.mp4").frames == FRAMES
+    frames = read_window(tmp_path / "out.mp4", 0.0, FRAMES / 25, FRAMES)
+    assert [number_of(frame) for frame in frames] == list(range(FRAMES))
 
 
 def test_times_are_those_of_the_packets(generated):

@@ -367,10 +367,10 @@ ODD: dict[str, str | None] = dict.fromkeys(FINE) | {
     "huge_dimensions.mp4": "8192 x 8192",
     "concealed_corruption.mp4": "corrupt",
     "mid_stream_corruption.mp4": "corrupt|decoded|Invalid",
-    "truncated_after_index.mp4": "Invalid",
+    "truncated_after_index.mp4": "corrupt",
     "missing_pts.h264": "time stamps",
-    "timestamps_jump_back.ts": "time stamps fall back",
-    "size_changes.ts": "time stamps fall back|differ in size",
+    "timestamps_jump_back.ts": "time stamps jump back",
+    "size_changes.ts": "time stamps jump back|differ in size",
 }
 """Each file of `damaged_clips`: None if it gives frames, or a pattern of the reason why it is bad."""
 
