@@ -23,7 +23,7 @@ from ppma.config.recipes import RECIPES
 from ppma.config.run import ENCODED_ONCE, UNTRAINED, RunConfig, check_ranks, check_run_folder
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models import flops
-from ppma.models.classify import Classifier, check_labels
+from ppma.models.classify import Classifier
 from ppma.models.flops import measured_peak_flops
 from ppma.models.masking import kept_count
 from ppma.privacy import strict
@@ -101,7 +101,7 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
         compile_mode(config.compile, ranks.device)
         tested = tasks.read_sources(config, config.evaluation.split)[:1] if config.evaluation.at_end else []
         inputs = _input_hashes(config)
-        sources = tasks.read_sources(config)
+        sources = tasks.on_resume(config, tasks.read_sources(config))
         lineage = strict.admit(config, sources, ranks)
         if config.phase in UNTRAINED:
             _score(config, ranks, compute, lineage)
@@ -110,9 +110,7 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
         task = build(config, sources, ranks)
         for manifest in tested:
             assert isinstance(task.model, Classifier)
-            check_labels(
-                manifest.labels, task.model.label_spaces[manifest.name], f"{manifest.name} {config.evaluation.split}"
-            )
+            tasks.tested_by_name(manifest, task.model.class_names[manifest.name], config)  # refuse before the training
         trainer = Trainer(task.config, task, ranks, compute, lineage)  # not `config`: a grid may have chosen the rate
         before = seal.logged_seconds(config.run_dir, config.batch) if config.resume and trainer.restore() else 0.0
         _make_run_folder(config, ranks, compute, lineage)  # last: a refusal leaves a finished run's seal intact
@@ -174,7 +172,7 @@ def plan(config: RunConfig) -> None:
         check_run_folder(config)
         compute = choose(config.precision, ranks.device)
         compile_mode(config.compile, ranks.device)
-        sources = tasks.read_sources(config)
+        sources = tasks.on_resume(config, tasks.read_sources(config))
         if config.privacy == "strict":
             strict.precheck(config, sources)
         rows = sum(len(source) for source in sources) // config.batch * config.batch

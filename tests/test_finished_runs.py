@@ -5,6 +5,7 @@ from functools import cache
 import pytest
 import tiny
 import torch
+from conftest import CLASSES
 from safetensors.torch import load_file
 
 from ppma.cli import main as ppma
@@ -73,7 +74,7 @@ def call(runs, command, name, out):
     device, data = ["--device", "cpu"], ["--data", str(runs / "data.toml")]
     argv = {
         "evaluate": ["--checkpoint", run, "--dataset", source, "--out", out / "tested", "--evaluation.crops", "1", *device, *data],
-        "predict": [runs / "video", "--checkpoint", run, "--space", source, "--crops", "1", *device, *data],
+        "predict": [runs / "video", "--checkpoint", run, "--space", source, "--crops", "1", *device],
         "features": ["--checkpoint", run, "--dataset", source, "--out", out / "f.npz", *device, *data],
         "inspect": [run, "--out", out / "page.html", "--examples", "1", "--clips", "4", *device, *data],
         "export": [run, out / "exported", "--no-onnx"],
@@ -121,8 +122,8 @@ def test_an_opened_run_is_what_was_trained(runs, name):
     assert type(run.model) is MODELS.get(name, type(run.model))
     stored, held = load_file(run.weights), run.model.state_dict()
     assert held.keys() == stored.keys() - {MIXING} and all(torch.equal(held[key], stored[key]) for key in held)
-    heads = dict.fromkeys(config.sources, 4) if config.phase != "mae" else {}
-    assert run.label_spaces == heads
+    heads = dict.fromkeys(config.sources, tuple(sorted(CLASSES))) if config.phase != "mae" else {}
+    assert run.class_names == heads
     for path in (run.weights, run.weights.parent):
         assert open_run(path, device="cpu").weights.samefile(run.weights)
 

@@ -135,7 +135,7 @@ class Manifest:
     @property
     def n_classes(self) -> int:
         """Return the largest label + 1 (labels may be unused: Diving48 has no clip of class 30); 0 without labels."""
-        return int(self.labels.max(initial=-1)) + 1
+        return max([int(self.labels.max(initial=-1)), *self.class_names]) + 1
 
     def clip(self, i: int) -> Clip:
         """Return row `i`."""
@@ -159,22 +159,17 @@ class Manifest:
         packed.heights = np.where(in_store, store.places["height"], self.heights)
         return packed
 
+    def with_labels(self, labels: np.ndarray, class_names: dict[int, str]) -> "Manifest":
+        """Return a manifest of the same rows with other int64 labels, (rows,), and the names of their classes."""
+        labeled = copy.copy(self)
+        labeled.labels, labeled.class_names = labels, class_names
+        return labeled
+
     def file(self, i: int) -> Path:
         """Return the video file or folder of frames of row `i`, or its address in the packed store."""
         if self.store is not None and (address := self.store.address(i)) is not None:
             return address
         return self.root / self._columns["path"][i].as_py()
-
-    def check_labels(self, n_classes: int) -> None:
-        """Raise InputError, naming the row, if a label does not fit a head with `n_classes` outputs."""
-        wrong = np.flatnonzero(self.labels >= n_classes)
-        if len(wrong):
-            row = int(wrong[0])
-            raise InputError(
-                f"{self.path or self.name}, line {row + 2}: label {self.labels[row]} is outside 0..{n_classes - 1} "
-                f"({len(wrong)} such rows); use at least {self.n_classes} classes, or index this source with the "
-                f"class list of the other one (--classes FILE)"
-            )
 
     @classmethod
     def read(cls, path: Path | str, *, root: Path | str | None = None, name: str = "") -> "Manifest":

@@ -44,6 +44,8 @@ class EvaluationConfig:
     """Videos per batch, over all ranks; changes no result."""
     on_bad: Literal["fail", "mark"] = "fail"
     """fail: an undecodable video stops the evaluation; mark: it counts as wrong."""
+    on_unknown_class: Literal["fail", "mark"] = "fail"
+    """fail: refuse videos of a class that the head lacks, before the training; mark: they count as wrong."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "evaluation.", "windows", "batch_clips")
@@ -76,6 +78,8 @@ class RunConfig:
     """Folder of cached features of frozen encoders; None: $PPMA_FEATURES, else `features` next to the run folder."""
     resume: bool = False
     """Continue from the newest checkpoint of the run folder, if there is one."""
+    allow_changed_data: bool = False
+    """Resume although the manifests are not those of the checkpoint, and report what changed."""
     privacy: Privacy = "off"
     """strict: refuse real people, unknown origin, missing licenses, clips without a passed audit, and initial weights
     trained on any of these (docs/privacy.md)."""
@@ -223,7 +227,7 @@ def read_config(folder: Path) -> RunConfig:
 
 
 FREE_ON_RESUME = {
-    "run_dir", "data", "features", "resume", "device", "compile", "log_every", "checkpoint_every", "keep_checkpoints",
+    "run_dir", "data", "features", "resume", "allow_changed_data", "device", "compile", "log_every", "checkpoint_every", "keep_checkpoints",
     "pictures_every", "shard", "hang_seconds", "evaluation", "vit.recompute",
     "loader.implementation", "loader.workers", "loader.prefetch_batches", "loader.read_ahead_batches", "loader.max_bad_fraction",
     "loader.stall_seconds",

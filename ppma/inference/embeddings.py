@@ -21,13 +21,13 @@ from ppma.config.run import EvaluationConfig
 from ppma.inference.samples import embed
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
-from ppma.training.run import FinishedRun, RunOptions
+from ppma.training.run import DataOptions, FinishedRun
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureOptions(RunOptions):
+class FeatureOptions(DataOptions):
     """Write the embedding of every clip: the pooled tokens of the encoder, averaged over views, before the final norm.
 
     For example: ppma features --checkpoint runs/align_nohuman_synthetic --dataset ucf101 --out ucf101.parquet

@@ -140,7 +140,7 @@ def main(argv: list[str]) -> int:
     seen, extractor = lineage.read(run.weights), FeatureExtractor(run.model).eval()
     metadata = {
         "vit": asdict(run.config.vit), "input": INPUT, "output": OUTPUT, "mean": PIXEL_MEAN, "std": PIXEL_STD,
-        "recipe": run.config.recipe, "label_spaces": run.label_spaces, "ppma": __version__,
+        "recipe": run.config.recipe, "label_spaces": run.class_names, "ppma": __version__,
     }  # fmt: skip
     options.out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with checkpoint.atomic_folder(options.out.absolute()) as temp_folder:

@@ -25,7 +25,8 @@ from ppma.loaders.sources.manifest import Manifest
 from ppma.models import pictures
 from ppma.models.mae import MaskedAutoencoder
 from ppma.training import lineage
-from ppma.training.run import FinishedRun, RunOptions
+from ppma.training.run import DataOptions, FinishedRun
+from ppma.transfer.result import class_names
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ PAIRS, EXAMPLES_OF_PAIR = 8, 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectOptions(RunOptions):
+class InspectOptions(DataOptions):
     """Show a run on one HTML page: training clips, reconstructions, attention, neighbors, maps of embeddings, confusions.
 
     For example: ppma inspect runs/align_nohuman_synthetic --sources ucf101
@@ -218,13 +219,13 @@ def _confusions(run: FinishedRun, data: catalog.Catalog) -> Iterator[Section]:
             raise InputError(
                 f"{path} tested another {source.name} {result['split']} than the one in {data.path}; give its --data"
             )
-        pairs = neighbors.confused(path, PAIRS)
+        pairs, names = neighbors.confused(path, PAIRS), class_names(path)
         rows = [neighbors.rows_of(source, pair.videos[:EXAMPLES_OF_PAIR]) for pair in pairs]
         shown = sorted({row for several in rows for row in several})
         frames = dict(zip(shown, samples.middle_frames(samples.subset(source, shown), run.loader) if shown else []))
         groups = []
         for pair, several in zip(pairs, rows):
-            label, named = (source.class_names.get(i, f"class {i}") for i in (pair.label, pair.named))
+            label, named = (names[i] or f"class {i}" for i in (pair.label, pair.named))
             videos = [Picture(pixels_HWC=frames[row], caption=source.clip(row).path) for row in several]
             heading = f"{label} predicted as {named}: {pair.count} of {pair.of}"
             groups.append(Group(pictures=videos, heading=heading, small=True))

@@ -20,10 +20,9 @@ from rich.table import Table
 from ppma.common.files import write_json, write_text
 from ppma.common.plots import svg
 from ppma.config.command import DONE, OutFile, parse
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, require
 from ppma.config.run import EvaluationConfig
 from ppma.inference.samples import embed
-from ppma.loaders.sources import catalog
 from ppma.loaders.sources.formats import read_classes
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.probe import Unusable, VideoMetadata, probe
@@ -50,7 +49,7 @@ class PredictOptions(RunOptions):
     space: str | None = None
     """Label space (the data set whose classes to use); required where the run has several."""
     classes: Path | None = None
-    """Class names, one per line, in the order of the labels; none: those of the label space's manifest in the data catalog."""
+    """Class names, one per line by label, for a run of an older version, whose head has no names."""
     every_seconds: float | None = None
     """Distance between the starts of two windows; none: half a window."""
     crops: int = 3
@@ -115,19 +114,16 @@ def _space(run: FinishedRun, asked: str | None) -> str:
     return asked
 
 
-def class_names(options: PredictOptions, space: str, classes: int) -> list[str]:
-    """Return the class names by label; InputError where neither --classes nor the data catalog has them."""
-    if options.classes is not None:
-        names = read_classes(options.classes)
-        if len(names) != classes:
-            raise InputError(f"--classes {options.classes} has {len(names)} names, the run {classes} classes")
-        return names
-    known = catalog.find(options.data)
-    splits = [split for name, split in known.entries if name == space]
-    if not splits:
-        raise InputError(f"{known.path} has no source {space} to take class names from; give --data, or --classes FILE")
-    found = known.manifest(space, "train" if "train" in splits else splits[0]).class_names
-    return [found.get(label, f"class {label}") for label in range(classes)]
+def class_names(head: Sequence[str], file: Path | None) -> list[str]:
+    """Return the class names of a head by label; InputError for --classes that does not fit, or that is missing."""
+    if any(head):
+        require(file is None, f"--classes {file}: the run has the names of its classes; leave --classes out")
+        return [name or f"class {label}" for label, name in enumerate(head)]
+    if file is None:
+        raise InputError("the run has no class names; give them with --classes FILE, one per line by label")
+    names = read_classes(file)
+    require(len(names) == len(head), f"--classes {file} has {len(names)} names, the run {len(head)} classes")
+    return names
 
 
 def main(argv: list[str]) -> int:
@@ -137,7 +133,7 @@ def main(argv: list[str]) -> int:
         raise InputError(f"{options.video}: no such file or folder")
     run = options.open(options.checkpoint)
     space = _space(run, options.space)
-    names = class_names(options, space, run.label_spaces[space])
+    names = class_names(run.class_names[space], options.classes)
     try:
         metadata = probe(options.video)
     except Unusable as error:

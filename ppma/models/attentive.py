@@ -6,8 +6,6 @@ Attention can find what a mean over the tokens averages out. Training uses cache
 runs the encoder on its own views. Source: V-JEPA (Bardes et al., 2024), with one query and one block.
 """
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 from ppma.config.errors import InputError
 from ppma.config.model import ClassifierConfig, ViTConfig
 from ppma.config.protocols import AttentiveConfig
-from ppma.models.classify import Classifier
+from ppma.models.classify import Classifier, LabelSpaces
 from ppma.models.vit import TRUNK, initialize_linear, layer_norm, weight_generator
 
 POOLING = "pooling."
@@ -72,7 +70,7 @@ class AttentiveClassifier(Classifier):
     before_features = (*TRUNK, POOLING)
 
     def __init__(
-        self, vit: ViTConfig, label_spaces: Mapping[str, int], classifier: ClassifierConfig, attentive: AttentiveConfig,
+        self, vit: ViTConfig, label_spaces: LabelSpaces, classifier: ClassifierConfig, attentive: AttentiveConfig,
         *, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(vit, label_spaces, classifier, seed=seed)

@@ -2,15 +2,14 @@
 
     frames_BTHWC uint8, key_B, label_B, source_B, erase_B4  ->  erase, mix  ->  tokens  ->  mean, fc_norm, heads  ->  loss
 
-A label space is a set of classes with one meaning; sources with the same label space share its head. A single head is
-named `head`, so that the state dict is that of timm's VisionTransformer with global_pool="avg"; several are
+A label space is a list of classes, whose names its head carries; sources with the same label space share its head. A
+single head is named `head`, so that the state dict is that of timm's VisionTransformer with global_pool="avg"; several are
 `heads.<label space>`. Source: PPMA (NeurIPS 2023).
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,23 +21,10 @@ from ppma.models.masking import kept_count, kept_tokens
 from ppma.models.mixing import draw_mix, mix, mixed_cross_entropy
 from ppma.models.vit import TRUNK, Encoder, initialize_head, layer_norm, weight_generator
 
-__all__ = ["Classifier", "ClassifierConfig", "check_labels"]
+__all__ = ["Classifier", "ClassifierConfig", "LabelSpaces"]
 
-
-def check_labels(labels: np.ndarray, classes: int, source: str) -> None:
-    """Raise InputError unless all labels of a manifest are classes of the head.
-
-    Args:
-        labels: int64 labels on the host; -1: no label.
-        classes: Number of classes.
-        source: Name of the manifest in the message.
-    """
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if len(wrong):
-        row = int(wrong[0])
-        raise InputError(
-            f"{source}: row {row} has the label {int(labels[row])}, and {len(wrong)} of {len(labels)} rows have none in 0 to {classes - 1}"
-        )
+LabelSpaces = Mapping[str, int | Sequence[str]]
+"""{label space: the names of its classes by label, or only their number}."""
 
 
 class Classifier(Encoder):
@@ -46,7 +32,7 @@ class Classifier(Encoder):
 
     Args:
         vit: Shape of the encoder.
-        label_spaces: Number of classes of each label space.
+        label_spaces: Classes of each label space.
         classifier: Heads, mixing, freezing.
         source_spaces: Label space of each source, in the order of ClipBatch.source_B; None: the label spaces in their
             order.
@@ -56,7 +42,7 @@ class Classifier(Encoder):
     def __init__(
         self,
         vit: ViTConfig,
-        label_spaces: Mapping[str, int],
+        label_spaces: LabelSpaces,
         classifier: ClassifierConfig | None = None,
         *,
         source_spaces: Sequence[str] | None = None,
@@ -65,7 +51,11 @@ class Classifier(Encoder):
         super().__init__(vit, init="truncated_normal", seed=seed)
         self.classifier = classifier or ClassifierConfig()
         kept_count(vit.tokens, self.classifier.token_drop)
-        self.label_spaces = dict(label_spaces)
+        self.class_names = {
+            space: ("",) * classes if isinstance(classes, int) else tuple(classes)
+            for space, classes in label_spaces.items()
+        }
+        self.label_spaces = {space: len(names) for space, names in self.class_names.items()}
         self.fc_norm = layer_norm(vit.width)
         self._add_heads(weight_generator(seed, "tail"))
         self.register_buffer("head_of_source", self._head_of_source(source_spaces), persistent=False)
@@ -137,7 +127,7 @@ class Classifier(Encoder):
         Args:
             frames_BTHWC: uint8 clips.
             key_B: Row keys of all random numbers.
-            label_B: Labels in the label space of each row's source, as `check_labels` accepts them.
+            label_B: Labels in the label space of each row's source.
             source_B: Source of each row.
             erase_B4: Box to erase in each row (see `ppma.kernels.erase`); None: nothing is erased.
         """

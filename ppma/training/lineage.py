@@ -18,6 +18,8 @@ from typing import Any, Literal, get_args
 from ppma import __version__
 from ppma.common.files import file_sha256, write_text
 from ppma.config.run import Privacy
+from ppma.loaders.sources import labels
+from ppma.loaders.sources.labels import SHOWN
 from ppma.loaders.sources.manifest import Manifest
 
 FILE = "lineage.json"
@@ -132,8 +134,35 @@ def write(folder: Path, lineage: Lineage, *, of_files: bool = True) -> None:
     write_text(folder / FILE, json.dumps(content | {"checksum": _checksum(content)}, indent=2) + "\n")
 
 
-def read(weights: Path) -> Lineage:
-    """Return the lineage of a weight file, of origin "unknown" with a note if no lineage.json fits the file."""
+def changes(source: Manifest, before: Lineage, classes: Sequence[str] | None) -> list[str]:
+    """Return in words how a manifest differs from the one that weights were trained on; empty if it is the same.
+
+    Args:
+        source: The manifest of the train split.
+        before: Lineage of the weights.
+        classes: Class names of the weights' head for this source, if it has one.
+    """
+    was, now = next((one for one in before.sources if one.name == source.name), None), seen(source)
+    if was is None:
+        return [f"which manifest of {source.name} is unknown" + (f" ({before.note})" if before.note else "")]
+    if was.manifest_sha256 == now.manifest_sha256:
+        return []
+    found = [f"manifest {was.manifest_sha256[:8]} -> {now.manifest_sha256[:8]}"]
+    for name in ("clips", "domains", "licences", "audits"):
+        if (old := getattr(was, name)) != (new := getattr(now, name)):
+            found.append(f"{name} {old} -> {new}")
+    if classes and (others := labels.renumbered(source, classes)):
+        found += [*others[:SHOWN], *([f"{len(others) - SHOWN} more classes"] if len(others) > SHOWN else [])]
+    return [f"{source.name} ({', '.join(found)})"]
+
+
+def read(weights: Path, *, check_files: bool = True) -> Lineage:
+    """Return the lineage of a weight file, of origin "unknown" with a note if no lineage.json fits the file.
+
+    Args:
+        weights: The file.
+        check_files: Hash the weights and what lies next to them, to see whether the lineage is theirs.
+    """
     note = weights.resolve().parent / FILE
     try:
         content = json.loads(note.read_text(encoding="utf-8"))
@@ -147,7 +176,7 @@ def read(weights: Path) -> Lineage:
     name = weights.resolve().name
     if name not in files:
         return unknown(f"{note} does not list {name}")
-    for other, sha256 in files.items():
+    for other, sha256 in files.items() if check_files else ():
         path = note.with_name(other)
         if path.is_file() and file_sha256(path) != sha256:
             return unknown(f"{path} is not the file that {FILE} was written for")

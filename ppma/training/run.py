@@ -23,8 +23,6 @@ from ppma.training.distributed import Ranks, choose_device
 class RunOptions:
     """Flags that every command on a finished run takes."""
 
-    data: Path | None = None
-    """The data catalog; none: $PPMA_DATA, else ./data.toml."""
     workers: int = 2
     """Loader processes of each rank."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -35,6 +33,14 @@ class RunOptions:
     def open(self, path: Path) -> "FinishedRun":
         """Open a run on the device, in the precision and with the loader workers of the flags."""
         return open_run(path, device=self.device, precision=self.precision, workers=self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(RunOptions):
+    """Flags that every command on a finished run and data sets takes."""
+
+    data: Path | None = None
+    """The data catalog; none: $PPMA_DATA, else ./data.toml."""
 
 
 MIXING = "mixing"
@@ -60,9 +66,9 @@ class FinishedRun:
     compute: Compute
 
     @property
-    def label_spaces(self) -> dict[str, int]:
-        """Number of classes of each label space; empty for a stage 1 run."""
-        return self.metadata.get("label_spaces", {})
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        """Class names of each label space by label; empty for a stage 1 run."""
+        return {} if isinstance(self.model, MaskedAutoencoder) else self.model.class_names
 
     def classifier(self) -> Classifier:
         """Return the model of a run with labels; InputError for a stage 1 run."""

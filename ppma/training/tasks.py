@@ -21,15 +21,15 @@ from ppma.config.run import RunConfig
 from ppma.loaders import readers
 from ppma.loaders.batch import ClipBatch, LoaderCounters
 from ppma.loaders.sampler import Batches, TrainingSampler
-from ppma.loaders.sources import catalog
+from ppma.loaders.sources import catalog, labels
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream
 from ppma.models import flops, pictures
-from ppma.models.classify import Classifier, check_labels
+from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
 from ppma.models.mixing import check_group
 from ppma.models.vit import Encoder
-from ppma.training import distributed
+from ppma.training import checkpoint, distributed, lineage
 from ppma.training.distributed import Ranks
 
 log = logging.getLogger(__name__)
@@ -81,14 +81,52 @@ def read_sources(config: RunConfig, split: str = "train") -> list[Manifest]:
     return [data.manifest(name, split) for name in config.sources]
 
 
-def label_spaces(config: RunConfig, sources: Sequence[Manifest]) -> dict[str, int]:
-    """Return the number of classes of each source; InputError for a source without labels, or with an invalid one."""
-    spaces = {}
-    for source in sources:
-        require(source.n_classes > 0, f"source {source.name} has no labels, and recipe {config.recipe} needs them")
-        check_labels(source.labels, source.n_classes, source.name)
-        spaces[source.name] = source.n_classes
-    return spaces
+def label_spaces(sources: Sequence[Manifest]) -> dict[str, tuple[str, ...]]:
+    """Return the class names of each source by label; InputError for a source or a row without a label."""
+    return {source.name: labels.class_names(source) for source in sources}
+
+
+def tested_by_name(source: Manifest, classes: Sequence[str], config: RunConfig) -> Manifest:
+    """Return the tested videos with the labels of a head, by class name.
+
+    Args:
+        source: The videos.
+        classes: The head's class names by label.
+        config: Says what happens to a class that the head lacks.
+
+    Raises:
+        InputError: The head lacks a class, and `evaluation.on_unknown_class` is "fail".
+    """
+    return labels.by_name(
+        source, classes, head=f"the head for {source.name}", mark_unknown=config.evaluation.on_unknown_class == "mark",
+        remedy="correct the names, or count these videos as wrong with --evaluation.on-unknown-class mark",
+    )  # fmt: skip
+
+
+def on_resume(config: RunConfig, sources: Sequence[Manifest]) -> list[Manifest]:
+    """Return the sources of a run, with the labels of the heads of the checkpoint that it resumes from, if any.
+
+    Raises:
+        InputError: The manifests are not those of the checkpoint and `allow_changed_data` is not set, or a head lacks a
+            class.
+    """
+    saved = checkpoint.newest(config.run_dir / "checkpoints") if config.resume else None
+    if saved is None:
+        return list(sources)
+    before = lineage.read(saved.folder / checkpoint.MODEL, check_files=False)
+    heads = {space: names for space, names in saved.state.get("label_spaces", {}).items() if isinstance(names, list)}
+    if changes := [line for source in sources for line in lineage.changes(source, before, heads.get(source.name))]:
+        found = f"{saved.folder} was trained on other data: {'; '.join(changes)}"
+        remedy = "restore the manifests, use another --run-dir, or go on with these data with --allow-changed-data"
+        require(config.allow_changed_data, f"{found}; {remedy}")
+        log.warning("%s", found)
+    remedy = "leave these clips out, or start another run with --run-dir"
+    return [
+        labels.by_name(source, heads[source.name], head=str(saved.folder), remedy=remedy)
+        if source.name in heads
+        else source
+        for source in sources
+    ]
 
 
 class _ClipTask:
@@ -171,12 +209,12 @@ class ClassifyTask(_ClipTask):
         self, config: RunConfig, sources: Sequence[Manifest], model_class: Callable[..., Classifier] = Classifier
     ) -> None:
         super().__init__(config, sources)
-        spaces = label_spaces(config, sources)
+        spaces = label_spaces(sources)
         self.model: Classifier = model_class(
             config.vit, spaces, config.classifier, source_spaces=config.sources, seed=config.seed
         )
         passes = 1 if config.classifier.freeze_encoder and not config.average else 3
-        one = flops.classifier_flops(config.vit, sum(spaces.values()), config.classifier.token_drop)
+        one = flops.classifier_flops(config.vit, sum(self.model.label_spaces.values()), config.classifier.token_drop)
         self.step_flops = passes * config.batch * one
 
     def facts(self) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Trainer:
             state: dict[str, Any] = {"recipe": self.config.recipe, "steps_per_epoch": self.task.steps_per_epoch}
             state |= self.task.facts()
             if isinstance(self.model, Classifier):
-                state["label_spaces"] = self.model.label_spaces
+                state["label_spaces"] = self.model.class_names
             checkpoint.save(
                 self.checkpoints, step=self.step, model=model, training=training, state=state,
                 keep=self.config.keep_checkpoints, lineage=self.lineage,
@@ -91,17 +91,11 @@ class Trainer:
         """Continue from the newest checkpoint; return False if there is none.
 
         Raises:
-            InputError: The checkpoint belongs to other data or to an older version, or is damaged.
+            InputError: The checkpoint belongs to an older version, or is damaged.
         """
         saved = checkpoint.newest(self.checkpoints)
         if saved is None:
             return False
-        steps = saved.state["steps_per_epoch"]
-        if steps != self.task.steps_per_epoch:
-            now = f"now there are {self.task.steps_per_epoch}"
-            raise InputError(
-                f"{saved.folder} had {steps} steps per epoch, {now}: the data changed; use another --run-dir"
-            )
         checkpoint.load_model(self.model, saved.folder)
         training = checkpoint.load_training(saved)
         if any(isinstance(name, int) for name in training["optimizer"]["state"]):  # once keyed by number, not by name

@@ -9,7 +9,7 @@ memory-mapped files, from which one tensor at a time is read in the forward pass
 the start. Source: Zhong et al. (NeurIPS 2023), "adaptive averaging".
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from ppma.config.model import ClassifierConfig, ViTConfig
 from ppma.config.protocols import Mixing
-from ppma.models.classify import Classifier
+from ppma.models.classify import Classifier, LabelSpaces
 from ppma.models.vit import TRUNK, through_blocks
 from ppma.training import checkpoint
 from ppma.transfer.average import check_configs, encoder_tensors, mean_tensor, shares
@@ -50,14 +50,14 @@ class AdaptiveClassifier(Classifier):
     """
 
     def __init__(
-        self, vit: ViTConfig, label_spaces: Mapping[str, int], classifier: ClassifierConfig, *, models: Sequence[Path],
+        self, vit: ViTConfig, label_spaces: LabelSpaces, classifier: ClassifierConfig, *, models: Sequence[Path],
         per: Mixing = "model", source_spaces: Sequence[str] | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         """Open the encoders.
 
         Args:
             vit: Shape of the encoders.
-            label_spaces: Number of classes of each label space.
+            label_spaces: Classes of each label space.
             classifier: Heads; with `keep_norm`, `fc_norm` starts as the mean final LayerNorm of the encoders.
             models: Two or more run folders, checkpoint folders or .safetensors files.
             per: What gets its own share: each model, or each tensor of each model.

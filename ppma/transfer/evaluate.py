@@ -20,11 +20,12 @@ from ppma.config.model import ClassifierConfig
 from ppma.config.run import EvaluationConfig, RunConfig
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
-from ppma.models.classify import Classifier, check_labels
+from ppma.models.classify import Classifier
 from ppma.training import distributed, seal
 from ppma.training.compute import Compute, choose
 from ppma.training.distributed import Ranks
-from ppma.training.run import RunOptions, open_run
+from ppma.training.run import DataOptions, open_run
+from ppma.training.tasks import tested_by_name
 from ppma.transfer.features import cached_features
 from ppma.transfer.result import mean_over_views, write_result
 
@@ -33,10 +34,10 @@ from ppma.transfer.result import mean_over_views, write_result
 def scores(
     model: Classifier, manifest: Manifest, space: str, config: RunConfig, ranks: Ranks, compute: Compute
 ) -> np.ndarray:
-    """Return (V, C) float64 class probabilities, softmax averaged over the views; NaN for an undecodable video."""
+    """Return (V, C) float64 probabilities of the head's classes, softmax averaged over the views; NaN for an undecodable video."""
     found = cached_features(model, manifest, config, config.evaluation, ranks=ranks, compute=compute)
     logits_VWC = model.logits_of_space(found.features_VWD, space)
-    return mean_over_views(logits_VWC.double().softmax(dim=-1), found.decoded_V)
+    return mean_over_views(logits_VWC.double().softmax(dim=-1), found.decoded_V, manifest.n_classes)
 
 
 def evaluate(
@@ -48,7 +49,7 @@ def evaluate(
     Args:
         model: The classifier, on the device of `ranks`.
         manifest: The tested videos, all labeled.
-        space: The label space whose classes the labels are.
+        space: The label space whose classes they show, matched by name.
         config: Gives the views, the run folder and the folder of cached features.
         ranks: The processes that share the videos.
         compute: Precision.
@@ -59,10 +60,12 @@ def evaluate(
         The content of result.json.
 
     Raises:
-        InputError: A label is outside the label space, or a video cannot be decoded and `on_bad` is "fail".
+        InputError: The head lacks a class and `on_unknown_class` is "fail", or a video cannot be decoded and `on_bad`
+            is.
     """
     views = config.evaluation
-    check_labels(manifest.labels, model.label_spaces[space], manifest.name)
+    manifest = tested_by_name(manifest, model.class_names[space], config)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
     return write_result(
         config, manifest, scores(model, manifest, space, config, ranks, compute),
         protocol=f"{config.recipe}, {views.windows} windows x {views.crops} crops", weights=weights, writes=ranks.is_main,
@@ -71,7 +74,7 @@ def evaluate(
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(RunOptions):
+class EvaluateOptions(DataOptions):
     """Test the classifier of a finished run on a data set: 2 x 3 views, top-1 and top-5 with 95 % intervals.
 
     For example: ppma evaluate --checkpoint runs/finetune-ucf101 --dataset ucf101
@@ -107,7 +110,6 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     with distributed.session(options.device) as ranks:
         compute = choose(options.precision, ranks.device)
-        out.mkdir(parents=True, exist_ok=True)
         model.to(ranks.device, compute.weight_dtype)
         evaluate(model, manifest, options.dataset, config, ranks, compute, weights=str(options.checkpoint))
         if ranks.is_main:

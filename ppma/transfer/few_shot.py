@@ -63,7 +63,7 @@ def fit(features_ND: Tensor, labels_N: Tensor, classes: int, penalty: float) -> 
 def scores(frozen: Frozen, weight_CD: Tensor, bias_C: Tensor) -> np.ndarray:
     """Return (T, C) softmax of each view's logits, averaged over the views."""
     scores_TWC = F.linear(frozen.test_TWD.double(), weight_CD, bias_C).softmax(dim=-1)
-    return mean_over_views(scores_TWC, frozen.decoded_T)
+    return mean_over_views(scores_TWC, frozen.decoded_T, frozen.tested.n_classes)
 
 
 def score(frozen: Frozen, config: RunConfig) -> Scored:

@@ -18,11 +18,11 @@ from ppma.common.philox import Purpose, generator
 from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
 from ppma.loaders.sources.manifest import Manifest
-from ppma.models.classify import Classifier, check_labels
+from ppma.models.classify import Classifier
 from ppma.training import checkpoint
 from ppma.training.compute import Compute
 from ppma.training.distributed import Ranks
-from ppma.training.tasks import label_spaces, read_sources
+from ppma.training.tasks import label_spaces, read_sources, tested_by_name
 from ppma.transfer.features import PLAIN_VIEWS, cached_features
 
 
@@ -36,6 +36,7 @@ class Frozen:
     test_TWD: Tensor
     decoded_T: Tensor
     tested: Manifest
+    """The test videos, with the labels of the training clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +62,11 @@ def load_frozen(config: RunConfig, ranks: Ranks, compute: Compute) -> Frozen:
     """Read or compute the features of both splits.
 
     Raises:
-        InputError: Labels are missing, or the test split has labels that the training split does not have.
+        InputError: Labels are missing, or the test split has classes that the training split lacks.
     """
     trained, (tested,) = only_source(config, read_sources(config)), read_sources(config, config.evaluation.split)
-    spaces = label_spaces(config, [trained])
-    classes = spaces[trained.name]
-    check_labels(tested.labels, classes, f"{tested.name} {config.evaluation.split}")
+    spaces = label_spaces([trained])
+    tested = tested_by_name(tested, spaces[trained.name], config)
     model = Classifier(config.vit, spaces, config.classifier, seed=config.seed)
     if config.init is not None:
         checkpoint.load_encoder(model, config.init)
@@ -75,7 +75,7 @@ def load_frozen(config: RunConfig, ranks: Ranks, compute: Compute) -> Frozen:
     test = cached_features(model, tested, config, config.evaluation, ranks=ranks, compute=compute)
     return Frozen(
         train_VD=normed(train.features_VWD[:, 0]), labels_V=torch.from_numpy(trained.labels.copy()).to(ranks.device),
-        classes=classes, test_TWD=normed(test.features_VWD), decoded_T=test.decoded_V, tested=tested,
+        classes=trained.n_classes, test_TWD=normed(test.features_VWD), decoded_T=test.decoded_V, tested=tested,
     )  # fmt: skip
 
 

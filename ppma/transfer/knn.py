@@ -33,5 +33,7 @@ def votes(query_BD: Tensor, bank_VD: Tensor, labels_V: Tensor, classes: int, con
 def score(frozen: Frozen, config: RunConfig) -> Scored:
     """Return the scores of the test videos."""
     flat_BC = votes(frozen.test_TWD.flatten(0, 1), frozen.train_VD, frozen.labels_V, frozen.classes, config.knn)
-    scores_TC = mean_over_views(flat_BC.unflatten(0, frozen.test_TWD.shape[:2]), frozen.decoded_T)
+    scores_TC = mean_over_views(
+        flat_BC.unflatten(0, frozen.test_TWD.shape[:2]), frozen.decoded_T, frozen.tested.n_classes
+    )
     return Scored(scores=scores_TC, protocol=f"k {config.knn.k}, temperature {config.knn.temperature}")

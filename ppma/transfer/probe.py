@@ -20,7 +20,7 @@ from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models.attentive import AttentiveProbe
-from ppma.models.classify import Classifier
+from ppma.models.classify import Classifier, LabelSpaces
 from ppma.training import checkpoint
 from ppma.training.compute import Compute, choose
 from ppma.training.distributed import Ranks
@@ -48,7 +48,7 @@ class ProbeTask:
 
     def __init__(self, config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> None:
         source = only_source(config, sources)
-        spaces = label_spaces(config, sources)
+        spaces = label_spaces(sources)
         self.config, self._facts = config, dict[str, Any]()
         self.model: Classifier = self._make_model(spaces)
         if config.init is not None:
@@ -61,9 +61,9 @@ class ProbeTask:
             clips = len(self._labels_V)
             raise InputError(f"{source.name} has {clips} clips, fewer than a batch; choose --batch {clips} or less")
         self._rows = self._encode(source, ranks, compute)
-        self.step_flops = 6.0 * config.batch * config.vit.width * max(spaces.values())
+        self.step_flops = 6.0 * config.batch * config.vit.width * max(self.model.label_spaces.values())
 
-    def _make_model(self, spaces: dict[str, int]) -> Classifier:
+    def _make_model(self, spaces: LabelSpaces) -> Classifier:
         return Probe(self.config.vit, spaces, self.config.classifier, seed=self.config.seed)
 
     def _encode(self, source: Manifest, ranks: Ranks, compute: Compute) -> Tensor | TokenRows:
@@ -101,7 +101,7 @@ class ProbeTask:
 class AttentiveTask(ProbeTask):
     """Train attentive pooling and a head on the tokens of the frozen encoder."""
 
-    def _make_model(self, spaces: dict[str, int]) -> Classifier:
+    def _make_model(self, spaces: LabelSpaces) -> Classifier:
         config = self.config
         return AttentiveProbe(config.vit, spaces, config.classifier, config.attentive, seed=config.seed)
 

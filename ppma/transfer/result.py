@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ppma.common.files import atomic_path, write_csv, write_text
@@ -26,11 +27,23 @@ log = logging.getLogger(__name__)
 RESULT, SCORES, CONFUSION = "result.json", "scores.npz", "confusion.csv"
 
 
-def mean_over_views(scores_VWC: Tensor, decoded_V: Tensor) -> np.ndarray:
-    """Return (V, C) scores averaged over W views; NaN for videos that could not be decoded."""
-    scores_VC = scores_VWC.mean(dim=1)
+def mean_over_views(scores_VWC: Tensor, decoded_V: Tensor, classes: int = 0) -> np.ndarray:
+    """Return (V, C) scores averaged over W views; NaN for videos that could not be decoded.
+
+    Args:
+        scores_VWC: Scores of the classes that the head has.
+        decoded_V: bool, False for a video that could not be decoded.
+        classes: Number of classes of the videos; those behind the head's have the score 0.
+    """
+    scores_VC = F.pad(scores_VWC.mean(dim=1), (0, max(0, classes - scores_VWC.shape[2])))
     scores_VC[~decoded_V] = torch.nan
     return scores_VC.cpu().numpy()
+
+
+def class_names(scores: Path) -> list[str]:
+    """Return the names of the columns of a scores.npz, "" for a class without a name."""
+    with np.load(scores) as found:
+        return list(map(str, found["class_name"])) if "class_name" in found else [""] * found["scores"].shape[1]
 
 
 def figures(scores_VC: np.ndarray, manifest: Manifest, labels_V: np.ndarray) -> dict[str, Any]:
@@ -63,7 +76,7 @@ def write_result(
 
     Args:
         config: Gives split, seed and run folder.
-        manifest: The V tested videos.
+        manifest: The V tested videos, with the labels of the head (`ppma.loaders.sources.labels`).
         scores_VC: (draws * V, C) scores, all videos of the first draw first; NaN for undecodable videos.
         protocol: How the scores were made, in words.
         weights: Name of the checkpoint.
@@ -103,7 +116,8 @@ def _write(
     """Write `result.json` last: a folder that has it has the others too."""
     videos = np.tile([manifest.clip(i).path for i in range(len(manifest))], len(labels_V) // len(manifest))
     with atomic_path(folder / SCORES) as temp_path:
-        np.savez_compressed(temp_path, video=videos, scores=scores_VC, label=labels_V)
+        classes = [manifest.class_names.get(label, "") for label in range(scores_VC.shape[1])]
+        np.savez_compressed(temp_path, video=videos, scores=scores_VC, label=labels_V, class_name=np.array(classes))
     counts_CC = confusion(scores_VC, labels_V)
     rows = [
         [label, manifest.class_names.get(label, ""), *counts.tolist()]

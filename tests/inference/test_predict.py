@@ -1,6 +1,7 @@
 """`ppma predict` gives what an evaluation of the same windows gives, names classes, and covers the video to its end."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from ppma.training.run import open_run
 
 
 def predict(folder, video, *flags, run="finetune"):
-    argv = ["--checkpoint", str(folder / "runs" / run), "--device", "cpu", "--data", str(folder / "data.toml")]
+    argv = ["--checkpoint", str(folder / "runs" / run), "--device", "cpu"]
     return ppma(["predict", str(video), *argv, *map(str, flags)])
 
 
@@ -61,13 +62,20 @@ def test_the_command_names_classes_and_writes_scores_over_time(tiny_runs, video,
     assert drawing.startswith("<svg") and best.split(",")[0] in drawing
 
 
-def test_names_may_come_from_a_file(tiny_runs, video, tmp_path, capsys):
+def test_names_of_a_head_without_names_come_from_a_file(tiny_runs, video, tmp_path, capsys):
+    """A run of an older version: its state.json has the number of classes only."""
+    flags = ["--classes", tmp_path / "names.txt"]
     (tmp_path / "names.txt").write_text("one\ntwo\nthree\nfour\n")
-    flags = ["--classes", tmp_path / "names.txt", "--data", tiny_runs / "data.toml"]
-    assert predict(tiny_runs, video, *flags) == 0
+    assert predict(tiny_runs, video, *flags) == 2  # this head has names
+    shutil.copytree(tiny_runs / "runs/finetune", tmp_path / "runs/old")
+    state = tmp_path / "runs/old/checkpoints/latest/state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"label_spaces": {"made": 4}}))
+    assert predict(tmp_path, video, run="old") == 2
+    capsys.readouterr()
+    assert predict(tmp_path, video, *flags, run="old") == 0
     assert capsys.readouterr().out.splitlines()[1].split()[0] in ("one", "two", "three", "four")
     (tmp_path / "names.txt").write_text("one\ntwo\n")
-    assert predict(tiny_runs, video, *flags) == 2
+    assert predict(tmp_path, video, *flags, run="old") == 2
 
 
 @pytest.mark.parametrize(

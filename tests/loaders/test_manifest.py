@@ -62,13 +62,6 @@ def test_columns_agree_with_the_rows():
     assert again.clip(1) == manifest.clip(1) and again.n_classes == 32
 
 
-def test_labels_are_checked_against_a_head():
-    manifest = Manifest.from_clips([PLAIN, FULL], root="/data", name="m")
-    manifest.check_labels(32)
-    with pytest.raises(InputError, match=r"m, line 3: label 31 is outside 0\.\.30"):
-        manifest.check_labels(31)
-
-
 def line(**changes: str) -> str:
     return ",".join(changes.get(name, value) for name, value in zip(HEADER, GOOD_LINE.split(","), strict=True))
 

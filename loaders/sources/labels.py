@@ -1,0 +1,121 @@
+"""Labels by name: the classes of a head, and the labels of any other manifest in the numbering of that head.
+
+    training manifest             ->  class_names  ->  names by label, kept with the head
+    manifest, names of a head     ->  by_name      ->  the same rows with the labels of the head, or the classes that it lacks
+
+A label is a number in one list only. Wherever two lists meet (training and test, a checkpoint and the data that it
+resumes on, a head and another data set), the names decide, and nothing else.
+"""
+
+import logging
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+from ppma.config.errors import InputError, require
+from ppma.loaders.sources.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+SHOWN = 5
+"""Classes that a message names."""
+
+
+def class_names(source: Manifest) -> tuple[str, ...]:
+    """Return the name of each class by label, "" for one without a name.
+
+    Raises:
+        InputError: A row has no label, or two labels have the same name.
+    """
+    where = str(source.path or source.name)
+    require(source.n_classes > 0, f"{where} has no labels; index a source with classes")
+    unlabeled = np.flatnonzero(source.labels < 0)
+    if len(unlabeled):
+        raise InputError(
+            f"{where}: {len(unlabeled)} of {len(source)} rows have no label, the first in line {unlabeled[0] + 2}; "
+            "give them one, or leave them out"
+        )
+    names = tuple(source.class_names.get(label, "") for label in range(source.n_classes))
+    first: dict[str, int] = {}
+    for label, name in enumerate(names):
+        if name and first.setdefault(_key(name), label) != label:
+            raise InputError(
+                f"{where}: labels {first[_key(name)]} and {label} are both called {name!r}; give each class a name of its own"
+            )
+    return names
+
+
+def by_name(
+    source: Manifest, classes: Sequence[str], *, head: str, remedy: str, mark_unknown: bool = False
+) -> Manifest:
+    """Return the rows of a manifest with the labels of a head, matched by class name.
+
+    Numbers are compared only where there is no name: all of them for a head without names (of an older version), a
+    single one for a class that has no name on either side.
+
+    Args:
+        source: The manifest.
+        classes: The head's class names by label, "" for a class without a name.
+        head: What the head belongs to, for messages.
+        remedy: What to do about a class that the head lacks.
+        mark_unknown: Give the classes that the head lacks the labels behind its own instead of refusing them.
+
+    Raises:
+        InputError: The manifest has a class that the head lacks, or cannot be matched by name.
+    """
+    own, where = class_names(source), str(source.path or source.name)
+    if any(classes) and not any(own):
+        raise InputError(
+            f"{where} has no class names to find in {head}; index it again with --classes FILE, one name per line"
+        )
+    if any(own) and not any(classes):
+        log.warning("%s has no class names: the labels of %s are taken as its numbers", head, where)
+    place, used = _places(own, classes), np.unique(source.labels).tolist()
+    unknown = [label for label in used if label not in place]
+    absent = [name for label, name in enumerate(classes) if label not in {place.get(own_label) for own_label in used}]
+    if unknown and not mark_unknown:
+        names = _some([own[label] or f"number {label}" for label in unknown])
+        hint = f" (which has {_some(absent)}, and {where} has not)" if absent and any(absent) else ""
+        raise InputError(f"{where} has {len(unknown)} classes that {head} lacks{hint}: {names}; {remedy}")
+    if absent:
+        names = _some([name for name in absent if name])
+        log.warning("%s has no clip of %d of the %d classes of %s: %s", where, len(absent), len(classes), head, names)
+    if unknown:
+        names = _some([own[label] or f"number {label}" for label in unknown])
+        log.warning("%s has %d classes that %s lacks, whose clips count as wrong: %s", where, len(unknown), head, names)
+    place |= {label: len(classes) + extra for extra, label in enumerate(unknown)}
+    table = np.array([place.get(label, -1) for label in range(len(own))], dtype=np.int64)
+    return source.with_labels(table[source.labels], dict(enumerate([*classes, *(own[label] for label in unknown)])))
+
+
+def renumbered(source: Manifest, classes: Sequence[str]) -> list[str]:
+    """Return in words which classes of a manifest have other labels than in a list of names, or are not in it."""
+    own = class_names(source)
+    place = _places(own, classes)
+    return [
+        f"{own[label] or 'without a name'} is class {label}"
+        + (f", not {place[label]}" if label in place else ", and new")
+        for label in np.unique(source.labels).tolist()
+        if place.get(label) != label
+    ]
+
+
+def _places(own: Sequence[str], classes: Sequence[str]) -> dict[int, int]:
+    """Return {own label: label of the head} of the classes that the head has."""
+    if not any(classes):
+        return {label: label for label in range(min(len(own), len(classes)))}
+    heads = {_key(name): label for label, name in enumerate(classes) if name}
+    found = {label: heads[_key(name)] for label, name in enumerate(own) if name and _key(name) in heads}
+    unnamed = {label for label, name in enumerate(own) if not name and label < len(classes) and not classes[label]}
+    return found | {label: label for label in unnamed}
+
+
+def _key(name: str) -> str:
+    """Return the spelling that is compared: macOS writes an accent of a folder's name as a character of its own."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
