@@ -101,8 +101,9 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
         compile_mode(config.compile, ranks.device)
         tested = tasks.read_sources(config, config.evaluation.split)[:1] if config.evaluation.at_end else []
         inputs = _input_hashes(config)
-        sources = tasks.on_resume(config, tasks.read_sources(config))
+        sources = tasks.read_sources(config)
         lineage = strict.admit(config, sources, ranks)
+        sources = tasks.on_resume(config, sources)
         if config.phase in UNTRAINED:
             _score(config, ranks, compute, lineage)
             _seal(config, ranks, inputs, time.monotonic() - began)
@@ -172,9 +173,10 @@ def plan(config: RunConfig) -> None:
         check_run_folder(config)
         compute = choose(config.precision, ranks.device)
         compile_mode(config.compile, ranks.device)
-        sources = tasks.on_resume(config, tasks.read_sources(config))
+        sources = tasks.read_sources(config)
         if config.privacy == "strict":
             strict.precheck(config, sources)
+        tasks.on_resume(config, sources)
         rows = sum(len(source) for source in sources) // config.batch * config.batch
         steps = rows // config.batch * config.optim.epochs
         forward = (
