@@ -194,7 +194,7 @@ class Root:
         return self._follow_links or real == self._real or real.startswith(self._real.rstrip("/") + "/")
 
     def _judge(self, entry: os.DirEntry[str], outside: bool) -> tuple[bool, str]:
-        reason = ""
+        reason, (is_folder, is_file) = "", _kind(entry)
         if not entry.name.isprintable() and any(unicodedata.category(c) in _FORBIDDEN for c in entry.name):
             reason = "its name has a line break, a control character or is not UTF-8; rename it"
         elif entry.name[0] == ".":
@@ -203,11 +203,11 @@ class Root:
             )
         elif entry.name.endswith(SERIES) or is_packed(Path(entry.name)):
             reason = f"its name is what ppma calls {'a series of frames' if entry.name[-1] == SERIES else 'a packed clip'}; rename it"
-        elif not entry.is_dir() and not entry.is_file():
+        elif not is_folder and not is_file:
             reason = "is a link to nothing" if entry.is_symlink() else "is neither a file nor a folder"
         elif outside or (entry.is_symlink() and not self._inside(os.path.realpath(entry.path))):
             reason = "is a link that leads out of the root; --follow-links reads it, or a --root that holds its target"
-        return entry.is_dir(), reason
+        return is_folder, reason
 
     def folders(self, folder: str) -> list[str]:
         """Return the names of the folders in a folder, sorted."""
@@ -215,6 +215,8 @@ class Root:
 
     def find(self, path: str) -> tuple[str, str]:
         """Return (real path relative to the root, reason or "") of a path that may lack its suffix."""
+        if path.startswith("/") or ".." in path.split("/"):
+            return path, "leaves the root; give the folder that holds all files as --root"
         folder, name = posixpath.split(path)
         if folder and not self.entries(folder):
             folder, reason = self.find_folder(folder)
@@ -242,9 +244,17 @@ class Root:
         return folder, f"{ABSENT}folder {folder!r} below the root"
 
 
+def _kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
+    """Return whether an entry is a folder and whether it is a file; it is neither if its links go in a circle."""
+    try:
+        return entry.is_dir(), entry.is_file()
+    except OSError:
+        return False, False
+
+
 def _is_hidden(entry: os.DirEntry[str]) -> bool:
     """Return True for what is left out without a word; hidden videos are refused by name."""
-    return entry.name[0] == "." and not (entry.name.lower().endswith(VIDEO_SUFFIXES) and entry.is_file())
+    return entry.name[0] == "." and not (entry.name.lower().endswith(VIDEO_SUFFIXES) and _kind(entry)[1])
 
 
 def holds_frames(folder: Path) -> bool:
@@ -272,7 +282,7 @@ def _contents(folder: Path) -> tuple[bool, bool, bool]:
             elif name.endswith(VIDEO_SUFFIXES):
                 videos = True
             elif not folders:
-                folders = entry.is_dir()
+                folders = _kind(entry)[0]
     return pictures, videos, folders
 
 

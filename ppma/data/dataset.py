@@ -405,6 +405,8 @@ class Download:
         except json.JSONDecodeError as error:
             where = f"{path}, line {error.lineno}"
             raise InputError(f"{where}: is not JSON ({error.msg}); unpack the lists again") from None
+        except RecursionError:
+            raise InputError(f"{path}: is nested too deeply; unpack the lists again") from None
 
     def _text(self, path: Path) -> str:
         try:

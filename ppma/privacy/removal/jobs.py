@@ -123,6 +123,7 @@ def names(clips: Sequence[Clip]) -> list[str]:
         if clip.start_seconds is not None or clip.end_seconds is not None:
             stem += f"_{clip.start_seconds or 0:g}_{clip.end_seconds or clip.duration_seconds:g}"
         folder = (clip.class_name or path.parent.name or "clips").replace("/", "_")
+        folder = folder if folder.strip(".") else folder.replace(".", "_")  # "..", which would lead out of inp
         name, numbers = f"{folder}/{stem}", count(2)
         while name in found:
             name = f"{folder}/{stem}-{next(numbers)}"
