@@ -27,6 +27,7 @@ from ppma.privacy.removal import jobs
 from ppma.training import checkpoint
 
 REFUSED = (InputError, StoreError, Unusable, BadClip)
+GOOD = "a/1.mp4,0,walk,s,,,60,25.0,320,240,h264,12,2.4,real,,"
 HUGE = (1 << 62).to_bytes(8, "little")
 
 
@@ -90,15 +91,7 @@ def trusted_by_hash(folder: Path, name: str, path: Path) -> None:
 
 def with_row(folder: Path, **columns: str) -> Path:
     """Write a manifest of one row with these columns."""
-    row = (
-        dict(
-            zip(
-                HEADER,
-                ["a/1.mp4", "0", "walk", "s", "", "", "60", "25.0", "320", "240", "h264", "12", "2.4", "real", "", ""],
-            )
-        )
-        | columns
-    )
+    row = dict(zip(HEADER, GOOD.split(","))) | columns
     (folder / "m.csv").write_text(",".join(HEADER) + "\n" + ",".join(row.values()) + "\n")
     return folder / "m.csv"
 

@@ -19,7 +19,7 @@ from functools import cache, partial
 from pathlib import Path, PurePosixPath
 
 from ppma.common.frames import PICTURE_SUFFIXES, SERIES
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, reading
 from ppma.loaders.sources.manifest import HEADER, MOST_CLASSES, Manifest
 from ppma.loaders.sources.store import is_packed
 
@@ -143,12 +143,8 @@ def read_classes(file: Path) -> list[str]:
 
 def _lines(file: Path) -> list[tuple[int, str]]:
     """Return (number from 1, text) of the lines that are not blank."""
-    try:
+    with reading(file, "a list"):
         text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}; give an existing file or folder") from None
     return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, reading
 from ppma.loaders.sources.formats import ABSENT, VIDEO_SUFFIXES, Root, holds_frames, suffix_remark, without_suffix
 
 TABLES = Path(__file__).parent / "datasets"
@@ -400,21 +400,12 @@ class Download:
         return next((found for part in pattern.split(" | ") if (found := sorted(self._glob(part)))), [])
 
     def _parse(self, path: Path) -> Any:
-        try:
-            return json.loads(self._text(path))
-        except json.JSONDecodeError as error:
-            where = f"{path}, line {error.lineno}"
-            raise InputError(f"{where}: is not JSON ({error.msg}); unpack the lists again") from None
-        except RecursionError:
-            raise InputError(f"{path}: is nested too deeply; unpack the lists again") from None
+        with reading(path, "a list in JSON (unpack the lists again)"):
+            return json.loads(path.read_text(encoding="utf-8-sig"))
 
     def _text(self, path: Path) -> str:
-        try:
+        with reading(path, "a list (unpack the lists again)"):
             return path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: is not UTF-8 (byte {error.start}); unpack the lists again") from None
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror}; unpack the lists again") from None
 
 
 def _short(pattern: str) -> str:
