@@ -6,11 +6,12 @@ The step is all the state there is: the schedule, the sampler and every random n
 computes what an uninterrupted run computes, to the bit on a CPU.
 """
 
+import contextlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from ppma.training.lineage import Lineage
 from ppma.training.lineage import write as write_lineage
 from ppma.training.monitor import Monitor, implementations, write_environment
 from ppma.training.optim import learning_rate
+from ppma.training.run_folder import owned
 from ppma.training.tasks import ClassifyTask, MaeTask, Task
 from ppma.training.trainer import Trainer
 from ppma.training.watchdog import Watchdog
@@ -82,6 +84,14 @@ def _make_run_folder(config: RunConfig, ranks: Ranks, compute: Compute, lineage:
     distributed.barrier(ranks)
 
 
+@contextlib.contextmanager
+def _owned(folder: Path, ranks: Ranks, leave: Callable[[int], None]) -> Iterator[None]:
+    """Own the run folder inside the block, on rank 0 for all ranks."""
+    with contextlib.ExitStack() as stack:
+        distributed.on_main(ranks, lambda: stack.enter_context(owned(folder, leave)))
+        yield
+
+
 def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path:
     """Train on all ranks, test the result if the config asks for it, and return the run folder.
 
@@ -90,15 +100,17 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
         leave: Called with 75 when the run hangs.
 
     Raises:
-        InputError: The input is wrong; nothing has been written.
+        InputError: The input is wrong or another process owns the run folder; nothing has been written.
         Stopped: A signal asked to stop; a checkpoint is saved.
     """
     began = time.monotonic()
-    with distributed.session(config.device) as ranks:
+    with distributed.session(config.device) as ranks, _owned(config.run_dir, ranks, leave):
         check_ranks(config, ranks.world_size)
         check_run_folder(config)
         compute = choose(config.precision, ranks.device)
         compile_mode(config.compile, ranks.device)
+        if config.resume:
+            distributed.on_main(ranks, partial(checkpoint.recover, config.run_dir / "checkpoints"))
         tested = tasks.read_sources(config, config.evaluation.split)[:1] if config.evaluation.at_end else []
         inputs = _input_hashes(config)
         sources = tasks.read_sources(config)

@@ -5,6 +5,7 @@
 Not torchrun: it turns the exit codes 2 and 75 into 1, and kills ranks that still save 30 s after Ctrl-C.
 """
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -15,14 +16,13 @@ from collections.abc import Sequence
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from ppma.config.command import DONE, INTERRUPTED, RUN_AGAIN, WRONG_INPUT
+from ppma.config.command import DONE, INTERRUPTED, RUN_AGAIN, STOP_SIGNALS, WRONG_INPUT
 from ppma.slurm.cluster import Allocation, free_port, local_gpus
 from ppma.slurm.job import Job, local_environment
 
 log = logging.getLogger(__name__)
 
 FAILED = 1
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_SECONDS = 30.0
 """Time the other ranks get to exit after one has failed; gloo and NCCL usually notice sooner."""
 POLL_SECONDS = 0.2
@@ -110,8 +110,9 @@ class _Tail:
             new = file.read()
         complete = new[: new.rfind(b"\n") + 1]
         self._offset += len(complete)
-        sys.stdout.write(complete.decode("utf-8", errors="replace"))
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # the terminal is closed
+            sys.stdout.write(complete.decode("utf-8", errors="replace"))
+            sys.stdout.flush()
 
 
 def _watch(processes: Sequence[SpawnProcess], first_log: Path) -> int:
@@ -120,10 +121,13 @@ def _watch(processes: Sequence[SpawnProcess], first_log: Path) -> int:
     failed_at = float("inf")
 
     def stop(number: int, frame: object) -> None:
+        if stops and number not in (signal.SIGINT, signal.SIGTERM):  # a closed terminal may send SIGHUP twice
+            return
         stops.append(number)
-        log.warning("%s: the run saves a checkpoint and stops; again to kill it", signal.Signals(number).name)
+        log.warning("%s: the run saves a checkpoint and stops; Ctrl-C to kill it", signal.Signals(number).name)
 
-    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    hung_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN  # nohup ignores it: the run outlives its terminal
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS if hung_up or number != signal.SIGHUP}
     try:
         while any(process.exitcode is None for process in processes):
             tail.copy()

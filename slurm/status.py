@@ -19,6 +19,7 @@ from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError
 from ppma.config.run import read_config
 from ppma.slurm.restart import newest_step
+from ppma.training.run_folder import read_metrics
 
 LAUNCH = "launch.json"
 """File in the run folder with one record per submission."""
@@ -78,9 +79,8 @@ def describe(folder: Path) -> dict[str, str]:
         if (folder / LAUNCH).is_file():
             return {"state": _state(folder)}
         raise InputError(f"{folder}: no run folder (it has no config.json)")
-    config, metrics = read_config(folder), folder / "metrics.jsonl"
-    lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []  # the run may be writing the last line
-    row = next((row for row in map(json.loads, reversed(lines)) if "perf/clips_per_s" in row), None)
+    config = read_config(folder)
+    row = next((row for row in reversed(read_metrics(folder)) if "perf/clips_per_s" in row), None)
     step, rate = (row["step"], row["perf/clips_per_s"]) if row else (newest_step(folder), None)
     saved = sorted((folder / "checkpoints").glob("step_*/state.json"))
     total = _read(saved[-1], None)["steps_per_epoch"] * config.optim.epochs if saved else None

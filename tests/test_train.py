@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,12 @@ from safetensors.torch import load_file
 
 from ppma import train
 from ppma.cli import main as ppma
+from ppma.config.command import STOP_SIGNALS
 from ppma.config.errors import InputError, Stopped
 from ppma.config.flags import resolve
-from ppma.training import seal
+from ppma.training import lineage, run_folder, seal
 from ppma.training.distributed import Stop
+from ppma.training.run_folder import OWNER, Owner, read_metrics
 from ppma.training.trainer import Trainer
 
 REAL_CLASSES = ("archery", "basketball", "cleaning_pool", "exercise", "sign_walk", "walking")
@@ -63,14 +65,14 @@ def equal(a, b):
 
 
 def losses(run_dir):
-    rows = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
-    return [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+    return [(row["step"], row["train/loss"]) for row in read_metrics(Path(run_dir)) if "train/loss" in row]
 
 
 class Preempted(Exception):
     pass
 
 
+@pytest.mark.promise("R1")
 @pytest.mark.parametrize("name", ["mae_nohuman", "align_nohuman", "probe"])
 def test_resume_from_any_step_equals_never_stopping(name, data, tmp_path, monkeypatch):
     whole = run(name, data, tmp_path / "whole", "--optim.epochs", 3, "--checkpoint-every", 2)
@@ -93,23 +95,35 @@ def test_resume_from_any_step_equals_never_stopping(name, data, tmp_path, monkey
     assert losses(whole) == losses(cut)
 
 
-def test_a_signal_stops_cleanly_and_resume_continues(data, tmp_path):
-    flags = tiny_flags("mae_nohuman", data, "--optim.epochs", 8)
-    # Both in processes of their own, because sums depend on the number of threads.
+@pytest.mark.promise("R1")
+@pytest.mark.parametrize(
+    "signals",
+    [
+        (signal.SIGKILL, signal.SIGINT),
+        pytest.param((signal.SIGKILL,) * 10 + STOP_SIGNALS, marks=pytest.mark.slow),
+    ],
+    ids=len,
+)
+def test_a_run_that_is_killed_and_stopped_ends_as_one_that_was_not(signals, data, tmp_path, figure):
+    flags = tiny_flags("mae_nohuman", data, "--optim.epochs", 40 * len(signals), "--checkpoint-every", 7)
+    # All in processes of their own, because sums depend on the number of threads.
     command = [sys.executable, "-m", "ppma", "train", "mae_nohuman", *flags, "--run-dir"]
     subprocess.run([*command, str(tmp_path / "whole")], check=True)
-    command.append(str(tmp_path / "cut"))
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "cut" / "metrics.jsonl"
-    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2, process)
-    process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=120)[1]
-    assert process.returncode == 75, output
-    assert "Traceback" not in output and "--resume" in output
-    assert 2 <= json.loads((tmp_path / "cut/checkpoints/latest/state.json").read_text())["step"] < 24
-    again = subprocess.run([*command, "--resume"], stderr=subprocess.PIPE, text=True, check=False)
-    assert again.returncode == 0, again.stderr
+    command += [str(tmp_path / "cut"), "--resume"]
+    for number, sent in enumerate(signals):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        reached = 20 * number + 10
+        wait_until(lambda: max([(0, 0), *losses(tmp_path / "cut")])[0] > reached, process)  # noqa: B023
+        process.send_signal(sent)
+        output = process.communicate(timeout=120)[1]
+        assert process.returncode == (-signal.SIGKILL if sent == signal.SIGKILL else 75), output
+        assert "Traceback" not in output and (sent == signal.SIGKILL or "--resume" in output)
+        assert losses(tmp_path / "cut")[-1][0] < 120 * len(signals)
+    subprocess.run(command, check=True)
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    kills = signals.count(signal.SIGKILL)
+    figure("R1", f"{kills} SIGKILLs and {len(signals) - kills} stops, each resumed: 0 differing bits")
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
@@ -336,6 +350,36 @@ def test_a_run_is_not_written_over_nor_resumed_with_other_settings(data, tmp_pat
         run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--resume", "--loader.flip-probability", 0.5)
 
 
+def test_a_run_folder_in_use_is_refused_and_not_touched(data, tmp_path, monkeypatch, capfd):
+    folder = run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1)
+    owner = json.dumps(asdict(replace(Owner.here(), pid=os.getppid(), started=run_folder._start_time(os.getppid()))))
+    (folder / OWNER).write_text(owner)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    argv = ["align_nohuman", *tiny_flags("align_nohuman", data, "--optim.epochs", 1, "--run-dir", folder)]
+    for more in ([], ["--resume"], ["--seed", "1"]):
+        assert ppma(["train", *argv, *more]) == 2
+        assert "in use by process" in capfd.readouterr().err.splitlines()[-1]
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_resume_repairs_a_damaged_checkpoint_and_a_cut_line(data, tmp_path, caplog):
+    flags = ("--optim.epochs", 3, "--checkpoint-every", 2, "--keep-checkpoints", 9)
+    folder = run("align_nohuman", data, tmp_path / "run", *flags)
+    whole = {name: value.clone() for name, value in weights(folder).items()}  # they are mapped from the file
+    steps = losses(folder)
+    newest = (folder / "checkpoints/latest").resolve()
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    content[-100] ^= 1
+    (newest / "model.safetensors").write_bytes(content)
+    os.truncate(folder / "metrics.jsonl", (folder / "metrics.jsonl").stat().st_size - 17)
+    with pytest.raises(InputError, match="edited after"):
+        seal.read(folder)
+    run("align_nohuman", data, folder, *flags, "--resume")
+    assert f"{newest.name}.damaged" in caplog.text and "cut" in caplog.text
+    assert equal(whole, weights(folder)) and losses(folder) == steps
+    seal.check_weights(folder, seal.read(folder))
+
+
 def test_a_run_folder_that_cannot_be_made_is_refused(data, tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
@@ -370,11 +414,14 @@ def test_foreign_pickles_are_not_run(data, tmp_path):
 
     folder = run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1)
     latest = (folder / "checkpoints/latest").resolve()
+    history = lineage.read(latest / "model.safetensors")
     torch.save({"optimizer": Evil()}, latest / "training.pt")
+    lineage.write(latest, history)  # whoever can write the folder can forge the hashes
     with pytest.raises(InputError, match=r"refused: .* holds more than tensors"):
         run("align_nohuman", data, folder, "--optim.epochs", 1, "--resume")
     assert not (tmp_path / "pwned").exists()
     torch.save({"optimizer": {"state": {0: {}}, "param_groups": []}}, latest / "training.pt")
+    lineage.write(latest, history)
     with pytest.raises(InputError, match="older"):
         run("align_nohuman", data, folder, "--optim.epochs", 1, "--resume")
     seal.read(folder)  # neither refusal changed a file of the finished run

@@ -19,6 +19,7 @@ import logging
 import math
 import os
 import re
+import signal
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,8 @@ from ppma.config.errors import DiskFullError, InputError, Stopped
 log = logging.getLogger(__name__)
 
 DONE, WRONG_INPUT, RUN_AGAIN, INTERRUPTED = 0, 2, 75, 130
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals after which a training saves and stops: from a scheduler, a terminal, a lost connection, `sbatch --signal`."""
 
 NO_GPU = "--device cpu runs without a GPU"
 GPU_REMEDIES = {

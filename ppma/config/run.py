@@ -264,9 +264,12 @@ def check_run_folder(config: RunConfig) -> None:
     """Raise InputError if the run folder cannot be written, or holds another run, or this one and --resume is missing."""
     folder = config.run_dir
     check_out("--run-dir", folder, "folder")
-    if not (folder / "config.json").exists():
+    known = (folder / "config.json").exists()
+    free = not known and not any((folder / "checkpoints").glob("step_*"))
+    fix = "continue it with --resume, or use another --run-dir"
+    require(free or config.resume, f"{folder} holds a run already; {fix}")
+    if not known:
         return
-    require(config.resume, f"{folder} holds a run already; continue it with --resume, or use another --run-dir")
     changed = differences(config, read_config(folder))
     why = f"{folder} was started with other settings ({'; '.join(changed[:5])}); resume it with the same ones"
     require(not changed, why)

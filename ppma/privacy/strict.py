@@ -9,9 +9,8 @@ forges manifest, seal and report together, labels people synthetic where no othe
 while the run reads them (docs/privacy.md).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from ppma.common.files import joined_sha256
 from ppma.config.errors import InputError
@@ -25,8 +24,6 @@ from ppma.training.lineage import Lineage, Seen
 
 REMOVED, SYNTHETIC = "human-removed", "synthetic"
 NO_LICENCE = ("", "none", "unknown", "n/a", "na", "null", "tbd", "?", "-")
-
-T = TypeVar("T")
 
 
 def admit(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Lineage:
@@ -44,7 +41,7 @@ def admit(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Linea
         return _lineage(config, [lineage.seen(source) for source in sources])
     audits = precheck(config, sources)
     found = _lineage(config, [_check_files(*pair, ranks) for pair in zip(sources, audits, strict=True)])
-    _on_all_ranks(ranks, lambda: check_disguise(config.data, sources) if ranks.is_main else None)
+    distributed.on_all_ranks(ranks, lambda: check_disguise(config.data, sources) if ranks.is_main else None)
     if objection := objection_to(found):  # covers the weights that a resumed run continues from
         raise InputError(f"{config.run_dir} is refused by --privacy strict: {objection}")
     return found
@@ -142,8 +139,8 @@ def _check_files(source: Manifest, audited: Mapping[str, verdict.Audited], ranks
     """Return the source's entry in the lineage; InputError if a file is missing, elsewhere, or not the audited one."""
     paths = source.texts("path")
     own = range(ranks.rank, len(paths), ranks.world_size)
-    _on_all_ranks(ranks, lambda: check_places(source.root, [paths[row] for row in own]))
-    parts = _on_all_ranks(ranks, lambda: contents([source.root / paths[row] for row in own], source.name))
+    distributed.on_all_ranks(ranks, lambda: check_places(source.root, [paths[row] for row in own]))
+    parts = distributed.on_all_ranks(ranks, lambda: contents([source.root / paths[row] for row in own], source.name))
     found = [""] * len(paths)
     for rank, part in enumerate(parts):
         found[rank :: ranks.world_size] = part
@@ -156,20 +153,6 @@ def _check_files(source: Manifest, audited: Mapping[str, verdict.Audited], ranks
             )
     if source.store is not None:
         store = source.store
-        _on_all_ranks(ranks, lambda: check_store(store, found) if ranks.is_main else None)
+        distributed.on_all_ranks(ranks, lambda: check_store(store, found) if ranks.is_main else None)
     sealed = verdict.audit_sha256(source.path) if audited and source.path else ""
     return lineage.seen(source, audit_sha256=sealed, content_sha256=joined_sha256(found))
-
-
-def _on_all_ranks(ranks: Ranks, work: Callable[[], T]) -> list[T]:
-    """Return the results of all ranks; raise an InputError of one rank on all, so that none waits for it forever."""
-    mine: tuple[list[T], str]
-    try:
-        mine = [work()], ""
-    except InputError as error:
-        mine = [], str(error)
-    parts = distributed.gather_objects(mine, ranks)
-    for _, message in parts:
-        if message:
-            raise InputError(message)
-    return [result for results, _ in parts for result in results]

@@ -3,13 +3,15 @@
     checkpoints/step_00001000/{model.safetensors, training.pt, state.json, lineage.json}    latest -> step_00001000
 
 A checkpoint is written to a temporary folder and renamed when it is complete; then the link `latest` moves, and only
-then are old checkpoints deleted. Weights are safetensors under timm's names. `training.pt` (optimizer, scaler, random
+then are old checkpoints deleted. A resume compares the newest files with the hashes in lineage.json, and falls back to
+the checkpoint before if they differ. Weights are safetensors under timm's names. `training.pt` (optimizer, scaler, random
 state) is read with weights_only=True, so a file cannot run code.
 """
 
 import contextlib
 import errno
 import json
+import logging
 import os
 import pickle
 import re
@@ -31,8 +33,11 @@ from ppma.config.errors import InputError
 from ppma.models.vit import TRUNK
 from ppma.training import parallel
 from ppma.training.lineage import Lineage
+from ppma.training.lineage import damage as lineage_damage
 from ppma.training.lineage import write as write_lineage
 from ppma.training.seal import MODEL, locate_model
+
+log = logging.getLogger(__name__)
 
 TRAINING, STATE, LATEST = "training.pt", "state.json", "latest"
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
@@ -82,10 +87,7 @@ def save(
         save_pickle(temp_folder / TRAINING, training)
         if lineage is not None:
             write_lineage(temp_folder, lineage)
-    link = folder / f".{LATEST}.{os.getpid()}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(target.name)
-    link.replace(folder / LATEST)
+    _point_latest_to(target)
     for _, old in _complete(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -144,12 +146,66 @@ def _write_weights(folder: Path, weights: dict[str, Tensor], state: dict[str, An
     (folder / STATE).write_text(json.dumps(state, indent=2) + "\n")
 
 
-def _complete(folder: Path) -> list[tuple[int, Path]]:
-    """Return (step, folder) of the complete checkpoints, oldest first."""
+def _steps(folder: Path) -> list[tuple[int, Path]]:
+    """Return (step, folder) of all checkpoints, oldest first."""
     if not folder.is_dir():
         return []
     named = ((_STEP_FOLDER.fullmatch(entry.name), entry) for entry in folder.iterdir())
-    return sorted((int(match[1]), entry) for match, entry in named if match and (entry / STATE).is_file())
+    return sorted((int(match[1]), entry) for match, entry in named if match)
+
+
+def _complete(folder: Path) -> list[tuple[int, Path]]:
+    """Return (step, folder) of the checkpoints that have a state, oldest first."""
+    return [(step, path) for step, path in _steps(folder) if (path / STATE).is_file()]
+
+
+def _point_latest_to(target: Path) -> None:
+    link = target.with_name(f".{LATEST}.{os.getpid()}")
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.name)
+    link.replace(target.with_name(LATEST))
+
+
+def recover(folder: Path) -> None:
+    """Prepare the checkpoints of a run for a resume; only the owner of the run folder may call it.
+
+    What killed saves left behind is deleted. Checkpoints newer than the newest one whose files have their recorded hashes
+    are renamed to step_XXXXXXXX.damaged.
+
+    Args:
+        folder: Folder of the checkpoints.
+
+    Raises:
+        InputError: All checkpoints are damaged.
+    """
+    for left in folder.glob(f".{LATEST}.*"):
+        left.unlink()
+    for left in folder.glob(".step_*"):
+        shutil.rmtree(left)
+    damaged: dict[Path, str] = {}
+    for _, path in reversed(_steps(folder)):
+        if not (damage := _damage(path)):
+            break
+        damaged[path] = damage
+    else:
+        if damaged:
+            listed = "; ".join(f"{path}: {damage}" for path, damage in damaged.items())
+            raise InputError(
+                f"no checkpoint is intact ({listed}); restore one, or delete {folder} to start from step 0"
+            )
+        return
+    _point_latest_to(path)
+    for bad, damage in damaged.items():
+        aside = bad.with_name(f"{bad.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        bad.rename(aside)
+        log.warning("%s is damaged (%s) and was renamed to %s; %s is used instead", bad, damage, aside.name, path.name)
+
+
+def _damage(folder: Path) -> str:
+    """Return what is wrong with the files of a checkpoint; empty if nothing is."""
+    missing = [name for name in (MODEL, TRAINING, STATE) if not (folder / name).is_file()]
+    return f"{missing[0]} is missing" if missing else lineage_damage(folder)
 
 
 def newest(folder: Path) -> Saved | None:

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import IntEnum
@@ -20,7 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ppma.config.errors import InputError, Stopped
+from ppma.config.command import STOP_SIGNALS
+from ppma.config.errors import DiskFullError, InputError, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +167,25 @@ def gather_objects(mine: T, ranks: Ranks) -> list[T]:
     return parts
 
 
+def on_all_ranks(ranks: Ranks, work: Callable[[], T]) -> list[T]:
+    """Return the results of all ranks. A wrong input or a full disk of one rank is raised on all, so that none waits forever."""
+    mine: tuple[list[T], InputError | DiskFullError | OSError | None]
+    try:
+        mine = [work()], None
+    except (InputError, DiskFullError, OSError) as error:
+        mine = [], error
+    parts = gather_objects(mine, ranks)
+    for _, refusal in parts:
+        if refusal is not None:
+            raise refusal
+    return [result for results, _ in parts for result in results]
+
+
+def on_main(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Do something on rank 0 and return its result on every rank, as `on_all_ranks` does."""
+    return on_all_ranks(ranks, lambda: [work()] if ranks.is_main else [])[0][0]
+
+
 def mean_in_rank_order(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """Average a gradient bucket over the ranks, adding in rank order: DDP's communication hook on CPUs.
 
@@ -192,7 +212,7 @@ class Stop(IntEnum):
 
     NO = 0
     SAVE = 1
-    """SIGTERM or SIGINT: save and exit."""
+    """SIGTERM, SIGINT, SIGHUP or SIGUSR1: save and exit."""
     HAND_OVER = 2
     """SIGUSR2, which announces a preemption or the time limit: save, exit and requeue the job."""
 
@@ -211,7 +231,8 @@ class StopFlag:
         self._work: dist.Work | None = None
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+        hung_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN  # nohup ignores it: the run outlives its terminal
+        numbers = [number for number in STOP_SIGNALS if hung_up or number != signal.SIGHUP]
         self._before = {number: signal.signal(number, self._ask) for number in numbers}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

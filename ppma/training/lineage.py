@@ -183,6 +183,21 @@ def read(weights: Path, *, check_files: bool = True) -> Lineage:
     return replace(found, weights_sha256=files[name])
 
 
+def damage(folder: Path) -> str:
+    """Return which file of a folder is not the one that its lineage.json was written for; empty if all are, or without one."""
+    note = folder / FILE
+    if not note.is_file():
+        return ""
+    try:
+        content = json.loads(note.read_text(encoding="utf-8"))
+        if content.pop("checksum") != _checksum(content):
+            return f"{FILE} was changed"
+        changed = (name for name, sha256 in content["files"].items() if file_sha256(folder / name) != sha256)
+        return next((f"{name} has other bytes than were written" for name in changed), "")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"it cannot be read: {error}"
+
+
 def describe(lineage: Lineage) -> str:
     """Return Markdown for a model card: every source of the weights with its hashes, and every unknown origin."""
     lines = []

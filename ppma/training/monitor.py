@@ -6,6 +6,7 @@ Tags are train/*, perf/*, data/* and eval/*. On a resume, everything logged afte
 file holds each step once.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from ppma.common.packages import installed_versions
 from ppma.config.run import RunConfig
 from ppma.kernels import choice
 from ppma.loaders.stream import choose_implementation
+from ppma.training import run_folder
 from ppma.training.compute import Compute
 from ppma.training.distributed import Ranks
 
@@ -61,8 +63,8 @@ class Monitor:
         self._progress: Progress | None = None
         if not writes:
             return
-        _drop_rows_after(start_step, run_dir / "metrics.jsonl")
-        self._file = (run_dir / "metrics.jsonl").open("a", buffering=1)
+        run_folder.rewind_metrics(run_dir, start_step)
+        self._file = (run_dir / run_folder.METRICS).open("a", buffering=1)
         self.writer = SummaryWriter(str(run_dir), purge_step=start_step + 1 if start_step else None)
         if sys.stderr.isatty():
             columns = (
@@ -80,7 +82,8 @@ class Monitor:
         if not self._writes:
             return
         if self._progress is not None:
-            self._progress.stop()
+            with contextlib.suppress(OSError):  # the terminal is closed
+                self._progress.stop()
         self.writer.close()
         self._file.close()
 
@@ -116,12 +119,6 @@ class Monitor:
         """Show an RGB uint8 picture in TensorBoard."""
         if self._writes:
             self.writer.add_image(tag, image_HWC, step, dataformats="HWC")
-
-
-def _drop_rows_after(step: int, metrics: Path) -> None:
-    if metrics.exists():
-        kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
-        write_text(metrics, "".join(line + "\n" for line in kept))
 
 
 def write_environment(path: Path, config: RunConfig, ranks: Ranks, compute: Compute) -> None:

@@ -20,6 +20,7 @@ from ppma.config.errors import InputError, require
 from ppma.config.run import RunConfig
 from ppma.loaders.sources import catalog
 from ppma.training.lineage import FILE as LINEAGE
+from ppma.training.run_folder import read_metrics
 
 SEAL = "seal.json"
 READ = (
@@ -84,9 +85,8 @@ def starts_hash(weights: Sequence[str]) -> str | None:
 
 def logged_seconds(folder: Path, batch: int) -> float:
     """Return the training time in `metrics.jsonl`: rows over throughput; `batch` is the global batch in rows."""
-    file, seconds, before = folder / "metrics.jsonl", 0.0, 0
-    for line in file.read_text().splitlines() if file.is_file() else ():
-        row = json.loads(line)
+    seconds, before = 0.0, 0
+    for row in read_metrics(folder):
         if rate := row.get("perf/clips_per_s"):
             seconds, before = seconds + (row["step"] - before) * batch / rate, row["step"]
     return seconds

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,25 +68,24 @@ class Trainer:
         return self.config.run_dir / "checkpoints"
 
     def save(self) -> None:
-        """Write a checkpoint of this step. Every rank calls it; rank 0 writes."""
+        """Write a checkpoint of this step. Every rank calls it; rank 0 writes. OSError on every rank if its disk is full."""
         model, optimizer = parallel.state_dicts(self.model, self.optimizer)
-        if self.ranks.is_main:
-            training = {
-                "optimizer": optimizer,
-                "scaler": self.scaler.state_dict(),
-                "loss_sum": self.loss_sum,
-                "loss_steps": self.loss_steps,
-                "torch_rng": torch.get_rng_state(),
-            }
-            state: dict[str, Any] = {"recipe": self.config.recipe, "steps_per_epoch": self.task.steps_per_epoch}
-            state |= self.task.facts()
-            if isinstance(self.model, Classifier):
-                state["label_spaces"] = self.model.class_names
-            checkpoint.save(
-                self.checkpoints, step=self.step, model=model, training=training, state=state,
-                keep=self.config.keep_checkpoints, lineage=self.lineage,
-            )  # fmt: skip
-        distributed.barrier(self.ranks)
+        training = {
+            "optimizer": optimizer,
+            "scaler": self.scaler.state_dict(),
+            "loss_sum": self.loss_sum,
+            "loss_steps": self.loss_steps,
+            "torch_rng": torch.get_rng_state(),
+        }
+        state: dict[str, Any] = {"recipe": self.config.recipe, "steps_per_epoch": self.task.steps_per_epoch}
+        state |= self.task.facts()
+        if isinstance(self.model, Classifier):
+            state["label_spaces"] = self.model.class_names
+        write = partial(
+            checkpoint.save, self.checkpoints, step=self.step, model=model, training=training, state=state,
+            keep=self.config.keep_checkpoints, lineage=self.lineage,
+        )  # fmt: skip
+        distributed.on_main(self.ranks, write)
 
     def restore(self) -> bool:
         """Continue from the newest checkpoint; return False if there is none.
@@ -93,7 +93,8 @@ class Trainer:
         Raises:
             InputError: The checkpoint belongs to an older version, or is damaged.
         """
-        saved = checkpoint.newest(self.checkpoints)
+        # Rank 0 decides, because a file system may show other ranks an older listing of the folder.
+        saved = distributed.on_main(self.ranks, partial(checkpoint.newest, self.checkpoints))
         if saved is None:
             return False
         checkpoint.load_model(self.model, saved.folder)

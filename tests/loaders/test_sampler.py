@@ -104,19 +104,18 @@ def test_batches_of_one_source():
     assert all(len(sources) == 1 for sources in per_step) and set.union(*per_step) == {0, 1}
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_share_the_same_global_batch(world_size):
-    one = sampler(100, 30)
-    for step in range(3):
-        together = [d for rank in range(world_size) for d in sampler(100, 30).samples(1, step, rank, world_size)]
-        assert together == one.samples(1, step)
-
-
-def test_resume_at_five_points_sees_the_same_samples():
+@pytest.mark.promise("R2")
+def test_ranks_and_resumes_change_no_batch(figure):
+    """The ranks of any world size share the global batch of one rank, also when they start in the middle."""
     whole = [sampler(50, 20).samples(e, s) for e in range(3) for s in range(8)]
-    for cut in (0, 1, 7, 13, 23):
-        fresh = sampler(50, 20)
-        assert [fresh.samples(i // 8, i % 8) for i in range(cut, 24)] == whole[cut:]
+    cuts, world_sizes = (0, 1, 7, 13, 23), (1, 2, 4)
+    for world_size in world_sizes:
+        for cut in cuts:
+            ranks = [sampler(50, 20) for _ in range(world_size)]
+            for i in range(cut, 24):
+                parts = [own.samples(i // 8, i % 8, rank, world_size) for rank, own in enumerate(ranks)]
+                assert [sample for part in parts for sample in part] == whole[i], (world_size, cut, i)
+    figure("R2", f"{len(cuts)} cuts x {'/'.join(map(str, world_sizes))} ranks: 0 samples differ")
 
 
 def test_windows_are_inside_the_clip_and_cover_it():

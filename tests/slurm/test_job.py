@@ -67,6 +67,7 @@ def steps_at_stop(run):
 
 
 @pytest.mark.slurm
+@pytest.mark.promise("R5")
 @pytest.mark.timeout(180)  # the start of the cluster and the preemption included
 def test_slurm_trains_on_two_nodes_and_survives_a_preemption_to_the_bit(cluster, data, tmp_path):
     run = Run(cluster, data, tmp_path / "run", EPOCHS)
@@ -141,7 +142,8 @@ def test_slurm_a_node_that_is_down_is_refused_by_name(cluster, data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.slurm
 @pytest.mark.timeout(2400)
-def test_slurm_ten_preemptions_change_nothing(cluster, data, tmp_path):
+@pytest.mark.promise("R5")
+def test_slurm_ten_preemptions_change_nothing(cluster, data, tmp_path, figure):
     epochs = 1500  # a preemption takes SLURM five seconds, in which an idle machine makes a hundred steps
     run = Run(cluster, data, tmp_path / "run", epochs)
     for number in range(10):
@@ -158,6 +160,7 @@ def test_slurm_ten_preemptions_change_nothing(cluster, data, tmp_path):
     stopped, resumed = steps_at_stop(run)
     assert resumed == stopped and len(resumed) == 10
     assert equal(weights(run.folder), never_stopped(data, tmp_path / "whole", epochs, cluster.environment))
+    figure("R5", "10 preemptions of 4 ranks on SLURM: 0 steps lost, 0 differing bits")
 
 
 @pytest.mark.slow
@@ -246,6 +249,7 @@ def test_slurm_a_killed_rank_ends_the_job_and_a_resume_continues(cluster, data, 
 
 @pytest.mark.slow
 @pytest.mark.slurm
+@pytest.mark.promise("R16")
 def test_slurm_a_hang_is_logged_and_requeued(cluster, data, tmp_path):
     run = Run(cluster, data, tmp_path / "run", 200, "--checkpoint-every", "20", "--hang-seconds", "30")
     run.wait_for_step(50)

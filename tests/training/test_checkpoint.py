@@ -1,6 +1,9 @@
 """Checkpoints are complete or absent, old ones are deleted last, and an encoder loads nothing but the encoder."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from ppma.config.errors import InputError
 from ppma.config.model import MAEConfig, ViTConfig
 from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
-from ppma.training import checkpoint
+from ppma.training import checkpoint, lineage
 
 VIT = ViTConfig(width=16, depth=2, heads=2, patch=(2, 8, 8), frames=4, size=16)
 MAE = MAEConfig(decoder_width=8, decoder_depth=1, decoder_heads=2)
@@ -40,6 +43,94 @@ def test_what_was_never_completed_is_not_taken_up(tmp_path):
     (tmp_path / "step_00000003").mkdir()  # not ours: no state.json
     assert checkpoint.newest(tmp_path).step == 1
     assert checkpoint.newest(tmp_path / "none") is None
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def flip_one_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+FILES = ("model.safetensors", "training.pt", "state.json", "lineage.json")
+DAMAGE = {"cut": cut, "one bit flipped": flip_one_bit, "missing": lambda path: path.unlink()}
+
+
+@pytest.mark.promise("R23")
+def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, figure, caplog):
+    """Every file, damaged in every way; only a missing lineage.json leaves the checkpoint as usable as one of an older version."""
+    known = lineage.unknown("a test")
+    ways = [(name, how) for name in FILES for how in DAMAGE if (name, how) != ("lineage.json", "missing")]
+    for number, (name, how) in enumerate(ways):
+        folder = tmp_path / str(number)
+        save(folder, 1, lineage=known)
+        DAMAGE[how](save(folder, 2, lineage=known) / name)
+        (folder / ".step_00000003.abc").mkdir()  # of a killed save
+        checkpoint.recover(folder)
+        assert checkpoint.newest(folder).step == 1, (name, how)
+        assert sorted(path.name for path in folder.iterdir()) == ["latest", "step_00000001", "step_00000002.damaged"]
+        assert (folder / "latest").resolve() == folder / "step_00000001"
+        assert checkpoint.newest(save(folder, 2, lineage=known).parent).step == 2  # the step is written again
+    assert caplog.text.count("is damaged") == len(ways)
+    figure("R23", f"{len(ways)} of {len(ways)} damaged files (cut, one bit, missing): the checkpoint before is used")
+
+
+def test_a_run_without_an_intact_checkpoint_is_refused_and_left_alone(tmp_path):
+    cut(save(tmp_path, 1, lineage=lineage.unknown("a test")) / "model.safetensors")
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        checkpoint.recover(tmp_path)
+    assert checkpoint.newest(tmp_path).step == 1
+    checkpoint.recover(tmp_path / "none")
+
+
+KILLED = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+from ppma.training import checkpoint, lineage
+
+folder, kills, rng = Path(sys.argv[1]), int(sys.argv[2]), random.Random(0)
+known, weights = lineage.unknown("a test"), torch.arange(300_000.0)
+
+def save_for_ever(step):
+    while True:
+        step += 1
+        checkpoint.save(folder, step=step, model={"a": weights + step}, training={"x": weights * step}, state={}, lineage=known)
+
+def loadable():
+    checkpoint.recover(folder)  # raises for damage
+    saved = checkpoint.newest(folder)
+    whole = torch.equal(checkpoint.read_weights(saved.folder)["a"], weights + saved.step)
+    assert whole and torch.equal(checkpoint.load_training(saved)["x"], weights * saved.step)
+    return saved.step
+
+checkpoint.save(folder, step=1, model={"a": weights + 1}, training={"x": weights}, state={}, lineage=known)
+steps, during = [1], 0
+for _ in range(kills):
+    child = os.fork() or save_for_ever(steps[-1])
+    time.sleep(rng.uniform(0.005, 0.08))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    during += any(path.name.startswith(".step_") for path in folder.iterdir())
+    steps.append(loadable())
+print(json.dumps([steps, during, [path.name for path in folder.iterdir() if path.name.endswith(".damaged")]]))
+"""
+
+
+@pytest.mark.promise("R3")
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_save_that_is_killed_leaves_a_loadable_checkpoint(kills, tmp_path, figure):
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(kills)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    steps, during, damaged = json.loads(done.stdout)
+    assert len(steps) == kills + 1 and steps == sorted(steps) and not damaged
+    assert during > kills / 4 and steps[-1] > 1  # the kills came during saves, and some saves were completed
+    figure("R3", f"{kills} of {kills} SIGKILLs ({during} in the middle of a save): loadable, to the bit")
 
 
 def test_a_step_is_never_written_over(tmp_path):

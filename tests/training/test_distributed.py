@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ppma.config.command import STOP_SIGNALS
 from ppma.config.errors import InputError
 from ppma.slurm.cluster import free_port
 from ppma.training import distributed
@@ -77,7 +78,8 @@ def test_a_rank_that_cannot_join_says_so_and_does_not_go_on(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("number", "stop"), [(signal.SIGTERM, Stop.SAVE), (signal.SIGINT, Stop.SAVE), (signal.SIGUSR2, Stop.HAND_OVER)]
+    ("number", "stop"),
+    [*((number, Stop.SAVE) for number in STOP_SIGNALS if number != signal.SIGUSR2), (signal.SIGUSR2, Stop.HAND_OVER)],
 )
 def test_signals_mean_to_save_or_to_hand_over(number, stop):
     before = signal.getsignal(number)
@@ -89,6 +91,70 @@ def test_signals_mean_to_save_or_to_hand_over(number, stop):
     finally:
         flag.close()
     assert signal.getsignal(number) is before
+
+
+def test_under_nohup_a_run_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        flag = StopFlag(ALONE)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert flag.agreed() is Stop.NO
+        flag.close()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.promise("R5")
+@pytest.mark.parametrize(
+    ("world_size", "signals"), [(3, 10), *(pytest.param(n, 50, marks=pytest.mark.slow) for n in (2, 3, 4))]
+)
+def test_ranks_stop_at_the_same_step_whichever_is_asked(world_size, signals, tmp_path, figure):
+    """Any signal, to any one or two ranks, at any step, also at the last two; a rank that waits for the others would hang."""
+    code = f"""
+        import os, random
+        from ppma.config.command import STOP_SIGNALS
+        from ppma.training.distributed import StopFlag, session
+
+        stops, rng = [], random.Random(1)
+        with session("cpu") as ranks:
+            for _ in range({signals}):
+                flag, at = StopFlag(ranks), rng.randrange(1, 30)
+                victims = {{rng.randrange(ranks.world_size): rng.choice(STOP_SIGNALS) for _ in range(2)}}
+                for step in range(1, 31):
+                    if step == at and ranks.rank in victims:
+                        os.kill(os.getpid(), victims[ranks.rank])
+                    if flag.agreed():
+                        break
+                flag.close()
+                stops.append([at, step])
+        print(stops)
+    """
+    told = [json.loads(text) for text in on_ranks(world_size, code, tmp_path, seconds=300)]
+    assert all(stops == told[0] for stops in told) and len(told[0]) == signals
+    assert all(step == at + 1 for at, step in told[0])
+    figure("R5", f"{signals} signals to {world_size} ranks: all stop at the same step, 0 deadlocks")
+
+
+def test_a_refusal_of_one_rank_is_raised_on_all(tmp_path):
+    code = """
+        import errno
+        from ppma.config.errors import InputError
+        from ppma.training.distributed import on_all_ranks, on_main, session
+
+        def fail(error):
+            raise error
+
+        with session("cpu") as ranks:
+            caught = [on_main(ranks, lambda: ranks.rank), len(on_all_ranks(ranks, lambda: None))]
+            for error in (InputError("no"), OSError(errno.ENOSPC, "full")):
+                try:
+                    on_main(ranks, lambda: fail(error))
+                except type(error) as found:
+                    caught.append(str(found))
+        print(caught)
+    """
+    assert on_ranks(2, code, tmp_path) == [f"{[0, 2, 'no', '[Errno 28] full']}\n"] * 2
 
 
 @pytest.mark.alone

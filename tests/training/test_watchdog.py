@@ -27,6 +27,7 @@ CALLS = {
 }
 
 
+@pytest.mark.promise("R16")
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_hang_ends_with_75_and_shows_where(call):
     code = HANG.format(call=call)
@@ -64,6 +65,7 @@ train(resolve(sys.argv[1], sys.argv[2:]))
 """
 
 
+@pytest.mark.promise("R16")
 @pytest.mark.parametrize("recipe", ["knn", "finetune", pytest.param("attentive_probe", marks=pytest.mark.slow)])
 def test_a_pass_over_clips_that_hangs_ends_with_75(recipe, tiny_runs, tmp_path):
     """Before the steps where features are cached, and after them where the run is tested."""
