@@ -64,8 +64,8 @@ def parallel_map(
 ) -> Iterator[ResultT]:
     """Yield the result of each job as it is finished.
 
-    Without a time limit, one worker runs in this process. An error of a job is raised here. On an error, Ctrl-C, or when the iterator is
-    closed, waiting jobs are dropped and running jobs are finished; with a time limit they are killed.
+    A single worker without a time limit runs in this process. An error of a job is raised here. On an error, Ctrl-C, or when the iterator
+    is closed, waiting jobs are dropped and running jobs are finished; with a time limit they are killed.
 
     Args:
         work: A function of a module, so that it can be pickled.
@@ -78,7 +78,7 @@ def parallel_map(
         InputError: Without `on_lost`, such a job.
     """
     kill = timeout_seconds is not None
-    if not kill and (workers == 1 or len(jobs) < 2):
+    if workers == 1 and not kill:
         yield from map(work, jobs)
         return
     alone: deque[JobT] = deque()
