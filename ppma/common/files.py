@@ -9,7 +9,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,8 +33,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         DiskFullError: No space is left.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with watch_disk(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose a folder that you may write") from None
@@ -49,6 +51,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temp_path.replace(path)
     finally:
         temp_path.unlink(missing_ok=True)
+
+
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Delete what killed runs have left of writing these paths; the temporary files of other paths may be in use."""
+    names = defaultdict[Path, set[str]](set)
+    for path in paths:
+        names[path.parent].add(path.name)
+    for folder, wanted in names.items():
+        for leftover in folder.glob(".*.tmp*"):
+            name = re.fullmatch(r"\.(.+)\.\w{8}\.tmp(.*)", leftover.name)  # as mkstemp writes it
+            if name is not None and f"{name[1]}{name[2]}" in wanted:
+                leftover.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

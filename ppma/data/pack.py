@@ -23,17 +23,18 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from ppma.common.files import write_csv, write_text
+from ppma.common.files import remove_leftovers, write_csv, write_text
 from ppma.common.progress import Progress
 from ppma.common.workers import Lost, parallel_events, parse_shard
 from ppma.config.command import DONE, OutFolder, parse
 from ppma.config.errors import BadClip, DiskFullError, InputError
-from ppma.data.shard_writer import PackRow, ShardJob, encode_clip, shard_bounds, write_rows, write_shard
+from ppma.data.shard_writer import PackRow, ShardJob, encode_clip, shard_bounds, shard_name, write_rows, write_shard
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import (
     INDEX,
     REJECTED,
+    ROWS,
     PackParameters,
     Shard,
     Store,
@@ -256,10 +257,7 @@ def _write_shards(
 ) -> list[Shard]:
     """Write the missing shards, and the index after each of them; return all shards of this part."""
     config.out.mkdir(exist_ok=True)
-    for leftover in config.out.glob(".*.tmp.*"):  # of this part's killed run; other parts may be active
-        number = re.match(r"\.shard-(\d+)\.", leftover.name)
-        if int(number[1]) in mine if number else leftover.name.startswith(f".{Path(config.index).stem}."):
-            leftover.unlink()
+    remove_leftovers(config.out / name for name in (config.index, ROWS, REJECTED, *map(shard_name, mine)))
     shards, row, kills = dict(done), {}, Counter[int]()
     _write_index(config, manifest, shards.values(), complete=False)
     jobs = deque(

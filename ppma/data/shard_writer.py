@@ -88,6 +88,11 @@ def shard_bounds(frames: Sequence[int]) -> list[tuple[int, int]]:
     return [*bounds, (first, len(frames))]
 
 
+def shard_name(number: int) -> str:
+    """Return the file name of a shard."""
+    return f"shard-{number:05d}{SUFFIX}"
+
+
 def encode_clip(row: PackRow, parameters: PackParameters) -> PackedClip:
     """Decode, scale and compress one row; BadClip if that fails.
 
@@ -182,7 +187,7 @@ def _check(path: Path, samples: np.ndarray) -> None:
 
 def write_shard(job: ShardJob) -> Iterator[PackRow | Shard]:
     """Write one shard: yield each row before it is opened, and the finished shard last. Bad and refused rows are left out and named."""
-    path = job.folder / f"shard-{job.number:05d}{SUFFIX}"
+    path = job.folder / shard_name(job.number)
     if job.suspect is not None:
         yield job.suspect
         with suppress(BadClip):

@@ -133,11 +133,11 @@ def test_parts_give_the_same_store_as_one_run(data, monkeypatch, capsys):
     capsys.readouterr()
     assert pack(data, "--merge", "2") == 2
     assert "part 0 of 2 is not finished; run it with --part 0/2" in capsys.readouterr().err
-    (folder / ".shard-00003.7.tmp.beton").touch()  # of another part, which is active
-    (folder / ".shard-00000.7.tmp.beton").touch()  # of this part's killed run
+    (folder / ".shard-00003.k1_llled.tmp.beton").touch()  # of another part, which is active
+    (folder / ".shard-00000.k1_llled.tmp.beton").touch()  # of this part's killed run
     assert pack(data, "--workers", "1", "--part", "0/2") == 0
-    assert [path.name for path in folder.glob(".*")] == [".shard-00003.7.tmp.beton"]
-    (folder / ".shard-00003.7.tmp.beton").unlink()
+    assert [path.name for path in folder.glob(".*")] == [".shard-00003.k1_llled.tmp.beton"]
+    (folder / ".shard-00003.k1_llled.tmp.beton").unlink()
     with pytest.raises(InputError):
         Store(folder)
     for _ in range(2):  # a merge that is queued again finds its result

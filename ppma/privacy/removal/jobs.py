@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import cv2
 
 from ppma import __version__
-from ppma.common.files import claim_folder, write_csv, write_json
+from ppma.common.files import claim_folder, remove_leftovers, write_csv, write_json
 from ppma.common.frames import FRAME_FOLDER_FPS, clip_place
 from ppma.common.video import key_frame_spacing
 from ppma.common.workers import parallel_map
@@ -192,6 +192,7 @@ def run(
     """
     total = sum(job.row.frames for job in jobs)
     left = [job for job in jobs if not job.done()]
+    remove_leftovers(path for job in left for path in (*job.settings.targets(job.out, job.name).values(), job.record))
     done = total - sum(job.row.frames for job in left)
     on_progress(done, total)
     refused = []

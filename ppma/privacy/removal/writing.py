@@ -9,7 +9,6 @@ inp, seg and ori (inpainted, segmented, original) are the folder names of the pu
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from glob import escape
 from itertools import count
 from pathlib import Path
 from typing import Literal
@@ -40,11 +39,8 @@ def target(out: Path, part: Part, name: str, layout: Layout) -> Path:
 def part_writer(path: Path, part: Part, layout: Layout, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     """Yield a function that writes the next frame_HWC (uint8 RGB), or hidden_HW (bool) of "seg", to a `target`.
 
-    `path` appears when the block ends without an error. Temporary files of a killed run are deleted first.
+    `path` appears when the block ends without an error.
     """
-    # eight characters, as `atomic_path` adds them: `*` would match the file that a parallel job writes for v.1 when this is v
-    for leftover in path.parent.glob(f".{escape(path.stem)}.{'?' * 8}.tmp{path.suffix}"):
-        leftover.unlink()
     if layout == "videos":
         codec, options = ("ffv1", FFV1) if part == "seg" else ("libx264", X264)
         with video_writer(path, fps=fps, codec=codec, options=options) as add_frame:
