@@ -40,6 +40,7 @@ def tested(
     result = {
         "dataset": dataset, "split": "val", "protocol": "probe, 2 windows x 3 crops", "seed": seed, "n_videos": len(right_V),
         "top1": float(right_V.mean()), "top5": top5, "draws": draws,
+        "ci95": {"top1": [0.0, 1.0], "top5": [0.0, 1.0]}, "manifest_sha256": "0" * 64,
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
     _common(folder, "probe", seed, init)

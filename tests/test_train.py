@@ -469,10 +469,14 @@ def test_a_frozen_encoder_keeps_its_parameters(data, tmp_path):
     assert replace(resolve("probe_published"), seed=1).classifier.freeze_encoder
 
 
-def test_an_evaluation_on_two_ranks_sees_every_video_once(data, tmp_path):
+@pytest.mark.promise("R8")
+@pytest.mark.parametrize("ranks", [2, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (3, 5, 16))])
+def test_an_evaluation_on_ranks_sees_every_video_once(ranks, data, tmp_path, figure):
     folder = run("finetune", data, tmp_path / "fine", "--optim.epochs", 1)
     argv = ["--checkpoint", str(folder), "--dataset", "made", "--data", str(data), "--out", str(tmp_path / "two")]
-    codes, output = on_ranks(2, [*argv, "--device", "cpu"], command="evaluate")
-    assert codes == [0, 0], output
+    codes, output = on_ranks(ranks, [*argv, "--device", "cpu"], command="evaluate")
+    assert codes == [0] * ranks, output
     one, two = (np.load(where / "scores.npz") for where in (folder, tmp_path / "two"))
-    assert list(one["video"]) == list(two["video"]) and np.abs(one["scores"] - two["scores"]).max() < 1e-5
+    apart = np.abs(one["scores"] - two["scores"]).max()
+    assert list(one["video"]) == list(two["video"]) and len(set(two["video"])) == 12 and apart < 1e-5
+    figure("R8", f"12 of 12 videos on {ranks} ranks, scores within {apart:.0e} of one")

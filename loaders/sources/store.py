@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from ppma.common.files import file_sha256
+from ppma.common.records import restore
 from ppma.config.errors import InputError, reading
 
 FORMAT = "ppma-store 1"
@@ -111,10 +112,10 @@ def read_index(store: Path, name: str = INDEX) -> StoreIndex:
         found = dict(json.loads((store / name).read_text(encoding="utf-8")))
         if found.get("format") != FORMAT:
             raise InputError(f"its format is {found.get('format')!r}, not {FORMAT!r}; pack it again")
-        shards = tuple(Shard(**s | {"rejected": tuple(tuple(r) for r in s["rejected"])}) for s in found.pop("shards"))
-        if strangers := [shard.file for shard in shards if not re.fullmatch(_SHARD, shard.file)]:
+        index: StoreIndex = restore(StoreIndex, found)
+        if strangers := [shard.file for shard in index.shards if not re.fullmatch(_SHARD, shard.file)]:
             raise InputError(f"it names {strangers[0]!r}, which is not a file of a store; pack it again")
-        return StoreIndex(**found | {"parameters": PackParameters(**found["parameters"]), "shards": shards})
+        return index
 
 
 class Store:

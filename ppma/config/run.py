@@ -8,8 +8,10 @@ import json
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from ppma import __version__
+from ppma.common.records import RecordError, restore
 from ppma.config.command import OutFolder, check_out
 from ppma.config.errors import InputError, reading, require, require_at_least
 from ppma.config.loader import LoaderConfig
@@ -181,42 +183,21 @@ class RunConfig:
         """Return the config that `to_json` wrote; settings that an older version did not know get their defaults.
 
         Raises:
-            InputError: The text is not a config, or holds settings or values that do not exist.
+            InputError: The text is not a config, or holds settings or values that this version does not know.
         """
         try:
-            return _restore(cls, json.loads(text))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"not the config of a run: {error}") from None
+            return restore(cls, json.loads(text), renamed=RENAMED)
+        except json.JSONDecodeError as error:
+            raise InputError(f"is not JSON ({error}); give the config.json of a run") from None
+        except RecordError as error:
+            raise InputError(
+                f"{error} in ppma {__version__}; open the run with the ppma that made it (lineage.json names its version). "
+                "Weights of other projects come in with `ppma convert --from`"
+            ) from None
 
 
 RENAMED = {"normalise_targets": "normalize_targets"}
 """Fields of config.json by their names in older runs."""
-
-
-def _restore(kind: Any, value: Any) -> Any:
-    """Return a JSON value as a field of type `kind` holds it: configs, tuples and paths."""
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = _type_hints(kind)
-        value = {RENAMED.get(name, name): field for name, field in value.items()}
-        if unknown := value.keys() - hints.keys():
-            raise ValueError(f"it has the unknown settings {', '.join(sorted(unknown))}")
-        return kind(**{name: _restore(hints[name], field) for name, field in value.items()})
-    if isinstance(value, list):
-        return tuple(_restore(kind, item) for item in value)
-    if get_origin(kind) is Literal and value not in get_args(kind):
-        raise ValueError(f"{value!r} must be one of {', '.join(map(repr, get_args(kind)))}")
-    return Path(value) if isinstance(value, str) and Path in _leaf_types(kind) else value
-
-
-@cache
-def _type_hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _leaf_types(kind: Any) -> set[Any]:
-    """Return the plain types in a type hint: str and None for `tuple[str, ...] | None`."""
-    arguments = get_args(kind)
-    return set().union(*map(_leaf_types, arguments)) if arguments else {kind}
 
 
 def read_config(folder: Path) -> RunConfig:

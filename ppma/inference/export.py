@@ -27,7 +27,7 @@ from ppma.config.errors import InputError
 from ppma.config.model import PIXEL_MEAN, PIXEL_STD, ViTConfig
 from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
-from ppma.training import checkpoint, lineage
+from ppma.training import checkpoint, lineage, seal
 from ppma.training.lineage import Lineage
 from ppma.training.run import FinishedRun, open_run
 
@@ -127,7 +127,7 @@ def write_onnx(extractor: FeatureExtractor, vit: ViTConfig, path: Path) -> None:
 
 def card(run: FinishedRun, seen: Lineage) -> str:
     """Return the model card of a run as Markdown; `seen` is the lineage of its weights."""
-    results = [json.loads(path.read_text()) for path in sorted(run.folder.glob("**/result.json"))]
+    results = [seal.read_result(path) for path in sorted(run.folder.glob("**/result.json"))]
     return render(
         __package__, "card.md", config=run.config, vit=run.config.vit, results=results, seen=lineage.describe(seen),
         version=__version__, input=INPUT, output=OUTPUT,

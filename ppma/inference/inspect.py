@@ -24,7 +24,7 @@ from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models import pictures
 from ppma.models.mae import MaskedAutoencoder
-from ppma.training import lineage
+from ppma.training import lineage, seal
 from ppma.training.run import DataOptions, FinishedRun
 from ppma.transfer.result import class_names
 
@@ -72,7 +72,7 @@ def _about(run: FinishedRun) -> Section:
     if environment.is_file() and (command := json.loads(environment.read_text())[0]["command"]):
         rows.append(("command", shlex.join(command)))
     for path in _tests(run):
-        result = json.loads(path.with_name("result.json").read_text())
+        result = seal.read_result(path.with_name("result.json"))
         low, high = result["ci95"]["top1"]
         accuracy = f"{result['top1']:.3f} (95 %: {low:.3f} to {high:.3f})"
         rows.append((f"top-1 on {result['dataset']} {result['split']}", accuracy))
@@ -213,7 +213,7 @@ def _map(found: _Embedded) -> Section:
 
 def _confusions(run: FinishedRun, data: catalog.Catalog) -> Iterator[Section]:
     for path in _tests(run):
-        result = json.loads(path.with_name("result.json").read_text())
+        result = seal.read_result(path.with_name("result.json"))
         source = data.manifest(result["dataset"], result["split"])
         if source.sha256 != result["manifest_sha256"]:
             raise InputError(

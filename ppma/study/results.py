@@ -148,7 +148,7 @@ class _Ancestors:
 def _read(folder: Path, command: tuple[str, ...]) -> dict[str, Any]:
     """Return the fields of a Result that a folder holds, after checking its seal."""
     sealed = seal.read(folder)
-    result = json.loads((folder / "result.json").read_text())
+    result = seal.read_result(folder / "result.json")
     with np.load(folder / "scores.npz") as scores:
         scores_VC, label_V, video_V = scores["scores"], scores["label"], scores["video"]
     right_V, right5_V = (top_k_correct(scores_VC, label_V, k) for k in (1, 5))
@@ -206,7 +206,7 @@ def _unplanned(runs: Path) -> Collection:
 
 
 def _unplanned_result(file: Path, run: Path, ancestors: _Ancestors) -> Result:
-    result, starts = json.loads(file.read_text()), _starts(read_config(run))
+    result, starts = seal.read_result(file), _starts(read_config(run))
     chain = list(dict.fromkeys(run for start in starts for run in _chain(start)))
     method = " + ".join(_lineage(start) for start in starts) or "from scratch"
     found = _read(file.parent, tuple(_last_start(run).get("command", ())))

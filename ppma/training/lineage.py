@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast
 
 from ppma import __version__
 from ppma.common.files import file_sha256, write_text
+from ppma.common.records import restore
 from ppma.config.run import Privacy
 from ppma.loaders.sources import labels
 from ppma.loaders.sources.labels import SHOWN
@@ -65,11 +66,8 @@ class Lineage:
 
     @classmethod
     def load(cls, values: dict[str, Any]) -> "Lineage":
-        """Return the inverse of dataclasses.asdict; TypeError, ValueError or KeyError for other values."""
-        if values["origin"] not in get_args(Origin) or values["privacy"] not in get_args(Privacy):
-            raise ValueError(f"{values['origin']!r}, {values['privacy']!r}")
-        parents = tuple(cls.load(parent) for parent in values["parents"])
-        return cls(**values | {"sources": tuple(Seen(**seen) for seen in values["sources"]), "parents": parents})
+        """Return the inverse of dataclasses.asdict; RecordError names what does not fit."""
+        return cast(Lineage, restore(cls, values))
 
 
 def unknown(note: str) -> Lineage:

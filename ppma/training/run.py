@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ppma.config.errors import InputError, reading
+from ppma.common.records import restore
+from ppma.config.errors import InputError, reading, require
 from ppma.config.loader import LoaderConfig
 from ppma.config.run import UNTRAINED, Precision, RunConfig, read_config
+from ppma.loaders.sources.manifest import MOST_CLASSES
 from ppma.models.attentive import AttentiveClassifier
 from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
@@ -141,7 +143,10 @@ def _build(config: RunConfig, metadata: dict[str, Any], weights: Path) -> Classi
         raise InputError(
             f"{weights} is not a checkpoint of a {config.recipe} run: {checkpoint.STATE} names no label spaces"
         )
-    spaces = metadata["label_spaces"]
+    with reading(weights.parent / checkpoint.STATE, "the state of a checkpoint of this ppma"):
+        spaces = restore(dict[str, int | tuple[str, ...]], metadata["label_spaces"], "label_spaces")
+        counts = [classes for classes in spaces.values() if isinstance(classes, int)]
+        require(max(counts, default=0) <= MOST_CLASSES, f"label_spaces has a head of more than {MOST_CLASSES} classes")
     if config.phase == "attentive":
         return AttentiveClassifier(config.vit, spaces, config.classifier, config.attentive)
     return Classifier(config.vit, spaces, config.classifier)

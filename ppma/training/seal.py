@@ -16,7 +16,8 @@ from typing import Any
 
 from ppma.common.files import file_sha256 as sha256
 from ppma.common.files import write_text
-from ppma.config.errors import InputError, require
+from ppma.common.records import restore
+from ppma.config.errors import InputError, reading, require
 from ppma.config.run import RunConfig
 from ppma.loaders.sources import catalog
 from ppma.training.lineage import FILE as LINEAGE
@@ -29,6 +30,8 @@ READ = (
 )  # fmt: skip
 """Sealed files. One that a run does not have must not appear later either."""
 MODEL = "model.safetensors"
+RESULT_KEYS = ("dataset", "split", "protocol", "seed", "n_videos", "top1", "top5", "ci95", "manifest_sha256")
+"""What readers of a result.json rely on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,15 +134,21 @@ def read(folder: Path) -> Seal:
     """Check the files of a run folder and return its seal; InputError for one that is missing, new or edited."""
     if not (folder / SEAL).is_file():
         raise InputError(f"{folder} has no {SEAL}: the run is not finished; continue it with --resume")
-    facts = verified(folder / SEAL)
-    try:
-        seal = Seal(**facts)
-    except TypeError as error:
-        raise InputError(f"{folder / SEAL} is not a seal: {error}") from None
+    with reading(folder / SEAL, "the seal of a run of this ppma; read the run with the ppma that made it"):
+        seal: Seal = restore(Seal, verified(folder / SEAL))
     for name in READ:
         found = sha256(folder / name) if (folder / name).is_file() else None
         _require_unchanged(folder / name, found == seal.files.get(name))
     return seal
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """Return the content of a result.json; InputError where it lacks an entry of `RESULT_KEYS`."""
+    with reading(file, "the result of a test by this ppma; delete it, or test again with `ppma evaluate`"):
+        result = dict(json.loads(file.read_text(encoding="utf-8")))
+        missing = [name for name in RESULT_KEYS if name not in result]
+        require(not missing, f"has no {', '.join(missing)}; delete it, or test again with `ppma evaluate`")
+        return result
 
 
 def check_weights(folder: Path, seal: Seal) -> None:

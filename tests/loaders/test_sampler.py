@@ -1,7 +1,12 @@
 """The sampler is arithmetic: a step's samples do not depend on ranks, resume points or earlier calls."""
 
+import itertools
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,6 +109,31 @@ def test_batches_of_one_source():
     assert all(len(sources) == 1 for sources in per_step) and set.union(*per_step) == {0, 1}
 
 
+DRAW = """
+import random, sys
+from tests.loaders.test_sampler import sampler
+
+places = [(epoch, index) for epoch in range(int(sys.argv[1]) // 1000) for index in range(1000)]
+random.shuffle(places)
+drawn = {place: sampler(1000, 300).sample(*place) for place in places}
+sys.stdout.write(repr([drawn[place] for place in sorted(places)]))
+"""
+
+
+@pytest.mark.promise("R14")
+@pytest.mark.parametrize("samples", [2000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_another_process_in_another_order_draws_the_same(samples, figure):
+    """Nothing but (seed, epoch, index) decides: not the calls before, not the hash seed of Python, not the threads."""
+    command = [sys.executable, "-c", DRAW, str(samples)]
+    roots = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parents[1])])
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2", "PYTHONPATH": roots}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    one = sampler(1000, 300)
+    drawn = [one.sample(epoch, index) for epoch in range(samples // 1000) for index in range(1000)]
+    assert repr(drawn) == found
+    figure("R14", f"0 of {samples:,} samples differ in another process, drawn in another order")
+
+
 @pytest.mark.promise("R2")
 def test_ranks_and_resumes_change_no_batch(figure):
     """The ranks of any world size share the global batch of one rank, also when they start in the middle."""
@@ -143,6 +173,20 @@ def test_replacements_come_from_the_same_source_and_differ():
     assert others[0].views[0].key == sample.views[0].key  # the row keeps its own random numbers
 
 
+@pytest.mark.promise("R8")
+def test_every_number_of_clips_is_complete_on_every_number_of_ranks(figure):
+    config, combinations, wrong = replace(CONFIG, short_side=32), 0, 0
+    for clips, batch, ranks in itertools.product((1, 2, 7, 31, 97), (1, 4, 16), (1, 2, 3, 4, 5, 8, 64)):
+        chosen = EvaluationSampler(Table(clips), config, batch_clips=batch, windows=1, crops=1)
+        places = [(step, rank) for step in range(chosen.steps_per_epoch) for rank in range(ranks)]
+        seen = [sample.clip for step, rank in places for sample in chosen.samples(0, step, rank, ranks)]
+        wrong += sorted(seen) != list(range(clips))
+        combinations += 1
+    figure("R8", f"{wrong} of {combinations} numbers of clips, batch and ranks (1 to 64) miss or repeat a clip")
+    assert not wrong
+
+
+@pytest.mark.promise("R8")
 @pytest.mark.parametrize(("clips", "batch", "world_size"), [(7, 4, 1), (7, 4, 3), (2, 8, 4)])
 def test_evaluation_sees_every_clip_once(clips, batch, world_size):
     chosen = EvaluationSampler(Table(clips), replace(CONFIG, short_side=32), batch_clips=batch)

@@ -120,6 +120,13 @@ def test_a_wrong_store_is_named(tmp_path, clips):
     (folder / store.INDEX).write_text(json.dumps(found | {"format": "other"}))
     with pytest.raises(InputError, match="format"):
         Store(folder)
+    for change, named in (
+        ({"layout": 2}, "layout"),
+        ({"shards": [found["shards"][0] | {"codec": "avif"}]}, r"shards\.codec"),
+    ):
+        (folder / store.INDEX).write_text(json.dumps(found | change))  # of a newer version
+        with pytest.raises(InputError, match=rf"index\.json.*{named}"):
+            Store(folder)
     with pytest.raises(fetch.BadClip, match="no clip 5"):
         fetch.read_window(address.with_name("shard-00000.beton#5"), 0.0, 1.0, 2)
     shard = folder / "shard-00000.beton"

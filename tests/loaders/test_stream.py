@@ -130,6 +130,7 @@ def test_workers_follow_the_cores_unless_they_are_asked_for(manifest, monkeypatc
 
 
 @pytest.mark.promise("R2")
+@pytest.mark.promise("R14")
 def test_workers_ranks_prefetching_and_resume_change_nothing(manifest):
     whole = collect(manifest)
     assert len(whole) == 6
