@@ -114,6 +114,7 @@ def test_without_a_result_for_lost_jobs_a_job_that_kills_two_workers_is_wrong_in
         next(results)
 
 
+@pytest.mark.promise("R24")
 def test_a_killed_job_is_repeated_alone(tmp_path):
     """One kill is not the job's fault: the memory may have been used up by the others."""
     spans = dict(parallel_map(die_at_first, [tmp_path / name for name in ("killed", "a", "b", "c")], 2))

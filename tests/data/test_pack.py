@@ -106,6 +106,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.promise("R29")
 def test_a_killed_run_resumes_with_the_same_bytes(data, monkeypatch):
     monkeypatch.setattr(packing, "SHARD_FRAMES", 60)
     assert pack(data, "--workers", "2") == 0
@@ -168,6 +169,7 @@ class KillTheThird(Progress):
             worker.kill()
 
 
+@pytest.mark.promise("R24")
 @pytest.mark.parametrize(("kills", "rejected"), [(1, []), (2, [2])])
 def test_a_row_that_kills_its_worker_twice_is_refused(tmp_path, write_clip, monkeypatch, kills, rejected):
     for i, frames in enumerate((10, 10, 250)):

@@ -174,6 +174,7 @@ def test_an_evaluation_replaces_nothing(manifest):
         evaluate(broken, on_bad="fail")
 
 
+@pytest.mark.promise("R24")
 def test_a_killed_worker_loses_nothing(manifest):
     whole = collect(manifest, epochs=8)
     sampler = TrainingSampler([manifest], CONFIG, seed=5, batch_clips=4)

@@ -96,6 +96,7 @@ def test_a_file_that_kills_its_worker_twice_is_bad_and_the_others_are_read(tmp_p
     assert "SIGSEGV" in replies[0] and replies[1] == "" and pool.restarts == 2
 
 
+@pytest.mark.promise("R24")
 @pytest.mark.usefixtures("at_most_a_minute")
 def test_a_task_whose_worker_was_killed_is_repeated_alone(tmp_path, write_clip):
     """The kernel kills whichever worker is largest when all of them together use up the memory."""
@@ -241,16 +242,20 @@ def check_flat(points, files, early, late):
     files *= np.mean(range(len(points))[late]) - np.mean(range(len(points))[early])
     assert points[-1][1] <= points[0][1], points
     assert growth / files * 1000 < 1, f"{growth:.1f} MB over {files:.0f} files: {points}"
+    return f"{growth:+.1f} MB and no more open files over {files:.0f} files"
 
 
-def test_memory_and_open_files_stay_flat(tmp_path, write_clip, monkeypatch):
+@pytest.mark.promise("R11")
+def test_memory_and_open_files_stay_flat(tmp_path, write_clip, monkeypatch, figure):
     # Freed memory goes back to the kernel at once: glibc would keep 10 to 40 MB, which take thousands of files to fill.
     returning = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "16384"}
     monkeypatch.setattr(workers, "_KEEP_MEMORY", {**returning, "MALLOC_TOP_PAD_": "0"})
     points = measure(linked_clips(tmp_path, write_clip, 300), epochs=10)
-    check_flat(points, 300, slice(1, 4), slice(7, 10))
+    figure("R11", check_flat(points, 300, slice(1, 4), slice(7, 10)))
 
 
 @pytest.mark.slow
-def test_memory_stays_flat_over_twenty_thousand_files(tmp_path, write_clip):
-    check_flat(measure(linked_clips(tmp_path, write_clip, 20_000), epochs=3), 20_000, slice(0, 1), slice(2, 3))
+@pytest.mark.promise("R11")
+def test_memory_stays_flat_over_twenty_thousand_files(tmp_path, write_clip, figure):
+    points = measure(linked_clips(tmp_path, write_clip, 20_000), epochs=3)
+    figure("R11", check_flat(points, 20_000, slice(0, 1), slice(2, 3)))

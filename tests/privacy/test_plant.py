@@ -169,6 +169,11 @@ def test_the_page_names_reached_and_missed_goals(summary):
     assert rows and all(count in (9, 10) for count in rows), "every row of a table has the cells of its head"
 
 
+def test_a_page_without_detected_people_has_no_tables_of_them(summary):
+    page = markdown({**summary, "kinds": {kind: {} for kind in summary["kinds"]}}, {"frames": 6})
+    assert "| camera" not in page and "| visible height" in page
+
+
 # -------------------------------------------------------------------------------------------------------------- command
 
 

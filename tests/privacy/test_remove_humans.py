@@ -255,6 +255,7 @@ def stop_after(process, out, count, how):
     return process.returncode, said
 
 
+@pytest.mark.promise("R29")
 def test_after_a_kill_and_ctrl_c_the_same_command_continues(tmp_path):
     for i in range(12):
         write_walk(tmp_path / "in" / "a" / f"{i}.mp4", length=40, height=240, width=320)
