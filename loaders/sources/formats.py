@@ -195,7 +195,7 @@ class Root:
             reason = "its name has a line break, a control character or is not UTF-8; rename it"
         elif entry.name[0] == ".":
             reason = (
-                "its name starts with a dot, as macOS names what it stores beside a file; rename it if it is a clip"
+                "its name starts with a dot, as macOS names what it stores next to a file; rename it if it is a clip"
             )
         elif entry.name.endswith(SERIES) or is_packed(Path(entry.name)):
             reason = f"its name is what ppma calls {'a series of frames' if entry.name[-1] == SERIES else 'a packed clip'}; rename it"

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from ppma.common.files import file_sha256
-from ppma.common.records import restore
 from ppma.config.errors import InputError, reading
+from ppma.config.records import restore
 
 FORMAT = "ppma-store 1"
 SUFFIX = ".beton"

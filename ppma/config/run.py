@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppma import __version__
-from ppma.common.records import RecordError, restore
 from ppma.config.command import OutFolder, check_out
 from ppma.config.errors import InputError, reading, require, require_at_least
 from ppma.config.loader import LoaderConfig
 from ppma.config.model import ClassifierConfig, MAEConfig, OptimConfig, ViTConfig
 from ppma.config.protocols import AttentiveConfig, FewShotConfig, GridConfig, KNNConfig, Mixing
+from ppma.config.records import RecordError, restore
 
 Phase = Literal["mae", "classify", "probe", "attentive", "knn", "few_shot"]
 """mae: stage 1; classify: the encoder runs in every step, with labels. In the others a frozen encoder runs once: probe

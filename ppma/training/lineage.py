@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 
 from ppma import __version__
 from ppma.common.files import file_sha256, write_text
-from ppma.common.records import restore
+from ppma.config.records import restore
 from ppma.config.run import Privacy
 from ppma.loaders.sources import labels
 from ppma.loaders.sources.labels import SHOWN
@@ -159,7 +159,7 @@ def read(weights: Path, *, check_files: bool = True) -> Lineage:
 
     Args:
         weights: The file.
-        check_files: Hash the weights and what lies next to them, to see whether the lineage is theirs.
+        check_files: Hash the weights and the files next to them, to see whether the lineage is theirs.
     """
     note = weights.resolve().parent / FILE
     try:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ppma.common.records import restore
 from ppma.config.errors import InputError, reading, require
 from ppma.config.loader import LoaderConfig
+from ppma.config.records import restore
 from ppma.config.run import UNTRAINED, Precision, RunConfig, read_config
 from ppma.loaders.sources.manifest import MOST_CLASSES
 from ppma.models.attentive import AttentiveClassifier

@@ -16,8 +16,8 @@ from typing import Any
 
 from ppma.common.files import file_sha256 as sha256
 from ppma.common.files import write_text
-from ppma.common.records import restore
 from ppma.config.errors import InputError, reading, require
+from ppma.config.records import restore
 from ppma.config.run import RunConfig
 from ppma.loaders.sources import catalog
 from ppma.training.lineage import FILE as LINEAGE

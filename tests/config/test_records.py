@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from ppma.common.records import RecordError, restore
+from ppma.config.records import RecordError, restore
 
 
 @dataclass(frozen=True, kw_only=True)
