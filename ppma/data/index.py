@@ -44,6 +44,7 @@ Report = Callable[[str], None]
 SHOWN = 10
 """Rows that a report lists; the files hold the rest."""
 SHOWN_MISSING = 5
+FILMED = ("real", "human-removed")
 REJECTED = ("path", "label", "class_name", "line", "reason")
 MISSING = ("split", "path", "label", "class_name")
 
@@ -176,6 +177,10 @@ def _index_source(config: IndexConfig, report: Report) -> None:
     source, classes = _one_split(config.source, config.split, report)
     classes = read_classes(config.classes) if config.classes else classes
     rows = read_source(source, root=root, format=config.format, classes=classes, follow_links=config.follow_links)
+    filmed = next((row for row in rows if row.domain in FILMED), None)
+    if config.domain == "synthetic" and filmed is not None:
+        where = f"{source}, line {filmed.line}: domain is {filmed.domain}"
+        raise InputError(f"{where}, and a filmed clip never becomes synthetic; leave --domain out")
     if config.frames_prefix is not None:
         rows = with_prefix(rows, root, config.frames_prefix)
     if config.dry_run:
@@ -263,6 +268,8 @@ def _index_dataset(config: IndexConfig, report: Report) -> None:
     name, data = config.name or dataset.source or dataset.name, catalog.locate(config.data)
     catalog.check_name(name, "name")
     catalog.read(data)
+    if config.domain == "synthetic" and dataset.domain in FILMED:
+        raise InputError(f"--domain synthetic: {dataset.name} was filmed (domain {dataset.domain}); leave --domain out")
     download = Download(root, dataset, follow_links=config.follow_links)
     found = read_splits(download)
     splits = list(_find_splits(found, download.tree, name, folder))

@@ -9,6 +9,7 @@ forges manifest, seal and report together, labels people synthetic where no othe
 while the run reads them (docs/privacy.md).
 """
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,7 +24,11 @@ from ppma.training.distributed import Ranks
 from ppma.training.lineage import Lineage, Seen
 
 REMOVED, SYNTHETIC = "human-removed", "synthetic"
-NO_LICENCE = ("", "none", "unknown", "n/a", "na", "null", "tbd", "?", "-")
+NO_LICENCE = (
+    *("", "na", "nan", "nolicence", "nolicense", "none", "notapplicable", "notstated"),
+    *("null", "tbd", "todo", "undefined", "unknown"),
+)
+"""What states no license, in lower case and without anything but letters and digits."""
 
 
 def admit(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Lineage:
@@ -130,7 +135,8 @@ def _objection_to_row(domain: str, licence: str) -> str:
         return "its domain is not known; index it again with --domain"
     if domain not in (REMOVED, SYNTHETIC):
         return f"its domain is {domain}, and --privacy strict accepts only {REMOVED} and {SYNTHETIC}"
-    if licence.strip().lower() in NO_LICENCE:
+    words = unicodedata.normalize("NFKC", licence).casefold()
+    if "".join(filter(str.isalnum, words)) in NO_LICENCE:
         return f"its licence is {licence!r}; index it again with --licence"
     return ""
 

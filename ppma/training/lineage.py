@@ -178,6 +178,9 @@ def read(weights: Path, *, check_files: bool = True) -> Lineage:
         path = note.with_name(other)
         if path.is_file() and file_sha256(path) != sha256:
             return unknown(f"{path} is not the file that {FILE} was written for")
+    for other in note.parent.iterdir():
+        if other.suffix in (".pt", ".safetensors") and other.name not in files:
+            return unknown(f"{note} does not list {other.name}, which is beside the weights")
     return replace(found, weights_sha256=files[name])
 
 

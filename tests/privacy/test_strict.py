@@ -5,6 +5,8 @@ import os
 import shutil
 from dataclasses import replace
 
+import cv2
+import numpy as np
 import pytest
 import tiny
 from safetensors.torch import load_file, save_file
@@ -292,6 +294,94 @@ def merge_manifests(world):
         file.write("".join(f"{line[: line.rindex(',')]},passed\n" for line in lines))
 
 
+def plant_as_newest(world):
+    source, target = weights(world, "people").parent, weights(world, "honest").parent
+    shutil.copytree(source, target.with_name("step_00009999"))
+
+
+def damage_the_newest_above_planted_weights(world):
+    plant_as_newest(world)
+    newest = weights(world, "honest").parent
+    shutil.copytree(newest, newest.with_name("step_00010000"))
+    (newest.with_name("step_00010000") / "model.safetensors").write_bytes(b"damaged")
+
+
+def plant_another_optimizer(world):
+    """Put exported weights, whose lineage lists no optimizer, beside the optimizer of a run on people."""
+    run("export", world / "runs/honest", world / "exported", "--no-onnx")
+    planted = weights(world, "honest").parent.with_name("step_00009999")
+    shutil.copytree(weights(world, "people").parent, planted)
+    (planted / "state.json").unlink()
+    shutil.copytree(world / "exported", planted, dirs_exist_ok=True)
+    if not (planted / "state.json").exists():
+        shutil.copy(weights(world, "people").parent / "state.json", planted)
+
+
+def permute_the_rows_of_a_store(world):
+    pack(world, "removed")
+    places = np.load(world / "removed.beton/rows.npy")
+    np.save(world / "removed.beton/rows.npy", places[::-1])
+
+
+def index_frames(world):
+    """Add the audited source `frames`, one folder of frames with masks beside them."""
+    for name in ("img", "mask"):
+        for i in (1, 2, 3):
+            frame = world / "frames" / CLASSES[0] / "0" / f"{name}_{i}.jpg"
+            frame.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(frame), np.full((48, 64, 3), 60 * i, np.uint8))
+    flags = ["--out", world / "frames.csv", "--name", "frames", "--data", world / "data.toml"]
+    run("index", world / "frames", *flags, "--domain", "human-removed", "--licence", LICENCE, "--frames-prefix", "img_")
+    audit(world, "frames")
+    return frame.parent
+
+
+def swap_a_frame(world, name="img_2.jpg"):
+    folder = index_frames(world)
+    (folder / name).write_bytes((folder / "mask_1.jpg").read_bytes())
+
+
+def name_a_file_like_a_series(world):
+    folder = index_frames(world)
+    shutil.copy(folder / "img_2.jpg", folder / "img_*")
+    swap_a_frame(world)
+
+
+def link_a_frame(world):
+    folder = index_frames(world)
+    (folder / "img_2.jpg").rename(world / "elsewhere.jpg")
+    (folder / "img_2.jpg").symlink_to(world / "elsewhere.jpg")
+
+
+def make_a_folder_of_a_video(world):
+    clip = world / "removed" / CLASSES[0] / "0.mp4"
+    clip.unlink()
+    clip.mkdir()
+    cv2.imwrite(str(clip / "1.jpg"), np.full((48, 64, 3), 60, np.uint8))
+
+
+def spell_a_path_otherwise(world):
+    rewrite(world / "removed.csv", path=f"{CLASSES[0]}/./0.mp4")
+    reseal(world, verdict.seal_path(world / "removed.csv"))
+
+
+def audit_without_auditors(world):
+    edit(world / "removed-report/audit.json", ('["auditor"]', "[]"))
+    verdict.seal(world / "removed.csv", world / "removed-report/audit.json")
+
+
+def audit_of_fewer_clips(world):
+    report = world / "removed-report/audit.json"
+    content = json.loads(report.read_text())
+    report.write_text(json.dumps(content | {"clips": content["clips"][1:]}))
+    verdict.seal(world / "removed.csv", report)
+
+
+def exchange_the_root_for_a_link(world):
+    (world / "removed").rename(world / "aside")
+    (world / "removed").symlink_to(world / "people")
+
+
 def nothing(world):
     pass
 
@@ -329,6 +419,29 @@ WAYS = {
     "no licence": (lambda w: index(w, "drawn", "synthetic", licence=""), "licence is ''"),
     "blank licence": (lambda w: rewrite(w / "drawn.csv", licence=" \u00a0\t "), "licence is"),
     "unknown licence": (lambda w: index(w, "drawn", "synthetic", licence="Unknown"), "licence is 'Unknown'"),
+    "invisible licence": (lambda w: rewrite(w / "drawn.csv", licence="\u200b\u2060"), "licence is"),
+    "abbreviated licence": (lambda w: rewrite(w / "drawn.csv", licence="N. A."), "licence is"),
+    "licence in wide letters": (lambda w: rewrite(w / "drawn.csv", licence="\uff35nknown."), "licence is"),
+    "moved window": (lambda w: rewrite(w / "removed.csv", start_seconds=0.5), CHANGED),
+    "path spelled otherwise": (spell_a_path_otherwise, "nothing"),
+    "audit without auditors": (audit_without_auditors, "is not a report"),
+    "audit of fewer clips": (audit_of_fewer_clips, "nothing"),
+    "damaged seal": (lambda w: verdict.seal_path(w / "removed.csv").write_text("[1]"), "is not a seal"),
+    "root exchanged for a link": (exchange_the_root_for_a_link, NOT_AUDITED),
+    "folder of frames in place of a video": (make_a_folder_of_a_video, NOT_AUDITED),
+    "swapped frame of a series": (swap_a_frame, NOT_AUDITED, ["removed", "frames"]),
+    "frame added to a series": (lambda w: swap_a_frame(w, "img_4.jpg"), NOT_AUDITED, ["removed", "frames"]),
+    "file that is called like a series": (name_a_file_like_a_series, NOT_AUDITED, ["removed", "frames"]),
+    "linked frame": (link_a_frame, LINK, ["removed", "frames"]),
+    "permuted rows of a store": (permute_the_rows_of_a_store, "rows.npy does not fit"),
+    "--resume from planted newest weights": (plant_as_newest, "4 clips of people", "--resume", "honest"),
+    "--resume from weights below damaged ones": (
+        damage_the_newest_above_planted_weights,
+        "4 clips of people",
+        "--resume",
+        "honest",
+    ),
+    "--resume with another optimizer": (plant_another_optimizer, "training.pt", "--resume", "honest"),
     "--init of a run on people": (nothing, REAL, "--init {}/runs/people"),
     "--init of an unchecked run": (nothing, NOT_STRICT, "--init {}/runs/unchecked"),
     "--init of a child of people": (train_a_child_of_people, "refused by --privacy strict", "--init {}/runs/cover"),
@@ -381,18 +494,36 @@ WAYS = {
 """Name -> (what is done, a part of the message; then sources, flags and run folder where they differ)."""
 
 
+def written(world):
+    """Return what is in the runs; a damaged checkpoint that was set aside counts as before."""
+    return sorted(str(path).replace(".damaged", "") for path in (world / "runs").rglob("*"))
+
+
+@pytest.mark.promise("R15")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_way_round_is_refused_before_anything_is_written(way, world, capfd):
     prepare, message, *rest = WAYS[way]
     sources = rest.pop(0) if rest and isinstance(rest[0], list) else ["removed", "drawn"]
     flags, folder = {0: ("", "new"), 1: (*rest, "new")}.get(len(rest), rest)
     prepare(world)
-    before = sorted((world / "runs").rglob("*"))
+    before = written(world)
     capfd.readouterr()
     assert train(world, folder, *flags.format(world).split(), sources=sources) == 2
     complaint = capfd.readouterr().err.strip().splitlines()[-1]
     assert complaint.startswith("ppma train: ") and message in complaint
-    assert sorted((world / "runs").rglob("*")) == before
+    assert written(world) == before
+
+
+@pytest.mark.promise("R15")
+@pytest.mark.parametrize(
+    "source", ["{}/people.csv --root {}/people", "{}/removed.csv --root {}/removed", "--dataset ucf101 --root {}"]
+)
+def test_the_index_makes_no_filmed_clip_synthetic(source, world, capfd):
+    flags = ["--domain", "synthetic", "--licence", LICENCE, "--name", "virtual", "--data", f"{world}/data.toml"]
+    out = world / "new.csv" if source.startswith("{}") else world
+    assert ppma(["index", *source.replace("{}", str(world)).split(), "--out", str(out), *flags]) == 2
+    assert "leave --domain out" in capfd.readouterr().err
+    assert not (world / "new.csv").exists() and "virtual" not in (world / "data.toml").read_text()
 
 
 def test_every_encoder_of_a_learned_average_is_checked(world):
