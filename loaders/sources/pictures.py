@@ -195,7 +195,7 @@ def seek_window(container: av.container.InputContainer, stream: av.VideoStream, 
     if base is None:
         raise SurpriseError("it has no time base")
     # 1. from the key frame that is shown at or before the start; containers seek by decoding times, which are earlier
-    origin = _first_shown(container, stream)
+    begin, origin = _first_shown(container, stream)
     at, stop = (origin + (max(0.0, seconds) + TIME_TOLERANCE) / base for seconds in (start, end))
     target, found = int(at), None
     while True:
@@ -209,7 +209,7 @@ def seek_window(container: av.container.InputContainer, stream: av.VideoStream, 
         found = _time(key)
         target = min(found if key.dts is None else key.dts, target) - 1
     # 2. the pictures that these packets show
-    if not is_shown(key):
+    if not is_shown(key) and _time(key) != begin:
         raise SurpriseError("an edit list drops its key frame")
     shown = [packet for packet in packets if is_shown(packet) and _time(packet) >= _time(key)]
     stamps = sorted(map(_time, shown))
@@ -228,8 +228,11 @@ def _time(packet: av.Packet) -> int:
     return packet.pts
 
 
-def _first_shown(container: av.container.InputContainer, stream: av.VideoStream) -> int:
-    """Return the time of the first picture that a freshly opened file shows, in the stream's time base."""
+def _first_shown(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, int]:
+    """Return the times of the first picture of a freshly opened file and of the first that it shows.
+
+    They differ where an edit list drops the pictures before a cut; the unit is the stream's time base.
+    """
     key = first = None
     for packet in container.demux(stream):
         if not packet.size:
@@ -244,9 +247,9 @@ def _first_shown(container: av.container.InputContainer, stream: av.VideoStream)
             first = time if first is None else min(first, time)
         if first is not None and packet.dts is not None and packet.dts >= first:
             break
-    if first is None:
+    if first is None or key is None:
         raise SurpriseError("its packets show no picture")
-    return first
+    return key, first
 
 
 def _packets(container: av.container.InputContainer, stream: av.VideoStream, at: float, stop: float) -> list[av.Packet]:
@@ -294,7 +297,7 @@ def decode_window(stream: av.VideoStream, window: Window, chosen: Iterable[int])
             in_turn = place > last if window.intra or (window.skippable and last >= 0) else place == last + 1
             if not in_turn or frame.is_corrupt:
                 raise SurpriseError("a corrupt picture" if in_turn else "pictures in another order than their packets")
-            if place == 0 and not stands_alone(frame):
+            if frame.pts == window.packets[0].pts and not stands_alone(frame):
                 raise SurpriseError("its key frames refer to earlier pictures (intra refresh)")
             last = place
             if place in left:

@@ -15,10 +15,8 @@ Sizes are of the upright picture.
 
 import io
 from array import array
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -219,8 +217,8 @@ def _probe_video(path: Path, max_pixels: int, check: Check) -> VideoMetadata:
         if stream.frames - there > max(1, stream.frames // 100):
             raise Unusable(f"is cut short: its index promises {stream.frames} frames, {there - walk.corrupt} are there")
         # 2. what the decoder shows
-        base = stream.time_base or Fraction(1)
-        seconds = [float((time - min(walk.times)) * base) for time in sorted(walk.times)]
+        ticks = np.sort(np.frombuffer(walk.times, np.int64))
+        seconds = (ticks - ticks[:1]) * float(stream.time_base or 0)
         keys = _decode_keys(stream, walk)
         seeks = not why_from_start(container, stream) and keys is not None
         keeps_promise = seeks and walk.trusted() and _starts_well(path, seconds, max_pixels)
@@ -230,7 +228,7 @@ def _probe_video(path: Path, max_pixels: int, check: Check) -> VideoMetadata:
             if keeps_promise and len(pictures.seconds) < len(seconds):
                 few = f"{len(pictures.seconds)} of its {len(seconds)} frames"
                 raise Unusable(f"is damaged: {few} come out of the decoder")
-            seconds = pictures.seconds
+            seconds = np.array(pictures.seconds)
         if walk.corrupt:
             raise Unusable(f"is damaged: {walk.corrupt} of its {walk.packets} packets arrive incomplete")
         # 3. whether a window is found by seeking
@@ -240,7 +238,7 @@ def _probe_video(path: Path, max_pixels: int, check: Check) -> VideoMetadata:
             "starts without a key frame": walk.late > 0,
             FROM_START: not seeks or not _seeks_well(path, seconds, max_pixels),
         }
-        return _metadata(stream, walk, pictures, np.array(seconds), remarks)
+        return _metadata(stream, walk, pictures, seconds, remarks)
 
 
 def _decode_keys(stream: av.VideoStream, walk: _Walk) -> _Pictures | None:
@@ -274,7 +272,7 @@ def _decode_all(path: Path, max_pixels: int) -> _Pictures:
     return pictures
 
 
-def _starts_well(path: Path, seconds: Sequence[float], max_pixels: int) -> bool:
+def _starts_well(path: Path, seconds: np.ndarray, max_pixels: int) -> bool:
     """Return True if the first frames that the decoder shows have the times of the packets."""
     container, stream = open_video(path, max_pixels=max_pixels)
     with container:
@@ -282,10 +280,10 @@ def _starts_well(path: Path, seconds: Sequence[float], max_pixels: int) -> bool:
             first = [shown.seconds for shown in islice(from_start(container, stream), FIRST_FRAMES)]
         except (Unusable, av.error.FFmpegError):
             return False
-    return first == seconds[:FIRST_FRAMES]
+    return len(first) == len(seconds[:FIRST_FRAMES]) and np.allclose(first, seconds[: len(first)], atol=TIME_TOLERANCE)
 
 
-def _seeks_well(path: Path, seconds: Sequence[float], max_pixels: int) -> bool:
+def _seeks_well(path: Path, seconds: np.ndarray, max_pixels: int) -> bool:
     """Return True if a seek into the second half of the file finds the frames that are there."""
     at = seconds[len(seconds) * 3 // 4]
     container, stream = open_video(path, max_pixels=max_pixels)
@@ -294,8 +292,8 @@ def _seeks_well(path: Path, seconds: Sequence[float], max_pixels: int) -> bool:
             found = [time for time in seek_window(container, stream, at, at).times if time <= at + TIME_TOLERANCE]
         except (SurpriseError, av.error.FFmpegError):
             return False
-    stop = bisect_right(seconds, at + TIME_TOLERANCE)
-    return bool(np.allclose(found, seconds[max(0, stop - len(found)) : stop], atol=TIME_TOLERANCE))
+    expected = seconds[seconds <= at + TIME_TOLERANCE][-len(found) :]
+    return len(found) == len(expected) and np.allclose(found, expected, atol=TIME_TOLERANCE)
 
 
 def _metadata(

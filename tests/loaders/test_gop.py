@@ -225,7 +225,7 @@ def test_random_windows_of_every_form(tmp_path, read_barcode, figure):
         path = tmp_path / f"{name}{form.suffix}"
         write(path, form)
         lasts = (FRAMES - form.first) / FPS
-        starts = rng.uniform(0, lasts - 1 / FPS, RANDOM_WINDOWS)
+        starts = rng.uniform(0, lasts - 1 / FPS, RANDOM_WINDOWS).round(3)
         ends = np.minimum(starts + rng.uniform(0.05, 1.6, RANDOM_WINDOWS), lasts)
         wrong[name] = check_windows(path, form, zip(starts.tolist(), ends.tolist()), read_barcode)[1]
         frames += RANDOM_WINDOWS * COUNT
