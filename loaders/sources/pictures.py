@@ -7,7 +7,6 @@ Time 0 is the first picture shown. A packet promises a picture at a time; where 
 where the packets contradict each other, or where the decoder keeps no promise, the file is decoded from its start.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +115,7 @@ def from_start(container: av.container.InputContainer, stream: av.VideoStream) -
         FFmpegError: The container breaks off.
     """
     stores_times = container.format.name != "avi"
-    clock: deque[int] = deque()  # AVI stores none, and FFmpeg guesses: the n-th picture has the time of the n-th packet
+    clock: list[int] = []  # AVI stores none, and FFmpeg guesses: the n-th picture has the time of the n-th packet
     first = last = None
     damaged = ever_damaged = False
     for packet in _from_key_frame(container, stream):
@@ -126,9 +125,10 @@ def from_start(container: av.container.InputContainer, stream: av.VideoStream) -
             frames = stream.codec_context.decode(packet)
         except av.error.FFmpegError:
             damaged = True
+            del clock[-1:]  # no picture comes of this packet
             continue
         for frame in frames:
-            stamp = frame.pts if stores_times else clock.popleft() if clock else last
+            stamp = frame.pts if stores_times else clock.pop(0) if clock else last
             if stamp is None:
                 raise Unusable(f"has no time stamps (a raw stream?); {_GIVE_TIMES}")
             if last is not None and stamp < last:

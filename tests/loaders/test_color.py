@@ -51,13 +51,16 @@ def write(path: Path, codec: str, tag: int, full: bool) -> Path:
 TAGS = [(tag, full) for tag in (UNTAGGED, BT470BG, SMPTE170M, BT709, BT2020) for full in (False, True)]
 
 
+@pytest.mark.promise("R9")
 @pytest.mark.parametrize(("tag", "full"), TAGS)
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9"])
-def test_pyav_follows_the_tag(tmp_path, codec, tag, full):
+def test_pyav_follows_the_tag(tmp_path, codec, tag, full, figure):
     path = write(tmp_path / f"clip.{'webm' if codec == 'libvpx-vp9' else 'mp4'}", codec, tag, full)
     assert np.abs(read_window(path, 0.0, 0.4, 2) - matrix(tag, full=full)).max() < 2
+    figure("R9", "PyAV within 2 of the matrix, DALI within 2 of PyAV (CPU)")
 
 
+@pytest.mark.promise("R9")
 @pytest.mark.parametrize(("tag", "full"), TAGS)
 def test_on_a_cpu_dali_agrees_or_does_not_get_it(tmp_path, tag, full):
     path = write(tmp_path / "clip.webm", "libvpx-vp9", tag, full)
