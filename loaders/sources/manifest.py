@@ -281,7 +281,7 @@ def _class_names(columns: dict[str, pa.Array], labels: np.ndarray, where: str) -
         if found.setdefault(label, name) != name:
             raise InputError(
                 f"{where}, line {row + 2}: label {label} is called {name!r} here and "
-                f"{found[label]!r} elsewhere; a label has one name, index the source again"
+                f"{found[label]!r} elsewhere; a label has one name: index every source with the same --classes FILE"
             )
     return found
 

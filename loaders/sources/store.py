@@ -135,7 +135,7 @@ class Store:
         if not self.index.complete:
             raise InputError(f"{path}: has only {len(self.index.shards)} of its shards; run ppma pack again")
         if manifest_sha256 not in (None, self.index.manifest_sha256):
-            raise InputError(f"{path}: was packed from another manifest; run ppma pack again")
+            raise InputError(f"{path}: was packed from another manifest; pack this one with a new --out")
         self.places = self._read_places()
         """PLACE (rows,)."""
 
