@@ -89,7 +89,7 @@ def check(name: str, argv, times: int) -> str:
 @pytest.mark.promise("R29")
 @pytest.mark.parametrize("name", ["pack", "index", "remove-humans", "synthesize"])
 def test_an_interrupted_command_that_runs_again_writes_the_same_bytes(name, commands, figure):
-    figure("R29", check(name, commands[name], 25))
+    figure("R29", check(name, commands[name], 10))
 
 
 @pytest.mark.promise("R29")

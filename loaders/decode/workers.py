@@ -34,6 +34,7 @@ from typing import Literal
 
 import numpy as np
 
+from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode.dali_input import Codecs, DaliInput
 from ppma.loaders.samples import Sample, check_crops, scaled_size
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 IN_FLIGHT = 4
 """Tasks that a worker has at once, one at work and the others queued. About 1 kB each; a pipe holds 200 kB."""
+START_DEATHS = 10
+"""How many workers in a row may be killed before they are ready for their first task."""
 POLL_SECONDS = 1.0
 CLOSE_SECONDS = 2.0
 """How long the workers have to end when the pool is closed; those that read on are killed."""
@@ -92,6 +95,7 @@ class Reply:
 class _Worker:
     process: subprocess.Popen[bytes]
     connection: Connection
+    ready: bool = False
     tasks: dict[int, Task] = field(default_factory=dict)
     """Its tasks by ticket, in the order in which it serves them."""
     busy_since: float = 0.0
@@ -114,10 +118,11 @@ class WorkerPool:
         self._memory_fd = os.memfd_create("ppma-views", 0)
         os.ftruncate(self._memory_fd, max(memory_bytes, mmap.PAGESIZE))
         self.memory = mmap.mmap(self._memory_fd, max(memory_bytes, mmap.PAGESIZE))
-        self._replies: SimpleQueue[Reply | RuntimeError] = SimpleQueue()
+        self._replies: SimpleQueue[Reply | Exception] = SimpleQueue()
         self._lock = threading.Lock()  # guards everything below
         self._waiting: deque[Task] = deque()
         self._suspects: deque[Task] = deque()
+        self._start_deaths = 0
         self._named: set[int] = set()
         self._stop_read, self._stop_write = Pipe(duplex=False)
         self._workers = [self._start() for _ in range(config.workers)]
@@ -140,11 +145,12 @@ class WorkerPool:
 
         Raises:
             RuntimeError: The pool was closed, or a worker failed by a defect of this program.
+            InputError: No worker can start, because there is too little memory.
         """
         found = [self._replies.get()]
         while not self._replies.empty():
             found.append(self._replies.get())
-        if isinstance(found[-1], RuntimeError):
+        if isinstance(found[-1], Exception):
             raise found[-1]
         return [reply for reply in found if isinstance(reply, Reply)]
 
@@ -203,7 +209,7 @@ class WorkerPool:
 
     def _serve(self) -> None:
         """Collect replies and hand out tasks until `close`. The last item of the queue says why it ended."""
-        end = RuntimeError("the loader's thread failed; see its traceback above")
+        end: Exception = RuntimeError("the loader's thread failed; see its traceback above")
         try:
             while True:
                 connections = [worker.connection for worker in self._workers]
@@ -214,18 +220,21 @@ class WorkerPool:
                     self._collect(worker)
                 self._name_slow_files()
             end = RuntimeError("the pool of loader workers was closed")
-        except RuntimeError as error:
+        except (RuntimeError, InputError) as error:
             end = error
         finally:
             self._replies.put(end)
 
     def _collect(self, worker: _Worker) -> None:
         try:
-            reply: Reply = worker.connection.recv()
+            reply: Reply | None = worker.connection.recv()
         except (EOFError, OSError):  # an OSError where it was killed in the middle of a reply
             with self._lock:
                 self._replace(worker)
                 self._hand_out()
+            return
+        if reply is None:
+            worker.ready, self._start_deaths = True, 0
             return
         with self._lock:
             if worker.tasks.pop(reply.ticket) in self._suspects:
@@ -255,6 +264,13 @@ class WorkerPool:
         log.warning("a loader worker was killed by %s%s; starting another", name, where)
         self.restarts += 1
         self._workers[self._workers.index(worker)] = self._start()
+        if not worker.ready:  # no task is to blame
+            self._start_deaths += 1
+            if self._start_deaths == START_DEATHS:
+                memory = "free memory, or give fewer --loader.workers"
+                raise InputError(f"{START_DEATHS} loader workers were killed at their start ({name}); {memory}")
+            self._waiting.extendleft(reversed([task for task in again if task not in self._suspects]))
+            return
         self._waiting.extendleft(reversed(again[1:]))
         if again and again[0] in self._suspects:  # tasks are served in order: the first is the one it died on
             self._suspects.popleft()
@@ -306,13 +322,14 @@ def _bytes_read() -> int:
 
 
 def serve(connection: Connection, memory: mmap.mmap) -> None:
-    """Answer tasks until the other end closes. The first message is the LoaderConfig."""
+    """Answer tasks until the other end closes. The first message is the LoaderConfig; None answers it."""
     import cv2
 
     from ppma.config.errors import BadClip
 
     cv2.setNumThreads(1)
     config: LoaderConfig = connection.recv()
+    connection.send(None)  # ready
     while True:
         task: Task = connection.recv()
         began, read_before = time.perf_counter(), _bytes_read()

@@ -267,6 +267,8 @@ def _serve(connection: Connection, work: Callable[[Any], Iterable[Any]]) -> None
                     connection.send(("result", result))
             except ConnectionError:
                 raise
+            except MemoryError:  # as the kernel does, which may be late: the job is repeated alone
+                os.kill(os.getpid(), signal.SIGKILL)
             except Exception as error:  # noqa: BLE001 - raised again in the parent
                 error.add_note(traceback.format_exc())
                 connection.send(("error", _picklable(error)))

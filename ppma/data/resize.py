@@ -80,7 +80,8 @@ def resize(
     """
     small_root = root.with_name(f"{root.name}-short{short_side}")
     try:
-        small_root.mkdir(exist_ok=True)
+        with watch_disk(root.parent):
+            small_root.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(
             f"--resize: {small_root} cannot be created ({error.strerror}); copy --root to a folder that you may write"

@@ -55,12 +55,15 @@ def count_up(job: tuple[int, int | None]):
 
 
 def die_at_first(path: Path) -> tuple[str, tuple[float, float]]:
-    """Return when the job ran; the one that is named "killed" is killed at its first try, while others run."""
+    """Return when the job ran; one that is "killed" or too "large" fails at its first try, while others run."""
     began = time.monotonic()
     time.sleep(0.3)
     if path.name == "killed" and not path.exists():
         path.touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if path.name == "large" and not path.exists():
+        path.touch()
+        raise MemoryError
     return path.name, (began, time.monotonic())
 
 
@@ -115,10 +118,11 @@ def test_without_a_result_for_lost_jobs_a_job_that_kills_two_workers_is_wrong_in
 
 
 @pytest.mark.promise("R24")
-def test_a_killed_job_is_repeated_alone(tmp_path):
+@pytest.mark.parametrize("first", ["killed", "large"])
+def test_a_killed_job_is_repeated_alone(tmp_path, first):
     """One kill is not the job's fault: the memory may have been used up by the others."""
-    spans = dict(parallel_map(die_at_first, [tmp_path / name for name in ("killed", "a", "b", "c")], 2))
-    began, ended = spans.pop("killed")
+    spans = dict(parallel_map(die_at_first, [tmp_path / name for name in (first, "a", "b", "c")], 2))
+    began, ended = spans.pop(first)
     assert set(spans) == {"a", "b", "c"} and not active_children()
     assert all(end <= began or ended <= begin for begin, end in spans.values())
 

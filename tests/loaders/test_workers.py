@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode import workers
 from ppma.loaders.decode.workers import IN_FLIGHT, Task, WorkerPool
@@ -115,9 +116,15 @@ def test_a_task_whose_worker_was_killed_is_repeated_alone(tmp_path, write_clip):
     assert "killed" not in last.pop(0) and not any(last.values())
 
 
-HALF_A_REPLY = (
-    "import os, signal, sys; os.write(int(sys.argv[1]), (1000).to_bytes(4, 'big') + b'x'); os.kill(os.getpid(), 9)"
-)
+HALF_A_REPLY = """
+import os, sys
+from multiprocessing.connection import Connection
+connection = Connection(int(sys.argv[1]))
+connection.send(None)
+connection.recv(), connection.recv()
+os.write(connection.fileno(), (1000).to_bytes(4, "big") + b"x")
+os.kill(os.getpid(), 9)
+"""
 
 
 @pytest.mark.usefixtures("at_most_a_minute")
@@ -125,7 +132,19 @@ def test_a_worker_killed_in_the_middle_of_a_reply_is_replaced(tmp_path, monkeypa
     monkeypatch.setattr(workers, "RUN_WORKER", HALF_A_REPLY)
     pool = WorkerPool(CONFIG, VIEW_BYTES)
     pool.submit(task(0, tmp_path / "any.mp4"))
-    assert "SIGKILL" in collect(pool, 1)[0]
+    assert "SIGKILL" in collect(pool, 1)[0] and pool.restarts == 2
+    pool.close()
+
+
+@pytest.mark.promise("R24")
+@pytest.mark.usefixtures("at_most_a_minute")
+def test_workers_killed_at_their_start_blame_no_file(tmp_path, monkeypatch):
+    """Too little memory for any worker: a run that went on would call one good clip after the other bad."""
+    monkeypatch.setattr(workers, "RUN_WORKER", "import os; os.kill(os.getpid(), 9)")
+    pool = WorkerPool(CONFIG, VIEW_BYTES)
+    pool.submit(task(0, tmp_path / "any.mp4"))
+    with pytest.raises(InputError, match="memory"):
+        pool.replies()
     pool.close()
 
 
