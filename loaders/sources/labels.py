@@ -74,16 +74,16 @@ def by_name(
     place, used = _places(own, classes), np.unique(source.labels).tolist()
     unknown = [label for label in used if label not in place]
     absent = [name for label, name in enumerate(classes) if label not in {place.get(own_label) for own_label in used}]
+    names = _some([own[label] or f"number {label}" for label in unknown])
+    lacking = f"{head} lacks {len(unknown)} of the {len(used)} classes of {where}: {names}"
     if unknown and not mark_unknown:
-        names = _some([own[label] or f"number {label}" for label in unknown])
-        hint = f" (which has {_some(absent)}, and {where} has not)" if absent and any(absent) else ""
-        raise InputError(f"{where} has {len(unknown)} classes that {head} lacks{hint}: {names}; {remedy}")
+        hint = f" (of its own {_some(absent)} there is no clip)" if any(absent) else ""
+        raise InputError(f"{lacking}{hint}; {remedy}")
     if absent:
-        names = _some([name for name in absent if name])
-        log.warning("%s has no clip of %d of the %d classes of %s: %s", where, len(absent), len(classes), head, names)
+        shown = _some([name for name in absent if name])
+        log.warning("%s has no clip of %d of the %d classes of %s: %s", where, len(absent), len(classes), head, shown)
     if unknown:
-        names = _some([own[label] or f"number {label}" for label in unknown])
-        log.warning("%s has %d classes that %s lacks, whose clips count as wrong: %s", where, len(unknown), head, names)
+        log.warning("%s; their clips count as wrong", lacking)
     place |= {label: len(classes) + extra for extra, label in enumerate(unknown)}
     table = np.array([place.get(label, -1) for label in range(len(own))], dtype=np.int64)
     return source.with_labels(table[source.labels], dict(enumerate([*classes, *(own[label] for label in unknown)])))

@@ -191,7 +191,7 @@ class RunConfig:
             raise InputError(f"is not JSON ({error}); give the config.json of a run") from None
         except RecordError as error:
             raise InputError(
-                f"{error} in ppma {__version__}; open the run with the ppma that made it (lineage.json names its version). "
+                f"{error} (this is ppma {__version__}); open the run with the ppma that made it (lineage.json names its version). "
                 "Weights of other projects come in with `ppma convert --from`"
             ) from None
 

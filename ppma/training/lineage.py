@@ -146,8 +146,11 @@ def changes(source: Manifest, before: Lineage, classes: Sequence[str] | None) ->
     if was.manifest_sha256 == now.manifest_sha256:
         return []
     found = [f"manifest {was.manifest_sha256[:8]} -> {now.manifest_sha256[:8]}"]
-    for name in ("clips", "domains", "licences", "audits"):
-        if (old := getattr(was, name)) != (new := getattr(now, name)):
+    if was.clips != now.clips:
+        found.append(f"{was.clips} -> {now.clips} clips")
+    for name in ("domains", "licences", "audits"):
+        old, new = getattr(was, name), getattr(now, name)
+        if old.keys() != new.keys() or (old != new and was.clips == now.clips):
             found.append(f"{name} {old} -> {new}")
     if classes and (others := labels.renumbered(source, classes)):
         found += [*others[:SHOWN], *([f"{len(others) - SHOWN} more classes"] if len(others) > SHOWN else [])]

@@ -113,7 +113,7 @@ def test_with_the_flag_a_run_goes_on_with_fewer_clips(name, started, tmp_path, c
     folder = changed(started, name, "a clip less", tmp_path)
     with caplog.at_level("INFO"):
         assert train(folder, name, "cut", "--resume", "--allow-changed-data") == 0
-    assert "clips 12 -> 11" in caplog.text
+    assert "12 -> 11 clips" in caplog.text
 
 
 @pytest.mark.promise("R21")
