@@ -6,13 +6,19 @@ Submission is all or nothing: inputs are checked first, and when SLURM refuses a
 A training is planned without torch, so a login node needs none. Exit codes: see ppma.config.command.
 """
 
+import sys
+
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C is one line from here on
+    from ppma.config.command import run
+
+    sys.exit(run("ppma.slurm.launch", sys.argv[1:], prog="launch.py"))
+
 import contextlib
 import io
 import json
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,7 +30,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from ppma.common.files import write_text
 from ppma.config.command import DONE, WRONG_INPUT, run
-from ppma.config.errors import InputError, require
+from ppma.config.errors import InputError, reading, require
 from ppma.slurm import snapshot
 from ppma.slurm.cluster import Script, allocate, executor, require_slurm, sbatch_script
 from ppma.slurm.foreground import follow
@@ -68,8 +74,10 @@ def _prepare(stage: Stage, cluster: Verb) -> None:
 
 def _records(stage: Stage) -> list[dict[str, Any]]:
     file = stage.folder / LAUNCH
-    records: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
-    return records
+    if not file.exists():
+        return []
+    with reading(file, "the submissions of a run"):
+        return [dict(record) for record in json.loads(file.read_text(encoding="utf-8"))]
 
 
 def _write_records(stage: Stage, records: list[dict[str, Any]]) -> None:
@@ -176,7 +184,3 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"launch.py: there is no verb {verb!r}; verbs: {', '.join(verbs)}\n")
         return WRONG_INPUT
     return run(status if verb == "status" else lambda argv: _launch(verb, argv), rest, prog=f"launch.py {verb}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ppma.config.command import DONE, parse
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, reading
 from ppma.config.run import read_config
 from ppma.slurm.restart import newest_step
 from ppma.training.run_folder import read_metrics
@@ -35,7 +35,10 @@ class Status:
 
 
 def _read(file: Path, otherwise: Any) -> Any:
-    return json.loads(file.read_text()) if file.is_file() else otherwise
+    if not file.is_file():
+        return otherwise
+    with reading(file, "a record of a run"):
+        return type(otherwise)(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _states(command: list[str]) -> dict[str, str]:
@@ -83,7 +86,7 @@ def describe(folder: Path) -> dict[str, str]:
     row = next((row for row in reversed(read_metrics(folder)) if "perf/clips_per_s" in row), None)
     step, rate = (row["step"], row["perf/clips_per_s"]) if row else (newest_step(folder), None)
     saved = sorted((folder / "checkpoints").glob("step_*/state.json"))
-    total = _read(saved[-1], None)["steps_per_epoch"] * config.optim.epochs if saved else None
+    total = _read(saved[-1], {})["steps_per_epoch"] * config.optim.epochs if saved else None
     left = "not known"
     if total is not None and step >= total:
         left = "none"
@@ -105,7 +108,9 @@ def main(argv: list[str]) -> int:
     """Run `launch.py status ARGV`."""
     status = parse(Status, argv, prog="launch.py status")
     table = Table(box=None, show_header=False, pad_edge=False)
-    for row in describe(status.run).items():
+    with reading(status.run, "the folder of a run"):
+        rows = describe(status.run)
+    for row in rows.items():
         table.add_row(*row)
     Console(highlight=False).print(table)
     return DONE

@@ -1,5 +1,7 @@
-"""Look up the versions of installed packages without importing them."""
+"""Look up the versions of installed packages without importing them, and the compiler that torch.compile calls."""
 
+import os
+import shutil
 from collections.abc import Iterable
 from importlib import metadata
 
@@ -13,3 +15,9 @@ def installed_versions(names: Iterable[str]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def find_compiler(device: str) -> str | None:
+    """Return the compiler that torch.compile calls on a device: for a CPU inductor's, for a GPU Triton's; None for none."""
+    named, names = ("CC", ("gcc", "clang")) if device == "cuda" else ("CXX", ("g++",))
+    return next(filter(None, map(shutil.which, [os.environ[named]] if named in os.environ else names)), None)

@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ppma.common.packages import installed_versions
+from ppma.common.packages import find_compiler, installed_versions
 from ppma.config.command import DONE, parse
 from ppma.doctor.compile import FAULTY, compile_gpu
 
@@ -355,7 +355,7 @@ def probe() -> Machine:
         ffmpeg=ffmpeg,
         av_codecs=av_codecs,
         torchvision=torchvision,
-        compiler=shutil.which("g++") is not None or shutil.which("clang++") is not None,
+        compiler=find_compiler("cuda" if found.get("gpus") else "cpu") is not None,
         sbatch=shutil.which("sbatch") is not None,
         cores=len(os.sched_getaffinity(0)),
         memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,

@@ -16,7 +16,7 @@ import tyro
 from ppma.common.files import write_text
 from ppma.common.plots import svg
 from ppma.config.command import DONE, OutFile, parse
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, reading
 from ppma.config.run import EvaluationConfig
 from ppma.inference import inspect_page, neighbors, samples
 from ppma.inference.inspect_page import Group, Picture, Section
@@ -69,8 +69,10 @@ def _about(run: FinishedRun) -> Section:
         ("encoder", f"width {vit.width}, {vit.depth} layers, {vit.tokens} tokens of {vit.patch}"),
         ("epochs, batch, seed", f"{config.optim.epochs}, {config.batch}, {config.seed}"),
     ]
-    if environment.is_file() and (command := json.loads(environment.read_text())[0]["command"]):
-        rows.append(("command", shlex.join(command)))
+    if environment.is_file():
+        with reading(environment, "the record of a run's starts"):
+            command = json.loads(environment.read_text(encoding="utf-8"))[0]["command"]
+            rows += [("command", shlex.join(command))] if command else []
     for path in _tests(run):
         result = seal.read_result(path.with_name("result.json"))
         low, high = result["ci95"]["top1"]

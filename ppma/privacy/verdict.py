@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ppma.common.files import file_sha256, write_json
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, reading
 from ppma.loaders.sources.manifest import Manifest
 
 Verdict = Literal["passed", "failed", "cannot tell"]
@@ -137,23 +137,19 @@ def audit_sha256(manifest: Path) -> str:
 
 def _read_seal(manifest: Path) -> Seal:
     path = seal_path(manifest)
-    try:
+    if not path.exists():
+        raise InputError(f"{manifest} has no audit ({path.name} is missing); {AGAIN}")
+    with reading(path, f"a seal of `ppma audit`; {AGAIN}"):
         return Seal(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise InputError(f"{manifest} has no audit ({path.name} is missing); {AGAIN}") from None
-    except (OSError, ValueError, TypeError):
-        raise InputError(f"{path} is not a seal of `ppma audit`; {AGAIN}") from None
 
 
 def _verdicts(audit: Path) -> dict[str, Audited]:
     """Return the entries of audit.json by path; InputError if it is malformed or a detector judged its own masks."""
-    try:
+    with reading(audit, "a report of `ppma audit`"):
         content: dict[str, Any] = json.loads(audit.read_text(encoding="utf-8"))
         shared = set(content["makers"]) & set(content["auditors"])
         clips = {c["path"]: Audited(verdict=c["verdict"], sha256=c["sha256"]) for c in content["clips"]}
         known = content["format"] == FORMAT and len(content["auditors"]) > 0
-    except (OSError, ValueError, TypeError, KeyError):
-        raise InputError(f"{audit} is not a report of `ppma audit`") from None
     if not known or any(clip.verdict not in VERDICTS for clip in clips.values()):
         raise InputError(f"{audit} is not a report of this `ppma audit` ({FORMAT}); {AGAIN}")
     if shared:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ppma.common.statistics import top_k_correct
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, reading
 from ppma.config.run import RunConfig, read_config
 from ppma.training import seal
 from ppma.training.seal import Seal
@@ -165,15 +165,17 @@ def _read(folder: Path, command: tuple[str, ...]) -> dict[str, Any]:
         "dataset": result["dataset"], "seed": result["seed"], "folder": folder, "seal": sealed, "command": command,
         "videos": hashlib.sha256(names.encode()).hexdigest(),
         "right_DV": right_V.reshape(draws, videos), "right5_DV": right5_V.reshape(draws, videos),
-        "device": f"{environment['world_size']} x {environment['device']}" if environment else "not recorded",
+        "device": f"{environment['world_size']} x {environment['device']}" if "device" in environment else "not recorded",
     }  # fmt: skip
 
 
 def _last_start(run: Path) -> dict[str, Any]:
     """Return what a run recorded of its last start; empty without a record."""
     file = run / "environment.json"
-    starts: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else [{}]
-    return starts[-1]
+    if not file.is_file():
+        return {}
+    with reading(file, "the record of a run's starts"):
+        return dict(json.loads(file.read_text(encoding="utf-8"))[-1])
 
 
 # --------------------------------------------------------------------------------------------------------- unplanned runs

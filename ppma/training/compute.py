@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ppma.common.packages import find_compiler
 from ppma.config.errors import InputError, require
 from ppma.config.run import Compile, Precision
 from ppma.models.vit import Block
@@ -64,12 +65,19 @@ def choose(precision: Precision, device: torch.device) -> Compute:
 
 
 def compile_mode(asked: Compile, device: torch.device) -> CompileMode:
-    """Return how to compile; auto is on for a GPU and off for a CPU. InputError for CUDA graphs on a CPU."""
+    """Return how to compile; auto is on for a GPU and off for a CPU.
+
+    Raises:
+        InputError: CUDA graphs are for a GPU, or the compiler that torch.compile calls is missing.
+    """
     if asked == "graphs" and device.type != "cuda":
         raise InputError(f"compile graphs needs a GPU, and the device is {device.type}; use --compile on")
-    if asked == "auto":
-        return "on" if device.type == "cuda" else "off"
-    return asked
+    mode: CompileMode = ("on" if device.type == "cuda" else "off") if asked == "auto" else asked
+    if mode != "off" and find_compiler(device.type) is None:
+        raise InputError(
+            "--compile on needs a C++ compiler and there is none: `apt-get install g++`, name one in $CXX and $CC, or use --compile off"
+        )
+    return mode
 
 
 def compiled(module: nn.Module, mode: CompileMode = "on", *, fullgraph: bool = False) -> nn.Module:

@@ -102,12 +102,10 @@ def signed(facts: dict[str, Any]) -> dict[str, Any]:
 
 def verified(file: Path) -> dict[str, Any]:
     """Return the facts in a file of `signed` ones; InputError if it is missing, invalid or was edited."""
-    try:
-        read = json.loads(file.read_text())
+    with reading(file, "a file with a seal"):
+        read = json.loads(file.read_text(encoding="utf-8"))
         facts = {name: value for name, value in read.items() if name != "seal"}
         own = read["seal"]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{file} is not a readable seal: {error}") from None
     if own != signed(facts)["seal"]:
         raise InputError(f"{file} was edited: its hash differs from the sealed one; restore the file or make it again")
     return facts

@@ -19,7 +19,7 @@ from ppma import __version__
 from ppma.common.files import content_sha256, write_text
 from ppma.common.frames import clip_place
 from ppma.common.workers import parallel_map
-from ppma.config.errors import BadClip, InputError
+from ppma.config.errors import BadClip, InputError, reading
 from ppma.loaders.sources.manifest import Clip
 from ppma.privacy.audit.clip import Findings, Inspector, Pair
 from ppma.privacy.detectors.auditors import AUDITORS
@@ -93,12 +93,8 @@ def _pair(root: Path, clip: Clip, originals: Path | None) -> Pair:
 def _record(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
+    with reading(path, "a record of `ppma remove-humans`: remove it and its clip, and rerun that"):
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise InputError(
-            f"{path} is not a record of `ppma remove-humans`; remove it and its clip, and rerun that"
-        ) from None
 
 
 def _find(folder: Path, name: str) -> Path | None:
@@ -157,9 +153,9 @@ class AuditJob:
         """Return the findings of an earlier run on this very clip, or None."""
         try:
             content = json.loads(self.record.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            same = content["settings"] == self.settings()
+        except (FileNotFoundError, ValueError, TypeError, LookupError):
             return None
-        same = content.get("settings") == self.settings()
         if not same or content["findings"]["sha256"] != content_sha256(self.pair.cleaned):
             return None
         return Findings.from_dict(content["findings"])

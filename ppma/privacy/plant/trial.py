@@ -21,7 +21,7 @@ import numpy as np
 
 from ppma.common.files import content_sha256, write_text
 from ppma.common.video import video_writer
-from ppma.config.errors import watch_disk
+from ppma.config.errors import reading, watch_disk
 from ppma.loaders.decode.fetch import all_frames
 from ppma.privacy.audit.clip import Findings, Inspector, Pair, inspected_frames, psnr
 from ppma.privacy.detectors.auditors import AUDITORS
@@ -103,7 +103,8 @@ class TrialJob:
 
     def read(self) -> Trial:
         """Read the finished trial."""
-        return Trial.from_dict(json.loads(self.record.read_text(encoding="utf-8")))
+        with reading(self.record, "a trial of `ppma plant`: remove it, and rerun that"):
+            return Trial.from_dict(json.loads(self.record.read_text(encoding="utf-8")))
 
 
 @lru_cache(maxsize=1)
