@@ -73,6 +73,10 @@ class BenchmarkConfig(rows.ReportConfig):
         self.at_least(0, "batch")
         self.at_least(1, "views", "workers", "steps")
         preset(self.model or "base", size=self.size)
+        if self.root is not None and not self.root.is_dir():
+            raise InputError(
+                f"--root {self.root}: no such folder; give the one that the paths of --manifest start from"
+            )
 
 
 def make_step(config: BenchmarkConfig, device: torch.device) -> Trainer:

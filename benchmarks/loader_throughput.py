@@ -78,6 +78,10 @@ class BenchmarkConfig(rows.ReportConfig):
         self.at_least(1, "views", "workers", "rounds")
         if min(self.seconds, self.minutes) <= 0:
             raise InputError(f"--seconds {self.seconds:g} and --minutes {self.minutes:g} must be above 0")
+        if self.root is not None and not self.root.is_dir():
+            raise InputError(
+                f"--root {self.root}: no such folder; give the one that the paths of --manifest start from"
+            )
         for name, known in (("contents", CONTENTS), ("readers", READERS)):
             for value in getattr(self, name):
                 if value not in known:

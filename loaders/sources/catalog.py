@@ -122,20 +122,17 @@ def add(path: Path, *, name: str, split: str, manifest: Path, root: Path, store:
     check_name(name, "name")
     check_name(split, "split")
     given = {"manifest": manifest, "root": root, "store": store}
-    try:
-        with FileLock(path.with_name(f".{path.name}.lock")):
-            document = _parse(path)
-            splits = document.setdefault(name, tomlkit.table(is_super_table=True))
-            inline = isinstance(splits, InlineTable)
-            entry = splits.setdefault(split, tomlkit.inline_table() if inline else tomlkit.table())
-            for key, value in given.items():
-                if value is not None:
-                    entry[key] = _shorten(value, path.parent)
-                else:
-                    entry.pop(key, None)
-            write_text(path, document.as_string())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); give another file with --data") from None
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        document = _parse(path)
+        splits = document.setdefault(name, tomlkit.table(is_super_table=True))
+        inline = isinstance(splits, InlineTable)
+        entry = splits.setdefault(split, tomlkit.inline_table() if inline else tomlkit.table())
+        for key, value in given.items():
+            if value is not None:
+                entry[key] = _shorten(value, path.parent)
+            else:
+                entry.pop(key, None)
+        write_text(path, document.as_string())
 
 
 def check_name(value: str, what: str) -> None:

@@ -335,7 +335,11 @@ def _read_list(source: Path, tree: Root, classes: list[str] | None, *, separator
         if label is None and number == 1 and _HEADER.fullmatch(line):
             rows.append(Listed(path=line.strip(), label=None, line=number, reason="is read as the header of the list"))
         elif match is None or label is None:
-            wrong = f"label {match[2]!r} is not an integer from 0 to 999999" if match else f"{line.strip()[:100]!r} has no label"
+            wrong = (
+                f"label {match[2]!r} is not an integer from 0 to 999999"
+                if match
+                else f"{line.strip()[:100]!r} has no label"
+            )
             raise InputError(
                 f"{source}, line {number}: {wrong}; a line is `{_WRITTEN[separator]}` with the number of the class"
                 " (see --format; --classes FILE names the classes)"

@@ -21,7 +21,7 @@ from rich.console import Console
 from ppma.common.files import write_csv
 from ppma.common.frames import FRAME_FOLDER_FPS
 from ppma.common.progress import Progress
-from ppma.config.command import DONE, parse
+from ppma.config.command import DONE, OutFile, parse
 from ppma.config.errors import InputError
 from ppma.data.dataset import Dataset, Download, Splits, find, read_splits
 from ppma.data.resize import resize
@@ -79,7 +79,7 @@ class IndexConfig:
     """Add the manifest to data.toml under this source name (with --dataset: its own name by default)."""
     split: str = "train"
     """Split to add it under, and to read of a folder <split>/<class>/<video>; a data set has its own."""
-    data: Path | None = None
+    data: OutFile | None = None
     """The data.toml (default: $PPMA_DATA, else ./data.toml)."""
     missing: Literal["auto", "stop", "skip"] = "auto"
     """With --dataset, if listed files are missing: stop or skip them; auto skips only where clips vanish from the web."""

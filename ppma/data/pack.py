@@ -26,7 +26,7 @@ from rich.console import Console
 from ppma.common.files import remove_leftovers, write_csv, write_text
 from ppma.common.progress import Progress
 from ppma.common.workers import Lost, parallel_events, parse_shard
-from ppma.config.command import DONE, OutFolder, parse
+from ppma.config.command import DONE, OutFile, OutFolder, parse
 from ppma.config.errors import BadClip, DiskFullError, InputError
 from ppma.data.shard_writer import PackRow, ShardJob, encode_clip, shard_bounds, shard_name, write_rows, write_shard
 from ppma.loaders.sources import catalog
@@ -73,7 +73,7 @@ class PackConfig:
     """Source name of the store in data.toml (default: SOURCE, if that is a name)."""
     split: str = "train"
     """Split of the source."""
-    data: Path | None = None
+    data: OutFile | None = None
     """The data.toml (default: $PPMA_DATA, else ./data.toml)."""
     root: Path | None = None
     """Folder that the paths of a manifest FILE.csv are relative to (default: the folder of the manifest)."""

@@ -107,10 +107,10 @@ def make_data(config: DataConfig) -> None:
     Raises:
         InputError: A folder was rendered with other settings.
     """
+    if config.videos is not None and not is_packed(config, REAL):
+        index_videos(config, config.videos)  # first: a folder without clips is refused before anything is rendered
     for folder in SETS:
         _render_set(config, folder)
-    if config.videos is not None and not is_packed(config, REAL):
-        index_videos(config, config.videos)
 
 
 def is_complete(config: DataConfig) -> bool:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from ppma.common.files import write_json, write_text
 from ppma.common.progress import Progress
-from ppma.config.command import DONE, OutFolder, check_ranges, parse
+from ppma.config.command import DONE, OutFolder, check_out, check_ranges, parse
 from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy import verdict
@@ -116,13 +116,9 @@ def _make_folder(config: AuditConfig, manifest: Path | None, root: Path) -> None
     verdict.check_passed(manifest or config.out / "manifest.csv")
     if manifest is None and config.out.resolve().is_relative_to(root.resolve()):
         raise InputError(f"--out {config.out} is inside the clips' folder {root}; give a folder outside of it")
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {config.out}: cannot be created ({error.strerror}); give another folder") from None
-    for folder in (config.out, *((manifest.parent,) if manifest else ())):
-        if not os.access(folder, os.W_OK):
-            raise InputError(f"{folder}: cannot be written; the verdicts go into its manifest and report")
+    if manifest is not None:
+        check_out("the folder of the manifest, which gets the verdicts:", manifest.parent, "folder")
+    config.out.mkdir(parents=True, exist_ok=True)
 
 
 def _write(

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ppma.common.progress import Progress
 from ppma.common.workers import parse_shard
-from ppma.config.command import DONE, WRONG_INPUT, OutFolder, check_ranges, parse
+from ppma.config.command import DONE, WRONG_INPUT, OutFile, OutFolder, check_ranges, parse
 from ppma.config.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.privacy.detectors.weights import default_folder
@@ -74,7 +74,7 @@ class RemovalConfig:
     """Terms of use of the footage, for rows that state none."""
     name: str | None = None
     """Add the result to data.toml under this source name, as its split `train`."""
-    data: Path | None = None
+    data: OutFile | None = None
     """The data.toml (default: $PPMA_DATA, else ./data.toml)."""
     workers: int = len(os.sched_getaffinity(0))
     """Processes (default: one per core)."""
