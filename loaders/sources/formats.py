@@ -335,11 +335,7 @@ def _read_list(source: Path, tree: Root, classes: list[str] | None, *, separator
         if label is None and number == 1 and _HEADER.fullmatch(line):
             rows.append(Listed(path=line.strip(), label=None, line=number, reason="is read as the header of the list"))
         elif match is None or label is None:
-            wrong = (
-                f"label {match[2]!r} is not an integer from 0 to 999999"
-                if match
-                else f"{line.strip()[:100]!r} has no label"
-            )
+            wrong = f"label {match[2]!r} is not an integer from 0" if match else f"{line.strip()[:100]!r} has no label"
             raise InputError(
                 f"{source}, line {number}: {wrong}; a line is `{_WRITTEN[separator]}` with the number of the class"
                 " (see --format; --classes FILE names the classes)"
@@ -403,7 +399,7 @@ def with_prefix(rows: list[Listed], root: Path, prefix: str) -> list[Listed]:
 def _label(line: str, separator: str) -> str | None:
     """Return the digits of a line's label, empty for `path;`, or None if the line does not have this form."""
     match = _LIST_LINE[separator].fullmatch(line)
-    return match[2] if match and re.fullmatch(r"[0-9]{0,6}", match[2]) else None
+    return match[2] if match and re.fullmatch(r"[0-9]*", match[2]) else None
 
 
 def _below(path: str, tree: Root, where: str) -> str:

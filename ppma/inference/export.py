@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ppma import __version__
 from ppma.common.pages import render
 from ppma.config.command import DONE, NewPath, parse
-from ppma.config.errors import InputError, reading
+from ppma.config.errors import InputError
 from ppma.config.model import PIXEL_MEAN, PIXEL_STD, ViTConfig
 from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
