@@ -60,6 +60,9 @@ def open_video(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[av.containe
         container.close()
         raise Unusable("has no video stream")
     stream = streams[0]
+    if stream.codec_context is None:
+        container.close()
+        raise Unusable("has a video stream of an unknown codec")
     if not 0 < stream.width * stream.height <= max_pixels:
         container.close()
         if not stream.width:

@@ -24,6 +24,7 @@ from ppma.loaders.sources.probe import probe
 
 # ------------------------------------------------------------------------------------------------------ mutated files
 
+X265_CLOSED = {"preset": "ultrafast", "x265-params": "log-level=none:open-gop=0"}
 KINDS: dict[str, Callable[[], bytes]] = {
     "h264.mp4": lambda: encode("mp4"),
     "h264.mkv": lambda: encode("matroska"),
@@ -34,11 +35,10 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "vp8.webm": lambda: encode("webm", codec="libvpx", options=VPX),
     "vp9.webm": lambda: encode("webm", codec="libvpx-vp9", options=VPX),
     "mjpeg.avi": lambda: encode("avi", codec="mjpeg", pixels="yuvj420p", options={}),
-    "hevc.mp4": lambda: encode(
-        "mp4", codec="libx265", options={"preset": "ultrafast", "x265-params": "log-level=none"}
-    ),
+    "hevc.mp4": lambda: encode("mp4", codec="libx265", options=X265_CLOSED),
 }
-"""Name -> a good file."""
+"""Name -> a good file. HEVC has closed groups: after a key frame of an open group (CRA), a slice whose damaged header
+refers to earlier pictures shows gray where a decode from the start shows them; FFmpeg marks neither as corrupt."""
 HANGS_SECONDS = 60
 
 
@@ -301,9 +301,10 @@ def cpu_seconds(path: Path, starts: np.ndarray, read_barcode: Callable[[np.ndarr
 @pytest.mark.promise("R30")
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_a_seek_in_an_hour_costs_what_it_costs_in_ten_seconds(tmp_path, write_clip, read_barcode, figure, suffix):
-    ten = write_clip(tmp_path / f"ten.{suffix}", frames=250, fps=25, key_frame_spacing=50)
-    hour = tmp_path / f"hour.{suffix}"
-    repeat(ten, hour, HOUR_COPIES)
+    made = write_clip(tmp_path / "made.mp4", frames=250, fps=25, key_frame_spacing=50)
+    ten, hour = tmp_path / f"ten.{suffix}", tmp_path / f"hour.{suffix}"
+    repeat(made, ten, 1)
+    repeat(made, hour, HOUR_COPIES)
     assert probe(hour).frames == 250 * HOUR_COPIES
     starts = np.arange(20) * 0.36
     short = min(cpu_seconds(ten, starts, read_barcode) for _ in range(3))

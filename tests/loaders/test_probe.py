@@ -142,6 +142,13 @@ def test_a_text_file_opens_nothing(tmp_path, text):
         probe(tmp_path / "list.mp4")
 
 
+def test_a_codec_that_nothing_decodes(tmp_path):
+    data = encode("mp4", range(3)).replace(b"avc1", b"zzz1")
+    (tmp_path / "clip.mp4").write_bytes(data)
+    with pytest.raises(Unusable, match="codec"):
+        probe(tmp_path / "clip.mp4")
+
+
 def test_unreadable_paths(tmp_path):
     with pytest.raises(Unusable, match="cannot be read: No such file"):
         probe(tmp_path / "none.mp4")
