@@ -22,6 +22,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -158,10 +159,22 @@ def _dry_run(stages: Sequence[Stage], cluster: Verb) -> int:
     return DONE
 
 
+def _check_name(folder: Path) -> None:
+    """Raise InputError for a folder whose copy of the code or logs the jobs would not find."""
+    why = {":": "separates the folders in PYTHONPATH", "%": "starts a placeholder in names of SLURM's logs"}
+    for sign, does in why.items():
+        require(
+            sign not in str(folder), f"run folder {folder}: on SLURM its path has no {sign!r}, which {does}; rename it"
+        )
+
+
 def _launch(verb: str, argv: list[str]) -> int:
     cluster, stages = plan(verb, argv)
-    if cluster.cluster == "slurm" and not cluster.dry_run:
-        require_slurm()
+    if cluster.cluster == "slurm":
+        for stage in stages:
+            _check_name(stage.folder)
+        if not cluster.dry_run:
+            require_slurm()
     console = Console(highlight=False)
     _show(stages, cluster, console)
     if cluster.dry_run:

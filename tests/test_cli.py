@@ -141,3 +141,22 @@ def test_python_m_ppma_starts_without_torch():
     code += "except SystemExit as e: assert not e.code and 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == __version__
+
+
+CTRL_C = """
+import os, signal, sys, threading, time
+from ppma.cli import main
+delay = float(sys.argv.pop(1))
+threading.Thread(target=lambda: (time.sleep(delay), os.kill(os.getpid(), signal.SIGINT)), daemon=True).start()
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.3])
+def test_ctrl_c_in_the_first_second_is_one_line(delay, tmp_path):
+    """While torch is imported: `ppma.cli` itself imports nothing slow."""
+    flags = ["train", "mae_nohuman", "--data", str(tmp_path / "none.toml")]
+    done = subprocess.run(
+        [sys.executable, "-c", CTRL_C, str(delay), *flags], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "ppma train: interrupted\n")

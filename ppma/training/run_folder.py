@@ -120,7 +120,7 @@ def _claim(file: Path, me: Owner) -> None:
     try:
         with os.fdopen(descriptor, "w") as out:
             out.write(json.dumps(asdict(me), indent=1) + "\n")
-    except OSError:
+    except BaseException:
         file.unlink(missing_ok=True)
         raise
 

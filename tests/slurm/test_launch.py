@@ -445,6 +445,8 @@ def test_recipe_flags_and_run_folders(tmp_path):
         ("align --recipe mae_nohmuan", "mae_nohmuan"),
         ("pretrain --nodes 7", "7 ranks"),
         ("pretend", "pretend"),
+        ("align --dry-run --run-dir runs/lr:0.1", "':'"),
+        ("align --dry-run --run-dir runs/half%j", "'%'"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line(argv, word, capsys):
