@@ -327,7 +327,7 @@ def step_figures(
     batch = made_batch(config, device)
     rate, memory = rate_of(lambda: trainer.train_step(batch), config.batch, device, 1 if day.tiny else 30)
     used = rate / config.batch * trainer.task.step_flops / peak_flops(device, trainer.compute.autocast_dtype)
-    loss = trainer.loss_sum.item() / trainer.loss_steps
+    loss = (trainer.loss_sum / trainer.loss_steps).item()  # nan: every step was skipped
     note = f"{memory:.1f} GiB, MFU {used:.1%}, loss {loss:.4f}"
     yield Figure(what=name, value=rate, unit="clips/s", note=note, **must)
     if loss != loss:

@@ -128,20 +128,30 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
         before = seal.logged_seconds(config.run_dir, config.batch) if config.resume and trainer.restore() else 0.0
         _make_run_folder(config, ranks, compute, lineage)  # last: a refusal leaves a finished run's seal intact
         title = f"{config.recipe} ({sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M parameters)"
-        stop = StopFlag(ranks)
-        try:
-            steps = {"total_steps": trainer.total_steps, "start_step": trainer.step}
-            with Monitor(config.run_dir, writes=ranks.is_main, title=title, **steps) as monitor:
-                if trainer.step < trainer.total_steps:
-                    trainer.run(monitor, stop, Watchdog(config.hang_seconds, leave))
-                if tested:
-                    parallel.unshard(trainer.model)
-                for manifest in tested:
-                    _test(trainer, manifest, monitor, stop)
-        finally:
-            stop.close()
+        with contextlib.closing(StopFlag(ranks)) as stop:
+            try:
+                _run(trainer, tested, title, stop, leave)
+            except FloatingPointError as error:  # once: a defect of the hardware or of the weights may be gone
+                if not trainer.restore():
+                    raise
+                log.warning("%s. Going back to the checkpoint of step %d, once", error, trainer.step)
+                _run(trainer, tested, title, stop, leave)
         _seal(config, ranks, inputs, before + time.monotonic() - began)
     return config.run_dir
+
+
+def _run(
+    trainer: Trainer, tested: Sequence[Manifest], title: str, stop: StopFlag, leave: Callable[[int], None]
+) -> None:
+    """Train from the step of the trainer to the end, and test the result."""
+    config, steps = trainer.config, {"total_steps": trainer.total_steps, "start_step": trainer.step}
+    with Monitor(config.run_dir, writes=trainer.ranks.is_main, title=title, **steps) as monitor:
+        if trainer.step < trainer.total_steps:
+            trainer.run(monitor, stop, Watchdog(config.hang_seconds, leave))
+        if tested:
+            parallel.unshard(trainer.model)
+        for manifest in tested:
+            _test(trainer, manifest, monitor, stop)
 
 
 def _test(trainer: Trainer, manifest: Manifest, monitor: Monitor, stop: StopFlag) -> None:

@@ -49,6 +49,7 @@ class Batch(Protocol):
 class Task(Protocol):
     """A phase as the trainer sees it."""
 
+    sources: Sequence[Manifest]
     config: RunConfig
     """The run; with the chosen learning rate if the task chose one from a grid."""
 

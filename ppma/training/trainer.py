@@ -2,7 +2,8 @@
 
     Task (model, stream)  ->  [ batch -> loss -> gradients -> AdamW ] x steps  ->  checkpoints, metrics
 
-A step reads nothing back from the device between log intervals.
+A step reads nothing back from the device between log intervals. That includes the decision to skip a step whose gradient
+is not finite: after the exchange the gradient's norm is the same on all ranks, and the optimizer reads it on the device.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from ppma.config.errors import InputError, Stopped
 from ppma.config.run import RunConfig
+from ppma.loaders.batch import ClipBatch
 from ppma.models.classify import Classifier
 from ppma.models.flops import measured_peak_flops
 from ppma.training import checkpoint, distributed, parallel
@@ -30,6 +32,9 @@ from ppma.training.tasks import Batch, Task
 from ppma.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
+
+MAX_SKIPPED = 10
+"""Steps in a row with a loss or gradient that is not finite, after which a run goes back to its checkpoint, or stops."""
 
 
 class Trainer:
@@ -52,8 +57,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=compute.scales_loss)
         self.total_steps = task.steps_per_epoch * config.optim.epochs
         self.step = 0
-        self.loss_sum = torch.zeros((), device=ranks.device, dtype=torch.float64)
-        self.loss_steps = 0
+        zero = torch.zeros((), device=ranks.device, dtype=torch.float64)
+        self.loss_sum, self.loss_steps = zero, zero.clone()  # since the last line of metrics, without skipped steps
+        self.skipped, self.skipped_in_a_row = zero.clone(), zero.clone()
         splits = task.splits_over_ranks
         self._parallel = parallel.over_ranks(self.model, ranks, shard=config.shard) if splits else self.model
         self.optimizer = build_optimizer(self.model, config.optim)  # after sharding: over the shards of this rank
@@ -105,34 +111,42 @@ class Trainer:
             )
         parallel.load_optimizer(self.model, self.optimizer, training["optimizer"])
         self.scaler.load_state_dict(training["scaler"])
-        self.loss_sum, self.loss_steps = training["loss_sum"].to(self.ranks.device), training["loss_steps"]
+        self.loss_sum = training["loss_sum"].to(self.ranks.device)
+        self.loss_steps = torch.as_tensor(training["loss_steps"], dtype=torch.float64, device=self.ranks.device)
         torch.set_rng_state(training["torch_rng"])
         self.step = saved.step
         log.info("resumed at step %d of %d from %s", self.step, self.total_steps, saved.folder)
         return True
 
-    def train_step(self, batch: Batch) -> Tensor | None:
-        """Take one optimizer step on this rank's part of a global batch.
+    def train_step(self, batch: Batch) -> Tensor:
+        """Take one optimizer step on this rank's part of a global batch, or skip it if the gradient is not finite.
 
         Returns:
-            The gradient norm before clipping, if this step clips or logs it.
+            The gradient norm before clipping.
         """
         rate = learning_rate(self.step, self.total_steps, self.config.optim, self.config.batch)
         set_learning_rate(self.optimizer, rate)
         if self._marks_steps:
             torch.compiler.cudagraph_mark_step_begin()  # the outputs of the previous step may be overwritten
         # 1. gradients, exchanged between ranks with the last micro-batch
+        losses = torch.zeros_like(self.loss_sum)
         for number, inputs in enumerate(self._micro_batches(batch)):
             last = number == self.config.accumulate - 1
             with self._sync(last), self.compute.autocast():
                 loss = self._module(*inputs)
             with self._sync(last):
                 self.scaler.scale(loss / self.config.accumulate).backward()
-            self.loss_sum += loss.detach().double() / self.config.accumulate
+            losses += loss.detach().double() / self.config.accumulate
         self.step += 1
-        self.loss_steps += 1
-        # 2. weights
+        # 2. weights, unless the gradient is not finite on some rank
         norm = self._gradient_norm()
+        bad = (~norm.isfinite()).double()
+        self.loss_sum += torch.where(bad > 0, 0.0, losses)
+        self.loss_steps += 1 - bad
+        self.skipped += bad
+        self.skipped_in_a_row = (self.skipped_in_a_row + bad) * bad
+        if not self.scaler.is_enabled():  # the scaler does the same
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # the fused AdamW then changes nothing
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -145,20 +159,21 @@ class Trainer:
     def _sync(self, last: bool) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if last else parallel.no_sync(self._parallel)
 
-    def _gradient_norm(self) -> Tensor | None:
-        """Clip the gradient and return its norm; without clipping, compute the norm only if this step logs it."""
+    def _gradient_norm(self) -> Tensor:
+        """Clip the gradient and return its norm before that."""
         clip = self.config.optim.clip_grad
-        if clip is None and self.step % self.config.log_every:
-            return None
         self.scaler.unscale_(self.optimizer)
-        return parallel.full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), clip or float("inf")))
+        if clip is None:
+            gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+            return parallel.full_tensor(nn.utils.get_total_norm(gradients))
+        return parallel.full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
 
     def run(self, monitor: Monitor, stop: StopFlag, watchdog: Watchdog) -> None:
         """Train to the end, writing checkpoints and metrics.
 
         Raises:
             Stopped: A rank was asked to stop; a checkpoint of the last step is written.
-            FloatingPointError: The loss is not a number.
+            FloatingPointError: More than MAX_SKIPPED steps in a row had a gradient that is not finite.
         """
         start = divmod(self.step, self.task.steps_per_epoch)
         speed = _Speed(self)
@@ -176,23 +191,31 @@ class Trainer:
                 if asked and self.step < self.total_steps:
                     raise Stopped(asked)
 
-    def _log(self, monitor: Monitor, batch: Batch, norm: Tensor | None, speed: "_Speed") -> None:
-        loss = distributed.mean_over_ranks(self.loss_sum / max(self.loss_steps, 1), self.ranks).item()
-        self.loss_sum.zero_()
-        self.loss_steps = 0
+    def _log(self, monitor: Monitor, batch: Batch, norm: Tensor, speed: "_Speed") -> None:
+        loss = distributed.mean_over_ranks(self.loss_sum / self.loss_steps, self.ranks).item()  # nan: all were skipped
         values = {"train/loss": loss, "train/lr": max(group["lr"] for group in self.optimizer.param_groups)}
-        if norm is not None:
-            values["train/grad_norm"] = norm.item()
+        values |= {"train/grad_norm": norm.item(), "train/skipped_steps": self.skipped.item()}
         values |= speed.values(batch)
         values["data/bad_files"] = float(batch.counters.bad_files)
         monitor.scalars(self.step, values, epoch=batch.epoch)
         if self._clock is not None:
             self._clock.report()
-        if loss != loss:
+        for sums in (self.loss_sum, self.loss_steps, self.skipped):
+            sums.zero_()
+        if (skipped := int(self.skipped_in_a_row.item())) > MAX_SKIPPED:
+            self.skipped_in_a_row.zero_()
             raise FloatingPointError(
-                f"the loss is not a number at step {self.step}; the newest checkpoint is from before. Try a lower --optim.peak-lr,"
+                f"{skipped} steps in a row up to step {self.step} were skipped, because the loss or its gradient was not finite; this"
+                f" rank's last clips: {', '.join(self._clips(batch))}. If these are fine, try a lower --optim.peak-lr,"
                 " --optim.clip-grad 1, or --precision fp32"
             )
+
+    def _clips(self, batch: Batch) -> list[str]:
+        """Return the paths of a batch's clips on this rank."""
+        if not isinstance(batch, ClipBatch):
+            return [f"those of step {batch.step} in epoch {batch.epoch}"]
+        rows = dict.fromkeys(zip(batch.source_B.tolist(), batch.sample_id_B.tolist(), strict=True))
+        return [self.task.sources[source].clip(clip).path for source, clip in rows]
 
     def _show(self, monitor: Monitor, batch: Batch) -> None:
         """Show pictures in TensorBoard when they are due. All ranks run a sharded model, or none does."""

@@ -49,7 +49,7 @@ class ProbeTask:
     def __init__(self, config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> None:
         source = only_source(config, sources)
         spaces = label_spaces(sources)
-        self.config, self._facts = config, dict[str, Any]()
+        self.config, self.sources, self._facts = config, sources, dict[str, Any]()
         self.model: Classifier = self._make_model(spaces)
         if config.init is not None:
             checkpoint.load_encoder(self.model, config.init, keep_norm=config.classifier.keep_norm)

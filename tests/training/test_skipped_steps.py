@@ -1,0 +1,139 @@
+"""A loss that is not finite on one rank: all ranks skip that step, go back once when it happens again and again, then stop."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from ppma import train
+from ppma.models.classify import Classifier
+from ppma.training.run_folder import read_metrics
+from ppma.training.trainer import MAX_SKIPPED, Trainer
+from tests.training.test_distributed import on_ranks
+
+SKIPPING = """
+    import json, sys
+    from dataclasses import replace
+    from pathlib import Path
+    import torch
+    sys.path.insert(0, {tests!r})
+    import tiny
+    from ppma.training import parallel
+    from ppma.training.compute import choose
+    from ppma.training.distributed import StopFlag, session
+    from ppma.training.monitor import Monitor
+    from ppma.training.tasks import ClassifyTask, MaeTask
+    from ppma.training.trainer import Trainer
+    from ppma.training.watchdog import Watchdog
+
+    BAD = (0, 5, 6, 12)
+
+    def run(ranks, folder, *, poisoned, accumulate, shard):
+        recipe, kind = ("mae_nohuman", MaeTask) if accumulate > 1 else ("align_nohuman_synthetic", ClassifyTask)
+        config = tiny.shrink(recipe, log_every=4, pictures_every=0, run_dir=Path({folder!r}) / folder)
+        config = replace(config, accumulate=accumulate, shard=shard)
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        task = kind(config, [tiny.source(s) for s in config.sources])
+        task.stream = lambda ranks, start: tiny.MadeStream(task, ranks, start)
+        made = Trainer(config, task, ranks, choose(config.precision, ranks.device))
+        step, module = made.train_step, made._module
+
+        def skip(batch):
+            if made.step not in BAD:
+                return step(batch)
+            made.step += 1
+            return torch.zeros(())
+
+        if poisoned:
+            made._module = lambda *inputs: module(*inputs) * (
+                float("nan" if made.step % 2 else "inf") if ranks.rank == ranks.world_size - 1 and made.step in BAD else 1.0
+            )
+        else:
+            made.train_step = skip
+        stop = StopFlag(ranks)
+        with Monitor(config.run_dir, writes=ranks.is_main, total_steps=made.total_steps) as monitor:
+            made.run(monitor, stop, Watchdog(600, lambda code: None))
+        stop.close()
+        return {{name: parallel.full_tensor(value) for name, value in made.model.state_dict().items()}}
+
+    with session("cpu") as ranks:
+        differing = 0
+        for name, accumulate, shard in (("copied", 1, False), ("sharded", 1, True), ("accumulated", 2, False)):
+            how = {{"accumulate": accumulate, "shard": shard}}
+            bad, skipped = (run(ranks, name + str(poisoned), poisoned=poisoned, **how) for poisoned in (True, False))
+            differing += sum(not torch.equal(bad[key], skipped[key]) for key in bad)
+        print(json.dumps([differing, len(bad)]))
+"""
+
+
+@pytest.mark.promise("R12")
+def test_all_ranks_skip_a_step_that_is_bad_on_one(tmp_path, figure):
+    """The weights are those of a run that never saw these batches, to the bit, under DDP and FSDP2."""
+    code = SKIPPING.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path))
+    for text in on_ranks(2, code, tmp_path, seconds=300):
+        differing, tensors = json.loads(text)
+        assert differing == 0 and tensors > 10
+    rows = read_metrics(tmp_path / "copiedTrue")
+    assert [row["train/skipped_steps"] for row in rows[:4]] == [1, 2, 0, 1]
+    assert all(row["train/loss"] == row["train/loss"] for row in rows)
+    figure("R12", "NaN or infinity on 1 of 2 ranks at 4 steps: 0 bits differ from a run that skips them")
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """A function that makes the loss of the first `times` steps from `step` on not finite."""
+
+    def start(step: int, times: int) -> None:
+        taken, forward, left = Trainer.train_step, Classifier.forward, [times]
+        now: list[int] = []
+
+        def train_step(self, batch):
+            now[:] = [self.step]
+            return taken(self, batch)
+
+        def poisoned(self, *inputs):
+            loss = forward(self, *inputs)
+            if not now or now[0] < step or not left[0]:
+                return loss
+            left[0] -= 1
+            return loss * float("nan")
+
+        monkeypatch.setattr(Trainer, "train_step", train_step)
+        monkeypatch.setattr(Classifier, "forward", poisoned)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, clip_tree):
+    return tiny.make_data(tmp_path_factory.mktemp("data"), clip_tree, "train")
+
+
+def run(data, run_dir):
+    flags = ("--optim.epochs", 12, "--checkpoint-every", 2, "--evaluation.no-at-end")
+    return train.train(tiny.config("finetune", data, run_dir, *flags))
+
+
+@pytest.mark.promise("R12")
+def test_more_than_ten_bad_steps_go_back_to_the_checkpoint_once(data, tmp_path, poison, caplog):
+    poison(step=4, times=MAX_SKIPPED + 1)
+    folder = run(data, tmp_path / "run")
+    assert caplog.text.count("Going back to the checkpoint of step 14") == 1
+    assert [row["step"] for row in read_metrics(folder)] == list(range(1, 37))
+    weights = load_file(folder / "checkpoints" / "latest" / "model.safetensors")
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+@pytest.mark.promise("R12")
+def test_a_loss_that_stays_bad_stops_the_run_with_the_clips_named(data, tmp_path, poison, clip_tree, figure):
+    poison(step=4, times=10**6)
+    with pytest.raises(FloatingPointError) as stopped:
+        run(data, tmp_path / "run")
+    names = [path.relative_to(clip_tree).as_posix() for path in clip_tree.rglob("*.*")]
+    assert sum(name in str(stopped.value) for name in names) == 4  # the batch
+    weights = load_file(tmp_path / "run" / "checkpoints" / "latest" / "model.safetensors")
+    assert all(torch.isfinite(value).all() for value in weights.values())
+    figure("R12", f"more than {MAX_SKIPPED} in a row: back to the checkpoint once, then a stop that names the clips")
