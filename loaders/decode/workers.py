@@ -34,7 +34,7 @@ from typing import Literal
 
 import numpy as np
 
-from ppma.config.errors import InputError
+from ppma.config.errors import KilledError
 from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode.dali_input import Codecs, DaliInput
 from ppma.loaders.samples import Sample, check_crops, scaled_size
@@ -145,7 +145,7 @@ class WorkerPool:
 
         Raises:
             RuntimeError: The pool was closed, or a worker failed by a defect of this program.
-            InputError: No worker can start, because there is too little memory.
+            KilledError: No worker can start, because there is too little memory.
         """
         found = [self._replies.get()]
         while not self._replies.empty():
@@ -220,7 +220,7 @@ class WorkerPool:
                     self._collect(worker)
                 self._name_slow_files()
             end = RuntimeError("the pool of loader workers was closed")
-        except (RuntimeError, InputError) as error:
+        except (RuntimeError, KilledError) as error:
             end = error
         finally:
             self._replies.put(end)
@@ -267,8 +267,8 @@ class WorkerPool:
         if not worker.ready:  # no task is to blame
             self._start_deaths += 1
             if self._start_deaths == START_DEATHS:
-                memory = "free memory, or give fewer --loader.workers"
-                raise InputError(f"{START_DEATHS} loader workers were killed at their start ({name}); {memory}")
+                memory = "fewer --loader.workers need less memory"
+                raise KilledError(f"{START_DEATHS} loader workers were killed at their start ({name}); {memory}")
             self._waiting.extendleft(reversed([task for task in again if task not in self._suspects]))
             return
         self._waiting.extendleft(reversed(again[1:]))

@@ -53,8 +53,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temp_path.unlink(missing_ok=True)
 
 
+@contextmanager
+def removing_leftovers(paths: Iterable[Path]) -> Iterator[None]:
+    """Before the block delete what killed runs have left of writing these paths, after it what killed workers have."""
+    paths = list(paths)
+    remove_leftovers(paths)
+    yield
+    remove_leftovers(paths)
+
+
 def remove_leftovers(paths: Iterable[Path]) -> None:
-    """Delete what killed runs have left of writing these paths; the temporary files of other paths may be in use."""
+    """Delete the temporary files of these paths; those of other paths may be in use."""
     names = defaultdict[Path, set[str]](set)
     for path in paths:
         names[path.parent].add(path.name)

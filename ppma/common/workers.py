@@ -32,7 +32,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, KilledError
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
@@ -40,6 +40,9 @@ ResultT = TypeVar("ResultT")
 
 START_DEATHS = 10
 """How many workers in a row may be killed before their first job."""
+
+ALONE_KILLS = 3
+"""How often in a row SIGKILL must end a job that runs alone, before it is to blame."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Lost:
     reason: str
     """For example "SIGSEGV", "exit code 1" or "took longer than 60 s"."""
     guilty: bool
-    """True if the job is to blame: it took too long, or no other job was running. Else it deserves a second try, alone."""
+    """True if the job is to blame: it took too long, or was killed while it ran alone. Else it deserves a second try, alone."""
     events: int
     """How many results it had given."""
 
@@ -75,7 +78,7 @@ def parallel_map(
         timeout_seconds: Kill a job that takes longer; every job then runs in another process.
 
     Raises:
-        InputError: Without `on_lost`, such a job.
+        KilledError: Without `on_lost`, such a job; or workers are killed before they begin.
     """
     kill = timeout_seconds is not None
     if workers == 1 and not kill:
@@ -92,10 +95,7 @@ def parallel_map(
             elif on_lost is not None:
                 yield on_lost(job, result.reason)
             else:
-                raise InputError(
-                    f"{job}: its process was killed twice ({result.reason}), the second time with no other running; "
-                    "finished work is kept: free memory and run the same command again"
-                )
+                raise KilledError(f"{job}: its process was killed ({result.reason}), again when no other was running")
 
 
 def parallel_events(
@@ -164,6 +164,7 @@ class _Pool(Generic[JobT]):
     kill: bool
     team: dict[Connection, _Worker[JobT]] = field(default_factory=dict)
     start_deaths: int = 0
+    alone_kills: int = 0
 
     def run(self) -> Generator[tuple[JobT, Any], None, None]:
         """Yield (job, result or Lost) until no job is left."""
@@ -210,10 +211,14 @@ class _Pool(Generic[JobT]):
             kind, value = worker.connection.recv()
         except (EOFError, OSError):  # an OSError where it was killed in the middle of a message
             reason = self._end(worker, kill=False)
-            if worker.started:
-                yield worker.job, Lost(reason, guilty=worker.alone, events=worker.events)
-            else:
+            if not worker.started:
                 self._restart(worker, reason)
+            elif worker.alone and reason == "SIGKILL" and self.alone_kills < ALONE_KILLS - 1:
+                self.alone_kills += 1
+                self.alone.appendleft(worker.job)
+            else:
+                self.alone_kills = 0
+                yield worker.job, Lost(reason, guilty=worker.alone, events=worker.events)
             return
         if kind == "error":
             raise value
@@ -224,6 +229,7 @@ class _Pool(Generic[JobT]):
             worker.started, self.start_deaths = True, 0
             worker.send(self.timeout_seconds)
         elif self.jobs or (self.alone and len(self.team) == 1):
+            self.alone_kills = 0
             worker.job, worker.alone = self._take()
             worker.send(self.timeout_seconds)
         else:
@@ -235,8 +241,8 @@ class _Pool(Generic[JobT]):
         if reason.startswith("exit code"):  # what its module prints when it is imported is above
             raise RuntimeError(f"a worker did not start ({reason})")
         if self.start_deaths == START_DEATHS:
-            raise InputError(
-                f"{START_DEATHS} workers were killed at their start ({reason}); free memory, or give fewer --workers"
+            raise KilledError(
+                f"{START_DEATHS} workers were killed at their start ({reason}); fewer --workers need less memory"
             )
         (self.alone if worker.alone else self.jobs).appendleft(worker.job)
 

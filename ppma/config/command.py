@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
-from ppma.config.errors import DiskFullError, InputError, Stopped
+from ppma.config.errors import DiskFullError, InputError, KilledError, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -246,6 +246,8 @@ def explain(error: BaseException) -> tuple[int, str] | None:
             return WRONG_INPUT, f"{error or 'out of memory'}: smaller numbers need less memory"
         case DiskFullError() | OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return RUN_AGAIN, f"{error}; finished work is kept: free space and run the same command again"
+        case KilledError():
+            return RUN_AGAIN, f"{error}; finished work is kept: free memory and run the same command again"
         case OSError():
             return WRONG_INPUT, _os_message(error)
         case RuntimeError():

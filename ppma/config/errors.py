@@ -2,6 +2,7 @@
 
 InputError    the user's input is wrong             one line, exit code 2
 DiskFullError no space is left                      one line, exit code 75: free space and run the same command again
+KilledError   the kernel kills our processes        one line, exit code 75: free memory and run the same command again
 Stopped       a signal asked to stop                one line, exit code 75: rerun to resume
 BadClip       one file of many cannot be decoded    counted, named in the quarantine and replaced by the loader
 """
@@ -25,6 +26,10 @@ class DiskFullError(Exception):
 
     Not an OSError, so that no code mistakes a full disk for a bad file.
     """
+
+
+class KilledError(Exception):
+    """Raised when processes are killed again and again, as the kernel does without memory; finished work is kept."""
 
 
 class Stopped(Exception):

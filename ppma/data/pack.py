@@ -23,11 +23,11 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from ppma.common.files import remove_leftovers, write_csv, write_text
+from ppma.common.files import removing_leftovers, write_csv, write_text
 from ppma.common.progress import Progress
 from ppma.common.workers import Lost, parallel_events, parse_shard
 from ppma.config.command import DONE, OutFile, OutFolder, parse
-from ppma.config.errors import BadClip, DiskFullError, InputError
+from ppma.config.errors import BadClip, DiskFullError, InputError, KilledError
 from ppma.data.shard_writer import PackRow, ShardJob, encode_clip, shard_bounds, shard_name, write_rows, write_shard
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
@@ -257,7 +257,7 @@ def _write_shards(
 ) -> list[Shard]:
     """Write the missing shards, and the index after each of them; return all shards of this part."""
     config.out.mkdir(exist_ok=True)
-    remove_leftovers(config.out / name for name in (config.index, ROWS, REJECTED, *map(shard_name, mine)))
+    paths = [config.out / name for name in (config.index, ROWS, REJECTED, *map(shard_name, mine))]
     shards, row, kills = dict(done), {}, Counter[int]()
     _write_index(config, manifest, shards.values(), complete=False)
     jobs = deque(
@@ -267,7 +267,11 @@ def _write_shards(
     )
     alone: deque[ShardJob] = deque()
     started, rows = 0, sum(len(job.rows) for job in jobs)
-    with Progress("clips") as progress, closing(parallel_events(write_shard, jobs, alone, config.workers)) as events:
+    with (
+        removing_leftovers(paths),
+        Progress("clips") as progress,
+        closing(parallel_events(write_shard, jobs, alone, config.workers)) as events,
+    ):
         progress(0, rows)
         for job, event in events:
             if isinstance(event, PackRow):
@@ -286,10 +290,7 @@ def _write_shards(
 def _again(job: ShardJob, lost: Lost, row: PackRow | None, kills: int) -> ShardJob:
     """Return the job that repeats a shard whose process was killed: alone, with the row in work on trial, or without it after that."""
     if kills > MOST_KILLS + 2 * len(job.refused):
-        raise InputError(
-            f"{job.folder}: {kills} processes of shard {job.number} were killed ({lost.reason}), each time at another clip; "
-            "finished shards are kept: free memory and run the same command again"
-        )
+        raise KilledError(f"{job.folder}: {kills} processes of shard {job.number} were killed ({lost.reason})")
     if job.suspect is not None and lost.events == 1:
         reason = f"killed the process that decoded it ({lost.reason})"
         return replace(job, refused={**job.refused, job.suspect.row: reason}, suspect=None)

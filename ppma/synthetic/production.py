@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from ppma.common.files import atomic_path, claim_folder, remove_leftovers
+from ppma.common.files import atomic_path, claim_folder, removing_leftovers
 from ppma.common.progress import Progress
 from ppma.common.video import frame_rate, key_frame_spacing, video_writer
 from ppma.common.workers import parallel_map, parse_shard
@@ -226,11 +226,11 @@ def generate(config: SynthesisConfig, *, on_progress: Callable[[int, int], None]
     if config.merge is not None and left:
         part = jobs.index(left[0]) % config.merge
         raise InputError(f"{left[0].name} and {len(left) - 1} more are missing; run --part {part}/{config.merge} first")
-    remove_leftovers(path for job in left for path in job.files().values())
     kept = len(own) - len(left)
     on_progress(kept, len(own))
-    for done, _ in enumerate(parallel_map(make, left, config.workers), kept + 1):
-        on_progress(done, len(own))
+    with removing_leftovers(path for job in left for path in job.files().values()):
+        for done, _ in enumerate(parallel_map(make, left, config.workers), kept + 1):
+            on_progress(done, len(own))
     manifest = config.out / f"{config.split}.csv"
     if config.part is None:
         if config.empty:

@@ -16,7 +16,7 @@ import pytest
 
 from ppma.common import workers
 from ppma.common.workers import Lost, parallel_events, parallel_map, parse_shard
-from ppma.config.errors import DiskFullError, InputError, watch_disk
+from ppma.config.errors import DiskFullError, InputError, KilledError, watch_disk
 
 
 def leave_mark(path: Path) -> str:
@@ -110,10 +110,10 @@ def test_lost_jobs_get_a_result_and_the_others_their_own():
     assert found == ["did a", "did b", "did c", "did d", *lost] and not active_children()
 
 
-def test_without_a_result_for_lost_jobs_a_job_that_kills_two_workers_is_wrong_input():
+def test_without_a_result_for_lost_jobs_a_job_that_kills_two_workers_stops_the_command():
     results = parallel_map(misbehave, ["a", "segfault", "b"], 2)
     assert {next(results), next(results)} == {"did a", "did b"}
-    with pytest.raises(InputError, match="segfault"):
+    with pytest.raises(KilledError, match="segfault"):
         next(results)
 
 
@@ -136,7 +136,7 @@ def test_an_error_that_cannot_be_pickled_is_raised_all_the_same():
 def test_workers_killed_before_their_first_job_blame_no_job(monkeypatch):
     monkeypatch.setattr(workers, "_serve", die_at_start)
     monkeypatch.setattr(workers, "START_DEATHS", 3)
-    with pytest.raises(InputError, match="memory"):
+    with pytest.raises(KilledError):
         list(parallel_map(misbehave, ["a", "b"], 2))
 
 

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import cv2
 
 from ppma import __version__
-from ppma.common.files import claim_folder, remove_leftovers, write_csv, write_json
+from ppma.common.files import claim_folder, removing_leftovers, write_csv, write_json
 from ppma.common.frames import FRAME_FOLDER_FPS, clip_place
 from ppma.common.video import key_frame_spacing
 from ppma.common.workers import parallel_map
@@ -192,15 +192,16 @@ def run(
     """
     total = sum(job.row.frames for job in jobs)
     left = [job for job in jobs if not job.done()]
-    remove_leftovers(path for job in left for path in (*job.settings.targets(job.out, job.name).values(), job.record))
+    paths = (path for job in left for path in (*job.settings.targets(job.out, job.name).values(), job.record))
     done = total - sum(job.row.frames for job in left)
     on_progress(done, total)
     refused = []
-    for job, reason in parallel_map(work, left, workers, on_lost=_lost):
-        done += job.row.frames
-        on_progress(done, total)
-        if reason:
-            refused.append((job.row.path, reason))
+    with removing_leftovers(paths):
+        for job, reason in parallel_map(work, left, workers, on_lost=_lost):
+            done += job.row.frames
+            on_progress(done, total)
+            if reason:
+                refused.append((job.row.path, reason))
     return refused
 
 
