@@ -56,7 +56,7 @@ def commands(world: Path, out: Path) -> dict[str, list[str]]:
         "remove-humans": ["remove-humans", world / "people", "--out", out, *privacy_stand_ins.FLAGS],
         "audit": ["audit", world / "removed", "--out", out, "--frames", "0", "--workers", "1"],
         "plant": ["plant", "--clips", "2", "--size", "128", "--frames", "3", "--long-frames", "3", "--out", out, "--workers", "1"],
-        "predict": ["predict", world / "clip.mp4", "--checkpoint", run, *data, "--device", "cpu", "--out", f"{out}.json"],
+        "predict": ["predict", world / "clip.mp4", "--checkpoint", run, "--device", "cpu", "--out", f"{out}.json"],
         "features": ["features", "--checkpoint", run, *data, "--device", "cpu", "--dataset", "made", "--out", f"{out}.npz"],
         "export": ["export", run, out, "--no-onnx"],
         "train": [
