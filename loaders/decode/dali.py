@@ -174,7 +174,7 @@ class DaliViews:
         except RuntimeError:
             del self._pipelines[kind]  # after an error a DALI pipeline is unusable
             raise
-        _check_shapes(np.array(shapes.as_tensor()), inputs, repeats)
+        _check_shapes(np.array(shapes.as_tensor()), inputs, self.config.frames, repeats)
         # DALI bound its outputs to the current stream, as in its own PyTorch iterator: the stream waits for them before
         # it reads them, and DALI reuses a buffer that no tensor refers to only after the stream's work until then.
         made = [torch.from_dlpack(view.as_tensor()) for view in views]
@@ -230,10 +230,14 @@ def program_step(name: str, argument: float, size: int) -> tuple[Operation, list
     return Operation[name.upper()], [argument]
 
 
-def _check_shapes(shapes: np.ndarray, inputs: list[DaliInput], repeats: int) -> None:
-    """Raise RuntimeError if a clip decodes to another size than expected: it would be silently squeezed."""
-    expected = np.repeat([(clip.height, clip.width, 3) for clip in inputs], repeats, axis=0)
-    wrong = np.flatnonzero((shapes[:, -3:] != expected).any(axis=1))
+def _check_shapes(shapes: np.ndarray, inputs: list[DaliInput], frames: int, repeats: int) -> None:
+    """Raise RuntimeError if a clip decodes to another size or count of frames than was asked for.
+
+    `shapes` holds a row for each clip, (T, H, W, C), or for each frame of a JPEG clip, (H, W, C). A clip of another size
+    would be silently squeezed.
+    """
+    expected = np.repeat([(frames, clip.height, clip.width, 3) for clip in inputs], repeats, axis=0)
+    wrong = np.flatnonzero((shapes != expected[:, -shapes.shape[1] :]).any(axis=1))
     if len(wrong):
-        found, wanted = shapes[wrong[0], -3:-1].tolist(), expected[wrong[0], :2].tolist()
-        raise RuntimeError(f"a clip decodes to {found} pixels, not {wanted}")
+        found, wanted = shapes[wrong[0], :-1].tolist(), expected[wrong[0], -shapes.shape[1] : -1].tolist()
+        raise RuntimeError(f"a clip decodes to {found} (frames, height, width), not {wanted}")

@@ -199,6 +199,14 @@ def test_a_clip_of_another_size_is_refused() -> None:
         views([clip], [fixed((10, 0, 56, 56), (0, 0, 60, 60))])
 
 
+def test_too_few_frames_are_refused() -> None:
+    """Decoders that stop early give a shorter clip, which would be read as another clip's frames."""
+    clip = DaliInput(kind="video", payloads=(np.zeros(1, np.uint8),), frame_idx=(0, 1, 2, 3), height=48, width=64)
+    dali._check_shapes(np.array([[4, 48, 64, 3]]), [clip], 4, 1)
+    with pytest.raises(RuntimeError, match="frames"):
+        dali._check_shapes(np.array([[3, 48, 64, 3]]), [clip], 4, 1)
+
+
 def test_availability_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     ready, reason = available("cpu")
     assert ready and reason.startswith("nvidia-dali-cuda1")
