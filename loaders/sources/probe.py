@@ -159,9 +159,9 @@ class _Walk:
             self.samples = self.samples[::2]
             self.every *= 2
 
-    def trusted(self) -> bool:
-        """Return True if the packets agree on what is shown and when."""
-        return not self.odd and not self.late and len(set(self.times)) == len(self.times)
+    def distinct(self) -> bool:
+        """Return True if no two frames have the same time."""
+        return len(set(self.times)) == len(self.times)
 
 
 @dataclass
@@ -220,8 +220,8 @@ def _probe_video(path: Path, max_pixels: int, check: Check) -> VideoMetadata:
         ticks = np.sort(np.frombuffer(walk.times, np.int64))
         seconds = (ticks - ticks[:1]) * float(stream.time_base or 0)
         keys = _decode_keys(stream, walk)
-        seeks = not why_from_start(container, stream) and keys is not None
-        keeps_promise = seeks and walk.trusted() and _starts_well(path, seconds, max_pixels)
+        seeks = not why_from_start(container, stream) and keys is not None and walk.distinct()
+        keeps_promise = seeks and not walk.odd and not walk.late and _starts_well(path, seconds, max_pixels)
         pictures = keys if keeps_promise and check == "quick" else None
         if pictures is None:
             pictures = _decode_all(path, max_pixels)

@@ -13,6 +13,7 @@ from ppma.loaders.decode.dali_input import DALI_CPU_CODECS, DALI_GPU_CODECS, Lim
 from ppma.loaders.decode.fetch import BadClip, read_window
 from ppma.loaders.decode.remux import NotForDali, encoded_window
 from ppma.loaders.samples import choose_frames
+from ppma.loaders.sources.probe import FROM_START, probe
 
 CODECS = [
     *(("libx264", "mp4"), ("libx265", "mp4"), ("libvpx", "webm")),
@@ -176,6 +177,16 @@ def test_reference_pictures_of_vp8_are_not_shown(tmp_path, write_clip, read_barc
     for codecs in (DALI_CPU_CODECS, ANY_SIZE):
         with pytest.raises(NotForDali, match="not shown"):
             encoded_window(path, 0.0, 1.0, 4, codecs)
+
+
+def test_two_pictures_at_one_time_are_both_shown(tmp_path, write_clip, read_barcode):
+    source, path = write_clip(tmp_path / "clip.webm", frames=60, fps=25, codec="libvpx"), tmp_path / "equal.webm"
+    rewrite(source, path, lambda number, data, pts: (data, pts - 40 if number == 30 else pts))
+    found = probe(path)
+    assert found.frames == 60 and FROM_START in found.remarks
+    for start, first in ((0.0, 0), (0.8, 20), (1.16, 29)):
+        shown = [read_barcode(frame) for frame in read_window(path, start, 1.3, 33 - first)]
+        assert shown == list(range(first, 33))
 
 
 def test_bad_files_say_what_is_wrong(tmp_path, write_clip):
