@@ -17,6 +17,7 @@ import pytest
 from conftest import barcoded_frame
 
 from ppma.config.loader import LoaderConfig
+from ppma.loaders.decode import fetch
 from ppma.loaders.decode.dali_input import DALI_CPU_CODECS, DALI_GPU_CODECS, DaliInput
 from ppma.loaders.decode.fetch import read_window
 from ppma.loaders.decode.remux import NotForDali, encoded_window
@@ -213,6 +214,17 @@ def test_a_window_is_what_was_on_screen(form, tmp_path, read_barcode, caplog):
     else:
         gets = form.name in FOR_DALI and FROM_START not in metadata.remarks
         assert given == (len(windows) if gets else 0)
+
+
+@pytest.mark.parametrize("name", ["h264 closed mp4", "h264 intra refresh mkv", "mpeg2 with B mpg"])
+def test_every_frame_of_a_window_is_read_in_order(name, tmp_path, read_barcode, monkeypatch):
+    """By a seek, after a seek that failed, and from the start; the last two without holding a window in memory."""
+    monkeypatch.setattr(fetch, "MOST_HELD_PIXELS", 1)
+    path = tmp_path / f"clip{FORMS[name].suffix}"
+    write(path, FORMS[name])
+    found = list(fetch.all_frames(path, 1.2, 2.4))
+    assert [read_barcode(frame) for _, frame in found] == list(range(30, 60))
+    assert [time for time, _ in found] == pytest.approx([number / FPS for number in range(30, 60)], abs=0.0011)
 
 
 @pytest.mark.slow
