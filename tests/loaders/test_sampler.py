@@ -115,7 +115,8 @@ from tests.loaders.test_sampler import sampler
 
 places = [(epoch, index) for epoch in range(int(sys.argv[1]) // 1000) for index in range(1000)]
 random.shuffle(places)
-drawn = {place: sampler(1000, 300).sample(*place) for place in places}
+other = sampler(1000, 300)
+drawn = {place: other.sample(*place) for place in places}
 sys.stdout.write(repr([drawn[place] for place in sorted(places)]))
 """
 
