@@ -197,12 +197,12 @@ class Root:
             reason = (
                 "its name starts with a dot, as macOS names what it stores next to a file; rename it if it is a clip"
             )
-        elif entry.name.endswith(SERIES) or is_packed(Path(entry.name)):
+        elif entry.name[-1] == SERIES or ("#" in entry.name and is_packed(Path(entry.name))):
             reason = f"its name is what ppma calls {'a series of frames' if entry.name[-1] == SERIES else 'a packed clip'}; rename it"
         elif not is_folder and not is_file:
             reason = "is a link to nothing" if entry.is_symlink() else "is neither a file nor a folder"
         elif outside or (entry.is_symlink() and not self._inside(os.path.realpath(entry.path))):
-            reason = "is a link that leads out of the root; --follow-links reads it, or a --root that holds its target"
+            reason = "is a link that leads out of the root; `ppma index --follow-links` reads it, or a --root that holds its target"
         return is_folder, reason
 
     def folders(self, folder: str) -> list[str]:
@@ -289,7 +289,7 @@ def without_suffix(name: str) -> str:
 
 def suffix_remark(listed: str, found: str) -> str:
     """Return SUFFIX_REMARK if a list names a video by another suffix than it has, else an empty string."""
-    suffixes = [PurePosixPath(path).suffix.lower() for path in (listed, found)]
+    suffixes = [f".{path.rpartition('.')[2].lower()}" for path in (listed, found)]
     return SUFFIX_REMARK if suffixes[0] in VIDEO_SUFFIXES and suffixes[0] != suffixes[1] else ""
 
 

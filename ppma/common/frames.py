@@ -82,8 +82,8 @@ def read_folder(path: Path) -> FrameFolder:
         if len(prefix) < len(stem):
             series[prefix].append((int(stem[len(prefix) :]), name))
     chosen = _choose(path, series)
-    if chosen is None:  # names such as frame_10_delay-0.04s.jpg
-        frames, numbers = sorted((name for name in names if re.search(r"\d", name)), key=_natural), []
+    if chosen is None:
+        frames, numbers = _numbered_within(path, names), []
     else:
         numbers, frames = [number for number, _ in chosen], [name for _, name in chosen]
     _check(path, frames, numbers)
@@ -102,9 +102,24 @@ def _choose(path: Path, series: dict[str, list[Numbered]]) -> list[Numbered] | N
     long = {prefix: pictures for prefix, pictures in series.items() if len(pictures) > 1}
     if len(long) > 1:
         raise InputError(
-            f"{path}: holds {len(long)} series of pictures, {_listed(long)}; say which are the frames with --frames-prefix"
+            f"{path}: holds {len(long)} series of pictures, {_listed(long)}; say which are the frames: `ppma index --frames-prefix`"
         )
     return sorted(*long.values()) if long else None
+
+
+def _numbered_within(path: Path, names: Sequence[str]) -> list[str]:
+    """Return the frames of names such as frame_10_delay-0.04s.jpg in natural order (2 before 10)."""
+    kinds: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        if (kind := re.sub(r"\d+", "#", name.rpartition(".")[0])) != name.rpartition(".")[0]:
+            kinds[kind].append(name)
+    several = [f"{min(found)} ({len(found)})" for _, found in sorted(kinds.items()) if len(found) > 1]
+    if len(several) > 1:
+        listed = ", ".join(several[:SHOWN])
+        raise InputError(
+            f"{path}: holds {len(several)} series of pictures, {listed}; move all but one to other folders"
+        )
+    return sorted((name for found in kinds.values() for name in found), key=_natural)
 
 
 def _listed(series: dict[str, list[Numbered]]) -> str:

@@ -165,8 +165,9 @@ def _index_source(config: IndexConfig, report: Report) -> None:
     assert config.source is not None and config.out is not None  # IndexConfig checked both
 
     # 1. all that can be wrong with the flags, before the long work
-    if not config.source.exists():
-        raise InputError(f"{config.source}: no such file or folder; give a folder <class>/<video>, or a list of files")
+    if not config.source.is_dir() and not config.source.is_file():  # a pipe can be read only once
+        what = "is neither a file nor a folder" if config.source.exists() else "no such file or folder"
+        raise InputError(f"{config.source}: {what}; give a folder <class>/<video>, or a list of files")
     if config.name is not None:
         catalog.check_name(config.name, "name")
         catalog.check_name(config.split, "split")

@@ -52,6 +52,12 @@ def test_two_series_are_refused_by_both_names_unless_one_is_chosen(tmp_path):
         list_frames(tmp_path / "depth_*")
 
 
+def test_two_series_whose_numbers_stand_within_the_names(tmp_path):
+    folder(tmp_path, *(f"{i:06d}_{kind}.png" for kind in ("rgb", "mask") for i in (1, 2)))
+    with pytest.raises(InputError, match=r"000001_mask\.png.*000001_rgb\.png.*move"):
+        list_frames(tmp_path)
+
+
 def test_missing_numbers(tmp_path):
     assert read_folder(folder(tmp_path / "a", "1.jpg", "2.jpg", "5.jpg", "6.jpg")).missing == [3, 4]
     assert read_folder(folder(tmp_path / "b", *(f"{i}.jpg" for i in (0, 5, 10, 20)))).missing == [15], (

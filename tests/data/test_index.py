@@ -219,6 +219,7 @@ def test_dry_run_opens_and_writes_nothing(clip_tree, capsys):
     ("argv", "noun"),
     [
         ("none --out m.csv", "none"),
+        ("/dev/zero --root . --out m.csv", "/dev/zero"),
         ("tree --out no/m.csv", "no folder no"),
         ("tree --out m.parquet", ".csv"),
         ("tree --out m.csv --root none", "none"),
