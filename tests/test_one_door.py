@@ -4,6 +4,7 @@ COMMANDS x (bad paths to read, bad paths to write, numbers that fit no computati
 """
 
 import errno
+import io
 import logging
 import os
 import random
@@ -463,3 +464,36 @@ def test_a_foreign_file_is_an_input_error_that_names_it(tiny_runs, tmp_path, fig
             else:
                 assert (name, content) in FINE, (name, content[:20])
     figure("R28", f"{tried} of {tried} foreign files")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--loader.crop-scale 1 0.08",
+        "--loader.crop-ratio 2 1",
+        "--loader.erase-area 0.5 0.1",
+        "--loader.erase-ratio 3 0.3",
+        "--loader.crop-scale 0.5 2",
+        "--seed -1",
+        "--seed 1e20",
+        "--compile on",
+    ],
+)
+def test_a_setting_of_a_training_that_cannot_be_is_named(flags, world, tmp_path, no_work, monkeypatch, answers):
+    """--compile on: where there is no compiler."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    answers.ask("ppma", "train", [*good("ppma", "train", world, tmp_path / "out"), *flags.split()])
+    answers.check()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_byte_order_mark_is_no_mistake(world, tmp_path):
+    (tmp_path / "data.toml").write_bytes(b"\xef\xbb\xbf" + (world / "data.toml").read_bytes())
+    assert catalog.read(tmp_path / "data.toml").entries.keys() == catalog.read(world / "data.toml").entries.keys()
+
+
+def test_names_are_printed_in_every_locale(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert run(lambda argv: sys.stdout.write("größer\udc80"), [], prog="ppma x")
+    sys.stdout.flush()
+    assert sys.stdout.buffer.getvalue() == b"gr\\xf6\\xdfer\\udc80"
