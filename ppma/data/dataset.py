@@ -183,7 +183,8 @@ def read_splits(download: "Download") -> Splits:
         notes["labels without a class name"] = [
             f"{label}" for label in sorted({n for c in clips.values() for _, n in c})
         ]
-    return Splits(classes=classes, clips=clips, notes=notes)
+    once = {note: list(dict.fromkeys(names)) for note, names in notes.items()}  # splits may share clips
+    return Splits(classes=classes, clips=clips, notes=once)
 
 
 def _label(row: Row, labels: Mapping[str, int], where: str) -> int:

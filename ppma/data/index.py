@@ -304,9 +304,10 @@ def _index_dataset(config: IndexConfig, report: Report) -> None:
 
     # 3. a manifest for each split
     settings = replace(config, domain=config.domain or dataset.domain, licence=config.licence or dataset.license)
-    for split in splits:
-        probed = [row.reason or answers[row.path] for row in split.rows]
-        usable = _write(report, settings, split.out, split.rows, probed, root=root, source=split.source)
+    probed = {split.key: [row.reason or answers[row.path] for row in split.rows] for split in splits}
+    # a split without a usable clip comes first: it stops the index before another one is written
+    for split in sorted(splits, key=lambda split: any(isinstance(one, VideoMetadata) for one in probed[split.key])):
+        usable = _write(report, settings, split.out, split.rows, probed[split.key], root=root, source=split.source)
         catalog.add(data, name=split.source, split=split.split, manifest=split.out, root=root)
         _compare(report, dataset, split, usable=usable)
     report(f"entered as {', '.join(split.name for split in splits)} in {data}")

@@ -119,7 +119,27 @@ def test_linked_classes_are_followed_on_demand(clip, capsys):
     assert len(manifest) == 3 and manifest.file(0).is_file()
 
 
+def test_a_split_without_a_usable_clip_stops_before_another_is_written(clip, capsys):
+    TREES["ucf101"](Path("root"), clip)
+    for path in Path("root/UCF-101").glob("*/*_g01_*"):
+        path.unlink()  # a link to the one clip
+        path.touch()
+    assert index("--dataset", "ucf101", "--root", "root") == WRONG_INPUT
+    assert "ucf101_val" in capsys.readouterr().err
+    assert sorted(path.name for path in Path().iterdir()) == ["root", "ucf101_val.rejected.csv"]
+
+
 def test_videos_that_were_encoded_again_are_counted(clip, capsys):
+    TREES["ucf101"](Path("root"), clip)
+    for path in Path("root/UCF-101").glob("*/*"):
+        path.rename(path.with_suffix(".mp4"))
+    assert index("--dataset", "ucf101", "--root", "root") == 0
+    assert "6 clips with another suffix than in their list" in capsys.readouterr().out, (
+        "each counts once for three splits"
+    )
+
+
+def test_another_suffix_than_in_lists_of_json(clip, capsys):
     TREES["ssv2"](Path("root"), clip)
     for path in Path("root/20bn-something-something-v2").iterdir():
         path.rename(path.with_suffix(".mp4"))
