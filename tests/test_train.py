@@ -100,7 +100,7 @@ def test_resume_from_any_step_equals_never_stopping(name, data, tmp_path, monkey
     "signals",
     [
         (signal.SIGKILL, signal.SIGINT),
-        pytest.param((signal.SIGKILL,) * 10 + STOP_SIGNALS, marks=pytest.mark.slow),
+        pytest.param((signal.SIGKILL,) * 10 + STOP_SIGNALS, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],
     ids=len,
 )
