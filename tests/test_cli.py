@@ -1,6 +1,8 @@
 """The command table and the manners of `ppma`: what exists can be called, what does not is answered in one line."""
 
+import errno
 import importlib
+import io
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -11,7 +13,8 @@ import torch
 from ppma import __version__
 from ppma.cli import COMMANDS, main
 from ppma.config.command import INTERRUPTED, WRONG_INPUT, parse, run
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, Stopped
+from ppma.training.distributed import Stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,3 +163,17 @@ def test_ctrl_c_in_the_first_second_is_one_line(delay, tmp_path):
         [sys.executable, "-c", CTRL_C, str(delay), *flags], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (130, "ppma train: interrupted\n")
+
+
+def test_a_closed_terminal_changes_no_exit_code(monkeypatch):
+    """Writing to it is an error, EIO, and the signal that comes with it stops a training with 75."""
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    def stopped(argv):
+        raise Stopped(Stop.SAVE)
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    assert run(stopped, [], prog="it") == 75

@@ -227,7 +227,8 @@ def run(main: Callable[[list[str]], int] | str, argv: list[str], *, prog: str) -
             raise
         log.debug("the error in full", exc_info=True)
         code, line = answer
-        sys.stderr.write(f"{prog}: {' '.join(line.split())}\n")
+        with contextlib.suppress(OSError):  # the terminal was closed, and the exit code still counts
+            sys.stderr.write(f"{prog}: {' '.join(line.split())}\n")
         return code
 
 
