@@ -72,6 +72,7 @@ def stand_in() -> None:
     """Put detectors of what is red in the place of those with weights."""
     import privacy_stand_ins
 
+    from ppma.data import pack
     from ppma.privacy.detectors.auditors import AUDITORS, AuditorKind
     from ppma.privacy.plant import command as plant_command
     from ppma.privacy.plant import trial as plant_trial
@@ -85,6 +86,7 @@ def stand_in() -> None:
         AUDITORS[name] = AuditorKind(
             make=lambda *_: privacy_stand_ins.RedFinder(), finds=kind.finds, license="none", threshold=0.5
         )
+    pack._estimate = lambda *_: None  # it stops at once where too little is free; here the disk fills up meanwhile
     red = partial(Settings, detectors=("red", "red-face"), segmenter="nothing")
     for module in (plant_command, plant_trial):
         module.Settings = red  # type: ignore[attr-defined]
