@@ -228,8 +228,10 @@ def read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except _PICKLE_ERRORS as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise InputError(f"{path} is refused: it is damaged, or holds more than tensors ({lines[0]})") from None
+        # torch's own text advises to load such a file without the restriction.
+        found = re.search(r"unsupported GLOBAL \S+", str(error))
+        what = found[0] if found else type(error).__name__
+        raise InputError(f"{path} is refused: it is damaged, or holds more than tensors ({what})") from None
 
 
 def load_training(saved: Saved) -> dict[str, Any]:

@@ -8,7 +8,6 @@ Legend: H height, W width of a frame in pixels, N boxes.
 
 from functools import lru_cache
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ import torch
 from ppma.config.errors import InputError
 from ppma.models.torchvision_shim import ensure_detection
 from ppma.privacy.detectors.boxes import NONE_05
+from ppma.training.checkpoint import read_pickle
 
 PERSON = 1
 """Index of a person among torchvision's COCO classes."""
@@ -45,9 +45,9 @@ def _network(path: Path) -> torch.nn.Module:
         weights=None, weights_backbone=None, box_score_thresh=LEAST_SCORE
     )
     try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, KeyError, EOFError, OSError, UnpicklingError) as error:
-        reason = (str(error).splitlines() or ["the file is empty"])[0]
+        network.load_state_dict(read_pickle(path))
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
         raise InputError(f"{path}: no weights of torchvision's maskrcnn_resnet50_fpn_v2: {reason}") from None
     return network.eval().to(device())
 
