@@ -22,6 +22,7 @@ import re
 import signal
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
@@ -217,7 +218,7 @@ def run(main: Callable[[list[str]], int] | str, argv: list[str], *, prog: str) -
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names and frames of tables print in every locale
     try:
-        return (importlib.import_module(main).main if isinstance(main, str) else main)(argv)
+        return (_import(main, prog).main if isinstance(main, str) else main)(argv)
     except BrokenPipeError:  # `ppma ... | head` closed the pipe, and Python would complain again when it flushes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -230,6 +231,23 @@ def run(main: Callable[[list[str]], int] | str, argv: list[str], *, prog: str) -
         with contextlib.suppress(OSError):  # the terminal was closed, and the exit code still counts
             sys.stderr.write(f"{prog}: {' '.join(line.split())}\n")
         return code
+
+
+def _import(module: str, prog: str) -> Any:
+    """Import a module. Ctrl-C ends the process at once, because compiled modules swallow a KeyboardInterrupt."""
+
+    def leave(number: int, frame: object) -> None:
+        os.write(sys.stderr.fileno(), f"{prog}: interrupted\n".encode())
+        os._exit(INTERRUPTED)
+
+    raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not raises or threading.current_thread() is not threading.main_thread():
+        return importlib.import_module(module)
+    signal.signal(signal.SIGINT, leave)
+    try:
+        return importlib.import_module(module)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def explain(error: BaseException) -> tuple[int, str] | None:
