@@ -138,7 +138,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def save_pickle(path: Path, content: object) -> None:
     """Write with torch.save; through a file of ours, because with a path torch hides a full disk behind a RuntimeError."""
     with path.open("wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch ends its archive although a write failed, and complains of that instead
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def _write_weights(folder: Path, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
