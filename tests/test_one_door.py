@@ -380,6 +380,7 @@ class Press:
     def find_spec(self, *_):
         Press.left -= 1
         if Press.left == 0:
+            os.write(1, b"pressed")
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Press())
@@ -404,6 +405,8 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(calls, world, tmp_path, f
             argv = good(kind, name, world, tmp_path / "out")
             command = [sys.executable, "-c", PRESS, str(number), kind, name, *argv]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+            if "pressed" not in done.stdout:  # it has fewer imports
+                continue
             lines = [line for line in done.stderr.splitlines() if "interrupted" in line]
             if done.returncode != INTERRUPTED or len(lines) != 1 or "Traceback" in done.stderr:
                 wrong.append((name, number, done.returncode, done.stderr[-300:]))
