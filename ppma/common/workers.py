@@ -27,7 +27,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
@@ -147,6 +147,7 @@ class _Worker(Generic[JobT]):
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
     """Block Ctrl-C, also in processes started here, which would otherwise print a traceback before they can ignore it."""
+    resource_tracker.ensure_running()  # multiprocessing starts it with the first process, and unblocks Ctrl-C then
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

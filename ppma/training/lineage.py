@@ -183,7 +183,7 @@ def read(weights: Path, *, check_files: bool = True) -> Lineage:
             return unknown(f"{path} is not the file that {FILE} was written for")
     for other in note.parent.iterdir():
         if other.suffix in (".pt", ".safetensors") and other.name not in files:
-            return unknown(f"{note} does not list {other.name}, which is beside the weights")
+            return unknown(f"{note} does not list {other.name}, which is next to the weights")
     return replace(found, weights_sha256=files[name])
 
 

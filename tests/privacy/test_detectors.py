@@ -156,7 +156,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
     for content in (b"nothing", b""):
         path.write_bytes(content)
         maskrcnn._network.cache_clear()
-        with pytest.raises(InputError, match="weights.pth"):
+        with pytest.raises(InputError, match=r"weights\.pth"):
             MaskRcnnDetector(path)
 
 

@@ -140,7 +140,7 @@ def test_readers_that_could_serve(manifest, monkeypatch):
 
 
 def replace_paths(manifest):
-    rows = [replace(manifest.clip(n), path=f"shard{SUFFIX}#{n}") for n in range(len(manifest))]
+    rows = [replace(manifest.clip(n), path=f"shard-00000{SUFFIX}#{n}") for n in range(len(manifest))]
     return Manifest.from_clips(rows, root=manifest.root, name="packed")
 
 
