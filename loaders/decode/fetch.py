@@ -134,13 +134,14 @@ def all_frames(path: Path, start: float, end: float, *, fps: float | None = None
 def read_ahead(path: Path) -> None:
     """Ask the kernel to fetch a file (posix_fadvise), which hides the latency of a network file system.
 
-    A file that cannot be opened is reported when it is read. Packed stores are read in place and need no fetching.
+    What cannot be opened is reported when it is read. Packed stores are read in place and need no fetching.
     """
     if is_packed(path):
         return
-    for file in list_frames(path) if is_frames(path) else [path]:
-        with contextlib.suppress(OSError), file.open("rb") as handle:
-            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    with contextlib.suppress(OSError, InputError):
+        for file in list_frames(path) if is_frames(path) else [path]:
+            with file.open("rb") as handle:
+                os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 # --------------------------------------------------------------------------------------------------- folders of frames

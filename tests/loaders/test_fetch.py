@@ -239,3 +239,12 @@ def test_packets_of_vp9_that_give_more_or_less_than_one_picture(tmp_path, write_
     assert encoded_window(path, 0.2, 0.9, 6, DALI_CPU_CODECS).kind == "video"
     with pytest.raises(NotForDali, match="vp9"):
         encoded_window(path, 0.2, 0.9, 6, single)
+
+
+def test_reading_ahead_leaves_errors_to_the_read(tmp_path):
+    """An error here would end the worker process, and with it the training."""
+    (tmp_path / "empty").mkdir()
+    for name in ("none.mp4", "empty", "gone/img_*"):
+        fetch.read_ahead(tmp_path / name)
+        with pytest.raises(BadClip):
+            read_window(tmp_path / name, 0.0, 1.0, 4)
