@@ -55,7 +55,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def removing_leftovers(paths: Iterable[Path]) -> Iterator[None]:
-    """Before the block delete what killed runs have left of writing these paths, after it what killed workers have."""
+    """Delete the temporary files of these paths: before the block those of killed runs, after it those of killed workers."""
     paths = list(paths)
     remove_leftovers(paths)
     yield

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from av.video.reformatter import Interpolation
 
+from ppma.common.files import removing_leftovers
 from ppma.common.frames import SERIES, clip_place, is_frames, list_frames
 from ppma.common.progress import Progress
 from ppma.common.video import video_writer
@@ -92,7 +93,7 @@ def resize(
         for job in jobs
     }
     waiting = [job for job in jobs if not _is_fresh(job)]
-    with Progress("clips") as progress:
+    with removing_leftovers(job.target for job in waiting), Progress("clips") as progress:
         progress(len(jobs) - len(waiting), len(jobs))
         written = parallel_map(_write, waiting, workers, on_lost=_lost)
         for done, (path, reason) in enumerate(written, 1 + len(jobs) - len(waiting)):
@@ -151,14 +152,21 @@ def _temp_path(path: Path) -> Path:
 
 def _link(source: Path, target: Path) -> None:
     """Hard-link a file or the frames of a folder, which uses no space; copy where the file system has no links."""
+    temporary = _temp_path(target)
     if is_frames(source):
-        shutil.rmtree(target, ignore_errors=True)
-        _temp_path(target).mkdir(exist_ok=True)
+        _make_empty(temporary)
         for frame in list_frames(source):
-            _link_file(str(frame), str(_temp_path(target) / frame.name))
+            _link_file(str(frame), str(temporary / frame.name))
+        shutil.rmtree(target, ignore_errors=True)
     else:
-        _link_file(str(source), str(_temp_path(target)))
-    _temp_path(target).replace(target)
+        _link_file(str(source), str(temporary))
+    temporary.replace(target)
+
+
+def _make_empty(folder: Path) -> None:
+    """Create a folder, without what a killed run has written into it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
 
 
 def _link_file(source: str, target: str) -> None:
@@ -172,8 +180,7 @@ def _link_file(source: str, target: str) -> None:
 def _encode_folder(job: _Job, size: tuple[int, int]) -> None:
     """Write frames as JPEG, with the numbers they have."""
     temporary = _temp_path(job.target)
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
-    temporary.mkdir()
+    _make_empty(temporary)
     for path in list_frames(job.source):
         picture = cv2.imread(str(path))
         if picture is None:

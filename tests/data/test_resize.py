@@ -143,3 +143,19 @@ def test_sides_are_whole_macroblocks_where_that_stretches_little(tmp_path, width
         frames=9, fps=25.0, width=width, height=height, codec=codec, key_frame_spacing=9, duration_seconds=0.36
     )
     assert resizing._job(tmp_path, tmp_path, "a.mp4", found, short_side).size == expected
+
+
+def test_what_a_killed_run_left_behind_is_deleted_and_not_taken_over(tmp_path, write_clip):
+    write_clip(tmp_path / "a/large.mp4", frames=4, width=256, height=192)
+    (tmp_path / "a/frames").mkdir()
+    cv2.imwrite(str(tmp_path / "a/frames/00001.png"), np.zeros((32, 64, 3), np.uint8))
+    (tmp_path / "a-short96/.frames.partial").mkdir(parents=True)
+    for name in (".frames.partial/00002.png", ".large.abcd1234.tmp.mp4"):
+        (tmp_path / "a-short96" / name).touch()
+    found = {name: probe(tmp_path / "a" / name) for name in ("large.mp4", "frames")}
+    root, _ = resize(tmp_path / "a", found, short_side=96, workers=1)
+    assert sorted(path.relative_to(root).as_posix() for path in root.rglob("*")) == [
+        "frames",
+        "frames/00001.png",
+        "large.mp4",
+    ]
