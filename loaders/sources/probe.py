@@ -342,14 +342,18 @@ def _probe_folder(path: Path, max_pixels: int, check: Check) -> VideoMetadata:
         key_frame_spacing=1,
         duration_seconds=round(len(files) / FRAME_FOLDER_FPS, 6),
         remarks=(
-            *([f"without some frame numbers ({_some(found.missing)})"] if found.missing else []),
-            *([f"with other pictures, which are left out ({_some(found.left_out)})"] if found.left_out else []),
+            *([f"without some frame numbers ({_some(*found.missing)})"] if found.missing[1] else []),
+            *(
+                [f"with other pictures, which are left out ({_some(found.left_out, len(found.left_out))})"]
+                if found.left_out
+                else []
+            ),
         ),
     )
 
 
-def _some(names: Sequence[object]) -> str:
-    return ", ".join(map(str, names[:SHOWN])) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+def _some(names: Sequence[object], count: int) -> str:
+    return ", ".join(map(str, names[:SHOWN])) + (f" and {count - SHOWN} more" if count > SHOWN else "")
 
 
 def _picture_size(file: Path, max_pixels: int) -> tuple[int, int]:

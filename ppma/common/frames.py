@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path, PurePath
 from typing import TypeVar
 
@@ -43,11 +43,13 @@ class FrameFolder:
     """Names of the other pictures, sorted."""
 
     @property
-    def missing(self) -> list[int]:
-        """Numbers that the series skips; a series may count in steps, as 0, 5, 10."""
+    def missing(self) -> tuple[list[int], int]:
+        """First SHOWN numbers that the series skips, and how many it skips; a series may count in steps, as 0, 5, 10."""
         pairs = list(pairwise(self.numbers))
         step = min((after - before for before, after in pairs), default=1)
-        return [number for before, after in pairs for number in range(before + step, after, step)]
+        skipped = (number for before, after in pairs for number in range(before + step, after, step))
+        # counted, not listed: one picture with a date for its number would fill the memory
+        return list(islice(skipped, SHOWN)), sum((after - before - 1) // step for before, after in pairs)
 
 
 def is_frames(path: Path) -> bool:

@@ -34,7 +34,7 @@ def test_pictures_without_a_number_are_no_frames(tmp_path):
     others = ["AlbumArtSmall.jpg", "clip_thumb.png", "folder.jpg", "thumb_1.jpg"]
     found = read_folder(folder(tmp_path, "0001.jpg", "0002.jpg", *others))
     assert [path.name for path in found.files] == ["0001.jpg", "0002.jpg"]
-    assert found.left_out == others and not found.missing
+    assert found.left_out == others and found.missing == ([], 0)
     for name in ("folder.jpg", "a.txt"):
         with pytest.raises(InputError, match="holds no frames"):
             list_frames(folder(tmp_path / f"only {name}", name))
@@ -59,11 +59,13 @@ def test_two_series_whose_numbers_stand_within_the_names(tmp_path):
 
 
 def test_missing_numbers(tmp_path):
-    assert read_folder(folder(tmp_path / "a", "1.jpg", "2.jpg", "5.jpg", "6.jpg")).missing == [3, 4]
-    assert read_folder(folder(tmp_path / "b", *(f"{i}.jpg" for i in (0, 5, 10, 20)))).missing == [15], (
+    assert read_folder(folder(tmp_path / "a", "1.jpg", "2.jpg", "5.jpg", "6.jpg")).missing == ([3, 4], 2)
+    assert read_folder(folder(tmp_path / "b", *(f"{i}.jpg" for i in (0, 5, 10, 20)))).missing == ([15], 1), (
         "every fifth frame"
     )
-    assert read_folder(folder(tmp_path / "c", "7.jpg", "8.jpg")).missing == []
+    assert read_folder(folder(tmp_path / "c", "7.jpg", "8.jpg")).missing == ([], 0)
+    dated = read_folder(folder(tmp_path / "d", "1.jpg", "2.jpg", "20261128010000.jpg")).missing
+    assert dated == ([3, 4, 5], 20261128010000 - 3)
 
 
 @pytest.mark.parametrize("names", [("1.jpg", "2.jpg", "2.png"), ("1.jpg", "01.jpg", "2.jpg")])
