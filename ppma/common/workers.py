@@ -178,7 +178,7 @@ class _Pool(Generic[JobT]):
                 for worker in list(self.team.values()):
                     if worker.connection in ready:
                         yield from self._receive(worker)
-                    elif time.monotonic() >= worker.deadline:
+                    elif time.monotonic() >= worker.deadline and not worker.connection.poll():
                         self._end(worker, kill=True)
                         reason = f"took longer than {self.timeout_seconds:g} s"
                         yield worker.job, Lost(reason, guilty=True, events=worker.events)

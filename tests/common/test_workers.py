@@ -36,6 +36,17 @@ def refuse_the_first(path: Path) -> str:
     return leave_mark(path)
 
 
+def meet(path: Path) -> str:
+    """Return in the first job as soon as the second runs, which takes half a second longer."""
+    second = path.with_name("running")
+    if path.name == "second":
+        second.touch()
+        time.sleep(0.5)
+    while not second.exists():
+        time.sleep(0.01)
+    return path.name
+
+
 def misbehave(job: str) -> str:
     if job == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -138,6 +149,16 @@ def test_workers_killed_before_their_first_job_blame_no_job(monkeypatch):
     monkeypatch.setattr(workers, "START_DEATHS", 3)
     with pytest.raises(KilledError):
         list(parallel_map(misbehave, ["a", "b"], 2))
+
+
+def test_a_result_that_waits_for_the_caller_is_not_late(tmp_path):
+    """The caller takes longer over the first result than the second job may take."""
+    found = []
+    jobs = [tmp_path / name for name in ("first", "second")]
+    for name in parallel_map(meet, jobs, 2, timeout_seconds=2, on_lost="{} {}".format):
+        found.append(name)
+        time.sleep(3 * (len(found) == 1))
+    assert found == ["first", "second"]
 
 
 def test_leaving_early_kills_jobs_that_hang():
