@@ -190,7 +190,7 @@ class Root:
         return self._follow_links or real == self._real or real.startswith(self._real.rstrip("/") + "/")
 
     def _judge(self, entry: os.DirEntry[str], outside: bool) -> tuple[bool, str]:
-        reason, (is_folder, is_file) = "", _kind(entry)
+        reason, (is_folder, is_file) = "", entry_kind(entry)
         if not entry.name.isprintable() and any(unicodedata.category(c) in _FORBIDDEN for c in entry.name):
             reason = "its name has a line break, a control character or is not UTF-8; rename it"
         elif entry.name[0] == ".":
@@ -240,7 +240,7 @@ class Root:
         return folder, f"{ABSENT}folder {folder!r} below the root"
 
 
-def _kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
+def entry_kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
     """Return whether an entry is a folder and whether it is a file; it is neither if its links go in a circle."""
     try:
         return entry.is_dir(), entry.is_file()
@@ -250,7 +250,7 @@ def _kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
 
 def _is_hidden(entry: os.DirEntry[str]) -> bool:
     """Return True for what is left out without a word; hidden videos are refused by name."""
-    return entry.name[0] == "." and not (entry.name.lower().endswith(VIDEO_SUFFIXES) and _kind(entry)[1])
+    return entry.name[0] == "." and not (entry.name.lower().endswith(VIDEO_SUFFIXES) and entry_kind(entry)[1])
 
 
 def holds_frames(folder: Path) -> bool:
@@ -278,7 +278,7 @@ def _contents(folder: Path) -> tuple[bool, bool, bool]:
             elif name.endswith(VIDEO_SUFFIXES):
                 videos = True
             elif not folders:
-                folders = _kind(entry)[0]
+                folders = entry_kind(entry)[0]
     return pictures, videos, folders
 
 

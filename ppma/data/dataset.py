@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppma.config.errors import InputError, reading
-from ppma.loaders.sources.formats import ABSENT, VIDEO_SUFFIXES, Root, holds_frames, suffix_remark, without_suffix
+from ppma.loaders.sources.formats import (
+    ABSENT,
+    VIDEO_SUFFIXES,
+    Root,
+    entry_kind,
+    holds_frames,
+    suffix_remark,
+    without_suffix,
+)
 
 TABLES = Path(__file__).parent / "datasets"
 SHOWN = 5
@@ -385,12 +393,12 @@ class Download:
             return []
         with os.scandir(here) as scan:
             entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
-        found = []
+        found, real = [], Path(os.path.realpath(here))
         for entry in entries:
             path = os.path.relpath(entry.path, self.root)
-            if entry.is_symlink() and here.resolve().is_relative_to(Path(entry.path).resolve()):
-                continue  # a link back up: what is there is listed already
-            if entry.is_dir():
+            if entry_kind(entry)[0]:
+                if entry.is_symlink() and real.is_relative_to(os.path.realpath(entry.path)):
+                    continue  # a link back up: what is there is listed already
                 found += [path] if holds_frames(Path(entry.path)) else self.clips(path)
             elif entry.name.lower().endswith(VIDEO_SUFFIXES):
                 found.append(path)

@@ -67,6 +67,7 @@ def test_what_is_left_out_is_noted(download):
     root = download("ikea-fa")
     (root / "videos/spin_in/cut.mp4").touch()
     (root / "videos/spin_in/loop").symlink_to(root / "videos")
+    (root / "videos/spin_in/circle").symlink_to(root / "videos/spin_in/circle")
     assert read(root, "ikea-fa").notes == {"clips that no split names, left out": ["videos/spin_in/cut.mp4"]}
     root = download("mini-ssv2")
     (root / "mini_ssv2/train.csv").unlink()
