@@ -73,7 +73,8 @@ def by_name(
         log.warning("%s has no class names: the labels of %s are taken as its numbers", head, where)
     place, used = _places(own, classes), np.unique(source.labels).tolist()
     unknown = [label for label in used if label not in place]
-    absent = [name for label, name in enumerate(classes) if label not in {place.get(own_label) for own_label in used}]
+    present = {place.get(label) for label in used}
+    absent = [name for label, name in enumerate(classes) if label not in present]
     names = _some([own[label] or f"number {label}" for label in unknown])
     lacking = f"{head} lacks {len(unknown)} of the {len(used)} classes of {where}: {names}"
     if unknown and not mark_unknown:
