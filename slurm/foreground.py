@@ -16,13 +16,12 @@ from collections.abc import Sequence
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from ppma.config.command import DONE, INTERRUPTED, RUN_AGAIN, STOP_SIGNALS, WRONG_INPUT
+from ppma.config.command import DONE, FAILED, INTERRUPTED, RUN_AGAIN, STOP_SIGNALS, WRONG_INPUT
 from ppma.slurm.cluster import Allocation, free_port, local_gpus
 from ppma.slurm.job import Job, local_environment
 
 log = logging.getLogger(__name__)
 
-FAILED = 1
 GRACE_SECONDS = 30.0
 """Time the other ranks get to exit after one has failed; gloo and NCCL usually notice sooner."""
 POLL_SECONDS = 0.2

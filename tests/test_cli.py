@@ -12,7 +12,7 @@ import torch
 
 from ppma import __version__
 from ppma.cli import COMMANDS, main
-from ppma.config.command import INTERRUPTED, WRONG_INPUT, parse, run
+from ppma.config.command import FAILED, INTERRUPTED, WRONG_INPUT, parse, run
 from ppma.config.errors import InputError, Stopped
 from ppma.training.distributed import Stop
 
@@ -96,6 +96,7 @@ OUT_OF_MEMORY = (
 TOO_OLD = (
     "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors might be asynchronous."
 )
+BUSY = "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call."
 OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver."
 
 
@@ -103,6 +104,7 @@ OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 12020).
     ("kind", "message", "word"),
     [
         (torch.OutOfMemoryError, OUT_OF_MEMORY, "--accumulate 2"),
+        (torch.AcceleratorError, BUSY, "nvidia-smi"),
         (torch.AcceleratorError, TOO_OLD, "ppma doctor"),
         (RuntimeError, OLD_DRIVER, "update the NVIDIA driver"),
     ],
@@ -121,6 +123,17 @@ def test_a_gpu_that_does_not_serve_is_one_line_with_the_remedy(kind, message, wo
         assert main(["train", "mae_nohuman"]) == WRONG_INPUT
         error = capsys.readouterr().err
         assert error.startswith("ppma train: ") and word in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", [ConnectionError, FloatingPointError])
+def test_a_failure_that_is_no_wrong_input_is_one_line_with_code_1(kind, capsys):
+    """Ranks that do not meet, and a loss that stays NaN: a launcher must not take either for a wrong flag."""
+
+    def fail(argv: list[str]) -> int:
+        raise kind("rank 1 of 2 could not meet the others")
+
+    assert run(fail, [], prog="ppma x") == FAILED
+    assert capsys.readouterr().err == "ppma x: rank 1 of 2 could not meet the others\n"
 
 
 def test_any_other_runtime_error_keeps_its_traceback(monkeypatch):

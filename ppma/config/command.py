@@ -3,8 +3,8 @@
     config class, argv  -> parse ->  config, or one line on stderr and exit code 2
     main, argv          -> run   ->  exit code
 
-Every error leaves by `run`. It imports the command's module, so importing this one must stay fast: until it is
-imported, Ctrl-C ends in Python's own words.
+Every error is handled in `run`. It imports the command's module too; importing this one must stay fast, because until
+then Ctrl-C prints a traceback.
 
 Exit codes: 0 done, 2 the user's input is wrong, 75 stopped cleanly (rerun to resume), 130 interrupted, 1 everything
 else.
@@ -31,15 +31,15 @@ from ppma.config.errors import DiskFullError, InputError, KilledError, Stopped
 
 log = logging.getLogger(__name__)
 
-DONE, WRONG_INPUT, RUN_AGAIN, INTERRUPTED = 0, 2, 75, 130
+DONE, FAILED, WRONG_INPUT, RUN_AGAIN, INTERRUPTED = 0, 1, 2, 75, 130
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals after which a training saves and stops: from a scheduler, a terminal, a lost connection, `sbatch --signal`."""
 
 NO_GPU = "--device cpu runs without a GPU"
 GPU_REMEDIES = {
-    r"CUDA out of memory|cudaErrorMemoryAllocation": "--accumulate 2 computes the same batch in two halves, --vit.recompute and "
+    r"CUDA.* out of memory|cudaErrorMemoryAllocation": "--accumulate 2 computes the same batch in two halves, --vit.recompute and "
     "a smaller --batch need less memory too; `nvidia-smi` lists other processes on the GPU",
-    r"out of memory|can't allocate memory|not enough memory": "this machine has too little memory for it; a smaller --batch, "
+    r"out of memory|can't allocate memory|not enough memory": "this machine does not have enough memory; a smaller --batch, "
     "--model or --workers needs less",
     r"no kernel image is available|too old to be supported|not compatible with the current PyTorch": "this torch does not support this "
     f"GPU: `ppma doctor` names both; {NO_GPU}",
@@ -54,14 +54,14 @@ OS_REMEDIES = {
     errno.EISDIR: "give a file",
     errno.EACCES: "choose a path that you may read and write, or change its permissions",
     errno.EPERM: "choose a path that you may read and write, or change its permissions",
-    errno.EROFS: "this file system cannot be written; choose another",
+    errno.EROFS: "this file system is read-only; choose another path",
     errno.ENAMETOOLONG: "use shorter names",
     errno.ELOOP: "a link leads back to itself; replace it",
     errno.EMLINK: "this folder holds as many entries as its file system allows; use several folders",
     errno.EMFILE: "raise the limit of open files, for example with `ulimit -n 65536`, or use fewer --workers",
     errno.ENFILE: "this machine has too many open files; end other programs",
-    errno.EIO: "the disk or the network file system fails; copy the file elsewhere",
-    errno.ENOMEM: "this machine has too little memory for it; use fewer --workers",
+    errno.EIO: "the disk or the network file system is failing; copy the file elsewhere",
+    errno.ENOMEM: "this machine does not have enough memory; use fewer --workers",
 }
 """Number of an OSError: what to do."""
 
@@ -128,7 +128,7 @@ def check_out(flag: str, path: Path, kind: Literal["file", "folder", "new"]) -> 
 
     Args:
         flag: Name of the flag, for the message.
-        path: What it gives.
+        path: Its value.
         kind: See `OutFile`, `OutFolder` and `NewPath`.
     """
     try:
@@ -221,7 +221,7 @@ def run(main: Callable[[list[str]], int] | str, argv: list[str], *, prog: str) -
         return (_import(main, prog).main if isinstance(main, str) else main)(argv)
     except BrokenPipeError:  # `ppma ... | head` closed the pipe, and Python would complain again when it flushes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return FAILED
     except (Exception, KeyboardInterrupt) as error:
         answer = explain(error)
         if answer is None:
@@ -267,6 +267,8 @@ def explain(error: BaseException) -> tuple[int, str] | None:
             return RUN_AGAIN, f"{error}; finished work is kept: free space and run the same command again"
         case KilledError():
             return RUN_AGAIN, f"{error}; finished work is kept: free memory and run the same command again"
+        case ConnectionError() | FloatingPointError():  # ranks that do not meet, a loss that stays NaN
+            return FAILED, str(error)
         case OSError():
             return WRONG_INPUT, _os_message(error)
         case RuntimeError():
@@ -282,7 +284,7 @@ def _os_message(error: OSError) -> str:
 
 
 def gpu_remedy(error: BaseException) -> str | None:
-    """Return message and remedy in one line if a GPU that cannot be used caused this error, else None."""
+    """Return message and remedy in one line if missing memory or an unusable GPU caused this error, else None."""
     cause: BaseException | None = error
     while cause is not None:
         for sentence in re.split(r"(?<=[.!])\s", " ".join(str(cause).split())):
