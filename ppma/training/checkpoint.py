@@ -88,8 +88,10 @@ def save(
         if lineage is not None:
             write_lineage(temp_folder, lineage)
     _point_latest_to(target)
-    for _, old in _complete(folder)[:-keep]:
-        shutil.rmtree(old)
+    oldest_kept, _ = _complete(folder)[-keep:][0]
+    for number, old in _steps(folder):
+        if number < oldest_kept:  # also one whose deletion was killed
+            shutil.rmtree(old)
     return target
 
 

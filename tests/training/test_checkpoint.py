@@ -37,6 +37,13 @@ def test_the_newest_is_found_old_ones_go_and_latest_points_to_it(tmp_path):
         assert checkpoint.read_weights(path)["a"].tolist() == [30.0, 30.0]
 
 
+def test_an_old_checkpoint_whose_deletion_was_killed_goes_with_the_next_save(tmp_path):
+    (save(tmp_path, 1) / "state.json").unlink()
+    save(tmp_path, 2)
+    save(tmp_path, 3)
+    assert sorted(p.name for p in tmp_path.glob("step_*")) == ["step_00000002", "step_00000003"]
+
+
 def test_what_was_never_completed_is_not_taken_up(tmp_path):
     save(tmp_path, 1)
     (tmp_path / ".step_00000002.abc").mkdir()  # a kill in the middle of writing
