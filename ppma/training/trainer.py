@@ -81,6 +81,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "loss_sum": self.loss_sum,
             "loss_steps": self.loss_steps,
+            "skipped": self.skipped,
             "torch_rng": torch.get_rng_state(),
         }
         state: dict[str, Any] = {"recipe": self.config.recipe, "steps_per_epoch": self.task.steps_per_epoch}
@@ -111,8 +112,10 @@ class Trainer:
             )
         parallel.load_optimizer(self.model, self.optimizer, training["optimizer"])
         self.scaler.load_state_dict(training["scaler"])
-        self.loss_sum = training["loss_sum"].to(self.ranks.device)
-        self.loss_steps = torch.as_tensor(training["loss_steps"], dtype=torch.float64, device=self.ranks.device)
+        self.loss_sum, self.loss_steps, self.skipped = (
+            torch.as_tensor(training.get(name, 0), dtype=torch.float64, device=self.ranks.device)
+            for name in ("loss_sum", "loss_steps", "skipped")  # older checkpoints have no "skipped"
+        )
         torch.set_rng_state(training["torch_rng"])
         self.step = saved.step
         log.info("resumed at step %d of %d from %s", self.step, self.total_steps, saved.folder)

@@ -1,6 +1,7 @@
 """A loss that is not finite on one rank: all ranks skip that step, go back once when it happens again and again, then stop."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -112,9 +113,24 @@ def data(tmp_path_factory, clip_tree):
     return tiny.make_data(tmp_path_factory.mktemp("data"), clip_tree, "train")
 
 
-def run(data, run_dir):
-    flags = ("--optim.epochs", 12, "--checkpoint-every", 2, "--evaluation.no-at-end")
+def run(data, run_dir, *more):
+    flags = ("--optim.epochs", 12, "--checkpoint-every", 2, "--evaluation.no-at-end", *more)
     return train.train(tiny.config("finetune", data, run_dir, *flags))
+
+
+@pytest.mark.promise("R12")
+def test_a_resume_logs_the_steps_that_were_skipped_before_it(data, tmp_path, poison):
+    poison(step=0, times=1)
+    flags = ("--log-every", 4, "--keep-checkpoints", 99)
+    folder = run(data, tmp_path / "run", *flags)
+    whole = read_metrics(folder)
+    for checkpoint in list((folder / "checkpoints").glob("step_*")):
+        if checkpoint.name != "step_00000002":
+            shutil.rmtree(checkpoint)
+    run(data, folder, *flags, "--resume")
+    for tag in ("train/skipped_steps", "train/loss"):
+        assert [row[tag] for row in read_metrics(folder)] == [row[tag] for row in whole]
+    assert whole[0]["train/skipped_steps"] == 1
 
 
 @pytest.mark.promise("R12")
