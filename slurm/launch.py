@@ -160,12 +160,11 @@ def _dry_run(stages: Sequence[Stage], cluster: Verb) -> int:
 
 
 def _check_name(folder: Path) -> None:
-    """Raise InputError for a folder whose copy of the code or logs the jobs would not find."""
+    """Raise InputError for a run folder in which jobs would not find the code or their logs."""
     why = {":": "separates the folders in PYTHONPATH", "%": "starts a placeholder in names of SLURM's logs"}
     for sign, does in why.items():
-        require(
-            sign not in str(folder), f"run folder {folder}: on SLURM its path has no {sign!r}, which {does}; rename it"
-        )
+        message = f"run folder {folder}: its path must not contain {sign!r} on SLURM, because it {does}; rename it"
+        require(sign not in str(folder), message)
 
 
 def _launch(verb: str, argv: list[str]) -> int:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-_JSON_TYPES = {str: "a text", Path: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+_JSON_TYPES = {str: "a string", Path: "a string", int: "an integer", float: "a number", bool: "true or false"}
 
 
 class RecordError(ValueError):

@@ -60,8 +60,8 @@ def evaluate(
         The content of result.json.
 
     Raises:
-        InputError: The head lacks a class and `on_unknown_class` is "fail", or a video cannot be decoded and `on_bad`
-            is.
+        InputError: The head lacks a class and `on_unknown_class` is "fail", or a video cannot be decoded and `on_bad` is
+            "fail".
     """
     views = config.evaluation
     manifest = tested_by_name(manifest, model.class_names[space], config)
