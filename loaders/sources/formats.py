@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from ppma.common.frames import PICTURE_SUFFIXES, SERIES
 from ppma.config.errors import InputError, reading
-from ppma.loaders.sources.manifest import HEADER, MOST_CLASSES, Manifest
+from ppma.loaders.sources.manifest import HEADER, MOST_CLASSES, Manifest, nfc
 from ppma.loaders.sources.store import is_packed
 
 VIDEO_SUFFIXES = (
@@ -148,11 +148,6 @@ def _lines(file: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
-def _key(name: str) -> str:
-    """Return a name in the Unicode form for comparisons: a Mac decomposes letters that a list writes as one."""
-    return unicodedata.normalize("NFC", name)
-
-
 class Root:
     """List each folder below a root once: a million `stat` calls take an hour on a network file system."""
 
@@ -181,9 +176,9 @@ class Root:
         """Return {name in one Unicode form: entries it may mean}, with and without a video's suffix."""
         names = defaultdict(list)
         for name, (is_folder, _) in self.entries(folder).items():
-            names[_key(name)].append(name)
+            names[nfc(name)].append(name)
             if not is_folder and name.lower().endswith(VIDEO_SUFFIXES):
-                names[_key(name.rpartition(".")[0])].append(name)
+                names[nfc(name.rpartition(".")[0])].append(name)
         return names
 
     def _inside(self, real: str) -> bool:
@@ -220,7 +215,7 @@ class Root:
                 return path, reason
         entries, named = self.entries(folder), self._named(folder)
         exact = name in entries and not entries[name][0]
-        found = [name] if exact else named.get(_key(name), []) or named.get(_key(without_suffix(name)), [])
+        found = [name] if exact else named.get(nfc(name), []) or named.get(nfc(without_suffix(name)), [])
         if not found:
             return path, f"{ABSENT}such file, with this, another or no video suffix, and no such folder"
         if len(found) > 1:
@@ -234,8 +229,8 @@ class Root:
             parent, reason = self.find_folder(parent)
             if reason:
                 return folder, reason
-        for other in self._named(parent).get(_key(name), []):
-            if _key(other) == _key(name):
+        for other in self._named(parent).get(nfc(name), []):
+            if nfc(other) == nfc(name):
                 return posixpath.join(parent, other), ""
         return folder, f"{ABSENT}folder {folder!r} below the root"
 
@@ -299,14 +294,14 @@ def read_tree(source: Path, tree: Root, classes: list[str] | None) -> list[Liste
     top, names = tree.entries(prefix), tree.folders(prefix)
     if not names:
         raise InputError(f"{source}: holds no class folder; expected <class>/<video>")
-    label_of = {_key(name): label for label, name in enumerate(names if classes is None else classes)}
+    label_of = {nfc(name): label for label, name in enumerate(names if classes is None else classes)}
     rows = [
         Listed(path=posixpath.join(prefix, name), label=None, reason="is outside of any class folder; move it into one")
         for name in sorted(top)
         if name.lower().endswith(VIDEO_SUFFIXES) and not top[name][0]
     ]
     for name in names:
-        rows += _class_rows(tree, posixpath.join(prefix, name), label_of.get(_key(name)))
+        rows += _class_rows(tree, posixpath.join(prefix, name), label_of.get(nfc(name)))
     return rows
 
 
@@ -366,7 +361,7 @@ def _list_row(written: str, label: str, tree: Root, source: Path, line: int) -> 
 def read_manifest(source: Path, tree: Root, classes: list[str] | None) -> list[Listed]:
     """Read a manifest of `ppma index` again: labels, names, windows, domains and licenses stay, what was probed does not."""
     manifest = Manifest.read(source, root=tree.path)
-    label_of = {_key(name): label for label, name in enumerate(classes or ())}
+    label_of = {nfc(name): label for label, name in enumerate(classes or ())}
     rows = []
     for line, clip in enumerate(map(manifest.clip, range(len(manifest))), 2):
         name = PurePosixPath(clip.path).name
@@ -379,7 +374,7 @@ def read_manifest(source: Path, tree: Root, classes: list[str] | None) -> list[L
             remark=(AUDIT_REMARK if clip.audit else suffix_remark(clip.path, path)),
         )  # fmt: skip
         if classes is not None and clip.class_name:
-            label = label_of.get(_key(clip.class_name))
+            label = label_of.get(nfc(clip.class_name))
             missing = f"the class {clip.class_name!r} is not in the file given as --classes; add it there"
             row = replace(row, label=label, reason=row.reason or ("" if label is not None else missing))
         elif classes is not None:

@@ -8,13 +8,12 @@ resumes on, a head and another data set), the names decide, and nothing else.
 """
 
 import logging
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
-from ppma.config.errors import InputError, require
-from ppma.loaders.sources.manifest import Manifest
+from ppma.config.errors import InputError, first_few, require
+from ppma.loaders.sources.manifest import Manifest, nfc
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +38,9 @@ def class_names(source: Manifest) -> tuple[str, ...]:
     names = tuple(source.class_names.get(label, "") for label in range(source.n_classes))
     first: dict[str, int] = {}
     for label, name in enumerate(names):
-        if name and first.setdefault(_key(name), label) != label:
+        if name and first.setdefault(nfc(name), label) != label:
             raise InputError(
-                f"{where}: labels {first[_key(name)]} and {label} are both called {name!r}; give each class a name of its own"
+                f"{where}: labels {first[nfc(name)]} and {label} are both called {name!r}; give each class a name of its own"
             )
     return names
 
@@ -75,13 +74,13 @@ def by_name(
     unknown = [label for label in used if label not in place]
     present = {place.get(label) for label in used}
     absent = [name for label, name in enumerate(classes) if label not in present]
-    names = _some([own[label] or f"number {label}" for label in unknown])
+    names = first_few([own[label] or f"number {label}" for label in unknown], SHOWN)
     lacking = f"{head} lacks {len(unknown)} of the {len(used)} classes of {where}: {names}"
     if unknown and not mark_unknown:
-        hint = f" (of its own {_some(absent)} there is no clip)" if any(absent) else ""
+        hint = f" (of its own {first_few(absent, SHOWN)} there is no clip)" if any(absent) else ""
         raise InputError(f"{lacking}{hint}; {remedy}")
     if absent:
-        shown = _some([name for name in absent if name])
+        shown = first_few([name for name in absent if name], SHOWN)
         log.warning("%s has no clip of %d of the %d classes of %s: %s", where, len(absent), len(classes), head, shown)
     if unknown:
         log.warning("%s; their clips count as wrong", lacking)
@@ -106,17 +105,7 @@ def _places(own: Sequence[str], classes: Sequence[str]) -> dict[int, int]:
     """Return {own label: label of the head} of the classes that the head has."""
     if not any(classes):
         return {label: label for label in range(min(len(own), len(classes)))}
-    heads = {_key(name): label for label, name in enumerate(classes) if name}
-    found = {label: heads[_key(name)] for label, name in enumerate(own) if name and _key(name) in heads}
+    heads = {nfc(name): label for label, name in enumerate(classes) if name}
+    found = {label: heads[nfc(name)] for label, name in enumerate(own) if name and nfc(name) in heads}
     unnamed = {label for label, name in enumerate(own) if not name and label < len(classes) and not classes[label]}
     return found | {label: label for label in unnamed}
-
-
-def _key(name: str) -> str:
-    """Return the spelling that is compared: macOS writes an accent of a folder's name as a character of its own."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

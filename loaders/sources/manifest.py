@@ -16,6 +16,7 @@ import io
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -96,6 +97,11 @@ _SCHEMA = pa.schema([(name, _TYPES.get(name, _NAMES)) for name in HEADER])
 _OPTIONAL = ("label", "start_seconds", "end_seconds")
 _LEAVES_ROOT = r"^/|(^|/)\.\.(/|$)"
 _CONTROL = "[\x00-\x1f\x7f]"
+
+
+def nfc(name: str) -> str:
+    """Return a name in the Unicode form for comparisons: macOS decomposes letters that a list writes as one."""
+    return unicodedata.normalize("NFC", name)
 
 
 class Manifest:

@@ -27,7 +27,7 @@ import numpy as np
 
 from ppma.common.frames import FRAME_FOLDER_FPS, SHOWN, is_frames, read_folder
 from ppma.common.workers import parallel_map
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, first_few
 from ppma.loaders.samples import TIME_TOLERANCE
 from ppma.loaders.sources.pictures import (
     MAX_PIXELS,
@@ -333,6 +333,10 @@ def _probe_folder(path: Path, max_pixels: int, check: Check) -> VideoMetadata:
         listed = ", ".join(f"{name}: {width} x {height}" for name, (width, height) in list(sizes.items())[:3])
         raise Unusable(f"its frames differ in size ({listed}, ...)")
     width, height = sizes[chosen[0].name]
+    first, count = found.missing
+    remarks = [f"without some frame numbers ({first_few(first, SHOWN, count=count)})"] if count else []
+    if found.left_out:
+        remarks.append(f"with other pictures, which are left out ({first_few(found.left_out, SHOWN)})")
     return VideoMetadata(
         frames=len(files),
         fps=FRAME_FOLDER_FPS,
@@ -341,19 +345,8 @@ def _probe_folder(path: Path, max_pixels: int, check: Check) -> VideoMetadata:
         codec=codec,
         key_frame_spacing=1,
         duration_seconds=round(len(files) / FRAME_FOLDER_FPS, 6),
-        remarks=(
-            *([f"without some frame numbers ({_some(*found.missing)})"] if found.missing[1] else []),
-            *(
-                [f"with other pictures, which are left out ({_some(found.left_out, len(found.left_out))})"]
-                if found.left_out
-                else []
-            ),
-        ),
+        remarks=tuple(remarks),
     )
-
-
-def _some(names: Sequence[object], count: int) -> str:
-    return ", ".join(map(str, names[:SHOWN])) + (f" and {count - SHOWN} more" if count > SHOWN else "")
 
 
 def _picture_size(file: Path, max_pixels: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from itertools import islice, pairwise
 from pathlib import Path, PurePath
 from typing import TypeVar
 
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, first_few
 
 FRAME_FOLDER_FPS = 25.0
 """Frames per second of a folder of frames, which stores no rate (paper: 25)."""
@@ -126,7 +126,7 @@ def _numbered_within(path: Path, names: Sequence[str]) -> list[str]:
 
 def _listed(series: dict[str, list[Numbered]]) -> str:
     names = [f"{min(pictures)[1]} (prefix {prefix!r}, {len(pictures)})" for prefix, pictures in sorted(series.items())]
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return first_few(names, SHOWN)
 
 
 def _check(path: Path, frames: Sequence[str], numbers: Sequence[int]) -> None:

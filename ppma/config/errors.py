@@ -1,4 +1,4 @@
-"""The exceptions that commands handle, and checks of configs. Any other exception is a defect.
+"""The exceptions that commands handle, checks of configs, and lists in messages. Any other exception is a defect.
 
 InputError    the user's input is wrong             one line, exit code 2
 DiskFullError no space is left                      one line, exit code 75: free space and run the same command again
@@ -8,7 +8,7 @@ BadClip       one file of many cannot be decoded    counted, named in the quaran
 """
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
@@ -73,6 +73,12 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise InputError(f"{path}: is not UTF-8 text; give {what}, saved as UTF-8") from None
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: is not {what} ({type(error).__name__}: {error})") from None
+
+
+def first_few(names: Sequence[object], most: int, *, count: int | None = None) -> str:
+    """Return the first `most` names for a message, and how many more there are (of `count`, by default of `names`)."""
+    count = len(names) if count is None else count
+    return ", ".join(map(str, names[:most])) + (f" and {count - most} more" if count > most else "")
 
 
 def require(condition: bool, message: str) -> None:

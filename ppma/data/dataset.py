@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ppma.config.errors import InputError, reading
+from ppma.config.errors import InputError, first_few, reading
 from ppma.loaders.sources.formats import (
     ABSENT,
     VIDEO_SUFFIXES,
@@ -310,8 +310,8 @@ class Download:
             found = sorted(self.tree.entries(""))
             count = f"{len(lacking)} of {len(dataset.layout)} expected things are missing"
             raise InputError(
-                f"--root {root} is not {dataset.name} as its owners ship it: {count}: {_some([_short(one) for one in lacking])}. "
-                f"It holds {_some(found) if found else 'nothing'}. `ppma datasets {dataset.name}` says more"
+                f"--root {root} is not {dataset.name} as its owners ship it: {count}: {first_few([*map(_short, lacking)], SHOWN)}. "
+                f"It holds {first_few(found, SHOWN) if found else 'nothing'}. `ppma datasets {dataset.name}` says more"
             )
 
     def has(self, pattern: str) -> bool:
@@ -421,8 +421,3 @@ def _short(pattern: str) -> str:
     """Return the first alternative, and the number of others."""
     first, *others = pattern.split(" | ")
     return f"{first} (or in {len(others)} other place{'s' * (len(others) > 1)})" if others else first
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return "; ".join(names[:SHOWN]) + more

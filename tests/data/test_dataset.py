@@ -192,7 +192,7 @@ def test_an_unknown_data_set_is_refused_with_a_suggestion():
 def test_a_root_of_another_shape_is_refused(tmp_path):
     for name in ("b", "a", "c", "d", "e", "f"):
         (tmp_path / name).mkdir()
-    with pytest.raises(InputError, match=r"8 of 8 expected .*a; b; c; d; e and 1 more") as error:
+    with pytest.raises(InputError, match=r"8 of 8 expected .*a, b, c, d, e and 1 more") as error:
         Download(tmp_path, find("ucf101"))
     assert str(error.value).count("list0") == 5
     with pytest.raises(InputError, match="not a folder"):

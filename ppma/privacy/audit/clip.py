@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from ppma.common.frames import clip_place, is_frames
-from ppma.config.errors import BadClip
+from ppma.config.errors import BadClip, first_few
 from ppma.loaders.decode.fetch import all_frames
 from ppma.privacy.detectors import auditors
 from ppma.privacy.detectors.auditors import AUDITORS
@@ -404,8 +404,7 @@ def check_file(path: Path) -> dict[str, Check]:
     extra += ["a second picture"] * (streams.count("video") > 1)
 
     def check(found: list[str], fine: str) -> Check:
-        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-        return Check(held=not found, says=f"contains {', '.join(found[:4])}{more}" if found else fine)
+        return Check(held=not found, says=f"contains {first_few(found, 4)}" if found else fine)
 
     return {
         "no sound": check(["sound"] * ("audio" in streams), "no sound"),
