@@ -271,15 +271,20 @@ def _serve(connection: Connection, work: Callable[[Any], Iterable[Any]]) -> None
             job = connection.recv()
             try:
                 for result in work(job):
-                    connection.send(("result", result))
-            except ConnectionError:
-                raise
+                    _send_result(connection, result)
             except MemoryError:  # as the kernel does, which may be late: the job is repeated alone
                 os.kill(os.getpid(), signal.SIGKILL)
             except Exception as error:  # noqa: BLE001 - raised again in the parent
                 error.add_note(traceback.format_exc())
                 connection.send(("error", _picklable(error)))
                 raise SystemExit(1) from None
+
+
+def _send_result(connection: Connection, result: object) -> None:
+    try:
+        connection.send(("result", result))
+    except ConnectionError:  # the parent needs no more results; a ConnectionError of the job is an error like any other
+        raise SystemExit from None
 
 
 def _picklable(error: Exception) -> Exception:

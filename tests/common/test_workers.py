@@ -87,6 +87,10 @@ def raise_needy(job: str) -> str:
     raise Needy(3, reason=job)
 
 
+def lose_connection(job: str) -> str:
+    raise ConnectionResetError(job)
+
+
 def die_at_start(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -142,6 +146,12 @@ def test_an_error_that_cannot_be_pickled_is_raised_all_the_same():
     with pytest.raises(RuntimeError, match="Needy: at 3") as error:
         list(parallel_map(raise_needy, ["a", "b"], 2))
     assert any("raise_needy" in note for note in error.value.__notes__)
+
+
+def test_a_connection_that_a_job_loses_is_its_error():
+    """A network file system may reset one; that is no sign that the parent is gone."""
+    with pytest.raises(ConnectionResetError):
+        list(parallel_map(lose_connection, ["a", "b"], 2))
 
 
 def test_workers_killed_before_their_first_job_blame_no_job(monkeypatch):
