@@ -27,8 +27,8 @@ from ppma.common.frames import FRAME_FOLDER_FPS, is_frames, list_frames
 from ppma.config.errors import BadClip, InputError
 from ppma.loaders.samples import TIME_TOLERANCE, choose_frames, frames_in_window, thin_to_fps
 from ppma.loaders.sources.pictures import (
+    SeekError,
     Shown,
-    SurpriseError,
     Unusable,
     decode_window,
     from_start,
@@ -127,7 +127,7 @@ def all_frames(path: Path, start: float, end: float, *, fps: float | None = None
                 for time, picture in _video_frames(path, start, end, choose):
                     yield time, picture
                     given += 1
-            except SurpriseError:
+            except SeekError:
                 yield from islice(_video_frames(path, start, end, choose), given, None)
 
 
@@ -190,7 +190,7 @@ def _video_frames(path: Path, start: float, end: float, choose: Choose) -> Itera
     """Yield (time, picture) of the frames of [start, end) that `choose` selects, each once, in order of time.
 
     Raises:
-        SurpriseError: Seeking failed. The next call decodes the file from its start.
+        SeekError: Seeking failed. The next call decodes the file from its start.
     """
     container, stream = open_video(path, max_pixels=MAX_PIXELS)
     with container:
@@ -200,10 +200,10 @@ def _video_frames(path: Path, start: float, end: float, choose: Choose) -> Itera
                 for place, frame in decode_window(stream, window, choose(window.times)):
                     yield window.times[place], to_rgb(frame)
                 return
-            except (SurpriseError, av.error.FFmpegError) as error:
+            except (SeekError, av.error.FFmpegError) as error:
                 _no_seeking.add(path)
                 log.warning("%s is decoded from its start for every window from now on: %s", path, error)
-                raise SurpriseError(str(error)) from error
+                raise SeekError(str(error)) from error
     # Frames are held until the last one of the window is known; a window too large for that is decoded twice.
     times: list[float] = []
     held: list[av.VideoFrame] | None = []
@@ -259,7 +259,7 @@ def _read_video(path: Path, start: float, end: float, count: int) -> list[np.nda
 
     try:
         pictures = [picture for _, picture in _video_frames(path, start, end, choose)]
-    except SurpriseError:
+    except SeekError:
         pictures = [picture for _, picture in _video_frames(path, start, end, choose)]
     rank = {place: number for number, place in enumerate(dict.fromkeys(chosen))}
     return [pictures[rank[place]] for place in chosen]

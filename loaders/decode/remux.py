@@ -18,7 +18,7 @@ from ppma.common.frames import is_frames
 from ppma.loaders.decode.dali_input import Codecs, DaliInput, Limits, read_header, why_not_dali
 from ppma.loaders.decode.fetch import MAX_PIXELS, as_bad_clip, folder_window
 from ppma.loaders.samples import choose_frames
-from ppma.loaders.sources.pictures import SurpriseError, Window, is_shown, open_video, seek_window, stands_alone
+from ppma.loaders.sources.pictures import SeekError, Window, is_shown, open_video, seek_window, stands_alone
 from ppma.loaders.sources.store import is_packed, read_packed
 
 _BT601 = {5, 6}
@@ -94,7 +94,7 @@ def _encoded_video(path: Path, start: float, end: float, count: int, codecs: Cod
         # 2. frames and colors
         try:
             window = seek_window(container, stream, start, end)
-        except (SurpriseError, av.error.FFmpegError) as error:
+        except (SeekError, av.error.FFmpegError) as error:
             raise NotForDali(f"{codec} that is decoded from its start: {error}") from error
         if reason := _why_not(stream, window, codec, codecs[codec]):
             raise NotForDali(reason)

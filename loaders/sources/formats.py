@@ -73,7 +73,7 @@ class Listed:
     frames: int | None = None
     """Number of frames by the list, which may be wrong."""
     source: str = ""
-    """Of a manifest, as are the next two."""
+    """Set by a manifest only, as are `domain` and `licence`."""
     domain: str = ""
     licence: str = ""
 
@@ -244,7 +244,7 @@ def entry_kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
 
 
 def _is_hidden(entry: os.DirEntry[str]) -> bool:
-    """Return True for what is left out without a word; hidden videos are refused by name."""
+    """Return True for a hidden entry that is skipped silently; hidden videos are refused by name."""
     return entry.name[0] == "." and not (entry.name.lower().endswith(VIDEO_SUFFIXES) and entry_kind(entry)[1])
 
 
@@ -261,7 +261,7 @@ def holds_clips(folder: Path) -> bool:
 
 
 def _contents(folder: Path) -> tuple[bool, bool, bool]:
-    """Return whether a folder holds numbered pictures, videos and folders; nothing is kept of its 300 names."""
+    """Return whether a folder holds numbered pictures, videos and folders, without keeping its hundreds of names."""
     pictures = videos = folders = False
     with os.scandir(folder) as scan:
         for entry in scan:

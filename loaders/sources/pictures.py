@@ -1,7 +1,7 @@
 """What a video shows, and when: one meaning for probe, loader, DALI's input, packing and removal of people.
 
     from_start   decodes a file from its first key frame on: the pictures that come out, in that order, are the truth
-    seek_window  reads the packets of one window, or raises SurpriseError where those may show something else
+    seek_window  reads the packets of one window, or raises SeekError where those may show something else
 
 Time 0 is the first picture shown. A packet promises a picture at a time; where the container does not store that time,
 where the packets contradict each other, or where the decoder keeps no promise, the file is decoded from its start.
@@ -34,8 +34,8 @@ class Unusable(Exception):
     """Raised for a file that cannot be used as a clip; the message says why."""
 
 
-class SurpriseError(Exception):
-    """Raised where seeking may show something else than decoding from the start; the message says why."""
+class SeekError(Exception):
+    """Raised where a seek may give other frames than decoding from the start; the message says why."""
 
 
 def open_video(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[av.container.InputContainer, av.VideoStream]:
@@ -189,14 +189,14 @@ def seek_window(container: av.container.InputContainer, stream: av.VideoStream, 
     """Read the packets of the window [start, end) in seconds, from the last key frame before it.
 
     Raises:
-        SurpriseError: They may show something else than the file decoded from its start.
+        SeekError: They may show something else than the file decoded from its start.
         FFmpegError: The container cannot be read there.
     """
     base, codec = stream.time_base, stream.codec_context.name
     if reason := why_from_start(container, stream):
-        raise SurpriseError(reason)
+        raise SeekError(reason)
     if base is None:
-        raise SurpriseError("it has no time base")
+        raise SeekError("it has no time base")
     # 1. from the key frame that is shown at or before the start; containers seek by decoding times, which are earlier
     begin, origin = _first_shown(container, stream)
     at, stop = (origin + (max(0.0, seconds) + TIME_TOLERANCE) / base for seconds in (start, end))
@@ -206,18 +206,18 @@ def seek_window(container: av.container.InputContainer, stream: av.VideoStream, 
         packets = _packets(container, stream, at, stop)
         key = packets[0] if packets else None
         if key is None or (found is not None and _time(key) >= found):
-            raise SurpriseError("no seek finds the key frame")
+            raise SeekError("no seek finds the key frame")
         if _time(key) <= at:
             break
         found = _time(key)
         target = min(found if key.dts is None else key.dts, target) - 1
     # 2. the pictures that these packets show
     if not is_shown(key) and _time(key) != begin:
-        raise SurpriseError("an edit list drops its key frame")
+        raise SeekError("an edit list drops its key frame")
     shown = [packet for packet in packets if is_shown(packet) and _time(packet) >= _time(key)]
     stamps = sorted(map(_time, shown))
     if len(set(stamps)) < len(stamps):
-        raise SurpriseError("two pictures have one time")
+        raise SeekError("two pictures have one time")
     times = [(stamp - origin) * base.numerator / base.denominator for stamp in stamps]
     whole = container.format.name.startswith(_WHOLE_PICTURES)
     intra = (whole or codec == "mjpeg") and all(packet.is_keyframe for packet in shown)
@@ -227,7 +227,7 @@ def seek_window(container: av.container.InputContainer, stream: av.VideoStream, 
 def _time(packet: av.Packet) -> int:
     """Return the time of presentation of a packet."""
     if packet.pts is None:
-        raise SurpriseError("packets without times")
+        raise SeekError("packets without times")
     return packet.pts
 
 
@@ -243,15 +243,15 @@ def _first_shown(container: av.container.InputContainer, stream: av.VideoStream)
         time = _time(packet)
         key = time if key is None and packet.is_keyframe else key
         if key is None:
-            raise SurpriseError("it begins without a key frame")
+            raise SeekError("it begins without a key frame")
         if is_shown(packet):
             if time < key:
-                raise SurpriseError("it begins with leading pictures")
+                raise SeekError("it begins with leading pictures")
             first = time if first is None else min(first, time)
         if first is not None and packet.dts is not None and packet.dts >= first:
             break
     if first is None or key is None:
-        raise SurpriseError("its packets show no picture")
+        raise SeekError("its packets show no picture")
     return key, first
 
 
@@ -283,7 +283,7 @@ def decode_window(stream: av.VideoStream, window: Window, chosen: Iterable[int])
     B-frames and three quarters of a file of key frames, and changes no other pixel.
 
     Raises:
-        SurpriseError: The decoder does not show what the packets promise.
+        SeekError: The decoder does not show what the packets promise.
         FFmpegError: It fails.
     """
     places = {stamp: place for place, stamp in enumerate(window.stamps)}
@@ -299,13 +299,13 @@ def decode_window(stream: av.VideoStream, window: Window, chosen: Iterable[int])
                 continue  # a leading picture
             in_turn = place > last if window.intra or (window.skippable and last >= 0) else place == last + 1
             if not in_turn or frame.is_corrupt:
-                raise SurpriseError("a corrupt picture" if in_turn else "pictures in another order than their packets")
+                raise SeekError("a corrupt picture" if in_turn else "pictures in another order than their packets")
             if frame.pts == window.packets[0].pts and not stands_alone(frame):
-                raise SurpriseError("its key frames refer to earlier pictures (intra refresh)")
+                raise SeekError("its key frames refer to earlier pictures (intra refresh)")
             last = place
             if place in left:
                 left.discard(place)
                 yield place, frame
         if not left:
             return
-    raise SurpriseError(f"{len(left)} chosen pictures did not come out of the decoder")
+    raise SeekError(f"{len(left)} chosen pictures did not come out of the decoder")

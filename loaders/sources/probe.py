@@ -31,8 +31,8 @@ from ppma.config.errors import InputError, first_few
 from ppma.loaders.samples import TIME_TOLERANCE
 from ppma.loaders.sources.pictures import (
     MAX_PIXELS,
+    SeekError,
     Shown,
-    SurpriseError,
     Unusable,
     from_start,
     is_shown,
@@ -290,7 +290,7 @@ def _seeks_well(path: Path, seconds: np.ndarray, max_pixels: int) -> bool:
     with container:
         try:
             found = [time for time in seek_window(container, stream, at, at).times if time <= at + TIME_TOLERANCE]
-        except (SurpriseError, av.error.FFmpegError):
+        except (SeekError, av.error.FFmpegError):
             return False
     expected = seconds[seconds <= at + TIME_TOLERANCE][-len(found) :]
     return len(found) == len(expected) and np.allclose(found, expected, atol=TIME_TOLERANCE)

@@ -233,7 +233,7 @@ def _rejected(out: Path) -> Path:
 
 
 def _late(row: Listed, found: VideoMetadata) -> str:
-    """Return why a row's window shows nothing of its file, or an empty string."""
+    """Return why a row is refused whose window starts after its file ends, or an empty string."""
     if (row.start_seconds or 0.0) < found.duration_seconds:
         return ""
     return f"its window starts at {row.start_seconds} s, and the file ends at {found.duration_seconds} s"

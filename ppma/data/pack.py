@@ -288,7 +288,7 @@ def _write_shards(
 
 
 def _again(job: ShardJob, lost: Lost, row: PackRow | None, kills: int) -> ShardJob:
-    """Return the job that repeats a shard whose process was killed: alone, with the row in work on trial, or without it after that."""
+    """Return the job that retries a shard after its worker was killed: first with the current row as the suspect, then without it."""
     if kills > MOST_KILLS + 2 * len(job.refused):
         raise KilledError(f"{job.folder}: {kills} processes of shard {job.number} were killed ({lost.reason})")
     if job.suspect is not None and lost.events == 1:

@@ -74,7 +74,7 @@ class ShardJob:
     refused: Mapping[int, str] = field(default_factory=dict)
     """Row -> why it is left out."""
     suspect: PackRow | None = None
-    """The row in work when a process of this shard was killed; it is encoded first, on trial."""
+    """The row that was being encoded when a worker of this shard was killed; it is tried before the others."""
 
 
 def shard_bounds(frames: Sequence[int]) -> list[tuple[int, int]]:
