@@ -25,7 +25,7 @@ study: venv
 	.venv/bin/ppma report runs/small-study --out runs/small-study/report
 
 test: venv
-	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 slow: venv
 	.venv/bin/python -m pytest -m slow $(ARGS)

@@ -210,7 +210,10 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory, clip_tree: Path) -> Path
 @pytest.fixture(scope="session")
 def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the compilers' caches for all proofs of one session, empty at its start, so each kernel is compiled once."""
-    return tmp_path_factory.mktemp("compile_cache")
+    base = tmp_path_factory.getbasetemp()  # of one process of the session
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compile_cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

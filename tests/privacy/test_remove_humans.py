@@ -248,7 +248,7 @@ def start(folder, out):
 def stop_after(process, out, count, how):
     """Send the signal when `count` clips are done; return (exit code, stderr)."""
     end = time.monotonic() + 60
-    while len(list(out.glob("records/*/*.json"))) < count and process.poll() is None and time.monotonic() < end:
+    while len(list(out.glob("records/*/[!.]*.json"))) < count and process.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
     os.kill(process.pid, how)
     said = process.communicate(timeout=60)[1]
@@ -261,7 +261,7 @@ def test_after_a_kill_and_ctrl_c_the_same_command_continues(tmp_path):
         write_walk(tmp_path / "in" / "a" / f"{i}.mp4", length=40, height=240, width=320)
     out, before = tmp_path / "out", hashes(tmp_path / "in")
     assert stop_after(start(tmp_path / "in", out), out, 2, signal.SIGKILL)[0] == -signal.SIGKILL
-    kept = {path: path.stat().st_mtime_ns for path in out.glob("records/*/*.json")}
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("records/*/[!.]*.json")}
     assert 2 <= len(kept) < 12
     code, said = stop_after(start(tmp_path / "in", out), out, len(kept) + 2, signal.SIGINT)
     assert code == 130 and said.splitlines()[-1] == "ppma remove-humans: interrupted"
