@@ -123,7 +123,7 @@ def test_a_run_that_is_killed_and_stopped_ends_as_one_that_was_not(signals, data
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
     kills = signals.count(signal.SIGKILL)
-    figure("R1", f"{kills} SIGKILLs and {len(signals) - kills} stops, each resumed: 0 differing bits")
+    figure("R1", f"killed {kills} x and stopped {len(signals) - kills} x, each resumed: 0 differing bits")
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])

@@ -35,6 +35,8 @@ from ppma.config.errors import InputError
 from ppma.loaders.sources.store import Store
 
 DOMAINS = ("", "real", "human-removed", "synthetic")
+RULES = 2
+"""Raise it when rows are refused that were accepted before: tables are cached after their check."""
 LARGE_BYTES = 16 * 2**20
 """Size from which a CSV is kept as an Arrow file; parsing a smaller one takes less than a second."""
 
@@ -235,7 +237,7 @@ def _table(path: Path, size: int, mtime_ns: int) -> pa.Table:
         return _read(path)
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppma" / "manifests"
     folder.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(repr((str(path), size, mtime_ns)).encode()).hexdigest()[:24]
+    key = hashlib.sha256(repr((RULES, str(path), size, mtime_ns)).encode()).hexdigest()[:24]
     target = folder / f"{key}.arrow"
     with FileLock(folder / f"{key}.lock"):  # the processes of a node start together: one parses, the others wait
         if not target.exists():

@@ -67,3 +67,8 @@ def test_every_promise_has_a_test():
     assert {name for file in files for name in re.findall(r'mark\.promise\("(R\d+)"\)', file.read_text())} == set(
         PROMISES
     )
+
+
+def test_readme_shows_every_promise():
+    shown = re.findall(r"^\| (R\d+) \| (.+?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert shown == list(PROMISES.items())
