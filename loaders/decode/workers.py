@@ -190,7 +190,7 @@ class WorkerPool:
         )
         theirs.close()
         worker = _Worker(process, Connection(ours.detach()))
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: `_collect` replaces it
+        with contextlib.suppress(OSError):  # dead, or closed already: `_collect` replaces it or raises its defect
             worker.connection.send(self._config)
         return worker
 

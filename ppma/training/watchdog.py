@@ -15,6 +15,8 @@ from ppma.config.command import RUN_AGAIN
 
 log = logging.getLogger(__name__)
 
+DUMP_SECONDS = 0.5
+"""faulthandler walks the stacks without the interpreter lock, and crashes if this thread runs Python code meanwhile."""
 GRACE_SECONDS = 5.0
 """Time between stacks and exit: the first rank to exit takes down its peers, which should report first."""
 STDERR = 2
@@ -49,8 +51,9 @@ class Watchdog:
         self._last = time.monotonic()
 
     def _watch(self) -> None:
-        while not self._over.wait(max(self._last + self._seconds - time.monotonic(), 0.01)):
-            if time.monotonic() - self._last < self._seconds:
+        limit = self._seconds + DUMP_SECONDS
+        while not self._over.wait(max(self._last + limit - time.monotonic(), 0.01)):
+            if time.monotonic() - self._last < limit:
                 continue
             log.error("no step for %.0f s (hang_seconds): the run hangs. Stacks of all threads:", self._seconds)
             if not self._over.wait(GRACE_SECONDS):
