@@ -89,6 +89,12 @@ def test_input_error_is_one_line_and_a_defect_keeps_its_traceback(capsys):
     with pytest.raises(ZeroDivisionError):
         run(lambda argv: 1 // 0, [], prog="ppma x")
 
+    def closed(argv: list[str]) -> int:
+        raise OSError("handle is closed")  # by Python, not by the system
+
+    with pytest.raises(OSError, match="handle"):
+        run(closed, [], prog="ppma x")
+
 
 OUT_OF_MEMORY = (
     "CUDA out of memory. Tried to allocate 3.00 GiB. GPU 0 has a total capacity of 79.25 GiB of which 1.12 GiB is free."

@@ -21,7 +21,7 @@ import tiny
 from ppma import cli
 from ppma.common.files import claim_folder
 from ppma.config import command
-from ppma.config.command import INTERRUPTED, RUN_AGAIN, WRONG_INPUT, run
+from ppma.config.command import FAILED, INTERRUPTED, RUN_AGAIN, WRONG_INPUT, run
 from ppma.config.errors import DiskFullError, InputError, Stopped
 from ppma.config.run import read_config
 from ppma.loaders.sources import catalog
@@ -299,9 +299,10 @@ WRONG = (
     "EMLINK",
     "EMFILE",
     "ELOOP",
-    "EIO",
 )
+FAILING = ("EIO", "ESTALE", "ETIMEDOUT")  # a file system that fails is not the user's input
 ERRORS = (
+    *((system_error(getattr(errno, name)), FAILED) for name in FAILING),
     *((system_error(getattr(errno, name)), WRONG_INPUT) for name in WRONG),
     *((system_error(number), RUN_AGAIN) for number in (errno.ENOSPC, errno.EDQUOT)),
     (DiskFullError("/data: No space left on device"), RUN_AGAIN),

@@ -269,7 +269,9 @@ def explain(error: BaseException) -> tuple[int, str] | None:
             return RUN_AGAIN, f"{error}; finished work is kept: free memory and run the same command again"
         case ConnectionError() | FloatingPointError():  # ranks that do not meet, a loss that stays NaN
             return FAILED, str(error)
-        case OSError():
+        case OSError(errno=errno.EIO | errno.ESTALE | errno.ETIMEDOUT | errno.EREMOTEIO | errno.EHOSTDOWN):
+            return FAILED, _os_message(error)  # a file system that fails on one rank must not look like wrong input
+        case OSError(errno=int()):  # one without a number comes from Python: a defect
             return WRONG_INPUT, _os_message(error)
         case RuntimeError():
             line = gpu_remedy(error)
