@@ -149,7 +149,10 @@ class Manifest:
         """Return row `i`."""
         if not 0 <= i < self._rows:
             raise IndexError(f"row {i} of a manifest with {self._rows} rows")
-        return Clip(**{name: self._columns[name][i].as_py() for name in HEADER})
+        row, label = {name: self._columns[name][i].as_py() for name in HEADER}, int(self.labels[i])
+        if label >= 0:
+            row |= {"label": label, "class_name": self.class_names.get(label, "")}
+        return Clip(**row)
 
     def texts(self, name: str) -> list[str]:
         """Return a text column: path, class_name, source, codec, domain, licence or audit."""

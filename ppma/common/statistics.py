@@ -67,12 +67,12 @@ class Bin:
 def top_k_correct(scores_VC: np.ndarray, labels_V: np.ndarray, k: int) -> np.ndarray:
     """Return bool (V,), True where the label is among the k largest scores.
 
-    Classes that tie with the label rank above it, so equal scores never count as correct by their order. A row of NaN (a video that
-    cannot be decoded) is wrong.
+    Classes that tie with the label rank above it, so equal scores never count as correct by their order. A label whose score is NaN
+    (a video that cannot be decoded) or -inf (a class that the head lacks) is wrong.
     """
     own_V1 = np.take_along_axis(scores_VC, labels_V[:, None], axis=1)
     rank_V = (scores_VC >= own_V1).sum(axis=1)  # from 1: the label itself counts
-    return (rank_V <= k) & ~np.isnan(own_V1[:, 0])
+    return (rank_V <= k) & np.isfinite(own_V1[:, 0])
 
 
 def top_k(scores_VC: np.ndarray, labels_V: np.ndarray, k: int) -> Accuracy:

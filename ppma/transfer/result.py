@@ -33,9 +33,9 @@ def mean_over_views(scores_VWC: Tensor, decoded_V: Tensor, classes: int = 0) -> 
     Args:
         scores_VWC: Scores of the classes that the head has.
         decoded_V: bool, False for a video that could not be decoded.
-        classes: Number of classes of the videos; those behind the head's have the score 0.
+        classes: Number of classes of the videos; those behind the head's have the score -inf.
     """
-    scores_VC = F.pad(scores_VWC.mean(dim=1), (0, max(0, classes - scores_VWC.shape[2])))
+    scores_VC = F.pad(scores_VWC.mean(dim=1), (0, max(0, classes - scores_VWC.shape[2])), value=-torch.inf)
     scores_VC[~decoded_V] = torch.nan
     return scores_VC.cpu().numpy()
 

@@ -71,6 +71,7 @@ def test_or_gets_a_label_behind_those_of_the_head():
     assert found.labels.tolist() == [4, 0, 5] and found.n_classes == 6
     assert found.class_names == dict(enumerate((*HEAD, "surfing", "skiing")))
     assert matched(found, mark_unknown=True).labels.tolist() == [4, 0, 5]
+    assert [(found.clip(i).label, found.clip(i).class_name) for i in (0, 1)] == [(4, "surfing"), (0, "archery")]
 
 
 def test_without_names_the_numbers_are_compared(caplog):

@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny
+import torch
 
+from ppma.common.statistics import calibration, predictions, top_k_correct
 from ppma.config.recipes import RECIPES
-from ppma.transfer.result import write_result
+from ppma.transfer.result import mean_over_views, write_result
 
 SCORES = np.array(
     [[0.9, 0.1, 0.0, 0.0], [0.2, 0.6, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4], [0.1, 0.1, 0.1, 0.7],
@@ -59,3 +61,10 @@ def test_draws_are_rows_of_their_own_and_may_bring_another_interval(tmp_path):
     saved = np.load(tmp_path / "run/scores.npz")
     assert result["n_videos"] == 16 == len(saved["video"]) and result["interval"] == "over draws"
     assert (saved["video"][:8] == saved["video"][8:]).all() and (saved["label"][:8] == saved["label"][8:]).all()
+
+
+def test_a_class_that_the_head_lacks_is_wrong_at_any_k():
+    scores = mean_over_views(torch.tensor([[[0.6, 0.4]], [[0.3, 0.7]]]), torch.tensor([True, True]), classes=3)
+    labels = np.array([2, 1])
+    assert top_k_correct(scores, labels, 5).tolist() == [False, True]
+    assert predictions(scores, labels).tolist() == [0, 1] and np.isfinite(calibration(scores, labels)[0])
