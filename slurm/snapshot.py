@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ppma
-from ppma.config.errors import require
+from ppma.config.errors import first_few, require
 
 PARTS = ("ppma", "loaders", "kernels", "slurm")
 CODE = "code"
@@ -68,8 +68,9 @@ def require_clean(root: Path) -> None:
     """Raise InputError if the working tree differs from its last commit or is not a git checkout."""
     is_checkout, changed = _git(root, "rev-parse", "HEAD") is not None, _changes(root)
     require(is_checkout, f"--require-clean: {root} is not a git checkout; clone the repository, or leave the flag out")
-    names = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
-    require(not changed, f"--require-clean: {names} in {root} not committed; commit, or leave the flag out")
+    require(
+        not changed, f"--require-clean: {first_few(changed, 5)} in {root} not committed; commit, or leave the flag out"
+    )
 
 
 def _git(root: Path, *words: str) -> str | None:

@@ -40,7 +40,7 @@ def class_names(source: Manifest) -> tuple[str, ...]:
     for label, name in enumerate(names):
         if name and first.setdefault(nfc(name), label) != label:
             raise InputError(
-                f"{where}: labels {first[nfc(name)]} and {label} are both called {name!r}; give each class a name of its own"
+                f"{where}: labels {first[nfc(name)]} and {label} are both called {name!r}; give each class a different name"
             )
     return names
 
@@ -77,7 +77,7 @@ def by_name(
     names = first_few([own[label] or f"number {label}" for label in unknown], SHOWN)
     lacking = f"{head} lacks {len(unknown)} of the {len(used)} classes of {where}: {names}"
     if unknown and not mark_unknown:
-        hint = f" (of its own {first_few(absent, SHOWN)} there is no clip)" if any(absent) else ""
+        hint = f" (no clip shows its {first_few(absent, SHOWN)})" if any(absent) else ""
         raise InputError(f"{lacking}{hint}; {remedy}")
     if absent:
         shown = first_few([name for name in absent if name], SHOWN)

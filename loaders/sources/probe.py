@@ -242,7 +242,7 @@ def _probe_video(path: Path, max_pixels: int, check: Check) -> VideoMetadata:
 
 
 def _decode_keys(stream: av.VideoStream, walk: _Walk) -> _Pictures | None:
-    """Decode the sampled key frames, each alone; None if one is no picture of its own, or damaged."""
+    """Decode the sampled key frames, each alone; None if one refers to other pictures or is damaged."""
     pictures, context = _Pictures(), stream.codec_context
     for packet in walk.samples:
         try:

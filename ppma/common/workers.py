@@ -288,7 +288,7 @@ def _send_result(connection: Connection, result: object) -> None:
 
 
 def _picklable(error: Exception) -> Exception:
-    """Return the error, or one that says the same where an exception cannot be pickled, as those with arguments of their own."""
+    """Return the error, or a RuntimeError with its text if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except (AttributeError, TypeError, pickle.PicklingError):

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ppma.common.files import atomic_path
 from ppma.config.command import DONE, NewPath, parse
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, first_few
 from ppma.models.vit import sinusoid_table
 from ppma.training import checkpoint, lineage
 from ppma.training.run import MIXING
@@ -101,8 +101,7 @@ def _rename(weights: Weights, names: Names) -> Weights:
     """Rename every tensor; InputError lists those that the table does not have."""
     renamed = {name: _translate(name, names) for name in weights}
     if unknown := sorted(name for name, other in renamed.items() if other is None):
-        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-        raise InputError(f"{len(unknown)} tensors have no place in the model: {', '.join(unknown[:8])}{more}")
+        raise InputError(f"{len(unknown)} tensors have no place in the model: {first_few(unknown, 8)}")
     return {other: weights[name] for name, other in renamed.items() if other}
 
 

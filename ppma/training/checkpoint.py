@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, first_few
 from ppma.models.vit import TRUNK
 from ppma.training import parallel
 from ppma.training.lineage import Lineage
@@ -325,6 +325,5 @@ def check_fits(wanted: dict[str, Tensor], given: dict[str, Tensor], path: Path) 
         if given[name].shape != wanted[name].shape
     ]
     if problems:
-        shown = "; ".join(sorted(problems)[:6])
-        more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
-        raise InputError(f"{path} does not fit this model (check --model, --size, --frames): {shown}{more}")
+        shown = first_few(sorted(problems), 6)
+        raise InputError(f"{path} does not fit this model (check --model, --size, --frames): {shown}")

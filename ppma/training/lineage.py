@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 
 from ppma import __version__
 from ppma.common.files import file_sha256, write_text
+from ppma.config.errors import first_few
 from ppma.config.records import restore
 from ppma.config.run import Privacy
 from ppma.loaders.sources import labels
@@ -222,8 +223,7 @@ def describe(lineage: Lineage) -> str:
 
 def _shares(counts: dict[str, int], most: int = 4) -> str:
     ordered = sorted(counts.items(), key=lambda item: -item[1])
-    shown = [f"{text or 'not given'} ({count})" for text, count in ordered[:most]]
-    return ", ".join(shown) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
+    return first_few([f"{text or 'not given'} ({count})" for text, count in ordered], most)
 
 
 def _hashes(source: Seen) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppma.config.errors import InputError, Stopped
+from ppma.config.errors import InputError, Stopped, first_few
 from ppma.config.run import RunConfig
 from ppma.loaders.batch import ClipBatch
 from ppma.models.classify import Classifier
@@ -33,6 +33,8 @@ from ppma.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
+SHOWN_CLIPS = 8
+"""Clips that the message of skipped steps names."""
 MAX_SKIPPED = 10
 """Steps in a row with a loss or gradient that is not finite, after which a run goes back to its checkpoint, or stops."""
 
@@ -209,7 +211,7 @@ class Trainer:
             self.skipped_in_a_row.zero_()
             raise FloatingPointError(
                 f"{skipped} steps in a row up to step {self.step} were skipped, because the loss or its gradient was not finite; this"
-                f" rank's last clips: {', '.join(self._clips(batch))}. If these are fine, try a lower --optim.peak-lr,"
+                f" rank's last clips: {first_few(self._clips(batch), SHOWN_CLIPS)}. If these are fine, try a lower --optim.peak-lr,"
                 " --optim.clip-grad 1, or --precision fp32"
             )
 
