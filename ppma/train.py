@@ -100,7 +100,8 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
         leave: Called with 75 when the run hangs.
 
     Raises:
-        InputError: The input is wrong or another process owns the run folder; nothing has been written.
+        InputError: The input is wrong or another process owns the run folder. Nothing has been written; of a resumed run,
+            damaged checkpoints may have been renamed.
         Stopped: A signal asked to stop; a checkpoint is saved.
     """
     began = time.monotonic()
@@ -109,13 +110,17 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
         check_run_folder(config)
         compute = choose(config.precision, ranks.device)
         compile_mode(config.compile, ranks.device)
-        if config.resume:
+        # Rank 0 decides for all: a file system may show other ranks an older listing of the folder.
+        saved = (
             distributed.on_main(ranks, partial(checkpoint.recover, config.run_dir / "checkpoints"))
+            if config.resume
+            else None
+        )
         tested = tasks.read_sources(config, config.evaluation.split)[:1] if config.evaluation.at_end else []
         inputs = _input_hashes(config)
         sources = tasks.read_sources(config)
-        lineage = strict.admit(config, sources, ranks)
-        sources = tasks.on_resume(config, sources)
+        lineage = strict.admit(config, sources, ranks, saved.folder if saved else None)
+        sources = tasks.on_resume(config, sources, saved)
         if config.phase in UNTRAINED:
             _score(config, ranks, compute, lineage)
             _seal(config, ranks, inputs, time.monotonic() - began)
@@ -196,9 +201,10 @@ def plan(config: RunConfig) -> None:
         compute = choose(config.precision, ranks.device)
         compile_mode(config.compile, ranks.device)
         sources = tasks.read_sources(config)
+        saved = tasks.newest(config)
         if config.privacy == "strict":
-            strict.precheck(config, sources)
-        tasks.on_resume(config, sources)
+            strict.precheck(config, sources, saved.folder if saved else None)
+        tasks.on_resume(config, sources, saved)
         rows = sum(len(source) for source in sources) // config.batch * config.batch
         steps = rows // config.batch * config.optim.epochs
         forward = (

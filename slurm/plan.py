@@ -179,10 +179,12 @@ def check_privacy(stages: Sequence[Stage]) -> None:
     coming = {stage.folder for stage in stages}
     for config in (stage.config for stage in stages if stage.config and stage.config.privacy == "strict"):
         from ppma.privacy import strict
-        from ppma.training.tasks import read_sources
+        from ppma.training.tasks import newest, read_sources
 
         not_yet = config.init is not None and any(config.init.is_relative_to(folder) for folder in coming)
-        strict.precheck(replace(config, init=None) if not_yet else config, read_sources(config))
+        saved = newest(config)
+        checked = replace(config, init=None) if not_yet else config
+        strict.precheck(checked, read_sources(config), saved.folder if saved else None)
 
 
 # ------------------------------------------------------------------------------------------------------------ trainings

@@ -31,33 +31,35 @@ NO_LICENCE = (
 """What states no license, in lower case and without anything but letters and digits."""
 
 
-def admit(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Lineage:
+def admit(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks, resumed: Path | None) -> Lineage:
     """Return the lineage of a run that is about to start; called by every rank, each of which hashes its share.
 
     Args:
         config: The run.
         sources: The manifests that it learns from.
         ranks: This rank and the others.
+        resumed: The checkpoint that it continues from, if any.
 
     Raises:
         InputError: Under --privacy strict, a row, a file or the initial weights are refused.
     """
     if config.privacy != "strict":
-        return _lineage(config, [lineage.seen(source) for source in sources])
-    audits = precheck(config, sources)
-    found = _lineage(config, [_check_files(*pair, ranks) for pair in zip(sources, audits, strict=True)])
+        return _lineage(config, [lineage.seen(source) for source in sources], resumed)
+    audits = precheck(config, sources, resumed)
+    found = _lineage(config, [_check_files(*pair, ranks) for pair in zip(sources, audits, strict=True)], resumed)
     distributed.on_all_ranks(ranks, lambda: check_disguise(config.data, sources) if ranks.is_main else None)
     if objection := objection_to(found):  # covers the weights that a resumed run continues from
         raise InputError(f"{config.run_dir} is refused by --privacy strict: {objection}")
     return found
 
 
-def precheck(config: RunConfig, sources: Sequence[Manifest]) -> list[dict[str, verdict.Audited]]:
+def precheck(config: RunConfig, sources: Sequence[Manifest], resumed: Path | None) -> list[dict[str, verdict.Audited]]:
     """Check what can be checked without reading videos: rows, seals and initial weights.
 
     Args:
         config: The run.
         sources: The manifests that it learns from.
+        resumed: The checkpoint that it continues from, if any.
 
     Returns:
         The audit of each source, by path.
@@ -67,7 +69,7 @@ def precheck(config: RunConfig, sources: Sequence[Manifest]) -> list[dict[str, v
     """
     audits = [_check_rows(source) for source in sources]
     starts = [("--average" if config.average else "--init", path) for path in config.starts]
-    for flag, path in (*starts, ("--resume", _newest(config))):
+    for flag, path in (*starts, ("--resume", resumed)):
         if path and (objection := objection_to(lineage.read(checkpoint.locate_model(path)))):
             raise InputError(f"{flag} {path} is refused by --privacy strict: {objection}")
     if config.features is not None:
@@ -93,20 +95,14 @@ def objection_to(found: Lineage) -> str:
     return ""
 
 
-def _lineage(config: RunConfig, seen: Sequence[Seen]) -> Lineage:
-    newest = _newest(config)
+def _lineage(config: RunConfig, seen: Sequence[Seen], resumed: Path | None) -> Lineage:
     return lineage.of_run(
         config.recipe,
         config.privacy,
         seen,
         starts=[checkpoint.locate_model(path) for path in config.starts],
-        resumed=checkpoint.locate_model(newest) if newest else None,
+        resumed=checkpoint.locate_model(resumed) if resumed else None,
     )
-
-
-def _newest(config: RunConfig) -> Path | None:
-    saved = checkpoint.newest(config.run_dir / "checkpoints") if config.resume else None
-    return saved.folder if saved else None
 
 
 def _check_rows(source: Manifest) -> dict[str, verdict.Audited]:

@@ -171,8 +171,8 @@ def _point_latest_to(target: Path) -> None:
     link.replace(target.with_name(LATEST))
 
 
-def recover(folder: Path) -> None:
-    """Prepare the checkpoints of a run for a resume; only the owner of the run folder may call it.
+def recover(folder: Path) -> Saved | None:
+    """Prepare the checkpoints of a run for a resume and return the newest; only the owner of the run folder may call it.
 
     What killed saves left behind is deleted. Checkpoints newer than the newest one whose files have their recorded hashes
     are renamed to step_XXXXXXXX.damaged.
@@ -198,13 +198,14 @@ def recover(folder: Path) -> None:
             raise InputError(
                 f"no checkpoint is intact ({listed}); restore one, or delete {folder} to start from step 0"
             )
-        return
+        return None
     _point_latest_to(path)
     for bad, damage in damaged.items():
         aside = bad.with_name(f"{bad.name}.damaged")
         shutil.rmtree(aside, ignore_errors=True)
         bad.rename(aside)
         log.warning("%s is damaged (%s) and was renamed to %s; %s is used instead", bad, damage, aside.name, path.name)
+    return newest(folder)
 
 
 def _damage(folder: Path) -> str:

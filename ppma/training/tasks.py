@@ -30,6 +30,7 @@ from ppma.models.mae import MaskedAutoencoder
 from ppma.models.mixing import check_group
 from ppma.models.vit import Encoder
 from ppma.training import checkpoint, distributed, lineage
+from ppma.training.checkpoint import Saved
 from ppma.training.distributed import Ranks
 
 log = logging.getLogger(__name__)
@@ -104,14 +105,23 @@ def tested_by_name(source: Manifest, classes: Sequence[str], config: RunConfig) 
     )  # fmt: skip
 
 
-def on_resume(config: RunConfig, sources: Sequence[Manifest]) -> list[Manifest]:
-    """Return the sources of a run, with the labels of the heads of the checkpoint that it resumes from, if any.
+def newest(config: RunConfig) -> Saved | None:
+    """Return the checkpoint that a run would resume from; None if it starts from step 0."""
+    return checkpoint.newest(config.run_dir / "checkpoints") if config.resume else None
+
+
+def on_resume(config: RunConfig, sources: Sequence[Manifest], saved: Saved | None) -> list[Manifest]:
+    """Return the sources of a run, with the labels of the heads of the checkpoint that it resumes from.
+
+    Args:
+        config: The run.
+        sources: Its manifests.
+        saved: The checkpoint; None for a run that starts from step 0.
 
     Raises:
         InputError: The manifests are not those of the checkpoint and `allow_changed_data` is not set, or a head lacks a
             class.
     """
-    saved = checkpoint.newest(config.run_dir / "checkpoints") if config.resume else None
     if saved is None:
         return list(sources)
     before = lineage.read(saved.folder / checkpoint.MODEL, check_files=False)

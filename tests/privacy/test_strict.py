@@ -531,7 +531,7 @@ def test_every_encoder_of_a_learned_average_is_checked(world):
     flags = [*tiny.FLAGS, "--dataset", "drawn", "--batch", "4", "--privacy", "strict", "--average", *models]
     config = resolve("adaptive_average", [*flags, "--run-dir", f"{world}/runs/new"])
     with pytest.raises(InputError, match="4 clips of people"):
-        strict.precheck(config, [])
+        strict.precheck(config, [], None)
 
 
 def test_a_dry_run_and_a_login_node_check_what_needs_no_video(world, capfd):
