@@ -56,6 +56,7 @@ class AttentivePool(nn.Module):
         initialize_linear(self, "truncated_normal", generator)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
+        """Return the tokens gathered by the learned query, (B, D)."""
         B, _, D = tokens_BND.shape
         query_BHE = self.to_query(self.query).view(1, self.heads, 1, D // self.heads).expand(B, -1, -1, -1)
         key_value = self.to_key_value(self.norm1(tokens_BND)).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)

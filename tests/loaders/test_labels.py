@@ -28,7 +28,7 @@ def listed(*names):
 
 
 def matched(source, classes=HEAD, **flags):
-    return by_name(source, classes, head="the head", remedy="mend it", **flags)
+    return by_name(source, classes, head="the head", remedy="fix it", **flags)
 
 
 def test_a_split_without_a_class_gets_the_labels_of_the_head(caplog):
