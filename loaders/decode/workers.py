@@ -204,7 +204,7 @@ class WorkerPool:
             if not worker.tasks:
                 worker.busy_since = time.monotonic()
             worker.tasks[task.ticket] = task
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: `_collect` replaces it
+            with contextlib.suppress(OSError):  # dead: `_collect` replaces it or raises its defect
                 worker.connection.send(task)
 
     def _serve(self) -> None:

@@ -195,11 +195,14 @@ def test_closing_does_not_wait_for_one_hung_worker_after_the_other(tmp_path, mon
 
 def test_a_defect_of_the_worker_is_not_a_bad_file(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "RUN_WORKER", "raise SystemExit(3)")
-    pool = WorkerPool(CONFIG, VIEW_BYTES)
-    with pytest.raises(RuntimeError, match="code 3"):
+    for early in (False, True):
+        pool = WorkerPool(CONFIG, VIEW_BYTES)
+        while early and pool._thread.is_alive():  # the thread has met the defect before a task comes
+            time.sleep(0.01)
         pool.submit(task(0, tmp_path / "any.mp4"))
-        pool.replies()
-    pool.close()
+        with pytest.raises(RuntimeError, match="code 3"):
+            pool.replies()
+        pool.close()
 
 
 def test_workers_end_with_a_parent_that_is_killed():
