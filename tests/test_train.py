@@ -111,7 +111,7 @@ def test_a_run_that_is_killed_and_stopped_ends_as_one_that_was_not(signals, data
     subprocess.run([*command, str(tmp_path / "whole")], check=True)
     command += [str(tmp_path / "cut"), "--resume"]
     for number, sent in enumerate(signals):
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_hangup)
         reached = 20 * number + 10
         wait_until(lambda: max([(0, 0), *losses(tmp_path / "cut")])[0] > reached, process)  # noqa: B023
         process.send_signal(sent)
@@ -194,6 +194,11 @@ def test_no_process_lists_a_data_folder(data, clip_tree, tmp_path):
     listed = [Path(line) for line in (tmp_path / "listings").read_text().splitlines()]
     assert tmp_path / "runs" / "finetune" / "checkpoints" in listed  # the audit hook works
     assert not [path for path in listed if path.is_relative_to(clip_tree) or path.is_relative_to(tmp_path / "data")]
+
+
+def heed_hangup():
+    """Under nohup, pytest and what it starts would ignore SIGHUP."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def wait_until(true, process, seconds=120):
