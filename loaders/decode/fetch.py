@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -36,7 +37,7 @@ from ppma.loaders.sources.pictures import (
     seek_window,
     why_from_start,
 )
-from ppma.loaders.sources.store import StoreError, is_packed, read_packed
+from ppma.loaders.sources.store import StoreError, is_packed, read_packed, read_packed_ahead
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ MAX_PIXELS = 8192 * 4352
 """Most pixels of a frame: 8K, the largest useful `ppma index --max-pixels`. A 200 kB file may promise more."""
 MOST_HELD_PIXELS = 1 << 27
 """Pixels of the frames that a window decoded from the start holds: 200 MB."""
+_readers_ahead = ThreadPoolExecutor(8, "ppma-read-ahead")
 _no_seeking: set[Path] = set()
 """Files that showed something else after a seek than their packets promise."""
 
@@ -131,14 +133,19 @@ def all_frames(path: Path, start: float, end: float, *, fps: float | None = None
                 yield from islice(_video_frames(path, start, end, choose), given, None)
 
 
-def read_ahead(path: Path) -> None:
-    """Ask the kernel to fetch a file (posix_fadvise), which hides the latency of a network file system.
+def read_ahead(path: Path, start: float, end: float, count: int) -> None:
+    """Have the kernel fetch what `read_frames` reads, which hides the latency of a network file system.
 
-    What cannot be opened is reported when it is read. Packed stores are read in place and need no fetching.
+    Returns at once: threads open the file and ask for its bytes. What cannot be opened is reported when it is read.
     """
-    if is_packed(path):
-        return
-    with contextlib.suppress(OSError, InputError):
+    _readers_ahead.submit(_read_ahead, path, start, end, count)
+
+
+def _read_ahead(path: Path, start: float, end: float, count: int) -> None:
+    with contextlib.suppress(OSError, InputError, StoreError):
+        if is_packed(path):
+            read_packed_ahead(path, lambda times: choose_frames(times, start, end, count))
+            return
         for file in list_frames(path) if is_frames(path) else [path]:
             with file.open("rb") as handle:
                 os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)

@@ -293,7 +293,7 @@ def _run(task: Task, config: LoaderConfig, memory: mmap.mmap) -> tuple[DaliInput
     sample, fallback = task.sample, ""
     path, start, end = Path(task.path), sample.start_seconds, sample.end_seconds
     if task.product == "read_ahead":
-        read_ahead(path)
+        read_ahead(path, start, end, config.frames)
         return None, ""
     if task.product == "views":
         shape = (len(sample.views), config.frames, config.size, config.size, 3)

@@ -242,9 +242,8 @@ def test_packets_of_vp9_that_give_more_or_less_than_one_picture(tmp_path, write_
 
 
 def test_reading_ahead_leaves_errors_to_the_read(tmp_path):
-    """An error here would end the worker process, and with it the training."""
     (tmp_path / "empty").mkdir()
     for name in ("none.mp4", "empty", "gone/img_*"):
-        fetch.read_ahead(tmp_path / name)
+        fetch._read_ahead(tmp_path / name, 0.0, 1.0, 4)
         with pytest.raises(BadClip):
             read_window(tmp_path / name, 0.0, 1.0, 4)

@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,12 +12,15 @@ import numpy as np
 import pytest
 
 from ppma.config.errors import InputError
+from ppma.config.loader import LoaderConfig
 from ppma.data.shard_writer import PackRow, ShardJob, encode_clip, write_rows, write_shard
 from ppma.loaders.decode import fetch, remux
+from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.samples import thin_to_fps
 from ppma.loaders.sources import store
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.store import PackParameters, Shard, Store, StoreIndex
+from ppma.loaders.stream import ClipStream
 
 PARAMETERS = PackParameters(short_side=48, fps=None, quality=95)
 
@@ -54,16 +59,48 @@ def test_windows_of_a_store_are_those_of_the_video(tmp_path, clips, read_barcode
             )  # JPEG at quality 95 on flat colors with sharp edges
 
 
-def test_only_the_bytes_of_chosen_frames_are_read(tmp_path, clips, monkeypatch):
-    address = make_store(tmp_path / "s.beton", [row(clips[0])]).address(0)
-    fetch.read_window(address, 0.0, 1.0, 2)  # the shard is open now
-    read = []
-    original = store.ShardFile.read
-    monkeypatch.setattr(store.ShardFile, "read", lambda self, at, n: read.append(n) or original(self, at, n))
-    clip = remux.encoded_window(address, 1.0, 2.0, 3, ())
+@pytest.fixture
+def reads(monkeypatch):
+    """The (offset, size) of every read since the fixture was made; a patched os.pread records them."""
+    found, pread = [], os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, at: found.append((at, size)) or pread(fd, size, at))
+    return found
+
+
+def test_a_packed_clip_takes_two_reads_and_opening_its_shard_one(tmp_path, clips, reads):
+    packed = make_store(tmp_path / "s.beton", [row(path, i) for i, path in enumerate(clips)])
+    store.open_shard.cache_clear()
+    reads.clear()
+    fetch.read_window(packed.address(0), 0.0, 4.0, 16)
+    assert len(reads) == 3
+    reads.clear()
+    clip = remux.encoded_window(packed.address(1), 1.0, 2.0, 3, ())
     assert clip.kind == "jpeg" and clip.frame_idx == (0, 1, 2) and (clip.height, clip.width) == (48, 64)
-    assert read == [4 * 41 + 8 * 40, *(p.nbytes for p in clip.payloads)]
     assert all(cv2.imdecode(p, cv2.IMREAD_COLOR_RGB).shape == (48, 64, 3) for p in clip.payloads)
+    assert [size for _, size in reads[:1]] == [4 * 41 + 8 * 40] and len(reads) == 2
+
+
+def test_frames_far_apart_are_read_one_by_one_with_the_same_bytes(tmp_path, clips, reads, monkeypatch):
+    address = make_store(tmp_path / "s.beton", [row(clips[0])]).address(0)
+    joined = remux.encoded_window(address, 1.0, 4.0, 4, ()).payloads
+    monkeypatch.setattr(store, "GAP_BYTES", 100)
+    reads.clear()
+    single = remux.encoded_window(address, 1.0, 4.0, 4, ()).payloads
+    assert [p.tobytes() for p in single] == [p.tobytes() for p in joined]
+    assert [size for _, size in reads[1:]] == [p.nbytes for p in single]
+
+
+def test_reading_ahead_asks_for_the_bytes_that_are_read_next(tmp_path, clips, reads, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, at, size, advice: asked.append((at, size)))
+    address = make_store(tmp_path / "s.beton", [row(clips[0])]).address(0)
+    fetch.read_ahead(address, 1.0, 2.0, 4)
+    until = time.monotonic() + 10
+    while not asked and time.monotonic() < until:
+        time.sleep(0.01)
+    reads.clear()
+    fetch.read_window(address, 1.0, 2.0, 4)
+    assert asked == reads[1:]
 
 
 def test_frames_are_scaled_down_as_the_loader_does_and_never_up(clips):
@@ -167,3 +204,34 @@ def test_an_index_comes_back_as_it_was(tmp_path):
     index = StoreIndex(manifest_sha256="m", rows=2, parameters=PARAMETERS, shards=(shard,), complete=False)
     (tmp_path / store.INDEX).write_text(index.dump())
     assert store.read_index(tmp_path) == index
+
+
+@pytest.mark.slow
+def test_with_read_ahead_a_slow_file_system_costs_a_store_less_than_a_fifth(tmp_path, write_clip, monkeypatch):
+    """At 2 ms for each operation, reading with one worker. Rates are measured in turns; the best of each counts."""
+    clip = write_clip(tmp_path / "clip.mp4", frames=81, fps=30, width=340, height=256)
+    packed = make_store(tmp_path / "s.beton", [row(clip, i) for i in range(192)], replace(PARAMETERS, short_side=256))
+    facts = {"frames": 81, "fps": 30.0, "codec": "h264", "key_frame_spacing": 12, "duration_seconds": 2.7}
+    rows = [Clip(path="clip.mp4", label=1, width=340, height=256, **facts)] * 192
+    manifest = Manifest.from_clips(rows, root=tmp_path, name="x").packed_in(packed)
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text("import slow_reads\nslow_reads.install()\n")
+
+    def clips_per_second(read_ahead: int) -> float:
+        config = LoaderConfig(views=1, workers=1, implementation="plain", read_ahead_batches=read_ahead)
+        sampler = TrainingSampler([manifest], config, seed=0, batch_clips=16)
+        with ClipStream(sampler, [manifest], config) as stream:
+            stream.take()
+            began = time.monotonic()
+            return 16 * sum(1 for _ in stream) / (time.monotonic() - began)
+
+    rates: dict[str, list[float]] = {"local": [], "slow": [], "slow, read ahead": []}
+    for _ in range(3):
+        rates["local"].append(clips_per_second(0))
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "path", [str(slow), *sys.path])
+            rates["slow"].append(clips_per_second(0))
+            rates["slow, read ahead"].append(clips_per_second(2))
+    best = {name: max(found) for name, found in rates.items()}
+    assert best["slow, read ahead"] >= 0.8 * best["local"], best
