@@ -23,10 +23,11 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -57,9 +58,22 @@ class Lost:
     """How many results it had given."""
 
 
+class Queue(deque[JobT]):
+    """Jobs of an iterator, each taken from it only when a worker is free; jobs that are put back come first."""
+
+    def __init__(self, jobs: Iterable[JobT]) -> None:
+        super().__init__()
+        self._more = iter(jobs)
+
+    def __bool__(self) -> bool:
+        if not len(self):
+            self.extend(islice(self._more, 1))
+        return len(self) > 0
+
+
 def parallel_map(
     work: Callable[[JobT], ResultT],
-    jobs: Sequence[JobT],
+    jobs: Iterable[JobT],
     workers: int,
     *,
     on_lost: Callable[[JobT, str], ResultT] | None = None,
@@ -72,7 +86,7 @@ def parallel_map(
 
     Args:
         work: A function of a module, so that it can be pickled.
-        jobs: Its arguments, one for each job.
+        jobs: Its arguments, one for each job; an iterator is asked for the next one only when a worker is free.
         workers: Number of processes.
         on_lost: Returns the result of a job that killed its worker twice or took too long, from the job and the reason.
         timeout_seconds: Kill a job that takes longer; every job then runs in another process.
@@ -85,7 +99,7 @@ def parallel_map(
         yield from map(work, jobs)
         return
     alone: deque[JobT] = deque()
-    pool = _Pool(partial(_one_result, work), deque(jobs), alone, workers, timeout_seconds or float("inf"), kill)
+    pool = _Pool(partial(_one_result, work), Queue(jobs), alone, workers, timeout_seconds or float("inf"), kill)
     with closing(pool.run()) as results:
         for job, result in results:
             if not isinstance(result, Lost):
@@ -170,7 +184,7 @@ class _Pool(Generic[JobT]):
     def run(self) -> Generator[tuple[JobT, Any], None, None]:
         """Yield (job, result or Lost) until no job is left."""
         try:
-            while self.jobs or self.alone or self.team:
+            while self.team or self.jobs or self.alone:
                 while len(self.team) < self.workers and (self.jobs or (self.alone and not self.team)):
                     self._start()
                 soonest = min(worker.deadline for worker in self.team.values())

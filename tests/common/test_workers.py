@@ -110,6 +110,16 @@ def test_each_job_gives_its_result(tmp_path, count):
     assert all(job.is_file() for job in jobs) and not active_children()
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_job_is_asked_for_only_when_a_worker_is_free(tmp_path, count):
+    """So that another process may take what no worker of this one has begun."""
+    asked = []
+    jobs = (asked.append(n) or tmp_path / str(n) for n in range(6))
+    for done, _ in enumerate(parallel_map(leave_mark, jobs, count), 1):
+        assert len(asked) <= done + count
+    assert asked == list(range(6))
+
+
 def test_an_error_drops_waiting_jobs_and_finishes_running_ones(tmp_path):
     jobs = [tmp_path / str(n) for n in range(40)]
     with pytest.raises(ValueError, match="refused") as error:
