@@ -28,7 +28,7 @@ PROMISES = {
     "R1": "kill -9 and resume: the weights differ in no bit",
     "R2": "the order of samples is the same for any resume point and 1, 2 or 4 ranks",
     "R3": "SIGKILL during a save leaves a loadable checkpoint",
-    "R4": "a full disk stops every command with exit code 75 and loses nothing",
+    "R4": "a full disk stops every command with exit code 75, a training at its next checkpoint, and loses nothing",
     "R5": "a signal to any rank stops all ranks at the same step; a preempted run equals an uninterrupted one",
     "R6": "every container, codec and GOP gives the frames that the file shows; a mutated file neither crashes nor hangs",
     "R7": "bad files are named and counted, and no good frame is another frame",

@@ -10,7 +10,7 @@ file that cannot be decoded is named in quarantine.csv, counted, and replaced by
 """
 
 import atexit
-import csv
+import contextlib
 import importlib.util
 import logging
 import os
@@ -24,6 +24,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from ppma.common.files import PatientFile, csv_text
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig, Reader
 from ppma.loaders.batch import ClipBatch, LoaderCounters
@@ -140,7 +141,8 @@ class ClipStream:
         self.batches, self.sources, self.config = batches, sources, config
         self.device = torch.device(device)
         self.rank, self.world_size = rank, world_size
-        self.on_bad, self.quarantine = on_bad, quarantine
+        self.on_bad = on_bad
+        self._quarantine = PatientFile(quarantine) if quarantine is not None else None
         self.counters = LoaderCounters()
         self.bad_files: dict[str, str] = {}
         """{path: reason}."""
@@ -215,6 +217,9 @@ class ClipStream:
         self._ffcv = None
         self._transfer.unpin()
         self._pool.close()
+        if self._quarantine is not None:
+            with contextlib.suppress(OSError):  # the log has named every file
+                self._quarantine.close()
 
     def __iter__(self) -> Iterator[ClipBatch]:
         while (batch := self.take()) is not None:
@@ -368,13 +373,11 @@ class ClipStream:
         self.bad_files[path] = reason
         self.counters.bad_files = len(self.bad_files)
         log.warning("bad file %s: %s", path, reason)
-        if self.quarantine is not None:
-            new = not self.quarantine.exists()
-            with self.quarantine.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                if new:
-                    writer.writerow(["path", "reason", "epoch", "index"])
-                writer.writerow([path, reason, sample.epoch, sample.index])
+        if self._quarantine is not None:
+            new = len(self.bad_files) == 1 and not self._quarantine.path.exists()
+            head = [["path", "reason", "epoch", "index"]] if new else []
+            lines = csv_text([*head, [path, reason, sample.epoch, sample.index]])
+            self._quarantine.write(lines.encode(errors="backslashreplace"))
         clips = sum(len(source) for source in self.sources)
         if self.on_bad == "replace" and len(self.bad_files) > self.config.max_bad_fraction * clips:
             listed = "; ".join(f"{p}: {r}" for p, r in list(self.bad_files.items())[:20])

@@ -1,6 +1,7 @@
 """Files written atomically, full disks, and content hashes.
 
 atomic_path  ->  a temporary path in the same folder, renamed when the block ends without an error
+PatientFile  ->  a file to append to; what a full disk refuses is kept in memory and written later
 file -> SHA-256 of its bytes        folder of frames -> SHA-256 over name and hash of each file        several clips -> one hash
 """
 
@@ -8,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import tempfile
@@ -18,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from ppma.common.frames import SERIES, clip_place, is_frames
-from ppma.config.errors import InputError, reading, watch_disk
+from ppma.config.errors import FULL_DISK, InputError, reading, watch_disk
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -53,6 +57,49 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temp_path.unlink(missing_ok=True)
 
 
+class PatientFile:
+    """A file to append to that outlives a full disk: what does not fit is kept in memory and written when there is room.
+
+    For lines that a run reports and can go on without. `close` raises if some of them still do not fit.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._pending, self._full = path, bytearray(), False
+        self._descriptor: int | None = None
+
+    def write(self, content: bytes = b"") -> None:
+        """Append bytes, after those that did not fit before. A full disk is a warning, any other error is raised."""
+        self._pending += content
+        try:
+            self._write_pending()
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
+            if not self._full:
+                log.warning("%s: %s; going on, and writing this file when there is room", self.path, error.strerror)
+            self._full = True
+            return
+        if self._full:
+            log.info("%s: there is room again, and nothing is missing", self.path)
+        self._full = False
+
+    def _write_pending(self) -> None:
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        while self._pending:
+            del self._pending[: os.write(self._descriptor, self._pending)]
+
+    def close(self) -> None:
+        """Close the file. Idempotent; OSError if some of it could not be written."""
+        try:
+            if self._pending:
+                self._write_pending()
+        finally:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+            self._descriptor, self._pending = None, bytearray()
+
+
 @contextmanager
 def removing_leftovers(paths: Iterable[Path]) -> Iterator[None]:
     """Delete the temporary files of these paths: before the block those of killed runs, after it those of killed workers."""
@@ -85,11 +132,16 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
-def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
-    """Write rows as CSV atomically, ending each line with one newline."""
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Return rows as CSV, each line ended with one newline."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(path, text.getvalue())
+    return text.getvalue()
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows as CSV atomically, ending each line with one newline."""
+    write_text(path, csv_text(rows))
 
 
 def write_json(path: Path, content: Any) -> None:

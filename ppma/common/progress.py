@@ -1,14 +1,16 @@
 """Report the progress of a long task: a bar on a terminal, a line every ten seconds elsewhere.
 
-Progress("clips")  ->  called with (done, total)  ->  rate and time left on stderr
+Progress("clips")  ->  called with (done, total)  ->  a bar, or lines in the log
 """
 
-import sys
+import logging
 import time
 from types import TracebackType
 
 from rich import progress as rich_progress
 from rich.console import Console
+
+log = logging.getLogger(__name__)
 
 LINE_EVERY_SECONDS = 10.0
 """Seconds between lines where the output is not a terminal."""
@@ -51,4 +53,4 @@ class Progress:
         self.bar.update(self.task, completed=done, total=total, note=f"{rate:.1f} {self.unit}/s, left:")
         if not self.console.is_terminal and rate and now - self.reported >= LINE_EVERY_SECONDS:
             self.reported = now
-            sys.stderr.write(f"{done} of {total} {self.unit}, {rate:.1f}/s, {(total - done) / rate:.0f} s left\n")
+            log.info("%d of %d %s, %.1f/s, %.0f s left", done, total, self.unit, rate, (total - done) / rate)

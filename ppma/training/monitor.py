@@ -3,7 +3,7 @@
     values by tag and step  ->  Monitor;   config, ranks, precision  ->  environment.json
 
 Tags are train/*, perf/*, data/* and eval/*. On a resume, everything logged after the checkpoint is removed, so that a
-file holds each step once.
+file holds each step once. A full disk ends no run here: the files catch up when there is room.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import socket
 import sys
 import time
 from pathlib import Path
@@ -19,9 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import summary
 
-from ppma.common.files import write_text
+from ppma.common.files import PatientFile, write_text
 from ppma.common.packages import installed_versions
 from ppma.config.run import RunConfig
 from ppma.kernels import choice
@@ -46,6 +49,30 @@ SHORT = {
 """Values of the progress line."""
 
 
+class EventFile:
+    """A TensorBoard event file. SummaryWriter writes in a thread, which ends when the disk is full and loses its events."""
+
+    def __init__(self, folder: Path, purge_step: int | None) -> None:
+        """Open a new file; TensorBoard then hides the events of earlier files from `purge_step` on."""
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self.file = PatientFile(folder / name)
+        self._records = RecordWriter(self.file)
+        self._add(file_version="brain.Event:2")
+        if purge_step is not None:
+            self._add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def _add(self, **fields: Any) -> None:
+        self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
+
+    def scalar(self, step: int, tag: str, value: float) -> None:
+        """Write a value."""
+        self._add(step=step, summary=summary.scalar(tag, value))
+
+    def picture(self, step: int, tag: str, image_HWC: np.ndarray) -> None:
+        """Write an RGB uint8 picture."""
+        self._add(step=step, summary=summary.image(tag, image_HWC, dataformats="HWC"))
+
+
 class Monitor:
     """Writes values by tag and step. A context manager.
 
@@ -64,8 +91,8 @@ class Monitor:
         if not writes:
             return
         run_folder.rewind_metrics(run_dir, start_step)
-        self._file = (run_dir / run_folder.METRICS).open("a", buffering=1)
-        self.writer = SummaryWriter(str(run_dir), purge_step=start_step + 1 if start_step else None)
+        self._lines = PatientFile(run_dir / run_folder.METRICS)
+        self._events = EventFile(run_dir, start_step + 1 if start_step else None)
         if sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[values]}"),
@@ -78,14 +105,21 @@ class Monitor:
     def __enter__(self) -> "Monitor":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if not self._writes:
             return
         if self._progress is not None:
             with contextlib.suppress(OSError):  # the terminal is closed
                 self._progress.stop()
-        self.writer.close()
-        self._file.close()
+        for file in (self._events.file, self._lines):
+            with contextlib.suppress(OSError) if kind else contextlib.nullcontext():  # what ended the run comes first
+                file.close()
+
+    def catch_up(self) -> None:
+        """Write what a full disk refused. Called before a checkpoint: a resume keeps the lines up to it."""
+        if self._writes:
+            self._lines.write()
+            self._events.file.write()
 
     def advance(self, step: int) -> None:
         """Move the progress bar."""
@@ -97,9 +131,9 @@ class Monitor:
         if not self._writes:
             return
         row: dict[str, Any] = {"step": step, **({} if epoch is None else {"epoch": epoch}), **values}
-        self._file.write(json.dumps(row) + "\n")
+        self._lines.write((json.dumps(row) + "\n").encode())
         for tag, value in values.items():
-            self.writer.add_scalar(tag, value, step)
+            self._events.scalar(step, tag, value)
         shown = [text.format(values[tag]) for tag, text in SHORT.items() if tag in values]
         line = "  ".join(text for text in shown if text != "0 bad files")
         if self._progress is not None:
@@ -118,7 +152,7 @@ class Monitor:
     def picture(self, step: int, tag: str, image_HWC: np.ndarray) -> None:
         """Show an RGB uint8 picture in TensorBoard."""
         if self._writes:
-            self.writer.add_image(tag, image_HWC, step, dataformats="HWC")
+            self._events.picture(step, tag, image_HWC)
 
 
 def write_environment(path: Path, config: RunConfig, ranks: Ranks, compute: Compute) -> None:

@@ -192,6 +192,7 @@ class Trainer:
                 self._show(monitor, batch)
                 asked = stop.agreed()
                 if asked or self.step % self.config.checkpoint_every == 0 or self.step == self.total_steps:
+                    monitor.catch_up()
                     self.save()
                 if asked and self.step < self.total_steps:
                     raise Stopped(asked)
