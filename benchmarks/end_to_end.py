@@ -13,7 +13,7 @@ clips must not.
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ import torch
 
 from benchmarks import rows
 from benchmarks.training import make_trainer, run_config
+from ppma.config.cache import cache_folder
 from ppma.config.command import DONE, OutFolder, parse, run
 from ppma.config.errors import InputError
 from ppma.config.loader import Implementation, LoaderConfig
@@ -65,7 +66,7 @@ class BenchmarkConfig(rows.ReportConfig):
     """Steps per measurement."""
     size: int = 224
     """Height and width of a view in pixels; smaller ones are for tests."""
-    clips: OutFolder = Path("~/.cache/ppma/benchmark-clips")
+    clips: OutFolder = field(default_factory=lambda: cache_folder() / "benchmark-clips")
     """Folder for the generated clips, reused by the next run."""
 
     def __post_init__(self) -> None:
@@ -142,7 +143,7 @@ def manifests(config: BenchmarkConfig) -> list[Manifest]:
         return [Manifest.read(config.manifest, root=config.root, name=config.manifest.stem)]
     from benchmarks.natural_clips import make_clips
 
-    made = make_clips(config.clips.expanduser(), contents=config.source)
+    made = make_clips(config.clips, contents=config.source)
     return [made[name] for name in config.source]
 
 

@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +31,7 @@ from benchmarks import day, rows
 from benchmarks.day import Item
 from ppma.compile_check import check as compile_check
 from ppma.compile_check.check import Phase
+from ppma.config.cache import cache_folder
 from ppma.config.command import DONE, INTERRUPTED, OutFolder, parse, run
 from ppma.config.errors import InputError
 
@@ -58,8 +59,6 @@ alone; later items reuse the result."""
 NAMES = tuple(item.name for item in ITEMS)
 WARMED: tuple[tuple[Phase, int], ...] = (("mae", 128), ("mae", 64), ("mae", 256), ("align", 64))
 """Steps that --warm compiles on a machine without a GPU."""
-KEPT = Path("~/.cache/ppma/compiled")
-"""Folder of compiled kernels without --warm: that of training runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ class DayConfig:
     warm: OutFolder | None = None
     """Folder of compiled kernels to use and fill. On a machine without a GPU it is only filled, for an H100 or H200;
     use the GPU machine's torch."""
-    clips: OutFolder = Path("~/.cache/ppma/gpu-day-clips")
+    clips: OutFolder = field(default_factory=lambda: cache_folder() / "gpu-day-clips")
     """Folder for generated clips, reused by the next run; keep it outside --out, whose files may be transferred."""
     rehearse: bool = False
     """Run every item's code with tiny shapes on the CPU."""
@@ -168,10 +167,10 @@ def main(argv: list[str]) -> int:
         raise InputError("there is no NVIDIA GPU here; --rehearse walks through every item on the CPU")
     config.out.mkdir(parents=True, exist_ok=True)
     if config.warm is not None or not config.rehearse:
-        use_cache(config.warm or KEPT.expanduser())
+        use_cache(config.warm or cache_folder() / "compiled")
     today = day.Day(
         out=config.out.resolve(), device="cpu" if config.rehearse else "cuda", tiny=config.rehearse,
-        clips=(config.out / "clips" if config.rehearse else config.clips).expanduser().resolve(),
+        clips=(config.out / "clips" if config.rehearse else config.clips).resolve(),
         commit=config.commit or rows.commit(),
     )  # fmt: skip
     items = day.choose(ITEMS, day.Book(folder=today.out).read(), config.only, config.start)

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rows
 from benchmarks.natural_clips import CONTENTS, FPS, ignoring_interrupts, make_clips
+from ppma.config.cache import cache_folder
 from ppma.config.command import DONE, OutFolder, parse, run
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
@@ -70,7 +71,7 @@ class BenchmarkConfig(rows.ReportConfig):
     """Total time; a case that has used up its share is measured in fewer rounds."""
     device: Literal["cpu", "gpu"] = "cpu"
     """Where our views are made; the other readers run on the CPU."""
-    clips: OutFolder = field(default_factory=lambda: Path("~/.cache/ppma/benchmark-clips").expanduser())
+    clips: OutFolder = field(default_factory=lambda: cache_folder() / "benchmark-clips")
     """Folder for the generated clips, reused by the next run."""
 
     def __post_init__(self) -> None:
@@ -341,7 +342,7 @@ def main(argv: list[str]) -> int:
         manifests = {"manifest": Manifest.read(config.manifest, root=config.root)}
     else:
         print(f"making clips in {config.clips} (once)", flush=True)
-        manifests = make_clips(config.clips.expanduser(), contents=contents_of(config))
+        manifests = make_clips(config.clips, contents=contents_of(config))
     rows.report(measure(config, manifests, cases(config, readers)), config, benchmark="loader_throughput")
     return DONE
 

@@ -17,6 +17,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+from ppma.config.cache import cache_folder
 from ppma.config.errors import InputError
 
 
@@ -36,7 +37,7 @@ def guard_library() -> Path:
     """
     source, home = Path(__file__).with_suffix(".cpp"), _torch_folder()
     key = hashlib.sha256(source.read_bytes() + f"{metadata.version('torch')} {home}".encode()).hexdigest()[:16]
-    library = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppma" / f"fake_cuda-{key}.so"
+    library = cache_folder() / f"fake_cuda-{key}.so"
     if library.exists():
         return library
     compiler = shutil.which(os.environ.get("CXX", "g++"))

@@ -13,13 +13,13 @@ import os
 import time
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
 from ppma.common.packages import find_compiler
+from ppma.config.cache import cache_folder
 from ppma.config.errors import InputError, require
 from ppma.config.run import Compile, Precision
 from ppma.models.vit import Block
@@ -109,7 +109,7 @@ def set_cache_folder() -> None:
         os.environ.get(CACHE_VARIABLE, default_cache_dir()) != default_cache_dir()
     ):  # inductor sets its default at import
         return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppma" / "compiled"
+    folder = cache_folder() / "compiled"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:  # the run still works, it only compiles again at every start

@@ -80,6 +80,8 @@ def _read(file: Path) -> Owner | None:
     try:
         return Owner(**json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
+        if file.is_symlink():
+            raise InputError(f"{file} is a link to nothing; remove it") from None
         return None
     except (ValueError, TypeError):
         return Owner(token="")

@@ -96,6 +96,12 @@ def test_a_claim_that_was_never_finished_does_not_block_for_ever(quick, tmp_path
         pass
 
 
+def test_an_owner_file_that_is_a_link_to_nothing_is_refused(tmp_path):
+    (tmp_path / run_folder.OWNER).symlink_to(tmp_path / "nothing")
+    with pytest.raises(InputError, match="link to nothing"), owned(tmp_path):
+        pass
+
+
 def test_an_owner_that_stood_still_leaves_when_another_has_taken_over(quick, tmp_path):
     codes = []
     with owned(tmp_path, codes.append):

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from ppma.common.files import file_sha256
+from ppma.config.cache import cache_folder
 from ppma.config.errors import FULL_DISK, InputError
 
 _FOREIGN = ("--python-version", "3.11", "--platform", "manylinux_2_28_x86_64")
@@ -138,7 +139,7 @@ def default_folder() -> Path:
     """Return the weights folder: $PPMA_WEIGHTS, else ppma/weights in the user's cache folder."""
     if own := os.environ.get("PPMA_WEIGHTS"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppma" / "weights"
+    return cache_folder() / "weights"
 
 
 def find(name: str, folder: Path) -> dict[str, Path]:
