@@ -16,6 +16,7 @@ torch and triton, so another card or release measures again. Choices and times a
 
 import json
 import logging
+import os
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -28,7 +29,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ppma.config.cache import cache_folder
 from ppma.kernels import attention_flash, choice, timing
 
 if choice.LOADED:
@@ -141,7 +141,7 @@ def machine_name(device: torch.device) -> str:
 
 def cache_file() -> Path:
     """Return the file that keeps choices between runs."""
-    return cache_folder() / "attention.json"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppma" / "attention.json"
 
 
 def _read_json(file: Path) -> dict[str, Any]:
