@@ -86,7 +86,9 @@ def by_name(
         log.warning("%s; their clips count as wrong", lacking)
     place |= {label: len(classes) + extra for extra, label in enumerate(unknown)}
     table = np.array([place.get(label, -1) for label in range(len(own))], dtype=np.int64)
-    return source.with_labels(table[source.labels], dict(enumerate([*classes, *(own[label] for label in unknown)])))
+    same = np.array_equal(table, np.arange(len(table)))
+    labels = source.labels if same else table[source.labels]  # of a large manifest they are mapped: no copy
+    return source.with_labels(labels, dict(enumerate([*classes, *(own[label] for label in unknown)])))
 
 
 def renumbered(source: Manifest, classes: Sequence[str]) -> list[str]:

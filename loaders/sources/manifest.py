@@ -158,6 +158,11 @@ class Manifest:
         """Return a text column: path, class_name, source, codec, domain, licence or audit."""
         return self._columns[name].to_pylist()
 
+    def counts(self, name: str) -> dict[str, int]:
+        """Return the rows per value of class_name, source, codec, domain, licence or audit."""
+        found = pc.value_counts(self._columns[name])
+        return dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist()))
+
     def packed_in(self, store: Store) -> "Manifest":
         """Return a manifest of the same rows that reads from a packed store.
 
@@ -165,9 +170,8 @@ class Manifest:
         be packed keeps its video, and is a bad file when it is read.
         """
         packed = copy.copy(self)
-        packed.store, in_store = store, store.places["shard"] >= 0
-        packed.widths = np.where(in_store, store.places["width"], self.widths)
-        packed.heights = np.where(in_store, store.places["height"], self.heights)
+        packed.store = store
+        packed.heights, packed.widths = store.frame_sizes(self.heights, self.widths)
         return packed
 
     def with_labels(self, labels: np.ndarray, class_names: dict[int, str]) -> "Manifest":

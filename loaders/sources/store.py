@@ -145,19 +145,24 @@ class Store:
         if manifest_sha256 not in (None, self.index.manifest_sha256):
             raise InputError(f"{path}: was packed from another manifest; pack this one with a new --out")
         self.places = self._read_places()
-        """PLACE (rows,)."""
+        """PLACE (rows,), mapped: the processes of a node share it."""
 
     def _read_places(self) -> np.ndarray:
         again = "run ppma pack again"
         try:  # mapped, so that a header cannot promise more rows than the file has; a pickle is a ValueError
-            places = np.array(np.load(self.path / ROWS, mmap_mode="r"))
+            places = np.asarray(np.load(self.path / ROWS, mmap_mode="c"))
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{self.path / ROWS}: cannot be read ({error}); {again}") from None
-        shards = len(self.index.shards)
         fits = places.dtype == PLACE and places.shape == (self.index.rows,)
-        if not fits or np.any((places["shard"] < -1) | (places["shard"] >= shards)):
+        if not fits or places["shard"].min(initial=0) < -1 or places["shard"].max(initial=-1) >= len(self.index.shards):
             raise InputError(f"{self.path / ROWS}: does not fit {INDEX}; {again}")
         return places
+
+    def frame_sizes(self, heights: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the heights and widths (rows,) of the packed frames; of the videos, as given, for rows not packed."""
+        unpacked = np.flatnonzero(self.places["shard"] < 0)  # few: only their pages of the mapping become private
+        self.places["height"][unpacked], self.places["width"][unpacked] = heights[unpacked], widths[unpacked]
+        return self.places["height"], self.places["width"]
 
     def address(self, row: int) -> Path | None:
         """Return the address of a packed row, in place of its video's path; None for a row that was not packed."""

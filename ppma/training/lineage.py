@@ -9,7 +9,6 @@ so that an edit is detected. Neither is a signature: whoever can write the folde
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -85,10 +84,10 @@ def history(lineage: Lineage) -> Iterator[Lineage]:
 
 def seen(source: Manifest, *, audit_sha256: str = "", content_sha256: str = "") -> Seen:
     """Return the record of a source's train split, with the hashes of its audit and its clips if they were checked."""
-    counts = {name: dict(Counter(source.texts(name))) for name in ("domain", "licence", "audit")}
     return Seen(
-        name=source.name, split="train", clips=len(source), manifest_sha256=source.sha256, domains=counts["domain"],
-        licences=counts["licence"], audits=counts["audit"], audit_sha256=audit_sha256, content_sha256=content_sha256,
+        name=source.name, split="train", clips=len(source), manifest_sha256=source.sha256,
+        domains=source.counts("domain"), licences=source.counts("licence"), audits=source.counts("audit"),
+        audit_sha256=audit_sha256, content_sha256=content_sha256,
     )  # fmt: skip
 
 

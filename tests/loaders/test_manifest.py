@@ -12,6 +12,7 @@ import pytest
 
 from ppma.config.errors import InputError
 from ppma.loaders.sources import manifest as manifest_module
+from ppma.loaders.sources import store
 from ppma.loaders.sources.manifest import HEADER, Clip, Manifest
 
 PROBED = {"frames": 60, "fps": 25.0, "width": 320, "height": 240, "codec": "h264"}
@@ -151,9 +152,15 @@ def test_many_rows_are_flat():
 
 PRIVATE_MEMORY = """
 import sys
+from pathlib import Path
 from ppma.loaders.sources.manifest import Manifest
-manifest = Manifest.read(sys.argv[1])
-manifest.clip(len(manifest) - 1), manifest.labels[::1000].sum()
+from ppma.loaders.sources.store import Store
+from ppma.training import lineage
+path = Path(sys.argv[1])
+manifest = Manifest.read(path)
+manifest = manifest.packed_in(Store(path.with_suffix(".store")))
+manifest.clip(len(manifest) - 1), manifest.labels[::1000].sum(), manifest.file(0), manifest.widths[::1000].sum()
+lineage.seen(manifest)
 memory = dict(line.split(":") for line in open("/proc/self/smaps_rollup") if line.startswith("Anonymous"))
 print(len(manifest), int(memory["Anonymous"].split()[0]) // 1024)
 """
@@ -166,6 +173,18 @@ def write_rows(path, rows):
         for i in range(block)
     )
     path.write_text(",".join(HEADER) + "\n" + "".join(lines) * (rows // block))
+
+
+def write_store(folder, rows):
+    """Write a store of one shard that holds all rows but the last, without the shard itself."""
+    folder.mkdir()
+    places = np.zeros(rows, store.PLACE)
+    places["place"], places["height"], places["width"], places["shard"][-1:] = np.arange(rows), 256, 340, -1
+    np.save(folder / store.ROWS, places)
+    shard = store.Shard(file="shard-00000.beton", first_row=0, rows=rows, clips=rows - 1, frames=1, bytes=1, sha256="")
+    parameters = store.PackParameters(short_side=256, fps=None, quality=90)
+    index = store.StoreIndex(manifest_sha256="", rows=rows, parameters=parameters, shards=(shard,), complete=True)
+    (folder / store.INDEX).write_text(index.dump())
 
 
 @pytest.fixture
@@ -232,8 +251,9 @@ def private_mib(path, cache):
 )  # parsing 10 M takes 5 GB
 @pytest.mark.promise("R30")
 def test_memory_of_a_process_does_not_grow_with_the_rows(tmp_path, large, figure):
-    write_rows(tmp_path / "small.csv", 200_000)
-    write_rows(tmp_path / "large.csv", large)
+    for name, rows in (("small", 300_000), ("large", large)):
+        write_rows(tmp_path / f"{name}.csv", rows)
+        write_store(tmp_path / f"{name}.store", rows)
     _, small_mib = private_mib(tmp_path / "small.csv", tmp_path)
     began = time.monotonic()
     rows, large_mib = private_mib(tmp_path / "large.csv", tmp_path)

@@ -1,11 +1,13 @@
 """A lineage belongs to exactly the files it was written for, and remembers every source that a run ever had."""
 
 import json
+import tracemalloc
 from dataclasses import asdict, replace
 
 import pytest
 import tiny
 
+from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.training import lineage
 from ppma.training.lineage import Lineage
 
@@ -86,3 +88,25 @@ def test_the_description_names_sources_hashes_and_unknown_origins(weights):
     assert "32 clips of made train" in text and "audit `aaaaaaaaaaaaaaaa`" in text and "license not given (32)" in text
     assert "Unknown**: it came by post" in text and "checked by" in text
     assert "not checked" in lineage.describe(replace(found, privacy="off"))
+
+
+def test_counting_the_values_of_a_column_makes_no_object_for_a_row():
+    """Lists of the texts of ten million rows would take 790 MB and 37 s on every rank."""
+    facts = {
+        "fps": 30.0,
+        "width": 340,
+        "height": 256,
+        "codec": "h264",
+        "key_frame_spacing": 12,
+        "duration_seconds": 1.0,
+    }
+    rows = [Clip(path=f"{i}.mp4", frames=30, domain=("real", "synthetic")[i % 3 // 2], **facts) for i in range(6000)]
+    source = Manifest.from_clips(rows, root="/data", name="made")
+    lineage.seen(source)
+    tracemalloc.start()
+    try:
+        found = lineage.seen(source)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (found.domains, found.audits) == ({"real": 4000, "synthetic": 2000}, {"": 6000}) and peak < 50_000, peak
