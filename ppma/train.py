@@ -57,8 +57,6 @@ def build(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Task:
     if config.phase in ("probe", "attentive"):
         return (AttentiveTask if config.phase == "attentive" else ProbeTask)(config, sources, ranks)
     task = MaeTask(config, sources) if config.phase == "mae" else classify_task(config, sources)
-    if isinstance(task, ClassifyTask):
-        task.check_world(ranks.world_size)
     if config.init is not None:
         checkpoint.load_encoder(task.model, config.init, keep_norm=config.classifier.keep_norm)
     return task

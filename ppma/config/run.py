@@ -257,7 +257,7 @@ def check_run_folder(config: RunConfig) -> None:
 
 
 def check_ranks(config: RunConfig, ranks: int) -> None:
-    """Raise InputError unless the global batch divides into whole clips for each of `ranks` ranks and each micro-batch.
+    """Raise InputError unless each rank's micro-batch holds whole clips and whole mixing groups.
 
     Phases with a frozen encoder do not split the batch, so they take any number of ranks.
     """
@@ -267,3 +267,15 @@ def check_ranks(config: RunConfig, ranks: int) -> None:
     fits = config.phase in ENCODED_ONCE or config.batch % unit == 0
     batch = f"{config.recipe}: batch {config.batch} is not divisible by {parts}"
     require(fits, f"{batch}; use a multiple of {unit} or a different number of ranks")
+    mix, rows = config.classifier.mix, config.batch // (ranks * accumulate)
+    whole = config.phase != "classify" or not mix.mixes or rows % mix.group == 0
+    groups = f"mix.group {mix.group} does not divide the {rows} rows of a micro-batch of a rank"
+    require(whole, f"{config.recipe}: {groups}; use batch {ranks * accumulate * mix.group}, a multiple, or fewer ranks")
+
+
+def check_clips(config: RunConfig, clips: int) -> None:
+    """Raise InputError if the sources of a training hold fewer clips than a batch has rows: `clips` in all."""
+    views = config.loader.views
+    few = f"{', '.join(config.sources)}: {clips} clips in all, fewer than a batch of {config.batch}"
+    fits = config.phase in UNTRAINED or clips >= config.batch
+    require(fits, f"{few}; use --batch {max(clips // views, 1) * views} or less")

@@ -122,11 +122,16 @@ def session(device: str = "auto") -> Iterator[Ranks]:
 
 
 def _own_cores(ranks: Ranks) -> int:
-    """Return the cores of this process, divided by the ranks that share them (torchrun does not bind ranks to
-    cores)."""
-    mine = (socket.gethostname(), os.sched_getaffinity(0))
-    sharing = sum(host == mine[0] and not mine[1].isdisjoint(cores) for host, cores in gather_objects(mine, ranks))
-    return max(1, len(mine[1]) // sharing)
+    """Return this rank's share of the cores that it may run on, and of those of its SLURM task.
+
+    torchrun does not bind ranks to cores, and not every cluster binds tasks: $SLURM_CPUS_PER_TASK says what was asked for.
+    """
+    mine = (socket.gethostname(), os.sched_getaffinity(0), os.environ.get("SLURM_PROCID"))
+    here = [(cores, task) for host, cores, task in gather_objects(mine, ranks) if host == mine[0]]
+    cores = len(mine[1]) // sum(not mine[1].isdisjoint(others) for others, _ in here)
+    if asked := os.environ.get("SLURM_CPUS_PER_TASK"):
+        cores = min(cores, int(asked) // sum(task == mine[2] for _, task in here))
+    return max(1, cores)
 
 
 def barrier(ranks: Ranks) -> None:

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from ppma.config.errors import InputError, require
+from ppma.config.errors import require
 from ppma.config.loader import LoaderConfig, Reader
-from ppma.config.run import RunConfig
+from ppma.config.run import RunConfig, check_clips
 from ppma.loaders import readers
 from ppma.loaders.batch import ClipBatch, LoaderCounters
 from ppma.loaders.sampler import Batches, TrainingSampler
@@ -27,7 +27,6 @@ from ppma.loaders.stream import ClipStream
 from ppma.models import flops, pictures
 from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
-from ppma.models.mixing import check_group
 from ppma.models.vit import Encoder
 from ppma.training import checkpoint, distributed, lineage
 from ppma.training.checkpoint import Saved
@@ -149,10 +148,7 @@ class _ClipTask:
     def __init__(self, config: RunConfig, sources: Sequence[Manifest]) -> None:
         self.config, self.sources = config, sources
         clips, views = sum(len(source) for source in sources), config.loader.views
-        if clips < config.batch:
-            most = max(clips // views, 1) * views
-            few = f"{', '.join(config.sources)}: {clips} clips in all, fewer than a batch of {config.batch}"
-            raise InputError(f"{few}; use --batch {most} or less")
+        check_clips(config, clips)
         # An epoch has as many views as there are clips, so with V views per clip it decodes 1 / V of the clips.
         self.sampler = TrainingSampler(
             sources,
@@ -231,11 +227,6 @@ class ClassifyTask(_ClipTask):
     def facts(self) -> dict[str, Any]:
         """Return what the model reports."""
         return self.model.facts()
-
-    def check_world(self, world_size: int) -> None:
-        """Raise InputError unless a rank's micro-batch divides into mixing groups."""
-        if self.config.classifier.mix.mixes:
-            check_group(self.config.batch // world_size // self.config.accumulate, self.config.classifier.mix.group)
 
     def inputs(self, batch: ClipBatch) -> tuple[Tensor, ...]:
         """Return frames, row keys, labels, sources and, with erasing, boxes."""

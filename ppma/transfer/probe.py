@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ppma.config.errors import InputError
-from ppma.config.run import RunConfig
+from ppma.config.run import RunConfig, check_clips
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models.attentive import AttentiveProbe
 from ppma.models.classify import Classifier, LabelSpaces
@@ -57,9 +57,7 @@ class ProbeTask:
         self.model.to(ranks.device, compute.weight_dtype)
         self._labels_V = torch.from_numpy(source.labels.copy()).to(ranks.device)
         self.steps_per_epoch = len(self._labels_V) // config.batch
-        if self.steps_per_epoch == 0:
-            clips = len(self._labels_V)
-            raise InputError(f"{source.name} has {clips} clips, fewer than a batch; choose --batch {clips} or less")
+        check_clips(config, len(self._labels_V))
         self._rows = self._encode(source, ranks, compute)
         self.step_flops = 6.0 * config.batch * config.vit.width * max(self.model.label_spaces.values())
 

@@ -8,7 +8,7 @@ import pytest
 
 from ppma.config.errors import InputError
 from ppma.config.recipes import RECIPES
-from ppma.config.run import RunConfig, read_config
+from ppma.config.run import RunConfig, check_clips, check_ranks, read_config
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -51,3 +51,24 @@ def test_what_is_no_config_is_refused_with_the_file(tmp_path, text):
         read_config(tmp_path)
     with pytest.raises(InputError, match="nowhere"):
         read_config(tmp_path / "nowhere")
+
+
+def test_a_rank_gets_whole_clips_and_whole_mixing_groups():
+    align = RECIPES["align_nohuman"]()
+    for ranks in (1, 8, 32):
+        check_ranks(align, ranks)
+    with pytest.raises(InputError, match="7 ranks"):
+        check_ranks(align, 7)
+    with pytest.raises(InputError, match=r"mix\.group 4"):
+        check_ranks(align, 64)  # two rows each
+    check_ranks(replace(align, batch=256), 64)
+    check_ranks(RECIPES["probe"](), 64)
+
+
+def test_a_batch_needs_as_many_clips():
+    mae = RECIPES["mae_nohuman"]()
+    check_clips(mae, 128)
+    with pytest.raises(InputError, match="--batch 124 or less"):
+        check_clips(mae, 127)
+    check_clips(RECIPES["demo"](stage="probe"), 64)
+    check_clips(replace(RECIPES["probe"](), phase="knn"), 1)

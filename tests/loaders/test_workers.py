@@ -3,23 +3,28 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import tiny
 
+from ppma.cli import main as ppma
 from ppma.config.errors import KilledError
 from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode import workers
 from ppma.loaders.decode.workers import IN_FLIGHT, Task, WorkerPool
 from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.samples import Sample, view_params
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream
 from tests.loaders.test_stream import row
@@ -54,7 +59,7 @@ def at_most_a_minute():
     """Fail a test that waits forever."""
 
     def give_up(*_):
-        raise TimeoutError
+        pytest.fail("a minute is over")  # no OSError, which the pool takes for a dead worker
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.alarm(60)
@@ -148,16 +153,41 @@ def test_workers_killed_at_their_start_blame_no_file(tmp_path, monkeypatch):
     pool.close()
 
 
+LARGE_REPLIES = """
+import sys
+from multiprocessing.connection import Connection
+from ppma.loaders.decode.workers import Reply
+connection = Connection(int(sys.argv[1]))
+connection.recv()
+connection.send(None)
+while True:
+    connection.send(Reply(ticket=connection.recv().ticket, fallback="x" * 300_000))
+"""
+
+
 @pytest.mark.usefixtures("at_most_a_minute")
-def test_a_thousand_tasks_do_not_block_when_no_reply_is_taken(tmp_path, write_clip):
-    """More tasks than a pipe holds, and more bytes of replies: neither side waits for the other while it sends."""
-    path = write_clip(tmp_path / "clip.mp4", frames=20)
+def test_neither_side_waits_for_the_other_while_it_sends(tmp_path, monkeypatch):
+    """More tasks than a socket holds, each answered with more than it holds, before any reply is taken."""
+    monkeypatch.setattr(workers, "RUN_WORKER", LARGE_REPLIES)
     pool = WorkerPool(CONFIG, VIEW_BYTES)
-    for ticket in range(1000):
-        pool.submit(replace(task(ticket, path), product="input"))
-    replies = collect(pool, 1000)
-    assert list(replies) == list(range(1000)) and not any(replies.values()) and pool.restarts == 0
+    for ticket in range(600):
+        pool.submit(task(ticket, tmp_path / "any.mp4"))
+    assert list(collect(pool, 600)) == list(range(600)) and pool.restarts == 0
     pool.close()
+
+
+def test_the_tasks_of_a_worker_fit_into_its_socket(tmp_path):
+    """Otherwise the parent waits for a worker that waits for the parent to take a reply: long path, many views."""
+    config = replace(CONFIG, views=32, randaugment_ops=14, randaugment_probability=1.0, erase_probability=1.0)
+    views = tuple(view_params(0, 0, 0, view, 48, 64, config) for view in range(32))
+    path = "/".join(["x" * 250] * 15)
+    large = replace(task(0, path), sample=replace(task(0, path).sample, views=views))
+    ours, theirs = (Connection(end.detach()) for end in socket.socketpair())
+    os.set_blocking(ours.fileno(), False)
+    for _ in range(IN_FLIGHT):
+        ours.send(large)  # raises BlockingIOError where it would wait
+    ours.close()
+    theirs.close()
 
 
 @pytest.mark.usefixtures("at_most_a_minute")
@@ -281,3 +311,38 @@ def test_memory_and_open_files_stay_flat(tmp_path, write_clip, monkeypatch, figu
 def test_memory_stays_flat_over_twenty_thousand_files(tmp_path, write_clip, figure):
     points = measure(linked_clips(tmp_path, write_clip, 20_000), epochs=3)
     figure("R11", check_flat(points, 20_000, slice(0, 1), slice(2, 3)))
+
+
+# ----------------------------------------------------------------------------------------------------------- full size
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory, clip_tree):
+    """The clips of `clip_tree` as videos and as a packed store."""
+    folder = tmp_path_factory.mktemp("sources")
+    data = tiny.make_data(folder, clip_tree, "train")
+    videos = catalog.read(data).manifest("made")
+    assert ppma(f"pack made --data {data} --out {folder}/made.beton --short-side 32 --workers 1".split()) == 0
+    return {"videos": videos, "packed": catalog.read(data).manifest("made")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("views", [1, 4])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    ("implementation", "kind"), [("plain", "videos"), ("dali", "videos"), ("dali", "packed"), ("ffcv", "packed")]
+)
+def test_a_rank_reads_batches_of_8192_clips(sources, implementation, kind, count, views):
+    """Every task of two batches is with the workers before the first reply is taken."""
+    if implementation == "ffcv":
+        pytest.importorskip("ffcv")
+    source, clips = sources[kind], 8192
+    config = replace(CONFIG, short_side=32, views=views, workers=count, implementation=implementation)
+    sampler = TrainingSampler([source], config, seed=0, batch_clips=clips, epoch_clips=2 * clips)
+    with ClipStream(sampler, [source], config) as stream:
+        for step in range(2):
+            batch = stream.take(timeout=600)
+            wanted = [sample.clip for sample in sampler.samples(0, step) for _ in range(views)]
+            assert batch.sample_id_B.tolist() == wanted and batch.decoded_B.all()
+            assert batch.frames_BTHWC.flatten(1).any(dim=1).all()
+        assert not stream.bad_files and stream.counters.samples == 2 * clips

@@ -198,10 +198,10 @@ def test_one_rank_is_asked_and_all_agree_at_the_same_step(tmp_path):
     ("others", "cores"),
     [
         ([], 8),
-        ([("here", {0, 1, 2, 3, 4, 5, 6, 7})] * 3, 2),  # torchrun: every rank may run anywhere
-        ([("here", {8, 9, 10, 11})], 8),  # SLURM with bound tasks
-        ([("there", {0, 1, 2, 3})] * 4, 8),
-        ([("here", {0})] * 30, 1),
+        ([("here", {0, 1, 2, 3, 4, 5, 6, 7}, None)] * 3, 2),  # torchrun: every rank may run anywhere
+        ([("here", {8, 9, 10, 11}, None)], 8),  # SLURM with bound tasks
+        ([("there", {0, 1, 2, 3}, None)] * 4, 8),
+        ([("here", {0}, None)] * 30, 1),
     ],
 )
 def test_ranks_share_the_cores_that_they_have_in_common(monkeypatch, others, cores):
@@ -209,6 +209,17 @@ def test_ranks_share_the_cores_that_they_have_in_common(monkeypatch, others, cor
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: mine[1])
     monkeypatch.setattr("socket.gethostname", lambda: "here")
     monkeypatch.setattr(distributed, "gather_objects", lambda found, ranks: [found, *others])
+    assert distributed._own_cores(ALONE) == cores
+
+
+@pytest.mark.parametrize(("procid", "cores"), [("1", 6), ("0", 3)])
+def test_ranks_share_the_cores_of_their_slurm_task(monkeypatch, procid, cores):
+    """Also where SLURM binds no task to cores: a second task of this node, or a second rank of torchrun in this one."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr("socket.gethostname", lambda: "here")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")
+    monkeypatch.setattr(distributed, "gather_objects", lambda found, ranks: [found, ("here", set(range(64)), procid)])
     assert distributed._own_cores(ALONE) == cores
 
 
