@@ -52,6 +52,11 @@ class Share:
         self._mine: dict[str, SoftFileLease] = {}
         self._others: dict[str, SoftFileLease] = {}
 
+    @property
+    def shared(self) -> bool:
+        """True once some task has taken a unit, until the job is merged."""
+        return self.folder is not None and self.folder.is_dir()
+
     def claim(self, settings: Mapping[str, object]) -> None:
         """Record what all units depend on; InputError if the folder holds units of another job."""
         assert self.folder is not None

@@ -2,14 +2,14 @@
 
     flags  ->  SynthesisConfig  ->  ClipSpec of each clip  ->  workers: render, encode  ->  <class>/<split>_<number>.mp4
                                                               and masks/<class>/..., empty/<class>/...
-                                ->  <split>.csv (and <split>_empty.csv), written last
+                                ->  <split>.csv (and <split>_empty.csv), written last, and data.toml
 
 A clip depends on its spec alone and libx264 runs on one thread, so the files do not depend on the number of workers.
 A rerun keeps finished clips; a folder with clips of other settings is refused.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,12 @@ from rich.console import Console
 
 from ppma.common.files import atomic_path, claim_folder, removing_leftovers
 from ppma.common.progress import Progress
+from ppma.common.shares import FOLDER, Share
 from ppma.common.video import frame_rate, key_frame_spacing, video_writer
 from ppma.common.workers import parallel_map, parse_shard
-from ppma.config.command import DONE, OutFolder, check_ranges, parse
+from ppma.config.command import DONE, OutFile, OutFolder, check_ranges, parse
 from ppma.config.errors import InputError
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.synthetic.clip import SCENE_KINDS, ClipSpec, render, sample_clip, scene_kind
 from ppma.synthetic.motion import actions
@@ -72,12 +74,16 @@ class SynthesisConfig:
     empty: bool = False
     """Also render each scene without people: empty/<class>/<video>.mp4 and <split>_empty.csv.
     Labels are kinds of scenes (room or open, and camera motion); none with your own backgrounds."""
+    name: str | None = None
+    """Add the result to data.toml under this source name, and empty scenes under NAME-empty."""
+    data: OutFile | None = None
+    """The data.toml (default: $PPMA_DATA, else ./data.toml)."""
     workers: int = len(os.sched_getaffinity(0))
     """Processes (default: one per core)."""
     part: str | None = None
-    """I/N: render every N-th clip from the I-th, 0 to N - 1, and write no manifest (a task of an array job)."""
+    """I/N: share the clips with N - 1 other tasks, beginning at the I-th (0 to N - 1), and write no manifest."""
     merge: int | None = None
-    """N: write the manifest of N finished parts."""
+    """N: write the manifest when N parts have rendered all clips."""
     dry_run: bool = False
     """Only print what would be rendered."""
 
@@ -97,6 +103,10 @@ class SynthesisConfig:
         if self.split not in SPLITS:
             raise InputError(f"--split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
         parse_shard(self.part, self.merge)
+        if self.name is not None:
+            catalog.check_name(self.name, "name")
+        if self.data is not None and self.name is None:
+            raise InputError("--data is given without --name; give the source's name, or leave --data out")
         if repeated := sorted({name for name in self.classes if self.classes.count(name) > 1}):
             raise InputError(f"--classes names {', '.join(repeated)} twice; name each class once")
 
@@ -164,8 +174,8 @@ def encode(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
             add(picture)
 
 
-def make(job: Job) -> None:
-    """Render one clip and write its files; DiskFullError if they do not fit."""
+def make(job: Job) -> str:
+    """Render one clip, write its files, and return its name; DiskFullError if they do not fit."""
     frames, files = list(render(sample_clip(job.spec), empty=job.empty)), job.files()
     if job.masks:
         with atomic_path(files["mask"]) as temp_path:
@@ -173,6 +183,7 @@ def make(job: Job) -> None:
     if job.empty:
         encode(files["empty"], [frame.empty_PP3 for frame in frames if frame.empty_PP3 is not None], job.spec.fps)
     encode(files["clip"], [frame.picture_PP3 for frame in frames], job.spec.fps)
+    return str(job)
 
 
 def _claim(config: SynthesisConfig) -> None:
@@ -211,32 +222,51 @@ def generate(config: SynthesisConfig, *, on_progress: Callable[[int, int], None]
     Finished clips are kept. After a DiskFullError or KeyboardInterrupt the same call resumes.
 
     Args:
-        config: What to render; with `part`, one share of it, and the manifest is left to the `merge`.
+        config: What to render; with `part`, together with other tasks, and the manifest is left to the `merge`.
         on_progress: Called with (done, total) at the start and after each clip.
 
     Raises:
-        InputError: A clip cannot be rendered, or a part is missing in a merge.
+        InputError: A clip cannot be rendered, or one is missing in a merge.
         DiskFullError: No space is left.
     """
-    jobs = plan(config)
-    first, step = parse_shard(config.part)
-    own = jobs[first::step]
+    jobs = {str(job): job for job in plan(config)}
+    if config.name is not None:
+        catalog.read(catalog.locate(config.data))  # a file that cannot be read is refused before the work
+    alone = config.part is None and config.merge is None
+    share = Share(None if alone else config.out / FOLDER, parse_shard(config.part), done=lambda name: jobs[name].done())
     _claim(config)
-    left = [job for job in own if not job.done()]
-    if config.merge is not None and left:
-        part = jobs.index(left[0]) % config.merge
-        raise InputError(f"{left[0].name} and {len(left) - 1} more are missing; run --part {part}/{config.merge} first")
-    kept = len(own) - len(left)
-    on_progress(kept, len(own))
-    with removing_leftovers(path for job in left for path in job.files().values()):
-        for done, _ in enumerate(parallel_map(make, left, config.workers), kept + 1):
-            on_progress(done, len(own))
+    if config.merge is not None:
+        share.require_all(jobs)
+    with removing_leftovers(path for job in jobs.values() if config.part is None for path in job.files().values()):
+        _render(list(jobs.values()), config.workers, share, on_progress)
     manifest = config.out / f"{config.split}.csv"
     if config.part is None:
-        if config.empty:
-            Manifest.write(config.out / f"{config.split}_empty.csv", (_row(job, empty=True) for job in jobs))
-        Manifest.write(manifest, (_row(job, empty=False) for job in jobs))
+        _write_manifests(config, list(jobs.values()))
+        share.clear()
     return manifest
+
+
+def _render(jobs: Sequence[Job], workers: int, share: Share, on_progress: Callable[[int, int], None]) -> None:
+    """Render the clips of a share that are not done."""
+    first, step = share.part
+    own, left = jobs[first::step], {str(job): job for job in jobs if not job.done()}
+    done = sum(str(job) not in left for job in own)
+    on_progress(done, len(own))
+    for names in share.rounds(list(left)):
+        for name in parallel_map(make, (left[name] for name in names), workers):
+            share.finish(name)
+            done += 1
+            on_progress(min(done, len(own)), len(own))
+
+
+def _write_manifests(config: SynthesisConfig, jobs: Sequence[Job]) -> None:
+    """Write the manifests, and add them to data.toml if they have a name."""
+    for empty in (True, False) if config.empty else (False,):
+        manifest = config.out / f"{config.split}{'_empty' * empty}.csv"
+        Manifest.write(manifest, (_row(job, empty=empty) for job in jobs))
+        if config.name is not None:
+            name, data = f"{config.name}{'-empty' * empty}", catalog.locate(config.data)
+            catalog.add(data, name=name, split=config.split, manifest=manifest, root=config.out)
 
 
 def main(argv: list[str]) -> int:
@@ -256,4 +286,6 @@ def main(argv: list[str]) -> int:
         return DONE
     rows = sum(1 for _ in manifest.open()) - 1
     report.print(f"{manifest}: {rows} clips, {rows * config.seconds / 3600:.2f} hours", markup=False)
+    if config.name is not None:
+        report.print(f"entered as {config.name}.{config.split} in {catalog.locate(config.data)}", markup=False)
     return DONE

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 
 from ppma.cli import main as ppma
+from ppma.common import shares
+from ppma.common.shares import Share
 from ppma.config.command import DONE, INTERRUPTED, RUN_AGAIN, WRONG_INPUT
 from ppma.config.errors import DiskFullError, InputError
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.probe import probe
 from ppma.synthetic import production
@@ -104,16 +107,35 @@ def test_a_clip_does_not_depend_on_the_other_classes(once, tmp_path):
     assert (tmp_path / "walk/train_00000.mp4").read_bytes() == (once / "walk/train_00000.mp4").read_bytes()
 
 
-def test_parts_write_the_files_of_one_run(once, tmp_path):
+def test_parts_write_the_files_of_one_run(once, tmp_path, monkeypatch):
+    """The clip that another part has begun is left to it; all others are done by the only part that runs."""
+    monkeypatch.setattr(shares, "LEASE_SECONDS", 0.4)
+    monkeypatch.setattr(shares, "BEAT_SECONDS", 0.1)
     shape = {"out": tmp_path, "masks": True, "empty": True, **SMALL}
-    for part in ("0/3", "2/3"):
-        generate(SynthesisConfig(part=part, **shape))
-    assert not (tmp_path / "train.csv").exists()
-    with pytest.raises(InputError, match=r"wave/train_00001.mp4 .* --part 1/3"):
+    other = Share(tmp_path / "parts", (0, 2))
+    begun = next(next(other.rounds(["wave/train_00001.mp4"])))
+    generate(SynthesisConfig(part="0/3", **shape))
+    assert len(list(tmp_path.glob("w*/*.mp4"))) == 3 and not (tmp_path / "train.csv").exists()
+    with pytest.raises(InputError, match=begun):
         generate(SynthesisConfig(merge=3, **shape))
+    other.finish(begun)  # its task ends without it
     generate(SynthesisConfig(part="1/3", **shape))
-    generate(SynthesisConfig(merge=3, **shape))
+    for _ in range(2):  # a merge that is queued again finds its result
+        generate(SynthesisConfig(merge=3, **shape))
     assert contents(tmp_path) == contents(once)
+
+
+def test_the_result_is_entered_into_data_toml(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = [*FLAGS, "--out", "made", "--empty", "--name", "virtual"]
+    assert synthesize(*flags, "--part", "0/2") == DONE and not (tmp_path / "data.toml").exists()
+    assert synthesize(*flags, "--merge", 2) == DONE
+    found = catalog.find()
+    manifest = found.manifest("virtual", "train")
+    clips = [manifest.clip(i) for i in range(2)]
+    assert [(clip.label, clip.class_name) for clip in clips] == [(0, "wave"), (1, "bow")]
+    assert all(clip.licence and clip.domain == "synthetic" and manifest.file(0).is_file() for clip in clips)
+    assert len(found.manifest("virtual-empty", "train")) == 2
 
 
 def test_a_folder_of_other_settings_is_refused(once):
@@ -214,7 +236,8 @@ def test_the_command_reports_what_it_wrote(tmp_path, capsys):
 
 WRONG = (
     "--classes wave fly, --classes wave wave, --size 33, --size 30, --size 2000, --clips 0, --clips many, --people 0, --people 7, "
-    "--seconds 0, --fps 1000, --seed -1, --split validation, --workers 0, --backgrounds nowhere, --bvh nowhere"
+    "--seconds 0, --fps 1000, --seed -1, --split validation, --workers 0, --backgrounds nowhere, --bvh nowhere, "
+    "--name a/b, --data data.toml"
 )
 
 

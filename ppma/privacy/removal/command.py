@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 
 from ppma.common.progress import Progress
+from ppma.common.shares import FOLDER, Share
 from ppma.common.workers import parse_shard
 from ppma.config.command import DONE, WRONG_INPUT, OutFile, OutFolder, check_ranges, parse
 from ppma.config.errors import InputError
@@ -79,9 +80,9 @@ class RemovalConfig:
     workers: int = len(os.sched_getaffinity(0))
     """Processes (default: one per core)."""
     part: str | None = None
-    """I/N: process every N-th clip from the I-th (0 to N - 1) and write no manifest, as one task of a job array."""
+    """I/N: share the clips with N - 1 other tasks, beginning at the I-th (0 to N - 1), and write no manifest."""
     merge: int | None = None
-    """N: write the manifest of N finished parts."""
+    """N: write the manifest when N parts have done all clips; clips that cannot be read are reported."""
     dry_run: bool = False
     """Try a few frames and print the estimated time."""
 
@@ -129,22 +130,23 @@ def main(argv: list[str]) -> int:
     jobs = removal.jobs_of(clips, root, config.out, settings, config.weights)
     if inside := [job for job in jobs if job.source.path.resolve().is_relative_to(config.out.resolve())]:
         raise InputError(f"--out {config.out} holds {inside[0].row.path} of the source; give another folder")
-    shard = parse_shard(config.part)
-    mine = jobs[shard[0] :: shard[1]]
+    first, step = parse_shard(config.part)
     if config.dry_run:
-        _print_estimate(report, config, mine)
+        _print_estimate(report, config, jobs[first::step])
         _print_refused(report, refused)
         return DONE
+    alone = config.part is None and config.merge is None
+    share = Share(None if alone else config.out / FOLDER, (first, step))
     removal.claim(config.out, settings)
     if config.merge is not None:
-        known = dict(refused) | removal.read_refused(config.out, config.merge)
-        unfinished = {job.row.path: "missing: its part did not finish" for job in jobs if not job.done()}
-        return _finish(report, config, jobs, sorted((unfinished | known).items()))
+        known = dict(refused) | removal.gather(jobs, share, config.out)
+        _finish(report, config, jobs, sorted(known.items()))
+        share.clear()
+        return DONE
     with Progress("frames") as progress:
-        refused = [*refused, *removal.run(mine, config.workers, progress)]
+        refused = [*refused, *removal.run(jobs, config.workers, progress, share)]
     if config.part is None:
         return _finish(report, config, jobs, refused)
-    removal.write_refused(config.out, shard, refused)  # exit code 0, so that the job that merges starts
     _print_refused(report, refused)
     return DONE
 

@@ -3,14 +3,15 @@
     manifest or folder  ->  RemovalJob of each clip  ->  Pipeline in a worker  ->  inp, seg (and ori), then records/
                                                                                ->  manifest.csv, rejected.csv
 
-The record is written after a clip's files, so a clip is done when its record exists; a rerun does the others. Sources
-are only read.
+The record is written after a clip's files, so a clip is done when its record exists; a rerun does the others. Tasks of
+an array share the clips (ppma.common.shares) and note the reasons of refused ones for the merge. Sources are only read.
 """
 
+import csv
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -20,11 +21,12 @@ from pathlib import Path, PurePosixPath
 import cv2
 
 from ppma import __version__
-from ppma.common.files import claim_folder, removing_leftovers, write_csv, write_json
+from ppma.common.files import claim_folder, remove_leftovers, removing_leftovers, write_csv, write_json
 from ppma.common.frames import FRAME_FOLDER_FPS, clip_place
+from ppma.common.shares import Share
 from ppma.common.video import key_frame_spacing
 from ppma.common.workers import parallel_map
-from ppma.config.errors import BadClip, InputError
+from ppma.config.errors import BadClip, InputError, reading
 from ppma.loaders.sources.formats import read_source
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.probe import probe_all
@@ -35,7 +37,7 @@ PROBE_SECONDS = 60.0
 """Time limit for probing one file."""
 DOMAINS = {"remove": "human-removed", "blur-faces": "real", "blur-bodies": "real", "downsample": "real"}
 """Domain of the result in its manifest: blurred people are still in the picture."""
-SETTINGS, MANIFEST, REJECTED, PARTS = "settings.json", "manifest.csv", "rejected.csv", "parts"
+SETTINGS, MANIFEST, REJECTED = "settings.json", "manifest.csv", "rejected.csv"
 
 Refused = list[tuple[str, str]]
 """(path, reason) of each clip that cannot be read."""
@@ -181,39 +183,65 @@ def claim(out: Path, settings: Settings) -> None:
 
 
 def run(
-    jobs: Sequence[RemovalJob], workers: int, on_progress: Callable[[int, int], None] = lambda done, total: None
+    jobs: Sequence[RemovalJob],
+    workers: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    share: Share | None = None,
 ) -> Refused:
     """Run the unfinished jobs; return the clips that cannot be read.
 
     Args:
-        jobs: All jobs of this call.
+        jobs: All jobs.
         workers: Processes.
         on_progress: Called with the number of frames done and in total.
+        share: Which jobs this task takes; None for all. Other tasks may be writing: their temporary files are kept.
     """
-    total = sum(job.row.frames for job in jobs)
-    left = [job for job in jobs if not job.done()]
-    paths = (path for job in left for path in (*job.settings.targets(job.out, job.name).values(), job.record))
-    done = total - sum(job.row.frames for job in left)
+    share = share or Share(None)
+    first, step = share.part
+    own = jobs[first::step]
+    total = sum(job.row.frames for job in own)
+    left = {job.name: job for job in jobs if not job.done()}
+    done = sum(job.row.frames for job in own if job.name not in left)
     on_progress(done, total)
     refused = []
-    with removing_leftovers(paths):
-        for job, reason in parallel_map(work, left, workers, on_lost=_lost):
-            done += job.row.frames
-            on_progress(done, total)
-            if reason:
-                refused.append((job.row.path, reason))
+    with removing_leftovers(files(left.values()) if share.folder is None else ()):
+        for names in share.rounds(list(left)):
+            for job, reason in parallel_map(work, (left[name] for name in names), workers, on_lost=_lost):
+                share.finish(job.name, reason or None)
+                done += job.row.frames
+                on_progress(min(done, total), total)
+                if reason:
+                    refused.append((job.row.path, reason))
     return refused
 
 
-def write_refused(out: Path, shard: tuple[int, int], refused: Refused) -> None:
-    """Store the refused clips of shard I of N for the merge."""
-    write_json(out / PARTS / "{}-of-{}.json".format(*shard), dict(refused))
+def files(jobs: Iterable[RemovalJob]) -> Iterator[Path]:
+    """Yield the path of every file that the jobs write."""
+    for job in jobs:
+        yield from (*job.settings.targets(job.out, job.name).values(), job.record)
 
 
-def read_refused(out: Path, count: int) -> dict[str, str]:
-    """Return path -> reason of the clips that the shards of `count` refused."""
-    files = [out / PARTS / f"{i}-of-{count}.json" for i in range(count)]
-    return {path: reason for file in files if file.is_file() for path, reason in json.loads(file.read_text()).items()}
+def gather(jobs: Sequence[RemovalJob], share: Share, out: Path) -> dict[str, str]:
+    """Return path -> reason of the clips that all tasks have refused, and delete what killed tasks left half-written.
+
+    Raises:
+        InputError: A clip is neither done nor refused.
+    """
+    missing = {job.name: job.row.path for job in jobs if not job.done()}
+    if share.shared:
+        share.require_all(missing)
+        remove_leftovers(files(jobs))
+        return {missing[name]: reason for name, reason in share.records(missing).items()}
+    earlier = _read_refused(out / REJECTED)  # they are merged already
+    share.require_all(name for name, path in missing.items() if path not in earlier)
+    return earlier
+
+
+def _read_refused(file: Path) -> dict[str, str]:
+    if not file.is_file():
+        return {}
+    with reading(file, "a list of refused clips; remove it"), file.open(newline="", encoding="utf-8") as lines:
+        return {row["path"]: row["reason"] for row in csv.DictReader(lines)}
 
 
 def write_manifest(jobs: Sequence[RemovalJob], out: Path, refused: Refused, licence: str) -> Path:
