@@ -55,6 +55,7 @@ PROMISES = {
     "R28": "every command answers every wrong input with one line",
     "R29": "an interrupted pack, index, remove-humans or synthesize, run again, gives the same bytes",
     "R30": "an hour of video, 10 million rows and 1,000 shards work",
+    "R31": "a stopped or killed evaluation goes on with the videos that it has not scored, and its scores differ in no bit",
 }
 """What this project promises of a run."""
 

@@ -10,7 +10,7 @@ A resume restores no state. World size matters only when a rank takes its share 
 samples on 1, 2 or 4 ranks. Memory does not grow with the number of clips.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -197,8 +197,9 @@ class TrainingSampler:
 class EvaluationSampler:
     """List every clip once and in order, with evenly placed windows and fixed crops (paper: 2 windows x 3 crops).
 
-    One window is the middle of the clip; with two, one is at its start and one at its end. Ranks take every
-    world_size-th clip, so each clip is seen exactly once; the last batches may be short, and a rank may have none.
+    One window is the middle of the clip; with two, one is at its start and one at its end. A batch holds the same clips
+    at any world size, so that its results are the same to the bit: ranks take whole batches in turn, and each clip is
+    seen exactly once. The last batch may be short, and a rank may have none.
     """
 
     def __init__(
@@ -210,16 +211,18 @@ class EvaluationSampler:
         windows: int = 2,
         crops: int = 3,
         seed: int = 0,
+        done: Collection[int] = (),
     ) -> None:
         """Check the numbers.
 
         Args:
             source: Manifest to evaluate on.
             config: Window length, frames and size of the views.
-            batch_clips: Global batch in clips; rows are clips x windows x crops.
+            batch_clips: Clips of a batch of one rank; rows are clips x windows x crops.
             windows: Windows of each clip.
             crops: Spatial crops of each window: 1 (center) or 3 (both ends and the center).
             seed: Seed of the row keys.
+            done: Numbers of the batches to leave out.
 
         Raises:
             InputError: The manifest is empty, or `windows` or `crops` is out of range.
@@ -233,7 +236,9 @@ class EvaluationSampler:
         self.source, self.config, self.seed = source, config, seed
         self.batch_clips, self.windows, self.crops = batch_clips, windows, crops
         self.views = crops
-        self.steps_per_epoch = -(-len(source) // batch_clips)
+        self._numbers = [number for number in range(-(-len(source) // batch_clips)) if number not in done]
+        self.steps_per_epoch = len(self._numbers)
+        """Steps of one rank; of N ranks, those behind the first N-th are empty."""
 
     def sample(self, clip: int, window: int) -> Sample:
         """Return one window of one clip with its crops."""
@@ -250,7 +255,10 @@ class EvaluationSampler:
 
     def samples(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> list[Sample]:
         """Return the samples of one rank at one step, the windows of a clip adjacent."""
-        clips = range(step * self.batch_clips + rank, min((step + 1) * self.batch_clips, len(self.source)), world_size)
+        numbers = self._numbers[step * world_size + rank :][:1]
+        clips = [
+            c for n in numbers for c in range(n * self.batch_clips, (n + 1) * self.batch_clips) if c < len(self.source)
+        ]
         return [self.sample(clip, window) for clip in clips for window in range(self.windows)]
 
     def replacement(self, sample: Sample, attempt: int) -> None:

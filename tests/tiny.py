@@ -109,10 +109,12 @@ def made_batch(sampler, sources, epoch: int, step: int, rank: int = 0, world_siz
 
 
 class MadeClips:
-    """Takes the place of ClipStream in one process, with its arguments."""
+    """Takes the place of ClipStream, with its arguments."""
 
-    def __init__(self, sampler, sources, config, *, epochs: int = 1, **_: object) -> None:
-        self.sampler, self.sources, self.epochs = sampler, sources, epochs
+    def __init__(
+        self, sampler, sources, config, *, epochs: int = 1, rank: int = 0, world_size: int = 1, **_: object
+    ) -> None:
+        self.sampler, self.sources, self.epochs, self.place = sampler, sources, epochs, (rank, world_size)
 
     def __enter__(self) -> "MadeClips":
         return self
@@ -123,7 +125,7 @@ class MadeClips:
     def __iter__(self) -> Iterator[ClipBatch]:
         for epoch in range(self.epochs):
             for step in range(self.sampler.steps_per_epoch):
-                yield made_batch(self.sampler, self.sources, epoch, step)
+                yield made_batch(self.sampler, self.sources, epoch, step, *self.place)
 
 
 class MadeStream:

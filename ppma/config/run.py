@@ -43,7 +43,7 @@ class EvaluationConfig:
     crops: int = 3
     """Squares along the long side of a frame, 1 or 3 (paper: 3)."""
     batch_clips: int = 16
-    """Videos per batch, over all ranks; changes no result."""
+    """Videos per batch of a rank; changes no result beyond rounding."""
     on_bad: Literal["fail", "mark"] = "fail"
     """fail: an undecodable video stops the evaluation; mark: it counts as wrong."""
     on_unknown_class: Literal["fail", "mark"] = "fail"

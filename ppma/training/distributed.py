@@ -281,3 +281,10 @@ class StopFlag:
             self._work = None
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def stopped_at_once(ranks: Ranks) -> Iterator[None]:
+    """Raise Stopped in the block as soon as a signal arrives: for work that keeps what it has finished."""
+    with contextlib.closing(StopFlag(ranks)) as stop, stop.at_once():
+        yield

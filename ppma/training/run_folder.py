@@ -28,7 +28,7 @@ from ppma.config.errors import InputError, watch_disk
 
 log = logging.getLogger(__name__)
 
-OWNER, METRICS = "owner.json", "metrics.jsonl"
+OWNER, METRICS, SCORED = "owner.json", "metrics.jsonl", "scored"
 BEAT_SECONDS = 10.0
 """How often an owner touches its owner.json."""
 STALE_SECONDS = 60.0

@@ -3,6 +3,7 @@
 checkpoint, data set  ->  2 x 3 views a video, softmax averaged over them  ->  result.json, scores.npz, confusion.csv
 
 Each video counts once at any world size. `scores.npz` has one row a video, so that two runs can be compared video by video.
+A stop or a kill loses the batches at work; the same command goes on with the rest, and its scores are the same to the bit.
 """
 
 import time
@@ -108,7 +109,7 @@ def main(argv: list[str]) -> int:
         features=run.folder.absolute().parent / "features" if frozen else None, vit=trained.vit, loader=run.loader,
         classifier=ClassifierConfig(freeze_encoder=frozen), evaluation=options.evaluation,
     )  # fmt: skip
-    with distributed.session(options.device) as ranks:
+    with distributed.session(options.device) as ranks, distributed.stopped_at_once(ranks):
         compute = choose(options.precision, ranks.device)
         model.to(ranks.device, compute.weight_dtype)
         evaluate(model, manifest, options.dataset, config, ranks, compute, weights=str(options.checkpoint))

@@ -15,8 +15,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ from ppma.models.vit import TRUNK, Encoder
 from ppma.training import checkpoint, distributed
 from ppma.training.compute import Compute
 from ppma.training.distributed import Ranks, gather_rows
+from ppma.training.run_folder import SCORED
 from ppma.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,8 @@ def evaluation_loader(loader: LoaderConfig, views: EvaluationConfig) -> LoaderCo
 class Encoded:
     """Tokens of the clips of one batch; the windows x crops views of a clip are adjacent rows."""
 
+    number: int
+    """Of the batch, counted over the manifest."""
     ids_C: Tensor
     """Row numbers in the manifest."""
     decoded_C: Tensor
@@ -78,7 +82,7 @@ class Encoded:
 
 def encoded(
     model: Encoder, manifest: Manifest, loader: LoaderConfig, views: EvaluationConfig, *, ranks: Ranks, compute: Compute,
-    hang_seconds: float = RunConfig.hang_seconds,
+    hang_seconds: float = RunConfig.hang_seconds, done: Collection[int] = (),
 ) -> Iterator[Encoded]:  # fmt: skip
     """Run the encoder, in evaluation mode, over this rank's clips, each once.
 
@@ -86,15 +90,17 @@ def encoded(
         model: The encoder, on the device of `ranks`.
         manifest: The clips.
         loader: The run's loader; `evaluation_loader` takes the randomness out.
-        views: Windows and crops; `batch_clips` changes the speed and nothing else.
+        views: Windows and crops; `batch_clips` changes the speed, and results in their last bits.
         ranks: The processes that share the clips.
         compute: Precision.
         hang_seconds: A process that finishes no batch for so long writes its stacks and exits with 75.
+        done: Numbers of the batches to leave out.
     """
     config = evaluation_loader(loader, views).for_cores(ranks.cores)
     sampler = EvaluationSampler(
-        manifest, config, batch_clips=views.batch_clips, windows=views.windows, crops=views.crops
+        manifest, config, batch_clips=views.batch_clips, windows=views.windows, crops=views.crops, done=done
     )
+    steps = -(-sampler.steps_per_epoch // ranks.world_size)
     stream = ClipStream(
         sampler, [manifest], config, device=ranks.device, rank=ranks.rank, world_size=ranks.world_size, on_bad=views.on_bad
     )  # fmt: skip
@@ -103,40 +109,59 @@ def encoded(
     log.info("encoding %s %s", manifest.name, views.split)
     shown = Progress("batches") if ranks.is_main else contextlib.nullcontext(lambda done, total: None)
     with Watchdog(hang_seconds) as watchdog, stream, shown as progress:
-        for number, batch in enumerate(stream):
+        for step, batch in enumerate(islice(stream, steps)):
             watchdog.beat()
-            progress(number, sampler.steps_per_epoch)
+            progress(step, steps)
             if len(batch.frames_BTHWC) == 0:
                 continue
             with compute.autocast():
                 tokens_BND = model.tokens(model.patches(batch.frames_BTHWC), None)
             decoded_C = batch.decoded_B.unflatten(0, (-1, per_clip)).all(dim=1)
-            yield Encoded(batch.sample_id_B[::per_clip], decoded_C, tokens_BND)
+            number = sampler.samples(0, step, ranks.rank, ranks.world_size)[0].clip // views.batch_clips
+            yield Encoded(number, batch.sample_id_B[::per_clip], decoded_C, tokens_BND)
     model.train(was_training)
 
 
 @torch.inference_mode()
 def compute_features(
     model: Encoder, manifest: Manifest, loader: LoaderConfig, views: EvaluationConfig, *, ranks: Ranks, compute: Compute,
-    hang_seconds: float = RunConfig.hang_seconds,
+    hang_seconds: float = RunConfig.hang_seconds, kept: Path | None = None,
 ) -> Features:  # fmt: skip
-    """Return the pooled tokens of every clip; the arguments are those of `encoded`."""
+    """Return the pooled tokens of every clip.
+
+    Args:
+        model: As for `encoded`, like all that are not named here.
+        kept: Folder for finished batches, one file each. Those that a killed pass left there are not computed again.
+    """
+    done = distributed.on_main(ranks, lambda: sorted(int(path.stem) for path in kept.glob("[0-9]*"))) if kept else []
+    if done:
+        log.info("%s: %d batches were finished before", kept, len(done))
     shape = (views.windows * views.crops, model.config.width)
-    rows = [torch.zeros(0, *shape, device=ranks.device, dtype=compute.weight_dtype)]
-    ids = [torch.zeros(0, dtype=torch.int64, device=ranks.device)]
-    decoded = [torch.zeros(0, dtype=torch.int64, device=ranks.device)]
-    for part in encoded(model, manifest, loader, views, ranks=ranks, compute=compute, hang_seconds=hang_seconds):
+    empty = {
+        "ids_C": torch.zeros(0, dtype=torch.int64, device=ranks.device),
+        "features_CWD": torch.zeros(0, *shape, device=ranks.device, dtype=compute.weight_dtype),
+        "decoded_C": torch.zeros(0, dtype=torch.int64, device=ranks.device),
+    }
+    parts = [empty]
+    if kept:
+        parts += [_read(_file_of(kept, number), ranks, *empty) for number in done[ranks.rank :: ranks.world_size]]
+    for batch in encoded(
+        model, manifest, loader, views, ranks=ranks, compute=compute, hang_seconds=hang_seconds, done=frozenset(done)
+    ):
         with compute.autocast():
-            pooled_BD = model.pool(part.tokens_BND)
-        rows.append(pooled_BD.to(compute.weight_dtype).unflatten(0, (-1, shape[0])))
-        ids.append(part.ids_C)
-        decoded.append(part.decoded_C.long())
-    order = gather_rows(torch.cat(ids), ranks).argsort()
+            pooled_BD = model.pool(batch.tokens_BND)
+        features_CWD = pooled_BD.to(compute.weight_dtype).unflatten(0, (-1, shape[0]))
+        parts.append({"ids_C": batch.ids_C, "features_CWD": features_CWD, "decoded_C": batch.decoded_C.long()})
+        if kept:
+            _write(_file_of(kept, batch.number), parts[-1])
+    ids_V, features_VWD, decoded_V = (gather_rows(torch.cat([part[name] for part in parts]), ranks) for name in empty)
+    order = ids_V.argsort()
     assert len(order) == len(manifest)
-    return Features(
-        features_VWD=gather_rows(torch.cat(rows), ranks)[order],
-        decoded_V=gather_rows(torch.cat(decoded), ranks)[order].bool(),
-    )
+    return Features(features_VWD=features_VWD[order], decoded_V=decoded_V[order].bool())
+
+
+def _file_of(kept: Path, number: int) -> Path:
+    return kept / f"{number:08d}.safetensors"
 
 
 SAMPLED_FILES, SAMPLED_BYTES = 32, 65536
@@ -226,30 +251,49 @@ def cached_features(
 ) -> Features:
     """Return the features of `compute_features`, from the cache if any run has stored them.
 
+    Finished batches are kept in the run folder meanwhile, under the hash of everything that they depend on: a start after
+    a kill goes on with them, at any world size and with the same bits.
+
     Raises:
         InputError: The cached file is damaged, or a clip cannot be decoded and `views.on_bad` is "fail".
     """
     key = address(model, manifest, config.loader, views, compute)
     folder = folder_of(config, learned=model.before_features != TRUNK)
     path = folder / f"{manifest.name}-{views.split}-{key}.safetensors"
+    kept = config.run_dir / SCORED / f"{key}-{views.batch_clips}"
     with lock(path, ranks) as exists:
         if exists:
             log.info("features of %s %s: read from %s", manifest.name, views.split, path)
-            return _read(path, ranks)
-        found = compute_features(
-            model, manifest, config.loader, views, ranks=ranks, compute=compute, hang_seconds=config.hang_seconds
-        )
+            found = Features(**_read(path, ranks, "features_VWD", "decoded_V"))
+        else:
+            found = compute_features(
+                model,
+                manifest,
+                config.loader,
+                views,
+                ranks=ranks,
+                compute=compute,
+                hang_seconds=config.hang_seconds,
+                kept=kept,
+            )
         if ranks.is_main:
-            tensors = {"features_VWD": found.features_VWD, "decoded_V": found.decoded_V}
-            with atomic_path(path) as temp_path:
-                checkpoint.save_tensors(temp_path, tensors)
+            if not exists:
+                _write(path, {"features_VWD": found.features_VWD, "decoded_V": found.decoded_V})
+            shutil.rmtree(kept, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it does not exist, or holds batches of another pass
+                kept.parent.rmdir()
     return found
 
 
-def _read(path: Path, ranks: Ranks) -> Features:
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    with atomic_path(path) as temp_path:
+        checkpoint.save_tensors(temp_path, tensors)
+
+
+def _read(path: Path, ranks: Ranks, *names: str) -> dict[str, Tensor]:
     try:
         stored = load_file(path, device=str(ranks.device))
-        return Features(features_VWD=stored["features_VWD"], decoded_V=stored["decoded_V"])
+        return {name: stored[name] for name in names}
     except (SafetensorError, KeyError) as error:
         raise InputError(f"{path} is damaged ({error}); delete it, and it is computed again") from None
 

@@ -22,7 +22,7 @@ class Disk:
         monkeypatch.setattr(files.os, "write", self._write)
 
     def _write(self, descriptor: int, content: bytes, write=os.write) -> int:
-        if not self.folder in Path(f"/proc/self/fd/{descriptor}").readlink().parents:
+        if self.folder not in Path(f"/proc/self/fd/{descriptor}").readlink().parents:
             return write(descriptor, content)
         if self.room < 1:
             self.refused += 1

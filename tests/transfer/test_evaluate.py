@@ -1,7 +1,9 @@
 """An evaluation scores exactly the listed videos, once each, at any batch size; its scores are those of a plain restatement."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,7 @@ import tiny
 import torch
 
 from ppma.cli import main as ppma
+from ppma.config.command import RUN_AGAIN
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
 from ppma.config.run import EvaluationConfig
@@ -18,6 +21,7 @@ from ppma.loaders.decode.fetch import read_window
 from ppma.loaders.samples import ViewParams, evaluation_crops, scaled_size
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
+from ppma.models.classify import Classifier
 from ppma.train import train
 from ppma.training.compute import choose
 from ppma.training.run import open_run
@@ -100,6 +104,32 @@ def test_an_undecodable_video_fails_the_test_or_counts_as_wrong(tested, tiny_run
     assert evaluate(tiny_runs, tmp_path / "out", *flags, "--evaluation.on-bad", "mark") == 0
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert result["n_videos"] == 3 and result["n_undecodable"] == 1 and result["top5"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.promise("R31")
+def test_a_stopped_test_goes_on_with_the_videos_that_it_has_not_scored(
+    tested, tiny_runs, tmp_path, monkeypatch, figure
+):
+    """SIGTERM in the third batch of six, and in the fifth; the scores are those of a test without a stop, to the bit."""
+    flags = ["--evaluation.batch-clips", 2]
+    assert evaluate(tiny_runs, tmp_path / "whole", *flags) == 0
+    tokens, calls = Classifier.tokens, []
+
+    def stopping(model, *inputs):
+        calls.append(1)
+        if len(calls) in (3, 6):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return tokens(model, *inputs)
+
+    monkeypatch.setattr(Classifier, "tokens", stopping)
+    out = tmp_path / "out"
+    assert [evaluate(tiny_runs, out, *flags) for _ in range(3)] == [RUN_AGAIN, RUN_AGAIN, 0]
+    assert len(calls) == 8, "two batches were lost, no other was computed twice"
+    one, other = (np.load(folder / "scores.npz") for folder in (tmp_path / "whole", out))
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert (out / "result.json").read_text() == (tmp_path / "whole/result.json").read_text()
+    assert not (out / "scored").exists()
+    figure("R31", "2 stops of a test of 6 batches: 2 batches lost, 0 bits differ")
 
 
 @pytest.mark.parametrize("flags", [["--checkpoint", "gone"], ["--dataset", "gone"], ["--dataset", "other"]])

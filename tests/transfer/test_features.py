@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -19,6 +20,7 @@ from ppma.loaders.sources import catalog
 from ppma.models.classify import Classifier
 from ppma.train import train
 from ppma.training.compute import choose
+from ppma.transfer import features
 from ppma.transfer.features import PLAIN_VIEWS, address, cached_features, compute_features, folder_of
 
 FP32, FP64 = choose("fp32", tiny.ALONE.device), choose("fp64", tiny.ALONE.device)
@@ -46,6 +48,39 @@ def model_of(config, seed=0):
 
 def kept(folder):
     return sorted(path.name for path in folder.glob("*.safetensors"))
+
+
+class Stopping(RuntimeError):
+    """Stands for a kill."""
+
+
+@pytest.mark.promise("R31")
+def test_a_killed_pass_goes_on_at_another_world_size_with_the_same_bits(config, manifest, tmp_path, monkeypatch):
+    """Two ranks are killed, then three, each with some batches done; one rank computes the rest."""
+    views, model = replace(PLAIN_VIEWS, batch_clips=2), model_of(config)
+    monkeypatch.setattr(features, "ClipStream", tiny.MadeClips)
+    tokens, computed, left = Classifier.tokens, [], [10**6]
+
+    def counted(model, patches, visible):
+        if len(computed) == left[0]:
+            raise Stopping
+        computed.append(1)
+        return tokens(model, patches, visible)
+
+    monkeypatch.setattr(Classifier, "tokens", counted)
+    run = partial(compute_features, model, manifest, config.loader, views, compute=FP32)
+    whole = run(ranks=tiny.ALONE)
+    computed.clear()
+    monkeypatch.setattr(features, "distributed", SimpleNamespace(on_main=lambda ranks, work: work()))
+    for rank, world_size, most in ((0, 2, 1), (1, 2, 2), (2, 3, 1)):  # batch 0; 2 and 4; then 5
+        left[0] = len(computed) + most
+        with pytest.raises((Stopping, ValueError)):  # a rank that is done finds no other to exchange with
+            run(ranks=replace(tiny.ALONE, rank=rank, world_size=world_size), kept=tmp_path / "kept")
+    assert kept(tmp_path / "kept") == [f"{number:08d}.safetensors" for number in (0, 2, 4, 5)]
+    left[0] = 10**6
+    rest = run(ranks=tiny.ALONE, kept=tmp_path / "kept")
+    assert len(computed) == 6
+    assert torch.equal(rest.features_VWD, whole.features_VWD) and torch.equal(rest.decoded_V, whole.decoded_V)
 
 
 def test_every_protocol_on_one_encoder_and_data_set_finds_the_same_features(data, tmp_path, caplog):
