@@ -24,7 +24,7 @@ def launch(arguments: list[str], environment: dict[str, str]) -> subprocess.Comp
     """python slurm/launch.py ARGUMENTS, as a user types it."""
     command = [sys.executable, "slurm/launch.py", *arguments]
     one_thread = {**environment, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True, check=False, timeout=1200)
 
 
 class Run:
