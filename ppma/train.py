@@ -35,7 +35,7 @@ from ppma.training.lineage import Lineage
 from ppma.training.lineage import write as write_lineage
 from ppma.training.monitor import Monitor, implementations, write_environment
 from ppma.training.optim import learning_rate
-from ppma.training.run_folder import owned
+from ppma.training.run_folder import NAN_STOP, owned
 from ppma.training.tasks import ClassifyTask, MaeTask, Task
 from ppma.training.trainer import Trainer
 from ppma.training.watchdog import Watchdog
@@ -131,7 +131,7 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
         before = seal.logged_seconds(config.run_dir, config.batch) if config.resume and trainer.restore() else 0.0
         _make_run_folder(config, ranks, compute, lineage)  # last: a refusal leaves a finished run's seal intact
         title = f"{config.recipe} ({sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M parameters)"
-        with contextlib.closing(StopFlag(ranks)) as stop:
+        with contextlib.closing(StopFlag(ranks)) as stop, _nan_marker(config.run_dir, ranks):
             try:
                 _run(trainer, tested, title, stop, leave)
             except FloatingPointError as error:  # once: a defect of the hardware or of the weights may be gone
@@ -141,6 +141,22 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
                 _run(trainer, tested, title, stop, leave)
         _seal(config, ranks, inputs, before + time.monotonic() - began)
     return config.run_dir
+
+
+@contextlib.contextmanager
+def _nan_marker(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Write a marker where the block ends because the loss stays NaN: it would again after a requeue."""
+    marker = folder / NAN_STOP
+    if ranks.is_main:
+        marker.unlink(missing_ok=True)
+    try:
+        yield
+    except FloatingPointError as error:
+        message = (
+            f"{error}. {marker} keeps the launcher from requeueing the run; starting it again with --resume removes it"
+        )
+        distributed.on_main(ranks, partial(write_text, marker, message + "\n"))
+        raise FloatingPointError(message) from error
 
 
 def _run(

@@ -98,7 +98,7 @@ class ClusterConfig:
     warm: bool = False
     """Read manifests and packed stores into the memory of each node before a training, as far as they fit."""
     max_restarts: int = 5
-    """How often a job that exited with 75 is requeued without a newer checkpoint."""
+    """How often in a row a training that stopped or failed is requeued without a newer checkpoint."""
 
     def __post_init__(self) -> None:
         lowest = {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "gpus_per_task": 1, "cpus_per_task": 1, "cpus_per_gpu": 1,
@@ -224,28 +224,33 @@ class Script:
     """Folder of logs, pickled jobs and results."""
     after: tuple[str, ...] = ()
     """Job numbers that must succeed first."""
-    run_dir: Path | None = None
-    """Run folder of a training, which is requeued on exit code 75."""
     code: Path | None = None
     """Copy of the code that the job imports."""
 
 
+FREE_PORT = (
+    "while export MASTER_PORT=$((20000 + RANDOM % 12000)); (: </dev/tcp/127.0.0.1/$MASTER_PORT) 2>/dev/null; do :; done"
+)
+"""Shell line that picks a port on which no process of the first node listens, for all tasks, at every start of a job. It
+stays below the ports that Linux gives to outgoing connections."""
+
+
 def _setup(config: ClusterConfig, script: Script) -> list[str]:
     """Return the shell lines before srun."""
-    lines = [*config.setup, f"export SRUN_CPUS_PER_TASK={config.cpus}"]  # srun no longer inherits it (SLURM 22.05)
+    lines = [
+        FREE_PORT,
+        *config.setup,
+        f"export SRUN_CPUS_PER_TASK={config.cpus}",
+    ]  # srun no longer inherits it (SLURM 22.05)
     if script.code:  # PYTHONSAFEPATH: `python -m` must not find the package in the folder of the submission
         lines += [f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(script.code))}${{PYTHONPATH:+:$PYTHONPATH}}"]
     return lines
 
 
 def _teardown(config: ClusterConfig, script: Script) -> list[str]:
-    """Return the shell lines after srun; they keep its exit code, or let `restart` decide what it means."""
-    end = "exit $code"
-    if script.run_dir is not None:
-        paths = f"--logs {shlex.quote(str(script.logs))} --run-dir {shlex.quote(str(script.run_dir))}"
-        limit = f"--max-restarts {config.max_restarts} --code $code"
-        end = f"exec {_python(config)} -m ppma.slurm.restart {paths} {limit}"
-    return ["code=$?", *config.teardown, end]
+    """Return the shell lines after srun, which let `restart` decide what its exit code means."""
+    decide = f"exec {_python(config)} -m ppma.slurm.restart --logs {shlex.quote(str(script.logs))} --code $code"
+    return ["code=$?", *config.teardown, decide]
 
 
 def _python(config: ClusterConfig) -> str:

@@ -32,7 +32,7 @@ from ppma.config.command import DONE, RUN_AGAIN, run
 from ppma.config.errors import Stopped
 from ppma.config.run import RunConfig
 from ppma.loaders.sources import catalog
-from ppma.slurm.restart import count
+from ppma.slurm.restart import record, without_progress
 from ppma.slurm.staging import stage, warm
 
 PREPARE_SECONDS = 24 * 3600
@@ -58,7 +58,12 @@ class Job:
     warm: bool = False
     """Read the data of a training into the node's memory first."""
     max_restarts: int = 5
-    """How often a training is requeued without a newer checkpoint, whatever stopped it."""
+    """How often in a row a training is requeued without a newer checkpoint, whatever stopped it."""
+
+    @property
+    def run_dir(self) -> Path | None:
+        """Run folder of a training, which is requeued after a failure; None for other jobs."""
+        return self.config.run_dir if isinstance(self.config, RunConfig) else None
 
     def __call__(self) -> None:
         """Do the work as a task of SLURM; exit with its code, so that SLURM ends the peers of a failed task."""
@@ -70,7 +75,6 @@ class Job:
                 f"this job was submitted with {self.ranks} tasks and sees {environment.num_tasks}: SLURM's variables do not "
                 "reach the process; a container must pass on SLURM_* (docs/clusters.md)"
             )
-        os.environ.pop("MASTER_PORT", None)  # of the process that submitted; the number of the job gives the port
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         leave(self.run())
 
@@ -97,7 +101,7 @@ class Job:
         None after `max_restarts` restarts without a newer checkpoint, as a too short time limit would requeue for
         ever.
         """
-        if isinstance(self.config, RunConfig) and count(self.config.run_dir) - 1 > self.max_restarts:
+        if self.run_dir and without_progress(record(self.run_dir, RUN_AGAIN)) > self.max_restarts:
             log.error("%d restarts without a newer checkpoint, not requeued; is --time too short?", self.max_restarts)
             return None
         return DelayedSubmission(self)

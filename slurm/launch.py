@@ -54,8 +54,7 @@ def _show(stages: Sequence[Stage], cluster: Verb, console: Console) -> None:
 
 
 def _script(stage: Stage, after: tuple[str, ...] = ()) -> Script:
-    run_dir = stage.folder if stage.config else None
-    return Script(name=stage.name, logs=stage.logs, after=after, code=stage.folder / snapshot.CODE, run_dir=run_dir)
+    return Script(name=stage.name, logs=stage.logs, after=after, code=stage.folder / snapshot.CODE)
 
 
 def _prepare(stage: Stage, cluster: Verb) -> None:

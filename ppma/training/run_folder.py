@@ -29,6 +29,8 @@ from ppma.config.errors import InputError, watch_disk
 log = logging.getLogger(__name__)
 
 OWNER, METRICS, SCORED = "owner.json", "metrics.jsonl", "scored"
+NAN_STOP = "nan_stop.txt"
+"""Says that the loss stayed NaN, so that the launcher does not requeue the run."""
 BEAT_SECONDS = 10.0
 """How often an owner touches its owner.json."""
 STALE_SECONDS = 60.0

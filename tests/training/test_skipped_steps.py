@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ppma import train
 from ppma.models.classify import Classifier
-from ppma.training.run_folder import read_metrics
+from ppma.training.run_folder import NAN_STOP, read_metrics
 from ppma.training.trainer import MAX_SKIPPED, Trainer
 from tests.training.test_distributed import on_ranks
 
@@ -144,12 +144,19 @@ def test_more_than_ten_bad_steps_go_back_to_the_checkpoint_once(data, tmp_path, 
 
 
 @pytest.mark.promise("R12")
-def test_a_loss_that_stays_bad_stops_the_run_with_the_clips_named(data, tmp_path, poison, clip_tree, figure):
+def test_a_loss_that_stays_bad_stops_the_run_with_the_clips_named(
+    data, tmp_path, poison, clip_tree, figure, monkeypatch
+):
     poison(step=4, times=10**6)
     with pytest.raises(FloatingPointError) as stopped:
         run(data, tmp_path / "run")
+    marker = tmp_path / "run" / NAN_STOP
+    assert str(marker) in str(stopped.value) and marker.exists()  # the launcher does not requeue the run
     names = [path.relative_to(clip_tree).as_posix() for path in clip_tree.rglob("*.*")]
     assert sum(name in str(stopped.value) for name in names) == 4  # the batch
     weights = load_file(tmp_path / "run" / "checkpoints" / "latest" / "model.safetensors")
     assert all(torch.isfinite(value).all() for value in weights.values())
+    monkeypatch.undo()
+    run(data, tmp_path / "run", "--resume")
+    assert not marker.exists()
     figure("R12", f"more than {MAX_SKIPPED} in a row: back to the checkpoint once, then a stop that names the clips")
