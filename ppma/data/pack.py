@@ -2,18 +2,17 @@
 
     manifest  ->  size and time estimated  ->  shards, in parallel  ->  index.json, rows.npy, rejected.csv, data.toml
 
-Shards are written atomically and index.json after each of them, so an interrupted run resumes. The tasks of an array (--part I/N) write
-every N-th shard into the same folder, each with its own index, part-I-of-N.json, until --merge N.
+Shards are written atomically, and each has a record in STORE/parts until all are there, so an interrupted run resumes. The tasks of an
+array (--part I/N) share the shards (ppma.common.shares) until --merge N.
 """
 
 import os
-import re
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -25,9 +24,11 @@ from rich.console import Console
 
 from ppma.common.files import removing_leftovers, write_csv, write_text
 from ppma.common.progress import Progress
-from ppma.common.workers import Lost, parallel_events, parse_shard
+from ppma.common.shares import FOLDER, Share
+from ppma.common.workers import Lost, Queue, parallel_events, parse_shard
 from ppma.config.command import DONE, OutFile, OutFolder, parse
 from ppma.config.errors import BadClip, DiskFullError, InputError, KilledError
+from ppma.config.records import restore
 from ppma.data.shard_writer import PackRow, ShardJob, encode_clip, shard_bounds, shard_name, write_rows, write_shard
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
@@ -82,9 +83,9 @@ class PackConfig:
     verify: bool = False
     """Compare the checksums of existing shards first, and pack damaged ones again."""
     part: str | None = None
-    """I/N: write every N-th shard from the I-th (0 to N - 1), as one task of an array; data.toml is not changed."""
+    """I/N: share the shards with N - 1 other tasks, beginning at the I-th (0 to N - 1); data.toml is not changed."""
     merge: int | None = None
-    """N: make one store of N finished parts."""
+    """N: make one store when N parts have written all shards; clips that cannot be packed are reported."""
     dry_run: bool = False
     """Only report size and time."""
 
@@ -103,11 +104,6 @@ class PackConfig:
         parse_shard(self.part, self.merge)
 
     @property
-    def index(self) -> str:
-        """Name of the index file of this part, or of the whole store."""
-        return INDEX if self.part is None else _part_index(*parse_shard(self.part))
-
-    @property
     def parameters(self) -> PackParameters:
         """The settings that decide the bytes of a shard."""
         return PackParameters(short_side=self.short_side, fps=self.fps, quality=self.quality)
@@ -119,30 +115,36 @@ def main(argv: list[str]) -> int:
     report = partial(Console(highlight=False, soft_wrap=True).print, markup=False)
     manifest, name = _source(config)
 
-    # 1. which rows go into which shard, and which shards an earlier run has written
+    # 1. which rows go into which shard, and which shards earlier runs and other tasks have written
     frames = _frames(manifest, config.fps)
     bounds = dict(enumerate(shard_bounds(np.maximum(frames, 1).astype(int).tolist())))
+    share = Share(config.out / FOLDER, parse_shard(config.part))
+    done = _written_shards(report, config, manifest, share, bounds)
+    left = {number: bound for number, bound in bounds.items() if number not in done}
     if config.merge is not None:
-        return _finish(report, config, manifest, name, _merged(config, manifest))
-    first, step = parse_shard(config.part)
-    mine = {number: bound for number, bound in bounds.items() if number % step == first}
-    done = {number: shard for number, shard in _written_shards(report, config, manifest).items() if number in mine}
+        share.require_all(map(shard_name, left))
 
     # 2. what the others will take
-    left = sum(float(frames[begin:end].sum()) for number, (begin, end) in mine.items() if number not in done)
-    if left:
-        _estimate(report, config, manifest, left)
+    first, step = parse_shard(config.part)
+    mine = {number: bound for number, bound in left.items() if number % step == first}
+    if mine:
+        _estimate(report, config, manifest, sum(float(frames[begin:end].sum()) for begin, end in mine.values()))
     if config.dry_run:
-        report(f"would write {len(mine) - len(done)} of {len(mine)} shards into {config.out}")
+        report(f"would write {len(mine)} of {len(bounds)} shards into {config.out}")
         return DONE
 
     # 3. write them
-    shards = _write_shards(config, manifest, mine, done)
-    if config.part is None:
-        return _finish(report, config, manifest, name, shards)
-    _write_index(config, manifest, shards, complete=True)
-    report(f"{config.out}: part {config.part} is done, {len(shards)} of {len(bounds)} shards")
-    return DONE
+    config.out.mkdir(exist_ok=True)
+    if left:
+        _write_index(config, manifest, done.values(), complete=False)
+    names = [INDEX, ROWS, REJECTED, *map(shard_name, bounds)]
+    with removing_leftovers(config.out / name for name in names if config.part is None):
+        wrote = _write_shards(config, manifest, left, share)
+    if config.part is not None:
+        report(f"{config.out}: part {config.part} is done, it wrote {wrote} of {len(left)} shards")
+        return DONE
+    done |= _recorded(share, bounds)
+    return _finish(report, config, manifest, name, [done[number] for number in sorted(done)], share)
 
 
 def _source(config: PackConfig) -> tuple[Manifest, str | None]:
@@ -173,13 +175,9 @@ def _rows(manifest: Manifest, first: int, stop: int) -> list[PackRow]:
 # ----------------------------------------------------------------------------------------------------------- earlier runs
 
 
-def _part_index(number: int, of: int) -> str:
-    return f"part-{number}-of-{of}.json"
-
-
-def _read_index(config: PackConfig, manifest: Manifest, name: str) -> StoreIndex:
-    """Read an index of the store; InputError if it belongs to another manifest or other parameters."""
-    index = read_index(config.out, name)
+def _read_index(config: PackConfig, manifest: Manifest) -> StoreIndex:
+    """Read the index of the store; InputError if it belongs to another manifest or other parameters."""
+    index = read_index(config.out)
     if index.manifest_sha256 != manifest.sha256:
         raise InputError(f"{config.out} was packed from another manifest; give a new --out, or remove it")
     if index.parameters != config.parameters:
@@ -187,41 +185,37 @@ def _read_index(config: PackConfig, manifest: Manifest, name: str) -> StoreIndex
     return index
 
 
-def _written_shards(report: Report, config: PackConfig, manifest: Manifest) -> dict[int, Shard]:
-    """Return the shards of an earlier run by number; InputError if the folder is not a store of this manifest and these parameters."""
-    if config.out.exists():
-        files = (
-            [path.name for path in config.out.iterdir() if path.name[0] != "."] if config.out.is_dir() else ["a file"]
-        )
-        if files and not any(name == INDEX or re.fullmatch(r"part-\d+-of-\d+\.json", name) for name in files):
+def _written_shards(
+    report: Report, config: PackConfig, manifest: Manifest, share: Share, numbers: Iterable[int]
+) -> dict[int, Shard]:
+    """Return the shards of earlier runs by number; InputError if the folder is not a store of this manifest and these parameters."""
+    names = [path.name for path in config.out.iterdir() if path.name[0] != "."] if config.out.exists() else []
+    if INDEX not in names:
+        if names:
             raise InputError(f"--out {config.out} exists and is not a packed store; give a new name")
-    indexes = [name for name in {INDEX, config.index} if (config.out / name).exists()]
-    listed = [shard for name in indexes for shard in _read_index(config, manifest, name).shards]
-    found = {_number(shard): shard for shard in listed if (config.out / shard.file).exists()}
-    if config.verify and indexes:
+        return {}
+    listed = {_number(shard): shard for shard in _read_index(config, manifest).shards}
+    listed |= _recorded(share, numbers)
+    found = {number: shard for number, shard in listed.items() if (config.out / shard.file).exists()}
+    if config.verify:
         for shard, damage in damaged_shards(config.out, list(found.values())):
             if damage:
                 report(f"{config.out / shard.file} {damage}: it will be packed again")
                 del found[_number(shard)]
         report(f"{len(found)} shards match their checksums")
+    for number in listed.keys() - found.keys():
+        share.forget(shard_name(number))
     return found
+
+
+def _recorded(share: Share, numbers: Iterable[int]) -> dict[int, Shard]:
+    """Return the shards that have a record, by number."""
+    records = share.records(map(shard_name, numbers)).values()
+    return {_number(shard): shard for shard in (restore(Shard, record) for record in records)}
 
 
 def _number(shard: Shard) -> int:
     return int(shard.file.removesuffix(".beton").rpartition("-")[2])
-
-
-def _merged(config: PackConfig, manifest: Manifest) -> list[Shard]:
-    """Return the shards of all parts, or of the store if they are merged already; InputError if a part is not finished."""
-    if (config.out / INDEX).exists() and (index := _read_index(config, manifest, INDEX)).complete:
-        return list(index.shards)
-    shards: list[Shard] = []
-    for number in range(of := config.merge or 0):
-        name = _part_index(number, of)
-        if not (config.out / name).exists() or not (index := _read_index(config, manifest, name)).complete:
-            raise InputError(f"{config.out}: part {number} of {of} is not finished; run it with --part {number}/{of}")
-        shards += index.shards
-    return sorted(shards, key=_number)
 
 
 # ------------------------------------------------------------------------------------------------------------------ work
@@ -252,39 +246,41 @@ def _estimate(report: Report, config: PackConfig, manifest: Manifest, frames: fl
         raise DiskFullError(f"{config.out}: {sizes} (a lower --quality, --fps or --short-side needs less)")
 
 
-def _write_shards(
-    config: PackConfig, manifest: Manifest, mine: Mapping[int, tuple[int, int]], done: Mapping[int, Shard]
-) -> list[Shard]:
-    """Write the missing shards, and the index after each of them; return all shards of this part."""
-    config.out.mkdir(exist_ok=True)
-    paths = [config.out / name for name in (config.index, ROWS, REJECTED, *map(shard_name, mine))]
-    shards, row, kills = dict(done), {}, Counter[int]()
-    _write_index(config, manifest, shards.values(), complete=False)
-    jobs = deque(
-        ShardJob(folder=config.out, number=number, rows=_rows(manifest, *bound), parameters=config.parameters)
-        for number, bound in mine.items()
-        if number not in done
-    )
-    alone: deque[ShardJob] = deque()
-    started, rows = 0, sum(len(job.rows) for job in jobs)
-    with (
-        removing_leftovers(paths),
-        Progress("clips") as progress,
-        closing(parallel_events(write_shard, jobs, alone, config.workers)) as events,
-    ):
-        progress(0, rows)
+def _write_shards(config: PackConfig, manifest: Manifest, left: Mapping[int, tuple[int, int]], share: Share) -> int:
+    """Write the shards that this task gets of those that are left, and a record of each; return how many."""
+    numbers = {shard_name(number): number for number in left}
+    own = list(left.values())[share.part[0] :: share.part[1]]
+    wrote, started, total = 0, 0, sum(stop - first for first, stop in own)
+
+    def job(name: str) -> ShardJob:
+        rows = _rows(manifest, *left[numbers[name]])
+        return ShardJob(folder=config.out, number=numbers[name], rows=rows, parameters=config.parameters)
+
+    with Progress("clips") as progress:
+        progress(0, total)
+        for names in share.rounds(list(numbers)):
+            for event in _events(map(job, names), config.workers):
+                if isinstance(event, PackRow):
+                    started += 1
+                    progress(min(started, total), total)
+                else:
+                    share.finish(event.file, asdict(event))
+                    wrote += 1
+    return wrote
+
+
+def _events(jobs: Iterable[ShardJob], workers: int) -> Iterator[PackRow | Shard]:
+    """Yield each row that is started and each shard that is written; a shard whose worker was killed is repeated."""
+    row, kills, alone = dict[int, PackRow](), Counter[int](), deque[ShardJob]()
+    with closing(parallel_events(write_shard, Queue(jobs), alone, workers)) as events:
         for job, event in events:
-            if isinstance(event, PackRow):
-                row[job.number] = event
-                started += 1
-                progress(min(started, rows), rows)
-            elif isinstance(event, Shard):
-                shards[job.number] = event
-                _write_index(config, manifest, shards.values(), complete=False)
-            else:
+            if isinstance(event, Lost):
                 kills[job.number] += 1
                 alone.append(_again(job, event, row.get(job.number), kills[job.number]))
-    return [shards[number] for number in sorted(shards)]
+                continue
+            if isinstance(event, PackRow):
+                row[job.number] = event
+            yield event
 
 
 def _again(job: ShardJob, lost: Lost, row: PackRow | None, kills: int) -> ShardJob:
@@ -298,14 +294,17 @@ def _again(job: ShardJob, lost: Lost, row: PackRow | None, kills: int) -> ShardJ
 
 
 def _write_index(config: PackConfig, manifest: Manifest, shards: Iterable[Shard], *, complete: bool) -> None:
+    """Write index.json; before the work it has the shards of earlier runs, and says what the store is packed from."""
     index = StoreIndex(
         manifest_sha256=manifest.sha256, rows=len(manifest), parameters=config.parameters,
         shards=tuple(sorted(shards, key=_number)), complete=complete,
     )  # fmt: skip
-    write_text(config.out / config.index, index.dump())
+    write_text(config.out / INDEX, index.dump())
 
 
-def _finish(report: Report, config: PackConfig, manifest: Manifest, name: str | None, shards: Sequence[Shard]) -> int:
+def _finish(
+    report: Report, config: PackConfig, manifest: Manifest, name: str | None, shards: Sequence[Shard], share: Share
+) -> int:
     """Make a store of all shards, enter it into data.toml, and report what it holds."""
     rejected = [row for shard in shards for row in shard.rejected]
     clips, frames, size = (sum(getattr(shard, what) for shard in shards) for what in ("clips", "frames", "bytes"))
@@ -326,6 +325,5 @@ def _finish(report: Report, config: PackConfig, manifest: Manifest, name: str | 
         toml, root = catalog.locate(config.data), manifest.root.absolute()
         catalog.add(toml, name=name, split=config.split, manifest=manifest.path, root=root, store=config.out)
         report(f"entered as {name}.{config.split} in {toml}")
-    for number in range(config.merge or 0):
-        (config.out / _part_index(number, config.merge or 0)).unlink(missing_ok=True)
+    share.clear()
     return DONE

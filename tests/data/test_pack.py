@@ -10,9 +10,12 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from full_disk import content
 
 from ppma.cli import main
+from ppma.common import shares
 from ppma.common.progress import Progress
+from ppma.common.shares import Share
 from ppma.common.workers import ALONE_KILLS
 from ppma.config.errors import InputError
 from ppma.data import shard_writer as packing
@@ -127,27 +130,62 @@ def test_a_killed_run_resumes_with_the_same_bytes(data, monkeypatch):
     assert np.array_equal(Store(folder).places, Store(whole).places) and not list(folder.glob(".*"))
 
 
-def test_parts_give_the_same_store_as_one_run(data, monkeypatch, capsys):
+@pytest.fixture
+def whole(data, monkeypatch):
+    """A store of six shards, packed in one run."""
     monkeypatch.setattr(packing, "SHARD_FRAMES", 60)
     assert pack(data, "--workers", "1") == 0
-    whole, folder = data.with_name("tree.beton").rename(data.with_name("whole.beton")), data.with_name("tree.beton")
-    assert pack(data, "--workers", "1", "--part", "1/2") == 0
-    capsys.readouterr()
-    assert pack(data, "--merge", "2") == 2
-    assert "part 0 of 2 is not finished; run it with --part 0/2" in capsys.readouterr().err
-    (folder / ".shard-00003.k1_llled.tmp.beton").touch()  # of another part, which is active
-    (folder / ".shard-00000.k1_llled.tmp.beton").touch()  # of this part's killed run
+    return data.with_name("tree.beton").rename(data.with_name("whole.beton"))
+
+
+def check_same(folder, whole):
+    assert content(folder) == content(whole) and Store(folder).index == Store(whole).index
+
+
+def test_parts_give_the_same_store_as_one_run(data, whole, monkeypatch, capsys):
+    """A shard that another task has begun is left to it; all others are done by the only part that runs."""
+    monkeypatch.setattr(shares, "LEASE_SECONDS", 0.4)
+    monkeypatch.setattr(shares, "BEAT_SECONDS", 0.1)
+    folder = data.with_name("tree.beton")
+    other = Share(folder / "parts", (0, 2))
+    assert pack(data, "--part", "0/2", "--dry-run") == 0
+    folder.mkdir()
+    (folder / "index.json").write_text((whole / "index.json").read_text())  # whose shards are all gone
+    begun = next(next(other.rounds([packing.shard_name(3)])))
     assert pack(data, "--workers", "1", "--part", "0/2") == 0
-    assert [path.name for path in folder.glob(".*")] == [".shard-00003.k1_llled.tmp.beton"]
-    (folder / ".shard-00003.k1_llled.tmp.beton").unlink()
+    assert "wrote 5 of 6" in capsys.readouterr().out
+    (folder / ".shard-00003.k1_llled.tmp.beton").touch()  # of a killed task
+    assert pack(data, "--merge", "2") == 2
+    assert begun in capsys.readouterr().err
     with pytest.raises(InputError):
         Store(folder)
+    other.finish(begun)  # its task ends without it
+    assert pack(data, "--workers", "1", "--part", "1/2") == 0
     for _ in range(2):  # a merge that is queued again finds its result
         assert pack(data, "--merge", "2") == 0
-    assert [s.sha256 for s in Store(folder).index.shards] == [s.sha256 for s in Store(whole).index.shards]
-    assert np.array_equal(Store(folder).places, Store(whole).places)
-    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in whole.iterdir())
+    check_same(folder, whole)
     assert catalog.find(data).entry("tree").store == folder
+
+
+@pytest.mark.promise("R24")
+def test_a_part_takes_over_the_shards_of_a_killed_one(data, whole, figure):
+    """Two tasks at once; one is killed as soon as it has begun a shard, the other does the rest."""
+    folder = data.with_name("tree.beton")
+
+    def start(part):
+        command = ["pack", "tree", "--data", str(data), "--out", str(folder), "--workers", "1", "--part", part]
+        return subprocess.Popen([sys.executable, "-c", KILLED, *command], stdout=subprocess.DEVNULL)
+
+    killed = start("1/2")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(folder.glob("parts/*.lease")):
+        time.sleep(0.005)
+    other = start("0/2")
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL and other.wait(timeout=120) == 0
+    assert pack(data, "--merge", "2") == 0
+    check_same(folder, whole)
+    figure("R24", "pack: 1 of 2 parts killed, 0 of 6 shards lost")
 
 
 @pytest.mark.parametrize("flags", ["--part 4/4", "--part x", "--merge 0", "--part 0/2 --merge 2"])
