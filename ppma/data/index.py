@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from ppma.common.files import write_csv
+from ppma.common.files import remove_leftovers, write_csv
 from ppma.common.frames import FRAME_FOLDER_FPS
 from ppma.common.progress import Progress
 from ppma.config.command import DONE, OutFile, parse
@@ -409,6 +409,7 @@ def _write(
         )  # fmt: skip
     rejected = _rejected(out)
     lines = [(row.path, row.label, row.class_name, row.line or None, reason) for row, reason in refused]
+    remove_leftovers([out, rejected])  # of a run that was killed while it wrote them
     write_csv(rejected, [REJECTED, *lines])
     if not clips:
         reason, count = Counter(reason for _, reason in refused).most_common(1)[0]

@@ -76,6 +76,13 @@ def test_a_list_with_good_and_bad_rows(tmp_path, capsys):
     assert not Path("data.toml").exists()
 
 
+def test_leftovers_of_a_killed_run_are_removed(clip_tree, tmp_path):
+    for name in (".made.rejected.ab_12xyz.tmp.csv", ".made.ab_12xyz.tmp.csv", ".other.ab_12xyz.tmp.csv"):
+        (tmp_path / name).touch()
+    assert index(clip_tree, "--out", tmp_path / "made.csv") == 0
+    assert [path.name for path in tmp_path.glob(".*")] == [".other.ab_12xyz.tmp.csv"]
+
+
 def test_odd_files_are_counted(tmp_path, capsys):
     names = ["rotated_90.mp4", "starts_without_key_frame.ts", "truncated_after_index.mp4", "concealed_corruption.mp4"]
     (tmp_path / "tree/a").mkdir(parents=True)
