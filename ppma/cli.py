@@ -27,7 +27,7 @@ COMMANDS = {
     "synthesize": Command("ppma.synthetic.production", "render labeled clips of virtual people", shards=True),
     "privacy": Command("ppma.privacy.fetch_command", "download the small person detectors, and list their licenses"),
     "remove-humans": Command("ppma.privacy.removal.command", "remove people from videos", shards=True),
-    "audit": Command("ppma.privacy.audit.command", "detect residual people in cleaned clips, with confidence bounds"),
+    "audit": Command("ppma.privacy.audit.command", "detect residual people in cleaned clips, with bounds", shards=True),
     "plant": Command("ppma.privacy.plant.command", "measure removal and audit on clips with planted virtual people"),
     "train": Command("ppma.train", "run a recipe: stage 1, stage 2, fine-tuning, a probe"),
     "evaluate": Command("ppma.transfer.evaluate", "test a checkpoint: 2 x 3 views, top-1 and top-5 with intervals"),

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from ppma.cli import main as ppma
+from ppma.common import shares
 from ppma.common.files import content_sha256
+from ppma.common.shares import Share
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy.audit import jobs as audit_jobs
 from ppma.privacy.detectors import auditors as audit_detectors
@@ -206,15 +208,45 @@ def test_finished_clips_are_kept_until_they_change(copy, red_auditors, monkeypat
     assert audit(copy) == 0 and read_audit(copy)["classes"].keys() == {"leap", "run"}
 
 
+def test_parts_and_their_merge_make_the_report_of_one_run(copy, red_auditors, monkeypatch, capsys):
+    """The clip that another part has begun is left to it; all others are inspected by the only part that runs."""
+    monkeypatch.setattr(shares, "LEASE_SECONDS", 0.4)
+    monkeypatch.setattr(shares, "BEAT_SECONDS", 0.1)
+    assert audit(copy, "--dry-run") == 0 and not (copy / "report").exists()
+    other = Share(copy / "report" / "parts", (0, 2))
+    begun = next(next(other.rounds(["inp/run/blind.mp4"])))
+    assert audit(copy, "--part", "1/2") == 0 and "4 of 5 clips" in capsys.readouterr().out
+    assert begun in refusal(capsys, audit(copy, "--merge", 2)) and not (copy / "report" / "audit.json").exists()
+    assert "frames" in refusal(capsys, audit(copy, "--part", "1/2", "--frames", 3))
+    other.finish(begun)  # its task ends without it
+    assert audit(copy, "--part", "0/2") == 0
+    calls = []
+    monkeypatch.setattr(RedFinder, "__call__", lambda self, frame: calls.append(1) or NONE_05)
+    for _ in range(2):  # a merge that is queued again finds its result
+        assert audit(copy, "--merge", 2) == 0 and not calls
+    assert {clip["name"]: clip["verdict"] for clip in read_audit(copy)["clips"]} == CLIPS
+    assert not (copy / "report" / "parts").exists()
+
+
+def test_a_part_leaves_an_unreadable_clip_to_the_merge(copy, red_auditors, capsys):
+    broken = copy / "removed" / "inp" / "jump" / "clean.mp4"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:900])
+    assert audit(copy, "--part", "0/1") == 0 and "clean.mp4" in capsys.readouterr().out
+    assert "clean.mp4" in refusal(capsys, audit(copy, "--merge", 1)) and not (copy / "report" / "audit.json").exists()
+    broken.write_bytes(whole)
+    assert audit(copy, "--merge", 1) == 0 and clip_of(copy)["verdict"] == PASSED
+
+
 def test_a_clip_that_changes_while_others_are_inspected_stays_in_the_report(copy, red_auditors, monkeypatch):
     """Its findings are those of the content that was inspected, whose hash is in the report."""
     inspected = audit_jobs.inspect
 
     def inspect(job):
-        findings = inspected(job)
+        result = inspected(job)
         if job.pair.name == "jump/clean":
             write(job.pair.cleaned, [place(3)] * 8)
-        return findings
+        return result
 
     monkeypatch.setattr(audit_jobs, "inspect", inspect)
     before = content_sha256(copy / "removed/inp/jump/clean.mp4")

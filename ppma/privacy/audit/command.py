@@ -18,12 +18,14 @@ from rich.console import Console
 
 from ppma.common.files import write_json, write_text
 from ppma.common.progress import Progress
+from ppma.common.shares import FOLDER, Share
+from ppma.common.workers import parse_shard
 from ppma.config.command import DONE, OutFolder, check_out, check_ranges, parse
 from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy import verdict
 from ppma.privacy.audit import jobs, report
-from ppma.privacy.audit.clip import Pair
+from ppma.privacy.audit.clip import Findings, Pair
 from ppma.privacy.audit.jobs import AuditJob
 from ppma.privacy.audit.judge import Judged, judge
 from ppma.privacy.detectors import auditors
@@ -62,8 +64,15 @@ class AuditConfig:
     """Folder of the models (`ppma privacy fetch` fills it)."""
     workers: int = len(os.sched_getaffinity(0))
     """Processes (default: one per core)."""
+    part: str | None = None
+    """I/N: share the clips with N - 1 other tasks, beginning at the I-th (0 to N - 1), and write no report."""
+    merge: int | None = None
+    """N: write the report when N parts have inspected all clips."""
+    dry_run: bool = False
+    """Only report what would be inspected."""
 
     def __post_init__(self) -> None:
+        parse_shard(self.part, self.merge)
         check_ranges(self, workers=(1, 1024), frames=(0, 100_000))
         if self.originals is not None and not self.originals.is_dir():
             raise InputError(
@@ -80,23 +89,44 @@ def main(argv: list[str]) -> int:
     manifest, root, clips = jobs.read(config.source, config.root, config.workers)
     pairs = jobs.pairs(root, clips, config.originals)
     makers = _makers(config, pairs)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    if config.dry_run:
+        frames = sum(min(config.frames or pair.frames, pair.frames) for pair in pairs)
+        console.print(f"{len(pairs)} clips, {frames} frames for each of {len(config.detectors)} detectors")
+        console.print(f"would write {config.out}")
+        return DONE
     _make_folder(config, manifest, root)
     todo = [
         AuditJob(pair=pair, out=config.out, detectors=config.detectors, frames=config.frames, weights=config.weights)
         for pair in pairs
     ]
+    share = Share(config.out / FOLDER, parse_shard(config.part))
+    if config.merge is not None and (share.shared or not (config.out / verdict.AUDIT_FILE).exists()):
+        share.require_all(job.pair.path for job in todo)
+    if config.part is not None:
+        share.claim({"frames": config.frames, "detectors": config.detectors, "originals": str(config.originals)})
     with Progress("clips") as progress:
-        findings = jobs.run(todo, config.workers, progress)
+        results = jobs.run(todo, config.workers, progress, share if config.part is not None else Share(None))
+    refused = [result for result in results.values() if isinstance(result, str)]
+    if config.part is not None:
+        console.print(f"part {config.part} is done, it inspected {len(results)} of {len(todo)} clips")
+        for reason in refused:
+            console.print(f"  {reason}")
+        return DONE
+    if refused:
+        rest = "the others are finished: repair or remove it, and rerun"
+        raise InputError(f"{refused[0]} ({len(refused)} such clips); {rest}")
+    findings = [one for one in (results[job.pair.path] for job in todo) if isinstance(one, Findings)]
     judged = [(one, judge(one)) for one in findings]
     sealed = _write(config, manifest or config.out / "manifest.csv", root, clips, judged, makers)
+    share.clear()
 
-    console = Console(highlight=False, soft_wrap=True)
     counts = Counter(one.verdict for _, one in judged)
     summary = ", ".join(f"{counts[name]} {name}" for name in verdict.VERDICTS)
-    console.print(f"{len(judged)} clips: {summary}", markup=False)
+    console.print(f"{len(judged)} clips: {summary}")
     if counts[verdict.PASSED]:
-        console.print(f"{verdict.passed_path(sealed)}: the clips that passed, for --privacy strict", markup=False)
-    console.print(f"{config.out / REPORT}: contains the frames to review and sign", markup=False)
+        console.print(f"{verdict.passed_path(sealed)}: the clips that passed, for --privacy strict")
+    console.print(f"{config.out / REPORT}: contains the frames to review and sign")
     return DONE
 
 

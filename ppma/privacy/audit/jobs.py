@@ -2,6 +2,7 @@
 
     folder or manifest  ->  read(): clips  ->  pairs(): Pair of each  ->  AuditJob  ->  run(): Findings of all
 
+Tasks of an array share the clips (ppma.common.shares); the merge is a run that finds all of them inspected.
 Findings are kept in <out>/clips/<class>/<video>.json and reused while the clip's row and record, the contents of clip,
 mask and original, the detectors and the inspected frames are the same.
 """
@@ -18,6 +19,7 @@ import cv2
 from ppma import __version__
 from ppma.common.files import content_sha256, write_text
 from ppma.common.frames import clip_place
+from ppma.common.shares import Share
 from ppma.common.workers import parallel_map
 from ppma.config.errors import BadClip, InputError, reading
 from ppma.loaders.sources.manifest import Clip
@@ -168,44 +170,45 @@ def _inspector(detectors: tuple[str, ...], weights: Path, frames: int) -> Inspec
     return Inspector(detectors, weights, frames)
 
 
-def inspect(job: AuditJob) -> Findings | str:
-    """Inspect one clip and write its findings; return them, or why it cannot be read."""
+Result = tuple[str, Findings | str]
+"""Path of a clip, and its findings or why it cannot be read."""
+
+
+def inspect(job: AuditJob) -> Result:
+    """Inspect one clip and write its findings, or read those of an earlier run."""
+    if (earlier := job.found()) is not None:
+        return job.pair.path, earlier
     inspector = _inspector(job.detectors, job.weights, job.frames)
     try:
         findings = inspector.inspect(job.pair, content_sha256(job.pair.cleaned))
     except BadClip as error:
-        return f"{job.pair.cleaned} {error}"
+        return job.pair.path, f"{job.pair.cleaned} {error}"
     write_text(job.record, json.dumps({"settings": job.settings(), "findings": asdict(findings)}))
-    return findings
+    return job.pair.path, findings
 
 
-def _lost(job: AuditJob, reason: str) -> str:
-    return f"{job.pair.cleaned} killed the process that inspected it ({reason})"
+def _lost(job: AuditJob, reason: str) -> Result:
+    return job.pair.path, f"{job.pair.cleaned} killed the process that inspected it ({reason})"
 
 
-def run(jobs: Sequence[AuditJob], workers: int, on_progress: Callable[[int, int], None]) -> list[Findings]:
-    """Return the findings of every clip, in order. After a DiskFullError or Ctrl-C the same call resumes.
+def run(
+    jobs: Sequence[AuditJob], workers: int, on_progress: Callable[[int, int], None], share: Share
+) -> dict[str, Findings | str]:
+    """Return the findings of each clip that this task gets, or why it cannot be read, by its path. A rerun resumes.
 
     Args:
-        jobs: The clips.
+        jobs: All clips.
         workers: Number of processes.
         on_progress: Called with (done, total) clips.
-
-    Raises:
-        InputError: Clips cannot be read; raised when all others are finished.
+        share: Which of them this task takes.
     """
-    found = {job.pair.path: findings for job in jobs if (findings := job.found()) is not None}
-    left = [job for job in jobs if job.pair.path not in found]
-    refused = []
-    on_progress(len(found), len(jobs))
-    for done, result in enumerate(parallel_map(inspect, left, workers, on_lost=_lost), len(found) + 1):
-        on_progress(done, len(jobs))
-        if isinstance(result, str):
-            refused.append(result)
-        else:
-            found[result.path] = result
-    if refused:
-        raise InputError(
-            f"{refused[0]} ({len(refused)} such clips); the others are finished: repair or remove it, and rerun"
-        )
-    return [found[job.pair.path] for job in jobs]
+    by_path = {job.pair.path: job for job in jobs}
+    total = len(list(by_path)[share.part[0] :: share.part[1]])
+    results: dict[str, Findings | str] = {}
+    on_progress(0, total)
+    for paths in share.rounds(list(by_path)):
+        for path, result in parallel_map(inspect, (by_path[path] for path in paths), workers, on_lost=_lost):
+            results[path] = result
+            share.finish(path, result if isinstance(result, str) else "")
+            on_progress(min(len(results), total), total)
+    return results
