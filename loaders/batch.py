@@ -17,6 +17,8 @@ class LoaderCounters:
     """Time for which the consumer waited for batches."""
     bad_files: int = 0
     """Distinct files that could not give their frames."""
+    bad: dict[str, str] = field(default_factory=dict)
+    """{path: reason} of the bad files; the stream goes on adding to it."""
     fallbacks: int = 0
     """Clips that PyAV decoded in place of DALI."""
     worker_restarts: int = 0

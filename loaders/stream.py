@@ -12,11 +12,12 @@ file that cannot be decoded is named in quarantine.csv, counted, and replaced by
 import atexit
 import contextlib
 import importlib.util
+import itertools
 import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 OnBad = Literal["replace", "fail", "mark"]
 """replace: training; fail: stop with the file's name; mark: a black clip with decoded_B False, counted as wrong."""
 MAX_REPLACEMENTS = 64
+SHOWN_FILES = 20
+"""Bad files that the message of too many names."""
 ALIGNED_ROWS = 16
 """Columns of labels and keys begin at multiples of 128 bytes: kernels are compiled for aligned addresses."""
 
@@ -68,6 +71,20 @@ def choose_implementation(config: LoaderConfig, device: torch.device) -> tuple[R
         raise InputError(f"loader.implementation is dali, but {why}")
     log.warning("the loader decodes on the CPU: %s", why)
     return "plain", why
+
+
+def check_bad_fraction(bad: Mapping[str, str], clips: int, most: float) -> None:
+    """Raise InputError, naming them, if more of the clips are bad than a share `most` of all.
+
+    Args:
+        bad: {path: reason} of one rank, which stops at once, or of all ranks.
+        clips: Number of clips of all sources.
+        most: `loader.max_bad_fraction`.
+    """
+    if len(bad) > most * clips:
+        listed = "; ".join(f"{path}: {reason}" for path, reason in itertools.islice(bad.items(), SHOWN_FILES))
+        limit = f"more than loader.max_bad_fraction {most}"
+        raise InputError(f"{len(bad)} of {clips} files cannot be decoded, {limit}: {listed}")
 
 
 @dataclass
@@ -144,8 +161,7 @@ class ClipStream:
         self.on_bad = on_bad
         self._quarantine = PatientFile(quarantine) if quarantine is not None else None
         self.counters = LoaderCounters()
-        self.bad_files: dict[str, str] = {}
-        """{path: reason}."""
+        self.bad_files = self.counters.bad
         self.implementation, self.reason = choose_implementation(config, self.device)
         log.info("%d loader workers", config.workers)
         # 1. shared memory: a region for each batch of tasks
@@ -379,10 +395,8 @@ class ClipStream:
             lines = csv_text([*head, [path, reason, sample.epoch, sample.index]])
             self._quarantine.write(lines.encode(errors="backslashreplace"))
         clips = sum(len(source) for source in self.sources)
-        if self.on_bad == "replace" and len(self.bad_files) > self.config.max_bad_fraction * clips:
-            listed = "; ".join(f"{p}: {r}" for p, r in list(self.bad_files.items())[:20])
-            limit = f"loader.max_bad_fraction {self.config.max_bad_fraction}"
-            raise InputError(f"{len(self.bad_files)} of {clips} files cannot be decoded, more than {limit}: {listed}")
+        if self.on_bad == "replace":
+            check_bad_fraction(self.bad_files, clips, self.config.max_bad_fraction)
 
     # ----------------------------------------------------------------------------------------------------------- frames
 

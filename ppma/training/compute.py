@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -52,6 +53,35 @@ class Compute:
         if self.autocast_dtype == self.weight_dtype:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+
+class Stopwatch:
+    """Measures work on a device without waiting for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu, self._seconds = device.type == "cuda", 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Measure the work of the block."""
+        if self._on_gpu:
+            events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            events[0].record()
+            yield
+            events[1].record()
+            self._events.append(events)
+        else:
+            began = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - began
+
+    def take(self) -> float:
+        """Return the seconds measured since the last call. The device has done the work: call it after reading a result."""
+        seconds = self._seconds + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
+        self._seconds = 0.0
+        self._events.clear()
+        return seconds
 
 
 def choose(precision: Precision, device: torch.device) -> Compute:

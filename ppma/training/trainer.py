@@ -8,7 +8,6 @@ is not finite: after the exchange the gradient's norm is the same on all ranks, 
 
 import contextlib
 import logging
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,15 +18,17 @@ from torch import Tensor, nn
 
 from ppma.config.errors import InputError, Stopped, first_few
 from ppma.config.run import RunConfig
-from ppma.loaders.batch import ClipBatch
+from ppma.loaders.batch import ClipBatch, LoaderCounters
+from ppma.loaders.stream import check_bad_fraction
 from ppma.models.classify import Classifier
 from ppma.models.flops import measured_peak_flops
 from ppma.training import checkpoint, distributed, parallel
-from ppma.training.compute import Compute, compile_clock, compile_mode, compiled
+from ppma.training.compute import Compute, Stopwatch, compile_clock, compile_mode, compiled
 from ppma.training.distributed import Ranks, StopFlag
 from ppma.training.lineage import Lineage
-from ppma.training.monitor import Monitor, resident_bytes
+from ppma.training.monitor import Monitor
 from ppma.training.optim import build_optimizer, learning_rate, set_learning_rate
+from ppma.training.speed import Speed
 from ppma.training.tasks import Batch, Task
 from ppma.training.watchdog import Watchdog
 
@@ -69,6 +70,7 @@ class Trainer:
         self._clock = compile_clock() if mode != "off" else None
         self._marks_steps = mode == "graphs"
         self._module = compiled(self._parallel, mode) if mode != "off" else self._parallel
+        self._forward = Stopwatch(ranks.device)
 
     @property
     def checkpoints(self) -> Path:
@@ -137,7 +139,7 @@ class Trainer:
         losses = torch.zeros_like(self.loss_sum)
         for number, inputs in enumerate(self._micro_batches(batch)):
             last = number == self.config.accumulate - 1
-            with self._sync(last), self.compute.autocast():
+            with self._sync(last), self.compute.autocast(), self._forward.running():
                 loss = self._module(*inputs)
             with self._sync(last):
                 self.scaler.scale(loss / self.config.accumulate).backward()
@@ -181,7 +183,7 @@ class Trainer:
             FloatingPointError: More than MAX_SKIPPED steps in a row had a gradient that is not finite.
         """
         start = divmod(self.step, self.task.steps_per_epoch)
-        speed = _Speed(self)
+        speed = self._start_speed()
         with watchdog, self.task.stream(self.ranks, start) as stream:
             for batch in stream:
                 norm = self.train_step(batch)
@@ -197,13 +199,21 @@ class Trainer:
                 if asked and self.step < self.total_steps:
                     raise Stopped(asked)
 
-    def _log(self, monitor: Monitor, batch: Batch, norm: Tensor, speed: "_Speed") -> None:
+    def _start_speed(self) -> Speed:
+        peak = measured_peak_flops(self.ranks.device, self.compute.autocast_dtype)
+        flops = self.task.step_flops / (self.ranks.world_size if self.task.splits_over_ranks else 1)
+        self._forward.take()
+        return Speed(
+            self.ranks, self._forward, batch=self.config.batch, step=self.step, step_flops=flops, peak_flops=peak
+        )
+
+    def _log(self, monitor: Monitor, batch: Batch, norm: Tensor, speed: Speed) -> None:
         loss = distributed.mean_over_ranks(self.loss_sum / self.loss_steps, self.ranks).item()  # nan: all were skipped
         values = {"train/loss": loss, "train/lr": max(group["lr"] for group in self.optimizer.param_groups)}
         values |= {"train/grad_norm": norm.item(), "train/skipped_steps": self.skipped.item()}
-        values |= speed.values(batch)
-        values["data/bad_files"] = float(batch.counters.bad_files)
+        values |= speed.values(self.step, batch.counters)
         monitor.scalars(self.step, values, epoch=batch.epoch)
+        self._check_bad_files(int(values["data/bad_files"]), batch.counters)
         if self._clock is not None:
             self._clock.report()
         for sums in (self.loss_sum, self.loss_steps, self.skipped):
@@ -215,6 +225,13 @@ class Trainer:
                 f" rank's last clips: {first_few(self._clips(batch), SHOWN_CLIPS)}. If these are fine, try a lower --optim.peak-lr,"
                 " --optim.clip-grad 1, or --precision fp32"
             )
+
+    def _check_bad_files(self, found: int, counters: LoaderCounters) -> None:
+        """Raise InputError on all ranks if more files are bad on all of them together than the config allows."""
+        clips, most = sum(len(source) for source in self.task.sources), self.config.loader.max_bad_fraction
+        if found > most * clips:  # two ranks may have met the same file
+            of_ranks = distributed.gather_objects(dict(counters.bad), self.ranks)
+            check_bad_fraction({path: reason for bad in of_ranks for path, reason in bad.items()}, clips, most)
 
     def _clips(self, batch: Batch) -> list[str]:
         """Return the paths of a batch's clips on this rank."""
@@ -233,27 +250,3 @@ class Trainer:
             shown = self.task.pictures(batch, due=due)
         for tag, picture in shown.items():
             monitor.picture(self.step, tag, picture)
-
-
-class _Speed:
-    """Throughput since the last line of metrics; the first interval includes compilation and worker start."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self._peak = measured_peak_flops(trainer.ranks.device, trainer.compute.autocast_dtype)
-        self._began, self._step, self._waited = time.perf_counter(), trainer.step, 0.0
-
-    def values(self, batch: Batch) -> dict[str, float]:
-        """Return perf/* since the last call. Call it after reading the loss, which waits for the device."""
-        trainer, now = self._trainer, time.perf_counter()
-        seconds, steps = now - self._began, trainer.step - self._step
-        waited = batch.counters.wait_seconds - self._waited
-        self._began, self._step, self._waited = now, trainer.step, batch.counters.wait_seconds
-        world = trainer.ranks.world_size if trainer.task.splits_over_ranks else 1
-        on_gpu = trainer.ranks.device.type == "cuda"
-        return {
-            "perf/clips_per_s": steps * trainer.config.batch / seconds,
-            "perf/stall_percent": 100 * waited / seconds,
-            "perf/mfu": steps * trainer.task.step_flops / world / seconds / self._peak,
-            "perf/memory_gib": (torch.cuda.max_memory_allocated() if on_gpu else resident_bytes()) / 2**30,
-        }
