@@ -98,7 +98,7 @@ class ClusterConfig:
     warm: bool = False
     """Read manifests and packed stores into the memory of each node before a training, as far as they fit."""
     max_restarts: int = 5
-    """How often in a row a training that stopped or failed is requeued without a newer checkpoint."""
+    """How often in a row a training or a test that stopped or failed is requeued without progress."""
 
     def __post_init__(self) -> None:
         lowest = {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "gpus_per_task": 1, "cpus_per_task": 1, "cpus_per_gpu": 1,

@@ -58,12 +58,14 @@ class Job:
     warm: bool = False
     """Read the data of a training into the node's memory first."""
     max_restarts: int = 5
-    """How often in a row a training is requeued without a newer checkpoint, whatever stopped it."""
+    """How often in a row a training or a test is requeued without progress, whatever stopped it."""
+    results: Path | None = None
+    """Folder of the results of a test."""
 
     @property
     def run_dir(self) -> Path | None:
-        """Run folder of a training, which is requeued after a failure; None for other jobs."""
-        return self.config.run_dir if isinstance(self.config, RunConfig) else None
+        """Folder of a training or a test, which is requeued after a failure; None for other jobs."""
+        return self.config.run_dir if isinstance(self.config, RunConfig) else self.results
 
     def __call__(self) -> None:
         """Do the work as a task of SLURM; exit with its code, so that SLURM ends the peers of a failed task."""
@@ -98,11 +100,10 @@ class Job:
     def checkpoint(self) -> DelayedSubmission | None:
         """Return what submitit requeues after a preemption or a time limit: the same job, which then resumes.
 
-        None after `max_restarts` restarts without a newer checkpoint, as a too short time limit would requeue for
-        ever.
+        None after `max_restarts` restarts without progress, as a too short time limit would requeue for ever.
         """
         if self.run_dir and without_progress(record(self.run_dir, RUN_AGAIN)) > self.max_restarts:
-            log.error("%d restarts without a newer checkpoint, not requeued; is --time too short?", self.max_restarts)
+            log.error("%d restarts without progress, not requeued; is --time too short?", self.max_restarts)
             return None
         return DelayedSubmission(self)
 

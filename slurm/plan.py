@@ -248,15 +248,16 @@ def _evaluation(test: Evaluate, flags: list[str], prog: str) -> Stage:
     require(bool(test.checkpoint and test.dataset), "evaluate needs --checkpoint RUN and --dataset NAME")
     one_run = f'--checkpoint {test.checkpoint} names one run for {len(test.seed)} seeds; write "{{seed}}" in it'
     require(len(test.seed) < 2 or "{seed}" in test.checkpoint, one_run)
-    calls = []
+    calls, folders = [], []
     for dataset, seed in itertools.product(test.dataset, test.seed or ("",)):
         checkpoint = test.checkpoint.replace("{dataset}", dataset).replace("{seed}", str(seed))
         options = parse(EvaluateOptions, ["--checkpoint", checkpoint, "--dataset", dataset, *flags], prog=prog)
-        run_folder(options.checkpoint)
+        folders.append(options.results(run_folder(options.checkpoint)).absolute())
         catalog.find(options.data).entry(dataset, options.evaluation.split)
         data = ["--data", str(catalog.locate(options.data))]
         calls.append(["--checkpoint", str(Path(checkpoint).absolute()), "--dataset", dataset, *flags, *data])
-    jobs = tuple(Job(work=evaluate, config=call, ranks=allocate(test).ranks) for call in calls)
+    limits = {"ranks": allocate(test).ranks, "max_restarts": test.max_restarts}
+    jobs = tuple(Job(work=evaluate, config=call, results=out, **limits) for call, out in zip(calls, folders))
     summary = {"tests": str(len(calls)), "checkpoint": test.checkpoint, "data sets": ", ".join(test.dataset)}
     return Stage(name="evaluate", jobs=jobs, folder=_new_folder("evaluate", test.runs), summary=summary)
 

@@ -27,7 +27,7 @@ from submitit.helpers import DelayedSubmission
 from ppma.common.files import write_json
 from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT, parse, run
 from ppma.config.errors import reading
-from ppma.training.run_folder import NAN_STOP
+from ppma.training.run_folder import NAN_STOP, SCORED
 
 RESTARTS = "restarts.json"
 """File in the run folder: a list with an `End` for every start that did not reach the end of the run."""
@@ -56,6 +56,8 @@ class End:
     code: int
     step: int
     """Step of the newest checkpoint."""
+    scored: int = 0
+    """Batches of videos that a test, or a pass that computes features, has finished so far."""
     time: float
     """Seconds since the epoch."""
     node: str = ""
@@ -116,16 +118,20 @@ def read_ends(run_dir: Path) -> list[End]:
 
 def record(run_dir: Path, code: int, node: str = "", error: str = "") -> list[End]:
     """Record that a start of this job has ended, and return all such ends of this job."""
-    end = End(job=job_name(), code=code, step=newest_step(run_dir), time=time.time(), node=node, error=error)
+    progress = {"step": newest_step(run_dir), "scored": len(list((run_dir / SCORED).glob("*/*")))}
+    end = End(job=job_name(), code=code, **progress, time=time.time(), node=node, error=error)
     ends = [*read_ends(run_dir), end]
     write_json(run_dir / RESTARTS, [asdict(entry) for entry in ends])
     return [entry for entry in ends if entry.job == end.job]
 
 
 def without_progress(ends: Sequence[End]) -> int:
-    """Return how often in a row a job ended without a newer checkpoint than any start before had."""
-    reached = [0, *(end.step for end in ends)]
-    return len(ends) - reached.index(max(reached))
+    """Return how often in a row a job ended without a checkpoint newer than any before, and without more scored videos."""
+    number = step = scored = 0
+    for end in ends:
+        number = 0 if end.step > step or end.scored > scored else number + 1
+        step, scored = max(step, end.step), end.scored  # a finished pass over the videos starts the next one at 0
+    return number
 
 
 # --------------------------------------------------------------------------------------------------- why the job has ended

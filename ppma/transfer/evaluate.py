@@ -90,6 +90,10 @@ class EvaluateOptions(DataOptions):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """The views."""
 
+    def results(self, run: Path) -> Path:
+        """Return the folder for the results of a run."""
+        return self.out or run / f"evaluate-{self.dataset}-{self.evaluation.split}"
+
 
 def main(argv: list[str]) -> int:
     """Run `ppma evaluate`."""
@@ -102,7 +106,7 @@ def main(argv: list[str]) -> int:
         raise InputError(
             f"{run.folder} has no head for {options.dataset}; it has heads for {', '.join(model.label_spaces)}"
         )
-    out = options.out or run.folder / f"evaluate-{options.dataset}-{options.evaluation.split}"
+    out = options.results(run.folder)
     frozen = trained.classifier.freeze_encoder and not trained.average
     config = RunConfig(
         recipe=trained.recipe, phase=trained.phase, sources=(options.dataset,), run_dir=out, seed=trained.seed, batch=1,

@@ -43,6 +43,9 @@ def test_evaluate_is_an_array_over_data_sets_and_seeds(tested):
     assert [call[1] for call in calls] == [str(tested / "runs" / run) for run in runs]
     assert all(call[-2:] == ["--data", str(tested / "data.toml")] and "--workers" in call for call in calls)
     assert stage.folder.parent == tested / "runs"
+    assert (
+        stage.jobs[0].run_dir == tested / "runs" / "ucf101-0" / "evaluate-ucf101-val"
+    )  # by which its progress is measured
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,19 @@ def test_a_checkpoint_that_was_damaged_meanwhile_is_no_progress(cluster):
     for _ in range(3):
         cluster.ends(1)
     assert cluster.requeues() == 3
+
+
+def test_scored_videos_are_progress(cluster):
+    """Also where the next pass over videos begins at 0; a pass that does not go on is given up."""
+    for scored in (3, 7, 0, 2, 2, 2):
+        shutil.rmtree(cluster.folder / "scored", ignore_errors=True)
+        for number in range(scored):
+            (cluster.folder / "scored" / "key").mkdir(parents=True, exist_ok=True)
+            (cluster.folder / "scored" / "key" / f"{number:08d}.safetensors").touch()
+        cluster.ends(1)
+    assert cluster.requeues() == 6
+    cluster.ends(1)
+    assert cluster.requeues() == 6
 
 
 def test_a_new_submission_has_all_its_restarts(cluster, monkeypatch):
