@@ -20,6 +20,7 @@ import shlex
 import shutil
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -84,24 +85,43 @@ def _write_records(stage: Stage, records: list[dict[str, Any]]) -> None:
     write_text(stage.folder / LAUNCH, json.dumps(records, indent=2, default=str) + "\n")
 
 
+def _arrays(stage: Stage, ids: Sequence[Sequence[str]]) -> dict[tuple[str, ...], list[int]]:
+    """Group the jobs of a stage by the jobs that they wait for, given the job numbers of the stages before.
+
+    Each group is an array: SLURM has one dependency for a whole array, and a failure must cancel only what needs the job.
+    """
+    before = tuple(dict.fromkeys(job.split("_")[0] for job in ids[-1])) if ids else ()
+    groups = defaultdict[tuple[str, ...], list[int]](list)
+    for number in range(len(stage.jobs)):
+        groups[before if stage.needs is None else tuple(ids[s][j] for s, j in stage.needs[number])].append(number)
+    return groups
+
+
 def _submit_all(stages: Sequence[Stage], cluster: Verb, console: Console) -> list[list[str]]:
-    """Submit the stages, each after the one before, and return their job numbers; cancel all on an error."""
+    """Submit the stages, each job after those that it needs, and return their job numbers; cancel all on an error."""
     ids: list[list[str]] = []
     created = [stage.folder for stage in stages if not stage.folder.exists()]
     try:
         for stage in stages:
             _prepare(stage, cluster)
-            after = tuple({job.split("_")[0] for job in ids[-1]} if ids else ())
-            target = executor(cluster, _script(stage, after))
-            with contextlib.redirect_stderr(io.StringIO()), target.batch():  # sbatch's errors are in the exception too
-                jobs = [target.submit(job) for job in stage.jobs]
-            ids.append([job.job_id for job in jobs])
+            arrays = _arrays(stage, ids)
+            ids.append([""] * len(stage.jobs))
+            for after, members in arrays.items():
+                target = executor(cluster, _script(stage, after))
+                with (
+                    contextlib.redirect_stderr(io.StringIO()),
+                    target.batch(),
+                ):  # sbatch's errors are in the exception too
+                    jobs = [target.submit(stage.jobs[number]) for number in members]
+                for number, job in zip(members, jobs):
+                    ids[-1][number] = job.job_id
             *before, record = _records(stage)
             _write_records(stage, [*before, record | {"jobs": ids[-1]}])
-            console.print(f"submitted {stage.name} as job {ids[-1][0].split('_')[0]}", soft_wrap=True)
+            numbers = ", ".join(dict.fromkeys(job.split("_")[0] for job in ids[-1]))
+            console.print(f"submitted {stage.name} as job {numbers}", soft_wrap=True)
     except BaseException as error:
-        if ids:
-            subprocess.run(["scancel", *(job for jobs in ids for job in jobs)], check=False)
+        if submitted := [job for jobs in ids for job in jobs if job]:
+            subprocess.run(["scancel", *submitted], check=False)
         for folder in created:
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, (FailedJobError, FailedSubmissionError)):
@@ -144,12 +164,14 @@ def _run_here(stages: Sequence[Stage], cluster: Verb, console: Console) -> int:
 
 def _dry_run(stages: Sequence[Stage], cluster: Verb) -> int:
     """Print what would be submitted, and what would be refused for now."""
-    for number, stage in enumerate(stages):
-        script = _script(stage, ("JOB_OF_STAGE_1",) if number else ())
-        text = f"{allocate(cluster).tasks} processes of this machine, logs in {stage.logs}\n"
-        if cluster.cluster == "slurm":
-            text = sbatch_script(cluster, script, array_tasks=len(stage.jobs))
-        sys.stdout.write(f"\n# {stage.name}\n{text}")
+    ids: list[list[str]] = []
+    for number, stage in enumerate(stages, 1):
+        for after, members in _arrays(stage, ids).items():
+            text = f"{allocate(cluster).tasks} processes of this machine, logs in {stage.logs}\n"
+            if cluster.cluster == "slurm":
+                text = sbatch_script(cluster, _script(stage, after), array_tasks=len(members))
+            sys.stdout.write(f"\n# {stage.name}\n{text}")
+        ids.append([f"STAGE-{number}_{job}" for job in range(len(stage.jobs))])
     try:
         check_inputs(stages)
     except InputError as error:

@@ -106,6 +106,8 @@ class Stage:
     """The run folder of a training, otherwise a new folder for this submission. Holds logs and a copy of the code."""
     summary: dict[str, str]
     """Rows of the table that is shown before submission."""
+    needs: tuple[tuple[tuple[int, int], ...], ...] | None = None
+    """For each job those that must succeed first, as (stage, job); None: all jobs of the stage before."""
 
     @property
     def logs(self) -> Path:
@@ -256,8 +258,11 @@ def _evaluation(test: Evaluate, flags: list[str], prog: str) -> Stage:
         catalog.find(options.data).entry(dataset, options.evaluation.split)
         data = ["--data", str(catalog.locate(options.data))]
         calls.append(["--checkpoint", str(Path(checkpoint).absolute()), "--dataset", dataset, *flags, *data])
-    limits = {"ranks": allocate(test).ranks, "max_restarts": test.max_restarts}
-    jobs = tuple(Job(work=evaluate, config=call, results=out, **limits) for call, out in zip(calls, folders))
+    ranks, most = allocate(test).ranks, test.max_restarts
+    jobs = tuple(
+        Job(work=evaluate, config=call, ranks=ranks, max_restarts=most, results=out)
+        for call, out in zip(calls, folders)
+    )
     summary = {"tests": str(len(calls)), "checkpoint": test.checkpoint, "data sets": ", ".join(test.dataset)}
     return Stage(name="evaluate", jobs=jobs, folder=_new_folder("evaluate", test.runs), summary=summary)
 
@@ -272,11 +277,13 @@ def _study(cluster: Verb, flags: list[str], prog: str) -> list[Stage]:
     levels = study_levels(planned)
     require(bool(levels), f"all {len(planned.runs)} runs are done; for the table: ppma report {options.out}")
     ranks, folder, stages = allocate(cluster).ranks, _new_folder("study", cluster.runs), []
+    place = {run.folder: (level, job) for level, runs in enumerate(levels) for job, run in enumerate(runs)}
     for number, runs in enumerate(levels):
         name = f"study-{number}"
+        needs = tuple(tuple(place[p.folder] for p in run.needs if p.folder in place) for run in runs)
         jobs = tuple(_study_job(run, flags, cluster, ranks) for run in runs)
         summary = {"runs": str(len(runs)), "which": ", ".join(run.title for run in runs)}
-        stages.append(Stage(name=name, jobs=jobs, folder=folder / name, summary=summary))
+        stages.append(Stage(name=name, jobs=jobs, folder=folder / name, summary=summary, needs=needs))
     if not cluster.dry_run:
         write_listing(planned, options.out)
     return stages

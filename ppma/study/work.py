@@ -175,19 +175,38 @@ def run_one(run: Run) -> None:
 
 
 def run_missing(planned: Planned, out: Path) -> Path:
-    """Write the listing, run what is unfinished, and return the listing's path."""
+    """Write the listing, run what is unfinished, and return the listing's path.
+
+    A run that fails takes only those with it that start from it. Its error is raised when the others are done.
+    """
     file, seconds = write_listing(planned, out), defaultdict[Kind, list[float]](list)
     log.info("%d of %d runs are done", planned.states.count("done"), len(planned.runs))
     for run, state in zip(planned.runs, planned.states):
         if state == "done":
             seconds[_kind(run)].append(seal.read(run.folder).seconds)
     unfinished = [run for run, state in zip(planned.runs, planned.states) if state != "done"]
+    failed: dict[Path, FloatingPointError | InputError] = {}
     for number, (run, state) in enumerate(zip(planned.runs, planned.states), 1):
-        if state != "done":
-            how, left = "resumes" if state == "started" else "starts", time_left(unfinished, seconds)
-            log.info("[%d/%d] %s %s; time left: %s", number, len(planned.runs), run.title, how, left)
+        if state == "done":
+            continue
+        how, left = "resumes" if state == "started" else "starts", time_left(unfinished, seconds)
+        unfinished.pop(0)
+        if cause := next((failed[parent.folder] for parent in run.needs if parent.folder in failed), None):
+            failed[run.folder] = cause
+            log.error(
+                "[%d/%d] %s: not done, because it starts from a run that failed", number, len(planned.runs), run.title
+            )
+            continue
+        log.info("[%d/%d] %s %s; time left: %s", number, len(planned.runs), run.title, how, left)
+        try:
             run_one(run)
-            seconds[_kind(unfinished.pop(0))].append(seal.read(run.folder).seconds)
+        except (FloatingPointError, InputError) as error:  # the fault of this run; others concern them all
+            failed[run.folder] = error
+            log.error("[%d/%d] %s failed: %s", number, len(planned.runs), run.title, error)
+            continue
+        seconds[_kind(run)].append(seal.read(run.folder).seconds)
+    if failed:
+        raise next(iter(failed.values()))
     return file
 
 

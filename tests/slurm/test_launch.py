@@ -312,7 +312,7 @@ def test_dry_run_of_both_stages(tmp_path, capsys):
     assert launch.main(["pretrain", "--nodes", "8", "--runs", str(tmp_path), "--model", "tiny", "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert text.count("#!/bin/bash") == 2 and text.count("#SBATCH --nodes=8") == 2
-    assert "dependency=afterok:JOB_OF_STAGE_1" in text.split("#!/bin/bash")[2]
+    assert "dependency=afterok:STAGE-1\n" in text.split("#!/bin/bash")[2]
     assert "0.0008" in text and "0.002" in text and not list(tmp_path.iterdir())
 
 

@@ -15,6 +15,7 @@ from ppma.cli import main as ppma
 from ppma.config.command import DONE, WRONG_INPUT
 from ppma.config.errors import InputError
 from ppma.slurm.job import command
+from ppma.slurm.launch import _arrays as arrays
 from ppma.slurm.launch import main as launch
 from ppma.slurm.plan import SHARDED, plan, study_levels
 from tests.study.test_plan import TEXT, data, end  # noqa: F401  # data is a fixture
@@ -147,6 +148,23 @@ def test_each_array_waits_for_what_it_starts_from(spec, tmp_path):
     assert len(listing["rows"]) == 12 and len({stage.folder for stage in stages}) == 4
 
 
+def test_a_failed_run_cancels_only_what_starts_from_it(spec):
+    """An array waits for the jobs that its runs start from: when stage 1 of seed 0 fails, seed 1 and random weights go on."""
+    _, stages = plan("study", [spec, *ARGV])
+    ids = [[f"{41 + level}_{job}" for job in range(len(stage.jobs))] for level, stage in enumerate(stages)]
+    names = {
+        ids[level][number]: job.config[-1] if job.run_dir is None else job.run_dir.name
+        for level, stage in enumerate(stages)
+        for number, job in enumerate(stage.jobs)
+    }
+    failed = {job for job, name in names.items() if name.startswith("stage1-s0-")}
+    for level, stage in enumerate(stages):
+        for after, members in arrays(stage, ids[:level]).items():
+            failed |= {ids[level][number] for number in members if failed & set(after)}
+    seed_0 = {job for job, name in names.items() if "-s0-" in name and not name.startswith("random.")}
+    assert failed == seed_0 and len(failed) == 8
+
+
 def test_averages_get_the_flags_of_the_study(spec):
     """`--videos` and others decide the names of its runs, by which `--only` finds one."""
     flags = [spec, "--out", "runs/study", "--device", "cpu"]
@@ -174,7 +192,7 @@ def test_finished_runs_are_not_submitted_again(spec, tmp_path):
 def test_the_dry_run_shows_arrays_and_writes_nothing(spec, tmp_path, capsys):
     assert launch(["study", spec, *ARGV, "--dry-run"]) == DONE
     text = capsys.readouterr().out
-    assert text.count("#SBATCH --array=0-") == 4 and text.count("afterok") == 3 and "full, seed 1" in text
+    assert text.count("#SBATCH --array=0-") == 7 and text.count("afterok:STAGE-1_2\n") == 1 and "full, seed 1" in text
     assert not (tmp_path / "runs").exists()
 
 

@@ -15,7 +15,7 @@ from filelock import FileLock
 from ppma import train as training
 from ppma.cli import main as ppma
 from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT
-from ppma.config.errors import Stopped
+from ppma.config.errors import InputError, Stopped
 from ppma.study import work
 from ppma.study.plan import Row
 from ppma.training import seal
@@ -148,7 +148,10 @@ def test_each_start_tells_the_time_left(tmp_path, monkeypatch, caplog):
     """A run takes as long as finished ones of its kind: protocol and data set of a test, recipe and phase of a pre-training."""
     mae, probe = SimpleNamespace(recipe="demo", phase="mae"), Row(method="m", protocol="probe", dataset="transfer")
     kinds = ((None, mae), (probe, mae), (None, mae), (probe, mae), (None, None))
-    runs = [SimpleNamespace(title=f"run{i}", folder=i, row=row, config=config) for i, (row, config) in enumerate(kinds)]
+    runs = [
+        SimpleNamespace(title=f"run{i}", folder=i, row=row, config=config, needs=())
+        for i, (row, config) in enumerate(kinds)
+    ]
     monkeypatch.setattr(work, "write_listing", lambda *_: tmp_path)
     monkeypatch.setattr(work, "run_one", lambda run: None)
     monkeypatch.setattr(work.seal, "read", lambda folder: SimpleNamespace(seconds=(100, 10, 300, 30, 1)[folder]))
@@ -164,6 +167,25 @@ def test_each_start_tells_the_time_left(tmp_path, monkeypatch, caplog):
         "not known yet",
         "about 0:05:00",
     ]
+
+
+@pytest.mark.parametrize("error", [FloatingPointError("the loss stays NaN"), InputError("no such film")])
+def test_a_run_that_fails_takes_only_those_that_start_from_it(error, tmp_path, monkeypatch, caplog):
+    runs = [SimpleNamespace(title=f"run{i}", folder=i, row=None, config=None, needs=()) for i in range(4)]
+    runs[1].needs, runs[2].needs = (runs[0],), (runs[1],)
+    monkeypatch.setattr(work, "write_listing", lambda *_: tmp_path)
+    monkeypatch.setattr(work.seal, "read", lambda folder: SimpleNamespace(seconds=1))
+    done = []
+
+    def run_one(run):
+        if run.folder == 0:
+            raise error
+        done.append(run.folder)
+
+    monkeypatch.setattr(work, "run_one", run_one)
+    with pytest.raises(type(error), match=str(error)):
+        work.run_missing(work.Planned(study=None, runs=tuple(runs), states=("open",) * 4), tmp_path)
+    assert done == [3] and "run2: not done" in caplog.text
 
 
 def test_two_studies_do_not_run_in_one_folder(once, capsys):
