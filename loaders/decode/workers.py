@@ -8,8 +8,9 @@ A thread of the pool hands out tasks and collects replies, so workers stay busy 
 has at most IN_FLIGHT tasks: they fit the buffer of its pipe, so handing one out never blocks.
 
 A task is a pure function of its sample: when a worker dies, it is replaced and its tasks are repeated, and no batch
-changes. The one that it died on is repeated alone, while no other task runs: if that kills a worker too, its file is
-bad; else perhaps another process had used up the memory. A task that takes long is named in the log.
+changes. The one that it died on is repeated alone, while no other task runs: if that ends a worker too, its file is bad
+(after SIGKILL only at the third time in a row: `common.workers.to_blame`); else perhaps another process had used up the
+memory. A task that takes long is named in the log.
 
 Workers are started as a program, not forked: they import no torch, do not run the user's script again, and end with
 their parent.
@@ -34,6 +35,7 @@ from typing import Literal
 
 import numpy as np
 
+from ppma.common.workers import to_blame
 from ppma.config.errors import KilledError
 from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode.dali_input import Codecs, DaliInput
@@ -122,6 +124,7 @@ class WorkerPool:
         self._lock = threading.Lock()  # guards everything below
         self._waiting: deque[Task] = deque()
         self._suspects: deque[Task] = deque()
+        self._alone_ends = 0
         self._start_deaths = 0
         self._named: set[int] = set()
         self._stop_read, self._stop_write = Pipe(duplex=False)
@@ -239,6 +242,7 @@ class WorkerPool:
         with self._lock:
             if worker.tasks.pop(reply.ticket) in self._suspects:
                 self._suspects.popleft()
+                self._alone_ends = 0
             worker.busy_since = time.monotonic()
             self._hand_out()
         self._replies.put(reply)
@@ -273,10 +277,11 @@ class WorkerPool:
             return
         self._waiting.extendleft(reversed(again[1:]))
         if again and again[0] in self._suspects:  # tasks are served in order: the first is the one it died on
-            self._suspects.popleft()
-            self._replies.put(
-                Reply(ticket=again[0].ticket, reason=f"killed two workers ({name}), the second one alone")
-            )
+            self._alone_ends += 1
+            if to_blame(name, self._alone_ends):
+                self._alone_ends = 0
+                self._suspects.popleft()
+                self._replies.put(Reply(ticket=again[0].ticket, reason=f"killed its workers ({name}), also alone"))
         elif again:
             self._suspects.append(again[0])
 

@@ -46,6 +46,18 @@ ALONE_KILLS = 3
 """How often in a row SIGKILL must end a job that runs alone, before it is to blame."""
 
 
+def to_blame(reason: str, ends: int) -> bool:
+    """True if a job that ran alone is to blame for the end of its worker, here and in the loader's pool.
+
+    A crash is the job's own. SIGKILL comes from the kernel, because of this process or another, or from a person.
+
+    Args:
+        reason: How the worker ended, such as "SIGSEGV".
+        ends: How often in a row a worker has ended at the job while it ran alone.
+    """
+    return reason != "SIGKILL" or ends >= ALONE_KILLS
+
+
 @dataclass(frozen=True)
 class Lost:
     """A job without a result: its worker died or took too long."""
@@ -228,7 +240,7 @@ class _Pool(Generic[JobT]):
             reason = self._end(worker, kill=False)
             if not worker.started:
                 self._restart(worker, reason)
-            elif worker.alone and reason == "SIGKILL" and self.alone_kills < ALONE_KILLS - 1:
+            elif worker.alone and not to_blame(reason, self.alone_kills + 1):
                 self.alone_kills += 1
                 self.alone.appendleft(worker.job)
             else:

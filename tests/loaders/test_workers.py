@@ -20,6 +20,7 @@ import pytest
 import tiny
 
 from ppma.cli import main as ppma
+from ppma.common.workers import ALONE_KILLS
 from ppma.config.errors import KilledError
 from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode import workers
@@ -139,8 +140,43 @@ def test_a_worker_killed_in_the_middle_of_a_reply_is_replaced(tmp_path, monkeypa
     monkeypatch.setattr(workers, "RUN_WORKER", HALF_A_REPLY)
     pool = WorkerPool(CONFIG, VIEW_BYTES)
     pool.submit(task(0, tmp_path / "any.mp4"))
-    assert "SIGKILL" in collect(pool, 1)[0] and pool.restarts == 2
+    assert "SIGKILL" in collect(pool, 1)[0] and pool.restarts == 1 + ALONE_KILLS
     pool.close()
+
+
+KILLED_AT_WORK = """
+import os, sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from ppma.loaders.decode.workers import Reply
+connection = Connection(int(sys.argv[1]))
+connection.send(None)
+connection.recv()
+while True:
+    task = connection.recv()
+    with Path(task.path).open("a") as starts:
+        starts.write(".")
+    if Path(task.path).stat().st_size <= KILLS:
+        os.kill(os.getpid(), SIGNAL)
+    connection.send(Reply(ticket=task.ticket))
+"""
+
+
+@pytest.mark.promise("R24")
+@pytest.mark.usefixtures("at_most_a_minute")
+@pytest.mark.parametrize(
+    ("number", "kills", "bad"),
+    [(signal.SIGKILL, ALONE_KILLS, False), (signal.SIGKILL, ALONE_KILLS + 1, True), (signal.SIGSEGV, 2, True)],
+)
+def test_a_file_is_not_blamed_for_workers_that_others_kill(tmp_path, monkeypatch, number, kills, bad):
+    """SIGKILL also comes from outside: once among others and three times alone. A crash alone is the file's."""
+    code = KILLED_AT_WORK.replace("KILLS", str(kills)).replace("SIGNAL", str(int(number)))
+    monkeypatch.setattr(workers, "RUN_WORKER", code)
+    pool = WorkerPool(CONFIG, VIEW_BYTES)
+    pool.submit(task(0, tmp_path / "file"))
+    reason = collect(pool, 1)[0]
+    pool.close()
+    assert (number.name in reason) is bad and pool.restarts == kills
 
 
 @pytest.mark.promise("R24")
