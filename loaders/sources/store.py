@@ -15,6 +15,7 @@ address of a packed clip, `shard-00000.beton#17`, can be used wherever the path 
 import json
 import os
 import re
+import resource
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -34,8 +35,8 @@ FORMAT = "ppma-store 1"
 SUFFIX = ".beton"
 INDEX, ROWS, REJECTED = "index.json", "rows.npy", "rejected.csv"
 _SHARD = r"shard-\d{5,}\.beton"
-OPEN_SHARDS = 512
-"""Files that one process keeps open, half of the usual limit; a store of Kinetics has about 900."""
+OPEN_SHARDS = min(512, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+"""Files that one process keeps open; a store of Kinetics has about 900."""
 HEAD_BYTES = 32 * 2**10
 """The first read of a shard: its header and the table of 700 clips, more than a shard of 1 GB holds."""
 GAP_BYTES = 128 * 2**10

@@ -19,6 +19,7 @@ import logging
 import math
 import os
 import re
+import resource
 import signal
 import stat
 import sys
@@ -215,6 +216,8 @@ def run(main: Callable[[list[str]], int] | str, argv: list[str], *, prog: str) -
         prog: Name of the command in messages.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # rank 0 holds a connection to every rank
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names and frames of tables print in every locale
     try:

@@ -7,6 +7,7 @@ needs none of them. No other module reads these variables. NCCL on GPUs, gloo on
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ T = TypeVar("T")
 
 JOIN_SECONDS = 300
 """Seconds that ranks wait for each other at the start; $PPMA_JOIN_SECONDS overrides it."""
+OPEN_FILES = 128
+"""Files that rank 0 may have open besides its connections to the other ranks, one each; measured: 40 + 5 log2(ranks)."""
 EXCHANGE_SECONDS = 7200
 """Timeout of a collective. In a training run the watchdog (hang_seconds) acts earlier."""
 
@@ -76,8 +79,21 @@ def choose_device(asked: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
+def _check_open_files(world_size: int) -> None:
+    """Raise InputError on rank 0 if it may not open a file for every rank."""
+    needed, most = OPEN_FILES + world_size, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if most < needed:
+        raise InputError(
+            f"rank 0 of {world_size} needs {needed} open files, and its limit is {most}; raise it: `ulimit -n 65536`"
+        )
+
+
 def _join(rank: int, world_size: int, device: torch.device) -> None:
     """Initialize the process group; ConnectionError if not all ranks arrive in time."""
+    if rank == 0:
+        _check_open_files(world_size)
+    # Otherwise each gloo group connects every rank to every other one, and uses few of these connections.
+    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     backend, why = ("nccl", "GPUs") if device.type == "cuda" else ("gloo", "no GPU")
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     me = f"rank {rank} of {world_size} on {socket.gethostname()}"

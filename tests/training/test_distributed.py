@@ -3,16 +3,19 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from ppma.config.command import STOP_SIGNALS
+from ppma.config.command import STOP_SIGNALS, run
 from ppma.config.errors import InputError
 from ppma.slurm.cluster import free_port
 from ppma.training import distributed
@@ -75,6 +78,133 @@ def test_a_rank_that_cannot_join_says_so_and_does_not_go_on(monkeypatch):
     ):
         entered.append(True)
     assert not entered
+
+
+# ----------------------------------------------------------------------------------------------------------- open files
+
+
+@pytest.fixture
+def open_files():
+    """Set the soft limit of open files for the test; skip it where the hard limit is below."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def limit(most):
+        if most > hard:
+            pytest.skip(f"this system allows only {hard} open files")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def environment_of_rank_0(monkeypatch, world_size):
+    place = {
+        "RANK": 0,
+        "WORLD_SIZE": world_size,
+        "LOCAL_RANK": 0,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_a_command_raises_its_limit_of_open_files(open_files):
+    open_files(256)
+    assert run(lambda _: 0 if resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 256 else 1, [], prog="ppma") == 0
+
+
+def test_rank_0_says_at_once_that_it_may_open_too_few_files(open_files, monkeypatch):
+    open_files(512)
+    environment_of_rank_0(monkeypatch, 512)
+    with pytest.raises(InputError, match="512"), session("cpu"):
+        pass
+
+
+STAND_INS = """
+import os, resource, socket, struct, sys, time
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+while True:  # until the store listens
+    try:
+        socket.create_connection(("127.0.0.1", int(sys.argv[1]))).close()
+        break
+    except ConnectionRefusedError:
+        time.sleep(0.05)
+peers = []
+for _ in range(int(sys.argv[2])):  # what a TCPStore's client sends when it joins
+    peers.append(socket.create_connection(("127.0.0.1", int(sys.argv[1]))))
+    peers[-1].sendall(struct.pack("=BI", 0, 0x3C85F7CE) + struct.pack("=BQ5sq", 4, 5, b"init/", 1))
+for peer in peers:
+    peer.recv(8, socket.MSG_WAITALL)
+print("joined", flush=True)
+sys.stdin.read()
+"""
+"""Clients of rank 0's store without torch: VALIDATE, then ADD 1 to the number of workers, and stay."""
+
+
+@pytest.mark.parametrize("world_size", [32, pytest.param(512, marks=pytest.mark.slow)])
+def test_ranks_meet_at_rank_0_within_1024_open_files(world_size, open_files, monkeypatch):
+    open_files(1024)
+    monkeypatch.setenv("RES_OPTIONS", "timeout:1 attempts:1")  # the store asks the name server for each client's name
+    environment_of_rank_0(monkeypatch, world_size)
+    before, port = len(list(Path("/proc/self/fd").iterdir())), int(os.environ["MASTER_PORT"])
+    with subprocess.Popen(
+        [sys.executable, "-c", STAND_INS, str(port), str(world_size - 1)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as peers:
+        store, _, _ = next(dist.rendezvous("env://", 0, world_size, timeout=timedelta(seconds=60)))
+        assert peers.stdout.readline() == b"joined\n"
+        files = len(list(Path("/proc/self/fd").iterdir())) - before
+        del store
+        peers.stdin.close()
+    assert world_size - 1 <= files < world_size + 32
+
+
+OPEN_FILES_OF_RANK_0 = """
+import multiprocessing, os, sys
+import torch.distributed as dist
+from ppma.slurm.cluster import free_port
+from ppma.training import distributed
+
+def rank(number, world_size, port, answers):
+    place = {"RANK": number, "WORLD_SIZE": world_size, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    with distributed.session("cpu") as ranks:
+        flag = distributed.StopFlag(ranks)
+        for _ in range(2):
+            flag.agreed()
+        distributed.gather_objects(number, ranks)
+        distributed.barrier(ranks)
+        if number == 0:
+            answers.put(len(os.listdir("/proc/self/fd")))
+        distributed.barrier(ranks)
+        flag.close()
+    os._exit(0)
+
+fork = multiprocessing.get_context("fork")
+for world_size in map(int, sys.argv[1:]):
+    answers, port = fork.SimpleQueue(), free_port()
+    ranks = [fork.Process(target=rank, args=(number, world_size, port, answers)) for number in range(world_size)]
+    for one in ranks:
+        one.start()
+    print(answers.get(), flush=True)
+    for one in ranks:
+        one.join()
+        assert one.exitcode == 0
+"""
+
+
+@pytest.mark.parametrize("sizes", [(4, 12), pytest.param((32, 64), marks=pytest.mark.slow)])
+def test_another_rank_costs_rank_0_one_open_file(sizes):
+    """And a few more as the logarithm grows; two gloo groups that connect all to all would cost two more for each rank."""
+    command = [sys.executable, "-c", OPEN_FILES_OF_RANK_0, *map(str, sizes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    few, many = map(int, done.stdout.split())
+    assert many - few < 2 * (sizes[1] - sizes[0]) and many < sizes[1] + distributed.OPEN_FILES, (few, many)
+
+
+# ---------------------------------------------------------------------------------------------------------- stop signals
 
 
 @pytest.mark.parametrize(
