@@ -35,6 +35,7 @@ from ppma.training.lineage import Lineage
 from ppma.training.lineage import write as write_lineage
 from ppma.training.monitor import Monitor, implementations, write_environment
 from ppma.training.optim import learning_rate
+from ppma.training.run import trained_steps
 from ppma.training.run_folder import NAN_STOP, owned
 from ppma.training.tasks import ClassifyTask, MaeTask, Task
 from ppma.training.trainer import Trainer
@@ -180,7 +181,7 @@ def _test(trainer: Trainer, manifest: Manifest, monitor: Monitor, stop: StopFlag
     with stop.at_once():
         result = evaluate(
             trainer.model, manifest, manifest.name, trainer.config, trainer.ranks, trainer.compute, weights=weights,
-            facts=trainer.task.facts(),
+            step=trainer.step, facts=trainer.task.facts(),
         )  # fmt: skip
     monitor.scalars(trainer.step, {"eval/top1": result["top1"], "eval/top5": result["top5"]})
 
@@ -192,6 +193,7 @@ def _score(config: RunConfig, ranks: Ranks, compute: Compute, lineage: Lineage) 
     _make_run_folder(config, ranks, compute, lineage)
     write_result(
         config, frozen.tested, scored.scores, draws=scored.draws, weights=str(config.init), more=scored.more, writes=ranks.is_main,
+        step=trained_steps(config.init) if config.init else None,
         protocol=f"{config.recipe}, {scored.protocol}, {views.windows} windows x {views.crops} crops",
     )  # fmt: skip
 

@@ -3,7 +3,9 @@
 run folder, checkpoint folder or weight file  ->  open_run  ->  FinishedRun: config, model with its weights, label spaces, metadata
 """
 
+import contextlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,8 @@ from ppma.models.mae import MaskedAutoencoder
 from ppma.training import checkpoint
 from ppma.training.compute import Compute, choose
 from ppma.training.distributed import Ranks, choose_device
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +131,28 @@ def open_run(path: Path | str, *, device: str = "auto", precision: Precision = "
         folder=folder, config=config, weights=weights, metadata=metadata, loader=loader, ranks=ranks, compute=compute,
         model=model.to(ranks.device, compute.weight_dtype).eval(),
     )  # fmt: skip
+
+
+def trained_steps(path: Path) -> int | None:
+    """Return the step of a checkpoint that is about to be tested, with a warning if its run has not reached its last step.
+
+    Args:
+        path: Run folder, checkpoint folder or weight file; None is returned for weights of no run.
+    """
+    weights = checkpoint.locate_model(path)
+    state = _read_metadata(weights) if (weights.parent / checkpoint.STATE).is_file() else {}
+    step, per_epoch, folder = state.get("step"), state.get("steps_per_epoch"), find_run(weights)
+    if not isinstance(step, int):
+        return None
+    last = step
+    if folder and isinstance(per_epoch, int):
+        with contextlib.suppress(InputError):  # the config of an older ppma, whose encoders can still be tested
+            last = per_epoch * read_config(folder).optim.epochs
+    if step < last:
+        log.warning(
+            "%s is from step %d of %d: the run is not finished; --resume continues it", weights.parent, step, last
+        )
+    return step
 
 
 def _read_metadata(weights: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ppma.models.classify import Classifier
 from ppma.training import distributed, seal
 from ppma.training.compute import Compute, choose
 from ppma.training.distributed import Ranks
-from ppma.training.run import DataOptions, open_run
+from ppma.training.run import DataOptions, open_run, trained_steps
 from ppma.training.tasks import tested_by_name
 from ppma.transfer.features import cached_features
 from ppma.transfer.result import mean_over_views, write_result
@@ -43,7 +43,7 @@ def scores(
 
 def evaluate(
     model: Classifier, manifest: Manifest, space: str, config: RunConfig, ranks: Ranks, compute: Compute, *, weights: str,
-    facts: Mapping[str, Any] | None = None,
+    step: int | None, facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Score a data set and write result.json, scores.npz and confusion.csv into the run folder.
 
@@ -55,6 +55,7 @@ def evaluate(
         ranks: The processes that share the videos.
         compute: Precision.
         weights: Name of the checkpoint for the record.
+        step: Its step, likewise.
         facts: More entries for result.json.
 
     Returns:
@@ -69,7 +70,7 @@ def evaluate(
     config.run_dir.mkdir(parents=True, exist_ok=True)
     return write_result(
         config, manifest, scores(model, manifest, space, config, ranks, compute),
-        protocol=f"{config.recipe}, {views.windows} windows x {views.crops} crops", weights=weights, writes=ranks.is_main,
+        protocol=f"{config.recipe}, {views.windows} windows x {views.crops} crops", weights=weights, writes=ranks.is_main, step=step,
         more=facts,
     )  # fmt: skip
 
@@ -115,8 +116,9 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     with distributed.session(options.device) as ranks, distributed.stopped_at_once(ranks):
         compute = choose(options.precision, ranks.device)
+        step = trained_steps(run.weights)
         model.to(ranks.device, compute.weight_dtype)
-        evaluate(model, manifest, options.dataset, config, ranks, compute, weights=str(options.checkpoint))
+        evaluate(model, manifest, options.dataset, config, ranks, compute, weights=str(options.checkpoint), step=step)
         if ranks.is_main:
             tested = {f"{manifest.name}.{options.evaluation.split}": manifest.sha256}
             seal.write(out, manifests=tested, init=seal.sha256(run.weights), seconds=time.monotonic() - began)

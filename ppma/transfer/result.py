@@ -70,7 +70,7 @@ def figures(scores_VC: np.ndarray, manifest: Manifest, labels_V: np.ndarray) -> 
 
 def write_result(
     config: RunConfig, manifest: Manifest, scores_VC: np.ndarray, *, protocol: str, weights: str, writes: bool,
-    draws: int = 1, more: Mapping[str, Any] | None = None,
+    step: int | None, draws: int = 1, more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Compute the figures of an evaluation and write them into the run folder.
 
@@ -81,6 +81,7 @@ def write_result(
         protocol: How the scores were made, in words.
         weights: Name of the checkpoint.
         writes: False on the ranks that only need the figures.
+        step: Step of that checkpoint; None where there is none.
         draws: Number of times the videos were tested.
         more: Entries that are added to the figures or replace them.
 
@@ -94,6 +95,7 @@ def write_result(
         "split": config.evaluation.split,
         "protocol": protocol,
         "checkpoint": weights,
+        "step": step,
         "seed": config.seed,
         **figures(scores_VC, manifest, labels_V),
         "manifest_sha256": manifest.sha256,

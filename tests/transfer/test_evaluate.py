@@ -24,7 +24,7 @@ from ppma.loaders.sources.manifest import Manifest
 from ppma.models.classify import Classifier
 from ppma.train import train
 from ppma.training.compute import choose
-from ppma.training.run import open_run
+from ppma.training.run import open_run, trained_steps
 from ppma.transfer.features import compute_features
 
 
@@ -130,6 +130,23 @@ def test_a_stopped_test_goes_on_with_the_videos_that_it_has_not_scored(
     assert (out / "result.json").read_text() == (tmp_path / "whole/result.json").read_text()
     assert not (out / "scored").exists()
     figure("R31", "2 stops of a test of 6 batches: 2 batches lost, 0 bits differ")
+
+
+def test_the_result_names_the_step_and_an_unfinished_run_is_a_warning(tested, tiny_runs, tmp_path, caplog):
+    """A fine-tuning of three steps: the test at its end, one of its last checkpoint, and one of a run of twice the length."""
+    run, _ = tested
+    (last,) = (path.name for path in (run / "checkpoints").glob("step_*"))
+    step = int(last.removeprefix("step_"))
+    assert json.loads((run / "result.json").read_text())["step"] == step
+    assert trained_steps(run) == step and "not finished" not in caplog.text
+    longer = tmp_path / "longer"
+    shutil.copytree(run, longer)
+    config = json.loads((run / "config.json").read_text())
+    config["optim"]["epochs"] *= 2
+    (longer / "config.json").write_text(json.dumps(config))
+    assert trained_steps(longer) == step and f"step {step} of {2 * step}" in caplog.text
+    shutil.copy(run / "checkpoints" / last / "model.safetensors", tmp_path)
+    assert trained_steps(tmp_path / "model.safetensors") is None
 
 
 @pytest.mark.parametrize("flags", [["--checkpoint", "gone"], ["--dataset", "gone"], ["--dataset", "other"]])

@@ -24,7 +24,9 @@ def write(folder, **more):
     folder.mkdir(exist_ok=True)
     config = replace(RECIPES["probe"](dataset="made"), run_dir=folder)
     source = tiny.source("made", clips=8)
-    return write_result(config, source, more.pop("scores", SCORES), protocol="p", weights="w", writes=True, **more)
+    return write_result(
+        config, source, more.pop("scores", SCORES), protocol="p", weights="w", step=7, writes=True, **more
+    )
 
 
 def test_result_json_keeps_its_contract_and_adds_to_it(tmp_path):
