@@ -101,7 +101,7 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
     Raises:
         InputError: The input is wrong or another process owns the run folder. Nothing has been written; of a resumed run,
             damaged checkpoints may have been renamed.
-        Stopped: A signal asked to stop; a checkpoint is saved.
+        Stopped: A signal asked to stop; a checkpoint is saved, or the batches of a pass over all clips are kept.
     """
     began = time.monotonic()
     with distributed.session(config.device) as ranks, _owned(config.run_dir, ranks, leave):
@@ -121,10 +121,12 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
         lineage = strict.admit(config, sources, ranks, saved.folder if saved else None)
         sources = tasks.on_resume(config, sources, saved)
         if config.phase in UNTRAINED:
-            _score(config, ranks, compute, lineage)
+            with distributed.stopped_at_once(ranks):
+                _score(config, ranks, compute, lineage)
             _seal(config, ranks, inputs, time.monotonic() - began)
             return config.run_dir
-        task = build(config, sources, ranks)
+        with distributed.stopped_at_once(ranks):  # a probe encodes its clips here
+            task = build(config, sources, ranks)
         for manifest in tested:
             assert isinstance(task.model, Classifier)
             tasks.tested_by_name(manifest, task.model.class_names[manifest.name], config)  # refuse before the training

@@ -111,22 +111,28 @@ class Job:
 def train(config: RunConfig) -> int:
     """Run a recipe and return the exit code; 75 when it was stopped cleanly."""
     from ppma.train import train as train_run
+
+    return _handing_over(lambda: train_run(config, leave=_exit_now))
+
+
+def evaluate(argv: list[str]) -> int:
+    """Run `ppma evaluate ARGV` and return the exit code; 75 when it was stopped cleanly."""
+    from ppma.transfer.evaluate import main
+
+    return _handing_over(lambda: main(argv))
+
+
+def _handing_over(work: Callable[[], object]) -> int:
+    """Do some work that stops cleanly; requeue the job if the nodes are about to be taken away."""
     from ppma.training.distributed import Stop
 
     try:
-        train_run(config, leave=_exit_now)
+        work()
     except Stopped as stopped:
         if stopped.why is Stop.HAND_OVER:
             requeue()
         return RUN_AGAIN
     return DONE
-
-
-def evaluate(argv: list[str]) -> int:
-    """Run `ppma evaluate ARGV`."""
-    from ppma.transfer.evaluate import main
-
-    return main(argv)
 
 
 def command(argv: list[str]) -> int:

@@ -22,6 +22,7 @@ from ppma.loaders.samples import ViewParams, evaluation_crops, scaled_size
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models.classify import Classifier
+from ppma.slurm import job
 from ppma.train import train
 from ppma.training.compute import choose
 from ppma.training.run import open_run, trained_steps
@@ -130,6 +131,16 @@ def test_a_stopped_test_goes_on_with_the_videos_that_it_has_not_scored(
     assert (out / "result.json").read_text() == (tmp_path / "whole/result.json").read_text()
     assert not (out / "scored").exists()
     figure("R31", "2 stops of a test of 6 batches: 2 batches lost, 0 bits differ")
+
+
+@pytest.mark.parametrize(("number", "requeues"), [(signal.SIGUSR2, 1), (signal.SIGTERM, 0)])
+def test_a_job_whose_nodes_are_taken_away_is_requeued(tiny_runs, tmp_path, monkeypatch, number, requeues):
+    called = []
+    monkeypatch.setattr(job, "requeue", lambda: called.append(1))
+    monkeypatch.setattr(Classifier, "tokens", lambda *_: os.kill(os.getpid(), number))
+    argv = ["--checkpoint", tiny_runs / "runs/finetune", "--dataset", "made", "--data", tiny_runs / "data.toml"]
+    assert job.evaluate([*map(str, argv), "--out", str(tmp_path), "--device", "cpu"]) == RUN_AGAIN
+    assert len(called) == requeues
 
 
 def test_the_result_names_the_step_and_an_unfinished_run_is_a_warning(tested, tiny_runs, tmp_path, caplog):

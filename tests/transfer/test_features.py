@@ -1,7 +1,9 @@
 """Cached features: found again by every run with the same encoder, clips and views, by no other, and computed by one process at a time."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +16,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, Stopped
 from ppma.config.run import EvaluationConfig
 from ppma.loaders.sources import catalog
 from ppma.models.classify import Classifier
@@ -81,6 +83,26 @@ def test_a_killed_pass_goes_on_at_another_world_size_with_the_same_bits(config, 
     rest = run(ranks=tiny.ALONE, kept=tmp_path / "kept")
     assert len(computed) == 6
     assert torch.equal(rest.features_VWD, whole.features_VWD) and torch.equal(rest.decoded_V, whole.decoded_V)
+
+
+@pytest.mark.promise("R31")
+@pytest.mark.parametrize("recipe", ["knn", "probe"])
+def test_a_signal_stops_a_protocol_in_a_pass_that_it_then_finishes(recipe, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "ClipStream", tiny.MadeClips)
+    tokens, computed = Classifier.tokens, []
+
+    def stopping(model, patches, visible):
+        computed.append(1)
+        if len(computed) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return tokens(model, patches, visible)
+
+    monkeypatch.setattr(Classifier, "tokens", stopping)
+    config = tiny.config(recipe, data, tmp_path / "run")
+    with pytest.raises(Stopped):
+        train(config)
+    train(config)
+    assert len(computed) == 3 and (tmp_path / "run/result.json").exists()
 
 
 def test_every_protocol_on_one_encoder_and_data_set_finds_the_same_features(data, tmp_path, caplog):
