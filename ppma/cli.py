@@ -1,5 +1,6 @@
 """`ppma <command>`: one table line per command, whose module is imported when it is called."""
 
+import argparse
 import difflib
 import sys
 from typing import NamedTuple
@@ -16,7 +17,7 @@ class Command(NamedTuple):
     purpose: str
     """One line for `ppma --help`."""
     shards: bool = False
-    """True if an array of jobs can run it: it takes --part I/N, --merge N and --dry-run."""
+    """True if an array of jobs can run it: it takes --part I/N, --merge N and --dry-run, and `--engine slurm`."""
 
 
 COMMANDS = {
@@ -57,6 +58,14 @@ def _show_help() -> None:
     console.print("\nStart with: ppma doctor")
 
 
+def _engine(flags: list[str]) -> tuple[str | None, list[str]]:
+    """Return the value of --engine, and the other flags."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--engine", nargs="?")
+    known, others = parser.parse_known_args(flags)
+    return known.engine, others
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run `ppma ARGV` and return its exit code (see ppma.config.command)."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
@@ -71,4 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {close[0]}? " if close else ""
         sys.stderr.write(f"ppma: there is no command {name!r}; {hint}Commands: {', '.join(COMMANDS)}\n")
         return WRONG_INPUT
+    engine, others = _engine(rest)
+    if engine == "slurm" and COMMANDS[name].shards:
+        return run("ppma.slurm.launch", [name, *others], prog=f"ppma {name}")
     return run(COMMANDS[name].module, rest, prog=f"ppma {name}")

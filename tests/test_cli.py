@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from ppma import __version__
+from ppma import __version__, cli
 from ppma.cli import COMMANDS, main
 from ppma.config.command import FAILED, INTERRUPTED, WRONG_INPUT, parse, run
 from ppma.config.errors import InputError, Stopped
@@ -46,6 +46,14 @@ def test_every_command_exists_and_has_help(name, capsys):
     text = capsys.readouterr().out
     assert f"ppma {name}" in text
     assert all(flag in text for flag in ("--part", "--merge", "--dry-run")) or not COMMANDS[name].shards
+
+
+@pytest.mark.parametrize("engine", [["--engine", "slurm"], ["--engine=slurm"]])
+def test_engine_slurm_is_the_verb_of_the_launcher(monkeypatch, engine):
+    calls = []
+    monkeypatch.setattr(cli, "run", lambda module, argv, prog: calls.append((module, argv)) or 0)
+    assert main(["pack", "made", *engine, "--parts", "3"]) == 0
+    assert calls == [("ppma.slurm.launch", ["pack", "made", "--parts", "3"])]
 
 
 def test_help_names_every_command_and_an_example(capsys):

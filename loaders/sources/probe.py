@@ -26,7 +26,7 @@ import av.error
 import numpy as np
 
 from ppma.common.frames import FRAME_FOLDER_FPS, SHOWN, is_frames, read_folder
-from ppma.common.workers import parallel_map
+from ppma.common.workers import Engine, parallel_events, parallel_map
 from ppma.config.errors import InputError, first_few
 from ppma.loaders.samples import TIME_TOLERANCE
 from ppma.loaders.sources.pictures import (
@@ -385,6 +385,7 @@ def probe_all(
     max_pixels: int = MAX_PIXELS,
     check: Check = "quick",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    engine: Engine = parallel_events,
 ) -> list[VideoMetadata | str]:
     """Probe many files in other processes, so that a file that crashes or hangs a decoder costs only its own result.
 
@@ -395,6 +396,7 @@ def probe_all(
         max_pixels: Frames with more pixels are refused.
         check: "quick" decodes up to 8 key frames, "full" every frame.
         on_progress: Called with (files done, all files) after each file.
+        engine: Where the files are probed.
 
     Returns:
         The metadata of each path, or the reason why it cannot be used, in the order of `paths`.
@@ -402,7 +404,8 @@ def probe_all(
     jobs = [_Job(number, path, max_pixels, check) for number, path in enumerate(paths)]
     found: dict[int, VideoMetadata | str] = {}
     on_progress(0, len(jobs))
-    for number, answer in parallel_map(_probe_job, jobs, workers, timeout_seconds=timeout_seconds, on_lost=_lost):
+    answers = parallel_map(_probe_job, jobs, workers, timeout_seconds=timeout_seconds, on_lost=_lost, engine=engine)
+    for number, answer in answers:
         found[number] = answer
         on_progress(len(found), len(jobs))
     return [found[number] for number in range(len(jobs))]

@@ -31,7 +31,7 @@ from itertools import islice
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from ppma.config.errors import InputError, KilledError
 
@@ -83,6 +83,43 @@ class Queue(deque[JobT]):
         return len(self) > 0
 
 
+class Engine(Protocol):
+    """Does what `parallel_events` does, here or on a cluster (see ppma.common.engines)."""
+
+    def __call__(
+        self,
+        work: Callable[[JobT], Iterable[ResultT]],
+        jobs: deque[JobT],
+        alone: deque[JobT],
+        workers: int,
+        *,
+        timeout_seconds: float = float("inf"),
+        kill: bool = True,
+    ) -> Generator[tuple[JobT, ResultT | Lost], None, None]: ...
+
+
+def parallel_events(
+    work: Callable[[JobT], Iterable[ResultT]],
+    jobs: deque[JobT],
+    alone: deque[JobT],
+    workers: int,
+    *,
+    timeout_seconds: float = float("inf"),
+    kill: bool = True,
+) -> Generator[tuple[JobT, ResultT | Lost], None, None]:
+    """Yield (job, event) for everything that `work(job)` yields, and (job, Lost) when its worker dies.
+
+    Args:
+        work: A generator function of a module.
+        jobs: Taken from the left. The caller may append more to both while this runs, for example to repeat a lost one.
+        alone: Jobs to run one at a time, when no other job is running or waiting.
+        workers: Number of processes; jobs always run in another process.
+        timeout_seconds: Kill a job that takes longer.
+        kill: Kill running jobs when the generator is closed, instead of finishing them.
+    """
+    yield from _Pool(work, jobs, alone, workers, timeout_seconds, kill).run()
+
+
 def parallel_map(
     work: Callable[[JobT], ResultT],
     jobs: Iterable[JobT],
@@ -90,6 +127,7 @@ def parallel_map(
     *,
     on_lost: Callable[[JobT, str], ResultT] | None = None,
     timeout_seconds: float | None = None,
+    engine: Engine = parallel_events,
 ) -> Iterator[ResultT]:
     """Yield the result of each job as it is finished.
 
@@ -102,40 +140,29 @@ def parallel_map(
         workers: Number of processes.
         on_lost: Returns the result of a job that killed its worker twice or took too long, from the job and the reason.
         timeout_seconds: Kill a job that takes longer; every job then runs in another process.
+        engine: Where the jobs run, from `ppma.common.engines.find`.
 
     Raises:
         KilledError: Without `on_lost`, such a job; or workers are killed before they begin.
     """
     kill = timeout_seconds is not None
-    if workers == 1 and not kill:
+    if workers == 1 and not kill and engine is parallel_events:
         yield from map(work, jobs)
         return
     alone: deque[JobT] = deque()
-    pool = _Pool(partial(_one_result, work), Queue(jobs), alone, workers, timeout_seconds or float("inf"), kill)
-    with closing(pool.run()) as results:
+    work_once, limit = partial(_one_result, work), timeout_seconds or float("inf")
+    with closing(engine(work_once, Queue(jobs), alone, workers, timeout_seconds=limit, kill=kill)) as results:
         for job, result in results:
             if not isinstance(result, Lost):
                 yield result
+            elif result.events:  # its worker died after it had sent the result
+                continue
             elif not result.guilty:
                 alone.append(job)
             elif on_lost is not None:
                 yield on_lost(job, result.reason)
             else:
                 raise KilledError(f"{job}: its process was killed ({result.reason}), again when no other was running")
-
-
-def parallel_events(
-    work: Callable[[JobT], Iterable[ResultT]], jobs: deque[JobT], alone: deque[JobT], workers: int
-) -> Generator[tuple[JobT, ResultT | Lost], None, None]:
-    """Yield (job, event) for everything that `work(job)` yields, and (job, Lost) when its worker dies.
-
-    Args:
-        work: A generator function of a module.
-        jobs: Taken from the left. The caller may append more to both while this runs, for example to repeat a lost one.
-        alone: Jobs to run one at a time, when no other job is running or waiting.
-        workers: Number of processes; jobs always run in another process. They are killed when the generator is closed.
-    """
-    yield from _Pool(work, jobs, alone, workers, float("inf"), kill=True).run()
 
 
 def _one_result(work: Callable[[JobT], ResultT], job: JobT) -> Iterable[ResultT]:

@@ -18,6 +18,8 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from ppma.common import engines
+from ppma.common.engines import EngineName
 from ppma.common.files import remove_leftovers, write_csv
 from ppma.common.frames import FRAME_FOLDER_FPS
 from ppma.common.progress import Progress
@@ -101,10 +103,13 @@ class IndexConfig:
     """Refuse a file that takes longer to probe."""
     workers: int = len(os.sched_getaffinity(0))
     """Number of processes (default: one per core)."""
+    engine: EngineName = "local"
+    """local: processes of this machine; slurm: a job array of --parts N; ray: actors on the cluster of $RAY_ADDRESS."""
     dry_run: bool = False
     """Only report what would be probed."""
 
     def __post_init__(self) -> None:
+        engines.check(self.engine)
         for name in ("workers", "max_pixels", "timeout_seconds", "resize"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be above 0")
@@ -154,7 +159,7 @@ def _probe(paths: Sequence[Path], config: IndexConfig) -> list[VideoMetadata | s
     with Progress("files") as progress:
         return probe_all(
             paths, workers=config.workers, timeout_seconds=config.timeout_seconds, max_pixels=config.max_pixels,
-            check=config.check, on_progress=progress,
+            check=config.check, on_progress=progress, engine=engines.find(config.engine),
         )  # fmt: skip
 
 
@@ -351,7 +356,8 @@ def _resized(
     """Resize large clips; return the new root, the splits with the new paths, and the metadata by new path."""
     assert config.resize is not None
     good = {path: answer for path, answer in answers.items() if isinstance(answer, VideoMetadata)}
-    small_root, moved = resize(root, good, short_side=config.resize, workers=config.workers)
+    engine = engines.find(config.engine)
+    small_root, moved = resize(root, good, short_side=config.resize, workers=config.workers, engine=engine)
     again = [place.path for place in moved.values() if place.encoded and not place.reason]
     found = dict(zip(again, _probe([small_root / path for path in again], config)))
     for path, place in moved.items():

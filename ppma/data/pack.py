@@ -22,10 +22,12 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from ppma.common import engines
+from ppma.common.engines import EngineName
 from ppma.common.files import removing_leftovers, write_csv, write_text
 from ppma.common.progress import Progress
 from ppma.common.shares import FOLDER, Share
-from ppma.common.workers import Lost, Queue, parallel_events, parse_shard
+from ppma.common.workers import Engine, Lost, Queue, parse_shard
 from ppma.config.command import DONE, OutFile, OutFolder, parse
 from ppma.config.errors import BadClip, DiskFullError, InputError, KilledError
 from ppma.config.records import restore
@@ -80,6 +82,8 @@ class PackConfig:
     """Folder that the paths of a manifest FILE.csv are relative to (default: the folder of the manifest)."""
     workers: int = len(os.sched_getaffinity(0))
     """Number of processes (default: one per core)."""
+    engine: EngineName = "local"
+    """local: processes of this machine; slurm: a job array of --parts N; ray: actors on the cluster of $RAY_ADDRESS."""
     verify: bool = False
     """Compare the checksums of existing shards first, and pack damaged ones again."""
     part: str | None = None
@@ -90,6 +94,7 @@ class PackConfig:
     """Only report size and time."""
 
     def __post_init__(self) -> None:
+        engines.check(self.engine)
         if not 1 <= self.quality <= 100:
             raise InputError(f"--quality is {self.quality}; it must be between 1 and 100")
         for name in ("workers", "short_side", "fps"):
@@ -250,6 +255,7 @@ def _write_shards(config: PackConfig, manifest: Manifest, left: Mapping[int, tup
     """Write the shards that this task gets of those that are left, and a record of each; return how many."""
     numbers = {shard_name(number): number for number in left}
     own = list(left.values())[share.part[0] :: share.part[1]]
+    engine = engines.find(config.engine)
     wrote, started, total = 0, 0, sum(stop - first for first, stop in own)
 
     def job(name: str) -> ShardJob:
@@ -259,7 +265,7 @@ def _write_shards(config: PackConfig, manifest: Manifest, left: Mapping[int, tup
     with Progress("clips") as progress:
         progress(0, total)
         for names in share.rounds(list(numbers)):
-            for event in _events(map(job, names), config.workers):
+            for event in _events(map(job, names), config.workers, engine):
                 if isinstance(event, PackRow):
                     started += 1
                     progress(min(started, total), total)
@@ -269,10 +275,10 @@ def _write_shards(config: PackConfig, manifest: Manifest, left: Mapping[int, tup
     return wrote
 
 
-def _events(jobs: Iterable[ShardJob], workers: int) -> Iterator[PackRow | Shard]:
+def _events(jobs: Iterable[ShardJob], workers: int, engine: Engine) -> Iterator[PackRow | Shard]:
     """Yield each row that is started and each shard that is written; a shard whose worker was killed is repeated."""
     row, kills, alone = dict[int, PackRow](), Counter[int](), deque[ShardJob]()
-    with closing(parallel_events(write_shard, Queue(jobs), alone, workers)) as events:
+    with closing(engine(write_shard, Queue(jobs), alone, workers)) as events:
         for job, event in events:
             if isinstance(event, Lost):
                 kills[job.number] += 1

@@ -22,7 +22,7 @@ from ppma.common.files import removing_leftovers
 from ppma.common.frames import SERIES, clip_place, is_frames, list_frames
 from ppma.common.progress import Progress
 from ppma.common.video import video_writer
-from ppma.common.workers import parallel_map
+from ppma.common.workers import Engine, parallel_events, parallel_map
 from ppma.config.errors import FULL_DISK, InputError, watch_disk
 from ppma.loaders.sources.pictures import Unusable, from_start, open_video
 from ppma.loaders.sources.probe import VideoMetadata
@@ -62,7 +62,12 @@ class _Job:
 
 
 def resize(
-    root: Path, found: Mapping[str, VideoMetadata], *, short_side: int, workers: int
+    root: Path,
+    found: Mapping[str, VideoMetadata],
+    *,
+    short_side: int,
+    workers: int,
+    engine: Engine = parallel_events,
 ) -> tuple[Path, dict[str, Place]]:
     """Re-encode or link clips into `<root>-short<short_side>`.
 
@@ -71,6 +76,7 @@ def resize(
         found: Path below `root` -> metadata of the clip.
         short_side: Clips with more pixels on their short side are scaled down to it.
         workers: Number of processes.
+        engine: Where the clips are encoded.
 
     Returns:
         The new root, and the new place of each path.
@@ -95,7 +101,7 @@ def resize(
     waiting = [job for job in jobs if not _is_fresh(job)]
     with removing_leftovers(job.target for job in waiting), Progress("clips") as progress:
         progress(len(jobs) - len(waiting), len(jobs))
-        written = parallel_map(_write, waiting, workers, on_lost=_lost)
+        written = parallel_map(_write, waiting, workers, on_lost=_lost, engine=engine)
         for done, (path, reason) in enumerate(written, 1 + len(jobs) - len(waiting)):
             progress(done, len(jobs))
             if reason:

@@ -95,6 +95,14 @@ def die_at_start(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_after_the_result(connection, work) -> None:
+    """Serve one job, and die between its result and the request for the next one."""
+    connection.send(("ready", None))
+    for result in work(connection.recv()):
+        connection.send(("result", result))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def send_half(job: str):
     """Die in the middle of a message, as a worker that the kernel kills while it sends frames."""
     connection = inspect.currentframe().f_back.f_locals["connection"]
@@ -169,6 +177,11 @@ def test_workers_killed_before_their_first_job_blame_no_job(monkeypatch):
     monkeypatch.setattr(workers, "START_DEATHS", 3)
     with pytest.raises(KilledError):
         list(parallel_map(misbehave, ["a", "b"], 2))
+
+
+def test_a_job_whose_result_came_is_not_repeated(monkeypatch):
+    monkeypatch.setattr(workers, "_serve", die_after_the_result)
+    assert sorted(parallel_map(misbehave, ["a", "b", "c"], 2)) == ["did a", "did b", "did c"]
 
 
 def test_a_result_that_waits_for_the_caller_is_not_late(tmp_path):

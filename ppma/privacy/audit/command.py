@@ -16,6 +16,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from ppma.common import engines
+from ppma.common.engines import EngineName
 from ppma.common.files import write_json, write_text
 from ppma.common.progress import Progress
 from ppma.common.shares import FOLDER, Share
@@ -64,6 +66,8 @@ class AuditConfig:
     """Folder of the models (`ppma privacy fetch` fills it)."""
     workers: int = len(os.sched_getaffinity(0))
     """Processes (default: one per core)."""
+    engine: EngineName = "local"
+    """local: processes of this machine; slurm: a job array of --parts N; ray: actors on the cluster of $RAY_ADDRESS."""
     part: str | None = None
     """I/N: share the clips with N - 1 other tasks, beginning at the I-th (0 to N - 1), and write no report."""
     merge: int | None = None
@@ -72,6 +76,7 @@ class AuditConfig:
     """Only report what would be inspected."""
 
     def __post_init__(self) -> None:
+        engines.check(self.engine)
         parse_shard(self.part, self.merge)
         check_ranges(self, workers=(1, 1024), frames=(0, 100_000))
         if self.originals is not None and not self.originals.is_dir():
@@ -86,7 +91,8 @@ def main(argv: list[str]) -> int:
     config = parse(AuditConfig, argv, prog="ppma audit")
     for key in {AUDITORS[name].weights for name in config.detectors} - {""}:
         find(key, config.weights)
-    manifest, root, clips = jobs.read(config.source, config.root, config.workers)
+    engine = engines.find(config.engine)
+    manifest, root, clips = jobs.read(config.source, config.root, config.workers, engine)
     pairs = jobs.pairs(root, clips, config.originals)
     makers = _makers(config, pairs)
     console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -106,7 +112,8 @@ def main(argv: list[str]) -> int:
     if config.part is not None:
         share.claim({"frames": config.frames, "detectors": config.detectors, "originals": str(config.originals)})
     with Progress("clips") as progress:
-        results = jobs.run(todo, config.workers, progress, share if config.part is not None else Share(None))
+        mine = share if config.part is not None else Share(None)
+        results = jobs.run(todo, config.workers, progress, mine, engine)
     refused = [result for result in results.values() if isinstance(result, str)]
     if config.part is not None:
         console.print(f"part {config.part} is done, it inspected {len(results)} of {len(todo)} clips")

@@ -20,7 +20,7 @@ from ppma import __version__
 from ppma.common.files import content_sha256, write_text
 from ppma.common.frames import clip_place
 from ppma.common.shares import Share
-from ppma.common.workers import parallel_map
+from ppma.common.workers import Engine, parallel_events, parallel_map
 from ppma.config.errors import BadClip, InputError, reading
 from ppma.loaders.sources.manifest import Clip
 from ppma.privacy.audit.clip import Findings, Inspector, Pair
@@ -31,13 +31,16 @@ from ppma.privacy.removal.clip import ClipSource
 SUFFIXES = (".mkv", ".mp4", ".avi", ".webm", ".mov")
 
 
-def read(source: Path, root: Path | None, workers: int) -> tuple[Path | None, Path, list[Clip]]:
+def read(
+    source: Path, root: Path | None, workers: int, engine: Engine = parallel_events
+) -> tuple[Path | None, Path, list[Clip]]:
     """Return the manifest, its root and the clips to audit.
 
     Args:
         source: A manifest FILE.csv, a folder of `ppma remove-humans`, or a folder <class>/<video> without a manifest.
         root: Root of a manifest FILE.csv.
         workers: Processes that probe a folder's clips.
+        engine: Where they run.
 
     Raises:
         InputError: A clip cannot be read (an audit skips nothing), or the folder is incomplete.
@@ -49,7 +52,7 @@ def read(source: Path, root: Path | None, workers: int) -> tuple[Path | None, Pa
         source = own
     elif (source / "records").is_dir():
         raise InputError(f"{source} has no {removal.MANIFEST}: let `ppma remove-humans` finish, then audit it")
-    root, clips, refused = removal.read_clips(source, root, workers)
+    root, clips, refused = removal.read_clips(source, root, workers, engine)
     if refused:
         path, reason = refused[0]
         raise InputError(f"{root / path}: {reason} ({len(refused)} such clips); remove them, or make them again")
@@ -192,7 +195,11 @@ def _lost(job: AuditJob, reason: str) -> Result:
 
 
 def run(
-    jobs: Sequence[AuditJob], workers: int, on_progress: Callable[[int, int], None], share: Share
+    jobs: Sequence[AuditJob],
+    workers: int,
+    on_progress: Callable[[int, int], None],
+    share: Share,
+    engine: Engine = parallel_events,
 ) -> dict[str, Findings | str]:
     """Return the findings of each clip that this task gets, or why it cannot be read, by its path. A rerun resumes.
 
@@ -201,13 +208,15 @@ def run(
         workers: Number of processes.
         on_progress: Called with (done, total) clips.
         share: Which of them this task takes.
+        engine: Where they are inspected.
     """
     by_path = {job.pair.path: job for job in jobs}
     total = len(list(by_path)[share.part[0] :: share.part[1]])
     results: dict[str, Findings | str] = {}
     on_progress(0, total)
     for paths in share.rounds(list(by_path)):
-        for path, result in parallel_map(inspect, (by_path[path] for path in paths), workers, on_lost=_lost):
+        todo = (by_path[path] for path in paths)
+        for path, result in parallel_map(inspect, todo, workers, on_lost=_lost, engine=engine):
             results[path] = result
             share.finish(path, result if isinstance(result, str) else "")
             on_progress(min(len(results), total), total)

@@ -14,6 +14,8 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from ppma.common import engines
+from ppma.common.engines import EngineName
 from ppma.common.progress import Progress
 from ppma.common.shares import FOLDER, Share
 from ppma.common.workers import parse_shard
@@ -79,6 +81,8 @@ class RemovalConfig:
     """The data.toml (default: $PPMA_DATA, else ./data.toml)."""
     workers: int = len(os.sched_getaffinity(0))
     """Processes (default: one per core)."""
+    engine: EngineName = "local"
+    """local: processes of this machine; slurm: a job array of --parts N; ray: actors on the cluster of $RAY_ADDRESS."""
     part: str | None = None
     """I/N: share the clips with N - 1 other tasks, beginning at the I-th (0 to N - 1), and write no manifest."""
     merge: int | None = None
@@ -87,6 +91,7 @@ class RemovalConfig:
     """Try a few frames and print the estimated time."""
 
     def __post_init__(self) -> None:
+        engines.check(self.engine)
         check_ranges(self, workers=(1, float("inf")), short_side=(1, float("inf")))
         if self.method != "downsample" and self.short_side != Settings.short_side:
             raise InputError("--short-side goes with --method downsample")
@@ -124,7 +129,8 @@ def main(argv: list[str]) -> int:
     config = parse(RemovalConfig, argv, prog="ppma remove-humans")
     report = Console(highlight=False, soft_wrap=True, markup=False)
     settings = config.settings()
-    root, clips, refused = removal.read_clips(config.source, config.root, config.workers)
+    engine = engines.find(config.engine)
+    root, clips, refused = removal.read_clips(config.source, config.root, config.workers, engine)
     if config.out.resolve().is_relative_to(root.resolve()) and config.source.is_dir():
         raise InputError(f"--out {config.out} is inside the source {root}; give a folder outside of it")
     jobs = removal.jobs_of(clips, root, config.out, settings, config.weights)
@@ -144,7 +150,7 @@ def main(argv: list[str]) -> int:
         share.clear()
         return DONE
     with Progress("frames") as progress:
-        refused = [*refused, *removal.run(jobs, config.workers, progress, share)]
+        refused = [*refused, *removal.run(jobs, config.workers, progress, share, engine)]
     if config.part is None:
         return _finish(report, config, jobs, refused)
     _print_refused(report, refused)

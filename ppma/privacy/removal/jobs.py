@@ -25,7 +25,7 @@ from ppma.common.files import claim_folder, remove_leftovers, removing_leftovers
 from ppma.common.frames import FRAME_FOLDER_FPS, clip_place
 from ppma.common.shares import Share
 from ppma.common.video import key_frame_spacing
-from ppma.common.workers import parallel_map
+from ppma.common.workers import Engine, parallel_events, parallel_map
 from ppma.config.errors import BadClip, InputError, reading
 from ppma.loaders.sources.formats import read_source
 from ppma.loaders.sources.manifest import Clip, Manifest
@@ -75,13 +75,16 @@ class RemovalJob:
         )
 
 
-def read_clips(source: Path, root: Path | None, workers: int) -> tuple[Path, list[Clip], Refused]:
+def read_clips(
+    source: Path, root: Path | None, workers: int, engine: Engine = parallel_events
+) -> tuple[Path, list[Clip], Refused]:
     """List the clips of a source; those of a folder are probed.
 
     Args:
         source: A manifest FILE.csv, or a folder `<class>/<video>`.
         root: Folder that the paths of a manifest are relative to (default: the manifest's own).
         workers: Processes that probe.
+        engine: Where they run.
 
     Returns:
         The root, the clips, and the clips that cannot be read.
@@ -101,7 +104,8 @@ def read_clips(source: Path, root: Path | None, workers: int) -> tuple[Path, lis
     rows = read_source(source, root=source)
     refused = [(row.path, row.reason) for row in rows if row.reason]
     usable = [row for row in rows if not row.reason]
-    answers = probe_all([source / row.path for row in usable], workers=workers, timeout_seconds=PROBE_SECONDS)
+    paths = [source / row.path for row in usable]
+    answers = probe_all(paths, workers=workers, timeout_seconds=PROBE_SECONDS, engine=engine)
     clips = []
     for row, answer in zip(usable, answers):
         if isinstance(answer, str):
@@ -187,6 +191,7 @@ def run(
     workers: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     share: Share | None = None,
+    engine: Engine = parallel_events,
 ) -> Refused:
     """Run the unfinished jobs; return the clips that cannot be read.
 
@@ -195,6 +200,7 @@ def run(
         workers: Processes.
         on_progress: Called with the number of frames done and in total.
         share: Which jobs this task takes; None for all. Other tasks may be writing: their temporary files are kept.
+        engine: Where the jobs run.
     """
     share = share or Share(None)
     first, step = share.part
@@ -206,7 +212,8 @@ def run(
     refused = []
     with removing_leftovers(files(left.values()) if share.folder is None else ()):
         for names in share.rounds(list(left)):
-            for job, reason in parallel_map(work, (left[name] for name in names), workers, on_lost=_lost):
+            todo = (left[name] for name in names)
+            for job, reason in parallel_map(work, todo, workers, on_lost=_lost, engine=engine):
                 share.finish(job.name, reason or None)
                 done += job.row.frames
                 on_progress(min(done, total), total)
