@@ -18,6 +18,8 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from ppma.config.errors import InputError, require
 
+USUAL_CORES = 12
+"""CPU cores of a process without a GPU, or where no sinfo says what the nodes have."""
 UNLIMITED = 1_000_000
 """Time-outs after which submitit gives up; its own bound also counts preemptions of short jobs (see `restart`)."""
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
@@ -33,14 +35,16 @@ class ClusterConfig:
     """TOML file with defaults for these flags (default: $XDG_CONFIG_HOME/ppma/site.toml, if it exists)."""
     nodes: int = 1
     """Number of nodes; 1 with --cluster local."""
-    gpus_per_node: int | None = None
-    """GPUs per node; 0 trains on the CPU (default: 1 on slurm, as in the paper; all GPUs with --cluster local)."""
+    gpus_per_node: int | Literal["auto"] = "auto"
+    """GPUs per node; auto: all that the partition's nodes have, or this machine with --cluster local; 0: train on the
+    CPU."""
     tasks_per_node: int | None = None
     """Processes per node (default: one per GPU, or one)."""
     gpus_per_task: int | None = None
     """GPUs per process instead of gpus_per_node, for clusters that bind them; each process uses one."""
-    cpus_per_task: int = 12
-    """CPU cores per process on slurm, loader workers included."""
+    cpus_per_task: int | Literal["auto"] = "auto"
+    """CPU cores per process on slurm, loader workers included; auto: the cores of a node divided by its GPUs, for each
+    GPU of the process, or 12 without a GPU."""
     cpus_per_gpu: int | None = None
     """CPU cores per GPU instead of cpus_per_task; requires gpus_per_task."""
     mem_gib: int | None = None
@@ -105,11 +109,10 @@ class ClusterConfig:
                   "mem_gib": 1, "array_parallelism": 1, "signal_delay_s": 1, "max_restarts": 0}  # fmt: skip
         for name, least in lowest.items():
             value = getattr(self, name)
-            require(
-                value is None or value >= least, f"--{name.replace('_', '-')} is {value}; it must be at least {least}"
-            )
+            fits = value in (None, "auto") or value >= least
+            require(fits, f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
         minutes(self.time)
-        both = bool(self.gpus_per_task) and self.gpus_per_node is not None
+        both = bool(self.gpus_per_task) and self.gpus_per_node != "auto"
         require(not both, "--gpus-per-node and --gpus-per-task are both given; give one of the two")
         alone = bool(self.cpus_per_gpu) and not self.gpus_per_task
         require(not alone, "--cpus-per-gpu requires --gpus-per-task; otherwise use --cpus-per-task")
@@ -124,7 +127,8 @@ class ClusterConfig:
     @property
     def cpus(self) -> int:
         """CPU cores per process."""
-        return (self.cpus_per_gpu or 0) * (self.gpus_per_task or 0) or self.cpus_per_task
+        per_task = USUAL_CORES if self.cpus_per_task == "auto" else self.cpus_per_task
+        return (self.cpus_per_gpu or 0) * (self.gpus_per_task or 0) or per_task
 
 
 def minutes(time: str) -> int:
@@ -162,15 +166,16 @@ class Allocation:
 
 
 def allocate(config: ClusterConfig) -> Allocation:
-    """Fill in the defaults of nodes, GPUs and processes.
+    """Fill in the defaults of nodes, GPUs and processes. `site.fit` has replaced `auto` where there is a cluster.
 
     Raises:
         InputError: This machine has fewer GPUs, or a node gets more processes than GPUs.
     """
-    gpus = config.gpus_per_node
     if config.gpus_per_task:
         gpus = config.gpus_per_task * (config.tasks_per_node or 1)
-    elif gpus is None:
+    elif config.gpus_per_node != "auto":
+        gpus = config.gpus_per_node
+    else:
         gpus = 1 if config.cluster == "slurm" else len(local_gpus())
     if config.cluster != "slurm" and gpus > 0:
         here = len(local_gpus())
@@ -272,7 +277,7 @@ def slurm_parameters(config: ClusterConfig, script: Script) -> dict[str, Any]:
         "nodes": allocation.nodes,
         "ntasks_per_node": allocation.tasks,
         "gpus_per_node": None if config.gpus_per_task else allocation.gpus or None,
-        "cpus_per_task": None if config.cpus_per_gpu else config.cpus_per_task,
+        "cpus_per_task": None if config.cpus_per_gpu else config.cpus,
         "mem": f"{config.mem_gib}GB" if config.mem_gib else None,
         "time": minutes(config.time),
         "exclusive": config.exclusive or None,

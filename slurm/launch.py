@@ -21,8 +21,9 @@ import shutil
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +34,39 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from ppma.common.files import write_text
 from ppma.config.command import DONE, WRONG_INPUT, run
 from ppma.config.errors import InputError, reading, require
-from ppma.slurm import snapshot
+from ppma.config.run import RunConfig
+from ppma.slurm import checks, snapshot
 from ppma.slurm.cluster import Script, allocate, executor, require_slurm, sbatch_script
 from ppma.slurm.foreground import follow
-from ppma.slurm.plan import VERBS, Stage, Verb, check_inputs, check_privacy, plan
-from ppma.slurm.site import check, explain_refusal
+from ppma.slurm.plan import VERBS, Stage, Verb, plan
+from ppma.slurm.site import check as check_cluster
+from ppma.slurm.site import explain_refusal
 from ppma.slurm.status import LAUNCH, active_jobs
 from ppma.slurm.status import main as status
 
 
 def _show(stages: Sequence[Stage], cluster: Verb, console: Console) -> None:
     """Print what will happen, with one column per stage."""
-    allocation = allocate(cluster)
-    size = {"nodes x GPUs": f"{allocation.nodes} x {allocation.gpus}", "processes": str(allocation.ranks)}
+    allocation, slurm = allocate(cluster), cluster.cluster == "slurm"
+    each = f" of {cluster.cpus} cores" if slurm else ""
+    size = {"nodes x GPUs": f"{allocation.nodes} x {allocation.gpus}", "processes": f"{allocation.ranks}{each}"}
+    if slurm:
+        per_node = cluster.mem_gib and f"{cluster.mem_gib}G"
+        asked = {"node": per_node, "core": cluster.mem_per_cpu, "GPU": cluster.mem_per_gpu}
+        given = [f"{memory} a {unit}" for unit, memory in asked.items() if memory]
+        size["memory"] = ", ".join(given) or "the cluster's default"
     table = Table(box=None, pad_edge=False)
     for heading in ("", *(stage.name for stage in stages)):
         table.add_column(heading, overflow="fold")
     for name in (*size, *stages[0].summary):
         table.add_row(name, *((size | stage.summary)[name] for stage in stages))
+    table.add_row("folder", *(str(stage.folder) for stage in stages))
     console.print(table)
+    code = snapshot.describe(snapshot.source_root())
+    console.print(f"\nEach folder gets jobs/, the logs, and {snapshot.CODE}/, a copy of {code}.", soft_wrap=True)
+    if slurm and "auto" in (cluster.gpus_per_node, cluster.cpus_per_task):
+        assumed = f"--gpus-per-node {allocation.gpus} --cpus-per-task {cluster.cpus}"
+        console.print(f"No cluster tells here what its nodes have; assumed: {assumed}.", soft_wrap=True)
 
 
 def _script(stage: Stage, after: tuple[str, ...] = ()) -> Script:
@@ -131,13 +146,7 @@ def _submit_all(stages: Sequence[Stage], cluster: Verb, console: Console) -> lis
 
 
 def _submit(stages: Sequence[Stage], cluster: Verb, console: Console) -> int:
-    """Check the cluster, submit the stages, and print the commands to follow and cancel them."""
-    check(cluster)
-    for stage in stages:
-        active = active_jobs(stage.folder)
-        require(not active, f"{stage.folder} is in the queue as job {', '.join(active)}; scancel it first")
-    if cluster.require_clean:
-        snapshot.require_clean(snapshot.source_root())
+    """Submit the stages, and print the commands to follow and cancel them."""
     ids = _submit_all(stages, cluster, console)
     log = f"{stages[0].logs}/{ids[0][0]}_0_log.out"
     jobs = dict.fromkeys(job.split("_")[0] for stage in ids for job in stage)
@@ -172,12 +181,39 @@ def _dry_run(stages: Sequence[Stage], cluster: Verb) -> int:
                 text = sbatch_script(cluster, _script(stage, after), array_tasks=len(members))
             sys.stdout.write(f"\n# {stage.name}\n{text}")
         ids.append([f"STAGE-{number}_{job}" for job in range(len(stage.jobs))])
-    try:
-        check_inputs(stages)
-    except InputError as error:
-        sys.stdout.flush()
-        sys.stderr.write(f"\nwithout --dry-run this is refused: {error}\n")
+    sys.stdout.flush()
+    refused: dict[str, None] = {}  # runs of a study share their data: each line once
+    for check in _checks(stages, cluster):
+        try:
+            check()
+        except InputError as error:
+            refused[str(error)] = None
+    for line in refused:
+        sys.stderr.write(f"without --dry-run this is refused: {line}\n")
     return DONE
+
+
+def _checks(stages: Sequence[Stage], cluster: Verb) -> Iterator[Callable[[], None]]:
+    """Yield all that is checked before a submission."""
+    yield checks.check_checkout
+    coming = {stage.folder for stage in stages}
+    for stage in stages:
+        for config in (job.config for job in stage.jobs if isinstance(job.config, RunConfig)):
+            yield partial(checks.check_data, config)
+            yield partial(checks.check_rate, config)
+        if stage.config:  # the runs of an array start from those of an earlier array
+            yield partial(checks.check_starts, stage.config, coming)
+            yield partial(checks.check_privacy, stage.config, coming)
+    if cluster.require_clean:
+        yield partial(snapshot.require_clean, snapshot.source_root())
+    if cluster.cluster == "slurm":
+        yield partial(check_cluster, cluster)
+        yield from (partial(_check_idle, stage) for stage in stages)
+
+
+def _check_idle(stage: Stage) -> None:
+    active = active_jobs(stage.folder)
+    require(not active, f"{stage.folder} is in the queue as job {', '.join(active)}; scancel it first")
 
 
 def _check_name(folder: Path) -> None:
@@ -199,8 +235,8 @@ def _launch(verb: str, argv: list[str]) -> int:
     _show(stages, cluster, console)
     if cluster.dry_run:
         return _dry_run(stages, cluster)
-    check_inputs(stages)
-    check_privacy(stages)
+    for check in _checks(stages, cluster):
+        check()
     return (_submit if cluster.cluster == "slurm" else _run_here)(stages, cluster, console)
 
 

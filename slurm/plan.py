@@ -4,9 +4,11 @@
     study SPEC --out DIR   ->  one array of missing runs for each step from random weights to a test
     pack SOURCE --parts N  ->  an array of N parts, then a job that merges them
 
-Flags of the cluster and of the verb are read here. All others go to the recipe or to the verb's `ppma` command.
+Flags of the cluster and of the verb are read here; the cluster's nodes give what they leave open. All other flags go to
+the recipe or to the verb's `ppma` command.
 """
 
+import contextlib
 import importlib
 import itertools
 import shlex
@@ -18,13 +20,14 @@ from typing import Literal, TypeVar
 
 from ppma.cli import COMMANDS
 from ppma.config.command import DONE, OutFolder, parse, parse_known
-from ppma.config.errors import require, require_at_least
+from ppma.config.errors import InputError, require, require_at_least
 from ppma.config.flags import resolve
 from ppma.config.run import RunConfig, check_ranks, check_run_folder
 from ppma.loaders.sources import catalog
+from ppma.slurm import checks
 from ppma.slurm.cluster import ClusterConfig, allocate
 from ppma.slurm.job import Job, command, evaluate, train
-from ppma.slurm.site import with_site
+from ppma.slurm.site import NoClusterError, fit, with_site
 from ppma.study.plan import Run
 from ppma.study.work import Planned, StudyConfig, write_listing
 from ppma.study.work import plan as plan_study
@@ -143,50 +146,25 @@ def plan(verb: str, argv: list[str]) -> tuple[Verb, list[Stage]]:
         pretrain, flags = _parse(Pretrain(), argv, prog)
         return pretrain, [_training(config, pretrain) for config in _pretrain_runs(pretrain, flags, prog)]
     if verb == "evaluate":
-        test, flags = _parse(Evaluate(), argv, prog)
+        test, flags = _parse(Evaluate(gpus_per_node=1), argv, prog)
         return test, [_evaluation(test, flags, prog)]
     if verb == "study":
-        cluster, flags = _parse(Verb(), argv, prog)
+        cluster, flags = _parse(Verb(gpus_per_node=1), argv, prog)
         return cluster, _study(cluster, flags, prog)
     if verb in SHARDED:
-        shards, flags = _parse(Shards(gpus_per_node=0), argv, prog)
+        shards, flags = _parse(Shards(), argv, prog, gpus=0)
         return shards, _command(verb, shards, flags)
     launch, flags = _parse(Launch(recipe=RECIPES[verb]), argv, prog)
     return launch, [_training(_with_absolute_paths(resolve(launch.recipe, flags, prog=prog), launch.runs), launch)]
 
 
-def _parse(default: VerbT, argv: list[str], prog: str) -> tuple[VerbT, list[str]]:
-    return parse_known(with_site(default, argv), argv, prog=prog)
-
-
-def check_inputs(stages: Sequence[Stage]) -> None:
-    """Raise InputError unless every source, store and checkpoint to start from exists, or comes from an earlier stage."""
-    coming = {stage.folder for stage in stages}
-    for config in (stage.config for stage in stages if stage.config):
-        data = catalog.read(catalog.locate(config.data))
-        splits = [(name, "train") for name in config.sources]
-        splits += [(config.sources[0], config.evaluation.split)] if config.evaluation.at_end else []
-        for name, split in splits:
-            entry = data.entry(name, split)
-            for what, path in (("manifest", entry.manifest), ("root", entry.root), ("store", entry.store)):
-                there = path is None or path.exists()
-                require(there, f"{data.path}, [{name}.{entry.split}]: {what} {path} does not exist")
-        for start in config.starts:
-            there = start.exists() or any(start.is_relative_to(folder) for folder in coming)
-            require(there, f"{'--average' if config.average else '--init'} {start}: there is no such run or checkpoint")
-
-
-def check_privacy(stages: Sequence[Stage]) -> None:
-    """Raise InputError for what `--privacy strict` would refuse on the nodes, except weights to come. Imports torch then."""
-    coming = {stage.folder for stage in stages}
-    for config in (stage.config for stage in stages if stage.config and stage.config.privacy == "strict"):
-        from ppma.privacy import strict
-        from ppma.training.tasks import newest, read_sources
-
-        not_yet = config.init is not None and any(config.init.is_relative_to(folder) for folder in coming)
-        saved = newest(config)
-        checked = replace(config, init=None) if not_yet else config
-        strict.precheck(checked, read_sources(config), saved.folder if saved else None)
+def _parse(default: VerbT, argv: list[str], prog: str, *, gpus: int | None = None) -> tuple[VerbT, list[str]]:
+    """Return the settings of a verb and the flags for others; with `gpus` the site does not decide how many a node has."""
+    usual = with_site(default, argv)
+    config, flags = parse_known(usual if gpus is None else replace(usual, gpus_per_node=gpus), argv, prog=prog)
+    with contextlib.suppress(NoClusterError):  # a dry run says what it assumes then, and nothing can be submitted
+        config = fit(config)
+    return config, flags
 
 
 # ------------------------------------------------------------------------------------------------------------ trainings
@@ -217,15 +195,32 @@ def _training(config: RunConfig, cluster: ClusterConfig) -> Stage:
     check_ranks(config, ranks)
     check_run_folder(config)
     summary = {
-        "global batch": f"{config.batch} ({config.batch // ranks} per process)",
-        "peak learning rate": f"{config.optim.peak_lr * config.batch / config.optim.reference_batch:.3g}",
-        "epochs": str(config.optim.epochs),
-        "sources": ", ".join(config.sources),
+        "batch": f"{config.batch} ({config.batch // ranks} per process)",
+        "peak learning rate": _peak(config),
+        **_length(config),
         "starts from": ", ".join(map(str, config.starts)) or "scratch",
-        "run folder": str(config.run_dir),
     }
     job = _train_job(replace(config, resume=True), cluster, ranks)
     return Stage(name=config.recipe, jobs=(job,), folder=config.run_dir, summary=summary)
+
+
+def _peak(config: RunConfig) -> str:
+    """Return the peak rate, and how it follows from the batch."""
+    optim, times = config.optim, config.batch / config.optim.reference_batch
+    of = f" ({times:.3g} x {optim.peak_lr:g}, for batch {optim.reference_batch})" if times != 1 else ""
+    return f"{optim.peak_lr * times:.3g}{of}"
+
+
+def _length(config: RunConfig) -> dict[str, str]:
+    """Return the rows on steps and data; what is wrong with the data is reported by the checks."""
+    epochs = config.optim.epochs
+    try:
+        sources = checks.sources_of(config)
+    except InputError:
+        return {"steps": f"{epochs} epochs of unknown length", "data": f"{', '.join(config.sources)}: not found"}
+    an_epoch = sum(len(source) for source in sources) // config.batch
+    shown = [f"{source.name}: {len(source):,} clips{' (packed)' if source.store else ''}" for source in sources]
+    return {"steps": f"{epochs * an_epoch:,} ({epochs} epochs of {an_epoch:,})", "data": ", ".join(shown)}
 
 
 def _train_job(config: RunConfig, cluster: ClusterConfig, ranks: int) -> Job:
@@ -255,9 +250,10 @@ def _evaluation(test: Evaluate, flags: list[str], prog: str) -> Stage:
         checkpoint = test.checkpoint.replace("{dataset}", dataset).replace("{seed}", str(seed))
         options = parse(EvaluateOptions, ["--checkpoint", checkpoint, "--dataset", dataset, *flags], prog=prog)
         folders.append(options.results(run_folder(options.checkpoint)).absolute())
-        catalog.find(options.data).entry(dataset, options.evaluation.split)
-        data = ["--data", str(catalog.locate(options.data))]
-        calls.append(["--checkpoint", str(Path(checkpoint).absolute()), "--dataset", dataset, *flags, *data])
+        data = catalog.find(options.data)
+        checks.check_entry(data.path, data.entry(dataset, options.evaluation.split))
+        words = ["--checkpoint", str(Path(checkpoint).absolute()), "--dataset", dataset]
+        calls.append([*words, *flags, "--data", str(data.path)])
     ranks, most = allocate(test).ranks, test.max_restarts
     jobs = tuple(
         Job(work=evaluate, config=call, ranks=ranks, max_restarts=most, results=out)

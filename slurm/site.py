@@ -1,6 +1,7 @@
 """Read a site's default settings and check a job against what its cluster allows, before anything is submitted.
 
 site.toml        ->  defaults of the launcher's flags
+sinfo            ->  GPUs and cores of a node, where the flags leave them open
 sinfo, sacctmgr  ->  the job can run, or an InputError with the allowed values
 """
 
@@ -12,12 +13,12 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ppma.config.errors import InputError, reading, require
-from ppma.slurm.cluster import ClusterConfig, allocate, minutes
+from ppma.slurm.cluster import USUAL_CORES, ClusterConfig, allocate, minutes
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +56,13 @@ def with_site(config: C, argv: Sequence[str]) -> C:
         default = getattr(config, name)
         if isinstance(value, list):
             settings[name] = tuple(map(str, value))
+        elif getattr(ClusterConfig(), name) == "auto":
+            fits = type(value) is int or value == "auto"
+            require(fits, f"{path}: {name} is {value!r}; it must be a whole number or 'auto'")
         elif isinstance(default, (bool, int, str)):
             kind = type(default)
             require(type(value) is kind, f"{path}: {name} is {value!r}; it must be {kind.__name__}, as {default!r}")
-    return dataclasses.replace(config, **settings)
+    return replace(config, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,7 @@ class Node:
     cpus: int
     time_limit: float
     """Minutes; infinity without a limit."""
+    features: frozenset[str]
 
     @property
     def usable(self) -> bool:
@@ -81,28 +86,39 @@ class Node:
         return not re.search(r"down|drain|fail|power|unk|maint|[*]$", self.state)
 
 
+class NoClusterError(InputError):
+    """A command of the cluster does not answer."""
+
+
 def _ask(*command: str) -> str:
-    """Return the output of one of the cluster's commands."""
+    """Return the output of one of the cluster's commands.
+
+    Raises:
+        NoClusterError: There is no such command, or it fails, or takes more than a minute.
+    """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except FileNotFoundError:
+        raise NoClusterError(f"there is no {command[0]} on PATH") from None
     except subprocess.TimeoutExpired:
-        raise InputError(f"{command[0]} does not answer within 60 s: is the cluster's controller up?") from None
-    require(not done.returncode, f"{command[0]} does not answer: {' '.join((done.stderr or done.stdout).split())}")
+        raise NoClusterError(f"{command[0]} does not answer within 60 s: is the cluster's controller up?") from None
+    if done.returncode:
+        raise NoClusterError(f"{command[0]} does not answer: {' '.join((done.stderr or done.stdout).split())}")
     return done.stdout
 
 
 def _node(line: str) -> Node:
-    partition, name, state, gres, cpus, limit = line.split("|")
+    partition, name, state, gres, cpus, limit, features = line.split("|", 6)
     return Node(
         partition=partition.rstrip("*"), is_default=partition.endswith("*"), name=name, state=state, cpus=int(cpus),
-        gpus=sum(int(number) for number in re.findall(r"gpu(?::[^:,(]+)?:(\d+)", gres)),
-        time_limit=float("inf") if limit == "infinite" else minutes(limit),
+        gpus=sum(int(number) for number in re.findall(r"\bgpu(?::[^:,(]+)*:(\d+)", gres)),
+        time_limit=float("inf") if limit == "infinite" else minutes(limit), features=frozenset(features.split(",")),
     )  # fmt: skip
 
 
 def _partition_nodes(config: ClusterConfig) -> list[Node]:
     """Return the nodes of the requested partition, or of the default one."""
-    nodes = [_node(line) for line in _ask("sinfo", "-h", "-N", "-o", "%P|%N|%T|%G|%c|%l").splitlines()]
+    nodes = [_node(line) for line in _ask("sinfo", "-h", "-N", "-o", "%P|%N|%T|%G|%c|%l|%f").splitlines()]
     names = _sorted(node.partition for node in nodes)
     partition = config.partition or next((node.partition for node in nodes if node.is_default), None)
     if partition is None:
@@ -110,6 +126,56 @@ def _partition_nodes(config: ClusterConfig) -> list[Node]:
     found = [node for node in nodes if node.partition in partition.split(",")]
     require(bool(found), f"--partition is {partition}; the partitions are {names}")
     return found
+
+
+def _fitting_nodes(config: ClusterConfig) -> list[Node]:
+    """Return the nodes of the partition, each once, that --nodelist, --exclude and --constraint leave."""
+    nodes = {node.name: node for node in _partition_nodes(config)}
+    listed, excluded = (_host_names(names) for names in (config.nodelist, config.exclude))
+    wanted = set(re.split("[&,]", config.constraint or "")) - {""}
+    if any(re.search(r"[^\w.+-]", word) for word in wanted):
+        raise InputError(f"--constraint {config.constraint} has choices; give --gpus-per-node and --cpus-per-task too")
+    return [
+        node
+        for node in nodes.values()
+        if (not listed or node.name in listed) and node.name not in excluded and wanted <= node.features
+    ]
+
+
+def _host_names(names: str | None) -> list[str]:
+    return _ask("scontrol", "show", "hostnames", names).split() if names else []
+
+
+def fit(config: C) -> C:
+    """Return `config` with GPUs per node and cores per process as the nodes have them, where they are `auto`.
+
+    Where no node fits, nothing is changed: `check` or sbatch says why such a job cannot run.
+
+    Raises:
+        NoClusterError: sinfo does not answer.
+        InputError: The nodes have no GPU.
+    """
+    both_given = "auto" not in (config.gpus_per_node, config.cpus_per_task)
+    if config.cluster != "slurm" or both_given:
+        return config
+    nodes = sorted(_fitting_nodes(config), key=lambda node: node.gpus, reverse=True)
+    if config.gpus_per_node == "auto" and not config.gpus_per_task and nodes:
+        most = nodes[: config.nodes][-1].gpus  # what as many nodes have as are asked for
+        where = f"nodes of partition {nodes[0].partition}"
+        require(most > 0, f"--gpus-per-node is auto, and {where} have no GPU; give --partition, or --gpus-per-node 0")
+        config = replace(config, gpus_per_node=most)
+    fitting = [node for node in nodes if node.gpus >= allocate(config).gpus]
+    if config.cpus_per_task == "auto" and not config.cpus_per_gpu and fitting:
+        config = replace(config, cpus_per_task=max(1, min(_cores(config, node) for node in fitting)))
+    return config
+
+
+def _cores(config: ClusterConfig, node: Node) -> int:
+    """Return the cores of a node for each process."""
+    allocation = allocate(config)
+    if allocation.gpus and node.gpus:
+        return node.cpus * allocation.gpus // node.gpus // allocation.tasks
+    return min(USUAL_CORES, node.cpus // allocation.tasks)
 
 
 def _sorted(words: Iterable[str]) -> str:
@@ -142,7 +208,7 @@ def check(config: ClusterConfig) -> None:
 def _check_nodelist(nodelist: str, nodes: list[Node], where: str) -> None:
     known = {node.name: node for node in nodes}
     usable = _sorted(node.name for node in nodes if node.usable) or "none"
-    for name in _ask("scontrol", "show", "hostnames", nodelist).split():
+    for name in _host_names(nodelist):
         state = known[name].state if name in known else f"no node of {where}"
         fine = name in known and known[name].usable
         require(fine, f"--nodelist: {name} is {state}; usable nodes of {where} are {usable}")

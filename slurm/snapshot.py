@@ -64,6 +64,13 @@ def take(run_dir: Path, root: Path | None = None) -> Snapshot:
     return Snapshot(folder=target, sha256=sha256, commit=commit, changed=_changes(root))
 
 
+def describe(root: Path) -> str:
+    """Return the folder of the code, its commit and how many files differ from it, for people."""
+    commit, changed = (_git(root, "rev-parse", "--short", "HEAD") or "").strip(), len(_changes(root))
+    edits = f", {changed} files changed" if changed else ""
+    return f"{root} (commit {commit}{edits})" if commit else str(root)
+
+
 def require_clean(root: Path) -> None:
     """Raise InputError if the working tree differs from its last commit or is not a git checkout."""
     is_checkout, changed = _git(root, "rev-parse", "HEAD") is not None, _changes(root)

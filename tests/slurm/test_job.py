@@ -98,7 +98,7 @@ def test_slurm_trains_on_two_nodes_and_survives_a_preemption_to_the_bit(cluster,
     [
         ("--partition long", "high, main"),
         ("--nodes 3", "partition main has 2"),
-        ("--gpus-per-node 8", "nodes of partition main have up to 4"),
+        ("--gpus-per-node 8 --tasks-per-node 1", "nodes of partition main have up to 4"),
         ("--time 8-00:00:00", "partition main allows up to 7-00:00:00"),
         ("--cpus-per-task 100", "have up to"),
         ("--account nobody", "--account takes lab"),
@@ -113,11 +113,22 @@ def test_slurm_trains_on_two_nodes_and_survives_a_preemption_to_the_bit(cluster,
 def test_slurm_refuses_in_one_line_and_submits_nothing(wrong, words, cluster, data, tmp_path, monkeypatch, capsys):
     for name in ("PATH", "SLURM_CONF", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, cluster.environment[name])
-    few = ["--gpus-per-node", "0", "--cpus-per-task", "1", "--batch", "48"]
+    few = ["--gpus-per-node", "0", "--cpus-per-task", "1", "--batch", "12"]
     assert main([*flags(data, tmp_path / "runs" / "run", 2), *few, *wrong.split()]) == WRONG_INPUT
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
     assert not (tmp_path / "runs" / "run").exists() and cluster("squeue", "-h") == ""
+
+
+@pytest.mark.slurm
+def test_slurm_whole_nodes_are_the_default(cluster, data, tmp_path):
+    """Four GPUs and 16 cores a node: a rank for each GPU, with a fourth of the cores."""
+    done = launch([*flags(data, tmp_path / "run", 2), "--nodes", "2", "--dry-run"], cluster.environment)
+    assert done.returncode == 2 and "8 ranks x 1 micro-batches x 2 views" in done.stderr
+    done = launch([*flags(data, tmp_path / "run", 2), "--nodes", "1", "--dry-run"], cluster.environment)
+    assert done.returncode == 0 and done.stderr == ""
+    sizes = ("gpus-per-node=4", "ntasks-per-node=4", "cpus-per-task=4")
+    assert all(f"#SBATCH --{size}\n" in done.stdout for size in sizes)
 
 
 # ------------------------------------------------------------------------------------------------------- make slow

@@ -18,10 +18,12 @@ from pathlib import Path
 
 import pytest
 import submitit
+import tiny
 
 from ppma import cli
 from ppma.config.command import RUN_AGAIN, WRONG_INPUT
 from ppma.config.errors import InputError
+from ppma.loaders.sources.manifest import Manifest
 from ppma.slurm import launch
 from ppma.slurm.cluster import FREE_PORT, Allocation, ClusterConfig, Script, allocate, minutes, sbatch_script
 from ppma.slurm.foreground import follow, verdict
@@ -316,10 +318,16 @@ def test_dry_run_of_both_stages(tmp_path, capsys):
     assert "0.0008" in text and "0.002" in text and not list(tmp_path.iterdir())
 
 
-def test_a_dry_run_names_what_would_be_refused(fake_slurm, capsys):
+def test_a_dry_run_names_all_that_would_be_refused(fake_slurm, capsys):
     flags = ["align", "--runs", str(fake_slurm / "runs"), "--model", "tiny", "--dry-run"]
-    assert launch.main(flags) == 0 and capsys.readouterr().err == ""
-    assert launch.main([*flags, "--init", "gone"]) == 0 and "gone" in capsys.readouterr().err
+    assert launch.main(flags) == 0
+    shown, error = capsys.readouterr()
+    assert error == "" and re.search(r"GPUs +1 x 8\s+processes +8 of 16 cores", shown)
+    assert "100 (50 epochs of 2)" in shown and "synapt: 130 clips" in shown and f"a copy of {ROOT}" in shown
+    assert launch.main([*flags, "--init", "gone", "--batch", "544", "--nodes", "17", "--gpus-per-node", "8"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    words = ("260 clips in all", "--optim.peak-lr", "gone", "--nodes is 17")
+    assert [word in line for word, line in zip(words, lines, strict=True)] == [True] * 4
 
 
 def test_the_help_names_arrays(capsys):
@@ -340,13 +348,15 @@ def fake_slurm(tmp_path, monkeypatch):
     """
     commands = {
         "srun": "", "squeue": "", "sbatch": sbatch, "scancel": f'echo "$@" >{tmp_path}/canceled',
-        "sinfo": "for n in $(seq 16); do echo 'main*|n'$n'|idle|gpu:8|128|infinite'; done",
+        "sinfo": "for n in $(seq 16); do echo 'main*|n'$n'|idle|gpu:8|128|infinite|(null)'; done",
     }  # fmt: skip
     for name, text in commands.items():
         (folder / name).write_text(f"#!/bin/sh\n{textwrap.dedent(text)}\n")
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    (tmp_path / "made.csv").write_text("x\n")
+    (tmp_path / "clip.mp4").touch()
+    made = tiny.source("made", clips=130)
+    Manifest.write(tmp_path / "made.csv", (dataclasses.replace(made.clip(i), path="clip.mp4") for i in range(130)))
     sources = ("no-human-kinetics", "synapt")
     text = "".join(f'[{name}.train]\nmanifest = "made.csv"\nroot = "."\n' for name in sources)
     (tmp_path / "data.toml").write_text(text)
@@ -359,6 +369,8 @@ def test_stages_are_submitted_one_after_the_other(fake_slurm, capsys):
     assert launch.main(["pretrain", "--nodes", "2", "--runs", str(runs), "--model", "tiny"]) == 0
     first, second = ((fake_slurm / f"script{n}").read_text() for n in range(2))
     assert "--dependency" not in first and "#SBATCH --dependency=afterok:41\n" in second
+    whole = ("nodes=2", "gpus-per-node=8", "ntasks-per-node=8", "cpus-per-task=16")
+    assert all(f"#SBATCH --{size}\n" in script for size in whole for script in (first, second))
     assert "job-name=mae_nohuman" in first and "job-name=align_nohuman_synthetic" in second
     printed, run = capsys.readouterr().out, runs / "mae_nohuman"
     assert "as job 41" in printed and f"tail -F {run}/jobs/41_0_log.out" in printed and "scancel 41 42" in printed
@@ -411,6 +423,52 @@ def test_missing_data_is_reported_before_the_training(entry, argv, word, fake_sl
         file.write(entry)
     assert word in refusal([*argv, "--runs", fake_slurm / "runs", "--model", "tiny"], capsys)
     assert not (fake_slurm / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("pretrain --mae-flags=--batch=256 --align-flags=--batch=64", "no-human-kinetics: 130 clips in all"),
+        ("pretrain --nodes 7 --gpus-per-node 1 --mae-flags=--batch=112", "align.*7 ranks"),
+        ("align --nodes 8", "mix.group 4"),
+        ("align --batch 256", "--optim.reference-batch 256 --optim.peak-lr"),
+        ("align --batch 256 --optim.peak-lr 1e-3", "--optim.reference-batch 256 --optim.peak-lr"),
+        ("align --partition gpu", "--partition is gpu"),
+    ],
+)
+def test_what_would_fail_after_the_queue_is_refused_before_it(argv, words, fake_slurm, capsys):
+    given = [*argv.split(), "--runs", fake_slurm / "runs", "--model", "tiny"]
+    assert re.search(words, refusal(given, capsys))
+    assert not (fake_slurm / "runs").exists() and not list(fake_slurm.glob("script*"))
+
+
+def test_a_rate_given_for_the_batch_is_not_scaled(fake_slurm):
+    rate = ["--batch", "256", "--optim.reference-batch", "256", "--optim.peak-lr", "1e-3"]
+    assert launch.main(["align", *rate, "--runs", str(fake_slurm / "runs"), "--model", "tiny"]) == 0
+
+
+def test_a_wrong_root_is_noticed_before_the_queue(fake_slurm, capsys):
+    (fake_slurm / "clip.mp4").unlink()
+    assert "clip.mp4 does not exist" in refusal(["align", "--runs", fake_slurm / "runs", "--model", "tiny"], capsys)
+
+
+def test_the_launcher_of_another_checkout_is_refused(fake_slurm, tmp_path, monkeypatch, capsys):
+    """Its own package is not the one that this Python finds, so edits there would run nowhere."""
+    (tmp_path / "edited" / "slurm").mkdir(parents=True)
+    other = tmp_path / "edited" / "slurm" / "launch.py"
+    for script, code in ((other, WRONG_INPUT), (ROOT / "slurm" / "launch.py", 0)):
+        monkeypatch.setattr(sys, "argv", [str(script)])
+        assert launch.main(["align", "--runs", str(fake_slurm / "runs"), "--model", "tiny"]) == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"PYTHONPATH={tmp_path}/edited" in error
+
+
+def test_a_site_decides_no_gpus_for_commands_without(fake_slurm, monkeypatch):
+    (fake_slurm / "site.toml").write_text("gpus_per_node = 8\n")
+    monkeypatch.setitem(sys.modules, "quick", types.SimpleNamespace(main=lambda argv: 0))
+    monkeypatch.setitem(cli.COMMANDS, "pack", cli.Command("quick", "", shards=True))
+    cluster, _ = make_plan("pack", ["made", "--site", str(fake_slurm / "site.toml")])
+    assert (cluster.gpus_per_node, cluster.cpus_per_task) == (0, 12)
 
 
 def test_cluster_debug_runs_in_this_process(tmp_path, monkeypatch):

@@ -196,6 +196,12 @@ def test_the_dry_run_shows_arrays_and_writes_nothing(spec, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_dry_run_names_each_fault_of_the_data_once(spec, capsys):
+    assert launch(["study", spec, *ARGV, "--dry-run"]) == DONE
+    lines = capsys.readouterr().err.splitlines()
+    assert [sum(f"[{name}.train]" in line for line in lines) for name in ("ucf101", "no-human-kinetics")] == [1, 1]
+
+
 def test_impossible_studies_are_refused(spec, tmp_path, capsys):
     assert launch(["study", spec, *ARGV, "--nodes", "3", "--dry-run"]) == WRONG_INPUT
     assert "3 ranks" in capsys.readouterr().err

@@ -6,13 +6,13 @@ import pytest
 
 from ppma.config.errors import InputError
 from ppma.slurm import site
-from ppma.slurm.cluster import ClusterConfig
+from ppma.slurm.cluster import ClusterConfig, allocate
 
 SINFO = """\
-main*|node1|idle|gpu:h200:8(S:0-1)|64|7-00:00:00
-main*|node2|down*|gpu:h200:8(S:0-1)|64|7-00:00:00
-debug|node1|idle|gpu:h200:8|64|1:00:00
-cpu|node3|mixed|(null)|16|infinite
+main*|node1|idle|gpu:h200:8(S:0-1)|64|7-00:00:00|h200,ib
+main*|node2|down*|gpu:h200:8(S:0-1)|64|7-00:00:00|h200,ib
+debug|node1|idle|gpu:h200:8|64|1:00:00|h200,ib
+cpu|node3|mixed|(null)|16|infinite|(null)
 """
 
 
@@ -25,12 +25,72 @@ def cluster(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("gres", "gpus"),
+    [
+        ("(null)", 0),
+        ("gpu:8", 8),
+        ("gpu:8(S:0-1)", 8),
+        ("gpu:h100:8(S:0-1)", 8),
+        ("gpu:a100:4(S:0,2),nvme:2", 4),
+        ("nvme:1,gpu:h200:4(S:0),gpu:a100:2(S:1)", 6),
+        ("gpu:1g.10gb:7(S:0)", 7),
+        ("gpu:tesla:no_consume:2", 2),
+        ("shard:h100:32,vgpu:16", 0),
+    ],
+)
+def test_gpus_are_read_as_sinfo_prints_them(gres, gpus):
+    assert site._node(f"main|node1|mixed-|{gres}|64|infinite|a").gpus == gpus
+
+
+MIXED = """\
+main*|big1|idle|gpu:h200:8(S:0-1)|192|infinite|h200,ib
+main*|big2|mixed|gpu:h200:8(S:0-1)|192|infinite|h200,ib
+main*|old1|allocated|gpu:a100:4(S:0-1)|32|infinite|a100
+main*|old2|idle~|gpu:a100:4(S:0-1)|32|infinite|a100
+long|big1|idle|gpu:h200:8(S:0-1)|192|infinite|h200,ib
+cpu|host1|idle|(null)|8|infinite|(null)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fields", "gpus", "cores"),
+    [
+        ({}, 8, 24),
+        ({"nodes": 2}, 8, 24),
+        ({"nodes": 3}, 4, 8),  # what three nodes have, with the cores of any of them
+        ({"nodes": 9}, 4, 8),  # `check` refuses it
+        ({"partition": "long,main"}, 8, 24),
+        ({"constraint": "a100"}, 4, 8),
+        ({"constraint": "h200&ib"}, 8, 24),
+        ({"nodelist": "old1"}, 4, 8),
+        ({"exclude": "big1,big2"}, 4, 8),
+        ({"gpus_per_node": 1}, 1, 8),
+        ({"gpus_per_node": 8, "tasks_per_node": 4}, 8, 48),
+        ({"gpus_per_node": 8, "cpus_per_task": 5}, 8, 5),
+        ({"gpus_per_node": 0}, 0, 12),
+        ({"partition": "cpu", "gpus_per_node": 0}, 0, 8),
+        ({"gpus_per_task": 1, "tasks_per_node": 8}, 8, 24),
+    ],
+)
+def test_a_job_takes_what_the_nodes_have(fields, gpus, cores, cluster, monkeypatch):
+    monkeypatch.setattr("tests.slurm.test_site.SINFO", MIXED)
+    fitted = site.fit(ClusterConfig(**fields))
+    assert (allocate(fitted).gpus, fitted.cpus) == (gpus, cores)
+
+
+@pytest.mark.parametrize("fields", [{"partition": "cpu"}, {"constraint": "a100|h200"}])
+def test_sizes_that_the_nodes_do_not_tell_are_refused(fields, cluster):
+    with pytest.raises(InputError, match="--gpus-per-node"):
+        site.fit(ClusterConfig(**fields))
+
+
+@pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"partition": "gpu"}, "--partition is gpu.*cpu, debug, main"),
         ({"nodes": 3}, "--nodes is 3.* 2"),
         ({"gpus_per_node": 16}, "--gpus-per-node is 16.* 8"),
-        ({"partition": "cpu"}, "--gpus-per-node is 1.* 0"),
+        ({"partition": "cpu", "gpus_per_node": 1}, "--gpus-per-node is 1.* 0"),
         ({"gpus_per_node": 8, "cpus_per_task": 9}, "--cpus-per-task is 9.* 8"),
         ({"partition": "debug"}, "--time is 1-00:00:00.* 0-01:00:00"),
         ({"nodelist": "node1,node2"}, r"--nodelist: node2 is down\*.* node1"),
@@ -54,7 +114,11 @@ def test_a_controller_that_does_not_answer_is_reported(monkeypatch):
         raise subprocess.TimeoutExpired(command, 60)
 
     monkeypatch.setattr(site.subprocess, "run", hangs)
-    with pytest.raises(InputError, match="sinfo"):
+    with pytest.raises(site.NoClusterError, match="sinfo"):
+        site.check(ClusterConfig())
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(site.NoClusterError, match="sinfo"):
         site.check(ClusterConfig())
 
 
@@ -106,6 +170,8 @@ def test_a_site_sets_the_defaults(tmp_path, monkeypatch):
     [
         ("partitoin = 'x'", "partitoin"),
         ("nodes = '2'", "nodes"),
+        ("gpus_per_node = 'all'", "gpus_per_node"),
+        ("cpus_per_task = true", "cpus_per_task"),
         ("=", "--site"),
     ],
 )
