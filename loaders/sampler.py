@@ -5,6 +5,7 @@
                  position in the run            counter of that source         window and views
     (epoch, i) ----------------------> source s ----------------------> clip c ------------------> Sample
                  exact shares per block        keyed permutation per pass      Philox by address
+                                               (of all clips, or by shards)
 
 A resume restores no state. World size matters only when a rank takes its share of a batch, so step k holds the same
 samples on 1, 2 or 4 ranks. Memory does not grow with the number of clips.
@@ -24,6 +25,9 @@ from ppma.loaders.sources.manifest import Manifest
 
 BLOCK = 4096
 """Groups over which the sources' shares hold exactly; a source's share is rounded to 1 / BLOCK."""
+
+SHUFFLED_SHARDS = 64
+"""Shards among which `loader.shuffle shards` shuffles clips: about 10,000 clips of Kinetics in 64 GB."""
 
 _WORD = (1 << 64) - 1
 
@@ -118,6 +122,57 @@ class SourceMixer:
         return source, block * int(self._counts[source]) + int(before_G[offset])
 
 
+class ClipOrder:
+    """Map a place in a pass over a source to a clip: a permutation of all clips, keyed by the pass.
+
+    Over a packed store it can go shard by shard: each pass permutes the shards, takes SHUFFLED_SHARDS at a time, and
+    permutes the clips among these. A pass keeps 24 bytes for each shard; a place is found by bisection.
+    """
+
+    def __init__(self, source: Manifest, number: int, config: LoaderConfig, seed: int) -> None:
+        self._clips, self._number, self._seed = len(source), number, seed
+        shards = shard_rows(source) if config.shuffle == "shards" else [(0, len(source))]
+        self._first_S, self._rows_S = np.array(shards, dtype=np.int64).T
+        self._pass = lru_cache(maxsize=4)(self._make_pass)
+
+    def _make_pass(self, pass_number: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """Return the key of a pass, its order of shards, and the clips up to the end of each."""
+        rng = generator(self._seed, Purpose.CLIP_ORDER, epoch=pass_number, sample=self._number)
+        key = int(rng.integers(0, 1 << 63))
+        order_S = np.arange(len(self._first_S))
+        rng.shuffle(order_S)
+        return key, order_S, np.cumsum(self._rows_S[order_S])
+
+    def clip(self, index: int) -> int:
+        """Return the clip at an index that counts on over all passes."""
+        pass_number, place = divmod(index, self._clips)
+        key, order_S, end_S = self._pass(pass_number)
+        window = int(np.searchsorted(end_S, place, side="right")) // SHUFFLED_SHARDS
+        begin = int(end_S[window * SHUFFLED_SHARDS - 1]) if window else 0
+        end = int(end_S[min((window + 1) * SHUFFLED_SHARDS, len(end_S)) - 1])
+        place = begin + permuted(place - begin, end - begin, key + window)
+        turn = int(np.searchsorted(end_S, place, side="right"))
+        shard = order_S[turn]
+        return int(self._first_S[shard] + self._rows_S[shard] - (end_S[turn] - place))
+
+
+def shard_rows(source: Manifest) -> list[tuple[int, int]]:
+    """Return (first row, rows) of each shard of a packed source, without empty ones.
+
+    Raises:
+        InputError: The source is not packed, or its index lists other rows than it has.
+    """
+    if source.store is None:
+        raise InputError(
+            f"loader.shuffle shards reads packed stores, and {source.name} is not one; run `ppma pack {source.name}`, "
+            "or use --loader.shuffle clips"
+        )
+    found = [(shard.first_row, shard.rows) for shard in source.store.index.shards if shard.rows]
+    if sum(rows for _, rows in found) != len(source):
+        raise InputError(f"{source.store.path}: its shards do not hold the {len(source)} rows; run ppma pack again")
+    return found
+
+
 class TrainingSampler:
     """Sample random windows and random views, epoch after epoch; every clip once in each pass over its source."""
 
@@ -142,7 +197,8 @@ class TrainingSampler:
             weights: Relative share of each source (its number of clips by default).
 
         Raises:
-            InputError: A source is empty, the weights do not fit, or an epoch holds no whole batch.
+            InputError: A source is empty, the weights do not fit, an epoch holds no whole batch, or `loader.shuffle` is
+                shards and a source is not packed.
         """
         if not sources or any(len(source) == 0 for source in sources):
             raise InputError(f"a source has no clips: {[f'{s.name}: {len(s)}' for s in sources]}")
@@ -156,18 +212,14 @@ class TrainingSampler:
             raise InputError(f"an epoch of {clips} clips holds no whole batch of {batch_clips}; choose a smaller batch")
         self._mixer = SourceMixer(weights or [len(source) for source in sources], seed)
         self._group = batch_clips if config.mix == "batch" else 1
-        self._pass_key = lru_cache(maxsize=4 * len(sources))(self._make_pass_key)
-
-    def _make_pass_key(self, source: int, pass_number: int) -> int:
-        return int(generator(self.seed, Purpose.CLIP_ORDER, epoch=pass_number, sample=source).integers(0, 1 << 63))
+        self._orders = [ClipOrder(source, number, config, seed) for number, source in enumerate(sources)]
 
     def sample(self, epoch: int, index: int) -> Sample:
         """Return the sample at one place of one epoch: a pure function of the seed, the place and the manifests."""
         position = epoch * self.steps_per_epoch * self.batch_clips + index
         group, offset = divmod(position, self._group)
         source, groups_before = self._mixer.locate(group)
-        pass_number, place = divmod(groups_before * self._group + offset, len(self.sources[source]))
-        clip = permuted(place, len(self.sources[source]), self._pass_key(source, pass_number))
+        clip = self._orders[source].clip(groups_before * self._group + offset)
         return self._make_sample(epoch, index, source, clip)
 
     def _make_sample(self, epoch: int, index: int, source: int, clip: int) -> Sample:

@@ -22,6 +22,7 @@ from ppma.config.errors import InputError
 from ppma.config.flags import resolve
 from ppma.config.recipes import RECIPES
 from ppma.config.run import ENCODED_ONCE, UNTRAINED, RunConfig, check_ranks, check_run_folder
+from ppma.loaders.sampler import shard_rows
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models import flops
 from ppma.models.classify import Classifier
@@ -223,6 +224,9 @@ def plan(config: RunConfig) -> None:
         if config.privacy == "strict":
             strict.precheck(config, sources, saved.folder if saved else None)
         tasks.on_resume(config, sources, saved)
+        if config.loader.shuffle == "shards":
+            for source in sources:
+                shard_rows(source)
         rows = sum(len(source) for source in sources) // config.batch * config.batch
         steps = rows // config.batch * config.optim.epochs
         forward = (

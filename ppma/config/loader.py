@@ -50,6 +50,9 @@ class LoaderConfig:
     """Range of the box's height over width."""
     mix: Literal["sample", "batch"] = "sample"
     """sample: choose a source for each sample; batch: choose one for each global batch (the published stage 2)."""
+    shuffle: Literal["clips", "shards"] = "clips"
+    """clips: over the whole source; shards: within 64 shards of a packed store at a time, in an order of shards that each
+    pass draws. All ranks then read the same few files, but clips that were packed together stay closer in training."""
     implementation: Implementation = "auto"
     """dali: the DALI graph; plain: OpenCV in the worker processes; ffcv: FFCV's compiled threads, for packed stores of
     `short_side` with crops and flips only; auto: plain on a CPU, on a GPU the fastest one, measured for a few seconds

@@ -7,13 +7,22 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
-from ppma.loaders.sampler import BLOCK, EvaluationSampler, SourceMixer, TrainingSampler, permuted, shares
+from ppma.loaders.sampler import (
+    BLOCK,
+    SHUFFLED_SHARDS,
+    EvaluationSampler,
+    SourceMixer,
+    TrainingSampler,
+    permuted,
+    shares,
+)
 
 
 @dataclass
@@ -101,6 +110,54 @@ def test_every_clip_exactly_once_in_each_pass_over_its_source(mix, weights):
         assert len(passes) > 5
         assert all(sorted(one) == list(range(clips)) for one in passes)
         assert passes[0] != passes[1]
+
+
+def packed_sampler(rows, clips=None, mix="sample", batch_clips=8, others=()):
+    """A sampler over stores of shards with so many rows each, shuffled by shards; no file is read."""
+    tables = []
+    for counts in (rows, *others):
+        table, firsts = Table(clips or sum(counts)), np.cumsum([0, *counts])
+        shards = tuple(SimpleNamespace(first_row=int(f), rows=n) for f, n in zip(firsts, counts))
+        table.store = SimpleNamespace(path=Path("s.beton"), index=SimpleNamespace(shards=shards))
+        tables.append(table)
+    return TrainingSampler(tables, replace(CONFIG, shuffle="shards", mix=mix), seed=3, batch_clips=batch_clips)
+
+
+@pytest.mark.parametrize("mix", ["sample", "batch"])
+def test_by_shards_every_clip_exactly_once_in_each_pass(mix):
+    chosen = packed_sampler([5] * 100 + [0, 1, 3], mix=mix, others=([7] * 3,))
+    drawn = {0: [], 1: []}
+    for index in range(4 * 525):
+        sample = chosen.sample(0, index)
+        drawn[sample.source].append(sample.clip)
+    for source, clips in ((0, 504), (1, 21)):
+        passes = [drawn[source][i : i + clips] for i in range(0, len(drawn[source]) - clips + 1, clips)]
+        assert len(passes) >= 3 and all(sorted(one) == list(range(clips)) for one in passes)
+        assert passes[0] != passes[1]
+
+
+def test_by_shards_few_files_are_read_at_a_time_and_their_clips_are_mixed():
+    chosen = packed_sampler([10] * 640, batch_clips=64)
+    shards = [sample.clip // 10 for step in range(100) for sample in chosen.samples(0, step)]
+    windows = [shards[i : i + 640] for i in range(0, 6400, 640)]
+    assert all(len(set(one)) == SHUFFLED_SHARDS for one in windows)
+    assert all(len(set(one[:64])) > 25 for one in windows)  # a batch is not a few shards: at random 40 are expected
+    assert windows[0] != sorted(windows[0]) and set(windows[0]) != set(range(SHUFFLED_SHARDS))
+
+
+def test_by_shards_a_step_is_the_same_on_any_ranks_and_after_a_resume():
+    whole = packed_sampler([9] * 200).samples(3, 17)
+    ranks = packed_sampler([9] * 200)
+    assert [sample for rank in range(4) for sample in ranks.samples(3, 17, rank, 4)] == whole
+
+
+def test_a_source_that_is_not_packed_has_no_shards():
+    table = Table(64)
+    table.store = None
+    with pytest.raises(InputError, match="pack"):
+        TrainingSampler([table], replace(CONFIG, shuffle="shards"), seed=3, batch_clips=8)
+    with pytest.raises(InputError, match="pack"):
+        packed_sampler([5, 5], clips=11)
 
 
 def test_batches_of_one_source():
