@@ -22,7 +22,9 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command("ppma.study.demo", "run the whole method in minutes on virtual people, without a download"),
-    "index": Command("ppma.data.index", "write a manifest of videos or of a data set, and add it to the data catalog"),
+    "index": Command(
+        "ppma.data.index", "write a manifest of videos or of a data set, and add it to data.toml", shards=True
+    ),
     "datasets": Command("ppma.data.datasets_command", "list the data sets known by name: splits, license, terms"),
     "pack": Command("ppma.data.pack", "store a source as JPEG frames at the training size, for speed", shards=True),
     "synthesize": Command("ppma.synthetic.production", "render labeled clips of virtual people", shards=True),

@@ -15,11 +15,11 @@ Sizes are of the upright picture.
 
 import io
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import av
 import av.error
@@ -43,6 +43,7 @@ from ppma.loaders.sources.pictures import (
 )
 
 Check = Literal["quick", "full"]
+KeyT = TypeVar("KeyT")
 
 PICTURES = "jpeg_pipe,png_pipe,mjpeg"
 KEY_FRAMES_DECODED = 8
@@ -73,7 +74,7 @@ class VideoMetadata:
 
 
 class _Job(NamedTuple):
-    number: int
+    key: Any
     path: Path
     max_pixels: int
     check: Check
@@ -377,47 +378,47 @@ def _refuse_large(file: Path, width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def probe_all(
-    paths: Sequence[Path],
+def probe_each(
+    files: Iterable[tuple[KeyT, Path]],
     *,
     workers: int,
     timeout_seconds: float,
     max_pixels: int = MAX_PIXELS,
     check: Check = "quick",
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
     engine: Engine = parallel_events,
-) -> list[VideoMetadata | str]:
+) -> Iterator[tuple[KeyT, VideoMetadata | str]]:
     """Probe many files in other processes, so that a file that crashes or hangs a decoder costs only its own result.
 
     Args:
-        paths: Videos and folders of frames.
+        files: Key and path of videos and folders of frames; the next is taken when a worker is free.
         workers: Number of processes.
         timeout_seconds: A file that takes longer is given up.
         max_pixels: Frames with more pixels are refused.
         check: "quick" decodes up to 8 key frames, "full" every frame.
-        on_progress: Called with (files done, all files) after each file.
         engine: Where the files are probed.
 
-    Returns:
-        The metadata of each path, or the reason why it cannot be used, in the order of `paths`.
+    Yields:
+        The key of each file, and its metadata or the reason why it cannot be used, in the order in which they are done.
     """
-    jobs = [_Job(number, path, max_pixels, check) for number, path in enumerate(paths)]
-    found: dict[int, VideoMetadata | str] = {}
-    on_progress(0, len(jobs))
-    answers = parallel_map(_probe_job, jobs, workers, timeout_seconds=timeout_seconds, on_lost=_lost, engine=engine)
-    for number, answer in answers:
-        found[number] = answer
-        on_progress(len(found), len(jobs))
-    return [found[number] for number in range(len(jobs))]
+    jobs = (_Job(key, path, max_pixels, check) for key, path in files)
+    yield from parallel_map(_probe_job, jobs, workers, timeout_seconds=timeout_seconds, on_lost=_lost, engine=engine)
 
 
-def _probe_job(job: _Job) -> tuple[int, VideoMetadata | str]:
+def probe_all(
+    paths: Sequence[Path], *, workers: int, timeout_seconds: float, engine: Engine = parallel_events
+) -> list[VideoMetadata | str]:
+    """Return the metadata of each path, or the reason why it cannot be used, in the order of `paths`; see `probe_each`."""
+    found = dict(probe_each(enumerate(paths), workers=workers, timeout_seconds=timeout_seconds, engine=engine))
+    return [found[number] for number in range(len(paths))]
+
+
+def _probe_job(job: _Job) -> tuple[Any, VideoMetadata | str]:
     try:
-        return job.number, probe(job.path, max_pixels=job.max_pixels, check=job.check)
+        return job.key, probe(job.path, max_pixels=job.max_pixels, check=job.check)
     except Unusable as reason:
-        return job.number, str(reason)
+        return job.key, str(reason)
 
 
-def _lost(job: _Job, reason: str) -> tuple[int, str]:
+def _lost(job: _Job, reason: str) -> tuple[Any, str]:
     late = reason.startswith("took")
-    return job.number, f"{reason} to probe (--timeout-seconds)" if late else f"crashed the reader ({reason})"
+    return job.key, f"{reason} to probe (--timeout-seconds)" if late else f"crashed the reader ({reason})"

@@ -149,13 +149,16 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1))
 
 
-def claim_folder(note: Path, settings: Mapping[str, object], holds: str) -> None:
+def claim_folder(
+    note: Path, settings: Mapping[str, object], holds: str, *, remedy: str = "give another folder"
+) -> None:
     """Record the settings of an output folder, or check that an earlier run recorded the same ones.
 
     Args:
         note: The JSON file of the settings, in the folder.
         settings: What must be the same for everything in the folder.
         holds: What the folder holds, for the message: "clips".
+        remedy: What to do if they differ, for the message.
 
     Raises:
         InputError: The folder cannot be written, or was made with other settings.
@@ -168,7 +171,7 @@ def claim_folder(note: Path, settings: Mapping[str, object], holds: str) -> None
         before = dict(json.loads(note.read_text(encoding="utf-8")))
     changed = [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]
     if changed:
-        raise InputError(f"--out {note.parent} holds {holds} with {'; '.join(changed)}; give another folder")
+        raise InputError(f"--out {note.parent} holds {holds} with {'; '.join(changed)}; {remedy}")
 
 
 def content_sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from filelock import SoftFileLease, Timeout
 from ppma.common.files import claim_folder, write_json
 from ppma.config.errors import InputError, first_few, reading, watch_disk
 
-FOLDER = "parts"
+FOLDER = ".ppma-parts"
 """Folder in the output of a job for the leases and records of its units, until the job is merged."""
 LEASE_SECONDS, BEAT_SECONDS = 60.0, 10.0
 """An owner counts as dead when it has not touched its lease for so long, and how often it does so."""
@@ -60,7 +61,8 @@ class Share:
     def claim(self, settings: Mapping[str, object]) -> None:
         """Record what all units depend on; InputError if the folder holds units of another job."""
         assert self.folder is not None
-        claim_folder(self.folder / "settings", settings, "parts of a job")
+        remedy = "merge that job, or remove the folder"
+        claim_folder(self.folder / "settings", settings, "parts of a job", remedy=remedy)
 
     def rounds(self, names: Sequence[str]) -> Iterator[Iterator[str]]:
         """Yield iterators of units to do: first the free ones, then those of tasks that have died.
@@ -110,6 +112,16 @@ class Share:
         """Remove leases and records, after the job is merged."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextmanager
+    def clearing(self) -> Iterator[None]:
+        """Remove leases and records when the block has merged them, or says that they are of no use (InputError)."""
+        try:
+            yield
+        except InputError:
+            self.clear()
+            raise
+        self.clear()
 
     def _record(self, name: str) -> Path:
         assert self.folder is not None

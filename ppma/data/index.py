@@ -3,10 +3,12 @@
     SOURCE           ->  rows                                      ->  every file probed  ->  FILE.csv, FILE.rejected.csv, data.toml
     --dataset NAME   ->  rows of its official splits, found on disk ->  every file probed once, large ones resized  ->  a manifest per split
 
-No manifest is written before every file was probed, so an interrupted run leaves earlier files as they were. A second official split
-becomes a separate source, `ucf101-2`, with train and val.
+No manifest is written before every file was probed, so an interrupted run leaves earlier files as they were. Its answers are kept in
+.FILE.csv.ppma-parts until the manifest is written, and the tasks of an array (--part I/N) share the files there until --merge N. A second
+official split becomes a separate source, `ucf101-2`, with train and val.
 """
 
+import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +25,12 @@ from ppma.common.engines import EngineName
 from ppma.common.files import remove_leftovers, write_csv
 from ppma.common.frames import FRAME_FOLDER_FPS
 from ppma.common.progress import Progress
+from ppma.common.shares import FOLDER, Share
+from ppma.common.workers import parse_shard
 from ppma.config.command import DONE, OutFile, parse
 from ppma.config.errors import InputError
 from ppma.data.dataset import Dataset, Download, Splits, find, read_splits
+from ppma.data.probing import Answer, Probing
 from ppma.data.resize import resize
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.formats import (
@@ -40,7 +45,7 @@ from ppma.loaders.sources.formats import (
     with_prefix,
 )
 from ppma.loaders.sources.manifest import HEADER, Clip, Manifest
-from ppma.loaders.sources.probe import MAX_PIXELS, VideoMetadata, probe_all
+from ppma.loaders.sources.probe import MAX_PIXELS, VideoMetadata
 
 Report = Callable[[str], None]
 SHOWN = 10
@@ -105,6 +110,10 @@ class IndexConfig:
     """Number of processes (default: one per core)."""
     engine: EngineName = "local"
     """local: processes of this machine; slurm: a job array of --parts N; ray: actors on the cluster of $RAY_ADDRESS."""
+    part: str | None = None
+    """I/N: share the files with N - 1 other tasks, beginning at the I-th (0 to N - 1), and write no manifest."""
+    merge: int | None = None
+    """N: write the manifest when N parts have probed all files; refused ones are reported."""
     dry_run: bool = False
     """Only report what would be probed."""
 
@@ -117,6 +126,7 @@ class IndexConfig:
             raise InputError(
                 f"--frames-prefix is {self.frames_prefix}; give the start of a file's name, without a folder"
             )
+        parse_shard(self.part, self.merge)
         if self.dataset is None:
             self._check_source()
         else:
@@ -154,13 +164,44 @@ def main(argv: list[str]) -> int:
     return DONE
 
 
-def _probe(paths: Sequence[Path], config: IndexConfig) -> list[VideoMetadata | str]:
-    """Return the metadata of each file, or why it is refused."""
+def _probing(root: Path, paths: Sequence[str], config: IndexConfig, share: Share) -> Probing:
+    """Return what is to be probed. If the share's folder has answers to other questions, start over; InputError if parts gave them."""
+    probing = Probing(
+        root=root, paths=paths, share=share, workers=config.workers, timeout_seconds=config.timeout_seconds,
+        max_pixels=config.max_pixels, check=config.check, engine=engines.find(config.engine),
+    )  # fmt: skip
+    files = hashlib.sha256("\n".join([str(root), *paths]).encode(errors="surrogateescape")).hexdigest()
+    settings = {"files": files} | {name: getattr(config, name) for name in ("timeout_seconds", "max_pixels", "check")}
+    try:
+        share.claim(settings)
+    except InputError:
+        if config.part is not None or config.merge is not None:
+            raise
+        share.clear()
+        share.claim(settings)
+    return probing
+
+
+def _probe(report: Report, probing: Probing, config: IndexConfig) -> list[Answer] | None:
+    """Return the metadata of each file, or why it is refused; None for a part, whose answers the merge reads."""
+    if config.merge is not None:
+        probing.share.require_all(probing.chunks)
+    if config.part is None:
+        probing.forget_changed()
     with Progress("files") as progress:
-        return probe_all(
-            paths, workers=config.workers, timeout_seconds=config.timeout_seconds, max_pixels=config.max_pixels,
-            check=config.check, on_progress=progress, engine=engines.find(config.engine),
-        )  # fmt: skip
+        probed = probing.run(progress)
+    if config.part is None:
+        return probing.answers()
+    report(f"part {config.part} is done, it probed {probed} of {len(probing.paths)} files")
+    return None
+
+
+def _merged(report: Report, config: IndexConfig, share: Share, outs: Sequence[Path]) -> bool:
+    """True if the parts are merged already."""
+    merged = config.merge is not None and not share.shared and all(out.is_file() for out in outs)
+    if merged:
+        report(f"{outs[0].parent if len(outs) > 1 else outs[0]}: the parts are merged already")
+    return merged
 
 
 # ----------------------------------------------------------------------------------------------------- a tree or a list
@@ -199,13 +240,20 @@ def _index_source(config: IndexConfig, report: Report) -> None:
         return
 
     # 2. probe, write, add to data.toml
-    found = iter(_probe([root / row.path for row in rows if not row.reason], config))
-    answers = [row.reason or next(found) for row in rows]
-    _write(report, config, config.out, rows, answers, root=root, source=config.source.absolute().stem)
-    if config.name is not None:
-        path = catalog.locate(config.data)
-        catalog.add(path, name=config.name, split=config.split, manifest=config.out, root=root)
-        report(f"entered as {config.name}.{config.split} in {path}")
+    share = Share(config.out.with_name(f".{config.out.name}{FOLDER}"), parse_shard(config.part))
+    if _merged(report, config, share, [config.out]):
+        return
+    found = _probe(report, _probing(root, [row.path for row in rows if not row.reason], config, share), config)
+    if found is None:
+        return
+    each = iter(found)
+    answers = [row.reason or next(each) for row in rows]
+    with share.clearing():
+        _write(report, config, config.out, rows, answers, root=root, source=config.source.absolute().stem)
+        if config.name is not None:
+            path = catalog.locate(config.data)
+            catalog.add(path, name=config.name, split=config.split, manifest=config.out, root=root)
+            report(f"entered as {config.name}.{config.split} in {path}")
 
 
 def _one_split(source: Path, split: str, report: Report) -> tuple[Path, list[str] | None]:
@@ -302,19 +350,29 @@ def _index_dataset(config: IndexConfig, report: Report) -> None:
     _handle_missing(dataset, name, splits, config)
 
     # 2. every file once, also if several splits share it
+    share = Share(folder / f".{name}{FOLDER}", parse_shard(config.part))
+    if _merged(report, config, share, [split.out for split in splits]):
+        return
     paths = sorted({row.path for split in splits for row in split.rows if not row.reason})
-    answers = dict(zip(paths, _probe([root / path for path in paths], config)))
+    probing = _probing(root, paths, config, share)
+    found_of = _probe(report, probing, config)
+    if found_of is None:
+        _resize_part(report, probing, config)
+        return
+    answers = dict(zip(paths, found_of))
     if config.resize is not None:
-        root, splits, answers = _resized(root, splits, answers, config)
+        root, splits, answers = _resized(report, probing, splits, answers, config)
 
     # 3. a manifest for each split
     settings = replace(config, domain=config.domain or dataset.domain, licence=config.licence or dataset.license)
     probed = {split.key: [row.reason or answers[row.path] for row in split.rows] for split in splits}
     # a split without a usable clip comes first: it stops the index before another one is written
-    for split in sorted(splits, key=lambda split: any(isinstance(one, VideoMetadata) for one in probed[split.key])):
-        usable = _write(report, settings, split.out, split.rows, probed[split.key], root=root, source=split.source)
-        catalog.add(data, name=split.source, split=split.split, manifest=split.out, root=root)
-        _compare(report, dataset, split, usable=usable)
+    ordered = sorted(splits, key=lambda split: any(isinstance(one, VideoMetadata) for one in probed[split.key]))
+    with share.clearing():
+        for split in ordered:
+            usable = _write(report, settings, split.out, split.rows, probed[split.key], root=root, source=split.source)
+            catalog.add(data, name=split.source, split=split.split, manifest=split.out, root=root)
+            _compare(report, dataset, split, usable=usable)
     report(f"entered as {', '.join(split.name for split in splits)} in {data}")
 
 
@@ -350,16 +408,47 @@ def _handle_missing(dataset: Dataset, name: str, splits: Sequence[_Split], confi
     )
 
 
+def _resize_share(probing: Probing, config: IndexConfig) -> Share:
+    """Return a part's share of resizing: the chunks that were probed."""
+    assert probing.share.folder is not None
+    return Share(probing.share.folder / f"short{config.resize}", probing.share.part)
+
+
+def _resize_part(report: Report, probing: Probing, config: IndexConfig) -> None:
+    """Resize the clips that this part gets, of all chunks that are probed. The part that probes another one looks here after it."""
+    if config.resize is None:
+        return
+    resized, records = 0, probing.share.records(probing.chunks)
+    share = _resize_share(probing, config)
+    for names in share.rounds(list(records)):
+        for name in names:
+            answers = zip(probing.chunks[name], probing.answers_in(records[name]))
+            good = {path: answer for path, answer in answers if isinstance(answer, VideoMetadata)}
+            resize(
+                probing.root, good, short_side=config.resize, workers=config.workers, engine=engines.find(config.engine)
+            )
+            resized += len(good)
+            share.finish(name, "")
+    report(f"part {config.part} has resized or linked {resized} clips")
+
+
 def _resized(
-    root: Path, splits: Sequence[_Split], answers: dict[str, VideoMetadata | str], config: IndexConfig
-) -> tuple[Path, list[_Split], dict[str, VideoMetadata | str]]:
+    report: Report, probing: Probing, splits: Sequence[_Split], answers: dict[str, Answer], config: IndexConfig
+) -> tuple[Path, list[_Split], dict[str, Answer]]:
     """Resize large clips; return the new root, the splits with the new paths, and the metadata by new path."""
-    assert config.resize is not None
+    assert config.resize is not None and probing.share.folder is not None
+    if config.merge is not None:
+        _resize_share(probing, config).require_all(probing.chunks)
     good = {path: answer for path, answer in answers.items() if isinstance(answer, VideoMetadata)}
     engine = engines.find(config.engine)
-    small_root, moved = resize(root, good, short_side=config.resize, workers=config.workers, engine=engine)
+    small_root, moved = resize(probing.root, good, short_side=config.resize, workers=config.workers, engine=engine)
     again = [place.path for place in moved.values() if place.encoded and not place.reason]
-    found = dict(zip(again, _probe([small_root / path for path in again], config)))
+    share = Share(probing.share.folder / "resized")
+    small = _probing(small_root, again, replace(config, merge=None), share)
+    small.forget_changed()
+    with Progress("files") as progress:
+        small.run(progress)
+    found = dict(zip(again, small.answers()))
     for path, place in moved.items():
         answers[place.path] = place.reason or found.get(place.path, answers[path])
 

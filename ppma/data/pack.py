@@ -2,8 +2,8 @@
 
     manifest  ->  size and time estimated  ->  shards, in parallel  ->  index.json, rows.npy, rejected.csv, data.toml
 
-Shards are written atomically, and each has a record in STORE/parts until all are there, so an interrupted run resumes. The tasks of an
-array (--part I/N) share the shards (ppma.common.shares) until --merge N.
+Shards are written atomically, and each has a record in STORE/.ppma-parts until all are there, so an interrupted run resumes. The tasks of
+an array (--part I/N) share the shards (ppma.common.shares) until --merge N.
 """
 
 import os

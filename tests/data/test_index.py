@@ -3,12 +3,14 @@
 import csv
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,12 +18,15 @@ import psutil
 import pytest
 from damaged_clips import CASES, encode
 
+from ppma.common import shares
+from ppma.common.shares import Share
 from ppma.config.command import INTERRUPTED, RUN_AGAIN, WRONG_INPUT, run
+from ppma.data import probing
 from ppma.data.index import main
 from ppma.loaders.decode.fetch import read_window
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import HEADER, Clip, Manifest
-from ppma.loaders.sources.probe import VideoMetadata, probe
+from ppma.loaders.sources.probe import Unusable, VideoMetadata, probe
 
 
 @pytest.fixture(autouse=True)
@@ -269,8 +274,81 @@ def test_an_interrupted_run_changes_no_file(clip_tree, tmp_path):
     _, error = process.communicate(timeout=30)
     assert process.returncode == INTERRUPTED and error == "p: interrupted\n"
     assert workers and not psutil.wait_procs(workers, timeout=10)[1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv", "tree"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == ["m.csv", "tree"]
     assert Path("m.csv").read_text() == before
+
+
+@pytest.fixture
+def probed(monkeypatch):
+    """Probe in this process, in chunks of three files; list the names of probed files, and stop after `probed.most` of them."""
+    probed = []
+
+    def probe_here(files, **_):
+        for key, path in files:
+            if len(probed) == getattr(probe_here, "most", 99):
+                raise KeyboardInterrupt
+            probed.append(path.name)
+            try:
+                yield key, probe(path)
+            except Unusable as reason:
+                yield key, str(reason)
+
+    monkeypatch.setattr(probing, "CHUNK_FILES", 3)
+    monkeypatch.setattr(probing, "probe_each", probe_here)
+    monkeypatch.setattr(shares, "LEASE_SECONDS", 0.4)
+    monkeypatch.setattr(shares, "BEAT_SECONDS", 0.1)
+    return SimpleNamespace(files=probed, stop_after=lambda most: setattr(probe_here, "most", most))
+
+
+def broken_tree(clip_tree, folder):
+    """Copy the tree, with an empty file that comes second."""
+    tree = shutil.copytree(clip_tree, folder / "tree")
+    files = sorted(path for path in tree.rglob("*") if path.is_file())
+    whole = files[1].read_bytes()
+    files[1].write_bytes(b"")
+    return tree, files, whole
+
+
+@pytest.mark.promise("R29")
+def test_an_interrupted_run_resumes_with_the_same_bytes(clip_tree, tmp_path, probed):
+    tree, files, whole = broken_tree(clip_tree, tmp_path)
+    probed.stop_after(7)
+    with pytest.raises(KeyboardInterrupt):
+        main([str(tree), "--out", "m.csv"])
+    files[1].write_bytes(whole)  # repaired in the meantime: its chunk is probed again
+    probed.stop_after(99)
+    assert index(tree, "--out", "m.csv") == 0 and len(probed.files) == 7 + 12 - 3
+    assert index(tree, "--out", "whole.csv") == 0 and Path("m.csv").read_text() == Path("whole.csv").read_text()
+    assert not list(Path().glob(".*"))
+    probed.stop_after(len(probed.files) + 4)
+    with pytest.raises(KeyboardInterrupt):
+        main([str(tree), "--out", "m.csv"])
+    probed.stop_after(999)
+    count = len(probed.files)
+    assert index(tree, "--out", "m.csv", "--check", "full") == 0 and len(probed.files) == count + 12
+
+
+def test_parts_write_the_manifest_of_one_run(clip_tree, tmp_path, probed, capsys):
+    """Files that another task has begun are left to it; all others are probed by the only part that runs."""
+    tree, files, _ = broken_tree(clip_tree, tmp_path)
+    assert index(tree, "--out", "whole.csv") == 0
+    probed.files.clear()
+    flags = [tree, "--out", "m.csv", "--name", "made"]
+    other = Share(tmp_path / f".m.csv{shares.FOLDER}", (0, 2))
+    begun = next(next(other.rounds(["00000003"])))
+    assert index(*flags, "--part", "1/2") == 0 and len(probed.files) == 9 and not Path("m.csv").exists()
+    capsys.readouterr()
+    assert index(*flags, "--merge", "2") == WRONG_INPUT and begun in capsys.readouterr().err
+    assert index(*flags, "--part", "0/2", "--check", "full") == WRONG_INPUT and "check" in capsys.readouterr().err
+    other.finish(begun)  # its task ends without it
+    assert index(*flags, "--part", "0/2") == 0 and sorted(probed.files) == sorted(path.name for path in files)
+    for _ in range(2):  # a merge that is queued again finds its result
+        assert index(*flags, "--merge", "2") == 0 and len(probed.files) == 12, "though a file is refused"
+    for name in ("{}.csv", "{}.rejected.csv"):
+        made, whole = (Path(name.format(one)).read_text() for one in ("m", "whole"))
+        assert made.replace(",made,", ",tree,") == whole
+    assert catalog.find(Path("data.toml")).entry("made").manifest == tmp_path / "m.csv"
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [".data.toml.lock"]
 
 
 def test_a_full_disk_is_one_line(clip_tree, monkeypatch, capsys):

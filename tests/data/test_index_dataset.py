@@ -8,7 +8,7 @@ import pytest
 from dataset_trees import GONE, TREES
 
 from ppma.config.command import WRONG_INPUT, run
-from ppma.data import dataset
+from ppma.data import dataset, probing
 from ppma.data.dataset import find
 from ppma.data.index import main
 from ppma.loaders.sources import catalog
@@ -184,7 +184,7 @@ def test_a_dry_run_writes_nothing(clip, capsys):
     assert [path.name for path in Path().iterdir()] == ["root"]
 
 
-def test_large_clips_are_encoded_once(clip, capsys):
+def test_large_clips_are_encoded_once(clip, monkeypatch):
     """Two splits of UAV-Human share each clip; a second run keeps finished clips."""
     TREES["uav-human"](Path("root"), clip)
     argv = ["--dataset", "uav-human", "--root", "root", "--resize", "32"]
@@ -197,6 +197,17 @@ def test_large_clips_are_encoded_once(clip, capsys):
     assert len(before) == 4 and index(*argv) == 0
     assert before == {path: path.stat().st_mtime_ns for path in Path("root-short32").rglob("*.mp4")}
     assert Path("uav-human_train.csv").read_text() == text
+    # the parts of an array make the same
+    whole = {path: path.read_bytes() for path in before}
+    manifests = {path: path.read_text() for path in Path().glob("*.csv")}
+    for path in (*before, *manifests):
+        path.unlink()
+    monkeypatch.setattr(probing, "CHUNK_FILES", 1)
+    assert index(*argv, "--part", "1/3") == 0 and not list(Path().glob("*.csv"))
+    assert {path: path.read_bytes() for path in Path("root-short32").rglob("*.mp4")} == whole
+    assert index(*argv, "--merge", "3") == 0
+    assert {path: path.read_text() for path in Path().glob("*.csv")} == manifests
+    assert not list(Path().glob(".uav*"))
 
 
 @pytest.mark.parametrize(

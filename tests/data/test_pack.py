@@ -147,7 +147,7 @@ def test_parts_give_the_same_store_as_one_run(data, whole, monkeypatch, capsys):
     monkeypatch.setattr(shares, "LEASE_SECONDS", 0.4)
     monkeypatch.setattr(shares, "BEAT_SECONDS", 0.1)
     folder = data.with_name("tree.beton")
-    other = Share(folder / "parts", (0, 2))
+    other = Share(folder / shares.FOLDER, (0, 2))
     assert pack(data, "--part", "0/2", "--dry-run") == 0
     folder.mkdir()
     (folder / "index.json").write_text((whole / "index.json").read_text())  # whose shards are all gone
@@ -178,7 +178,7 @@ def test_a_part_takes_over_the_shards_of_a_killed_one(data, whole, figure):
 
     killed = start("1/2")
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(folder.glob("parts/*.lease")):
+    while time.monotonic() < deadline and not list(folder.glob(f"{shares.FOLDER}/*.lease")):
         time.sleep(0.005)
     other = start("0/2")
     killed.kill()

@@ -16,7 +16,7 @@ import pytest
 from dataset_trees import TREES
 
 from ppma.cli import main as ppma
-from ppma.data import index
+from ppma.data import probing
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import HEADER, Manifest
 from ppma.loaders.sources.probe import Unusable, VideoMetadata, probe
@@ -31,19 +31,18 @@ TREE, LIST = "tree --out m.csv", "list.txt --root tree --out m.csv"
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PPMA_DATA", raising=False)
-    monkeypatch.setattr(index, "probe_all", probe_here)
+    monkeypatch.setattr(probing, "probe_each", probe_here)
 
 
-def probe_here(paths: list[Path], *, max_pixels: int, **_: object) -> list[VideoMetadata | str]:
-    """Do what `probe_all` does, without a process for each call."""
-
-    def answer(path: Path) -> VideoMetadata | str:
+def probe_here(
+    files: Iterator[tuple[object, Path]], *, max_pixels: int, **_: object
+) -> Iterator[tuple[object, VideoMetadata | str]]:
+    """Do what `probe_each` does, without a process for each call."""
+    for key, path in files:
         try:
-            return probe(path, max_pixels=max_pixels)
+            yield key, probe(path, max_pixels=max_pixels)
         except Unusable as reason:
-            return str(reason)
-
-    return [answer(path) for path in paths]
+            yield key, str(reason)
 
 
 def put(clip: Path, *paths: str) -> None:

@@ -213,7 +213,7 @@ def test_parts_and_their_merge_make_the_report_of_one_run(copy, red_auditors, mo
     monkeypatch.setattr(shares, "LEASE_SECONDS", 0.4)
     monkeypatch.setattr(shares, "BEAT_SECONDS", 0.1)
     assert audit(copy, "--dry-run") == 0 and not (copy / "report").exists()
-    other = Share(copy / "report" / "parts", (0, 2))
+    other = Share(copy / "report" / shares.FOLDER, (0, 2))
     begun = next(next(other.rounds(["inp/run/blind.mp4"])))
     assert audit(copy, "--part", "1/2") == 0 and "4 of 5 clips" in capsys.readouterr().out
     assert begun in refusal(capsys, audit(copy, "--merge", 2)) and not (copy / "report" / "audit.json").exists()
@@ -225,7 +225,7 @@ def test_parts_and_their_merge_make_the_report_of_one_run(copy, red_auditors, mo
     for _ in range(2):  # a merge that is queued again finds its result
         assert audit(copy, "--merge", 2) == 0 and not calls
     assert {clip["name"]: clip["verdict"] for clip in read_audit(copy)["clips"]} == CLIPS
-    assert not (copy / "report" / "parts").exists()
+    assert not (copy / "report" / shares.FOLDER).exists()
 
 
 def test_a_part_leaves_an_unreadable_clip_to_the_merge(copy, red_auditors, capsys):

@@ -108,7 +108,7 @@ def test_a_folder_is_cleaned_once_and_a_file_that_is_no_video_is_named(
 
 def test_parts_and_their_merge_make_what_one_run_makes(videos, tmp_path, stand_ins, capsys, short_leases):
     """Part and merge exit with 0 though a clip is refused: that is a report, and stops no later job."""
-    out, whole, other = tmp_path / "out", tmp_path / "whole", Share(tmp_path / "out" / "parts", (0, 2))
+    out, whole, other = tmp_path / "out", tmp_path / "whole", Share(tmp_path / "out" / shares.FOLDER, (0, 2))
     remove(videos, whole)
     begun = next(next(other.rounds(["to/one", "fro/two"])))
     assert remove(videos, out, "--part", "1/2") == 0

@@ -327,7 +327,7 @@ def test_slurm_packs_in_parts_and_trains_from_the_nodes_disk(cluster, data, tmp_
         assert "DependencyNeverSatisfied" not in state
         time.sleep(1)
     assert len(parts) == 2 and "COMPLETED" in cluster("scontrol", "show", "job", merge[0])
-    assert "store = " in catalog.read_text() and not list(tmp_path.glob("made.beton/parts"))
+    assert "store = " in catalog.read_text() and not list(tmp_path.glob("made.beton/.ppma-parts"))
     run = Run(cluster, catalog, tmp_path / "run", 5, "--stage-to", str(tmp_path / "disk"), "--warm")
     run.wait_for_end()
     logs = [run.log(rank) for rank in range(4)]

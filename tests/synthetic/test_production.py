@@ -112,7 +112,7 @@ def test_parts_write_the_files_of_one_run(once, tmp_path, monkeypatch):
     monkeypatch.setattr(shares, "LEASE_SECONDS", 0.4)
     monkeypatch.setattr(shares, "BEAT_SECONDS", 0.1)
     shape = {"out": tmp_path, "masks": True, "empty": True, **SMALL}
-    other = Share(tmp_path / "parts", (0, 2))
+    other = Share(tmp_path / shares.FOLDER, (0, 2))
     begun = next(next(other.rounds(["wave/train_00001.mp4"])))
     generate(SynthesisConfig(part="0/3", **shape))
     assert len(list(tmp_path.glob("w*/*.mp4"))) == 3 and not (tmp_path / "train.csv").exists()

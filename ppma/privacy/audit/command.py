@@ -126,7 +126,8 @@ def main(argv: list[str]) -> int:
     findings = [one for one in (results[job.pair.path] for job in todo) if isinstance(one, Findings)]
     judged = [(one, judge(one)) for one in findings]
     sealed = _write(config, manifest or config.out / "manifest.csv", root, clips, judged, makers)
-    share.clear()
+    if config.merge is not None:
+        share.clear()
 
     counts = Counter(one.verdict for _, one in judged)
     summary = ", ".join(f"{counts[name]} {name}" for name in verdict.VERDICTS)
