@@ -1,8 +1,10 @@
-"""Predict how a run scales, from what one process measures on this machine and stated rates of the cluster.
+"""Predict how a run scales and where it breaks first, from what one process measures here and stated rates of the cluster.
 
     measured: a training step, an all-reduce of its gradients between two processes, the stop flag
-    stated:   rates of a GPU, its links, its network card and the file system (flags with defaults)
+    stated:   rates of a GPU, its links, its network card and the file system, failures of nodes (flags with defaults)
     model:    step = slowest of compute, loader and file system + the part of the all-reduce that the backward pass does not hide
+    demands:  reads, bytes, open files, start-up, failures  ->  the share of what there is  ->  the first that is used up
+    simulate: a week with drawn failures  ->  checkpoints, restarts, steps lost, ETTR (productive over wall time)
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --phase align --batch-per-gpu 16
@@ -12,8 +14,9 @@ Assumptions:
 (2) Gradients are float32 and travel over a two-level ring: within a node, then between nodes, each GPU with its own network card.
 (3) They overlap with the backward pass (two thirds of a step), except the last bucket of 25 MB.
 (4) A step waits for the slowest of N processes, whose times scatter normally by `scatter`.
-(5) Every process reads packed clips at the loader's rate, and all share the file system's bandwidth.
+(5) Every process reads packed clips at the loader's rate, and all share the file system's bandwidth and operations.
 (6) A GPU computes at `gpu_tflops` x `mfu`; on a machine with a GPU its measured step is used instead.
+(7) A failed node ends the run, which goes on from its last checkpoint; checkpoints are as far apart as Young's formula says.
 """
 
 import math
@@ -22,10 +25,12 @@ import socket
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -33,6 +38,8 @@ from benchmarks import rows
 from benchmarks.train_step import Case, Worker
 from ppma.config.command import DONE, parse, run
 from ppma.config.model import MAEConfig, preset
+from ppma.loaders.sampler import SHUFFLED_SHARDS
+from ppma.loaders.sources.store import OPEN_SHARDS
 
 BUCKET_BYTES = 25 * 2**20
 """DistributedDataParallel's last bucket, which has no computation to hide behind."""
@@ -65,10 +72,38 @@ class ScalingConfig(rows.ReportConfig):
     """Standard deviation of a process's step time over its mean."""
     loader_clips_per_s: float = 3000.0
     """Decoded clips per second of one GPU's loader (16 cores at 190 packed JPEG clips each)."""
-    clip_kb: float = 350.0
-    """Kilobytes read per clip (16 JPEG frames at quality 90)."""
+    clips: int = 10_000_000
+    """Clips of the packed store."""
+    clip_kb: float = 1670.0
+    """Kilobytes read per clip (76 JPEG frames at quality 90: a window of 2.7 s at 30/s, of which 16 are decoded)."""
+    clip_reads: float = 2.0
+    """Reads per clip (the table and the frames)."""
+    shard_clips: int = 150
+    """Clips per shard (1 GB of clips of 10 s)."""
+    shuffle: Literal["clips", "shards"] = "clips"
+    """clips: a clip's shard is open by chance; shards: the 64 shards in turn stay open."""
     file_system_gb_per_s: float = 100.0
     """Bandwidth of the file system for all nodes together."""
+    file_system_operations_per_s: float = 1e6
+    """Reads and opens that the file system answers per second for all nodes together."""
+    metadata_operations_per_s: float = 1e5
+    """Look-ups of paths that the metadata server answers per second."""
+    start_calls: int = 30_000
+    """File calls of a rank that starts (measured with strace: 29,441 to import ppma.train)."""
+    worker_start_calls: int = 2_700
+    """File calls of a loader worker that starts (measured with strace: 2,698)."""
+    workers: int = 16
+    """Loader workers per GPU."""
+    open_files: int = 1024
+    """Limit of open files of a process, where it cannot be raised."""
+    failures_per_node_day: float = 6.5e-3
+    """Failures of a node per day (Kokolis et al., HPCA 2025: 6.5 in a thousand node-days of Meta's RSC-1)."""
+    save_seconds: float = 0.3
+    """Seconds that a step waits for a checkpoint."""
+    restart_seconds: float = 120.0
+    """Seconds from a failure to the next step (measured on two nodes: 33 to the requeue, 26 to the first step; compiling)."""
+    hours: int = 168
+    """Hours to simulate."""
     measure_batch: int = 0
     """Rows of the measured step; 0 for 4 on a CPU and batch_per_gpu on a GPU."""
     size: int = 224
@@ -77,7 +112,9 @@ class ScalingConfig(rows.ReportConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(1, "gpus", "gpus_per_node", "batch_per_gpu", "repeats")
+        self.at_least(
+            1, "gpus", "gpus_per_node", "batch_per_gpu", "repeats", "clips", "shard_clips", "open_files", "hours"
+        )
         self.at_least(0, "measure_batch")
         preset(self.model, size=self.size, frames=self.frames)
 
@@ -120,18 +157,115 @@ def all_reduce_seconds(config: ScalingConfig, gpus: int, size: float) -> float:
     return seconds + (ring_seconds(size / inside, nodes, config.card_gb_per_s * 1e9, hop) if nodes > 1 else 0.0)
 
 
+def operations_per_clip(config: ScalingConfig) -> float:
+    """Return the operations of a clip: its reads, and for a shard that is not open an open, a read and a close."""
+    shards = max(1.0, config.clips / config.shard_clips)
+    open_shards = SHUFFLED_SHARDS if config.shuffle == "shards" else shards
+    return config.clip_reads + 3 * max(0.0, 1 - OPEN_SHARDS / open_shards)
+
+
+def file_system_seconds(config: ScalingConfig) -> tuple[float, float]:
+    """Return the seconds that the file system needs for the bytes of a clip, and for its operations."""
+    bandwidth = config.clip_kb * 1e3 / (config.file_system_gb_per_s * 1e9)
+    return bandwidth, operations_per_clip(config) / config.file_system_operations_per_s
+
+
 def predict(config: ScalingConfig, gpus: int, compute: float, gradient_bytes: float) -> Parts:
     """Return the parts of a step on `gpus` GPUs by the model above."""
     views = 4 if config.phase == "mae" else 1
     clips = config.batch_per_gpu / views
+    bandwidth, operations = file_system_seconds(config)
     whole, last = (all_reduce_seconds(config, gpus, size) for size in (gradient_bytes, BUCKET_BYTES))
     return Parts(
         compute=compute,
         loader=clips / config.loader_clips_per_s,
-        file_system=gpus * clips * config.clip_kb * 1e3 / (config.file_system_gb_per_s * 1e9),
+        file_system=gpus * clips * max(bandwidth, operations),
         exposed=max(whole - BACKWARD_SHARE * compute, min(last, whole)),
         straggling=compute * config.scatter * math.sqrt(2 * math.log(gpus)),
     )
+
+
+def demands(config: ScalingConfig, gpus: int, parts: Parts) -> dict[str, float]:
+    """Return the share of each resource that a run on `gpus` GPUs at full speed needs; above 1 it breaks.
+
+    Start-up may take 10 minutes, the exposed part of an all-reduce a tenth of a step, and failures a tenth of the time.
+    """
+    clips_per_s = gpus * config.batch_per_gpu / (4 if config.phase == "mae" else 1) / parts.compute
+    bandwidth, operations = file_system_seconds(config)
+    start_calls = gpus * (config.start_calls + config.workers * config.worker_start_calls)
+    return {
+        "loader": parts.loader / parts.compute,
+        "file system bandwidth": clips_per_s * bandwidth,
+        "file system operations": clips_per_s * operations,
+        "start-up": start_calls / config.metadata_operations_per_s / 600,
+        "network": parts.exposed / parts.compute / 0.1,
+        "open files of rank 0": (40 + 5 * math.log2(gpus) + gpus) / config.open_files,
+        "failures": lost_share(config, gpus) / 0.1,
+    }  # fmt: skip
+
+
+def failure_seconds(config: ScalingConfig, gpus: int) -> float:
+    """Return the mean seconds between failures of a run."""
+    return 86_400 / (config.failures_per_node_day * math.ceil(gpus / config.gpus_per_node))
+
+
+def checkpoint_seconds(config: ScalingConfig, gpus: int) -> float:
+    """Return the seconds between checkpoints by Young's formula."""
+    return math.sqrt(2 * config.save_seconds * failure_seconds(config, gpus))
+
+
+def lost_share(config: ScalingConfig, gpus: int) -> float:
+    """Return the expected share of the time that saves, restarts and repeated steps take."""
+    between = checkpoint_seconds(config, gpus)
+    failed = (config.restart_seconds + between / 2) / failure_seconds(config, gpus)
+    return config.save_seconds / between + failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Week:
+    """Counts of a simulated run."""
+
+    steps: int
+    """Steps that count: those after the last checkpoint before a failure are repeated."""
+    lost_steps: int
+    checkpoints: int
+    failures: int
+    operations: float
+    """Operations on the file system for clips."""
+    ettr: float
+    """Productive time over wall time."""
+
+
+def simulate(config: ScalingConfig, gpus: int, step_seconds: float, seed: int = 0) -> Week:
+    """Simulate `config.hours` of a run whose nodes fail at random times.
+
+    Args:
+        config: Rates.
+        gpus: GPUs of the run.
+        step_seconds: Seconds of a step.
+        seed: Seed of the failures.
+    """
+    rng, mean, end = np.random.default_rng(seed), failure_seconds(config, gpus), config.hours * 3600.0
+    save_steps = max(1, round(checkpoint_seconds(config, gpus) / step_seconds))
+    cycle = save_steps * step_seconds + config.save_seconds
+    now, steps, lost, checkpoints, failures = 0.0, 0, 0, 0, 0
+    while now < end:
+        alive = min(rng.exponential(mean), end - now)
+        saves, rest = divmod(alive, cycle)
+        begun = min(save_steps, int(rest / step_seconds))
+        checkpoints += int(saves)
+        steps += int(saves) * save_steps
+        now += alive
+        if now < end:
+            failures, lost = failures + 1, lost + begun
+            now += config.restart_seconds
+        else:
+            steps += begun
+    clips = (steps + lost) * gpus * config.batch_per_gpu / (4 if config.phase == "mae" else 1)
+    return Week(
+        steps=steps, lost_steps=lost, checkpoints=checkpoints, failures=failures,
+        operations=clips * operations_per_clip(config), ettr=steps * step_seconds / max(now, end),
+    )  # fmt: skip
 
 
 def _exchange(
@@ -209,6 +343,7 @@ def made_rows(config: ScalingConfig, device: str) -> list[rows.Row]:
     found = []
     for gpus in config.gpus:
         parts = predict(config, gpus, compute, size)
+        needed, week = demands(config, gpus, parts), simulate(config, gpus, parts.step)
         found.append({
             "phase": config.phase, "model": config.model, "gpus": gpus, "batch_per_gpu": config.batch_per_gpu,
             "step_measured_ms": step * 1e3, "measured_batch": facts["batch"], "all_reduce_measured_ms": reduce * 1e3,
@@ -216,6 +351,7 @@ def made_rows(config: ScalingConfig, device: str) -> list[rows.Row]:
             "compute_ms": parts.compute * 1e3, "loader_ms": parts.loader * 1e3, "file_system_ms": parts.file_system * 1e3,
             "exposed_network_ms": parts.exposed * 1e3, "straggling_ms": parts.straggling * 1e3,
             "efficiency": parts.compute / parts.step, "clips_per_s": gpus * config.batch_per_gpu / parts.step, "limit": parts.limit,
+            "breaks_first": max(needed, key=lambda name: needed[name]), "demands": needed, "week": asdict(week),
             "spread": rows.spread(steps),
         })  # fmt: skip
     return found
@@ -231,6 +367,20 @@ def turning_points(config: ScalingConfig, compute: float, size: float) -> list[s
     return lines
 
 
+def sentence(needed: dict[str, float]) -> str:
+    """Return in words which resource is used up first, and the two next to it."""
+    ordered = sorted(needed.items(), key=lambda item: -item[1])
+    shares = [f"{name} {100 * share:.0f} %" for name, share in ordered[:3]]
+    return f"{'breaks' if ordered[0][1] > 1 else 'holds; nearest'}: {', '.join(shares)}"
+
+
+def week_in_words(week: dict[str, float]) -> str:
+    """Return the counts of a simulated run in words."""
+    lost = week["lost_steps"] / max(1, week["steps"] + week["lost_steps"])
+    counts = f"{week['failures']} failures, {week['checkpoints']} checkpoints, {week['operations']:.2g} reads and opens"
+    return f"{counts}, {100 * lost:.2f} % of the steps repeated, ETTR {week['ettr']:.3f}"
+
+
 def main(argv: list[str]) -> int:
     """Run the benchmark."""
     import torch
@@ -240,6 +390,9 @@ def main(argv: list[str]) -> int:
     keys = ("phase", "model", "gpus", "efficiency", "limit", "compute_ms", "loader_ms", "file_system_ms")
     keys += ("exposed_network_ms",)
     print(rows.table([{key: row[key] for key in keys} for row in made]), end="\n\n")
+    for row in made:
+        print(f"{row['gpus']} GPUs: {sentence(row['demands'])}; {config.hours} h: {week_in_words(row['week'])}")
+    print()
     print("\n".join(turning_points(config, made[0]["compute_ms"] / 1e3, gradient_bytes(config))), end="\n\n")
     rows.report(made, config, benchmark="scaling", measure="efficiency")
     return DONE

@@ -5,7 +5,15 @@ import json
 import pytest
 
 from benchmarks import scaling
-from benchmarks.scaling import ScalingConfig, all_reduce_seconds, predict
+from benchmarks.scaling import (
+    ScalingConfig,
+    all_reduce_seconds,
+    demands,
+    lost_share,
+    operations_per_clip,
+    predict,
+    simulate,
+)
 
 QUIET = ScalingConfig(scatter=0.0, hop_us=0.0)
 
@@ -33,6 +41,43 @@ def test_efficiency_falls_with_gpus_and_never_passes_one():
 )
 def test_what_is_the_limit_at_64_gpus(changes, limit):
     assert predict(ScalingConfig(**changes), 64, 0.05, 4e8).limit == limit
+
+
+@pytest.mark.parametrize(
+    ("gpus", "changes", "first"),
+    [
+        (8, {"loader_clips_per_s": 200.0}, "loader"),
+        (512, {}, "file system bandwidth"),
+        (512, {"clip_kb": 350.0, "clip_reads": 16.0}, "file system operations"),
+        (512, {"clip_kb": 10.0, "shuffle": "shards", "workers": 64}, "start-up"),
+        (
+            1100,
+            {"clip_kb": 10.0, "start_calls": 0, "workers": 0, "clip_reads": 0.1, "hop_us": 0.0},
+            "open files of rank 0",
+        ),
+        (8, {"failures_per_node_day": 500.0}, "failures"),
+        (64, {"card_gb_per_s": 0.1}, "network"),
+    ],
+)
+def test_what_breaks_first(gpus, changes, first):
+    config = ScalingConfig(**changes)
+    needed = demands(config, gpus, predict(config, gpus, 0.05, 4e8))
+    assert max(needed, key=needed.get) == first and needed[first] > 1, needed
+
+
+def test_a_clip_costs_its_reads_and_the_opening_of_its_shard():
+    assert operations_per_clip(ScalingConfig(clips=1000)) == 2
+    assert operations_per_clip(ScalingConfig(clips=10_000_000)) == pytest.approx(5, abs=0.1)
+    assert operations_per_clip(ScalingConfig(clips=10_000_000, shuffle="shards")) == 2
+
+
+def test_a_simulated_run_agrees_with_the_expected_loss():
+    config = ScalingConfig(hours=24 * 365, failures_per_node_day=1.0, restart_seconds=300.0)
+    week = simulate(config, 64, 0.5)
+    assert week.failures == pytest.approx(8 * 365, rel=0.1) and week.lost_steps > week.failures
+    assert 1 - week.ettr == pytest.approx(lost_share(config, 64), rel=0.1)
+    quiet = simulate(ScalingConfig(hours=1, failures_per_node_day=1e-9, save_seconds=0.0), 8, 0.5)
+    assert (quiet.steps, quiet.failures, quiet.ettr) == (7200, 0, 1.0)
 
 
 def test_the_whole_benchmark(tmp_path, monkeypatch):
