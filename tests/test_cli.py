@@ -3,6 +3,8 @@
 import errno
 import importlib
 import io
+import logging
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -12,7 +14,7 @@ import torch
 
 from ppma import __version__, cli
 from ppma.cli import COMMANDS, main
-from ppma.config.command import FAILED, INTERRUPTED, WRONG_INPUT, parse, run
+from ppma.config.command import DONE, FAILED, INTERRUPTED, WRONG_INPUT, name_rank, parse, run
 from ppma.config.errors import InputError, Stopped
 from ppma.training.distributed import Stop
 
@@ -82,6 +84,17 @@ def test_wrong_flags_are_one_line_and_exit_2(argv, word, capsys):
     error = capsys.readouterr().err
     assert error.startswith("ppma thing: ") and word in error and error.count("\n") == 1
     assert "ppma thing --help" in error
+
+
+def test_log_lines_carry_the_time_and_the_rank_of_several(monkeypatch):
+    root, out = logging.Logger("root"), io.StringIO()
+    monkeypatch.setattr(logging, "root", root)
+    monkeypatch.setattr(sys, "stderr", out)
+    assert run(lambda argv: root.info("step %d of 9", 5) or DONE, [], prog="ppma x") == DONE
+    name_rank(3)
+    root.info("step 6 of 9")
+    time = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+    assert re.fullmatch(rf"{time} step 5 of 9\n{time} rank 3: step 6 of 9\n", out.getvalue())
 
 
 def test_right_flags():

@@ -36,6 +36,9 @@ DONE, FAILED, WRONG_INPUT, RUN_AGAIN, INTERRUPTED = 0, 1, 2, 75, 130
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals after which a training saves and stops: from a scheduler, a terminal, a lost connection, `sbatch --signal`."""
 
+LOG_LINE, LOG_TIME = "%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"
+"""Format of log lines; `name_rank` adds the rank."""
+
 NO_GPU = "--device cpu runs without a GPU"
 GPU_REMEDIES = {
     r"CUDA.* out of memory|cudaErrorMemoryAllocation": "--accumulate 2 computes the same batch in two halves, --vit.recompute and "
@@ -215,7 +218,7 @@ def run(main: Callable[[list[str]], int] | str, argv: list[str], *, prog: str) -
         argv: Its flags.
         prog: Name of the command in messages.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format=LOG_LINE, datefmt=LOG_TIME)
     most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # rank 0 holds a connection to every rank
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -234,6 +237,13 @@ def run(main: Callable[[list[str]], int] | str, argv: list[str], *, prog: str) -
         with contextlib.suppress(OSError):  # the terminal was closed, and the exit code still counts
             sys.stderr.write(f"{prog}: {' '.join(line.split())}\n")
         return code
+
+
+def name_rank(rank: int) -> None:
+    """Add the rank to the log lines of this process."""
+    line = LOG_LINE.replace("%(message)s", f"rank {rank}: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(logging.Formatter(line, LOG_TIME))
 
 
 def _import(module: str, prog: str) -> Any:

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ppma.config.command import STOP_SIGNALS
+from ppma.config.command import STOP_SIGNALS, name_rank
 from ppma.config.errors import DiskFullError, InputError, Stopped
 
 log = logging.getLogger(__name__)
@@ -128,6 +128,7 @@ def session(device: str = "auto") -> Iterator[Ranks]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world_size > 1:
+        name_rank(rank)
         _join(rank, world_size, chosen)
     try:
         alone = Ranks(rank=rank, world_size=world_size, local_rank=local_rank, device=chosen)

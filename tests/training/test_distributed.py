@@ -377,6 +377,9 @@ def test_torchrun_starts_a_run(tmp_path, clip_tree):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"rank 1 of 2 on \S+ joins at \S+ over gloo", done.stderr) and "2 ranks on 1 nodes" in done.stderr
+    assert (
+        re.search(r"\d rank 1: rank 1 of 2 on \S+ joins at \S+ over gloo", done.stderr)
+        and "2 ranks on 1 nodes" in done.stderr
+    )
     assert json.loads((tmp_path / "run" / "environment.json").read_text())[0]["world_size"] == 2
     assert "FutureWarning" not in done.stderr
