@@ -38,7 +38,7 @@ TRIES, TRY_SECONDS = 5, 10.0
 """How often scontrol is asked to requeue a job, as the controller of a busy cluster may not answer."""
 TAIL_BYTES = 200_000
 _STEP = re.compile(r"step_(\d{8,})")
-_START = re.compile(r"^(?:restart: |.*Starting with SlurmJobEnvironment)", re.MULTILINE)
+_START = re.compile(r"^(?:restart: |.*Starting with \w*JobEnvironment)", re.MULTILINE)
 _TASK_ENDED = re.compile(r"^srun: error: (?P<node>[^\s,\[]+): tasks? (?P<task>\d+)[\d,-]*: (?P<how>.+)$", re.MULTILINE)
 _ERROR = re.compile(
     r"(?:^|\s)([\w.]+(?:Error|Exception): .*|(?:Fatal Python error|train|evaluate|command): .*|no step for .*)",

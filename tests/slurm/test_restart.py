@@ -60,7 +60,8 @@ class Cluster:
         """Let a start of the job end with `code`, after these lines in the log of the first task; returns the decision."""
         with (self.folder / "7_0_log.out").open("a") as log:
             log.write(
-                "submitit INFO (now) - Starting with SlurmJobEnvironment(7)\n" + "".join(line + "\n" for line in lines)
+                "submitit INFO (now) - Starting with JobEnvironment(job_id=7)\n"
+                + "".join(line + "\n" for line in lines)
             )
         return decide(Restart(logs=self.folder, code=code))
 
@@ -192,6 +193,14 @@ def test_the_error_is_that_of_the_task_that_failed_first(cluster):
     cluster.ends(1, "RuntimeError: connection closed by peer", "srun: error: node2: task 3: Exited with exit code 1")
     (end,) = read_ends(cluster.folder)
     assert (end.node, end.error) == ("node2", "task 3 on node2: RuntimeError: no luck")
+
+
+def test_the_end_of_an_earlier_start_is_not_that_of_this_one(cluster):
+    """A preemption and an administrator's requeue leave srun's lines in the log, and no line of `restart`."""
+    (cluster.folder / "7_0_log.out").write_text("srun: error: node2: task 3: Killed\n")
+    cluster.ends(137, "srun: error: node1: task 0: Killed")
+    (end,) = read_ends(cluster.folder)
+    assert (end.node, end.error) == ("node1", "task 0 on node1: Killed")
 
 
 def test_a_record_of_an_older_version_does_not_stop_the_restart(cluster):
