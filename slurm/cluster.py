@@ -228,7 +228,9 @@ class Script:
     logs: Path
     """Folder of logs, pickled jobs and results."""
     after: tuple[str, ...] = ()
-    """Job numbers that must succeed first."""
+    """Job numbers that must come first."""
+    when: str = "afterok"
+    """afterok: they must succeed; afterany: they must end."""
     code: Path | None = None
     """Copy of the code that the job imports."""
 
@@ -281,7 +283,7 @@ def slurm_parameters(config: ClusterConfig, script: Script) -> dict[str, Any]:
         "mem": f"{config.mem_gib}GB" if config.mem_gib else None,
         "time": minutes(config.time),
         "exclusive": config.exclusive or None,
-        "dependency": ",".join([*first, *(f"afterok:{job}" for job in script.after)]) or None,
+        "dependency": ",".join([*first, *(f"{script.when}:{job}" for job in script.after)]) or None,
         "stderr_to_stdout": True,
         "setup": _setup(config, script),
         "teardown": _teardown(config, script),

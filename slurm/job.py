@@ -60,11 +60,16 @@ class Job:
     max_restarts: int = 5
     """How often in a row a training or a test is requeued without progress, whatever stopped it."""
     results: Path | None = None
-    """Folder of the results of a test."""
+    """Folder of the results of a test, or of the record of a data job's failures."""
+
+    @property
+    def retries(self) -> int:
+        """How often a data job is run again after a failure; a preemption or time limit is none."""
+        return self.max_restarts if self.work is command and self.results is not None else 0
 
     @property
     def run_dir(self) -> Path | None:
-        """Folder of a training or a test, which is requeued after a failure; None for other jobs."""
+        """Folder of a training, a test or a data job's failures, by which it is requeued; None for other jobs."""
         return self.config.run_dir if isinstance(self.config, RunConfig) else self.results
 
     def __call__(self) -> None:
@@ -102,7 +107,8 @@ class Job:
 
         None after `max_restarts` restarts without progress, as a too short time limit would requeue for ever.
         """
-        if self.run_dir and without_progress(record(self.run_dir, RUN_AGAIN)) > self.max_restarts:
+        counted = self.run_dir if self.work is not command else None
+        if counted and without_progress(record(counted, RUN_AGAIN)) > self.max_restarts:
             log.error("%d restarts without progress, not requeued; is --time too short?", self.max_restarts)
             return None
         return DelayedSubmission(self)

@@ -32,7 +32,7 @@ from rich.table import Table
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from ppma.common.files import write_text
-from ppma.config.command import DONE, WRONG_INPUT, run
+from ppma.config.command import DONE, INTERRUPTED, WRONG_INPUT, run
 from ppma.config.errors import InputError, reading, require
 from ppma.config.run import RunConfig
 from ppma.slurm import checks, snapshot
@@ -70,7 +70,7 @@ def _show(stages: Sequence[Stage], cluster: Verb, console: Console) -> None:
 
 
 def _script(stage: Stage, after: tuple[str, ...] = ()) -> Script:
-    return Script(name=stage.name, logs=stage.logs, after=after, code=stage.folder / snapshot.CODE)
+    return Script(name=stage.name, logs=stage.logs, after=after, when=stage.when, code=stage.folder / snapshot.CODE)
 
 
 def _prepare(stage: Stage, cluster: Verb) -> None:
@@ -165,7 +165,10 @@ def _run_here(stages: Sequence[Stage], cluster: Verb, console: Console) -> int:
         for job in stage.jobs:
             console.print(f"\n{stage.name}", soft_wrap=True)
             debug = cluster.cluster == "debug"
-            code = job.work(job.config) if debug else follow(job, allocate(cluster), stage.logs)
+            for _ in range(1 + job.retries):
+                code = job.work(job.config) if debug else follow(job, allocate(cluster), stage.logs)
+                if code in (DONE, WRONG_INPUT, INTERRUPTED):
+                    break
             if code != DONE:
                 return code
     return DONE

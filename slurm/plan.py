@@ -93,10 +93,13 @@ class Shards(Verb):
 
     parts: int = 1
     """Tasks of the array, each with --part I/N; the last job runs the command with --merge N."""
+    retries: int = 2
+    """How often a part that failed is run again; not after wrong input."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(1, self, "--", "parts")
+        require_at_least(0, self, "--", "retries")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +114,8 @@ class Stage:
     """Rows of the table that is shown before submission."""
     needs: tuple[tuple[tuple[int, int], ...], ...] | None = None
     """For each job those that must succeed first, as (stage, job); None: all jobs of the stage before."""
+    when: Literal["afterok", "afterany"] = "afterok"
+    """afterany: those jobs need only end. A merge checks itself that all is done: other parts may have done it."""
 
     @property
     def logs(self) -> Path:
@@ -313,8 +318,16 @@ def _command(verb: str, shards: Shards, flags: list[str]) -> list[Stage]:
     summary = {"command": shlex.join(["ppma", verb, *flags]), "parts": str(shards.parts)}
 
     def stage(name: str, folder: Path, calls: list[list[str]]) -> Stage:
-        jobs = tuple(Job(work=command, config=[verb, *flags, *more]) for more in calls)
-        return Stage(name=name, jobs=jobs, folder=folder, summary=summary)
+        jobs = tuple(
+            Job(
+                work=command,
+                config=[verb, *flags, *more],
+                results=folder / f"failures-{i}",
+                max_restarts=shards.retries,
+            )
+            for i, more in enumerate(calls)
+        )
+        return Stage(name=name, jobs=jobs, folder=folder, summary=summary, when="afterany")
 
     if shards.parts == 1:
         return [stage(verb, folder, [[]])]

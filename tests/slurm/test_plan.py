@@ -84,6 +84,12 @@ def sharded(monkeypatch):
         calls.append(argv)
         if "wrong" in argv:
             raise InputError("wrong is not a source")
+        if "--part" in argv and (
+            "fails" in argv or ("fails-once" in argv and calls.count(argv) == 1 and "0/2" in argv)
+        ):
+            return 1
+        if "--part" in argv and "refused" in argv:
+            return WRONG_INPUT
         return 75 if "unfinished" in argv else 0
 
     monkeypatch.setitem(sys.modules, "sharded", module := types.ModuleType("sharded"))
@@ -98,6 +104,22 @@ def test_parts_are_an_array_and_a_job_that_merges_them(sharded):
     assert [job.config for job in parts.jobs] == [["pack", "made", "--out", "x", "--part", f"{i}/3"] for i in range(3)]
     assert [job.config for job in merge.jobs] == [["pack", "made", "--out", "x", "--merge", "3"]]
     assert command(parts.jobs[2].config) == 0 and sharded[-1] == ["made", "--out", "x", "--part", "2/3"]
+
+
+def test_a_failed_part_is_retried_and_the_merge_waits_for_its_end_only(sharded, tmp_path, capsys):
+    """Other parts may have done what it left: the merge sees for itself."""
+    _, (parts, merge) = plan("pack", ["made", "--parts", "2"])
+    jobs = (*parts.jobs, *merge.jobs)
+    assert [job.retries for job in jobs] == [2, 2, 2] and len({job.run_dir for job in jobs}) == 3
+    assert launch(["pack", "made", "--parts", "2", "--dry-run", "--runs", str(tmp_path)]) == DONE
+    assert "--dependency=afterany:STAGE-1\n" in capsys.readouterr().out
+    flags = ["--cluster", "debug", "--runs", str(tmp_path), "--parts", "2", "--out", "x"]
+    for word, retries, tries, code in (("fails-once", 2, 4, 0), ("fails", 1, 2, 1), ("refused", 2, 1, WRONG_INPUT)):
+        sharded.clear()
+        assert launch(["pack", word, *flags, "--retries", str(retries)]) == code
+        assert len([call for call in sharded if "--dry-run" not in call]) == tries
+    with pytest.raises(InputError, match="--retries"):
+        plan("pack", ["--retries", "-1"])
 
 
 def test_flags_that_the_command_refuses_are_not_submitted(sharded, capsys):

@@ -111,6 +111,15 @@ def test_scored_videos_are_progress(cluster):
     assert cluster.requeues() == 6
 
 
+@pytest.mark.parametrize(("code", "requeues"), [(1, 2), (75, 2), (137, 2), (2, 0), (3, 0)])
+def test_a_failed_part_of_a_data_job_is_retried(code, requeues, tmp_path, monkeypatch):
+    """A preemption is no failure: it is requeued as often as it comes."""
+    job = Job(work=command, config=["pack"], results=tmp_path / "failures-0", max_restarts=2)
+    cluster = Cluster(tmp_path, monkeypatch, job)
+    assert all(job.checkpoint() for _ in range(5))
+    assert [cluster.ends(code) for _ in range(4)] == [code] * 4 and cluster.requeues() == requeues
+
+
 def test_a_new_submission_has_all_its_restarts(cluster, monkeypatch):
     for _ in range(3):
         cluster.ends(1)
