@@ -232,8 +232,10 @@ def processes_of_rank(run, rank):
             command = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        wanted = {f"SLURM_JOB_ID={run.job}".encode(), f"SLURM_PROCID={rank}".encode()}
-        if wanted <= set(variables) and b"submitit.core._submit" in command and b"ppma-slurm" in b"".join(variables):
+        # The cluster's configuration too: another test run may have a cluster, whose jobs have the same numbers.
+        conf = run.cluster.environment["SLURM_CONF"]
+        wanted = {f"SLURM_JOB_ID={run.job}", f"SLURM_PROCID={rank}", f"SLURM_CONF={conf}"}
+        if {word.encode() for word in wanted} <= set(variables) and b"submitit.core._submit" in command:
             found.append(int(folder.name))
     return found
 
