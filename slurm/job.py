@@ -76,6 +76,8 @@ class Job:
         """Do the work as a task of SLURM; exit with its code, so that SLURM ends the peers of a failed task."""
         environment = submitit.JobEnvironment()
         exit_file(environment.paths).unlink(missing_ok=True)
+        # What a full disk or a kill left of submitit's result: with it there, submitit fails at the end of the run.
+        environment.paths.result_pickle.with_suffix(".pkl.save_tmp").unlink(missing_ok=True)
         logging.getLogger("submitit").propagate = False  # it has a handler already
         if environment.num_tasks != self.ranks:
             raise ConnectionError(
@@ -171,12 +173,19 @@ def exit_file(paths: JobPaths) -> Path:
     return paths.result_pickle.with_suffix(".exit")
 
 
+def _record(code: int) -> None:
+    try:
+        exit_file(submitit.JobEnvironment().paths).write_text(str(code))
+    except OSError as error:  # a full disk: srun's exit code counts instead
+        log.error("exit code %d cannot be recorded: %s", code, error)
+
+
 def leave(code: int) -> None:
     """Record the exit code, and exit with it if it is not 0."""
     signal.signal(
         signal.SIGUSR2, signal.SIG_IGN
     )  # while Python exits, the signal would kill the process and fail the job
-    exit_file(submitit.JobEnvironment().paths).write_text(str(code))
+    _record(code)
     if code:
         sys.exit(code)
 
@@ -184,7 +193,7 @@ def leave(code: int) -> None:
 def _exit_now(code: int) -> None:
     """Exit a process whose main thread hangs."""
     if _in_slurm_job():
-        exit_file(submitit.JobEnvironment().paths).write_text(str(code))
+        _record(code)
     os._exit(code)
 
 

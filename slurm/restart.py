@@ -8,6 +8,7 @@ process, a hang. It runs again unless that is useless (wrong input, clips that f
 most `max_restarts` times in a row without progress, and not on a node on which it failed twice.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -121,7 +122,10 @@ def record(run_dir: Path, code: int, node: str = "", error: str = "") -> list[En
     progress = {"step": newest_step(run_dir), "scored": len(list((run_dir / SCORED).glob("*/*")))}
     end = End(job=job_name(), code=code, **progress, time=time.time(), node=node, error=error)
     ends = [*read_ends(run_dir), end]
-    write_json(run_dir / RESTARTS, [asdict(entry) for entry in ends])
+    try:
+        write_json(run_dir / RESTARTS, [asdict(entry) for entry in ends])
+    except OSError as error:  # a full disk must not keep the job from running again
+        _say(f"{run_dir / RESTARTS} cannot be written ({error.strerror})")
     return [entry for entry in ends if entry.job == end.job]
 
 
@@ -180,10 +184,10 @@ def decide(restart: Restart) -> int:
     node, error = first_failure(restart.logs, name)
     ends = record(job.run_dir, code, "" if code == RUN_AGAIN else node, error)
     if why := _why_not(job.run_dir, job.max_restarts, ends):
-        sys.stderr.write(f"restart: exit code {code} ({error or 'no error in the log'}); not requeued, because {why}\n")
+        _say(f"exit code {code} ({error or 'no error in the log'}); not requeued, because {why}")
         return code
     count = f"{without_progress(ends)} of {job.max_restarts} restarts without progress"
-    sys.stderr.write(f"restart: exit code {code} ({error or 'no error in the log'}), requeued; {count}\n")
+    _say(f"exit code {code} ({error or 'no error in the log'}), requeued; {count}")
     _requeue(name, _avoided(ends, paths.submission_file))
     return code
 
@@ -212,9 +216,9 @@ def _avoided(ends: Sequence[End], script: Path) -> str:
     nodes = ",".join(filter(None, [before, *bad]))
     test = _ask("sbatch", "--test-only", "--dependency=", f"--exclude={nodes}", str(script))
     if test.returncode:
-        sys.stderr.write(f"restart: cannot do without {nodes}: {' '.join(test.stderr.split())}\n")
+        _say(f"cannot do without {nodes}: {' '.join(test.stderr.split())}")
         return ""
-    sys.stderr.write(f"restart: failed {FAILURES_PER_NODE} times on {', '.join(bad)}; excluded from now on: {nodes}\n")
+    _say(f"failed {FAILURES_PER_NODE} times on {', '.join(bad)}; excluded from now on: {nodes}")
     return nodes
 
 
@@ -227,11 +231,17 @@ def _requeue(job: str, avoided: str) -> None:
         done = _ask("scontrol", "requeue", job)
         if not done.returncode:
             break
-        sys.stderr.write(f"restart: scontrol requeue: {' '.join(done.stderr.split())}\n")
+        _say(f"scontrol requeue: {' '.join(done.stderr.split())}")
     if avoided:
         done = _ask("scontrol", "update", f"JobId={job}", f"ExcNodeList={avoided}")
         if done.returncode:
-            sys.stderr.write(f"restart: scontrol update: {' '.join(done.stderr.split())}\n")
+            _say(f"scontrol update: {' '.join(done.stderr.split())}")
+
+
+def _say(line: str) -> None:
+    """Write a line to the log of the job, which may be on a full disk."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"restart: {line}\n")
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess[str]:

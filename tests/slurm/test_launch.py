@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import submitit
 import tiny
+from submitit.core.utils import temporary_save_path
 
 from ppma import cli
 from ppma.config.command import RUN_AGAIN, WRONG_INPUT
@@ -27,7 +28,7 @@ from ppma.loaders.sources.manifest import Manifest
 from ppma.slurm import launch
 from ppma.slurm.cluster import FREE_PORT, Allocation, ClusterConfig, Script, allocate, minutes, sbatch_script
 from ppma.slurm.foreground import follow, verdict
-from ppma.slurm.job import Job, train
+from ppma.slurm.job import Job, leave, train
 from ppma.slurm.plan import plan as make_plan
 from ppma.slurm.status import describe
 
@@ -186,6 +187,26 @@ def test_slurm_tasks_meet_on_the_first_node_and_record_their_exit_code(tmp_path,
         "CUDA_VISIBLE_DEVICES": "2,3", "RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node7",
         "MASTER_PORT": "20001",
     }  # fmt: skip
+
+
+def test_what_a_full_disk_left_of_a_result_does_not_fail_the_next_start(tmp_path, monkeypatch):
+    for module in ("submitit", "submitit.helpers"):
+        monkeypatch.setattr(f"{module}.JobEnvironment", lambda: Environment(tmp_path))
+    monkeypatch.setattr(os, "environ", {"MASTER_PORT": "20001"})
+    result = Environment(tmp_path).paths.result_pickle
+    with temporary_save_path(result) as begun:
+        begun.touch()
+    begun.touch()
+    Job(work=lambda _: 0, config=None, ranks=4)()
+    with temporary_save_path(result) as again:
+        again.touch()
+
+
+def test_a_task_ends_with_its_code_where_the_disk_is_full(tmp_path, monkeypatch):
+    (tmp_path / "4711_2_result.exit").symlink_to("/dev/full")
+    monkeypatch.setattr("submitit.JobEnvironment", lambda: Environment(tmp_path))
+    with pytest.raises(SystemExit, match="75"):
+        leave(75)
 
 
 def test_a_busy_port_is_another_port():

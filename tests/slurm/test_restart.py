@@ -1,5 +1,6 @@
 """The end of the job script: which ends of a run requeue it, how often, and on which nodes."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -127,6 +128,16 @@ def test_a_new_submission_has_all_its_restarts(cluster, monkeypatch):
     cluster.pickle(DelayedSubmission.load(cluster.folder / "7_submitted.pkl").function, "8")
     assert decide(Restart(logs=cluster.folder, code=1)) == 1
     assert cluster.requeues() == 2 and cluster.calls[-1] == ["scontrol", "requeue", "8"]
+
+
+def test_a_full_disk_does_not_keep_a_job_from_running_again(cluster, monkeypatch):
+    monkeypatch.setattr(restart, "write_json", lambda *_: Path("/dev/full").write_text("x"))
+    with Path("/dev/full").open("w", buffering=1) as log:
+        monkeypatch.setattr(restart.sys, "stderr", log)
+        assert cluster.ends(75) == 75 and cluster.requeues() == 1
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            log.close()
 
 
 def test_what_would_fail_again_is_not_requeued(cluster):
