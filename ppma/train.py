@@ -37,7 +37,7 @@ from ppma.training.lineage import write as write_lineage
 from ppma.training.monitor import Monitor, implementations, write_environment
 from ppma.training.optim import learning_rate
 from ppma.training.run import trained_steps
-from ppma.training.run_folder import NAN_STOP, owned
+from ppma.training.run_folder import NAN_STOP, owned, read_metrics, step_seconds
 from ppma.training.tasks import ClassifyTask, MaeTask, Task
 from ppma.training.trainer import Trainer
 from ppma.training.watchdog import Watchdog
@@ -73,11 +73,13 @@ def classify_task(config: RunConfig, sources: Sequence[Manifest]) -> ClassifyTas
     return ClassifyTask(config, sources)
 
 
-def _make_run_folder(config: RunConfig, ranks: Ranks, compute: Compute, lineage: Lineage) -> None:
+def _make_run_folder(
+    config: RunConfig, ranks: Ranks, compute: Compute, lineage: Lineage, began: float, step: int = 0
+) -> None:
     distributed.barrier(ranks)  # every rank has checked the folder before rank 0 writes
     if ranks.is_main:
         write_text(config.run_dir / "config.json", config.to_json())
-        write_environment(config.run_dir / "environment.json", config, ranks, compute)
+        write_environment(config, ranks, compute, began=began, step=step)
         write_lineage(config.run_dir, lineage, of_files=False)
         for part, chosen in implementations(config, ranks).items():
             log.info("%s: %s", part, chosen)
@@ -104,7 +106,7 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
             damaged checkpoints may have been renamed.
         Stopped: A signal asked to stop; a checkpoint is saved, or the batches of a pass over all clips are kept.
     """
-    began = time.monotonic()
+    began = time.time()
     with distributed.session(config.device) as ranks, _owned(config.run_dir, ranks, leave):
         check_ranks(config, ranks.world_size)
         check_run_folder(config)
@@ -123,8 +125,8 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
         sources = tasks.on_resume(config, sources, saved)
         if config.phase in UNTRAINED:
             with distributed.stopped_at_once(ranks):
-                _score(config, ranks, compute, lineage)
-            _seal(config, ranks, inputs, time.monotonic() - began)
+                _score(config, ranks, compute, lineage, began)
+            _seal(config, ranks, inputs, time.time() - began)
             return config.run_dir
         with distributed.stopped_at_once(ranks):  # a probe encodes its clips here
             task = build(config, sources, ranks)
@@ -132,8 +134,11 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
             assert isinstance(task.model, Classifier)
             tasks.tested_by_name(manifest, task.model.class_names[manifest.name], config)  # refuse before the training
         trainer = Trainer(task.config, task, ranks, compute, lineage)  # not `config`: a grid may have chosen the rate
-        before = seal.logged_seconds(config.run_dir, config.batch) if config.resume and trainer.restore() else 0.0
-        _make_run_folder(config, ranks, compute, lineage)  # last: a refusal leaves a finished run's seal intact
+        resumed = config.resume and trainer.restore()
+        before = step_seconds(read_metrics(config.run_dir), config.batch) if resumed else 0.0
+        _make_run_folder(
+            config, ranks, compute, lineage, began, trainer.step
+        )  # last: a refusal leaves a finished run's seal intact
         title = f"{config.recipe} ({sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M parameters)"
         with contextlib.closing(StopFlag(ranks)) as stop, _nan_marker(config.run_dir, ranks):
             try:
@@ -143,7 +148,7 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
                     raise
                 log.warning("%s. Going back to the checkpoint of step %d, once", error, trainer.step)
                 _run(trainer, tested, title, stop, leave)
-        _seal(config, ranks, inputs, before + time.monotonic() - began)
+        _seal(config, ranks, inputs, before + time.time() - began)
     return config.run_dir
 
 
@@ -189,11 +194,11 @@ def _test(trainer: Trainer, manifest: Manifest, monitor: Monitor, stop: StopFlag
     monitor.scalars(trainer.step, {"eval/top1": result["top1"], "eval/top5": result["top5"]})
 
 
-def _score(config: RunConfig, ranks: Ranks, compute: Compute, lineage: Lineage) -> None:
+def _score(config: RunConfig, ranks: Ranks, compute: Compute, lineage: Lineage, began: float) -> None:
     """Run a protocol without a training loop."""
     frozen, views = load_frozen(config, ranks, compute), config.evaluation
     scored = SCORERS[config.phase](frozen, config)
-    _make_run_folder(config, ranks, compute, lineage)
+    _make_run_folder(config, ranks, compute, lineage, began)
     write_result(
         config, frozen.tested, scored.scores, draws=scored.draws, weights=str(config.init), more=scored.more, writes=ranks.is_main,
         step=trained_steps(config.init) if config.init else None,

@@ -19,6 +19,7 @@ from pathlib import Path
 from ppma.config.command import DONE, FAILED, INTERRUPTED, RUN_AGAIN, STOP_SIGNALS, WRONG_INPUT
 from ppma.slurm.cluster import Allocation, free_port, local_gpus
 from ppma.slurm.job import Job, local_environment
+from ppma.slurm.restart import last_error, newest_lines, record
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +45,14 @@ def follow(job: Job, allocation: Allocation, logs: Path) -> int:
     processes = _start(job, allocation, files)
     stops = _watch(processes, files[0])
     codes = [process.exitcode or 0 for process in processes]
+    code = verdict(codes, stops)
+    if code not in (DONE, WRONG_INPUT) and job.run_dir is not None:
+        first = next((file for one, file in zip(codes, files) if one not in (DONE, RUN_AGAIN)), files[0])
+        record(job.run_dir, code, error=last_error(newest_lines(first)))
     for rank, (code, file) in enumerate(zip(codes, files)):
         if code not in (DONE, RUN_AGAIN, WRONG_INPUT):
             log.error("rank %d failed; its log: %s", rank, file)
-    return verdict(codes, stops)
+    return code
 
 
 def verdict(codes: Sequence[int], stops: int) -> int:

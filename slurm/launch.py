@@ -246,7 +246,9 @@ def _launch(verb: str, argv: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run `launch.py ARGV` and return its exit code."""
     verb, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    verbs = VERBS | {"status": "show state, step, speed, time left and restarts of a run: status RUN"}
+    verbs = VERBS | {
+        "status": "show state, step, last error, restarts and use of time of a run or an array: status RUN"
+    }
     if verb in ("-h", "--help"):
         usage = "usage: launch.py VERB [--cluster slurm|local|debug] [--nodes N] [--dry-run] [FLAGS OF THE RECIPE]"
         lines = "".join(f"  {name:<14} {purpose}\n" for name, purpose in verbs.items())

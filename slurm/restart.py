@@ -141,9 +141,8 @@ def without_progress(ends: Sequence[End]) -> int:
 # --------------------------------------------------------------------------------------------------- why the job has ended
 
 
-def _newest_lines(logs: Path, job: str, task: int) -> str:
+def newest_lines(file: Path) -> str:
     """Return the end of a task's log, from its newest start on."""
-    file = logs / f"{job}_{task}_log.out"
     if not file.exists():
         return ""
     with file.open("rb") as opened:
@@ -159,11 +158,11 @@ def last_error(text: str) -> str:
 
 def first_failure(logs: Path, job: str) -> tuple[str, str]:
     """Return the node and the error of the task that failed first, as srun lists them; ("", error) if it lists none."""
-    text = _newest_lines(logs, job, 0)
+    text = newest_lines(logs / f"{job}_0_log.out")
     first = _TASK_ENDED.search(text)
     if first is None or first["how"] == f"Exited with exit code {RUN_AGAIN}":
         return "", last_error(text)
-    why = last_error(_newest_lines(logs, job, int(first["task"]))) or first["how"]
+    why = last_error(newest_lines(logs / f"{job}_{first['task']}_log.out")) or first["how"]
     return first["node"], f"task {first['task']} on {first['node']}: {why}"
 
 

@@ -1,14 +1,19 @@
-"""Show how a run is doing, from its folder and the cluster's queue: `launch.py status RUN`.
+"""Show how a run or an array is doing, from its folder and the cluster's queue: `launch.py status RUN`.
 
-launch.json, metrics.jsonl, checkpoints, environment.json, squeue/sacct  ->  state, step, clips/s, time left, restarts
+launch.json, metrics.jsonl, checkpoints, environment.json, restarts.json, squeue/sacct  ->  state, step, last error, ETTR
 """
 
 import json
+import re
 import shutil
 import subprocess
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import tyro
@@ -18,20 +23,23 @@ from rich.table import Table
 from ppma.config.command import DONE, parse
 from ppma.config.errors import InputError, reading
 from ppma.config.run import read_config
-from ppma.slurm.restart import newest_step
-from ppma.training.run_folder import read_metrics
+from ppma.slurm.restart import End, newest_step, read_ends
+from ppma.training.run_folder import METRICS, living_owner, read_metrics
 
 LAUNCH = "launch.json"
 """File in the run folder with one record per submission."""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")
+_DONE_OF = re.compile(r"(\d+) of (\d+)\b.*(?:/s|loss)")
+"""A line of progress, of a command or of a training."""
+TAIL_BYTES = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """Show state, step, speed, time left and restarts of a run."""
+    """Show state, step, speed, last error, restarts and use of time of a run, or how many jobs of an array are done."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Run folder."""
+    """Run folder, or folder of a submission."""
 
 
 def _read(file: Path, otherwise: Any) -> Any:
@@ -39,6 +47,9 @@ def _read(file: Path, otherwise: Any) -> Any:
         return otherwise
     with reading(file, "a record of a run"):
         return type(otherwise)(json.loads(file.read_text(encoding="utf-8")))
+
+
+# ------------------------------------------------------------------------------------------------------ states of jobs
 
 
 def _states(command: list[str]) -> dict[str, str]:
@@ -61,47 +72,194 @@ def _queued(folder: Path) -> dict[str, str]:
 
 def active_jobs(folder: Path) -> list[str]:
     """Return the jobs of a run that are pending or running."""
-    return [job for job, state in _queued(folder).items() if state and state not in ENDED]
+    return [job for job, state in _queued(folder).items() if _is_active(state)]
 
 
-def _state(folder: Path) -> str:
+def _is_active(state: str) -> bool:
+    return bool(state) and state not in ENDED
+
+
+def _job_states(folder: Path) -> dict[str, str]:
+    """Return the state of each job of the newest submission, from squeue, sacct, or the exit codes of its tasks; "" if unknown."""
     states = _queued(folder)
     if gone := [job for job, state in states.items() if not state]:
         states |= _states(["sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(gone)])
-    jobs = (f"{(state or 'not in the queue').lower()} (job {job})" for job, state in states.items())
-    return ", ".join(jobs) or "not submitted by the launcher"
+    for job in gone:
+        codes = {file.read_text() for file in (folder / "jobs").glob(f"{job}_*_result.exit")}
+        states[job] = states[job] or ("" if not codes else "COMPLETED" if codes == {"0"} else "FAILED")
+    return states
+
+
+def _state(folder: Path) -> str:
+    jobs = (f"{(state or 'not in the queue').lower()} (job {job})" for job, state in _job_states(folder).items())
+    owner = living_owner(folder)
+    return ", ".join(jobs) or (f"running ({owner})" if owner else "not submitted by the launcher")
+
+
+# ---------------------------------------------------------------------------------------------------- the use of the time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """Where the seconds since the first start of a run went."""
+
+    wall: float
+    productive: float
+    """Steps that were kept."""
+    queue: float
+    """From the end of a start to the beginning of the next."""
+    startup: float
+    """From the beginning of a start to its first step, and what this took longer than others: compilation, first clips."""
+    lost: float
+    """Steps that were repeated after a restart."""
+
+    def __str__(self) -> str:
+        parts = {"queue": self.queue, "start-up": self.startup, "lost steps": self.lost}
+        parts["stalls and other"] = max(0.0, self.wall - self.productive - sum(parts.values()))
+        rest = ", ".join(f"{name} {part / self.wall:.1%}" for name, part in parts.items())
+        return f"{self.productive / self.wall:.1%} of {timedelta(seconds=round(self.wall))}; {rest}"
+
+
+def account(
+    starts: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    ends: Sequence[End],
+    batch: int,
+    now: float | None,
+) -> Account | None:
+    """Return the use of the time of a run; None before its first logged step, or where an older ppma left out the times.
+
+    Args:
+        starts: Entries of environment.json.
+        rows: Rows of metrics.jsonl, which hold each step once.
+        ends: Starts that ended before their time.
+        batch: Global batch in rows.
+        now: Seconds since the epoch while the run is running or queued; None for one that has ended.
+    """
+    rows = [row for row in rows if row.get("perf/clips_per_s") and "time" in row]
+    if not rows or not starts or not all("began" in start for start in starts):
+        return None
+    # 1. Steps. The first of a start wait for compilation and for the first clips: what that takes is start-up.
+    began = [start["began"] for start in starts]
+    spans = list(zip(began, [*began[1:], float("inf")]))
+    first = [next((row for row in rows if begin <= row["time"] < end), None) for begin, end in spans]
+    slow = {row["step"] for row in first if row}
+    usual = [batch / row["perf/clips_per_s"] for row in rows if row["step"] not in slow]
+    most = median(usual) if usual else float("inf")
+    seconds = {row["step"]: batch / row["perf/clips_per_s"] for row in rows}
+    seconds |= {step: min(seconds[step], most) for step in slow}
+    productive = sum((step - before) * each for (step, each), before in zip(seconds.items(), [0, *seconds]))
+    # 2. What came before, between and after them
+    startup = sum(
+        row["time"] - start["began"] - (row["step"] - start["step"]) * seconds[row["step"]]
+        for start, row in zip(starts, first)
+        if row
+    )
+    stops = [_stop(ends, *span, start["last_step"] or span[0]) for span, start in zip(spans, starts[1:])]
+    queue = sum(begin - stop for begin, stop in zip(began[1:], stops))
+    last = _stop(ends, *spans[-1], rows[-1]["time"])
+    if now is not None and last > rows[-1]["time"]:
+        queue += now - last
+    return Account(
+        wall=(last if now is None else now) - began[0], productive=productive, queue=queue, startup=startup,
+        lost=sum(start["lost_seconds"] for start in starts),
+    )  # fmt: skip
+
+
+def _stop(ends: Sequence[End], begin: float, end: float, otherwise: float) -> float:
+    """Return when the start between two times ended: as recorded, otherwise with its last step."""
+    return next((stop.time for stop in reversed(ends) if begin < stop.time < end), otherwise)
+
+
+# --------------------------------------------------------------------------------------------------------- descriptions
 
 
 def describe(folder: Path) -> dict[str, str]:
-    """Return state, step, newest checkpoint, speed, time left and restarts of a run; only the state of an array.
+    """Return state, step, speed, time left, last error, restarts and use of the time of a run; the counts of an array.
 
     Raises:
         InputError: The folder holds no run.
     """
     if not (folder / "config.json").is_file():
-        if (folder / LAUNCH).is_file():
-            return {"state": _state(folder)}
+        if arrays := sorted(file.parent for file in (*folder.glob(LAUNCH), *folder.glob(f"*/{LAUNCH}"))):
+            return {name: text for array in arrays for name, text in _describe_array(array).items()}
         raise InputError(f"{folder}: no run folder (it has no config.json)")
-    config = read_config(folder)
-    row = next((row for row in reversed(read_metrics(folder)) if "perf/clips_per_s" in row), None)
+    config, rows, ends = read_config(folder), read_metrics(folder), read_ends(folder)
+    row = next((row for row in reversed(rows) if "perf/clips_per_s" in row), None)
     step, rate = (row["step"], row["perf/clips_per_s"]) if row else (newest_step(folder), None)
     saved = sorted((folder / "checkpoints").glob("step_*/state.json"))
     total = _read(saved[-1], {})["steps_per_epoch"] * config.optim.epochs if saved else None
+    finished = total is not None and step >= total
     left = "not known"
-    if total is not None and step >= total:
+    if finished:
         left = "none"
     elif total is not None and rate:
         left = str(timedelta(seconds=round((total - step) * config.batch / rate)))
+    now = time.time()
+    age = now - row.get("time", (folder / METRICS).stat().st_mtime) if row else None
+    active = not finished and bool(active_jobs(folder) or living_owner(folder))
+    starts = _read(folder / "environment.json", [])
+    until = row.get("time", 0) if row and finished else now  # a test that follows is no part of the training
+    used = account(
+        [start for start in starts if start.get("began", 0) <= until], rows, [end for end in ends if end.time <= until],
+        config.batch, now if active else None,
+    )  # fmt: skip
+    logs = sorted((folder / "jobs").glob("*_0_log.out"), key=lambda file: file.stat().st_mtime)
     return {
         "state": _state(folder),
         "step": f"{step} of {total}"
         if total is not None
         else f"{step}; the total is known from the first checkpoint on",
+        "age of the last step": "not known" if age is None else str(timedelta(seconds=round(max(age, 0)))),
         "newest checkpoint": str(newest_step(folder) or "none"),
         "clips/s": f"{rate:.1f}" if rate else "not known",
         "time left": left,
-        "restarts": str(max(len(_read(folder / "environment.json", [])) - 1, 0)),
+        "last error": _error(ends),
+        "log": str(logs[-1]) if logs else "none in this folder",
+        "restarts": str(max(len(starts) - 1, 0)),
+        "ETTR": "not known" if used is None else str(used),
     }
+
+
+def _error(ends: Sequence[End]) -> str:
+    if not ends:
+        return "none"
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ends[-1].time))
+    return f"{ends[-1].error or 'none in the log'} (exit code {ends[-1].code} at step {ends[-1].step}, {when})"
+
+
+def _describe_array(folder: Path) -> dict[str, str]:
+    """Return how many jobs of an array are in which state, how far they are on average, and the logs of those that failed."""
+    states = _job_states(folder)
+    kinds = {job: _kind(state) for job, state in states.items()}
+    counts, logs = Counter(kinds.values()), {job: folder / "jobs" / f"{job}_0_log.out" for job in states}
+    parts = [f"{counts[kind]} {kind}" for kind in ("done", "failed", "running", "waiting", "not known") if counts[kind]]
+    shares = [1.0 if kind == "done" else _share(logs[job]) for job, kind in kinds.items()]
+    failed = [str(logs[job]) for job, kind in kinds.items() if kind == "failed"]
+    return {
+        f"{folder.name}": f"{', '.join(parts) or 'not submitted'} of {len(states)}",
+        f"{folder.name}, progress": f"{sum(shares) / max(len(shares), 1):.0%}",
+    } | ({f"{folder.name}, failed": "\n".join(failed)} if failed else {})
+
+
+def _kind(state: str) -> str:
+    if state.startswith("COMPLETED"):
+        return "done"
+    if not _is_active(
+        state.partition(" ")[0]
+    ):  # "CANCELLED by 0"; a job that left the queue without an exit code was killed
+        return "failed" if state or shutil.which("squeue") else "not known"
+    return "running" if state in ("RUNNING", "COMPLETING") else "waiting"
+
+
+def _share(log: Path) -> float:
+    """Return how much of its work a job has done, from the last line of progress in its log."""
+    if not log.is_file():
+        return 0.0
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        found = _DONE_OF.findall(file.read().decode(errors="replace"))
+    return int(found[-1][0]) / max(int(found[-1][1]), 1) if found else 0.0
 
 
 def main(argv: list[str]) -> int:

@@ -275,7 +275,7 @@ def test_a_run_folder_holds_what_design_says(data, tmp_path):
     assert environment["implementations"].keys() == {"loader", "kernels"}
     row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     tags = "train/loss train/lr train/grad_norm train/skipped_steps perf/clips_per_s perf/stall_percent perf/mfu"
-    assert {*tags.split(), "perf/memory_gib", "data/bad_files", "step", "epoch"} == set(row)
+    assert {*tags.split(), "perf/memory_gib", "data/bad_files", "step", "time", "epoch"} == set(row)
     assert 0 < row["perf/mfu"] < 1 and 0 <= row["perf/stall_percent"] <= 100
 
 

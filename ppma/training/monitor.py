@@ -130,7 +130,8 @@ class Monitor:
         """Write values by tag to metrics.jsonl and TensorBoard, and some of them to the terminal."""
         if not self._writes:
             return
-        row: dict[str, Any] = {"step": step, **({} if epoch is None else {"epoch": epoch}), **values}
+        when = {"step": step, "time": round(time.time(), 3)} | ({} if epoch is None else {"epoch": epoch})
+        row: dict[str, Any] = when | values
         self._lines.write((json.dumps(row) + "\n").encode())
         for tag, value in values.items():
             self._events.scalar(step, tag, value)
@@ -155,8 +156,17 @@ class Monitor:
             self._events.picture(step, tag, image_HWC)
 
 
-def write_environment(path: Path, config: RunConfig, ranks: Ranks, compute: Compute) -> None:
-    """Append what this start of a run runs on to a JSON list: versions, device, ranks, precision, selected backends."""
+def write_environment(config: RunConfig, ranks: Ranks, compute: Compute, *, began: float, step: int) -> None:
+    """Append a record of this start to the JSON list in environment.json, before the metrics are rewound.
+
+    Args:
+        config: The run.
+        ranks: Its processes.
+        compute: Precision.
+        began: When this start began, in seconds since the epoch.
+        step: Step that it resumes from.
+    """
+    path, rows = config.run_dir / "environment.json", run_folder.read_metrics(config.run_dir)
     before = json.loads(path.read_text()) if path.exists() else []
     on_gpu = ranks.device.type == "cuda"
     start = {
@@ -172,6 +182,10 @@ def write_environment(path: Path, config: RunConfig, ranks: Ranks, compute: Comp
         "weights": str(compute.weight_dtype),
         "products": str(compute.autocast_dtype),
         "implementations": implementations(config, ranks),
+        "began": began,
+        "step": step,
+        "last_step": rows[-1].get("time") if rows else None,
+        "lost_seconds": run_folder.step_seconds(rows, config.batch, after=step),
     }
     write_text(path, json.dumps([*before, start], indent=2) + "\n")
 

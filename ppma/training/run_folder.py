@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,12 @@ def _set_aside(file: Path, me: Owner) -> None:
     raise InputError(f"{file.parent} is in use by {owner}; wait until it ends, stop it, or use another --run-dir")
 
 
+def living_owner(folder: Path) -> Owner | None:
+    """Return the owner of a run folder if it has touched its owner.json lately."""
+    file = folder / OWNER
+    return _read(file) if time.time() - _touched(file) / 1e9 < STALE_SECONDS else None
+
+
 @contextlib.contextmanager
 def owned(folder: Path, leave: Callable[[int], None] = os._exit) -> Iterator[None]:
     """Own a run folder inside the block. Folders made for it are removed again if the block leaves them empty.
@@ -213,6 +219,15 @@ def _metrics(run_dir: Path) -> tuple[str, list[tuple[str, dict[str, Any] | None]
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl; none without the file."""
     return [row for _, row in _metrics(run_dir)[1] if row is not None]
+
+
+def step_seconds(rows: Iterable[Mapping[str, Any]], batch: int, *, after: int = 0) -> float:
+    """Return the seconds of the logged steps beyond step `after`: rows of the global `batch` over throughput."""
+    seconds, before = 0.0, after
+    for row in rows:
+        if (rate := row.get("perf/clips_per_s")) and row["step"] > before:
+            seconds, before = seconds + (row["step"] - before) * batch / rate, row["step"]
+    return seconds
 
 
 def rewind_metrics(run_dir: Path, step: int) -> None:

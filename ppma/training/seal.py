@@ -21,7 +21,6 @@ from ppma.config.records import restore
 from ppma.config.run import RunConfig
 from ppma.loaders.sources import catalog
 from ppma.training.lineage import FILE as LINEAGE
-from ppma.training.run_folder import read_metrics
 
 SEAL = "seal.json"
 READ = (
@@ -84,15 +83,6 @@ def starts_hash(weights: Sequence[str]) -> str | None:
     if len(weights) < 2:
         return weights[0] if weights else None
     return hashlib.sha256("".join(weights).encode()).hexdigest()
-
-
-def logged_seconds(folder: Path, batch: int) -> float:
-    """Return the training time in `metrics.jsonl`: rows over throughput; `batch` is the global batch in rows."""
-    seconds, before = 0.0, 0
-    for row in read_metrics(folder):
-        if rate := row.get("perf/clips_per_s"):
-            seconds, before = seconds + (row["step"] - before) * batch / rate, row["step"]
-    return seconds
 
 
 def signed(facts: dict[str, Any]) -> dict[str, Any]:

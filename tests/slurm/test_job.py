@@ -90,6 +90,7 @@ def test_slurm_trains_on_two_nodes_and_survives_a_preemption_to_the_bit(cluster,
     assert not any("Traceback" in run.log(rank) for rank in range(4))
     shown = launch(["status", str(run.folder)], cluster.environment).stdout
     assert "completed" in shown and f"{EPOCHS} of {EPOCHS}" in shown and re.search(r"restarts +1", shown)
+    assert re.search(r"ETTR +\d+\.\d% of 0:\d\d:\d\d; queue \d", shown) and "lost steps 0.0%" in shown
 
 
 @pytest.mark.slurm

@@ -14,7 +14,7 @@ import pytest
 from ppma.config.command import RUN_AGAIN
 from ppma.config.errors import InputError
 from ppma.training import run_folder
-from ppma.training.run_folder import Owner, owned, read_metrics, rewind_metrics
+from ppma.training.run_folder import Owner, living_owner, owned, read_metrics, rewind_metrics, step_seconds
 
 HOLD = """
 import sys, time
@@ -176,3 +176,22 @@ def test_a_cut_line_of_metrics_is_left_out_and_repaired(tail, tmp_path):
     assert file.read_text() == whole
     rewind_metrics(tmp_path, 1)
     assert [row["step"] for row in read_metrics(tmp_path)] == [1]
+
+
+def test_seconds_of_steps_are_steps_over_speed():
+    rows = [
+        {"step": 10, "perf/clips_per_s": 20.0},
+        {"step": 30, "perf/clips_per_s": 40.0},
+        {"step": 30, "eval/top1": 0.5},
+    ]
+    assert step_seconds([], 8) == 0
+    assert step_seconds(rows, 8) == 10 * 8 / 20 + 20 * 8 / 40
+    assert step_seconds(rows, 8, after=25) == 5 * 8 / 40  # what a resume at step 25 repeats
+
+
+def test_an_owner_that_has_not_touched_its_file_for_a_minute_is_not_running(tmp_path):
+    with owned(tmp_path / "run"):
+        assert living_owner(tmp_path / "run") is not None
+        os.utime(tmp_path / "run" / "owner.json", (0, time.time() - 100))
+        assert living_owner(tmp_path / "run") is None
+    assert living_owner(tmp_path / "run") is None

@@ -75,14 +75,3 @@ def test_hashes_of_manifests_are_those_that_results_carry(tmp_path):
     manifest.unlink()
     with pytest.raises(InputError, match=r"\[made\.train\]: no manifest"):
         seal.manifest_hashes(config)
-
-
-def test_logged_seconds_are_steps_over_speed(tmp_path):
-    assert seal.logged_seconds(tmp_path, 8) == 0
-    rows = [
-        {"step": 10, "perf/clips_per_s": 20.0},
-        {"step": 30, "perf/clips_per_s": 40.0},
-        {"step": 30, "eval/top1": 0.5},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert seal.logged_seconds(tmp_path, 8) == 10 * 8 / 20 + 20 * 8 / 40

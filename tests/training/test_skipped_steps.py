@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ppma import train
 from ppma.models.classify import Classifier
-from ppma.training.run_folder import NAN_STOP, read_metrics
+from ppma.training.run_folder import NAN_STOP, read_metrics, step_seconds
 from ppma.training.trainer import MAX_SKIPPED, Trainer
 from tests.training.test_distributed import on_ranks
 
@@ -131,6 +131,10 @@ def test_a_resume_logs_the_steps_that_were_skipped_before_it(data, tmp_path, poi
     for tag in ("train/skipped_steps", "train/loss"):
         assert [row[tag] for row in read_metrics(folder)] == [row[tag] for row in whole]
     assert whole[0]["train/skipped_steps"] == 1
+    first, second = json.loads((folder / "environment.json").read_text())
+    assert (first["step"], first["lost_seconds"]) == (0, 0) and first["began"] < second["began"]
+    assert second["step"] == 2 and second["last_step"] == whole[-1]["time"]
+    assert second["lost_seconds"] == step_seconds(whole, 4, after=2) > 0
 
 
 @pytest.mark.promise("R12")
