@@ -105,8 +105,8 @@ class Share:
     def require_all(self, names: Iterable[str]) -> None:
         """Raise InputError unless every unit is finished."""
         if missing := [name for name in names if not self.finished(name)]:
-            what = f"{len(missing)} of the job are not finished: {first_few(missing, 3)}"
-            raise InputError(f"{self.folder}: {what}; run the parts again, in any number: finished work is kept")
+            unfinished = f"{self.folder}: unfinished: {first_few(missing, 3)}"
+            raise InputError(f"{unfinished}; run the parts again, in any number: finished work is kept")
 
     def clear(self) -> None:
         """Remove leases and records, after the job is merged."""

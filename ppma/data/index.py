@@ -170,8 +170,11 @@ def _probing(root: Path, paths: Sequence[str], config: IndexConfig, share: Share
         root=root, paths=paths, share=share, workers=config.workers, timeout_seconds=config.timeout_seconds,
         max_pixels=config.max_pixels, check=config.check, engine=engines.find(config.engine),
     )  # fmt: skip
+    if config.merge is not None and not share.shared:
+        return probing  # there is nothing to merge
     files = hashlib.sha256("\n".join([str(root), *paths]).encode(errors="surrogateescape")).hexdigest()
-    settings = {"files": files} | {name: getattr(config, name) for name in ("timeout_seconds", "max_pixels", "check")}
+    how = {name: getattr(config, name) for name in ("timeout_seconds", "max_pixels", "check")}
+    settings = {"files": f"{len(paths)} ({files[:12]})"} | how
     try:
         share.claim(settings)
     except InputError:

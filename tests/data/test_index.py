@@ -334,6 +334,7 @@ def test_parts_write_the_manifest_of_one_run(clip_tree, tmp_path, probed, capsys
     assert index(tree, "--out", "whole.csv") == 0
     probed.files.clear()
     flags = [tree, "--out", "m.csv", "--name", "made"]
+    assert index(*flags, "--merge", "2") == WRONG_INPUT and not list(tmp_path.glob(".m*"))
     other = Share(tmp_path / f".m.csv{shares.FOLDER}", (0, 2))
     begun = next(next(other.rounds(["00000003"])))
     assert index(*flags, "--part", "1/2") == 0 and len(probed.files) == 9 and not Path("m.csv").exists()
