@@ -4,6 +4,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +26,7 @@ from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models.classify import Classifier
 from ppma.slurm import job
+from ppma.slurm.cluster import free_port
 from ppma.train import train
 from ppma.training.compute import choose
 from ppma.training.run import open_run, trained_steps
@@ -131,6 +135,39 @@ def test_a_stopped_test_goes_on_with_the_videos_that_it_has_not_scored(
     assert (out / "result.json").read_text() == (tmp_path / "whole/result.json").read_text()
     assert not (out / "scored").exists()
     figure("R31", "2 stops of a test of 6 batches: 2 batches lost, 0 bits differ")
+
+
+@pytest.mark.slow
+@pytest.mark.promise("R31")
+def test_a_test_that_is_killed_again_and_again_on_other_numbers_of_ranks(tiny_runs, tmp_path, figure):
+    """SIGKILL to all of 1, 2, 3 and 2 ranks as soon as they have scored something, then 3 ranks to the end."""
+    flags = ["--evaluation.batch-clips", "1", "--device", "cpu"]
+    assert evaluate(tiny_runs, tmp_path / "whole", *flags) == 0
+    argv = ["--checkpoint", tiny_runs / "runs/finetune", "--dataset", "made", "--data", tiny_runs / "data.toml", *flags]
+    command = [sys.executable, "-m", "ppma", "evaluate", *map(str, argv), "--out", str(tmp_path / "out")]
+
+    def start(ranks):
+        port = free_port()
+        places = [job.local_environment(rank, ranks, port) for rank in range(ranks)]
+        return [subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", **place}) for place in places]
+
+    def scored():
+        return len(list((tmp_path / "out/scored").glob("*/[0-9]*")))
+
+    done = []
+    for ranks in (1, 2, 3, 2):
+        before, processes = scored(), start(ranks)
+        while scored() == before and all(process.poll() is None for process in processes):
+            time.sleep(0.01)
+        for process in processes:
+            process.kill()
+        done.append(scored())
+        assert {process.wait() for process in processes} == {-signal.SIGKILL}
+    assert [process.wait() for process in start(3)] == [0, 0, 0]
+    one, other = (np.load(folder / "scores.npz") for folder in (tmp_path / "whole", tmp_path / "out"))
+    assert all(np.array_equal(one[name], other[name]) for name in one) and done[-1] < 12
+    assert (tmp_path / "out/result.json").read_text() == (tmp_path / "whole/result.json").read_text()
+    figure("R31", f"4 SIGKILLs of 1 to 3 ranks, {done[-1]} of 12 videos kept: 0 bits differ")
 
 
 @pytest.mark.parametrize(("number", "requeues"), [(signal.SIGUSR2, 1), (signal.SIGTERM, 0)])
