@@ -27,7 +27,7 @@ from submitit.helpers import DelayedSubmission
 
 from ppma.common.files import write_json
 from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT, parse, run
-from ppma.config.errors import reading
+from ppma.config.errors import DiskFullError, InputError, reading
 from ppma.training.run_folder import NAN_STOP, SCORED
 
 RESTARTS = "restarts.json"
@@ -124,8 +124,8 @@ def record(run_dir: Path, code: int, node: str = "", error: str = "") -> list[En
     ends = [*read_ends(run_dir), end]
     try:
         write_json(run_dir / RESTARTS, [asdict(entry) for entry in ends])
-    except OSError as error:  # a full disk must not keep the job from running again
-        _say(f"{run_dir / RESTARTS} cannot be written ({error.strerror})")
+    except (OSError, DiskFullError, InputError) as refusal:  # a full disk must not keep the job from running again
+        _say(f"{run_dir / RESTARTS} cannot be written ({refusal})")
     return [entry for entry in ends if entry.job == end.job]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from submitit.helpers import DelayedSubmission
 
+from ppma.common import files
 from ppma.config.run import RunConfig
 from ppma.slurm import restart
 from ppma.slurm.job import Job, command, train
@@ -131,7 +132,7 @@ def test_a_new_submission_has_all_its_restarts(cluster, monkeypatch):
 
 
 def test_a_full_disk_does_not_keep_a_job_from_running_again(cluster, monkeypatch):
-    monkeypatch.setattr(restart, "write_json", lambda *_: Path("/dev/full").write_text("x"))
+    monkeypatch.setattr(files.os, "fsync", lambda _: Path("/dev/full").write_text("x"))
     with Path("/dev/full").open("w", buffering=1) as log:
         monkeypatch.setattr(restart.sys, "stderr", log)
         assert cluster.ends(75) == 75 and cluster.requeues() == 1
