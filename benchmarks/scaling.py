@@ -351,7 +351,9 @@ def made_rows(config: ScalingConfig, device: str) -> list[rows.Row]:
             "compute_ms": parts.compute * 1e3, "loader_ms": parts.loader * 1e3, "file_system_ms": parts.file_system * 1e3,
             "exposed_network_ms": parts.exposed * 1e3, "straggling_ms": parts.straggling * 1e3,
             "efficiency": parts.compute / parts.step, "clips_per_s": gpus * config.batch_per_gpu / parts.step, "limit": parts.limit,
-            "breaks_first": max(needed, key=lambda name: needed[name]), "demands": needed, "week": asdict(week),
+            "breaks_first": max(needed, key=lambda name: needed[name]),
+            **{f"needed_{name.replace(' ', '_')}": share for name, share in needed.items()},
+            **{f"week_{name}": value for name, value in asdict(week).items()},
             "spread": rows.spread(steps),
         })  # fmt: skip
     return found
@@ -367,18 +369,19 @@ def turning_points(config: ScalingConfig, compute: float, size: float) -> list[s
     return lines
 
 
-def sentence(needed: dict[str, float]) -> str:
+def needs_in_words(row: rows.Row) -> str:
     """Return in words which resource is used up first, and the two next to it."""
+    needed = {name.removeprefix("needed_"): share for name, share in row.items() if name.startswith("needed_")}
     ordered = sorted(needed.items(), key=lambda item: -item[1])
-    shares = [f"{name} {100 * share:.0f} %" for name, share in ordered[:3]]
+    shares = [f"{name.replace('_', ' ')} {100 * share:.0f} %" for name, share in ordered[:3]]
     return f"{'breaks' if ordered[0][1] > 1 else 'holds; nearest'}: {', '.join(shares)}"
 
 
-def week_in_words(week: dict[str, float]) -> str:
+def week_in_words(row: rows.Row) -> str:
     """Return the counts of a simulated run in words."""
-    lost = week["lost_steps"] / max(1, week["steps"] + week["lost_steps"])
-    counts = f"{week['failures']} failures, {week['checkpoints']} checkpoints, {week['operations']:.2g} reads and opens"
-    return f"{counts}, {100 * lost:.2f} % of the steps repeated, ETTR {week['ettr']:.3f}"
+    lost = row["week_lost_steps"] / max(1, row["week_steps"] + row["week_lost_steps"])
+    counts = f"{row['week_failures']} failures, {row['week_checkpoints']} checkpoints"
+    return f"{counts}, {row['week_operations']:.2g} reads and opens, {100 * lost:.2f} % of the steps repeated, ETTR {row['week_ettr']:.3f}"
 
 
 def main(argv: list[str]) -> int:
@@ -391,7 +394,7 @@ def main(argv: list[str]) -> int:
     keys += ("exposed_network_ms",)
     print(rows.table([{key: row[key] for key in keys} for row in made]), end="\n\n")
     for row in made:
-        print(f"{row['gpus']} GPUs: {sentence(row['demands'])}; {config.hours} h: {week_in_words(row['week'])}")
+        print(f"{row['gpus']} GPUs: {needs_in_words(row)}; {config.hours} h: {week_in_words(row)}")
     print()
     print("\n".join(turning_points(config, made[0]["compute_ms"] / 1e3, gradient_bytes(config))), end="\n\n")
     rows.report(made, config, benchmark="scaling", measure="efficiency")
