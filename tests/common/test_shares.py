@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 
 import pytest
 
@@ -87,6 +88,49 @@ def test_the_units_of_a_dead_task_are_taken_over(tmp_path, how, elsewhere):
         process.wait()
     assert begun == ["to/1", "to/4"] and sorted(did) == NAMES
     assert (sorted(did[-2:]) == begun) == elsewhere, "units of owners elsewhere are watched first"
+
+
+WORK = """
+import os, sys, time
+from pathlib import Path
+from ppma.common.shares import Share
+share, log = Share(Path(sys.argv[1]), (int(sys.argv[2]), 4)), os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+for units in share.rounds([str(n) for n in range(400)]):
+    for name in units:
+        time.sleep(0.003)
+        os.write(log, f"{name} {os.getpid()}\\n".encode())
+        share.finish(name, {})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.promise("R24")
+def test_processes_that_are_killed_and_started_again_do_each_unit_once(tmp_path, figure):
+    """Four at a time, and five kills; only a unit whose process was killed before its record was written is done again."""
+
+    def start(part):
+        command = [sys.executable, "-c", WORK, str(tmp_path / "parts"), str(part), str(tmp_path / "log")]
+        return subprocess.Popen(command)
+
+    tasks = [start(part) for part in range(4)]
+    killed = []
+    for number in range(5):
+        deadline = time.monotonic() + 60
+        while len(list((tmp_path / "parts").glob("*.json"))) < 40 * (number + 1) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        tasks[number % 4].kill()
+        tasks[number % 4].wait()
+        killed.append(str(tasks[number % 4].pid))
+        tasks[number % 4] = start(number % 4)
+    assert [task.wait(timeout=120) for task in tasks] == [0] * 4
+    by_unit = defaultdict(list)
+    for line in (tmp_path / "log").read_text().splitlines():
+        name, process = line.split()
+        by_unit[name].append(process)
+    assert by_unit.keys() == {str(n) for n in range(400)} and not list((tmp_path / "parts").glob("*.lease"))
+    again = [name for name, processes in by_unit.items() if len(processes) > 1]
+    assert {process for name in again for process in by_unit[name][:-1]} <= set(killed) and len(again) <= 5
+    figure("R24", f"5 of 9 tasks killed, 0 of 400 units lost, {len(again)} begun twice")
 
 
 def test_units_with_complete_files_need_no_record(tmp_path):
