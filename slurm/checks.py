@@ -56,9 +56,10 @@ def check_entry(data: Path, entry: Entry) -> None:
 
 
 def check_rate(config: RunConfig) -> None:
-    """Raise InputError if the learning rate is scaled up to a batch larger than the one it was tried with."""
+    """Raise InputError if a new run scales the learning rate up, to a batch larger than the one it was tried with."""
     optim, batch = config.optim, config.batch
-    times = 1.0 if config.phase in UNTRAINED else batch / optim.reference_batch
+    settled = config.phase in UNTRAINED or (config.run_dir / "config.json").exists()
+    times = 1.0 if settled else batch / optim.reference_batch
     scaled = f"{config.recipe}: batch {batch} scales the peak learning rate to {optim.peak_lr * times:.3g}, {times:.3g} times"
     fix = f"give the rate for this batch: --optim.reference-batch {batch} --optim.peak-lr RATE"
     require(times <= 1, f"{scaled} the tested {optim.peak_lr:g} of batch {optim.reference_batch}; {fix}")

@@ -48,7 +48,7 @@ from ppma.slurm.status import main as status
 def _show(stages: Sequence[Stage], cluster: Verb, console: Console) -> None:
     """Print what will happen, with one column per stage."""
     allocation, slurm = allocate(cluster), cluster.cluster == "slurm"
-    each = f" of {cluster.cpus} cores" if slurm else ""
+    each = f", each with {cluster.cpus} cores" if slurm else ""
     size = {"nodes x GPUs": f"{allocation.nodes} x {allocation.gpus}", "processes": f"{allocation.ranks}{each}"}
     if slurm:
         per_node = cluster.mem_gib and f"{cluster.mem_gib}G"
@@ -184,6 +184,7 @@ def _dry_run(stages: Sequence[Stage], cluster: Verb) -> int:
                 text = sbatch_script(cluster, _script(stage, after), array_tasks=len(members))
             sys.stdout.write(f"\n# {stage.name}\n{text}")
         ids.append([f"STAGE-{number}_{job}" for job in range(len(stage.jobs))])
+    sys.stdout.write("\n")
     sys.stdout.flush()
     refused: dict[str, None] = {}  # runs of a study share their data: each line once
     for check in _checks(stages, cluster):
@@ -252,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
     if verb in ("-h", "--help"):
         usage = "usage: launch.py VERB [--cluster slurm|local|debug] [--nodes N] [--dry-run] [FLAGS OF THE RECIPE]"
         lines = "".join(f"  {name:<14} {purpose}\n" for name, purpose in verbs.items())
-        sys.stdout.write(f"{usage}\n\n{lines}\nStart with: python slurm/launch.py pretrain --nodes 8 --dry-run\n")
+        sys.stdout.write(f"{usage}\n\n{lines}\nStart with: python slurm/launch.py pretrain --nodes 2 --dry-run\n")
         return DONE
     if verb not in verbs:
         sys.stderr.write(f"launch.py: there is no verb {verb!r}; verbs: {', '.join(verbs)}\n")

@@ -1,6 +1,6 @@
 """Turn a verb of the launcher and its flags into stages of jobs, each stage waiting for the one before.
 
-    pretrain --nodes 8     ->  Stage(mae), Stage(align)
+    pretrain --nodes 2     ->  Stage(mae), Stage(align)
     study SPEC --out DIR   ->  one array of missing runs for each step from random weights to a test
     pack SOURCE --parts N  ->  an array of N parts, then a job that merges them
 

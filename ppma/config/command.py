@@ -188,6 +188,7 @@ def _in_one_line(read: Callable[[], T], prog: str) -> T:
 PLAIN_WORDS = {
     r"^Missing from .*?: (\S+).*": r"\1 is missing",
     r"^Error parsing (--\S+): ": r"\1: ",
+    r"no type matching INT\|\{auto\} could be instantiated from \[('.*?')\].*": r"\1 is neither a whole number nor auto",
     r"invalid literal for int\(\) with base 10: ('.*?')": r"\1 is not a whole number",
     r"could not convert string to float: ('.*?')": r"\1 is not a number",
 }

@@ -83,7 +83,7 @@ def _renamed(run: RunConfig, recipe: str) -> RunConfig:
 def mae_nohuman(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 1 on videos with the humans removed: the paper's main pre-training.
 
-    Run `ppma train mae_nohuman`, or `python slurm/launch.py pretrain --nodes 8` for both stages. 17.9 million views of
+    Run `ppma train mae_nohuman`, or `python slurm/launch.py pretrain --nodes 2` for both stages. 17.9 million views of
     202 GFLOP: 1.3 H200 hours. The published run uses fp16, this one bf16, and recomputes activations (Q2:
     --vit.recompute).
     """

@@ -266,7 +266,8 @@ def check_ranks(config: RunConfig, ranks: int) -> None:
     parts = f"{ranks} ranks x {accumulate} micro-batches x {views} views = {unit}"
     fits = config.phase in ENCODED_ONCE or config.batch % unit == 0
     batch = f"{config.recipe}: batch {config.batch} is not divisible by {parts}"
-    require(fits, f"{batch}; use a multiple of {unit} or a different number of ranks")
+    most = config.batch // (accumulate * views)
+    require(fits, f"{batch}; use a multiple of {unit}, or a number of ranks that divides {most}")
     mix, rows = config.classifier.mix, config.batch // (ranks * accumulate)
     whole = config.phase != "classify" or not mix.mixes or rows % mix.group == 0
     groups = f"mix.group {mix.group} does not divide the {rows} rows of a micro-batch of a rank"

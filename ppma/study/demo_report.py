@@ -129,7 +129,7 @@ What to type next, with your human-removed clips in DIR/<class>/:
     make demo VIDEOS=DIR
     ppma index DIR --out nohuman.csv --name no-human-kinetics --domain human-removed
     ppma train mae_nohuman --model tiny --optim.epochs 20
-    python slurm/launch.py pretrain --nodes 8          (the paper's run, on a cluster)"""
+    python slurm/launch.py pretrain --nodes 2          (the paper's run, on a cluster)"""
 
 
 def write_report(listing: Path, settings: DataConfig, console: Console) -> Findings:

@@ -343,7 +343,7 @@ def test_a_dry_run_names_all_that_would_be_refused(fake_slurm, capsys):
     flags = ["align", "--runs", str(fake_slurm / "runs"), "--model", "tiny", "--dry-run"]
     assert launch.main(flags) == 0
     shown, error = capsys.readouterr()
-    assert error == "" and re.search(r"GPUs +1 x 8\s+processes +8 of 16 cores", shown)
+    assert error == "" and re.search(r"GPUs +1 x 8\s+processes +8, each with 16 cores", shown)
     assert "100 (50 epochs of 2)" in shown and "synapt: 130 clips" in shown and f"a copy of {ROOT}" in shown
     assert launch.main([*flags, "--init", "gone", "--batch", "544", "--nodes", "17", "--gpus-per-node", "8"]) == 0
     lines = capsys.readouterr().err.splitlines()
@@ -468,6 +468,15 @@ def test_a_rate_given_for_the_batch_is_not_scaled(fake_slurm):
     assert launch.main(["align", *rate, "--runs", str(fake_slurm / "runs"), "--model", "tiny"]) == 0
 
 
+def test_a_run_keeps_the_rate_that_it_was_started_with(fake_slurm):
+    """Also one that `ppma train` started, which scales it without asking."""
+    flags = ["--batch", "256", "--run-dir", str(fake_slurm / "run"), "--model", "tiny"]
+    (config,) = plan("align", *flags)
+    (fake_slurm / "run").mkdir()
+    (fake_slurm / "run" / "config.json").write_text(config.to_json())
+    assert launch.main(["align", "--resume", *flags]) == 0
+
+
 def test_a_wrong_root_is_noticed_before_the_queue(fake_slurm, capsys):
     (fake_slurm / "clip.mp4").unlink()
     assert "clip.mp4 does not exist" in refusal(["align", "--runs", fake_slurm / "runs", "--model", "tiny"], capsys)
@@ -535,6 +544,7 @@ def test_recipe_flags_and_run_folders(tmp_path):
     ("argv", "word"),
     [
         ("pretrain --ndoes 8", "--ndoes"),
+        ("pretrain --gpus-per-node all", "'all' is neither a whole number nor auto"),
         ("pretrain --run-dir x", "--runs"),
         ("align --recipe mae_nohmuan", "mae_nohmuan"),
         ("pretrain --nodes 7", "7 ranks"),
