@@ -34,6 +34,7 @@ from ppma.loaders.sources.pictures import (
     SeekError,
     Shown,
     Unusable,
+    demux,
     from_start,
     is_shown,
     open_video,
@@ -195,7 +196,7 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
     """Yield the packets but the last, which only drains a decoder; Unusable if the demuxer fails before the end."""
     count = 0
     try:
-        for packet in container.demux(stream):
+        for packet in demux(container, stream):
             if packet.size or packet.dts is not None:
                 count += 1
                 yield packet
