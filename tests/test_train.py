@@ -26,6 +26,8 @@ from ppma.cli import main as ppma
 from ppma.config.command import STOP_SIGNALS
 from ppma.config.errors import InputError, Stopped
 from ppma.config.flags import resolve
+from ppma.loaders.sampler import TrainingSampler
+from ppma.loaders.sources import catalog
 from ppma.training import lineage, run_folder, seal
 from ppma.training.distributed import Stop
 from ppma.training.run_folder import OWNER, Owner, read_metrics
@@ -472,6 +474,26 @@ def test_a_frozen_encoder_keeps_its_parameters(data, tmp_path):
             assert torch.equal(before[name], after[name])
     assert not torch.equal(after["head.weight"], torch.zeros_like(after["head.weight"]))
     assert replace(resolve("probe_published"), seed=1).classifier.freeze_encoder
+
+
+@pytest.mark.slow
+@pytest.mark.promise("R7")
+@pytest.mark.parametrize("reader", ["plain", "dali"])
+def test_each_of_two_ranks_meets_one_bad_file_and_both_stop(reader, clip_tree, tmp_path):
+    """1.5 bad files of 12 are allowed to all ranks together, so neither rank alone has too many."""
+    data = tiny.make_data(tmp_path, shutil.copytree(clip_tree, tmp_path / "clips"), "train")
+    manifest = catalog.read(data).manifest("made", "train")
+    config = resolve("finetune", tiny_flags("finetune", data, "--batch", 8))
+    batches = TrainingSampler([manifest], config.loader, seed=config.seed, batch_clips=8)
+    bad = [manifest.file(batches.samples(0, step, rank, 2)[0].clip) for step, rank in ((0, 0), (0, 1))]
+    for file in bad:
+        file.write_text("<html>404</html>")
+    allowed = ("--batch", 8, "--optim.epochs", 1, "--evaluation.no-at-end", "--loader.max-bad-fraction", 1.5 / 12)
+    flags = (*allowed, "--run-dir", tmp_path / "run", "--loader.implementation", reader)
+    codes, output = on_ranks(2, ["finetune", *tiny_flags("finetune", data, *flags)])
+    assert codes == [2, 2], output
+    assert all(str(file) in text.splitlines()[-1] for file in bad for text in output), output
+    assert read_metrics(tmp_path / "run")[-1]["data/bad_files"] == 2
 
 
 @pytest.mark.promise("R8")
