@@ -6,7 +6,8 @@
 
 An engine is a function like `parallel_events`; commands pass it on and do not know which one it is. A bad file kills the
 worker process of a seat and gets the same reason as on one machine. What kills an actor is a lost node or a preemption:
-Ray starts the actor on another node and repeats its job. The events of a job arrive together or not at all.
+Ray starts the actor on another node and repeats its job, and no file is blamed. The events of a job arrive together or
+not at all.
 """
 
 import importlib.util
@@ -19,12 +20,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppma.common.workers import Engine, JobT, Lost, ResultT, parallel_events
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, KilledError
 
 EngineName = Literal["local", "slurm", "ray"]
 
-MOST_RETRIES = 3
-"""How often Ray repeats a job whose actor died, before the job counts as lost."""
+MOST_RETRIES = 10
+"""How often Ray repeats a job whose actor died; then it is repeated as often alone, and then the command ends."""
 CONNECT_SECONDS = 10.0
 
 
@@ -129,7 +130,9 @@ def ray_events(
                 if error.actor_init_failed:
                     why = str(error).strip().rpartition("\n")[2]
                     raise InputError(f"--engine ray: a node cannot run ppma here ({why}); install it there") from None
-                events = [Lost("its Ray actor died", guilty=by_itself, events=0)]
+                if by_itself:
+                    raise KilledError(f"{job}: its Ray actors died, {MOST_RETRIES + 1} times in a row") from None
+                events = [Lost("its Ray actor died", guilty=False, events=0)]
             for event in events:
                 yield job, event
     finally:
