@@ -207,6 +207,7 @@ def test_an_index_comes_back_as_it_was(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_with_read_ahead_a_slow_file_system_costs_a_store_less_than_a_fifth(tmp_path, write_clip, monkeypatch):
     """At 2 ms for each operation, reading with one worker. Rates are measured in turns; the best of each counts."""
     clip = write_clip(tmp_path / "clip.mp4", frames=81, fps=30, width=340, height=256)
