@@ -20,7 +20,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ppma.config.command import DONE, parse
+from ppma.config.command import DONE, RUN_AGAIN, parse
 from ppma.config.errors import InputError, reading
 from ppma.config.run import read_config
 from ppma.slurm.restart import End, newest_step, read_ends
@@ -225,7 +225,8 @@ def _error(ends: Sequence[End]) -> str:
     if not ends:
         return "none"
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ends[-1].time))
-    return f"{ends[-1].error or 'none in the log'} (exit code {ends[-1].code} at step {ends[-1].step}, {when})"
+    what = ends[-1].error or ("stopped cleanly" if ends[-1].code == RUN_AGAIN else "none in the log")
+    return f"{what} (exit code {ends[-1].code} at step {ends[-1].step}, {when})"
 
 
 def _describe_array(folder: Path) -> dict[str, str]:
@@ -266,6 +267,8 @@ def main(argv: list[str]) -> int:
     """Run `launch.py status ARGV`."""
     status = parse(Status, argv, prog="launch.py status")
     table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # paths are copied
     with reading(status.run, "the folder of a run"):
         rows = describe(status.run)
     for row in rows.items():

@@ -60,10 +60,7 @@ def steps_at_stop(run):
     log = run.log()
     resumed = [int(step) for step in re.findall(r"resumed at step (\d+)", log)]
     parts = log.split("Loading pickle")[1:]
-    last = [
-        max((int(step) for step in re.findall(r"^step (\d+) of", part, flags=re.MULTILINE)), default=0)
-        for part in parts
-    ]
+    last = [max((int(step) for step in re.findall(r"(?<!at )\bstep (\d+) of", part)), default=0) for part in parts]
     return last[:-1], resumed
 
 
