@@ -32,6 +32,8 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 _DONE_OF = re.compile(r"(\d+) of (\d+)\b.*(?:/s|loss)")
 """A line of progress, of a command or of a training."""
 TAIL_BYTES = 20_000
+WIDE = 300
+"""Columns of the table where the output is not a terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,5 +275,8 @@ def main(argv: list[str]) -> int:
         rows = describe(status.run)
     for row in rows.items():
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDE  # lines can be searched
+    console.print(table)
     return DONE
