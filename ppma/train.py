@@ -212,7 +212,9 @@ def _seal(config: RunConfig, ranks: Ranks, inputs: dict[str, Any], seconds: floa
 
 
 def _input_hashes(config: RunConfig) -> dict[str, Any]:
-    """Return hashes of manifests and initial weights, for the seal."""
+    """Return hashes of manifests and initial weights, for the seal; InputError if weights are not finite."""
+    for path in config.starts:
+        checkpoint.check_finite(checkpoint.read_weights(path), path)
     hashes = [seal.sha256(checkpoint.locate_model(path)) for path in config.starts]
     return {"manifests": seal.manifest_hashes(config), "init": seal.starts_hash(hashes)}
 

@@ -19,7 +19,7 @@ import pytest
 import tiny
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ppma import train
 from ppma.cli import main as ppma
@@ -320,8 +320,24 @@ REFUSED = {
     "a batch that does not divide": (["--accumulate", "3", "--batch", "4"], "does not divide into"),
     "a mixing group that does not fit": (["--classifier.mix.group", "6"], "mix.group 6 does not divide"),
     "half precision on a cpu": (["--precision", "fp16"], "precision fp16 needs a GPU"),
+    "no time between checkpoints": (["--checkpoint-minutes", "0"], "checkpoint_minutes is 0.0"),
     "a catalog that is not there": (["--data", "gone.toml"], "gone.toml: no such file"),
 }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags"),
+    [("align_nohuman", "--sources made --init bad"), ("adaptive_average", "--dataset made --average good bad")],
+)
+def test_initial_weights_that_are_not_finite_are_refused_before_the_first_step(recipe, flags, data, tmp_path, capfd):
+    for name, value in (("good", 1.0), ("bad", float("nan"))):
+        save_file({"blocks.0.mlp.fc1.bias": torch.full((3,), value)}, tmp_path / name)
+    words = [str(tmp_path / word) if word in ("good", "bad") else word for word in flags.split()]
+    argv = [*words, *tiny.FLAGS, "--batch", "4", "--data", str(data), "--run-dir", str(tmp_path / "run")]
+    assert ppma(["train", recipe, *argv]) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert f"{tmp_path / 'bad'}: " in error and "blocks.0.mlp.fc1.bias" in error
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("flags", "message"), REFUSED.values(), ids=REFUSED)

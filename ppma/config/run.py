@@ -126,6 +126,9 @@ class RunConfig:
     """Steps between two lines of metrics; nothing is read from the device in between."""
     checkpoint_every: int = 1000
     """Steps between two checkpoints; there is always one at the end and at a signaled stop."""
+    checkpoint_minutes: float | None = None
+    """Minutes between two checkpoints, where no step of --checkpoint-every comes first; None: from what a save costs and how
+    often a node fails (Young's formula)."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep."""
     pictures_every: int = 1000
@@ -136,6 +139,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         counts = ("batch", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "hang_seconds")
         require_at_least(1, self, "", *counts)
+        minutes = self.checkpoint_minutes
+        require(minutes is None or minutes > 0, f"checkpoint_minutes is {minutes}; it must be above 0")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be between 0 and {2**63 - 1}")
         require(bool(self.sources), "sources is empty; name at least one source of the data catalog")
         vit, loader = self.vit, self.loader
@@ -208,8 +213,8 @@ def read_config(folder: Path) -> RunConfig:
 
 
 FREE_ON_RESUME = {
-    "run_dir", "data", "features", "resume", "allow_changed_data", "device", "compile", "log_every", "checkpoint_every", "keep_checkpoints",
-    "pictures_every", "shard", "hang_seconds", "evaluation", "vit.recompute",
+    "run_dir", "data", "features", "resume", "allow_changed_data", "device", "compile", "log_every", "checkpoint_every",
+    "checkpoint_minutes", "keep_checkpoints", "pictures_every", "shard", "hang_seconds", "evaluation", "vit.recompute",
     "loader.implementation", "loader.workers", "loader.prefetch_batches", "loader.read_ahead_batches", "loader.max_bad_fraction",
     "loader.stall_seconds",
 }  # fmt: skip

@@ -46,6 +46,8 @@ class Ranks:
     device: torch.device
     cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """CPU cores per rank: cores available to this process, divided by the ranks that share them."""
+    nodes: int = 1
+    """Machines of the run."""
 
     @property
     def is_main(self) -> bool:
@@ -132,23 +134,25 @@ def session(device: str = "auto") -> Iterator[Ranks]:
         _join(rank, world_size, chosen)
     try:
         alone = Ranks(rank=rank, world_size=world_size, local_rank=local_rank, device=chosen)
-        yield replace(alone, cores=_own_cores(alone))
+        yield _located(alone)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _own_cores(ranks: Ranks) -> int:
-    """Return this rank's share of the cores that it may run on, and of those of its SLURM task.
+def _located(ranks: Ranks) -> Ranks:
+    """Return the ranks with the number of their nodes and this rank's share of the cores.
 
-    torchrun does not bind ranks to cores, and not every cluster binds tasks: $SLURM_CPUS_PER_TASK says what was asked for.
+    These are the cores that it may run on, and those of its SLURM task: torchrun does not bind ranks to cores, and not every
+    cluster binds tasks. $SLURM_CPUS_PER_TASK says what was asked for.
     """
     mine = (socket.gethostname(), os.sched_getaffinity(0), os.environ.get("SLURM_PROCID"))
-    here = [(cores, task) for host, cores, task in gather_objects(mine, ranks) if host == mine[0]]
+    places = gather_objects(mine, ranks)
+    here = [(cores, task) for host, cores, task in places if host == mine[0]]
     cores = len(mine[1]) // sum(not mine[1].isdisjoint(others) for others, _ in here)
     if asked := os.environ.get("SLURM_CPUS_PER_TASK"):
         cores = min(cores, int(asked) // sum(task == mine[2] for _, task in here))
-    return max(1, cores)
+    return replace(ranks, cores=max(1, cores), nodes=len({host for host, *_ in places}))
 
 
 def barrier(ranks: Ranks) -> None:
@@ -190,11 +194,11 @@ def gather_objects(mine: T, ranks: Ranks) -> list[T]:
 
 
 def on_all_ranks(ranks: Ranks, work: Callable[[], T]) -> list[T]:
-    """Return the results of all ranks. A wrong input or a full disk of one rank is raised on all, so that none waits forever."""
-    mine: tuple[list[T], InputError | DiskFullError | OSError | None]
+    """Return the results of all ranks. Raise wrong input, a full disk or bad numbers of one rank on all, so that none waits forever."""
+    mine: tuple[list[T], Exception | None]
     try:
         mine = [work()], None
-    except (InputError, DiskFullError, OSError) as error:
+    except (InputError, DiskFullError, OSError, FloatingPointError) as error:
         mine = [], error
     parts = gather_objects(mine, ranks)
     for _, refusal in parts:
@@ -230,12 +234,14 @@ def mean_in_rank_order(_: object, bucket: dist.GradBucket) -> torch.futures.Futu
 
 
 class Stop(IntEnum):
-    """A request to stop; the highest of all ranks counts."""
+    """A request to save, or to save and stop; the highest of all ranks counts."""
 
     NO = 0
-    SAVE = 1
+    CHECKPOINT = 1
+    """A checkpoint is due by time: save and go on."""
+    SAVE = 2
     """SIGTERM, SIGINT, SIGHUP or SIGUSR1: save and exit."""
-    HAND_OVER = 2
+    HAND_OVER = 3
     """SIGUSR2, which announces a preemption or the time limit: save, exit and requeue the job."""
 
 
@@ -279,15 +285,19 @@ class StopFlag:
         finally:
             self._at_once = False
 
-    def agreed(self) -> Stop:
-        """Return the request that all ranks agree on. Every rank calls it once per step."""
+    def agreed(self, asked: Stop = Stop.NO) -> Stop:
+        """Return the request that all ranks agree on: the highest of their signals and of what they ask for.
+
+        Every rank calls it once per step. With several ranks, a request is returned at the step after it.
+        """
+        asked = max(asked, self.asked)
         if self._ranks.world_size == 1:
-            return self.asked
+            return asked
         stop = Stop.NO
         if self._work is not None:
             self._work.wait()
             stop = Stop(int(self._flag.item()))
-        self._flag.fill_(int(self.asked))
+        self._flag.fill_(int(asked))
         self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         return stop
 

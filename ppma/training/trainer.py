@@ -8,6 +8,7 @@ is not finite: after the exchange the gradient's norm is the same on all ranks, 
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from ppma.models.classify import Classifier
 from ppma.models.flops import measured_peak_flops
 from ppma.training import checkpoint, distributed, parallel
 from ppma.training.compute import Compute, Stopwatch, compile_clock, compile_mode, compiled
-from ppma.training.distributed import Ranks, StopFlag
+from ppma.training.distributed import Ranks, Stop, StopFlag
 from ppma.training.lineage import Lineage
 from ppma.training.monitor import Monitor
 from ppma.training.optim import build_optimizer, learning_rate, set_learning_rate
@@ -38,6 +39,8 @@ SHOWN_CLIPS = 8
 """Clips that the message of skipped steps names."""
 MAX_SKIPPED = 10
 """Steps in a row with a loss or gradient that is not finite, after which a run goes back to its checkpoint, or stops."""
+FIRST_SAVE_SECONDS = 0.3
+"""What a save is taken to cost before one was measured."""
 
 
 class Trainer:
@@ -67,6 +70,8 @@ class Trainer:
         self._parallel = parallel.over_ranks(self.model, ranks, shard=config.shard) if splits else self.model
         self.optimizer = build_optimizer(self.model, config.optim)  # after sharding: over the shards of this rank
         mode = compile_mode(config.compile, ranks.device)
+        self._writer, self._host_copy = checkpoint.Writer(), parallel.HostCopy()
+        self._saved_at, self._save_seconds = time.monotonic(), FIRST_SAVE_SECONDS
         self._clock = compile_clock() if mode != "off" else None
         self._marks_steps = mode == "graphs"
         self._module = compiled(self._parallel, mode) if mode != "off" else self._parallel
@@ -78,7 +83,14 @@ class Trainer:
         return self.config.run_dir / "checkpoints"
 
     def save(self) -> None:
-        """Write a checkpoint of this step. Every rank calls it; rank 0 writes. OSError on every rank if its disk is full."""
+        """Copy the state of this step to host memory and start to write it as a checkpoint. Every rank calls it.
+
+        The error of the write before is raised first, on every rank.
+        """
+        distributed.on_main(self.ranks, self._writer.wait)
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize()  # the queued steps are no part of what a save costs
+        began = time.monotonic()
         model, optimizer = parallel.state_dicts(self.model, self.optimizer)
         training = {
             "optimizer": optimizer,
@@ -88,6 +100,7 @@ class Trainer:
             "skipped": self.skipped,
             "torch_rng": torch.get_rng_state(),
         }
+        model, training = self._host_copy.take((model, training), self.ranks)
         state: dict[str, Any] = {"recipe": self.config.recipe, "steps_per_epoch": self.task.steps_per_epoch}
         state |= self.task.facts()
         if isinstance(self.model, Classifier):
@@ -96,7 +109,20 @@ class Trainer:
             checkpoint.save, self.checkpoints, step=self.step, model=model, training=training, state=state,
             keep=self.config.keep_checkpoints, lineage=self.lineage,
         )  # fmt: skip
-        distributed.on_main(self.ranks, write)
+        if self.ranks.is_main:
+            self._writer.start(write)
+        self._saved_at = time.monotonic()
+        self._save_seconds = self._saved_at - began
+
+    def _due(self) -> Stop:
+        """Return, on rank 0, whether all ranks should save after the next step: by time, or to meet the error of a write."""
+        minutes = self.config.checkpoint_minutes
+        interval = checkpoint.young_seconds(self._save_seconds, self.ranks.nodes) if minutes is None else 60 * minutes
+        waited = time.monotonic() - self._saved_at
+        if self._writer.failed or (self.ranks.is_main and waited > interval and not self._writer.busy):
+            self._saved_at += waited  # asked once; `save` follows
+            return Stop.CHECKPOINT
+        return Stop.NO
 
     def restore(self) -> bool:
         """Continue from the newest checkpoint; return False if there is none.
@@ -183,21 +209,32 @@ class Trainer:
             FloatingPointError: More than MAX_SKIPPED steps in a row had a gradient that is not finite.
         """
         start = divmod(self.step, self.task.steps_per_epoch)
-        speed = self._start_speed()
-        with watchdog, self.task.stream(self.ranks, start) as stream:
-            for batch in stream:
-                norm = self.train_step(batch)
-                watchdog.beat()
-                monitor.advance(self.step)
-                if self.step % self.config.log_every == 0 or self.step == self.total_steps:
-                    self._log(monitor, batch, norm, speed)
-                self._show(monitor, batch)
-                asked = stop.agreed()
-                if asked or self.step % self.config.checkpoint_every == 0 or self.step == self.total_steps:
-                    monitor.catch_up()
-                    self.save()
-                if asked and self.step < self.total_steps:
-                    raise Stopped(asked)
+        self._saved_at, speed = time.monotonic(), self._start_speed()
+        try:
+            with watchdog, self.task.stream(self.ranks, start) as stream:
+                for batch in stream:
+                    norm = self.train_step(batch)
+                    watchdog.beat()
+                    monitor.advance(self.step)
+                    if self.step % self.config.log_every == 0 or self.step == self.total_steps:
+                        self._log(monitor, batch, norm, speed)
+                    self._show(monitor, batch)
+                    self._save_or_stop(monitor, stop)
+        finally:
+            self._writer.settle()
+
+    def _save_or_stop(self, monitor: Monitor, stop: StopFlag) -> None:
+        """Save if this step is one of those, if the time has come, at the end and at a stop; the last two wait for the write."""
+        ended = self.step == self.total_steps
+        by_step = ended or self.step % self.config.checkpoint_every == 0
+        asked = stop.agreed(Stop.NO if by_step else self._due())
+        if asked or by_step:
+            monitor.catch_up()
+            self.save()
+        if ended or asked > Stop.CHECKPOINT:
+            distributed.on_main(self.ranks, self._writer.wait)
+        if asked > Stop.CHECKPOINT and not ended:
+            raise Stopped(asked)
 
     def _start_speed(self) -> Speed:
         peak = measured_peak_flops(self.ranks.device, self.compute.autocast_dtype)

@@ -339,7 +339,8 @@ def test_ranks_share_the_cores_that_they_have_in_common(monkeypatch, others, cor
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: mine[1])
     monkeypatch.setattr("socket.gethostname", lambda: "here")
     monkeypatch.setattr(distributed, "gather_objects", lambda found, ranks: [found, *others])
-    assert distributed._own_cores(ALONE) == cores
+    located = distributed._located(ALONE)
+    assert located.cores == cores and located.nodes == len({"here", *(host for host, *_ in others)})
 
 
 @pytest.mark.parametrize(("procid", "cores"), [("1", 6), ("0", 3)])
@@ -350,7 +351,7 @@ def test_ranks_share_the_cores_of_their_slurm_task(monkeypatch, procid, cores):
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")
     monkeypatch.setattr(distributed, "gather_objects", lambda found, ranks: [found, ("here", set(range(64)), procid)])
-    assert distributed._own_cores(ALONE) == cores
+    assert distributed._located(ALONE).cores == cores
 
 
 def test_torchrun_starts_a_run(tmp_path, clip_tree):

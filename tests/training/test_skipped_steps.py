@@ -148,6 +148,29 @@ def test_more_than_ten_bad_steps_go_back_to_the_checkpoint_once(data, tmp_path, 
 
 
 @pytest.mark.promise("R12")
+def test_weights_that_are_not_finite_go_back_to_the_checkpoint_and_are_never_saved(data, tmp_path, monkeypatch, caplog):
+    whole = load_file(run(data, tmp_path / "whole") / "checkpoints" / "latest" / "model.safetensors")
+    whole = {name: value.clone() for name, value in whole.items()}
+    taken, bad = Trainer.train_step, [5]
+
+    def train_step(self, batch):
+        norm = taken(self, batch)
+        if self.step in bad:
+            bad.clear()
+            with torch.no_grad():
+                next(self.model.parameters()).view(-1)[0] = float("nan")
+        return norm
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    folder = run(data, tmp_path / "run", "--keep-checkpoints", 99)
+    assert caplog.text.count("Going back to the checkpoint of step 4, once") == 1
+    saved = [load_file(path) for path in folder.glob("checkpoints/step_*/model.safetensors")]
+    assert len(saved) == 18 and all(torch.isfinite(value).all() for weights in saved for value in weights.values())
+    latest = load_file(folder / "checkpoints" / "latest" / "model.safetensors")
+    assert all(torch.equal(value, latest[name]) for name, value in whole.items())
+
+
+@pytest.mark.promise("R12")
 def test_a_loss_that_stays_bad_stops_the_run_with_the_clips_named(
     data, tmp_path, poison, clip_tree, figure, monkeypatch
 ):
