@@ -1,6 +1,5 @@
 """`ppma <command>`: one table line per command, whose module is imported when it is called."""
 
-import argparse
 import difflib
 import sys
 from typing import NamedTuple
@@ -60,12 +59,11 @@ def _show_help() -> None:
     console.print("\nStart with: ppma doctor")
 
 
-def _engine(flags: list[str]) -> tuple[str | None, list[str]]:
-    """Return the value of --engine, and the other flags."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--engine", nargs="?")
-    known, others = parser.parse_known_args(flags)
-    return known.engine, others
+def _for_slurm(flags: list[str]) -> list[str] | None:
+    """Return flags without `--engine slurm`, None if they do not have it."""
+    words = [word for flag in flags for word in (flag.split("=") if flag.startswith("--engine=") else [flag])]
+    found = [i for i in range(len(words)) if words[i : i + 2] == ["--engine", "slurm"]]
+    return words[: found[0]] + words[found[0] + 2 :] if found else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -82,7 +80,6 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {close[0]}? " if close else ""
         sys.stderr.write(f"ppma: there is no command {name!r}; {hint}Commands: {', '.join(COMMANDS)}\n")
         return WRONG_INPUT
-    engine, others = _engine(rest)
-    if engine == "slurm" and COMMANDS[name].shards:
-        return run("ppma.slurm.launch", [name, *others], prog=f"ppma {name}")
+    if COMMANDS[name].shards and (flags := _for_slurm(rest)) is not None:
+        return run("ppma.slurm.launch", [name, *flags], prog=f"ppma {name}")
     return run(COMMANDS[name].module, rest, prog=f"ppma {name}")

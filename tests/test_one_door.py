@@ -70,9 +70,11 @@ LAUNCH = {
     "probe": f"{LOCAL} {RUN} --dataset made --init IN/runs/mae",
     "evaluate": f"{LOCAL} --checkpoint IN/runs/finetune --dataset made --data IN/data.toml",
     "study": f"{LOCAL} IN/spec.toml --out OUT",
+    "index": f"{LOCAL} IN/clips --out OUT.csv",
     "pack": f"{LOCAL} IN/made_train.csv --root IN/clips --out OUT",
     "synthesize": f"{LOCAL} --out OUT --backgrounds IN/clips",
     "remove-humans": f"{LOCAL} IN/clips --out OUT",
+    "audit": f"{LOCAL} IN/clips --out OUT --originals IN/clips --makers x",
     "status": "IN/runs/mae",
 }
 REPORT = "--json OUT.json --plot OUT.png"
