@@ -11,6 +11,7 @@ not at all.
 """
 
 import importlib.util
+import logging
 import os
 import socket
 from collections import deque
@@ -47,7 +48,7 @@ def find(name: EngineName) -> Engine:
     if not ray.is_initialized():
         _check_address(os.environ.get("RAY_ADDRESS", "auto"))
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or Ray reports to its makers over the network
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     return ray_events
 
 
@@ -107,7 +108,7 @@ def ray_events(
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 
-    new_seat = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=MOST_RETRIES)(_Seat).remote
+    new_seat: Any = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=MOST_RETRIES)(_Seat).remote
     idle: list[Any] = []
     busy: dict[Any, tuple[Any, JobT, bool]] = {}
     try:
@@ -115,7 +116,7 @@ def ray_events(
             while len(busy) < workers and (jobs or (alone and not busy)):
                 by_itself = not jobs
                 job = (alone if by_itself else jobs).popleft()
-                seat = idle.pop() if idle else new_seat(work, timeout_seconds, Path.cwd())
+                seat: Any = idle.pop() if idle else new_seat(work, timeout_seconds, Path.cwd())
                 busy[seat.run.remote(job, by_itself)] = seat, job, by_itself
             while idle:  # their cores may be what other seats wait for
                 ray.kill(idle.pop())
