@@ -49,8 +49,8 @@ def follow(job: Job, allocation: Allocation, logs: Path) -> int:
     if code not in (DONE, WRONG_INPUT) and job.run_dir is not None:
         first = next((file for one, file in zip(codes, files) if one not in (DONE, RUN_AGAIN)), files[0])
         record(job.run_dir, code, error=last_error(newest_lines(first)))
-    for rank, (code, file) in enumerate(zip(codes, files)):
-        if code not in (DONE, RUN_AGAIN, WRONG_INPUT):
+    for rank, (ended, file) in enumerate(zip(codes, files)):
+        if ended not in (DONE, RUN_AGAIN, WRONG_INPUT):
             log.error("rank %d failed; its log: %s", rank, file)
     return code
 
