@@ -307,10 +307,11 @@ class EvaluationSampler:
 
     def samples(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> list[Sample]:
         """Return the samples of one rank at one step, the windows of a clip adjacent."""
-        numbers = self._numbers[step * world_size + rank :][:1]
-        clips = [
-            c for n in numbers for c in range(n * self.batch_clips, (n + 1) * self.batch_clips) if c < len(self.source)
-        ]
+        place = step * world_size + rank
+        if place >= len(self._numbers):
+            return []
+        first = self._numbers[place] * self.batch_clips
+        clips = range(first, min(first + self.batch_clips, len(self.source)))
         return [self.sample(clip, window) for clip in clips for window in range(self.windows)]
 
     def replacement(self, sample: Sample, attempt: int) -> None:

@@ -113,11 +113,8 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
         compute = choose(config.precision, ranks.device)
         compile_mode(config.compile, ranks.device)
         # Rank 0 decides for all: a file system may show other ranks an older listing of the folder.
-        saved = (
-            distributed.on_main(ranks, partial(checkpoint.recover, config.run_dir / "checkpoints"))
-            if config.resume
-            else None
-        )
+        recover = partial(checkpoint.recover, config.run_dir / "checkpoints")
+        saved = distributed.on_main(ranks, recover) if config.resume else None
         tested = tasks.read_sources(config, config.evaluation.split)[:1] if config.evaluation.at_end else []
         inputs = _input_hashes(config)
         sources = tasks.read_sources(config)
@@ -136,9 +133,8 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
         trainer = Trainer(task.config, task, ranks, compute, lineage)  # not `config`: a grid may have chosen the rate
         resumed = config.resume and trainer.restore()
         before = step_seconds(read_metrics(config.run_dir), config.batch) if resumed else 0.0
-        _make_run_folder(
-            config, ranks, compute, lineage, began, trainer.step
-        )  # last: a refusal leaves a finished run's seal intact
+        # Last: a refusal leaves a finished run's seal intact.
+        _make_run_folder(config, ranks, compute, lineage, began, trainer.step)
         title = f"{config.recipe} ({sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M parameters)"
         with contextlib.closing(StopFlag(ranks)) as stop, _nan_marker(config.run_dir, ranks):
             try:
@@ -161,9 +157,8 @@ def _nan_marker(folder: Path, ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except FloatingPointError as error:
-        message = (
-            f"{error}. {marker} keeps the launcher from requeueing the run; starting it again with --resume removes it"
-        )
+        remedy = f"{marker} keeps the launcher from requeueing the run; starting it again with --resume removes it"
+        message = f"{error}. {remedy}"
         distributed.on_main(ranks, partial(write_text, marker, message + "\n"))
         raise FloatingPointError(message) from error
 

@@ -244,11 +244,8 @@ stays below the ports that Linux gives to outgoing connections."""
 
 def _setup(config: ClusterConfig, script: Script) -> list[str]:
     """Return the shell lines before srun."""
-    lines = [
-        FREE_PORT,
-        *config.setup,
-        f"export SRUN_CPUS_PER_TASK={config.cpus}",
-    ]  # srun no longer inherits it (SLURM 22.05)
+    cores = f"export SRUN_CPUS_PER_TASK={config.cpus}"  # srun no longer inherits it (SLURM 22.05)
+    lines = [FREE_PORT, *config.setup, cores]
     if script.code:  # PYTHONSAFEPATH: `python -m` must not find the package in the folder of the submission
         lines += [f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(script.code))}${{PYTHONPATH:+:$PYTHONPATH}}"]
     return lines

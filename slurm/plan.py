@@ -319,14 +319,9 @@ def _command(verb: str, shards: Shards, flags: list[str]) -> list[Stage]:
 
     def stage(name: str, folder: Path, calls: list[list[str]]) -> Stage:
         jobs = tuple(
-            Job(
-                work=command,
-                config=[verb, *flags, *more],
-                results=folder / f"failures-{i}",
-                max_restarts=shards.retries,
-            )
-            for i, more in enumerate(calls)
-        )
+            Job(work=command, config=[verb, *flags, *more], results=folder / f"failures-{number}", max_restarts=shards.retries)
+            for number, more in enumerate(calls)
+        )  # fmt: skip
         return Stage(name=name, jobs=jobs, folder=folder, summary=summary, when="afterany")
 
     if shards.parts == 1:

@@ -240,7 +240,7 @@ def _describe_array(folder: Path) -> dict[str, str]:
     shares = [1.0 if kind == "done" else _share(logs[job]) for job, kind in kinds.items()]
     failed = [str(logs[job]) for job, kind in kinds.items() if kind == "failed"]
     return {
-        f"{folder.name}": f"{', '.join(parts) or 'not submitted'} of {len(states)}",
+        folder.name: f"{', '.join(parts) or 'not submitted'} of {len(states)}",
         f"{folder.name}, progress": f"{sum(shares) / max(len(shares), 1):.0%}",
     } | ({f"{folder.name}, failed": "\n".join(failed)} if failed else {})
 
@@ -248,9 +248,8 @@ def _describe_array(folder: Path) -> dict[str, str]:
 def _kind(state: str) -> str:
     if state.startswith("COMPLETED"):
         return "done"
-    if not _is_active(
-        state.partition(" ")[0]
-    ):  # "CANCELLED by 0"; a job that left the queue without an exit code was killed
+    if not _is_active(state.partition(" ")[0]):  # sacct: "CANCELLED by 0"
+        # A job that left the queue without an exit code was killed.
         return "failed" if state or shutil.which("squeue") else "not known"
     return "running" if state in ("RUNNING", "COMPLETING") else "waiting"
 

@@ -7,8 +7,8 @@ parallel_events()  several results for each job, and `Lost` for a job whose work
 
 What goes wrong is blamed on what caused it:
 
-    a worker is killed            once: perhaps another process used up the memory; the job is repeated alone, after the others
-                                  again, with no other job running: the job is to blame
+    a worker is killed            perhaps another process used up the memory: the job is repeated alone, after the others;
+                                  it is to blame if it crashes again, or is killed by SIGKILL three times in a row (`to_blame`)
     an exception, a full disk     the program or the machine is to blame: it is raised in the parent and stops the command
 
 Ctrl-C and errors belong to the parent. Workers are one core each, and none outlives its parent.

@@ -267,15 +267,8 @@ def cached_features(
             found = Features(**_read(path, ranks, "features_VWD", "decoded_V"))
         else:
             found = compute_features(
-                model,
-                manifest,
-                config.loader,
-                views,
-                ranks=ranks,
-                compute=compute,
-                hang_seconds=config.hang_seconds,
-                kept=kept,
-            )
+                model, manifest, config.loader, views, ranks=ranks, compute=compute, hang_seconds=config.hang_seconds, kept=kept
+            )  # fmt: skip
         if ranks.is_main:
             if not exists:
                 _write(path, {"features_VWD": found.features_VWD, "decoded_V": found.decoded_V})
