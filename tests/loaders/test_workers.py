@@ -333,12 +333,12 @@ def _measure(manifest, epochs, keep):
     return points
 
 
-def check_flat(points, files, early, late):
-    """Less than 1 MB per 1,000 files between the means of two spans of epochs, and not one more open file."""
+def check_flat(points, files, early, late, *, most_kb):
+    """At most so many kB per file between the means of two spans of epochs, and not one more open file."""
     growth = (np.mean([own for own, _ in points[late]]) - np.mean([own for own, _ in points[early]])) / 2**20
     files *= np.mean(range(len(points))[late]) - np.mean(range(len(points))[early])
     assert points[-1][1] <= points[0][1], points
-    assert growth / files * 1000 < 1, f"{growth:.1f} MB over {files:.0f} files: {points}"
+    assert growth / files * 1000 < most_kb, f"{growth:.1f} MB over {files:.0f} files: {points}"
     return f"{growth:+.1f} MB and no more open files over {files:.0f} files"
 
 
@@ -347,14 +347,14 @@ def test_memory_and_open_files_stay_flat(tmp_path, write_clip, figure):
     # Freed memory goes back to the kernel at once: glibc would keep 10 to 40 MB, which take thousands of files to fill.
     returning = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "16384"}
     points = measure(linked_clips(tmp_path, write_clip, 300), epochs=10, keep={**returning, "MALLOC_TOP_PAD_": "0"})
-    figure("R11", check_flat(points, 300, slice(1, 4), slice(7, 10)))
+    figure("R11", check_flat(points, 300, slice(1, 4), slice(7, 10), most_kb=1.0))
 
 
 @pytest.mark.slow
 @pytest.mark.promise("R11")
 def test_memory_stays_flat_over_twenty_thousand_files(tmp_path, write_clip, figure):
     points = measure(linked_clips(tmp_path, write_clip, 20_000), epochs=3)
-    figure("R11", check_flat(points, 20_000, slice(0, 1), slice(2, 3)))
+    figure("R11", check_flat(points, 20_000, slice(0, 1), slice(2, 3), most_kb=0.2))
 
 
 # ----------------------------------------------------------------------------------------------------------- full size
