@@ -16,7 +16,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ FOLDER = ".ppma-parts"
 LEASE_SECONDS, BEAT_SECONDS = 60.0, 10.0
 """An owner counts as dead when it has not touched its lease for so long, and how often it does so."""
 POLL_SECONDS = 1.0
+EMPTY_SECONDS = 10.0
+"""Age of an empty lease whose owner was killed between its creation and its first byte: filelock would wait for it forever."""
 
 
 class Share:
@@ -149,6 +151,7 @@ class Share:
                 lease.acquire(blocking=False)
         except Timeout:
             self._others[name] = lease
+            _remove_empty(Path(lease.lock_file))  # the next look takes it
             return False
         if self.finished(name):  # by another task, between the two looks
             lease.release()
@@ -164,3 +167,10 @@ class Share:
                 return taken
             time.sleep(POLL_SECONDS)
         return []
+
+
+def _remove_empty(lease: Path) -> None:
+    with suppress(FileNotFoundError):
+        found = lease.stat()
+        if not found.st_size and time.time() - found.st_mtime > EMPTY_SECONDS:
+            lease.unlink()

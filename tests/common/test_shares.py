@@ -1,5 +1,6 @@
 """Tasks that share units: each unit is done once, slow and dead tasks lose theirs to the others, and any number may merge."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -131,6 +132,16 @@ def test_processes_that_are_killed_and_started_again_do_each_unit_once(tmp_path,
     again = [name for name, processes in by_unit.items() if len(processes) > 1]
     assert {process for name in again for process in by_unit[name][:-1]} <= set(killed) and len(again) <= 5
     figure("R24", f"5 of 9 tasks killed, 0 of 400 units lost, {len(again)} begun twice")
+
+
+def test_an_empty_lease_of_a_killed_task_is_taken_over(tmp_path):
+    """filelock waits for one for ever; it is left where a kill comes between creating a lease and writing its owner."""
+    lease = tmp_path / "to" / "4.lease"
+    lease.parent.mkdir()
+    lease.touch()
+    assert "to/4" not in do(Share(tmp_path)), "it may have been created just now"
+    os.utime(lease, (time.time() - 2 * shares.EMPTY_SECONDS,) * 2)
+    assert do(Share(tmp_path)) == ["to/4"]
 
 
 def test_units_with_complete_files_need_no_record(tmp_path):

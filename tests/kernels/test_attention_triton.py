@@ -146,7 +146,8 @@ def test_other_backends_also_give_the_gradient_of_the_bias():
     projected_attention(x, weight, bias, 2).sum().backward()
     plain = bias.detach().double().requires_grad_()
     reference.attention(F.linear(x.double(), weight.double(), plain), 2).sum().backward()
-    torch.testing.assert_close(bias.grad.double(), plain.grad, rtol=0, atol=1e-5)
+    rounding = 10 * torch.finfo(torch.float32).eps * plain.grad.abs().max().item()  # each is a sum over ten tokens
+    torch.testing.assert_close(bias.grad.double(), plain.grad, rtol=0, atol=rounding)
 
 
 FUSED_SHAPES = [  # full blocks of keys and queries and both tails, none of some, odd widths, one token, batches of heads

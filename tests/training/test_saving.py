@@ -175,9 +175,9 @@ def test_all_ranks_save_when_rank_0_finds_that_it_is_time_and_all_end_when_it_ca
     mine, others = (json.loads(text) for text in on_ranks(2, code, tmp_path, seconds=300))
     assert mine == others and mine[1] == 1
     steps, differ, ended, error = mine[0][0]
-    assert len(steps) > 3 and steps[-1] == ended == 20 and not differ and error is None
+    assert len(steps) > 1 and steps[-1] == ended == 20 and not differ and error is None  # at least one by time
     steps, differ, ended, error = mine[0][1]
-    assert len(steps) > 1 and steps[-1] <= 10 < ended < 20 and not differ and error == errno.ENOSPC
+    assert steps and steps[-1] <= 10 < ended < 20 and not differ and error == errno.ENOSPC
 
 
 @pytest.mark.slow
