@@ -26,7 +26,7 @@ from ppma.config.model import ClassifierConfig, MixConfig
 from ppma.config.run import RunConfig
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
-from ppma.train import train
+from ppma.phases import train
 
 VIDEOS, FRAMES, SECONDS = 4, 150, 1.5
 """Number of generated videos, frames of each, and length in seconds of the pieces that count as clips."""

@@ -89,7 +89,7 @@ class ScalingConfig(rows.ReportConfig):
     metadata_operations_per_s: float = 1e5
     """Look-ups of paths that the metadata server answers per second."""
     start_calls: int = 30_000
-    """File calls of a rank that starts (measured with strace: 29,441 to import ppma.train)."""
+    """File calls of a rank that starts (measured with strace: 29,441 to import ppma.phases)."""
     worker_start_calls: int = 2_700
     """File calls of a loader worker that starts (measured with strace: 2,698)."""
     workers: int = 16

@@ -31,7 +31,7 @@ COMMANDS = {
     "remove-humans": Command("ppma.privacy.removal.command", "remove people from videos", shards=True),
     "audit": Command("ppma.privacy.audit.command", "detect residual people in cleaned clips, with bounds", shards=True),
     "plant": Command("ppma.privacy.plant.command", "measure removal and audit on clips with planted virtual people"),
-    "train": Command("ppma.train", "run a recipe: stage 1, stage 2, fine-tuning, a probe"),
+    "train": Command("ppma.phases", "run a recipe: stage 1, stage 2, fine-tuning, a probe"),
     "evaluate": Command("ppma.transfer.evaluate", "test a checkpoint: 2 x 3 views, top-1 and top-5 with intervals"),
     "average": Command("ppma.transfer.average", "average the weights of two or more encoders"),
     "study": Command("ppma.study.work", "run a matrix of pre-training x protocol x data set x seed, resumably"),

@@ -118,7 +118,7 @@ class Job:
 
 def train(config: RunConfig) -> int:
     """Run a recipe and return the exit code; 75 when it was stopped cleanly."""
-    from ppma.train import train as train_run
+    from ppma.phases import train as train_run
 
     return _handing_over(lambda: train_run(config, leave=_exit_now))
 

@@ -193,7 +193,7 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory, clip_tree: Path) -> Path
 
     from ppma.cli import main as ppma
     from ppma.config.flags import resolve
-    from ppma.train import train
+    from ppma.phases import train
 
     folder = tmp_path_factory.mktemp("tiny_runs")
     for name, split in (("made", "train"), ("made", "val"), ("other", "train")):

@@ -146,7 +146,7 @@ def test_a_gpu_that_does_not_serve_is_one_line_with_the_remedy(kind, message, wo
             raise RuntimeError("backend='inductor' raised") from error
 
     for work in (fail, lambda config: (_ for _ in ()).throw(kind(message))):
-        monkeypatch.setattr("ppma.train.train", work)
+        monkeypatch.setattr("ppma.phases.train", work)
         assert main(["train", "mae_nohuman"]) == WRONG_INPUT
         error = capsys.readouterr().err
         assert error.startswith("ppma train: ") and word in error and error.count("\n") == 1
@@ -167,7 +167,7 @@ def test_any_other_runtime_error_keeps_its_traceback(monkeypatch):
     def fail(config):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr("ppma.train.train", fail)
+    monkeypatch.setattr("ppma.phases.train", fail)
     with pytest.raises(RuntimeError, match="mat1"):
         main(["train", "mae_nohuman"])
 

@@ -18,7 +18,7 @@ from ppma.loaders.sources import catalog
 from ppma.models.attentive import AttentiveClassifier
 from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
-from ppma.train import train
+from ppma.phases import train
 from ppma.training import tasks
 from ppma.training.run import MIXING, open_run
 from ppma.transfer import features

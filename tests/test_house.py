@@ -39,7 +39,7 @@ FLOORS = (
     {"loaders"},
     {"data", "synthetic", "training"},
     {"transfer", "privacy"},
-    {"inference", "train", "compile_check"},
+    {"inference", "phases", "compile_check"},
     {"study", "benchmarks", "doctor"},
     {"slurm"},
 )
@@ -210,7 +210,7 @@ def test_slurm_imports_the_training_inside_the_job_only():
         heavy = {
             m
             for m in imports(path, top_level_only=True)
-            if within(m, "ppma.train") or within(m, "ppma.transfer.evaluate") or within(m, "torch")
+            if within(m, "ppma.phases") or within(m, "ppma.transfer.evaluate") or within(m, "torch")
         }
         assert not heavy, f"{relative(path)} imports {heavy} when it is loaded; a login node need not"
 

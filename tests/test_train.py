@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ppma import train
+from ppma import phases
 from ppma.cli import main as ppma
 from ppma.config.command import STOP_SIGNALS
 from ppma.config.errors import InputError, Stopped
@@ -55,7 +55,7 @@ def tiny_flags(name, data, *flags):
 
 def run(name, data, run_dir, *flags):
     """Train a tiny recipe in this process and return its run folder."""
-    return train.train(resolve(name, tiny_flags(name, data, "--run-dir", run_dir, *flags)))
+    return phases.train(resolve(name, tiny_flags(name, data, "--run-dir", run_dir, *flags)))
 
 
 def weights(run_dir):
@@ -132,19 +132,19 @@ def test_a_run_that_is_killed_and_stopped_ends_as_one_that_was_not(signals, data
 def test_a_signal_during_the_final_test_leads_to_a_resume_that_only_tests(number, data, tmp_path, monkeypatch):
     """The time limit comes while a trained run is tested: the next start repeats the test alone."""
     flags = ("--optim.epochs", 1, "--evaluation.windows", 1, "--evaluation.crops", 1, "--resume")
-    tested = train.evaluate
+    tested = phases.evaluate
 
     def interrupted(*arguments, **names):
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)  # a repeated request changes nothing
         return tested(*arguments, **names)
 
-    monkeypatch.setattr(train, "evaluate", interrupted)
+    monkeypatch.setattr(phases, "evaluate", interrupted)
     with pytest.raises(Stopped) as stopped:
         run("finetune", data, tmp_path / "run", *flags)
     assert stopped.value.why is (Stop.HAND_OVER if number == signal.SIGUSR2 else Stop.SAVE)
     before = weights(tmp_path / "run")
-    monkeypatch.setattr(train, "evaluate", tested)
+    monkeypatch.setattr(phases, "evaluate", tested)
     run("finetune", data, tmp_path / "run", *flags)
     assert (tmp_path / "run" / "result.json").is_file() and equal(before, weights(tmp_path / "run"))
 
@@ -157,7 +157,7 @@ def test_ranks_may_change_between_two_starts(data, tmp_path):
     assert codes == [0, 0], output
     shutil.copytree(tmp_path / "two", tmp_path / "one", symlinks=True)
     shutil.rmtree(tmp_path / "one" / "checkpoints" / "step_00000004")
-    train.train(resolve("mae_nohuman", [*argv[1:], "--run-dir", str(tmp_path / "one"), "--resume"]))
+    phases.train(resolve("mae_nohuman", [*argv[1:], "--run-dir", str(tmp_path / "one"), "--resume"]))
     starts = json.loads((tmp_path / "one" / "environment.json").read_text())
     assert [start["world_size"] for start in starts] == [2, 1]
     for tensor, value in weights(tmp_path / "one").items():
@@ -308,7 +308,7 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(data, tmp_path, capl
 
 def test_the_command_imports_no_slow_library_in_advance():
     """torch._dynamo takes 1.3 s to import, timm 0.6 s: help and refusals do not import them."""
-    code = "import sys, ppma.train; print([m for m in ('torch._dynamo', 'timm', 'torchvision') if m in sys.modules])"
+    code = "import sys, ppma.phases; print([m for m in ('torch._dynamo', 'timm', 'torchvision') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -158,7 +158,7 @@ def write_listing(planned: Planned, out: Path) -> Path:
 def run_one(run: Run) -> None:
     """Do one run, resuming it from its newest checkpoint."""
     if run.config is not None:
-        from ppma.train import train
+        from ppma.phases import train
 
         train(run.config)
         return

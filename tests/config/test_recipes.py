@@ -22,7 +22,7 @@ from ppma.config.recipes import RECIPES
 from ppma.config.run import UNTRAINED, RunConfig
 from ppma.models.attentive import AttentiveProbe, normed_cells
 from ppma.models.classify import Classifier
-from ppma.train import classify_task
+from ppma.phases import classify_task
 from ppma.training import checkpoint
 from ppma.training.compute import choose
 from ppma.training.distributed import Ranks

@@ -38,6 +38,6 @@ def test_no_test_for_gpus_imports_av_early(path):
 
 
 def test_training_imports_no_av():
-    modules = "ppma.train, ppma.transfer.evaluate, ppma.loaders.stream, ppma.loaders.decode.dali, ppma.loaders.readers"
+    modules = "ppma.phases, ppma.transfer.evaluate, ppma.loaders.stream, ppma.loaders.decode.dali, ppma.loaders.readers"
     code = f"import sys; sys.modules['av'] = None; import {modules}"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -14,7 +14,7 @@ import pytest
 from damaged_clips import CASES
 from matplotlib.figure import Figure
 
-from ppma import train as training
+from ppma import phases as training
 from ppma.cli import main as ppma
 from ppma.common.statistics import paired_bootstrap, top_k_correct
 from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT

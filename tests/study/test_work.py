@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from filelock import FileLock
 
-from ppma import train as training
+from ppma import phases as training
 from ppma.cli import main as ppma
 from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT
 from ppma.config.errors import InputError, Stopped

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ppma import train
+from ppma import phases
 from ppma.common import files
 from ppma.common.files import PatientFile
 from ppma.training.run_folder import read_metrics
@@ -59,15 +59,15 @@ def test_lines_that_never_found_room_are_an_error_at_the_end(tmp_path, monkeypat
 def test_a_disk_that_is_full_between_checkpoints_changes_nothing(tmp_path, clip_tree, monkeypatch, caplog):
     """Metrics, TensorBoard events and pictures of a run are complete, although its disk was full for three of its steps."""
     data = tiny.make_data(tmp_path, clip_tree, "train")
-    disk, advance = Disk(tmp_path, monkeypatch), train.Monitor.advance
+    disk, advance = Disk(tmp_path, monkeypatch), phases.Monitor.advance
 
     def fills_up(monitor, step):
         disk.room = {2: 100, 5: float("inf")}.get(step, disk.room)
         advance(monitor, step)
 
-    monkeypatch.setattr(train.Monitor, "advance", fills_up)
+    monkeypatch.setattr(phases.Monitor, "advance", fills_up)
     flags = ("--optim.epochs", 2, "--checkpoint-every", 9, "--pictures-every", 4, "--evaluation.no-at-end")
-    folder = train.train(tiny.config("finetune", data, tmp_path / "run", *flags))
+    folder = phases.train(tiny.config("finetune", data, tmp_path / "run", *flags))
     assert disk.refused and "going on" in caplog.text
     assert [row["step"] for row in read_metrics(folder)] == list(range(1, 7))
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()

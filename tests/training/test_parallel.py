@@ -32,7 +32,7 @@ SHARDED = """
     from torch._dynamo.utils import counters
     sys.path.insert(0, {tests!r})
     import tiny
-    from ppma import train
+    from ppma import phases
     from ppma.training import parallel
     from ppma.models.classify import Classifier
     from ppma.training.compute import choose

@@ -9,7 +9,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from ppma import train
+from ppma import phases
 from ppma.models.classify import Classifier
 from ppma.training.run_folder import NAN_STOP, read_metrics, step_seconds
 from ppma.training.trainer import MAX_SKIPPED, Trainer
@@ -115,7 +115,7 @@ def data(tmp_path_factory, clip_tree):
 
 def run(data, run_dir, *more):
     flags = ("--optim.epochs", 12, "--checkpoint-every", 2, "--evaluation.no-at-end", *more)
-    return train.train(tiny.config("finetune", data, run_dir, *flags))
+    return phases.train(tiny.config("finetune", data, run_dir, *flags))
 
 
 @pytest.mark.promise("R12")

@@ -50,7 +50,7 @@ HANGING_PASS = """
 import sys, threading
 from ppma.models.classify import Classifier
 from ppma.config.flags import resolve
-from ppma.train import train
+from ppma.phases import train
 
 whole, calls = Classifier.tokens, []
 

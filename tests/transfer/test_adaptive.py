@@ -17,7 +17,7 @@ from ppma.config.errors import InputError
 from ppma.config.flags import resolve
 from ppma.config.model import ClassifierConfig, MixConfig, ViTConfig
 from ppma.models.classify import Classifier
-from ppma.train import train
+from ppma.phases import train
 from ppma.training import checkpoint
 from ppma.transfer.adaptive import AdaptiveClassifier
 from ppma.transfer.average import average

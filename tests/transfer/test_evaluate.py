@@ -25,9 +25,9 @@ from ppma.loaders.samples import ViewParams, evaluation_crops, scaled_size
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models.classify import Classifier
+from ppma.phases import train
 from ppma.slurm import job
 from ppma.slurm.cluster import free_port
-from ppma.train import train
 from ppma.training.compute import choose
 from ppma.training.run import open_run, trained_steps
 from ppma.transfer.features import compute_features

@@ -20,7 +20,7 @@ from ppma.config.errors import InputError, Stopped
 from ppma.config.run import EvaluationConfig
 from ppma.loaders.sources import catalog
 from ppma.models.classify import Classifier
-from ppma.train import train
+from ppma.phases import train
 from ppma.training.compute import choose
 from ppma.transfer import features
 from ppma.transfer.features import PLAIN_VIEWS, address, cached_features, compute_features, folder_of
