@@ -36,7 +36,7 @@ PROMISES = {
     "R9": "decoders agree within 2 of 255",
     "R10": "oversized files are refused by the probe in bounded memory",
     "R11": "memory stays flat over epochs",
-    "R12": "NaN on one rank: all ranks skip the step; too many roll back once, then stop with the clips named",
+    "R12": "NaN on one rank: all ranks skip the step; too many roll back once and are left out; then a stop names the clips",
     "R13": "malicious files and paths are refused",
     "R14": "the same seed, epoch and index give the same sample",
     "R15": "no way around the privacy gate is open",

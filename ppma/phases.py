@@ -140,7 +140,7 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
             try:
                 _run(trainer, tested, title, stop, leave)
             except FloatingPointError as error:  # once: a defect of the hardware or of the weights may be gone
-                if not trainer.restore():
+                if not trainer.go_back(error):
                     raise
                 log.warning("%s. Going back to the checkpoint of step %d, once", error, trainer.step)
                 _run(trainer, tested, title, stop, leave)

@@ -1,6 +1,7 @@
 """Checkpoints: folders that are written atomically and never overwritten.
 
     checkpoints/step_00001000/{model.safetensors, training.pt, state.json, lineage.json}    latest -> step_00001000
+                excluded_steps.json, if a run went back and left steps out
 
 A checkpoint is written to a temporary folder and renamed when it is complete; then the link `latest` moves, and only
 then are old checkpoints deleted. `Writer` does all that in a thread, while the training continues. A resume compares the
@@ -21,7 +22,7 @@ import shutil
 import struct
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ppma.config.errors import InputError, first_few
+from ppma.common.files import write_text
+from ppma.config.errors import InputError, first_few, reading
 from ppma.models.vit import TRUNK
 from ppma.training import parallel
 from ppma.training.lineage import Lineage
@@ -42,7 +44,7 @@ from ppma.training.seal import MODEL, locate_model
 
 log = logging.getLogger(__name__)
 
-TRAINING, STATE, LATEST = "training.pt", "state.json", "latest"
+TRAINING, STATE, LATEST, EXCLUDED = "training.pt", "state.json", "latest", "excluded_steps.json"
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 _PICKLE_ERRORS = (
     pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, struct.error,
@@ -283,6 +285,21 @@ def newest(folder: Path) -> Saved | None:
         return None
     step, path = complete[-1]
     return Saved(folder=path, step=step, state=json.loads((path / STATE).read_text()))
+
+
+def excluded_steps(folder: Path) -> set[int]:
+    """Return the steps, counted from 0, that a run leaves out since it went back to a checkpoint before them."""
+    file = folder / EXCLUDED
+    if not file.exists():
+        return set()
+    with reading(file, "the steps that a run leaves out"):
+        return {int(step) for step in json.loads(file.read_text())}
+
+
+def exclude_steps(folder: Path, steps: Iterable[int]) -> None:
+    """Add steps to those that the run of these checkpoints leaves out, now and after every resume."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / EXCLUDED, json.dumps(sorted(excluded_steps(folder).union(steps))) + "\n")
 
 
 def read_pickle(path: Path) -> Any:

@@ -43,6 +43,14 @@ FIRST_SAVE_SECONDS = 0.3
 """What a save is taken to cost before one was measured."""
 
 
+class SkippedError(FloatingPointError):
+    """Raised when too many steps in a row were skipped: `steps`, counted from 0."""
+
+    def __init__(self, message: str, steps: range) -> None:
+        super().__init__(message)
+        self.steps = steps
+
+
 class Trainer:
     """The state of a run: model, optimizer, step. `run` trains to the end.
 
@@ -66,6 +74,7 @@ class Trainer:
         zero = torch.zeros((), device=ranks.device, dtype=torch.float64)
         self.loss_sum, self.loss_steps = zero, zero.clone()  # since the last line of metrics, without skipped steps
         self.skipped, self.skipped_in_a_row = zero.clone(), zero.clone()
+        self._excluded = set[int]()  # steps that are skipped whatever their gradient
         splits = task.splits_over_ranks
         self._parallel = parallel.over_ranks(self.model, ranks, shard=config.shard) if splits else self.model
         self.optimizer = build_optimizer(self.model, config.optim)  # after sharding: over the shards of this rank
@@ -98,6 +107,7 @@ class Trainer:
             "loss_sum": self.loss_sum,
             "loss_steps": self.loss_steps,
             "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "torch_rng": torch.get_rng_state(),
         }
         model, training = self._host_copy.take((model, training), self.ranks)
@@ -142,21 +152,34 @@ class Trainer:
             )
         parallel.load_optimizer(self.model, self.optimizer, training["optimizer"])
         self.scaler.load_state_dict(training["scaler"])
-        self.loss_sum, self.loss_steps, self.skipped = (
+        self.loss_sum, self.loss_steps, self.skipped, self.skipped_in_a_row = (
             torch.as_tensor(training.get(name, 0), dtype=torch.float64, device=self.ranks.device)
-            for name in ("loss_sum", "loss_steps", "skipped")  # older checkpoints have no "skipped"
+            for name in ("loss_sum", "loss_steps", "skipped", "skipped_in_a_row")  # older checkpoints lack the last two
         )
         torch.set_rng_state(training["torch_rng"])
         self.step = saved.step
         log.info("resumed at step %d of %d from %s", self.step, self.total_steps, saved.folder)
         return True
 
+    def go_back(self, error: FloatingPointError) -> bool:
+        """Continue from the newest checkpoint without the steps that an error names; return False if there is none."""
+        restored = self.restore()
+        if restored and isinstance(error, SkippedError):
+            # On disk, so that every later resume leaves out the same steps.
+            distributed.on_main(self.ranks, partial(checkpoint.exclude_steps, self.checkpoints, error.steps))
+        return restored
+
     def train_step(self, batch: Batch) -> Tensor:
         """Take one optimizer step on this rank's part of a global batch, or skip it if the gradient is not finite.
 
         Returns:
-            The gradient norm before clipping.
+            The gradient norm before clipping; 0 of a step that is excluded.
         """
+        if self.step in self._excluded:
+            self.step += 1
+            self.skipped += 1
+            self.skipped_in_a_row.zero_()
+            return torch.zeros(())
         rate = learning_rate(self.step, self.total_steps, self.config.optim, self.config.batch)
         set_learning_rate(self.optimizer, rate)
         if self._marks_steps:
@@ -206,9 +229,11 @@ class Trainer:
 
         Raises:
             Stopped: A rank was asked to stop; a checkpoint of the last step is written.
-            FloatingPointError: More than MAX_SKIPPED steps in a row had a gradient that is not finite.
+            SkippedError: More than MAX_SKIPPED steps in a row had a gradient that is not finite.
+            FloatingPointError: The weights are not finite.
         """
         start = divmod(self.step, self.task.steps_per_epoch)
+        self._excluded = distributed.on_main(self.ranks, partial(checkpoint.excluded_steps, self.checkpoints))
         self._saved_at, speed = time.monotonic(), self._start_speed()
         try:
             with watchdog, self.task.stream(self.ranks, start) as stream:
@@ -256,11 +281,11 @@ class Trainer:
         for sums in (self.loss_sum, self.loss_steps, self.skipped):
             sums.zero_()
         if (skipped := int(self.skipped_in_a_row.item())) > MAX_SKIPPED:
-            self.skipped_in_a_row.zero_()
-            raise FloatingPointError(
+            raise SkippedError(
                 f"{skipped} steps in a row up to step {self.step} were skipped, because the loss or its gradient was not finite; this"
                 f" rank's last clips: {first_few(self._clips(batch), SHOWN_CLIPS)}. If these are fine, try a lower --optim.peak-lr,"
-                " --optim.clip-grad 1, or --precision fp32"
+                " --optim.clip-grad 1, or --precision fp32",
+                range(self.step - skipped, self.step),
             )
 
     def _check_bad_files(self, found: int, counters: LoaderCounters) -> None:

@@ -138,13 +138,36 @@ def test_a_resume_logs_the_steps_that_were_skipped_before_it(data, tmp_path, poi
 
 
 @pytest.mark.promise("R12")
-def test_more_than_ten_bad_steps_go_back_to_the_checkpoint_once(data, tmp_path, poison, caplog):
-    poison(step=4, times=MAX_SKIPPED + 1)
-    folder = run(data, tmp_path / "run")
-    assert caplog.text.count("Going back to the checkpoint of step 14") == 1
-    assert [row["step"] for row in read_metrics(folder)] == list(range(1, 37))
-    weights = load_file(folder / "checkpoints" / "latest" / "model.safetensors")
-    assert all(torch.isfinite(value).all() for value in weights.values())
+def test_more_than_ten_bad_steps_go_back_once_and_are_left_out_by_every_resume(
+    data, tmp_path, poison, monkeypatch, caplog
+):
+    """The loss is bad only at the first try: without these steps the run, also resumed, equals one that never saw them."""
+    bad = range(5, 5 + MAX_SKIPPED + 1)
+    flags = ("--optim.epochs", 7, "--checkpoint-every", 9, "--keep-checkpoints", 99)
+    with monkeypatch.context() as patch:
+        taken = Trainer.train_step
+
+        def skip(self, batch):
+            if self.step not in bad:
+                return taken(self, batch)
+            self.step += 1
+            return torch.zeros(())
+
+        patch.setattr(Trainer, "train_step", skip)
+        whole = run(data, tmp_path / "whole", *flags)
+    poison(step=bad.start, times=len(bad))
+    folder = run(data, tmp_path / "run", *flags)
+    assert caplog.text.count("Going back to the checkpoint of step 9") == 1
+    rows = read_metrics(folder)
+    assert [row["step"] for row in rows] == list(range(1, 22))
+    assert [row["step"] - 1 for row in rows if row["train/skipped_steps"]] == list(bad)
+    for resumed in (False, True):
+        if resumed:
+            for step in (18, 21):
+                shutil.rmtree(folder / "checkpoints" / f"step_{step:08d}")
+            run(data, folder, *flags, "--resume")
+        expected, got = (load_file(path / "checkpoints" / "latest" / "model.safetensors") for path in (whole, folder))
+        assert all(torch.equal(value, got[name]) for name, value in expected.items())
 
 
 @pytest.mark.promise("R12")
@@ -186,4 +209,7 @@ def test_a_loss_that_stays_bad_stops_the_run_with_the_clips_named(
     monkeypatch.undo()
     run(data, tmp_path / "run", "--resume")
     assert not marker.exists()
-    figure("R12", f"more than {MAX_SKIPPED} in a row: back to the checkpoint once, then a stop that names the clips")
+    figure(
+        "R12",
+        f"more than {MAX_SKIPPED} in a row: back to the checkpoint once, without these steps, then a stop that names the clips",
+    )
