@@ -13,7 +13,7 @@ samples on 1, 2 or 4 ranks. Memory does not grow with the number of clips.
 
 from collections.abc import Collection, Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -45,11 +45,12 @@ class Batches(Protocol):
         """Return the sample that replaces one that cannot be decoded; None where nothing is replaced."""
 
 
-def _window(source: Manifest, clip: int, window_seconds: float, place: float) -> tuple[float, float]:
+def _window(source: Manifest, clip: int, config: LoaderConfig, place: float) -> tuple[float, float]:
     """Return [start, end) of a window; `place` runs from 0 (start of the clip) to 1. A short clip is one window."""
     begin, end = float(source.starts[clip]), float(source.ends[clip])
-    start = begin + place * max(0.0, end - begin - window_seconds)
-    return start, min(start + window_seconds, end)
+    seconds = config.window_seconds * (config.assumed_fps / float(source.fps[clip]) if config.assumed_fps else 1.0)
+    start = begin + place * max(0.0, end - begin - seconds)
+    return start, min(start + seconds, end)
 
 
 def _frame_size(source: Manifest, clip: int) -> tuple[int, int]:
@@ -225,7 +226,7 @@ class TrainingSampler:
     def _make_sample(self, epoch: int, index: int, source: int, clip: int) -> Sample:
         manifest, config = self.sources[source], self.config
         place = generator(self.seed, Purpose.WINDOW, epoch=epoch, sample=index).random()
-        start, end = _window(manifest, clip, config.window_seconds, place)
+        start, end = _window(manifest, clip, config, place)
         size = _frame_size(manifest, clip)
         views = tuple(view_params(self.seed, epoch, index, view, *size, config) for view in range(config.views))
         return Sample(
@@ -249,9 +250,9 @@ class TrainingSampler:
 class EvaluationSampler:
     """List every clip once and in order, with evenly placed windows and fixed crops (paper: 2 windows x 3 crops).
 
-    One window is the middle of the clip; with two, one is at its start and one at its end. A batch holds the same clips
-    at any world size, so that its results are the same to the bit: ranks take whole batches in turn, and each clip is
-    seen exactly once. The last batch may be short, and a rank may have none.
+    One window is the middle of the clip; with two, one is at its start and one at its end, or where pytorchvideo has it.
+    A batch holds the same clips at any world size, so that its results are the same to the bit: ranks take whole batches
+    in turn, and each clip is seen exactly once. The last batch may be short, and a rank may have none.
     """
 
     def __init__(
@@ -261,6 +262,7 @@ class EvaluationSampler:
         *,
         batch_clips: int,
         windows: int = 2,
+        last_window: Literal["end", "pytorchvideo"] = "end",
         crops: int = 3,
         seed: int = 0,
         done: Collection[int] = (),
@@ -272,6 +274,7 @@ class EvaluationSampler:
             config: Window length, frames and size of the views.
             batch_clips: Clips of a batch of one rank; rows are clips x windows x crops.
             windows: Windows of each clip.
+            last_window: As in EvaluationConfig.
             crops: Spatial crops of each window: 1 (center) or 3 (both ends and the center).
             seed: Seed of the row keys.
             done: Numbers of the batches to leave out.
@@ -286,7 +289,7 @@ class EvaluationSampler:
         if windows < 1:
             raise InputError(f"windows is {windows}; it must be at least 1")
         self.source, self.config, self.seed = source, config, seed
-        self.batch_clips, self.windows, self.crops = batch_clips, windows, crops
+        self.batch_clips, self.windows, self.last_window, self.crops = batch_clips, windows, last_window, crops
         self.views = crops
         self._numbers = [number for number in range(-(-len(source) // batch_clips)) if number not in done]
         self.steps_per_epoch = len(self._numbers)
@@ -296,8 +299,9 @@ class EvaluationSampler:
         """Return one window of one clip with its crops."""
         size, config = _frame_size(self.source, clip), self.config
         boxes: Sequence[Box] = evaluation_crops(*scaled_size(*size, config.short_side), config.size)
-        place = 0.5 if self.windows == 1 else window / (self.windows - 1)
-        start, end = _window(self.source, clip, config.window_seconds, place)
+        spread = 0.5 if self.windows == 1 else window / (self.windows - 1)
+        place = spread if self.last_window == "end" else window / self.windows
+        start, end = _window(self.source, clip, config, place)
         index = clip * self.windows + window
         views = tuple(
             view_params(self.seed, 0, index, view, *size, config, crop=box)

@@ -120,8 +120,8 @@ def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 def center_crop(height: int, width: int, size: int) -> Box:
-    """Return the middle square of a frame."""
-    return (height - size) // 2, (width - size) // 2, size, size
+    """Return the middle square of a frame; half a pixel is rounded up, as in pytorchvideo's uniform_crop."""
+    return (height - size + 1) // 2, (width - size + 1) // 2, size, size
 
 
 def evaluation_crops(height: int, width: int, size: int) -> tuple[Box, Box, Box]:

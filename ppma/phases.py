@@ -191,13 +191,13 @@ def _test(trainer: Trainer, manifest: Manifest, monitor: Monitor, stop: StopFlag
 
 def _score(config: RunConfig, ranks: Ranks, compute: Compute, lineage: Lineage, began: float) -> None:
     """Run a protocol without a training loop."""
-    frozen, views = load_frozen(config, ranks, compute), config.evaluation
+    frozen = load_frozen(config, ranks, compute)
     scored = SCORERS[config.phase](frozen, config)
     _make_run_folder(config, ranks, compute, lineage, began)
     write_result(
         config, frozen.tested, scored.scores, draws=scored.draws, weights=str(config.init), more=scored.more, writes=ranks.is_main,
         step=trained_steps(config.init) if config.init else None,
-        protocol=f"{config.recipe}, {scored.protocol}, {views.windows} windows x {views.crops} crops",
+        protocol=f"{config.recipe}, {scored.protocol}, {config.evaluation.protocol}",
     )  # fmt: skip
 
 

@@ -24,6 +24,9 @@ class LoaderConfig:
     """Short side in pixels of a scaled frame before cropping (paper: 256 in training, 224 in evaluation)."""
     window_seconds: float = 2.7
     """Length of the window that the frames are taken from, in seconds (paper: 2.7)."""
+    assumed_fps: float | None = None
+    """Take videos for folders of frames at this rate, whatever their own: a window then holds as many frames of each (published: 25
+    for UCF101, HMDB51, Diving48, IkeaFA and UAV-Human, Q9). None: the rate of the file, 25 for a folder of frames."""
     views: int = 4
     """Crops per decoded window, adjacent in the batch (paper: 4 in stage 1, 1 elsewhere)."""
     crop: Literal["random", "center"] = "random"
@@ -80,6 +83,8 @@ class LoaderConfig:
         require_range(self, "loader.", "crop_scale", "erase_area", most=1)
         require_range(self, "loader.", "crop_ratio", "erase_ratio")
         require(self.window_seconds > 0, f"loader.window_seconds is {self.window_seconds}; it must be above 0")
+        fps = self.assumed_fps
+        require(fps is None or fps > 0, f"loader.assumed_fps is {fps}; it must be above 0")
         plain = self.implementation != "ffcv" or not self.randaugment_ops
         require(plain, "loader.implementation ffcv only crops and flips; use plain or dali for RandAugment")
         fits = 0 <= self.randaugment_ops <= 14

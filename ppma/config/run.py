@@ -42,6 +42,11 @@ class EvaluationConfig:
     """Temporal windows per video: two are its start and its end (paper: 2)."""
     crops: int = 3
     """Squares along the long side of a frame, 1 or 3 (paper: 3)."""
+    last_window: Literal["end", "pytorchvideo"] = "end"
+    """end: the last of several windows ends with the video; pytorchvideo: they start 1/N of the last possible start apart,
+    as in its release 0.1.5, so that the second of two starts at half of it (published, Q9)."""
+    average: Literal["softmax", "logits"] = "softmax"
+    """What to average over the views of a video; logits: the raw outputs of the head (published, Q9)."""
     batch_clips: int = 16
     """Videos per batch of a rank; changes no result beyond rounding."""
     on_bad: Literal["fail", "mark"] = "fail"
@@ -52,6 +57,13 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         require_at_least(1, self, "evaluation.", "windows", "batch_clips")
         require(self.crops in (1, 3), f"evaluation.crops is {self.crops}; it must be 1 or 3")
+
+    @property
+    def protocol(self) -> str:
+        """The views in words, for a result."""
+        views = f"{self.windows} windows x {self.crops} crops"
+        placed = {"end": "", "pytorchvideo": ", windows as in pytorchvideo 0.1.5"}[self.last_window]
+        return views + placed + {"softmax": "", "logits": ", logits averaged"}[self.average]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +171,8 @@ class RunConfig:
         )
         shards = not self.shard or not (encoded_once or self.average or self.precision == "fp16")
         require(shards, "--shard is for phases mae and classify in bf16, fp32 or fp64; leave it out")
+        votes = self.phase != "knn" or self.evaluation.average == "softmax"
+        require(votes, "evaluation.average logits: knn averages votes, for it has no logits; use softmax")
         graphs = self.compile != "graphs" or not (self.shard or self.accumulate > 1)
         require(graphs, "--compile graphs excludes --shard and --accumulate; use --compile on, or leave those out")
         averages = self.average is None or (self.phase == "classify" and self.init is None)

@@ -1,6 +1,6 @@
 """`ppma evaluate`: test a classifier on exactly the listed videos.
 
-checkpoint, data set  ->  2 x 3 views a video, softmax averaged over them  ->  result.json, scores.npz, confusion.csv
+checkpoint, data set  ->  2 x 3 views a video, averaged  ->  result.json, scores.npz, confusion.csv
 
 Each video counts once at any world size. `scores.npz` has one row a video, so that two runs can be compared video by video.
 A stop or a kill loses the batches at work; the same command goes on with the rest, and its scores are the same to the bit.
@@ -28,17 +28,18 @@ from ppma.training.distributed import Ranks
 from ppma.training.run import DataOptions, open_run, trained_steps
 from ppma.training.tasks import tested_by_name
 from ppma.transfer.features import cached_features
-from ppma.transfer.result import mean_over_views, write_result
+from ppma.transfer.result import mean_over_views, softmax_over_views, write_result
 
 
 @torch.inference_mode()
 def scores(
     model: Classifier, manifest: Manifest, space: str, config: RunConfig, ranks: Ranks, compute: Compute
 ) -> np.ndarray:
-    """Return (V, C) float64 probabilities of the head's classes, softmax averaged over the views; NaN for an undecodable video."""
+    """Return (V, C) float64 probabilities of the head's classes, averaged over the views; NaN for an undecodable video."""
     found = cached_features(model, manifest, config, config.evaluation, ranks=ranks, compute=compute)
     logits_VWC = model.logits_of_space(found.features_VWD, space)
-    return mean_over_views(logits_VWC.double().softmax(dim=-1), found.decoded_V, manifest.n_classes)
+    probabilities_VWC = softmax_over_views(logits_VWC, config.evaluation.average)
+    return mean_over_views(probabilities_VWC, found.decoded_V, manifest.n_classes)
 
 
 def evaluate(
@@ -65,12 +66,11 @@ def evaluate(
         InputError: The head lacks a class and `on_unknown_class` is "fail", or a video cannot be decoded and `on_bad` is
             "fail".
     """
-    views = config.evaluation
     manifest = tested_by_name(manifest, model.class_names[space], config)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     return write_result(
         config, manifest, scores(model, manifest, space, config, ranks, compute),
-        protocol=f"{config.recipe}, {views.windows} windows x {views.crops} crops", weights=weights, writes=ranks.is_main, step=step,
+        protocol=f"{config.recipe}, {config.evaluation.protocol}", weights=weights, writes=ranks.is_main, step=step,
         more=facts,
     )  # fmt: skip
 

@@ -98,8 +98,9 @@ def encoded(
     """
     config = evaluation_loader(loader, views).for_cores(ranks.cores)
     sampler = EvaluationSampler(
-        manifest, config, batch_clips=views.batch_clips, windows=views.windows, crops=views.crops, done=done
-    )
+        manifest, config, batch_clips=views.batch_clips, windows=views.windows, last_window=views.last_window, crops=views.crops,
+        done=done,
+    )  # fmt: skip
     steps = -(-sampler.steps_per_epoch // ranks.world_size)
     stream = ClipStream(
         sampler, [manifest], config, device=ranks.device, rank=ranks.rank, world_size=ranks.world_size, on_bad=views.on_bad
@@ -203,10 +204,20 @@ def address(
         digest.update(_bytes_of(manifest.file(int(row))))
     plan = evaluation_loader(loader, views)
     shape = asdict(replace(model.config, drop_path=0.0, recompute=False))
-    pixels = {name: getattr(plan, name) for name in ("frames", "size", "short_side", "window_seconds")}
+    pixels = {name: getattr(plan, name) for name in ("frames", "size", "short_side", "window_seconds", "assumed_fps")}
     backend, _ = choose_implementation(plan, compute.device)
     precision = [str(compute.autocast_dtype), str(compute.weight_dtype)]
-    facts = [shape, pixels, backend, views.windows, views.crops, views.on_bad, manifest.sha256, precision]
+    facts = [
+        shape,
+        pixels,
+        backend,
+        views.windows,
+        views.last_window,
+        views.crops,
+        views.on_bad,
+        manifest.sha256,
+        precision,
+    ]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()[:24]
 

@@ -19,7 +19,7 @@ from ppma.common.statistics import student_interval, top_k
 from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
 from ppma.transfer.frozen import Frozen, Scored, shuffled_classes
-from ppma.transfer.result import mean_over_views
+from ppma.transfer.result import mean_over_views, softmax_over_views
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +60,9 @@ def fit(features_ND: Tensor, labels_N: Tensor, classes: int, penalty: float) -> 
     return weight_CD.detach(), bias_C.detach()
 
 
-def scores(frozen: Frozen, weight_CD: Tensor, bias_C: Tensor) -> np.ndarray:
-    """Return (T, C) softmax of each view's logits, averaged over the views."""
-    scores_TWC = F.linear(frozen.test_TWD.double(), weight_CD, bias_C).softmax(dim=-1)
+def scores(frozen: Frozen, weight_CD: Tensor, bias_C: Tensor, average: str = "softmax") -> np.ndarray:
+    """Return (T, C) probabilities, averaged over the views as `softmax_over_views` does."""
+    scores_TWC = softmax_over_views(F.linear(frozen.test_TWD.double(), weight_CD, bias_C), average)
     return mean_over_views(scores_TWC, frozen.decoded_T, frozen.tested.n_classes)
 
 
@@ -76,7 +76,7 @@ def score(frozen: Frozen, config: RunConfig) -> Scored:
         for draw in range(asked.draws):
             rows = torch.from_numpy(draw_rows(labels_V, shots, draw, config.seed)).to(frozen.labels_V.device)
             head = fit(frozen.train_VD[rows], frozen.labels_V[rows], frozen.classes, asked.penalty)
-            drawn.append(scores(frozen, *head))
+            drawn.append(scores(frozen, *head, config.evaluation.average))
         found.append({"clips_per_class": shots, **_over_draws(drawn, frozen.tested.labels)})
         log.info("%d clips per class: top-1 %.4f over %d draws", shots, found[-1]["top1"], asked.draws)
     more: dict[str, Any] = {"draws": asked.draws, "few_shot": found}

@@ -27,6 +27,12 @@ log = logging.getLogger(__name__)
 RESULT, SCORES, CONFUSION = "result.json", "scores.npz", "confusion.csv"
 
 
+def softmax_over_views(logits_VWC: Tensor, average: str) -> Tensor:
+    """Return float64 probabilities of views, (V, W, C), or (V, 1, C) of the mean logits where `average` is "logits"."""
+    logits_VWC = logits_VWC.double()
+    return (logits_VWC.mean(dim=1, keepdim=True) if average == "logits" else logits_VWC).softmax(dim=-1)
+
+
 def mean_over_views(scores_VWC: Tensor, decoded_V: Tensor, classes: int = 0) -> np.ndarray:
     """Return (V, C) scores averaged over W views; NaN for videos that could not be decoded.
 

@@ -1,11 +1,13 @@
 """The sampler is arithmetic: a step's samples do not depend on ranks, resume points or earlier calls."""
 
 import itertools
+import math
 import os
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +22,11 @@ from ppma.loaders.sampler import (
     EvaluationSampler,
     SourceMixer,
     TrainingSampler,
+    _window,
     permuted,
     shares,
 )
+from ppma.loaders.samples import frames_in_window
 
 
 @dataclass
@@ -30,16 +34,19 @@ class Table:
     clips: int
     name: str = "source"
     seconds: float = 10.0
+    rate: float = 30.0
     widths: np.ndarray = field(init=False)
     heights: np.ndarray = field(init=False)
     starts: np.ndarray = field(init=False)
     ends: np.ndarray = field(init=False)
+    fps: np.ndarray = field(init=False)
 
     def __post_init__(self):
         self.widths = np.full(self.clips, 320)
         self.heights = np.full(self.clips, 240)
         self.starts = np.zeros(self.clips)
         self.ends = np.full(self.clips, self.seconds)
+        self.fps = np.full(self.clips, self.rate)
 
     def __len__(self):
         return self.clips
@@ -256,6 +263,40 @@ def test_evaluation_sees_every_clip_once(clips, batch, world_size):
     first = chosen.sample(0, 0), chosen.sample(0, 1)
     assert [round(d.start_seconds, 6) for d in first] == [0.0, 7.3]
     assert [v.crop for v in first[0].views] == [(0, 0, 32, 32), (0, 5, 32, 32), (0, 10, 32, 32)]
+
+
+@pytest.mark.parametrize(
+    ("last_window", "starts"), [("end", [0.0, 3.65, 7.3]), ("pytorchvideo", [0.0, 7.3 / 3, 14.6 / 3])]
+)
+def test_windows_reach_the_end_or_start_in_equal_steps_as_in_pytorchvideo(last_window, starts):
+    chosen = EvaluationSampler(Table(1), CONFIG, batch_clips=1, windows=3, last_window=last_window)
+    assert [chosen.sample(0, window).start_seconds for window in range(3)] == pytest.approx(starts)
+
+
+def test_videos_taken_for_folders_of_frames_show_the_frames_that_the_folders_would():
+    folder, video = (Table(1, seconds=300 / rate, rate=rate) for rate in (25.0, 30.0))
+    as_folder, samplers = replace(CONFIG, assumed_fps=25.0), []
+    for table in (folder, video):
+        evaluation = EvaluationSampler(table, as_folder, batch_clips=1)
+        training = TrainingSampler([table], as_folder, seed=3, batch_clips=1)
+        samplers.append([evaluation.sample(0, 0), evaluation.sample(0, 1), *(training.sample(e, 0) for e in range(20))])
+    seen = [
+        [frames_in_window(np.arange(300) / table.rate, s.start_seconds, s.end_seconds) for s in samples]
+        for table, samples in zip((folder, video), samplers)
+    ]
+    assert seen[0] == seen[1] and seen[0][0] == (0, 68)  # 2.7 s x 25 frames/s
+
+
+@pytest.mark.parametrize("rate", [Fraction(24), Fraction(25), Fraction(30), Fraction(30000, 1001), Fraction(60)])
+@pytest.mark.parametrize("place", [Fraction(0), Fraction(1, 2), Fraction(1)])
+def test_a_window_has_the_frames_of_its_decimal_length(rate, place):
+    """27/10 s at 30 frames/s are 81 frames; Fraction(2.7), the nearest binary number, is a little longer and takes in an 82nd."""
+    for count in range(1, 400):
+        table = Table(1, seconds=round(float(count / rate), 6), rate=float(rate))
+        start = max(Fraction(0), count / rate - Fraction(27, 10)) * place
+        expected = math.ceil(start * rate), min(count, math.ceil((start + Fraction(27, 10)) * rate))
+        window = _window(table, 0, LoaderConfig(), float(place))
+        assert frames_in_window(np.arange(count) / float(rate), *window) == expected, count
 
 
 def test_wrong_input_is_named():

@@ -1,6 +1,7 @@
 """Views are pure functions of their address, independent of each other, and distributed as their sources say."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -79,9 +80,13 @@ def test_tiny_frames_have_crops() -> None:
 
 def test_center_and_evaluation_crops() -> None:
     config = LoaderConfig(crop="center", short_side=224)
-    assert random_crop(rng(), 224, 299, config) == (0, 37, 224, 224)
-    assert evaluation_crops(224, 299, 224) == ((0, 0, 224, 224), (0, 37, 224, 224), (0, 75, 224, 224))
-    assert evaluation_crops(299, 224, 224) == ((0, 0, 224, 224), (37, 0, 224, 224), (75, 0, 224, 224))
+    assert random_crop(rng(), 224, 299, config) == (0, 38, 224, 224)
+    assert evaluation_crops(224, 299, 224) == ((0, 0, 224, 224), (0, 38, 224, 224), (0, 75, 224, 224))
+    assert evaluation_crops(299, 224, 224) == ((0, 0, 224, 224), (38, 0, 224, 224), (75, 0, 224, 224))
+    for side in range(224, 400):  # pytorchvideo.transforms.functional.uniform_crop, its middle one
+        middle = math.ceil((side - 224) / 2)
+        assert evaluation_crops(224, side, 224)[1] == (0, middle, 224, 224)
+        assert evaluation_crops(side, 224, 224)[1] == (middle, 0, 224, 224)
     fixed = view_params(0, 0, 0, 2, 240, 320, config, crop=(0, 75, 224, 224))
     assert fixed.crop == (0, 75, 224, 224)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
 from ppma.cli import main as ppma
 from ppma.config.command import RUN_AGAIN
@@ -21,6 +22,7 @@ from ppma.config.loader import LoaderConfig
 from ppma.config.run import EvaluationConfig
 from ppma.loaders.decode.augment import make_views
 from ppma.loaders.decode.fetch import read_window
+from ppma.loaders.sampler import EvaluationSampler
 from ppma.loaders.samples import ViewParams, evaluation_crops, scaled_size
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
@@ -70,6 +72,28 @@ def test_scores_equal_a_plain_restatement(tested):
         with torch.no_grad():
             expected = model.logits(torch.cat(views)).softmax(dim=1).mean(dim=0)
         assert np.abs(expected.numpy() - scores[clip]).max() < 1e-5  # float32 there, float64 here
+
+
+def test_published_views_average_logits_of_a_second_window_at_half_of_the_last_start(
+    tested, tiny_runs, tmp_path, monkeypatch
+):
+    run, manifest = tested
+    starts, model = [], open_run(run, device="cpu").classifier().eval()
+    there = EvaluationSampler.sample
+
+    def sample(self, clip, window):
+        starts.append((window, there(self, clip, window).start_seconds))
+        return there(self, clip, window)
+
+    monkeypatch.setattr(EvaluationSampler, "sample", sample)
+    flags = ["--evaluation.last-window", "pytorchvideo", "--evaluation.average", "logits"]
+    assert evaluate(tiny_runs, tmp_path / "out", *flags) == 0
+    assert dict(starts)[1] == pytest.approx((manifest.durations[-1] - 2.7) / 2) and dict(starts)[1] > 0
+    (cached,) = tmp_path.rglob("made-val-*.safetensors")
+    logits = model.logits_of_space(load_file(cached)["features_VWD"], "made")
+    expected = logits.double().mean(dim=1).softmax(dim=-1).detach().numpy()
+    assert np.abs(np.load(tmp_path / "out/scores.npz")["scores"] - expected).max() < 1e-6
+    assert "logits" in json.loads((tmp_path / "out/result.json").read_text())["protocol"]
 
 
 def test_the_batch_size_changes_nothing_and_the_cache_is_used(tested, tiny_runs, tmp_path, caplog):

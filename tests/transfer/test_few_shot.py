@@ -52,7 +52,10 @@ def test_scores_are_the_mean_softmax_of_the_views_and_undecodable_videos_have_no
     frozen = Frozen(train_VD=FEATURES, labels_V=LABELS, classes=3, test_TWD=views, decoded_T=decoded, tested=source)
     weight, bias = fit(FEATURES, LABELS, 3, 1e-2)
     found = scores(frozen, weight, bias)
-    expected = ((views.double() @ weight.T + bias).softmax(-1)).mean(1).numpy()
+    logits = views.double() @ weight.T + bias
+    averaged = scores(frozen, weight, bias, "logits")
+    assert np.allclose(averaged[:2], logits.mean(1).softmax(-1).numpy()[:2]) and np.isnan(averaged[2]).all()
+    expected = logits.softmax(-1).mean(1).numpy()
     assert np.allclose(found[:2], expected[:2]) and np.isnan(found[2]).all()
 
 
