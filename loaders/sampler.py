@@ -122,6 +122,11 @@ class SourceMixer:
         source = int(source_G[offset])
         return source, block * int(self._counts[source]) + int(before_G[offset])
 
+    def before(self, group: int, source: int) -> int:
+        """Return the number of groups of a source before a group of the run."""
+        block, offset = divmod(group, BLOCK)
+        return block * int(self._counts[source]) + int(np.count_nonzero(self._block(block)[0][:offset] == source))
+
 
 class ClipOrder:
     """Map a place in a pass over a source to a clip: a permutation of all clips, keyed by the pass.
@@ -214,14 +219,23 @@ class TrainingSampler:
         self._mixer = SourceMixer(weights or [len(source) for source in sources], seed)
         self._group = batch_clips if config.mix == "batch" else 1
         self._orders = [ClipOrder(source, number, config, seed) for number, source in enumerate(sources)]
+        self._shift = lru_cache(maxsize=4 * len(sources))(self._to_fresh_pass)
 
     def sample(self, epoch: int, index: int) -> Sample:
         """Return the sample at one place of one epoch: a pure function of the seed, the place and the manifests."""
         position = epoch * self.steps_per_epoch * self.batch_clips + index
         group, offset = divmod(position, self._group)
         source, groups_before = self._mixer.locate(group)
-        clip = self._orders[source].clip(groups_before * self._group + offset)
-        return self._make_sample(epoch, index, source, clip)
+        place = groups_before * self._group + offset
+        if self.config.reshuffle == "epoch":
+            place += self._shift(epoch, source)
+        return self._make_sample(epoch, index, source, self._orders[source].clip(place))
+
+    def _to_fresh_pass(self, epoch: int, source: int) -> int:
+        """Return what moves the first clip of a source in an epoch to the start of a pass that no other epoch uses."""
+        clips, whole = self.steps_per_epoch * self.batch_clips, len(self.sources[source])
+        used = self._mixer.before(epoch * clips // self._group, source) * self._group
+        return epoch * -(-clips // whole) * whole - used
 
     def _make_sample(self, epoch: int, index: int, source: int, clip: int) -> Sample:
         manifest, config = self.sources[source], self.config

@@ -60,7 +60,7 @@ def build(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Task:
         return (AttentiveTask if config.phase == "attentive" else ProbeTask)(config, sources, ranks)
     task = MaeTask(config, sources) if config.phase == "mae" else classify_task(config, sources)
     if config.init is not None:
-        checkpoint.load_encoder(task.model, config.init, keep_norm=config.classifier.keep_norm)
+        checkpoint.load_encoder(task.model, config.init)
     return task
 
 
@@ -69,7 +69,8 @@ def classify_task(config: RunConfig, sources: Sequence[Manifest]) -> ClassifyTas
     if config.recipe == "adaptive_average" and not config.average:
         raise InputError("adaptive_average needs encoders to average: --average RUN RUN")
     if config.average:
-        return ClassifyTask(config, sources, partial(AdaptiveClassifier, models=config.average, per=config.mixing))
+        made = partial(AdaptiveClassifier, models=config.average, per=config.mixing, mix_norm=config.mix_norm)
+        return ClassifyTask(config, sources, made)
     return ClassifyTask(config, sources)
 
 

@@ -17,7 +17,7 @@ import tyro
 
 from ppma.config.command import parse, parse_known
 from ppma.config.errors import InputError
-from ppma.config.recipes import recipe
+from ppma.config.recipes import published, recipe
 from ppma.config.run import RunConfig
 
 SHOWN = (
@@ -29,7 +29,6 @@ SHOWN = (
     "privacy",
     "seed",
     "batch",
-    "accumulate",
     "device",
     "precision",
 )
@@ -42,7 +41,7 @@ OWN_HELP = {
     "frames": "Frames of a clip.",
     "dataset": "Data set to train and test on, a name in the data catalog.",
     "people": "How the people in Kinetics were hidden: a --method of `ppma remove-humans`.",
-    "published_heads": "Share one head, and draw each batch from one source, as published (Q3).",
+    "published": "Run as the authors' scripts do, quirks included (docs/published.md).",
     "stage": "What to train.",
 }
 """Help text of the arguments that recipes take."""
@@ -73,12 +72,14 @@ def resolve(name: str, overrides: Sequence[str] = (), *, prog: str = "ppma train
     asked = {"-h", "--help", "--help-all"} & set(overrides)
     argv = [word for flag in overrides if flag not in asked for word in _without_boolean_value(flag)]
 
-    # 1. the recipe's own arguments, and --set
+    # 1. the recipe's own arguments, --published and --set
     hints, parameters = get_type_hints(make), inspect.signature(make).parameters
     own = [(p, Annotated[hints[p], tyro.conf.arg(help=OWN_HELP[p])], parameters[p].default) for p in parameters]
-    Own = _make_class(make, [*own, ("set", SET, ())])
+    as_published = ("published", Annotated[bool, tyro.conf.arg(help=OWN_HELP["published"])], False)
+    Own = _make_class(make, [*own, as_published, ("set", SET, ())])
     parsed, rest = parse_known(Own(), argv, prog=prog)
     config = make(**{name: getattr(parsed, name) for name in parameters})
+    config = published(config) if parsed.published else config
 
     # 2. the fields, whose defaults the recipe has chosen
     types = get_type_hints(RunConfig)

@@ -49,13 +49,16 @@ class LoaderConfig:
     """Probability that a box, the same in every frame, is replaced by noise (paper: 0.25 in Align, FT and LP)."""
     erase_area: tuple[float, float] = (0.02, 1 / 3)
     """Range of the box's share of the view's area."""
-    erase_ratio: tuple[float, float] = (0.3, 3.3)
+    erase_ratio: tuple[float, float] = (0.3, 1 / 0.3)
     """Range of the box's height over width."""
     mix: Literal["sample", "batch"] = "sample"
-    """sample: choose a source for each sample; batch: choose one for each global batch (the published stage 2)."""
+    """sample: choose a source for each sample; batch: choose one for each global batch (published, Q3 and Q10)."""
     shuffle: Literal["clips", "shards"] = "clips"
     """clips: over the whole source; shards: within 64 shards of a packed store at a time, in an order of shards that each
     pass draws. All ranks then read the same few files, but clips that were packed together stay closer in training."""
+    reshuffle: Literal["pass", "epoch"] = "pass"
+    """pass: shuffle a source again when each of its clips has been used; epoch: at every epoch, so that an epoch of four
+    views takes a new random quarter of the clips (published, Q10)."""
     implementation: Implementation = "auto"
     """dali: the DALI graph; plain: OpenCV in the worker processes; ffcv: FFCV's compiled threads, for packed stores of
     `short_side` with crops and flips only; auto: plain on a CPU, on a GPU the fastest one, measured for a few seconds

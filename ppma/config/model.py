@@ -163,8 +163,6 @@ class ClassifierConfig:
     """Share one head among all label spaces, as in the published stage 2; otherwise each has its own."""
     freeze_encoder: bool = False
     """Train only fc_norm and the heads (linear probe). Drop path still follows vit.drop_path, as in the paper."""
-    keep_norm: bool = False
-    """Initialize fc_norm from the checkpoint's final LayerNorm. The published Align, FT and LP do not."""
     token_drop: float = 0.0
     """Share of a clip's tokens that a training step drops, at random for each clip; an evaluation sees all. The cost in
     accuracy is not measured here (PatchDropout reports little on ImageNet at one half)."""
@@ -190,16 +188,23 @@ class OptimConfig:
     """Rate of the first step (paper: 5e-7; LP 4e-6)."""
     final_lr: float = 0.0
     """Rate at the end of the cosine (paper: 0 MAE, 5e-7 Align and FT, 4e-6 LP)."""
-    published_cosine: bool = False
-    """Q1: start the cosine at half the peak, as published, so that the rate drops after the warm-up."""
+    cosine_start: float = 1.0
+    """Highest rate of the cosine as a share of peak_lr; below 1 the rate drops after the warm-up (published: 0.5 in
+    stage 1, Align and FT, Q1)."""
+    cosine_over: Literal["rest", "run"] = "rest"
+    """rest: the cosine starts at the end of the warm-up; run: at step 0, hidden by the warm-up until that ends
+    (published stage 1, Q8)."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay of the two moments (paper: 0.9, 0.95 MAE; 0.9, 0.999 elsewhere)."""
     weight_decay: float = 0.05
-    """Decoupled weight decay; parameters with one axis have none (paper: 0.05 MAE, 1e-4 elsewhere)."""
+    """Decoupled weight decay of matrices (paper: 0.05 MAE, 1e-4 elsewhere)."""
+    decay_vectors: bool = False
+    """Decay the mask token and the shares of an average too, as published (Q10, Q7); biases and norms never are."""
     layer_decay: float | None = None
     """Ratio between the rates of a layer and the next; None: one rate for all (paper: 0.75 in Align and FT)."""
-    published_head_decay: bool = False
-    """Q6: multiply the rate of everything after the last block by layer_decay too, as the published form does."""
+    decay_head: bool = False
+    """Count layer_decay from 1 at the heads, as published (Q6): heads and final norm learn at layer_decay times the rate
+    and the last block at its square. By default the heads learn at the full rate, as in BEiT and timm."""
     clip_grad: float | None = None
     """Maximum norm of the whole gradient; None: not clipped (paper)."""
 
@@ -208,6 +213,8 @@ class OptimConfig:
         require_at_least(0, self, "optim.", "peak_lr", "warmup_lr", "final_lr", "weight_decay")
         fraction = self.warmup_fraction
         require(0 <= fraction < 1, f"optim.warmup_fraction is {fraction}; it must be at least 0 and below 1")
+        starts = 0 < self.cosine_start <= 1
+        require(starts, f"optim.cosine_start is {self.cosine_start}; it must be above 0 and at most 1")
         require(
             all(0 <= b < 1 for b in self.betas), f"optim.betas are {self.betas}; both must be at least 0 and below 1"
         )

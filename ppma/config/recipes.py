@@ -3,8 +3,10 @@
     recipe(model, size, frames, ...)  ->  RunConfig
 
 A recipe's docstring says what it trains, how to start it, what it costs, and where its values come from. Values without
-a source are the paper's (Zhong et al., NeurIPS 2023, table of settings). Costs are for the paper's data on one H200 at
-its peak matrix throughput; `benchmarks/` measures what is reached.
+a source are the paper's (Zhong et al., NeurIPS 2023, table of settings). Where the authors' scripts depart from it, or
+from what we think right, `published` turns a recipe into the run of the script. These departures are the quirks Q1 to Q10
+of docs/published.md, and each docstring names its own. Costs are for the paper's data on one H200 at its peak matrix
+throughput; `benchmarks/` measures what is reached.
 """
 
 from collections.abc import Callable
@@ -77,6 +79,35 @@ def _renamed(run: RunConfig, recipe: str) -> RunConfig:
     return replace(run, recipe=recipe, run_dir=Path("runs") / f"{recipe}-{run.sources[0]}")
 
 
+def published(run: RunConfig) -> RunConfig:
+    """Return the run of a recipe as the authors' script runs it, quirks included (`--published`; docs/published.md).
+
+    Raises:
+        InputError: The authors have no such run.
+    """
+    if run.recipe == "demo" or (run.phase != "mae" and run.phase != "classify"):
+        ours = f"{run.recipe} is ours, so --published has no meaning"
+        raise InputError(f"{ours}; the authors' linear probe is `ppma train probe_published --published`")
+    run = replace(run, run_dir=run.run_dir.with_name(f"{run.run_dir.name}-published"))
+    loader = replace(run.loader, mix="batch", reshuffle="epoch")  # Q3, Q10
+    if run.phase == "mae":
+        optim = replace(run.optim, cosine_start=0.5, cosine_over="run", decay_vectors=True)  # Q1, Q8, Q10
+        return replace(run, precision="fp16", vit=replace(run.vit, recompute=True), loader=loader, optim=optim)  # Q2
+    linear = run.recipe in ("probe_published", "adaptive_average")
+    rows_of_a_gpu = 16 if run.recipe.startswith("align") else 8
+    mix = replace(run.classifier.mix, group=rows_of_a_gpu)
+    return replace(
+        run,
+        precision="fp32",  # Q2
+        classifier=replace(run.classifier, shared_head=True, freeze_encoder=False, mix=mix),  # Q3, Q6
+        loader=loader,
+        optim=replace(
+            run.optim, cosine_start=1.0 if linear else 0.5, layer_decay=0.75, decay_head=True, decay_vectors=True
+        ),  # Q1, Q6, Q7
+        mix_norm=run.recipe == "adaptive_average",  # Q7
+    )
+
+
 # ------------------------------------------------------------------------------------------------------------- stage 1
 
 
@@ -84,8 +115,8 @@ def mae_nohuman(*, model: str = "base", size: int = 224, frames: int = 16) -> Ru
     """Stage 1 on videos with the humans removed: the paper's main pre-training.
 
     Run `ppma train mae_nohuman`, or `python slurm/launch.py pretrain --nodes 2` for both stages. 17.9 million views of
-    202 GFLOP: 1.3 H200 hours. The published run uses fp16, this one bf16, and recomputes activations (Q2:
-    --vit.recompute).
+    202 GFLOP: 1.3 H200 hours. --published restores Q1 and Q8 (the cosine), Q2 (fp16 instead of bf16, activations
+    recomputed) and Q10 (a new random quarter of the clips in every epoch, the mask token decayed).
     """
     return _mae("mae_nohuman", (NO_HUMAN,), model, size, frames)
 
@@ -93,8 +124,9 @@ def mae_nohuman(*, model: str = "base", size: int = 224, frames: int = 16) -> Ru
 def mae_kinetics(*, people: People = "shown", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 1 on the same videos with their humans: the baseline without privacy.
 
-    Run `ppma train mae_kinetics`. Costs as much as mae_nohuman. --people blur-faces, blur-bodies or downsample reads
-    the source kinetics-blur-faces and so on, which `ppma remove-humans --method` makes: further baselines of the paper.
+    Run `ppma train mae_kinetics`. Costs as much as mae_nohuman, and departs from the authors' run in the same quirks (Q1,
+    Q2, Q8, Q10). --people blur-faces, blur-bodies or downsample reads the source kinetics-blur-faces and so on, which
+    `ppma remove-humans --method` makes: further baselines of the paper.
     """
     return _hide(_mae("mae_kinetics", (KINETICS,), model, size, frames), people)
 
@@ -102,7 +134,8 @@ def mae_kinetics(*, people: People = "shown", model: str = "base", size: int = 2
 def mae_synthetic(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 1 on virtual humans alone: a baseline of the paper.
 
-    Run `ppma train mae_synthetic`. Costs as much as mae_nohuman, in proportion to the number of clips.
+    Run `ppma train mae_synthetic`. Costs as much as mae_nohuman, in proportion to the number of clips. Departs from the
+    authors' run in Q1, Q2, Q8 and Q10, as mae_nohuman does.
     """
     return _mae("mae_synthetic", (SYNTHETIC,), model, size, frames)
 
@@ -110,7 +143,8 @@ def mae_synthetic(*, model: str = "base", size: int = 224, frames: int = 16) -> 
 def mae_joint(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 1 on human-removed and synthetic videos, mixed in proportion to their lengths: a baseline of the paper.
 
-    Run `ppma train mae_joint`. Costs as much as mae_nohuman and mae_synthetic together.
+    Run `ppma train mae_joint`. Costs as much as mae_nohuman and mae_synthetic together. --published restores what it does
+    in mae_nohuman (Q1, Q2, Q8, Q10), and takes one source a batch (Q10).
     """
     return _mae("mae_joint", (NO_HUMAN, SYNTHETIC), model, size, frames)
 
@@ -120,7 +154,8 @@ def mae_kinetics_synthetic(
 ) -> RunConfig:
     """Stage 1 on videos with their humans and on synthetic ones: the counterpart of mae_joint without privacy.
 
-    Run `ppma train mae_kinetics_synthetic`. Costs as much as mae_joint. --people as in mae_kinetics.
+    Run `ppma train mae_kinetics_synthetic`. Costs as much as mae_joint, and departs from the authors' run in the same
+    quirks (Q1, Q2, Q8, Q10). --people as in mae_kinetics.
     """
     return _hide(_mae("mae_kinetics_synthetic", (KINETICS, SYNTHETIC), model, size, frames), people)
 
@@ -128,26 +163,22 @@ def mae_kinetics_synthetic(
 # ------------------------------------------------------------------------------------------------------------- stage 2
 
 
-def align_nohuman_synthetic(
-    *, model: str = "base", size: int = 224, frames: int = 16, published_heads: bool = False
-) -> RunConfig:
+def align_nohuman_synthetic(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 2, PPMA itself: labels of human-removed and synthetic videos, from the encoder of mae_nohuman.
 
     Run `ppma train align_nohuman_synthetic --init runs/mae_nohuman`. 50 epochs of 1,078 GFLOP per clip: 3.4 H200 hours
-    for the 89,665 and up to 150,000 clips. Each label space has its own head, and a batch mixes the sources;
-    --published-heads shares one 150-way head and draws each batch from one source, as published (Q3). The published run
-    uses fp32 (Q2).
+    for the 89,665 and up to 150,000 clips. Each label space has its own head, because equal numbers are different classes,
+    and a batch mixes the sources; --published shares one 150-way head and draws each batch from one source (Q3). It also
+    restores Q1 (the cosine starts at half the peak), Q2 (fp32 instead of bf16) and Q6 (heads at 0.75 of the rate).
     """
-    run = _labeled("align_nohuman_synthetic", (NO_HUMAN, SYNTHETIC), model, size, frames)
-    if not published_heads:
-        return run
-    return replace(run, classifier=replace(run.classifier, shared_head=True), loader=replace(run.loader, mix="batch"))
+    return _labeled("align_nohuman_synthetic", (NO_HUMAN, SYNTHETIC), model, size, frames)
 
 
 def align_nohuman(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 2 on human-removed videos alone: a baseline of the paper.
 
-    Run `ppma train align_nohuman --init runs/mae_nohuman`. 1.7 H200 hours.
+    Run `ppma train align_nohuman --init runs/mae_nohuman`. 1.7 H200 hours. --published restores Q1, Q2 and Q6, as in
+    align_nohuman_synthetic.
     """
     return _labeled("align_nohuman", (NO_HUMAN,), model, size, frames)
 
@@ -155,7 +186,8 @@ def align_nohuman(*, model: str = "base", size: int = 224, frames: int = 16) -> 
 def align_synthetic(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 2 on virtual humans alone: a baseline of the paper.
 
-    Run `ppma train align_synthetic --init runs/mae_synthetic` (or runs/mae_nohuman). Up to 2.8 H200 hours.
+    Run `ppma train align_synthetic --init runs/mae_synthetic` (or runs/mae_nohuman). Up to 2.8 H200 hours. --published
+    restores Q1, Q2 and Q6, as in align_nohuman_synthetic.
     """
     return _labeled("align_synthetic", (SYNTHETIC,), model, size, frames)
 
@@ -163,7 +195,8 @@ def align_synthetic(*, model: str = "base", size: int = 224, frames: int = 16) -
 def align_kinetics(*, people: People = "shown", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 2 on videos with their humans: the baseline without privacy.
 
-    Run `ppma train align_kinetics --init runs/mae_kinetics`. 1.7 H200 hours. --people as in mae_kinetics.
+    Run `ppma train align_kinetics --init runs/mae_kinetics`. 1.7 H200 hours. --people as in mae_kinetics. --published
+    restores Q1, Q2 and Q6, as in align_nohuman_synthetic.
     """
     return _hide(_labeled("align_kinetics", (KINETICS,), model, size, frames), people)
 
@@ -174,7 +207,7 @@ def align_kinetics_synthetic(
     """Stage 2 on videos with their humans and on synthetic ones: PPMA without privacy.
 
     Run `ppma train align_kinetics_synthetic --init runs/mae_kinetics`. Costs as much as align_nohuman_synthetic.
-    --people as in mae_kinetics; --classifier.shared-head --loader.mix batch is the published form (Q3).
+    --people as in mae_kinetics. --published restores Q1, Q2, Q3 and Q6, as there.
     """
     return _hide(_labeled("align_kinetics_synthetic", (KINETICS, SYNTHETIC), model, size, frames), people)
 
@@ -182,7 +215,8 @@ def align_kinetics_synthetic(
 def align_scratch(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 2 without stage 1, on human-removed and synthetic videos: a baseline of the paper.
 
-    Run `ppma train align_scratch`. Costs as much as align_nohuman_synthetic.
+    Run `ppma train align_scratch`. Costs as much as align_nohuman_synthetic. --published restores Q1, Q2, Q3 and Q6, as
+    there.
     """
     return _labeled("align_scratch", (NO_HUMAN, SYNTHETIC), model, size, frames)
 
@@ -196,8 +230,9 @@ def finetune(*, dataset: str = "ucf101", model: str = "base", size: int = 224, f
     """Transfer by fine-tuning every weight.
 
     Run `ppma train finetune --dataset ucf101 --init runs/align_nohuman_synthetic`. UCF101: 0.3 million clips, 7 H200
-    minutes. The head learns at the full rate; the published head at 0.75 of it (Q6: --optim.published-head-decay), in
-    fp32 (Q2).
+    minutes. The final LayerNorm comes with the encoder where that has been trained with labels (Q7, as published).
+    --published restores Q1 (the cosine starts at half the peak), Q2 (fp32 instead of bf16), Q6 (the head at 0.75 of the
+    rate) and Q9 (the test).
     """
     run = _renamed(_labeled("finetune", (dataset,), model, size, frames), "finetune")
     optim = replace(run.optim, epochs=30, reference_batch=32)
@@ -230,8 +265,8 @@ def probe_published(*, dataset: str = "ucf101", model: str = "base", size: int =
     """Transfer by the paper's linear probe: the frozen encoder runs every epoch on augmented clips.
 
     Run `ppma train probe_published --dataset ucf101 --init runs/align_nohuman_synthetic`. 30 epochs of 361 GFLOP per
-    clip. The published script neither freezes the encoder nor gives the head its full rate (Q6); this recipe does both,
-    as the paper says.
+    clip. As the paper says, the encoder is frozen; the authors' script trains it, with layer decay from 0.75 at the head
+    on (Q6). --published restores that, Q2 (fp32 instead of bf16) and Q9 (the test).
     """
     run = _renamed(finetune(dataset=dataset, model=model, size=size, frames=frames), "probe_published")
     optim = replace(run.optim, peak_lr=1.6e-2, warmup_lr=4e-6, final_lr=4e-6, layer_decay=None)
@@ -285,13 +320,14 @@ def adaptive_average(*, dataset: str = "ucf101", model: str = "base", size: int 
     """The weighted mean of several frozen encoders, its weights learned with the head: a baseline of the paper.
 
     Run `ppma train adaptive_average --dataset ucf101 --average runs/align_nohuman runs/align_synthetic`. As
-    probe_published, without warm-up and with the encoders' final LayerNorm. --mixing model learns one weight per
-    encoder, --mixing tensor one per encoder and tensor. Costs as much as finetune, 1,078 GFLOP per clip: the gradient
-    of the weights passes through the whole encoder.
+    probe_published, without warm-up. --mixing model learns one weight per encoder, --mixing tensor one per encoder and
+    tensor. The final LayerNorm starts as the mean of the encoders' and is learned; --published mixes it by the learned
+    weights (Q7), decays these, scales every rate by 0.75 (Q6), and restores Q2 and Q9. Costs as much as finetune, 1,078
+    GFLOP per clip: the gradient of the weights passes through the whole encoder.
     """
     run = _renamed(probe_published(dataset=dataset, model=model, size=size, frames=frames), "adaptive_average")
-    classifier, optim = replace(run.classifier, keep_norm=True), replace(run.optim, warmup_fraction=0.0)
-    return replace(run, classifier=classifier, optim=optim, compile="off")  # each step reads the encoders from disk
+    optim = replace(run.optim, warmup_fraction=0.0)
+    return replace(run, optim=optim, compile="off")  # each step reads the encoders from disk
 
 
 # ---------------------------------------------------------------------------------------------------------------- demo

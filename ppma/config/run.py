@@ -88,6 +88,8 @@ class RunConfig:
     """Two or more encoders, given as for --init, to average with learned weights (recipe adaptive_average)."""
     mixing: Mixing = "model"
     """Learn one weight of that average per encoder (model), or per encoder and tensor (tensor)."""
+    mix_norm: bool = False
+    """Mix the final LayerNorms of that average like the other tensors, as published (Q7), instead of learning one."""
     features: OutFolder | None = None
     """Folder of cached features of frozen encoders; None: $PPMA_FEATURES, else `features` next to the run folder."""
     resume: bool = False
@@ -205,7 +207,10 @@ class RunConfig:
             InputError: The text is not a config, or holds settings or values that this version does not know.
         """
         try:
-            return restore(cls, json.loads(text), renamed=RENAMED)
+            known = json.loads(
+                text, object_pairs_hook=lambda pairs: {k: v for k, v in pairs if v not in GONE.get(k, ())}
+            )
+            return restore(cls, known, renamed=RENAMED)
         except json.JSONDecodeError as error:
             raise InputError(f"is not JSON ({error}); give the config.json of a run") from None
         except RecordError as error:
@@ -217,6 +222,8 @@ class RunConfig:
 
 RENAMED = {"normalise_targets": "normalize_targets"}
 """Fields of config.json by their names in older runs."""
+GONE = {"keep_norm": (False, True), "published_cosine": (False,), "published_head_decay": (False,)}
+"""Fields of older runs that have no successor, and their values that ask for nothing else than today's default."""
 
 
 def read_config(folder: Path) -> RunConfig:

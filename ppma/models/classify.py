@@ -100,7 +100,11 @@ class Classifier(Encoder):
 
     def features(self, frames_BTHWC: Tensor, key_B: Tensor | None = None) -> Tensor:
         """Return (B, D) pooled tokens after `fc_norm`; `key_B` is needed for drop path in training only."""
-        return self.fc_norm(self.pool(self.tokens(self.patches(frames_BTHWC), key_B)))
+        return self.final_norm(self.pool(self.tokens(self.patches(frames_BTHWC), key_B)))
+
+    def final_norm(self, pooled_BD: Tensor) -> Tensor:
+        """Return pooled tokens after `fc_norm`."""
+        return self.fc_norm(pooled_BD)
 
     def logits_of_heads(self, features_BD: Tensor) -> list[Tensor]:
         """Return the (B, K) logits of every head, in the order of the label spaces; of one head if it is shared."""
@@ -145,6 +149,6 @@ class Classifier(Encoder):
             patches_BVP = patches_BNP if idx_BV is None else take(patches_BNP, idx_BV)
         else:
             patches_BVP = self.patches(frames_BTHWC, idx_BV)
-        logits = self.logits_of_heads(self.fc_norm(self.pool(self.tokens(patches_BVP, key_B, idx_BV))))
+        logits = self.logits_of_heads(self.final_norm(self.pool(self.tokens(patches_BVP, key_B, idx_BV))))
         smoothing = mixing.smoothing if self.training else 0.0
         return mixed_cross_entropy(logits, label_B, head_B, smoothing=smoothing, lam_B=lam_B, group=mixing.group)

@@ -364,14 +364,14 @@ def load_model(module: nn.Module, path: Path, *, without: tuple[str, ...] = ()) 
     parallel.load_model(module, weights)
 
 
-def load_encoder(module: nn.Module, path: Path, *, keep_norm: bool = False) -> list[str]:
-    """Initialize the encoder of a module from a checkpoint of any phase.
+def load_encoder(module: nn.Module, path: Path, *, keep_norm: bool = True) -> list[str]:
+    """Initialize the encoder of a module from a checkpoint of any phase, without decoder, mask token and heads.
 
     Args:
         module: Model.
         path: Checkpoint or run folder, or .safetensors file.
-        keep_norm: Also load the final LayerNorm, `norm` or `fc_norm`. The published runs do not (Q7): it starts afresh,
-            as the decoder, the mask token and the heads do.
+        keep_norm: Also load the final LayerNorm of a classifier into a classifier, `fc_norm`. That of stage 1 is never
+            loaded: it normalizes tokens for the decoder, and `fc_norm` their mean. (As published, Q7.)
 
     Returns:
         Names of the tensors that were not loaded.
@@ -383,16 +383,12 @@ def load_encoder(module: nn.Module, path: Path, *, keep_norm: bool = False) -> l
     chosen = {name: tensor for name, tensor in weights.items() if name.startswith(TRUNK)}
     own = module.state_dict()
     wanted = {name: tensor for name, tensor in own.items() if name.startswith(TRUNK)}
-    if keep_norm:
-        mine = "fc_norm." if "fc_norm.weight" in own else "norm."
-        theirs = "fc_norm." if "fc_norm.weight" in weights else "norm."
-        for part in ("weight", "bias"):
-            wanted[mine + part] = own[mine + part]
-            if theirs + part in weights:
-                chosen[mine + part] = weights[theirs + part]
+    if keep_norm and "fc_norm.weight" in own and "fc_norm.weight" in weights:
+        chosen |= {name: tensor for name, tensor in weights.items() if name.startswith("fc_norm.")}
+        wanted |= {name: tensor for name, tensor in own.items() if name.startswith("fc_norm.")}
     check_fits(wanted, chosen, path)
     module.load_state_dict(chosen, strict=False)
-    return sorted(weights.keys() - {name for name in weights if name.startswith(TRUNK)})
+    return sorted(weights.keys() - chosen.keys())
 
 
 def check_finite(weights: dict[str, Tensor], path: Path) -> None:

@@ -13,11 +13,15 @@ import torch
 from ppma.config.model import OptimConfig
 from ppma.models.vit import Encoder
 
+VECTORS = ("decoder.mask_token", "mixing")
+"""Parameters with one axis that are neither biases nor norms."""
+
 __all__ = ["OptimConfig", "build_optimizer", "learning_rate", "parameter_groups", "set_learning_rate"]
 
 
 def learning_rate(step: int, total_steps: int, config: OptimConfig, global_batch: int) -> float:
-    """Return the rate of a step: a linear warm-up from warmup_lr to the peak, then a cosine to final_lr.
+    """Return the rate of a step: a linear warm-up from warmup_lr to the peak, then a cosine from a share of the peak,
+    cosine_start, to final_lr.
 
     Args:
         step: Number of the step, from 0.
@@ -29,8 +33,8 @@ def learning_rate(step: int, total_steps: int, config: OptimConfig, global_batch
     if progress < config.warmup_fraction:
         share = progress / config.warmup_fraction
         return scale * (config.warmup_lr + share * (config.peak_lr - config.warmup_lr))
-    share = min(1.0, (progress - config.warmup_fraction) / (1 - config.warmup_fraction))
-    top = config.peak_lr / 2 if config.published_cosine else config.peak_lr
+    skipped = config.warmup_fraction if config.cosine_over == "rest" else 0.0
+    share, top = min(1.0, (progress - skipped) / (1 - skipped)), config.peak_lr * config.cosine_start
     return scale * (config.final_lr + (top - config.final_lr) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
@@ -42,27 +46,23 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def _lr_scale(layer: int, depth: int, config: OptimConfig) -> float:
-    """Return a layer's share of the rate: layer_decay to the power of its distance from the tail.
-
-    The published form multiplies the tail's rate by layer_decay too, like the last block's.
-    """
+    """Return a layer's share of the rate: layer_decay to the power of its distance from the heads."""
     if config.layer_decay is None:
         return 1.0
-    distance = depth + 1 - layer
-    return config.layer_decay ** (max(1, distance) if config.published_head_decay else distance)
+    return float(config.layer_decay ** (depth + 1 - layer + config.decay_head))
 
 
 def parameter_groups(model: Encoder, config: OptimConfig) -> list[dict[str, Any]]:
     """Return AdamW's groups of trainable parameters, one per share of the rate (`lr_scale`) and weight decay.
 
-    Parameters with one axis have no weight decay: biases, norms, and the mask token of stage 1 (as in VideoMAE; the
-    paper names biases and norms only).
+    Parameters with one axis have no weight decay: biases, norms and, unless decay_vectors is set, the mask token of
+    stage 1 and the shares of an average (as in VideoMAE; the paper names biases and norms only).
     """
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             scale = _lr_scale(layer_of(name, model.config.depth), model.config.depth, config)
-            decays = parameter.ndim > 1
+            decays = parameter.ndim > 1 or (config.decay_vectors and name in VECTORS)
             empty = {"params": [], "lr_scale": scale, "weight_decay": config.weight_decay if decays else 0.0}
             groups.setdefault((scale, decays), empty)["params"].append(parameter)
     return list(groups.values())

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ppma.config.errors import require
 from ppma.config.model import ClassifierConfig, ViTConfig
 from ppma.config.protocols import Mixing
 from ppma.models.classify import Classifier, LabelSpaces
@@ -51,21 +52,23 @@ class AdaptiveClassifier(Classifier):
 
     def __init__(
         self, vit: ViTConfig, label_spaces: LabelSpaces, classifier: ClassifierConfig, *, models: Sequence[Path],
-        per: Mixing = "model", source_spaces: Sequence[str] | None = None, seed: int = 0,
+        per: Mixing = "model", mix_norm: bool = False, source_spaces: Sequence[str] | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         """Open the encoders.
 
         Args:
             vit: Shape of the encoders.
             label_spaces: Classes of each label space.
-            classifier: Heads; with `keep_norm`, `fc_norm` starts as the mean final LayerNorm of the encoders.
+            classifier: Heads.
             models: Two or more run folders, checkpoint folders or .safetensors files.
             per: What gets its own share: each model, or each tensor of each model.
+            mix_norm: Mix `fc_norm` like the trunk; otherwise it is learned, and starts as the mean of those of the
+                encoders where all have one.
             source_spaces: Label space of each source of the run.
             seed: Initializes the heads.
 
         Raises:
-            InputError: The encoders differ in shape from each other or from `vit`.
+            InputError: The encoders differ in shape from each other or from `vit`, or `mix_norm` finds no `fc_norm`.
         """
         super().__init__(vit, label_spaces, classifier, source_spaces=source_spaces, seed=seed)
         equal = shares((), len(models))
@@ -73,18 +76,22 @@ class AdaptiveClassifier(Classifier):
         self.models = tuple(models)
         self._files = [checkpoint.open_weights(model) for model in models]
         averaged = encoder_tensors(self._files, self.models)
-        names = [name for name in averaged if name.startswith(TRUNK)]
+        norms = [name for name in averaged if name.startswith("fc_norm.")]
+        remedy = "average encoders that were trained with labels, or leave it out (--no-mix-norm)"
+        require(bool(norms) or not mix_norm, f"--mix-norm: these encoders have no fc_norm; {remedy}")
+        mixed = (*TRUNK, "fc_norm.") if mix_norm else TRUNK
+        names = [name for name in averaged if name.startswith(mixed)]
         own: dict[str, Tensor] = {
-            name: parameter for name, parameter in self.named_parameters() if name.startswith(TRUNK)
+            name: parameter for name, parameter in self.named_parameters() if name.startswith(mixed)
         }
         checkpoint.check_fits(own, {name: self._files[0].get_tensor(name) for name in names}, models[0])
         for parameter in own.values():
             parameter.requires_grad_(False)
         self._group = {name: number if per == "tensor" else 0 for number, name in enumerate(names)}
-        self.mixing = nn.Parameter(torch.zeros(len(models) * len(set(self._group.values()))))  # one axis: not decayed
-        if self.classifier.keep_norm:
-            norm = {name.rpartition(".")[2]: mean_tensor(name, self._files, equal) for name in averaged[len(names) :]}
-            self.fc_norm.load_state_dict(norm, strict=False)  # empty where the encoders have no norm in common
+        self.mixing = nn.Parameter(torch.zeros(len(models) * len(set(self._group.values()))))
+        if not mix_norm:
+            norm = {name.rpartition(".")[2]: mean_tensor(name, self._files, equal) for name in norms}
+            self.fc_norm.load_state_dict(norm, strict=False)
         self.mix()
         self.register_state_dict_pre_hook(lambda module, *_: module.mix())
 
@@ -119,20 +126,24 @@ class AdaptiveClassifier(Classifier):
         """Return the tokens of a Classifier; in a training step each module runs on its mixed parameters."""
         if not (self.training and torch.is_grad_enabled()):
             return super().tokens(patches_BVP, key_B, idx_BV)
-        share_MG = self.shares()
-
-        def mixed(prefix: str, module: nn.Module) -> Callable[..., Tensor]:
-            names = [name for name in self._group if name.startswith(prefix)]
-
-            def call(*inputs: Tensor | None) -> Tensor:  # mixes again where vit.recompute repeats a block
-                parameters = {name.removeprefix(prefix): self._mixed(name, share_MG) for name in names}
-                return functional_call(module, parameters, inputs)
-
-            return call
-
-        x_BVD = mixed("patch_embed.", self.patch_embed)(patches_BVP) + self.positions(idx_BV)
-        blocks = [mixed(f"blocks.{layer}.", block) for layer, block in enumerate(self.blocks)]
+        x_BVD = self._on_mixed("patch_embed.", self.patch_embed)(patches_BVP) + self.positions(idx_BV)
+        blocks = [self._on_mixed(f"blocks.{layer}.", block) for layer, block in enumerate(self.blocks)]
         return through_blocks(blocks, x_BVD, self.config, self.drop_path(key_B))
+
+    def final_norm(self, pooled_BD: Tensor) -> Tensor:
+        """Return pooled tokens after `fc_norm`; in a training step after the mixed one, with `mix_norm`."""
+        mixes = self.training and torch.is_grad_enabled()
+        return self._on_mixed("fc_norm.", self.fc_norm)(pooled_BD) if mixes else super().final_norm(pooled_BD)
+
+    def _on_mixed(self, prefix: str, module: nn.Module) -> Callable[..., Tensor]:
+        """Return a module as a function that runs on the mixtures of those of its parameters that are mixed."""
+        share_MG, names = self.shares(), [name for name in self._group if name.startswith(prefix)]
+
+        def call(*inputs: Tensor | None) -> Tensor:  # mixes again where vit.recompute repeats a block
+            parameters = {name.removeprefix(prefix): self._mixed(name, share_MG) for name in names}
+            return functional_call(module, parameters, inputs)
+
+        return call
 
     def facts(self) -> dict[str, Any]:
         """Return the shares for the run's files: of each model the mean, smallest and largest over the tensors."""

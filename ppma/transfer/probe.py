@@ -52,7 +52,8 @@ class ProbeTask:
         self.config, self.sources, self._facts = config, sources, dict[str, Any]()
         self.model: Classifier = self._make_model(spaces)
         if config.init is not None:
-            checkpoint.load_encoder(self.model, config.init, keep_norm=config.classifier.keep_norm)
+            mean_pooled = config.phase != "attentive"  # the norm of a mean is not that of attention
+            checkpoint.load_encoder(self.model, config.init, keep_norm=mean_pooled)
         compute = choose(config.precision, ranks.device)
         self.model.to(ranks.device, compute.weight_dtype)
         self._labels_V = torch.from_numpy(source.labels.copy()).to(ranks.device)

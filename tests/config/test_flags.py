@@ -10,7 +10,7 @@ import pytest
 from ppma.config.errors import InputError
 from ppma.config.flags import OWN_HELP, resolve
 from ppma.config.recipes import RECIPES
-from ppma.config.run import RunConfig, flat
+from ppma.config.run import ENCODED_ONCE, RunConfig, flat
 
 
 def booleans(config):
@@ -46,9 +46,9 @@ def test_every_boolean_in_every_spelling(name, on):
 
 @pytest.mark.parametrize("spelling", ["bare", "equals", "Equals", "underscores"])
 def test_a_boolean_of_a_recipe_s_own_can_be_switched_off(spelling):
-    """--published-heads=false once switched it on."""
+    """A boolean's =false once switched it on."""
     for on in (True, False):
-        config = resolve("align_nohuman_synthetic", SPELLINGS[spelling]("published-heads", on))
+        config = resolve("align_nohuman_synthetic", SPELLINGS[spelling]("published", on))
         assert (config.classifier.shared_head, config.loader.mix) == ((True, "batch") if on else (False, "sample"))
 
 
@@ -67,7 +67,7 @@ def test_flags_change_a_recipe():
         ("optim.epochs=3", "optim.epochs", 3),
         ("optim.peak_lr=1e-3", "optim.peak_lr", 1e-3),
         ("optim.layer_decay=None", "optim.layer_decay", None),
-        ("optim.published-cosine=True", "optim.published_cosine", True),
+        ("optim.decay-head=True", "optim.decay_head", True),
         ("vit.patch=(2, 8, 8)", "vit.patch", [2, 8, 8]),
         ("grid.rates=()", "grid.rates", []),
         ("loader.crop=center", "loader.crop", "center"),
@@ -122,6 +122,12 @@ def test_no_argument_of_a_recipe_is_a_field_of_the_run():
         ("probe", ["--classifier.token-drop", "0.5"], ["classifier.token_drop"]),
         ("mae_nohuman", ["--loader.size", "112"], ["--frames", "--size"]),
         ("mae_nohuman", ["--weights", "1", "2"], ["weights (1.0, 2.0)", "1 sources"]),
+        ("mae_nohuman", ["--optim.cosine-start", "0"], ["optim.cosine_start", "0.0"]),
+        *(
+            (name, ["--published"], [name, "probe_published"])
+            for name in (*ENCODED_ONCE, "demo", "probe_grid")
+            if name in RECIPES
+        ),
     ],
 )
 def test_wrong_flags_are_one_line(name, flags, words):

@@ -19,7 +19,7 @@ import torch
 from ppma.config.flags import resolve
 from ppma.config.protocols import AttentiveConfig
 from ppma.config.recipes import RECIPES
-from ppma.config.run import UNTRAINED, RunConfig
+from ppma.config.run import ENCODED_ONCE, UNTRAINED, RunConfig
 from ppma.models.attentive import AttentiveProbe, normed_cells
 from ppma.models.classify import Classifier
 from ppma.phases import classify_task
@@ -172,4 +172,19 @@ def test_the_baselines_of_the_paper_have_names_or_flags():
     assert resolve("align_scratch", ["--classifier.shared-head"]).classifier.shared_head
     adaptive = resolve("adaptive_average", ["--average", "a", "b"])
     assert (adaptive.optim.warmup_fraction, adaptive.optim.peak_lr, adaptive.mixing) == (0.0, 1.6e-2, "model")
-    assert adaptive.classifier.freeze_encoder and adaptive.classifier.keep_norm
+    assert adaptive.classifier.freeze_encoder and not adaptive.mix_norm
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_published_is_the_authors_run_in_a_folder_of_its_own_and_other_flags_still_count(name):
+    plain = RECIPES[name]()
+    if name == "demo" or plain.phase in ENCODED_ONCE:
+        return  # refused: test_flags.py
+    run = resolve(name, ["--published", "--seed", "3"])
+    assert run.seed == 3 and run.run_dir.name == f"{plain.run_dir.name}-published"
+    assert run.loader.mix == "batch" and run.loader.reshuffle == "epoch"
+    assert (run.precision, run.vit.recompute) == (("fp16", True) if run.phase == "mae" else ("fp32", False))
+    if run.phase == "classify":
+        assert run.classifier.shared_head and not run.classifier.freeze_encoder
+        assert run.classifier.mix.group == (16 if name.startswith("align") else 8)
+    assert resolve(name, ["--published", "--precision", "bf16"]).precision == "bf16"

@@ -34,6 +34,15 @@ def test_fields_by_their_older_names_are_read():
     assert not RunConfig.from_json(text).mae.normalize_targets
 
 
+def test_fields_that_are_gone_are_read_past_unless_they_asked_for_something():
+    old = json.loads(RECIPES["finetune"]().to_json())
+    old["classifier"]["keep_norm"], old["optim"]["published_cosine"] = True, False
+    assert RunConfig.from_json(json.dumps(old)) == RECIPES["finetune"]()
+    old["optim"]["published_cosine"] = True
+    with pytest.raises(InputError, match="published_cosine"):
+        RunConfig.from_json(json.dumps(old))
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -167,6 +167,19 @@ def test_a_source_that_is_not_packed_has_no_shards():
         packed_sampler([5, 5], clips=11)
 
 
+def test_every_epoch_takes_a_fresh_random_quarter_of_each_source():
+    """As published in stage 1 (Q10). A pass that goes on over the epochs takes the clips left over instead."""
+    repeated = {}
+    for reshuffle in ("epoch", "pass"):
+        made = sampler(400, 200, config=replace(CONFIG, mix="batch", reshuffle=reshuffle), epoch_clips=152)
+        drawn = [[made.sample(epoch, i) for i in range(152)] for epoch in range(6)]
+        clips = [[s.clip for s in one if s.source == 0] for one in drawn]
+        assert reshuffle == "pass" or all(len(one) == len(set(one)) > 40 for one in clips)
+        repeated[reshuffle] = np.mean([len({*one} & {*after}) / len(after) for one, after in itertools.pairwise(clips)])
+    # as often as chance has it, and only where one pass ends and the next begins
+    assert 0.15 < repeated["epoch"] < 0.35 and repeated["pass"] < 0.1
+
+
 def test_batches_of_one_source():
     chosen = sampler(40, 40, config=replace(CONFIG, mix="batch"))
     per_step = [{d.source for d in chosen.samples(e, s)} for e in range(6) for s in range(chosen.steps_per_epoch)]

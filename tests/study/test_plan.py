@@ -111,7 +111,7 @@ def test_a_new_setting_at_its_default_finds_old_runs(plan):
     end(run)
     file = run.folder / "config.json"
     saved = json.loads(file.read_text())
-    del saved["classifier"]["keep_norm"]
+    del saved["classifier"]["token_drop"]
     file.write_text(json.dumps(saved))
     seal.write(run.folder, manifests=seal.manifest_hashes(run.config), init=None, seconds=1.0)
     assert run.state() == "done"

@@ -1,10 +1,14 @@
 """The schedule against the paper's table, the groups against its rules."""
 
+import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from ppma.config.flags import resolve
 from ppma.config.model import ClassifierConfig, MAEConfig, OptimConfig, ViTConfig
 from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
@@ -41,14 +45,11 @@ def test_the_papers_rates_at_the_papers_batch(config, batch, first, peak, last):
     assert rates[:warm] == sorted(rates[:warm]) and rates[warm:] == sorted(rates[warm:], reverse=True)
 
 
-def test_rates_scale_with_the_batch_and_the_published_cosine_starts_at_half():
+def test_rates_scale_with_the_batch():
     for step in (0, 100, 999):
         assert learning_rate(step, 1000, ALIGN, 512) == pytest.approx(
             4 * learning_rate(step, 1000, ALIGN, 128), rel=1e-12
         )
-    quirk = OptimConfig(published_cosine=True)
-    assert learning_rate(50, 1000, quirk, 128) == pytest.approx(4e-4, rel=1e-12)
-    assert learning_rate(49, 1000, quirk, 128) == learning_rate(49, 1000, STAGE1, 128)
     assert learning_rate(0, 10, OptimConfig(warmup_fraction=0), 128) == STAGE1.peak_lr
 
 
@@ -75,10 +76,47 @@ def test_layer_decay_gives_the_tail_the_full_rate():
     assert found["patch_embed.proj.weight"] == (0.75**4, 1e-4) and found["patch_embed.proj.bias"] == (0.75**4, 0.0)
 
 
-def test_the_published_form_decays_the_heads_own_rate():
-    found = shares(Classifier(VIT, {"a": 3}), OptimConfig(layer_decay=0.75, published_head_decay=True))
-    assert found["head.weight"][0] == 0.75 and found["blocks.2.norm1.bias"][0] == 0.75
-    assert found["blocks.1.norm1.bias"][0] == 0.75**2 and found["patch_embed.proj.bias"][0] == 0.75**4
+SCRIPTS = json.loads((Path(__file__).parent / "published_rates.json").read_text())
+RECIPE = {
+    "stage1": "mae_nohuman",
+    "align": "align_nohuman_synthetic",
+    "finetune": "finetune",
+    "probe": "probe_published",
+}
+OURS = {
+    "trunk.decoder.decoder_embed": "decoder.embed", "trunk.mask_token": "decoder.mask_token", "heads.0.projector": "decoder.head",
+    "trunk.patch_embed.proj.1": "patch_embed.proj", "trunk.blocks": "blocks", "heads.0.0": "head",
+}  # fmt: skip
+"""The authors' names, and ours."""
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_published_gives_the_authors_rate_and_decay_of_every_parameter(script):
+    config, theirs = resolve(RECIPE[script.split()[0]], ["--published"]), SCRIPTS[script]
+    vit, stage1 = replace(VIT, depth=12), config.phase == "mae"
+    small = MAEConfig(decoder_width=8, decoder_heads=2, decoder_depth=1)
+    found = shares(
+        MaskedAutoencoder(vit, small) if stage1 else Classifier(vit, {"a": 3, "b": 3}, config.classifier), config.optim
+    )
+    assert list(config.optim.betas) == theirs["betas"]
+    for name, rates in theirs["lr"].items():
+        ours = name.replace("trunk.norm", "norm" if stage1 else "fc_norm")
+        for old, new in OURS.items():
+            ours = ours.replace(old, new)
+        scale, decay = found[ours]
+        assert decay == theirs["weight_decay"][name], name
+        made = [scale * learning_rate(round(1e6 * p), 10**6, config.optim, config.batch) for p in theirs["where"]]
+        assert made == pytest.approx(rates, rel=1e-6, abs=0), name
+
+
+def test_published_adaptive_averaging_decays_the_shares_and_scales_every_rate():
+    config = resolve("adaptive_average", ["--published"])
+    model = Classifier(VIT, {"a": 3}, config.classifier)
+    model.mixing = torch.nn.Parameter(torch.zeros(2))
+    found = shares(model, config.optim)
+    assert found["mixing"] == found["head.weight"] == (0.75, 1e-4) and found["head.bias"] == (0.75, 0.0)
+    assert learning_rate(0, 100, config.optim, 32) == 1.6e-2 and config.mix_norm
+    assert shares(model, resolve("adaptive_average").optim)["mixing"] == (1.0, 0.0)
 
 
 def test_stage_1_decays_matrices_only():

@@ -15,15 +15,16 @@ from safetensors.torch import load_file
 from ppma.cli import main as ppma
 from ppma.config.errors import InputError
 from ppma.config.flags import resolve
-from ppma.config.model import ClassifierConfig, MixConfig, ViTConfig
+from ppma.config.model import ClassifierConfig, MAEConfig, MixConfig, ViTConfig
 from ppma.models.classify import Classifier
+from ppma.models.mae import MaskedAutoencoder
 from ppma.phases import train
 from ppma.training import checkpoint
 from ppma.transfer.adaptive import AdaptiveClassifier
 from ppma.transfer.average import average
 
 VIT = ViTConfig(width=48, depth=2, heads=3, size=32, frames=4, drop_path=0.5)
-PLAIN = ClassifierConfig(mix=MixConfig(probability=0, smoothing=0.1), freeze_encoder=True, keep_norm=True)
+PLAIN = ClassifierConfig(mix=MixConfig(probability=0, smoothing=0.1), freeze_encoder=True)
 FRAMES = torch.randint(0, 256, (4, 4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 KEYS, LABELS, SOURCES = torch.tensor([11, 1 << 60, 5, 6]), torch.tensor([4, 2, 0, 1]), torch.zeros(4, dtype=torch.int64)
 
@@ -41,8 +42,10 @@ def models(tmp_path_factory):
     return [folder / f"m{number}" for number in range(3)]
 
 
-def adaptive(models, per, **vit):
-    model = AdaptiveClassifier(replace(VIT, **vit), {"new": 5}, PLAIN, models=models, per=per).double()
+def adaptive(models, per, *, mix_norm=False, **vit):
+    model = AdaptiveClassifier(
+        replace(VIT, **vit), {"new": 5}, PLAIN, models=models, per=per, mix_norm=mix_norm
+    ).double()
     model.position_ND = Classifier(VIT, {"new": 5}).position_ND  # .double() keeps the table exact
     with torch.no_grad():
         generator = torch.Generator().manual_seed(9)
@@ -52,16 +55,12 @@ def adaptive(models, per, **vit):
 
 def stated(model, models):
     """The loss as a function of leaves: mixing, fc_norm, head."""
-    leaves = {
-        n: p.detach().clone().requires_grad_()
-        for n, p in model.named_parameters()
-        if n.startswith(("mixing", "fc_", "he"))
-    }
+    leaves = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters() if p.requires_grad}
     share_MG = torch.softmax(leaves["mixing"].view(len(models), -1), dim=0)
     files = [load_file(m / "model.safetensors") for m in models]
-    trunk = sorted(n for n in files[0] if n.startswith(("blocks.", "patch_embed.")))
+    mixed = [n for n in files[0] if n.startswith(("blocks.", "patch_embed.", "fc_norm.")) and n not in leaves]
     weights = dict(leaves)
-    for group, name in enumerate(trunk):
+    for group, name in enumerate(sorted(mixed, key=lambda n: (n.startswith("fc_"), n == "fc_norm.bias", n))):
         column = group if share_MG.shape[1] > 1 else 0
         weights[name] = sum(share_MG[m, column] * file[name].double() for m, file in enumerate(files))
     features = restatement.pooled_features(FRAMES, weights, depth=2, heads=3, scale_L2B=model.drop_path(KEYS))
@@ -71,9 +70,10 @@ def stated(model, models):
 
 
 @pytest.mark.parametrize("per", ["model", "tensor"])
-@pytest.mark.parametrize("recompute", [False, True])
-def test_loss_and_gradients_equal_the_plain_restatement(models, per, recompute):
-    model = adaptive(models, per, recompute=recompute)
+@pytest.mark.parametrize(("recompute", "mix_norm"), [(False, False), (True, False), (False, True)])
+def test_loss_and_gradients_equal_the_plain_restatement(models, per, recompute, mix_norm):
+    model = adaptive(models, per, recompute=recompute, mix_norm=mix_norm)
+    assert model.fc_norm.weight.requires_grad is not mix_norm
     leaves, weights, expected = stated(model, models)
     loss = model(FRAMES, KEYS, LABELS, SOURCES)
     assert (loss - expected).abs().item() < 1e-10
@@ -92,8 +92,16 @@ def test_shares_are_equal_at_the_start_and_the_norm_is_kept(models):
     assert torch.equal(model.shares(), torch.full_like(model.shares(), 1 / 3))
     for name, mean in average(models).items():
         assert (model.state_dict()[name] - mean).abs().max() < 1e-6, name
-    fresh = AdaptiveClassifier(VIT, {"new": 5}, replace(PLAIN, keep_norm=False), models=models)
-    assert torch.equal(fresh.fc_norm.weight, torch.ones(48)) and not torch.equal(model.fc_norm.weight, torch.ones(48))
+    assert model.fc_norm.weight.requires_grad and not torch.equal(model.fc_norm.weight, torch.ones(48))
+
+
+def test_encoders_of_stage_1_have_no_final_norm_to_mix(tmp_path):
+    for name in "ab":
+        checkpoint.save_weights(tmp_path / name, MaskedAutoencoder(VIT, MAEConfig()).state_dict(), {})
+    both = [tmp_path / "a", tmp_path / "b"]
+    assert (AdaptiveClassifier(VIT, {"new": 5}, PLAIN, models=both).fc_norm.weight == 1).all()
+    with pytest.raises(InputError, match="--mix-norm"):
+        AdaptiveClassifier(VIT, {"new": 5}, PLAIN, models=both, mix_norm=True)
 
 
 def test_evaluation_and_checkpoint_see_the_shares_as_they_are_now(models):
