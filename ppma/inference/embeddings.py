@@ -1,6 +1,6 @@
-"""`ppma features`: write the embeddings of clips to a file for numpy, pandas or other tools.
+"""`ppma features`: write the embeddings of videos to a file for numpy, pandas or other tools.
 
-checkpoint, data sets  ->  tokens pooled, mean over views  ->  FILE.npz or FILE.parquet, a row a clip, with hashes of its inputs
+videos or data sets  ->  Model.features  ->  FILE.npz or FILE.parquet, a row for each video or window, with hashes of its inputs
 """
 
 import json
@@ -12,72 +12,71 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import tyro
 from pyarrow import parquet
 
 from ppma.common.files import atomic_path, file_sha256
 from ppma.config.command import DONE, OutFile, parse
-from ppma.config.errors import InputError
-from ppma.config.run import EvaluationConfig
-from ppma.inference.samples import embed
+from ppma.config.errors import InputError, require
+from ppma.inference.model import Model, VideoFeatures
+from ppma.inference.videos import find_videos
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
-from ppma.training.run import DataOptions, FinishedRun
+from ppma.training.run import DataOptions
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureOptions(DataOptions):
-    """Write the embedding of every clip: the pooled tokens of the encoder, averaged over views, before the final norm.
+    """Write the embedding of every video or window: the encoder's tokens, averaged, before the final norm.
 
-    For example: ppma features --checkpoint runs/align_nohuman_synthetic --dataset ucf101 --out ucf101.parquet
+    For example: ppma features clips --checkpoint runs/mae_nohuman --out clips.parquet
+                 ppma features long.mp4 --window 2.7 --stride 1.35 --checkpoint runs/mae_nohuman --out long.npz
+                 ppma features --dataset ucf101 --checkpoint runs/align_nohuman_synthetic --out ucf101.parquet
     """
 
+    videos: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Video files, folders of frames, or folders of either, which are searched. The columns are path, start_seconds,
+    end_seconds, decoded and features."""
     checkpoint: Path
-    """Run folder of any recipe that trains weights, or one of its checkpoint folders."""
-    dataset: tuple[str, ...]
-    """Names in the data catalog."""
+    """Run folder of any recipe that trains weights, one of its checkpoint folders, or a folder of `ppma convert`."""
+    dataset: tuple[str, ...] = ()
+    """Instead of VIDEOS: names in the data catalog. The columns are path, source, label, class_name, decoded and features."""
     out: OutFile
-    """FILE.npz (arrays path, source, label, class_name, decoded, features) or FILE.parquet (columns of these names)."""
+    """FILE.npz (an array for each column) or FILE.parquet."""
+    window: float | None = None
+    """Length in seconds of a sliding window, for a row each; none: that of the training if there is a --stride, else one
+    row for each video."""
+    stride: float | None = None
+    """Seconds between the starts of two windows; none: half a window."""
+    tokens: bool = False
+    """Write every token, in the order (time, height, width), not their mean."""
+    final_norm: bool = False
+    """Apply the model's final LayerNorm, as the exported model and timm do."""
     split: str = "val"
     """Split of each data set."""
     windows: int = 1
-    """Temporal windows of a video: one is its middle, two are its start and its end."""
+    """Temporal windows of a video that are averaged: one is its middle, two are its start and its end."""
     crops: int = 1
     """Squares along the long side of a frame, 1 or 3."""
     batch_clips: int = 16
     """Videos at a time; does not change the result."""
     on_bad: Literal["fail", "mark"] = "fail"
-    """For an undecodable video, fail: stop with its name; mark: write NaN in its row."""
+    """For a video that cannot be read, fail: stop with its name; mark: write NaN in its row."""
 
     def __post_init__(self) -> None:
         if self.out.suffix not in WRITERS:
             raise InputError(f"--out is {self.out}; give a file that ends in {' or '.join(WRITERS)}")
-        if not self.dataset:
-            raise InputError("--dataset names no data set; give at least one")
-
-    @property
-    def views(self) -> EvaluationConfig:
-        """The views as an evaluation describes them."""
-        return EvaluationConfig(
-            split=self.split, windows=self.windows, crops=self.crops, batch_clips=self.batch_clips, on_bad=self.on_bad
-        )
+        require(bool(self.videos) != bool(self.dataset), "give VIDEOS or --dataset NAME, one of the two")
 
 
-def columns_of(run: FinishedRun, source: Manifest, views: EvaluationConfig) -> dict[str, np.ndarray]:
-    """Return the columns of one source; `features` is float32 (V, D), NaN where a clip could not be decoded."""
-    found = embed(run, source, views)
-    features_VD = found.features_VWD.float().mean(dim=1).cpu().numpy()
-    decoded_V = found.decoded_V.cpu().numpy()
-    features_VD[~decoded_V] = np.nan
+def provenance(model: Model) -> dict[str, Any]:
+    """Return what rows of a file came from."""
+    run = model.run
     return {
-        "path": np.array(source.texts("path")),
-        "source": np.full(len(source), source.name),
-        "label": source.labels,
-        "class_name": np.array(source.texts("class_name")),
-        "decoded": decoded_V,
-        "features": features_VD,
-    }
+        "checkpoint": str(run.weights), "weights_sha256": file_sha256(run.weights), "frames": run.loader.frames, "size": run.loader.size,
+    }  # fmt: skip
 
 
 def write_npz(path: Path, columns: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
@@ -87,13 +86,15 @@ def write_npz(path: Path, columns: dict[str, np.ndarray], metadata: dict[str, An
 
 
 def write_parquet(path: Path, columns: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
-    """Write a table, features as lists of one length, and `metadata` as JSON in the schema's metadata."""
-    features_VD = columns["features"]
-    flat = pa.array(features_VD.ravel(), pa.float32())
-    arrays = {name: pa.array(values) for name, values in columns.items() if name != "features"}
-    arrays["features"] = pa.FixedSizeListArray.from_arrays(flat, features_VD.shape[1])
-    table = pa.table(arrays).replace_schema_metadata({"ppma": json.dumps(metadata)})
-    parquet.write_table(table, path)
+    """Write a table, features and scores as lists of one length, and `metadata` as JSON in the schema's metadata."""
+
+    def array(values: np.ndarray) -> pa.Array:
+        if values.ndim == 1:
+            return pa.array(values)
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), pa.float32()), int(np.prod(values.shape[1:])))
+
+    table = pa.table({name: array(values) for name, values in columns.items()})
+    parquet.write_table(table.replace_schema_metadata({"ppma": json.dumps(metadata)}), path)
 
 
 WRITERS: dict[str, Callable[[Path, dict[str, np.ndarray], dict[str, Any]], None]] = {
@@ -102,27 +103,52 @@ WRITERS: dict[str, Callable[[Path, dict[str, np.ndarray], dict[str, Any]], None]
 }
 
 
+def write_rows(path: Path, columns: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
+    """Write a table in the format of its suffix, atomically."""
+    with atomic_path(path) as temp_path:
+        WRITERS[path.suffix](temp_path, columns, metadata)
+
+
+def _of_videos(found: VideoFeatures) -> dict[str, np.ndarray]:
+    spans = {"start_seconds": found.start_seconds, "end_seconds": found.end_seconds}
+    return {"path": np.array(found.video), **spans, "decoded": found.decoded, "features": found.values.numpy()}
+
+
+def _of_dataset(found: VideoFeatures, source: Manifest) -> dict[str, np.ndarray]:
+    names = {"source": np.full(len(source), source.name), "label": source.labels}
+    return {
+        "path": np.array(found.video), **names, "class_name": np.array(source.texts("class_name")), "decoded": found.decoded,
+        "features": found.values.numpy(),
+    }  # fmt: skip
+
+
 def main(argv: list[str]) -> int:
     """Run `ppma features`."""
     options = parse(FeatureOptions, argv, prog="ppma features")
-    data = catalog.find(options.data)
-    sources = [data.manifest(name, options.split) for name in options.dataset]
-    run = options.open(options.checkpoint)
-    parts = [columns_of(run, source, options.views) for source in sources]
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    metadata = {
-        "checkpoint": str(run.weights),
-        "weights_sha256": file_sha256(run.weights),
+    videos = [video for path in options.videos for video in find_videos(path)]
+    data = catalog.find(options.data) if options.dataset else None
+    sources = [data.manifest(name, options.split) for name in options.dataset] if data else []
+    model = Model(options.open(options.checkpoint))
+
+    def features(of: list[Path] | Manifest) -> VideoFeatures:
+        return model.features(
+            of, window=options.window, stride=options.stride, tokens=options.tokens, final_norm=options.final_norm,
+            windows=options.windows, crops=options.crops, batch_clips=options.batch_clips, on_bad=options.on_bad,
+        )  # fmt: skip
+
+    if sources:
+        parts = [_of_dataset(features(source), source) for source in sources]
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    else:
+        columns = _of_videos(features(videos))
+    metadata = provenance(model) | {
         "manifests": {f"{source.name}.{options.split}": source.sha256 for source in sources},
-        "views": f"{options.windows} windows x {options.crops} crops",
-        "frames": run.loader.frames,
-        "size": run.loader.size,
-    }
-    with atomic_path(options.out) as temp_path:
-        WRITERS[options.out.suffix](temp_path, columns, metadata)
+        "views": f"{options.windows} windows x {options.crops} crops", "window": options.window, "stride": options.stride,
+    }  # fmt: skip
+    write_rows(options.out, columns, metadata)
     bad = int((~columns["decoded"]).sum())
     log.info(
-        "%s: %d clips of %s, %d numbers each%s", options.out, len(columns["label"]), ", ".join(options.dataset),
-        columns["features"].shape[1], f"; {bad} could not be decoded" if bad else "",
+        "%s: %d rows of %s numbers%s", options.out, len(columns["path"]), " x ".join(map(str, columns["features"].shape[1:])),
+        f"; {bad} could not be decoded" if bad else "",
     )  # fmt: skip
     return DONE

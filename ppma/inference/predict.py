@@ -1,16 +1,15 @@
-"""`ppma predict VIDEO`: recognize the action in a video, overall and over time.
+"""`ppma predict VIDEOS`: recognize the actions in videos, overall and over time.
 
-video  ->  probe  ->  a row for each window, `every` seconds apart  ->  softmax of each, their mean  ->  table, FILE.json, FILE.svg
+videos  ->  Model.predict  ->  tables; FILE.json and FILE.svg, or a row for each window in FILE.npz or FILE.parquet
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
 import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -20,168 +19,128 @@ from rich.table import Table
 from ppma.common.files import write_json, write_text
 from ppma.common.plots import svg
 from ppma.config.command import DONE, OutFile, parse
-from ppma.config.errors import InputError, require
-from ppma.config.run import EvaluationConfig
-from ppma.inference.samples import embed
+from ppma.config.errors import require
+from ppma.inference.embeddings import WRITERS, provenance, write_rows
+from ppma.inference.model import Model, Prediction
+from ppma.inference.videos import find_videos
 from ppma.loaders.sources.formats import read_classes
-from ppma.loaders.sources.manifest import Clip, Manifest
-from ppma.loaders.sources.probe import Unusable, VideoMetadata, probe
-from ppma.training.run import FinishedRun, RunOptions
-from ppma.transfer.result import mean_over_views
+from ppma.training.run import RunOptions
 
 log = logging.getLogger(__name__)
-
-MAX_WINDOWS = 5000
-"""Of one video: four hours at the default distance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(RunOptions):
-    """Recognize the action in a video: the most likely classes overall, and the most likely one in each window.
+    """Recognize the actions in videos: the most likely classes overall, and the most likely one in each window.
 
     For example: ppma predict clip.mp4 --checkpoint runs/finetune-ucf101
+                 ppma predict clips --checkpoint runs/finetune-ucf101 --out clips.parquet
     """
 
-    video: tyro.conf.Positional[Path]
-    """A video file, or a folder of frames."""
+    videos: tyro.conf.Positional[tuple[Path, ...]]
+    """Video files, folders of frames, or folders of either, which are searched."""
     checkpoint: Path
-    """Run folder of any recipe that trains a classifier, or one of its checkpoint folders."""
+    """Run folder of any recipe that trains a classifier, one of its checkpoint folders, or a folder of `ppma convert`."""
     space: str | None = None
     """Label space (the data set whose classes to use); required where the run has several."""
     classes: Path | None = None
     """Class names, one per line by label, for a run of an older version, whose head has no names."""
-    every_seconds: float | None = None
-    """Distance between the starts of two windows; none: half a window."""
+    window: float | None = None
+    """Length of a window in seconds; none: that of the training."""
+    stride: float | None = None
+    """Seconds between the starts of two windows; none: half a window."""
     crops: int = 3
     """Squares along the long side of a frame, 1 or 3 (paper: 3)."""
     top: int = 5
     """Number of classes to show."""
+    on_bad: Literal["fail", "mark"] = "fail"
+    """For a video that cannot be read, fail: stop with its name; mark: write NaN in its row."""
     out: OutFile | None = None
-    """FILE.json for all scores; their plot over time goes to FILE.svg."""
+    """FILE.json for all scores, with a plot of a single video in FILE.svg; FILE.npz or FILE.parquet for a row per window
+    (path, start_seconds, end_seconds, scores)."""
 
     def __post_init__(self) -> None:
-        if self.every_seconds is not None and self.every_seconds <= 0:
-            raise InputError(f"--every-seconds is {self.every_seconds}; it must be above 0")
-        if self.top < 1:
-            raise InputError(f"--top is {self.top}; it must be at least 1")
-        if self.out is not None and self.out.suffix != ".json":
-            raise InputError(f"--out is {self.out}; give a FILE.json")
-
-
-def windows(video: Path, metadata: VideoMetadata, seconds: float, every: float) -> Manifest:
-    """Return a manifest with a row for each window of a video, the last one ending with it.
-
-    Args:
-        video: The file, or a folder of frames.
-        metadata: What the probe found in it.
-        seconds: Length of a window.
-        every: Distance between the starts of two windows, in seconds.
-
-    Raises:
-        InputError: There are more than MAX_WINDOWS windows.
-    """
-    last = max(0.0, metadata.duration_seconds - seconds)
-    count = int(np.ceil(last / every)) + 1
-    if count > MAX_WINDOWS:
-        raise InputError(
-            f"{video} has {count} windows in {metadata.duration_seconds:.0f} s; give --every-seconds {last / MAX_WINDOWS:.2g} or more"
-        )
-    known = {name: getattr(metadata, name) for name in VideoMetadata.__slots__ if name != "remarks"}
-    starts = np.minimum(np.arange(count) * every, last)
-    ends = np.minimum(starts + seconds, metadata.duration_seconds)
-    rows = [
-        Clip(path=video.name, start_seconds=start, end_seconds=end, **known)
-        for start, end in zip(starts.tolist(), ends.tolist())
-    ]
-    return Manifest.from_clips(rows, root=video.absolute().parent, name=video.name)
-
-
-@torch.inference_mode()
-def scores(run: FinishedRun, rows: Manifest, space: str, crops: int) -> np.ndarray:
-    """Return (W, C) float64 class probabilities of W windows, averaged over crops as in an evaluation."""
-    found = embed(run, rows, EvaluationConfig(windows=1, crops=crops, on_bad="fail"))
-    logits_WVC = run.classifier().logits_of_space(found.features_VWD, space)
-    return mean_over_views(logits_WVC.double().softmax(dim=-1), found.decoded_V)
-
-
-def _space(run: FinishedRun, asked: str | None) -> str:
-    """Return the label space to predict in; InputError where several fit or none does."""
-    spaces = run.classifier().label_spaces
-    if asked is None and len(spaces) == 1:
-        return next(iter(spaces))
-    if asked not in spaces:
-        raise InputError(f"--space is {asked}; the run has the label spaces {', '.join(spaces)}: choose one")
-    return asked
-
-
-def class_names(head: Sequence[str], file: Path | None) -> list[str]:
-    """Return the class names of a head by label; InputError for --classes that does not fit, or that is missing."""
-    if any(head):
-        require(file is None, f"--classes {file}: the run has the names of its classes; leave --classes out")
-        return [name or f"class {label}" for label, name in enumerate(head)]
-    if file is None:
-        raise InputError("the run has no class names; give them with --classes FILE, one per line by label")
-    names = read_classes(file)
-    require(len(names) == len(head), f"--classes {file} has {len(names)} names, the run {len(head)} classes")
-    return names
+        kinds = (".json", *WRITERS)
+        fits = self.out is None or self.out.suffix in kinds
+        require(fits, f"--out is {self.out}; give a FILE{' or FILE'.join(kinds)}")
 
 
 def main(argv: list[str]) -> int:
     """Run `ppma predict`."""
     options = parse(PredictOptions, argv, prog="ppma predict")
-    if not options.video.exists():
-        raise InputError(f"{options.video}: no such file or folder")
-    run = options.open(options.checkpoint)
-    space = _space(run, options.space)
-    names = class_names(run.class_names[space], options.classes)
-    try:
-        metadata = probe(options.video)
-    except Unusable as error:
-        raise InputError(f"{options.video}: {error}") from None
-    seconds = run.loader.window_seconds
-    rows = windows(options.video, metadata, seconds, options.every_seconds or seconds / 2)
-    scores_WC = scores(run, rows, space, options.crops)
-    _show(names, rows, scores_WC, options.top)
+    videos = [video for path in options.videos for video in find_videos(path)]
+    model = Model(options.open(options.checkpoint))
+    found = model.predict(
+        videos, top=options.top, space=options.space, window=options.window, stride=options.stride, crops=options.crops,
+        class_names=read_classes(options.classes) if options.classes else None, on_bad=options.on_bad,
+    )  # fmt: skip
+    _show(found)
     if options.out is not None:
-        _write(options.out, run, names, rows, scores_WC, options.top)
+        _write(options.out, model, found)
     return DONE
 
 
-def _show(names: Sequence[str], rows: Manifest, scores_WC: np.ndarray, top: int) -> None:
-    """Print two tables: the top classes of the whole video, and the top class of each window."""
-    mean_C = scores_WC.mean(axis=0)
+def _show(found: Sequence[Prediction]) -> None:
+    """Print the top classes of a video and of its windows; of several videos, the top class of each."""
     console = Console(highlight=False)
+    if len(found) > 1:
+        table = Table("video", "action", "mean score", box=None, pad_edge=False)
+        for one in found:
+            name, score = one.top[0]
+            table.add_row(escape(one.video), escape(name) if score == score else "cannot be read", f"{score:.3f}")
+        console.print(table)
+        return
+    (one,) = found
     whole = Table("action", "mean score", box=None, pad_edge=False)
     moments = Table("seconds", "action", "score", box=None, pad_edge=False)
-    for label in np.argsort(-mean_C, kind="stable")[:top]:
-        whole.add_row(escape(names[label]), f"{mean_C[label]:.3f}")
-    for start, end, row_C in zip(rows.starts, rows.ends, scores_WC):
+    for name, score in one.top:
+        whole.add_row(escape(name), f"{score:.3f}")
+    for start, end, row_C in zip(one.start_seconds, one.end_seconds, one.window_scores):
         best = int(row_C.argmax())
-        moments.add_row(f"{start:.1f} to {end:.1f}", escape(names[best]), f"{row_C[best]:.3f}")
+        moments.add_row(f"{start:.1f} to {end:.1f}", escape(one.class_names[best]), f"{row_C[best]:.3f}")
     console.print(whole)
     console.print()
     console.print(moments)
 
 
-def _write(path: Path, run: FinishedRun, names: Sequence[str], rows: Manifest, scores_WC: np.ndarray, top: int) -> None:
-    """Write all scores as JSON, and the top classes over time as SVG next to it."""
-    mean_C = scores_WC.mean(axis=0)
-    content: dict[str, Any] = {
-        "video": rows.name,
-        "checkpoint": str(run.weights),
-        "classes": list(names),
-        "mean": [round(float(value), 6) for value in mean_C],
+def _write(path: Path, model: Model, found: Sequence[Prediction]) -> None:
+    """Write all scores: as JSON, with a plot of a single video, or as a row for each window."""
+    names = found[0].class_names
+    if path.suffix in WRITERS:
+        columns = {
+            "path": np.repeat([one.video for one in found], [len(one.window_scores) for one in found]),
+            **{
+                name: np.concatenate([getattr(one, name) for one in found]) for name in ("start_seconds", "end_seconds")
+            },
+            "scores": np.concatenate([one.window_scores for one in found]).astype(np.float32),
+        }
+        write_rows(path, columns, provenance(model) | {"classes": list(names)})
+        log.info("%s: %d windows of %d videos", path, len(columns["path"]), len(found))
+        return
+    content = {"checkpoint": str(model.run.weights), "classes": list(names), "videos": [_as_json(one) for one in found]}
+    write_json(path, content)
+    log.info("%s", path)
+    if len(found) == 1:
+        (one,) = found
+        labels = [names.index(name) for name, _ in one.top]
+        middles = (one.start_seconds + one.end_seconds) / 2
+        plot = scores_over_time(middles, [(names[label], one.window_scores[:, label]) for label in labels])
+        write_text(path.with_suffix(".svg"), plot)
+        log.info("%s", path.with_suffix(".svg"))
+
+
+def _as_json(one: Prediction) -> dict[str, Any]:
+    if np.isnan(one.scores).any():
+        return {"video": one.video, "mean": None, "windows": []}
+    windows = zip(one.start_seconds, one.end_seconds, one.window_scores)
+    return {
+        "video": one.video,
+        "mean": [round(float(value), 6) for value in one.scores],
         "windows": [
             {"start_seconds": float(start), "end_seconds": float(end), "scores": [round(float(v), 6) for v in row_C]}
-            for start, end, row_C in zip(rows.starts, rows.ends, scores_WC)
+            for start, end, row_C in windows
         ],
     }
-    write_json(path, content)
-    shown = np.argsort(-mean_C, kind="stable")[:top]
-    middles = (rows.starts + rows.ends) / 2
-    plot = scores_over_time(middles, [(names[label], scores_WC[:, label]) for label in shown])
-    write_text(path.with_suffix(".svg"), plot)
-    log.info("%s and %s", path, path.with_suffix(".svg"))
 
 
 def scores_over_time(seconds_W: np.ndarray, curves: Sequence[tuple[str, np.ndarray]]) -> str:

@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -126,22 +126,25 @@ def encoded(
 @torch.inference_mode()
 def compute_features(
     model: Encoder, manifest: Manifest, loader: LoaderConfig, views: EvaluationConfig, *, ranks: Ranks, compute: Compute,
-    hang_seconds: float = RunConfig.hang_seconds, kept: Path | None = None,
+    hang_seconds: float = RunConfig.hang_seconds, kept: Path | None = None, reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> Features:  # fmt: skip
     """Return the pooled tokens of every clip.
 
     Args:
         model: As for `encoded`, like all that are not named here.
         kept: Folder for finished batches, one file each. Those that a killed pass left there are not computed again.
+        reduce: Maps tokens_BND to what is returned for each view; None: the pooling of the model.
     """
     done = distributed.on_main(ranks, lambda: sorted(int(path.stem) for path in kept.glob("[0-9]*"))) if kept else []
     if done:
         log.info("%s: %d batches were finished before", kept, len(done))
-    shape = (views.windows * views.crops, model.config.width)
+    device, dtype = ranks.device, compute.weight_dtype
+    none = torch.empty(0, model.config.tokens, model.config.width, device=device, dtype=dtype)
+    shape = (views.windows * views.crops, *((model.config.width,) if reduce is None else reduce(none).shape[1:]))
     empty = {
-        "ids_C": torch.zeros(0, dtype=torch.int64, device=ranks.device),
-        "features_CWD": torch.zeros(0, *shape, device=ranks.device, dtype=compute.weight_dtype),
-        "decoded_C": torch.zeros(0, dtype=torch.int64, device=ranks.device),
+        "ids_C": torch.zeros(0, dtype=torch.int64, device=device),
+        "features_CWD": torch.zeros(0, *shape, device=device, dtype=dtype),
+        "decoded_C": torch.zeros(0, dtype=torch.int64, device=device),
     }
     parts = [empty]
     if kept:
@@ -150,8 +153,8 @@ def compute_features(
         model, manifest, loader, views, ranks=ranks, compute=compute, hang_seconds=hang_seconds, done=frozenset(done)
     ):
         with compute.autocast():
-            pooled_BD = model.pool(batch.tokens_BND)
-        features_CWD = pooled_BD.to(compute.weight_dtype).unflatten(0, (-1, shape[0]))
+            pooled_BD = (reduce or model.pool)(batch.tokens_BND)
+        features_CWD = pooled_BD.to(dtype).unflatten(0, (-1, shape[0]))
         parts.append({"ids_C": batch.ids_C, "features_CWD": features_CWD, "decoded_C": batch.decoded_C.long()})
         if kept:
             _write(_file_of(kept, batch.number), parts[-1])

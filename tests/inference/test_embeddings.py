@@ -75,6 +75,8 @@ def test_an_undecodable_clip_stops_it_or_is_marked(tiny_runs, tmp_path, capfd):
         ("nowhere/f.npz", ["--dataset", "made"], "nowhere"),
         ("f.npz", ["--dataset", "gone"], "gone"),
         ("f.npz", ["--dataset", "made", "--crops", "2"], "crops"),
+        ("f.npz", [], "VIDEOS or --dataset"),
+        ("f.npz", ["--dataset", "made", "--window", "2"], "data set"),
     ],
 )
 def test_wrong_input(tiny_runs, tmp_path, capfd, out, flags, problem):

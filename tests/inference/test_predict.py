@@ -8,18 +8,18 @@ import pytest
 import torch
 from conftest import write_barcoded_clip
 
-from ppma.cli import main as ppma
+import ppma
+from ppma.cli import main as command
 from ppma.config.errors import InputError
-from ppma.inference.predict import scores, scores_over_time, windows
+from ppma.inference.predict import scores_over_time
 from ppma.inference.samples import plain_views
+from ppma.inference.videos import rows_of, spans_of
 from ppma.loaders.sources import catalog
-from ppma.loaders.sources.probe import VideoMetadata, probe
-from ppma.training.run import open_run
 
 
 def predict(folder, video, *flags, run="finetune"):
     argv = ["--checkpoint", str(folder / "runs" / run), "--device", "cpu"]
-    return ppma(["predict", str(video), *argv, *map(str, flags)])
+    return command(["predict", str(video), *argv, *map(str, flags)])
 
 
 @pytest.fixture(scope="module")
@@ -28,30 +28,32 @@ def video(tmp_path_factory):
     return write_barcoded_clip(tmp_path_factory.mktemp("video") / "seven.mp4", frames=70, width=96, height=72)
 
 
-def test_windows_cover_the_video(video):
-    rows = windows(video, probe(video), seconds=2.7, every=1.35)
-    assert rows.starts[0] == 0 and rows.ends[-1] == pytest.approx(7.0)
-    assert np.all(np.diff(rows.starts) > 0) and np.all(np.diff(rows.starts) <= 1.35 + 1e-9)
-    assert np.allclose(rows.ends - rows.starts, 2.7)
-    short = VideoMetadata(frames=5, fps=10, width=8, height=8, codec="h264", key_frame_spacing=5, duration_seconds=0.5)
-    assert len(windows(video, short, seconds=2.7, every=1.35)) == 1
-    with pytest.raises(InputError, match="--every-seconds"):
-        windows(video, probe(video), seconds=2.7, every=1e-4)
+def test_windows_cover_the_video():
+    starts, ends = np.array(spans_of("seven.mp4", 7.0, window=2.7, stride=1.35)).T
+    assert starts[0] == 0 and ends[-1] == pytest.approx(7.0)
+    assert np.all(np.diff(starts) > 0) and np.all(np.diff(starts) <= 1.35 + 1e-9)
+    assert np.allclose(ends - starts, 2.7)
+    assert len(spans_of("short.mp4", 0.5, window=2.7, stride=1.35)) == 1
+    with pytest.raises(InputError, match="stride"):
+        spans_of("seven.mp4", 7.0, window=2.7, stride=1e-4)
 
 
 def test_scores_are_those_of_the_model(tiny_runs, video):
-    run = open_run(tiny_runs / "runs/finetune", device="cpu", workers=1)
-    rows = windows(video, probe(video), seconds=2.7, every=2.0)
-    found = scores(run, rows, "made", 1)
+    model = ppma.load_model(tiny_runs / "runs/finetune", device="cpu", workers=1)
+    found = model.predict(video, stride=2.0, crops=1)
+    rows = rows_of([video], window=2.7, stride=2.0, mark_bad=False, workers=1).manifest
     with torch.no_grad():
-        expected = run.model.logits(torch.from_numpy(plain_views(rows, run.loader))).double().softmax(dim=1)
-    assert np.allclose(found, expected.numpy(), atol=1e-5) and found.shape == (len(rows), 4)
+        clips = torch.from_numpy(plain_views(rows, model.run.loader))
+        expected = model.run.classifier().logits(clips).double().softmax(dim=1)
+    assert np.allclose(found.window_scores, expected.numpy(), atol=1e-5) and found.window_scores.shape == (len(rows), 4)
+    assert found.top[0][1] == found.scores.max() and len(found.top) == 4
 
 
 def test_the_command_names_classes_and_writes_scores_over_time(tiny_runs, video, tmp_path, capsys):
     assert predict(tiny_runs, video, "--out", tmp_path / "p.json", "--top", "2") == 0
     shown = capsys.readouterr().out
-    found = json.loads((tmp_path / "p.json").read_text())
+    content = json.loads((tmp_path / "p.json").read_text())
+    found = {**content, **content["videos"][0]}
     names = catalog.read(tiny_runs / "data.toml").manifest("made").class_names
     assert found["classes"] == [names[label] for label in range(4)]
     best = found["classes"][int(np.argmax(found["mean"]))]
@@ -83,9 +85,9 @@ def test_names_of_a_head_without_names_come_from_a_file(tiny_runs, video, tmp_pa
     [
         ([], "mae", "is a stage 1 run"),
         (["--space", "gone"], "finetune", "label spaces made"),
-        (["--every-seconds", "0"], "finetune", "must be above 0"),
+        (["--stride", "0"], "finetune", "must be above 0"),
         (["--out", "nowhere/p.json"], "finetune", "there is no folder"),
-        (["--out", "p.txt"], "finetune", "give a FILE.json"),
+        (["--out", "p.txt"], "finetune", "FILE.json"),
     ],
 )
 def test_wrong_input(tiny_runs, video, capfd, flags, run, message):

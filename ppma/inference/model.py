@@ -1,0 +1,348 @@
+"""Use a finished run from Python: features and predictions of videos, as `ppma features` and `ppma predict` give them.
+
+run, checkpoint or converted folder  ->  load_model  ->  Model
+    paths, frames or a manifest  ->  features, predict  ->  VideoFeatures, Prediction
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeAlias, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppma.config.errors import InputError, require
+from ppma.config.run import EvaluationConfig, Precision
+from ppma.inference.videos import Rows, rows_of
+from ppma.loaders.decode.augment import make_views
+from ppma.loaders.samples import choose_frames, evaluation_crops, scaled_size, view_params
+from ppma.loaders.sources.manifest import Manifest
+from ppma.models.mae import MaskedAutoencoder
+from ppma.training.run import FinishedRun, open_run
+from ppma.transfer.features import compute_features
+from ppma.transfer.result import mean_over_views
+
+Video: TypeAlias = str | Path | np.ndarray | Tensor
+"""A video file, a folder of frames, or uint8 RGB frames_THWC of any size, of which the model takes evenly spaced ones."""
+OnBad = Literal["fail", "mark"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFeatures:
+    """One row for each video, or for each window of each video. `numpy.asarray` returns the values."""
+
+    values: Tensor
+    """float32 (R, D) on the CPU, or (R, tokens, D); NaN for a video that cannot be read."""
+    video: tuple[str, ...]
+    """Path of each row, as given; its number for frames."""
+    start_seconds: np.ndarray
+    """(R,); NaN for frames, which have no times."""
+    end_seconds: np.ndarray
+    decoded: np.ndarray
+    """bool (R,); False for a video that cannot be read."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.values.numpy(), dtype=dtype, copy=copy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Classes of one video."""
+
+    video: str
+    top: tuple[tuple[str, float], ...]
+    """(class, score), best first: the mean over all windows."""
+    class_names: tuple[str, ...]
+    scores: np.ndarray
+    """float64 (C,), softmax averaged over all windows; NaN for a video that cannot be read."""
+    window_scores: np.ndarray
+    """float64 (W, C)."""
+    start_seconds: np.ndarray
+    """(W,); NaN for frames, which have no times."""
+    end_seconds: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    values_RV: Tensor
+    """(R, views, ...) in the weights' type, on the device."""
+    decoded_R: Tensor
+    video_R: np.ndarray
+    names: tuple[str, ...]
+    start_R: np.ndarray
+    end_R: np.ndarray
+
+
+class Model:
+    """A trained model on a device. Create one with `load_model`.
+
+    `run.model` is its torch.nn.Module, `run.config` the config of its training.
+    """
+
+    def __init__(self, run: FinishedRun) -> None:
+        self.run = run
+
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        """Class names of each label space by label; empty for a model without a head."""
+        return self.run.class_names
+
+    def features(
+        self, videos: Video | Sequence[Video] | Manifest, *, window: float | None = None, stride: float | None = None,
+        tokens: bool = False, final_norm: bool = False, windows: int = 1, crops: int = 1, batch_clips: int = 16,
+        on_bad: OnBad = "fail",
+    ) -> VideoFeatures:  # fmt: skip
+        """Return the encoder's features of videos: tokens pooled and averaged over views, before the final norm.
+
+        Args:
+            videos: One or several videos, all paths or all frames; or a manifest of the data catalog.
+            window: Length in seconds of a sliding window, for a row each; None: of the model's window if there is a
+                `stride`, else one row for each video.
+            stride: Seconds between the starts of two windows; None: half a window.
+            tokens: Return every token, in the order (time, height, width), not their mean.
+            final_norm: Apply the model's final LayerNorm, as the exported model and timm do.
+            windows: Temporal windows of a video that are averaged: one is its middle, two are its start and its end.
+            crops: Squares along the long side of a frame that are averaged, 1 or 3.
+            batch_clips: Videos or windows at a time; changes no more than the last bits.
+            on_bad: For a video that cannot be read, fail: raise InputError; mark: give it a row of NaN.
+
+        Raises:
+            InputError: A video cannot be read, is a stream, or does not fit the other arguments.
+        """
+        views = EvaluationConfig(windows=windows, crops=crops, batch_clips=batch_clips, on_bad=on_bad)
+        sliding = window is not None or stride is not None
+        require(not (sliding and windows > 1), f"windows is {windows}; leave it out where a window slides")
+        require(not tokens or windows == crops == 1, "tokens of several views have no mean; use windows 1 and crops 1")
+        found = self._encode(videos, window, stride, views, self._reduction(tokens, final_norm))
+        values_R = found.values_RV.float().mean(dim=1).cpu()
+        decoded_R = found.decoded_R.cpu()
+        values_R[~decoded_R] = torch.nan
+        return VideoFeatures(
+            values=values_R, video=tuple(found.names[number] for number in found.video_R), start_seconds=found.start_R,
+            end_seconds=found.end_R, decoded=decoded_R.numpy(),
+        )  # fmt: skip
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a str is a video, and a sequence of str
+        self,
+        videos: Video,
+        *,
+        top: int = ...,
+        space: str | None = ...,
+        class_names: Sequence[str] | None = ...,
+        window: float | None = ...,
+        stride: float | None = ...,
+        crops: int = ...,
+        on_bad: OnBad = ...,
+    ) -> Prediction: ...
+    @overload
+    def predict(
+        self,
+        videos: Sequence[Video],
+        *,
+        top: int = ...,
+        space: str | None = ...,
+        class_names: Sequence[str] | None = ...,
+        window: float | None = ...,
+        stride: float | None = ...,
+        crops: int = ...,
+        on_bad: OnBad = ...,
+    ) -> list[Prediction]: ...
+    def predict(
+        self,
+        videos: Video | Sequence[Video],
+        *,
+        top: int = 5,
+        space: str | None = None,
+        class_names: Sequence[str] | None = None,
+        window: float | None = None,
+        stride: float | None = None,
+        crops: int = 3,
+        on_bad: OnBad = "fail",
+    ) -> Prediction | list[Prediction]:
+        """Return the classes of a video, overall and in each window; a list for several videos.
+
+        Args:
+            videos: One or several videos, all paths or all frames.
+            top: Number of classes in `Prediction.top`.
+            space: Label space (the data set whose classes to use); required where the model has several.
+            class_names: Names by label, for a run of an older version, whose head has none.
+            window: Length of a window in seconds; None: that of the training.
+            stride: Seconds between the starts of two windows; None: half a window.
+            crops: Squares along the long side of a frame, 1 or 3 (paper: 3).
+            on_bad: For a video that cannot be read, fail: raise InputError; mark: give it scores of NaN.
+
+        Raises:
+            InputError: The model has no head or several label spaces, or a video cannot be read.
+        """
+        require(top >= 1, f"top is {top}; it must be at least 1")
+        model, space = self.run.classifier(), self._space(space)
+        names = _names(self.class_names[space], class_names)
+        seconds = self.run.loader.window_seconds if window is None else window
+        views = EvaluationConfig(windows=1, crops=crops, on_bad=on_bad)
+        found = self._encode(videos, seconds, stride, views, None)
+        with torch.inference_mode():
+            logits_RVC = model.logits_of_space(found.values_RV, space)
+            scores_RC = mean_over_views(logits_RVC.double().softmax(dim=-1), found.decoded_R)
+        predictions = [self._prediction(found, number, names, scores_RC, top) for number in range(len(found.names))]
+        single = isinstance(videos, str | Path) or (isinstance(videos, np.ndarray | Tensor) and videos.ndim == 4)
+        return predictions[0] if single else predictions
+
+    @staticmethod
+    def _prediction(found: _Encoded, number: int, names: Sequence[str], scores_RC: np.ndarray, top: int) -> Prediction:
+        rows = found.video_R == number
+        mean_C = scores_RC[rows].mean(axis=0)
+        best = [(names[label], float(mean_C[label])) for label in np.argsort(-mean_C, kind="stable")[:top]]
+        return Prediction(
+            video=found.names[number], top=tuple(best), class_names=tuple(names), scores=mean_C, window_scores=scores_RC[rows],
+            start_seconds=found.start_R[rows], end_seconds=found.end_R[rows],
+        )  # fmt: skip
+
+    def _space(self, asked: str | None) -> str:
+        """Return the label space to predict in; InputError where several fit or none does."""
+        spaces = self.class_names
+        if asked is None and len(spaces) == 1:
+            return next(iter(spaces))
+        require(asked in spaces, f"space is {asked}; the model has the label spaces {', '.join(spaces)}: choose one")
+        return str(asked)
+
+    def _reduction(self, tokens: bool, final_norm: bool) -> Callable[[Tensor], Tensor] | None:
+        """Return what turns tokens_BND into the features of a view; None for the model's own pooling."""
+        model = self.run.model
+        if isinstance(model, MaskedAutoencoder):
+            norm = model.norm if final_norm else torch.nn.Identity()
+            return norm if tokens else (lambda tokens_BND: norm(tokens_BND).mean(dim=1)) if final_norm else None
+        require(not (tokens and final_norm), "the final norm of a classifier is of pooled tokens; leave final_norm out")
+        if tokens:
+            return torch.nn.Identity()
+        return (lambda tokens_BND: model.fc_norm(model.pool(tokens_BND))) if final_norm else None
+
+    def _encode(
+        self, videos: Video | Sequence[Video] | Manifest, window: float | None, stride: float | None, views: EvaluationConfig,
+        reduce: Callable[[Tensor], Tensor] | None,
+    ) -> _Encoded:  # fmt: skip
+        """Run the encoder over all views of videos."""
+        for name, value in (("window", window), ("stride", stride)):
+            require(value is None or 0 < value < float("inf"), f"{name} is {value}; it must be above 0 seconds")
+        if isinstance(videos, Manifest):
+            require(window is None and stride is None, "a window slides over videos; leave it out for a data set")
+            starts, ends = videos.starts, videos.ends
+            rows = Rows(
+                manifest=videos, video_R=np.arange(len(videos)), start_R=starts, end_R=ends,
+                readable_R=np.ones(len(videos), dtype=bool),
+            )  # fmt: skip
+            return self._encode_rows(rows, videos.texts("path"), self.run.loader.window_seconds, views, reduce)
+        listed = [videos] if isinstance(videos, str | Path | np.ndarray | Tensor) else list(videos)
+        require(bool(listed), "there is no video; give at least one")
+        paths = [video for video in listed if isinstance(video, str | Path)]
+        if not paths:
+            return self._encode_frames(
+                [video for video in listed if isinstance(video, np.ndarray | Tensor)], views, reduce
+            )
+        require(len(paths) == len(listed), "give paths or frames, not both in one call")
+        seconds = self.run.loader.window_seconds if window is None else window
+        sliding = window is not None or stride is not None
+        rows = rows_of(
+            paths, window=seconds if sliding else None, stride=stride, mark_bad=views.on_bad == "mark",
+            workers=self.run.loader.workers,
+        )  # fmt: skip
+        return self._encode_rows(rows, list(map(str, paths)), seconds, views, reduce)
+
+    def _encode_rows(
+        self, rows: Rows, names: Sequence[str], seconds: float, views: EvaluationConfig, reduce: Callable[[Tensor], Tensor] | None
+    ) -> _Encoded:  # fmt: skip
+        run, readable_R = self.run, torch.from_numpy(rows.readable_R).to(self.run.ranks.device)
+        loader = replace(run.loader, window_seconds=seconds, workers=min(run.loader.workers, len(rows.manifest)))
+        found = compute_features(
+            run.model, rows.manifest, loader, views, ranks=run.ranks, compute=run.compute, reduce=reduce
+        )
+        values_RV = found.features_VWD.new_zeros(len(readable_R), *found.features_VWD.shape[1:])
+        values_RV[readable_R] = found.features_VWD
+        decoded_R = readable_R.clone()
+        decoded_R[readable_R] = found.decoded_V
+        return _Encoded(
+            values_RV=values_RV, decoded_R=decoded_R, video_R=rows.video_R, names=tuple(names), start_R=rows.start_R,
+            end_R=rows.end_R,
+        )  # fmt: skip
+
+    @torch.inference_mode()
+    def _encode_frames(
+        self, videos: Sequence[np.ndarray | Tensor], views: EvaluationConfig, reduce: Callable[[Tensor], Tensor] | None
+    ) -> _Encoded:
+        clips = [clip for video in videos for clip in _clips(video)]
+        run, parts = self.run, []
+        for first in range(0, len(clips), views.batch_clips):
+            batch = np.concatenate(
+                [self._views(clip, views.crops) for clip in clips[first : first + views.batch_clips]]
+            )
+            with run.compute.autocast():
+                frames_BTHWC = torch.from_numpy(batch).to(run.ranks.device)
+                tokens_BND = run.model.tokens(run.model.patches(frames_BTHWC), None)
+                parts.append((reduce or run.model.pool)(tokens_BND).to(run.compute.weight_dtype))
+        count, nowhere = len(clips), np.full(len(clips), np.nan)
+        return _Encoded(
+            values_RV=torch.cat(parts).unflatten(0, (count, -1)), decoded_R=torch.ones(count, dtype=torch.bool, device=run.ranks.device),
+            video_R=np.arange(count), names=tuple(map(str, range(count))), start_R=nowhere, end_R=nowhere,
+        )  # fmt: skip
+
+    def _views(self, clip_THWC: np.ndarray, crops: int) -> np.ndarray:
+        """Return (V, T, size, size, 3): evenly spaced frames, scaled and cropped as in an evaluation."""
+        loader = self.run.loader
+        height, width = clip_THWC.shape[1:3]
+        boxes = evaluation_crops(*scaled_size(height, width, loader.size), loader.size)
+        params = [
+            view_params(0, 0, 0, view, height, width, loader, crop=box)
+            for view, box in enumerate(boxes if crops == 3 else boxes[1:2])
+        ]
+        count = len(clip_THWC)
+        chosen = choose_frames(np.arange(count), 0, count, loader.frames)
+        return make_views([np.ascontiguousarray(clip_THWC[i]) for i in chosen], params, loader)
+
+
+def _clips(video: np.ndarray | Tensor) -> list[np.ndarray]:
+    """Return the clips of an array of frames, one or a batch; InputError for another type or order of axes."""
+    frames = video.numpy(force=True) if isinstance(video, Tensor) else video
+    if frames.dtype != np.uint8 or frames.ndim not in (4, 5) or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise InputError(
+            f"frames are {frames.dtype} of shape {tuple(frames.shape)}; give uint8 RGB of shape (T, H, W, 3) or (B, T, H, W, 3), "
+            "for example clip.permute(0, 2, 3, 1) for (T, 3, H, W)"
+        )
+    return [frames] if frames.ndim == 4 else list(frames)
+
+
+def _names(head: Sequence[str], given: Sequence[str] | None) -> list[str]:
+    """Return the class names of a head by label; InputError where names are given that it has, or missing."""
+    if any(head):
+        require(given is None, "the model has the names of its classes; leave class names (--classes) out")
+        return [name or f"class {label}" for label, name in enumerate(head)]
+    if given is None:
+        raise InputError("the model has no class names; give them by label, with --classes FILE or class_names")
+    require(len(given) == len(head), f"{len(given)} class names are given, and the model has {len(head)} classes")
+    return list(given)
+
+
+def load_model(
+    path: Path | str,
+    *,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Precision = "auto",
+    workers: int = 2,
+) -> Model:
+    """Load a trained model.
+
+    Args:
+        path: Run folder of any recipe that trains weights, one of its checkpoint folders, or a folder that `ppma convert`,
+            `ppma average` or `ppma export` wrote.
+        device: auto: the GPU where there is one.
+        precision: Types of the weights and the matrix products; auto: bf16 products on a GPU, float32 on a CPU.
+        workers: Processes that decode videos.
+
+    Raises:
+        InputError: The path is no model, or its weights do not fit it.
+    """
+    return Model(open_run(path, device=device, precision=precision, workers=workers))

@@ -1,0 +1,163 @@
+"""`ppma.load_model` opens every kind of model; features and predictions are those of the command line, and bad input is one line."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_barcoded_clip
+from pyarrow import parquet
+from safetensors.torch import load_file
+
+import ppma
+from ppma.cli import main as command
+from ppma.inference.export import FeatureExtractor
+from ppma.inference.samples import plain_views
+from ppma.inference.videos import find_videos, rows_of
+from ppma.training import checkpoint
+
+
+@pytest.fixture(scope="module")
+def model(tiny_runs):
+    return ppma.load_model(tiny_runs / "runs/finetune", device="cpu", workers=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two videos of 3 and 7 seconds, one of them in a folder below."""
+    folder = tmp_path_factory.mktemp("videos")
+    write_barcoded_clip(folder / "a.mp4", frames=30, width=96, height=72)
+    write_barcoded_clip(folder / "below/b.mp4", frames=70, width=64, height=96, direction=(0, 1))
+    return folder
+
+
+def test_the_package_is_imported_in_no_time_and_knows_its_names():
+    code = "import sys; before = set(sys.modules); import ppma; print(set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "{'ppma'}"
+    for name in ppma.__all__:
+        assert getattr(ppma, name) is not None and name in dir(ppma)
+    with pytest.raises(AttributeError):
+        ppma.nothing  # noqa: B018
+
+
+def test_command_line_and_python_give_the_same_rows(tiny_runs, model, folder, tmp_path):
+    flags = ["--checkpoint", str(tiny_runs / "runs/finetune"), "--device", "cpu", "--workers", "1"]
+    sliding = ["--window", "2", "--stride", "1.5"]
+    out = tmp_path / "f.npz"
+    assert command(["features", str(folder), *flags, *sliding, "--out", str(out)]) == 0
+    rows, found = np.load(out), model.features(find_videos(folder), window=2.0, stride=1.5)
+    assert np.array_equal(rows["features"], found.values) and np.array_equal(np.asarray(found), found.values)
+    assert rows["path"].tolist() == list(found.video) and len(found) == 2 + 5
+    assert rows["start_seconds"].tolist() == [0, 1, 0, 1.5, 3, 4.5, 5] and rows["end_seconds"].tolist()[-1] == 7
+    assert command(["predict", str(folder), *flags, *sliding, "--out", str(tmp_path / "p.parquet")]) == 0
+    table = parquet.read_table(tmp_path / "p.parquet")
+    predictions = model.predict(find_videos(folder), window=2.0, stride=1.5)
+    scores = np.concatenate([one.window_scores for one in predictions]).astype(np.float32)
+    assert np.array_equal(np.stack(table["scores"].to_numpy(zero_copy_only=False)), scores)
+    assert json.loads(table.schema.metadata[b"ppma"])["classes"] == list(predictions[0].class_names)
+
+
+def test_frames_give_what_their_file_gives(model, folder):
+    """Frames at the model's size, as the loader cuts them from the middle window, and a longer clip of another size."""
+    path = folder / "a.mp4"
+    rows = rows_of([path], window=None, stride=None, mark_bad=False, workers=1).manifest
+    frames = torch.from_numpy(plain_views(rows, model.run.loader))
+    expected = model.features(path).values
+    assert torch.allclose(model.features(frames).values, expected, atol=1e-6) and expected.shape == (1, 48)
+    assert not expected.is_inference()  # it can be trained on
+    large = frames.repeat_interleave(2, 2).repeat_interleave(2, 3)[0].numpy()
+    assert model.features([large, large], crops=3).values.shape == (2, 48)
+    assert model.predict(frames[0]).scores == pytest.approx(model.predict(frames)[0].scores)
+    assert np.isnan(model.predict(frames[0]).start_seconds).all()
+
+
+@pytest.mark.parametrize("run", ["mae", "finetune"])
+def test_tokens_and_the_final_norm_are_those_of_the_module(tiny_runs, folder, run):
+    model = ppma.load_model(tiny_runs / "runs" / run, device="cpu", workers=1)
+    vit, clips = model.run.config.vit, [folder / "a.mp4"]
+    tokens = model.features(clips, tokens=True).values
+    assert tokens.shape == (1, vit.tokens, vit.width)
+    assert torch.allclose(tokens.mean(dim=1), model.features(clips).values, atol=1e-6)
+    rows = rows_of(clips, window=None, stride=None, mark_bad=False, workers=1).manifest
+    with torch.no_grad():
+        exported = FeatureExtractor(model.run.model)(torch.from_numpy(plain_views(rows, model.run.loader)))
+    assert torch.allclose(model.features(clips, final_norm=True).values, exported, atol=1e-5)
+
+
+def test_converted_averaged_and_exported_folders_are_models(tiny_runs, folder, tmp_path):
+    """Weights alone tell their shape where heads have 64 channels; an exported folder tells everything."""
+    run = ppma.load_model(tiny_runs / "runs/finetune", device="cpu", workers=1)
+    assert command(["export", str(tiny_runs / "runs/finetune"), str(tmp_path / "exported"), "--no-onnx"]) == 0
+    exported = ppma.load_model(tmp_path / "exported", device="cpu", workers=1)
+    assert exported.class_names == run.class_names
+    frames = np.random.default_rng(0).integers(0, 256, (1, 4, 32, 32, 3), dtype=np.uint8)
+    assert torch.equal(exported.features(frames).values, run.features(frames).values)
+    with pytest.raises(ppma.InputError, match="heads"):
+        ppma.load_model(checkpoint.locate_model(tmp_path / "exported").rename(tmp_path / "alone.safetensors"))
+    encoder = {
+        name: tensor[:1] if tensor.ndim == 1 else tensor
+        for name, tensor in load_file(tmp_path / "alone.safetensors").items()
+        if not name.startswith(("head", "fc_norm"))
+    }
+    made = {name: torch.zeros(shape) for name, shape in wide(encoder).items()}
+    checkpoint.save_weights(tmp_path / "averaged", made, {"made_by": "ppma average"})
+    alone = ppma.load_model(tmp_path / "averaged", device="cpu")
+    assert alone.run.config.vit.heads == 1 and alone.class_names == {}
+    with pytest.raises(ppma.InputError, match="head"):
+        alone.predict(frames)
+
+
+def wide(encoder):
+    """The shapes of an encoder of one block of width 64 for clips of 16 x 224 x 224."""
+    shapes = {"patch_embed.proj.weight": (64, 3, 8, 56, 56), "patch_embed.proj.bias": (64,)}
+    sides = {
+        "norm1": (64,),
+        "norm2": (64,),
+        "attn.qkv": (192, 64),
+        "attn.proj": (64, 64),
+        "mlp.fc1": (128, 64),
+        "mlp.fc2": (64, 128),
+    }
+    for part, shape in sides.items():
+        shapes |= {f"blocks.0.{part}.weight": shape, f"blocks.0.{part}.bias": shape[:1]}
+    assert {name for name in encoder if ".1." not in name} == set(shapes)
+    return shapes
+
+
+def test_bad_input_is_one_line(model, folder, tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "config.json").write_text('{"model_type": "videomae"}')
+    os.mkfifo(tmp_path / "pipe")
+    frames = np.zeros((4, 32, 32, 3))
+    for call in (
+        lambda: model.features(tmp_path / "text.mp4"),
+        lambda: model.features([]),
+        lambda: model.features([folder / "a.mp4", frames.astype(np.uint8)]),
+        lambda: model.features("-"),
+        lambda: model.features("rtsp://camera/1"),
+        lambda: model.features(tmp_path / "pipe"),
+        lambda: model.features("/dev/video0"),
+        lambda: model.features(frames),
+        lambda: model.features(folder / "a.mp4", tokens=True, crops=3),
+        lambda: model.features(folder / "a.mp4", window=-1.0),
+        lambda: model.predict(folder / "a.mp4", space="gone"),
+        lambda: ppma.load_model(tmp_path),
+        lambda: ppma.load_model(tmp_path / "gone"),
+        lambda: ppma.load_model(folder),
+        lambda: find_videos(tmp_path / "gone"),
+    ):
+        with pytest.raises(ppma.InputError) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_a_video_that_cannot_be_read_is_marked(model, folder, tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    found = model.features([tmp_path / "text.mp4", folder / "a.mp4"], on_bad="mark")
+    assert found.decoded.tolist() == [False, True] and found.values.isnan().all(dim=1).tolist() == [True, False]
+    bad, good = model.predict([tmp_path / "text.mp4", folder / "a.mp4"], on_bad="mark")
+    assert np.isnan(bad.scores).all() and not np.isnan(good.scores).any()
