@@ -22,6 +22,8 @@ from ppma.config.run import EvaluationConfig, RunConfig
 
 NO_HUMAN, KINETICS, SYNTHETIC = "no-human-kinetics", "kinetics", "synapt"
 """Names of the paper's three sources in the data catalog."""
+FRAME_FOLDERS = ("ucf101", "hmdb51", "diving48", "ikea-fa", "uav-human")
+"""Data sets that the authors read as folders of frames, which count as 25 frames/s (Q9)."""
 People = Literal["shown", "blur-faces", "blur-bodies", "downsample"]
 """How the people in Kinetics were hidden: not at all, or by a --method of `ppma remove-humans`."""
 DemoStage = Literal["scenes", "actions", "probe"]
@@ -94,6 +96,8 @@ def published(run: RunConfig) -> RunConfig:
         optim = replace(run.optim, cosine_start=0.5, cosine_over="run", decay_vectors=True)  # Q1, Q8, Q10
         return replace(run, precision="fp16", vit=replace(run.vit, recompute=True), loader=loader, optim=optim)  # Q2
     linear = run.recipe in ("probe_published", "adaptive_average")
+    if set(run.sources) & set(FRAME_FOLDERS):
+        loader = replace(loader, assumed_fps=25.0)  # Q9
     rows_of_a_gpu = 16 if run.recipe.startswith("align") else 8
     mix = replace(run.classifier.mix, group=rows_of_a_gpu)
     return replace(
@@ -101,6 +105,7 @@ def published(run: RunConfig) -> RunConfig:
         precision="fp32",  # Q2
         classifier=replace(run.classifier, shared_head=True, freeze_encoder=False, mix=mix),  # Q3, Q6
         loader=loader,
+        evaluation=replace(run.evaluation, last_window="pytorchvideo", average="logits"),  # Q9
         optim=replace(
             run.optim, cosine_start=1.0 if linear else 0.5, layer_decay=0.75, decay_head=True, decay_vectors=True
         ),  # Q1, Q6, Q7

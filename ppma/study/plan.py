@@ -8,6 +8,7 @@ no torch.
 """
 
 import hashlib
+import inspect
 import json
 import shlex
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Literal
 
 from ppma.config.errors import InputError
 from ppma.config.flags import resolve
+from ppma.config.recipes import RECIPES
 from ppma.config.run import FREE_ON_RESUME, RunConfig, defaults, differences, flat, read_config
 from ppma.loaders.sources import catalog
 from ppma.study.spec import Pretrain, Protocol, Study
@@ -175,6 +177,8 @@ class Planner:
 
     def _tested(self, method: Pretrain, starts: "list[Run | Path]", protocol: Protocol, dataset: str, seed: int) -> Run:
         recipe = method.recipe if method.adaptive else protocol.recipe
+        if "dataset" in inspect.signature(RECIPES[shlex.split(recipe)[0]]).parameters:
+            recipe = f"{recipe} --dataset {shlex.quote(dataset)}"
         config = replace(self._resolve(recipe), seed=seed, sources=(dataset,))
         if not (config.evaluation.at_end or config.phase in ("knn", "few_shot")):
             raise InputError(

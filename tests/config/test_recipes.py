@@ -187,4 +187,8 @@ def test_published_is_the_authors_run_in_a_folder_of_its_own_and_other_flags_sti
     if run.phase == "classify":
         assert run.classifier.shared_head and not run.classifier.freeze_encoder
         assert run.classifier.mix.group == (16 if name.startswith("align") else 8)
+        assert (run.evaluation.last_window, run.evaluation.average) == ("pytorchvideo", "logits")
+        assert run.loader.assumed_fps == (None if name.startswith("align") else 25)
+    if "dataset" in inspect.signature(RECIPES[name]).parameters:
+        assert resolve(name, ["--published", "--dataset", "mini-ssv2"]).loader.assumed_fps is None
     assert resolve(name, ["--published", "--precision", "bf16"]).precision == "bf16"

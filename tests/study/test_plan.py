@@ -106,6 +106,13 @@ def test_other_clips_change_the_keys_of_runs_that_read_them(plan, tmp_path):
     }
 
 
+def test_published_follows_the_data_set_of_a_test(plan):
+    text = TEXT.replace('"probe --model tiny"', '"finetune --published --model tiny"').replace('"hmdb51"', '"synapt"')
+    tests = [run for run in plan(text) if run.row]
+    assert {(run.row.dataset, run.config.loader.assumed_fps) for run in tests} == {("ucf101", 25.0), ("synapt", None)}
+    assert all(resolve(run.command[1], run.command[2:]) == run.config for run in tests)
+
+
 def test_a_new_setting_at_its_default_finds_old_runs(plan):
     run = next(run for run in plan() if run.name == "stage1")
     end(run)
