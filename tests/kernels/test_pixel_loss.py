@@ -35,6 +35,15 @@ def test_value_and_gradient(sizes, normalize, dtype, rtol):
     torch.testing.assert_close(ours.grad.double(), plain.grad, rtol=0, atol=rtol * largest)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_batch_of_vit_b_loses_nothing_in_float32(normalize):
+    """8 clips of 1,411 masked patches. One float32 norm of all the values lost 1.4e-3."""
+    prediction, clip, idx = case(8, 16, 224, 224, (2, 16, 16), 1411)
+    loss = pixel_loss(prediction.float(), clip, idx, patch=(2, 16, 16), normalize=normalize)
+    stated = reference.pixel_loss(prediction, clip, idx, patch=(2, 16, 16), normalize=normalize)
+    torch.testing.assert_close(loss.double(), stated, rtol=1e-6, atol=0)
+
+
 def test_a_flat_patch_has_a_finite_target():
     clip = torch.full((1, 2, 16, 16, 3), 200, dtype=torch.uint8)
     loss = pixel_loss(torch.zeros(1, 1, 1536), clip, torch.tensor([[0]]), patch=(2, 16, 16))
