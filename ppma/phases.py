@@ -18,7 +18,6 @@ from typing import Any
 
 from ppma.common.files import write_text
 from ppma.config.command import DONE
-from ppma.config.errors import InputError
 from ppma.config.flags import resolve
 from ppma.config.recipes import RECIPES
 from ppma.config.run import ENCODED_ONCE, UNTRAINED, RunConfig, check_ranks, check_run_folder
@@ -29,7 +28,7 @@ from ppma.models.classify import Classifier
 from ppma.models.flops import measured_peak_flops
 from ppma.models.masking import kept_count
 from ppma.privacy import strict
-from ppma.training import checkpoint, distributed, parallel, seal, tasks
+from ppma.training import checkpoint, distributed, inputs, parallel, seal, tasks
 from ppma.training.compute import Compute, choose, compile_mode
 from ppma.training.distributed import Ranks, StopFlag
 from ppma.training.lineage import Lineage
@@ -66,8 +65,6 @@ def build(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks) -> Task:
 
 def classify_task(config: RunConfig, sources: Sequence[Manifest]) -> ClassifyTask:
     """Return the task of a classifier whose encoder runs in every step, or of the adaptive average of several."""
-    if config.recipe == "adaptive_average" and not config.average:
-        raise InputError("adaptive_average needs encoders to average: --average RUN RUN")
     if config.average:
         made = partial(AdaptiveClassifier, models=config.average, per=config.mixing, mix_norm=config.mix_norm)
         return ClassifyTask(config, sources, made)
@@ -116,15 +113,17 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
         # Rank 0 decides for all: a file system may show other ranks an older listing of the folder.
         recover = partial(checkpoint.recover, config.run_dir / "checkpoints")
         saved = distributed.on_main(ranks, recover) if config.resume else None
-        tested = tasks.read_sources(config, config.evaluation.split)[:1] if config.evaluation.at_end else []
-        inputs = _input_hashes(config)
-        sources = tasks.read_sources(config)
+        tested = inputs.read_sources(config, config.evaluation.split)[:1] if config.evaluation.at_end else []
+        inputs.check_starts(config)
+        hashes = _input_hashes(config)
+        sources = inputs.read_sources(config)
+        inputs.check_labels(config, sources)
         lineage = strict.admit(config, sources, ranks, saved.folder if saved else None)
         sources = tasks.on_resume(config, sources, saved)
         if config.phase in UNTRAINED:
             with distributed.stopped_at_once(ranks):
                 _score(config, ranks, compute, lineage, began)
-            _seal(config, ranks, inputs, time.time() - began)
+            _seal(config, ranks, hashes, time.time() - began)
             return config.run_dir
         with distributed.stopped_at_once(ranks):  # a probe encodes its clips here
             task = build(config, sources, ranks)
@@ -145,7 +144,7 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
                     raise
                 log.warning("%s. Going back to the checkpoint of step %d, once", error, trainer.step)
                 _run(trainer, tested, title, stop, leave)
-        _seal(config, ranks, inputs, before + time.time() - began)
+        _seal(config, ranks, hashes, before + time.time() - began)
     return config.run_dir
 
 
@@ -202,9 +201,9 @@ def _score(config: RunConfig, ranks: Ranks, compute: Compute, lineage: Lineage, 
     )  # fmt: skip
 
 
-def _seal(config: RunConfig, ranks: Ranks, inputs: dict[str, Any], seconds: float) -> None:
+def _seal(config: RunConfig, ranks: Ranks, hashes: dict[str, Any], seconds: float) -> None:
     if ranks.is_main:
-        seal.write(config.run_dir, **inputs, seconds=seconds)
+        seal.write(config.run_dir, **hashes, seconds=seconds)
 
 
 def _input_hashes(config: RunConfig) -> dict[str, Any]:
@@ -222,7 +221,11 @@ def plan(config: RunConfig) -> None:
         check_run_folder(config)
         compute = choose(config.precision, ranks.device)
         compile_mode(config.compile, ranks.device)
-        sources = tasks.read_sources(config)
+        inputs.check_starts(config)
+        for check in inputs.data_checks([config]):
+            check()
+        _input_hashes(config)
+        sources = inputs.read_sources(config)
         saved = tasks.newest(config)
         if config.privacy == "strict":
             strict.precheck(config, sources, saved.folder if saved else None)

@@ -10,14 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ppma.config.errors import require
-from ppma.config.run import UNTRAINED, RunConfig, check_clips
-from ppma.loaders.sources import catalog
-from ppma.loaders.sources.catalog import Entry
-from ppma.loaders.sources.manifest import Manifest
+from ppma.config.run import UNTRAINED, RunConfig
 from ppma.slurm.snapshot import source_root
-
-PROBED = 16
-"""Clips of a source, evenly spaced, whose files must exist: a wrong root shows at once, a lost file in training."""
+from ppma.training import inputs
 
 
 def check_checkout() -> None:
@@ -26,33 +21,6 @@ def check_checkout() -> None:
     ours = script.parts[-2:] != ("slurm", "launch.py") or script.parents[1] == root
     fix = f"activate the environment of that checkout, or set PYTHONPATH={script.parents[1]}"
     require(ours, f"{script} would run the code in {root}, where its Python finds ppma; {fix}")
-
-
-def sources_of(config: RunConfig) -> list[Manifest]:
-    """Return the manifests that a run trains on; InputError if one is missing or wrong."""
-    data = catalog.find(config.data)
-    return [data.manifest(name) for name in config.sources]
-
-
-def check_data(config: RunConfig) -> None:
-    """Raise InputError unless the data of a run exist, the split of its test too, and hold a whole batch."""
-    data = catalog.find(config.data)
-    splits = [(name, "train") for name in config.sources]
-    splits += [(config.sources[0], config.evaluation.split)] if config.evaluation.at_end else []
-    for name, split in splits:
-        check_entry(data.path, data.entry(name, split))
-        source = data.manifest(name, split)
-        for row in range(0, len(source), max(1, len(source) // PROBED)):
-            file = Path(str(source.file(row)).rpartition("#")[0] or source.file(row))
-            require(file.exists(), f"{data.path}, [{name}.{split}]: {file} does not exist; is its root right?")
-    check_clips(config, sum(len(source) for source in sources_of(config)))
-
-
-def check_entry(data: Path, entry: Entry) -> None:
-    """Raise InputError unless manifest, root and store of an entry of the data catalog exist."""
-    for what, path in (("manifest", entry.manifest), ("root", entry.root), ("store", entry.store)):
-        there = path is None or path.exists()
-        require(there, f"{data}, [{entry.name}.{entry.split}]: {what} {path} does not exist")
 
 
 def check_rate(config: RunConfig) -> None:
@@ -65,13 +33,6 @@ def check_rate(config: RunConfig) -> None:
     require(times <= 1, f"{scaled} the tested {optim.peak_lr:g} of batch {optim.reference_batch}; {fix}")
 
 
-def check_starts(config: RunConfig, coming: set[Path]) -> None:
-    """Raise InputError unless the weights that a run starts from exist, or are in a folder that is `coming`."""
-    for start in config.starts:
-        there = start.exists() or any(start.is_relative_to(folder) for folder in coming)
-        require(there, f"{'--average' if config.average else '--init'} {start}: there is no such run or checkpoint")
-
-
 def check_privacy(config: RunConfig, coming: set[Path]) -> None:
     """Raise InputError for what `--privacy strict` would refuse on the nodes, except weights to come. Imports torch then."""
     if config.privacy != "strict":
@@ -82,4 +43,4 @@ def check_privacy(config: RunConfig, coming: set[Path]) -> None:
     not_yet = config.init is not None and any(config.init.is_relative_to(folder) for folder in coming)
     saved = newest(config)
     checked = replace(config, init=None) if not_yet else config
-    strict.precheck(checked, sources_of(config), saved.folder if saved else None)
+    strict.precheck(checked, inputs.read_sources(config), saved.folder if saved else None)

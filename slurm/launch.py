@@ -39,10 +39,11 @@ from ppma.slurm import checks, snapshot
 from ppma.slurm.cluster import Script, allocate, executor, require_slurm, sbatch_script
 from ppma.slurm.foreground import follow
 from ppma.slurm.plan import VERBS, Stage, Verb, plan
+from ppma.slurm.site import NoClusterError, explain_refusal
 from ppma.slurm.site import check as check_cluster
-from ppma.slurm.site import explain_refusal
 from ppma.slurm.status import LAUNCH, active_jobs
 from ppma.slurm.status import main as status
+from ppma.training import inputs
 
 
 def _show(stages: Sequence[Stage], cluster: Verb, console: Console) -> None:
@@ -175,7 +176,7 @@ def _run_here(stages: Sequence[Stage], cluster: Verb, console: Console) -> int:
 
 
 def _dry_run(stages: Sequence[Stage], cluster: Verb) -> int:
-    """Print what would be submitted, and what would be refused for now."""
+    """Print what would be submitted, and all that is refused."""
     ids: list[list[str]] = []
     for number, stage in enumerate(stages, 1):
         for after, members in _arrays(stage, ids).items():
@@ -186,33 +187,34 @@ def _dry_run(stages: Sequence[Stage], cluster: Verb) -> int:
         ids.append([f"STAGE-{number}_{job}" for job in range(len(stage.jobs))])
     sys.stdout.write("\n")
     sys.stdout.flush()
-    refused: dict[str, None] = {}  # runs of a study share their data: each line once
-    for check in _checks(stages, cluster):
-        try:
-            check()
-        except InputError as error:
-            refused[str(error)] = None
+    refused = inputs.refused(_checks(stages, cluster))
     for line in refused:
-        sys.stderr.write(f"without --dry-run this is refused: {line}\n")
-    return DONE
+        sys.stderr.write(f"this is refused: {line}\n")
+    return WRONG_INPUT if refused else DONE
 
 
 def _checks(stages: Sequence[Stage], cluster: Verb) -> Iterator[Callable[[], None]]:
     """Yield all that is checked before a submission."""
     yield checks.check_checkout
     coming = {stage.folder for stage in stages}
+    trainings = [job.config for stage in stages for job in stage.jobs if isinstance(job.config, RunConfig)]
+    yield from inputs.data_checks(trainings)
+    yield from (partial(checks.check_rate, config) for config in trainings)
     for stage in stages:
-        for config in (job.config for job in stage.jobs if isinstance(job.config, RunConfig)):
-            yield partial(checks.check_data, config)
-            yield partial(checks.check_rate, config)
         if stage.config:  # the runs of an array start from those of an earlier array
-            yield partial(checks.check_starts, stage.config, coming)
+            yield partial(inputs.check_starts, stage.config, coming)
             yield partial(checks.check_privacy, stage.config, coming)
     if cluster.require_clean:
         yield partial(snapshot.require_clean, snapshot.source_root())
     if cluster.cluster == "slurm":
-        yield partial(check_cluster, cluster)
+        yield partial(_check_cluster, cluster)
         yield from (partial(_check_idle, stage) for stage in stages)
+
+
+def _check_cluster(cluster: Verb) -> None:
+    """Compare the settings with the cluster. Where none answers, a dry run has said what it assumes."""
+    with contextlib.suppress(*[NoClusterError] if cluster.dry_run else []):
+        check_cluster(cluster)
 
 
 def _check_idle(stage: Stage) -> None:

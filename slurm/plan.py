@@ -24,13 +24,13 @@ from ppma.config.errors import InputError, require, require_at_least
 from ppma.config.flags import resolve
 from ppma.config.run import RunConfig, check_ranks, check_run_folder
 from ppma.loaders.sources import catalog
-from ppma.slurm import checks
 from ppma.slurm.cluster import ClusterConfig, allocate
 from ppma.slurm.job import Job, command, evaluate, train
 from ppma.slurm.site import NoClusterError, fit, with_site
 from ppma.study.plan import Run
 from ppma.study.work import Planned, StudyConfig, write_listing
 from ppma.study.work import plan as plan_study
+from ppma.training import inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +220,7 @@ def _length(config: RunConfig) -> dict[str, str]:
     """Return the rows on steps and data; what is wrong with the data is reported by the checks."""
     epochs = config.optim.epochs
     try:
-        sources = checks.sources_of(config)
+        sources = inputs.read_sources(config)
     except InputError:
         return {"steps": f"{epochs} epochs of unknown length", "data": f"{', '.join(config.sources)}: not found"}
     an_epoch = sum(len(source) for source in sources) // config.batch
@@ -256,7 +256,7 @@ def _evaluation(test: Evaluate, flags: list[str], prog: str) -> Stage:
         options = parse(EvaluateOptions, ["--checkpoint", checkpoint, "--dataset", dataset, *flags], prog=prog)
         folders.append(options.results(run_folder(options.checkpoint)).absolute())
         data = catalog.find(options.data)
-        checks.check_entry(data.path, data.entry(dataset, options.evaluation.split))
+        inputs.check_entry(data.path, data.entry(dataset, options.evaluation.split))
         words = ["--checkpoint", str(Path(checkpoint).absolute()), "--dataset", dataset]
         calls.append([*words, *flags, "--data", str(data.path)])
     ranks, most = allocate(test).ranks, test.max_restarts

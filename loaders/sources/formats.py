@@ -131,8 +131,32 @@ def splits_below(source: Path) -> dict[str, list[str]]:
 
 
 def read_classes(file: Path) -> list[str]:
-    """Return the class names of a file with one name per line; the first is label 0."""
-    names = [line.strip() for _, line in _lines(file)]
+    """Return class names in the order of their labels.
+
+    Args:
+        file: One name per line, the first of label 0; or a list of clips in folders named after their classes, as
+            `<class>/<clip>;label`.
+
+    Raises:
+        InputError: A name or a label is there twice, or the labels of a list are not 0, 1, ... without a gap.
+    """
+    lines = _lines(file)
+    clips = [re.fullmatch(r"(?:.*/)?([^/]+)/[^/]+[;,]\s*(\d+)\s*", line) for _, line in lines]
+    if not all(clips):
+        return _distinct([line.strip() for _, line in lines], file)
+    pairs = sorted({(int(match[2]), match[1]) for match in clips if match})
+    for label, (found, name) in enumerate(pairs):
+        if found != label:
+            what = (
+                f"label {found} of {name!r} has another class before it"
+                if found < label
+                else f"no clip has label {label}"
+            )
+            raise InputError(f"{file}: {what}; give a list with one class for each of the labels 0, 1, 2, ...")
+    return _distinct([name for _, name in pairs], file)
+
+
+def _distinct(names: list[str], file: Path) -> list[str]:
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None or not names:
         raise InputError(

@@ -7,6 +7,7 @@ A label is a number in one list only. Wherever two lists meet (training and test
 resumes on, a head and another data set), the names decide, and nothing else.
 """
 
+import hashlib
 import logging
 from collections.abc import Sequence
 
@@ -19,6 +20,12 @@ log = logging.getLogger(__name__)
 
 SHOWN = 5
 """Classes that a message names."""
+PUBLISHED_ORDERS = {
+    "9e08701b24c723ff": "e5d9d95b0f07147d",  # Kinetics-150, with or without its people
+    "29cb052a958d3ca9": "37ef8e4e54bc8771",  # SynAPT-150
+}
+"""Hash of the class names in alphabetical order -> in the order of the lists of PPMA's authors, whose shared head joins classes
+by their numbers."""
 
 
 def class_names(source: Manifest) -> tuple[str, ...]:
@@ -89,6 +96,20 @@ def by_name(
     same = np.array_equal(table, np.arange(len(table)))
     labels = source.labels if same else table[source.labels]  # of a large manifest they are mapped: no copy
     return source.with_labels(labels, dict(enumerate([*classes, *(own[label] for label in unknown)])))
+
+
+def check_published_order(source: Manifest) -> None:
+    """Raise InputError if a source of the paper numbers its classes otherwise than the authors' lists."""
+    names = class_names(source)
+    if PUBLISHED_ORDERS.get(_hash(sorted(names)), _hash(names)) != _hash(names):
+        raise InputError(
+            f"{source.path or source.name}: its classes have other numbers than in the authors' lists, so a shared head would join "
+            "other pairs; index it with --classes LIST, their train.csv, or give each source its head: --classifier.no-shared-head"
+        )
+
+
+def _hash(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(map(nfc, names)).encode()).hexdigest()[:16]
 
 
 def renumbered(source: Manifest, classes: Sequence[str]) -> list[str]:

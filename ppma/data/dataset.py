@@ -125,6 +125,8 @@ class Dataset:
     """What the pictures are."""
     source: str = ""
     """Name in recipes, if that is not `name`."""
+    numbering: str = ""
+    """What the labels follow, where there is a choice."""
     vanishing: bool = False
     """True if clips disappear from the web: missing ones are reported and skipped by default."""
     unconfirmed: Sequence[str] = ()

@@ -70,6 +70,7 @@ def _show(console: Console, one: Dataset, indexed: set[str]) -> None:
         "pictures": one.domain,
         "classes": f"{one.classes}",
         "splits": one.splits,
+        "labels follow": one.numbering,
         "published": ", ".join(counts),
         "license": one.license,
         "to sign": one.terms or "nothing known",

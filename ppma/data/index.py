@@ -28,7 +28,7 @@ from ppma.common.progress import Progress
 from ppma.common.shares import FOLDER, Share
 from ppma.common.workers import parse_shard
 from ppma.config.command import DONE, OutFile, parse
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, first_few
 from ppma.data.dataset import Dataset, Download, Splits, find, read_splits
 from ppma.data.probing import Answer, Probing
 from ppma.data.resize import resize
@@ -44,7 +44,7 @@ from ppma.loaders.sources.formats import (
     splits_below,
     with_prefix,
 )
-from ppma.loaders.sources.manifest import HEADER, Clip, Manifest
+from ppma.loaders.sources.manifest import HEADER, Clip, Manifest, nfc
 from ppma.loaders.sources.probe import MAX_PIXELS, VideoMetadata
 
 Report = Callable[[str], None]
@@ -81,7 +81,8 @@ class IndexConfig:
     format: Literal["auto", "tree", "semicolon", "comma", "space", "manifest"] = "auto"
     """Layout of SOURCE; auto detects it."""
     classes: Path | None = None
-    """Class names, one per line in the order of their labels, so that train and val agree (default: a tree's names, sorted)."""
+    """Class names in the order of their labels: one per line, or a list `<class>/<clip>;label` whose numbers to take, as the
+    authors' train.csv (default: a tree's or data set's names, sorted; the numbers of a list)."""
     name: str | None = None
     """Add the manifest to data.toml under this source name (with --dataset: its own name by default)."""
     split: str = "train"
@@ -146,8 +147,8 @@ class IndexConfig:
         _check_overwrites({self.out: HEADER, _rejected(self.out): REJECTED}, self.source)
 
     def _check_dataset(self) -> None:
-        if self.source is not None or self.classes is not None or self.format != "auto" or self.split != "train":
-            raise InputError("--dataset has its own lists; leave SOURCE, --format, --classes and --split out")
+        if self.source is not None or self.format != "auto" or self.split != "train":
+            raise InputError("--dataset has its own lists; leave SOURCE, --format and --split out")
         if self.root is None:
             raise InputError(f"--root is missing; give the folder that {self.dataset} was unpacked into")
         if self.out is not None and not self.out.is_dir():
@@ -329,6 +330,8 @@ def _index_dataset(config: IndexConfig, report: Report) -> None:
         raise InputError(f"--domain synthetic: {dataset.name} was filmed (domain {dataset.domain}); leave --domain out")
     download = Download(root, dataset, follow_links=config.follow_links)
     found = read_splits(download)
+    if config.classes is not None:
+        found = _numbered_as(found, config.classes)
     splits = list(_find_splits(found, download.tree, name, folder))
     if config.frames_prefix is not None:
         splits = [replace(split, rows=with_prefix(split.rows, root, config.frames_prefix)) for split in splits]
@@ -377,6 +380,25 @@ def _index_dataset(config: IndexConfig, report: Report) -> None:
             catalog.add(data, name=split.source, split=split.split, manifest=split.out, root=root)
             _compare(report, dataset, split, usable=usable)
     report(f"entered as {', '.join(split.name for split in splits)} in {data}")
+
+
+def _numbered_as(splits: Splits, file: Path) -> Splits:
+    """Return the splits with the labels of the file given as --classes, by class name; InputError for a class that it lacks."""
+    names = read_classes(file)
+    label_of = {nfc(name): label for label, name in enumerate(names)}
+    lacking = [name for name in splits.classes if nfc(name) not in label_of]
+    if lacking or not splits.classes:
+        which = (
+            f"lacks {len(lacking)} classes: {first_few(lacking, SHOWN_MISSING)}"
+            if lacking
+            else "names no class of numbers"
+        )
+        raise InputError(f"--classes {file} {which}; give the names of this data set, or leave --classes out")
+    clips = {
+        key: [(path, label_of[nfc(splits.classes[label])]) for path, label in rows]
+        for key, rows in splits.clips.items()
+    }
+    return replace(splits, classes=names, clips=clips)
 
 
 def _find_splits(splits: Splits, tree: Root, name: str, folder: Path) -> Iterator[_Split]:

@@ -9,6 +9,7 @@ stopped run resumes from its newest checkpoint, so the same command continues af
 import logging
 import os
 import shutil
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,11 +26,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ppma.common.files import write_json
-from ppma.config.command import DONE, OutFolder, parse
+from ppma.config.command import DONE, WRONG_INPUT, OutFolder, parse
 from ppma.config.errors import InputError
 from ppma.study import spec
 from ppma.study.plan import Planner, Run, State, catalog_of
-from ppma.training import seal
+from ppma.training import inputs, seal
 
 log = logging.getLogger(__name__)
 
@@ -275,8 +276,13 @@ def main(argv: list[str]) -> int:
     """Run `ppma study ARGV`."""
     options = parse(StudyConfig, argv, prog="ppma study")
     if options.dry_run:
-        show(plan(options, make_data=False))
-        return DONE
+        planned = plan(options, make_data=False)
+        show(planned)
+        drawn = planned.study.draw is not None  # its data may come with the runs
+        refused = [] if drawn else inputs.refused(inputs.data_checks(run.config for run in planned.runs if run.config))
+        for line in refused:
+            sys.stderr.write(f"this is refused: {line}\n")
+        return WRONG_INPUT if refused else DONE
     if options.only is not None:
         _do_only(options, options.only)
         return DONE

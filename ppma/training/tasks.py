@@ -21,7 +21,7 @@ from ppma.config.run import RunConfig, check_clips
 from ppma.loaders import readers
 from ppma.loaders.batch import ClipBatch, LoaderCounters
 from ppma.loaders.sampler import Batches, TrainingSampler
-from ppma.loaders.sources import catalog, labels
+from ppma.loaders.sources import labels
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream
 from ppma.models import flops, pictures
@@ -74,12 +74,6 @@ class Task(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """Return results of the training other than weights, for state.json and result.json."""
-
-
-def read_sources(config: RunConfig, split: str = "train") -> list[Manifest]:
-    """Return the manifests of a run's sources, as the data catalog has them for a split."""
-    data = catalog.find(config.data)
-    return [data.manifest(name, split) for name in config.sources]
 
 
 def label_spaces(sources: Sequence[Manifest]) -> dict[str, tuple[str, ...]]:

@@ -160,6 +160,10 @@ def test_kinetics150(download):
     assert named(splits, "val")[1] == ("val/hurling (sport)/FiIUKB5hU9U_000120_000130.mp4", "hurling (sport)")
     (root / "kinetics150_train.txt").write_text("peeling apples/2gNphD7Zs6I_000008_000018\n")
     assert len(read(root, "kinetics150").clips["train"]) == 1, "the list of SynAPT's authors is preferred to the CSV"
+    (root / "data/splits/kinetics150").mkdir(parents=True)
+    (root / "data/splits/kinetics150/val.csv").write_text("val/peeling apples/erjpP2MAlOQ_000001_000011.mp4;0\n")
+    (clip,) = named(read(root, "kinetics150"), "val")
+    assert clip == ("val/peeling apples/erjpP2MAlOQ_000001_000011.mp4", "peeling apples"), "that of PPMA's is too"
 
 
 def test_no_human_kinetics150(download):
@@ -173,7 +177,8 @@ def test_no_human_kinetics150(download):
 
 
 def test_synapt150(download):
-    splits = read(download("synapt150"), "synapt150")
+    root = download("synapt150")
+    splits = read(root, "synapt150")
     assert splits.classes == ["a27", "clapping", "reading", "smoking"]
     assert [(path.split("/")[0], name) for path, name in named(splits, "train")] == [
         ("surreact", "a27"),
@@ -182,6 +187,11 @@ def test_synapt150(download):
     ], "the total list without the test clips, and without PRE_"
     assert splits.clips["val"][1] == ("surreact/S017C003P016R001A011_v225_r00.mp4", 2)
     assert splits.clips["train"][0][0].endswith("/a27_d1_p066_c1_color.avi_v225_r00.mp4")
+    (root / "splits/sim150").mkdir(parents=True)
+    (root / "splits/sim150/train.csv").write_text("a27/PRE_a27_d1_p066_c1_color.avi_v225_r00.mp4;0\n")
+    assert read(root, "synapt150").clips["train"] == splits.clips["train"][:1], (
+        "the list of PPMA's authors is preferred"
+    )
 
 
 def test_an_unknown_data_set_is_refused_with_a_suggestion():

@@ -99,6 +99,26 @@ def test_missing_files_are_counted_listed_and_a_choice(clip, capsys):
     assert "4 listed, 1 missing (25.0%)" in capsys.readouterr().out
 
 
+def test_labels_follow_the_list_that_classes_names(clip, capsys):
+    TREES["synapt150"](Path("root"), clip)
+    numbered = {"smoking": 0, "reading": 1, "clapping": 2, "a27": 3}
+    lines = [f"{name}/PRE_{i}.mp4;{label}" for name, label in numbered.items() for i in range(2)]
+    Path("list.csv").write_text("\n".join(lines))
+    flags = ["--dataset", "synapt150", "--root", "root", "--classes", "list.csv"]
+    assert index(*flags) == 0
+    for split in ("train", "val"):
+        manifest = catalog.find().manifest("synapt", split)
+        assert [numbered[name] for name in manifest.texts("class_name")] == manifest.labels.tolist(), split
+    for wrong, word in (
+        ("", "is empty"),
+        (f"{lines[0]}\na/1;0\n", "another class"),
+        (f"{lines[0]}\na/1;2\n", "no clip"),
+        ("a\nb\n", "lacks 4"),
+    ):
+        Path("list.csv").write_text(wrong)
+        assert index(*flags) == WRONG_INPUT and word in capsys.readouterr().err
+
+
 def test_clips_that_vanish_from_the_web_are_skipped(clip, capsys):
     TREES["kinetics150"](Path("root"), clip)
     assert index("--dataset", "kinetics150", "--root", "root", "--missing", "stop") == WRONG_INPUT

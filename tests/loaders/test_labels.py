@@ -1,15 +1,18 @@
 """Labels are matched by class name wherever two lists of classes meet, and never by their numbers where there are names."""
 
 import random
+import tomllib
 import unicodedata
 from pathlib import Path
 
 import pytest
 
 from ppma.config.errors import InputError
+from ppma.loaders.sources import labels
 from ppma.loaders.sources.labels import by_name, class_names, renumbered
 from ppma.loaders.sources.manifest import Clip, Manifest
 
+DATASETS = Path(__file__).resolve().parents[2] / "ppma" / "data" / "datasets"
 HEAD = ("archery", "biking", "climbing", "diving")
 METADATA = {"frames": 9, "fps": 9.0, "width": 8, "height": 8, "codec": "h264", "key_frame_spacing": 1}
 
@@ -100,3 +103,18 @@ def test_what_changed_is_named():
     assert renumbered(listed(*HEAD), HEAD) == []
     found = renumbered(listed("biking", "archery", "surfing"), HEAD)
     assert ["biking" in found[0], "archery" in found[1], "surfing" in found[2]] == [True] * 3
+
+
+def test_a_paper_source_with_other_numbers_than_the_authors_lists_is_named(monkeypatch):
+    published = ("diving", "archery", "climbing", "biking")
+    orders = {labels._hash(sorted(published)): labels._hash(published)}
+    monkeypatch.setattr(labels, "PUBLISHED_ORDERS", orders)
+    labels.check_published_order(listed(*published))
+    labels.check_published_order(listed("walking", "waving"))  # not of the paper
+    with pytest.raises(InputError, match="--classes"):
+        labels.check_published_order(listed(*HEAD))
+
+
+def test_the_order_is_known_of_the_classes_that_the_data_set_has():
+    table = tomllib.loads((DATASETS / "kinetics150.toml").read_text())
+    assert labels._hash(sorted(table["read"]["class_names"])) in labels.PUBLISHED_ORDERS

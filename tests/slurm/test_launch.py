@@ -332,7 +332,10 @@ def test_without_slurm_the_error_names_the_alternatives(capsys, monkeypatch):
 
 
 def test_dry_run_of_both_stages(tmp_path, capsys):
-    assert launch.main(["pretrain", "--nodes", "8", "--runs", str(tmp_path), "--model", "tiny", "--dry-run"]) == 0
+    assert (
+        launch.main(["pretrain", "--nodes", "8", "--runs", str(tmp_path), "--model", "tiny", "--dry-run"])
+        == WRONG_INPUT
+    )
     text = capsys.readouterr().out
     assert text.count("#!/bin/bash") == 2 and text.count("#SBATCH --nodes=8") == 2
     assert "dependency=afterok:STAGE-1\n" in text.split("#!/bin/bash")[2]
@@ -345,7 +348,10 @@ def test_a_dry_run_names_all_that_would_be_refused(fake_slurm, capsys):
     shown, error = capsys.readouterr()
     assert error == "" and re.search(r"GPUs +1 x 8\s+processes +8, each with 16 cores", shown)
     assert "100 (50 epochs of 2)" in shown and "synapt: 130 clips" in shown and f"a copy of {ROOT}" in shown
-    assert launch.main([*flags, "--init", "gone", "--batch", "544", "--nodes", "17", "--gpus-per-node", "8"]) == 0
+    assert (
+        launch.main([*flags, "--init", "gone", "--batch", "544", "--nodes", "17", "--gpus-per-node", "8"])
+        == WRONG_INPUT
+    )
     lines = capsys.readouterr().err.splitlines()
     words = ("260 clips in all", "--optim.peak-lr", "gone", "--nodes is 17")
     assert [word in line for word, line in zip(words, lines, strict=True)] == [True] * 4
@@ -565,7 +571,7 @@ def test_a_dry_run_imports_no_torch():
         try:
             runpy.run_path("slurm/launch.py", run_name="__main__")
         except SystemExit as stop:
-            assert not stop.code and "torch" not in sys.modules
+            assert stop.code == 2 and "torch" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, check=True, capture_output=True)
 

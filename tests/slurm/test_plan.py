@@ -212,14 +212,14 @@ def test_finished_runs_are_not_submitted_again(spec, tmp_path):
 
 
 def test_the_dry_run_shows_arrays_and_writes_nothing(spec, tmp_path, capsys):
-    assert launch(["study", spec, *ARGV, "--dry-run"]) == DONE
+    assert launch(["study", spec, *ARGV, "--dry-run"]) == WRONG_INPUT  # the clips do not exist
     text = capsys.readouterr().out
     assert text.count("#SBATCH --array=0-") == 7 and text.count("afterok:STAGE-1_2\n") == 1 and "full, seed 1" in text
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_dry_run_names_each_fault_of_the_data_once(spec, capsys):
-    assert launch(["study", spec, *ARGV, "--dry-run"]) == DONE
+    assert launch(["study", spec, *ARGV, "--dry-run"]) == WRONG_INPUT
     lines = capsys.readouterr().err.splitlines()
     assert [sum(f"[{name}.train]" in line for line in lines) for name in ("ucf101", "no-human-kinetics")] == [1, 1]
 
