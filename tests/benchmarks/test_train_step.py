@@ -23,16 +23,16 @@ def by_name(config, repeats, device="cpu"):
     return {row["implementation"]: row for row in measure(group, repeats)}
 
 
-@pytest.mark.slow  # failed once of three runs on a loaded machine: too noisy to gate on until it is measured alone
-def test_stage_1_in_small():
-    """4 frames instead of 16, and a small encoder: 392 tokens, where attention is not yet the most of it. Measured on a
-    busy machine: 1.64 and 0.85."""
-    both = ("ours", "published")
-    config = BenchmarkConfig(phase=("mae",), model=("tiny",), batch=(1,), frames=4, threads=1, implementation=both)
-    made = by_name(config, repeats=2)
-    assert FIELDS < set(made["ours"]) and made["published"]["ratio_to_published"] == 1
-    assert made["ours"]["ratio_to_published"] > 1.2
-    assert made["ours"]["memory_to_published"] < 0.95
+def test_our_stage_1_step_takes_less_cpu_time_than_the_published_one():
+    """2 frames instead of 16, and a small encoder: 196 tokens, where attention is not yet the most of it. CPU time, in one
+    process and in turns, so that other load counts for both. Measured on a busy machine: 1.54 and 1.63."""
+    setting = step_worker.Setting(run_config("mae", model="tiny", batch=1, size=224, frames=2), torch.device("cpu"))
+    steps = {name: step_worker.build(setting, name)[0] for name in ("ours", "published")}
+    turns = [
+        {name: step_worker.timed(step, setting.device, 1)["cpu_s"] for name, step in steps.items()} for _ in range(4)
+    ]
+    ours, theirs = (min(turn[name] for turn in turns[1:]) for name in steps)  # the first allocates
+    assert theirs / ours > 1.2, turns
 
 
 def test_an_unknown_implementation_is_named(capfd):
@@ -82,6 +82,7 @@ def test_ctrl_c_is_one_line_and_ends_the_worker():
 def test_stage_1_reaches_its_goals():
     """ViT-B, batch 4."""
     made = by_name(BenchmarkConfig(phase=("mae",), threads=1), repeats=3)
+    assert FIELDS < set(made["ours"]) and made["published"]["ratio_to_published"] == 1
     ours, without = made["ours"], made["published_without_recompute"]
     assert ours["ratio_to_published"] >= 2.3
     assert ours["memory_to_published"] <= 0.7
