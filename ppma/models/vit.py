@@ -1,11 +1,11 @@
-"""The video ViT of every phase, built from timm's parts under timm's parameter names.
+"""The video ViT of every phase, with timm's parameter names and our own blocks.
 
     frames_BTHWC uint8 (+ visible_idx_BV)  ->  patches_BVP  ->  tokens_BVD  ->  blocks  ->  tokens_BVD
 
 `Encoder` is the trunk. `MaskedAutoencoder` (stage 1) and `Classifier` (everything with labels) subclass it, so their
 state dicts hold the trunk under the names of timm's VisionTransformer: patch_embed.proj, blocks.i.{norm1, attn.qkv,
-attn.proj, norm2, mlp.fc1, mlp.fc2}, then `norm` (stage 1) or `fc_norm` (mean pooling). `timm_models` registers the
-classifier with timm.
+attn.proj, norm2, mlp.fc1, mlp.fc2}, then `norm` (stage 1) or `fc_norm` (mean pooling). Of timm's code the blocks use
+`Mlp`, for its two layers. `timm_models` registers the classifier with timm, which can then create and load it.
 
 B rows, N tokens of a clip, V of them visible, D token width, P values of a patch, L layers. Shapes: PPMA (NeurIPS
 2023), VideoMAE.
