@@ -13,24 +13,44 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ppma.config.errors import InputError as InputError
-    from ppma.inference.model import Model as Model
-    from ppma.inference.model import Prediction as Prediction
-    from ppma.inference.model import VideoFeatures as VideoFeatures
-    from ppma.inference.model import load_model as load_model
-    from ppma.inference.videos import find_videos as find_videos
+    from ppma.config.errors import InputError
+    from ppma.inference.model import Model, Prediction, VideoFeatures, load_model
+    from ppma.inference.videos import find_videos
+    from ppma.phases import run_recipe as train
+    from ppma.privacy.audit.command import audit
+    from ppma.privacy.removal.command import remove_humans
+    from ppma.study.work import run_study
+    from ppma.transfer.evaluate import evaluate_run as evaluate
 
 _HOMES = {
-    "InputError": "ppma.config.errors",
-    "Model": "ppma.inference.model",
-    "Prediction": "ppma.inference.model",
-    "VideoFeatures": "ppma.inference.model",
-    "load_model": "ppma.inference.model",
-    "find_videos": "ppma.inference.videos",
+    "InputError": ("ppma.config.errors", "InputError"),
+    "Model": ("ppma.inference.model", "Model"),
+    "Prediction": ("ppma.inference.model", "Prediction"),
+    "VideoFeatures": ("ppma.inference.model", "VideoFeatures"),
+    "audit": ("ppma.privacy.audit.command", "audit"),
+    "evaluate": ("ppma.transfer.evaluate", "evaluate_run"),
+    "find_videos": ("ppma.inference.videos", "find_videos"),
+    "load_model": ("ppma.inference.model", "load_model"),
+    "remove_humans": ("ppma.privacy.removal.command", "remove_humans"),
+    "run_study": ("ppma.study.work", "run_study"),
+    "train": ("ppma.phases", "run_recipe"),
 }
-"""The module of each public name."""
+"""Module and name there of each public name."""
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "InputError",
+    "Model",
+    "Prediction",
+    "VideoFeatures",
+    "__version__",
+    "audit",
+    "evaluate",
+    "find_videos",
+    "load_model",
+    "remove_humans",
+    "run_study",
+    "train",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -38,7 +58,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'ppma' has no attribute {name!r}")
     import importlib
 
-    found = getattr(importlib.import_module(_HOMES[name]), name)
+    module, attribute = _HOMES[name]
+    found = getattr(importlib.import_module(module), attribute)
     globals()[name] = found
     return found
 

@@ -11,13 +11,13 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ppma.common.files import write_text
-from ppma.config.command import DONE
+from ppma.config.command import DONE, as_flags
 from ppma.config.flags import resolve
 from ppma.config.recipes import RECIPES
 from ppma.config.run import ENCODED_ONCE, UNTRAINED, RunConfig, check_ranks, check_run_folder
@@ -212,6 +212,21 @@ def _input_hashes(config: RunConfig) -> dict[str, Any]:
         checkpoint.check_finite(checkpoint.read_weights(path), path)
     hashes = [seal.sha256(checkpoint.locate_model(path)) for path in config.starts]
     return {"manifests": seal.manifest_hashes(config), "init": seal.starts_hash(hashes)}
+
+
+def run_recipe(recipe: str, *, set: Mapping[str, object] | None = None, **flags: object) -> Path:
+    """Run a recipe as `ppma train` does, and return the run folder.
+
+    Args:
+        recipe: Name of the recipe; `ppma train` lists them.
+        set: Any field of the config by its dotted name: {"optim.epochs": 2, "optim.betas": (0.9, 0.95)}.
+        flags: Flags of `ppma train RECIPE`, with _ for -: dataset="ucf101", init="runs/mae_nohuman", run_dir="runs/x".
+
+    Raises:
+        InputError: There is no such recipe or flag, or the input is wrong. Nothing has been written.
+        Stopped: A signal asked to stop; a checkpoint is saved, and resume=True continues.
+    """
+    return train(resolve(recipe, as_flags(flags | dict(set or {}))))
 
 
 def plan(config: RunConfig) -> None:

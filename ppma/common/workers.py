@@ -208,6 +208,20 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the user's script from processes started here: they would run it again, and `work` is in a module of ours."""
+    main = sys.modules["__main__"]
+    spec, file = main.__spec__, main.__dict__.pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
+
+
 @dataclass
 class _Pool(Generic[JobT]):
     work: Callable[[JobT], Iterable[Any]]
@@ -251,7 +265,7 @@ class _Pool(Generic[JobT]):
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self.work))
         self.team[ours] = _Worker(process, ours, *self._take())
-        with _interrupts_blocked():
+        with _interrupts_blocked(), _without_main():
             process.start()
         theirs.close()
 

@@ -24,7 +24,7 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -160,6 +160,24 @@ def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
         value = getattr(config, name)
         if not low <= value <= high:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be {low:g} to {high:g}")
+
+
+def as_flags(settings: Mapping[str, object]) -> list[str]:
+    """Return keyword arguments as flags: a sequence as several values, a boolean as --field or --no-field.
+
+    Args:
+        settings: {name: value}, names with _ or -; a dotted name, or a mapping for a value, means fields of a group.
+    """
+    words: list[str] = []
+    for name, value in settings.items():
+        group, dot, field = name.replace("_", "-").rpartition(".")
+        if isinstance(value, Mapping):
+            words += as_flags({f"{name}.{inner}": one for inner, one in value.items()})
+        elif isinstance(value, bool):
+            words.append(f"--{group}{dot}{'' if value else 'no-'}{field}")
+        else:
+            words += [f"--{group}{dot}{field}", *map(str, value if isinstance(value, tuple | list) else (value,))]
+    return words
 
 
 def parse_known(default: T, argv: Sequence[str], *, prog: str) -> tuple[T, list[str]]:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from ppma.config.command import parse, parse_known
+from ppma.config.command import as_flags, parse, parse_known
 from ppma.config.errors import InputError
 from ppma.config.recipes import published, recipe
 from ppma.config.run import RunConfig
@@ -108,15 +108,13 @@ def _as_flags(setting: str) -> list[str]:
     name, equals, text = setting.partition("=")
     if not equals:
         raise InputError(f"--set {setting} has no value: write --set FIELD=VALUE, e.g. --set optim.epochs=2")
-    name = name.replace("_", "-")
     if text.lower() in ("true", "false"):
-        group, dot, field = name.rpartition(".")
-        return [f"--{group}{dot}{'' if text.lower() == 'true' else 'no-'}{field}"]
+        return as_flags({name: text.lower() == "true"})
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):  # a name, a path
         value = text
-    return [f"--{name}", *map(str, value if isinstance(value, tuple | list) else (value,))]
+    return as_flags({name: value})
 
 
 def _without_boolean_value(flag: str) -> list[str]:

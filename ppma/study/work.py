@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ppma.common.files import write_json
-from ppma.config.command import DONE, WRONG_INPUT, OutFolder, parse
+from ppma.config.command import DONE, WRONG_INPUT, OutFolder, as_flags, parse
 from ppma.config.errors import InputError
 from ppma.study import spec
 from ppma.study.plan import Planner, Run, State, catalog_of
@@ -272,6 +272,28 @@ def _do_only(options: StudyConfig, name: str) -> None:
     raise InputError(f"--only {name}: the study has no such run; --dry-run lists them")
 
 
+def run_study(spec: Path | str, out: Path | str = "runs/study", **flags: object) -> Path:
+    """Run a study as `ppma study` does, and return its listing, which `ppma report` takes.
+
+    Args:
+        spec: The study's TOML file; docs/study.md explains its keys.
+        out: Folder of all runs. Finished ones are kept.
+        flags: Other flags of `ppma study`, with _ for -: device="cpu", workers=2.
+
+    Raises:
+        InputError: The file is no study, there is no such flag, another study is running there, or a run failed.
+        Stopped: A signal asked to stop; the same call continues.
+    """
+    words = [str(spec), *as_flags({"out": out, **flags})]
+    return run_all(parse(StudyConfig, words, prog="ppma study"))
+
+
+def run_all(options: StudyConfig) -> Path:
+    """Do all runs of a study that are missing, and return its listing."""
+    with lock(options.out):
+        return run_missing(plan(options, make_data=True), options.out)
+
+
 def main(argv: list[str]) -> int:
     """Run `ppma study ARGV`."""
     options = parse(StudyConfig, argv, prog="ppma study")
@@ -286,7 +308,6 @@ def main(argv: list[str]) -> int:
     if options.only is not None:
         _do_only(options, options.only)
         return DONE
-    with lock(options.out):
-        file = run_missing(plan(options, make_data=True), options.out)
+    file = run_all(options)
     log.info("all runs are done; for the table: ppma report %s --out report", file)
     return DONE

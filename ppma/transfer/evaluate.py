@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ppma.config.command import DONE, OutFolder, parse
+from ppma.config.command import DONE, OutFolder, as_flags, parse
 from ppma.config.errors import InputError
 from ppma.config.model import ClassifierConfig
 from ppma.config.run import EvaluationConfig, RunConfig
@@ -96,10 +96,25 @@ class EvaluateOptions(DataOptions):
         return self.out or run / f"evaluate-{self.dataset}-{self.evaluation.split}"
 
 
-def main(argv: list[str]) -> int:
-    """Run `ppma evaluate`."""
+def evaluate_run(checkpoint: Path | str, dataset: str, **flags: object) -> dict[str, Any]:
+    """Test a finished run on a data set as `ppma evaluate` does, and return the content of result.json.
+
+    Args:
+        checkpoint: Run folder of any recipe that trains a classifier, or one of its checkpoint folders.
+        dataset: Name in the data catalog.
+        flags: Other flags of `ppma evaluate`, with _ for -: data="data.toml", evaluation={"windows": 1, "crops": 1}.
+
+    Raises:
+        InputError: There is no such run, data set or flag, or a video cannot be decoded.
+        Stopped: A signal asked to stop; the same call continues.
+    """
+    words = as_flags({"checkpoint": checkpoint, "dataset": dataset, **flags})
+    return run_options(parse(EvaluateOptions, words, prog="ppma evaluate"))
+
+
+def run_options(options: EvaluateOptions) -> dict[str, Any]:
+    """Test the run of the options; return the content of result.json."""
     began = time.monotonic()
-    options = parse(EvaluateOptions, argv, prog="ppma evaluate")
     manifest = catalog.find(options.data).manifest(options.dataset, options.evaluation.split)
     run = open_run(options.checkpoint, device="cpu", precision="fp32", workers=options.workers)
     model, trained = run.classifier(), run.config
@@ -118,8 +133,16 @@ def main(argv: list[str]) -> int:
         compute = choose(options.precision, ranks.device)
         step = trained_steps(run.weights)
         model.to(ranks.device, compute.weight_dtype)
-        evaluate(model, manifest, options.dataset, config, ranks, compute, weights=str(options.checkpoint), step=step)
+        result = evaluate(
+            model, manifest, options.dataset, config, ranks, compute, weights=str(options.checkpoint), step=step
+        )
         if ranks.is_main:
             tested = {f"{manifest.name}.{options.evaluation.split}": manifest.sha256}
             seal.write(out, manifests=tested, init=seal.sha256(run.weights), seconds=time.monotonic() - began)
+    return result
+
+
+def main(argv: list[str]) -> int:
+    """Run `ppma evaluate`."""
+    run_options(parse(EvaluateOptions, argv, prog="ppma evaluate"))
     return DONE

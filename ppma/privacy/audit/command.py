@@ -6,12 +6,13 @@ flags  ->  AuditConfig  ->  pairs  ->  findings of each clip  ->  verdicts
     ->  a manifest of the clips that passed, sealed too
 """
 
+import json
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -22,7 +23,7 @@ from ppma.common.files import write_json, write_text
 from ppma.common.progress import Progress
 from ppma.common.shares import FOLDER, Share
 from ppma.common.workers import parse_shard
-from ppma.config.command import DONE, OutFolder, check_out, check_ranges, parse
+from ppma.config.command import DONE, OutFolder, as_flags, check_out, check_ranges, parse
 from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy import verdict
@@ -86,21 +87,42 @@ class AuditConfig:
         auditors.check(self.detectors, set(self.makers))
 
 
+def audit(source: Path | str, out: Path | str = "report", **flags: object) -> dict[str, Any]:
+    """Detect residual people in cleaned clips as `ppma audit` does, and return the content of audit.json.
+
+    Args:
+        source: Folder of `ppma.remove_humans`, another folder <class>/<video>, or a manifest FILE.csv.
+        out: Folder for report.html, audit.json, datasheet.md and croissant.json.
+        flags: Other flags of `ppma audit`, with _ for -: originals="videos", frames=0.
+
+    Raises:
+        InputError: There is no such source, flag or model, or a clip cannot be read.
+    """
+    words = [str(source), *as_flags({"out": out, **flags})]
+    run(parse(AuditConfig, words, prog="ppma audit"), Console(quiet=True))
+    return dict(json.loads((Path(out) / verdict.AUDIT_FILE).read_text(encoding="utf-8")))
+
+
 def main(argv: list[str]) -> int:
     """Run `ppma audit ARGV`."""
     config = parse(AuditConfig, argv, prog="ppma audit")
+    run(config, Console(highlight=False, soft_wrap=True, markup=False))
+    return DONE
+
+
+def run(config: AuditConfig, console: Console) -> None:
+    """Audit the clips of a config; report on the console."""
     for key in {AUDITORS[name].weights for name in config.detectors} - {""}:
         find(key, config.weights)
     engine = engines.find(config.engine)
     manifest, root, clips = jobs.read(config.source, config.root, config.workers, engine)
     pairs = jobs.pairs(root, clips, config.originals)
     makers = _makers(config, pairs)
-    console = Console(highlight=False, soft_wrap=True, markup=False)
     if config.dry_run:
         frames = sum(min(config.frames or pair.frames, pair.frames) for pair in pairs)
         console.print(f"{len(pairs)} clips, {frames} frames for each of {len(config.detectors)} detectors")
         console.print(f"would write {config.out}")
-        return DONE
+        return
     _make_folder(config, manifest, root)
     todo = [
         AuditJob(pair=pair, out=config.out, detectors=config.detectors, frames=config.frames, weights=config.weights)
@@ -119,7 +141,7 @@ def main(argv: list[str]) -> int:
         console.print(f"part {config.part} is done, it inspected {len(results)} of {len(todo)} clips")
         for reason in refused:
             console.print(f"  {reason}")
-        return DONE
+        return
     if refused:
         rest = "the others are finished: repair or remove it, and rerun"
         raise InputError(f"{refused[0]} ({len(refused)} such clips); {rest}")
@@ -135,7 +157,6 @@ def main(argv: list[str]) -> int:
     if counts[verdict.PASSED]:
         console.print(f"{verdict.passed_path(sealed)}: the clips that passed, for --privacy strict")
     console.print(f"{config.out / REPORT}: contains the frames to review and sign")
-    return DONE
 
 
 def _makers(config: AuditConfig, pairs: list[Pair]) -> list[str]:

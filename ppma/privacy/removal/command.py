@@ -4,7 +4,6 @@ flags  ->  RemovalConfig  ->  RemovalJobs  ->  an estimate, or cleaned clips and
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -19,7 +18,7 @@ from ppma.common.engines import EngineName
 from ppma.common.progress import Progress
 from ppma.common.shares import FOLDER, Share
 from ppma.common.workers import parse_shard
-from ppma.config.command import DONE, WRONG_INPUT, OutFile, OutFolder, check_ranges, parse
+from ppma.config.command import DONE, OutFile, OutFolder, as_flags, check_ranges, parse
 from ppma.config.errors import InputError
 from ppma.loaders.sources import catalog
 from ppma.privacy.detectors.weights import default_folder
@@ -43,7 +42,7 @@ class RemovalConfig:
     """
 
     source: Annotated[Path, tyro.conf.Positional]
-    """A folder <class>/<video> (or <class>/<folder of frames>), or a manifest FILE.csv of `ppma index`."""
+    """A video, a folder <class>/<video> (or <class>/<folder of frames>), or a manifest FILE.csv of `ppma index`."""
     out: OutFolder
     """Folder for inp (cleaned clips), seg (masks), records, manifest.csv and rejected.csv."""
     root: Path | None = None
@@ -124,10 +123,34 @@ class RemovalConfig:
         return replace(settings, models=plugins.files_of(settings.used, self.weights, self.models))
 
 
+def remove_humans(source: Path | str, out: Path | str = "removed", **flags: object) -> Path:
+    """Remove people from videos as `ppma remove-humans` does.
+
+    Args:
+        source: A video, a folder <class>/<video>, or a manifest FILE.csv.
+        out: Folder for the cleaned clips (inp), masks (seg), records and manifest.csv.
+        flags: Other flags of `ppma remove-humans`, with _ for -: method="blur-faces", workers=2.
+
+    Returns:
+        The folder `out`, which `ppma.audit` takes.
+
+    Raises:
+        InputError: There is no such source, flag or model, or some clips cannot be read; the others are done.
+    """
+    words = [str(source), *as_flags({"out": out, **flags})]
+    run(parse(RemovalConfig, words, prog="ppma remove-humans"), Console(quiet=True))
+    return Path(out)
+
+
 def main(argv: list[str]) -> int:
     """Run `ppma remove-humans ARGV`."""
     config = parse(RemovalConfig, argv, prog="ppma remove-humans")
-    report = Console(highlight=False, soft_wrap=True, markup=False)
+    run(config, Console(highlight=False, soft_wrap=True, markup=False))
+    return DONE
+
+
+def run(config: RemovalConfig, report: Console) -> None:
+    """Remove people from the clips of a config, or estimate what that takes; report on the console."""
     settings = config.settings()
     engine = engines.find(config.engine)
     root, clips, refused = removal.read_clips(config.source, config.root, config.workers, engine)
@@ -140,7 +163,7 @@ def main(argv: list[str]) -> int:
     if config.dry_run:
         _print_estimate(report, config, jobs[first::step])
         _print_refused(report, refused)
-        return DONE
+        return
     alone = config.part is None and config.merge is None
     share = Share(None if alone else config.out / FOLDER, (first, step))
     removal.claim(config.out, settings)
@@ -148,13 +171,13 @@ def main(argv: list[str]) -> int:
         known = dict(refused) | removal.gather(jobs, share, config.out)
         _finish(report, config, jobs, sorted(known.items()))
         share.clear()
-        return DONE
+        return
     with Progress("frames") as progress:
         refused = [*refused, *removal.run(jobs, config.workers, progress, share, engine)]
     if config.part is None:
-        return _finish(report, config, jobs, refused)
-    _print_refused(report, refused)
-    return DONE
+        _finish(report, config, jobs, refused)
+    else:
+        _print_refused(report, refused)
 
 
 def _print_estimate(report: Console, config: RemovalConfig, jobs: Sequence[RemovalJob]) -> None:
@@ -171,8 +194,8 @@ def _print_estimate(report: Console, config: RemovalConfig, jobs: Sequence[Remov
         report.print(f"  {plugin.kind} {name}: {plugin.license}")
 
 
-def _finish(report: Console, config: RemovalConfig, jobs: Sequence[RemovalJob], refused: Refused) -> int:
-    """Write the manifest of all parts and add it to data.toml; return the exit code."""
+def _finish(report: Console, config: RemovalConfig, jobs: Sequence[RemovalJob], refused: Refused) -> None:
+    """Write the manifest of all parts and add it to data.toml; InputError if clips cannot be read."""
     manifest = removal.write_manifest(jobs, config.out, refused, config.licence)
     done = [job for job in jobs if job.done()]
     report.print(f"{manifest}: {len(done)} clips, {sum(job.row.frames for job in done)} frames")
@@ -180,12 +203,10 @@ def _finish(report: Console, config: RemovalConfig, jobs: Sequence[RemovalJob], 
         data = catalog.locate(config.data)
         catalog.add(data, name=config.name, split="train", manifest=manifest, root=config.out)
         report.print(f"added {config.name}.train to {data}")
-    if not refused:
-        return DONE
-    _print_refused(report, refused)
-    rejected = config.out / removal.REJECTED
-    sys.stderr.write(f"ppma remove-humans: {len(refused)} clips cannot be read, see {rejected}; the others are done\n")
-    return WRONG_INPUT
+    if refused:
+        _print_refused(report, refused)
+        rejected = config.out / removal.REJECTED
+        raise InputError(f"{len(refused)} clips cannot be read, see {rejected}; the others are done")
 
 
 def _print_refused(report: Console, refused: Refused) -> None:

@@ -27,7 +27,7 @@ from ppma.common.shares import Share
 from ppma.common.video import key_frame_spacing
 from ppma.common.workers import Engine, parallel_events, parallel_map
 from ppma.config.errors import BadClip, InputError, reading
-from ppma.loaders.sources.formats import read_source
+from ppma.loaders.sources.formats import VIDEO_SUFFIXES, Listed, read_source
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.probe import probe_all
 from ppma.privacy.removal import plugins
@@ -81,7 +81,7 @@ def read_clips(
     """List the clips of a source; those of a folder are probed.
 
     Args:
-        source: A manifest FILE.csv, or a folder `<class>/<video>`.
+        source: A manifest FILE.csv, a folder `<class>/<video>`, or a video.
         root: Folder that the paths of a manifest are relative to (default: the manifest's own).
         workers: Processes that probe.
         engine: Where they run.
@@ -95,13 +95,15 @@ def read_clips(
     if source.is_file() and source.suffix.lower() == ".csv":
         manifest = Manifest.read(source, root=root)
         return manifest.root, [manifest.clip(i) for i in range(len(manifest))], []
-    if not source.is_dir():
+    single = source.is_file() and source.suffix.lower() in VIDEO_SUFFIXES
+    if not source.is_dir() and not single:
         raise InputError(
-            f"{source}: no such folder or manifest; give a folder <class>/<video>, or a FILE.csv of `ppma index`"
+            f"{source}: no such folder, manifest or video; give a folder <class>/<video>, or a FILE.csv of `ppma index`"
         )
     if root is not None:
         raise InputError(f"--root {root} goes with a manifest; a folder is its own root")
-    rows = read_source(source, root=source)
+    rows = [Listed(path=source.name, label=None)] if single else read_source(source, root=source)
+    source = source.parent if single else source
     refused = [(row.path, row.reason) for row in rows if row.reason]
     usable = [row for row in rows if not row.reason]
     paths = [source / row.path for row in usable]
