@@ -19,7 +19,7 @@ from ppma.common.progress import Progress
 from ppma.common.shares import FOLDER, Share
 from ppma.common.workers import parse_shard
 from ppma.config.command import DONE, OutFile, OutFolder, as_flags, check_ranges, parse
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, require
 from ppma.loaders.sources import catalog
 from ppma.privacy.detectors.weights import default_folder
 from ppma.privacy.removal import jobs as removal
@@ -174,10 +174,12 @@ def run(config: RemovalConfig, report: Console) -> None:
         return
     with Progress("frames") as progress:
         refused = [*refused, *removal.run(jobs, config.workers, progress, share, engine)]
-    if config.part is None:
-        _finish(report, config, jobs, refused)
-    else:
+    if config.part is not None:
         _print_refused(report, refused)
+        return
+    _finish(report, config, jobs, refused)
+    rejected = config.out / removal.REJECTED
+    require(not refused, f"{len(refused)} clips cannot be read, see {rejected}; the others are done")
 
 
 def _print_estimate(report: Console, config: RemovalConfig, jobs: Sequence[RemovalJob]) -> None:
@@ -195,7 +197,7 @@ def _print_estimate(report: Console, config: RemovalConfig, jobs: Sequence[Remov
 
 
 def _finish(report: Console, config: RemovalConfig, jobs: Sequence[RemovalJob], refused: Refused) -> None:
-    """Write the manifest of all parts and add it to data.toml; InputError if clips cannot be read."""
+    """Write the manifest of all parts and add it to data.toml."""
     manifest = removal.write_manifest(jobs, config.out, refused, config.licence)
     done = [job for job in jobs if job.done()]
     report.print(f"{manifest}: {len(done)} clips, {sum(job.row.frames for job in done)} frames")
@@ -203,10 +205,7 @@ def _finish(report: Console, config: RemovalConfig, jobs: Sequence[RemovalJob], 
         data = catalog.locate(config.data)
         catalog.add(data, name=config.name, split="train", manifest=manifest, root=config.out)
         report.print(f"added {config.name}.train to {data}")
-    if refused:
-        _print_refused(report, refused)
-        rejected = config.out / removal.REJECTED
-        raise InputError(f"{len(refused)} clips cannot be read, see {rejected}; the others are done")
+    _print_refused(report, refused)
 
 
 def _print_refused(report: Console, refused: Refused) -> None:
