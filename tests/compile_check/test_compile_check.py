@@ -104,7 +104,7 @@ from ppma.models.masking import random_masking
 from ppma.models.vit import Block
 
 def draw(key_B):
-    return random_masking(key_B, 196, 0.9)
+    return random_masking(key_B, 16, 0.75)
 
 found = {"masked": refusal(compiled, draw), "compiled": gpu.recording.compiled, "launches": len(gpu.recording.launches)}
 
@@ -147,7 +147,7 @@ def greedy_kernel(x, y):
 AGAIN = """
 from ppma.models.masking import random_masking
 torch._inductor.config.benchmark_kernel = False  # as on a GPU
-compiled(lambda key_B: random_masking(key_B, 196, 0.9))
+compiled(lambda key_B: random_masking(key_B, 16, 0.75))
 print(json.dumps({"compiled": gpu.recording.compiled, "launches": len(gpu.recording.launches)}))
 """
 

@@ -287,11 +287,10 @@ def test_a_refusal_of_one_rank_is_raised_on_all(tmp_path):
     assert on_ranks(2, code, tmp_path) == [f"{[0, 2, 'no', '[Errno 28] full']}\n"] * 2
 
 
-@pytest.mark.alone
 def test_one_rank_is_asked_and_all_agree_at_the_same_step(tmp_path):
-    """Rank 2 gets the signal in its step 5, so at step 6 every rank knows. Gradients add up alike in any bucket. The flag costs little."""
+    """Rank 2 gets the signal in its step 5, so at step 6 every rank knows. Gradients add up alike in any bucket."""
     code = """
-        import os, signal, time, torch, json
+        import os, signal, torch, json
         from ppma.training.distributed import StopFlag, mean_in_rank_order, session
         from torch.nn.parallel import DistributedDataParallel
 
@@ -301,27 +300,22 @@ def test_one_rank_is_asked_and_all_agree_at_the_same_step(tmp_path):
 
         with session("cpu") as ranks:
             flag = StopFlag(ranks)
-            work = torch.randn(700, 700)
-            exposed, began = 0.0, time.perf_counter()
+            work = torch.randn(64, 64)
             for step in range(1, 200):
                 work = torch.tanh(work @ work)
                 if (ranks.rank, step) == (2, 150):
                     os.kill(os.getpid(), signal.SIGUSR2)
-                before = time.perf_counter()
-                stop = flag.agreed()
-                exposed += time.perf_counter() - before
-                if stop:
+                if stop := flag.agreed():
                     break
-            seconds = time.perf_counter() - began
             flag.close()
             values = torch.randn(1000, generator=torch.Generator().manual_seed(ranks.rank)) * 10.0 ** torch.arange(-8, 2).repeat(100)
             whole = mean_in_rank_order(None, Bucket(values.clone())).wait()
             turned = mean_in_rank_order(None, Bucket(values.flip(0).contiguous())).wait().flip(0)
-            print(json.dumps([step, stop.name, bool(torch.equal(whole, turned)), ranks.cores, exposed / seconds]))
+            print(json.dumps([step, stop.name, bool(torch.equal(whole, turned)), ranks.cores]))
     """
     told = [json.loads(text) for text in on_ranks(3, code, tmp_path)]
     cores = max(1, len(os.sched_getaffinity(0)) // 3)
-    assert [rank[:4] for rank in told] == [[151, "HAND_OVER", True, cores]] * 3
+    assert told == [[151, "HAND_OVER", True, cores]] * 3
 
 
 @pytest.mark.parametrize(
