@@ -1,7 +1,7 @@
 """`ppma export`: write an encoder for use elsewhere, in three formats that are run before they are kept.
 
     run folder  ->  model.safetensors (timm's names), export.json, lineage.json, README.md (model card),
-                    encoder.pt2 (torch.export), encoder.onnx
+                    config.json and state.json, so that the folder is a run, encoder.pt2 (torch.export), encoder.onnx
 
 The exported graph takes uint8 frames, as a video decoder gives them, and normalizes them itself.
 """
@@ -148,6 +148,8 @@ def main(argv: list[str]) -> int:
     with checkpoint.atomic_folder(options.out.absolute()) as temp_folder:
         checkpoint.save_tensors(temp_folder / checkpoint.MODEL, run.model.state_dict())
         (temp_folder / "export.json").write_text(json.dumps(metadata, indent=2) + "\n")
+        (temp_folder / "config.json").write_text(run.config.to_json())  # the folder is opened as a run
+        (temp_folder / checkpoint.STATE).write_text(json.dumps(run.metadata, indent=2) + "\n")
         (temp_folder / "README.md").write_text(card(run, seen))
         write_program(extractor, run.config.vit, temp_folder / "encoder.pt2")
         if options.onnx:

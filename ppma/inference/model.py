@@ -336,8 +336,8 @@ def load_model(
     """Load a trained model.
 
     Args:
-        path: Run folder of any recipe that trains weights, one of its checkpoint folders, or a folder that `ppma convert`,
-            `ppma average` or `ppma export` wrote.
+        path: Run folder of any recipe that trains weights, one of its checkpoint folders, or a folder that `ppma convert` or
+            `ppma export` wrote.
         device: auto: the GPU where there is one.
         precision: Types of the weights and the matrix products; auto: bf16 products on a GPU, float32 on a CPU.
         workers: Processes that decode videos.

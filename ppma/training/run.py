@@ -1,7 +1,6 @@
 """Open finished runs: the only code that reads a run folder back.
 
-run folder, checkpoint folder, weight file, or a folder of `ppma convert`, `average` or `export`
-    ->  open_run  ->  FinishedRun: config, model with its weights, label spaces, metadata
+run folder, checkpoint folder or weight file  ->  open_run  ->  FinishedRun: config, model with its weights, label spaces, metadata
 """
 
 import contextlib
@@ -19,7 +18,7 @@ from ppma.loaders.sources.manifest import MOST_CLASSES
 from ppma.models.attentive import AttentiveClassifier
 from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
-from ppma.training import checkpoint, loose
+from ppma.training import checkpoint
 from ppma.training.compute import Compute, choose
 from ppma.training.distributed import Ranks, choose_device
 
@@ -74,14 +73,14 @@ class FinishedRun:
 
     @property
     def class_names(self) -> dict[str, tuple[str, ...]]:
-        """Class names of each label space by label; empty for a model without a head."""
+        """Class names of each label space by label; empty for a stage 1 run."""
         return {} if isinstance(self.model, MaskedAutoencoder) else self.model.class_names
 
     def classifier(self) -> Classifier:
-        """Return the model of a run with labels; InputError for a model without a head."""
-        if isinstance(self.model, MaskedAutoencoder) or not self.class_names:
+        """Return the model of a run with labels; InputError for a stage 1 run."""
+        if isinstance(self.model, MaskedAutoencoder):
             raise InputError(
-                f"{self.folder} is a stage 1 run or an encoder without a classification head; "
+                f"{self.folder} is a stage 1 run without a classification head; "
                 f"run `ppma train probe --init {self.folder}` or finetune"
             )
         return self.model
@@ -101,31 +100,25 @@ def run_folder(path: Path | str) -> Path:
 
 
 def open_run(path: Path | str, *, device: str = "auto", precision: Precision = "auto", workers: int = 2) -> FinishedRun:
-    """Open a finished run of any recipe that trains weights, or weights that come from no run.
+    """Open a finished run of any recipe that trains weights.
 
     Args:
-        path: A run folder (its newest checkpoint is opened), one of its checkpoint folders, or a weight file in one; or a
-            folder that `ppma convert`, `ppma average` or `ppma export` wrote, whose weights give the shape of the model.
+        path: A run folder (its newest checkpoint is opened), one of its checkpoint folders, or a weight file in one.
         device: cpu, cuda, or auto for the GPU where there is one.
         precision: Types of the weights and the matrix products.
         workers: Loader processes of `FinishedRun.loader`.
 
     Raises:
-        InputError: The path is no model, the run has no weights, or they do not fit its config.
+        InputError: The path is in no run, the run has no weights, or they do not fit its config.
     """
-    folder = find_run(path)
-    config = read_config(folder) if folder else None
-    if config and config.phase in UNTRAINED:
+    folder = run_folder(path)
+    config = read_config(folder)
+    if config.phase in UNTRAINED:
         start = f"; give the encoder that it tested, {config.init}" if config.init else ""
         raise InputError(f"{folder} is a {config.recipe} run, which has a result and no weights{start}")
     weights = checkpoint.locate_model(Path(path))
-    if config is not None:
-        metadata = _read_metadata(weights)
-        model = _build(config, metadata, weights)
-    else:
-        config, metadata = loose.describe(weights)
-        model = _build(config, metadata, weights)
-        loose.remove_missing(model, weights)
+    metadata = _read_metadata(weights)
+    model = _build(config, metadata, weights)
     checkpoint.load_model(model, weights, without=(MIXING,))
     ranks = Ranks(rank=0, world_size=1, local_rank=0, device=choose_device(device))
     compute = choose(precision, ranks.device)
@@ -135,7 +128,7 @@ def open_run(path: Path | str, *, device: str = "auto", precision: Precision = "
         crop="center", workers=workers,
     )  # fmt: skip
     return FinishedRun(
-        folder=folder or weights.parent, config=config, weights=weights, metadata=metadata, loader=loader, ranks=ranks, compute=compute,
+        folder=folder, config=config, weights=weights, metadata=metadata, loader=loader, ranks=ranks, compute=compute,
         model=model.to(ranks.device, compute.weight_dtype).eval(),
     )  # fmt: skip
 

@@ -25,7 +25,8 @@ def test_every_form_gives_the_model_s_features(runs, tmp_path, name):
     out = tmp_path / "exported"
     assert ppma(["export", str(runs / name), str(out)]) == 0
     files = {path.name for path in out.iterdir()}
-    assert files == {"model.safetensors", "export.json", "README.md", "encoder.pt2", "encoder.onnx", "lineage.json"}
+    as_run = {"model.safetensors", "config.json", "state.json", "lineage.json"}
+    assert files == as_run | {"export.json", "README.md", "encoder.pt2", "encoder.onnx"}
     model = open_run(runs / name, device="cpu").model
     frames = torch.randint(0, 256, (5, 4, 32, 32, 3), dtype=torch.uint8)
     with torch.no_grad():
