@@ -386,7 +386,8 @@ def _numbered_as(splits: Splits, file: Path) -> Splits:
     """Return the splits with the labels of the file given as --classes, by class name; InputError for a class that it lacks."""
     names = read_classes(file)
     label_of = {nfc(name): label for label, name in enumerate(names)}
-    lacking = [name for name in splits.classes if nfc(name) not in label_of]
+    used = {label for rows in splits.clips.values() for _, label in rows}
+    lacking = [name for label, name in enumerate(splits.classes) if label in used and nfc(name) not in label_of]
     if lacking or not splits.classes:
         which = (
             f"lacks {len(lacking)} classes: {first_few(lacking, SHOWN_MISSING)}"
