@@ -26,13 +26,12 @@ from submitit.core.utils import JobPaths
 from submitit.helpers import DelayedSubmission
 
 from ppma.common.files import write_json
-from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT, parse, run
+from ppma.config.command import DONE, FAILED_AUDIT, RUN_AGAIN, WRONG_INPUT, parse, run
 from ppma.config.errors import DiskFullError, InputError, reading
 from ppma.training.run_folder import NAN_STOP, SCORED
 
 RESTARTS = "restarts.json"
 """File in the run folder: a list with an `End` for every start that did not reach the end of the run."""
-FAILED_AUDIT = 3
 FAILURES_PER_NODE = 2
 """Failures of a run that started on a node, after which it runs elsewhere."""
 TRIES, TRY_SECONDS = 5, 10.0

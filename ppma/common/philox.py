@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     ERASE = 8
     REPLACE = 9
     SYNTHESIS = 20
+    SPIKE = 21
     RESAMPLE = 30
     HELD_OUT = 31
     SHOTS = 32

@@ -32,7 +32,7 @@ from ppma.config.errors import DiskFullError, InputError, KilledError, Stopped
 
 log = logging.getLogger(__name__)
 
-DONE, FAILED, WRONG_INPUT, RUN_AGAIN, INTERRUPTED = 0, 1, 2, 75, 130
+DONE, FAILED, WRONG_INPUT, FAILED_AUDIT, RUN_AGAIN, INTERRUPTED = 0, 1, 2, 3, 75, 130
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals after which a training saves and stops: from a scheduler, a terminal, a lost connection, `sbatch --signal`."""
 

@@ -24,9 +24,10 @@ from ppma.loaders.sources.manifest import Manifest
 Verdict = Literal["passed", "failed", "cannot tell"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 PASSED, FAILED, CANNOT_TELL = VERDICTS
-"""passed: no detection at the operating points, by detectors that did detect people in the original; failed: a detection,
-or a failed check of pixels or file; cannot tell: no detection, but none in the original either, or there is no original."""
-FORMAT = "ppma-audit-1"
+"""passed: no detection at the operating points, by detectors that do find known people in this clip, and nobody of the
+original missed or painted back; failed: one of these, or a failed check of pixels or file; cannot tell: no detection,
+but the detectors find too few known people, or there is no original."""
+FORMAT = "ppma-audit-2"
 AUDIT_FILE = "audit.json"
 AGAIN = "run `ppma audit` on it again"
 

@@ -1,13 +1,17 @@
-"""Which frames are inspected, what files contain, who is a witness and who is blind, and what counts for a bound."""
+"""Which frames are inspected, what files contain, what became of people, and what counts for a verdict and a bound."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ppma.privacy.audit.clip import Check, Findings, Scores, check_file, inspected_frames, picture_metadata, psnr
-from ppma.privacy.audit.judge import judge, summarize
+from ppma.privacy.audit.judge import judge, residual, summarize
+from ppma.privacy.audit.people import Person, people_of
+from ppma.privacy.audit.spikes import Spike, spike
+from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.removal.writing import part_writer, target
 from ppma.privacy.verdict import CANNOT_TELL, FAILED, PASSED
 
@@ -56,35 +60,50 @@ def test_metadata_of_pictures_is_found(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------- verdicts
 
-SEEN, BLIND, LEFT = ([0.9] * 10, [0.0] * 10), ([0.9] + [0.0] * 9, [0.3] * 10), ([0.9] * 10, [0.0] * 9 + [0.95])
+SEEN, BLIND, LEFT = ([0.9] * 10, [0.0] * 10), ([0.0] * 10, [0.0] * 10), ([0.9] * 10, [0.0] * 9 + [0.95])
+HIDDEN = Person(frame=3, box=[0, 0, 20, 60], found_by=["nanodet"], masked=0.9, kept=0.1)
 
 
-def findings(nanodet=SEEN, centernet=SEEN, blazeface=SEEN, *, name="c/v", original=True, **checks):
+def spiked(found, height=48, count=10):
+    """Ten known people, of whom nanodet finds some and centernet none."""
+    hits = [{"nanodet": i < found, "centernet": False, "blazeface": False} for i in range(count)]
+    return [Spike(frame=i, height=height, found=hit) for i, hit in enumerate(hits)]
+
+
+def findings(
+    nanodet=SEEN, centernet=SEEN, blazeface=SEEN, *, name="c/v", original=True, people=(HIDDEN,), spikes=None, **checks
+):
     scores = {"nanodet": nanodet, "centernet": centernet, "blazeface": blazeface}
+    boxes = {
+        n: [[[0.0, 0.0, 20.0, 60.0, s]] if s >= AUDITORS[n].threshold else [] for s in after]
+        for n, (_, after) in scores.items()
+    }
     return Findings(
         name=name, path=f"inp/{name}.mp4", class_name=name.split("/")[0], sha256="0" * 64, frames=10, looked_at=list(range(10)),
-        original=original, makers=["m"], outside_db=45.0, inside_change=30.0, worst_frame=0, picture="",
-        detectors={n: Scores(before=before if original else [], after=after) for n, (before, after) in scores.items()},
-        checks={"every frame": Check(held=True, says="all"), **checks},
+        original=original, makers=["m"], method="remove", outside_db=45.0, inside_change=30.0, worst_frame=0, picture="",
+        detectors={
+            n: Scores(before=before if original else [], after=after, boxes_after=boxes[n]) for n, (before, after) in scores.items()
+        },
+        people=list(people), spikes=spiked(8) if spikes is None else spikes,
+        checks={"every frame": Check(held=True, says="all"), "changed inside": Check(held=original or None, says="yes"), **checks},
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("found", "verdict", "says"),
     [
-        (findings(), PASSED, "witnesses: nanodet, centernet"),
-        (findings(nanodet=BLIND), PASSED, "witnesses: centernet"),
-        (findings(nanodet=BLIND, centernet=BLIND), CANNOT_TELL, "blind"),
+        (findings(), PASSED, "8 of 10 known people"),
+        (findings(BLIND, BLIND, BLIND, people=()), PASSED, "8 of 10"),  # an empty street
+        (findings(spikes=spiked(4)), CANNOT_TELL, "4 of 10"),
+        (findings(spikes=spiked(10, height=24)), CANNOT_TELL, "too small"),
         (findings(nanodet=BLIND, centernet=BLIND, blazeface=LEFT), FAILED, "blazeface"),
-        (findings(centernet=LEFT), FAILED, "1 of 10 frames"),
-        (findings(original=False), CANNOT_TELL, "at the operating points in 10 frames, but there is no original"),
+        (findings(centernet=LEFT, spikes=spiked(0)), FAILED, "1 of 10 frames"),
+        (findings(people=[replace(HIDDEN, masked=0.3)]), FAILED, "not masked in 1 frames, such as frame 4"),
+        (findings(people=[replace(HIDDEN, kept=0.8)]), FAILED, "painted back"),
+        (findings(original=False), CANNOT_TELL, "no original"),
         (findings(original=False, nanodet=LEFT), FAILED, "nanodet"),
         (findings(sound=Check(held=False, says="contains sound")), FAILED, "sound"),
-        (
-            findings(outside=Check(held=None, says="not checked")),
-            PASSED,
-            "detected at the operating points in 10 frames",
-        ),
+        (findings(**{"changed inside": Check(held=None, says="no mask")}), CANNOT_TELL, "no mask"),
     ],
 )
 def test_the_verdict_on_a_clip(found, verdict, says):
@@ -93,25 +112,69 @@ def test_the_verdict_on_a_clip(found, verdict, says):
 
 
 def test_scores_below_the_operating_point_are_no_detections():
-    assert judge(findings(nanodet=([0.9] * 10, [0.69] * 10))).verdict == PASSED
-    assert judge(findings(nanodet=([0.9] * 10, [0.7] + [0.0] * 9))).verdict == FAILED
+    point = AUDITORS["nanodet"].threshold
+    assert judge(findings(nanodet=([0.9] * 10, [point - 0.01] * 10))).verdict == PASSED
+    assert judge(findings(nanodet=([0.9] * 10, [point] + [0.0] * 9))).verdict == FAILED
 
 
-def rates(clips):
-    return summarize([(clip, judge(clip)) for clip in clips])
+def judged(clips):
+    return [(clip, judge(clip)) for clip in clips]
 
 
-def test_blind_clips_do_not_count_for_a_bound():
-    blind = [findings(BLIND, BLIND, BLIND, name=f"d/{i}") for i in range(30)]
-    found = rates([findings(name=f"c/{i}") for i in range(20)] + blind)
-    assert (found["nanodet"].clips, found["nanodet"].sighted) == (50, 20)
-    assert found["any"].upper == found["nanodet"].upper == pytest.approx(1 - 0.05 ** (1 / 20))
-    says = "no person detected at operating point 0.7 in 20 clips, so in at most 13.9 % of clips (95 %); cannot tell for 30 more"
-    assert found["nanodet"].says == says
-    assert rates(blind)["any"].says.startswith("cannot tell") and rates(blind)["any"].upper == 1
+def test_rates_count_clips_and_frames():
+    found = summarize(
+        judged([findings(name=f"c/{i}") for i in range(19)] + [findings(([0.9] * 10, [0.9] + [0.0] * 9), LEFT)])
+    )
+    assert (found["nanodet"].clips, found["nanodet"].hits, found["any"].hits) == (20, 1, 1)
+    assert found["any"].after == pytest.approx(2 / 200) and found["nanodet"].after == pytest.approx(1 / 200)
+    assert found["nanodet"].sensitivity == pytest.approx(0.8) and found["centernet"].sensitivity == 0
+    assert summarize(judged([findings()] * 20))["any"].upper == pytest.approx(1 - 0.05 ** (1 / 20))
 
 
-def test_together_detectors_count_a_frame_that_any_of_them_counts():
-    rate = rates([findings(([0.9] * 10, [0.9] + [0.0] * 9), LEFT)])["any"]
-    assert rate.after == pytest.approx(0.2) and rate.hits == rate.sighted == 1
-    assert rate.says.startswith("person or face detected by any of them")
+def test_the_bound_on_residual_people_includes_what_the_auditors_miss():
+    """Against scipy: with no detection in n clips and f of s found, at most u (1 - l) / l of the clips."""
+    stats = pytest.importorskip("scipy.stats")
+    clips = [findings(name=f"c/{i}", spikes=[*spiked(9), *spiked(0, height=24)]) for i in range(300)]
+    small, middle, tall = residual(judged(clips))
+    low = stats.beta.ppf(0.025, 2700, 301)
+    upper = stats.beta.ppf(0.975, 1, 300)
+    assert middle.per_1000 == pytest.approx(1000 * upper * (1 - low) / low, rel=1e-6)
+    assert small.per_1000 is None and (tall.spiked, tall.per_1000) == (0, None)
+    hit = residual(judged([*clips[1:], findings(nanodet=LEFT)]))[1]
+    assert hit.per_1000 > middle.per_1000, "a person of 60 px was detected in one clip"
+
+
+# --------------------------------------------------------------------------------------------------- people, in pixels
+
+
+@pytest.mark.parametrize(
+    ("masked", "after", "missed", "back"),
+    [(True, "place", False, False), (True, "person", False, True), (False, "person", True, False)],
+)
+def test_a_person_of_the_original_is_followed_into_the_result(masked, after, missed, back):
+    rng = np.random.default_rng(0)
+    place = np.kron(rng.integers(40, 160, (24, 32, 1)), np.ones((4, 4, 3))).astype(np.uint8)
+    before = place.copy()
+    before[30:80, 40:60] = rng.integers(0, 255, (50, 20, 3))
+    mask = np.zeros((96, 128), bool)
+    mask[26:84, 36:64] = masked
+    boxes = {"one": np.array([[40, 30, 60, 80, 0.9]], np.float32), "two": np.array([[41, 31, 61, 79, 0.6]], np.float32)}
+    noisy = np.clip({"place": place, "person": before}[after].astype(int) + rng.integers(-4, 5, place.shape), 0, 255)
+    (person,) = people_of(boxes, before, noisy.astype(np.uint8), mask, 7)
+    assert (person.missed, person.painted_back) == (missed, back)
+    assert person.found_by == ["one", "two"] and person.frame == 7
+
+
+def test_spiked_people_have_their_height_and_nothing_else_changes():
+    frame = np.full((200, 300, 3), 90, np.uint8)
+    person = np.dstack([np.full((60, 20, 3), 200, np.uint8), np.full((60, 20, 1), 255, np.uint8)])
+    spiked_HWC, placed = spike(frame, [person], seed=3, t=5)
+    assert sorted(one.height for one in placed) == [24, 48, 96] and (frame == 90).all()
+    changed = (spiked_HWC != frame).any(-1)
+    for one in placed:
+        x0, y0, x1, y1 = one.box
+        assert y1 - y0 == one.height and changed[y0:y1, x0:x1].all()
+        changed[y0:y1, x0:x1] = False
+    assert not changed.any()
+    assert spike(frame, [person], seed=3, t=5)[1] == placed != spike(frame, [person], seed=4, t=5)[1]
+    assert spike(frame[:40], [person], seed=3, t=5)[1][0].height == 24, "taller ones do not fit"

@@ -1,9 +1,9 @@
-"""Inspect one cleaned clip: detectors before and after, pixels outside and inside the mask, and the file's metadata.
+"""Inspect one cleaned clip: its people before and after, known people spiked into it, pixels and metadata.
 
-    Pair: cleaned clip, mask, original  ->  Inspector.inspect()  ->  Findings: scores by detector and frame, checks
+    Pair: cleaned clip, mask, original  ->  Inspector.inspect()  ->  Findings: people, spikes, scores, checks
 
-All frames are read once, one at a time; detectors see evenly spaced ones. Nothing here decides: see judge.py.
-Legend: H height, W width, N boxes.
+All frames are read once, one at a time; detectors see evenly spaced ones at full size. Nothing here decides: see
+judge.py. Legend: H height, W width, N boxes.
 """
 
 import base64
@@ -22,23 +22,29 @@ import numpy as np
 from ppma.common.frames import clip_place, is_frames
 from ppma.config.errors import BadClip, first_few
 from ppma.loaders.decode.fetch import all_frames
+from ppma.privacy.audit import spikes
+from ppma.privacy.audit.people import CHANGED_LEVELS, Person, people_of
+from ppma.privacy.audit.spikes import Placed, Spike
 from ppma.privacy.detectors import auditors
 from ppma.privacy.detectors.auditors import AUDITORS
+from ppma.privacy.detectors.boxes import overlaps
 from ppma.privacy.removal.clip import ClipSource
 
 LEAST_DB = 40.0
 """Smallest PSNR outside the mask after encoding (this project's own bound)."""
-CHANGED_LEVELS = 12
-"""Smallest change (of 255) that encoding alone does not explain."""
+SPIKE_EVERY = 2
+"""Known people are spiked into every second inspected frame."""
+SAME_IOU = 0.3
+"""Smallest intersection over union at which a detection is a known person's."""
 NEAR_MISS = 0.6
 """Scores from this share of the operating point on are kept: they rank frames for review, and are not detections."""
-PICTURE_WIDTH = 320
+PICTURE_WIDTH = 640
+"""Largest width of the frames in the report."""
 COLORS = {
     "nanodet": (255, 64, 64),
     "centernet": (64, 220, 64),
     "ssdlite": (255, 64, 255),
     "yolov3-tiny": (64, 220, 220),
-    "hog": (64, 140, 255),
     "blazeface": (255, 200, 0),
 }
 """RGB color of each detector's boxes."""
@@ -69,6 +75,8 @@ class Pair:
     original: ClipSource | None
     makers: tuple[str, ...]
     """Tools that made the mask; empty without a record."""
+    method: str
+    """What the record says was done to the people, such as remove; empty without a record."""
     outside_sha256: str
     """The record's hash of the pixels outside the mask before encoding, or empty."""
 
@@ -98,7 +106,12 @@ class Findings:
     """Frames that the detectors inspected."""
     original: bool
     makers: list[str]
+    method: str
     detectors: dict[str, Scores]
+    people: list[Person]
+    """What became of the people of the original in the inspected frames; empty without an original or a mask."""
+    spikes: list[Spike]
+    """Known people pasted into the inspected frames, and who found them."""
     checks: dict[str, Check]
     outside_db: float | None
     """PSNR of the pixels outside the mask."""
@@ -113,7 +126,8 @@ class Findings:
         """Restore findings from their `asdict`."""
         detectors = {name: Scores(**scores) for name, scores in content["detectors"].items()}
         checks = {name: Check(**check) for name, check in content["checks"].items()}
-        return cls(**{**content, "detectors": detectors, "checks": checks})
+        people, spiked = [Person(**one) for one in content["people"]], [Spike(**one) for one in content["spikes"]]
+        return cls(**{**content, "detectors": detectors, "people": people, "spikes": spiked, "checks": checks})
 
 
 def inspected_frames(frames: int, count: int) -> list[int]:
@@ -161,19 +175,21 @@ class _Pixels:
 class Inspector:
     """The detectors of a process, loaded once."""
 
-    def __init__(self, names: tuple[str, ...], weights: Path, frames: int) -> None:
+    def __init__(self, names: tuple[str, ...], weights: Path, frames: int, people: Path | None = None) -> None:
         """Load the detectors.
 
         Args:
             names: Keys of AUDITORS.
             weights: Folder of their weights.
             frames: Number of frames of each clip that they inspect; 0 for all.
+            people: Folder of cut-outs to spike in; None: drawn people.
 
         Raises:
-            InputError: Weights are missing.
+            InputError: Weights are missing, or the folder has no cut-outs.
         """
         self._detectors = {n: auditors.load(n, weights, AUDITORS[n].threshold * NEAR_MISS) for n in names}
         self._frames = frames
+        self._people = spikes.drawn_people() if people is None else spikes.read_people(people)
 
     def best_scores(self, frames: list[np.ndarray]) -> dict[str, list[float]]:
         """Return each detector's best score in each of these frames; see `Scores`."""
@@ -189,10 +205,8 @@ class Inspector:
         Raises:
             BadClip: One of the three cannot be read, or their sizes differ.
         """
-        inspected = inspected_frames(pair.frames, self._frames)
-        wanted = set(inspected)
-        scores = {name: Scores() for name in self._detectors}
-        pixels, counts = _Pixels(), Counter[str]()
+        wanted = set(inspected_frames(pair.frames, self._frames))
+        looks, pixels, counts = list[_Look](), _Pixels(), Counter[str]()
         worst: tuple[tuple[float, ...], int, np.ndarray] | None = None
         frames = zip_longest(_video(pair.cleaned), _original_frames(pair.original), _masks(pair.mask))
         for t, (after_HWC, before_HWC, hidden_HW) in enumerate(frames):
@@ -205,10 +219,13 @@ class Inspector:
             if before_HWC is not None and hidden_HW is not None:
                 pixels.add(before_HWC, after_HWC, hidden_HW)
             if t in wanted:
-                rank, boxes = self._detect(before_HWC, after_HWC, hidden_HW, scores)
+                seed = int(sha256[:15], 16) if len(looks) % SPIKE_EVERY == 0 else None
+                looks.append(self._look(t, seed, before_HWC, after_HWC, hidden_HW))
+                rank = looks[-1].rank
                 if worst is None or rank > worst[0]:
-                    worst = rank, t, draw_boxes(after_HWC, boxes)
+                    worst = rank, t, draw_boxes(after_HWC, looks[-1].after)
         assert worst is not None, "a clip has a frame"
+        scores = {name: _scores(name, looks) for name in self._detectors}
         seen = any(boxes for one in scores.values() for boxes in one.boxes_before)
         return Findings(
             name=pair.name,
@@ -216,41 +233,83 @@ class Inspector:
             class_name=pair.class_name,
             sha256=sha256,
             frames=counts["cleaned"],
-            looked_at=[t for t in inspected if t < counts["cleaned"]],
+            looked_at=[look.frame for look in looks],
             original=pair.original is not None,
             makers=list(pair.makers),
+            method=pair.method,
             detectors=scores,
-            checks=_check_pixels(pair, pixels, counts, seen) | check_file(pair.cleaned),
+            people=[person for look in looks for person in look.people],
+            spikes=[spike for look in looks for spike in look.spikes],
+            checks={"people removed": _check_method(pair.method)}
+            | _check_pixels(pair, pixels, counts, seen)
+            | check_file(pair.cleaned),
             outside_db=psnr(pixels.outside_error, pixels.outside_count) if pixels.outside_count else None,
             inside_change=pixels.inside_error / pixels.inside_count if pixels.inside_count else None,
             worst_frame=worst[1],
             picture=_jpeg_base64(worst[2]),
         )
 
-    def _detect(
+    def _look(
         self,
+        t: int,
+        seed: int | None,
         before_HWC: np.ndarray | None,
         after_HWC: np.ndarray,
         hidden_HW: np.ndarray | None,
-        scores: dict[str, Scores],
-    ) -> tuple[tuple[float, ...], dict[str, np.ndarray]]:
-        """Add one frame to `scores`; return its rank for review and its boxes.
+    ) -> "_Look":
+        """Run the detectors on one frame of the original, of the cleaned clip, and, with a seed, with people spiked in."""
+        spiked_HWC, placed = (None, []) if seed is None else spikes.spike(after_HWC, self._people, seed, t)
+        after, before, again = (
+            {} if frame_HWC is None else {name: detect(frame_HWC) for name, detect in self._detectors.items()}
+            for frame_HWC in (after_HWC, before_HWC, spiked_HWC)
+        )
+        people = list[Person]()
+        if before_HWC is not None and hidden_HW is not None:
+            detected = {name: boxes[boxes[:, 4] >= AUDITORS[name].threshold] for name, boxes in before.items()}
+            people = people_of(detected, before_HWC, after_HWC, hidden_HW, t)
+        found = [
+            Spike(frame=t, height=one.height, found={name: _finds(one, boxes, name) for name, boxes in again.items()})
+            for one in placed
+        ]
+        hidden = float(hidden_HW.mean()) if hidden_HW is not None else 0.0
+        return _Look(frame=t, before=before, after=after, people=people, spikes=found, hidden=hidden)
 
-        Frames rank by detectors with a detection, then by the best score relative to its operating point, then by
-        hidden pixels.
-        """
-        hits, nearest, boxes_of = 0, 0.0, dict[str, np.ndarray]()
-        for name, detect in self._detectors.items():
-            boxes_of[name] = detect(after_HWC)
-            best, boxes = _detections(boxes_of[name], name)
-            scores[name].after.append(best)
-            scores[name].boxes_after.append(boxes)
-            if before_HWC is not None:
-                best_before, boxes_before = _detections(detect(before_HWC), name)
-                scores[name].before.append(best_before)
-                scores[name].boxes_before.append(boxes_before)
-            hits, nearest = hits + bool(boxes), max(nearest, best / AUDITORS[name].threshold)
-        return (float(hits), nearest, float(hidden_HW.mean()) if hidden_HW is not None else 0.0), boxes_of
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """What the detectors see in one frame, from NEAR_MISS of their operating points on."""
+
+    frame: int
+    before: dict[str, np.ndarray]
+    """Boxes_N5 of each detector; empty without an original."""
+    after: dict[str, np.ndarray]
+    people: list[Person]
+    spikes: list[Spike]
+    hidden: float
+    """Share of the frame that is masked."""
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """How much the frame needs review: people left, detections, the best score of its operating point, the mask."""
+        best = {name: _detections(boxes, name) for name, boxes in self.after.items()}
+        nearest = max(score / AUDITORS[name].threshold for name, (score, _) in best.items())
+        left = sum(person.missed or person.painted_back for person in self.people)
+        return float(left), float(sum(bool(boxes) for _, boxes in best.values())), nearest, self.hidden
+
+
+def _scores(name: str, looks: list[_Look]) -> Scores:
+    after = [_detections(look.after[name], name) for look in looks]
+    before = [_detections(look.before[name], name) for look in looks if look.before]
+    return Scores(
+        before=[score for score, _ in before], after=[score for score, _ in after],
+        boxes_before=[boxes for _, boxes in before], boxes_after=[boxes for _, boxes in after],
+    )  # fmt: skip  # one field after the other
+
+
+def _finds(placed: Placed, boxes_N5: np.ndarray, name: str) -> bool:
+    """Return True if a detection is that of a spiked person."""
+    detected = boxes_N5[boxes_N5[:, 4] >= AUDITORS[name].threshold]
+    return belongs(detected[:, :4], placed.box, AUDITORS[name].finds)
 
 
 def _detections(boxes_N5: np.ndarray, name: str) -> tuple[float, list[list[float]]]:
@@ -259,9 +318,26 @@ def _detections(boxes_N5: np.ndarray, name: str) -> tuple[float, list[list[float
     return round(float(boxes_N5[:, 4].max(initial=0.0)), 4), np.round(kept, 3).tolist()
 
 
+def belongs(boxes_N4: np.ndarray, person: tuple[float, float, float, float], finds: str | None) -> bool:
+    """Return True if a box is a person's: it overlaps theirs, or, for a face, its center is in it.
+
+    Args:
+        boxes_N4: x0, y0, x1, y1 of detections in pixels.
+        person: Box of the person.
+        finds: What the detector finds; a face is small beside its person.
+    """
+    if not len(boxes_N4):
+        return False
+    x0, y0, x1, y1 = person
+    if finds == "face":
+        x_N, y_N = (boxes_N4[:, 0] + boxes_N4[:, 2]) / 2, (boxes_N4[:, 1] + boxes_N4[:, 3]) / 2
+        return bool(((x_N >= x0) & (x_N < x1) & (y_N >= y0) & (y_N < y1)).any())
+    return bool((overlaps(np.asarray(boxes_N4), np.array([person], np.float32)) >= SAME_IOU).any())
+
+
 def draw_boxes(frame_HWC: np.ndarray, boxes: dict[str, np.ndarray]) -> np.ndarray:
-    """Resize a frame to PICTURE_WIDTH and draw the detectors' boxes."""
-    scale = PICTURE_WIDTH / frame_HWC.shape[1]
+    """Return a frame, at most PICTURE_WIDTH wide, with the detectors' boxes."""
+    scale = min(1.0, PICTURE_WIDTH / frame_HWC.shape[1])
     picture_HWC = cv2.resize(frame_HWC, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     for name, boxes_N5 in boxes.items():
         for x0, y0, x1, y1 in (boxes_N5[:, :4] * scale).round().astype(int).tolist():
@@ -305,6 +381,13 @@ def _check_size(after_HWC: np.ndarray, before_HWC: np.ndarray | None, hidden_HW:
         if other is not None and other.shape[:2] != after_HWC.shape[:2]:
             (height, width), (h, w) = after_HWC.shape[:2], other.shape[:2]
             raise BadClip(f"is {width} x {height}, and its {what} {w} x {h}; give the {what} it was made with")
+
+
+def _check_method(method: str) -> Check:
+    """Check that the record says removal: people who are blurred or shrunk are still there."""
+    if not method:
+        return Check(held=None, says="no record says how the clip was made")
+    return Check(held=method == "remove", says=f"made with --method {method}")
 
 
 def _check_pixels(pair: Pair, pixels: _Pixels, counts: Counter[str], seen: bool) -> dict[str, Check]:

@@ -1,13 +1,15 @@
 """`ppma audit`: detect residual people in cleaned clips, with confidence bounds.
 
 flags  ->  AuditConfig  ->  pairs  ->  findings of each clip  ->  verdicts
-    ->  audit.json, report.html, datasheet.md, croissant.json
+    ->  audit.json, clips.csv, report.html, datasheet.md, croissant.json
     ->  the manifest's `audit` column, and its seal
     ->  a manifest of the clips that passed, sealed too
 """
 
 import json
 import os
+import shlex
+import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,15 +21,15 @@ from rich.console import Console
 
 from ppma.common import engines
 from ppma.common.engines import EngineName
-from ppma.common.files import write_json, write_text
+from ppma.common.files import write_csv, write_json, write_text
 from ppma.common.progress import Progress
 from ppma.common.shares import FOLDER, Share
 from ppma.common.workers import parse_shard
-from ppma.config.command import DONE, OutFolder, as_flags, check_out, check_ranges, parse
+from ppma.config.command import DONE, FAILED_AUDIT, OutFolder, as_flags, check_out, check_ranges, parse
 from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy import verdict
-from ppma.privacy.audit import jobs, report
+from ppma.privacy.audit import jobs, report, spikes
 from ppma.privacy.audit.clip import Findings, Pair
 from ppma.privacy.audit.jobs import AuditJob
 from ppma.privacy.audit.judge import Judged, judge
@@ -35,7 +37,7 @@ from ppma.privacy.detectors import auditors
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.detectors.weights import default_folder, find
 
-REPORT, DATASHEET, CROISSANT = "report.html", "datasheet.md", "croissant.json"
+REPORT, TABLE, DATASHEET, CROISSANT = "report.html", "clips.csv", "datasheet.md", "croissant.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,23 +46,27 @@ class AuditConfig:
 
     ppma audit removed --originals videos --out report
 
-    The detectors are none of those that made the masks. The audit reports what they detect, with bounds; it never proves
-    that a clip contains no person. A rerun after an interruption keeps finished clips.
+    The detectors are none of those that made the masks. Each person whom they find in the original must be masked and
+    must not come back; nobody may be found in the result; and known people, spiked into every clip, must be found
+    there. The audit reports bounds; it never proves that a clip contains no person. Exit code 3: clips failed. A rerun
+    after an interruption keeps finished clips.
     """
 
     source: Annotated[Path, tyro.conf.Positional]
     """Folder of `ppma remove-humans`, another folder <class>/<video>, or a manifest FILE.csv."""
     out: OutFolder
-    """Folder for report.html, audit.json, datasheet.md, croissant.json and the findings of each clip."""
+    """Folder for report.html, audit.json, clips.csv, datasheet.md, croissant.json and the findings of each clip."""
     originals: Path | None = None
     """Folder of the clips before cleaning (the files themselves, not `ori`, which is encoded again).
-    Without it nothing shows that the detectors can detect people here, and no clip can pass."""
+    Without it nobody can tell whether a person came back, and no clip can pass."""
     root: Path | None = None
     """Folder that the paths of a manifest FILE.csv are relative to (default: its own)."""
     frames: int = 12
     """Frames of each clip that detectors inspect, evenly spaced; 0 for all. Pixels are checked in all frames."""
     detectors: tuple[str, ...] = tuple(AUDITORS)
     """Detectors: at least two that find people and one that finds faces."""
+    people: Path | None = None
+    """Folder of PNG cut-outs of people to spike in, outlined by their transparency (default: drawn people)."""
     makers: tuple[str, ...] = ()
     """Tools that made the masks of clips without a record; none of them may judge."""
     weights: Path = field(default_factory=default_folder)
@@ -85,6 +91,8 @@ class AuditConfig:
                 f"--originals {self.originals}: no such folder; give the one that the clips were made from"
             )
         auditors.check(self.detectors, set(self.makers))
+        if self.people is not None:
+            spikes.read_people(self.people)
 
 
 def audit(source: Path | str, out: Path | str = "report", **flags: object) -> dict[str, Any]:
@@ -106,12 +114,11 @@ def audit(source: Path | str, out: Path | str = "report", **flags: object) -> di
 def main(argv: list[str]) -> int:
     """Run `ppma audit ARGV`."""
     config = parse(AuditConfig, argv, prog="ppma audit")
-    run(config, Console(highlight=False, soft_wrap=True, markup=False))
-    return DONE
+    return run(config, Console(highlight=False, soft_wrap=True, markup=False))
 
 
-def run(config: AuditConfig, console: Console) -> None:
-    """Audit the clips of a config; report on the console."""
+def run(config: AuditConfig, console: Console) -> int:
+    """Audit the clips of a config, report on the console, and return the exit code."""
     for key in {AUDITORS[name].weights for name in config.detectors} - {""}:
         find(key, config.weights)
     engine = engines.find(config.engine)
@@ -122,10 +129,17 @@ def run(config: AuditConfig, console: Console) -> None:
         frames = sum(min(config.frames or pair.frames, pair.frames) for pair in pairs)
         console.print(f"{len(pairs)} clips, {frames} frames for each of {len(config.detectors)} detectors")
         console.print(f"would write {config.out}")
-        return
+        return DONE
     _make_folder(config, manifest, root)
     todo = [
-        AuditJob(pair=pair, out=config.out, detectors=config.detectors, frames=config.frames, weights=config.weights)
+        AuditJob(
+            pair=pair,
+            out=config.out,
+            detectors=config.detectors,
+            frames=config.frames,
+            weights=config.weights,
+            people=config.people,
+        )
         for pair in pairs
     ]
     share = Share(config.out / FOLDER, parse_shard(config.part))
@@ -141,7 +155,7 @@ def run(config: AuditConfig, console: Console) -> None:
         console.print(f"part {config.part} is done, it inspected {len(results)} of {len(todo)} clips")
         for reason in refused:
             console.print(f"  {reason}")
-        return
+        return DONE
     if refused:
         rest = "the others are finished: repair or remove it, and rerun"
         raise InputError(f"{refused[0]} ({len(refused)} such clips); {rest}")
@@ -157,6 +171,7 @@ def run(config: AuditConfig, console: Console) -> None:
     if counts[verdict.PASSED]:
         console.print(f"{verdict.passed_path(sealed)}: the clips that passed, for --privacy strict")
     console.print(f"{config.out / REPORT}: contains the frames to review and sign")
+    return FAILED_AUDIT if counts[verdict.FAILED] else DONE
 
 
 def _makers(config: AuditConfig, pairs: list[Pair]) -> list[str]:
@@ -184,7 +199,15 @@ def _write(
     config: AuditConfig, manifest: Path, root: Path, clips: list[Clip], judged: Judged, makers: list[str]
 ) -> Path:
     """Write the report first, then the manifest, then the seal that ties them; return the manifest."""
-    content = report.content(judged, makers, config.detectors, config.frames, datetime.now(UTC))
+    content = report.content(
+        judged,
+        makers,
+        config.detectors,
+        config.frames,
+        datetime.now(UTC),
+        manifest=manifest,
+        command=shlex.join(sys.argv),
+    )
     audit = config.out / verdict.AUDIT_FILE
     write_json(audit, content)
     verdicts = {findings.path: one.verdict for findings, one in judged}
@@ -193,6 +216,7 @@ def _write(
     verdict.seal(manifest, audit)
     verdict.write_passed(manifest, audit)
     write_text(config.out / REPORT, report.html(judged, content))
+    write_csv(config.out / TABLE, report.table(content))
     write_text(config.out / DATASHEET, report.datasheet(rows, content))
     write_json(config.out / CROISSANT, report.croissant(rows, content, manifest, root))
     return manifest

@@ -91,6 +91,7 @@ def _pair(root: Path, clip: Clip, originals: Path | None) -> Pair:
         mask=_find(root / "seg", name),
         original=None if originals is None else _original(originals, clip, name, record.get("row", {})),
         makers=tuple(record.get("tools", ())),
+        method=str(record.get("settings", {}).get("method", "")),
         outside_sha256=str(record.get("outcome", {}).get("outside_sha256", "")),
     )
 
@@ -137,6 +138,8 @@ class AuditJob:
     frames: int
     """Inspected frames; 0 for all."""
     weights: Path
+    people: Path | None = None
+    """Folder of cut-outs to spike in; None: drawn people."""
 
     @property
     def record(self) -> Path:
@@ -150,6 +153,7 @@ class AuditJob:
             "version": __version__,
             "operating_points": {name: AUDITORS[name].threshold for name in self.detectors},
             "frames": self.frames,
+            "people": self.people and content_sha256(self.people),
             "pair": repr(self.pair),
             "compared_sha256": [path and content_sha256(path) for path in compared],
         }
@@ -167,10 +171,10 @@ class AuditJob:
 
 
 @lru_cache(maxsize=1)
-def _inspector(detectors: tuple[str, ...], weights: Path, frames: int) -> Inspector:
+def _inspector(detectors: tuple[str, ...], weights: Path, frames: int, people: Path | None) -> Inspector:
     """Load the detectors once per process."""
     cv2.setNumThreads(1)
-    return Inspector(detectors, weights, frames)
+    return Inspector(detectors, weights, frames, people)
 
 
 Result = tuple[str, Findings | str]
@@ -181,7 +185,7 @@ def inspect(job: AuditJob) -> Result:
     """Inspect one clip and write its findings, or read those of an earlier run."""
     if (earlier := job.found()) is not None:
         return job.pair.path, earlier
-    inspector = _inspector(job.detectors, job.weights, job.frames)
+    inspector = _inspector(job.detectors, job.weights, job.frames, job.people)
     try:
         findings = inspector.inspect(job.pair, content_sha256(job.pair.cleaned))
     except BadClip as error:

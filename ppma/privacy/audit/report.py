@@ -1,6 +1,7 @@
 """Report an audit as JSON, as one self-contained HTML page, as a datasheet, and as Croissant metadata.
 
 findings and verdicts           ->  content(): audit.json, per clip, class and detector, with bounds
+content                         ->  table(): clips.csv, a row per clip
 content                         ->  html(): text, plots, tables, and a contact sheet to sign
 rows of the manifest, content   ->  datasheet(): Datasheets for Datasets (Gebru et al., 2021)
                                 ->  croissant(): Croissant 1.0 (MLCommons), as JSON-LD
@@ -24,15 +25,20 @@ from ppma.common.files import file_sha256
 from ppma.common.plots import BLUE, GRAY, ORANGE, STYLE, svg
 from ppma.loaders.sources.manifest import HEADER, Clip
 from ppma.privacy.audit.clip import COLORS, NEAR_MISS, Findings
-from ppma.privacy.audit.judge import SIGHTED, ClipVerdict, Judged, by_class, summarize
+from ppma.privacy.audit.judge import FLOOR, TALL, ClipVerdict, Judged, by_class, residual, summarize
 from ppma.privacy.detectors.auditors import AUDITORS
+from ppma.privacy.detectors.weights import WEIGHTS
 from ppma.privacy.verdict import CANNOT_TELL, FAILED, FORMAT, PASSED, VERDICTS
 
 SHEET = 48
 """Frames on the contact sheet: of failed clips, then "cannot tell", then passed; the highest scores first."""
+MOST_CLIPS = 200
+"""Clips in the page's table, the most urgent first; clips.csv has all of them."""
 MOST_CLASSES = 40
 """Classes in the plot; the table has all of them."""
 CSS_CLASSES = {PASSED: "ok", FAILED: "bad", CANNOT_TELL: "dim"}
+WORDS = {PASSED: "no detection", FAILED: "failed", CANNOT_TELL: "cannot tell"}
+"""The verdicts as the page prints them: nothing is said to have passed that was only not detected."""
 URGENCY = (FAILED, CANNOT_TELL, PASSED)
 NUMBERS = {
     **dict.fromkeys(("label", "frames", "width", "height", "key_frame_spacing"), "sc:Integer"),
@@ -42,7 +48,14 @@ NUMBERS = {
 
 
 def content(
-    judged: Judged, makers: Sequence[str], auditors: Sequence[str], frames: int, now: datetime
+    judged: Judged,
+    makers: Sequence[str],
+    auditors: Sequence[str],
+    frames: int,
+    now: datetime,
+    *,
+    manifest: Path,
+    command: str,
 ) -> dict[str, Any]:
     """Return the content of audit.json.
 
@@ -52,12 +65,17 @@ def content(
         auditors: Detectors that judged them.
         frames: Inspected frames of each clip; 0 for all.
         now: Date of the audit.
+        manifest: The audited manifest.
+        command: The command line.
     """
     counts = Counter(verdict.verdict for _, verdict in judged)
     return {
         "format": FORMAT,
         "version": f"ppma {__version__}",
         "date": now.strftime("%Y-%m-%d"),
+        "manifest": manifest.name,
+        "command": command,
+        "models": {file: hash for name in auditors for file, hash in _model_hashes(AUDITORS[name].weights)},
         "makers": list(makers),
         "auditors": list(auditors),
         "operating_points": {name: AUDITORS[name].threshold for name in auditors},
@@ -66,6 +84,8 @@ def content(
         "confidence": statistics.CONFIDENCE,
         "verdicts": {name: counts[name] for name in VERDICTS},
         "rates": {name: asdict(rate) for name, rate in summarize(judged).items()},
+        "sensitivity_floor": FLOOR,
+        "residual": [asdict(one) for one in residual(judged)],
         "classes": {
             name: {
                 "verdicts": dict(Counter(verdict.verdict for _, verdict in clips)),
@@ -75,6 +95,10 @@ def content(
         },
         "clips": [_clip(findings, verdict) for findings, verdict in judged],
     }
+
+
+def _model_hashes(key: str) -> list[tuple[str, str]]:
+    return [(file, sha256) for file, (_, sha256) in WEIGHTS[key].members.items()] if key else []
 
 
 def _clip(findings: Findings, verdict: ClipVerdict) -> dict[str, Any]:
@@ -87,13 +111,13 @@ def _clip(findings: Findings, verdict: ClipVerdict) -> dict[str, Any]:
         "looked_at",
         "original",
         "makers",
+        "method",
         "outside_db",
         "inside_change",
     )
     detectors = {
         name: {
             **asdict(one),
-            "upper_of_its_frames": statistics.upper_bound(one.hits_after, one.frames),
             "best_before": max(findings.detectors[name].before, default=None),
             "best_after": max(findings.detectors[name].after, default=None),
         }
@@ -101,6 +125,11 @@ def _clip(findings: Findings, verdict: ClipVerdict) -> dict[str, Any]:
     }
     return {
         **{name: getattr(findings, name) for name in kept},
+        "people": len(findings.people),
+        "people_missed": sum(person.missed for person in findings.people),
+        "people_painted_back": sum(person.painted_back for person in findings.people),
+        "spiked": verdict.together.spiked,
+        "spiked_found": verdict.together.found,
         "verdict": verdict.verdict,
         "says": verdict.says,
         "detectors": detectors,
@@ -129,16 +158,24 @@ def html(judged: Judged, audit: dict[str, Any]) -> str:
         audit=audit,
         auditors=AUDITORS,
         checks=_summarize_checks(audit["clips"]),
-        clips=sorted(audit["clips"], key=lambda clip: (URGENCY.index(clip["verdict"]), clip["name"])),
+        clips=sorted(audit["clips"], key=lambda clip: (URGENCY.index(clip["verdict"]), clip["name"]))[:MOST_CLIPS],
+        floor=FLOOR,
         colors=COLORS,
         css=CSS_CLASSES,
         near_miss=NEAR_MISS,
         originals=any(findings.original for findings, _ in judged),
+        people={
+            "seen": sum(clip["people"] for clip in audit["clips"]),
+            "missed": sum(clip["people_missed"] for clip in audit["clips"]),
+            "back": sum(clip["people_painted_back"] for clip in audit["clips"]),
+        },
         plots=[svg(plot_rates(audit["rates"])), svg(plot_classes(audit["classes"]))],
         sheet=sorted(judged, key=urgency)[:SHEET],
-        sighted=SIGHTED,
         style=STYLE,
+        tall=TALL,
+        residual=audit["residual"],
         verdicts=VERDICTS,
+        words=WORDS,
     )
 
 
@@ -152,6 +189,13 @@ def _summarize_checks(clips: Sequence[dict[str, Any]]) -> dict[str, dict[str, An
         css = "bad" if held[False] else "ok" if held[True] else "dim"
         found[name] = {"held": held[True], "failed": held[False], "unknown": held[None], "says": says, "css": css}
     return found
+
+
+def table(audit: dict[str, Any]) -> list[tuple[object, ...]]:
+    """Return the rows of clips.csv, a header first: every clip, the most urgent first."""
+    columns = ("path", "verdict", "people", "people_missed", "people_painted_back", "spiked", "spiked_found", "says")
+    clips = sorted(audit["clips"], key=lambda clip: (URGENCY.index(clip["verdict"]), clip["name"]))
+    return [columns, *(tuple(clip[name] for name in columns) for clip in clips)]
 
 
 def datasheet(rows: Sequence[Clip], audit: dict[str, Any]) -> str:
@@ -213,19 +257,19 @@ def _add_legend(figure: Figure) -> Figure:
 
 
 def plot_rates(rates: dict[str, dict[str, Any]]) -> Figure:
-    """Plot the share of frames with a detection before and after, for the clips on which each detector is not blind."""
+    """Plot each detector's share of frames with a detection before and after, and of known people that it finds."""
     names = ["any of them" if name == "any" else name for name in rates]
-    figure = _figure(names, "% of inspected frames with a detection", 0.42)
+    figure = _figure(names, "% of inspected frames, or of known people", 0.42)
     (axes,) = figure.axes
     for y, rate in enumerate(rates.values()):
-        if not rate["frames"]:
-            axes.text(50, y, "cannot tell", ha="center", va="center", color=GRAY, fontsize=9)
-            continue
-        before, after, low, high = (100 * rate[name] for name in ("before", "after", "low", "high"))
+        before, after = 100 * rate["before"], 100 * rate["after"]
         axes.plot([before, after], [y, y], color="#d5dce3", linewidth=3, zorder=1)
-        axes.plot([low, high], [y, y], color=BLUE, linewidth=3, solid_capstyle="round", zorder=2)
-        axes.plot(before, y, "o", color=ORANGE, label="before", zorder=3)
-        axes.plot(after, y, "o", color=BLUE, label="after (95 %)", zorder=3)
+        if rate["sensitivity"] is not None:
+            axes.plot(
+                100 * rate["sensitivity"], y, "|", color=GRAY, markersize=13, label="known people found", zorder=2
+            )
+        axes.plot(before, y, "o", color=ORANGE, label="frames with a detection, before", zorder=3)
+        axes.plot(after, y, "o", color=BLUE, label="after", zorder=3)
     return _add_legend(figure)
 
 
@@ -236,10 +280,7 @@ def plot_classes(classes: dict[str, Any]) -> Figure:
     (axes,) = figure.axes
     for y, one in enumerate(shown.values()):
         rate = one["rates"]["any"]
-        if not rate["sighted"]:
-            axes.text(50, y, "cannot tell", ha="center", va="center", color=GRAY, fontsize=9)
-            continue
-        share, upper = 100 * rate["hits"] / rate["sighted"], 100 * rate["upper"]
+        share, upper = 100 * rate["hits"] / rate["clips"], 100 * rate["upper"]
         axes.plot([share, upper], [y, y], color=BLUE, linewidth=3, alpha=0.4, solid_capstyle="round")
         axes.plot(share, y, "o", color=BLUE, label="clips with a detection")
         axes.plot(upper, y, "|", color=BLUE, markersize=11, label="upper bound (95 %)")

@@ -23,7 +23,7 @@ from ppma.common.files import content_sha256, write_text
 from ppma.common.video import video_writer
 from ppma.config.errors import reading, watch_disk
 from ppma.loaders.decode.fetch import all_frames
-from ppma.privacy.audit.clip import Findings, Inspector, Pair, inspected_frames, psnr
+from ppma.privacy.audit.clip import Findings, Inspector, Pair, belongs, inspected_frames, psnr
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.plant.clip import Design, Planted, plant
 from ppma.privacy.removal.clip import ClipSource, Pipeline, Settings
@@ -33,8 +33,6 @@ from ppma.privacy.removal.writing import X264
 
 LEAST_PIXELS = 20
 """Smallest visible part of a person, behind others or at the edge, that counts."""
-SAME_IOU = 0.3
-"""Smallest intersection over union at which a box is a person's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +145,7 @@ def measure(planted: Planted, pipeline: Pipeline, inspector: Inspector, folder: 
     # 2. audit
     pair = Pair(
         name=design.name, path=f"inp/{design.name}.mp4", class_name=design.action, cleaned=paths["inp"], frames=design.frames,
-        mask=paths["seg"], original=clip, makers=pipeline.settings.used, outside_sha256=outcome.outside_sha256,
+        mask=paths["seg"], original=clip, makers=pipeline.settings.used, method="remove", outside_sha256=outcome.outside_sha256,
     )  # fmt: skip  # one field after the other
     findings = inspector.inspect(pair, content_sha256(paths["inp"]))
     # 3. compare with the ground truth
@@ -192,33 +190,23 @@ def _sightings(
         for n, own_PP in enumerate(planted.people_NTPP[:, t]):
             if own_PP.sum() < LEAST_PIXELS:
                 continue
+            rows, columns = np.flatnonzero(own_PP.any(1)), np.flatnonzero(own_PP.any(0))
+            box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
             found, audited, left = None, dict[str, bool](), dict[str, bool]()
             if detections is not None:
-                found = any(_belongs(boxes, own_PP, PLUGINS[name].finds) for name, boxes in detections.items())
+                found = any(belongs(boxes[:, :4], box, PLUGINS[name].finds) for name, boxes in detections.items())
                 at = inspected.index(t)
                 for name, scores in findings.detectors.items():
-                    audited[name] = _belongs(scores.boxes_before[at], own_PP, AUDITORS[name].finds)
-                    left[name] = _belongs(scores.boxes_after[at], own_PP, AUDITORS[name].finds)
+                    audited[name] = belongs(_corners(scores.boxes_before[at]), box, AUDITORS[name].finds)
+                    left[name] = belongs(_corners(scores.boxes_after[at]), box, AUDITORS[name].finds)
             sightings.append(
                 Sighting(
-                    person=n, frame=t, height=int(np.ptp(np.flatnonzero(own_PP.any(1)))) + 1, pixels=int(own_PP.sum()),
+                    person=n, frame=t, height=int(rows[-1] - rows[0]) + 1, pixels=int(own_PP.sum()),
                     hidden=int((own_PP & hidden_TPP[t]).sum()), found=found, audited=audited, left=left,
                 )
             )  # fmt: skip  # one field after the other
     return sightings
 
 
-def _belongs(boxes: np.ndarray | list[list[float]], own_PP: np.ndarray, finds: str | None) -> bool:
-    """True if a box is this person's: it overlaps their visible part, or, for a face, its center is on them."""
-    rows, columns = np.flatnonzero(own_PP.any(1)), np.flatnonzero(own_PP.any(0))
-    x0, y0, x1, y1 = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-    for left, top, right, bottom, _ in np.asarray(boxes, np.float32).tolist():
-        if finds == "face":
-            x, y = int((left + right) / 2), int((top + bottom) / 2)
-            if 0 <= y < own_PP.shape[0] and 0 <= x < own_PP.shape[1] and bool(own_PP[y, x]):
-                return True
-            continue
-        both = max(0.0, min(right, x1) - max(left, x0)) * max(0.0, min(bottom, y1) - max(top, y0))
-        if both >= SAME_IOU * ((right - left) * (bottom - top) + (x1 - x0) * (y1 - y0) - both):
-            return True
-    return False
+def _corners(boxes: list[list[float]]) -> np.ndarray:
+    return np.array(boxes, np.float32).reshape(-1, 5)[:, :4]
