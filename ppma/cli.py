@@ -1,6 +1,10 @@
 """`ppma <command>`: one table line per command, whose module is imported when it is called."""
 
+import contextlib
 import difflib
+import importlib
+import io
+import re
 import sys
 from typing import NamedTuple
 
@@ -36,13 +40,58 @@ COMMANDS = {
     "average": Command("ppma.transfer.average", "average the weights of two or more encoders"),
     "study": Command("ppma.study.work", "run a matrix of pre-training x protocol x data set x seed, resumably"),
     "report": Command("ppma.study.report", "tabulate the results of a study from the sealed files of its runs"),
-    "features": Command("ppma.inference.embeddings", "write the embeddings of clips as npz or Parquet"),
+    "features": Command("ppma.inference.embeddings", "write the embeddings of videos or their windows as npz or Parquet"),
     "inspect": Command("ppma.inference.inspect", "show what a run saw and learned, on one HTML page"),
-    "predict": Command("ppma.inference.predict", "name the action in a video, overall and over time"),
+    "predict": Command("ppma.inference.predict", "name the actions in videos, overall and over time"),
     "convert": Command("ppma.inference.convert", "convert checkpoints of PPMA, VideoMAE and Hugging Face, both ways"),
     "export": Command("ppma.inference.export", "export an encoder as safetensors, torch.export and ONNX"),
     "doctor": Command("ppma.doctor.command", "report this machine's hardware, fast paths and problems"),
 }
+
+GROUPS = {
+    "Start": ("demo", "doctor"),
+    "Data": ("datasets", "index", "pack", "synthesize"),
+    "Privacy": ("privacy", "remove-humans", "audit", "plant"),
+    "Train": ("train", "evaluate", "average"),
+    "Use": ("features", "predict", "inspect", "convert", "export"),
+    "Study": ("study", "report"),
+}
+"""The commands by what one wants, in the order of `ppma --help`."""
+
+BASH = """# Completion of ppma: commands, recipes, flags and files.
+_ppma() {{
+    local current="${{COMP_WORDS[COMP_CWORD]}}" words=""
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        words="{commands} --help --version --completion"
+    else
+        case "${{COMP_WORDS[1]}}" in
+{cases}
+        esac
+        [ "${{COMP_WORDS[1]}}" = train ] && [ "$COMP_CWORD" -eq 2 ] && words="{recipes}"
+        [ "${{COMP_WORDS[1]}}" = --completion ] && words="bash zsh"
+        [[ "$current" != -* ]] && [ "$COMP_CWORD" -ne 2 ] && words=""
+    fi
+    COMPREPLY=($(compgen -W "$words" -- "$current"))
+}}
+complete -o default -F _ppma ppma
+"""
+SHELLS = {"bash": BASH, "zsh": "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n" + BASH}
+
+
+def completion(shell: str) -> str:
+    """Return the completion script of a shell: bash or zsh. Imports every command."""
+    from ppma.config.recipes import RECIPES
+
+    def flags(name: str) -> str:
+        text = io.StringIO()
+        argv = ["finetune", "--help-all"] if name == "train" else ["--help"]
+        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+            importlib.import_module(COMMANDS[name].module).main(argv)
+        listed = re.findall(r"^\W*((?:-\w, )?--[\w.-]+(?:, --[\w.-]+)*)", text.getvalue(), flags=re.MULTILINE)
+        return " ".join(word for line in listed for word in line.split(", ") if word.startswith("--"))
+
+    cases = "\n".join(f'            {name}) words="{flags(name)}" ;;' for name in COMMANDS)
+    return SHELLS[shell].format(commands=" ".join(COMMANDS), recipes=" ".join(RECIPES), cases=cases)
 
 
 def _show_help() -> None:
@@ -53,10 +102,13 @@ def _show_help() -> None:
     console.print(f"ppma {__version__}: pre-train action-recognition models on video without any real human.\n")
     console.print("usage: ppma COMMAND [FLAGS]      ppma COMMAND --help      ppma --version\n", markup=False)
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name, command in COMMANDS.items():
-        table.add_row(f"  {name}", command.purpose)
+    for group, names in GROUPS.items():
+        table.add_row(f"[bold]{group}[/bold]")
+        for name in names:
+            table.add_row(f"  {name}", COMMANDS[name].purpose)
     console.print(table)
-    console.print("\nStart with: ppma doctor")
+    console.print("\nStart with: ppma doctor\nIn Python: import ppma (docs/python.md)")
+    console.print("Completion: source <(ppma --completion bash)      or zsh", markup=False)
 
 
 def _for_slurm(flags: list[str]) -> list[str] | None:
@@ -74,6 +126,9 @@ def main(argv: list[str] | None = None) -> int:
         return DONE
     if name == "--version":
         sys.stdout.write(f"{__version__}\n")
+        return DONE
+    if name == "--completion" and rest in ([shell] for shell in SHELLS):
+        sys.stdout.write(completion(*rest))
         return DONE
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)

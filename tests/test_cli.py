@@ -1,10 +1,12 @@
 """The command table and the manners of `ppma`: what exists can be called, what does not is answered in one line."""
 
+import contextlib
 import errno
 import importlib
 import io
 import logging
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -14,8 +16,10 @@ import torch
 
 from ppma import __version__, cli
 from ppma.cli import COMMANDS, main
+from ppma.config import command
 from ppma.config.command import DONE, FAILED, INTERRUPTED, WRONG_INPUT, name_rank, parse, run
 from ppma.config.errors import InputError, Stopped
+from ppma.config.flags import resolve
 from ppma.training.distributed import Stop
 
 
@@ -58,10 +62,60 @@ def test_engine_slurm_is_the_verb_of_the_launcher(monkeypatch, engine):
     assert calls == [("ppma.slurm.launch", ["pack", "made", "--parts", "3"])]
 
 
-def test_help_names_every_command_and_an_example(capsys):
+def test_help_names_every_command_in_its_group_and_an_example(capsys):
     assert main([]) == main(["--help"]) == 0
     text = capsys.readouterr().out
+    assert sorted(name for names in cli.GROUPS.values() for name in names) == sorted(COMMANDS)
+    assert all(f"\n{group}" in text for group in cli.GROUPS)
     assert all(f"\n  {name} " in text for name in COMMANDS) and "Start with: ppma " in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_example_in_help_is_understood(name, capsys, monkeypatch, tmp_path):
+    """Up to the work: its flags exist and fit each other."""
+
+    class Understood(Exception):
+        pass
+
+    def stop(config):
+        raise Understood
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "videos").mkdir()
+    monkeypatch.setenv("COLUMNS", "300")
+    with contextlib.suppress(SystemExit):
+        importlib.import_module(COMMANDS[name].module).main(["--help"])
+    text = capsys.readouterr().out.partition("╭")[0].partition("\n")[2]
+    examples = [line.strip() for line in re.findall(rf"(?<![`\w-])ppma ({name}\b[^,`(\n]*)", text)]
+    examples = [line for line in examples if "RECIPE" not in line]
+    assert examples, "man pages have an example"
+    monkeypatch.setattr(command, "_checked", stop)
+    for line in examples:
+        words = shlex.split(re.sub(r" {2,}.*", "", line))
+        if name == "train" and len(words) > 1:
+            monkeypatch.undo()
+            resolve(words[1], [word for word in words[2:] if word != "--dry-run"])
+            continue
+        with pytest.raises(Understood):
+            importlib.import_module(COMMANDS[name].module).main(words[1:])
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_commands_recipes_and_flags(shell, capsys, monkeypatch):
+    some = {name: COMMANDS[name] for name in ("train", "datasets")}  # importing all takes seconds
+    monkeypatch.setattr(cli, "COMMANDS", some)
+    assert main(["--completion", shell]) == 0
+    script = capsys.readouterr().out
+    ask = "COMP_WORDS=({words}); COMP_CWORD={at}; _ppma; echo ${{COMPREPLY[@]}}\n"
+    lines = [
+        ask.format(words=words, at=len(words.split()) - 1)
+        for words in ("ppma tr", "ppma train fin", "ppma datasets --da")
+    ]
+    lines.append(ask.format(words="ppma train finetune --optim.ep", at=3))
+    bash = script.partition("bashcompinit\n")[2] if shell == "zsh" else script
+    done = subprocess.run(["bash", "-c", bash + "".join(lines)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["train", "finetune", "--data", "--optim.epochs"]
+    assert main(["--completion", "tcsh"]) == WRONG_INPUT
 
 
 def test_unknown_command_names_the_closest(capsys):
