@@ -8,7 +8,8 @@
                                                (of all clips, or by shards)
 
 A resume restores no state. World size matters only when a rank takes its share of a batch, so step k holds the same
-samples on 1, 2 or 4 ranks. Memory does not grow with the number of clips.
+samples on 1, 2 or 4 ranks. With more ranks than clips, several ranks load a clip and each trains on some of its views.
+Memory does not grow with the number of clips.
 """
 
 from collections.abc import Collection, Sequence
@@ -189,6 +190,7 @@ class TrainingSampler:
         *,
         seed: int,
         batch_clips: int,
+        unit_clips: int = 1,
         epoch_clips: int | None = None,
         weights: Sequence[float] | None = None,
     ) -> None:
@@ -199,6 +201,7 @@ class TrainingSampler:
             config: Window, views and augmentations.
             seed: Seed of the run.
             batch_clips: Global batch in clips; rows are clips x views.
+            unit_clips: Clips that a rank loads together. With more ranks than units, several ranks load the same unit.
             epoch_clips: Samples of an epoch, rounded down to whole batches (all clips by default).
             weights: Relative share of each source (its number of clips by default).
 
@@ -211,7 +214,7 @@ class TrainingSampler:
         if weights is not None and (len(weights) != len(sources) or min(weights) <= 0):
             raise InputError(f"weights {list(weights)} must be {len(sources)} positive numbers, one for each source")
         self.sources, self.config, self.seed, self.batch_clips = sources, config, seed, batch_clips
-        self.views = config.views
+        self.views, self._units, self._unit_rows = config.views, batch_clips // unit_clips, unit_clips * config.views
         clips = epoch_clips or sum(len(source) for source in sources)
         self.steps_per_epoch = clips // batch_clips
         if self.steps_per_epoch == 0:
@@ -249,10 +252,19 @@ class TrainingSampler:
 
     def samples(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> list[Sample]:
         """Return the samples of one rank at one step: a contiguous share of the global batch."""
-        assert self.batch_clips % world_size == 0
-        local = self.batch_clips // world_size
-        first = step * self.batch_clips + rank * local
+        shared = max(1, world_size // self._units)
+        assert self.batch_clips * shared % world_size == 0
+        local = self.batch_clips * shared // world_size
+        first = step * self.batch_clips + rank // shared * local
         return [self.sample(epoch, index) for index in range(first, first + local)]
+
+    def rows(self, rank: int, world_size: int) -> slice:
+        """Return which of the rows that a rank loads it trains on: its share, where several ranks load the same ones."""
+        shared = world_size // self._units
+        if shared < 2:
+            return slice(None)
+        own = self._unit_rows // shared
+        return slice(rank % shared * own, (rank % shared + 1) * own)
 
     def replacement(self, sample: Sample, attempt: int) -> Sample:
         """Return another clip of the same source, from the RNG stream for replacements; `attempt` counts from 0."""

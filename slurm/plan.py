@@ -22,7 +22,7 @@ from ppma.cli import COMMANDS
 from ppma.config.command import DONE, OutFolder, parse, parse_known
 from ppma.config.errors import InputError, require, require_at_least
 from ppma.config.flags import resolve
-from ppma.config.run import RunConfig, check_ranks, check_run_folder
+from ppma.config.run import ENCODED_ONCE, RunConfig, check_ranks, check_run_folder, ranks_per_unit
 from ppma.loaders.sources import catalog
 from ppma.slurm.cluster import ClusterConfig, allocate
 from ppma.slurm.job import Job, command, evaluate, train
@@ -200,13 +200,21 @@ def _training(config: RunConfig, cluster: ClusterConfig) -> Stage:
     check_ranks(config, ranks)
     check_run_folder(config)
     summary = {
-        "batch": f"{config.batch} ({config.batch // ranks} per process)",
+        "batch": _batch(config, ranks),
         "peak learning rate": _peak(config),
         **_length(config),
         "starts from": ", ".join(map(str, config.starts)) or "scratch",
     }
     job = _train_job(replace(config, resume=True), cluster, ranks)
     return Stage(name=config.recipe, jobs=(job,), folder=config.run_dir, summary=summary)
+
+
+def _batch(config: RunConfig, ranks: int) -> str:
+    """Return the global batch, which does not follow the number of processes, and what one of them gets of it."""
+    rows, shared = config.batch // ranks, ranks_per_unit(config, ranks)
+    if shared < 2 or config.phase in ENCODED_ONCE:
+        return f"{config.batch} ({rows} per process)"
+    return f"{config.batch} ({rows} per process, every {shared} of which load the same clips; a larger --batch needs its own rate)"
 
 
 def _peak(config: RunConfig) -> str:

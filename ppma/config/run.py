@@ -5,6 +5,7 @@ recipe  ->  RunConfig  <-  flags;   RunConfig  ->  `train`, config.json  ->  Run
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -195,6 +196,12 @@ class RunConfig:
         """Clips per global batch."""
         return self.batch // self.loader.views
 
+    @property
+    def unit_rows(self) -> int:
+        """Rows that a rank loads together: the views of a clip, and the rows that mix with each other."""
+        mixes = self.phase == "classify" and self.classifier.mix.mixes
+        return math.lcm(self.loader.views, self.classifier.mix.group if mixes else 1)
+
     def to_json(self) -> str:
         """Return the whole config as JSON, for `config.json`."""
         return json.dumps(dataclasses.asdict(self), indent=2, default=str) + "\n"
@@ -282,22 +289,35 @@ def check_run_folder(config: RunConfig) -> None:
     require(not changed, why)
 
 
+def ranks_per_unit(config: RunConfig, ranks: int) -> int:
+    """Return how many ranks share each unit of rows; 0 if the batch cannot be divided among so many ranks.
+
+    A rank has whole units, the same number in every micro-batch. With more ranks than units, as many ranks load the same
+    unit and each trains on its share of the rows.
+    """
+    units, rest = divmod(config.batch, config.accumulate * config.unit_rows)
+    if rest == 0 and units % ranks == 0:
+        return 1
+    shared = ranks // units if rest == 0 and config.accumulate == 1 and ranks % units == 0 else 0
+    return shared if shared and config.unit_rows % shared == 0 else 0
+
+
 def check_ranks(config: RunConfig, ranks: int) -> None:
-    """Raise InputError unless each rank's micro-batch holds whole clips and whole mixing groups.
+    """Raise InputError unless the batch can be divided among the ranks.
 
     Phases with a frozen encoder do not split the batch, so they take any number of ranks.
     """
-    views, accumulate = config.loader.views, config.accumulate
-    unit = ranks * accumulate * views
-    parts = f"{ranks} ranks x {accumulate} micro-batches x {views} views = {unit}"
-    fits = config.phase in ENCODED_ONCE or config.batch % unit == 0
-    batch = f"{config.recipe}: batch {config.batch} is not divisible by {parts}"
-    most = config.batch // (accumulate * views)
-    require(fits, f"{batch}; use a multiple of {unit}, or a number of ranks that divides {most}")
-    mix, rows = config.classifier.mix, config.batch // (ranks * accumulate)
-    whole = config.phase != "classify" or not mix.mixes or rows % mix.group == 0
-    groups = f"mix.group {mix.group} does not divide the {rows} rows of a micro-batch of a rank"
-    require(whole, f"{config.recipe}: {groups}; use batch {ranks * accumulate * mix.group}, a multiple, or fewer ranks")
+    if config.phase in ENCODED_ONCE or ranks_per_unit(config, ranks):
+        return
+    accumulate, rows = config.accumulate, config.unit_rows
+    unit = ranks * accumulate * rows
+    what = f"of mix.group {config.classifier.mix.group}" if rows > config.loader.views else "views of a clip"
+    parts = f"{ranks} ranks x {accumulate} micro-batches x {rows} rows ({what}) = {unit}"
+    fitting = [count for count in range(1, config.batch + 1) if ranks_per_unit(config, count)]
+    near = [max((n for n in fitting if n < ranks), default=0), min((n for n in fitting if n > ranks), default=0)]
+    counts = " or ".join(str(count) for count in near if count)
+    use = f"a multiple of {unit}" + (f", or {counts} ranks" if counts else "")
+    raise InputError(f"{config.recipe}: batch {config.batch} is not divisible by {parts}; use {use}")
 
 
 def check_clips(config: RunConfig, clips: int) -> None:

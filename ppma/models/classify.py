@@ -149,6 +149,10 @@ class Classifier(Encoder):
             patches_BVP = patches_BNP if idx_BV is None else take(patches_BNP, idx_BV)
         else:
             patches_BVP = self.patches(frames_BTHWC, idx_BV)
+        rows = self.rows
+        patches_BVP, key_B, idx_BV = patches_BVP[rows], key_B[rows], None if idx_BV is None else idx_BV[rows]
         logits = self.logits_of_heads(self.final_norm(self.pool(self.tokens(patches_BVP, key_B, idx_BV))))
         smoothing = mixing.smoothing if self.training else 0.0
-        return mixed_cross_entropy(logits, label_B, head_B, smoothing=smoothing, lam_B=lam_B, group=mixing.group)
+        return mixed_cross_entropy(
+            logits, label_B, head_B, smoothing=smoothing, lam_B=lam_B, group=mixing.group, rows=rows
+        )

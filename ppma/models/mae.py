@@ -120,6 +120,7 @@ class MaskedAutoencoder(Encoder):
 
     def forward(self, frames_BTHWC: Tensor, key_B: Tensor) -> Tensor:
         """Return the loss, a scalar in float32 or float64."""
+        frames_BTHWC, key_B = frames_BTHWC[self.rows], key_B[self.rows]
         visible_idx_BV, target_idx_BK = self.mask(key_B)
         if self.mae.decoder_share < 1:
             target_idx_BK = running_cell(key_B, target_idx_BK, self.config.grid, self.mae.decoder_share)

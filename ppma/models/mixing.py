@@ -154,20 +154,22 @@ def mixed_cross_entropy(
     smoothing: float = 0.0,
     lam_B: Tensor | None = None,
     group: int = 2,
+    rows: slice = slice(None),
 ) -> Tensor:
     """Return the mean of lam * CE(own label) + (1 - lam) * CE(partner's label), each under its label space's head.
 
     Args:
-        logits: (B, K) of every head for all rows, so that every head takes part in every step.
+        logits: (B, K) of every head for all `rows`, so that every head takes part in every step.
         label_B: Labels.
         space_B: Index of each row's head.
         smoothing: Label smoothing.
         lam_B: Weight of each row's own label; None: nothing is mixed.
         group: Group size of the mixing.
+        rows: Rows that have logits; the others are only partners.
     """
-    own_loss_B = _row_losses(logits, label_B, space_B, smoothing)
+    own_loss_B = _row_losses(logits, label_B[rows], space_B[rows], smoothing)
     if lam_B is None:
         return own_loss_B.mean()
-    their_loss_B = _row_losses(logits, partners(label_B, group), partners(space_B, group), smoothing)
-    weight_B = lam_B.to(own_loss_B.dtype)
+    their_loss_B = _row_losses(logits, partners(label_B, group)[rows], partners(space_B, group)[rows], smoothing)
+    weight_B = lam_B[rows].to(own_loss_B.dtype)
     return (weight_B * own_loss_B + (1 - weight_B) * their_loss_B).mean()

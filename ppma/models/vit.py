@@ -197,6 +197,8 @@ class Encoder(nn.Module):
 
     before_features: tuple[str, ...] = TRUNK
     """Prefixes of the parameters that pooled features depend on."""
+    rows: slice = slice(None)
+    """Rows of a batch over which `forward` takes the loss; the other ranks that load the same rows take the rest."""
 
     def __init__(self, config: ViTConfig, *, init: LinearInit, seed: int = 0) -> None:
         super().__init__()

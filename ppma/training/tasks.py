@@ -149,6 +149,7 @@ class _ClipTask:
             config.loader,
             seed=config.seed,
             batch_clips=config.batch_clips,
+            unit_clips=config.unit_rows // views,
             epoch_clips=max(clips // views, config.batch_clips),
             weights=config.weights,
         )
@@ -157,6 +158,7 @@ class _ClipTask:
 
     def stream(self, ranks: Ranks, start: tuple[int, int]) -> ClipStream:
         """Return the loader, which writes `quarantine.csv` into the run folder."""
+        self.model.rows = self.sampler.rows(ranks.rank, ranks.world_size)
         config, steps = self.config, self.steps_per_epoch
         loader = choose_reader(
             self.sampler, self.sources, config.loader.for_cores(ranks.cores), ranks, step=start[0] * steps + start[1],

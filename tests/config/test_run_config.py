@@ -62,16 +62,21 @@ def test_what_is_no_config_is_refused_with_the_file(tmp_path, text):
         read_config(tmp_path / "nowhere")
 
 
-def test_a_rank_gets_whole_clips_and_whole_mixing_groups():
-    align = RECIPES["align_nohuman"]()
-    for ranks in (1, 8, 32):
-        check_ranks(align, ranks)
-    with pytest.raises(InputError, match="7 ranks"):
-        check_ranks(align, 7)
-    with pytest.raises(InputError, match=r"mix\.group 4"):
-        check_ranks(align, 64)  # two rows each
-    check_ranks(replace(align, batch=256), 64)
-    check_ranks(RECIPES["probe"](), 64)
+@pytest.mark.parametrize(("name", "why"), [("mae_nohuman", "views of a clip"), ("align_nohuman", r"mix\.group 4")])
+def test_a_batch_divides_among_as_many_ranks_as_it_has_rows(name, why):
+    """Up to 32 ranks have whole clips of four views, or groups of four rows; beyond, two or four ranks share one."""
+    config = RECIPES[name]()
+    for ranks in (1, 8, 32, 64, 128):
+        check_ranks(config, ranks)
+    with pytest.raises(InputError, match=rf"7 ranks.*{why}.*4 or 8 ranks"):
+        check_ranks(config, 7)
+    for ranks in (96, 256):
+        with pytest.raises(InputError, match="128 ranks"):
+            check_ranks(config, ranks)
+    with pytest.raises(InputError, match="16 ranks"):
+        check_ranks(replace(config, accumulate=2), 64)
+    check_ranks(replace(config, batch=256), 64)
+    check_ranks(RECIPES["probe"](), 77)
 
 
 def test_a_batch_needs_as_many_clips():

@@ -119,6 +119,19 @@ def test_every_clip_exactly_once_in_each_pass_over_its_source(mix, weights):
         assert passes[0] != passes[1]
 
 
+@pytest.mark.parametrize(("world_size", "unit_clips"), [(4, 1), (16, 1), (8, 2), (16, 2)])
+def test_ranks_beyond_the_clips_share_their_rows(world_size, unit_clips):
+    """Eight clips of two views: the rows of all ranks together are those of one rank, in order."""
+    chosen = sampler(37, unit_clips=unit_clips)
+    found = []
+    for rank in range(world_size):
+        samples = chosen.samples(1, 2, rank, world_size)
+        assert len(samples) % unit_clips == 0
+        loaded = [view for sample in samples for view in sample.views]
+        found += loaded[chosen.rows(rank, world_size)]
+    assert found == [view for sample in chosen.samples(1, 2) for view in sample.views]
+
+
 def packed_sampler(rows, clips=None, mix="sample", batch_clips=8, others=()):
     """A sampler over stores of shards with so many rows each, shuffled by shards; no file is read."""
     tables = []

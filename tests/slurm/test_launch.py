@@ -392,14 +392,16 @@ def fake_slurm(tmp_path, monkeypatch):
 
 
 def test_stages_are_submitted_one_after_the_other(fake_slurm, capsys):
+    """On 64 GPUs, with the published batch and rate: 2 of its 128 rows on each."""
     runs = fake_slurm / "runs"
-    assert launch.main(["pretrain", "--nodes", "2", "--runs", str(runs), "--model", "tiny"]) == 0
+    assert launch.main(["pretrain", "--nodes", "8", "--runs", str(runs), "--model", "tiny"]) == 0
     first, second = ((fake_slurm / f"script{n}").read_text() for n in range(2))
     assert "--dependency" not in first and "#SBATCH --dependency=afterok:41\n" in second
-    whole = ("nodes=2", "gpus-per-node=8", "ntasks-per-node=8", "cpus-per-task=16")
+    whole = ("nodes=8", "gpus-per-node=8", "ntasks-per-node=8", "cpus-per-task=16")
     assert all(f"#SBATCH --{size}\n" in script for size in whole for script in (first, second))
     assert "job-name=mae_nohuman" in first and "job-name=align_nohuman_synthetic" in second
     printed, run = capsys.readouterr().out, runs / "mae_nohuman"
+    assert printed.count("(2 per process") == 2 and all(rate in printed for rate in ("0.0008", "0.002"))
     assert "as job 41" in printed and f"tail -F {run}/jobs/41_0_log.out" in printed and "scancel 41 42" in printed
     assert list((run / "jobs").glob("*.pkl")) and (run / "code" / "ppma" / "slurm").is_symlink()
     (record,) = json.loads((run / "launch.json").read_text())
@@ -457,7 +459,7 @@ def test_missing_data_is_reported_before_the_training(entry, argv, word, fake_sl
     [
         ("pretrain --mae-flags=--batch=256 --align-flags=--batch=64", "no-human-kinetics: 130 clips in all"),
         ("pretrain --nodes 7 --gpus-per-node 1 --mae-flags=--batch=112", "align.*7 ranks"),
-        ("align --nodes 8", "mix.group 4"),
+        ("align --nodes 12", r"96 ranks.*64 or 128 ranks"),
         ("align --batch 256", "--optim.reference-batch 256 --optim.peak-lr"),
         ("align --batch 256 --optim.peak-lr 1e-3", "--optim.reference-batch 256 --optim.peak-lr"),
         ("align --partition gpu", "--partition is gpu"),

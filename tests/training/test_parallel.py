@@ -16,10 +16,10 @@ from ppma.config.errors import InputError
 from ppma.config.flags import resolve
 from ppma.config.model import MAEConfig, ViTConfig
 from ppma.models.mae import MaskedAutoencoder
-from ppma.training import compute, distributed, parallel
+from ppma.training import compute, distributed, parallel, tasks
 from ppma.training.compute import choose
 from ppma.training.distributed import Ranks
-from ppma.training.tasks import MaeTask
+from ppma.training.tasks import ClassifyTask, MaeTask
 from ppma.training.trainer import Trainer
 from tests.training.test_distributed import on_ranks
 
@@ -112,6 +112,27 @@ def test_fsdp2_trains_as_ddp(compiled, tmp_path):
         assert report[name]["resumed"] < 1e-10, report  # float64: sums in another order
         assert report[name]["share"] < 0.6, report
     assert report["logits"] == [2, 4]
+
+
+@pytest.mark.parametrize("world_size", [4, 8])
+@pytest.mark.parametrize(("name", "kind"), [("mae_nohuman", MaeTask), ("align_nohuman_synthetic", ClassifyTask)])
+def test_ranks_that_share_clips_train_on_them_as_one_rank_does(name, kind, world_size, monkeypatch):
+    """A batch is two clips of four views, or two groups of four rows that mix; each rank takes the loss of its share."""
+    monkeypatch.setattr(tasks, "ClipStream", tiny.MadeClips)
+    config = tiny.shrink(name)
+    config = replace(config, loader=replace(config.loader, views=4 if kind is MaeTask else 1))
+    task = kind(config, [tiny.source(source) for source in config.sources])
+    task.model.double().train()
+
+    def gradients(rank, world_size):
+        ranks = replace(tiny.ALONE, rank=rank, world_size=world_size)
+        with task.stream(ranks, (0, 0)) as stream:
+            batch = next(iter(stream))
+        return torch.autograd.grad(task.model(*task.inputs(batch)), list(task.model.parameters()))
+
+    of_ranks = [gradients(rank, world_size) for rank in range(world_size)]
+    for whole, *shares in zip(gradients(0, 1), *of_ranks, strict=True):
+        torch.testing.assert_close(torch.stack(shares).mean(0), whole, rtol=1e-9, atol=1e-13)
 
 
 def test_one_rank_has_nothing_to_shard():
