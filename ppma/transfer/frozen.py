@@ -2,7 +2,7 @@
 
     RunConfig  ->  encoder  ->  train features_VD of plain views, labels_V;  test features_VWD of 2 x 3 views
 
-Features are normalized to mean 0 and variance 1 each, as a new `fc_norm` does: what a probe sees in its first step.
+Features are normalized to mean 0 and variance 1 each, as a new `fc_norm` does, whatever the norm of the checkpoint.
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,6 +7,7 @@ PPMA_WRITE_GOLDEN=1 pytest tests/config/test_recipes.py
 import inspect
 import json
 import os
+import re
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -180,6 +181,10 @@ def test_published_is_the_authors_run_in_a_folder_of_its_own_and_other_flags_sti
     plain = RECIPES[name]()
     if name == "demo" or plain.phase in ENCODED_ONCE:
         return  # refused: test_flags.py
+    named = set(re.findall(r"Q\d+", RECIPES[name].__doc__))
+    assert named >= ({"Q1", "Q2", "Q8", "Q10"} if plain.phase == "mae" else {"Q2", "Q6"})
+    assert named >= ({"Q3"} if plain.phase == "classify" and len(plain.sources) > 1 else set())
+    assert named >= ({"Q9"} if plain.evaluation.at_end else set())
     run = resolve(name, ["--published", "--seed", "3"])
     assert run.seed == 3 and run.run_dir.name == f"{plain.run_dir.name}-published"
     assert run.loader.mix == "batch" and run.loader.reshuffle == "epoch"

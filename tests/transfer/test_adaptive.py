@@ -120,7 +120,19 @@ def test_evaluation_and_checkpoint_see_the_shares_as_they_are_now(models):
 
 def test_the_recipe_learns_shares_resumes_and_is_tested_as_any_classifier(tmp_path, clip_tree):
     data, encoders = tiny.make_data(tmp_path, clip_tree, "train", "val"), [tmp_path / "a", tmp_path / "b"]
-    flags = ["--average", *encoders, "--mixing", "tensor", "--loader.randaugment-ops", 0, "--optim.epochs", 2]
+    flags = [
+        "--published",
+        "--classifier.mix.group",
+        4,
+        "--average",
+        *encoders,
+        "--mixing",
+        "tensor",
+        "--loader.randaugment-ops",
+        0,
+        "--optim.epochs",
+        2,
+    ]
     config = tiny.config("adaptive_average", data, tmp_path / "run", *flags)
     for seed, encoder in enumerate(encoders):
         checkpoint.save_weights(encoder, Classifier(config.vit, {"x": 3}, seed=seed).state_dict(), {})
@@ -142,6 +154,7 @@ def test_the_recipe_learns_shares_resumes_and_is_tested_as_any_classifier(tmp_pa
         data,
         "--out",
         tmp_path / "again",
+        *"--evaluation.average logits --evaluation.last-window pytorchvideo".split(),  # as published
     ]
     assert ppma(list(map(str, again))) == 0
     found = json.loads((tmp_path / "again/result.json").read_text())
