@@ -40,7 +40,9 @@ COMMANDS = {
     "average": Command("ppma.transfer.average", "average the weights of two or more encoders"),
     "study": Command("ppma.study.work", "run a matrix of pre-training x protocol x data set x seed, resumably"),
     "report": Command("ppma.study.report", "tabulate the results of a study from the sealed files of its runs"),
-    "features": Command("ppma.inference.embeddings", "write the embeddings of videos or their windows as npz or Parquet"),
+    "features": Command(
+        "ppma.inference.embeddings", "write the embeddings of videos or their windows as npz or Parquet"
+    ),
     "inspect": Command("ppma.inference.inspect", "show what a run saw and learned, on one HTML page"),
     "predict": Command("ppma.inference.predict", "name the actions in videos, overall and over time"),
     "convert": Command("ppma.inference.convert", "convert checkpoints of PPMA, VideoMAE and Hugging Face, both ways"),
