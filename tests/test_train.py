@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from rank_processes import ppma_on_ranks
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -153,7 +153,7 @@ def test_ranks_may_change_between_two_starts(data, tmp_path):
     """Started on two ranks, resumed on one: samples and global batch are the same, so results differ by rounding."""
     flags = "--batch 8 --precision fp64 --optim.epochs 4 --checkpoint-every 2 --keep-checkpoints 9"
     argv = ["mae_nohuman", *tiny_flags("mae_nohuman", data, *flags.split())]
-    codes, output = on_ranks(2, [*argv, "--run-dir", str(tmp_path / "two")])
+    codes, output = ppma_on_ranks(2, ["train", *argv, "--run-dir", str(tmp_path / "two")], tmp_path / "logs")
     assert codes == [0, 0], output
     shutil.copytree(tmp_path / "two", tmp_path / "one", symlinks=True)
     shutil.rmtree(tmp_path / "one" / "checkpoints" / "step_00000004")
@@ -211,27 +211,6 @@ def wait_until(true, process, seconds=120):
         time.sleep(0.05)
 
 
-def on_ranks(world_size, argv, command="train"):
-    """Run a ppma command on gloo ranks of this machine; return their exit codes and outputs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = []
-    for rank in range(world_size):
-        place = {
-            "RANK": rank,
-            "WORLD_SIZE": world_size,
-            "LOCAL_RANK": rank,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        environment = {**os.environ, **{k: str(v) for k, v in place.items()}, "OMP_NUM_THREADS": "1"}
-        words = [sys.executable, "-m", "ppma", command, *argv]
-        ranks.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True))
-    output = [process.communicate(timeout=300)[1] for process in ranks]
-    return [process.returncode for process in ranks], output
-
-
 @pytest.mark.parametrize("name", ["mae_nohuman", "align_nohuman_synthetic"])
 def test_two_ranks_equal_one_in_float64(name, data, tmp_path):
     """Three steps of the same global batch: random numbers belong to the sample, so results differ by rounding."""
@@ -240,7 +219,9 @@ def test_two_ranks_equal_one_in_float64(name, data, tmp_path):
     argv = [name, *tiny_flags(name, data, *flags.split())]
     results = {}
     for world_size in (1, 2):
-        codes, output = on_ranks(world_size, [*argv, "--run-dir", str(tmp_path / str(world_size))])
+        codes, output = ppma_on_ranks(
+            world_size, ["train", *argv, "--run-dir", str(tmp_path / str(world_size))], tmp_path / "logs"
+        )
         assert codes == [0] * world_size, output
         results[world_size] = weights(tmp_path / str(world_size))
     assert losses(tmp_path / "1")[-1][0] == 3
@@ -506,7 +487,7 @@ def test_each_of_two_ranks_meets_one_bad_file_and_both_stop(reader, clip_tree, t
         file.write_text("<html>404</html>")
     allowed = ("--batch", 8, "--optim.epochs", 1, "--evaluation.no-at-end", "--loader.max-bad-fraction", 1.5 / 12)
     flags = (*allowed, "--run-dir", tmp_path / "run", "--loader.implementation", reader)
-    codes, output = on_ranks(2, ["finetune", *tiny_flags("finetune", data, *flags)])
+    codes, output = ppma_on_ranks(2, ["train", "finetune", *tiny_flags("finetune", data, *flags)], tmp_path / "logs")
     assert codes == [2, 2], output
     assert all(str(file) in text.splitlines()[-1] for file in bad for text in output), output
     assert read_metrics(tmp_path / "run")[-1]["data/bad_files"] == 2
@@ -518,7 +499,7 @@ def test_an_evaluation_on_ranks_sees_every_video_once(ranks, data, tmp_path, fig
     batches = ("--evaluation.batch-clips", "2")
     folder = run("finetune", data, tmp_path / "fine", "--optim.epochs", 1, *batches)
     argv = ["--checkpoint", str(folder), "--dataset", "made", "--data", str(data), "--out", str(tmp_path / "two")]
-    codes, output = on_ranks(ranks, [*argv, "--device", "cpu", *batches], command="evaluate")
+    codes, output = ppma_on_ranks(ranks, ["evaluate", *argv, "--device", "cpu", *batches], tmp_path / "logs")
     assert codes == [0] * ranks, output
     one, two = (np.load(where / "scores.npz") for where in (folder, tmp_path / "two"))
     apart = np.abs(one["scores"] - two["scores"]).max()

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import tiny
+from rank_processes import on_ranks
 from safetensors.torch import load_file, save_file
 
 from ppma.cli import main as ppma
@@ -19,7 +20,6 @@ from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.privacy import strict, verdict
 from ppma.training import checkpoint, lineage
-from tests.training.test_distributed import on_ranks
 
 LICENCE = "own footage, all rights held"
 CLASSES, PEOPLE = ("moving left", "moving right"), ("rising, [slowly]", "größer fallend")

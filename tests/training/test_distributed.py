@@ -7,13 +7,13 @@ import resource
 import signal
 import subprocess
 import sys
-import textwrap
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from rank_processes import on_ranks
 
 from ppma.config.command import STOP_SIGNALS, run
 from ppma.config.errors import InputError
@@ -22,32 +22,6 @@ from ppma.training import distributed
 from ppma.training.distributed import Ranks, Stop, StopFlag, session
 
 ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
-
-
-def on_ranks(world_size: int, code: str, folder: Path, *, seconds: int = 120) -> list[str]:
-    """Run code on so many ranks of this machine through torchrun; returns what each printed into its own file."""
-    script = folder / "ranks.py"
-    script.write_text(textwrap.dedent(code))
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        str(world_size),
-        "--master-port",
-        str(free_port()),
-    ]
-    command = [*launcher, "--redirects", "1", "--log-dir", str(folder / "logs"), str(script)]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [next((folder / "logs").rglob(f"{rank}/stdout.log")).read_text() for rank in range(world_size)]
 
 
 def test_a_task_of_a_slurm_step_does_not_train_alone(monkeypatch):

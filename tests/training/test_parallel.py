@@ -10,6 +10,7 @@ import tiny
 import torch
 import torch.distributed as dist
 from functorch.compile import make_boxed_func
+from rank_processes import on_ranks
 from torch._dynamo.backends.common import aot_autograd
 
 from ppma.config.errors import InputError
@@ -21,7 +22,6 @@ from ppma.training.compute import choose
 from ppma.training.distributed import Ranks
 from ppma.training.tasks import ClassifyTask, MaeTask
 from ppma.training.trainer import Trainer
-from tests.training.test_distributed import on_ranks
 
 SHARDED = """
     import contextlib, json, os, sys

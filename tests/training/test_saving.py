@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from rank_processes import on_ranks
 from safetensors.torch import load_file
 
 from ppma.config.model import MAEConfig, ViTConfig
@@ -20,7 +21,6 @@ from ppma.training.monitor import Monitor
 from ppma.training.tasks import MaeTask
 from ppma.training.trainer import Trainer
 from ppma.training.watchdog import Watchdog
-from tests.training.test_distributed import on_ranks
 
 
 def made_trainer(folder, **changes):

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from rank_processes import on_ranks
 from safetensors.torch import load_file
 
 from ppma import phases
 from ppma.models.classify import Classifier
 from ppma.training.run_folder import NAN_STOP, read_metrics, step_seconds
 from ppma.training.trainer import MAX_SKIPPED, Trainer
-from tests.training.test_distributed import on_ranks
 
 SKIPPING = """
     import json, sys

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from rank_processes import on_ranks
 
 from ppma.config.errors import InputError
 from ppma.loaders.batch import ClipBatch, LoaderCounters
@@ -20,7 +21,6 @@ from ppma.training.speed import Speed, own_seconds
 from ppma.training.tasks import ClassifyTask
 from ppma.training.trainer import Trainer
 from ppma.training.watchdog import Watchdog
-from tests.training.test_distributed import on_ranks
 
 GIB = 2**30
 RANKS = replace(tiny.ALONE, world_size=4)
