@@ -2,6 +2,8 @@
 
     seconds, data wait, forward time, memory, bad files of each rank  --one exchange per line-->  perf/*, data/*, a warning
 
+A second exchange follows when a rank has met a new bad file: several ranks may meet the same one, which counts once.
+
 Every step ends with an exchange of gradients, so all ranks take the same time for it; what differs is the part of it that
 a rank needs itself. That is its wait for data and its computing, which is taken as a multiple of its forward pass: the
 rank that holds up the others waits for no other rank, and gives the factor. (Sharded models exchange weights in the
@@ -61,6 +63,9 @@ class Speed:
         self._began, self._step, self._waited = time.perf_counter(), step, 0.0
         self._first = True
         self._slow, self._named = set[int](), set[int]()
+        self.bad: dict[str, str] = {}
+        """{path: reason} of the files that could not be decoded on any rank."""
+        self._counted = 0.0
 
     def values(self, step: int, counters: LoaderCounters) -> dict[str, float]:
         """Return perf/* since the last call, and data/*. Call it after reading the loss, which waits for the device."""
@@ -77,13 +82,17 @@ class Speed:
         self._began, self._step, self._waited = now, step, counters.wait_seconds
         row = torch.tensor([mine], dtype=torch.float64, device=self._ranks.device)
         seconds_R, waited_R, forward_R, memory_R, bad_R = distributed.gather_rows(row, self._ranks).T.tolist()
+        if sum(bad_R) != self._counted:
+            self._counted = sum(bad_R)
+            of_ranks = distributed.gather_objects(dict(counters.bad), self._ranks)
+            self.bad = {path: reason for bad in of_ranks for path, reason in bad.items()}
         seconds = max(seconds_R)
         values = {
             "perf/clips_per_s": steps * self._batch / seconds,
             "perf/stall_percent": 100 * max(w / s for w, s in zip(waited_R, seconds_R, strict=True)),
             "perf/mfu": steps * self._utilization / seconds,
             "perf/memory_gib": max(memory_R) / 2**30,
-            "data/bad_files": sum(bad_R),
+            "data/bad_files": len(self.bad),
         }
         if self._ranks.world_size > 1:
             values |= self._slowest(own_seconds(seconds_R, waited_R, forward_R), waited_R, steps)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ppma.config.errors import InputError, Stopped, first_few
 from ppma.config.run import RunConfig
-from ppma.loaders.batch import ClipBatch, LoaderCounters
+from ppma.loaders.batch import ClipBatch
 from ppma.loaders.stream import check_bad_fraction
 from ppma.models.classify import Classifier
 from ppma.models.flops import measured_peak_flops
@@ -275,7 +275,7 @@ class Trainer:
         values |= {"train/grad_norm": norm.item(), "train/skipped_steps": self.skipped.item()}
         values |= speed.values(self.step, batch.counters)
         monitor.scalars(self.step, values, epoch=batch.epoch)
-        self._check_bad_files(int(values["data/bad_files"]), batch.counters)
+        check_bad_fraction(speed.bad, sum(map(len, self.task.sources)), self.config.loader.max_bad_fraction)
         if self._clock is not None:
             self._clock.report()
         for sums in (self.loss_sum, self.loss_steps, self.skipped):
@@ -287,13 +287,6 @@ class Trainer:
                 " --optim.clip-grad 1, or --precision fp32",
                 range(self.step - skipped, self.step),
             )
-
-    def _check_bad_files(self, found: int, counters: LoaderCounters) -> None:
-        """Raise InputError on all ranks if more files are bad on all of them together than the config allows."""
-        clips, most = sum(len(source) for source in self.task.sources), self.config.loader.max_bad_fraction
-        if found > most * clips:  # two ranks may have met the same file
-            of_ranks = distributed.gather_objects(dict(counters.bad), self.ranks)
-            check_bad_fraction({path: reason for bad in of_ranks for path, reason in bad.items()}, clips, most)
 
     def _clips(self, batch: Batch) -> list[str]:
         """Return the paths of a batch's clips on this rank."""
