@@ -39,6 +39,19 @@ class Nothing:
         return np.zeros(frame_HWC.shape[:2], np.float32)
 
 
+def write_stand(path: Path, *, length: int = 38, leaves: int | None = None) -> None:
+    """Write a clip with noise in which a striped red person stands still, and is gone from frame `leaves` on."""
+    rng = np.random.default_rng(0)
+    place_HWC = np.kron(rng.integers(40, 160, (24, 32, 1)), np.ones((4, 4, 3)))
+    with video_writer(path, fps=10.0, options=X264) as add_frame:
+        for t in range(length):
+            frame_HWC = place_HWC + rng.normal(0, 2, place_HWC.shape)
+            if leaves is None or t < leaves:
+                frame_HWC[30:80, 50:66] = RED
+                frame_HWC[30:80:8, 50:66, 2] = 120
+            add_frame(frame_HWC.clip(0, 255).astype(np.uint8))
+
+
 def write_walk(path: Path, *, length: int = 24, height: int = 96, width: int = 128) -> np.ndarray:
     """Write a clip in which a red block moves to and fro over a textured background; return the background."""
     rng = np.random.default_rng(0)

@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 import pytest
-from privacy_stand_ins import RedFinder, write_walk
+from privacy_stand_ins import RedFinder, write_stand, write_walk
 
 from ppma.common.video import video_writer
 from ppma.config.errors import BadClip
@@ -130,7 +130,7 @@ def test_detected_people_are_gone_and_the_background_is_back(stand_ins, walk, tm
     assert 10 * np.log10(255**2 / error[inside].mean()) > 30
     before = frames(walk[0].path).astype(float)
     assert 10 * np.log10(255**2 / ((after - before)[~inside] ** 2).mean()) > 40
-    assert not ((after[..., 0] > 150) & (after[..., 1] < 90)).any()
+    assert not is_red(after).any()
 
 
 def test_outside_the_mask_nothing_changes_before_encoding(stand_ins, walk, tmp_path, monkeypatch):
@@ -146,7 +146,46 @@ def test_frames_that_a_detector_misses_are_cleaned_too(stand_ins, walk, tmp_path
     monkeypatch.setattr(RedFinder, "blinks", blinks)
     _, paths = clean(walk, tmp_path, **stand_ins)
     after = frames(paths["inp"])
-    assert not ((after[..., 0] > 150) & (after[..., 1] < 90)).any()
+    assert not is_red(after).any()
+
+
+def is_red(pictures):
+    return (pictures[..., 0] > 150) & (pictures[..., 1] < 90)
+
+
+@pytest.mark.parametrize("blinks", [range(4, 34), range(34), range(4, 38)])
+def test_who_stands_still_is_hidden_in_every_frame_though_a_detector_loses_them_for_seconds(
+    stand_ins, tmp_path, monkeypatch, blinks
+):
+    """Neither shown where the detector misses them, nor painted back elsewhere from those frames."""
+    monkeypatch.setattr(RedFinder, "blinks", blinks)
+    write_stand(tmp_path / "stand.mp4")
+    source = ClipSource(path=tmp_path / "stand.mp4", start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
+    outcome, paths = Pipeline(Settings(**stand_ins), tmp_path).clean(source, tmp_path, "c/v")
+    assert not is_red(frames(paths["inp"])).any() and outcome.boxes["red"] == 38
+
+
+def test_who_leaves_is_not_kept(stand_ins, tmp_path, monkeypatch):
+    monkeypatch.setattr(RedFinder, "blinks", range(10, 20))
+    write_stand(tmp_path / "stand.mp4", length=40, leaves=20)
+    source = ClipSource(path=tmp_path / "stand.mp4", start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
+    _, paths = Pipeline(Settings(**stand_ins), tmp_path).clean(source, tmp_path, "c/v")
+    inside = frames(paths["seg"])[..., 0] > 127
+    assert inside[:20, 50, 58].all() and not inside[26:].any() and not is_red(frames(paths["inp"])).any()
+
+
+class PaintsBack:
+    """An inpainter that leaves the person where they are."""
+
+    def __call__(self, frame_HWC, hidden_HW, *_):
+        return frame_HWC.copy(), np.zeros_like(hidden_HW)
+
+
+def test_whom_an_inpainter_paints_back_is_hidden_flat(stand_ins, walk, tmp_path, monkeypatch):
+    plugin = plugins.Plugin(kind="inpainter", make=PaintsBack, license="none")
+    monkeypatch.setitem(plugins.PLUGINS, "paints-back", plugin)
+    outcome, paths = clean(walk, tmp_path, inpainter="paints-back", **stand_ins)
+    assert not is_red(frames(paths["inp"])).any() and outcome.flattened >= 24 and outcome.seen_share == 0
 
 
 def test_only_the_window_of_the_source_is_cleaned(stand_ins, walk, tmp_path):

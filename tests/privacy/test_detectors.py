@@ -6,7 +6,7 @@ import torch
 
 from ppma.config.errors import InputError
 from ppma.privacy.detectors import maskrcnn
-from ppma.privacy.detectors.boxes import NONE_05, bridge, grown, linger, overlaps, suppress
+from ppma.privacy.detectors.boxes import NONE_05, bridge, grown, linger, overlaps, stay, suppress
 from ppma.privacy.detectors.maskrcnn import LEAST_SCORE, MaskRcnnDetector, MaskRcnnSegmenter
 from ppma.privacy.detectors.movenet import MoveNet
 from ppma.privacy.detectors.opencv_models import CenterFace, Selfie
@@ -49,6 +49,38 @@ def test_a_fast_person_is_followed_over_a_gap():
     bridged = bridge(frames, gap=4)
     assert [float(boxes[0, 0]) for boxes in bridged] == pytest.approx([6 * t for t in range(9)])
     assert not len(bridge([box(0, 0), NONE_05, NONE_05, box(48, 0)], gap=4)[1]), "without a speed it is another person"
+
+
+def still_scene(changes=range(0), shift=0):
+    """Return the view of each of 9 frames: a figure at x 20, absent in `changes`, which moves by `shift` per frame."""
+    rng = np.random.default_rng(0)
+    place, figure = (rng.integers(0, 255, size, dtype=np.uint8) for size in ((40, 60), (20, 10)))
+    views = [np.clip(place + rng.normal(0, 3, place.shape), 0, 255).astype(np.uint8) for _ in range(9)]
+    for t in set(range(9)) - set(changes):
+        views[t][10:30, 20 + t * shift : 30 + t * shift] = figure
+    return views.__getitem__
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"), [(range(0), range(9)), ([0, 1, 7, 8], range(2, 7)), ([6], range(9)), ([6, 7], range(6))]
+)
+def test_a_lost_person_is_kept_while_the_place_does_not_change(changes, kept):
+    """It may look different for one frame."""
+    frames = [NONE_05] * 4 + [box(20, 10)] + [NONE_05] * 4
+    stayed = stay(frames, still_scene(changes), 1.0, 1)
+    assert [t for t in range(9) if len(stayed[t])] == list(kept)
+    assert all(boxes[0].tolist() == box(20, 10)[0].tolist() for boxes in stayed if len(boxes))
+
+
+def test_a_lost_person_is_followed_as_they_sway_and_given_up_when_detected_again():
+    frames = [box(20, 10)] + [NONE_05] * 7 + [box(28, 10)]
+    stayed = stay(frames, still_scene(shift=1), 1.0, 1)
+    assert [float(boxes[0, 0]) for boxes in stayed] == [20 + t for t in range(9)] and len(stayed[8]) == 1
+
+
+def test_one_weak_detection_is_not_kept():
+    frames = [NONE_05, box(20, 10, score=0.4), NONE_05] + [NONE_05] * 6
+    assert not len(stay(frames, still_scene(), 1.0, 1)[2])
 
 
 def test_a_track_is_extended_before_its_first_detection_and_after_its_last():

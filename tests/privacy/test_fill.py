@@ -4,8 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
+from ppma.privacy.detectors.boxes import NONE_05
 from ppma.privacy.removal.camera import Reference
 from ppma.privacy.removal.exemplar import complete
+from ppma.privacy.removal.figures import Figures, cores
 from ppma.privacy.removal.fill import Memory, TemporalMedian, median_of_free
 
 EYE = np.eye(3)
@@ -19,7 +21,8 @@ def place():
 
 
 def paint(frame, hidden, references=(), memory=None, here=EYE):
-    return TemporalMedian()(frame, hidden, here, references, memory or Memory())
+    figures = Figures.of(frame, hidden, cores(NONE_05, hidden.astype(np.uint8)))
+    return TemporalMedian()(frame, hidden, here, references, memory or Memory(), figures)
 
 
 def walker(place, t):
@@ -95,6 +98,16 @@ def standing(place, wider=0):
     hidden = np.zeros(place.shape[:2], bool)
     hidden[30:90, 60 - wider : 90 + wider] = True
     return np.where(hidden[..., None], np.uint8(250), place), hidden
+
+
+@pytest.mark.parametrize("others", [0, 6])
+def test_a_still_person_whom_most_references_show_is_not_painted_back(place, others):
+    """They are synthesized over, or painted from the references that show the background."""
+    frame, hidden = standing(place)
+    shown = [reference(frame, NO_PERSON)] * 12 + [reference(place, NO_PERSON)] * others
+    picture, seen = paint(frame, hidden, shown)
+    assert not (picture[hidden] > 240).any() and (seen == (hidden & (others > 0))).all()
+    assert others == 0 or (picture == place).all()
 
 
 def test_synthesized_pixels_stay_from_frame_to_frame(place):

@@ -6,6 +6,7 @@ import torch
 
 from ppma.config.errors import InputError
 from ppma.privacy.removal.camera import Reference
+from ppma.privacy.removal.figures import Figures
 from ppma.privacy.removal.fill import Memory
 from ppma.privacy.removal.plugins import E2FGVI_SIZE
 from ppma.privacy.removal.scripted import Lama, ScriptedClip, ScriptedSegmenter, median_and_lama
@@ -79,6 +80,10 @@ def scene():
     return frame, hidden, place
 
 
+def figures(frame, hidden):
+    return Figures.of(frame, hidden, hidden.astype(np.int32))
+
+
 def test_a_segmenter_returns_a_probability_for_each_pixel(scene, tmp_path):
     frame, hidden, _ = scene
     segment = ScriptedSegmenter(saved(Red(), tmp_path))
@@ -97,7 +102,9 @@ def test_lama_paints_what_no_other_frame_shows(scene, tmp_path):
     frame, hidden, place = scene
     moved = np.roll(hidden, 12, axis=1)
     others = [Reference(frame_HWC=place, free_HW=(~moved).astype(np.uint8), homography_33=EYE)] * 5
-    picture, seen = median_and_lama(saved(Mean(), tmp_path))(frame, hidden, EYE, others, Memory())
+    picture, seen = median_and_lama(saved(Mean(), tmp_path))(
+        frame, hidden, EYE, others, Memory(), figures(frame, hidden)
+    )
     assert (seen == hidden & ~moved).all() and (picture[seen] == place[seen]).all()
     assert picture[hidden & moved].max() < 200
 
@@ -106,7 +113,9 @@ def test_lama_paints_what_no_other_frame_shows(scene, tmp_path):
 def test_a_video_inpainter_gets_the_other_frames(scene, tmp_path, size):
     frame, hidden, place = scene
     others = [Reference(frame_HWC=place, free_HW=np.ones_like(hidden, dtype=np.uint8), homography_33=EYE)] * 3
-    picture, seen = ScriptedClip(saved(Together(), tmp_path), size)(frame, hidden, EYE, others, Memory())
+    picture, seen = ScriptedClip(saved(Together(), tmp_path), size)(
+        frame, hidden, EYE, others, Memory(), figures(frame, hidden)
+    )
     assert (picture[~hidden] == frame[~hidden]).all() and not seen.any()
     error = (picture[hidden].astype(float) - place[hidden]) ** 2
     assert 10 * np.log10(255**2 / error.mean()) > (24 if size is None else 30)
@@ -120,7 +129,7 @@ def test_scripts_do_not_get_hidden_pixels(scene, tmp_path):
     assert (lama(frame, hidden) == lama(other, hidden)).all() and lama(frame, hidden)[hidden].max() < 200
     references = [Reference(frame_HWC=f, free_HW=(~hidden).astype(np.uint8), homography_33=EYE) for f in (frame, other)]
     clip = ScriptedClip(saved(GivenBackwards(), tmp_path), None)
-    shown = [clip(frame, hidden, EYE, [reference], Memory())[0] for reference in references]
+    shown = [clip(frame, hidden, EYE, [reference], Memory(), figures(frame, hidden))[0] for reference in references]
     assert (shown[0] == shown[1]).all() and shown[0][hidden].max() < 200
 
 

@@ -1,11 +1,12 @@
 """Bounding boxes of people: merge overlapping ones, and track people over frames where a detector misses them.
 
-    boxes_N5 of each frame: x0, y0, x1, y1 in pixels, score  ->  suppress()  ->  bridge(), linger() over frames
+    boxes_N5 of each frame: x0, y0, x1, y1 in pixels, score  ->  suppress()  ->  stay(), bridge(), linger() over frames
 
-Legend: N, M boxes.
+Legend: N, M boxes, H height, W width of a frame, h and w of a box.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -17,6 +18,16 @@ SAME_PERSON = 0.25
 """The same for boxes in different frames, between which the person moves."""
 SPEED_FRAMES = 5
 """Frames over which speed is averaged: a jitter of some pixels would be multiplied over a gap."""
+SURE = 0.5
+"""Score from which a single detection begins a track that `stay` extends."""
+ALIKE_LEVELS = 12
+"""Difference in gray levels up to which two pixels are the same but for noise."""
+ALIKE_SHARE = 0.7
+"""Share of a box's pixels that stay the same while the person is still there; a hand may move."""
+INNER = (-0.2, -0.05, -0.2, -0.05)
+"""Inner part of a box, which a person fills: `grown` by these."""
+SEARCH_SHARE = 0.06
+"""Distance searched around a still person per frame, as a share of the box: people sway, and cameras drift."""
 
 
 def suppress(boxes_N5: np.ndarray, overlap: float = OVERLAP) -> np.ndarray:
@@ -44,6 +55,94 @@ def grown(boxes_N5: np.ndarray, left: float, top: float, right: float, bottom: f
     out[:, :2] -= size_N2 * np.array((left, top), np.float32)
     out[:, 2:4] += size_N2 * np.array((right, bottom), np.float32)
     return out
+
+
+@dataclass
+class _Still:
+    """A person whom the detector has lost, as last seen; coordinates in pixels of the view."""
+
+    box_5: np.ndarray
+    """In pixels of the frame, where the person is now."""
+    look_hw: np.ndarray
+    """The inner part of the box when the person was detected last: its margin is background, which does not change."""
+    x: int
+    y: int
+    last: int
+    """Last frame that looked like that."""
+
+    @classmethod
+    def of(cls, box_5: np.ndarray, gray_HW: np.ndarray, scale: float, t: int) -> "_Still":
+        """Remember a person who is detected in frame `t` for the last time."""
+        x0, y0, x1, y1 = (grown(box_5[None], *INNER)[0, :4] * scale).round().astype(int).clip(0).tolist()
+        return cls(box_5=box_5, look_hw=gray_HW[y0:y1, x0:x1].copy(), x=x0, y=y0, last=t)
+
+    def follow(self, gray_HW: np.ndarray, scale: float) -> bool:
+        """Move to the nearest place that looks like the person; False if none does."""
+        height, width = self.look_hw.shape
+        if self._is_at(gray_HW, self.x, self.y):
+            return True
+        reach = max(1, round(SEARCH_SHARE * max(height, width)))
+        top, left = max(0, self.y - reach), max(0, self.x - reach)
+        around_hw = gray_HW[top : self.y + height + reach, left : self.x + width + reach]
+        _, _, (right, down), _ = cv2.minMaxLoc(cv2.matchTemplate(around_hw, self.look_hw, cv2.TM_SQDIFF))
+        x, y = left + right, top + down
+        if not self._is_at(gray_HW, x, y):
+            return False
+        by = np.array([x - self.x, y - self.y, x - self.x, y - self.y, 0], np.float32) / scale
+        self.box_5, self.x, self.y = self.box_5 + by, x, y
+        return True
+
+    def _is_at(self, gray_HW: np.ndarray, x: int, y: int) -> bool:
+        height, width = self.look_hw.shape
+        off_hw = gray_HW[y : y + height, x : x + width].astype(np.int16) - self.look_hw
+        return bool((np.abs(off_hw - np.int16(np.median(off_hw))) <= ALIKE_LEVELS).mean() >= ALIKE_SHARE)
+
+
+def stay(
+    frames: Sequence[np.ndarray], view: Callable[[int], np.ndarray], scale: float, patience: int
+) -> list[np.ndarray]:
+    """Keep every lost person for as long as the pixels in their last box do not change, forward and backward in time.
+
+    Args:
+        frames: boxes_N5 of each frame, of one detector.
+        view: Returns gray_HW (uint8) of frame t, which may be scaled down.
+        scale: Pixels of a view per pixel of a box.
+        patience: Frames for which a place may look different, as when someone passes in front.
+
+    Returns:
+        boxes_N5 of each frame, the added ones included.
+    """
+    last = len(frames) - 1
+    after = _stay_after(frames, view, scale, patience)
+    before = _stay_after(frames[::-1], lambda t: view(last - t), scale, patience)[::-1]
+    return [np.concatenate([found, suppress(np.concatenate(added))]) for found, *added in zip(frames, after, before)]
+
+
+def _stay_after(
+    frames: Sequence[np.ndarray], view: Callable[[int], np.ndarray], scale: float, patience: int
+) -> list[np.ndarray]:
+    """Return the boxes to add after the last detection of each track; a single weak detection is not a track."""
+    added: list[list[np.ndarray]] = [[NONE_05] for _ in frames]
+    lost: list[_Still] = []
+    before_N5 = NONE_05
+    for t, boxes_N5 in enumerate(frames):
+        following_N5 = frames[t + 1] if t + 1 < len(frames) else boxes_N5
+        ends_N = overlaps(boxes_N5, following_N5).max(1, initial=0) < SAME_PERSON
+        known_N = (boxes_N5[:, 4] >= SURE) | (overlaps(boxes_N5, before_N5).max(1, initial=0) >= SAME_PERSON)
+        before_N5 = boxes_N5
+        if not lost and not ends_N.any():
+            continue
+        gray_HW = view(t)
+        for one in lost:
+            found = overlaps(one.box_5[None], boxes_N5).max(initial=0) >= SAME_PERSON
+            if one.follow(gray_HW, scale) or found:
+                for between in range(one.last + 1, t + (not found)):
+                    added[between].append(one.box_5[None])
+                one.last = -1 - patience if found else t
+        lost = [one for one in lost if t - one.last <= patience]
+        ended = (_Still.of(box_5, gray_HW, scale, t) for box_5 in boxes_N5[ends_N & known_N])
+        lost += [one for one in ended if one.look_hw.size]
+    return [np.concatenate(boxes) for boxes in added]
 
 
 def linger(frames: Sequence[np.ndarray], count: int) -> list[np.ndarray]:

@@ -23,12 +23,20 @@ import numpy as np
 
 from ppma.config.errors import BadClip
 from ppma.loaders.decode.fetch import all_frames
-from ppma.privacy.detectors.boxes import NONE_05, bridge, linger
+from ppma.privacy.detectors.boxes import NONE_05, bridge, grown, linger, stay, suppress
 from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.camera import Pose, Reference, Tracker
+from ppma.privacy.removal.figures import Figures, cores
 from ppma.privacy.removal.fill import Memory
-from ppma.privacy.removal.masks import Spool, dilation_pixels, disc, hidden, published_mask, raw_mask
+from ppma.privacy.removal.masks import (
+    Spool,
+    dilation_pixels,
+    disc,
+    hidden,
+    published_mask,
+    raw_mask,
+)
 from ppma.privacy.removal.writing import Layout, Part, part_writer, target
 
 Method = Literal["remove", "blur-faces", "blur-bodies", "downsample"]
@@ -36,7 +44,9 @@ Boxes = dict[str, list[np.ndarray]]
 """Detector name -> boxes_N5 of each frame."""
 
 BRIDGE_SECONDS = 1.0
-"""Longest gap between two detections of a person that is filled."""
+"""Longest gap between two detections of a person who moves that is filled; who stands still is kept over any gap."""
+VIEW_SIDE = 320
+"""Long side in pixels of the views in which changes behind a lost person are seen."""
 LINGER_SECONDS = 0.2
 """Time by which a track is extended before its first detection and after its last."""
 REFERENCES = 25
@@ -113,6 +123,8 @@ class Outcome:
     """Hidden share of all pixels."""
     seen_share: float
     """Share of the hidden pixels that was painted from other frames; the rest is synthesized."""
+    flattened: int
+    """People, counted in every frame, whom the inpainter painted back, so that a smooth fill hides them instead."""
     shots: int
     cpu_seconds: float
     outside_sha256: str
@@ -150,11 +162,7 @@ class Pipeline:
         if self.settings.masks == "published" and self._segmenter is not None:
             return published_mask(frame_HWC, self._segmenter)
         boxes = {name: [found_N5] for name, found_N5 in self.detect(frame_HWC).items()} if boxes is None else boxes
-        people_N5, faces_N5 = (
-            np.concatenate([NONE_05, *(b[t] for name, b in boxes.items() if plugins.PLUGINS[name].finds == finds)])
-            for finds in ("person", "face")
-        )
-        return raw_mask(frame_HWC, people_N5, faces_N5, self._segmenter)
+        return raw_mask(frame_HWC, *_split(boxes, t), self._segmenter)
 
     def clean(self, source: ClipSource, out: Path, name: str) -> tuple[Outcome, dict[Part, Path]]:
         """Clean a clip and write its files.
@@ -177,7 +185,7 @@ class Pipeline:
     def plan(self, source: ClipSource, folder: Path) -> Iterator[Plan]:
         """Yield the masks and poses of a clip; masks are kept in an unnamed file in `folder` while the block lasts."""
         began = time.process_time()
-        boxes = self._detect_all(source)
+        boxes = self._detect_all(source, folder)
         with contextlib.closing(Spool(folder)) as spool:
             poses = self._mask_all(source, boxes, spool)
             yield Plan(boxes=boxes, spool=spool, poses=poses, cpu_seconds=time.process_time() - began)
@@ -189,7 +197,7 @@ class Pipeline:
         """
         began, paths = time.process_time(), self.settings.targets(out, name)
         window = _Window(source, plan.spool, plan.poses) if self._inpainter is not None else None
-        frames = hidden_pixels = seen_pixels = 0
+        frames = hidden_pixels = seen_pixels = flattened = 0
         outside = hashlib.sha256()
         with contextlib.ExitStack() as stack:  # inp is opened first and so renamed last
             writers = {
@@ -197,11 +205,12 @@ class Pipeline:
                 for part, path in paths.items()
             }
             for t, frame_HWC in enumerate(source.frames()):
-                picture_HWC, hidden_HW, seen_HW = self._change(t, frame_HWC, plan.spool, window)
+                picture_HWC, hidden_HW, seen_HW, flat = self._change(t, frame_HWC, plan, window)
                 outside.update(picture_HWC[~hidden_HW].tobytes())
                 frames += 1
                 hidden_pixels += int(hidden_HW.sum())
                 seen_pixels += int(seen_HW.sum())
+                flattened += flat
                 for part, picture in (("inp", picture_HWC), ("seg", hidden_HW), ("ori", frame_HWC)):
                     if part in writers:
                         writers[part](picture)
@@ -216,19 +225,25 @@ class Pipeline:
             boxes={name: sum(map(len, found)) for name, found in plan.boxes.items()},
             hidden_share=hidden_pixels / (frames * height * width),
             seen_share=seen_pixels / max(1, hidden_pixels),
+            flattened=flattened,
             shots=1 + max((pose.shot for pose in plan.poses), default=0),
             cpu_seconds=plan.cpu_seconds + time.process_time() - began,
             outside_sha256=outside.hexdigest(),
         )
         return outcome, paths
 
-    def _detect_all(self, source: ClipSource) -> Boxes:
+    def _detect_all(self, source: ClipSource, folder: Path) -> Boxes:
         boxes: Boxes = {name: [] for name in self._detectors}
-        for frame_HWC in source.frames() if boxes else ():
-            for name, found_N5 in self.detect(frame_HWC).items():
-                boxes[name].append(found_N5)
-        gap, stay = round(BRIDGE_SECONDS * source.fps), round(LINGER_SECONDS * source.fps)
-        return {name: linger(bridge(found, gap), stay) for name, found in boxes.items()}
+        scale = 1.0
+        with contextlib.closing(Spool(folder, bits=False)) as views:
+            for frame_HWC in source.frames() if boxes else ():
+                scale = min(1.0, VIEW_SIDE / max(frame_HWC.shape[:2]))
+                small = cv2.resize(frame_HWC, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+                views.append(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY))
+                for name, found_N5 in self.detect(frame_HWC).items():
+                    boxes[name].append(found_N5)
+            gap, more = round(BRIDGE_SECONDS * source.fps), round(LINGER_SECONDS * source.fps)
+            return {name: linger(bridge(stay(b, views.read, scale, gap), gap), more) for name, b in boxes.items()}
 
     def _mask_all(self, source: ClipSource, boxes: Boxes, spool: Spool) -> list[Pose]:
         """Append raw masks to the spool; return the camera poses if something is to be painted."""
@@ -245,18 +260,39 @@ class Pipeline:
         return poses
 
     def _change(
-        self, t: int, frame_HWC: np.ndarray, spool: Spool, window: "_Window | None"
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (picture_HWC, hidden_HW, seen_HW) of frame `t`."""
+        self, t: int, frame_HWC: np.ndarray, plan: Plan, window: "_Window | None"
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """Return (picture_HWC, hidden_HW, seen_HW, people hidden flat) of frame `t`."""
         nothing_HW = np.zeros(frame_HWC.shape[:2], bool)
         if self.settings.method == "downsample":
-            return downsampled(frame_HWC, self.settings.short_side), ~nothing_HW, nothing_HW
-        hidden_HW = hidden(spool, t, masks=self.settings.masks)
+            return downsampled(frame_HWC, self.settings.short_side), ~nothing_HW, nothing_HW, 0
+        hidden_HW = hidden(plan.spool, t, masks=self.settings.masks)
         if self._inpainter is None or window is None:
-            return blurred(frame_HWC, hidden_HW), hidden_HW, nothing_HW
+            return blurred(frame_HWC, hidden_HW), hidden_HW, nothing_HW, 0
         references, pose, memory = window.around(t)
-        picture_HWC, seen_HW = self._inpainter(frame_HWC, hidden_HW, pose.homography_33, references, memory)
-        return picture_HWC, hidden_HW, seen_HW
+        if not hidden_HW.any():
+            return frame_HWC, hidden_HW, nothing_HW, 0
+        figures = Figures.of(frame_HWC, hidden_HW, self._cores(plan, t))
+        picture_HWC, seen_HW = self._inpainter(frame_HWC, hidden_HW, pose.homography_33, references, memory, figures)
+        returned_K = figures.returned(picture_HWC)
+        flat_HW = returned_K[figures.territory_HW]
+        picture_HWC[flat_HW] = figures.smooth_HWC[flat_HW]
+        return picture_HWC, hidden_HW, seen_HW & ~flat_HW, int(returned_K.sum())
+
+    def _cores(self, plan: Plan, t: int) -> np.ndarray:
+        """Return numbers_HW (int32) on the cores of the people in frame `t`, from their boxes or else their masks."""
+        people_N5, faces_N5 = _split(plan.boxes, t)
+        boxes_N5 = np.concatenate([suppress(people_N5), grown(faces_N5, 0.5, 0, 0.5, 0)])
+        return cores(boxes_N5, plan.spool.read(t))
+
+
+def _split(boxes: Boxes, t: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return boxes_N5 of people and of faces in frame `t`, of all detectors."""
+    people_N5, faces_N5 = (
+        np.concatenate([NONE_05, *(b[t] for name, b in boxes.items() if plugins.PLUGINS[name].finds == finds)])
+        for finds in ("person", "face")
+    )
+    return people_N5, faces_N5
 
 
 class _Window:

@@ -1,6 +1,7 @@
 """Paint the background behind people: as other frames show it, and synthesized from the frame where none does.
 
-    frame, hidden pixels, references with their homographies  ->  warped to the frame, median of the free pixels
+    frame, hidden pixels, references with their homographies  ->  warped to the frame, without those that show the
+                                 hidden person (figures.py)   ->  median of the free pixels
     remaining hidden pixels  ->  as synthesized earlier in the shot (Memory), warped to the frame
                              ->  else synthesized from the surroundings (exemplar.complete)
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from ppma.privacy.removal.camera import Reference, moves, seen_from
 from ppma.privacy.removal.exemplar import complete
+from ppma.privacy.removal.figures import Figures
 
 RING = 6
 """Width in pixels of the ring around hidden pixels on which painted and real brightness are compared."""
@@ -170,23 +172,28 @@ class TemporalMedian:
         here_33: np.ndarray,
         references: Sequence[Reference],
         memory: Memory,
+        figures: Figures,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Paint the hidden pixels; see `plugins.Inpainter`."""
         seen_HW = np.zeros_like(hidden_HW)
         if not hidden_HW.any():
             return frame_HWC, seen_HW
-        # 1. the median of the references that show the background
+        # 1. the median of the references that show the background and not the person
         picture_HWC = frame_HWC.copy()
         least = max(LEAST_VIEWS, round(LEAST_SHARE * len(references)))
         if len(references) >= least:
             cut = _cut(hidden_HW, RING)
             hidden_hw = hidden_HW[cut]
             stack_RhwC, free_Rhw = _warp(references, here_33, frame_HWC.shape[:2], cut)
+            people = figures.cut(*cut)
+            for other_hwC, free_hw in zip(stack_RhwC, free_Rhw):
+                free_hw[people.returned(other_hwC, free_hw)[people.territory_HW]] = 0
             median_hwC = np.zeros((*hidden_hw.shape, 3), np.uint8)
             seen_hw = median_of_free(stack_RhwC, free_Rhw, _widened(hidden_hw), least, median_hwC)
             offset_C = _offset(frame_HWC[cut], median_hwC, seen_hw & ~hidden_hw)
-            painted_hw = seen_hw & hidden_hw
-            picture_HWC[cut][painted_hw] = _shifted(median_hwC[painted_hw], offset_C)
+            median_hwC = _shifted(median_hwC, offset_C)
+            painted_hw = seen_hw & hidden_hw & ~people.returned(median_hwC, seen_hw)[people.territory_HW]
+            picture_HWC[cut][painted_hw] = median_hwC[painted_hw]
             seen_HW[cut] = painted_hw
         # 2. the rest: as synthesized earlier in the shot, else synthesized now
         made_HW = hidden_HW & ~seen_HW

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from ppma.privacy.detectors.boxes import grown
+from ppma.privacy.removal.figures import draw_ellipses
 from ppma.privacy.removal.plugins import Masks, Segmenter
 
 LIKELY = 0.4
@@ -41,14 +42,6 @@ def heads(faces_N5: np.ndarray) -> np.ndarray:
 def bodies(faces_N5: np.ndarray) -> np.ndarray:
     """Return the regions to segment for the bodies of faces: three heads wide, seven tall."""
     return grown(faces_N5, 1.5, 0.8, 1.5, 6.0)
-
-
-def _draw_ellipses(mask_HW: np.ndarray, boxes_N5: np.ndarray, wide: float, tall: float) -> None:
-    """Draw an ellipse into each box; its half axes are these shares of the sides."""
-    for x0, y0, x1, y1 in boxes_N5[:, :4].tolist():
-        center = (round((x0 + x1) / 2), round((y0 + y1) / 2))
-        axes = (max(1, round((x1 - x0) * wide)), max(1, round((y1 - y0) * tall)))
-        cv2.ellipse(mask_HW, center, axes, 0, 0, 360, (1,), -1)
 
 
 def _draw_outlines(mask_HW: np.ndarray, frame_HWC: np.ndarray, boxes_N5: np.ndarray, segment: Segmenter) -> None:
@@ -80,14 +73,14 @@ def raw_mask(
         mask_HW |= segment(frame_HWC) > LIKELY
     if not len(people_N5) and not len(faces_N5):
         return mask_HW
-    _draw_ellipses(mask_HW, heads(faces_N5), 0.5, 0.5)
+    draw_ellipses(mask_HW, heads(faces_N5), 0.5, 0.5)
     if segment is None:
         return mask_HW
     if not segment.whole_frame:
         mask_HW |= segment(frame_HWC) > LIKELY_ANYWHERE
         _draw_outlines(mask_HW, frame_HWC, grown(people_N5, 0.2, 0.15, 0.2, 0.15), segment)
         _draw_outlines(mask_HW, frame_HWC, bodies(faces_N5), segment)
-    _draw_ellipses(mask_HW, people_N5, 0.5, 0.58)
+    draw_ellipses(mask_HW, people_N5, 0.5, 0.58)
     return mask_HW
 
 
@@ -97,33 +90,36 @@ def published_mask(frame_HWC: np.ndarray, segment: Segmenter) -> np.ndarray:
 
 
 class Spool:
-    """Raw masks of a clip in a temporary file, readable in any order, so that memory does not grow with the clip."""
+    """Planes of a clip in a temporary file, readable in any order, so that memory does not grow with the clip."""
 
-    def __init__(self, folder: Path) -> None:
-        """Create an unnamed file in `folder`, which disappears when it is closed."""
+    def __init__(self, folder: Path, *, bits: bool = True) -> None:
+        """Create an unnamed file in `folder`, which disappears when it is closed; `bits`: for masks of 0 and 1."""
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close()
+        self._bits = bits
         self._places: list[tuple[int, int]] = []
         self._shape = (0, 0)
         self.filled = 0
-        """Number of masks that are not empty."""
+        """Number of planes that are not 0 everywhere."""
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def append(self, mask_HW: np.ndarray) -> None:
-        """Add the mask of the next frame."""
-        self.filled += bool(mask_HW.any())
-        data = zlib.compress(np.packbits(mask_HW).tobytes(), 1)
-        self._shape = mask_HW.shape[0], mask_HW.shape[1]
+    def append(self, plane_HW: np.ndarray) -> None:
+        """Add the plane of the next frame, uint8."""
+        self.filled += bool(plane_HW.any())
+        data = zlib.compress((np.packbits(plane_HW) if self._bits else plane_HW).tobytes(), 1)
+        self._shape = plane_HW.shape[0], plane_HW.shape[1]
         self._places.append((self._file.seek(0, 2), len(data)))
         self._file.write(data)
 
     def read(self, t: int) -> np.ndarray:
-        """Return the mask of frame `t`, uint8 (H, W)."""
+        """Return the plane of frame `t`, uint8 (H, W)."""
         start, size = self._places[t]
         self._file.seek(start)
-        bits = np.frombuffer(zlib.decompress(self._file.read(size)), np.uint8)
-        return np.unpackbits(bits, count=self._shape[0] * self._shape[1]).reshape(self._shape)
+        values = np.frombuffer(zlib.decompress(self._file.read(size)), np.uint8)
+        if self._bits:
+            values = np.unpackbits(values, count=self._shape[0] * self._shape[1])
+        return values.reshape(self._shape)
 
     def close(self) -> None:
         """Delete the file."""

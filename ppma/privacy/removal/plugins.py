@@ -21,6 +21,7 @@ from ppma.privacy.detectors import weights
 from ppma.privacy.detectors.opencv_models import CenterFace, Selfie
 from ppma.privacy.detectors.user_models import USER_MODELS, Model, choose
 from ppma.privacy.removal.camera import Reference
+from ppma.privacy.removal.figures import Figures
 from ppma.privacy.removal.fill import Memory, TemporalMedian
 from ppma.privacy.removal.writing import Layout
 
@@ -57,6 +58,7 @@ class Inpainter(Protocol):
         here_33: np.ndarray,
         references: Sequence[Reference],
         memory: Memory,
+        figures: Figures,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Paint the hidden pixels of a frame.
 
@@ -66,6 +68,7 @@ class Inpainter(Protocol):
             here_33: Homography from the shot's first frame to this one.
             references: Other frames of the shot with their homographies.
             memory: What was synthesized in the shot so far; using it is optional.
+            figures: The hidden people, whom no reference may paint back; whom the result shows is hidden flat.
 
         Returns:
             picture_HWC, unchanged outside `hidden_HW`, and seen_HW: the pixels painted from other frames.

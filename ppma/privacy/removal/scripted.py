@@ -17,6 +17,7 @@ from ppma.config.errors import InputError
 from ppma.privacy.detectors.maskrcnn import as_planes, device
 from ppma.privacy.removal.camera import Reference, seen_from
 from ppma.privacy.removal.exemplar import smoothed
+from ppma.privacy.removal.figures import Figures
 from ppma.privacy.removal.fill import Memory, TemporalMedian
 
 STRIDE = 8
@@ -116,8 +117,9 @@ class ScriptedClip:
         here_33: np.ndarray,
         references: Sequence[Reference],
         memory: Memory,
+        figures: Figures,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Paint the hidden pixels; see `plugins.Inpainter`. All count as synthesized, and `memory` is not used."""
+        """Paint the hidden pixels; see `plugins.Inpainter`. All count as synthesized, `memory` and `figures` are not used."""
         seen_HW = np.zeros_like(hidden_HW)
         if not hidden_HW.any():
             return frame_HWC, seen_HW
