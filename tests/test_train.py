@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from rank_processes import ppma_on_ranks
+from processes import ppma_on_ranks, start_ppma
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -109,19 +109,24 @@ def test_resume_from_any_step_equals_never_stopping(name, data, tmp_path, monkey
 def test_a_run_that_is_killed_and_stopped_ends_as_one_that_was_not(signals, data, tmp_path, figure):
     flags = tiny_flags("mae_nohuman", data, "--optim.epochs", 40 * len(signals), "--checkpoint-every", 7)
     # All in processes of their own, because sums depend on the number of threads.
-    command = [sys.executable, "-m", "ppma", "train", "mae_nohuman", *flags, "--run-dir"]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    command = ["train", "mae_nohuman", *flags, "--run-dir"]
+    whole = start_ppma([*command, str(tmp_path / "whole")], tmp_path / "log")
+    whole.join()
+    assert whole.exitcode == 0
     command += [str(tmp_path / "cut"), "--resume"]
     for number, sent in enumerate(signals):
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_hangup)
+        process = start_ppma(command, tmp_path / "log")
         reached = 20 * number + 10
         wait_until(lambda: max([(0, 0), *losses(tmp_path / "cut")])[0] > reached, process)  # noqa: B023
-        process.send_signal(sent)
-        output = process.communicate(timeout=120)[1]
-        assert process.returncode == (-signal.SIGKILL if sent == signal.SIGKILL else 75), output
+        os.kill(process.pid, sent)
+        process.join(120)
+        output = (tmp_path / "log.err").read_text()
+        assert process.exitcode == (-signal.SIGKILL if sent == signal.SIGKILL else 75), output
         assert "Traceback" not in output and (sent == signal.SIGKILL or "--resume" in output)
         assert losses(tmp_path / "cut")[-1][0] < 120 * len(signals)
-    subprocess.run(command, check=True)
+    last = start_ppma(command, tmp_path / "log")
+    last.join()
+    assert last.exitcode == 0
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
     kills = signals.count(signal.SIGKILL)
@@ -198,15 +203,10 @@ def test_no_process_lists_a_data_folder(data, clip_tree, tmp_path):
     assert not [path for path in listed if path.is_relative_to(clip_tree) or path.is_relative_to(tmp_path / "data")]
 
 
-def heed_hangup():
-    """Under nohup, pytest and what it starts would ignore SIGHUP."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 def wait_until(true, process, seconds=120):
     end = time.monotonic() + seconds
     while not true():
-        assert process.poll() is None, process.communicate()
+        assert process.exitcode is None
         assert time.monotonic() < end
         time.sleep(0.05)
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import tiny
-from rank_processes import on_ranks
+from processes import on_ranks
 from safetensors.torch import load_file, save_file
 
 from ppma.cli import main as ppma

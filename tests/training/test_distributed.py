@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from rank_processes import on_ranks
+from processes import on_ranks
 
 from ppma.config.command import STOP_SIGNALS, run
 from ppma.config.errors import InputError
@@ -332,7 +332,7 @@ def test_torchrun_starts_a_run(tmp_path, clip_tree):
         f"--root {clip_tree} --out {tmp_path}/made.csv --name made --split train --data {tmp_path}/data.toml".split()
     )
     assert ppma(["index", str(clip_tree), *words]) == 0
-    train = f"mae_nohuman --sources made --data {tmp_path}/data.toml --run-dir {tmp_path}/run --batch 8 --optim.epochs 2".split()
+    train = f"mae_nohuman --sources made --data {tmp_path}/data.toml --run-dir {tmp_path}/run --batch 8 --optim.epochs 1".split()
     command = [
         sys.executable,
         "-m",

@@ -10,7 +10,7 @@ import tiny
 import torch
 import torch.distributed as dist
 from functorch.compile import make_boxed_func
-from rank_processes import on_ranks
+from processes import on_ranks
 from torch._dynamo.backends.common import aot_autograd
 
 from ppma.config.errors import InputError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from rank_processes import on_ranks
+from processes import on_ranks
 from safetensors.torch import load_file
 
 from ppma.config.model import MAEConfig, ViTConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from rank_processes import on_ranks
+from processes import on_ranks
 
 from ppma.config.errors import InputError
 from ppma.loaders.batch import ClipBatch, LoaderCounters

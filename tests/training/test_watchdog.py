@@ -6,6 +6,7 @@ import time
 
 import pytest
 import tiny
+from processes import run_script
 
 from ppma.config.command import RUN_AGAIN
 from ppma.training.watchdog import Watchdog
@@ -72,9 +73,7 @@ def test_a_pass_over_clips_that_hangs_ends_with_75(recipe, tiny_runs, tmp_path):
     shape = [*tiny.FLAGS, "--dataset", "made", "--batch", "4", "--data", str(tiny_runs / "data.toml")]
     flags = [*shape, "--run-dir", str(tmp_path / "run"), "--hang-seconds", "6", "--evaluation.batch-clips", "1"]
     flags += [] if recipe == "knn" else ["--optim.epochs", "1"]
-    done = subprocess.run(
-        [sys.executable, "-c", HANGING_PASS, recipe, *flags], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == RUN_AGAIN, done.stderr
-    assert "no step for 6 s" in done.stderr and "the_place_where_it_hangs" in done.stderr
-    assert "in encoded" in done.stderr
+    code, written = run_script(HANGING_PASS, [recipe, *flags], tmp_path)
+    assert code == RUN_AGAIN, written
+    assert "no step for 6 s" in written and "the_place_where_it_hangs" in written
+    assert "in encoded" in written

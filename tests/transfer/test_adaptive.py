@@ -154,7 +154,7 @@ def test_the_recipe_learns_shares_resumes_and_is_tested_as_any_classifier(tmp_pa
         data,
         "--out",
         tmp_path / "again",
-        *"--evaluation.average logits --evaluation.last-window pytorchvideo".split(),  # as published
+        *["--evaluation.average", "logits", "--evaluation.last-window", "pytorchvideo"],  # as published
     ]
     assert ppma(list(map(str, again))) == 0
     found = json.loads((tmp_path / "again/result.json").read_text())

@@ -1,11 +1,12 @@
-"""Ranks of this machine as processes, forked from a server that has imported torch and ppma: a start costs no import.
+"""Commands and ranks of this machine as processes, forked from a server that has imported torch and ppma, so a start costs no import.
 
-One test starts ranks with torchrun (training/test_distributed.py), and others with `python -m ppma`, as users do.
+One test starts ranks with torchrun (training/test_distributed.py), and many start `python -m ppma`, as users do.
 """
 
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import textwrap
 import time
@@ -26,13 +27,14 @@ def _enter(out: Path, environment: Mapping[str, str], work: Callable[..., int | 
     for name, stream in (("out", sys.stdout), ("err", sys.stderr)):
         with out.with_name(f"{out.name}.{name}").open("wb") as file:
             os.dup2(file.fileno(), stream.fileno())
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, pytest and what it starts would ignore it
     os.environ.clear()
     os.environ.update(environment)
     sys.exit(work(*given))
 
 
-def _script(path: Path) -> None:
-    sys.argv = [str(path)]
+def _script(path: Path, *argv: str) -> None:
+    sys.argv = [str(path), *argv]
     runpy.run_path(str(path), run_name="__main__")
 
 
@@ -42,19 +44,25 @@ def _command(argv: list[str]) -> int:
     return main(argv)
 
 
-def _start(folder: Path, world_size: int, work: Callable[..., int | None], *given: object) -> list[ForkServerProcess]:
-    folder.mkdir(parents=True, exist_ok=True)
-    port, processes = free_port(), []
-    for rank in range(world_size):
-        place = {
-            "RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world_size,
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
-        }  # fmt: skip
-        environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
-        process = _SERVER.Process(target=_enter, args=(folder / str(rank), environment, work, *given))
-        process.start()
-        processes.append(process)
-    return processes
+def _start(
+    out: Path, place: Mapping[str, object], work: Callable[..., int | None], *given: object
+) -> ForkServerProcess:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in place.items()}}
+    process = _SERVER.Process(target=_enter, args=(out, environment, work, *given))
+    process.start()
+    return process
+
+
+def _start_ranks(folder: Path, world_size: int, *work: object) -> list[ForkServerProcess]:
+    meeting = {
+        "WORLD_SIZE": world_size,
+        "LOCAL_WORLD_SIZE": world_size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
+    places = [meeting | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(world_size)]
+    return [_start(folder / str(rank), place, *work) for rank, place in enumerate(places)]
 
 
 def _codes(processes: list[ForkServerProcess], seconds: float) -> list[int | None]:
@@ -71,12 +79,24 @@ def on_ranks(world_size: int, code: str, folder: Path, *, seconds: float = 120) 
     """Run code on so many ranks; returns what each wrote to its stdout."""
     script, logs = folder / "ranks.py", folder / "logs"
     script.write_text(textwrap.dedent(code))
-    codes = _codes(_start(logs, world_size, _script, script), seconds)
+    codes = _codes(_start_ranks(logs, world_size, _script, script), seconds)
     assert codes == [0] * world_size, (codes, [(logs / f"{rank}.err").read_text() for rank in range(world_size)])
     return [(logs / f"{rank}.out").read_text() for rank in range(world_size)]
 
 
 def ppma_on_ranks(world_size: int, argv: list[str], folder: Path) -> tuple[list[int | None], list[str]]:
     """Run a ppma command on so many ranks; returns their exit codes, and what each wrote to its stderr into `folder`."""
-    codes = _codes(_start(folder, world_size, _command, argv), 300)
+    codes = _codes(_start_ranks(folder, world_size, _command, argv), 300)
     return codes, [(folder / f"{rank}.err").read_text() for rank in range(world_size)]
+
+
+def start_ppma(argv: list[str], out: Path) -> ForkServerProcess:
+    """Start a ppma command, which writes to OUT.out and OUT.err."""
+    return _start(out, {}, _command, argv)
+
+
+def run_script(code: str, argv: list[str], folder: Path, *, seconds: float = 120) -> tuple[int | None, str]:
+    """Run code with arguments; returns its exit code and what it wrote to its stderr."""
+    (folder / "script.py").write_text(textwrap.dedent(code))
+    (code_of_exit,) = _codes([_start(folder / "script", {}, _script, folder / "script.py", *argv)], seconds)
+    return code_of_exit, (folder / "script.err").read_text()
