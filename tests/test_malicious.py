@@ -16,7 +16,7 @@ from dataset_trees import TREES
 
 from ppma.config.errors import BadClip, InputError
 from ppma.data.dataset import Download, find, read_splits
-from ppma.inference.convert import read_foreign
+from ppma.inference.foreign import read_models
 from ppma.loaders.sources import store
 from ppma.loaders.sources.formats import read_source
 from ppma.loaders.sources.manifest import HEADER, Clip, Manifest
@@ -115,13 +115,13 @@ def raw(path: Path, content: bytes) -> Path:
 
 
 ARTIFACTS: dict[str, Callable[[Path, Evil, pytest.MonkeyPatch], object]] = {
-    "a checkpoint of torch.save": lambda p, evil, _: read_foreign(torch_file(p / "x.pth", {"model": {"a": evil}})),
-    "one of before torch 1.6": lambda p, evil, _: read_foreign(
+    "a checkpoint of torch.save": lambda p, evil, _: read_models(torch_file(p / "x.pth", {"model": {"a": evil}})),
+    "one of before torch 1.6": lambda p, evil, _: read_models(
         torch_file(p / "x.pth", {"a": evil}, _use_new_zipfile_serialization=False)
     ),
-    "a bare pickle": lambda p, evil, _: read_foreign(raw(p / "x.bin", pickle.dumps(evil))),
-    "a pickle called safetensors": lambda p, evil, _: read_foreign(raw(p / "x.safetensors", pickle.dumps(evil))),
-    "safetensors with a header of 2^62 bytes": lambda p, evil, _: read_foreign(raw(p / "x.safetensors", HUGE + b"{}")),
+    "a bare pickle": lambda p, evil, _: read_models(raw(p / "x.bin", pickle.dumps(evil))),
+    "a pickle called safetensors": lambda p, evil, _: read_models(raw(p / "x.safetensors", pickle.dumps(evil))),
+    "safetensors with a header of 2^62 bytes": lambda p, evil, _: read_models(raw(p / "x.safetensors", HUGE + b"{}")),
     "the state of a run": lambda p, evil, _: checkpoint.read_pickle(torch_file(p / "training.pt", {"optimizer": evil})),
     "weights of a detector": lambda p, evil, _: maskrcnn._network(torch_file(p / "m.pth", {"a": evil})),
     "a script that is a pickle": lambda p, evil, _: trusted_by_hash(p, "lama", raw(p / "l.pt", pickle.dumps(evil))),

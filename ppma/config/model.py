@@ -40,6 +40,10 @@ class ViTConfig:
     recompute: bool = False
     """Recompute the activations of each block, the decoder's too, in the backward pass: same results to the bit, less
     memory, a third more arithmetic (published: on in stage 1, Q2)."""
+    norm_eps: float = 1e-6
+    """Epsilon of the LayerNorms (paper: 1e-6; transformers: 1e-12)."""
+    head_norm_eps: float = 1e-6
+    """Epsilon of the LayerNorm before a head, `fc_norm` or the decoder's last (paper: 1e-6; transformers: 1e-5)."""
     residual: Residual = "float32"
     """Type of the tokens between blocks: float32, or autocast for the type of the matrix products, which halves the
     memory traffic of the residual stream and rounds it to 8 bits after every branch. No effect without autocast."""
@@ -49,6 +53,7 @@ class ViTConfig:
         require(min(self.patch) >= 1, f"vit.patch is {self.patch}; its three sides must be at least 1")
         require(self.width % self.heads == 0, f"vit.width {self.width} does not divide into {self.heads} heads")
         require(0 <= self.drop_path < 1, f"vit.drop_path is {self.drop_path}; it must be at least 0 and below 1")
+        require_at_least(0, self, "vit.", "norm_eps", "head_norm_eps")
         t, h, w = self.patch
         fits = self.frames % t == 0 and self.size % h == 0 and self.size % w == 0
         pixels = f"{self.frames} frames of {self.size} x {self.size} pixels"
@@ -101,9 +106,12 @@ class MAEConfig:
     decoder_width: int = 384
     """Channels of a token in the decoder (paper: 384)."""
     decoder_depth: int = 4
-    """Blocks of the decoder (paper: 4)."""
+    """Blocks of the decoder (paper: 4). 0: no decoder, for a converted encoder, which stage 1 cannot train further."""
     decoder_heads: int = 16
     """Attention heads per decoder block (paper: 16 of width 24)."""
+    decoder_positions: Literal["before", "after"] = "before"
+    """Add the mask token and the position embeddings before the projection into the decoder (paper), or after it, where
+    the projection has no bias (VideoMAE)."""
     normalize_targets: bool = True
     """Predict each patch normalized per color (paper) rather than pixels in [0, 1]."""
     decoder_share: float = 1.0
@@ -114,7 +122,8 @@ class MAEConfig:
         require(0 < self.mask_ratio < 1, f"mae.mask_ratio is {self.mask_ratio}; it must be between 0 and 1")
         fits = 0 < self.decoder_share <= 1
         require(fits, f"mae.decoder_share is {self.decoder_share}; it must be above 0 and at most 1")
-        require_at_least(1, self, "mae.", "decoder_width", "decoder_depth", "decoder_heads")
+        require_at_least(1, self, "mae.", "decoder_width", "decoder_heads")
+        require_at_least(0, self, "mae.", "decoder_depth")
         divides = self.decoder_width % self.decoder_heads == 0
         require(divides, f"mae.decoder_width {self.decoder_width} does not divide into {self.decoder_heads} heads")
 

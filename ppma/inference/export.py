@@ -1,7 +1,11 @@
-"""`ppma export`: write an encoder for use elsewhere, in three formats that are run before they are kept.
+"""`ppma export`: write a model for use elsewhere.
 
     run folder  ->  model.safetensors (timm's names), export.json, lineage.json, README.md (model card),
-                    config.json and state.json, so that the folder is a run, encoder.pt2 (torch.export), encoder.onnx
+                    config.json and state.json, so that the folder is a run, encoder.pt2 (torch.export) and encoder.onnx,
+                    which are run before they are kept
+      --to huggingface       model.safetensors, config.json, preprocessor_config.json, lineage.json, README.md
+      --to timm              model.safetensors, lineage.json, README.md
+      --to ppma, videomae    model.pth, lineage.json, README.md
 
 The exported graph takes uint8 frames, as a video decoder gives them, and normalizes them itself.
 """
@@ -14,6 +18,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,17 +28,21 @@ from torch import Tensor, nn
 from ppma import __version__
 from ppma.common.pages import render
 from ppma.config.command import DONE, NewPath, parse
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, require
 from ppma.config.model import PIXEL_MEAN, PIXEL_STD, ViTConfig
+from ppma.inference import huggingface
+from ppma.inference.layouts import Format, write_as
 from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
 from ppma.training import checkpoint, lineage, seal
 from ppma.training.lineage import Lineage
-from ppma.training.run import FinishedRun, open_run
+from ppma.training.run import MIXING, FinishedRun, open_run
 
 log = logging.getLogger(__name__)
 
 INPUT, OUTPUT = "frames_BTHWC", "features_BD"
+EXACT = 1e-5
+"""Largest difference, relative to the largest output, below which a model counts as the same in transformers."""
 TOLERANCE = 1e-4
 """Largest difference between an exported form and the model, relative to the largest feature: float32 sums in another order."""
 
@@ -51,19 +60,62 @@ class FeatureExtractor(nn.Module):
         return features.mean(dim=1) if features.ndim == 3 else features
 
 
+def provenance(run: FinishedRun, seen: Lineage) -> dict[str, Any]:
+    """Return the lineage of a run's weights as JSON-LD in the vocabularies of Croissant and W3C PROV.
+
+    Args:
+        run: The run.
+        seen: Lineage of its weights.
+    """
+
+    def entity(one: Lineage, name: str) -> dict[str, Any]:
+        sources = [
+            {
+                "@type": "sc:Dataset", "name": f"{source.name} {source.split}", "license": sorted(source.licences),
+                "cr:recordCount": source.clips, "sha256": source.manifest_sha256, "prov:wasAttributedTo": sorted(source.domains),
+            }
+            for source in one.sources
+        ]  # fmt: skip
+        parents = [entity(parent, parent.recipe or parent.origin) for parent in one.parents]
+        return {
+            "@type": "prov:Entity", "name": name, "sha256": one.weights_sha256, "description": one.note,
+            "prov:wasGeneratedBy": {"@type": "prov:Activity", "name": one.recipe or one.origin, "sc:softwareVersion": f"ppma {one.ppma}"},
+            "prov:wasDerivedFrom": [*sources, *parents],
+        }  # fmt: skip
+
+    context = {
+        "sc": "https://schema.org/",
+        "cr": "http://mlcommons.org/croissant/",
+        "prov": "http://www.w3.org/ns/prov#",
+    }
+    return {"@context": {"@vocab": "https://schema.org/", **context}, **entity(seen, run.config.recipe)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Export the encoder of a run: safetensors with a config and a model card, torch.export and ONNX, each tested by running it.
+    """Export a model: safetensors with a config and a model card, torch.export and ONNX, each tested by running it, or the
+    files of another project.
 
     For example: ppma export runs/align_nohuman_synthetic exported
+                 ppma export --to huggingface runs/finetune-ucf101 my-model, then hf upload NAME/my-model my-model
     """
 
     checkpoint: tyro.conf.Positional[Path]
     """Run folder of any recipe that trains weights, or one of its checkpoint folders."""
     out: tyro.conf.Positional[NewPath]
     """New folder."""
+    to: Format | None = None
+    """Project to write for: huggingface for `from_pretrained` and pipelines, timm for `create_model(checkpoint_path=)`, ppma
+    and videomae for their own code; none: safetensors, torch.export and ONNX."""
+    space: str | None = None
+    """With --to, the label space whose head to write; required where the run has several."""
     onnx: bool = True
     """Write encoder.onnx too; needs the extra [export]."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.space is None or self.to is not None, f"--space {self.space} is for --to huggingface and the others"
+        )
 
 
 def _check(form: str, found: Tensor, expected: Tensor) -> None:
@@ -125,14 +177,56 @@ def write_onnx(extractor: FeatureExtractor, vit: ViTConfig, path: Path) -> None:
         _check("ONNX", torch.from_numpy(np.asarray(found)), extractor(_example(vit, 3)))
 
 
-def card(run: FinishedRun, seen: Lineage) -> str:
-    """Return the model card of a run as Markdown; `seen` is the lineage of its weights."""
+def card(run: FinishedRun, seen: Lineage, to: Format | None = None, apart: float = 0.0) -> str:
+    """Return the model card of a run as Markdown.
+
+    Args:
+        run: The run.
+        seen: Lineage of its weights.
+        to: The project that the folder is for.
+        apart: What `huggingface.difference` measured.
+    """
     results = [seal.read_result(path) for path in sorted(run.folder.glob("**/result.json"))]
     return render(
         __package__, "card.md", config=run.config, vit=run.config.vit, results=results, seen=lineage.describe(seen),
-        version=__version__, input=INPUT, output=OUTPUT,
+        version=__version__, input=INPUT, output=OUTPUT, to=to, apart=apart, provenance=json.dumps(provenance(run, seen), indent=2),
         millions=sum(parameter.numel() for parameter in run.model.parameters()) / 1e6,
     )  # fmt: skip
+
+
+def write_for(to: Format, run: FinishedRun, folder: Path, space: str | None) -> float:
+    """Write the weights of a run under the names of another project.
+
+    Args:
+        to: The project.
+        run: The run.
+        folder: An empty folder.
+        space: Label space whose head to write.
+
+    Returns:
+        What `huggingface.difference` measured; 0 for the other projects.
+
+    Raises:
+        InputError: The project's model has no place for a part of ours.
+    """
+    ours = {name: tensor for name, tensor in checkpoint.read_weights(run.weights).items() if name != MIXING}
+    if to == "huggingface":
+        huggingface.write(folder, run, ours, space)
+        apart = huggingface.difference(run.model, _example(run.config.vit, 2))
+        level = logging.WARNING if apart > EXACT else logging.INFO
+        log.log(
+            level,
+            "outputs in transformers, whose last LayerNorm has another epsilon, differ by %.1g of the largest",
+            apart,
+        )
+        return apart
+    kept = ours if to == "ppma" and space is None else huggingface.one_head(ours, run, space)[0]
+    theirs = {name: tensor.contiguous() for name, tensor in write_as(to, kept).items()}
+    if to == "timm":
+        checkpoint.save_tensors(folder / checkpoint.MODEL, theirs)
+    else:
+        checkpoint.save_pickle(folder / "model.pth", {"model": theirs})
+    return 0.0
 
 
 def main(argv: list[str]) -> int:
@@ -140,6 +234,14 @@ def main(argv: list[str]) -> int:
     options = parse(ExportOptions, argv, prog="ppma export")
     run = open_run(options.checkpoint, device="cpu", precision="fp32")
     seen, extractor = lineage.read(run.weights), FeatureExtractor(run.model).eval()
+    if options.to is not None:
+        options.out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with checkpoint.atomic_folder(options.out.absolute()) as temp_folder:
+            apart = write_for(options.to, run, temp_folder, options.space)
+            (temp_folder / "README.md").write_text(card(run, seen, options.to, apart))
+            lineage.write(temp_folder, replace(seen, weights_sha256=""))
+        log.info("%s: for %s", options.out, options.to)
+        return DONE
     metadata = {
         "vit": asdict(run.config.vit), "input": INPUT, "output": OUTPUT, "mean": PIXEL_MEAN, "std": PIXEL_STD,
         "recipe": run.config.recipe, "label_spaces": run.class_names, "ppma": __version__,

@@ -56,7 +56,7 @@ class Classifier(Encoder):
             for space, classes in label_spaces.items()
         }
         self.label_spaces = {space: len(names) for space, names in self.class_names.items()}
-        self.fc_norm = layer_norm(vit.width)
+        self.fc_norm = layer_norm(vit.width, vit.head_norm_eps)
         self._add_heads(weight_generator(seed, "tail"))
         self.register_buffer("head_of_source", self._head_of_source(source_spaces), persistent=False)
         self.head_of_source: Tensor

@@ -13,11 +13,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ppma.config.errors import InputError
 from ppma.config.model import MAEConfig, ViTConfig
 from ppma.kernels.pixel_loss import patch_moments, pixel_loss
 from ppma.kernels.reference import paste, patch_targets
 from ppma.models.masking import masked_count, random_masking, running_cell, target_count
-from ppma.models.vit import Block, Encoder, initialize_linear, layer_norm, through_blocks, weight_generator
+from ppma.models.vit import (
+    Block,
+    Encoder,
+    initialize_linear,
+    layer_norm,
+    sinusoid_table,
+    through_blocks,
+    weight_generator,
+)
 
 __all__ = ["Decoder", "MAEConfig", "MaskedAutoencoder", "Reconstruction"]
 
@@ -42,12 +51,17 @@ class Decoder(nn.Module):
     def __init__(self, vit: ViTConfig, mae: MAEConfig) -> None:
         super().__init__()
         self.config = vit
-        self.mask_token = nn.Parameter(torch.zeros(vit.width))  # one axis, so no weight decay, as in VideoMAE
-        self.embed = nn.Linear(vit.width, mae.decoder_width)
-        blocks = (Block(mae.decoder_width, mae.decoder_heads, vit.mlp_ratio) for _ in range(mae.decoder_depth))
-        self.blocks = nn.ModuleList(blocks)
-        self.norm = layer_norm(mae.decoder_width)
+        after = mae.decoder_positions == "after"
+        # one axis, so no weight decay, as in VideoMAE
+        self.mask_token = nn.Parameter(torch.zeros(mae.decoder_width if after else vit.width))
+        self.embed = nn.Linear(vit.width, mae.decoder_width, bias=not after)
+        block = (mae.decoder_width, mae.decoder_heads, vit.mlp_ratio, vit.norm_eps)
+        self.blocks = nn.ModuleList(Block(*block) for _ in range(mae.decoder_depth))
+        self.norm = layer_norm(mae.decoder_width, vit.head_norm_eps)
         self.head = nn.Linear(mae.decoder_width, vit.patch_values)
+        own_table = sinusoid_table(vit.tokens, mae.decoder_width) if after else None
+        self.register_buffer("position_NE", own_table, persistent=False)
+        self.position_NE: Tensor | None
 
     def initialize(self, generator: torch.Generator) -> None:
         """Initialize weights with Xavier uniform, the pixel head with truncated normal 0.02, and biases with 0."""
@@ -66,8 +80,13 @@ class Decoder(nn.Module):
             masked_idx_BM: Positions to predict. The decoder leaves out positions that are in neither.
             position_1ND: Position embeddings of all tokens.
         """
-        hidden_1NE = self.embed(self.mask_token.to(position_1ND.dtype) + position_1ND)  # the same in every row
-        seen_BVE = self.embed(tokens_BVD + position_1ND[0][visible_idx_BV])
+        if self.position_NE is None:
+            hidden_1NE = self.embed(self.mask_token.to(position_1ND.dtype) + position_1ND)  # the same in every row
+            seen_BVE = self.embed(tokens_BVD + position_1ND[0][visible_idx_BV])
+        else:
+            position_NE = self.position_NE.to(position_1ND.dtype)
+            hidden_1NE = (self.mask_token.to(position_1ND.dtype) + position_NE)[None]
+            seen_BVE = self.embed(tokens_BVD) + position_NE[visible_idx_BV]
         B, V, E = seen_BVE.shape
         if V + masked_idx_BM.shape[1] == position_1ND.shape[1]:
             x_BNE = hidden_1NE.expand(B, -1, -1).scatter(1, visible_idx_BV[..., None].expand(-1, -1, E), seen_BVE)
@@ -87,9 +106,11 @@ class MaskedAutoencoder(Encoder):
         super().__init__(vit, init="xavier", seed=seed)
         self.mae = mae
         target_count(masked_count(vit.tokens, mae.mask_ratio), mae.decoder_share)
-        self.norm = layer_norm(vit.width)
-        self.decoder = Decoder(vit, mae)
-        self.decoder.initialize(weight_generator(seed, "tail"))
+        self.norm = layer_norm(vit.width, vit.norm_eps)
+        self.decoder: Decoder | None = None
+        if mae.decoder_depth > 0:
+            self.decoder = Decoder(vit, mae)
+            self.decoder.initialize(weight_generator(seed, "tail"))
 
     def mask(self, key_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return (visible_idx_BV, masked_idx_BM) of rows with these keys."""
@@ -115,6 +136,8 @@ class MaskedAutoencoder(Encoder):
 
     def _predict(self, frames_BTHWC: Tensor, key_B: Tensor, visible_idx_BV: Tensor, target_idx_BK: Tensor) -> Tensor:
         """Return (B, K, P) predictions of the target tokens from the visible ones."""
+        if self.decoder is None:
+            raise InputError("the model has no decoder (mae.decoder_depth 0): it gives features and cannot reconstruct")
         tokens_BVD = self.features(frames_BTHWC, visible_idx_BV, key_B)
         return self.decoder(tokens_BVD, visible_idx_BV, target_idx_BK, self.positions())
 

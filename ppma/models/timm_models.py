@@ -23,7 +23,7 @@ class VideoTransformer(Encoder):
         super().__init__(config, init="truncated_normal", seed=seed)
         self.num_features = self.embed_dim = config.width
         self.seed = seed
-        self.fc_norm = layer_norm(config.width)
+        self.fc_norm = layer_norm(config.width, config.head_norm_eps)
         self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:

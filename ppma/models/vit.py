@@ -41,9 +41,9 @@ def sinusoid_table(positions: int, width: int) -> Tensor:
     return torch.where(column_D % 2 == 0, angle_ND.sin(), angle_ND.cos())
 
 
-def layer_norm(width: int) -> nn.LayerNorm:
-    """Return a LayerNorm with epsilon 1e-6, as in every ViT here."""
-    return nn.LayerNorm(width, eps=1e-6)
+def layer_norm(width: int, eps: float = 1e-6) -> nn.LayerNorm:
+    """Return a LayerNorm with the epsilon of every ViT here."""
+    return nn.LayerNorm(width, eps=eps)
 
 
 def weight_generator(seed: int, part: Literal["trunk", "tail"]) -> torch.Generator:
@@ -76,7 +76,8 @@ def initialize_linear(module: nn.Module, init: LinearInit, generator: torch.Gene
                 nn.init.xavier_uniform_(layer.weight, generator=generator)
             else:
                 nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def _add(x_BND: Tensor, branch_BND: Tensor, scale_B: Tensor | None) -> Tensor:
@@ -99,13 +100,13 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: x + scale * branch(norm(x)) for attention, then for the MLP."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, norm_eps: float = 1e-6) -> None:
         from ppma.models.torchvision_shim import timm  # takes 0.6 s, so commands without a model do not import it
 
         super().__init__()
-        self.norm1 = layer_norm(width)
+        self.norm1 = layer_norm(width, norm_eps)
         self.attn = Attention(width, heads)
-        self.norm2 = layer_norm(width)
+        self.norm2 = layer_norm(width, norm_eps)
         self.mlp = timm.layers.Mlp(width, int(width * mlp_ratio))
 
     def forward(self, x_BND: Tensor, scale_2B: Tensor | None = None) -> Tensor:
@@ -204,7 +205,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.patch_embed = PatchEmbed(config)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        block = (config.width, config.heads, config.mlp_ratio, config.norm_eps)
+        self.blocks = nn.ModuleList(Block(*block) for _ in range(config.depth))
         # float64 serves models of any precision; not persistent, so that state dicts match timm's
         self.register_buffer("position_ND", sinusoid_table(config.tokens, config.width), persistent=False)
         self.position_ND: Tensor

@@ -44,7 +44,8 @@ from ppma.training.seal import MODEL, locate_model
 
 log = logging.getLogger(__name__)
 
-TRAINING, STATE, LATEST, EXCLUDED = "training.pt", "state.json", "latest", "excluded_steps.json"
+TRAINING, STATE, CONFIG, LATEST = "training.pt", "state.json", "config.json", "latest"
+EXCLUDED = "excluded_steps.json"
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 _PICKLE_ERRORS = (
     pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, struct.error,
@@ -110,14 +111,15 @@ def save(
 
 
 def save_weights(
-    folder: Path, weights: dict[str, Tensor], state: dict[str, Any], *, lineage: Lineage | None = None
+    folder: Path, weights: dict[str, Tensor], state: dict[str, Any], *, config: str = "", lineage: Lineage | None = None
 ) -> None:
-    """Write weights that come from no run as a new folder that `load_encoder` reads.
+    """Write weights that come from no run as a new folder that `load_encoder` reads, and `open_run` if it has a config.
 
     Args:
         folder: The folder to make.
         weights: Tensors by name.
         state: What state.json holds.
+        config: What config.json holds; empty: none is written.
         lineage: What the weights were trained on; None: unknown.
 
     Raises:
@@ -126,6 +128,8 @@ def save_weights(
     check_finite(weights, folder)
     with atomic_folder(folder) as temp_folder:
         _write_weights(temp_folder, weights, state)
+        if config:
+            (temp_folder / CONFIG).write_text(config)
         if lineage is not None:
             write_lineage(temp_folder, lineage)
 
@@ -194,8 +198,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file; a full disk is an OSError with its number, which safetensors only names in a text."""
+    contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     try:
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+        save_file(contiguous, path, metadata={"format": "pt"})  # transformers 4 reads no file without it
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, f"cannot write {path}: {error}") from error
@@ -314,8 +319,8 @@ def read_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except _PICKLE_ERRORS as error:
         # torch's own text advises to load such a file without the restriction.
-        found = re.search(r"unsupported GLOBAL \S+", str(error))
-        what = found[0] if found else type(error).__name__
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = found[1] if found else type(error).__name__
         raise InputError(f"{path} is refused: it is damaged, or holds more than tensors ({what})") from None
 
 
@@ -343,7 +348,7 @@ def open_weights(path: Path) -> safe_open:
 
 
 def _unreadable(file: Path, error: Exception) -> InputError:
-    convert = f"; `ppma convert --from PROJECT {file} DIR` converts other formats"
+    convert = f"; `ppma convert {file} DIR` converts other formats"
     hint = "" if file.suffix == ".safetensors" else convert
     return InputError(f"{file} is not a readable safetensors file: {error}{hint}")
 
@@ -354,12 +359,12 @@ def load_model(module: nn.Module, path: Path, *, without: tuple[str, ...] = ()) 
     Args:
         module: Model.
         path: Checkpoint or run folder, or .safetensors file.
-        without: Tensors in the file that only training needs.
+        without: Prefixes of tensors in the file that the module does not need.
 
     Raises:
         InputError: A tensor is missing, is not part of the model, or has another shape.
     """
-    weights = {name: tensor for name, tensor in read_weights(path).items() if name not in without}
+    weights = {name: tensor for name, tensor in read_weights(path).items() if not name.startswith(without)}
     check_fits(module.state_dict(), weights, path)
     parallel.load_model(module, weights)
 

@@ -119,7 +119,8 @@ def open_run(path: Path | str, *, device: str = "auto", precision: Precision = "
     weights = checkpoint.locate_model(Path(path))
     metadata = _read_metadata(weights)
     model = _build(config, metadata, weights)
-    checkpoint.load_model(model, weights, without=(MIXING,))
+    encoder_only = isinstance(model, MaskedAutoencoder) and model.decoder is None
+    checkpoint.load_model(model, weights, without=(MIXING, "decoder.") if encoder_only else (MIXING,))
     ranks = Ranks(rank=0, world_size=1, local_rank=0, device=choose_device(device))
     compute = choose(precision, ranks.device)
     vit = config.vit

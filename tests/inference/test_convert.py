@@ -1,6 +1,7 @@
 """Conversions: there and back to the bit, every tensor accounted for, the same outputs, and no code of a pickle run."""
 
 import os
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -11,7 +12,8 @@ from safetensors.torch import load_file
 from ppma.cli import main as ppma
 from ppma.config.errors import InputError
 from ppma.config.model import MAEConfig, ViTConfig, preset
-from ppma.inference.convert import Format, is_name, load_by_name, read_as, read_foreign, write_as
+from ppma.inference.foreign import is_name, load_by_name, read_models
+from ppma.inference.layouts import Format, layout_of, read_as, write_as
 from ppma.models import timm_models
 from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
@@ -28,17 +30,18 @@ def filled(module, k_bias=True):
     generator = torch.Generator().manual_seed(1)
     for name, parameter in module.named_parameters():
         parameter.data.normal_(generator=generator)
-        if not k_bias and name.endswith("attn.qkv.bias") and not name.startswith("decoder."):
+        if not k_bias and name.endswith("attn.qkv.bias"):
             parameter.data.chunk(3)[1].zero_()
     return module
 
 
-def stage_1(**more):
-    return filled(MaskedAutoencoder(VIT, MAE), **more)
+def stage_1(k_bias=True, kind="ppma"):
+    positions = "before" if kind in ("ppma", "timm") else "after"
+    return filled(MaskedAutoencoder(VIT, replace(MAE, decoder_positions=positions)), k_bias)
 
 
-def classifier(**more):
-    return filled(Classifier(VIT, {"converted": 5}), **more)
+def classifier(k_bias=True, kind="ppma"):
+    return filled(Classifier(VIT, {"converted": 5}), k_bias)
 
 
 def same(a, b):
@@ -49,27 +52,21 @@ def same(a, b):
 @pytest.mark.parametrize("make", [stage_1, classifier])
 @pytest.mark.parametrize("kind", get_args(Format))
 def test_there_and_back_is_exact_to_the_bit(kind, make, figure):
-    ours = make(k_bias=kind == "ppma").state_dict()
+    ours = make(k_bias=kind != "videomae", kind=kind).state_dict()
     theirs = write_as(kind, ours)
-    back, left = read_as(kind, theirs)
-    expected = ours if kind == "ppma" else {n: t for n, t in ours.items() if not n.startswith("decoder.")}
-    assert same(back, expected) and left == []
+    back = read_as(layout_of(theirs), theirs)
+    expected = ours if kind != "timm" else {n: t for n, t in ours.items() if not n.startswith("decoder.")}
+    assert layout_of(theirs) == kind and same(back, expected)
     assert same(write_as(kind, back), theirs)
     figure("R18", f"{len(get_args(Format))} formats there and back: 0 differing bits")
 
 
 @pytest.mark.parametrize("make", [stage_1, classifier])
-def test_videomae_stands_for_the_files_of_transformers_too(make):
-    """Those of its bare model as well, whose names lack the prefix."""
-    theirs = write_as("huggingface", make(k_bias=False).state_dict())
-    expected = read_as("huggingface", theirs)
-    assert same(read_as("videomae", theirs)[0], expected[0])
+def test_the_bare_model_of_transformers_lacks_a_prefix(make):
+    theirs = write_as("huggingface", make().state_dict())
     bare = {n.removeprefix("videomae."): t for n, t in theirs.items() if n.startswith("videomae.")}
-    tail = ("norm.", "fc_norm.", "head.")
-    found = read_as("videomae", bare)[0]
-    assert same(found, {n: t for n, t in expected[0].items() if n in found}) and found.keys() >= {
-        n for n in expected[0] if not n.startswith(tail)
-    }
+    expected = {n: t for n, t in read_as("huggingface", theirs).items() if n.startswith(("patch_", "blocks.", "norm."))}
+    assert layout_of(bare) == "huggingface" and same(read_as("huggingface", bare), expected)
 
 
 def published(**more):
@@ -81,11 +78,11 @@ def published(**more):
 
 def test_published_checkpoints_with_and_without_decoder_and_heads():
     full = published()
-    assert same(read_as("ppma", full)[0], stage_1().state_dict())
+    assert same(read_as("ppma", full), stage_1().state_dict())
     headless = {n: t for n, t in full.items() if not n.startswith("heads.")}
-    assert "decoder.head.weight" not in read_as("ppma", headless)[0]
+    assert "decoder.head.weight" not in read_as("ppma", headless)
     bare = {n: t for n, t in headless.items() if ".decoder." not in n and "mask_token" not in n}
-    converted = read_as("ppma", bare)[0]
+    converted = read_as("ppma", bare)
     assert not any(n.startswith("decoder.") for n in converted) and "fc_norm.weight" in converted
 
 
@@ -125,7 +122,7 @@ def videomae_features(weights, video_BCTHW):
 def test_a_converted_videomae_gives_the_features_it_gave(figure):
     theirs = write_as("videomae", classifier(k_bias=False).double().state_dict())
     model = Classifier(VIT, {"converted": 5}).double().eval()
-    model.load_state_dict(read_as("videomae", theirs)[0])
+    model.load_state_dict(read_as("videomae", theirs))
     frames = torch.randint(0, 256, (2, 4, 16, 16, 3), dtype=torch.uint8)
     mean, std = torch.tensor([0.485, 0.456, 0.406]).double(), torch.tensor([0.229, 0.224, 0.225]).double()
     video = ((frames.double() / 255 - mean) / std).permute(0, 4, 1, 2, 3)
@@ -146,20 +143,23 @@ def test_a_k_bias_changes_nothing_but_rounding():
     assert (model.features(frames) - before).abs().max() < 1e-10
 
 
+SHAPE = ["--heads", "2", "--frames", "4", "--size", "16", "--decoder-heads", "2"]
+
+
 def test_the_command_and_what_comes_of_it(tmp_path, capfd):
     torch.save({"model": published()}, tmp_path / "released.pth")
-    assert ppma(["convert", "--from", "ppma", str(tmp_path / "released.pth"), str(tmp_path / "converted")]) == 0
+    assert ppma(["convert", str(tmp_path / "released.pth"), str(tmp_path / "converted"), *SHAPE]) == 0
     fresh = Classifier(VIT, {"a": 3})
     checkpoint.load_encoder(fresh, tmp_path / "converted")
     assert torch.equal(fresh.blocks[1].attn.qkv.weight, stage_1().blocks[1].attn.qkv.weight)
-    assert ppma(["convert", "--to", "ppma", str(tmp_path / "converted"), str(tmp_path / "back.pth")]) == 0
-    back = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
+    assert ppma(["export", "--to", "ppma", str(tmp_path / "converted"), str(tmp_path / "back")]) == 0
+    back = torch.load(tmp_path / "back/model.pth", weights_only=True)["model"]
     assert same(back, {n: t for n, t in published().items() if "pos_embed" not in n})
     for argv, message in (
         (["--from", "ppma", str(tmp_path / "gone.pth"), str(tmp_path / "x")], "no such file"),
-        (["--from", "videomae", str(tmp_path / "released.pth"), str(tmp_path / "x")], "no place"),
-        (["--from", "ppma", str(tmp_path / "released.pth"), str(tmp_path / "converted")], "exists"),
-        ([str(tmp_path / "released.pth"), str(tmp_path / "x")], "give --from or --to"),
+        (["--from", "videomae", str(tmp_path / "released.pth"), str(tmp_path / "x")], "layout ppma"),
+        ([str(tmp_path / "released.pth"), str(tmp_path / "converted")], "exists"),
+        ([str(tmp_path / "released.pth"), str(tmp_path / "x")], "--heads"),
     ):
         capfd.readouterr()
         assert ppma(["convert", *argv]) == 2
@@ -174,13 +174,13 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path):
 
     torch.save({"model": {"trunk.norm.weight": Evil()}}, tmp_path / "evil.pth")
     with pytest.raises(InputError, match=r"evil\.pth is refused"):
-        read_foreign(tmp_path / "evil.pth")
+        read_models(tmp_path / "evil.pth")
     (tmp_path / "junk.pth").write_bytes(b"junk")
     with pytest.raises(InputError, match=r"junk\.pth is refused"):
-        read_foreign(tmp_path / "junk.pth")
+        read_models(tmp_path / "junk.pth")
     torch.save({"epoch": 3}, tmp_path / "no_tensors.pth")
     with pytest.raises(InputError, match="tensors"):
-        read_foreign(tmp_path / "no_tensors.pth")
+        read_models(tmp_path / "no_tensors.pth")
     assert not (tmp_path / "pwned").exists()
 
 
@@ -191,7 +191,8 @@ def test_a_registered_model_trained_with_timm_starts_a_run(tmp_path):
     assert timm_models.VideoTransformer
     model = timm.create_model("ppma_vit_tiny_patch16_224", num_classes=3, img_size=32, frames=4, seed=4)
     torch.save(model.state_dict(), tmp_path / "tuned.pth")
-    assert ppma(["convert", "--from", "timm", str(tmp_path / "tuned.pth"), str(tmp_path / "converted")]) == 0
+    size = ["--size", "32", "--frames", "4"]
+    assert ppma(["convert", "--from", "timm", str(tmp_path / "tuned.pth"), str(tmp_path / "converted"), *size]) == 0
     started = Classifier(preset("tiny", size=32, frames=4), {"new": 5}, seed=9)
     checkpoint.load_encoder(started, tmp_path / "converted")
     assert torch.equal(started.blocks[3].mlp.fc2.weight, model.blocks[3].mlp.fc2.weight)
@@ -220,7 +221,7 @@ def test_a_path_is_no_name(tmp_path):
 
 def test_a_foreign_file_given_to_init_is_told_how_to_convert(tmp_path):
     torch.save({"model": {}}, tmp_path / "videomae.pth")
-    with pytest.raises(InputError, match=r"ppma convert --from PROJECT .*videomae\.pth DIR"):
+    with pytest.raises(InputError, match=r"ppma convert .*videomae\.pth DIR"):
         checkpoint.read_weights(tmp_path / "videomae.pth")
 
 
@@ -229,5 +230,5 @@ def test_heads_of_several_label_spaces_are_numbered_for_ppma_and_left_out_elsewh
     theirs = write_as("ppma", ours)
     assert torch.equal(theirs["heads.0.weight"], ours["heads.synapt.weight"])
     assert torch.equal(theirs["heads.1.bias"], ours["heads.no-human.bias"])
-    assert {name for name in read_as("ppma", theirs)[0] if name.startswith("heads.")} >= {"heads.space1.weight"}
+    assert {name for name in read_as("ppma", theirs) if name.startswith("heads.")} >= {"heads.space1.weight"}
     assert not any("head" in name for name in write_as("timm", ours))
