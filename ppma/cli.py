@@ -45,8 +45,8 @@ COMMANDS = {
     ),
     "inspect": Command("ppma.inference.inspect", "show what a run saw and learned, on one HTML page"),
     "predict": Command("ppma.inference.predict", "name the actions in videos, overall and over time"),
-    "convert": Command("ppma.inference.convert", "convert checkpoints of PPMA, VideoMAE and Hugging Face, both ways"),
-    "export": Command("ppma.inference.export", "export an encoder as safetensors, torch.export and ONNX"),
+    "convert": Command("ppma.inference.convert", "make a run of a checkpoint of PPMA, VideoMAE, Hugging Face or timm"),
+    "export": Command("ppma.inference.export", "write a model for Hugging Face, timm, ONNX and torch.export"),
     "doctor": Command("ppma.doctor.command", "report this machine's hardware, fast paths and problems"),
 }
 

@@ -28,7 +28,7 @@ ELSEWHERE = {
     r"ppma synthesize\b": "synthetic/test_production.py",  # minutes
     r"ppma (study|report)\b": "study/test_report.py",
     r"ppma index --dataset\b": "data/test_index_dataset.py",
-    r"ppma convert --from videomae\b": "inference/test_convert.py",  # needs the foreign file, as does the next
+    r"ppma convert (--from videomae|videomae_vitb.pth)": "inference/test_convert.py",  # needs the foreign file, as does the next
     r"ppma train align_nohuman_synthetic --init converted\b": "inference/test_convert.py",
     r"ppma privacy fetch\b": "privacy/test_models.py",  # the next three need what it fetches
     r"ppma remove-humans\b": "privacy/test_remove_humans.py",

@@ -70,7 +70,7 @@ def runs(tmp_path_factory, clip_tree):
 
 def call(runs, command, name, out):
     """Exit code of a command on a run."""
-    run, source = str(runs / "runs" / name), config_of(name, runs).sources[0]
+    run, source, phase = str(runs / "runs" / name), config_of(name, runs).sources[0], config_of(name, runs).phase
     device, data = ["--device", "cpu"], ["--data", str(runs / "data.toml")]
     argv = {
         "evaluate": ["--checkpoint", run, "--dataset", source, "--out", out / "tested", "--evaluation.crops", "1", *device, *data],
@@ -78,10 +78,10 @@ def call(runs, command, name, out):
         "features": ["--checkpoint", run, "--dataset", source, "--out", out / "f.npz", *device, *data],
         "inspect": [run, "--out", out / "page.html", "--examples", "1", "--clips", "4", *device, *data],
         "export": [run, out / "exported", "--no-onnx"],
-        "convert": ["--to", "videomae", run, out / "converted.safetensors"],
+        "export --to": ["--to", "huggingface", run, out / "there", *([] if phase == "mae" else ["--space", source])],
         "average": [run, runs / "runs/mae_nohuman", "--out", out / "averaged"],
     }[command]  # fmt: skip
-    return ppma([command, *map(str, argv)])
+    return ppma([*command.split()[:1], *map(str, argv)])
 
 
 def refused(command, name, runs):
@@ -90,11 +90,11 @@ def refused(command, name, runs):
     return (
         phase in UNTRAINED
         or (phase == "mae" and command in ("evaluate", "predict"))
-        or (phase == "attentive" and command == "convert")
+        or (phase == "attentive" and command == "export --to")
     )
 
 
-FAST = ("evaluate", "predict", "features", "inspect", "convert", "average")
+FAST = ("evaluate", "predict", "features", "inspect", "export --to", "average")
 CASES = [(command, name) for command in FAST for name in RUNS]
 CASES += [pytest.param("export", name, marks=[] if name in MODELS else pytest.mark.slow) for name in RUNS]
 

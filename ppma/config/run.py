@@ -223,7 +223,7 @@ class RunConfig:
         except RecordError as error:
             raise InputError(
                 f"{error} (this is ppma {__version__}); open the run with the ppma that made it (lineage.json names its version). "
-                "Weights of other projects come in with `ppma convert --from`"
+                "Weights of other projects come in with `ppma convert`"
             ) from None
 
 

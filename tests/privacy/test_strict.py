@@ -227,8 +227,9 @@ def train_a_child_of_people(world):
 
 
 def convert_there_and_back(world):
-    run("convert", "--to", "ppma", world / "runs/honest", world / "foreign.pth")
-    run("convert", "--from", "ppma", world / "foreign.pth", world / "converted")
+    run("export", "--to", "ppma", world / "runs/honest", world / "foreign")
+    (world / "foreign/lineage.json").unlink()
+    run("convert", world / "foreign/model.pth", world / "converted", "--heads", "3", "--decoder-heads", "2")
 
 
 def export_and_remove_the_lineage(world):
