@@ -181,11 +181,22 @@ def content_sha256(path: Path) -> str:
     """
     if not is_frames(path):
         return file_sha256(path)
+    lines = "".join(f"{file_sha256(file)}  {file.name}\n" for file in _frames(path))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def content_stamp(path: Path) -> str:
+    """Return a hash of sizes and times of the files that `content_sha256` reads: the same as long as none is changed."""
+    stats = [(file.name, file.stat()) for file in (_frames(path) if is_frames(path) else [path])]
+    text = "".join(f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}  {name}\n" for name, stat in stats)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _frames(path: Path) -> list[Path]:
+    """Return the files of a folder of frames, or of one of its series."""
     prefix = path.name.removesuffix(SERIES) if path.name.endswith(SERIES) else ""
     visible = (file for file in clip_place(path).iterdir() if file.is_file() and not file.name.startswith("."))
-    files = sorted(file for file in visible if file.name.startswith(prefix))
-    lines = "".join(f"{file_sha256(file)}  {file.name}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return sorted(file for file in visible if file.name.startswith(prefix))
 
 
 def file_sha256(path: Path) -> str:

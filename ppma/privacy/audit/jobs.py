@@ -4,20 +4,22 @@
 
 Tasks of an array share the clips (ppma.common.shares); the merge is a run that finds all of them inspected.
 Findings are kept in <out>/clips/<class>/<video>.json and reused while the clip's row and record, the contents of clip,
-mask and original, the detectors and the inspected frames are the same.
+mask and original, the detectors and the inspected frames are the same. Contents are hashed again only where size or
+times of a file have changed.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import cv2
 
 from ppma import __version__
-from ppma.common.files import content_sha256, write_text
+from ppma.common.files import content_sha256, content_stamp, write_text
 from ppma.common.frames import clip_place
 from ppma.common.shares import Share
 from ppma.common.workers import Engine, parallel_events, parallel_map
@@ -146,28 +148,35 @@ class AuditJob:
         """Path of the JSON file with the clip's findings."""
         return self.out / "clips" / f"{self.pair.name}.json"
 
-    def settings(self) -> dict[str, Any]:
-        """Return everything that the findings depend on, except the content of the cleaned clip."""
-        compared = (self.pair.mask, self.pair.original and self.pair.original.path)
+    def files(self, recorded: Mapping[str, Sequence[str]] = MappingProxyType({})) -> dict[str, tuple[str, str]]:
+        """Return {path: (stamp, hash)} of all that is read, with the recorded hash of what has its recorded stamp."""
+        original = self.pair.original and self.pair.original.path
+        paths = (self.pair.cleaned, self.pair.mask, original, self.people)
+        found: dict[str, tuple[str, str]] = {}
+        for path in (path for path in paths if path is not None):
+            stamp = content_stamp(path)  # before the hash: a change in between shows the next time
+            then, sha256 = recorded.get(str(path), ("", ""))
+            found[str(path)] = stamp, sha256 if then == stamp else content_sha256(path)
+        return found
+
+    def settings(self, files: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+        """Return everything that the findings depend on, given the hashes of the files."""
         return {
             "version": __version__,
             "operating_points": {name: AUDITORS[name].threshold for name in self.detectors},
             "frames": self.frames,
-            "people": self.people and content_sha256(self.people),
             "pair": repr(self.pair),
-            "compared_sha256": [path and content_sha256(path) for path in compared],
+            "sha256": {path: sha256 for path, (_, sha256) in files.items()},
         }
 
     def found(self) -> Findings | None:
         """Return the findings of an earlier run on this very clip, or None."""
         try:
             content = json.loads(self.record.read_text(encoding="utf-8"))
-            same = content["settings"] == self.settings()
-        except (FileNotFoundError, ValueError, TypeError, LookupError):
+            same = content["settings"] == self.settings(self.files(content["files"]))
+        except (FileNotFoundError, ValueError, TypeError, LookupError, AttributeError):
             return None
-        if not same or content["findings"]["sha256"] != content_sha256(self.pair.cleaned):
-            return None
-        return Findings.from_dict(content["findings"])
+        return Findings.from_dict(content["findings"]) if same else None
 
 
 @lru_cache(maxsize=1)
@@ -185,12 +194,13 @@ def inspect(job: AuditJob) -> Result:
     """Inspect one clip and write its findings, or read those of an earlier run."""
     if (earlier := job.found()) is not None:
         return job.pair.path, earlier
-    inspector = _inspector(job.detectors, job.weights, job.frames, job.people)
+    inspector, files = _inspector(job.detectors, job.weights, job.frames, job.people), job.files()
     try:
-        findings = inspector.inspect(job.pair, content_sha256(job.pair.cleaned))
+        findings = inspector.inspect(job.pair, files[str(job.pair.cleaned)][1])
     except BadClip as error:
         return job.pair.path, f"{job.pair.cleaned} {error}"
-    write_text(job.record, json.dumps({"settings": job.settings(), "findings": asdict(findings)}))
+    content = {"settings": job.settings(files), "files": files, "findings": asdict(findings)}
+    write_text(job.record, json.dumps(content))
     return job.pair.path, findings
 
 
