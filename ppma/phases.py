@@ -34,7 +34,6 @@ from ppma.training.distributed import Ranks, StopFlag
 from ppma.training.lineage import Lineage
 from ppma.training.lineage import write as write_lineage
 from ppma.training.monitor import Monitor, implementations, write_environment
-from ppma.training.optim import learning_rate
 from ppma.training.run import trained_steps
 from ppma.training.run_folder import NAN_STOP, owned, read_metrics, step_seconds
 from ppma.training.tasks import ClassifyTask, MaeTask, Task
@@ -257,7 +256,7 @@ def plan(config: RunConfig) -> None:
         )
         total = forward * rows * (1 if config.phase in ENCODED_ONCE else 3 * config.optim.epochs)
         peak = measured_peak_flops(ranks.device, compute.autocast_dtype)
-        rate = learning_rate(round(steps * config.optim.warmup_fraction), max(steps, 1), config.optim, config.batch)
+        rate = config.optim.peak_lr * config.batch / config.optim.reference_batch
     lines = {
         "recipe": f"{config.recipe} ({config.phase})",
         "sources": ", ".join(f"{source.name}: {len(source)} clips" for source in sources),
