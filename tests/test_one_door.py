@@ -85,6 +85,7 @@ BENCHMARKS = {
     "kernel_table": "",
     "loader_throughput": f"{REPORT} --manifest IN/made_train.csv --root IN/clips --clips OUT",
     "loop_cycles": "",
+    "person_recall": f"{REPORT} --videos IN/clips",
     "probe_speed": REPORT,
     "reliability": "--out OUT.md",
     "scaling": REPORT,
