@@ -99,6 +99,8 @@ class ClusterConfig:
     """Command that starts Python on the nodes, e.g. "apptainer exec --nv ppma.sif python" (default: this Python)."""
     stage_to: Path | None = None
     """Folder on the nodes' local disks; manifests and packed stores are copied there before a training."""
+    stage_gb: int | None = None
+    """GB that --stage-to copies for a run; shards beyond them are read where they are (default: everything is copied)."""
     warm: bool = False
     """Read manifests and packed stores into the memory of each node before a training, as far as they fit."""
     max_restarts: int = 5
@@ -106,7 +108,7 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         lowest = {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "gpus_per_task": 1, "cpus_per_task": 1, "cpus_per_gpu": 1,
-                  "mem_gib": 1, "array_parallelism": 1, "signal_delay_s": 1, "max_restarts": 0}  # fmt: skip
+                  "mem_gib": 1, "array_parallelism": 1, "signal_delay_s": 1, "stage_gb": 1, "max_restarts": 0}  # fmt: skip
         for name, least in lowest.items():
             value = getattr(self, name)
             fits = value in (None, "auto") or value >= least
@@ -116,6 +118,7 @@ class ClusterConfig:
         require(not both, "--gpus-per-node and --gpus-per-task are both given; give one of the two")
         alone = bool(self.cpus_per_gpu) and not self.gpus_per_task
         require(not alone, "--cpus-per-gpu requires --gpus-per-task; otherwise use --cpus-per-task")
+        require(self.stage_gb is None or self.stage_to is not None, "--stage-gb requires --stage-to DIR")
         here = (
             f"--nodes is {self.nodes}; --cluster {self.cluster} has one node: use --tasks-per-node, or --cluster slurm"
         )

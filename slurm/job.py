@@ -55,6 +55,8 @@ class Job:
     """Number of tasks that the job was submitted with."""
     stage_to: Path | None = None
     """Folder on the nodes' local disks to which the stores of a training are copied first."""
+    stage_gb: int | None = None
+    """Size of the copies in GB; None: everything is copied."""
     warm: bool = False
     """Read the data of a training into the node's memory first."""
     max_restarts: int = 5
@@ -99,7 +101,7 @@ class Job:
         os.environ["PPMA_JOIN_SECONDS"] = str(PREPARE_SECONDS)
         data, splits = catalog.locate(self.config.data), ("train", self.config.evaluation.split)
         if self.stage_to:
-            data = stage(data, self.config.sources, splits, self.stage_to)
+            data = stage(data, self.config.sources, splits, self.stage_to, most_gb=self.stage_gb)
         if self.warm and os.environ["LOCAL_RANK"] == "0":  # the others wait where the ranks meet
             warm(data, self.config.sources, splits)
         return replace(self.config, data=data)

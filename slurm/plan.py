@@ -238,7 +238,8 @@ def _length(config: RunConfig) -> dict[str, str]:
 
 def _train_job(config: RunConfig, cluster: ClusterConfig, ranks: int) -> Job:
     return Job(
-        work=train, config=config, ranks=ranks, stage_to=cluster.stage_to, warm=cluster.warm, max_restarts=cluster.max_restarts
+        work=train, config=config, ranks=ranks, stage_to=cluster.stage_to, stage_gb=cluster.stage_gb, warm=cluster.warm,
+        max_restarts=cluster.max_restarts
     )  # fmt: skip
 
 

@@ -4,10 +4,13 @@
     data.toml, source names, --warm          ->  read once into the page cache
 
 The first process of a node copies under a lock while the others wait. A copy gets its name when it is complete, and
-later jobs on the node reuse it. Sources without a packed store are not copied: their videos may not fit on any disk.
+later jobs on the node reuse it. With --stage-gb only as many shards are copied as fit, and links lead to the others: each
+clip is read once an epoch, so any shard is as good as another. Sources without a packed store are not copied: their
+videos may not fit on any disk.
 """
 
 import hashlib
+import itertools
 import logging
 import shutil
 from dataclasses import replace
@@ -20,17 +23,20 @@ from ppma.common.progress import Progress
 from ppma.config.errors import require
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.catalog import Entry
+from ppma.loaders.sources.store import SUFFIX
 from ppma.privacy import verdict
 
 log = logging.getLogger(__name__)
 
-MB = 1_000_000
+MB, GB = 10**6, 10**9
 CHUNK_BYTES = 16 * 2**20
 MEMORY_SHARE = 0.5
 """Share of the free memory that `warm` fills; more would evict what it read first, or starve the processes."""
 
 
-def stage(data: Path, sources: tuple[str, ...], splits: tuple[str, ...], folder: Path) -> Path:
+def stage(
+    data: Path, sources: tuple[str, ...], splits: tuple[str, ...], folder: Path, *, most_gb: int | None = None
+) -> Path:
     """Copy the packed stores of some sources to a local disk. Every process of a node calls it.
 
     Args:
@@ -38,6 +44,7 @@ def stage(data: Path, sources: tuple[str, ...], splits: tuple[str, ...], folder:
         sources: Names of sources.
         splits: Splits to copy; splits that a source lacks are skipped.
         folder: Folder on the local disk.
+        most_gb: Size of the copies in GB, beyond which shards stay where they are; None: everything is copied.
 
     Returns:
         A data catalog that points to the copies.
@@ -49,7 +56,11 @@ def stage(data: Path, sources: tuple[str, ...], splits: tuple[str, ...], folder:
     entries = [known[name, split] for name in sources for split in splits if (name, split) in known]
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # released when the process ends, however it ends
-        staged = [_stage_source(entry, folder) for entry in entries]
+        staged, room = [], None if most_gb is None else most_gb * GB
+        for entry in entries:
+            copy, size = _stage_source(entry, folder, room)
+            staged.append(copy)
+            room = None if room is None else max(0, room - size)
         target = folder / f"data-{_short_hash(staged)}.toml"
         if not target.exists():
             with atomic_path(target) as temp_path:
@@ -58,21 +69,26 @@ def stage(data: Path, sources: tuple[str, ...], splits: tuple[str, ...], folder:
     return target
 
 
-def _stage_source(entry: Entry, folder: Path) -> Entry:
-    """Return the entry with its manifest and store on the node."""
+def _stage_source(entry: Entry, folder: Path, room: int | None) -> tuple[Entry, int]:
+    """Return the entry with its manifest and store on the node, and the bytes of the copy, with shards up to `room`."""
     if entry.store is None:
-        return entry
-    files = sorted(path for path in entry.store.rglob("*") if path.is_file())
+        return entry, 0
+    files = sorted(
+        (path for path in entry.store.rglob("*") if path.is_file()), key=lambda path: (path.suffix == SUFFIX, path)
+    )
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in (entry.manifest, *files)]
-    name = f"{entry.name}.{entry.split}"
-    place = folder / f"{name}-{_short_hash(stats)}"  # a store that was packed again is copied again
+    sizes = list(itertools.accumulate(size for _, size, _ in stats))
+    most = float("inf") if room is None else room
+    copied = sum(size <= most or file.suffix != SUFFIX for file, size in zip(files, sizes[1:]))
+    total, name = sizes[copied], f"{entry.name}.{entry.split}"
+    place = folder / f"{name}-{_short_hash([copied, *stats])}"  # a store that was packed again is copied again
     staged = replace(entry, manifest=place / entry.manifest.name, store=place / entry.store.name)
     if place.is_dir():
         log.info("staging %s: already in %s", name, place)
-        return staged
-    total, free = sum(size for _, size, _ in stats), shutil.disk_usage(folder).free
-    sizes = f"{name} takes {total / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there"
-    require(total <= free, f"--stage-to {folder}: {sizes}")
+        return staged, total
+    free = shutil.disk_usage(folder).free
+    takes = f"{name} takes {total / GB:.1f} GB, {free / GB:.1f} GB are free there"
+    require(total <= free, f"--stage-to {folder}: {takes}; --stage-gb N copies only as many shards as fit into N GB")
     temp_path = folder / f".{place.name}.part"
     shutil.rmtree(temp_path, ignore_errors=True)  # of a job that was killed while it copied
     (temp_path / entry.store.name).mkdir(parents=True)
@@ -80,15 +96,18 @@ def _stage_source(entry: Entry, folder: Path) -> Entry:
     verdict.copy_seal(entry.manifest, temp_path / entry.manifest.name)
     done = 0
     with Progress("MB") as progress:
-        for file in files:
+        for number, file in enumerate(files):
             copy = temp_path / entry.store.name / file.relative_to(entry.store)
             copy.parent.mkdir(parents=True, exist_ok=True)
+            if number >= copied:
+                copy.symlink_to(file.absolute())
+                continue
             shutil.copyfile(file, copy)
             done += file.stat().st_size
             progress(done // MB, total // MB)
     temp_path.rename(place)
-    log.info("staged %s: %.1f GB to %s", name, total / 1e9, place)
-    return staged
+    log.info("staged %s: %d of %d files, %.1f GB, to %s", name, copied, len(files), total / GB, place)
+    return staged, total
 
 
 def _short_hash(content: object) -> str:

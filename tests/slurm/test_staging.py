@@ -73,9 +73,25 @@ def test_a_killed_process_leaves_no_lock_and_no_half_copy(shared, tmp_path):
     assert (made.store / "shards" / "0").stat().st_size == 1000
 
 
+@pytest.mark.parametrize(("most_gb", "copied"), [(1, 0), (2, 1), (3, 2), (9, 3)])
+def test_as_many_shards_are_copied_as_fit(most_gb, copied, shared, tmp_path, monkeypatch):
+    """The index always, with 4 bytes of manifest and 2 of index; links lead to the other shards."""
+    monkeypatch.setattr(staging, "GB", 1000)
+    for number in range(3):
+        (shared / "made.beton" / f"shard-0000{number}.beton").write_bytes(b"%d" % number * 1000)
+    (shared / "made.beton" / "shards" / "0").unlink()
+    data = stage(shared / "data.toml", ("made", "videos"), ("train",), tmp_path / "node", most_gb=most_gb)
+    store = catalog.read(data).entries["made", "train"].store
+    assert (store / "index.json").read_text() == "{}" and not (store / "index.json").is_symlink()
+    shards = sorted(store.glob("shard-*"))
+    assert [shard.read_bytes()[:1] for shard in shards] == [b"0", b"1", b"2"]
+    assert [shard.is_symlink() for shard in shards] == [number >= copied for number in range(3)]
+    assert stage(shared / "data.toml", ("made", "videos"), ("train",), tmp_path / "node", most_gb=most_gb) == data
+
+
 def test_a_disk_that_is_too_small_is_refused(shared, tmp_path, monkeypatch):
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(InputError, match="--stage-to"):
+    with pytest.raises(InputError, match=r"--stage-to.*--stage-gb"):
         stage(shared / "data.toml", ("made",), ("train",), tmp_path / "node")
 
 

@@ -150,7 +150,7 @@ class AuditJob:
 
     def files(self, recorded: Mapping[str, Sequence[str]] = MappingProxyType({})) -> dict[str, tuple[str, str]]:
         """Return {path: (stamp, hash)} of all that is read, with the recorded hash of what has its recorded stamp."""
-        original = self.pair.original and self.pair.original.path
+        original = self.pair.original.path if self.pair.original else None
         paths = (self.pair.cleaned, self.pair.mask, original, self.people)
         found: dict[str, tuple[str, str]] = {}
         for path in (path for path in paths if path is not None):
