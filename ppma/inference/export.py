@@ -29,9 +29,9 @@ from ppma import __version__
 from ppma.common.pages import render
 from ppma.config.command import DONE, NewPath, parse
 from ppma.config.errors import InputError, require
-from ppma.config.model import PIXEL_MEAN, PIXEL_STD, ViTConfig
+from ppma.config.model import PIXEL_MEAN, PIXEL_STD, PRESETS, ViTConfig
 from ppma.inference import huggingface
-from ppma.inference.layouts import Format, write_as
+from ppma.inference.layouts import Format, Weights, write_as
 from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
 from ppma.training import checkpoint, lineage, seal
@@ -177,24 +177,45 @@ def write_onnx(extractor: FeatureExtractor, vit: ViTConfig, path: Path) -> None:
         _check("ONNX", torch.from_numpy(np.asarray(found)), extractor(_example(vit, 3)))
 
 
-def card(run: FinishedRun, seen: Lineage, to: Format | None = None, apart: float = 0.0) -> str:
+def card(run: FinishedRun, seen: Lineage, to: Format | None = None, note: str = "") -> str:
     """Return the model card of a run as Markdown.
 
     Args:
         run: The run.
         seen: Lineage of its weights.
         to: The project that the folder is for.
-        apart: What `huggingface.difference` measured.
+        note: What `write_for` returned.
     """
     results = [seal.read_result(path) for path in sorted(run.folder.glob("**/result.json"))]
     return render(
         __package__, "card.md", config=run.config, vit=run.config.vit, results=results, seen=lineage.describe(seen),
-        version=__version__, input=INPUT, output=OUTPUT, to=to, apart=apart, provenance=json.dumps(provenance(run, seen), indent=2),
+        version=__version__, input=INPUT, output=OUTPUT, to=to, note=note, provenance=json.dumps(provenance(run, seen), indent=2),
         millions=sum(parameter.numel() for parameter in run.model.parameters()) / 1e6,
     )  # fmt: skip
 
 
-def write_for(to: Format, run: FinishedRun, folder: Path, space: str | None) -> float:
+def timm_arguments(vit: ViTConfig, weights: Weights) -> str:
+    """Return the arguments of timm.create_model for a model with these weights, as Python.
+
+    Raises:
+        InputError: timm knows no model of this shape.
+    """
+    shape = ("width", "depth", "heads", "mlp_ratio", "patch")
+    name = next((name for name, one in PRESETS.items() if all(getattr(one, f) == getattr(vit, f) for f in shape)), None)
+    require(
+        name is not None,
+        f"no model of timm has this shape; there are ppma_vit_NAME_patch16_224 of {', '.join(PRESETS)}",
+    )
+    classes = len(weights["head.bias"]) if "head.bias" in weights else 0
+    given = {
+        "num_classes": (classes, 0), "img_size": (vit.size, 224), "frames": (vit.frames, 16),
+        "fc_norm": ("fc_norm.weight" in weights, True), "norm_eps": (vit.norm_eps, 1e-6), "head_norm_eps": (vit.head_norm_eps, 1e-6),
+    }  # fmt: skip
+    more = [f"{argument}={value}" for argument, (value, default) in given.items() if value != default]
+    return ", ".join([f'"ppma_vit_{name}_patch16_224"', *more])
+
+
+def write_for(to: Format, run: FinishedRun, folder: Path, space: str | None) -> str:
     """Write the weights of a run under the names of another project.
 
     Args:
@@ -204,7 +225,7 @@ def write_for(to: Format, run: FinishedRun, folder: Path, space: str | None) -> 
         space: Label space whose head to write.
 
     Returns:
-        What `huggingface.difference` measured; 0 for the other projects.
+        For the model card: what `huggingface.difference` measured, or the arguments of timm.create_model.
 
     Raises:
         InputError: The project's model has no place for a part of ours.
@@ -219,14 +240,14 @@ def write_for(to: Format, run: FinishedRun, folder: Path, space: str | None) -> 
             "outputs in transformers, whose last LayerNorm has another epsilon, differ by %.1g of the largest",
             apart,
         )
-        return apart
+        return f"{apart:.1g}"
     kept = ours if to == "ppma" and space is None else huggingface.one_head(ours, run, space)[0]
     theirs = {name: tensor.contiguous() for name, tensor in write_as(to, kept).items()}
     if to == "timm":
         checkpoint.save_tensors(folder / checkpoint.MODEL, theirs)
-    else:
-        checkpoint.save_pickle(folder / "model.pth", {"model": theirs})
-    return 0.0
+        return timm_arguments(run.config.vit, theirs)
+    checkpoint.save_pickle(folder / "model.pth", {"model": theirs})
+    return ""
 
 
 def main(argv: list[str]) -> int:
@@ -237,8 +258,8 @@ def main(argv: list[str]) -> int:
     if options.to is not None:
         options.out.absolute().parent.mkdir(parents=True, exist_ok=True)
         with checkpoint.atomic_folder(options.out.absolute()) as temp_folder:
-            apart = write_for(options.to, run, temp_folder, options.space)
-            (temp_folder / "README.md").write_text(card(run, seen, options.to, apart))
+            note = write_for(options.to, run, temp_folder, options.space)
+            (temp_folder / "README.md").write_text(card(run, seen, options.to, note))
             lineage.write(temp_folder, replace(seen, weights_sha256=""))
         log.info("%s: for %s", options.out, options.to)
         return DONE

@@ -1,7 +1,8 @@
 """The encoder for users of timm. Importing this module registers ppma_vit_{tiny, small, base, large, huge}_patch16_224.
 
-    video_BCTHW, normalized float  ->  tokens_BND  ->  mean, fc_norm, head  ->  logits_BK
+    video_BCTHW, normalized float  ->  tokens_BND  ->  mean, fc_norm, head  ->  logits_BK      (fc_norm=False: norm, mean, head)
 
+`ppma export --to timm RUN DIR` writes weights for timm.create_model(NAME, checkpoint_path="DIR/model.safetensors", ...).
 B rows, N tokens, D token width, K classes.
 """
 
@@ -17,13 +18,21 @@ from ppma.models.vit import Encoder, initialize_head, layer_norm, weight_generat
 
 
 class VideoTransformer(Encoder):
-    """A video ViT with timm's methods: float clips to logits, or to pooled features for 0 classes."""
+    """A video ViT with timm's methods: float clips to logits, or to pooled features for 0 classes.
 
-    def __init__(self, config: ViTConfig, *, num_classes: int = 0, seed: int = 0) -> None:
+    Args:
+        config: Shape.
+        num_classes: Classes of the head; 0: no head.
+        fc_norm: Normalize the mean of the tokens, as classifiers do, instead of the tokens (`norm`), as stage 1 does.
+        seed: Seed of the initial weights.
+    """
+
+    def __init__(self, config: ViTConfig, *, num_classes: int = 0, fc_norm: bool = True, seed: int = 0) -> None:
         super().__init__(config, init="truncated_normal", seed=seed)
         self.num_features = self.embed_dim = config.width
         self.seed = seed
-        self.fc_norm = layer_norm(config.width, config.head_norm_eps)
+        self.norm = nn.Identity() if fc_norm else layer_norm(config.width, config.norm_eps)
+        self.fc_norm = layer_norm(config.width, config.head_norm_eps) if fc_norm else nn.Identity()
         self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
@@ -45,7 +54,7 @@ class VideoTransformer(Encoder):
         cells = video_BCTHW.reshape(B, C, nt, t, nh, h, nw, w).permute(0, 2, 4, 6, 1, 3, 5, 7)
         draws = self.training and self.config.drop_path > 0
         key_B = torch.randint(0, 2**63 - 1, (B,), device=video_BCTHW.device) if draws else None
-        return self.encode(self.embed(cells.reshape(B, self.config.tokens, -1)), self.drop_path(key_B))
+        return self.norm(self.encode(self.embed(cells.reshape(B, self.config.tokens, -1)), self.drop_path(key_B)))
 
     def forward_head(self, tokens_BND: Tensor, pre_logits: bool = False) -> Tensor:
         """Return (B, K) logits, or (B, D) pooled features after `fc_norm` if `pre_logits`."""
@@ -62,7 +71,7 @@ def _register(name: str) -> None:
 
     def make(
         *, pretrained: bool = False, num_classes: int = 0, drop_path_rate: float = 0.0, img_size: int = 224, frames: int = 16,
-        seed: int = 0, **factory: Any,
+        fc_norm: bool = True, norm_eps: float = 1e-6, head_norm_eps: float = 1e-6, seed: int = 0, **factory: Any,
     ) -> VideoTransformer:  # fmt: skip
         unknown = set(factory) - {
             "pretrained_cfg",
@@ -71,11 +80,13 @@ def _register(name: str) -> None:
         }  # timm.create_model adds these
         if unknown or pretrained:
             raise InputError(
-                f"{model_name} takes num_classes, drop_path_rate, img_size, frames and seed, and has no released weights; "
+                f"{model_name} takes num_classes, drop_path_rate, img_size, frames, fc_norm, norm_eps, head_norm_eps and seed, "
+                "and has no released weights; "
                 f"it was given {', '.join(sorted(unknown)) or 'pretrained=True'}"
             )
-        config = preset(name, drop_path=drop_path_rate, size=img_size, frames=frames)
-        model = VideoTransformer(config, num_classes=num_classes, seed=seed)
+        shape = {"size": img_size, "frames": frames, "norm_eps": norm_eps, "head_norm_eps": head_norm_eps}
+        config = preset(name, drop_path=drop_path_rate, **shape)
+        model = VideoTransformer(config, num_classes=num_classes, fc_norm=fc_norm, seed=seed)
         model.pretrained_cfg = model.default_cfg = {  # type: ignore[assignment]
             "input_size": (3, img_size, img_size), "mean": PIXEL_MEAN, "std": PIXEL_STD, "num_classes": num_classes,
             "first_conv": "patch_embed.proj", "classifier": "head",

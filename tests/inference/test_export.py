@@ -1,16 +1,23 @@
 """An export is run before it is written, and can be used without this package's loader."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from transformers_restated import VideoMAE
 
 from ppma.cli import main as ppma
-from ppma.config.model import ViTConfig
+from ppma.config.loader import LoaderConfig
+from ppma.config.model import PIXEL_MEAN, PIXEL_STD, MAEConfig, ViTConfig, preset
+from ppma.config.run import RunConfig
 from ppma.inference import export
+from ppma.models import timm_models
 from ppma.models.classify import Classifier
-from ppma.training import checkpoint
+from ppma.models.mae import MaskedAutoencoder
+from ppma.training import checkpoint, lineage
 from ppma.training.run import open_run
 
 
@@ -62,3 +69,106 @@ def test_wrong_input_leaves_nothing_behind(runs, tmp_path, capfd, monkeypatch):
     with pytest.raises(RuntimeError, match="differs from the model"):
         ppma(["export", str(runs / "mae"), str(tmp_path / "x"), "--no-onnx"])
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+# For other projects. What `from_pretrained` computes is restated in transformers_restated.py
+
+
+CLIP = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+VIDEO_BTCHW = (CLIP.permute(0, 1, 4, 2, 3) / 255 - MEAN) / STD
+
+
+def save(folder, model, vit, phase, **state):
+    """A run folder without training, with random weights."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)), alpha=0.05)
+    loader = LoaderConfig(frames=vit.frames, size=vit.size, views=1)
+    mae = model.mae if phase == "mae" else MAEConfig()
+    config = RunConfig(recipe="made", phase=phase, sources=("made",), vit=vit, mae=mae, loader=loader, batch=1)
+    checkpoint.save_weights(folder, model.state_dict(), state, config=config.to_json())
+    return model.eval()
+
+
+def to(project, folder, *flags):
+    assert ppma(["export", "--to", project, str(folder), str(folder / "out"), *flags]) == 0
+    return folder / "out"
+
+
+def far(a, b):
+    return float((a - b).detach().abs().max() / b.detach().abs().max())
+
+
+def test_transformers_gives_the_features_logits_and_gradients_of_a_run(runs, tmp_path):
+    shutil.copytree(runs / "finetune", tmp_path / "run", symlinks=True)
+    out = to("huggingface", tmp_path / "run")
+    files = {path.name for path in out.iterdir()}
+    assert files == {"model.safetensors", "config.json", "preprocessor_config.json", "README.md", "lineage.json"}
+    theirs, model = VideoMAE(out), open_run(runs / "finetune", device="cpu").classifier()
+    names = model.class_names["made"]
+    assert theirs.config["id2label"] == {str(label): name for label, name in enumerate(names)}
+    assert theirs.config["label2id"][names[2]] == 2
+    assert far(model.tokens(model.patches(CLIP), None), theirs.hidden_states(VIDEO_BTCHW)) < 1e-5
+    model.fc_norm.eps = 1e-5  # what transformers has, without a setting
+    own, foreign = model.blocks[0].mlp.fc1.weight, theirs.weights["videomae.encoder.layer.0.intermediate.dense.weight"]
+    foreign.requires_grad_(True)
+    losses = [logits.logsumexp(1).sum() for logits in (model.logits(CLIP), theirs.logits(VIDEO_BTCHW))]
+    assert far(model.logits(CLIP), theirs.logits(VIDEO_BTCHW)) < 1e-5
+    assert far(*(torch.autograd.grad(loss, w)[0] for loss, w in zip(losses, (own, foreign)))) < 1e-5
+    card = (out / "README.md").read_text()
+    assert "library_name: transformers" in card and 'pipeline("video-classification"' in card and "hf upload" in card
+    block = json.loads(card.split("```json\n")[1].split("```")[0])
+    source = block["prov:wasDerivedFrom"][0]
+    assert source["@type"] == "sc:Dataset" and source["name"] == "made train" and source["license"] == ["made here"]
+    processor = json.loads((out / "preprocessor_config.json").read_text())
+    assert processor["size"]["shortest_edge"] == 32 and processor["image_mean"] == list(PIXEL_MEAN)
+    assert ppma(["convert", str(out), str(tmp_path / "back")]) == 0
+    assert lineage.read(tmp_path / "back/model.safetensors").sources[0].name == "made"
+
+
+def test_transformers_reconstructs_with_a_decoder_of_videomae(tmp_path):
+    """A decoder as in the paper has no place there, so only the encoder goes."""
+    vit = ViTConfig(width=48, depth=1, heads=3, patch=(2, 8, 8), frames=4, size=32, head_norm_eps=1e-5)
+    shape = MAEConfig(decoder_width=32, decoder_depth=2, decoder_heads=2, decoder_positions="after")
+    model = save(tmp_path / "run", MaskedAutoencoder(vit, shape), vit, "mae")
+    theirs = VideoMAE(to("huggingface", tmp_path / "run"))
+    assert theirs.config["architectures"] == ["VideoMAEForPreTraining"]
+    prediction, _, masked_idx = model.predict(CLIP, torch.arange(2))
+    masked = torch.zeros(2, vit.tokens, dtype=torch.bool).scatter(1, masked_idx, True)
+    order = masked_idx.argsort(dim=1)[..., None].expand_as(prediction)  # transformers predicts in raster order
+    assert far(prediction.gather(1, order), theirs.reconstruction(VIDEO_BTCHW, masked)) < 1e-5
+    assert far(model.features(CLIP), theirs.hidden_states(VIDEO_BTCHW)) < 1e-5
+    own = MaskedAutoencoder(vit, replace(shape, decoder_positions="before"))
+    save(tmp_path / "paper", own, vit, "mae")
+    theirs = VideoMAE(to("huggingface", tmp_path / "paper"))
+    assert theirs.config["architectures"] == ["VideoMAEModel"] and not any("decoder" in n for n in theirs.weights)
+    assert far(own.features(CLIP), theirs.hidden_states(VIDEO_BTCHW)) < 1e-5
+
+
+def test_one_head_of_several_is_chosen_by_its_label_space(tmp_path, capfd):
+    vit = ViTConfig(width=48, depth=1, heads=3, patch=(2, 8, 8), frames=4, size=32, head_norm_eps=1e-5)
+    spaces = {"acts": ("run", "sit"), "more": ("a", "b", "c")}
+    model = save(tmp_path / "run", Classifier(vit, spaces), vit, "classify", label_spaces=spaces)
+    assert ppma(["export", "--to", "huggingface", str(tmp_path / "run"), str(tmp_path / "x")]) == 2
+    assert "acts, more" in capfd.readouterr().err and not (tmp_path / "x").exists()
+    theirs = VideoMAE(to("huggingface", tmp_path / "run", "--space", "more"))
+    assert far(model.logits(CLIP, "more"), theirs.logits(VIDEO_BTCHW)) < 1e-5
+    assert list(theirs.config["id2label"].values()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("phase", ["classify", "mae"])
+def test_timm_creates_the_model_with_its_weights(tmp_path, phase):
+    vit = preset("tiny", size=32, frames=4, depth=12, head_norm_eps=1e-5)
+    small = MAEConfig(decoder_width=32, decoder_depth=1, decoder_heads=2)
+    state = {"label_spaces": {"acts": 3}} if phase == "classify" else {}
+    model = save(
+        tmp_path / "run", Classifier(vit, {"acts": 3}) if state else MaskedAutoencoder(vit, small), vit, phase, **state
+    )
+    out = to("timm", tmp_path / "run")
+    (call,) = [line for line in (out / "README.md").read_text().splitlines() if "create_model" in line]
+    scope = {"timm": timm_models.timm}
+    exec(call.replace("DIR", str(out)), scope)
+    theirs = scope["model"].eval()(VIDEO_BTCHW.transpose(1, 2))
+    ours = model.logits(CLIP) if state else model.features(CLIP).mean(dim=1)
+    assert far(ours, theirs) < 1e-5
