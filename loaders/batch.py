@@ -1,8 +1,13 @@
 """What the loader hands to the training step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
+import torch
 from torch import Tensor
+
+from ppma.config.model import PIXEL_MEAN, PIXEL_STD
 
 
 @dataclass(kw_only=True)
@@ -55,3 +60,23 @@ class ClipBatch:
         """Return all tensors of the batch."""
         values = (getattr(self, column.name) for column in fields(self))
         return [value for value in values if isinstance(value, Tensor)]
+
+    def as_float(
+        self,
+        layout: Literal["BCTHW", "BTCHW"] = "BCTHW",
+        *,
+        mean: Sequence[float] = PIXEL_MEAN,
+        std: Sequence[float] = PIXEL_STD,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Return the frames as normalized floats.
+
+        Args:
+            layout: Order of the axes: BCTHW for torchvision's and pytorchvideo's models, BTCHW for those of transformers.
+            mean: Of each color, red, green and blue, for pixels in [0, 1] (ImageNet's).
+            std: Of each color, likewise.
+            dtype: Type of the result.
+        """
+        axes = ["BTHWC".index(axis) for axis in layout]
+        mean_C, std_C = (torch.tensor(values, dtype=dtype, device=self.frames_BTHWC.device) for values in (mean, std))
+        return ((self.frames_BTHWC.to(dtype) / 255 - mean_C) / std_C).permute(axes).contiguous()

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ppma.config.errors import InputError
     from ppma.inference.model import Model, Prediction, VideoFeatures, load_model
     from ppma.inference.videos import find_videos
+    from ppma.loaders.batch import ClipBatch
+    from ppma.loaders.clip_loader import ClipLoader
     from ppma.phases import run_recipe as train
     from ppma.privacy.audit.command import audit
     from ppma.privacy.removal.command import remove_humans
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from ppma.transfer.evaluate import evaluate_run as evaluate
 
 _HOMES = {
+    "ClipBatch": ("ppma.loaders.batch", "ClipBatch"),
+    "ClipLoader": ("ppma.loaders.clip_loader", "ClipLoader"),
     "InputError": ("ppma.config.errors", "InputError"),
     "Model": ("ppma.inference.model", "Model"),
     "Prediction": ("ppma.inference.model", "Prediction"),
@@ -38,6 +42,8 @@ _HOMES = {
 """Module and name there of each public name."""
 
 __all__ = [
+    "ClipBatch",
+    "ClipLoader",
     "InputError",
     "Model",
     "Prediction",

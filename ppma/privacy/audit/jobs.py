@@ -24,6 +24,7 @@ from ppma.common.frames import clip_place
 from ppma.common.shares import Share
 from ppma.common.workers import Engine, parallel_events, parallel_map
 from ppma.config.errors import BadClip, InputError, reading
+from ppma.loaders.sources.listing import read_clips
 from ppma.loaders.sources.manifest import Clip
 from ppma.privacy.audit.clip import Findings, Inspector, Pair
 from ppma.privacy.detectors.auditors import AUDITORS
@@ -54,7 +55,7 @@ def read(
         source = own
     elif (source / "records").is_dir():
         raise InputError(f"{source} has no {removal.MANIFEST}: let `ppma remove-humans` finish, then audit it")
-    root, clips, refused = removal.read_clips(source, root, workers, engine)
+    root, clips, refused = read_clips(source, root, workers, engine)
     if refused:
         path, reason = refused[0]
         raise InputError(f"{root / path}: {reason} ({len(refused)} such clips); remove them, or make them again")

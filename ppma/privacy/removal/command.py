@@ -21,11 +21,12 @@ from ppma.common.workers import parse_shard
 from ppma.config.command import DONE, OutFile, OutFolder, as_flags, check_ranges, parse
 from ppma.config.errors import InputError, require
 from ppma.loaders.sources import catalog
+from ppma.loaders.sources.listing import Refused, read_clips
 from ppma.privacy.detectors.weights import default_folder
 from ppma.privacy.removal import jobs as removal
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.clip import Method, Settings
-from ppma.privacy.removal.jobs import Refused, RemovalJob
+from ppma.privacy.removal.jobs import RemovalJob
 
 SHOWN = 10
 """Refused clips that are printed; rejected.csv has all."""
@@ -153,7 +154,7 @@ def run(config: RemovalConfig, report: Console) -> None:
     """Remove people from the clips of a config, or estimate what that takes; report on the console."""
     settings = config.settings()
     engine = engines.find(config.engine)
-    root, clips, refused = removal.read_clips(config.source, config.root, config.workers, engine)
+    root, clips, refused = read_clips(config.source, config.root, config.workers, engine)
     if config.out.resolve().is_relative_to(root.resolve()) and config.source.is_dir():
         raise InputError(f"--out {config.out} is inside the source {root}; give a folder outside of it")
     jobs = removal.jobs_of(clips, root, config.out, settings, config.weights)

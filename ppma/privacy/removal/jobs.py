@@ -27,20 +27,14 @@ from ppma.common.shares import Share
 from ppma.common.video import key_frame_spacing
 from ppma.common.workers import Engine, parallel_events, parallel_map
 from ppma.config.errors import BadClip, InputError, reading
-from ppma.loaders.sources.formats import VIDEO_SUFFIXES, Listed, read_source
+from ppma.loaders.sources.listing import Refused
 from ppma.loaders.sources.manifest import Clip, Manifest
-from ppma.loaders.sources.probe import probe_all
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.clip import ClipSource, Outcome, Pipeline, Settings
 
-PROBE_SECONDS = 60.0
-"""Time limit for probing one file."""
 DOMAINS = {"remove": "human-removed", "blur-faces": "real", "blur-bodies": "real", "downsample": "real"}
 """Domain of the result in its manifest: blurred people are still in the picture."""
 SETTINGS, MANIFEST, REJECTED = "settings.json", "manifest.csv", "rejected.csv"
-
-Refused = list[tuple[str, str]]
-"""(path, reason) of each clip that cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,52 +67,6 @@ class RemovalJob:
         return self.record.is_file() and all(
             path.exists() for path in self.settings.targets(self.out, self.name).values()
         )
-
-
-def read_clips(
-    source: Path, root: Path | None, workers: int, engine: Engine = parallel_events
-) -> tuple[Path, list[Clip], Refused]:
-    """List the clips of a source; those of a folder are probed.
-
-    Args:
-        source: A manifest FILE.csv, a folder `<class>/<video>`, or a video.
-        root: Folder that the paths of a manifest are relative to (default: the manifest's own).
-        workers: Processes that probe.
-        engine: Where they run.
-
-    Returns:
-        The root, the clips, and the clips that cannot be read.
-
-    Raises:
-        InputError: There is no such source, or none of its clips can be read.
-    """
-    if source.is_file() and source.suffix.lower() == ".csv":
-        manifest = Manifest.read(source, root=root)
-        return manifest.root, [manifest.clip(i) for i in range(len(manifest))], []
-    single = source.is_file() and source.suffix.lower() in VIDEO_SUFFIXES
-    if not source.is_dir() and not single:
-        raise InputError(
-            f"{source}: no such folder, manifest or video; give a folder <class>/<video>, or a FILE.csv of `ppma index`"
-        )
-    if root is not None:
-        raise InputError(f"--root {root} goes with a manifest; a folder is its own root")
-    rows = [Listed(path=source.name, label=None)] if single else read_source(source, root=source)
-    source = source.parent if single else source
-    refused = [(row.path, row.reason) for row in rows if row.reason]
-    usable = [row for row in rows if not row.reason]
-    paths = [source / row.path for row in usable]
-    answers = probe_all(paths, workers=workers, timeout_seconds=PROBE_SECONDS, engine=engine)
-    clips = []
-    for row, answer in zip(usable, answers):
-        if isinstance(answer, str):
-            refused.append((row.path, answer))
-            continue
-        metadata = asdict(answer)
-        del metadata["remarks"]
-        clips.append(Clip(path=row.path, label=row.label, class_name=row.class_name, source=source.name, **metadata))
-    if not clips:
-        raise InputError(f"{source}: none of {len(rows)} clips can be read; the first: {refused[0][0]} {refused[0][1]}")
-    return source, clips, sorted(refused)
 
 
 def names(clips: Sequence[Clip]) -> list[str]:
