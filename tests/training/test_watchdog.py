@@ -13,7 +13,10 @@ from ppma.training.watchdog import Watchdog
 
 HANG = """
 import ctypes, threading
+from ppma.training import watchdog
 from ppma.training.watchdog import Watchdog
+
+watchdog.GRACE_SECONDS = 0.2
 
 def the_place_where_it_hangs():
     {call}
@@ -49,10 +52,12 @@ def test_steps_keep_it_silent():
 
 HANGING_PASS = """
 import sys, threading
+from ppma.training import watchdog
 from ppma.models.classify import Classifier
 from ppma.config.flags import resolve
 from ppma.phases import train
 
+watchdog.GRACE_SECONDS = 0.2
 whole, calls = Classifier.tokens, []
 
 def the_place_where_it_hangs(self, *inputs):
