@@ -6,6 +6,7 @@ vit.recompute is not counted.
 """
 
 import time
+from functools import cache
 
 import torch
 
@@ -43,15 +44,16 @@ def classifier_flops(vit: ViTConfig, classes: int, token_drop: float = 0.0) -> f
     return encoder_flops(vit, kept_count(vit.tokens, token_drop)) + 2 * vit.width * classes
 
 
-def measured_peak_flops(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.2) -> float:
-    """Return the measured FLOP/s of a large square matrix product: the reference of utilization."""
+@cache
+def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the FLOP/s of a large square matrix product, the reference of utilization; measured once per process."""
     n = 8192 if device.type == "cuda" else 1024
     a = torch.randn(n, n, device=device).to(dtype)
     b = torch.randn(n, n, device=device).to(dtype)
     a @ b
     synchronize(device)
     began, products = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
+    while time.perf_counter() - began < 0.2:
         for _ in range(4):
             a @ b
         synchronize(device)

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import islice
 
 import cv2
@@ -19,7 +20,7 @@ from ppma.loaders.sources.store import INDEX, PackParameters, Store, StoreIndex,
 from ppma.loaders.stream import ClipStream
 from tests.loaders.test_stream import row
 
-pytest.importorskip("ffcv")
+pytestmark = pytest.mark.skipif(find_spec("ffcv") is None, reason="FFCV is not installed")  # its import takes long
 CONFIG = LoaderConfig(frames=4, size=32, short_side=48, views=3, flip_probability=0.5, window_seconds=1.0)
 
 

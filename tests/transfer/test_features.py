@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from processes import on_ranks
 from safetensors.torch import load_file
 
 from ppma.config.errors import InputError, Stopped
@@ -169,28 +168,25 @@ def test_the_folder_of_features_is_a_flag_or_a_variable(config, tmp_path, monkey
     assert folder_of(tuned) == folder_of(replace(config, privacy="strict")) == config.run_dir / "features"
 
 
-WORKER = """
-if __name__ == "__main__":
-    import json, sys
-    from pathlib import Path
-    sys.path[:0] = sys.argv[1:3]
-    import test_features as tests
-    from ppma.transfer import features
-    computed, compute = [], features.compute_features
-    features.compute_features = lambda *a, **k: computed.append(1) or compute(*a, **k)
-    data, run_dir = map(Path, sys.argv[3:])
-    config, manifest = tests.tiny.config("probe", data, run_dir), tests.catalog.find(data).manifest("made", "train")
-    found = tests.cached(tests.model_of(config), manifest, config)
-    print(json.dumps([len(computed), found.features_VWD.double().sum().item()]))
+COUNTING = """
+import json, sys
+from pathlib import Path
+sys.path[:0] = {paths!r}
+import test_features as tests
+from ppma.transfer import features
+computed, compute = [], features.compute_features
+features.compute_features = lambda *a, **k: computed.append(1) or compute(*a, **k)
+data, run_dir = Path({data!r}), Path({run_dir!r})
+config, manifest = tests.tiny.config("probe", data, run_dir), tests.catalog.find(data).manifest("made", "train")
+found = tests.cached(tests.model_of(config), manifest, config)
+print(json.dumps([len(computed), found.features_VWD.double().sum().item()]))
 """
 
 
 def test_of_processes_that_need_the_same_features_one_computes_them(config, data, tmp_path):
-    (tmp_path / "worker.py").write_text(WORKER)
     here = Path(__file__).parent
-    argv = [sys.executable, tmp_path / "worker.py", here, here.parent, data, config.run_dir]
-    processes = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    results = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
+    code = COUNTING.format(paths=[str(here), str(here.parent)], data=str(data), run_dir=str(config.run_dir))
+    results = [json.loads(text) for text in on_ranks(2, code, tmp_path)]
     assert sorted(count for count, _ in results) == [0, 1]
     assert results[0][1] == results[1][1]
     assert not list(folder_of(config).glob(".*.tmp*"))
