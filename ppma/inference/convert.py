@@ -8,6 +8,7 @@ The way back is `ppma export --to`.
 
 import logging
 import math
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -204,8 +205,11 @@ def main(argv: list[str]) -> int:
     if len(source.models) == 1:
         convert(source.models[0], source, options, options.out)
         return DONE
-    for number, foreign in enumerate(source.models):
-        convert(foreign, source, options, options.out / f"model_{number}")
+    options.out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{options.out.name}.", dir=options.out.absolute().parent) as temp_folder:
+        for number, foreign in enumerate(source.models):
+            convert(foreign, source, options, Path(temp_folder, "models", f"model_{number}"))
+        Path(temp_folder, "models").rename(options.out)
     folders = " ".join(str(options.out / f"model_{number}") for number in range(len(source.models)))
     log.info("average them with: ppma average %s --out DIR", folders)
     return DONE

@@ -244,7 +244,7 @@ def sections(run: FinishedRun, options: InspectOptions) -> Iterator[Section]:
     shown = [samples.subset(source, samples.spread_rows(source, options.examples)) for source in sources]
     yield _about(run)
     yield _as_trained(run, sources, options.examples)
-    if isinstance(run.model, MaskedAutoencoder):
+    if isinstance(run.model, MaskedAutoencoder) and run.model.decoder is not None:
         yield _reconstructions(run, run.model, shown)
     yield _attention(run, shown)
     found = _embed(run, [samples.subset(source, samples.spread_rows(source, options.clips)) for source in sources])

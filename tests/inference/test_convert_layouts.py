@@ -160,7 +160,7 @@ def test_a_layout_converts_works_and_comes_back_to_the_bit(make, tmp_path):
     assert same(back, weights)
 
 
-def test_an_ensemble_becomes_models_to_average(tmp_path):
+def test_an_ensemble_becomes_models_to_average(tmp_path, capfd):
     weights = write_as("ppma", classifier())
     other = {name: tensor + 1 for name, tensor in weights.items()}
     torch.save({"ensemble_weights": [weights, other]}, tmp_path / "pair.pth")
@@ -169,6 +169,8 @@ def test_an_ensemble_becomes_models_to_average(tmp_path):
     assert ppma(["average", *models, "--out", str(tmp_path / "mean")]) == 0
     mean = checkpoint.read_weights(tmp_path / "mean")["blocks.1.mlp.fc2.weight"]
     assert torch.allclose(mean, weights["trunk.blocks.1.mlp.fc2.weight"] + 0.5)
+    torch.save({"ensemble_weights": [weights, {"trunk.cls_token": torch.ones(1)}]}, tmp_path / "bad.pth")
+    assert "no place" in refused(capfd, tmp_path / "bad.pth", tmp_path / "x", *SHAPE)
 
 
 # What is refused
@@ -256,7 +258,7 @@ def test_videomae_v2_converts_in_half_precision(tmp_path):
 
 
 @pytest.mark.promise("R18")
-def test_a_converted_classifier_gives_the_logits_it_gave(tiny_runs, tmp_path, monkeypatch, figure):
+def test_a_converted_classifier_gives_the_logits_it_gave(tiny_runs, clip_tree, tmp_path, monkeypatch, figure, capfd):
     (tmp_path / "hub").mkdir()
     folder, _ = hub_cache(tmp_path / "hub")
     names = open_run(tiny_runs / "runs/finetune", device="cpu").class_names["made"]
@@ -276,6 +278,9 @@ def test_a_converted_classifier_gives_the_logits_it_gave(tiny_runs, tmp_path, mo
     expected = theirs.double().softmax(dim=1).view(len(scores), -1, 4).mean(dim=1)
     apart = float(np.abs(scores - expected.numpy()).max())
     assert apart < 1e-5
+
+    argv = [next(clip_tree.rglob("*.mp4")), "--checkpoint", tmp_path / "run", "--device", "cpu", "--crops", "1"]
+    assert ppma(["predict", *map(str, argv)]) == 0 and names[0] in capfd.readouterr().out
 
     assert ppma(["export", "--to", "huggingface", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
     for spelling in (4, 5):

@@ -172,3 +172,21 @@ def test_timm_creates_the_model_with_its_weights(tmp_path, phase):
     theirs = scope["model"].eval()(VIDEO_BTCHW.transpose(1, 2))
     ours = model.logits(CLIP) if state else model.features(CLIP).mean(dim=1)
     assert far(ours, theirs) < 1e-5
+
+
+def test_transformers_itself_reads_the_folder(runs, clip_tree, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="the extra [huggingface] is not installed")
+    shutil.copytree(runs / "finetune", tmp_path / "run", symlinks=True)
+    out, model = to("huggingface", tmp_path / "run"), open_run(runs / "finetune", device="cpu").classifier()
+    model.fc_norm.eps = 1e-5
+    bare, theirs = (
+        getattr(transformers, name).from_pretrained(out).eval()
+        for name in ("VideoMAEModel", "VideoMAEForVideoClassification")
+    )
+    assert far(model.tokens(model.patches(CLIP), None), bare(VIDEO_BTCHW).last_hidden_state) < 1e-5
+    assert far(model.logits(CLIP), theirs(VIDEO_BTCHW).logits) < 1e-5
+    assert far(VideoMAE(out).logits(VIDEO_BTCHW), theirs(VIDEO_BTCHW).logits) < 1e-5
+    found = transformers.pipeline("video-classification", model=str(out))(
+        str(next(clip_tree.rglob("*.mp4"))), num_frames=4
+    )
+    assert {one["label"] for one in found} <= set(model.class_names["made"])
