@@ -86,19 +86,26 @@ def figure(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     return lambda promise, measured: request.node.user_properties.append((f"figure {promise}", measured))
 
 
+_locks: list[int] = []
+"""Open while this process runs a test: the gate and the lock of `pytest_runtest_protocol`."""
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Let no process of `make test` run another test while one marked `alone` runs."""
-    mode = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
-    gate, running = (os.open(path, os.O_RDONLY) for path in (Path(__file__).parent, __file__))
-    try:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Let no process of `make test` run another test while one marked `alone` runs; several in a row wait for others once."""
+    alone = item.get_closest_marker("alone")
+    if not _locks:
+        mode = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+        _locks[:] = gate, running = [os.open(path, os.O_RDONLY) for path in (Path(__file__).parent, __file__)]
         fcntl.flock(gate, mode)  # whoever waits to run alone closes the gate to all others
         fcntl.flock(running, mode)
         fcntl.flock(gate, fcntl.LOCK_UN)
+    try:
         return (yield)
     finally:
-        os.close(running)
-        os.close(gate)
+        if not (alone and nextitem and nextitem.get_closest_marker("alone")):
+            while _locks:
+                os.close(_locks.pop())
 
 
 @pytest.fixture(scope="session")

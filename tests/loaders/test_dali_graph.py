@@ -56,7 +56,6 @@ def milliseconds(views: DaliViews, clips: list[DaliInput], samples: list[Sample]
     return (time.process_time() - began) / 3 * 1e3
 
 
-@pytest.mark.alone
 def test_randaugment_costs_the_host_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU time of a batch of 64 tiny clips, whose arithmetic is negligible, with four operations per view and none.
 
