@@ -88,8 +88,8 @@ class ScalingConfig(rows.ReportConfig):
     """Reads and opens that the file system answers per second for all nodes together."""
     metadata_operations_per_s: float = 1e5
     """Look-ups of paths that the metadata server answers per second."""
-    start_calls: int = 30_000
-    """File calls of a rank that starts (measured with strace: 29,441 to import ppma.phases)."""
+    start_calls: int = 18_300
+    """Look-ups of paths by a rank until its first step (measured with strace: 18,312, nearly all of Python's imports)."""
     worker_start_calls: int = 2_700
     """File calls of a loader worker that starts (measured with strace: 2,698)."""
     workers: int = 16
