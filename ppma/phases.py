@@ -128,7 +128,7 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
             task = build(config, sources, ranks)
         for manifest in tested:
             assert isinstance(task.model, Classifier)
-            tasks.tested_by_name(manifest, task.model.class_names[manifest.name], config)  # refuse before the training
+            inputs.tested_by_name(manifest, task.model.class_names[manifest.name], config)  # refuse before the training
         trainer = Trainer(task.config, task, ranks, compute, lineage)  # not `config`: a grid may have chosen the rate
         resumed = config.resume and trainer.restore()
         before = step_seconds(read_metrics(config.run_dir), config.batch) if resumed else 0.0

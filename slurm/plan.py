@@ -40,7 +40,7 @@ class Verb(ClusterConfig):
     runs: OutFolder = Path("runs")
     """Folder in which run folders are created."""
     dry_run: bool = False
-    """Show what would be submitted and submit nothing; needs no cluster."""
+    """Show what would be submitted and what is refused (exit code 2); submit nothing. Needs no cluster."""
     require_clean: bool = False
     """Refuse to submit uncommitted code."""
 

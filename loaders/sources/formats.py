@@ -12,7 +12,7 @@ import os
 import posixpath
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -30,6 +30,8 @@ VIDEO_SUFFIXES = (
 """Suffixes that a list may omit, and that mark a video in a folder tree. The content decides the format."""
 DETECTION_LINES = 1000
 """Lines of a list that are read to detect its separator."""
+MIXED_UP = 0.1
+"""Share of a list's labels that may contradict the folders of their clips: below it, folders are classes and labels are wrong."""
 ABSENT = "there is no "
 """Start of the reason for a path that does not exist."""
 CONVERT = 'ffmpeg -i IN -vf "crop=trunc(iw/2)*2:trunc(ih/2)*2,format=yuv420p" OUT.mp4'
@@ -361,7 +363,7 @@ def _read_list(source: Path, tree: Root, classes: list[str] | None, *, separator
             )
         else:
             rows.append(_list_row(match[1], label, tree, source, number))
-    return _name_by_folder(rows) if classes is None else [_name_by_label(row, classes) for row in rows]
+    return _name_by_folder(rows, source) if classes is None else [_name_by_label(row, classes) for row in rows]
 
 
 def _list_row(written: str, label: str, tree: Root, source: Path, line: int) -> Listed:
@@ -437,14 +439,32 @@ def _name_by_label(row: Listed, classes: list[str]) -> Listed:
     return replace(row, reason=row.reason or f"label {row.label} is not among the {len(classes)} classes of --classes")
 
 
-def _name_by_folder(rows: list[Listed]) -> list[Listed]:
-    """Name every row's class after its folder if folders and labels correspond one to one."""
-    pairs = {(row.label, posixpath.basename(posixpath.dirname(row.path))) for row in rows if row.label is not None}
-    labels, names = {label for label, _ in pairs}, {name for _, name in pairs}
-    if not len(labels) == len(names) == len(pairs) or "" in names:
+def _name_by_folder(rows: list[Listed], source: Path) -> list[Listed]:
+    """Name every row's class after its folder if folders and labels correspond one to one.
+
+    Raises:
+        InputError: They do, but for a few rows.
+    """
+    counts = Counter((row.label, _folder(row)) for row in rows if row.label is not None)
+    most = {name: label for (label, name), _ in reversed(counts.most_common())}
+    labels = {label for label, _ in counts}
+    if not labels or not len(labels) == len(most) == len(set(most.values())) or "" in most:
         return rows
-    name_of: dict[int | None, str] = defaultdict(str, pairs)
-    return [replace(row, class_name=name_of[row.label]) for row in rows]
+    name_of: dict[int | None, str] = defaultdict(str, {label: name for name, label in most.items()})
+    odd = [row for row in rows if row.label is not None and most[_folder(row)] != row.label]
+    if not odd:
+        return [replace(row, class_name=name_of[row.label]) for row in rows]
+    if len(odd) > MIXED_UP * counts.total():
+        return rows  # folders are no classes here
+    first = odd[0]
+    raise InputError(
+        f"{source}, line {first.line}: {first.path} has label {first.label}, that of {name_of[first.label]!r}, and the clips of its folder "
+        f"have {most[_folder(first)]} ({len(odd)} such lines); correct them, or name the classes with --classes if folders are none"
+    )
+
+
+def _folder(row: Listed) -> str:
+    return posixpath.basename(posixpath.dirname(row.path))
 
 
 def refuse_repeats(rows: list[Listed]) -> list[Listed]:

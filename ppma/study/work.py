@@ -60,7 +60,7 @@ class StudyConfig:
     workers: int = len(os.sched_getaffinity(0))
     """Processes that render clips."""
     dry_run: bool = False
-    """List the runs and do nothing."""
+    """List the runs and what is missing of their data (exit code 2); do nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,10 +59,12 @@ def check_entry(data: Path, entry: Entry) -> None:
 
 
 def check_clips_and_labels(config: RunConfig) -> None:
-    """Raise InputError unless the sources of a run hold a whole batch, and number their classes as they must."""
+    """Raise InputError unless the sources of a run hold a whole batch, and their classes fit its heads and its test."""
     sources = read_sources(config)
     check_clips(config, sum(map(len, sources)))
     check_labels(config, sources)
+    if config.evaluation.at_end:
+        tested_by_name(read_sources(config, config.evaluation.split)[0], labels.class_names(sources[0]), config)
 
 
 def check_labels(config: RunConfig, sources: Sequence[Manifest]) -> None:
@@ -70,6 +72,23 @@ def check_labels(config: RunConfig, sources: Sequence[Manifest]) -> None:
     if config.phase == "classify" and config.classifier.shared_head and len(sources) > 1:
         for source in sources:
             labels.check_published_order(source)
+
+
+def tested_by_name(source: Manifest, classes: Sequence[str], config: RunConfig) -> Manifest:
+    """Return the tested videos with the labels of a head, by class name.
+
+    Args:
+        source: The videos.
+        classes: The head's class names by label.
+        config: Says what happens to a class that the head lacks.
+
+    Raises:
+        InputError: The head lacks a class, and `evaluation.on_unknown_class` is "fail".
+    """
+    return labels.by_name(
+        source, classes, head=f"the head for {source.name}", mark_unknown=config.evaluation.on_unknown_class == "mark",
+        remedy="correct the names, or count these videos as wrong with --evaluation.on-unknown-class mark",
+    )  # fmt: skip
 
 
 def check_starts(config: RunConfig, coming: Collection[Path] = ()) -> None:

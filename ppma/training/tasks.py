@@ -81,23 +81,6 @@ def label_spaces(sources: Sequence[Manifest]) -> dict[str, tuple[str, ...]]:
     return {source.name: labels.class_names(source) for source in sources}
 
 
-def tested_by_name(source: Manifest, classes: Sequence[str], config: RunConfig) -> Manifest:
-    """Return the tested videos with the labels of a head, by class name.
-
-    Args:
-        source: The videos.
-        classes: The head's class names by label.
-        config: Says what happens to a class that the head lacks.
-
-    Raises:
-        InputError: The head lacks a class, and `evaluation.on_unknown_class` is "fail".
-    """
-    return labels.by_name(
-        source, classes, head=f"the head for {source.name}", mark_unknown=config.evaluation.on_unknown_class == "mark",
-        remedy="correct the names, or count these videos as wrong with --evaluation.on-unknown-class mark",
-    )  # fmt: skip
-
-
 def newest(config: RunConfig) -> Saved | None:
     """Return the checkpoint that a run would resume from; None if it starts from step 0."""
     return checkpoint.newest(config.run_dir / "checkpoints") if config.resume else None

@@ -25,8 +25,8 @@ from ppma.models.classify import Classifier
 from ppma.training import distributed, seal
 from ppma.training.compute import Compute, choose
 from ppma.training.distributed import Ranks
+from ppma.training.inputs import tested_by_name
 from ppma.training.run import DataOptions, open_run, trained_steps
-from ppma.training.tasks import tested_by_name
 from ppma.transfer.features import cached_features
 from ppma.transfer.result import mean_over_views, softmax_over_views, write_result
 

@@ -22,8 +22,8 @@ from ppma.models.classify import Classifier
 from ppma.training import checkpoint
 from ppma.training.compute import Compute
 from ppma.training.distributed import Ranks
-from ppma.training.inputs import read_sources
-from ppma.training.tasks import label_spaces, tested_by_name
+from ppma.training.inputs import read_sources, tested_by_name
+from ppma.training.tasks import label_spaces
 from ppma.transfer.features import PLAIN_VIEWS, cached_features
 
 

@@ -239,6 +239,22 @@ def test_class_names_of_lists(tmp_path):
     assert [(row.label, row.class_name) for row in read_source(source, root=root)] == [(7, "a"), (None, "")]
 
 
+def test_mixed_up_labels_are_named(tmp_path):
+    """Where folders are classes but for a few lines; labels that have nothing to do with folders are taken as they are."""
+    clips = [f"{name}/{i}.mp4" for name in ("walk", "wave") for i in range(10)]
+    touch(tmp_path, *clips)
+    lines = [f"{path};{path.startswith('wave'):d}" for path in clips]
+    for swapped, named in (([], True), ([3], None), (range(0, 20, 3), False)):
+        mixed = [line[:-1] + str(1 - int(line[-1])) if i in swapped else line for i, line in enumerate(lines)]
+        listed = write(tmp_path / "list.txt", "\n".join(mixed))
+        if named is None:
+            with pytest.raises(InputError, match=r"line 4: walk/3\.mp4 has label 1.*--classes"):
+                read_source(listed, root=tmp_path)
+            assert len(read_source(listed, root=tmp_path, classes=["walk", "wave"])) == 20
+        else:
+            assert {bool(row.class_name) for row in read_source(listed, root=tmp_path)} == {named}
+
+
 def test_missing_folders_are_row_reasons(tmp_path):
     touch(tmp_path, "a/1.mp4")
     source = write(tmp_path / "list.txt", "a/1;0\nc/d/1;1\n")

@@ -1,5 +1,6 @@
 """A dry run refuses, in one line and with exit code 2, whatever is missing when the run starts."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,18 @@ def test_what_is_missing_is_refused_before_the_run(argv, words, here, capfd):
     assert all(word in error for word in words) and error.count("\n") == 1 and not Path("runs").exists()
 
 
+def test_a_test_split_of_other_classes_is_refused(here, capfd):
+    made = [
+        dataclasses.replace(clip, class_name=f"other {clip.label}")
+        for clip in map(tiny.source("x", clips=130).clip, range(130))
+    ]
+    Manifest.write(here / "other.csv", made)
+    catalog.add(here / "data.toml", name="hmdb51", split="val", manifest=here / "other.csv", root=here)
+    for start in (lambda argv: ppma(["train", *argv]), launch):
+        assert start(["finetune", "--dataset", "hmdb51", *MODEL, "--dry-run"]) == WRONG_INPUT
+        assert "lacks" in capfd.readouterr().err
+
+
 def test_the_launcher_names_all_that_is_missing_and_submits_nothing(here, capfd):
     argv = ["finetune", "--dataset", "ucf101", "--init", "runs/gone", *MODEL, "--cluster", "local", "--dry-run"]
     assert launch(argv) == WRONG_INPUT
@@ -76,7 +89,7 @@ def test_a_study_names_the_files_that_are_missing(here, capfd):
 def test_a_shared_head_needs_the_numbers_of_the_authors(here, monkeypatch, capfd):
     names = labels.class_names(catalog.find().manifest("synapt"))
     monkeypatch.setattr(labels, "PUBLISHED_ORDERS", {labels._hash(sorted(names)): labels._hash(names[::-1])})
-    flags = [*MODEL, "--batch", "16", "--classifier.shared-head", "--dry-run"]
+    flags = [*MODEL, "--batch", "16", "--published", "--dry-run"]
     assert ppma(["train", "align_nohuman_synthetic", *flags]) == WRONG_INPUT
     assert "--classes" in capfd.readouterr().err
     monkeypatch.setattr(labels, "PUBLISHED_ORDERS", {labels._hash(sorted(names)): labels._hash(names)})
