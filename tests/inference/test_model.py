@@ -93,6 +93,16 @@ def test_an_exported_folder_is_a_model(tiny_runs, tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (1, 4, 32, 32, 3), dtype=np.uint8)
     assert torch.equal(exported.features(frames).values, run.features(frames).values)
     assert exported.class_names == run.class_names
+    # through transformers' names and back; its folder itself is the model of another project
+    assert command(["export", str(tiny_runs / "runs/finetune"), str(tmp_path / "hf"), "--to", "huggingface"]) == 0
+    with pytest.raises(ppma.InputError, match="ppma convert"):
+        ppma.load_model(tmp_path / "hf")
+    assert command(["convert", str(tmp_path / "hf"), str(tmp_path / "back")]) == 0
+    back = ppma.load_model(tmp_path / "back", device="cpu")
+    assert torch.allclose(back.features(frames).values, run.features(frames).values, atol=1e-5)
+    expected = run.predict(frames[0])
+    assert back.predict(frames[0]).scores == pytest.approx(expected.scores, abs=1e-5)
+    assert [name for name, _ in back.predict(frames[0]).top] == [name for name, _ in expected.top]
 
 
 def test_bad_input_is_one_line(model, folder, tmp_path):
