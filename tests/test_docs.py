@@ -107,6 +107,7 @@ def videos(tmp_path_factory):
             lists["testlist.txt" if i == 1 else "trainlist.txt"].append(f"{clip};{label}")
     for name, lines in lists.items():
         (folder / "ucf101" / name).write_text("\n".join(lines) + "\n")
+    (folder / "ucf101/classes.txt").write_text("walking\nwaving\n")
     return folder
 
 
