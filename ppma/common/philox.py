@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     REPLACE = 9
     SYNTHESIS = 20
     SPIKE = 21
+    REVIEW = 22
     RESAMPLE = 30
     HELD_OUT = 31
     SHOTS = 32

@@ -208,7 +208,7 @@ class Inspector:
         wanted = set(inspected_frames(pair.frames, self._frames))
         looks, pixels, counts = list[_Look](), _Pixels(), Counter[str]()
         worst: tuple[tuple[float, ...], int, np.ndarray] | None = None
-        frames = zip_longest(_video(pair.cleaned), _original_frames(pair.original), _masks(pair.mask))
+        frames = zip_longest(video_frames(pair.cleaned), original_frames(pair.original), _masks(pair.mask))
         for t, (after_HWC, before_HWC, hidden_HW) in enumerate(frames):
             counts["original"] += before_HWC is not None
             counts["mask"] += hidden_HW is not None
@@ -246,7 +246,7 @@ class Inspector:
             outside_db=psnr(pixels.outside_error, pixels.outside_count) if pixels.outside_count else None,
             inside_change=pixels.inside_error / pixels.inside_count if pixels.inside_count else None,
             worst_frame=worst[1],
-            picture=_jpeg_base64(worst[2]),
+            picture=jpeg_base64(worst[2]),
         )
 
     def _look(
@@ -345,20 +345,23 @@ def draw_boxes(frame_HWC: np.ndarray, boxes: dict[str, np.ndarray]) -> np.ndarra
     return picture_HWC
 
 
-def _jpeg_base64(picture_HWC: np.ndarray) -> str:
-    data = cv2.imencode(".jpg", cv2.cvtColor(picture_HWC, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
+def jpeg_base64(picture_HWC: np.ndarray, quality: int = 80) -> str:
+    """Return an RGB picture as a JPEG in base64."""
+    data = cv2.imencode(".jpg", cv2.cvtColor(picture_HWC, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return base64.b64encode(data.tobytes()).decode()
 
 
 # -------------------------------------------------------------------------------------------------------------- pixels
 
 
-def _video(path: Path) -> Iterator[np.ndarray]:
+def video_frames(path: Path) -> Iterator[np.ndarray]:
+    """Yield frames_HWC, uint8 RGB, of a video or folder of frames."""
     for _, frame_HWC in all_frames(path, 0.0, float("inf")):
         yield frame_HWC
 
 
-def _original_frames(source: ClipSource | None) -> Iterator[np.ndarray]:
+def original_frames(source: ClipSource | None) -> Iterator[np.ndarray]:
+    """Yield the frames of an original, if there is one; BadClip names it."""
     if source is not None:
         try:
             yield from source.frames()
@@ -369,7 +372,7 @@ def _original_frames(source: ClipSource | None) -> Iterator[np.ndarray]:
 def _masks(mask: Path | None) -> Iterator[np.ndarray]:
     if mask is not None:
         try:
-            for mask_HWC in _video(mask):
+            for mask_HWC in video_frames(mask):
                 yield mask_HWC[..., 0] > 127
         except BadClip as error:
             raise BadClip(f"has a mask, {mask}, that {error}") from None

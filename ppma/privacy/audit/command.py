@@ -29,7 +29,7 @@ from ppma.config.command import DONE, FAILED_AUDIT, OutFolder, as_flags, check_o
 from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy import verdict
-from ppma.privacy.audit import jobs, report, spikes
+from ppma.privacy.audit import jobs, report, review, spikes
 from ppma.privacy.audit.clip import Findings, Pair
 from ppma.privacy.audit.jobs import AuditJob
 from ppma.privacy.audit.judge import Judged, judge
@@ -49,7 +49,7 @@ class AuditConfig:
     The detectors are none of those that made the masks. Each person whom they find in the original must be masked and
     must not come back; nobody may be found in the result; and known people, spiked into every clip, must be found
     there. The audit reports bounds; it never proves that a clip contains no person. Exit code 3: clips failed. A rerun
-    after an interruption keeps finished clips.
+    after an interruption keeps finished clips. Then let a person read a sample: `ppma audit review --help`.
     """
 
     source: Annotated[Path, tyro.conf.Positional]
@@ -112,7 +112,9 @@ def audit(source: Path | str, out: Path | str = "report", **flags: object) -> di
 
 
 def main(argv: list[str]) -> int:
-    """Run `ppma audit ARGV`."""
+    """Run `ppma audit ARGV`, or `ppma audit review ARGV`."""
+    if argv[:1] == ["review"]:
+        return review.main(argv[1:])
     config = parse(AuditConfig, argv, prog="ppma audit")
     return run(config, Console(highlight=False, soft_wrap=True, markup=False))
 

@@ -166,7 +166,7 @@ class AuditJob:
             "version": __version__,
             "operating_points": {name: AUDITORS[name].threshold for name in self.detectors},
             "frames": self.frames,
-            "pair": repr(self.pair),
+            "pair": json.loads(json.dumps(asdict(self.pair), default=lambda path: str(path.absolute()))),
             "sha256": {path: sha256 for path, (_, sha256) in files.items()},
         }
 

@@ -1,0 +1,253 @@
+"""`ppma audit review`: show people a random sample of full-size frames, and record what they see.
+
+    report               ->  sample(): frames of the clips that did not fail  ->  one page, before | after  ->  answers
+    report, answers.json ->  review.json: who saw what and when, and the exact bound
+
+The seed is the hash of audit.json, so that nobody can choose the sample. Each clip gives one frame before any gives a
+second. The bound therefore holds for the frames of these clips, each clip counted alike, and needs no independence of the
+frames of a clip: a sample spread evenly misses people no more often than one drawn from all frames at once.
+"""
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from ppma.common import pages, statistics
+from ppma.common.files import content_sha256, file_sha256, write_json, write_text
+from ppma.common.philox import Purpose, generator
+from ppma.common.plots import STYLE
+from ppma.common.progress import Progress
+from ppma.common.workers import parallel_map
+from ppma.config.command import DONE, FAILED_AUDIT, OutFile, check_ranges, parse
+from ppma.config.errors import BadClip, InputError, first_few, reading, require
+from ppma.privacy.audit.clip import jpeg_base64, original_frames, video_frames
+from ppma.privacy.removal.clip import ClipSource
+from ppma.privacy.verdict import AUDIT_FILE, FAILED, FORMAT
+
+PAGE, REVIEW_FILE, REVIEW_FORMAT = "review.html", "review.json", "ppma-review-1"
+NOBODY, PART, PERSON, UNSURE = ANSWERS = ("nobody", "part of a person", "person", "unsure")
+"""What a reviewer says of a frame; all but the first count as a person in the bound."""
+QUALITY = 90
+"""JPEG quality of the pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewConfig:
+    """Let a person read a random sample of frames at full size, original beside cleaned, and record what they saw.
+
+    ppma audit review report --out review.html
+
+    ppma audit review report --answers answers.json
+
+    Open the page in a browser, answer every frame and save the answers; then the second command adds them to
+    REPORT/review.json and prints the exact bound on frames with a person: at most 1 % after none in 300. The page
+    contains pictures of the originals: keep it as safe as those, and delete it afterwards. Exit code 3: people were seen.
+    """
+
+    report: Annotated[Path, tyro.conf.Positional]
+    """Folder of the report of `ppma audit`."""
+    out: OutFile | None = None
+    """Page to write. Nothing else gets pictures of the originals."""
+    answers: Path | None = None
+    """Answers that the page saved, to record instead of writing a page."""
+    frames: int = 300
+    """Frames to show, drawn from the clips that did not fail, one of each clip first."""
+    workers: int = len(os.sched_getaffinity(0))
+    """Processes (default: one per core)."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, workers=(1, 1024), frames=(1, 100_000))
+        require((self.out is None) != (self.answers is None), "give --out PAGE.html to write a page, or --answers FILE")
+
+
+Sample = list[tuple[dict[str, Any], int]]
+"""A clip's entry in audit.json, and the index of one of its frames."""
+
+
+def main(argv: list[str]) -> int:
+    """Run `ppma audit review ARGV`."""
+    config = parse(ReviewConfig, argv, prog="ppma audit review")
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    audit = config.report / AUDIT_FILE
+    with reading(audit, "the audit.json of a report of `ppma audit`"):
+        content = json.loads(audit.read_text(encoding="utf-8"))
+        require(content["format"] == FORMAT, f"its format is not {FORMAT}; run `ppma audit` again")
+        clips = [clip for clip in content["clips"] if clip["verdict"] != FAILED]
+        require(bool(clips), "all of its clips failed, so none is left to review")
+    sha256 = file_sha256(audit)
+    if config.answers is not None:
+        return _record(config.report, config.answers, clips, sha256, console)
+    assert config.out is not None
+    _write_page(config, config.out, sample(clips, sha256, config.frames), sha256, console)
+    return DONE
+
+
+def sample(clips: Sequence[dict[str, Any]], audit_sha256: str, count: int) -> Sample:
+    """Draw frames at random: one of each clip, then a second of each, and so on.
+
+    Args:
+        clips: Entries of audit.json.
+        audit_sha256: Hash of that file, which seeds the sample.
+        count: Number of frames, or all if there are fewer.
+    """
+    seed = int(audit_sha256[:15], 16)
+    chosen = [clips[i] for i in generator(seed, Purpose.REVIEW).permutation(len(clips))[:count]]
+    orders = [
+        generator(seed, Purpose.REVIEW, sample=n + 1).permutation(clip["frames"]) for n, clip in enumerate(chosen)
+    ]
+
+    def rounds() -> Iterator[tuple[dict[str, Any], int]]:
+        for drawn in zip_longest(*orders):
+            yield from ((clip, int(frame)) for clip, frame in zip(chosen, drawn) if frame is not None)
+
+    return list(islice(rounds(), count))
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """The frames to show of one clip."""
+
+    record: Path
+    """Findings of the audit."""
+    path: str
+    sha256: str
+    frames: frozenset[int]
+
+
+Pictures = dict[tuple[str, int], tuple[str, str]]
+"""(path in the manifest, index of the frame) -> JPEG before (empty without an original) and after, in base64."""
+
+
+def _pictures(job: _Job) -> Pictures:
+    """Read frames of a clip and its original, which must be the audited files."""
+    with reading(job.record, "what `ppma audit` found in a clip; run it again"):
+        content = json.loads(job.record.read_text(encoding="utf-8"))
+        pair, hashes = content["settings"]["pair"], {sha256 for _, sha256 in content["files"].values()}
+        cleaned, source = Path(pair["cleaned"]), pair["original"]
+        original = ClipSource(**{**source, "path": Path(source["path"])}) if source else None
+    for path, audited in [(cleaned, {job.sha256}), *([(original.path, hashes)] if original else [])]:
+        if content_sha256(path) not in audited:
+            raise InputError(f"{path} is not the file that was audited; restore that one, or run `ppma audit` again")
+    found: Pictures = {}
+    try:
+        for t, frames in enumerate(zip_longest(original_frames(original), video_frames(cleaned))):
+            if t in job.frames:
+                before, after = ("" if frame is None else jpeg_base64(frame, QUALITY) for frame in frames)
+                found[job.path, t] = before, after
+            if len(found) == len(job.frames):
+                break
+    except BadClip as error:
+        raise InputError(f"{cleaned} {error}; run `ppma audit` again") from None
+    return found
+
+
+def _write_page(config: ReviewConfig, page: Path, drawn: Sample, sha256: str, console: Console) -> None:
+    clips, frames = {clip["path"]: clip for clip, _ in drawn}, defaultdict[str, set[int]](set)
+    for clip, frame in drawn:
+        frames[clip["path"]].add(frame)
+    jobs = [
+        _Job(
+            record=config.report / "clips" / f"{clip['name']}.json",
+            path=path,
+            sha256=clip["sha256"],
+            frames=frozenset(frames[path]),
+        )
+        for path, clip in clips.items()
+    ]
+    pictures: Pictures = {}
+    with Progress("clips") as progress:
+        for done, found in enumerate(parallel_map(_pictures, jobs, config.workers)):
+            pictures |= found
+            progress(done + 1, len(jobs))
+    upper = statistics.upper_bound(0, len(drawn))
+    text = pages.render(
+        __package__, PAGE, answers=ANSWERS, drawn=drawn, format=REVIEW_FORMAT, pictures=pictures, quality=QUALITY,
+        sha256=sha256, style=STYLE, upper=upper,
+    )  # fmt: skip  # one value after the other
+    write_text(page, text)
+    if len(drawn) < config.frames:
+        console.print(f"the clips that did not fail have only {len(drawn)} frames; all of them are on the page")
+    console.print(
+        f"{page}: {len(drawn)} frames of {len(jobs)} clips; if none shows a person, at most {100 * upper:.1f} % do (95 %)"
+    )
+    console.print("it contains pictures of the originals: keep it as safe as those, and delete it after the review")
+
+
+# ---------------------------------------------------------------------------------------------------------- the answers
+
+
+def _record(report: Path, file: Path, clips: list[dict[str, Any]], sha256: str, console: Console) -> int:
+    """Add the answers of a reviewer to review.json, print the bound, and return the exit code."""
+    review = _read_answers(file, clips, sha256)
+    target = report / REVIEW_FILE
+    reviews = []
+    if target.exists():
+        with reading(target, f"a record of `ppma audit review` ({REVIEW_FORMAT}); move it away"):
+            reviews = list(json.loads(target.read_text(encoding="utf-8"))["reviews"])
+    if any({**one, "recorded": ""} == {**review, "recorded": ""} for one in reviews):
+        raise InputError(f"--answers {file} is recorded in {target} already")
+    write_json(target, {"format": REVIEW_FORMAT, "reviews": [*reviews, review]})
+    counts, frames, upper = review["counts"], review["frames"], review["upper"]
+    said = ", ".join(f"{answer} in {counts[answer]}" for answer in ANSWERS)
+    console.print(f"{review['reviewer']}, {frames} frames: {said}")
+    console.print(
+        f"so at most {100 * upper:.1f} % of the frames of these clips show a person (95 %), all but nobody counted"
+    )
+    if seen := [
+        f"{one['path']} frame {one['frame'] + 1}" for one in review["answers"] if one["says"] in (PART, PERSON)
+    ]:
+        console.print(
+            f"people are left in {first_few(seen, 10)}: remove these clips or clean them again, and audit again"
+        )
+    console.print(f"recorded in {target}")
+    return FAILED_AUDIT if seen else DONE
+
+
+def _read_answers(file: Path, clips: list[dict[str, Any]], sha256: str) -> dict[str, Any]:
+    """Return a review from the answers that a page saved; InputError if they are not of this audit, or not complete."""
+    with reading(file, "the answers that a page of `ppma audit review` saves"):
+        given = json.loads(file.read_text(encoding="utf-8-sig"))
+        require(given["format"] == REVIEW_FORMAT, f"its format is not {REVIEW_FORMAT}; save it from the page again")
+        require(given["audit_sha256"] == sha256, "it is of another audit; make a page of this one and answer that")
+        reviewer, count = str(given["reviewer"]).strip(), int(given["frames"])
+        require(bool(reviewer), "it names no reviewer; fill in the name on the page and save again")
+        require(count > 0, "it has no frames; save it from the page again")
+        answers = [
+            {"path": str(one["path"]), "frame": int(one["frame"]), "says": str(one["says"]), "at": str(one["at"])}
+            for one in given["answers"]
+        ]
+        times = sorted(datetime.fromisoformat(str(one["at"])) for one in answers)
+    drawn = [(clip["path"], frame) for clip, frame in sample(clips, sha256, count)]
+    wrong = sorted({str(one["says"]) for one in answers} - set(ANSWERS))
+    require(not wrong, f"{file}: {first_few(wrong, 3)} is not an answer; answers are {', '.join(ANSWERS)}")
+    answered = f"it answers {len(answers)} of {len(drawn)} frames; answer all of them on the page and save again"
+    require(len(answers) == len(drawn), f"{file}: {answered}")
+    require(
+        [(one["path"], one["frame"]) for one in answers] == drawn,
+        f"{file}: its frames are not the sample of this audit; make the page again and answer that",
+    )
+    counts = Counter(str(one["says"]) for one in answers)
+    return {
+        "audit_sha256": sha256,
+        "reviewer": reviewer,
+        "began": times[0].isoformat(),
+        "ended": times[-1].isoformat(),
+        "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
+        "frames": len(drawn),
+        "counts": {answer: counts[answer] for answer in ANSWERS},
+        "upper": statistics.upper_bound(len(drawn) - counts[NOBODY], len(drawn)),
+        "confidence": statistics.CONFIDENCE,
+        "answers": answers,
+    }
