@@ -299,7 +299,7 @@ REFUSED = {
     "a checkpoint that is not there": (["--init", "gone"], "gone: no checkpoint here"),
     "a batch larger than the data": (["--batch", "64"], "12 clips in all, fewer than a batch of 64"),
     "a batch that does not divide": (["--accumulate", "3", "--batch", "4"], "does not divide into"),
-    "a mixing group that does not fit": (["--classifier.mix.group", "6"], "mix.group 6 does not divide"),
+    "a mixing group that does not fit": (["--classifier.mix.group", "6"], "of mix.group 6"),
     "half precision on a cpu": (["--precision", "fp16"], "precision fp16 needs a GPU"),
     "no time between checkpoints": (["--checkpoint-minutes", "0"], "checkpoint_minutes is 0.0"),
     "a catalog that is not there": (["--data", "gone.toml"], "gone.toml: no such file"),

@@ -104,7 +104,7 @@ def check_published_order(source: Manifest) -> None:
     if PUBLISHED_ORDERS.get(_hash(sorted(names)), _hash(names)) != _hash(names):
         raise InputError(
             f"{source.path or source.name}: its classes have other numbers than in the authors' lists, so a shared head would join "
-            "other pairs; index it with --classes LIST, their train.csv, or give each source its head: --classifier.no-shared-head"
+            "other pairs; index it with --classes LIST, their train.csv, or train a head for each source"
         )
 
 
