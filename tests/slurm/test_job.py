@@ -121,8 +121,6 @@ def test_slurm_refuses_in_one_line_and_submits_nothing(wrong, words, cluster, da
 @pytest.mark.slurm
 def test_slurm_whole_nodes_are_the_default(cluster, data, tmp_path):
     """Four GPUs and 16 cores a node: a rank for each GPU, with a fourth of the cores."""
-    done = launch([*flags(data, tmp_path / "run", 2), "--nodes", "2", "--dry-run"], cluster.environment)
-    assert done.returncode == 2 and "8 ranks x 1 micro-batches x 2 views" in done.stderr
     done = launch([*flags(data, tmp_path / "run", 2), "--nodes", "1", "--dry-run"], cluster.environment)
     assert done.returncode == 0 and done.stderr == ""
     sizes = ("gpus-per-node=4", "ntasks-per-node=4", "cpus-per-task=4")
