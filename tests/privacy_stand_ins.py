@@ -39,8 +39,8 @@ class Nothing:
         return np.zeros(frame_HWC.shape[:2], np.float32)
 
 
-def write_stand(path: Path, *, length: int = 38, leaves: int | None = None) -> None:
-    """Write a clip with noise in which a striped red person stands still, and is gone from frame `leaves` on."""
+def write_stand(path: Path, *, length: int = 38, leaves: int | None = None, blue: bool = False) -> None:
+    """Write a clip with noise in which a striped red person stands still, and is gone from frame `leaves` on; `blue`: with another."""
     rng = np.random.default_rng(0)
     place_HWC = np.kron(rng.integers(40, 160, (24, 32, 1)), np.ones((4, 4, 3)))
     with video_writer(path, fps=10.0, options=X264) as add_frame:
@@ -49,6 +49,8 @@ def write_stand(path: Path, *, length: int = 38, leaves: int | None = None) -> N
             if leaves is None or t < leaves:
                 frame_HWC[30:80, 50:66] = RED
                 frame_HWC[30:80:8, 50:66, 2] = 120
+            if blue:
+                frame_HWC[30:80, 90:106] = RED[::-1]
             add_frame(frame_HWC.clip(0, 255).astype(np.uint8))
 
 

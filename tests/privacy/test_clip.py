@@ -188,6 +188,55 @@ def test_whom_an_inpainter_paints_back_is_hidden_flat(stand_ins, walk, tmp_path,
     assert not is_red(frames(paths["inp"])).any() and outcome.flattened >= 24 and outcome.seen_share == 0
 
 
+class Ghosts:
+    """An inpainter that paints a red person who is not the hidden one."""
+
+    def __call__(self, frame_HWC, hidden_HW, *_):
+        picture_HWC = np.where(hidden_HW[..., None], np.uint8(90), frame_HWC)
+        picture_HWC[40:60, 53:63] = (200, 60, 60)
+        return picture_HWC, np.zeros_like(hidden_HW)
+
+
+class Shy(RedFinder):
+    """Detects someone blue, in nobody else's presence."""
+
+    def __call__(self, frame_HWC):
+        boxes_N5 = super().__call__(frame_HWC)
+        return boxes_N5 if len(boxes_N5) else super().__call__(frame_HWC[..., ::-1])
+
+
+class Everywhere(RedFinder):
+    """Detects someone in every frame."""
+
+    def __call__(self, frame_HWC):
+        return np.array([[20, 20, 40, 60, 0.9]], np.float32)
+
+
+def looked_at_again(folder, monkeypatch, stand_ins, kind, make, **settings):
+    """Clean a clip of someone red, and someone blue beside them, with another detector or inpainter."""
+    finds = "person" if kind == "detector" else ""
+    monkeypatch.setitem(plugins.PLUGINS, "other", plugins.Plugin(kind=kind, make=make, license="none", finds=finds))
+    write_stand(folder / "stand.mp4", length=12, blue=kind == "detector")
+    source = ClipSource(path=folder / "stand.mp4", start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
+    outcome, paths = Pipeline(Settings(**{**stand_ins, **settings}), folder).clean(source, folder, "c/v")
+    return outcome, frames(paths["inp"])
+
+
+def test_a_fill_that_looks_like_a_person_is_hidden_flat_in_the_second_round(stand_ins, tmp_path, monkeypatch):
+    outcome, after = looked_at_again(tmp_path, monkeypatch, stand_ins, "inpainter", Ghosts, inpainter="other")
+    assert outcome.clean and outcome.rounds == 2 and not is_red(after).any()
+
+
+def test_who_is_detected_only_in_the_result_is_removed_in_the_second_round(stand_ins, tmp_path, monkeypatch):
+    outcome, after = looked_at_again(tmp_path, monkeypatch, stand_ins, "detector", Shy, detectors=("other",))
+    assert outcome.clean and outcome.rounds == 2 and not is_red(after).any() and not is_red(after[..., ::-1]).any()
+
+
+def test_a_clip_in_whose_result_people_are_still_detected_is_not_clean(stand_ins, tmp_path, monkeypatch):
+    outcome, _ = looked_at_again(tmp_path, monkeypatch, stand_ins, "detector", Everywhere, detectors=("other",))
+    assert not outcome.clean and outcome.rounds == 3
+
+
 def test_only_the_window_of_the_source_is_cleaned(stand_ins, walk, tmp_path):
     source = ClipSource(path=walk[0].path, start_seconds=0.5, end_seconds=1.5, fps=10.0)
     settings = Settings(layout="frames", keep_original=True, **stand_ins)

@@ -6,10 +6,11 @@ import torch
 
 from ppma.config.errors import InputError
 from ppma.privacy.detectors import maskrcnn
-from ppma.privacy.detectors.boxes import NONE_05, bridge, grown, linger, overlaps, stay, suppress
+from ppma.privacy.detectors.boxes import NONE_05, bridge, grown, keep_sure, linger, overlaps, stay, suppress
 from ppma.privacy.detectors.maskrcnn import LEAST_SCORE, MaskRcnnDetector, MaskRcnnSegmenter
 from ppma.privacy.detectors.movenet import MoveNet
 from ppma.privacy.detectors.opencv_models import CenterFace, Selfie
+from ppma.privacy.detectors.ssdlite import SsdLite, confirmed
 from ppma.privacy.detectors.tiles import network_size, tile_batch, tiles
 from ppma.privacy.detectors.weights import find
 from ppma.synthetic.clip import ClipSpec, render, sample_clip
@@ -49,6 +50,29 @@ def test_a_fast_person_is_followed_over_a_gap():
     bridged = bridge(frames, gap=4)
     assert [float(boxes[0, 0]) for boxes in bridged] == pytest.approx([6 * t for t in range(9)])
     assert not len(bridge([box(0, 0), NONE_05, NONE_05, box(48, 0)], gap=4)[1]), "without a speed it is another person"
+
+
+def test_weak_boxes_are_confirmed_by_a_second_detector_or_tracked_ones():
+    asked = []
+
+    def only_bright(cut):
+        asked.append(cut.shape)
+        height, width = cut.shape[:2]
+        return np.array([[0, 0, width, height, 0.2]] if cut.mean() > 128 else NONE_05, np.float32)
+
+    frame = np.zeros((400, 600, 3), np.uint8)
+    frame[:, :300] = 255
+    weak = np.concatenate([box(100, 50, 100, 250, 0.3), box(400, 50, score=0.3), box(500, 50, score=0.4)])
+    boxes = np.concatenate([weak, box(450, 10, score=0.8), box(599, 399, score=0.3)])
+    known = box(500, 52)
+    kept = confirmed(frame, boxes, known, only_bright)
+    assert kept[:, 4].tolist() == pytest.approx([0.5, 0.3, 0.5, 0.8, 0.3]) and (kept[:, :4] == boxes[:, :4]).all()
+    assert len(asked) == 3 and max(asked[0]) <= 150, "the tracked and the sure ones are not looked at"
+
+
+def test_weak_boxes_before_a_sure_one_of_the_same_track_are_kept():
+    frames = [box(0, 0, score=0.3), box(1, 0, score=0.3), box(2, 0, score=0.6), box(50, 0, score=0.4)]
+    assert [len(boxes) for boxes in keep_sure(frames)] == [1, 1, 1, 0]
 
 
 def still_scene(changes=range(0), shift=0):
@@ -132,7 +156,7 @@ def test_inputs_have_the_proportions_of_the_frame():
 def shot():
     """A frame with one rendered person and the person's pixels."""
     spec = ClipSpec(seed=3, split="train", class_name="walk", number=0, size=224, frames=2, fps=8.0, people=1)
-    return next(iter(render(sample_clip(spec))))
+    return next(iter(render(sample_clip(spec), empty=True)))
 
 
 def test_the_remover_finds_a_rendered_person_and_face_and_nothing_in_gray(shot, person_weights):
@@ -145,6 +169,14 @@ def test_the_remover_finds_a_rendered_person_and_face_and_nothing_in_gray(shot, 
     assert len(faces_N5) and (faces_N5[:, 3] < rows[0] + 0.4 * (rows[-1] - rows[0])).any()
     gray = np.full((120, 160, 3), 128, np.uint8)
     assert detect(gray).shape == detect_faces(gray).shape == (0, 5)
+
+
+def test_the_second_detector_confirms_a_rendered_person_and_not_the_empty_place(shot, person_weights):
+    rows, columns = np.flatnonzero(shot.mask_PP.any(1)), np.flatnonzero(shot.mask_PP.any(0))
+    weak = np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1, 0.3]], np.float32)
+    detect = SsdLite(find("ssdlite", person_weights))
+    assert confirmed(shot.picture_PP3, weak, NONE_05, detect)[0, 4] == 0.5
+    assert confirmed(shot.empty_PP3, weak, NONE_05, detect)[0, 4] < 0.5
 
 
 def test_the_segmenter_separates_a_rendered_person_from_the_background(shot, person_weights):

@@ -189,7 +189,7 @@ def test_six_planted_clips(audit_weights, tmp_path, monkeypatch, capsys):
     summary = json.loads((tmp_path / "out" / "report.json").read_text())
     assert summary["clips"] == 6 and summary["frames"] == 6
     assert summary["tall and found"]["recall"] >= RECALL and summary["tall"]["people"] >= 3
-    assert not summary["pixels"]["outside_below"] and summary["residual"]["ssdlite"]["before"] > 0.4
+    assert not summary["pixels"]["outside_below"] and summary["residual"]["nanodet"]["before"] > 0.4
     for trial in (tmp_path / "out" / "trials").iterdir():
         checks = json.loads(trial.read_text())["findings"]["checks"]
         assert checks["same outside, before encoding"]["held"] is True and checks["every frame"]["held"] is True

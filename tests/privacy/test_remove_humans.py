@@ -106,6 +106,17 @@ def test_a_folder_is_cleaned_once_and_a_file_that_is_no_video_is_named(
     assert times == {path: path.stat().st_mtime_ns for path in (out / "inp").rglob("*.mp4")}
 
 
+def test_clips_that_are_not_clean_are_named_and_exit_with_3(videos, tmp_path, stand_ins, monkeypatch, capsys):
+    (videos / "to" / "broken.mp4").unlink()
+    assert remove(videos, tmp_path / "out") == 0
+    monkeypatch.setattr(clip_module, "ROUNDS", 1)
+    monkeypatch.setattr(Pipeline, "detect", lambda *_: {"red": np.ones((1, 5), np.float32)})
+    capsys.readouterr()
+    assert remove(videos, tmp_path / "unclean") == 3
+    printed = capsys.readouterr().out
+    assert "to/one: " in printed and "fro/two: " in printed and "2 clips" in printed
+
+
 def test_parts_and_their_merge_make_what_one_run_makes(videos, tmp_path, stand_ins, capsys, short_leases):
     """Part and merge exit with 0 though a clip is refused: that is a report, and stops no later job."""
     out, whole, other = tmp_path / "out", tmp_path / "whole", Share(tmp_path / "out" / shares.FOLDER, (0, 2))

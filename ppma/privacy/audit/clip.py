@@ -43,7 +43,6 @@ PICTURE_WIDTH = 640
 COLORS = {
     "nanodet": (255, 64, 64),
     "centernet": (64, 220, 64),
-    "ssdlite": (255, 64, 255),
     "yolov3-tiny": (64, 220, 220),
     "blazeface": (255, 200, 0),
 }

@@ -2,8 +2,8 @@
 
     frame_HWC (RGB uint8)  ->  the frame and its tiles at the network's size  ->  boxes_N5: x0, y0, x1, y1, score
 
-Four networks detect bodies by different means: nanodet predicts distributions of edge distances, centernet heat maps of
-centers, ssdlite and yolov3-tiny offsets of anchor boxes; blazeface detects faces. Operating points (thresholds) are
+Three networks detect bodies by different means: nanodet predicts distributions of edge distances, centernet heat maps of
+centers, yolov3-tiny offsets of anchor boxes; blazeface detects faces. Operating points (thresholds) are
 sensitive: a missed person is worse than a false positive, which costs a look. They were chosen on half of the labeled
 real clips and are reported on the other half (benchmarks/person_recall.py, LOG.md 2026-11-28).
 Legend: H height, W width of a frame in pixels, N boxes or anchors, B tiles, h and w of a network's input
@@ -146,42 +146,6 @@ class CenterNet:
         return np.stack([x - left, y - top, x + right, y + bottom, heat_hw[rows, columns]], 1)
 
 
-class SsdLite:
-    """SSDLite on MobileNetV2 (Sandler et al., 2018) on COCO: predicts offsets of 1917 anchor boxes."""
-
-    side, parts, maps = 300, 5, 6
-    person, classes = 1, 91
-
-    def __init__(self, files: dict[str, Path], threshold: float) -> None:
-        """Load `files["ssdlite.json"]` and `files["ssdlite-1.bin"]` to `files["ssdlite-5.bin"]`."""
-        self.threshold = threshold
-        kinds = ("BoxEncoding", "Class")
-        names = [f"BoxPredictor_{k}/{kind}Predictor/BiasAdd" for kind in kinds for k in range(self.maps)]
-        parts = [files[f"ssdlite-{number + 1}.bin"] for number in range(self.parts)]
-        self._graph = Graph(files["ssdlite.json"], parts, names, start="Preprocessor/sub")
-        self._anchors_N4 = self._graph.constant("Postprocessor/ExpandDims")[0]
-
-    def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """Return boxes_N5 of people."""
-        tiles_BSS3, places = tile_batch(frame_HWC, self.side, multiple=self.side)  # the anchors are for square inputs
-        maps = self._graph(tiles_BSS3.astype(np.float32) / np.float32(127.5) - 1)
-        shifts, logits = maps[: self.maps], maps[self.maps :]
-        shifts_BN4 = np.concatenate([m.reshape(len(places), -1, 4) for m in shifts], 1)
-        logits_BN = np.concatenate([m.reshape(len(places), -1, self.classes)[..., self.person] for m in logits], 1)
-        scores_BN = 1 / (1 + np.exp(-logits_BN))
-        return gather(places, [self._boxes(*both) for both in zip(scores_BN, shifts_BN4)])
-
-    def _boxes(self, score_N: np.ndarray, shifts_N4: np.ndarray) -> np.ndarray:
-        kept_N = score_N >= self.threshold
-        y0, x0, y1, x1 = self._anchors_N4[kept_N].T
-        dy, dx, dh, dw = shifts_N4[kept_N].T
-        height, width = y1 - y0, x1 - x0
-        y, x = (y0 + y1) / 2 + dy / 10 * height, (x0 + x1) / 2 + dx / 10 * width
-        height, width = height * np.exp(dh / 5), width * np.exp(dw / 5)
-        corners_4N = np.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2]) * self.side
-        return suppress(np.vstack([corners_4N, score_N[kept_N]]).T)
-
-
 class BlazeFace:
     """MediaPipe's full-range face detector (Bazarevsky et al., 2019), on a grid of 4 pixels at 192 x 192."""
 
@@ -212,7 +176,6 @@ class BlazeFace:
 AUDITORS: dict[str, AuditorKind] = {
     "nanodet": AuditorKind(make=NanoDet, finds="person", weights="auditors", license="Apache-2.0", threshold=0.45),
     "centernet": AuditorKind(make=CenterNet, finds="person", weights="auditors", license="Apache-2.0", threshold=0.4),
-    "ssdlite": AuditorKind(make=SsdLite, finds="person", weights="ssdlite", license="Apache-2.0", threshold=0.55),
     "yolov3-tiny": AuditorKind(
         make=YoloV3Tiny, finds="person", weights="yolov3-tiny", license="MIT as packaged (darknet)", threshold=0.5
     ),

@@ -19,7 +19,7 @@ SAME_PERSON = 0.25
 SPEED_FRAMES = 5
 """Frames over which speed is averaged: a jitter of some pixels would be multiplied over a gap."""
 SURE = 0.5
-"""Score from which a single detection begins a track that `stay` extends."""
+"""Score from which a detection is a person without a second detector that confirms it."""
 ALIKE_LEVELS = 12
 """Difference in gray levels up to which two pixels are the same but for noise."""
 ALIKE_SHARE = 0.7
@@ -55,6 +55,15 @@ def grown(boxes_N5: np.ndarray, left: float, top: float, right: float, bottom: f
     out[:, :2] -= size_N2 * np.array((left, top), np.float32)
     out[:, 2:4] += size_N2 * np.array((right, bottom), np.float32)
     return out
+
+
+def keep_sure(frames: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the boxes_N5 of each frame that have a score of SURE, or are tracked into the next frame by one that has."""
+    kept = [NONE_05] * (len(frames) + 1)
+    for t in range(len(frames) - 1, -1, -1):
+        boxes_N5 = frames[t]
+        kept[t] = boxes_N5[(boxes_N5[:, 4] >= SURE) | (overlaps(boxes_N5, kept[t + 1]).max(1, initial=0) >= OVERLAP)]
+    return kept[:-1]
 
 
 @dataclass

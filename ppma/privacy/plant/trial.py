@@ -140,8 +140,8 @@ def measure(planted: Planted, pipeline: Pipeline, inspector: Inspector, folder: 
     clip = _write_video(planted.frames_TPP3, folder / "source.mp4", design.fps)
     empty = _write_video(planted.empty_TPP3, folder / "empty.mp4", design.fps)
     with pipeline.plan(clip, folder) as plan:
-        outcome, paths = pipeline.render(plan, clip, folder, design.name)
-        _, controls = pipeline.render(plan, empty, folder / "control", design.name)
+        outcome, paths = pipeline.finish(plan, clip, folder, design.name)
+        _, controls, _ = pipeline.render(plan, empty, folder / "control", design.name)
     # 2. audit
     pair = Pair(
         name=design.name, path=f"inp/{design.name}.mp4", class_name=design.action, cleaned=paths["inp"], frames=design.frames,

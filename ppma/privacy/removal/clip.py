@@ -3,6 +3,7 @@
     1 detect   every frame  ->  boxes of each detector; short gaps in a track are filled, its ends extended
     2 mask     every frame  ->  mask of people (kept on disk), camera pose
     3 render   every frame  ->  hidden pixels painted, blurred or downsampled  ->  files
+    4 look     some frames of the result  ->  new boxes  ->  masks, and pass 3 again; at most ROUNDS times
 
 In pass 3 a second reader runs ahead and provides the reference frames that hidden pixels are painted from.
 Legend: H height, W width, C channels, N boxes.
@@ -23,7 +24,8 @@ import numpy as np
 
 from ppma.config.errors import BadClip
 from ppma.loaders.decode.fetch import all_frames
-from ppma.privacy.detectors.boxes import NONE_05, bridge, grown, linger, stay, suppress
+from ppma.privacy.detectors.boxes import NONE_05, SURE, bridge, grown, keep_sure, linger, stay, suppress
+from ppma.privacy.detectors.ssdlite import confirmed
 from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.camera import Pose, Reference, Tracker
@@ -58,6 +60,12 @@ REFERENCE_BYTES = 256 * 2**20
 LEAST_REFERENCES = 7
 GUARD_FRAMES = 8
 """Frames around a reference whose masks hide pixels in it too, so that a missed person is not painted back."""
+ROUNDS = 3
+"""Times a clip is rendered at most; a clip in whose last result people are detected is not clean."""
+LOOKS_PER_SECOND = 5.0
+"""Frames of a result that are searched for people, in each round others."""
+IN_FILL_SHARE = 0.5
+"""Share of a person detected in a result that is hidden, from which it is the fill that looks like a person."""
 BLUR_BLOBS = 6.0
 """Resolution that blurring leaves: pixels along the longer side of a hidden region."""
 
@@ -85,7 +93,13 @@ class Settings:
             return ()
         if self.method == "blur-faces":
             return tuple(name for name in self.detectors if plugins.PLUGINS[name].finds == "face")
-        return (*self.detectors, self.segmenter, *([self.inpainter] if self.method == "remove" else []))
+        second = {plugins.PLUGINS[name].confirmed_by for name in self.detectors} - {"", *self.detectors}
+        return (
+            *self.detectors,
+            *sorted(second),
+            self.segmenter,
+            *([self.inpainter] if self.method == "remove" else []),
+        )
 
     def targets(self, out: Path, name: str) -> dict[Part, Path]:
         """Return the path of each part of the clip `<class>/<video>`."""
@@ -125,13 +139,17 @@ class Outcome:
     """Share of the hidden pixels that was painted from other frames; the rest is synthesized."""
     flattened: int
     """People, counted in every frame, whom the inpainter painted back, so that a smooth fill hides them instead."""
+    rounds: int
+    """Times that the clip was rendered, each with the masks of the people detected in the result before."""
+    clean: bool
+    """False if people are detected in the result of the last round."""
     shots: int
     cpu_seconds: float
     outside_sha256: str
     """Hash of the pixels outside the masks, frame by frame, before encoding."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Plan:
     """The masks of a clip and the motion of its camera."""
 
@@ -139,7 +157,14 @@ class Plan:
     spool: Spool
     poses: list[Pose]
     """One for each frame; empty unless something is painted."""
-    cpu_seconds: float
+    views: Spool
+    """Small gray frames, in which changes behind a lost person are seen."""
+    scale: float = 1.0
+    """Pixels of a view per pixel of a frame."""
+    flat: dict[int, np.ndarray]
+    """Frame number -> boxes_N5 of people whom the fill showed, so that it is smooth there."""
+    cpu_seconds: float = 0.0
+    """CPU time spent on the clip so far."""
 
 
 class Pipeline:
@@ -150,12 +175,24 @@ class Pipeline:
         self.settings = settings
         tools = {name: plugins.load(name, weights, settings.models) for name in settings.used}
         self._detectors: dict[str, plugins.Detector] = {n: tools[n] for n in settings.detectors if n in tools}
+        self._confirmers: dict[str, plugins.Detector] = {
+            name: tools[second] for name in self._detectors if (second := plugins.PLUGINS[name].confirmed_by)
+        }
         self._segmenter: plugins.Segmenter | None = tools.get(settings.segmenter)
         self._inpainter: plugins.Inpainter | None = tools.get(settings.inpainter)
 
     def detect(self, frame_HWC: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the boxes_N5 of each detector in one frame."""
-        return {name: detector(frame_HWC) for name, detector in self._detectors.items()}
+        """Return the boxes_N5 of each detector in one frame; those of low scores if they are confirmed."""
+        found = self._detect(frame_HWC, {})
+        return {name: keep_sure([b])[0] if name in self._confirmers else b for name, b in found.items()}
+
+    def _detect(self, frame_HWC: np.ndarray, before: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the boxes_N5 of each detector, those without confirmation too, with what it found `before`."""
+        found = {name: detector(frame_HWC) for name, detector in self._detectors.items()}
+        for name, confirm in self._confirmers.items():
+            known_N5 = before.get(name, NONE_05)
+            found[name] = confirmed(frame_HWC, found[name], known_N5[known_N5[:, 4] >= SURE], confirm)
+        return found
 
     def mask(self, frame_HWC: np.ndarray, boxes: Boxes | None = None, t: int = 0) -> np.ndarray:
         """Return the raw mask_HW (uint8) of frame `t`, from the boxes of its clip or detections in this frame."""
@@ -179,25 +216,49 @@ class Pipeline:
             BadClip: The source cannot be read.
         """
         with self.plan(source, out) as plan:
-            return self.render(plan, source, out, name)
+            return self.finish(plan, source, out, name)
+
+    def finish(self, plan: Plan, source: ClipSource, out: Path, name: str) -> tuple[Outcome, dict[Part, Path]]:
+        """Render a planned clip until no people are detected in the result, at most ROUNDS times; see `clean`."""
+        for round_ in range(ROUNDS):
+            outcome, paths, found = self.render(plan, source, out, name, round_)
+            if not found:
+                break
+            if round_ < ROUNDS - 1:
+                self._extend(plan, source, found)
+        return outcome, paths
 
     @contextlib.contextmanager
     def plan(self, source: ClipSource, folder: Path) -> Iterator[Plan]:
         """Yield the masks and poses of a clip; masks are kept in an unnamed file in `folder` while the block lasts."""
         began = time.process_time()
-        boxes = self._detect_all(source, folder)
-        with contextlib.closing(Spool(folder)) as spool:
-            poses = self._mask_all(source, boxes, spool)
-            yield Plan(boxes=boxes, spool=spool, poses=poses, cpu_seconds=time.process_time() - began)
+        with contextlib.closing(Spool(folder)) as spool, contextlib.closing(Spool(folder, bits=False)) as views:
+            plan = Plan(boxes={}, spool=spool, poses=[], views=views, flat={})
+            self._detect_all(source, plan)
+            self._mask_all(source, plan)
+            plan.cpu_seconds = time.process_time() - began
+            yield plan
 
-    def render(self, plan: Plan, source: ClipSource, out: Path, name: str) -> tuple[Outcome, dict[Part, Path]]:
+    def render(
+        self, plan: Plan, source: ClipSource, out: Path, name: str, round_: int | None = None
+    ) -> tuple[Outcome, dict[Part, Path], dict[int, dict[str, np.ndarray]]]:
         """Write the files of a planned clip; see `clean`.
 
-        `source` is the clip of the plan, or for a control one of the same camera without people.
+        Args:
+            plan: Masks and poses.
+            source: The clip of the plan, or for a control one of the same camera without people.
+            out: Folder of inp, seg and ori.
+            name: `<class>/<video>`.
+            round_: Which frames of the result are searched for people; none by default.
+
+        Returns:
+            The outcome, the path of each part, and frame number -> boxes_N5 of each detector in the result.
         """
         began, paths = time.process_time(), self.settings.targets(out, name)
         window = _Window(source, plan.spool, plan.poses) if self._inpainter is not None else None
         frames = hidden_pixels = seen_pixels = flattened = 0
+        looked_at = max(1, round(source.fps / LOOKS_PER_SECOND)) if window is not None and round_ is not None else 0
+        found = dict[int, dict[str, np.ndarray]]()
         outside = hashlib.sha256()
         with contextlib.ExitStack() as stack:  # inp is opened first and so renamed last
             writers = {
@@ -211,12 +272,16 @@ class Pipeline:
                 hidden_pixels += int(hidden_HW.sum())
                 seen_pixels += int(seen_HW.sum())
                 flattened += flat
+                if looked_at and (t - (round_ or 0)) % looked_at == 0 and hidden_HW.any():
+                    again = self.detect(picture_HWC)
+                    found |= {t: again} if any(map(len, again.values())) else {}
                 for part, picture in (("inp", picture_HWC), ("seg", hidden_HW), ("ori", frame_HWC)):
                     if part in writers:
                         writers[part](picture)
             if not frames:
                 raise BadClip("has no frame in its window")
         height, width = hidden_HW.shape
+        plan.cpu_seconds += time.process_time() - began
         outcome = Outcome(
             frames=frames,
             height=height,
@@ -226,38 +291,62 @@ class Pipeline:
             hidden_share=hidden_pixels / (frames * height * width),
             seen_share=seen_pixels / max(1, hidden_pixels),
             flattened=flattened,
+            rounds=(round_ or 0) + 1,
+            clean=not found,
             shots=1 + max((pose.shot for pose in plan.poses), default=0),
-            cpu_seconds=plan.cpu_seconds + time.process_time() - began,
+            cpu_seconds=plan.cpu_seconds,
             outside_sha256=outside.hexdigest(),
         )
-        return outcome, paths
+        return outcome, paths, found
 
-    def _detect_all(self, source: ClipSource, folder: Path) -> Boxes:
+    def _detect_all(self, source: ClipSource, plan: Plan) -> None:
+        """Set the plan's boxes and views."""
         boxes: Boxes = {name: [] for name in self._detectors}
-        scale = 1.0
-        with contextlib.closing(Spool(folder, bits=False)) as views:
-            for frame_HWC in source.frames() if boxes else ():
-                scale = min(1.0, VIEW_SIDE / max(frame_HWC.shape[:2]))
-                small = cv2.resize(frame_HWC, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-                views.append(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY))
-                for name, found_N5 in self.detect(frame_HWC).items():
-                    boxes[name].append(found_N5)
-            gap, more = round(BRIDGE_SECONDS * source.fps), round(LINGER_SECONDS * source.fps)
-            return {name: linger(bridge(stay(b, views.read, scale, gap), gap), more) for name, b in boxes.items()}
+        found = dict[str, np.ndarray]()
+        for frame_HWC in source.frames() if boxes else ():
+            plan.scale = min(1.0, VIEW_SIDE / max(frame_HWC.shape[:2]))
+            small = cv2.resize(frame_HWC, None, fx=plan.scale, fy=plan.scale, interpolation=cv2.INTER_AREA)
+            plan.views.append(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY))
+            found = self._detect(frame_HWC, found)
+            for name, found_N5 in found.items():
+                boxes[name].append(found_N5)
+        boxes |= {name: keep_sure(boxes[name]) for name in self._confirmers}
+        plan.boxes = _tracked(boxes, plan, source.fps)
 
-    def _mask_all(self, source: ClipSource, boxes: Boxes, spool: Spool) -> list[Pose]:
-        """Append raw masks to the spool; return the camera poses if something is to be painted."""
-        tracker, poses = Tracker(), list[Pose]()
-        if self.settings.method == "downsample":
-            return poses
-        for t, frame_HWC in enumerate(source.frames()):
-            if any(t >= len(found) for found in boxes.values()):
+    def _mask_all(self, source: ClipSource, plan: Plan) -> None:
+        """Set the plan's masks, and the camera poses if something is to be painted."""
+        tracker = Tracker()
+        for t, frame_HWC in enumerate(source.frames() if self.settings.method != "downsample" else ()):
+            if any(t >= len(found) for found in plan.boxes.values()):
                 raise BadClip("has more frames when it is read again; re-encode it")
-            mask_HW = self.mask(frame_HWC, boxes, t)
-            spool.append(mask_HW)
+            mask_HW = self.mask(frame_HWC, plan.boxes, t)
+            plan.spool.append(mask_HW)
             if self._inpainter is not None:
-                poses.append(tracker.add(frame_HWC, cv2.dilate(mask_HW, disc(dilation_pixels(*mask_HW.shape)))))
-        return poses
+                dilated_HW = cv2.dilate(mask_HW, disc(dilation_pixels(*mask_HW.shape)))
+                plan.poses.append(tracker.add(frame_HWC, dilated_HW))
+
+    def _extend(self, plan: Plan, source: ClipSource, found: dict[int, dict[str, np.ndarray]]) -> None:
+        """Add the people detected in a result to the plan: to its masks, or where they are hidden, to be filled flat."""
+        began, reach = time.process_time(), max(1, round(source.fps / LOOKS_PER_SECOND))
+        new: Boxes = {name: [NONE_05] * len(plan.spool) for name in plan.boxes}
+        for t, by_name in found.items():
+            hidden_HW = hidden(plan.spool, t, masks=self.settings.masks)
+            for name, boxes_N5 in by_name.items():
+                new[name][t] = boxes_N5
+                core_HW = cores(boxes_N5, hidden_HW.astype(np.uint8))
+                parts = (hidden_HW[core_HW == n + 1] for n in range(len(boxes_N5)))
+                filled = [part.size > 0 and part.mean() >= IN_FILL_SHARE for part in parts]
+                for near in range(max(0, t - reach), min(len(plan.spool), t + reach + 1)):
+                    plan.flat[near] = np.concatenate([plan.flat.get(near, NONE_05), boxes_N5[filled]])
+        more = _tracked(new, plan, source.fps)
+        for t, frame_HWC in enumerate(source.frames()):
+            added = {name: [boxes[t]] for name, boxes in more.items()}
+            if any(len(boxes_N5) for (boxes_N5,) in added.values()):
+                plan.spool.replace(t, plan.spool.read(t) | self.mask(frame_HWC, added))
+        plan.boxes = {
+            name: [np.concatenate(both) for both in zip(boxes, more[name])] for name, boxes in plan.boxes.items()
+        }
+        plan.cpu_seconds += time.process_time() - began
 
     def _change(
         self, t: int, frame_HWC: np.ndarray, plan: Plan, window: "_Window | None"
@@ -275,7 +364,10 @@ class Pipeline:
         figures = Figures.of(frame_HWC, hidden_HW, self._cores(plan, t))
         picture_HWC, seen_HW = self._inpainter(frame_HWC, hidden_HW, pose.homography_33, references, memory, figures)
         returned_K = figures.returned(picture_HWC)
-        flat_HW = returned_K[figures.territory_HW]
+        smooth_HW = np.zeros(hidden_HW.shape, np.uint8)
+        for x0, y0, x1, y1 in plan.flat.get(t, NONE_05)[:, :4].round().astype(int).clip(0).tolist():
+            smooth_HW[y0 : y1 + 1, x0 : x1 + 1] = 1
+        flat_HW = returned_K[figures.territory_HW] | ((smooth_HW > 0) & hidden_HW)
         picture_HWC[flat_HW] = figures.smooth_HWC[flat_HW]
         return picture_HWC, hidden_HW, seen_HW & ~flat_HW, int(returned_K.sum())
 
@@ -284,6 +376,14 @@ class Pipeline:
         people_N5, faces_N5 = _split(plan.boxes, t)
         boxes_N5 = np.concatenate([suppress(people_N5), grown(faces_N5, 0.5, 0, 0.5, 0)])
         return cores(boxes_N5, plan.spool.read(t))
+
+
+def _tracked(boxes: Boxes, plan: Plan, fps: float) -> Boxes:
+    """Add the boxes of people whom a detector loses, by the views of the plan."""
+    gap, more = round(BRIDGE_SECONDS * fps), round(LINGER_SECONDS * fps)
+    return {
+        name: linger(bridge(stay(found, plan.views.read, plan.scale, gap), gap), more) for name, found in boxes.items()
+    }
 
 
 def _split(boxes: Boxes, t: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from ppma.common.engines import EngineName
 from ppma.common.progress import Progress
 from ppma.common.shares import FOLDER, Share
 from ppma.common.workers import parse_shard
-from ppma.config.command import DONE, OutFile, OutFolder, as_flags, check_ranges, parse
+from ppma.config.command import DONE, FAILED_AUDIT, OutFile, OutFolder, as_flags, check_ranges, parse
 from ppma.config.errors import InputError, require
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.listing import Refused, read_clips
@@ -146,12 +146,19 @@ def remove_humans(source: Path | str, out: Path | str = "removed", **flags: obje
 def main(argv: list[str]) -> int:
     """Run `ppma remove-humans ARGV`."""
     config = parse(RemovalConfig, argv, prog="ppma remove-humans")
-    run(config, Console(highlight=False, soft_wrap=True, markup=False))
-    return DONE
+    unclean = run(config, Console(highlight=False, soft_wrap=True, markup=False))
+    return FAILED_AUDIT if unclean else DONE
 
 
-def run(config: RemovalConfig, report: Console) -> None:
-    """Remove people from the clips of a config, or estimate what that takes; report on the console."""
+def run(config: RemovalConfig, report: Console) -> list[str]:
+    """Remove people from the clips of a config, or estimate what that takes; report on the console.
+
+    Returns:
+        The names of clips in whose result people are still detected, once the manifest is written.
+
+    Raises:
+        InputError: Some clips cannot be read; the others are done.
+    """
     settings = config.settings()
     engine = engines.find(config.engine)
     root, clips, refused = read_clips(config.source, config.root, config.workers, engine)
@@ -164,23 +171,24 @@ def run(config: RemovalConfig, report: Console) -> None:
     if config.dry_run:
         _print_estimate(report, config, jobs[first::step])
         _print_refused(report, refused)
-        return
+        return []
     alone = config.part is None and config.merge is None
     share = Share(None if alone else config.out / FOLDER, (first, step))
     removal.claim(config.out, settings)
     if config.merge is not None:
         known = dict(refused) | removal.gather(jobs, share, config.out)
-        _finish(report, config, jobs, sorted(known.items()))
+        unclean = _finish(report, config, jobs, sorted(known.items()))
         share.clear()
-        return
+        return unclean
     with Progress("frames") as progress:
         refused = [*refused, *removal.run(jobs, config.workers, progress, share, engine)]
     if config.part is not None:
         _print_refused(report, refused)
-        return
-    _finish(report, config, jobs, refused)
+        return []
+    unclean = _finish(report, config, jobs, refused)
     rejected = config.out / removal.REJECTED
     require(not refused, f"{len(refused)} clips cannot be read, see {rejected}; the others are done")
+    return unclean
 
 
 def _print_estimate(report: Console, config: RemovalConfig, jobs: Sequence[RemovalJob]) -> None:
@@ -197,8 +205,8 @@ def _print_estimate(report: Console, config: RemovalConfig, jobs: Sequence[Remov
         report.print(f"  {plugin.kind} {name}: {plugin.license}")
 
 
-def _finish(report: Console, config: RemovalConfig, jobs: Sequence[RemovalJob], refused: Refused) -> None:
-    """Write the manifest of all parts and add it to data.toml."""
+def _finish(report: Console, config: RemovalConfig, jobs: Sequence[RemovalJob], refused: Refused) -> list[str]:
+    """Write the manifest of all parts and add it to data.toml; return the clips that are not clean."""
     manifest = removal.write_manifest(jobs, config.out, refused, config.licence)
     done = [job for job in jobs if job.done()]
     report.print(f"{manifest}: {len(done)} clips, {sum(job.row.frames for job in done)} frames")
@@ -207,6 +215,13 @@ def _finish(report: Console, config: RemovalConfig, jobs: Sequence[RemovalJob], 
         catalog.add(data, name=config.name, split="train", manifest=manifest, root=config.out)
         report.print(f"added {config.name}.train to {data}")
     _print_refused(report, refused)
+    unclean = removal.unclean(jobs)
+    if unclean:
+        report.print(
+            f"{len(unclean)} clips are not clean, people are still detected in them (clean: false in records):"
+        )
+        _print_refused(report, [(name, "look at it, or leave it out") for name in unclean])
+    return unclean
 
 
 def _print_refused(report: Console, refused: Refused) -> None:

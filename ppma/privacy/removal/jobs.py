@@ -224,6 +224,12 @@ def write_manifest(jobs: Sequence[RemovalJob], out: Path, refused: Refused, lice
     return out / MANIFEST
 
 
+def unclean(jobs: Iterable[RemovalJob]) -> list[str]:
+    """Return the names of the finished clips in whose result people are still detected."""
+    done = ((job.name, json.loads(job.record.read_text())["outcome"]) for job in jobs if job.done())
+    return [name for name, outcome in done if not outcome.get("clean", True)]
+
+
 def _rows(jobs: Sequence[RemovalJob], licence: str) -> Iterator[Clip]:
     for job in jobs:
         if not job.done():

@@ -98,18 +98,27 @@ class Spool:
         self._bits = bits
         self._places: list[tuple[int, int]] = []
         self._shape = (0, 0)
-        self.filled = 0
+        self._filled: list[bool] = []
+
+    @property
+    def filled(self) -> int:
         """Number of planes that are not 0 everywhere."""
+        return sum(self._filled)
 
     def __len__(self) -> int:
         return len(self._places)
 
     def append(self, plane_HW: np.ndarray) -> None:
         """Add the plane of the next frame, uint8."""
-        self.filled += bool(plane_HW.any())
+        self._places.append((0, 0))
+        self._filled.append(False)
+        self.replace(len(self) - 1, plane_HW)
+
+    def replace(self, t: int, plane_HW: np.ndarray) -> None:
+        """Write the plane of frame `t` again."""
         data = zlib.compress((np.packbits(plane_HW) if self._bits else plane_HW).tobytes(), 1)
         self._shape = plane_HW.shape[0], plane_HW.shape[1]
-        self._places.append((self._file.seek(0, 2), len(data)))
+        self._places[t], self._filled[t] = (self._file.seek(0, 2), len(data)), bool(plane_HW.any())
         self._file.write(data)
 
     def read(self, t: int) -> np.ndarray:

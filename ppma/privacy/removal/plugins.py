@@ -89,6 +89,8 @@ class Plugin:
     """Key of `user_models.USER_MODELS`, or empty."""
     finds: str = ""
     """Of a detector: person or face."""
+    confirmed_by: str = ""
+    """Of a detector: the one that confirms its boxes of low scores, or empty."""
     non_commercial: bool = False
     """The license forbids commercial use, so --accept-non-commercial is required."""
 
@@ -117,12 +119,16 @@ def _torch(name: str, *more: Any) -> Callable[[Path], Any]:
 PLUGINS: dict[str, Plugin] = {
     "movenet": Plugin(
         kind="detector", make=_torch("detectors.movenet.MoveNet"), weights="movenet", license="Apache-2.0",
-        finds="person",
+        finds="person", confirmed_by="ssdlite",
     ),
     "centerface": Plugin(kind="detector", make=CenterFace, weights="centerface", license="MIT", finds="face"),
     "maskrcnn": Plugin(
         kind="detector", make=_torch("detectors.maskrcnn.MaskRcnnDetector"), user_model="maskrcnn",
         license="BSD-3-Clause (torchvision)", finds="person",
+    ),
+    "ssdlite": Plugin(
+        kind="detector", make=_torch("detectors.ssdlite.SsdLite"), weights="ssdlite", license="Apache-2.0",
+        finds="person",
     ),
     "selfie": Plugin(kind="segmenter", make=Selfie, weights="selfie", license="Apache-2.0"),
     "maskrcnn-outline": Plugin(
