@@ -154,7 +154,7 @@ def run(config: RemovalConfig, report: Console) -> list[str]:
     """Remove people from the clips of a config, or estimate what that takes; report on the console.
 
     Returns:
-        The names of clips in whose result people are still detected, once the manifest is written.
+        The names of clips in whose result people are still detected, of a run that is not a part or merge.
 
     Raises:
         InputError: Some clips cannot be read; the others are done.
@@ -177,9 +177,9 @@ def run(config: RemovalConfig, report: Console) -> list[str]:
     removal.claim(config.out, settings)
     if config.merge is not None:
         known = dict(refused) | removal.gather(jobs, share, config.out)
-        unclean = _finish(report, config, jobs, sorted(known.items()))
+        _finish(report, config, jobs, sorted(known.items()))
         share.clear()
-        return unclean
+        return []
     with Progress("frames") as progress:
         refused = [*refused, *removal.run(jobs, config.workers, progress, share, engine)]
     if config.part is not None:
