@@ -319,12 +319,12 @@ def test_rendered_people_are_hidden_and_the_background_is_restored(person_weight
     """Recall of pixels and PSNR on six small clips with exact masks and their empty scenes."""
     pipeline, looked = Pipeline(Settings(), person_weights), []
 
-    def find(frame_HWC):
-        boxes = Pipeline.detect(pipeline, frame_HWC)
+    def find(*arguments, **doubt):
+        boxes = Pipeline._detect(pipeline, *arguments, **doubt)
         looked.append(np.concatenate(list(boxes.values())))
         return boxes
 
-    pipeline.detect = find
+    pipeline._detect = find
     hits, outside, inside = [], [], []
     for action, number in DRAWN:
         clip_number = {"class_name": action, "number": number}

@@ -102,6 +102,13 @@ def test_a_lost_person_is_followed_as_they_sway_and_given_up_when_detected_again
     assert [float(boxes[0, 0]) for boxes in stayed] == [20 + t for t in range(9)] and len(stayed[8]) == 1
 
 
+def test_a_box_within_another_is_not_lost():
+    """The upper body is detected first, then the whole person."""
+    frames = [box(20, 10), box(10, 5, 40, 34), *[NONE_05] * 7]
+    stayed = stay(frames, still_scene(), 1.0, 1)
+    assert [boxes[:, 0].tolist() for boxes in stayed] == [[20, 10], *[[10]] * 8]
+
+
 def test_one_weak_detection_is_not_kept():
     frames = [NONE_05, box(20, 10, score=0.4), NONE_05] + [NONE_05] * 6
     assert not len(stay(frames, still_scene(), 1.0, 1)[2])

@@ -110,7 +110,7 @@ def test_clips_that_are_not_clean_are_named_and_exit_with_3(videos, tmp_path, st
     (videos / "to" / "broken.mp4").unlink()
     assert remove(videos, tmp_path / "out") == 0
     monkeypatch.setattr(clip_module, "ROUNDS", 1)
-    monkeypatch.setattr(Pipeline, "detect", lambda *_: {"red": np.ones((1, 5), np.float32)})
+    monkeypatch.setattr(Pipeline, "detect", lambda *_, **__: {"red": np.ones((1, 5), np.float32)})
     capsys.readouterr()
     assert remove(videos, tmp_path / "unclean") == 3
     printed = capsys.readouterr().out

@@ -20,6 +20,8 @@ SPEED_FRAMES = 5
 """Frames over which speed is averaged: a jitter of some pixels would be multiplied over a gap."""
 SURE = 0.5
 """Score from which a detection is a person without a second detector that confirms it."""
+WITHIN = 0.6
+"""Share of a box in one of another frame from which that person is not lost: one may be of the upper body only."""
 ALIKE_LEVELS = 12
 """Difference in gray levels up to which two pixels are the same but for noise."""
 ALIKE_SHARE = 0.7
@@ -39,13 +41,14 @@ def suppress(boxes_N5: np.ndarray, overlap: float = OVERLAP) -> np.ndarray:
     return boxes_N5[np.ravel(kept).astype(int)].astype(np.float32)
 
 
-def overlaps(first_N5: np.ndarray, second_M5: np.ndarray) -> np.ndarray:
-    """Return the intersection over union of every pair, shape (N, M)."""
+def overlaps(first_N5: np.ndarray, second_M5: np.ndarray, *, of_first: bool = False) -> np.ndarray:
+    """Return the intersection over union, or over the area `of_first`, of every pair, shape (N, M)."""
     a, b = first_N5[:, None, :4], second_M5[None, :, :4]
     sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
     area_a, area_b = (np.prod(box[..., 2:] - box[..., :2], axis=-1) for box in (a, b))
     both = np.prod(sides, axis=-1)
-    return both / np.maximum(area_a + area_b - both, 1e-6)
+    whole = area_a if of_first else area_a + area_b - both
+    return both / np.maximum(whole, 1e-6)
 
 
 def grown(boxes_N5: np.ndarray, left: float, top: float, right: float, bottom: float) -> np.ndarray:
@@ -136,14 +139,14 @@ def _stay_after(
     before_N5 = NONE_05
     for t, boxes_N5 in enumerate(frames):
         following_N5 = frames[t + 1] if t + 1 < len(frames) else boxes_N5
-        ends_N = overlaps(boxes_N5, following_N5).max(1, initial=0) < SAME_PERSON
+        ends_N = overlaps(boxes_N5, following_N5, of_first=True).max(1, initial=0) < WITHIN
         known_N = (boxes_N5[:, 4] >= SURE) | (overlaps(boxes_N5, before_N5).max(1, initial=0) >= SAME_PERSON)
         before_N5 = boxes_N5
         if not lost and not ends_N.any():
             continue
         gray_HW = view(t)
         for one in lost:
-            found = overlaps(one.box_5[None], boxes_N5).max(initial=0) >= SAME_PERSON
+            found = overlaps(one.box_5[None], boxes_N5, of_first=True).max(initial=0) >= WITHIN
             if one.follow(gray_HW, scale) or found:
                 for between in range(one.last + 1, t + (not found)):
                     added[between].append(one.box_5[None])

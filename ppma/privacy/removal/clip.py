@@ -181,17 +181,20 @@ class Pipeline:
         self._segmenter: plugins.Segmenter | None = tools.get(settings.segmenter)
         self._inpainter: plugins.Inpainter | None = tools.get(settings.inpainter)
 
-    def detect(self, frame_HWC: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the boxes_N5 of each detector in one frame; those of low scores if they are confirmed."""
-        found = self._detect(frame_HWC, {})
+    def detect(self, frame_HWC: np.ndarray, *, doubt: bool = False) -> dict[str, np.ndarray]:
+        """Return the boxes_N5 of each detector in one frame; those of low scores, or in `doubt`, if confirmed."""
+        found = self._detect(frame_HWC, {}, doubt=doubt)
         return {name: keep_sure([b])[0] if name in self._confirmers else b for name, b in found.items()}
 
-    def _detect(self, frame_HWC: np.ndarray, before: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the boxes_N5 of each detector, those without confirmation too, with what it found `before`."""
+    def _detect(
+        self, frame_HWC: np.ndarray, before: dict[str, np.ndarray], *, doubt: bool = False
+    ) -> dict[str, np.ndarray]:
+        """Return the boxes_N5 of each detector, with what it found `before`; `doubt`: all need confirmation."""
         found = {name: detector(frame_HWC) for name, detector in self._detectors.items()}
         for name, confirm in self._confirmers.items():
             known_N5 = before.get(name, NONE_05)
-            found[name] = confirmed(frame_HWC, found[name], known_N5[known_N5[:, 4] >= SURE], confirm)
+            boxes_N5 = found[name] * np.array([1, 1, 1, 1, SURE if doubt else 1], np.float32)
+            found[name] = confirmed(frame_HWC, boxes_N5, known_N5[known_N5[:, 4] >= SURE], confirm)
         return found
 
     def mask(self, frame_HWC: np.ndarray, boxes: Boxes | None = None, t: int = 0) -> np.ndarray:
@@ -273,7 +276,7 @@ class Pipeline:
                 seen_pixels += int(seen_HW.sum())
                 flattened += flat
                 if looked_at and (t - (round_ or 0)) % looked_at == 0 and hidden_HW.any():
-                    again = self.detect(picture_HWC)
+                    again = self.detect(picture_HWC, doubt=True)  # painted textures can look like people to one
                     found |= {t: again} if any(map(len, again.values())) else {}
                 for part, picture in (("inp", picture_HWC), ("seg", hidden_HW), ("ori", frame_HWC)):
                     if part in writers:
