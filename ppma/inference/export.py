@@ -41,9 +41,7 @@ from ppma.training.run import MIXING, FinishedRun, open_run
 log = logging.getLogger(__name__)
 
 INPUT, OUTPUT = "frames_BTHWC", "features_BD"
-EXACT = 1e-5
-"""Largest difference, relative to the largest output, below which a model counts as the same in transformers."""
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 """Largest difference between an exported form and the model, relative to the largest feature: float32 sums in another order."""
 
 
@@ -234,7 +232,7 @@ def write_for(to: Format, run: FinishedRun, folder: Path, space: str | None) -> 
     if to == "huggingface":
         huggingface.write(folder, run, ours, space)
         apart = huggingface.difference(run.model, _example(run.config.vit, 2))
-        level = logging.WARNING if apart > EXACT else logging.INFO
+        level = logging.WARNING if apart > TOLERANCE else logging.INFO
         log.log(
             level,
             "outputs in transformers, whose last LayerNorm has another epsilon, differ by %.1g of the largest",

@@ -42,7 +42,7 @@ def test_every_form_gives_the_model_s_features(runs, tmp_path, name):
     from_onnx = session.run(None, {"frames_BTHWC": frames.numpy()})[0]
     from_program = torch.export.load(out / "encoder.pt2").module()(frames)
     for found in (torch.from_numpy(np.asarray(from_onnx)), from_program.detach()):
-        assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+        assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_the_folder_starts_another_run_and_the_card_tells_the_run(runs, tmp_path):
