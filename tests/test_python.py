@@ -107,6 +107,8 @@ def test_wrong_arguments_are_one_line(tmp_path):
         lambda: ppma.remove_humans(tmp_path / "gone"),
         lambda: ppma.audit(tmp_path / "gone", tmp_path / "out", makers="x"),
         lambda: ppma.run_study(tmp_path / "gone.toml"),
+        lambda: ppma.run_study(tmp_path / "gone.toml", dry_run=True),
+        lambda: ppma.audit(tmp_path, tmp_path / "out", makers="x", dry_run=True),
     ):
         with pytest.raises(ppma.InputError) as error:
             call()

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from ppma.common.files import write_json
 from ppma.config.command import DONE, WRONG_INPUT, OutFolder, as_flags, parse
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, require
 from ppma.study import spec
 from ppma.study.plan import Planner, Run, State, catalog_of
 from ppma.training import inputs, seal
@@ -284,8 +284,9 @@ def run_study(spec: Path | str, out: Path | str = "runs/study", **flags: object)
         InputError: The file is no study, there is no such flag, another study is running there, or a run failed.
         Stopped: A signal asked to stop; the same call continues.
     """
-    words = [str(spec), *as_flags({"out": out, **flags})]
-    return run_all(parse(StudyConfig, words, prog="ppma study"))
+    options = parse(StudyConfig, [str(spec), *as_flags({"out": out, **flags})], prog="ppma study")
+    require(not options.dry_run and options.only is None, "dry_run and only print or do a part: use `ppma study`")
+    return run_all(options)
 
 
 def run_all(options: StudyConfig) -> Path:

@@ -26,7 +26,7 @@ from ppma.common.progress import Progress
 from ppma.common.shares import FOLDER, Share
 from ppma.common.workers import parse_shard
 from ppma.config.command import DONE, FAILED_AUDIT, OutFolder, as_flags, check_out, check_ranges, parse
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, require
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy import verdict
 from ppma.privacy.audit import jobs, report, review, spikes
@@ -106,8 +106,9 @@ def audit(source: Path | str, out: Path | str = "report", **flags: object) -> di
     Raises:
         InputError: There is no such source, flag or model, or a clip cannot be read.
     """
-    words = [str(source), *as_flags({"out": out, **flags})]
-    run(parse(AuditConfig, words, prog="ppma audit"), Console(quiet=True))
+    config = parse(AuditConfig, [str(source), *as_flags({"out": out, **flags})], prog="ppma audit")
+    require(not config.dry_run and config.part is None, "dry_run and part write no report: use `ppma audit`")
+    run(config, Console(quiet=True))
     return dict(json.loads((Path(out) / verdict.AUDIT_FILE).read_text(encoding="utf-8")))
 
 
