@@ -175,11 +175,11 @@ class BlazeFace:
 
 AUDITORS: dict[str, AuditorKind] = {
     "nanodet": AuditorKind(make=NanoDet, finds="person", weights="auditors", license="Apache-2.0", threshold=0.45),
-    "centernet": AuditorKind(make=CenterNet, finds="person", weights="auditors", license="Apache-2.0", threshold=0.4),
+    "centernet": AuditorKind(make=CenterNet, finds="person", weights="auditors", license="Apache-2.0", threshold=0.45),
     "yolov3-tiny": AuditorKind(
-        make=YoloV3Tiny, finds="person", weights="yolov3-tiny", license="MIT as packaged (darknet)", threshold=0.5
+        make=YoloV3Tiny, finds="person", weights="yolov3-tiny", license="MIT as packaged (darknet)", threshold=0.4
     ),
-    "blazeface": AuditorKind(make=BlazeFace, finds="face", weights="auditors", license="Apache-2.0", threshold=0.55),
+    "blazeface": AuditorKind(make=BlazeFace, finds="face", weights="auditors", license="Apache-2.0", threshold=0.5),
 }
 """Auditors by the names that reports use."""
 
