@@ -44,6 +44,8 @@ OnBad = Literal["replace", "fail", "mark"]
 MAX_REPLACEMENTS = 64
 SHOWN_FILES = 20
 """Bad files that the message of too many names."""
+READ_AHEAD = 2
+"""Batches of a packed store that are read ahead by default: at 2 ms an operation that keeps 0.83 of the local rate."""
 ALIGNED_ROWS = 16
 """Columns of labels and keys begin at multiples of 128 bytes: kernels are compiled for aligned addresses."""
 
@@ -173,6 +175,11 @@ class ClipStream:
         self._region_bytes = self._most_samples * batches.views * self._view_bytes if in_memory else 0
         # 2. batches and tasks under way
         self._pending: deque[_Pending] = deque()
+        self._ahead: dict[int, list[Sample]] = {}
+        of_packed = READ_AHEAD if any(source.store for source in sources) else 0
+        self._ahead_batches = of_packed if config.read_ahead_batches is None else config.read_ahead_batches
+        if self.implementation == "ffcv":
+            self._ahead_batches = 0  # its threads read, and no reply of a worker would be taken
         self._tickets: dict[int, tuple[_Pending, int]] = {}
         self._issued = 0
         self._fallbacks: set[str] = set()
@@ -291,12 +298,15 @@ class ClipStream:
             if (copied := self._copied.pop(slot, None)) is not None:
                 copied.synchronize()  # the device has read what the workers overwrite now
             epoch, step = divmod(self._position, self.batches.steps_per_epoch)
-            pending = _Pending(epoch, step, self.batches.samples(epoch, step, self.rank, self.world_size), slot)
+            samples = self._ahead.pop(self._position, None)
+            if samples is None:
+                samples = self.batches.samples(epoch, step, self.rank, self.world_size)
+            pending = _Pending(epoch, step, samples, slot)
             self._pending.append(pending)
             if self._ffcv is None:
                 for place in range(len(pending.samples)):
                     self._submit(pending, place)
-            self._read_ahead(self._position + self.config.read_ahead_batches)
+            self._read_ahead(self._position + self._ahead_batches)
             self._position += 1
 
     def _finish(self, pending: _Pending) -> ClipBatch:
@@ -343,10 +353,14 @@ class ClipStream:
 
     def _read_ahead(self, position: int) -> None:
         """Have the kernel fetch the files of the step at `position`, counted from the start of the run."""
-        if self.config.read_ahead_batches and position < self._end:
+        if self._ahead_batches and position < self._end:
             at = divmod(position, self.batches.steps_per_epoch)
-            for sample in self.batches.samples(*at, self.rank, self.world_size):
-                self._submit_task(sample, "read_ahead", {}, 0)
+            self._ahead[position] = self.batches.samples(*at, self.rank, self.world_size)
+            for sample in self._ahead[position]:
+                if self.config.read_ahead_batches is not None or is_packed(
+                    self.sources[sample.source].file(sample.clip)
+                ):
+                    self._submit_task(sample, "read_ahead", {}, 0)
 
     def _take(self, reply: Reply) -> None:
         """Store a worker's reply; count and replace a bad file."""

@@ -67,8 +67,9 @@ class LoaderConfig:
     """Worker processes per rank; 0: one per CPU core of the rank. Changes no result."""
     prefetch_batches: int = 2
     """Batches that each rank reads ahead."""
-    read_ahead_batches: int = 0
-    """Further batches whose files the kernel is asked to fetch in advance, for network file systems; 0: none."""
+    read_ahead_batches: int | None = None
+    """Further batches whose files the kernel is asked to fetch in advance, for network file systems; None: 2 of packed
+    stores, where that takes 0.05 ms a clip, and none of videos, which would be fetched whole."""
     max_bad_fraction: float = 0.01
     """Share of undecodable samples above which the run stops with a list of the files."""
     stall_seconds: float = 60.0
@@ -76,7 +77,9 @@ class LoaderConfig:
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "loader.", "frames", "size", "short_side", "views", "prefetch_batches")
-        require_at_least(0, self, "loader.", "workers", "read_ahead_batches")
+        require_at_least(0, self, "loader.", "workers")
+        ahead = self.read_ahead_batches
+        require(ahead is None or ahead >= 0, f"loader.read_ahead_batches is {ahead}; it must be at least 0")
         fits = self.short_side >= self.size or self.crop == "random"
         sides = f"loader.short_side {self.short_side} is less than loader.size {self.size}"
         require(fits, f"{sides}: a center crop does not fit; use a short_side of at least {self.size}")

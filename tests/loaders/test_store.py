@@ -206,6 +206,24 @@ def test_an_index_comes_back_as_it_was(tmp_path):
     assert store.read_index(tmp_path) == index
 
 
+@pytest.mark.parametrize(("packed", "ahead"), [(True, 2 * 2), (False, 0)])
+def test_packed_clips_are_read_ahead_and_videos_are_not(packed, ahead, tmp_path, write_clip, monkeypatch):
+    """Of four batches of two clips the third is read ahead when the first begins, and the fourth with the second."""
+    clip = write_clip(tmp_path / "clip.mp4", frames=8, fps=8, width=64, height=48)
+    facts = {"frames": 8, "fps": 8.0, "codec": "h264", "key_frame_spacing": 8, "duration_seconds": 1.0}
+    rows = [Clip(path="clip.mp4", label=1, width=64, height=48, **facts)] * 8
+    manifest = Manifest.from_clips(rows, root=tmp_path, name="x")
+    if packed:
+        manifest = manifest.packed_in(make_store(tmp_path / "s.beton", [row(clip, i) for i in range(8)], PARAMETERS))
+    config = LoaderConfig(views=1, workers=1, implementation="plain", size=32, short_side=32, frames=4)
+    sampler, products = TrainingSampler([manifest], config, seed=0, batch_clips=2), []
+    submit = ClipStream._submit_task
+    monkeypatch.setattr(ClipStream, "_submit_task", lambda *call: products.append(call[2]) or submit(*call))
+    with ClipStream(sampler, [manifest], config) as stream:
+        assert len(list(stream)) == 4
+    assert products.count("read_ahead") == ahead and products.count("views") == 8
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 def test_with_read_ahead_a_slow_file_system_costs_a_store_less_than_a_fifth(tmp_path, write_clip, monkeypatch):
@@ -219,7 +237,7 @@ def test_with_read_ahead_a_slow_file_system_costs_a_store_less_than_a_fifth(tmp_
     slow.mkdir()
     (slow / "sitecustomize.py").write_text("import slow_reads\nslow_reads.install()\n")
 
-    def clips_per_second(read_ahead: int) -> float:
+    def clips_per_second(read_ahead: int | None) -> float:
         config = LoaderConfig(views=1, workers=1, implementation="plain", read_ahead_batches=read_ahead)
         sampler = TrainingSampler([manifest], config, seed=0, batch_clips=16)
         with ClipStream(sampler, [manifest], config) as stream:
@@ -234,6 +252,6 @@ def test_with_read_ahead_a_slow_file_system_costs_a_store_less_than_a_fifth(tmp_
         with monkeypatch.context() as patch:
             patch.setattr(sys, "path", [str(slow), *sys.path])
             rates["slow"].append(clips_per_second(0))
-            rates["slow, read ahead"].append(clips_per_second(2))
+            rates["slow, read ahead"].append(clips_per_second(None))
     best = {name: max(found) for name, found in rates.items()}
     assert best["slow, read ahead"] >= 0.8 * best["local"], best
