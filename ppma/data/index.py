@@ -367,7 +367,7 @@ def _index_dataset(config: IndexConfig, report: Report) -> None:
         return
     answers = dict(zip(paths, found_of))
     if config.resize is not None:
-        root, splits, answers = _resized(report, probing, splits, answers, config)
+        root, splits, answers = _resized(probing, splits, answers, config)
 
     # 3. a manifest for each split
     settings = replace(config, domain=config.domain or dataset.domain, licence=config.licence or dataset.license)
@@ -459,7 +459,7 @@ def _resize_part(report: Report, probing: Probing, config: IndexConfig) -> None:
 
 
 def _resized(
-    report: Report, probing: Probing, splits: Sequence[_Split], answers: dict[str, Answer], config: IndexConfig
+    probing: Probing, splits: Sequence[_Split], answers: dict[str, Answer], config: IndexConfig
 ) -> tuple[Path, list[_Split], dict[str, Answer]]:
     """Resize large clips; return the new root, the splits with the new paths, and the metadata by new path."""
     assert config.resize is not None and probing.share.folder is not None
