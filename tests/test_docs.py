@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-import torch
-from conftest import write_barcoded_clip
+from conftest import CLASSES, write_barcoded_clip
 
 from ppma.cli import main as ppma
 from ppma.common.files import content_sha256
@@ -140,14 +139,14 @@ def test_every_command_of_a_page_does_what_it_says(page, world):
     assert done >= 2, page
 
 
-def test_the_readme_s_python_runs(tiny_runs):
+def test_the_readme_s_python_runs(tiny_runs, clip_tree):
     """On a tiny fine-tuning run."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    config = read_config(tiny_runs / "runs/finetune")
-    frames = torch.zeros(2, config.vit.frames, config.vit.size, config.vit.size, 3, dtype=torch.uint8)
-    names = {"frames_BTHWC": frames}
-    exec(code.replace("runs/finetune-ucf101", str(tiny_runs / "runs/finetune")), names)
-    assert names["features_BD"].shape == (2, config.vit.width) and len(names["logits_BK"]) == 2
+    clip = next(clip_tree.rglob("*.mp4"))
+    names: dict[str, object] = {}
+    exec(code.replace("runs/finetune-ucf101", str(tiny_runs / "runs/finetune")).replace("clip.mp4", str(clip)), names)
+    assert names["features"].values.shape == (1, read_config(tiny_runs / "runs/finetune").vit.width)
+    assert names["action"] in CLASSES and 0 < names["score"] <= 1
 
 
 @pytest.mark.parametrize("page", sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md")))
