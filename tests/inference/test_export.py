@@ -1,5 +1,6 @@
 """An export is run before it is written, and can be used without this package's loader."""
 
+import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -138,6 +139,9 @@ def test_transformers_reconstructs_with_a_decoder_of_videomae(tmp_path):
     masked = torch.zeros(2, vit.tokens, dtype=torch.bool).scatter(1, masked_idx, True)
     order = masked_idx.argsort(dim=1)[..., None].expand_as(prediction)  # transformers predicts in raster order
     assert far(prediction.gather(1, order), theirs.reconstruction(VIDEO_BTCHW, masked)) < 1e-5
+    if transformers := importlib.util.find_spec("transformers") and importlib.import_module("transformers"):
+        loaded = transformers.VideoMAEForPreTraining.from_pretrained(theirs.folder).eval()
+        assert far(loaded(VIDEO_BTCHW, masked).logits, theirs.reconstruction(VIDEO_BTCHW, masked)) < 1e-5
     assert far(model.features(CLIP), theirs.hidden_states(VIDEO_BTCHW)) < 1e-5
     own = MaskedAutoencoder(vit, replace(shape, decoder_positions="before"))
     save(tmp_path / "paper", own, vit, "mae")
