@@ -177,10 +177,14 @@ def test_a_person_who_was_missed_or_painted_back_fails_a_clip_that_no_detector_f
         assert clip_of(copy)[count] == 8 and clip_of(copy)["verdict"] == FAILED
 
 
-def test_blurred_people_are_not_removed_people(copy, red_auditors):
-    change_records(copy, settings={"method": "blur-bodies"})
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [({"settings": {"method": "blur-bodies"}}, "blur-bodies"), ({"outcome": {"clean": False}}, "found people")],
+)
+def test_a_record_that_says_that_people_are_left_fails_a_clip(copy, red_auditors, record, says):
+    change_records(copy, **record)
     assert audit(copy) == 3
-    assert clip_of(copy)["verdict"] == FAILED and "blur-bodies" in clip_of(copy)["says"]
+    assert clip_of(copy)["verdict"] == FAILED and says in clip_of(copy)["says"]
 
 
 def test_clips_that_passed_have_their_own_manifest(copy, red_auditors, monkeypatch):

@@ -76,6 +76,8 @@ class Pair:
     """Tools that made the mask; empty without a record."""
     method: str
     """What the record says was done to the people, such as remove; empty without a record."""
+    clean: bool | None
+    """False if the remover still found people in its own result; None: the record does not say."""
     outside_sha256: str
     """The record's hash of the pixels outside the mask before encoding, or empty."""
 
@@ -239,9 +241,7 @@ class Inspector:
             detectors=scores,
             people=[person for look in looks for person in look.people],
             spikes=[spike for look in looks for spike in look.spikes],
-            checks={"people removed": _check_method(pair.method)}
-            | _check_pixels(pair, pixels, counts, seen)
-            | check_file(pair.cleaned),
+            checks=_check_record(pair) | _check_pixels(pair, pixels, counts, seen) | check_file(pair.cleaned),
             outside_db=psnr(pixels.outside_error, pixels.outside_count) if pixels.outside_count else None,
             inside_change=pixels.inside_error / pixels.inside_count if pixels.inside_count else None,
             worst_frame=worst[1],
@@ -385,11 +385,15 @@ def _check_size(after_HWC: np.ndarray, before_HWC: np.ndarray | None, hidden_HW:
             raise BadClip(f"is {width} x {height}, and its {what} {w} x {h}; give the {what} it was made with")
 
 
-def _check_method(method: str) -> Check:
-    """Check that the record says removal: people who are blurred or shrunk are still there."""
-    if not method:
-        return Check(held=None, says="no record says how the clip was made")
-    return Check(held=method == "remove", says=f"made with --method {method}")
+def _check_record(pair: Pair) -> dict[str, Check]:
+    """Check that the record says removal, since people who are blurred are still there, and that nobody was left."""
+    unknown = Check(held=None, says="no record says so")
+    method = Check(held=pair.method == "remove", says=f"made with --method {pair.method}")
+    clean = Check(held=pair.clean, says=f"the remover found {'nobody' if pair.clean else 'people'} in its result")
+    return {
+        "people removed": method if pair.method else unknown,
+        "searched again": unknown if pair.clean is None else clean,
+    }
 
 
 def _check_pixels(pair: Pair, pixels: _Pixels, counts: Counter[str], seen: bool) -> dict[str, Check]:

@@ -95,6 +95,7 @@ def _pair(root: Path, clip: Clip, originals: Path | None) -> Pair:
         original=None if originals is None else _original(originals, clip, name, record.get("row", {})),
         makers=tuple(record.get("tools", ())),
         method=str(record.get("settings", {}).get("method", "")),
+        clean=record.get("outcome", {}).get("clean"),
         outside_sha256=str(record.get("outcome", {}).get("outside_sha256", "")),
     )
 

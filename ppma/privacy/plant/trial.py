@@ -145,7 +145,8 @@ def measure(planted: Planted, pipeline: Pipeline, inspector: Inspector, folder: 
     # 2. audit
     pair = Pair(
         name=design.name, path=f"inp/{design.name}.mp4", class_name=design.action, cleaned=paths["inp"], frames=design.frames,
-        mask=paths["seg"], original=clip, makers=pipeline.settings.used, method="remove", outside_sha256=outcome.outside_sha256,
+        mask=paths["seg"], original=clip, makers=pipeline.settings.used, method="remove", clean=outcome.clean,
+        outside_sha256=outcome.outside_sha256,
     )  # fmt: skip  # one field after the other
     findings = inspector.inspect(pair, content_sha256(paths["inp"]))
     # 3. compare with the ground truth
