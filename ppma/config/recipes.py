@@ -9,7 +9,7 @@ of docs/published.md, and each docstring names its own. Costs are for the paper'
 throughput; `benchmarks/` measures what is reached.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -96,8 +96,7 @@ def published(run: RunConfig) -> RunConfig:
         optim = replace(run.optim, cosine_start=0.5, cosine_over="run", decay_vectors=True)  # Q1, Q8, Q10
         return replace(run, precision="fp16", vit=replace(run.vit, recompute=True), loader=loader, optim=optim)  # Q2
     linear = run.recipe in ("probe_published", "adaptive_average")
-    if set(run.sources) & set(FRAME_FOLDERS):
-        loader = replace(loader, assumed_fps=25.0)  # Q9
+    loader = published_rate(loader, run.sources)
     rows_of_a_gpu = 16 if run.recipe.startswith("align") else 8
     mix = replace(run.classifier.mix, group=rows_of_a_gpu)
     return replace(
@@ -105,12 +104,22 @@ def published(run: RunConfig) -> RunConfig:
         precision="fp32",  # Q2
         classifier=replace(run.classifier, shared_head=True, freeze_encoder=False, mix=mix),  # Q3, Q6
         loader=loader,
-        evaluation=replace(run.evaluation, last_window="pytorchvideo", average="logits"),  # Q9
+        evaluation=published_views(run.evaluation),
         optim=replace(
             run.optim, cosine_start=1.0 if linear else 0.5, layer_decay=0.75, decay_head=True, decay_vectors=True
         ),  # Q1, Q6, Q7
         mix_norm=run.recipe == "adaptive_average",  # Q7
     )
+
+
+def published_views(evaluation: EvaluationConfig) -> EvaluationConfig:
+    """Return the test as the authors' code does it (Q9)."""
+    return replace(evaluation, last_window="pytorchvideo", average="logits")
+
+
+def published_rate(loader: LoaderConfig, sources: Sequence[str]) -> LoaderConfig:
+    """Return the loader at 25 frames/s for data sets that the authors read as folders of frames (Q9)."""
+    return replace(loader, assumed_fps=25.0) if set(sources) & set(FRAME_FOLDERS) else loader
 
 
 # ------------------------------------------------------------------------------------------------------------- stage 1

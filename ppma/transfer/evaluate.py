@@ -18,6 +18,7 @@ import torch
 from ppma.config.command import DONE, OutFolder, as_flags, parse
 from ppma.config.errors import InputError
 from ppma.config.model import ClassifierConfig
+from ppma.config.recipes import published_rate, published_views
 from ppma.config.run import EvaluationConfig, RunConfig
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
@@ -88,12 +89,16 @@ class EvaluateOptions(DataOptions):
     """Name in the data catalog; the run must have been trained on the classes of this data set."""
     out: OutFolder | None = None
     """Folder for the results; none: evaluate-DATASET-SPLIT inside the run folder."""
+    published: bool = False
+    """Test as the authors' code does (docs/published.md): average logits, place windows as pytorchvideo 0.1.5, and read
+    the five data sets that they have as folders of frames at 25 frames/s."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """The views."""
 
     def results(self, run: Path) -> Path:
         """Return the folder for the results of a run."""
-        return self.out or run / f"evaluate-{self.dataset}-{self.evaluation.split}"
+        published = "-published" if self.published else ""
+        return self.out or run / f"evaluate-{self.dataset}-{self.evaluation.split}{published}"
 
 
 def evaluate_run(checkpoint: Path | str, dataset: str, **flags: object) -> dict[str, Any]:
@@ -124,10 +129,13 @@ def run_options(options: EvaluateOptions) -> dict[str, Any]:
         )
     out = options.results(run.folder)
     frozen = trained.classifier.freeze_encoder and not trained.average
+    loader, views = run.loader, options.evaluation
+    if options.published:
+        loader, views = published_rate(loader, (options.dataset,)), published_views(views)
     config = RunConfig(
         recipe=trained.recipe, phase=trained.phase, sources=(options.dataset,), run_dir=out, seed=trained.seed, batch=1,
-        features=run.folder.absolute().parent / "features" if frozen else None, vit=trained.vit, loader=run.loader,
-        classifier=ClassifierConfig(freeze_encoder=frozen), evaluation=options.evaluation,
+        features=run.folder.absolute().parent / "features" if frozen else None, vit=trained.vit, loader=loader,
+        classifier=ClassifierConfig(freeze_encoder=frozen), evaluation=views,
     )  # fmt: skip
     with distributed.session(options.device) as ranks, distributed.stopped_at_once(ranks):
         compute = choose(options.precision, ranks.device)

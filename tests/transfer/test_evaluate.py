@@ -86,8 +86,7 @@ def test_published_views_average_logits_of_a_second_window_at_half_of_the_last_s
         return there(self, clip, window)
 
     monkeypatch.setattr(EvaluationSampler, "sample", sample)
-    flags = ["--evaluation.last-window", "pytorchvideo", "--evaluation.average", "logits"]
-    assert evaluate(tiny_runs, tmp_path / "out", *flags) == 0
+    assert evaluate(tiny_runs, tmp_path / "out", "--published") == 0
     assert dict(starts)[1] == pytest.approx((manifest.durations[-1] - 2.7) / 2) and dict(starts)[1] > 0
     (cached,) = tmp_path.rglob("made-val-*.safetensors")
     logits = model.logits_of_space(load_file(cached)["features_VWD"], "made")
