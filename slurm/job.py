@@ -32,6 +32,7 @@ from ppma.config.command import DONE, RUN_AGAIN, run
 from ppma.config.errors import Stopped
 from ppma.config.run import RunConfig
 from ppma.loaders.sources import catalog
+from ppma.privacy import verdict
 from ppma.slurm.restart import record, without_progress
 from ppma.slurm.staging import stage, warm
 
@@ -104,7 +105,7 @@ class Job:
             data = stage(data, self.config.sources, splits, self.stage_to, most_gb=self.stage_gb)
         if self.warm and os.environ["LOCAL_RANK"] == "0":  # the others wait where the ranks meet
             warm(data, self.config.sources, splits)
-        return replace(self.config, data=data)
+        return replace(self.config, data=data, policy=verdict.policy_path(self.config))
 
     def checkpoint(self) -> DelayedSubmission | None:
         """Return what submitit requeues after a preemption or a time limit: the same job, which then resumes.

@@ -1,10 +1,16 @@
-"""Stand-ins for detectors, which take red pixels for people, and a clip to run them on."""
+"""Stand-ins for detectors, which take red pixels for people, a clip to run them on, and an audit as one passes it."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from ppma.common.files import content_sha256
 from ppma.common.video import video_writer
+from ppma.loaders.sources.manifest import Manifest
+from ppma.privacy import verdict
+from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.detectors.boxes import NONE_05
 from ppma.privacy.removal.writing import X264
 
@@ -65,3 +71,30 @@ def write_walk(path: Path, *, length: int = 24, height: int = 96, width: int = 1
             frame_HWC[30:80, x : x + 16] = RED
             add_frame(frame_HWC)
     return place_HWC
+
+
+def audit_content(said):
+    """Return what `ppma audit` writes to audit.json, given {path: (verdict, hash)}."""
+    strong = {"method": "remove", "frames": 10, "looked_at": list(range(10)), "spiked": 10, "spiked_found": 10}
+    return {
+        "format": verdict.FORMAT,
+        "makers": ["maker"],
+        "auditors": list(AUDITORS),
+        "operating_points": {name: kind.threshold for name, kind in AUDITORS.items()},
+        "points_date": "2026-11-28",
+        "clips": [{"path": path, "verdict": one, "sha256": sha256, **strong} for path, (one, sha256) in said.items()],
+    }
+
+
+def write_audit(manifest, root, report, *, failed=()):
+    """Write what `ppma audit` writes: verdicts, a report and a seal. `failed`: rows that did not pass."""
+    found = Manifest.read(manifest)
+    verdicts = [verdict.FAILED if i in failed else verdict.PASSED for i in range(len(found))]
+    rows = [
+        replace(found.clip(i), audit=verdicts[i], licence=found.clip(i).licence or "own") for i in range(len(found))
+    ]
+    Manifest.write(manifest, rows)
+    report.parent.mkdir(exist_ok=True)
+    content = audit_content({row.path: (row.audit, content_sha256(root / row.path)) for row in rows})
+    report.write_text(json.dumps(content))
+    verdict.seal(manifest, report)

@@ -1,24 +1,20 @@
 """Every command of the README and of docs/ is run, on small clips, in the order of its page; the site is built and has no dead link."""
 
-import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
 from conftest import CLASSES, write_barcoded_clip
+from privacy_stand_ins import write_audit
 
 from ppma.cli import main as ppma
-from ppma.common.files import content_sha256
 from ppma.config.run import read_config
 from ppma.loaders.sources import catalog
-from ppma.loaders.sources.manifest import Manifest
-from ppma.privacy import verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_HERE = ("README.md", "docs/index.md", "docs/commands.md", "docs/privacy.md", "docs/reproduce.md")
@@ -79,19 +75,6 @@ def fill(folder, shade):
             write_barcoded_clip(folder / name / f"{i}.mp4", direction=(number, i), color=(shade, 40 * number, 90 + i))
 
 
-def audited(manifest, root):
-    """Write licenses, verdicts and a seal, as `ppma remove-humans --licence` and `ppma audit` do."""
-    found = Manifest.read(manifest)
-    rows = [replace(found.clip(i), audit=verdict.PASSED, licence="own footage") for i in range(len(found))]
-    Manifest.write(manifest, rows)
-    clips = [{"path": r.path, "verdict": verdict.PASSED, "sha256": content_sha256(root / r.path)} for r in rows]
-    report = manifest.with_name("audit.json")
-    report.write_text(
-        json.dumps({"format": verdict.FORMAT, "makers": ["maker"], "auditors": ["auditor"], "clips": clips})
-    )
-    verdict.seal(manifest, report)
-
-
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     """The folders that the pages mention."""
@@ -125,12 +108,12 @@ def test_every_command_of_a_page_does_what_it_says(page, world):
     indexes = [line for line in commands("docs/index.md") if line.startswith("ppma index")]
     if page != "docs/index.md":
         assert all(ppma(small(line)) == 0 for line in indexes)
-        audited(world / "no_human.csv", world / "videos" / "no-human")
+        write_audit(world / "no_human.csv", world / "videos" / "no-human", world / "audit.json")
     done = 0
     for line in [*BEFORE.get(page, ()), *commands(page)]:
         if line.startswith("ppma audit"):  # stands in for models that no test may fetch
             manifest, root = world / "no_human.csv", world / "videos" / "no-human"
-            audited(manifest, root)
+            write_audit(manifest, root, manifest.with_name("audit.json"))
             catalog.add(world / "data.toml", name="no-human-kinetics", split="train", manifest=manifest, root=root)
         if not any(re.match(pattern, line) for pattern in ELSEWHERE):
             make_way(line)

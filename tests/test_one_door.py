@@ -27,7 +27,7 @@ from ppma.config.errors import DiskFullError, InputError, Stopped
 from ppma.config.run import read_config
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.store import read_index
-from ppma.privacy import verdict
+from ppma.privacy import policy, verdict
 from ppma.slurm import launch, status
 from ppma.slurm.cluster import ClusterConfig
 from ppma.slurm.plan import VERBS
@@ -447,9 +447,14 @@ READERS = {
     "settings.json": lambda file: claim_folder(file, {"seed": 1}, "clips"),
     "launch.json": lambda file: status.main([str(file.parent)]),
     "audit.json": verdict._verdicts,
+    "privacy.toml": policy.read,
 }
 """Every file that a run leaves for another, or that a user writes: who reads it."""
-FINE = {("site.toml", b""), *((name, empty) for name in ("state.json", "launch.json") for empty in (b"[]", b"{}"))}
+FINE = {
+    ("site.toml", b""),
+    ("privacy.toml", b""),
+    *((name, empty) for name in ("state.json", "launch.json") for empty in (b"[]", b"{}")),
+}
 """Contents that say nothing and claim nothing."""
 
 

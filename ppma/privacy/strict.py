@@ -1,6 +1,7 @@
 """`--privacy strict`: check everything a run may learn from before its first step.
 
     config, manifests  ->  rows: domain, licence, audit  ->  files: their places and their hashes
+                       ->  strength of each audit  <-  the policy: privacy.toml, or defaults
                        ->  lineage of the initial weights  ->  Lineage of the run, or InputError
 
 Synthetic rows need a stated license, human-removed rows also a passed audit of this very manifest and these very files;
@@ -17,7 +18,7 @@ from ppma.common.files import joined_sha256
 from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
 from ppma.loaders.sources.manifest import Manifest
-from ppma.privacy import verdict
+from ppma.privacy import policy, verdict
 from ppma.privacy.clip_files import check_disguise, check_places, check_store, contents
 from ppma.training import checkpoint, distributed, lineage
 from ppma.training.distributed import Ranks
@@ -67,7 +68,8 @@ def precheck(config: RunConfig, sources: Sequence[Manifest], resumed: Path | Non
     Raises:
         InputError: Something is refused.
     """
-    audits = [_check_rows(source) for source in sources]
+    least = policy.read(verdict.policy_path(config))
+    audits = [_check_rows(source, least) for source in sources]
     starts = [("--average" if config.average else "--init", path) for path in config.starts]
     for flag, path in (*starts, ("--resume", resumed)):
         if path and (objection := objection_to(lineage.read(checkpoint.locate_model(path)))):
@@ -105,7 +107,7 @@ def _lineage(config: RunConfig, seen: Sequence[Seen], resumed: Path | None) -> L
     )
 
 
-def _check_rows(source: Manifest) -> dict[str, verdict.Audited]:
+def _check_rows(source: Manifest, least: policy.Policy) -> dict[str, verdict.Audited]:
     """Return the audit of each path, empty if no row needs one; InputError names the first row that is refused."""
     assert source.path is not None  # the catalog read it from a file
     domains = source.texts("domain")
@@ -123,6 +125,9 @@ def _check_rows(source: Manifest) -> dict[str, verdict.Audited]:
                 f" strict needs {verdict.PASSED!r}; "
                 + (f"the rows that passed are in {passed.name}" if passed.is_file() else "no row of it passed")
             )
+        if domain == REMOVED and (objection := least.objection_to(audited[path])):
+            where = f"{source.path}, line {row + 2}: the audit of {path}"
+            raise InputError(f"{where} is weaker than --privacy strict allows: {objection}; {verdict.AGAIN}")
     return audited
 
 

@@ -14,11 +14,14 @@ valid seal.
 import json
 import os
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ppma.common.files import file_sha256, write_json
 from ppma.config.errors import InputError, reading
+from ppma.config.run import RunConfig
+from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 
 Verdict = Literal["passed", "failed", "cannot tell"]
@@ -28,7 +31,9 @@ PASSED, FAILED, CANNOT_TELL = VERDICTS
 original missed or painted back; failed: one of these, or a failed check of pixels or file; cannot tell: no detection,
 but the detectors find too few known people, or there is no original."""
 FORMAT = "ppma-audit-2"
-AUDIT_FILE = "audit.json"
+AUDIT_FILE, POLICY_FILE = "audit.json", "privacy.toml"
+FLOOR = 0.5
+"""Least sensitivity: the share of tall spiked people that at least one auditor finds in a clip."""
 AGAIN = "run `ppma audit` on it again"
 
 
@@ -49,6 +54,23 @@ class Audited:
     verdict: Verdict
     sha256: str
     """Content hash of the audited clip (`content_sha256`)."""
+    auditors: dict[str, float]
+    """Auditors of the whole audit, and their operating points."""
+    points_date: date
+    """When these points were measured."""
+    method: str
+    """What the record says was done to the people; empty without a record."""
+    frames: int
+    looked_at: int
+    """Frames that the auditors inspected."""
+    sensitivity: float
+    """Share of the tall spiked people that the auditors found; 0 if none fitted into a frame."""
+
+
+def policy_path(config: RunConfig) -> Path | None:
+    """Return the file with the least strength of an audit for a run: --policy, else the one in the folder of data.toml."""
+    beside = catalog.locate(config.data).with_name(POLICY_FILE)
+    return beside if config.policy is None and config.privacy == "strict" and beside.exists() else config.policy
 
 
 def seal_path(manifest: Path) -> Path:
@@ -149,10 +171,25 @@ def _verdicts(audit: Path) -> dict[str, Audited]:
     with reading(audit, "a report of `ppma audit`"):
         content: dict[str, Any] = json.loads(audit.read_text(encoding="utf-8"))
         shared = set(content["makers"]) & set(content["auditors"])
-        clips = {c["path"]: Audited(verdict=c["verdict"], sha256=c["sha256"]) for c in content["clips"]}
+        points = {str(name): float(content["operating_points"][name]) for name in content["auditors"]}
+        measured = date.fromisoformat(content["points_date"])
+        clips = {c["path"]: _audited(c, points, measured) for c in content["clips"]}
         known = content["format"] == FORMAT and len(content["auditors"]) > 0
     if not known or any(clip.verdict not in VERDICTS for clip in clips.values()):
         raise InputError(f"{audit} is not a report of this `ppma audit` ({FORMAT}); {AGAIN}")
     if shared:
         raise InputError(f"{audit}: {', '.join(sorted(shared))} made the masks and judged them; {AGAIN}")
     return clips
+
+
+def _audited(clip: dict[str, Any], points: dict[str, float], points_date: date) -> Audited:
+    return Audited(
+        verdict=clip["verdict"],
+        sha256=clip["sha256"],
+        auditors=points,
+        points_date=points_date,
+        method=str(clip["method"]),
+        frames=int(clip["frames"]),
+        looked_at=len(clip["looked_at"]),
+        sensitivity=clip["spiked_found"] / clip["spiked"] if clip["spiked"] else 0.0,
+    )

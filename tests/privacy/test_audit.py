@@ -22,6 +22,7 @@ from ppma.privacy.audit import spikes
 from ppma.privacy.detectors import auditors as audit_detectors
 from ppma.privacy.detectors.auditors import AUDITORS, AuditorKind
 from ppma.privacy.detectors.boxes import NONE_05
+from ppma.privacy.policy import Policy
 from ppma.privacy.removal import jobs as removal
 from ppma.privacy.removal.writing import part_writer
 from ppma.privacy.verdict import CANNOT_TELL, FAILED, PASSED, passed_path, read_verdicts, seal_path
@@ -148,6 +149,8 @@ def test_verdicts_bounds_and_the_seal(copy, red_auditors, capsys):
     assert [one["height"] for one in report["residual"]] == [24, 48, 96] and len(report["models"]) == 0
     verdicts = read_verdicts(copy / "removed" / removal.MANIFEST)
     assert {path: one.verdict for path, one in verdicts.items()} == {f"inp/{n}.mp4": v for n, v in CLIPS.items()}
+    assert not Policy().objection_to(verdicts["inp/jump/clean.mp4"])
+    assert "sensitivity" in Policy().objection_to(verdicts["inp/run/blind.mp4"])
     printed = capsys.readouterr().out
     assert "2 passed, 3 failed, 1 cannot tell" in printed and "manifest-passed.csv" in printed
     with (copy / "report" / "clips.csv").open() as file:
@@ -203,6 +206,8 @@ def test_clips_that_passed_have_their_own_manifest(copy, red_auditors, monkeypat
 
 def test_the_page_is_self_contained_and_promises_nothing(copy, red_auditors):
     assert audit(copy) == 3
+    review = ["audit", "review", str(copy / "report"), "--out", str(copy / "review.html"), "--workers", "1"]
+    assert ppma(review) == 0 and (copy / "review.html").read_text().count('alt="original"') == 3 * 8
     page, sheet = ((copy / "report" / name).read_text() for name in ("report.html", "datasheet.md"))
     assert "in at most" in page and "% of clips (95 %)" in page and page.count("<svg") == 2
     assert page.count("data:image/jpeg;base64,") == len(CLIPS)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import tiny
+from privacy_stand_ins import write_audit
 from processes import on_ranks
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +20,7 @@ from ppma.config.flags import resolve
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.privacy import strict, verdict
+from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.training import checkpoint, lineage
 
 LICENCE = "own footage, all rights held"
@@ -43,19 +45,7 @@ def rewrite(manifest, **changes):
 
 
 def audit(folder, name, *, failed=()):
-    """Write what `ppma audit` writes: verdicts, a report and a seal. `failed`: rows that did not pass."""
-    manifest, report = folder / f"{name}.csv", folder / f"{name}-report" / verdict.AUDIT_FILE
-    report.parent.mkdir(exist_ok=True)
-    found = Manifest.read(manifest)
-    said = [verdict.FAILED if i in failed else verdict.PASSED for i in range(len(found))]
-    rows = [replace(found.clip(i), audit=said[i]) for i in range(len(found))]
-    Manifest.write(manifest, rows)
-    clips = [
-        {"path": row.path, "verdict": row.audit, "sha256": content_sha256(folder / name / row.path)} for row in rows
-    ]
-    content = {"format": verdict.FORMAT, "makers": ["maker"], "auditors": ["auditor"], "clips": clips}
-    report.write_text(json.dumps(content))
-    verdict.seal(manifest, report)
+    write_audit(folder / f"{name}.csv", folder / name, folder / f"{name}-report" / verdict.AUDIT_FILE, failed=failed)
 
 
 def train(world, run, *flags, sources=("removed", "drawn"), privacy="strict"):
@@ -199,8 +189,8 @@ def copy_the_seal_of_another_manifest(world):
     shutil.copy(verdict.seal_path(world / "removed.csv"), verdict.seal_path(world / "people.csv"))
 
 
-def let_a_detector_judge_its_own_masks(world):
-    edit(world / "removed-report/audit.json", ('"auditor"', '"maker"'))
+def weaken_the_audit(world, old, new):
+    edit(world / "removed-report/audit.json", (old, new))
     verdict.seal(world / "removed.csv", world / "removed-report/audit.json")
 
 
@@ -366,11 +356,6 @@ def spell_a_path_otherwise(world):
     reseal(world, verdict.seal_path(world / "removed.csv"))
 
 
-def audit_without_auditors(world):
-    edit(world / "removed-report/audit.json", ('["auditor"]', "[]"))
-    verdict.seal(world / "removed.csv", world / "removed-report/audit.json")
-
-
 def audit_of_fewer_clips(world):
     report = world / "removed-report/audit.json"
     content = json.loads(report.read_text())
@@ -397,6 +382,11 @@ NOT_STRICT, REAL, LINK, DISGUISE = (
 )
 WAYS = {
     "edited audit column": (edit_the_audit_column, CHANGED),
+    "blurred people": (lambda w: weaken_the_audit(w, '"method": "remove"', '"method": "blur-bodies"'), "method: 'blur"),
+    "an audit weaker than the policy": (
+        lambda w: (w / "privacy.toml").write_text("points_since = 2027-01-01"),
+        "2026-11-28 in the audit, 2027-01-01 in",
+    ),
     "edited audit column and seal": (edit_the_audit_column_and_the_seal, "audit is 'passed', and"),
     "no audit": (remove_the_audit, "has no audit"),
     "failed clip": (lambda w: audit(w, "removed", failed=[1]), "says 'failed'"),
@@ -404,7 +394,10 @@ WAYS = {
     "edited report": (lambda w: (w / "removed-report/audit.json").open("a").write(" "), "changed after the audit"),
     "lost report": (lambda w: (w / "removed-report/audit.json").unlink(), "audit.json"),
     "seal of another manifest": (copy_the_seal_of_another_manifest, f"people.csv was {CHANGED}", ["people"]),
-    "detector that judges its own masks": (let_a_detector_judge_its_own_masks, "maker made the masks"),
+    "detector that judges its own masks": (
+        lambda w: weaken_the_audit(w, '["maker"]', '["nanodet"]'),
+        "nanodet made the masks",
+    ),
     "swapped video": (swap_a_video, NOT_AUDITED),
     "swapped video of the same size and time": (lambda w: swap_a_video(w, keep_time=True), NOT_AUDITED),
     "misspelled domain": (lambda w: edit(w / "drawn.csv", (",synthetic,", ",synthethic,")), "'synthethic'"),
@@ -425,7 +418,7 @@ WAYS = {
     "licence in wide letters": (lambda w: rewrite(w / "drawn.csv", licence="\uff35nknown."), "licence is"),
     "moved window": (lambda w: rewrite(w / "removed.csv", start_seconds=0.5), CHANGED),
     "path spelled otherwise": (spell_a_path_otherwise, "nothing"),
-    "audit without auditors": (audit_without_auditors, "is not a report"),
+    "audit without auditors": (lambda w: weaken_the_audit(w, json.dumps(list(AUDITORS)), "[]"), "is not a report"),
     "audit of fewer clips": (audit_of_fewer_clips, "nothing"),
     "damaged seal": (lambda w: verdict.seal_path(w / "removed.csv").write_text("[1]"), "is not a seal"),
     "root exchanged for a link": (exchange_the_root_for_a_link, NOT_AUDITED),

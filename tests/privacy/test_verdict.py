@@ -3,15 +3,16 @@
 import json
 
 import pytest
+from privacy_stand_ins import audit_content
 
 from ppma.common.files import content_sha256
 from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Clip, Manifest
+from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.verdict import (
     AUDIT_FILE,
     CANNOT_TELL,
     FAILED,
-    FORMAT,
     PASSED,
     copy_seal,
     read_verdicts,
@@ -37,8 +38,7 @@ def audited(tmp_path):
     for file in (manifest, audit):
         file.parent.mkdir()
     Manifest.write(manifest, [row(path, said) for path, said in SAID.items()])
-    clips = [{"path": path, "verdict": said, "sha256": "0" * 64} for path, said in SAID.items()]
-    audit.write_text(json.dumps({"format": FORMAT, "makers": ["m"], "auditors": ["n"], "clips": clips}))
+    audit.write_text(json.dumps(audit_content({path: (said, "0" * 64) for path, said in SAID.items()})))
     seal(manifest, audit)
     return manifest, audit
 
@@ -94,10 +94,13 @@ WAYS_ROUND = {
         "says nothing",
     ),
     "a detector that judged its own masks": (
-        lambda m, a: reseal_with(m, a, '"makers": ["m"]', '"makers": ["m", "n"]'),
-        "n made the masks and judged them",
+        lambda m, a: reseal_with(m, a, '"makers": ["maker"]', '"makers": ["nanodet"]'),
+        "nanodet made the masks and judged them",
     ),
-    "a report without a detector": (lambda m, a: reseal_with(m, a, '["n"]', "[]"), "is not a report of this"),
+    "a report without a detector": (
+        lambda m, a: reseal_with(m, a, json.dumps(list(AUDITORS)), "[]"),
+        "is not a report of this",
+    ),
     "another verdict than the three": (lambda m, a: reseal_with(m, a, '"passed"', '"fine"'), "is not a report of this"),
     "another file as report": (lambda m, a: (a.write_text("[]"), seal(m, a)), "is not a report of"),
 }

@@ -15,12 +15,10 @@ from ppma.common.statistics import CONFIDENCE
 from ppma.privacy.audit.clip import Findings
 from ppma.privacy.audit.spikes import HEIGHTS
 from ppma.privacy.detectors.auditors import AUDITORS
-from ppma.privacy.verdict import CANNOT_TELL, FAILED, PASSED, Verdict
+from ppma.privacy.verdict import CANNOT_TELL, FAILED, FLOOR, PASSED, Verdict
 
 TALL = 48
 """Height in pixels from which on people must be found: those spiked in, of this height and more, decide."""
-FLOOR = 0.5
-"""Least sensitivity: the share of tall spiked people that at least one auditor finds in a clip."""
 
 
 @dataclass(frozen=True, kw_only=True)

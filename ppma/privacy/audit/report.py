@@ -25,10 +25,10 @@ from ppma.common.files import file_sha256
 from ppma.common.plots import BLUE, GRAY, ORANGE, STYLE, svg
 from ppma.loaders.sources.manifest import HEADER, Clip
 from ppma.privacy.audit.clip import COLORS, NEAR_MISS, Findings
-from ppma.privacy.audit.judge import FLOOR, TALL, ClipVerdict, Judged, by_class, residual, summarize
-from ppma.privacy.detectors.auditors import AUDITORS
+from ppma.privacy.audit.judge import TALL, ClipVerdict, Judged, by_class, residual, summarize
+from ppma.privacy.detectors.auditors import AUDITORS, POINTS_DATE
 from ppma.privacy.detectors.weights import WEIGHTS
-from ppma.privacy.verdict import CANNOT_TELL, FAILED, FORMAT, PASSED, VERDICTS
+from ppma.privacy.verdict import CANNOT_TELL, FAILED, FLOOR, FORMAT, PASSED, VERDICTS
 
 SHEET = 48
 """Frames on the contact sheet: of failed clips, then "cannot tell", then passed; the highest scores first."""
@@ -79,6 +79,7 @@ def content(
         "makers": list(makers),
         "auditors": list(auditors),
         "operating_points": {name: AUDITORS[name].threshold for name in auditors},
+        "points_date": POINTS_DATE,
         "licences": {name: AUDITORS[name].license for name in auditors},
         "frames": frames,
         "confidence": statistics.CONFIDENCE,

@@ -182,6 +182,8 @@ AUDITORS: dict[str, AuditorKind] = {
     "blazeface": AuditorKind(make=BlazeFace, finds="face", weights="auditors", license="Apache-2.0", threshold=0.5),
 }
 """Auditors by the names that reports use."""
+POINTS_DATE = "2026-11-28"
+"""When these operating points were measured (LOG.md); it changes with them."""
 
 
 def check(names: tuple[str, ...], makers: set[str], flag: str = "--detectors") -> None:
