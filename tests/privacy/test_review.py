@@ -38,7 +38,7 @@ def made(tmp_path_factory):
         source = ClipSource(path=paths[1], start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
         pair = Pair(
             name=name, path=f"inp/{name}.mp4", class_name=name[:3], cleaned=paths[0], frames=3, mask=None, makers=("m",),
-            original=None if name == "jump/b" else source, method="remove", outside_sha256="",
+            original=None if name == "jump/b" else source, method="remove", outside_sha256="", clean=None,
         )  # fmt: skip
         job = AuditJob(pair=pair, out=folder / "report", detectors=("nanodet",), frames=0, weights=folder)
         files = job.files()
