@@ -22,7 +22,7 @@ class Policy:
     source: str = "the default policy"
     """Name in messages."""
     person_auditors: int = 2
-    """Auditors of AUDITORS that find people; those of nobody else count."""
+    """Auditors that find people; only those in AUDITORS count."""
     face_auditors: int = 1
     auditors: tuple[str, ...] = ()
     """Auditors that must be among them."""

@@ -69,8 +69,8 @@ class Audited:
 
 def policy_path(config: RunConfig) -> Path | None:
     """Return the file with the least strength of an audit for a run: --policy, else the one in the folder of data.toml."""
-    beside = catalog.locate(config.data).with_name(POLICY_FILE)
-    return beside if config.policy is None and config.privacy == "strict" and beside.exists() else config.policy
+    default = catalog.locate(config.data).with_name(POLICY_FILE)
+    return default if config.policy is None and config.privacy == "strict" and default.exists() else config.policy
 
 
 def seal_path(manifest: Path) -> Path:

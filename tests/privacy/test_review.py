@@ -106,7 +106,7 @@ def answers_of(report, page, **changes):
     return file
 
 
-def test_the_page_shows_full_size_pairs_of_a_sample_that_nobody_chose(report, capsys):
+def test_the_page_shows_full_size_pairs_of_a_sample_fixed_by_the_audit(report, capsys):
     page = page_of(report, "--frames", "4")
     printed = capsys.readouterr().out
     assert "originals" in printed and "4 frames of 3 clips" in printed and "at most 52.7 %" in printed

@@ -3,7 +3,7 @@
     report               ->  sample(): frames of the clips that did not fail  ->  one page, before | after  ->  answers
     report, answers.json ->  review.json: who saw what and when, and the exact bound
 
-The seed is the hash of audit.json, so that nobody can choose the sample. Each clip gives one frame before any gives a
+The seed is the hash of audit.json, so that the sample cannot be chosen. Each clip gives one frame before any gives a
 second. The bound therefore holds for the frames of these clips, each clip counted alike, and needs no independence of the
 frames of a clip: a sample spread evenly misses people no more often than one drawn from all frames at once.
 """
@@ -42,7 +42,7 @@ QUALITY = 90
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewConfig:
-    """Let a person read a random sample of frames at full size, original beside cleaned, and record what they saw.
+    """Let a person read a random sample of frames at full size, original next to cleaned, and record what they saw.
 
     ppma audit review report --out review.html
 
