@@ -105,7 +105,7 @@ def test_slurm_trains_on_two_nodes_and_survives_a_preemption_to_the_bit(cluster,
         ("--constraint fast", "--constraint takes even, fake, odd"),
         ("--mem-gib 4000", "MB of memory that nodes have: 65536"),
         ("--sources nowhere", "has no source nowhere.train"),
-        ("--init gone", "there is no such run or checkpoint"),
+        ("--init gone", "no checkpoint here"),
     ],
 )
 def test_slurm_refuses_in_one_line_and_submits_nothing(wrong, words, cluster, data, tmp_path, monkeypatch, capsys):
