@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -23,29 +23,22 @@ from ppma.compile_check.check import (
 from ppma.config.errors import InputError
 
 
-def compiled(phases: tuple[Phase, ...], folder: Path) -> dict[str, StepReport]:
-    """Compile steps at full width and batch, with one block of each kind: all blocks use the same kernels."""
+@pytest.fixture(scope="module")
+def steps(compile_cache) -> dict[str, StepReport]:
+    """Compile the three steps at full width and batch, with one block of each kind: all blocks use the same kernels."""
     seen: dict[str, list[int]] = {}
     reports = check_steps(
-        phases, Settings(depth=1), folder=folder, on_kernel=lambda phase, n: seen.setdefault(phase, []).append(n)
+        get_args(Phase),
+        Settings(depth=1),
+        folder=compile_cache,
+        on_kernel=lambda phase, n: seen.setdefault(phase, []).append(n),
     )
     assert not (errors := [report for report in reports if isinstance(report, Exception)]), errors
     assert seen == {report.phase: [*range(report.compiled + report.found + 1)] for report in reports}
     return {report.phase: report for report in reports if isinstance(report, StepReport)}
 
 
-@pytest.fixture(scope="module")
-def steps(compile_cache) -> dict[str, StepReport]:
-    """Stage 1, whose encoder blocks are those of stage 2 both ways, and the probe, which is stage 2's model."""
-    return compiled(("mae", "probe"), compile_cache)
-
-
-@pytest.mark.slow
-def test_the_step_of_stage_2_compiles_too(compile_cache):
-    test_step_compiles_without_break_and_spill(compiled(("align",), compile_cache), "align")
-
-
-@pytest.mark.parametrize("phase", ["mae", "probe"])
+@pytest.mark.parametrize("phase", get_args(Phase))
 def test_step_compiles_without_break_and_spill(steps, phase):
     report = steps[phase]
     assert report.graphs == 2 and report.problems == ()
