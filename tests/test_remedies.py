@@ -60,7 +60,7 @@ def known_flags() -> set[str]:
     modules += [
         importlib.import_module(f"benchmarks.{name}") for name in ("rows", "gpu_day", "end_to_end", "loader_throughput")
     ]
-    modules += [importlib.import_module("ppma.slurm.plan")]
+    modules += [importlib.import_module(name) for name in ("ppma.slurm.plan", "ppma.privacy.audit.review")]
     configs: set[Any] = {kind for module in modules for kind in vars(module).values() if dataclasses.is_dataclass(kind)}
     found = {
         flag for config in {*configs, RunConfig, ClusterConfig} if isinstance(config, type) for flag in flags_of(config)

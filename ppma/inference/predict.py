@@ -68,8 +68,8 @@ class PredictOptions(RunOptions):
 def main(argv: list[str]) -> int:
     """Run `ppma predict`."""
     options = parse(PredictOptions, argv, prog="ppma predict")
-    videos = [video for path in options.videos for video in find_videos(path)]
     model = Model(options.open(options.checkpoint))
+    videos = [video for path in options.videos for video in find_videos(path)]
     found = model.predict(
         videos, top=options.top, space=options.space, window=options.window, stride=options.stride, crops=options.crops,
         class_names=read_classes(options.classes) if options.classes else None, on_bad=options.on_bad,

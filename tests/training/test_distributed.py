@@ -186,6 +186,9 @@ def test_another_rank_costs_rank_0_one_open_file(sizes):
     [*((number, Stop.SAVE) for number in STOP_SIGNALS if number != signal.SIGUSR2), (signal.SIGUSR2, Stop.HAND_OVER)],
 )
 def test_signals_mean_to_save_or_to_hand_over(number, stop):
+    given = signal.getsignal(number)
+    if given is signal.SIG_IGN:  # under nohup SIGHUP is ignored, and stays so
+        signal.signal(number, signal.SIG_DFL)
     before = signal.getsignal(number)
     flag = StopFlag(ALONE)
     try:
