@@ -8,7 +8,7 @@
 The labels (tests/privacy/data/labeled_people.json) hold numbers only and assign each clip to a half; no clip is in both.
 A body box detects the person with the highest intersection over union (IoU), if that is at least LEAST_IOU; a face box
 the person whose box holds its center. One box detects one person, the best box first. A box is stray if less than a
-tenth of it lies on labels. A point is chosen as the lowest at which at most MOST_STRAY of the frames have a stray box.
+tenth of it is on labels. A point is chosen as the lowest at which at most MOST_STRAY of the frames have a stray box.
 Legend: H height, W width, N boxes, L labels of a frame, P people and F frames of all clips.
 """
 

@@ -27,7 +27,7 @@ from ppma.loaders.sources.manifest import Manifest
 Verdict = Literal["passed", "failed", "cannot tell"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 PASSED, FAILED, CANNOT_TELL = VERDICTS
-"""passed: no detection at the operating points, by detectors that do find known people in this clip, and nobody of the
+"""passed: no detection at the operating points, by detectors that do find known people in this clip, and no person of the
 original missed or painted back; failed: one of these, or a failed check of pixels or file; cannot tell: no detection,
 but the detectors find too few known people, or there is no original."""
 FORMAT = "ppma-audit-2"

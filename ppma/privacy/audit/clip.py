@@ -323,7 +323,7 @@ def belongs(boxes_N4: np.ndarray, person: tuple[float, float, float, float], fin
     Args:
         boxes_N4: x0, y0, x1, y1 of detections in pixels.
         person: Box of the person.
-        finds: What the detector finds; a face is small beside its person.
+        finds: What the detector finds; a face is much smaller than its person.
     """
     if not len(boxes_N4):
         return False
@@ -386,10 +386,10 @@ def _check_size(after_HWC: np.ndarray, before_HWC: np.ndarray | None, hidden_HW:
 
 
 def _check_record(pair: Pair) -> dict[str, Check]:
-    """Check that the record says removal, since people who are blurred are still there, and that nobody was left."""
+    """Check that the record says removal, since people who are blurred are still there, and that no one was left."""
     unknown = Check(held=None, says="no record says so")
     method = Check(held=pair.method == "remove", says=f"made with --method {pair.method}")
-    clean = Check(held=pair.clean, says=f"the remover found {'nobody' if pair.clean else 'people'} in its result")
+    clean = Check(held=pair.clean, says=f"the remover found {'no one' if pair.clean else 'people'} in its result")
     return {
         "people removed": method if pair.method else unknown,
         "searched again": unknown if pair.clean is None else clean,

@@ -47,7 +47,7 @@ class AuditConfig:
     ppma audit removed --originals videos --out report
 
     The detectors are none of those that made the masks. Each person whom they find in the original must be masked and
-    must not come back; nobody may be found in the result; and known people, spiked into every clip, must be found
+    must not come back; no person may be found in the result; and known people, spiked into every clip, must be found
     there. The audit reports bounds; it never proves that a clip contains no person. Exit code 3: clips failed. A rerun
     after an interruption keeps finished clips. Then let a person read a sample: `ppma audit review --help`.
     """
@@ -58,7 +58,7 @@ class AuditConfig:
     """Folder for report.html, audit.json, clips.csv, datasheet.md, croissant.json and the findings of each clip."""
     originals: Path | None = None
     """Folder of the clips before cleaning (the files themselves, not `ori`, which is encoded again).
-    Without it nobody can tell whether a person came back, and no clip can pass."""
+    Without it no clip can pass: whether a person came back is unknown."""
     root: Path | None = None
     """Folder that the paths of a manifest FILE.csv are relative to (default: its own)."""
     frames: int = 12

@@ -3,7 +3,7 @@
     Findings of each clip  ->  judge(): ClipVerdict  ->  summarize(): rates, sensitivity, residual people
 
 A clip fails on any detection, on any person of the original whose place is not masked or shows them again, and on any
-failed check; whether a detection is a person or a false positive, somebody has to look. Silence proves something only
+failed check; whether a detection is a person or a false positive, a look at the frame decides. Silence proves something only
 where the auditors find known people: below the stated sensitivity the verdict is "cannot tell".
 """
 

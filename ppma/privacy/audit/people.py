@@ -30,7 +30,7 @@ SAME_PERSON = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
-    """Somebody whom an auditor finds in one frame of the original."""
+    """A person whom an auditor finds in one frame of the original."""
 
     frame: int
     box: list[float]
