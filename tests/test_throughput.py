@@ -61,7 +61,7 @@ def test_a_packed_clip_costs_a_fraction_of_the_published_way(manifests):
     for views, held in ((1, 12.0), (4, 9.0)):
         config = LoaderConfig(views=views, window_seconds=WINDOW_SECONDS)
         sides = {"published": (readers.PEERS["published"], video), "ours": (ours, packed)}
-        cost = medians(sides, draws_of(packed, config, 7), config)
+        cost = medians(sides, draws_of(packed, config, 13), config)
         assert cost["published"] / cost["ours"] > held, (views, cost)
 
 
