@@ -91,7 +91,7 @@ class EvaluateOptions(DataOptions):
     """Folder for the results; none: evaluate-DATASET-SPLIT inside the run folder."""
     published: bool = False
     """Test as the authors' code does (docs/published.md): average logits, place windows as pytorchvideo 0.1.5, and read
-    the five data sets that they have as folders of frames at 25 frames/s."""
+    the five data sets that they have as folders of frames at 25 frames/s. Overrides evaluation.average and last_window."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """The views."""
 

@@ -247,7 +247,8 @@ def test_only_the_window_of_the_source_is_cleaned(stand_ins, walk, tmp_path):
 
 @pytest.mark.parametrize(("method", "whole"), [("blur-faces", False), ("blur-bodies", False), ("downsample", True)])
 def test_the_other_methods_change_hidden_pixels(stand_ins, walk, tmp_path, method, whole):
-    _, paths = clean(walk, tmp_path, method=method, **stand_ins)
+    outcome, paths = clean(walk, tmp_path, method=method, **stand_ins)
+    assert outcome.clean is None, "people who are blurred are not searched for"
     before, after = frames(walk[0].path).astype(float), frames(paths["inp"])
     inside = frames(paths["seg"])[..., 0] > 127
     assert np.abs(after - before)[inside].max() > 60 and inside.all() == whole

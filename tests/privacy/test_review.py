@@ -98,8 +98,8 @@ def page_of(report, *flags):
 
 
 def answers_of(report, page, **changes):
-    """Write what the page saves if every frame shows nobody."""
-    given = [{**{k: f[k] for k in ("path", "frame")}, "says": "nobody", "at": "2026-11-28T09:00:00.000Z"} for f in page]
+    """Write what the page saves if every frame shows no one."""
+    given = [{**{k: f[k] for k in ("path", "frame")}, "says": "no one", "at": "2026-11-28T09:00:00.000Z"} for f in page]
     content = {"format": "ppma-review-1", "audit_sha256": file_sha256(report / "audit.json"), "reviewer": "Ada"}
     file = report.parent / "answers.json"
     file.write_text(json.dumps(content | {"frames": len(given), "answers": given} | changes))
@@ -135,11 +135,11 @@ def test_what_a_person_saw_is_recorded_with_the_exact_bound(report, capsys):
     assert "at most 52.7 %" in capsys.readouterr().out  # 1 - 0.05 ** (1 / 4)
     file = answers_of(report, page, reviewer="Bea")
     for says in ("unsure", "part of a person"):
-        file.write_text(file.read_text().replace('"nobody"', f'"{says}"', 1))
+        file.write_text(file.read_text().replace('"no one"', f'"{says}"', 1))
     assert run(report, "--answers", file) == 3
     assert f"{page[1]['path']} frame {page[1]['frame'] + 1}" in capsys.readouterr().out
     ada, bea = json.loads((report / "review.json").read_text())["reviews"]
-    assert (ada["reviewer"], ada["counts"]["nobody"], bea["reviewer"]) == ("Ada", 4, "Bea")
+    assert (ada["reviewer"], ada["counts"]["no one"], bea["reviewer"]) == ("Ada", 4, "Bea")
     assert ada["upper"] == pytest.approx(1 - 0.05 ** (1 / 4)) and bea["upper"] == pytest.approx(0.9024, abs=1e-4)
     assert bea["audit_sha256"] == file_sha256(report / "audit.json") and len(bea["answers"]) == 4
     assert "already" in refusal(capsys, run(report, "--answers", file))
@@ -222,6 +222,6 @@ def test_the_script_of_the_page_saves_answers_that_are_accepted(report, tmp_path
     done = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True)
     result = json.loads(done.stdout)
     assert (result["early"], result["late"]) == (True, False)
-    assert [one["says"] for one in result["saved"]["answers"]] == ["unsure", "nobody", "nobody"]
+    assert [one["says"] for one in result["saved"]["answers"]] == ["unsure", "no one", "no one"]
     (tmp_path / "saved.json").write_text(json.dumps(result["saved"]))
     assert run(report, "--answers", tmp_path / "saved.json") == 0

@@ -2,7 +2,8 @@
 
     boxes of all auditors in one frame of the original  ->  people_of()  ->  Person: masked share, kept share
 
-This needs no detector on inpainted pixels. A person counts whether one auditor finds them or all do.
+This needs no detector on inpainted pixels. A person counts whether one auditor finds them or all do. The measure is not
+the remover's own (`removal.figures`): that compares colors, this one compares detail.
 Legend: H height, W width of a frame in pixels, N boxes.
 """
 
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 
 from ppma.privacy.detectors.boxes import overlaps
+from ppma.privacy.removal.figures import draw_ellipses
 
 CHANGED_LEVELS = 12
 """Smallest change (of 255) that encoding alone does not explain."""
@@ -91,9 +93,7 @@ def _person(
     hidden_HW: np.ndarray,
 ) -> Person:
     core_HW = np.zeros(hidden_HW.shape, np.uint8)
-    x0, y0, x1, y1 = box
-    axes = max(1, round((x1 - x0) * CORE_WIDTH / 2)), max(1, round((y1 - y0) * CORE_HEIGHT / 2))
-    cv2.ellipse(core_HW, (round((x0 + x1) / 2), round((y0 + y1) / 2)), axes, 0, 0, 360, (1,), -1)
+    draw_ellipses(core_HW, _row(box), CORE_WIDTH / 2, CORE_HEIGHT / 2)
     core = core_HW.astype(bool)
     inside = core & hidden_HW
     detail = inside & (_gradient(before_HWC) >= DETAIL)

@@ -34,7 +34,7 @@ from ppma.privacy.removal.clip import ClipSource
 from ppma.privacy.verdict import AUDIT_FILE, FAILED, FORMAT
 
 PAGE, REVIEW_FILE, REVIEW_FORMAT = "review.html", "review.json", "ppma-review-1"
-NOBODY, PART, PERSON, UNSURE = ANSWERS = ("nobody", "part of a person", "person", "unsure")
+NO_ONE, PART, PERSON, UNSURE = ANSWERS = ("no one", "part of a person", "person", "unsure")
 """What a reviewer says of a frame; all but the first count as a person in the bound."""
 QUALITY = 90
 """JPEG quality of the pictures."""
@@ -203,7 +203,7 @@ def _record(report: Path, file: Path, clips: list[dict[str, Any]], sha256: str, 
     said = ", ".join(f"{answer} in {counts[answer]}" for answer in ANSWERS)
     console.print(f"{review['reviewer']}, {frames} frames: {said}")
     console.print(
-        f"so at most {100 * upper:.1f} % of the frames of these clips show a person (95 %), all but nobody counted"
+        f"so at most {100 * upper:.1f} % of the frames of these clips show a person (95 %); every answer but '{NO_ONE}' counts"
     )
     if seen := [
         f"{one['path']} frame {one['frame'] + 1}" for one in review["answers"] if one["says"] in (PART, PERSON)
@@ -247,7 +247,7 @@ def _read_answers(file: Path, clips: list[dict[str, Any]], sha256: str) -> dict[
         "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
         "frames": len(drawn),
         "counts": {answer: counts[answer] for answer in ANSWERS},
-        "upper": statistics.upper_bound(len(drawn) - counts[NOBODY], len(drawn)),
+        "upper": statistics.upper_bound(len(drawn) - counts[NO_ONE], len(drawn)),
         "confidence": statistics.CONFIDENCE,
         "answers": answers,
     }

@@ -141,8 +141,8 @@ class Outcome:
     """People, counted in every frame, whom the inpainter painted back, so that a smooth fill hides them instead."""
     rounds: int
     """Times that the clip was rendered, each with the masks of the people detected in the result before."""
-    clean: bool
-    """False if people are detected in the result of the last round."""
+    clean: bool | None
+    """False if people are detected in the result of the last round; None: it was not searched."""
     shots: int
     cpu_seconds: float
     outside_sha256: str
@@ -295,7 +295,7 @@ class Pipeline:
             seen_share=seen_pixels / max(1, hidden_pixels),
             flattened=flattened,
             rounds=(round_ or 0) + 1,
-            clean=not found,
+            clean=not found if looked_at else None,
             shots=1 + max((pose.shot for pose in plan.poses), default=0),
             cpu_seconds=plan.cpu_seconds,
             outside_sha256=outside.hexdigest(),

@@ -227,7 +227,7 @@ def write_manifest(jobs: Sequence[RemovalJob], out: Path, refused: Refused, lice
 def unclean(jobs: Iterable[RemovalJob]) -> list[str]:
     """Return the names of the finished clips in whose result people are still detected."""
     done = ((job.name, json.loads(job.record.read_text())["outcome"]) for job in jobs if job.done())
-    return [name for name, outcome in done if not outcome.get("clean", True)]
+    return [name for name, outcome in done if outcome.get("clean") is False]
 
 
 def _rows(jobs: Sequence[RemovalJob], licence: str) -> Iterator[Clip]:
