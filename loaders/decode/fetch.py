@@ -188,7 +188,7 @@ _reformatter = VideoReformatter()  # one set of tables for all frames of the pro
 
 def to_rgb(frame: av.VideoFrame) -> np.ndarray:
     """Return an upright frame as uint8 (H, W, 3) RGB."""
-    rgb = _reformatter.reformat(frame, format="rgb24").to_ndarray()
+    rgb = _reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()  # by default, one a core
     turns = round((frame.rotation % 360) / 90) % 4  # quarter turns counterclockwise that make the picture upright
     return np.rot90(rgb, turns) if turns else rgb
 

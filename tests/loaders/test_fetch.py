@@ -6,6 +6,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from av.video.reformatter import VideoReformatter
 from damaged_clips import make_all, number_of
 
 from ppma.loaders.decode import fetch
@@ -65,6 +66,14 @@ def test_b_frames_in_avi_at_every_position(damaged):
         first = int(np.ceil(round(start * 25, 6)))
         last = min(59, int(np.ceil(round((start + 0.4) * 25, 6))) - 1)
         assert got == [first + int(x) for x in np.linspace(0, last - first, 4)], start
+
+
+def test_converting_frames_starts_no_threads(clip_tree, monkeypatch):
+    """By default swscale wakes one thread a core for each frame, in every worker."""
+    monkeypatch.setattr(fetch, "_reformatter", VideoReformatter())
+    before = len(list(Path("/proc/self/task").iterdir()))
+    read_window(next(clip_tree.rglob("*.mp4")), 0.0, 1.0, 4)
+    assert len(list(Path("/proc/self/task").iterdir())) == before
 
 
 def test_a_folder_of_frames_counts_25_a_second(tmp_path):
