@@ -28,47 +28,65 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureOptions(DataOptions):
-    """Write the embedding of every video or window: the encoder's tokens, averaged, before the final norm.
-
-    For example: ppma features clips --checkpoint runs/mae_nohuman --out clips.parquet
-                 ppma features long.mp4 --window 2.7 --stride 1.35 --checkpoint runs/mae_nohuman --out long.npz
-                 ppma features --dataset ucf101 --checkpoint runs/align_nohuman_synthetic --out ucf101.parquet
-    """
+class VideoOptions(DataOptions):
+    """Flags of the commands that run a model over videos."""
 
     videos: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Video files, folders of frames, or folders of either, which are searched. The columns are path, start_seconds,
-    end_seconds, decoded and features."""
-    checkpoint: Path
-    """Run folder of any recipe that trains weights, one of its checkpoint folders, or a folder of `ppma convert`."""
+    """Video files, folders of frames, or folders of either, which are searched."""
     dataset: tuple[str, ...] = ()
-    """Instead of VIDEOS: names in the data catalog. The columns are path, source, label, class_name, decoded and features."""
+    """Instead of VIDEOS: names in the data catalog."""
+    split: str = "val"
+    """Split of each data set."""
+    checkpoint: Path
+    """Run folder, one of its checkpoint folders, or a folder of `ppma convert` or `ppma export`."""
+    window: float | None = None
+    """Length in seconds of a sliding window (default: that of the training)."""
+    stride: float | None = None
+    """Seconds between the starts of two windows (default: half a window)."""
+    on_bad: Literal["fail", "mark"] = "fail"
+    """For a video that cannot be read, fail: stop with its name; mark: write NaN in its row."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.videos) != bool(self.dataset), "give VIDEOS or --dataset NAME, one of the two")
+
+    def find(self) -> list[list[Path]] | list[Manifest]:
+        """Return the videos, or the manifest of each data set."""
+        if not self.dataset:
+            return [[video for path in self.videos for video in find_videos(path)]]
+        data = catalog.find(self.data)
+        return [data.manifest(name, self.split) for name in self.dataset]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions(VideoOptions):
+    """Write the embedding of every video: the encoder's tokens, averaged, before the final norm.
+
+    The columns are path, start_seconds, end_seconds, decoded and features; of a data set also source, label and
+    class_name. With --window or --stride a row is a window, and otherwise the middle window of a video.
+
+    Examples:
+      ppma features clips --checkpoint runs/mae_nohuman --out clips.parquet
+      ppma features long.mp4 --window 2.7 --stride 1.35 --checkpoint runs/mae_nohuman --out long.npz
+      ppma features --dataset ucf101 --checkpoint runs/align_nohuman_synthetic --out ucf101.parquet
+    """
+
     out: OutFile
     """FILE.npz (an array for each column) or FILE.parquet."""
-    window: float | None = None
-    """Length in seconds of a sliding window, for a row each; none: that of the training if there is a --stride, else one
-    row for each video."""
-    stride: float | None = None
-    """Seconds between the starts of two windows; none: half a window."""
     tokens: bool = False
     """Write every token, in the order (time, height, width), not their mean."""
     final_norm: bool = False
     """Apply the model's final LayerNorm, as the exported model and timm do."""
-    split: str = "val"
-    """Split of each data set."""
     windows: int = 1
     """Temporal windows of a video that are averaged: one is its middle, two are its start and its end."""
     crops: int = 1
     """Squares along the long side of a frame, 1 or 3."""
     batch_clips: int = 16
     """Videos at a time; does not change the result."""
-    on_bad: Literal["fail", "mark"] = "fail"
-    """For a video that cannot be read, fail: stop with its name; mark: write NaN in its row."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.out.suffix not in WRITERS:
             raise InputError(f"--out is {self.out}; give a file that ends in {' or '.join(WRITERS)}")
-        require(bool(self.videos) != bool(self.dataset), "give VIDEOS or --dataset NAME, one of the two")
 
 
 def provenance(model: Model) -> dict[str, Any]:
@@ -109,40 +127,36 @@ def write_rows(path: Path, columns: dict[str, np.ndarray], metadata: dict[str, A
         WRITERS[path.suffix](temp_path, columns, metadata)
 
 
-def _of_videos(found: VideoFeatures) -> dict[str, np.ndarray]:
-    spans = {"start_seconds": found.start_seconds, "end_seconds": found.end_seconds}
-    return {"path": np.array(found.video), **spans, "decoded": found.decoded, "features": found.values.numpy()}
-
-
-def _of_dataset(found: VideoFeatures, source: Manifest) -> dict[str, np.ndarray]:
-    names = {"source": np.full(len(source), source.name), "label": source.labels}
+def _columns(found: VideoFeatures, source: Manifest | None) -> dict[str, np.ndarray]:
+    of_source = {}
+    if source is not None:
+        of_source = {
+            "source": np.full(len(found), source.name), "label": source.labels[found.number],
+            "class_name": np.array(source.texts("class_name"))[found.number],
+        }  # fmt: skip
     return {
-        "path": np.array(found.video), **names, "class_name": np.array(source.texts("class_name")), "decoded": found.decoded,
-        "features": found.values.numpy(),
+        "path": np.array(found.video), "start_seconds": found.start_seconds, "end_seconds": found.end_seconds, **of_source,
+        "decoded": found.decoded, "features": found.values.numpy(),
     }  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
     """Run `ppma features`."""
     options = parse(FeatureOptions, argv, prog="ppma features")
-    videos = [video for path in options.videos for video in find_videos(path)]
-    data = catalog.find(options.data) if options.dataset else None
-    sources = [data.manifest(name, options.split) for name in options.dataset] if data else []
+    inputs = options.find()
     model = Model(options.open(options.checkpoint))
-
-    def features(of: list[Path] | Manifest) -> VideoFeatures:
-        return model.features(
-            of, window=options.window, stride=options.stride, tokens=options.tokens, final_norm=options.final_norm,
+    sources = [one if isinstance(one, Manifest) else None for one in inputs]
+    found = [
+        model.features(
+            one, window=options.window, stride=options.stride, tokens=options.tokens, final_norm=options.final_norm,
             windows=options.windows, crops=options.crops, batch_clips=options.batch_clips, on_bad=options.on_bad,
-        )  # fmt: skip
-
-    if sources:
-        parts = [_of_dataset(features(source), source) for source in sources]
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    else:
-        columns = _of_videos(features(videos))
+        )
+        for one in inputs
+    ]  # fmt: skip
+    parts = [_columns(*one) for one in zip(found, sources)]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     metadata = provenance(model) | {
-        "manifests": {f"{source.name}.{options.split}": source.sha256 for source in sources},
+        "manifests": {f"{source.name}.{options.split}": source.sha256 for source in sources if source},
         "views": f"{options.windows} windows x {options.crops} crops", "window": options.window, "stride": options.stride,
     }  # fmt: skip
     write_rows(options.out, columns, metadata)

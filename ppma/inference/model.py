@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from ppma.config.errors import InputError, require
+from ppma.config.loader import LoaderConfig
 from ppma.config.run import EvaluationConfig, Precision
-from ppma.inference.videos import Rows, rows_of
+from ppma.inference.videos import Rows, lay_windows, rows_of
 from ppma.loaders.decode.augment import make_views
-from ppma.loaders.samples import choose_frames, evaluation_crops, scaled_size, view_params
-from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.sampler import EvaluationSampler
+from ppma.loaders.samples import Sample, choose_frames
+from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.models.mae import MaskedAutoencoder
 from ppma.training.run import FinishedRun, open_run
-from ppma.transfer.features import compute_features
+from ppma.transfer.features import compute_features, evaluation_loader
 from ppma.transfer.result import mean_over_views
 
 Video: TypeAlias = str | Path | np.ndarray | Tensor
@@ -37,8 +39,10 @@ class VideoFeatures:
     """float32 (R, D) on the CPU, or (R, tokens, D); NaN for a video that cannot be read."""
     video: tuple[str, ...]
     """Path of each row, as given; its number for frames."""
+    number: np.ndarray
+    """int64 (R,), number of the video of each row, in the order given."""
     start_seconds: np.ndarray
-    """(R,); NaN for frames, which have no times."""
+    """(R,); NaN for frames without `fps`, which have no times."""
     end_seconds: np.ndarray
     decoded: np.ndarray
     """bool (R,); False for a video that cannot be read."""
@@ -63,7 +67,7 @@ class Prediction:
     window_scores: np.ndarray
     """float64 (W, C)."""
     start_seconds: np.ndarray
-    """(W,); NaN for frames, which have no times."""
+    """(W,); NaN for frames without `fps`, which have no times."""
     end_seconds: np.ndarray
 
 
@@ -94,8 +98,8 @@ class Model:
 
     def features(
         self, videos: Video | Sequence[Video] | Manifest, *, window: float | None = None, stride: float | None = None,
-        tokens: bool = False, final_norm: bool = False, windows: int = 1, crops: int = 1, batch_clips: int = 16,
-        on_bad: OnBad = "fail",
+        fps: float | None = None, tokens: bool = False, final_norm: bool = False, windows: int = 1, crops: int = 1,
+        batch_clips: int = 16, on_bad: OnBad = "fail",
     ) -> VideoFeatures:  # fmt: skip
         """Return the encoder's features of videos: tokens pooled and averaged over views, before the final norm.
 
@@ -104,6 +108,7 @@ class Model:
             window: Length in seconds of a sliding window, for a row each; None: of the model's window if there is a
                 `stride`, else one row for each video.
             stride: Seconds between the starts of two windows; None: half a window.
+            fps: Frames per second of frames in memory, which then are a video like a file; None: they are one window.
             tokens: Return every token, in the order (time, height, width), not their mean.
             final_norm: Apply the model's final LayerNorm, as the exported model and timm do.
             windows: Temporal windows of a video that are averaged: one is its middle, two are its start and its end.
@@ -118,13 +123,13 @@ class Model:
         sliding = window is not None or stride is not None
         require(not (sliding and windows > 1), f"windows is {windows}; leave it out where a window slides")
         require(not tokens or windows == crops == 1, "tokens of several views have no mean; use windows 1 and crops 1")
-        found = self._encode(videos, window, stride, views, self._reduction(tokens, final_norm))
+        found = self._encode(videos, window, stride, fps, views, self._reduction(tokens, final_norm))
         values_R = found.values_RV.float().mean(dim=1).cpu()
         decoded_R = found.decoded_R.cpu()
         values_R[~decoded_R] = torch.nan
         return VideoFeatures(
-            values=values_R, video=tuple(found.names[number] for number in found.video_R), start_seconds=found.start_R,
-            end_seconds=found.end_R, decoded=decoded_R.numpy(),
+            values=values_R, video=tuple(found.names[number] for number in found.video_R), number=found.video_R,
+            start_seconds=found.start_R, end_seconds=found.end_R, decoded=decoded_R.numpy(),
         )  # fmt: skip
 
     @overload
@@ -137,43 +142,47 @@ class Model:
         class_names: Sequence[str] | None = ...,
         window: float | None = ...,
         stride: float | None = ...,
+        fps: float | None = ...,
         crops: int = ...,
         on_bad: OnBad = ...,
     ) -> Prediction: ...
     @overload
     def predict(
         self,
-        videos: Sequence[Video],
+        videos: Sequence[Video] | Manifest,
         *,
         top: int = ...,
         space: str | None = ...,
         class_names: Sequence[str] | None = ...,
         window: float | None = ...,
         stride: float | None = ...,
+        fps: float | None = ...,
         crops: int = ...,
         on_bad: OnBad = ...,
     ) -> list[Prediction]: ...
     def predict(
         self,
-        videos: Video | Sequence[Video],
+        videos: Video | Sequence[Video] | Manifest,
         *,
         top: int = 5,
         space: str | None = None,
         class_names: Sequence[str] | None = None,
         window: float | None = None,
         stride: float | None = None,
+        fps: float | None = None,
         crops: int = 3,
         on_bad: OnBad = "fail",
     ) -> Prediction | list[Prediction]:
         """Return the classes of a video, overall and in each window; a list for several videos.
 
         Args:
-            videos: One or several videos, all paths or all frames.
+            videos: One or several videos, all paths or all frames; or a manifest of the data catalog.
             top: Number of classes in `Prediction.top`.
             space: Label space (the data set whose classes to use); required where the model has several.
             class_names: Names by label, for a run of an older version, whose head has none.
             window: Length of a window in seconds; None: that of the training.
             stride: Seconds between the starts of two windows; None: half a window.
+            fps: Frames per second of frames in memory; None: they are one window.
             crops: Squares along the long side of a frame, 1 or 3 (paper: 3).
             on_bad: For a video that cannot be read, fail: raise InputError; mark: give it scores of NaN.
 
@@ -183,9 +192,8 @@ class Model:
         require(top >= 1, f"top is {top}; it must be at least 1")
         model, space = self.run.classifier(), self._space(space)
         names = _names(self.class_names[space], class_names)
-        seconds = self.run.loader.window_seconds if window is None else window
         views = EvaluationConfig(windows=1, crops=crops, on_bad=on_bad)
-        found = self._encode(videos, seconds, stride, views, None)
+        found = self._encode(videos, window, stride, fps, views, None, slides=True)
         with torch.inference_mode():
             logits_RVC = model.logits_of_space(found.values_RV, space)
             scores_RC = mean_over_views(logits_RVC.double().softmax(dim=-1), found.decoded_R)
@@ -195,7 +203,7 @@ class Model:
 
     @staticmethod
     def _prediction(found: _Encoded, number: int, names: Sequence[str], scores_RC: np.ndarray, top: int) -> Prediction:
-        rows = found.video_R == number
+        rows = slice(*np.searchsorted(found.video_R, (number, number + 1)))
         mean_C = scores_RC[rows].mean(axis=0)
         best = [(names[label], float(mean_C[label])) for label in np.argsort(-mean_C, kind="stable")[:top]]
         return Prediction(
@@ -223,34 +231,40 @@ class Model:
         return (lambda tokens_BND: model.fc_norm(model.pool(tokens_BND))) if final_norm else None
 
     def _encode(
-        self, videos: Video | Sequence[Video] | Manifest, window: float | None, stride: float | None, views: EvaluationConfig,
-        reduce: Callable[[Tensor], Tensor] | None,
+        self, videos: Video | Sequence[Video] | Manifest, window: float | None, stride: float | None, fps: float | None,
+        views: EvaluationConfig, reduce: Callable[[Tensor], Tensor] | None, *, slides: bool = False,
     ) -> _Encoded:  # fmt: skip
-        """Run the encoder over all views of videos."""
-        for name, value in (("window", window), ("stride", stride)):
-            require(value is None or 0 < value < float("inf"), f"{name} is {value}; it must be above 0 seconds")
-        if isinstance(videos, Manifest):
-            require(window is None and stride is None, "a window slides over videos; leave it out for a data set")
-            starts, ends = videos.starts, videos.ends
+        """Run the encoder over all views of videos, or of their windows; `slides`: of windows by default."""
+        for name, value in (("window", window), ("stride", stride), ("fps", fps)):
+            require(value is None or 0 < value < float("inf"), f"{name} is {value}; it must be above 0")
+        seconds = self.run.loader.window_seconds if window is None else window
+        asked = window is not None or stride is not None
+        length = seconds if asked or slides else None
+        listed = [videos] if isinstance(videos, str | Path | np.ndarray | Tensor) else videos
+        require(len(listed) > 0, "there is no video; give at least one")
+        require(fps is None or not isinstance(listed, Manifest), "fps is for frames in memory; files have their own")
+        if isinstance(listed, Manifest):
             rows = Rows(
-                manifest=videos, video_R=np.arange(len(videos)), start_R=starts, end_R=ends,
-                readable_R=np.ones(len(videos), dtype=bool),
+                manifest=listed, video_R=np.arange(len(listed)), start_R=listed.starts, end_R=listed.ends,
+                readable_R=np.ones(len(listed), dtype=bool),
             )  # fmt: skip
-            return self._encode_rows(rows, videos.texts("path"), self.run.loader.window_seconds, views, reduce)
-        listed = [videos] if isinstance(videos, str | Path | np.ndarray | Tensor) else list(videos)
-        require(bool(listed), "there is no video; give at least one")
+            if length is not None:
+                clips = [listed.clip(i) for i in range(len(listed))]
+                rows = lay_windows(clips, listed.root, listed.name, length, stride)
+            return self._encode_rows(rows, listed.texts("path"), seconds, views, reduce)
         paths = [video for video in listed if isinstance(video, str | Path)]
         if not paths:
-            return self._encode_frames(
-                [video for video in listed if isinstance(video, np.ndarray | Tensor)], views, reduce
+            require(
+                fps is not None or not asked,
+                "frames have no times; give fps, their frames per second, for a window that slides",
             )
+            frames = [clip for video in listed if isinstance(video, np.ndarray | Tensor) for clip in _clips(video)]
+            return self._encode_frames(frames, seconds, length, stride, fps, views, reduce)
         require(len(paths) == len(listed), "give paths or frames, not both in one call")
-        seconds = self.run.loader.window_seconds if window is None else window
-        sliding = window is not None or stride is not None
+        require(fps is None, "fps is for frames in memory; files have their own")
         rows = rows_of(
-            paths, window=seconds if sliding else None, stride=stride, mark_bad=views.on_bad == "mark",
-            workers=self.run.loader.workers,
-        )  # fmt: skip
+            paths, window=length, stride=stride, mark_bad=views.on_bad == "mark", workers=self.run.loader.workers
+        )
         return self._encode_rows(rows, list(map(str, paths)), seconds, views, reduce)
 
     def _encode_rows(
@@ -272,36 +286,43 @@ class Model:
 
     @torch.inference_mode()
     def _encode_frames(
-        self, videos: Sequence[np.ndarray | Tensor], views: EvaluationConfig, reduce: Callable[[Tensor], Tensor] | None
-    ) -> _Encoded:
-        clips = [clip for video in videos for clip in _clips(video)]
-        run, parts = self.run, []
-        for first in range(0, len(clips), views.batch_clips):
-            batch = np.concatenate(
-                [self._views(clip, views.crops) for clip in clips[first : first + views.batch_clips]]
+        self, videos: Sequence[np.ndarray], seconds: float, window: float | None, stride: float | None, fps: float | None,
+        views: EvaluationConfig, reduce: Callable[[Tensor], Tensor] | None,
+    ) -> _Encoded:  # fmt: skip
+        """Encode clips in memory as the loader encodes files; without `fps` a clip is one window."""
+        rate, run = fps or 1.0, self.run
+        clips = [
+            Clip(
+                path=str(number), frames=len(video), fps=rate, height=video.shape[1], width=video.shape[2], codec="rawvideo",
+                key_frame_spacing=1, duration_seconds=len(video) / rate,
             )
+            for number, video in enumerate(videos)
+        ]  # fmt: skip
+        rows = lay_windows(clips, Path(), "frames", window if fps else None, stride)
+        loader = evaluation_loader(replace(run.loader, window_seconds=seconds if fps else float("inf")), views)
+        sampler = EvaluationSampler(
+            rows.manifest, loader, batch_clips=views.batch_clips, windows=views.windows, crops=views.crops
+        )
+        parts = []
+        for step in range(sampler.steps_per_epoch):
+            batch = [_views(videos[rows.video_R[one.clip]], one, rate, loader) for one in sampler.samples(0, step)]
             with run.compute.autocast():
-                frames_BTHWC = torch.from_numpy(batch).to(run.ranks.device)
+                frames_BTHWC = torch.from_numpy(np.concatenate(batch)).to(run.ranks.device)
                 tokens_BND = run.model.tokens(run.model.patches(frames_BTHWC), None)
                 parts.append((reduce or run.model.pool)(tokens_BND).to(run.compute.weight_dtype))
-        count, nowhere = len(clips), np.full(len(clips), np.nan)
+        start_R, end_R = (times if fps else np.full(len(times), np.nan) for times in (rows.start_R, rows.end_R))
         return _Encoded(
-            values_RV=torch.cat(parts).unflatten(0, (count, -1)), decoded_R=torch.ones(count, dtype=torch.bool, device=run.ranks.device),
-            video_R=np.arange(count), names=tuple(map(str, range(count))), start_R=nowhere, end_R=nowhere,
+            values_RV=torch.cat(parts).unflatten(0, (len(start_R), -1)),
+            decoded_R=torch.ones(len(start_R), dtype=torch.bool, device=run.ranks.device), video_R=rows.video_R,
+            names=tuple(clip.path for clip in clips), start_R=start_R, end_R=end_R,
         )  # fmt: skip
 
-    def _views(self, clip_THWC: np.ndarray, crops: int) -> np.ndarray:
-        """Return (V, T, size, size, 3): evenly spaced frames, scaled and cropped as in an evaluation."""
-        loader = self.run.loader
-        height, width = clip_THWC.shape[1:3]
-        boxes = evaluation_crops(*scaled_size(height, width, loader.size), loader.size)
-        params = [
-            view_params(0, 0, 0, view, height, width, loader, crop=box)
-            for view, box in enumerate(boxes if crops == 3 else boxes[1:2])
-        ]
-        count = len(clip_THWC)
-        chosen = choose_frames(np.arange(count), 0, count, loader.frames)
-        return make_views([np.ascontiguousarray(clip_THWC[i]) for i in chosen], params, loader)
+
+def _views(video_THWC: np.ndarray, sample: Sample, fps: float, loader: LoaderConfig) -> np.ndarray:
+    """Return the views (V, T, size, size, 3) of a sample of a video in memory."""
+    times = np.arange(len(video_THWC)) / fps
+    chosen = choose_frames(times, sample.start_seconds, sample.end_seconds, loader.frames)
+    return make_views([np.ascontiguousarray(video_THWC[i]) for i in chosen], sample.views, loader)
 
 
 def _clips(video: np.ndarray | Tensor) -> list[np.ndarray]:

@@ -7,10 +7,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
@@ -20,46 +19,37 @@ from ppma.common.files import write_json, write_text
 from ppma.common.plots import svg
 from ppma.config.command import DONE, OutFile, parse
 from ppma.config.errors import require
-from ppma.inference.embeddings import WRITERS, provenance, write_rows
+from ppma.inference.embeddings import WRITERS, VideoOptions, provenance, write_rows
 from ppma.inference.model import Model, Prediction
-from ppma.inference.videos import find_videos
 from ppma.loaders.sources.formats import read_classes
-from ppma.training.run import RunOptions
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(RunOptions):
+class PredictOptions(VideoOptions):
     """Recognize the actions in videos: the most likely classes overall, and the most likely one in each window.
 
-    For example: ppma predict clip.mp4 --checkpoint runs/finetune-ucf101
-                 ppma predict clips --checkpoint runs/finetune-ucf101 --out clips.parquet
+    Examples:
+      ppma predict clip.mp4 --checkpoint runs/finetune-ucf101
+      ppma predict clips --checkpoint runs/finetune-ucf101 --out clips.parquet
+      ppma predict --dataset ucf101 --checkpoint runs/finetune-ucf101 --out ucf101.npz
     """
 
-    videos: tyro.conf.Positional[tuple[Path, ...]]
-    """Video files, folders of frames, or folders of either, which are searched."""
-    checkpoint: Path
-    """Run folder of any recipe that trains a classifier, one of its checkpoint folders, or a folder of `ppma convert`."""
     space: str | None = None
     """Label space (the data set whose classes to use); required where the run has several."""
     classes: Path | None = None
     """Class names, one per line by label, for a run of an older version, whose head has no names."""
-    window: float | None = None
-    """Length of a window in seconds; none: that of the training."""
-    stride: float | None = None
-    """Seconds between the starts of two windows; none: half a window."""
     crops: int = 3
     """Squares along the long side of a frame, 1 or 3 (paper: 3)."""
     top: int = 5
     """Number of classes to show."""
-    on_bad: Literal["fail", "mark"] = "fail"
-    """For a video that cannot be read, fail: stop with its name; mark: write NaN in its row."""
     out: OutFile | None = None
     """FILE.json for all scores, with a plot of a single video in FILE.svg; FILE.npz or FILE.parquet for a row per window
     (path, start_seconds, end_seconds, scores)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         kinds = (".json", *WRITERS)
         fits = self.out is None or self.out.suffix in kinds
         require(fits, f"--out is {self.out}; give a FILE{' or FILE'.join(kinds)}")
@@ -69,11 +59,15 @@ def main(argv: list[str]) -> int:
     """Run `ppma predict`."""
     options = parse(PredictOptions, argv, prog="ppma predict")
     model = Model(options.open(options.checkpoint))
-    videos = [video for path in options.videos for video in find_videos(path)]
-    found = model.predict(
-        videos, top=options.top, space=options.space, window=options.window, stride=options.stride, crops=options.crops,
-        class_names=read_classes(options.classes) if options.classes else None, on_bad=options.on_bad,
-    )  # fmt: skip
+    names = read_classes(options.classes) if options.classes else None
+    found = [
+        prediction
+        for one in options.find()
+        for prediction in model.predict(
+            one, top=options.top, space=options.space, window=options.window, stride=options.stride, crops=options.crops,
+            class_names=names, on_bad=options.on_bad,
+        )
+    ]  # fmt: skip
     _show(found)
     if options.out is not None:
         _write(options.out, model, found)

@@ -1,4 +1,4 @@
-"""Videos that a user names: refuse streams, find the videos of folders, and lay windows over them.
+"""Videos that a user names: refuse streams, find the videos of folders, and slide windows over them.
 
 paths  ->  probe  ->  one row for each video, or for each window `stride` apart  ->  Manifest, and what is known of each row
 """
@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -96,23 +96,34 @@ def rows_of(
     if bad and (not mark_bad or len(bad) == len(paths)):
         raise InputError(f"{first_few(bad, 3)}; repair or remove it, or leave it out with on_bad mark (--on-bad mark)")
     root = Path(os.path.commonpath([path.parent for path in paths]))
-    clips, video_R, spans = [], [], []
-    for number, (path, metadata) in enumerate(zip(paths, found)):
-        if isinstance(metadata, str):
-            video_R.append(number)
-            spans.append((np.nan, np.nan))
-            continue
-        known = {name: getattr(metadata, name) for name in VideoMetadata.__slots__ if name != "remarks"}
-        for start, end in spans_of(path, metadata.duration_seconds, window, stride):
-            clip = Clip(path=path.relative_to(root).as_posix(), start_seconds=start, end_seconds=end, **known)
-            clips.append(clip)
-            video_R.append(number)
-            spans.append((start, end))
+    clips = [None if isinstance(one, str) else _clip(path.relative_to(root), one) for path, one in zip(paths, found)]
+    return lay_windows(clips, root, paths[0].name if len(paths) == 1 else root.name or "videos", window, stride)
+
+
+def lay_windows(
+    clips: Sequence[Clip | None], root: Path, name: str, window: float | None, stride: float | None
+) -> Rows:
+    """Return the rows of clips, None for one that cannot be read; see `rows_of`."""
+    found, video_R, spans = list[Clip](), list[int](), list[tuple[float, float]]()
+    for number, clip in enumerate(clips):
+        of_clip = [(np.nan, np.nan)]
+        if clip is not None:
+            begin = clip.start_seconds or 0.0
+            duration = (clip.duration_seconds if clip.end_seconds is None else clip.end_seconds) - begin
+            of_clip = [(begin + start, begin + end) for start, end in spans_of(clip.path, duration, window, stride)]
+            found += [replace(clip, start_seconds=start, end_seconds=end) for start, end in of_clip]
+        video_R += [number] * len(of_clip)
+        spans += of_clip
     start_R, end_R = np.array(spans, dtype=np.float64).T
-    manifest = Manifest.from_clips(clips, root=root, name=paths[0].name if len(paths) == 1 else root.name or "videos")
     return Rows(
-        manifest=manifest, video_R=np.array(video_R), start_R=start_R, end_R=end_R, readable_R=~np.isnan(start_R)
-    )
+        manifest=Manifest.from_clips(found, root=root, name=name), video_R=np.array(video_R), start_R=start_R, end_R=end_R,
+        readable_R=~np.isnan(start_R),
+    )  # fmt: skip
+
+
+def _clip(path: Path, metadata: VideoMetadata) -> Clip:
+    known = {name: getattr(metadata, name) for name in VideoMetadata.__slots__ if name != "remarks"}
+    return Clip(path=path.as_posix(), **known)
 
 
 def _probe(path: Path) -> VideoMetadata | str:
@@ -122,7 +133,9 @@ def _probe(path: Path) -> VideoMetadata | str:
         return str(reason)
 
 
-def spans_of(video: Path, duration: float, window: float | None, stride: float | None) -> list[tuple[float, float]]:
+def spans_of(
+    video: Path | str, duration: float, window: float | None, stride: float | None
+) -> list[tuple[float, float]]:
     """Return (start, end) in seconds of each window of a video, the last one ending with it.
 
     Args:

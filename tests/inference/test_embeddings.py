@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from ppma.cli import main as ppma
+import ppma
+from ppma.cli import main as command
 from ppma.common.files import file_sha256
 from ppma.config.run import EvaluationConfig
 from ppma.inference.samples import embed
@@ -16,8 +17,8 @@ from ppma.training.run import open_run
 
 
 def features(folder, out, *flags, run="mae"):
-    return ppma(["features", "--checkpoint", str(folder / "runs" / run), "--out", str(out), "--workers", "1",
-                 "--device", "cpu", "--data", str(folder / "data.toml"), *flags])  # fmt: skip
+    return command(["features", "--checkpoint", str(folder / "runs" / run), "--out", str(out), "--workers", "1",
+                "--device", "cpu", "--data", str(folder / "data.toml"), *flags])  # fmt: skip
 
 
 def test_both_formats_hold_the_encoder_s_features_and_their_origin(tiny_runs, tmp_path):
@@ -68,6 +69,29 @@ def test_an_undecodable_clip_stops_it_or_is_marked(tiny_runs, tmp_path, capfd):
     assert np.isnan(arrays["features"][~arrays["decoded"]]).all()
 
 
+def test_windows_slide_over_the_clips_of_a_data_set(tiny_runs, tmp_path):
+    sliding = ["--dataset", "made", "--window", "2", "--stride", "1"]
+    assert features(tiny_runs, tmp_path / "f.parquet", *sliding, run="finetune") == 0
+    rows = parquet.read_table(tmp_path / "f.parquet").to_pydict()
+    model = ppma.load_model(tiny_runs / "runs/finetune", device="cpu", workers=1)
+    source = catalog.read(tiny_runs / "data.toml").manifest("made", "val")
+    files = model.features([source.file(i) for i in range(len(source))], window=2.0, stride=1.0)
+    assert np.allclose(rows["features"], files.values, atol=1e-6) and len(files) == 2 * len(source)
+    assert rows["start_seconds"][:4] == [0, 1, 0, 1] and rows["end_seconds"][:2] == [2, 3]
+    assert rows["label"] == source.labels.repeat(2).tolist() and rows["path"][0::2] == source.texts("path")
+    flags = [
+        "--checkpoint",
+        str(tiny_runs / "runs/finetune"),
+        "--device",
+        "cpu",
+        "--data",
+        str(tiny_runs / "data.toml"),
+    ]
+    assert command(["predict", *sliding, *flags, "--out", str(tmp_path / "p.npz")]) == 0
+    scores = np.concatenate([one.window_scores for one in model.predict(source, window=2.0, stride=1.0)])
+    assert np.allclose(np.load(tmp_path / "p.npz")["scores"], scores, atol=1e-6) and len(scores) == len(files)
+
+
 @pytest.mark.parametrize(
     ("out", "flags", "problem"),
     [
@@ -76,7 +100,6 @@ def test_an_undecodable_clip_stops_it_or_is_marked(tiny_runs, tmp_path, capfd):
         ("f.npz", ["--dataset", "gone"], "gone"),
         ("f.npz", ["--dataset", "made", "--crops", "2"], "crops"),
         ("f.npz", [], "VIDEOS or --dataset"),
-        ("f.npz", ["--dataset", "made", "--window", "2"], "data set"),
     ],
 )
 def test_wrong_input(tiny_runs, tmp_path, capfd, out, flags, problem):

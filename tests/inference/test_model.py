@@ -16,6 +16,7 @@ from ppma.cli import main as command
 from ppma.inference.export import FeatureExtractor
 from ppma.inference.samples import plain_views
 from ppma.inference.videos import find_videos, rows_of
+from ppma.loaders.decode.fetch import all_frames
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +61,21 @@ def test_command_line_and_python_give_the_same_rows(tiny_runs, model, folder, tm
 
 
 def test_frames_give_what_their_file_gives(model, folder):
-    """Frames at the model's size, as the loader cuts them from the middle window, and a longer clip of another size."""
-    path = folder / "a.mp4"
+    """With their rate, windows and crops included; without it a clip is one window."""
+    path = folder / "below/b.mp4"
+    frames = np.stack([frame for _, frame in all_frames(path, 0, float("inf"))])
+    for asked in ({"window": 2.0, "stride": 1.5, "crops": 3}, {"windows": 2}, {"window": 2.0, "batch_clips": 2}):
+        expected, found = model.features(path, **asked), model.features(frames, fps=10, **asked)
+        assert torch.allclose(found.values, expected.values, atol=1e-6)
+        assert np.allclose(found.start_seconds, expected.start_seconds) and found.end_seconds[-1] == 7
+    prediction = model.predict([frames, frames], window=2.0, fps=10)[1]
+    assert np.allclose(prediction.window_scores, model.predict(path, window=2.0).window_scores, atol=1e-6)
     rows = rows_of([path], window=None, stride=None, mark_bad=False, workers=1).manifest
-    frames = torch.from_numpy(plain_views(rows, model.run.loader))
-    expected = model.features(path).values
-    assert torch.allclose(model.features(frames).values, expected, atol=1e-6) and expected.shape == (1, 48)
-    assert not expected.is_inference()  # it can be trained on
-    large = frames.repeat_interleave(2, 2).repeat_interleave(2, 3)[0].numpy()
-    assert model.features([large, large], crops=3).values.shape == (2, 48)
-    assert model.predict(frames[0]).scores == pytest.approx(model.predict(frames)[0].scores)
-    assert np.isnan(model.predict(frames[0]).start_seconds).all()
+    seen = torch.from_numpy(plain_views(rows, model.run.loader))
+    assert torch.allclose(model.features(seen).values, model.features(path).values, atol=1e-6)
+    assert not model.features(seen).values.is_inference()  # it can be trained on
+    assert model.predict(seen[0]).scores == pytest.approx(model.predict(seen)[0].scores)
+    assert np.isnan(model.predict(seen[0]).start_seconds).all()
 
 
 @pytest.mark.parametrize("run", ["mae", "finetune"])
@@ -119,6 +124,9 @@ def test_bad_input_is_one_line(model, folder, tmp_path):
         lambda: model.features(tmp_path / "pipe"),
         lambda: model.features("/dev/video0"),
         lambda: model.features(frames),
+        lambda: model.features(frames.astype(np.uint8), window=1.0),
+        lambda: model.features(folder / "a.mp4", fps=10),
+        lambda: model.predict(frames.astype(np.uint8), fps=0),
         lambda: model.features(folder / "a.mp4", tokens=True, crops=3),
         lambda: model.features(folder / "a.mp4", window=-1.0),
         lambda: model.predict(folder / "a.mp4", space="gone"),
