@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from ppma.config.errors import InputError
-from ppma.privacy.detectors import weights
+from ppma.privacy.detectors import darknet, weights
 from ppma.privacy.detectors.boxes import NONE_05, suppress
 from ppma.privacy.detectors.tfjs import Graph
 from ppma.privacy.detectors.tiles import gather, network_size, tile_batch, tiles
@@ -46,6 +46,10 @@ class AuditorKind:
     """Key of `weights.WEIGHTS`, or empty."""
 
 
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(x, -50, 50)))
+
+
 class YoloV3Tiny:
     """YOLOv3-tiny (Redmon and Farhadi, 2018) on COCO, whose class 0 is a person; about 0.25 s for 340 x 256 pixels."""
 
@@ -55,23 +59,28 @@ class YoloV3Tiny:
     def __init__(self, files: dict[str, Path], threshold: float) -> None:
         """Use `files["yolov3-tiny.cfg"]` and `files["yolov3-tiny.weights"]`."""
         self.threshold = threshold
-        self._files = str(files["yolov3-tiny.cfg"]), str(files["yolov3-tiny.weights"])
-        self._nets: dict[tuple[int, int], cv2.dnn.Net] = {}
+        self._network, self._heads = darknet.load(files["yolov3-tiny.cfg"], files["yolov3-tiny.weights"])
 
     def _detect(self, frame_HWC: np.ndarray, long_side: int) -> np.ndarray:
         height, width = frame_HWC.shape[:2]
         size = network_size(height, width, long_side)
-        if (
-            size not in self._nets
-        ):  # one network for each size: a network allocates its memory again when the size changes
-            self._nets[size] = cv2.dnn.readNetFromDarknet(*self._files)
-        net = self._nets[size]
-        net.setInput(cv2.dnn.blobFromImage(frame_HWC, 1 / 255, size))
-        rows_N85 = np.vstack(net.forward(net.getUnconnectedOutLayersNames()))
-        rows_N85 = rows_N85[rows_N85[:, 5] > self.threshold]
-        half_N2 = rows_N85[:, 2:4] / 2
-        corners_N4 = np.hstack([rows_N85[:, :2] - half_N2, rows_N85[:, :2] + half_N2]) * [width, height, width, height]
-        return np.hstack([corners_N4, rows_N85[:, 5:6]]).astype(np.float32)
+        image_hwC = cv2.resize(frame_HWC, size, interpolation=cv2.INTER_LINEAR)
+        image_1Chw = np.ascontiguousarray(image_hwC.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
+        found = [self._boxes(maps[0], head, size) for maps, head in zip(self._network(image_1Chw), self._heads)]
+        return np.concatenate(found) * np.array([width, height, width, height, 1], np.float32)
+
+    def _boxes(self, map_Khw: np.ndarray, head: darknet.Head, size: tuple[int, int]) -> np.ndarray:
+        """Return boxes_N5 relative to the frame."""
+        logits_A85hw = map_Khw.reshape(len(head.anchors_A2), -1, *map_Khw.shape[1:])
+        score_Ahw = _sigmoid(logits_A85hw[:, 4]) * _sigmoid(logits_A85hw[:, 5])  # something is there, a person
+        which, rows, columns = np.nonzero(score_Ahw > self.threshold)
+        x, y, w, h = logits_A85hw[which, :4, rows, columns].T
+        grid_2 = np.array(map_Khw.shape[:0:-1])
+        center_N2 = (_sigmoid(np.stack([x, y], 1)) + np.stack([columns, rows], 1)) / grid_2
+        half_N2 = np.exp(np.stack([w, h], 1)) * head.anchors_A2[which] / np.array(size) / 2
+        return np.hstack([center_N2 - half_N2, center_N2 + half_N2, score_Ahw[which, rows, columns, None]]).astype(
+            np.float32
+        )
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
         """Return boxes_N5 of people."""
@@ -162,7 +171,7 @@ class BlazeFace:
         """Return boxes_N5 of faces."""
         tiles_BhwC, places = tile_batch(frame_HWC, self.side)
         logits_Bhw1, edges_BhwC = self._graph(tiles_BhwC.astype(np.float32) / np.float32(127.5) - 1)
-        scores_Bhw = 1 / (1 + np.exp(-np.clip(logits_Bhw1[..., 0], -50, 50)))
+        scores_Bhw = _sigmoid(logits_Bhw1[..., 0])
         found = [self._boxes(score_hw, edges_hwC) for score_hw, edges_hwC in zip(scores_Bhw, edges_BhwC)]
         return gather(places, found, 0.3)
 

@@ -1,0 +1,86 @@
+"""Build a network node by node as ONNX, and run it in ONNX Runtime.
+
+    Nodes: add(), constant()  ->  Network(nodes, inputs, outputs)  ->  arrays in, arrays out
+
+A network runs on a GPU if the package onnxruntime-gpu is installed. On a CPU it runs on one thread, since clips are
+spread over processes, and one picture at a time, whose maps fit into a core's cache.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ppma.config.errors import InputError
+
+_OPSET, _IR = 18, 10
+"""ONNX releases that onnxruntime 1.20 and later read."""
+FLOAT, INT64 = 1, 7
+"""ONNX's numbers of these types."""
+
+
+class Nodes:
+    """The nodes and constants of an ONNX graph, in the order in which they run."""
+
+    def __init__(self) -> None:
+        """Begin with no node."""
+        self.nodes: list[tuple[str, Sequence[str], Sequence[str], dict[str, Any]]] = []
+        """Operation, inputs, results and attributes of each node."""
+        self.constants: dict[str, np.ndarray] = {}
+
+    def constant(self, array: ArrayLike, name: str = "") -> str:
+        """Add a constant; return its name, given or made up."""
+        name = name or f"constant {len(self.constants)}"
+        self.constants[name] = np.asarray(array)
+        return name
+
+    def add(self, op: str, inputs: Sequence[str], output: str = "", outputs: int = 1, **attributes: Any) -> str:
+        """Add a node; return the name of its result, given or made up. A second result is `name:1`."""
+        output = output or f"{op} {len(self.nodes)}"
+        names = [output, *(f"{output}:{number}" for number in range(1, outputs))]
+        self.nodes.append((op, inputs, names, attributes))
+        return output
+
+
+class Network:
+    """A network in ONNX Runtime."""
+
+    def __init__(self, nodes: Nodes, image: str, outputs: Sequence[str], sizes: Sequence[str] = ()) -> None:
+        """Load the nodes.
+
+        Args:
+            nodes: The graph.
+            image: Name of its input, a float32 batch of four dimensions.
+            outputs: Names of the results to return.
+            sizes: Names of further inputs, each a height and a width.
+
+        Raises:
+            InputError: The packages onnx and onnxruntime are missing.
+        """
+        try:
+            import onnxruntime
+            from onnx import ValueInfoProto, helper, numpy_helper
+        except ImportError as error:
+            raise InputError(f"detectors need {error.name}: pip install 'ppma[privacy]'") from None
+        self._image = image
+        inputs = [helper.make_tensor_value_info(image, FLOAT, [None] * 4)]
+        graph = helper.make_graph(
+            [helper.make_node(op, names, results, **more) for op, names, results, more in nodes.nodes],
+            "detector",
+            inputs + [helper.make_tensor_value_info(name, INT64, [2]) for name in sizes],
+            [ValueInfoProto(name=name) for name in outputs],
+            [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in nodes.constants.items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self._gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        providers = ["CUDAExecutionProvider"] * self._gpu + ["CPUExecutionProvider"]
+        self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+
+    def __call__(self, batch: np.ndarray, sizes: dict[str, np.ndarray] | None = None) -> list[np.ndarray]:
+        """Return the results for a batch, float32, and the sizes by name."""
+        parts = [batch] if self._gpu else np.split(batch, len(batch))
+        results = [self._session.run(None, {self._image: part, **(sizes or {})}) for part in parts]
+        return results[0] if len(parts) == 1 else [np.concatenate(maps) for maps in zip(*results)]
