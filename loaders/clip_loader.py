@@ -25,7 +25,8 @@ from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.listing import probe_rows, read_clips, rows_of
 from ppma.loaders.sources.manifest import Manifest
-from ppma.loaders.sources.store import SUFFIX, Store
+from ppma.loaders.sources.remote import Url, as_path
+from ppma.loaders.sources.store import MANIFEST, SUFFIX, Store
 from ppma.loaders.stream import ClipStream, OnBad
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class ClipLoader:
         Args:
             source: A manifest FILE.csv of `ppma index`, a folder <class>/<video>, a list file, videos as paths or as
                 (path, label) pairs, a packed store, or a name in the data catalog. Folders, lists and videos are probed
-                now; a manifest is faster.
+                now; a manifest is faster. A manifest or a packed store may be a URL (docs/remote.md).
             frames: Frames per clip, evenly spaced in a window of `window_seconds`.
             size: Height and width of a view in pixels.
             views: Views of each clip, adjacent in the batch; without `train` 1 (center) or 3 (both ends and the center).
@@ -80,7 +81,7 @@ class ClipLoader:
             seed: Seed of the order, the windows and the crops.
             root: Folder that the paths of a manifest or a list are relative to; None: its own.
             split: Split of a name in the data catalog.
-            data: The data catalog; None: $PPMA_DATA, else ./data.toml. It also has the manifest of a packed store.
+            data: The data catalog; None: $PPMA_DATA, else ./data.toml.
             device: Where batches go; on a GPU, DALI decodes there.
             rank: Of this process; None: from torch.distributed where it is initialized, else 0.
             world_size: Number of ranks; None: likewise, else 1.
@@ -193,18 +194,20 @@ def open_source(
         clips, refused = probe_rows(rows, place, PROBE_WORKERS)
         require(bool(clips), f"none of {len(rows)} clips can be read; the first: {refused[:1]}")
         return _made(clips, refused, place, "list")
-    path, explicit = Path(source), Path(data) if data else None
+    path, explicit = as_path(source), Path(data) if data else None
     if path.suffix == SUFFIX:
         found = catalog.find(explicit)
         entry = next(
             (one for one in found.entries.values() if one.store and one.store.resolve() == path.resolve()), None
         )
         if entry is None:
-            store = Store(path)  # names what is wrong with it first
-            raise InputError(
-                f"{store.path} is in no data catalog; `ppma pack NAME --out {path}` adds it, or give its name"
-            )
+            Store(path)  # names what is wrong with it first
+            manifest = Manifest.read(path / MANIFEST, root=root or path, name=path.stem)
+            return manifest.packed_in(Store(path, manifest_sha256=manifest.sha256))
         return found.manifest(entry.name, entry.split)
+    if isinstance(path, Url):
+        require(path.suffix.lower() == ".csv", f"{path}: a URL names a manifest FILE.csv or a packed store DIR{SUFFIX}")
+        return Manifest.read(path, root=root)
     if not path.exists() and len(path.parts) == 1 and not path.suffix:
         return catalog.find(explicit).manifest(path.name, split)
     if path.is_file() and path.suffix.lower() == ".csv":

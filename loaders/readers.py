@@ -21,6 +21,7 @@ from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig, Reader
 from ppma.loaders.sampler import Batches
 from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.sources.remote import Url
 from ppma.loaders.sources.store import is_packed
 from ppma.loaders.stream import ClipStream
 
@@ -49,9 +50,10 @@ def servable(config: LoaderConfig, sources: Sequence[Manifest], device: torch.de
 
 
 def _fits_ffcv(config: LoaderConfig, source: Manifest) -> bool:
-    """Return True for a packed store whose frames need no scaling."""
+    """Return True for a local packed store whose frames need no scaling."""
     short_sides = np.minimum(source.heights, source.widths)
-    return is_packed(source.file(0)) and bool((short_sides == config.short_side).all())
+    first = source.file(0)
+    return not isinstance(first, Url) and is_packed(first) and bool((short_sides == config.short_side).all())
 
 
 def clips_per_second(

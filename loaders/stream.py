@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from ppma.common.files import PatientFile, csv_text
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, require
 from ppma.config.loader import LoaderConfig, Reader
 from ppma.loaders.batch import ClipBatch, LoaderCounters
 from ppma.loaders.decode.dali_input import DALI_CPU_CODECS, DALI_GPU_CODECS, Codecs
@@ -35,6 +35,7 @@ from ppma.loaders.prefetch import DeviceEvent, Prefetcher, transfer_to
 from ppma.loaders.sampler import Batches
 from ppma.loaders.samples import Sample
 from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.sources.remote import Url
 from ppma.loaders.sources.store import is_packed
 
 log = logging.getLogger(__name__)
@@ -156,6 +157,10 @@ class ClipStream:
         Raises:
             InputError: The config asks for a reader that cannot serve it.
         """
+        for source in sources:
+            by_url = isinstance(source.root, Url) and source.store is None
+            frames = by_url and bool({"jpeg", "png"} & source.counts("codec").keys())
+            require(not frames, f"{source.root} has folders of frames, which no URL lists; pack them: `ppma pack`")
         config = config.for_cores(len(os.sched_getaffinity(0)))
         self.batches, self.sources, self.config = batches, sources, config
         self.device = torch.device(device)
@@ -183,7 +188,7 @@ class ClipStream:
         self._tickets: dict[int, tuple[_Pending, int]] = {}
         self._issued = 0
         self._fallbacks: set[str] = set()
-        self._refused: set[str] = set()
+        self._refused: set[Path] = set()
         # 3. the way to the device
         self._transfer = transfer_to(self.device)
         self._pinned = False
@@ -205,6 +210,11 @@ class ClipStream:
     def _make_ffcv(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Return an iterator over (views, which are bad) of every step, from the first one on."""
         for source in self.sources:
+            if isinstance(source.file(0), Url):
+                raise InputError(
+                    f"loader.implementation ffcv maps local files, and {source.file(0)} is a URL: copy the store, or take "
+                    "implementation plain"
+                )
             if not is_packed(source.file(0)):
                 raise InputError(
                     f"loader.implementation ffcv reads packed stores, and {source.name} is not one: "
@@ -223,7 +233,7 @@ class ClipStream:
         )
         positions = range(self._position, self._end)
         by_step = (batches.samples(*divmod(at, batches.steps_per_epoch), *place) for at in positions)
-        addressed = ([(Path(self._path(sample)), sample) for sample in samples] for samples in by_step if samples)
+        addressed = ([(self._path(sample), sample) for sample in samples] for samples in by_step if samples)
         return views.follow(addressed)
 
     def __enter__(self) -> "ClipStream":
@@ -330,14 +340,14 @@ class ClipStream:
 
     # ------------------------------------------------------------------------------------------------ tasks and replies
 
-    def _path(self, sample: Sample) -> str:
-        return str(self.sources[sample.source].file(sample.clip))
+    def _path(self, sample: Sample) -> Path:
+        return self.sources[sample.source].file(sample.clip)
 
     def _submit(self, pending: _Pending, place: int) -> None:
         """Submit the task of one sample. DALI gets it undecoded, unless it has refused the clip before."""
         sample = pending.samples[place]
         codecs: Codecs = DALI_GPU_CODECS if self.device.type == "cuda" else DALI_CPU_CODECS
-        if self._path(sample) in self._refused:
+        if self._refused and self._path(sample) in self._refused:
             codecs = {}
         product: Product = "input" if self.implementation == "dali" else "views"
         offset = pending.slot * self._region_bytes + place * self.batches.views * self._view_bytes
@@ -367,6 +377,8 @@ class ClipStream:
         if reply.ticket not in self._tickets:
             return  # of a read_ahead
         pending, place = self._tickets.pop(reply.ticket)
+        if reply.failure is not None:
+            raise reply.failure
         if reply.fallback:
             self.counters.fallbacks += 1
             if reply.fallback not in self._fallbacks:
@@ -394,7 +406,7 @@ class ClipStream:
 
     def _note_bad(self, sample: Sample, reason: str) -> None:
         """Name a bad file once; stop when there are too many."""
-        path = self._path(sample)
+        path = str(self._path(sample))
         if self.on_bad == "fail":
             remedy = "repair or remove it from the manifest, or count it as wrong (--on-bad mark)"
             raise InputError(f"{path}: {reason}; {remedy}")

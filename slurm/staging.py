@@ -5,13 +5,15 @@
 
 The first process of a node copies under a lock while the others wait. A copy gets its name when it is complete, and
 later jobs on the node reuse it. With --stage-gb only as many shards are copied as fit, and links lead to the others: each
-clip is read once an epoch, so any shard is as good as another. Sources without a packed store are not copied: their
+clip is read once an epoch, so any shard is as good as another. What is read by URL is not copied beforehand: its
+cache is put on that disk, with what is left of --stage-gb. Sources without a packed store are not copied: their
 videos may not fit on any disk.
 """
 
 import hashlib
 import itertools
 import logging
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from ppma.common.progress import Progress
 from ppma.config.errors import require
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.catalog import Entry
+from ppma.loaders.sources.remote import CACHE_VARIABLE, SIZE_VARIABLE, Url
 from ppma.loaders.sources.store import SUFFIX
 from ppma.privacy import verdict
 
@@ -30,6 +33,8 @@ log = logging.getLogger(__name__)
 
 MB, GB = 10**6, 10**9
 CHUNK_BYTES = 16 * 2**20
+URL_SHARE = 0.5
+"""Share of the disk for what is read by URL, without --stage-gb."""
 MEMORY_SHARE = 0.5
 """Share of the free memory that `warm` fills; more would evict what it read first, or starve the processes."""
 
@@ -61,6 +66,10 @@ def stage(
             copy, size = _stage_source(entry, folder, room)
             staged.append(copy)
             room = None if room is None else max(0, room - size)
+        if any(isinstance(place, Url) for entry in entries for place in (entry.root, entry.store)):
+            os.environ[CACHE_VARIABLE] = str(folder)
+            free = shutil.disk_usage(folder).total * URL_SHARE if room is None else room
+            os.environ[SIZE_VARIABLE] = str(free / GB)
         target = folder / f"data-{_short_hash(staged)}.toml"
         if not target.exists():
             with atomic_path(target) as temp_path:
@@ -71,7 +80,7 @@ def stage(
 
 def _stage_source(entry: Entry, folder: Path, room: int | None) -> tuple[Entry, int]:
     """Return the entry with its manifest and store on the node, and the bytes of the copy, with shards up to `room`."""
-    if entry.store is None:
+    if entry.store is None or isinstance(entry.store, Url):
         return entry, 0
     files = sorted(
         (path for path in entry.store.rglob("*") if path.is_file()), key=lambda path: (path.suffix == SUFFIX, path)
@@ -132,7 +141,9 @@ def warm(data: Path, sources: tuple[str, ...], splits: tuple[str, ...]) -> None:
     keys = [key for key in known.entries if key[0] in sources and key[1] in splits]
     for key in keys:
         known.manifest(*key)  # large ones are parsed once and mapped by all processes
-    stores = [store for key in keys if (store := known.entries[key].store) is not None]
+    stores = [
+        store for key in keys if isinstance(store := known.entries[key].store, Path) and not isinstance(store, Url)
+    ]
     files = sorted(path for store in stores for path in store.rglob("*") if path.is_file())
     left, done = int(MEMORY_SHARE * _free_memory()), 0
     total = min(sum(file.stat().st_size for file in files), left)

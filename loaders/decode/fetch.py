@@ -25,7 +25,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from ppma.common.frames import FRAME_FOLDER_FPS, is_frames, list_frames
-from ppma.config.errors import BadClip, InputError
+from ppma.config.errors import BadClip, InputError, UnreachableError
 from ppma.loaders.samples import TIME_TOLERANCE, choose_frames, frames_in_window, thin_to_fps
 from ppma.loaders.sources.pictures import (
     SeekError,
@@ -37,6 +37,7 @@ from ppma.loaders.sources.pictures import (
     seek_window,
     why_from_start,
 )
+from ppma.loaders.sources.remote import RemoteFile, Url
 from ppma.loaders.sources.store import StoreError, is_packed, read_packed, read_packed_ahead
 
 log = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def all_frames(path: Path, start: float, end: float, *, fps: float | None = None
 
 
 def read_ahead(path: Path, start: float, end: float, count: int) -> None:
-    """Have the kernel fetch what `read_frames` reads, which hides the latency of a network file system.
+    """Have the kernel, or the cache of URLs, fetch what `read_frames` reads, which hides the latency of a network.
 
     Returns at once: threads open the file and ask for its bytes. What cannot be opened is reported when it is read.
     """
@@ -142,9 +143,13 @@ def read_ahead(path: Path, start: float, end: float, count: int) -> None:
 
 
 def _read_ahead(path: Path, start: float, end: float, count: int) -> None:
-    with contextlib.suppress(OSError, InputError, StoreError):
+    with contextlib.suppress(OSError, InputError, StoreError, UnreachableError):
         if is_packed(path):
             read_packed_ahead(path, lambda times: choose_frames(times, start, end, count))
+            return
+        if isinstance(path, Url):
+            remote = RemoteFile(path)
+            remote.read_ahead(0, remote.size)
             return
         for file in list_frames(path) if is_frames(path) else [path]:
             with file.open("rb") as handle:

@@ -36,7 +36,7 @@ from typing import Literal
 import numpy as np
 
 from ppma.common.workers import to_blame
-from ppma.config.errors import KilledError
+from ppma.config.errors import KilledError, RefusedError, UnreachableError
 from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode.dali_input import Codecs, DaliInput
 from ppma.loaders.samples import Sample, check_crops, scaled_size
@@ -67,7 +67,7 @@ class Task:
     """One sample to read."""
 
     ticket: int
-    path: str
+    path: Path
     sample: Sample
     product: Product
     codecs: Codecs
@@ -83,6 +83,8 @@ class Reply:
     ticket: int
     reason: str = ""
     """Why the file is bad."""
+    failure: RefusedError | UnreachableError | None = None
+    """Why nothing can be read from a server: the run ends with it."""
     fallback: str = ""
     """Why PyAV decoded a clip that was meant for DALI."""
     clip: DaliInput | None = None
@@ -296,7 +298,7 @@ def _run(task: Task, config: LoaderConfig, memory: mmap.mmap) -> tuple[DaliInput
     from ppma.loaders.decode.remux import NotForDali, encoded_window
 
     sample, fallback = task.sample, ""
-    path, start, end = Path(task.path), sample.start_seconds, sample.end_seconds
+    path, start, end = task.path, sample.start_seconds, sample.end_seconds
     if task.product == "read_ahead":
         read_ahead(path, start, end, config.frames)
         return None, ""
@@ -338,15 +340,20 @@ def serve(connection: Connection, memory: mmap.mmap) -> None:
     while True:
         task: Task = connection.recv()
         began, read_before = time.perf_counter(), _bytes_read()
-        reason, clip, fallback = "", None, ""
+        reason, clip, fallback, failure = "", None, "", None
         try:
             clip, fallback = _run(task, config, memory)
+        except (RefusedError, UnreachableError) as error:
+            failure = error
         except (BadClip, ValueError) as error:  # ValueError: a crop leaves a file that changed after it was indexed
             reason = str(error)
         seconds, size = time.perf_counter() - began, _bytes_read() - read_before
         connection.send(
-            Reply(ticket=task.ticket, reason=reason, fallback=fallback, clip=clip, seconds=seconds, bytes_read=size)
-        )
+            Reply(
+                ticket=task.ticket, reason=reason, failure=failure, fallback=fallback, clip=clip, seconds=seconds,
+                bytes_read=size,
+            )
+        )  # fmt: skip
 
 
 def main() -> None:

@@ -5,7 +5,7 @@
     root = "/data/ucf101"
     store = "ucf101_train.store"      # optional, made by `ppma pack`
 
-The file is the one given (`--data FILE`), else `$PPMA_DATA`, else `./data.toml`.
+Each may be a URL: "s3://bucket/ucf101_train.beton". The file is the one given (`--data FILE`), else `$PPMA_DATA`, else `./data.toml`.
 """
 
 import os
@@ -21,6 +21,7 @@ from tomlkit.items import InlineTable
 from ppma.common.files import write_text
 from ppma.config.errors import InputError, reading
 from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.sources.remote import Url, as_path
 from ppma.loaders.sources.store import Store
 
 _KEYS = ("manifest", "root", "store")
@@ -154,11 +155,18 @@ def _entry(path: Path, name: str, split: str, table: dict[str, Any]) -> Entry:
     missing = [key for key in ("manifest", "root") if key not in table]
     if missing:
         raise InputError(f"{path}, [{name}.{split}]: {missing[0]} is missing; give manifest and root")
-    paths = {key: path.parent / Path(value).expanduser() for key, value in table.items()}
+    paths = {key: _located(path.parent, value) for key, value in table.items()}
     return Entry(name=name, split=split, **paths)
+
+
+def _located(folder: Path, value: str) -> Path:
+    path = as_path(value).expanduser()
+    return path if isinstance(path, Url) else folder / path
 
 
 def _shorten(value: Path, folder: Path) -> str:
     """Return a path relative to the catalog's folder if it is inside, so that the folder can be moved as a whole."""
+    if isinstance(value, Url):
+        return value.full
     value, folder = value.resolve(), folder.resolve()
     return (value.relative_to(folder) if value.is_relative_to(folder) else value).as_posix()

@@ -32,6 +32,7 @@ from pyarrow import csv as pa_csv
 
 from ppma.common.files import atomic_path
 from ppma.config.errors import InputError
+from ppma.loaders.sources.remote import Url, as_path
 from ppma.loaders.sources.store import Store
 
 DOMAINS = ("", "real", "human-removed", "synthetic")
@@ -109,12 +110,12 @@ def nfc(name: str) -> str:
 class Manifest:
     """The clips of one source, column by column. Create one with `read` or `from_clips`."""
 
-    def __init__(self, table: pa.Table, *, root: Path, path: Path | None, name: str) -> None:
+    def __init__(self, table: pa.Table, *, root: Path | str, path: Path | None, name: str) -> None:
         """Take the columns of a table that `_derive` has checked and completed."""
         self._columns = {field: _one_chunk(table.column(field)) for field in table.column_names}
         self._rows = table.num_rows
-        self.root = Path(root)
-        """Folder that the paths of the rows are relative to."""
+        self.root = as_path(root)
+        """Folder or URL that the paths of the rows are relative to."""
         self.path = path
         """CSV that it was read from, or None."""
         self.name = name
@@ -191,21 +192,22 @@ class Manifest:
         """Read and check a manifest.
 
         Args:
-            path: CSV file.
-            root: Folder that its paths are relative to (the CSV's folder by default).
+            path: CSV file, or its URL.
+            root: Folder or URL that its paths are relative to (the CSV's folder by default).
             name: Name of the source (the CSV's stem by default).
 
         Raises:
             InputError: The file is missing, empty or wrong; the message names the line.
         """
-        path = Path(path)
+        path = as_path(path)
         try:
             stat = path.stat()
             table = _table(path.absolute(), stat.st_size, stat.st_mtime_ns)
         except OSError as error:
-            hint = f"`ppma index SOURCE --root DIR --out {path}` makes it"
+            index = f"`ppma index SOURCE --root DIR --out {path}` makes it"
+            hint = "check the URL" if isinstance(path, Url) else index
             raise InputError(f"{error.filename or path}: {error.strerror}; {hint}") from None
-        return cls(table, root=Path(root or path.parent), path=path, name=name or path.stem)
+        return cls(table, root=root or path.parent, path=path, name=name or path.stem)
 
     @classmethod
     def from_clips(cls, clips: Iterable[Clip], *, root: Path | str, name: str) -> "Manifest":
@@ -214,7 +216,7 @@ class Manifest:
         _write_rows(text, clips)
         content = text.getvalue().encode()
         where = f"manifest {name!r}"
-        return cls(_derive(_parse(content, where=where), content, where), root=Path(root), path=None, name=name)
+        return cls(_derive(_parse(content, where=where), content, where), root=root, path=None, name=name)
 
     @staticmethod
     def write(path: Path | str, clips: Iterable[Clip]) -> None:

@@ -11,13 +11,14 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import av.error
 from av.video.frame import PictureType
 
 from ppma.loaders.samples import TIME_TOLERANCE
+from ppma.loaders.sources.remote import Url
 
 MAX_PIXELS = 4096 * 2304
 """Most pixels of a frame: 4K. A 200 kB file can promise 8192 x 8192, and each such frame takes 200 MB as RGB."""
@@ -50,9 +51,8 @@ def open_video(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[av.containe
     # Opening decodes a frame to fill in what the header leaves out; coded sizes are a little larger than shown ones.
     limit = {"max_pixels": str(2 * max_pixels)}
     try:
-        container = av.open(
-            f"file:{path}", options={"format_whitelist": CONTAINERS, **limit}, metadata_errors="replace"
-        )
+        source: Any = path.open("rb") if isinstance(path, Url) else f"file:{path}"
+        container = av.open(source, options={"format_whitelist": CONTAINERS, **limit}, metadata_errors="replace")
     except (av.error.InvalidDataError, av.error.ArgumentError) as error:
         raise Unusable(_why_not_opened(path, error)) from error
     cover = int(av.stream.Disposition.attached_pic)

@@ -3,6 +3,7 @@
     STORE.beton/
         index.json            shards with their checksums, parameters, hash of the packed manifest
         rows.npy              row of the manifest -> shard, place in it, size of its frames
+        manifest.csv          a copy of the packed manifest
         shard-00000.beton     a complete FFCV data set: fields clip (ours), label, row
 
     shard, place, [start, end) in seconds  ->  one read for the table, one for the chosen frames  ->  JPEG bytes
@@ -12,6 +13,7 @@ FFCV's own Loader reads a shard with `ppma.loaders.decode.ffcv.ClipField`; `ppma
 address of a packed clip, `shard-00000.beton#17`, can be used wherever the path of a video can.
 """
 
+import io
 import json
 import os
 import re
@@ -27,13 +29,14 @@ import numpy as np
 from ppma.common.files import file_sha256
 from ppma.config.errors import InputError, reading
 from ppma.config.records import restore
+from ppma.loaders.sources.remote import RemoteFile, Url, as_path
 
 Choose = Callable[[np.ndarray], list[int]]
 """Ascending times of frames -> indices of the frames to read."""
 
 FORMAT = "ppma-store 1"
 SUFFIX = ".beton"
-INDEX, ROWS, REJECTED = "index.json", "rows.npy", "rejected.csv"
+INDEX, ROWS, REJECTED, MANIFEST = "index.json", "rows.npy", "rejected.csv", "manifest.csv"
 _SHARD = r"shard-\d{5,}\.beton"
 OPEN_SHARDS = min(512, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 """Files that one process keeps open; a store of Kinetics has about 900."""
@@ -130,28 +133,31 @@ def read_index(store: Path, name: str = INDEX) -> StoreIndex:
 class Store:
     """A complete store, for the main process: the place of each row of the manifest and the size of its frames."""
 
-    def __init__(self, path: Path, *, manifest_sha256: str | None = None) -> None:
+    def __init__(self, path: Path | str, *, manifest_sha256: str | None = None) -> None:
         """Read the index.
 
         Args:
-            path: Folder of the store.
+            path: Folder of the store, or its URL.
             manifest_sha256: Hash of the manifest that it must have been packed from; None accepts any.
 
         Raises:
             InputError: The store is unfinished or damaged, or was packed from another manifest.
         """
-        self.path, self.index = Path(path), read_index(Path(path))
+        self.path = as_path(path)
+        self.index = read_index(self.path)
         if not self.index.complete:
             raise InputError(f"{path}: has only {len(self.index.shards)} of its shards; run ppma pack again")
         if manifest_sha256 not in (None, self.index.manifest_sha256):
             raise InputError(f"{path}: was packed from another manifest; pack this one with a new --out")
         self.places = self._read_places()
-        """PLACE (rows,), mapped: the processes of a node share it."""
+        """PLACE (rows,), mapped from a local store: the processes of a node share it."""
 
     def _read_places(self) -> np.ndarray:
         again = "run ppma pack again"
         try:  # mapped, so that a header cannot promise more rows than the file has; a pickle is a ValueError
-            places = np.asarray(np.load(self.path / ROWS, mmap_mode="c"))
+            file = self.path / ROWS
+            by_url = isinstance(file, Url)
+            places = np.asarray(np.load(io.BytesIO(file.read_bytes()) if by_url else file, None if by_url else "c"))
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{self.path / ROWS}: cannot be read ({error}); {again}") from None
         fits = places.dtype == PLACE and places.shape == (self.index.rows,)
@@ -198,12 +204,12 @@ def _around(run: Sequence[Span]) -> Span:
 class ShardFile:
     """One open shard. It reads with pread: memory does not grow with what was read, and threads can share it."""
 
+    remedy = "run ppma pack --verify"
+    """What to do about a shard that is cut off."""
+
     def __init__(self, path: Path) -> None:
         """Open the file; StoreError if it is not a shard of a packed store, or is cut off."""
-        self.path = path
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._fd)  # __del__ may run after Python has cleared `os` at exit
-        self._bytes = os.fstat(self._fd).st_size
+        self.path, self._bytes = path, self._open(path)
         head, at = self.read(0, min(HEAD_BYTES, self._bytes)), HEADER.itemsize + FIELD.itemsize * len(FIELDS)
         if len(head) < at:
             raise StoreError(f"{path.name} is not a shard of a packed store")
@@ -216,11 +222,20 @@ class ShardFile:
         table = head[at : at + size] if at + size <= len(head) else self.read(at, size)
         self.samples = np.frombuffer(table, SAMPLE)
 
+    def _open(self, path: Path) -> int:
+        """Open the file and return its size."""
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._fd)  # __del__ may run after Python has cleared `os` at exit
+        return os.fstat(self._fd).st_size
+
+    def _pread(self, size: int, offset: int) -> bytes:
+        return os.pread(self._fd, size, offset)
+
     def read(self, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset`; StoreError if the file is shorter."""
-        data = os.pread(self._fd, size, offset) if offset + size <= self._bytes else b""
+        data = self._pread(size, offset) if offset + size <= self._bytes else b""
         if len(data) != size:
-            raise StoreError(f"{self.path.name} ends before byte {offset + size}; run ppma pack --verify")
+            raise StoreError(f"{self.path.name} ends before byte {offset + size}; {self.remedy}")
         return data
 
     def read_spans(self, spans: Sequence[Span]) -> list[np.ndarray]:
@@ -251,10 +266,29 @@ class ShardFile:
         return int(clip["height"]), int(clip["width"])
 
 
+class RemoteShard(ShardFile):
+    """One shard by URL."""
+
+    remedy = "copy the store to the server again"
+
+    def _open(self, path: Path) -> int:
+        assert isinstance(path, Url)
+        self._file = RemoteFile(path)
+        return self._file.size
+
+    def _pread(self, size: int, offset: int) -> bytes:
+        return self._file.read(offset, size)
+
+    def read_ahead(self, spans: Sequence[Span]) -> None:
+        """Bring what `read_spans` reads into the cache of this machine."""
+        for run in _joined(spans):
+            self._file.read_ahead(*_around(run))
+
+
 @lru_cache(maxsize=OPEN_SHARDS)
 def open_shard(path: Path) -> ShardFile:
     """Return the shard at `path`, kept open."""
-    return ShardFile(path)
+    return RemoteShard(path) if isinstance(path, Url) else ShardFile(path)
 
 
 @dataclass(frozen=True, kw_only=True)

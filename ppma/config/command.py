@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
-from ppma.config.errors import DiskFullError, InputError, KilledError, Stopped
+from ppma.config.errors import DiskFullError, InputError, KilledError, Stopped, UnreachableError
 
 log = logging.getLogger(__name__)
 
@@ -315,6 +315,8 @@ def explain(error: BaseException) -> tuple[int, str] | None:
             return RUN_AGAIN, f"{error}; finished work is kept: free space and run the same command again"
         case KilledError():
             return RUN_AGAIN, f"{error}; finished work is kept: free memory and run the same command again"
+        case UnreachableError():
+            return RUN_AGAIN, f"{error} Finished work is kept: run the same command again"
         case ConnectionError() | FloatingPointError():  # ranks that do not meet, a loss that stays NaN
             return FAILED, str(error)
         case OSError(errno=errno.EIO | errno.ESTALE | errno.ETIMEDOUT | errno.EREMOTEIO | errno.EHOSTDOWN):

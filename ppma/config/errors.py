@@ -3,6 +3,7 @@
 InputError    the user's input is wrong             one line, exit code 2
 DiskFullError no space is left                      one line, exit code 75: free space and run the same command again
 KilledError   the kernel kills our processes        one line, exit code 75: free memory and run the same command again
+UnreachableError a server does not answer           one line, exit code 75: run the same command again
 Stopped       a signal asked to stop                one line, exit code 75: rerun to resume
 BadClip       one file of many cannot be decoded    counted, named in the quarantine and replaced by the loader
 """
@@ -30,6 +31,14 @@ class DiskFullError(Exception):
 
 class KilledError(Exception):
     """Raised when processes are killed again and again, as the kernel does without memory; finished work is kept."""
+
+
+class RefusedError(InputError):
+    """Raised where a server refuses to give a file, and would do so again: no file is bad, the whole run cannot read."""
+
+
+class UnreachableError(Exception):
+    """Raised where a server does not answer, after many tries. Not an OSError, so that no clip is taken for a bad file."""
 
 
 class Stopped(Exception):

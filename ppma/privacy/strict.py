@@ -18,6 +18,7 @@ from ppma.common.files import joined_sha256
 from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
 from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.sources.remote import Url
 from ppma.privacy import policy, verdict
 from ppma.privacy.clip_files import check_disguise, check_places, check_store, contents
 from ppma.training import checkpoint, distributed, lineage
@@ -68,6 +69,12 @@ def precheck(config: RunConfig, sources: Sequence[Manifest], resumed: Path | Non
     Raises:
         InputError: Something is refused.
     """
+    for source in sources:
+        places = (source.path, source.root, source.store and source.store.path)
+        if urls := [place for place in places if isinstance(place, Url)]:
+            raise InputError(
+                f"{urls[0]} is a URL, and --privacy strict hashes files that only this machine can change; copy it to a disk"
+            )
     least = policy.read(verdict.policy_path(config))
     audits = [_check_rows(source, least) for source in sources]
     starts = [("--average" if config.average else "--init", path) for path in config.starts]

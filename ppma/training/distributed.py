@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ppma.config.command import STOP_SIGNALS, name_rank
-from ppma.config.errors import DiskFullError, InputError, Stopped
+from ppma.config.errors import DiskFullError, InputError, Stopped, UnreachableError
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def on_all_ranks(ranks: Ranks, work: Callable[[], T]) -> list[T]:
     mine: tuple[list[T], Exception | None]
     try:
         mine = [work()], None
-    except (InputError, DiskFullError, OSError, FloatingPointError) as error:
+    except (InputError, DiskFullError, UnreachableError, OSError, FloatingPointError) as error:
         mine = [], error
     parts = gather_objects(mine, ranks)
     for _, refusal in parts:

@@ -14,6 +14,8 @@ from ppma.config.run import RunConfig, check_clips
 from ppma.loaders.sources import catalog, labels
 from ppma.loaders.sources.catalog import Entry
 from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.sources.remote import Url
+from ppma.loaders.sources.store import is_packed
 from ppma.training.seal import locate_model
 
 PROBED = 16
@@ -47,14 +49,15 @@ def check_split(path: Path | None, name: str, split: str) -> None:
     check_entry(data.path, data.entry(name, split))
     source = data.manifest(name, split)
     for row in range(0, len(source), max(1, len(source) // PROBED)):
-        file = Path(str(source.file(row)).rpartition("#")[0] or source.file(row))
+        file = source.file(row)
+        file = file.with_name(file.name.rpartition("#")[0]) if is_packed(file) else file
         require(file.exists(), f"{data.path}, [{name}.{split}]: {file} does not exist; is its root right?")
 
 
 def check_entry(data: Path, entry: Entry) -> None:
     """Raise InputError unless manifest, root and store of an entry of the data catalog exist."""
     for what, path in (("manifest", entry.manifest), ("root", entry.root), ("store", entry.store)):
-        there = path is None or path.exists()
+        there = path is None or isinstance(path, Url) or path.exists()  # a server has no folders to ask for
         require(there, f"{data}, [{entry.name}.{entry.split}]: {what} {path} does not exist")
 
 

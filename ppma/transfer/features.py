@@ -174,7 +174,7 @@ SAMPLED_FILES, SAMPLED_BYTES = 32, 65536
 
 def _bytes_of(path: Path) -> bytes:
     """Return size and first bytes of a file, of the first file of a folder of frames, or of the shard of a packed clip."""
-    file = Path(str(path).partition("#")[0]) if "#" in path.name and not path.exists() else path
+    file = path.with_name(path.name.partition("#")[0]) if "#" in path.name and not path.exists() else path
     try:
         if file.is_dir():
             file = min(file.iterdir(), default=file)
