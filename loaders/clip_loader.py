@@ -202,6 +202,8 @@ def open_source(
         )
         if entry is None:
             Store(path)  # names what is wrong with it first
+            lacks = f"{path} is in no data catalog and has no {MANIFEST} (an older ppma packed it); give its name there"
+            require((path / MANIFEST).exists(), lacks)
             manifest = Manifest.read(path / MANIFEST, root=root or path, name=path.stem)
             return manifest.packed_in(Store(path, manifest_sha256=manifest.sha256))
         return found.manifest(entry.name, entry.split)

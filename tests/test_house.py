@@ -28,7 +28,22 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_NESTING = 600, 80, 4
 MAX_TRACKED_BYTES = 5 * 2**20
 
 MAY_IMPORT = {
-    "loaders": {"torch", "nvidia", "av", "ffcv", "numpy", "numba", "cv2", "pyarrow", "filelock", "tomlkit"},
+    "loaders": {
+        *(
+            "torch",
+            "nvidia",
+            "av",
+            "ffcv",
+            "numpy",
+            "numba",
+            "cv2",
+            "pyarrow",
+            "filelock",
+            "tomlkit",
+            "fsspec",
+            "aiohttp",
+        ),
+    },
     "kernels": {"torch", "triton", "einops"},
 }
 """Third-party packages of the two lower parts (see CONTRIBUTING.md)."""

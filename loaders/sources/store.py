@@ -37,6 +37,7 @@ Choose = Callable[[np.ndarray], list[int]]
 FORMAT = "ppma-store 1"
 SUFFIX = ".beton"
 INDEX, ROWS, REJECTED, MANIFEST = "index.json", "rows.npy", "rejected.csv", "manifest.csv"
+MAX_SHARD_BYTES = 1 << 31
 _SHARD = r"shard-\d{5,}\.beton"
 OPEN_SHARDS = min(512, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 """Files that one process keeps open; a store of Kinetics has about 900."""
@@ -74,6 +75,13 @@ class PackParameters:
     """Frames kept per second; None for all."""
     quality: int
     """Of JPEG, 1 to 100."""
+    shard_gb: float | None = None
+    """Largest size of a shard in GB; None for FFCV's 2 GiB."""
+
+    @property
+    def shard_bytes(self) -> int:
+        """Return the largest size of a shard in bytes."""
+        return min(MAX_SHARD_BYTES, int(1e9 * self.shard_gb)) if self.shard_gb else MAX_SHARD_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)

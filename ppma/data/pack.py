@@ -24,18 +24,20 @@ from rich.console import Console
 
 from ppma.common import engines
 from ppma.common.engines import EngineName
-from ppma.common.files import removing_leftovers, write_csv, write_text
+from ppma.common.files import removing_leftovers, write_bytes, write_csv, write_text
 from ppma.common.progress import Progress
 from ppma.common.shares import FOLDER, Share
 from ppma.common.workers import Engine, Lost, Queue, parse_shard
 from ppma.config.command import DONE, OutFile, OutFolder, parse
-from ppma.config.errors import BadClip, DiskFullError, InputError, KilledError
+from ppma.config.errors import BadClip, DiskFullError, InputError, KilledError, require
 from ppma.config.records import restore
 from ppma.data.shard_writer import PackRow, ShardJob, encode_clip, shard_bounds, shard_name, write_rows, write_shard
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.sources.remote import Url
 from ppma.loaders.sources.store import (
     INDEX,
+    MANIFEST,
     REJECTED,
     ROWS,
     PackParameters,
@@ -72,6 +74,8 @@ class PackConfig:
     """Frames per second to keep (default: all). A window of 2.7 s needs 6 per second to have 16 frames."""
     quality: int = 90
     """JPEG quality, 1 to 100; 80 saves a third of the space and loses 1.5 dB."""
+    shard_gb: float | None = None
+    """Largest size of a file of the store in GB, for file systems and object stores with a limit (default: 2)."""
     name: str | None = None
     """Source name of the store in data.toml (default: SOURCE, if that is a name)."""
     split: str = "train"
@@ -97,7 +101,7 @@ class PackConfig:
         engines.check(self.engine)
         if not 1 <= self.quality <= 100:
             raise InputError(f"--quality is {self.quality}; it must be between 1 and 100")
-        for name in ("workers", "short_side", "fps"):
+        for name in ("workers", "short_side", "fps", "shard_gb"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
@@ -111,7 +115,7 @@ class PackConfig:
     @property
     def parameters(self) -> PackParameters:
         """The settings that decide the bytes of a shard."""
-        return PackParameters(short_side=self.short_side, fps=self.fps, quality=self.quality)
+        return PackParameters(short_side=self.short_side, fps=self.fps, quality=self.quality, shard_gb=self.shard_gb)
 
 
 def main(argv: list[str]) -> int:
@@ -122,7 +126,7 @@ def main(argv: list[str]) -> int:
 
     # 1. which rows go into which shard, and which shards earlier runs and other tasks have written
     frames = _frames(manifest, config.fps)
-    bounds = dict(enumerate(shard_bounds(np.maximum(frames, 1).astype(int).tolist())))
+    bounds = dict(enumerate(shard_bounds(np.maximum(frames, 1).astype(int).tolist(), config.parameters)))
     share = Share(config.out / FOLDER, parse_shard(config.part))
     done = _written_shards(report, config, manifest, share, bounds)
     left = {number: bound for number, bound in bounds.items() if number not in done}
@@ -142,7 +146,7 @@ def main(argv: list[str]) -> int:
     config.out.mkdir(exist_ok=True)
     if left:
         _write_index(config, manifest, done.values(), complete=False)
-    names = [INDEX, ROWS, REJECTED, *map(shard_name, bounds)]
+    names = [INDEX, ROWS, REJECTED, MANIFEST, *map(shard_name, bounds)]
     with removing_leftovers(config.out / name for name in names if config.part is None):
         wrote = _write_shards(config, manifest, left, share)
     if config.part is not None:
@@ -155,9 +159,15 @@ def main(argv: list[str]) -> int:
 def _source(config: PackConfig) -> tuple[Manifest, str | None]:
     """Return the manifest, from a file or from data.toml, and the name to enter the store under (None: not at all)."""
     if config.source.endswith(".csv"):
-        return Manifest.read(config.source, root=config.root, name=config.name or ""), config.name
-    entry = catalog.find(config.data).entry(config.source, config.split)
-    return Manifest.read(entry.manifest, root=entry.root, name=entry.name), config.name or entry.name
+        manifest, name = Manifest.read(config.source, root=config.root, name=config.name or ""), config.name
+    else:
+        entry = catalog.find(config.data).entry(config.source, config.split)
+        manifest = Manifest.read(entry.manifest, root=entry.root, name=entry.name)
+        name = config.name or entry.name
+    require(
+        not isinstance(manifest.root, Url), f"{manifest.root} is a URL; copy the videos: `ppma pack` reads local ones"
+    )
+    return manifest, name
 
 
 def _frames(manifest: Manifest, fps: float | None) -> np.ndarray:
@@ -318,6 +328,8 @@ def _finish(
         raise InputError(f"{config.out}: none of {len(manifest)} clips can be packed; the first: {rejected[0][1:]}")
     write_rows(config.out, shards, len(manifest))
     write_csv(config.out / REJECTED, [("row", "path", "reason"), *rejected])
+    assert manifest.path is not None  # it was read from a file
+    write_bytes(config.out / MANIFEST, manifest.path.read_bytes())  # with it a store can be moved, or put on a server
     _write_index(config, manifest, shards, complete=True)
     Store(config.out, manifest_sha256=manifest.sha256)  # what training opens, checked now
     per_frame = f"{frames} frames of {size / max(frames, 1) / 1e3:.1f} kB"
@@ -327,7 +339,6 @@ def _finish(
         for _, path, reason in rejected[:10]:
             report(f"  {path}: {reason}")
     if name is not None:
-        assert manifest.path is not None  # it was read from a file
         toml, root = catalog.locate(config.data), manifest.root.absolute()
         catalog.add(toml, name=name, split=config.split, manifest=manifest.path, root=root, store=config.out)
         report(f"entered as {name}.{config.split} in {toml}")

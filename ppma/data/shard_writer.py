@@ -25,6 +25,7 @@ from ppma.loaders.sources.store import (
     FIELD,
     FIELDS,
     HEADER,
+    MAX_SHARD_BYTES,
     PLACE,
     ROWS,
     SAMPLE,
@@ -37,9 +38,10 @@ from ppma.loaders.sources.store import (
 
 SHARD_FRAMES = 20_000
 """Frames of a shard: about 400 MB at the training size and one or two minutes of one core, which is what a kill can cost a worker."""
+HIGH_BYTES = {90: 0.5, 100: 1.5}
+"""Bytes of a pixel that the frames of a shard stay below up to a quality; natural ones have half of that on average."""
 PAGE_BYTES = 1 << 21
 """FFCV's smallest page."""
-MAX_SHARD_BYTES = 1 << 31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +79,15 @@ class ShardJob:
     """The row that was being encoded when a worker of this shard was killed; it is tried before the others."""
 
 
-def shard_bounds(frames: Sequence[int]) -> list[tuple[int, int]]:
+def shard_bounds(frames: Sequence[int], parameters: PackParameters) -> list[tuple[int, int]]:
     """Return the rows [first, stop) of each shard from the frames of each row. They depend on nothing else, so a resumed run agrees."""
+    most = SHARD_FRAMES
+    if parameters.shard_gb is not None:
+        high = next(high for quality, high in HIGH_BYTES.items() if parameters.quality <= quality)
+        most = min(most, int(parameters.shard_bytes / (high * parameters.short_side**2 * 16 / 9)))
     bounds, first, held = [], 0, 0
     for row, count in enumerate(frames):
-        if held and held + count > SHARD_FRAMES:
+        if held and held + count > most:
             bounds.append((first, row))
             first, held = row, 0
         held += count
@@ -124,9 +130,9 @@ def encode_clip(row: PackRow, parameters: PackParameters) -> PackedClip:
 class ShardWriter:
     """Append clips to an open file in FFCV's format; `finish` writes its tables."""
 
-    def __init__(self, name: str, file: BinaryIO, rows: int) -> None:
-        """Reserve space for a table of `rows` samples; `name` is for messages."""
-        self.name, self.file = name, file
+    def __init__(self, name: str, file: BinaryIO, rows: int, most_bytes: int = MAX_SHARD_BYTES) -> None:
+        """Reserve space for a table of `rows` samples; `name` is for messages, `most_bytes` the largest size."""
+        self.name, self.file, self.most_bytes = name, file, most_bytes
         self._table = np.zeros(rows, SAMPLE)
         self.clips = self.frames = 0
         file.seek(HEADER.itemsize + FIELD.itemsize * len(FIELDS) + self._table.nbytes)
@@ -137,10 +143,13 @@ class ShardWriter:
         return self._table[: self.clips]
 
     def add(self, clip: PackedClip, *, label: int, row: int) -> None:
-        """Append one sample; InputError if the shard would pass 2 GiB."""
+        """Append one sample; InputError if the shard would pass its largest size."""
         at = self.file.tell()
-        if at + len(clip.blob) >= MAX_SHARD_BYTES - PAGE_BYTES:
-            raise InputError(f"{self.name} passes 2 GiB; give a smaller --quality, --fps or --short-side")
+        if at + len(clip.blob) + ALLOCATION.itemsize * (self.clips + 1) > min(
+            self.most_bytes, MAX_SHARD_BYTES - PAGE_BYTES
+        ):
+            most = "2 GiB" if self.most_bytes >= MAX_SHARD_BYTES else f"--shard-gb {self.most_bytes / 1e9:g}"
+            raise InputError(f"{self.name} passes {most}; give a smaller --quality, --fps or --short-side")
         self.file.write(clip.blob)
         self._table[self.clips] = ((clip.frames, clip.height, clip.width, len(clip.blob), at), label, row)
         self.clips += 1
@@ -164,11 +173,11 @@ class ShardWriter:
 
 
 @contextmanager
-def shard_file(path: Path, rows: int) -> Iterator[ShardWriter]:
+def shard_file(path: Path, rows: int, most_bytes: int = MAX_SHARD_BYTES) -> Iterator[ShardWriter]:
     """Yield a writer of one shard; `path` appears when the block ends without an error and the file reads back as written."""
     with atomic_path(path) as temp_path:
         with temp_path.open("wb") as file:
-            writer = ShardWriter(path.name, file, rows)
+            writer = ShardWriter(path.name, file, rows, most_bytes)
             yield writer
             writer.finish()
         _check(temp_path, writer.samples)
@@ -194,7 +203,7 @@ def write_shard(job: ShardJob) -> Iterator[PackRow | Shard]:
             encode_clip(job.suspect, job.parameters)
     rejected: list[tuple[int, str, str]] = []
     contents = []
-    with shard_file(path, len(job.rows)) as writer:
+    with shard_file(path, len(job.rows), job.parameters.shard_bytes) as writer:
         for row in job.rows:
             yield row
             try:

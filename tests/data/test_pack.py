@@ -55,6 +55,7 @@ def test_a_source_is_packed_and_read_from_its_store(data, capsys, clip_tree):
         assert abs(frames.mean() - expected.mean()) < 3
     assert sorted(p.name for p in entry.store.iterdir()) == [
         "index.json",
+        "manifest.csv",
         "rejected.csv",
         "rows.npy",
         "shard-00000.beton",

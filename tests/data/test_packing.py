@@ -35,8 +35,21 @@ def write(folder, paths, *, number=0, refused=None):
 
 def test_shards_hold_whole_rows_up_to_a_number_of_frames(monkeypatch):
     monkeypatch.setattr(packing, "SHARD_FRAMES", 100)
-    assert shard_bounds([40, 40, 40, 300, 1, 1]) == [(0, 2), (2, 3), (3, 4), (4, 6)]
-    assert shard_bounds([500]) == [(0, 1)]
+    assert shard_bounds([40, 40, 40, 300, 1, 1], PARAMETERS) == [(0, 2), (2, 3), (3, 4), (4, 6)]
+    assert shard_bounds([500], PARAMETERS) == [(0, 1)]
+
+
+def test_no_shard_is_larger_than_what_one_sets(tmp_path):
+    parameters = PackParameters(short_side=100, fps=None, quality=90, shard_gb=1e-4)
+    assert shard_bounds([5, 5, 5, 20], parameters) == [(0, 2), (2, 3), (3, 4)]  # 11 frames of 8.9 kB at most
+    clip = PackedClip(blob=bytes(30_000), frames=1, height=8, width=8)
+    with (
+        pytest.raises(InputError, match="--shard-gb"),
+        shard_file(tmp_path / "shard-00000.beton", 4, 100_000) as writer,
+    ):
+        for row in range(4):
+            writer.add(clip, label=0, row=row)
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_and_refused_rows_are_named_and_leave_no_gap(tmp_path, write_clip):

@@ -65,8 +65,11 @@ def test_a_packed_store_is_a_source(made):
     with ppma.ClipLoader(store, data=data, batch_size=4, **SMALL) as loader:
         assert len(loader) == 3 and "#" in loader.manifest.file(0).name
         assert sum(len(batch.frames_BTHWC) for batch in loader) == 12
+    moved = store.rename(made / "moved.beton")  # in no data catalog: it brings its manifest
+    assert len(ppma.ClipLoader(moved, batch_size=4, **SMALL).manifest) == 12
+    (moved / "manifest.csv").unlink()
     with pytest.raises(ppma.InputError, match="catalog"):
-        ppma.ClipLoader(store, batch_size=4, **SMALL)
+        ppma.ClipLoader(moved, batch_size=4, **SMALL)
     catalog.add(
         data, name="made", split="train", manifest=made / "made.csv", root=catalog.read(data).entry("made").root
     )

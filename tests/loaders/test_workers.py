@@ -39,7 +39,7 @@ VIEW_BYTES = 2 * 16 * 16 * 3
 def task(ticket: int, path: Path) -> Task:
     views = (view_params(0, 0, ticket, 0, 48, 64, CONFIG),)
     sample = Sample(epoch=0, index=ticket, source=0, clip=0, start_seconds=0.0, end_seconds=1.0, views=views)
-    return Task(ticket=ticket, path=str(path), sample=sample, product="views", codecs={}, offset=ticket * VIEW_BYTES)
+    return Task(ticket=ticket, path=Path(path), sample=sample, product="views", codecs={}, offset=ticket * VIEW_BYTES)
 
 
 def collect(pool: WorkerPool, count: int) -> dict[int, str]:
@@ -154,9 +154,9 @@ connection.send(None)
 connection.recv()
 while True:
     task = connection.recv()
-    with Path(task.path).open("a") as starts:
+    with task.path.open("a") as starts:
         starts.write(".")
-    if Path(task.path).stat().st_size <= KILLS:
+    if task.path.stat().st_size <= KILLS:
         os.kill(os.getpid(), SIGNAL)
     connection.send(Reply(ticket=task.ticket))
 """
