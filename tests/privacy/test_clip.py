@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 import pytest
-from privacy_stand_ins import RedFinder, write_stand, write_walk
+from privacy_stand_ins import RED, RedFinder, write_stand, write_walk
 
 from ppma.common.video import video_writer
 from ppma.config.errors import BadClip
@@ -12,7 +12,7 @@ from ppma.loaders.decode.fetch import all_frames
 from ppma.privacy.detectors.boxes import NONE_05
 from ppma.privacy.removal import clip, plugins
 from ppma.privacy.removal.clip import ClipSource, Pipeline, Settings, blurred, downsampled
-from ppma.privacy.removal.masks import Spool, dilation_pixels, hidden, published_mask, raw_mask
+from ppma.privacy.removal.masks import Spool, dilation_pixels, hidden, limbs, published_mask, raw_mask
 from ppma.privacy.removal.writing import X264
 from ppma.synthetic.clip import ClipSpec, render, sample_clip
 
@@ -174,6 +174,39 @@ def test_who_leaves_is_not_kept(stand_ins, tmp_path, monkeypatch):
     assert inside[:20, 50, 58].all() and not inside[26:].any() and not is_red(frames(paths["inp"])).any()
 
 
+def write_limb(path, *, pans=0):
+    """Write a clip of a red person with an arm that moves up fast; the camera moves by `pans` pixels a frame."""
+    place_HWC = np.kron(np.random.default_rng(0).integers(40, 160, (24, 48, 1)), np.ones((4, 4, 3))).astype(np.uint8)
+    with video_writer(path, fps=10.0, options=X264) as add_frame:
+        for t in range(6):
+            frame_HWC = place_HWC[:, pans * t : pans * t + 128].copy()
+            left = 50 - pans * t
+            frame_HWC[30:80, left : left + 16] = RED
+            frame_HWC[70 - 12 * t : 80 - 12 * t, left + 16 : left + 34] = 230
+            add_frame(frame_HWC)
+
+
+@pytest.mark.parametrize("pans", [0, 3])
+def test_a_limb_in_fast_motion_that_reaches_out_of_the_mask_is_masked_too(stand_ins, tmp_path, pans):
+    write_limb(tmp_path / "limb.mp4", pans=pans)
+    source = ClipSource(path=tmp_path / "limb.mp4", start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
+    settings = Settings(**stand_ins)
+    with Pipeline(settings, tmp_path).plan(source, tmp_path) as plan:
+        for t in range(6):
+            left, top = 66 - pans * t, 70 - 12 * t
+            mask_HW = plan.spool.read(t)
+            assert mask_HW[top : top + 10, left : left + 16].all() and mask_HW.mean() < 0.25
+
+
+def test_what_moves_apart_from_a_person_or_is_larger_is_no_limb():
+    mask_HW, still_hw, moved_hw = np.zeros((3, 96, 128), np.uint8)
+    mask_HW[30:80, 50:66] = 1
+    moved_hw[30:40, 90:100] = 200  # apart
+    assert not limbs(mask_HW, still_hw, moved_hw, still_hw).any()
+    moved_hw[30:80, 66:96] = 200  # larger
+    assert not limbs(mask_HW, still_hw, moved_hw, still_hw).any()
+
+
 class PaintsBack:
     """An inpainter that leaves the person where they are."""
 
@@ -225,6 +258,15 @@ def looked_at_again(folder, monkeypatch, stand_ins, kind, make, **settings):
 def test_a_fill_that_looks_like_a_person_is_hidden_flat_in_the_second_round(stand_ins, tmp_path, monkeypatch):
     outcome, after = looked_at_again(tmp_path, monkeypatch, stand_ins, "inpainter", Ghosts, inpainter="other")
     assert outcome.clean and outcome.rounds == 2 and not is_red(after).any()
+
+
+def test_a_fill_that_looks_like_a_person_once_is_flat_in_the_whole_shot(stand_ins, tmp_path, monkeypatch):
+    """A fill that were flat in some frames only would flicker."""
+    monkeypatch.setattr(RedFinder, "blinks", (12, 13, 15, 16, 17))  # of the result, it looks at frame 4 only
+    stand_ins = {**stand_ins, "detectors": ("red",)}
+    outcome, after = looked_at_again(tmp_path, monkeypatch, stand_ins, "inpainter", Ghosts, inpainter="other")
+    assert outcome.clean and outcome.rounds == 2 and not is_red(after).any()
+    assert outcome.boxes == {"red": 12}, "the fill is not a person to mask"
 
 
 def test_who_is_detected_only_in_the_result_is_removed_in_the_second_round(stand_ins, tmp_path, monkeypatch):

@@ -60,6 +60,16 @@ def grown(boxes_N5: np.ndarray, left: float, top: float, right: float, bottom: f
     return out
 
 
+def warped(boxes_N5: np.ndarray, homography_33: np.ndarray) -> np.ndarray:
+    """Return the bounding boxes of the boxes moved by a homography, as a copy."""
+    out, (x0, y0, x1, y1) = boxes_N5.copy(), boxes_N5[:, :4].T
+    if len(boxes_N5):
+        corners_N42 = np.stack([x0, y0, x1, y0, x0, y1, x1, y1], 1).reshape(-1, 4, 2).astype(np.float64)
+        moved_N42 = cv2.perspectiveTransform(corners_N42, homography_33)
+        out[:, :2], out[:, 2:4] = moved_N42.min(1), moved_N42.max(1)
+    return out
+
+
 def keep_sure(frames: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Return the boxes_N5 of each frame that have a score of SURE, or are tracked into the next frame by one that has."""
     kept = [NONE_05] * (len(frames) + 1)

@@ -79,6 +79,26 @@ def seen_from(
     return frame, cv2.erode(free, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=(1,))
 
 
+def view_from(view_hw: np.ndarray, pose: Pose, here: Pose, scale: float, here_hw: np.ndarray) -> np.ndarray:
+    """Warp a small view to the camera pose of another frame.
+
+    Args:
+        view_hw: Gray view, uint8.
+        pose: Its pose.
+        here: The pose of the other frame.
+        scale: Pixels of a view per pixel of a frame.
+        here_hw: View of the other frame, of the same shot, returned where the view shows nothing.
+    """
+    stretch = np.diag([scale, scale, 1.0])
+    warp_33 = stretch @ here.homography_33 @ np.linalg.inv(stretch @ pose.homography_33)
+    if moves(warp_33, *view_hw.shape) < STILL_PIXELS:
+        return view_hw
+    size = view_hw.shape[::-1]
+    return cv2.warpPerspective(
+        view_hw, warp_33, size, dst=here_hw.copy(), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT
+    )
+
+
 class Tracker:
     """Estimates the pose of each frame in turn; holds one key frame."""
 

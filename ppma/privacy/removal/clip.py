@@ -24,11 +24,12 @@ import numpy as np
 
 from ppma.config.errors import BadClip
 from ppma.loaders.decode.fetch import all_frames
-from ppma.privacy.detectors.boxes import NONE_05, SURE, bridge, grown, keep_sure, linger, stay, suppress
+from ppma.privacy.detectors.boxes import NONE_05, SURE, bridge, grown, keep_sure, linger, stay, suppress, warped
 from ppma.privacy.detectors.ssdlite import confirmed
 from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal import plugins
-from ppma.privacy.removal.camera import Pose, Reference, Tracker
+from ppma.privacy.removal.camera import Pose, Reference, Tracker, view_from
+from ppma.privacy.removal.exemplar import smoothed
 from ppma.privacy.removal.figures import Figures, cores
 from ppma.privacy.removal.fill import Memory
 from ppma.privacy.removal.masks import (
@@ -36,6 +37,7 @@ from ppma.privacy.removal.masks import (
     dilation_pixels,
     disc,
     hidden,
+    limbs,
     published_mask,
     raw_mask,
 )
@@ -66,6 +68,8 @@ LOOKS_PER_SECOND = 5.0
 """Frames of a result that are searched for people, in each round others."""
 IN_FILL_SHARE = 0.5
 """Share of a person detected in a result that is hidden, from which it is the fill that looks like a person."""
+ALL_FILL_SHARE = 0.9
+"""The same from which nothing of that person is outside the mask."""
 BLUR_BLOBS = 6.0
 """Resolution that blurring leaves: pixels along the longer side of a hidden region."""
 
@@ -162,7 +166,8 @@ class Plan:
     scale: float = 1.0
     """Pixels of a view per pixel of a frame."""
     flat: dict[int, np.ndarray]
-    """Frame number -> boxes_N5 of people whom the fill showed, so that it is smooth there."""
+    """Shot -> boxes_N5 of people whom its fill showed, in pixels of its first frame, with the frame number as score."""
+    fps: float
     cpu_seconds: float = 0.0
     """CPU time spent on the clip so far."""
 
@@ -236,7 +241,7 @@ class Pipeline:
         """Yield the masks and poses of a clip; masks are kept in an unnamed file in `folder` while the block lasts."""
         began = time.process_time()
         with contextlib.closing(Spool(folder)) as spool, contextlib.closing(Spool(folder, bits=False)) as views:
-            plan = Plan(boxes={}, spool=spool, poses=[], views=views, flat={})
+            plan = Plan(boxes={}, spool=spool, poses=[], views=views, flat={}, fps=source.fps)
             self._detect_all(source, plan)
             self._mask_all(source, plan)
             plan.cpu_seconds = time.process_time() - began
@@ -327,20 +332,23 @@ class Pipeline:
             if self._inpainter is not None:
                 dilated_HW = cv2.dilate(mask_HW, disc(dilation_pixels(*mask_HW.shape)))
                 plan.poses.append(tracker.add(frame_HWC, dilated_HW))
+        if self.settings.masks == "generous" and self._segmenter is not None and len(plan.views):
+            _add_limbs(plan)
 
     def _extend(self, plan: Plan, source: ClipSource, found: dict[int, dict[str, np.ndarray]]) -> None:
         """Add the people detected in a result to the plan: to its masks, or where they are hidden, to be filled flat."""
-        began, reach = time.process_time(), max(1, round(source.fps / LOOKS_PER_SECOND))
+        began = time.process_time()
         new: Boxes = {name: [NONE_05] * len(plan.spool) for name in plan.boxes}
         for t, by_name in found.items():
-            hidden_HW = hidden(plan.spool, t, masks=self.settings.masks)
+            hidden_HW, pose = hidden(plan.spool, t, masks=self.settings.masks), plan.poses[t]
             for name, boxes_N5 in by_name.items():
-                new[name][t] = boxes_N5
                 core_HW = cores(boxes_N5, hidden_HW.astype(np.uint8))
                 parts = (hidden_HW[core_HW == n + 1] for n in range(len(boxes_N5)))
-                filled = [part.size > 0 and part.mean() >= IN_FILL_SHARE for part in parts]
-                for near in range(max(0, t - reach), min(len(plan.spool), t + reach + 1)):
-                    plan.flat[near] = np.concatenate([plan.flat.get(near, NONE_05), boxes_N5[filled]])
+                filled_N = np.array([part.mean() if part.size else 0.0 for part in parts])
+                new[name][t] = boxes_N5[filled_N < ALL_FILL_SHARE]
+                shown_N5 = warped(boxes_N5[filled_N >= IN_FILL_SHARE], np.linalg.inv(pose.homography_33))
+                shown_N5[:, 4] = t
+                plan.flat[pose.shot] = np.concatenate([plan.flat.get(pose.shot, NONE_05), shown_N5])
         more = _tracked(new, plan, source.fps)
         for t, frame_HWC in enumerate(source.frames()):
             added = {name: [boxes[t]] for name, boxes in more.items()}
@@ -367,11 +375,9 @@ class Pipeline:
         figures = Figures.of(frame_HWC, hidden_HW, self._cores(plan, t))
         picture_HWC, seen_HW = self._inpainter(frame_HWC, hidden_HW, pose.homography_33, references, memory, figures)
         returned_K = figures.returned(picture_HWC)
-        smooth_HW = np.zeros(hidden_HW.shape, np.uint8)
-        for x0, y0, x1, y1 in plan.flat.get(t, NONE_05)[:, :4].round().astype(int).clip(0).tolist():
-            smooth_HW[y0 : y1 + 1, x0 : x1 + 1] = 1
-        flat_HW = returned_K[figures.territory_HW] | ((smooth_HW > 0) & hidden_HW)
-        picture_HWC[flat_HW] = figures.smooth_HWC[flat_HW]
+        flat_HW = returned_K[figures.territory_HW] | (_showing(plan, t, hidden_HW & ~seen_HW) & hidden_HW)
+        if flat_HW.any():  # from the painted picture, so that no edge is left around it
+            picture_HWC = smoothed(picture_HWC, flat_HW)
         return picture_HWC, hidden_HW, seen_HW & ~flat_HW, int(returned_K.sum())
 
     def _cores(self, plan: Plan, t: int) -> np.ndarray:
@@ -387,6 +393,35 @@ def _tracked(boxes: Boxes, plan: Plan, fps: float) -> Boxes:
     return {
         name: linger(bridge(stay(found, plan.views.read, plan.scale, gap), gap), more) for name, found in boxes.items()
     }
+
+
+def _showing(plan: Plan, t: int, made_HW: np.ndarray) -> np.ndarray:
+    """Return where the fill of frame `t` shows people, bool (H, W).
+
+    Of the synthesized pixels `made_HW` it is the whole hole, in all frames of the shot, since a fill that changes
+    flickers; of those that other frames show, the box, in the frames around.
+    """
+    pose, reach = plan.poses[t], max(1, round(plan.fps / LOOKS_PER_SECOND))
+    boxes_N5 = warped(plan.flat.get(pose.shot, NONE_05), pose.homography_33)
+    _, holes_HW = cv2.connectedComponents(made_HW.astype(np.uint8))
+    showing_HW, touched = np.zeros(made_HW.shape, bool), set[int]()
+    for x0, y0, x1, y1, then in boxes_N5.round().astype(int).clip(0).tolist():
+        box = np.s_[y0 : y1 + 1, x0 : x1 + 1]
+        touched |= set(np.unique(holes_HW[box]).tolist())
+        showing_HW[box] |= abs(t - then) <= reach
+    return showing_HW | (made_HW & np.isin(holes_HW, list(touched)))
+
+
+def _add_limbs(plan: Plan) -> None:
+    """Add limbs in fast motion to the plan's masks; without poses the camera is taken to be still."""
+    still = Pose(shot=0, homography_33=np.eye(3))
+    poses = plan.poses or [still] * len(plan.spool)
+    for t, here in enumerate(poses):
+        mask_HW, now_hw = plan.spool.read(t), plan.views.read(t)
+        near = [i for i in (t - 1, t + 1) if 0 <= i < len(poses) and poses[i].shot == here.shot]
+        if mask_HW.any() and near:
+            views = [view_from(plan.views.read(i), poses[i], here, plan.scale, now_hw) for i in near]
+            plan.spool.replace(t, mask_HW | limbs(mask_HW, views[0], now_hw, views[-1]))
 
 
 def _split(boxes: Boxes, t: int) -> tuple[np.ndarray, np.ndarray]:

@@ -71,8 +71,6 @@ class Figures:
     """The hidden people of a frame."""
 
     frame_HWC: np.ndarray
-    smooth_HWC: np.ndarray
-    """The frame with its hidden pixels filled smoothly."""
     territory_HW: np.ndarray
     """int32: number of the nearest person, from 1, at hidden pixels; 0 elsewhere."""
     rows_N: np.ndarray
@@ -90,12 +88,11 @@ class Figures:
         number_of = np.zeros(nearest_HW.max() + 1, np.int32)
         number_of[nearest_HW[core_HW > 0]] = core_HW[core_HW > 0]
         territory_HW = np.where(hidden_HW, number_of[nearest_HW], 0)
-        smooth_HWC = smoothed(frame_HWC, hidden_HW)
-        compared_HW = (core_HW > 0) & ~_same(smooth_HWC, frame_HWC)
+        compared_HW = (core_HW > 0) & ~_same(smoothed(frame_HWC, hidden_HW), frame_HWC)
         compared_HW[compared_HW] = ~_around(frame_HWC, hidden_HW)[_color(frame_HWC[compared_HW])]
         rows_N, columns_N = np.nonzero(compared_HW)
         return cls(
-            frame_HWC=frame_HWC, smooth_HWC=smooth_HWC, territory_HW=territory_HW, rows_N=rows_N, columns_N=columns_N,
+            frame_HWC=frame_HWC, territory_HW=territory_HW, rows_N=rows_N, columns_N=columns_N,
             number_N=core_HW[rows_N, columns_N],
         )  # fmt: skip  # one field after the other
 
@@ -120,7 +117,7 @@ class Figures:
         """Return the figures of a part of the frame that has all hidden pixels."""
         part = rows, columns
         return Figures(
-            frame_HWC=self.frame_HWC[part], smooth_HWC=self.smooth_HWC[part], territory_HW=self.territory_HW[part],
+            frame_HWC=self.frame_HWC[part], territory_HW=self.territory_HW[part],
             rows_N=self.rows_N - rows.start, columns_N=self.columns_N - columns.start, number_N=self.number_N,
         )  # fmt: skip  # one field after the other
 

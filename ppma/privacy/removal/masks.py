@@ -30,6 +30,12 @@ DILATION_SHARE, DILATION_LEAST = 0.02, 3
 HIDDEN_WHOLE = 0.85
 """Hidden share above which the whole frame is hidden: in a close-up the rest is hair and clothes."""
 PUBLISHED_LIKELY, PUBLISHED_DILATIONS = 0.5, 4
+MOVING_LEVELS = 15
+"""Change in gray levels, against the frames before and after, from which a pixel moves."""
+LIMB_SHARE = 0.5
+"""Largest limb outside the mask, as a share of the mask: what is larger is no limb."""
+MOST_MOVING = 0.1
+"""Share of the frame outside the mask that moves, above which the camera does or the shot ends."""
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 """The paper's threshold and dilation."""
 
@@ -82,6 +88,31 @@ def raw_mask(
         _draw_outlines(mask_HW, frame_HWC, bodies(faces_N5), segment)
     draw_ellipses(mask_HW, people_N5, 0.5, 0.58)
     return mask_HW
+
+
+def limbs(mask_HW: np.ndarray, before_hw: np.ndarray, now_hw: np.ndarray, after_hw: np.ndarray) -> np.ndarray:
+    """Return what moves and reaches out of a mask, uint8 (H, W): hands in fast motion are blurred, and not segmented.
+
+    Args:
+        mask_HW: Mask of people, uint8.
+        before_hw: Gray view of the frame before, uint8, of any size, at the camera pose of this one.
+        now_hw: View of this frame.
+        after_hw: View of the frame after.
+    """
+    body_hw = cv2.resize(mask_HW, now_hw.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    near_hw = cv2.dilate(body_hw, disc(dilation_pixels(*now_hw.shape)))
+    change_hw = np.minimum(cv2.absdiff(now_hw, before_hw), cv2.absdiff(now_hw, after_hw))
+    moving_hw = cv2.morphologyEx((change_hw > MOVING_LEVELS).astype(np.uint8), cv2.MORPH_CLOSE, disc(2))
+    outside_hw = (moving_hw > 0) & (near_hw == 0)
+    limbs_hw = np.zeros_like(moving_hw)
+    if outside_hw.any() and outside_hw.mean() <= MOST_MOVING:
+        count, labels_hw = cv2.connectedComponents(moving_hw)
+        areas = np.bincount(labels_hw[outside_hw], minlength=count)
+        reaching = np.bincount(labels_hw[near_hw > 0], minlength=count) > 0
+        limb = reaching & (areas > 0) & (areas <= LIMB_SHARE * body_hw.sum())
+        limb[0] = False
+        limbs_hw = limb[labels_hw].astype(np.uint8)
+    return cv2.resize(limbs_hw, mask_HW.shape[::-1], interpolation=cv2.INTER_NEAREST)
 
 
 def published_mask(frame_HWC: np.ndarray, segment: Segmenter) -> np.ndarray:
