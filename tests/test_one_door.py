@@ -395,28 +395,28 @@ if kind == "launch":
 from ppma.cli import main
 sys.exit(main())
 """
-SOME = [("ppma", "train"), ("ppma", "index"), ("launch", "pretrain")]
+SOME = [("ppma", "train", 1), ("ppma", "index", 30), ("launch", "pretrain", 2)]
+"""Commands, and the import during which Ctrl-C is pressed."""
 
 
 @pytest.mark.promise("R28")
-@pytest.mark.parametrize("calls", [SOME, pytest.param(CALLS, marks=pytest.mark.slow)], ids=["some", "all"])
-def test_ctrl_c_while_modules_are_imported_is_one_line(calls, world, tmp_path, figure):
+@every
+def test_ctrl_c_while_modules_are_imported_is_one_line(step, world, tmp_path, figure):
     """At the first imports, where Python would show a traceback, and late ones, where a library might."""
     pressed, wrong, draw = 0, [], random.Random(0)
-    for kind, name in calls:
-        if kind == "bench":  # their imports come before the door
+    some = ((1, 3), (3, 60), (60, 900))
+    every_call = [(*call, draw.randint(*bounds)) for call in CALLS for bounds in some if call[0] != "bench"]
+    for kind, name, number in SOME if step > 1 else every_call:  # imports of benchmarks come before the door
+        argv = good(kind, name, world, tmp_path / "out")
+        command = [sys.executable, "-c", PRESS, str(number), kind, name, *argv]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+        if "pressed" not in done.stdout:  # it has fewer imports
             continue
-        for number in (1, 2, draw.randint(3, 60), *((draw.randint(60, 900),) if calls is CALLS else ())):
-            argv = good(kind, name, world, tmp_path / "out")
-            command = [sys.executable, "-c", PRESS, str(number), kind, name, *argv]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-            if "pressed" not in done.stdout:  # it has fewer imports
-                continue
-            lines = [line for line in done.stderr.splitlines() if "interrupted" in line]
-            if done.returncode != INTERRUPTED or len(lines) != 1 or "Traceback" in done.stderr:
-                wrong.append((name, number, done.returncode, done.stderr[-300:]))
-            pressed += 1
-    assert not wrong
+        lines = [line for line in done.stderr.splitlines() if "interrupted" in line]
+        if done.returncode != INTERRUPTED or len(lines) != 1 or "Traceback" in done.stderr:
+            wrong.append((name, number, done.returncode, done.stderr[-300:]))
+        pressed += 1
+    assert not wrong and pressed
     figure("R28", f"{pressed} of {pressed} Ctrl-C during imports")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from processes import ppma_on_ranks, start_ppma
+from processes import ppma_on_ranks, run_script, start_ppma
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -180,9 +180,13 @@ def note(event, arguments):
 
 sys.addaudithook(note)
 """
+TRAIN = """
+from ppma.cli import main
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
 
 
-def test_no_process_lists_a_data_folder(data, clip_tree, tmp_path):
+def test_no_process_lists_a_data_folder(data, clip_tree, tmp_path, monkeypatch):
     """Listing large folders overloads a cluster's file system. Watches all processes of runs on videos and a packed store."""
     (tmp_path / "watch").mkdir()
     (tmp_path / "watch" / "sitecustomize.py").write_text(LISTINGS)
@@ -192,12 +196,14 @@ def test_no_process_lists_a_data_folder(data, clip_tree, tmp_path):
     assert ppma(store.split()) == 0
     flags = [*tiny.FLAGS, "--batch", "4", "--data", str(catalog), "--optim.epochs", "1", "--loader.workers", "2"]
     path = os.pathsep.join([str(tmp_path / "watch"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "LISTINGS": str(tmp_path / "listings")}
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("LISTINGS", str(tmp_path / "listings"))
     runs = (["finetune", "--dataset", "made"], ["align_nohuman_synthetic", "--sources", "made", "other"])
     for run_of in runs:
-        command = [sys.executable, "-m", "ppma", "train", *run_of, *flags, "--run-dir", f"{tmp_path}/runs/{run_of[0]}"]
-        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        code, said = run_script(
+            LISTINGS + TRAIN, [*run_of, *flags, "--run-dir", f"{tmp_path}/runs/{run_of[0]}"], tmp_path
+        )
+        assert code == 0, said
     listed = [Path(line) for line in (tmp_path / "listings").read_text().splitlines()]
     assert tmp_path / "runs" / "finetune" / "checkpoints" in listed  # the audit hook works
     assert not [path for path in listed if path.is_relative_to(clip_tree) or path.is_relative_to(tmp_path / "data")]

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("triton")
 from benchmarks import time_budget
 from benchmarks.loop_cycles import attention_kernels, main_loop, pipe_cycles, split_loops
-from ppma.compile_check.check import Kernel, LibraryCall, StepReport
+from ppma.compile_check.check import Kernel, LibraryCall, StepReport, cache_environment
 
 SASS = """
         /*0000*/ MOV R1, c[0x0][0x28] ;
@@ -65,9 +65,11 @@ def test_large_products_reach_the_measured_rate_and_short_sums_do_not():
 
 
 @pytest.fixture(scope="module")
-def kernels():
+def kernels(compile_cache):
     """The attention kernels of the paper's shapes, compiled."""
-    return attention_kernels(90, case="paper")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", cache_environment(compile_cache)["TRITON_CACHE_DIR"])
+        return attention_kernels(90, case="paper")
 
 
 def test_the_loops_of_stage_1s_decoder_stay_short(kernels):
