@@ -3,12 +3,16 @@
     labels + clips (found by hash)  ->  boxes of each detector from FLOOR  ->  score of each person, stray score of each frame
         ->  points chosen on one half of the clips  ->  recall by visible height and false alarms on the other half
 
-    python benchmarks/person_recall.py --videos /data/clips --plot roc.png
+    labels + masks of `ppma remove-humans` (--cleaned)  ->  share of each person's core that is hidden
+
+    python benchmarks/person_recall.py --videos /data/clips --cleaned /data/removed --plot roc.png
 
 The labels (tests/privacy/data/labeled_people.json) hold numbers only and assign each clip to a half; no clip is in both.
 A body box detects the person with the highest intersection over union (IoU), if that is at least LEAST_IOU; a face box
 the person whose box holds its center. One box detects one person, the best box first. A box is stray if less than a
 tenth of it is on labels. A point is chosen as the lowest at which at most MOST_STRAY of the frames have a stray box.
+A person is hidden if the mask covers HIDDEN of the ellipse that the audit takes for a body's core. False alarms are
+counted in all labeled frames, and in stretches without people: their frames look alike, so the stretch is the unit.
 Legend: H height, W width, N boxes, L labels of a frame, P people and F frames of all clips.
 """
 
@@ -29,9 +33,12 @@ from ppma.common.statistics import wilson
 from ppma.config.command import DONE, parse, run
 from ppma.config.errors import InputError, reading
 from ppma.loaders.decode.fetch import all_frames
+from ppma.privacy.audit.people import CORE_HEIGHT, CORE_WIDTH
 from ppma.privacy.detectors import auditors
 from ppma.privacy.detectors.weights import default_folder
 from ppma.privacy.removal import plugins
+from ppma.privacy.removal.figures import draw_ellipses
+from ppma.privacy.removal.writing import target
 
 LABELS = Path(__file__).resolve().parents[1] / "tests/privacy/data/labeled_people.json"
 FLOOR = 0.1
@@ -42,6 +49,8 @@ LEAST_IOU = 0.3
 """Labels end at the visible part of a body, boxes of detectors often at the whole one."""
 MOST_STRAY = 0.01
 """Budget of one detector, so that several together stay at some percent."""
+HIDDEN = 0.9
+"""Share of a body's core under the mask from which on a person is hidden."""
 HEIGHTS = {"<24": (0, 24), "24-48": (24, 48), "48-96": (48, 96), "96+": (96, np.inf), "48+": (48, np.inf)}
 """Classes of visible height in pixels: from, below."""
 
@@ -52,6 +61,8 @@ class BenchmarkConfig(rows.ReportConfig):
 
     videos: Path
     """Folder that holds the labeled clips, under any names."""
+    cleaned: Path | None = None
+    """Folder that `ppma remove-humans` wrote from these clips: adds what its masks hide, with all tracking."""
     weights: Path = field(default_factory=default_folder)
     """Folder of the models (`ppma privacy fetch` fills it)."""
 
@@ -72,9 +83,14 @@ class Results:
 
     height_P: np.ndarray
     report_P: np.ndarray
+    hidden_P: np.ndarray
+    """Share of the core under the mask; NaN without a mask."""
     report_F: np.ndarray
     """True in the half on which recall is reported, False in the half on which points are chosen."""
-    empty_F: np.ndarray
+    labeled_F: np.ndarray
+    """False in a frame of a stretch without people that is not among the evenly spaced ones."""
+    stretch_F: np.ndarray
+    """Number of the stretch without people, 0 outside."""
     people: dict[str, np.ndarray]
     """Score of the box that detects each person."""
     stray: dict[str, np.ndarray]
@@ -142,37 +158,81 @@ def match(boxes_N5: np.ndarray, labels_L4: np.ndarray, finds: str) -> tuple[np.n
     return scores_L, stray
 
 
-def labeled_frames(clips: dict[str, Any], paths: dict[str, Path]) -> Iterator[tuple[str, np.ndarray, list[Any]]]:
-    """Yield (half, frame_HWC, labels) of every labeled frame."""
-    for sha256, clip in clips.items():
-        frames = all_frames(paths[sha256], 0.0, float("inf"))
-        for number, (_, frame_HWC) in zip(range(max(map(int, clip["frames"])) + 1), frames):
-            if (labels := clip["frames"].get(str(number))) is not None:
-                yield clip["half"], frame_HWC, labels
+def read_masks(folder: Path, paths: dict[str, Path]) -> dict[str, dict[float, np.ndarray]]:
+    """Return the mask of each frame that `ppma remove-humans` cleaned, as packed bits by clip and time in seconds."""
+    masks: dict[str, dict[float, np.ndarray]] = {sha256: {} for sha256 in paths}
+    named = {path.name: sha256 for sha256, path in paths.items()}
+    for file in sorted((folder / "records").rglob("*.json")):
+        with reading(file, "record"):
+            record = loads(file.read_text(encoding="utf-8"))
+            name, row, layout = Path(record["source"]).name, record["row"], record["settings"]["layout"]
+            start, end = (row[key] for key in ("start_seconds", "end_seconds"))
+        if name in named:
+            window = all_frames(paths[named[name]], start or 0.0, float("inf") if end is None else end)
+            hidden = all_frames(target(folder, "seg", record["name"], layout), 0.0, float("inf"))
+            pairs = zip(window, hidden, strict=True)
+            masks[named[name]] |= {
+                time: np.packbits(mask_HWC[..., 0] > 127, axis=1) for (time, _), (_, mask_HWC) in pairs
+            }
+    return masks
 
 
-def detect_all(clips: dict[str, Any], paths: dict[str, Path], used: dict[str, Tool]) -> Results:
+def hidden_share(box: list[float], bits_Hw: np.ndarray | None, width: int) -> float:
+    """Return the share of the core of a box that is under a mask (packed bits), NaN without a mask."""
+    if bits_Hw is None:
+        return float("nan")
+    core_HW = np.zeros((len(bits_Hw), width), np.uint8)
+    draw_ellipses(core_HW, np.array([box]), CORE_WIDTH / 2, CORE_HEIGHT / 2)
+    return float(np.unpackbits(bits_Hw, axis=1, count=width)[core_HW > 0].mean())
+
+
+def labeled_frames(clip: dict[str, Any], path: Path) -> Iterator[tuple[int, float, np.ndarray]]:
+    """Yield (number, time in seconds, frame_HWC) of every labeled frame and of the stretches without people."""
+    wanted = {int(number) for number in clip["frames"]} | {n for stretch in stretches(clip) for n in stretch}
+    for number, (time, frame_HWC) in zip(range(max(wanted) + 1), all_frames(path, 0.0, float("inf"))):
+        if number in wanted:
+            yield number, time, frame_HWC
+
+
+def stretches(clip: dict[str, Any]) -> list[range]:
+    """Return the frame numbers of each stretch without people."""
+    return [range(first, last + 1, step) for first, last, step in clip.get("empty", [])]
+
+
+def detect_all(
+    clips: dict[str, Any], paths: dict[str, Path], used: dict[str, Tool], masks: dict[str, dict[float, np.ndarray]]
+) -> Results:
     """Run every detector on every labeled frame."""
     people: list[list[float]] = []
     frames: list[list[float]] = []
-    for half, frame_HWC, labels in labeled_frames(clips, paths):
-        labels_L4 = np.array([label[:4] for label in labels], np.float64).reshape(-1, 4)
-        matched = []
-        for tool in used.values():
-            boxes_N5 = tool.detect(frame_HWC).astype(np.float64)
-            boxes_N5[:, :4] = np.clip(boxes_N5[:, :4], 0, [*frame_HWC.shape[1::-1]] * 2)
-            matched.append(match(boxes_N5, labels_L4, tool.finds))
-        report = half == "report"
-        frames.append([report, not labels, *(stray for _, stray in matched)])
-        for number, (_, y0, _, y1, _, flags) in enumerate(labels):
-            if not set("crp") & set(flags):
-                people.append([y1 - y0, report, *(scores_L[number] for scores_L, _ in matched)])
-    height_P, report_P, *scores = np.array(people).T
-    report_F, empty_F, *stray = np.array(frames).T
+    before = 0
+    for sha256, clip in clips.items():
+        report = clip["half"] == "report"
+        for at, time, frame_HWC in labeled_frames(clip, paths[sha256]):
+            labels = clip["frames"].get(str(at), [])
+            stretch = next((before + n for n, numbers in enumerate(stretches(clip), 1) if at in numbers), 0)
+            labels_L4 = np.array([label[:4] for label in labels], np.float64).reshape(-1, 4)
+            matched = [detect(tool, frame_HWC, labels_L4) for tool in used.values()]
+            frames.append([report, str(at) in clip["frames"], stretch, *(stray for _, stray in matched)])
+            bits_Hw = masks.get(sha256, {}).get(time)
+            for number, (*box, _, flags) in enumerate(labels):
+                if not set("crp") & set(flags):
+                    hidden = hidden_share(box, bits_Hw, frame_HWC.shape[1])
+                    people.append([box[3] - box[1], report, hidden, *(scores_L[number] for scores_L, _ in matched)])
+        before += len(stretches(clip))
+    height_P, report_P, hidden_P, *scores = np.array(people).T
+    report_F, labeled_F, stretch_F, *stray = np.array(frames).T
     return Results(
-        height_P=height_P, report_P=report_P > 0, report_F=report_F > 0, empty_F=empty_F > 0,
-        people=dict(zip(used, scores)), stray=dict(zip(used, stray)),
+        height_P=height_P, report_P=report_P > 0, hidden_P=hidden_P, report_F=report_F > 0, labeled_F=labeled_F > 0,
+        stretch_F=stretch_F.astype(int), people=dict(zip(used, scores)), stray=dict(zip(used, stray)),
     )  # fmt: skip
+
+
+def detect(tool: Tool, frame_HWC: np.ndarray, labels_L4: np.ndarray) -> tuple[np.ndarray, float]:
+    """Run a detector on one frame and match its boxes."""
+    boxes_N5 = tool.detect(frame_HWC).astype(np.float64)
+    boxes_N5[:, :4] = np.clip(boxes_N5[:, :4], 0, [*frame_HWC.shape[1::-1]] * 2)
+    return match(boxes_N5, labels_L4, tool.finds)
 
 
 def choose(stray_F: np.ndarray) -> float:
@@ -188,27 +248,39 @@ def share(hit: np.ndarray) -> str:
     return f"{found.value:.2f} ({found.low:.2f}-{found.high:.2f}) of {len(hit)}"
 
 
-def row(seen: Results, report: bool, found_P: np.ndarray, stray_F: np.ndarray, counted_P: np.ndarray) -> rows.Row:
-    """Return recall by height, of the people of a half who count, and its shares of frames with a stray box."""
-    used_P, used_F = counted_P & (seen.report_P == report), seen.report_F == report
+def row(
+    seen: Results, report: bool, found_P: np.ndarray, counted_P: np.ndarray, stray_F: np.ndarray | None
+) -> rows.Row:
+    """Return recall by height, of the people of a half who count, and its shares of places with a stray box."""
+    used_P = counted_P & (seen.report_P == report)
     classes = {k: used_P & (seen.height_P >= low) & (seen.height_P < high) for k, (low, high) in HEIGHTS.items()}
-    strays = {"stray_in_empty": share(stray_F[used_F & seen.empty_F]), "stray_in_all": share(stray_F[used_F])}
-    return {"half": "report" if report else "choose"} | {k: share(found_P[c_P]) for k, c_P in classes.items()} | strays
+    cells = {"half": "report" if report else "choose"} | {k: share(found_P[c_P]) for k, c_P in classes.items()}
+    if stray_F is None:
+        return cells
+    empty_F = (seen.stretch_F > 0) & (seen.report_F == report)
+    hit = [stray_F[seen.stretch_F == number].any() for number in np.unique(seen.stretch_F[empty_F])]
+    strays = {"stray_in_empty": stray_F[empty_F], "stray_in_stretches": np.array(hit)}
+    strays["stray_in_all"] = stray_F[seen.labeled_F & (seen.report_F == report)]
+    return cells | {name: share(hits) for name, hits in strays.items()}
 
 
 def measure(seen: Results, used: dict[str, Tool]) -> list[rows.Row]:
     """Return a row for each detector and for each group of them, at the product's points and at chosen ones."""
-    measured, all_P = [], np.ones_like(seen.report_P)
+    measured, all_P, masked_P = [], np.ones_like(seen.report_P), ~np.isnan(seen.hidden_P)
     for kind, report in (("product", False), ("product", True), ("chosen", True)):
-        at = {n: tool.point if kind == "product" else choose(seen.stray[n][~seen.report_F]) for n, tool in used.items()}
+        chosen = {n: choose(seen.stray[n][seen.labeled_F & ~seen.report_F]) for n in used}
+        at = {n: tool.point if kind == "product" else chosen[n] for n, tool in used.items()}
         found, stray = ({n: scores[n] >= at[n] for n in used} for scores in (seen.people, seen.stray))
-        part = {n: row(seen, report, found[n], stray[n], all_P) | {"point": at[n]} for n in used}
+        part = {n: row(seen, report, found[n], all_P, stray[n]) | {"point": at[n]} for n in used}
         for user in ("remover", "auditor"):
             found[user], stray[user] = (np.any([b[n] for n in used if used[n].user == user], 0) for b in (found, stray))
-            part[f"any {user}"] = row(seen, report, found[user], stray[user], all_P)
-        part["any auditor, missed by remover"] = row(
-            seen, report, found["auditor"], stray["auditor"], ~found["remover"]
-        )
+            part[f"any {user}"] = row(seen, report, found[user], all_P, stray[user])
+        part["any auditor, missed by remover"] = row(seen, report, found["auditor"], ~found["remover"], None)
+        if masked_P.any():
+            hidden_P = masked_P & (seen.hidden_P >= HIDDEN)
+            part["any remover, where cleaned"] = row(seen, report, found["remover"], masked_P, None)
+            part["masks of the remover"] = row(seen, report, hidden_P, masked_P, None)
+            part["any auditor, not under a mask"] = row(seen, report, found["auditor"], masked_P & ~hidden_P, None)
         measured += [{"detector": name, "points": kind, "point": None, **cells} for name, cells in part.items()]
     return measured
 
@@ -220,7 +292,7 @@ def plot(seen: Results, used: dict[str, Tool], file: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes, large_P = figure.subplots(), seen.report_P & (seen.height_P >= 48)
     for name, tool in used.items():
-        stray_F, people_P = seen.stray[name][seen.report_F], seen.people[name][large_P]
+        stray_F, people_P = seen.stray[name][seen.report_F & seen.labeled_F], seen.people[name][large_P]
         x, y = ([100 * (scores >= point).mean() for point in (*POINTS, tool.point)] for scores in (stray_F, people_P))
         (line,) = axes.plot(x[:-1], y[:-1], "-" if tool.user == "auditor" else "--", label=f"{name} ({tool.user})")
         axes.plot(x[-1], y[-1], "o", color=line.get_color())  # the product's point
@@ -236,7 +308,8 @@ def main(argv: list[str]) -> int:
     clips = read_labels()
     paths = find_clips(config.videos, clips)
     used = tools(config.weights)
-    seen = detect_all(clips, paths, used)
+    masks = read_masks(config.cleaned, paths) if config.cleaned else {}
+    seen = detect_all(clips, paths, used, masks)
     rows.report(measure(seen, used), replace(config, plot=None), benchmark="person_recall", measure="point")
     if config.plot:
         plot(seen, used, config.plot)

@@ -44,8 +44,9 @@ def test_rows_count_the_reporting_half_and_people_whom_the_remover_missed():
     people = {"a remover": np.array([0.9, 0.2, 0.1, 0]), "a auditor": np.array([0, 0.6, 0.1, 0.9])}
     seen = Results(
         height_P=np.array([60, 60, 20, 60]), report_P=np.array([True, True, True, False]),
-        report_F=np.array([True, False]), empty_F=np.array([True, False]),
-        people=people, stray={"a remover": np.array([0, 0.9]), "a auditor": np.array([0.7, 0])},
+        hidden_P=np.array([0.95, 0.5, np.nan, 1]), report_F=np.array([True, True, True, False]),
+        labeled_F=np.array([True, False, False, True]), stretch_F=np.array([1, 1, 2, 0]),
+        people=people, stray={"a remover": np.array([0, 0, 0, 0.9]), "a auditor": np.array([0.7, 0, 0, 0])},
     )  # fmt: skip
     measured = {
         row["detector"]: row
@@ -55,9 +56,21 @@ def test_rows_count_the_reporting_half_and_people_whom_the_remover_missed():
     assert measured["a remover"]["48+"].startswith("0.50") and measured["a remover"]["48+"].endswith("of 2")
     assert measured["any auditor, missed by remover"]["48+"].startswith("1.00")
     assert measured["any auditor, missed by remover"]["<24"].startswith("0.00")
-    assert measured["a auditor"]["stray_in_empty"].startswith("1.00") and measured["a remover"][
-        "stray_in_empty"
-    ].startswith("0.00")
+    strays = {name: measured["a auditor"][f"stray_in_{name}"][:4] for name in ("empty", "stretches", "all")}
+    assert strays == {"empty": "0.33", "stretches": "0.50", "all": "1.00"}
+    assert measured["a remover"]["stray_in_empty"].startswith("0.00")
+    assert measured["masks of the remover"]["48+"].startswith("0.50")
+    assert measured["any auditor, not under a mask"]["48+"].endswith("of 1")
+    assert measured["any remover, where cleaned"]["<24"] == "-"
+
+
+def test_a_mask_hides_a_person_by_the_share_of_the_core_that_it_covers():
+    mask_HW = np.zeros((80, 180), bool)
+    mask_HW[:40] = True  # the upper half of TALL
+    bits_Hw = np.packbits(mask_HW, axis=1)
+    assert person_recall.hidden_share(TALL, bits_Hw, 180) == pytest.approx(0.5, abs=0.05)
+    assert person_recall.hidden_share(WIDE, np.packbits(~mask_HW, axis=1), 180) < 0.5
+    assert np.isnan(person_recall.hidden_share(TALL, None, 180))
 
 
 def test_labels_fit_their_frames_and_both_halves_have_people_and_empty_frames():
@@ -69,6 +82,9 @@ def test_labels_fit_their_frames_and_both_halves_have_people_and_empty_frames():
         for x0, y0, x1, y1, parts, flags in labels:
             assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
             assert parts and set(parts) <= set("hbla") and set(flags) <= set("ocrp")
+    for clip in clips.values():
+        empty = {str(number) for stretch in person_recall.stretches(clip) for number in stretch}
+        assert not any(clip["frames"].get(number) for number in empty)
     for half in ("choose", "report"):
         numbers = [len(labels) for clip, labels in frames if clip["half"] == half]
         assert sum(numbers) >= 100 and 0 in numbers
