@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -161,6 +162,11 @@ def test_a_dry_run_writes_nothing_and_names_the_licenses(videos, tmp_path, stand
     assert remove(videos, tmp_path / "out", "--dry-run") == 0
     printed = capsys.readouterr().out
     assert "2 clips, 0 of them done; 24 frames" in printed and "about 0:0" in printed
+    jobs = jobs_in(videos, [row("to/one.mp4")], tmp_path, stand_ins)
+    one_round, all_rounds = removal.seconds_per_frame(jobs)
+    assert all_rounds > 1.5 * one_round
+    blur = replace(jobs[0], settings=replace(jobs[0].settings, method="blur-bodies"))
+    assert len(set(removal.seconds_per_frame([blur]))) == 1, "blurring has one round"
     assert "inpainter median: Apache-2.0 (ppma)" in printed and not (tmp_path / "out").exists()
 
 

@@ -194,11 +194,12 @@ def run(config: RemovalConfig, report: Console) -> list[str]:
 def _print_estimate(report: Console, config: RemovalConfig, jobs: Sequence[RemovalJob]) -> None:
     left = [job for job in jobs if not job.done()]
     frames = sum(job.row.frames for job in left)
-    seconds = removal.seconds_per_frame(left) if left else 0.0
-    duration = timedelta(seconds=round(seconds * frames / config.workers))
+    seconds = removal.seconds_per_frame(left) if left else (0.0, 0.0)
+    hours = [str(timedelta(seconds=round(each * frames / config.workers))) for each in seconds]
     report.print(
-        f"{len(jobs)} clips, {len(jobs) - len(left)} of them done; {frames} frames left at {seconds:.2f} s of one core"
-        f" each: about {duration} with {config.workers} workers; would write {config.out}"
+        f"{len(jobs)} clips, {len(jobs) - len(left)} of them done; {frames} frames left at {seconds[0]:.2f} to"
+        f" {seconds[1]:.2f} s of one core each (by rounds): about {hours[0]} to {hours[1]} with {config.workers} workers;"
+        f" would write {config.out}"
     )
     for name in config.settings().used:
         plugin = plugins.PLUGINS[name]
