@@ -31,7 +31,7 @@ from ppma.config.model import preset
 from ppma.kernels.timing import synchronize
 from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.sources.manifest import Manifest
-from ppma.loaders.sources.store import is_packed
+from ppma.loaders.sources.store import is_packed_as_jpeg
 from ppma.loaders.stream import ClipStream
 from ppma.training.trainer import Trainer
 
@@ -133,7 +133,7 @@ def cases(sources: Sequence[Manifest], config: BenchmarkConfig) -> Iterator[tupl
     """Yield every source with every reader that supports it."""
     for manifest in sources:
         for implementation in config.implementation:
-            if implementation != "ffcv" or is_packed(manifest.file(0)):
+            if implementation != "ffcv" or is_packed_as_jpeg(manifest.file(0)):
                 yield manifest, implementation
 
 

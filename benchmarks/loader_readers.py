@@ -83,7 +83,7 @@ def _opencv_video(path: Path, wanted: list[int]) -> list[np.ndarray]:
 
 def _opencv(path: Path, wanted: list[int]) -> list[np.ndarray]:
     if is_packed(path):
-        jpegs = read_packed(path, lambda _: wanted).jpegs
+        jpegs = read_packed(path, lambda _: wanted).pictures
         return [cv2.cvtColor(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for jpeg in jpegs]
     if is_frames(path):
         files = list_frames(path)

@@ -22,7 +22,7 @@ from ppma.config.loader import LoaderConfig, Reader
 from ppma.loaders.sampler import Batches
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.remote import Url
-from ppma.loaders.sources.store import is_packed
+from ppma.loaders.sources.store import is_packed_as_jpeg
 from ppma.loaders.stream import ClipStream
 
 log = logging.getLogger(__name__)
@@ -50,10 +50,10 @@ def servable(config: LoaderConfig, sources: Sequence[Manifest], device: torch.de
 
 
 def _fits_ffcv(config: LoaderConfig, source: Manifest) -> bool:
-    """Return True for a local packed store whose frames need no scaling."""
+    """Return True for a local packed store of JPEG frames that need no scaling."""
     short_sides = np.minimum(source.heights, source.widths)
     first = source.file(0)
-    return not isinstance(first, Url) and is_packed(first) and bool((short_sides == config.short_side).all())
+    return not isinstance(first, Url) and is_packed_as_jpeg(first) and bool((short_sides == config.short_side).all())
 
 
 def clips_per_second(

@@ -36,7 +36,7 @@ from ppma.loaders.sampler import Batches
 from ppma.loaders.samples import Sample
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.remote import Url
-from ppma.loaders.sources.store import is_packed
+from ppma.loaders.sources.store import is_packed, is_packed_as_jpeg
 
 log = logging.getLogger(__name__)
 
@@ -215,9 +215,9 @@ class ClipStream:
                     f"loader.implementation ffcv maps local files, and {source.file(0)} is a URL: copy the store, or take "
                     "implementation plain"
                 )
-            if not is_packed(source.file(0)):
+            if not is_packed_as_jpeg(source.file(0)):
                 raise InputError(
-                    f"loader.implementation ffcv reads packed stores, and {source.name} is not one: "
+                    f"loader.implementation ffcv reads packed stores of JPEG, and {source.name} is not one: "
                     f"ppma pack {source.name} --short-side {self.config.short_side}, or take another implementation"
                 )
         from ppma.loaders.decode.ffcv import FfcvViews  # late: importing ffcv takes ten seconds

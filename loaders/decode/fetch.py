@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import av
 import av.error
@@ -38,7 +39,7 @@ from ppma.loaders.sources.pictures import (
     why_from_start,
 )
 from ppma.loaders.sources.remote import RemoteFile, Url
-from ppma.loaders.sources.store import StoreError, is_packed, read_packed, read_packed_ahead
+from ppma.loaders.sources.store import PackedWindow, StoreError, is_packed, read_packed, read_packed_ahead
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +84,10 @@ def read_frames(path: Path, start: float, end: float, count: int) -> list[np.nda
     with as_bad_clip():
         if is_packed(path):
             packed = read_packed(path, lambda times: choose_frames(times, start, end, count))
-            decoded = [_decode_image(data, path.name) for data in packed.jpegs]
-            if wrong := {frame.shape[:2] for frame in decoded} - {(packed.height, packed.width)}:
-                raise BadClip(f"frames of {wrong} (height, width), and the store says {packed.height, packed.width}")
+            decoded = _decode_packed(packed, path.name)
             frames = [decoded[i] for i in packed.order]
+            if wrong := {frame.shape[:2] for frame in frames} - {(packed.height, packed.width)}:
+                raise BadClip(f"frames of {wrong} (height, width), and the store says {packed.height, packed.width}")
         elif is_frames(path):
             files, chosen = folder_window(path, start, end, count)
             pictures = {i: _read_image(files[i]) for i in dict.fromkeys(chosen)}
@@ -154,6 +155,21 @@ def _read_ahead(path: Path, start: float, end: float, count: int) -> None:
         for file in list_frames(path) if is_frames(path) else [path]:
             with file.open("rb") as handle:
                 os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
+def _decode_packed(window: PackedWindow, name: str) -> dict[int, np.ndarray]:
+    """Return {place among the window's pictures: frame} of those that it shows."""
+    if window.codec == "jpeg":
+        return {i: _decode_image(data, name) for i, data in enumerate(window.pictures)}
+    decoder = cast(av.VideoCodecContext, av.CodecContext.create(window.codec, "r"))
+    decoder.thread_type = "NONE"
+    decoded: list[av.VideoFrame] = []
+    with contextlib.suppress(av.error.FFmpegError):
+        for data in (*window.pictures, None):
+            decoded += decoder.decode(None if data is None else av.Packet(data.tobytes()))
+    if len(decoded) != len(window.pictures) or any(frame.is_corrupt for frame in decoded):
+        raise BadClip(f"{len(window.pictures)} pictures of {window.codec} do not decode; run ppma pack --verify")
+    return {i: to_rgb(decoded[i]) for i in set(window.order)}
 
 
 # --------------------------------------------------------------------------------------------------- folders of frames

@@ -7,6 +7,7 @@ DALI numbers pictures by the times of packets and reads no color tags, so some f
 
 import io
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +20,7 @@ from ppma.loaders.decode.dali_input import Codecs, DaliInput, Limits, read_heade
 from ppma.loaders.decode.fetch import MAX_PIXELS, as_bad_clip, folder_window
 from ppma.loaders.samples import choose_frames
 from ppma.loaders.sources.pictures import SeekError, Window, is_shown, open_video, seek_window, stands_alone
-from ppma.loaders.sources.store import is_packed, read_packed
+from ppma.loaders.sources.store import PackedWindow, is_packed, read_packed
 
 _BT601 = {5, 6}
 """Tags of the color matrix (ITU-T H.273, MatrixCoefficients): BT.470BG and SMPTE 170M, both BT.601's."""
@@ -46,7 +47,8 @@ def encoded_window(path: Path, start: float, end: float, count: int, codecs: Cod
 
     Returns:
         For a video, a container with the packets from the key frame before the window to its end, or with the chosen
-        frames alone where all are key frames; for a folder, the chosen files; for a packed clip, its JPEGs.
+        frames alone where all are key frames; for a folder, the chosen files; for a packed clip, its JPEGs, or a container
+        with the pictures that its frames need.
 
     Raises:
         NotForDali: DALI would not decode it, or to other frames or colors than PyAV.
@@ -55,7 +57,9 @@ def encoded_window(path: Path, start: float, end: float, count: int, codecs: Cod
     with as_bad_clip():
         if is_packed(path):
             packed = read_packed(path, lambda times: choose_frames(times, start, end, count))
-            return _encoded_images(packed.jpegs, packed.order, (packed.height, packed.width))
+            if packed.codec != "jpeg":
+                return _packed_video(packed, codecs)
+            return _encoded_images(packed.pictures, packed.order, (packed.height, packed.width))
         if is_frames(path):
             files, chosen = folder_window(path, start, end, count)
             unique = list(dict.fromkeys(chosen))
@@ -79,18 +83,42 @@ def _encoded_images(jpegs: tuple[np.ndarray, ...], order: tuple[int, ...], size:
     return DaliInput(kind="jpeg", payloads=jpegs, frame_idx=order, height=size[0], width=size[1])
 
 
+def _packed_video(window: PackedWindow, codecs: Codecs) -> DaliInput:
+    """Return the pictures of a packed window as one container: closed groups, no B-frames, untagged BT.601 colors."""
+    if reason := _why_not_codec(window.codec, window.width, window.height, codecs):
+        raise NotForDali(reason)
+    memory = io.BytesIO()
+    with av.open(memory, "w", format="mp4") as sink:
+        stream = sink.add_mux_stream(window.codec, rate=25, width=window.width, height=window.height)
+        for number, (data, key) in enumerate(zip(window.pictures, window.keys, strict=True)):
+            packet = av.Packet(data.tobytes())
+            packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, 25), key
+            packet.pts = packet.dts = number
+            sink.mux(packet)
+    payload = np.frombuffer(memory.getvalue(), dtype=np.uint8)
+    return DaliInput(
+        kind="video", payloads=(payload,), frame_idx=window.order, height=window.height, width=window.width
+    )
+
+
+def _why_not_codec(codec: str, width: int, height: int, codecs: Codecs) -> str:
+    """Return why DALI decodes no video of this codec and size, or an empty string."""
+    if codec not in codecs:
+        return f"codec {codec} is none of {', '.join(codecs)}"
+    size = codecs[codec].refuse(width, height)
+    return f"{codec} of a size that is {size}" if size else ""
+
+
 def _encoded_video(path: Path, start: float, end: float, count: int, codecs: Codecs) -> DaliInput:
     container, stream = open_video(path, max_pixels=MAX_PIXELS)
     with container:
         # 1. codec, pixel format and size
         context = stream.codec_context
         codec = context.codec.canonical_name
-        if codec not in codecs:
-            raise NotForDali(f"codec {codec} is none of {', '.join(codecs)}")
+        if reason := _why_not_codec(codec, context.width, context.height, codecs):
+            raise NotForDali(reason)
         if context.pix_fmt not in ("yuv420p", "yuvj420p"):
             raise NotForDali(f"pixel format {context.pix_fmt} of {codec}")
-        if size := codecs[codec].refuse(context.width, context.height):
-            raise NotForDali(f"{codec} of a size that is {size}")
         # 2. frames and colors
         try:
             window = seek_window(container, stream, start, end)

@@ -1,14 +1,16 @@
-"""Read packed stores: clips as JPEG frames at the training size, in FFCV's file format, without FFCV.
+"""Read packed stores: clips as JPEG frames or short-GOP video at the training size, in FFCV's file format, without FFCV.
 
     STORE.beton/
         index.json            shards with their checksums, parameters, hash of the packed manifest
         rows.npy              row of the manifest -> shard, place in it, size of its frames
         manifest.csv          a copy of the packed manifest
-        shard-00000.beton     a complete FFCV data set: fields clip (ours), label, row
+        shard-00000.beton     a complete FFCV data set: fields clip or video (ours), label, row
 
-    shard, place, [start, end) in seconds  ->  one read for the table, one for the chosen frames  ->  JPEG bytes
+    shard, place, [start, end) in seconds  ->  one read for the table, one for the chosen pictures  ->  their bytes
 
-A sample of the field `clip` is one blob: (n + 1) u4 offsets from its start, n f8 times in seconds, then the JPEGs.
+A sample is one blob: (n + 1) u4 offsets from its start, n f8 times in seconds, then n pictures in order of time. In the
+field `clip` each is a JPEG; in `video` each is a packet of one picture (Annex B), every `gop`-th a key frame with its
+parameter sets, which the others need as far as they follow it.
 FFCV's own Loader reads a shard with `ppma.loaders.decode.ffcv.ClipField`; `ppma.data.shard_writer` writes shards. The
 address of a packed clip, `shard-00000.beton#17`, can be used wherever the path of a video can.
 """
@@ -23,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -36,6 +39,7 @@ Choose = Callable[[np.ndarray], list[int]]
 
 FORMAT = "ppma-store 1"
 SUFFIX = ".beton"
+Codec = Literal["jpeg", "hevc", "h264"]
 INDEX, ROWS, REJECTED, MANIFEST = "index.json", "rows.npy", "rejected.csv", "manifest.csv"
 MAX_SHARD_BYTES = 1 << 31
 _SHARD = r"shard-\d{5,}\.beton"
@@ -57,6 +61,8 @@ CLIP = np.dtype([("n", "<u4"), ("height", "<u2"), ("width", "<u2"), ("size", "<u
 SAMPLE = np.dtype([("f0", CLIP), ("f1", "<i8"), ("f2", "<i8")], align=True)
 """One row of a shard's table: clip, label (-1 for none), row of the manifest."""
 FIELDS = (("clip", CUSTOM_TYPE), ("label", INT_TYPE), ("row", INT_TYPE))
+VIDEO_FIELD = "video"
+"""In place of `clip`; its arguments are "<codec> <gop>"."""
 PLACE = np.dtype([("shard", "<i4"), ("place", "<i4"), ("height", "<i4"), ("width", "<i4")])
 """One row of rows.npy; shard is -1 for a clip that could not be packed."""
 
@@ -72,11 +78,16 @@ class PackParameters:
     short_side: int
     """Pixels; a smaller frame keeps its size."""
     fps: float | None
-    """Frames kept per second; None for all."""
+    """Frames kept per second; None for all, or for what `window` takes."""
     quality: int
-    """Of JPEG, 1 to 100."""
+    """Of JPEG, 1 to 100; of video its CRF, 1 to 51."""
     shard_gb: float | None = None
     """Largest size of a shard in GB; None for FFCV's 2 GiB."""
+    codec: Codec = "jpeg"
+    gop: int = 1
+    """Pictures from one key frame to the next."""
+    window: tuple[int, float] | None = None
+    """(n, seconds): of each clip, as many frames as leave n in every window of that length."""
 
     @property
     def shard_bytes(self) -> int:
@@ -190,6 +201,14 @@ def is_packed(path: Path) -> bool:
     return "#" in path.name and re.fullmatch(rf"{_SHARD}#\d+", path.name) is not None
 
 
+def is_packed_as_jpeg(path: Path) -> bool:
+    """Return True if a path is the address of a clip in a readable shard of JPEG frames."""
+    try:
+        return is_packed(path) and locate_packed(path)[0].codec == "jpeg"
+    except (OSError, StoreError):
+        return False
+
+
 Span = tuple[int, int]
 """(offset, size) in bytes of a part of a shard."""
 
@@ -223,9 +242,13 @@ class ShardFile:
             raise StoreError(f"{path.name} is not a shard of a packed store")
         header = np.frombuffer(head, HEADER, 1)[0]
         fields = np.frombuffer(head, FIELD, len(FIELDS), offset=HEADER.itemsize)
-        names = [bytes(field["name"]).rstrip(b"\0") for field in fields]
-        if header["version"] != FFCV_VERSION or names != [name.encode() for name, _ in FIELDS]:
+        first, *others = [bytes(field["name"]).rstrip(b"\0").decode(errors="replace") for field in fields]
+        known = first in (FIELDS[0][0], VIDEO_FIELD) and others == [name for name, _ in FIELDS[1:]]
+        if header["version"] != FFCV_VERSION or not known:
             raise StoreError(f"{path.name} is not a shard of a packed store")
+        self.codec, self.gop = "jpeg", 1
+        if first == VIDEO_FIELD:
+            self.codec, self.gop = _video_layout(bytes(fields[0]["arguments"]), path.name)
         size = SAMPLE.itemsize * int(header["num_samples"])
         table = head[at : at + size] if at + size <= len(head) else self.read(at, size)
         self.samples = np.frombuffer(table, SAMPLE)
@@ -293,6 +316,15 @@ class RemoteShard(ShardFile):
             self._file.read_ahead(*_around(run))
 
 
+def _video_layout(arguments: bytes, name: str) -> tuple[str, int]:
+    """Return (codec, gop) of a shard of video; StoreError if this program does not know them."""
+    codec, _, gop = arguments.rstrip(b"\0").decode(errors="replace").partition(" ")
+    if codec not in get_args(Codec)[1:] or not re.fullmatch(r"[1-9]\d{0,5}", gop):
+        known = " or ".join(get_args(Codec))
+        raise StoreError(f"{name} is packed as {codec[:20]!r}, which is not {known}; update ppma, or pack it again")
+    return codec, int(gop)
+
+
 @lru_cache(maxsize=OPEN_SHARDS)
 def open_shard(path: Path) -> ShardFile:
     """Return the shard at `path`, kept open."""
@@ -303,10 +335,13 @@ def open_shard(path: Path) -> ShardFile:
 class PackedWindow:
     """The chosen frames of a packed clip, still encoded."""
 
-    jpegs: tuple[np.ndarray, ...]
-    """uint8 bytes of the distinct frames, in order of time."""
+    codec: str
+    pictures: tuple[np.ndarray, ...]
+    """uint8 bytes of each picture to decode, in order of time: the distinct frames, and for video those that they need."""
+    keys: tuple[bool, ...]
+    """True for each picture that needs no other."""
     order: tuple[int, ...]
-    """Indices into `jpegs` of the window's frames."""
+    """Indices into `pictures` of the window's frames."""
     height: int
     width: int
 
@@ -323,16 +358,22 @@ def locate_packed(address: Path) -> tuple[ShardFile, int]:
 
 
 def read_packed(address: Path, choose: Choose) -> PackedWindow:
-    """Return the JPEG bytes of the frames that `choose` selects by their times.
+    """Return the bytes of the frames that `choose` selects by their times.
 
     Raises:
         StoreError: There is no such clip, or the shard is cut off.
     """
     shard, place = locate_packed(address)
-    chosen, unique, spans = _chosen(shard, place, choose)
+    chosen, needed, spans = _chosen(shard, place, choose)
     height, width = shard.size(place)
-    order = tuple(unique.index(i) for i in chosen)
-    return PackedWindow(jpegs=tuple(shard.read_spans(spans)), order=order, height=height, width=width)
+    return PackedWindow(
+        codec=shard.codec,
+        pictures=tuple(shard.read_spans(spans)),
+        keys=tuple(i % shard.gop == 0 for i in needed),
+        order=tuple(needed.index(i) for i in chosen),
+        height=height,
+        width=width,
+    )
 
 
 def read_packed_ahead(address: Path, choose: Choose) -> None:
@@ -341,12 +382,17 @@ def read_packed_ahead(address: Path, choose: Choose) -> None:
     shard.read_ahead(_chosen(shard, place, choose)[2])
 
 
+def pictures_needed(chosen: Sequence[int], gop: int) -> list[int]:
+    """Return, without repeats, the pictures that decode to the chosen ones: these, and those from their key frames on."""
+    return sorted({picture for i in set(chosen) for picture in range(i - i % gop, i + 1)})
+
+
 def _chosen(shard: ShardFile, place: int, choose: Choose) -> tuple[list[int], list[int], list[Span]]:
-    """Return the frames that `choose` selects, those frames without repeats, and where the latter are in the shard."""
+    """Return the frames that `choose` selects, the pictures that they need, and where the latter are in the shard."""
     offsets, times = shard.table(place)
     chosen = choose(times)
-    unique = sorted(set(chosen))
-    return chosen, unique, [(int(offsets[i]), int(offsets[i + 1] - offsets[i])) for i in unique]
+    needed = pictures_needed(chosen, shard.gop)
+    return chosen, needed, [(int(offsets[i]), int(offsets[i + 1] - offsets[i])) for i in needed]
 
 
 def damaged_shards(store: Path, shards: Sequence[Shard]) -> Iterator[tuple[Shard, str]]:

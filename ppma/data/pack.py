@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -30,7 +30,10 @@ from ppma.common.shares import FOLDER, Share
 from ppma.common.workers import Engine, Lost, Queue, parse_shard
 from ppma.config.command import DONE, OutFile, OutFolder, parse
 from ppma.config.errors import BadClip, DiskFullError, InputError, KilledError, require
+from ppma.config.loader import LoaderConfig
 from ppma.config.records import restore
+from ppma.data.encoders import BLOCK, DEFAULT_GOP, QUALITY, check_encoder
+from ppma.data.frame_rates import decoded_per_frame, kept_frames, kept_rates, losses
 from ppma.data.shard_writer import PackRow, ShardJob, encode_clip, shard_bounds, shard_name, write_rows, write_shard
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
@@ -40,6 +43,7 @@ from ppma.loaders.sources.store import (
     MANIFEST,
     REJECTED,
     ROWS,
+    Codec,
     PackParameters,
     Shard,
     Store,
@@ -57,9 +61,10 @@ MOST_KILLS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
-    """Write a source's clips as JPEG frames at the training size, so that training decodes no video.
+    """Write a source's clips at the training size: as JPEG frames for CPUs, or as short-GOP video for NVDEC.
 
     ppma pack no-human-kinetics --out no-human-kinetics.beton
+    ppma pack no-human-kinetics --out no-human-kinetics.beton --codec hevc --fps auto
 
     After an interruption, run the same command again to resume.
     """
@@ -67,13 +72,22 @@ class PackConfig:
     source: Annotated[str, tyro.conf.Positional]
     """A name in data.toml, or a manifest FILE.csv."""
     out: OutFolder
-    """Folder of the store (STORE.beton); about 11 times the size of H.264 videos."""
+    """Folder of the store (STORE.beton); with all frames as JPEG, about 11 times the size of H.264 videos."""
+    codec: Codec | None = None
+    """jpeg: fastest on CPUs; hevc, h264: 0.4 of the size, for NVDEC (default: jpeg, or hevc with --gop)."""
+    gop: int | None = None
+    """Pictures from one key frame of video to the next (default: 8, which decodes 1.2 for each of a window)."""
     short_side: int = 256
-    """Scale frames down to this short side in pixels (loader.short_side); smaller frames keep their size."""
-    fps: float | None = None
-    """Frames per second to keep (default: all). A window of 2.7 s needs 6 per second to have 16 frames."""
-    quality: int = 90
-    """JPEG quality, 1 to 100; 80 saves a third of the space and loses 1.5 dB."""
+    """Scale frames down to this short side in pixels (loader.short_side); smaller frames keep their size. The sides of video
+    are rounded to multiples of 16."""
+    fps: float | Literal["auto"] | None = None
+    """Frames per second to keep (default: all). auto: the fewest that leave --frames different ones in every window of the
+    recipes, 6 per second."""
+    frames: int = 16
+    """Different frames that --fps auto leaves in a window (loader.frames)."""
+    quality: int | None = None
+    """JPEG quality, 1 to 100 (default: 90; 80 saves a third of the space and loses 1.5 dB), or CRF of video, 1 (best) to 51
+    (default: 14)."""
     shard_gb: float | None = None
     """Largest size of a file of the store in GB, for file systems and object stores with a limit (default: 2)."""
     name: str | None = None
@@ -99,12 +113,19 @@ class PackConfig:
 
     def __post_init__(self) -> None:
         engines.check(self.engine)
-        if not 1 <= self.quality <= 100:
-            raise InputError(f"--quality is {self.quality}; it must be between 1 and 100")
-        for name in ("workers", "short_side", "fps", "shard_gb"):
+        codec, most = self.parameters.codec, QUALITY[self.parameters.codec][1]
+        if self.quality is not None and not 1 <= self.quality <= most:
+            raise InputError(f"--quality is {self.quality}; for {codec} it must be between 1 and {most}")
+        for name in ("workers", "short_side", "fps", "frames", "gop", "shard_gb"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value not in (None, "auto") and value <= 0:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
+        if codec == "jpeg" and self.gop is not None:
+            raise InputError(f"--gop {self.gop} is of video; add --codec hevc or --codec h264, or leave it out")
+        if codec != "jpeg" and self.short_side % BLOCK:
+            near = BLOCK * max(1, round(self.short_side / BLOCK))
+            raise InputError(f"--short-side {self.short_side}: {codec} is packed in multiples of {BLOCK}; give {near}")
+        check_encoder(codec)
         if not self.out.parent.is_dir():
             raise InputError(f"--out {self.out}: there is no folder {self.out.parent}; create it first")
         if self.name is not None:
@@ -115,7 +136,16 @@ class PackConfig:
     @property
     def parameters(self) -> PackParameters:
         """The settings that decide the bytes of a shard."""
-        return PackParameters(short_side=self.short_side, fps=self.fps, quality=self.quality, shard_gb=self.shard_gb)
+        codec = self.codec or ("hevc" if self.gop is not None else "jpeg")
+        return PackParameters(
+            short_side=self.short_side,
+            fps=None if self.fps == "auto" else self.fps,
+            quality=QUALITY[codec][0] if self.quality is None else self.quality,
+            shard_gb=self.shard_gb,
+            codec=codec,
+            gop=1 if codec == "jpeg" else DEFAULT_GOP if self.gop is None else self.gop,
+            window=(self.frames, LoaderConfig.window_seconds) if self.fps == "auto" else None,
+        )
 
 
 def main(argv: list[str]) -> int:
@@ -125,7 +155,8 @@ def main(argv: list[str]) -> int:
     manifest, name = _source(config)
 
     # 1. which rows go into which shard, and which shards earlier runs and other tasks have written
-    frames = _frames(manifest, config.fps)
+    rates = kept_rates(manifest, config.parameters)
+    frames = kept_frames(manifest, rates)
     bounds = dict(enumerate(shard_bounds(np.maximum(frames, 1).astype(int).tolist(), config.parameters)))
     share = Share(config.out / FOLDER, parse_shard(config.part))
     done = _written_shards(report, config, manifest, share, bounds)
@@ -137,7 +168,13 @@ def main(argv: list[str]) -> int:
     first, step = parse_shard(config.part)
     mine = {number: bound for number, bound in left.items() if number % step == first}
     if mine:
-        _estimate(report, config, manifest, sum(float(frames[begin:end].sum()) for begin, end in mine.values()))
+        _estimate(report, config, manifest, rates, sum(float(frames[begin:end].sum()) for begin, end in mine.values()))
+        if config.fps is not None:
+            report(f"--fps {config.fps}: different frames in each window: {losses(manifest, rates, config.frames)}")
+        if config.parameters.codec != "jpeg":
+            decoded = decoded_per_frame(manifest, rates, config.parameters)
+            better = "" if config.fps == "auto" else "; --fps auto needs fewest"
+            report(f"--gop {config.parameters.gop}: {decoded:.2f} pictures are decoded for each of a window{better}")
     if config.dry_run:
         report(f"would write {len(mine)} of {len(bounds)} shards into {config.out}")
         return DONE
@@ -148,7 +185,7 @@ def main(argv: list[str]) -> int:
         _write_index(config, manifest, done.values(), complete=False)
     names = [INDEX, ROWS, REJECTED, MANIFEST, *map(shard_name, bounds)]
     with removing_leftovers(config.out / name for name in names if config.part is None):
-        wrote = _write_shards(config, manifest, left, share)
+        wrote = _write_shards(config, manifest, rates, left, share)
     if config.part is not None:
         report(f"{config.out}: part {config.part} is done, it wrote {wrote} of {len(left)} shards")
         return DONE
@@ -170,18 +207,12 @@ def _source(config: PackConfig) -> tuple[Manifest, str | None]:
     return manifest, name
 
 
-def _frames(manifest: Manifest, fps: float | None) -> np.ndarray:
-    """Return float (rows,), roughly how many frames each row will give."""
-    seconds = np.clip(manifest.ends - manifest.starts, 0, manifest.durations)
-    own = manifest.frames * seconds / manifest.durations
-    return own if fps is None else np.minimum(own, seconds * fps + 1)
-
-
-def _rows(manifest: Manifest, first: int, stop: int) -> list[PackRow]:
+def _rows(manifest: Manifest, rates: np.ndarray, first: int, stop: int) -> list[PackRow]:
     return [
         PackRow(
             row=row, path=str(manifest.file(row)), label=int(manifest.labels[row]),
             start_seconds=float(manifest.starts[row]), end_seconds=float(manifest.ends[row]),
+            fps=None if np.isinf(rates[row]) else float(rates[row]),
         )
         for row in range(first, stop)
     ]  # fmt: skip
@@ -236,11 +267,11 @@ def _number(shard: Shard) -> int:
 # ------------------------------------------------------------------------------------------------------------------ work
 
 
-def _estimate(report: Report, config: PackConfig, manifest: Manifest, frames: float) -> None:
+def _estimate(report: Report, config: PackConfig, manifest: Manifest, rates: np.ndarray, frames: float) -> None:
     """Report size and time from a few clips packed on trial; DiskFullError if the disk cannot hold the result."""
     spread = np.unique(np.linspace(0, len(manifest) - 1, SAMPLED_CLIPS).astype(int)).tolist()
     began, size, packed, reason = time.process_time(), 0, 0, ""
-    for row in (row for i in spread for row in _rows(manifest, i, i + 1)):
+    for row in (row for i in spread for row in _rows(manifest, rates, i, i + 1)):
         end = min(row.end_seconds, row.start_seconds + SAMPLED_SECONDS)
         try:
             clip = encode_clip(replace(row, end_seconds=end), config.parameters)
@@ -261,7 +292,9 @@ def _estimate(report: Report, config: PackConfig, manifest: Manifest, frames: fl
         raise DiskFullError(f"{config.out}: {sizes} (a lower --quality, --fps or --short-side needs less)")
 
 
-def _write_shards(config: PackConfig, manifest: Manifest, left: Mapping[int, tuple[int, int]], share: Share) -> int:
+def _write_shards(
+    config: PackConfig, manifest: Manifest, rates: np.ndarray, left: Mapping[int, tuple[int, int]], share: Share
+) -> int:
     """Write the shards that this task gets of those that are left, and a record of each; return how many."""
     numbers = {shard_name(number): number for number in left}
     own = list(left.values())[share.part[0] :: share.part[1]]
@@ -269,7 +302,7 @@ def _write_shards(config: PackConfig, manifest: Manifest, left: Mapping[int, tup
     wrote, started, total = 0, 0, sum(stop - first for first, stop in own)
 
     def job(name: str) -> ShardJob:
-        rows = _rows(manifest, *left[numbers[name]])
+        rows = _rows(manifest, rates, *left[numbers[name]])
         return ShardJob(folder=config.out, number=numbers[name], rows=rows, parameters=config.parameters)
 
     with Progress("clips") as progress:

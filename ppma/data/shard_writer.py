@@ -1,6 +1,6 @@
 """Write the shards of a packed store.
 
-    rows of a manifest  ->  decoded (PyAV), scaled down, JPEG  ->  shard-NNNNN.beton, written atomically
+    rows of a manifest  ->  decoded (PyAV), scaled down, encoded (`encoders`)  ->  shard-NNNNN.beton, written atomically
 
 FFCV's DatasetWriter hangs when a sample raises, cannot resume, and pads every page that the next sample does not fit. So this module lays
 out the file itself, byte for byte in FFCV's format and without FFCV: header, fields, table of samples, blobs, table of allocations. A
@@ -18,7 +18,7 @@ import numpy as np
 
 from ppma.common.files import atomic_path, content_sha256, file_sha256, joined_sha256
 from ppma.config.errors import BadClip, InputError
-from ppma.loaders.samples import scaled_size
+from ppma.data.encoders import QUALITY, make_encoder, packed_size
 from ppma.loaders.sources.store import (
     ALLOCATION,
     FFCV_VERSION,
@@ -30,6 +30,7 @@ from ppma.loaders.sources.store import (
     ROWS,
     SAMPLE,
     SUFFIX,
+    VIDEO_FIELD,
     PackParameters,
     Shard,
     ShardFile,
@@ -38,8 +39,9 @@ from ppma.loaders.sources.store import (
 
 SHARD_FRAMES = 20_000
 """Frames of a shard: about 400 MB at the training size and one or two minutes of one core, which is what a kill can cost a worker."""
-HIGH_BYTES = {90: 0.5, 100: 1.5}
-"""Bytes of a pixel that the frames of a shard stay below up to a quality; natural ones have half of that on average."""
+HIGH_BYTES = (0.5, 1.5)
+"""Bytes of a pixel that the frames of a shard stay below: at most the default quality, and above. JPEG of natural frames has
+half of that on average, video a fifth."""
 PAGE_BYTES = 1 << 21
 """FFCV's smallest page."""
 
@@ -53,11 +55,13 @@ class PackRow:
     label: int
     start_seconds: float
     end_seconds: float
+    fps: float | None = None
+    """Frames per second to keep; None for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedClip:
-    """One sample of FFCV's field `clip`."""
+    """One sample of the field `clip` or `video`."""
 
     blob: bytes
     frames: int
@@ -83,7 +87,8 @@ def shard_bounds(frames: Sequence[int], parameters: PackParameters) -> list[tupl
     """Return the rows [first, stop) of each shard from the frames of each row. They depend on nothing else, so a resumed run agrees."""
     most = SHARD_FRAMES
     if parameters.shard_gb is not None:
-        high = next(high for quality, high in HIGH_BYTES.items() if parameters.quality <= quality)
+        default, is_jpeg = QUALITY[parameters.codec][0], parameters.codec == "jpeg"
+        high = HIGH_BYTES[parameters.quality > default if is_jpeg else parameters.quality < default]
         most = min(most, int(parameters.shard_bytes / (high * parameters.short_side**2 * 16 / 9)))
     bounds, first, held = [], 0, 0
     for row, count in enumerate(frames):
@@ -102,37 +107,36 @@ def shard_name(number: int) -> str:
 def encode_clip(row: PackRow, parameters: PackParameters) -> PackedClip:
     """Decode, scale and compress one row; BadClip if that fails.
 
-    Scaling is the loader's own (bilinear, no antialiasing), so a packed clip differs from its video by JPEG's loss alone.
+    Scaling is the loader's own (bilinear, no antialiasing), so a packed clip differs from its video by its codec's loss alone.
     """
     from ppma.loaders.decode.fetch import all_frames  # late: training reads stores on machines without PyAV
 
-    times, jpegs, size = [], [], (0, 0)
+    times, pictures, size, encoder = [], [], (0, 0), make_encoder(parameters)
     window = (Path(row.path), row.start_seconds, row.end_seconds)
-    for time, frame_HWC in all_frames(*window, fps=parameters.fps):
-        height, width = frame_HWC.shape[:2]
-        if min(height, width) > parameters.short_side:
-            height, width = scaled_size(height, width, parameters.short_side)
+    for time, frame_HWC in all_frames(*window, fps=row.fps):
+        height, width = packed_size(frame_HWC.shape[0], frame_HWC.shape[1], parameters)
+        if (height, width) != frame_HWC.shape[:2]:
             frame_HWC = cv2.resize(frame_HWC, (width, height), interpolation=cv2.INTER_LINEAR)
         if size not in ((0, 0), (height, width)):
             raise BadClip(f"frames differ in size: {size} and {(height, width)}")
         size = height, width
-        bgr = cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2BGR)
-        jpegs.append(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, parameters.quality])[1].tobytes())
+        pictures += encoder.add(frame_HWC)
         times.append(time)
-    head = 4 * (len(jpegs) + 1) + 8 * len(jpegs)
-    offsets = head + np.cumsum([0, *map(len, jpegs)])
+    pictures += encoder.finish()
+    head = 4 * (len(pictures) + 1) + 8 * len(pictures)
+    offsets = head + np.cumsum([0, *map(len, pictures)])
     if offsets[-1] >= MAX_SHARD_BYTES // 2:
         raise BadClip(f"needs {offsets[-1] / 1e9:.1f} GB; give a smaller --fps or --short-side, or cut the clip")
-    blob = b"".join([offsets.astype("<u4").tobytes(), np.array(times, "<f8").tobytes(), *jpegs])
-    return PackedClip(blob=blob, frames=len(jpegs), height=size[0], width=size[1])
+    blob = b"".join([offsets.astype("<u4").tobytes(), np.array(times, "<f8").tobytes(), *pictures])
+    return PackedClip(blob=blob, frames=len(pictures), height=size[0], width=size[1])
 
 
 class ShardWriter:
     """Append clips to an open file in FFCV's format; `finish` writes its tables."""
 
-    def __init__(self, name: str, file: BinaryIO, rows: int, most_bytes: int = MAX_SHARD_BYTES) -> None:
-        """Reserve space for a table of `rows` samples; `name` is for messages, `most_bytes` the largest size."""
-        self.name, self.file, self.most_bytes = name, file, most_bytes
+    def __init__(self, name: str, file: BinaryIO, rows: int, parameters: PackParameters) -> None:
+        """Reserve space for a table of `rows` samples; `name` is for messages."""
+        self.name, self.file, self.parameters = name, file, parameters
         self._table = np.zeros(rows, SAMPLE)
         self.clips = self.frames = 0
         file.seek(HEADER.itemsize + FIELD.itemsize * len(FIELDS) + self._table.nbytes)
@@ -146,10 +150,10 @@ class ShardWriter:
         """Append one sample; InputError if the shard would pass its largest size."""
         at = self.file.tell()
         if at + len(clip.blob) + ALLOCATION.itemsize * (self.clips + 1) > min(
-            self.most_bytes, MAX_SHARD_BYTES - PAGE_BYTES
+            self.parameters.shard_bytes, MAX_SHARD_BYTES - PAGE_BYTES
         ):
-            most = "2 GiB" if self.most_bytes >= MAX_SHARD_BYTES else f"--shard-gb {self.most_bytes / 1e9:g}"
-            raise InputError(f"{self.name} passes {most}; give a smaller --quality, --fps or --short-side")
+            most = f"--shard-gb {self.parameters.shard_gb:g}" if self.parameters.shard_gb else "2 GiB"
+            raise InputError(f"{self.name} passes {most}; give a lower quality (--quality), --fps or --short-side")
         self.file.write(clip.blob)
         self._table[self.clips] = ((clip.frames, clip.height, clip.width, len(clip.blob), at), label, row)
         self.clips += 1
@@ -168,29 +172,36 @@ class ShardWriter:
         for one, (name, type_id) in zip(fields, FIELDS):
             one["type_id"] = type_id
             one["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
+        if self.parameters.codec != "jpeg":
+            layout = f"{self.parameters.codec} {self.parameters.gop}".encode()
+            fields[0]["name"][: len(VIDEO_FIELD)] = np.frombuffer(VIDEO_FIELD.encode(), np.uint8)
+            fields[0]["arguments"][: len(layout)] = np.frombuffer(layout, np.uint8)
         self.file.seek(0)
         self.file.write(header.tobytes() + fields.tobytes() + self.samples.tobytes())
 
 
 @contextmanager
-def shard_file(path: Path, rows: int, most_bytes: int = MAX_SHARD_BYTES) -> Iterator[ShardWriter]:
+def shard_file(path: Path, rows: int, parameters: PackParameters) -> Iterator[ShardWriter]:
     """Yield a writer of one shard; `path` appears when the block ends without an error and the file reads back as written."""
     with atomic_path(path) as temp_path:
         with temp_path.open("wb") as file:
-            writer = ShardWriter(path.name, file, rows, most_bytes)
+            writer = ShardWriter(path.name, file, rows, parameters)
             yield writer
             writer.finish()
         _check(temp_path, writer.samples)
 
 
 def _check(path: Path, samples: np.ndarray) -> None:
-    """Compare the table, and the first and last bytes of every frame with the markers of JPEG."""
+    """Compare the table, and the bytes where every picture begins and a JPEG ends."""
     shard = ShardFile(path)
     assert np.array_equal(shard.samples, samples)
+    jpeg = shard.codec == "jpeg"
     for place in range(len(samples)):
         offsets, _ = shard.table(place)
         for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist()):
-            if shard.read(begin, 2) != b"\xff\xd8" or shard.read(end - 2, 2) != b"\xff\xd9":
+            first, last = shard.read(begin, 4), shard.read(end - 2, 2)
+            good = first[:2] + last == b"\xff\xd8\xff\xd9" if jpeg else first.lstrip(b"\0")[:1] == b"\1"
+            if not good:
                 raise StoreError(f"{path.name}: clip {place} reads back differently; check the disk and pack it again")
 
 
@@ -203,7 +214,7 @@ def write_shard(job: ShardJob) -> Iterator[PackRow | Shard]:
             encode_clip(job.suspect, job.parameters)
     rejected: list[tuple[int, str, str]] = []
     contents = []
-    with shard_file(path, len(job.rows), job.parameters.shard_bytes) as writer:
+    with shard_file(path, len(job.rows), job.parameters) as writer:
         for row in job.rows:
             yield row
             try:

@@ -45,7 +45,7 @@ def test_no_shard_is_larger_than_what_one_sets(tmp_path):
     clip = PackedClip(blob=bytes(30_000), frames=1, height=8, width=8)
     with (
         pytest.raises(InputError, match="--shard-gb"),
-        shard_file(tmp_path / "shard-00000.beton", 4, 100_000) as writer,
+        shard_file(tmp_path / "shard-00000.beton", 4, parameters) as writer,
     ):
         for row in range(4):
             writer.add(clip, label=0, row=row)
@@ -87,7 +87,10 @@ def test_checksums_find_a_flipped_bit(tmp_path, write_clip):
 def test_a_clip_that_reads_back_differently_is_noticed(tmp_path):
     offsets = np.array([16, 20], "<u4").tobytes()
     clip = PackedClip(blob=offsets + bytes(8) + b"none", frames=1, height=8, width=8)
-    with pytest.raises(store.StoreError, match="clip 0"), shard_file(tmp_path / "shard-00000.beton", 1) as writer:
+    with (
+        pytest.raises(store.StoreError, match="clip 0"),
+        shard_file(tmp_path / "shard-00000.beton", 1, PARAMETERS) as writer,
+    ):
         writer.add(clip, label=0, row=0)
     assert not list(tmp_path.iterdir())
 
@@ -95,7 +98,7 @@ def test_a_clip_that_reads_back_differently_is_noticed(tmp_path):
 def test_a_shard_stays_below_ffcvs_largest_page(tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "MAX_SHARD_BYTES", packing.PAGE_BYTES + 5000)
     clip = PackedClip(blob=bytes(6000), frames=1, height=8, width=8)
-    with pytest.raises(InputError, match="2 GiB"), shard_file(tmp_path / "shard-00000.beton", 1) as writer:
+    with pytest.raises(InputError, match="2 GiB"), shard_file(tmp_path / "shard-00000.beton", 1, PARAMETERS) as writer:
         writer.add(clip, label=0, row=0)
 
 
@@ -124,10 +127,10 @@ def test_ffcv_writes_and_reads_the_same_format(tmp_path, write_clip):
         for got, expected in zip(
             store.read_packed(
                 tmp_path / f"shard-00000.beton#{place}", lambda times: choose_frames(times, 0.0, 1.0, 5)
-            ).jpegs,
+            ).pictures,
             store.read_packed(
                 tmp_path / f"{shard.file}#{place}", lambda times: choose_frames(times, 0.0, 1.0, 5)
-            ).jpegs,
+            ).pictures,
         ):
             assert np.array_equal(got, expected)
     assert sys.modules["torch"].get_num_threads() > 0

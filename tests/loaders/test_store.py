@@ -25,8 +25,8 @@ from ppma.loaders.stream import ClipStream
 PARAMETERS = PackParameters(short_side=48, fps=None, quality=95)
 
 
-def row(path, number=0, start=0.0, end=100.0, label=3):
-    return PackRow(row=number, path=str(path), label=label, start_seconds=start, end_seconds=end)
+def row(path, number=0, start=0.0, end=100.0, label=3, fps=None):
+    return PackRow(row=number, path=str(path), label=label, start_seconds=start, end_seconds=end, fps=fps)
 
 
 def make_store(folder: Path, rows, parameters=PARAMETERS) -> Store:
@@ -111,7 +111,7 @@ def test_frames_are_scaled_down_as_the_loader_does_and_never_up(clips):
 
 
 def test_fps_and_the_rows_window_choose_frames(clips):
-    half = encode_clip(row(clips[0]), PackParameters(short_side=48, fps=5, quality=50))
+    half = encode_clip(row(clips[0], fps=5.0), PARAMETERS)
     assert half.frames == 20
     part = encode_clip(row(clips[0], start=1.0, end=2.0), PARAMETERS)
     times = np.frombuffer(part.blob, "<f8", count=part.frames, offset=4 * (part.frames + 1))
