@@ -8,7 +8,7 @@ import numpy as np
 
 from ppma.common.files import content_sha256
 from ppma.common.video import video_writer
-from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy import verdict
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.detectors.boxes import NONE_05
@@ -71,6 +71,14 @@ def write_walk(path: Path, *, length: int = 24, height: int = 96, width: int = 1
             frame_HWC[30:80, x : x + 16] = RED
             add_frame(frame_HWC)
     return place_HWC
+
+
+def row(path, audit):
+    """A row of an audited manifest, whose clip need not exist."""
+    return Clip(
+        path=path, frames=10, fps=25.0, width=32, height=32, codec="h264", key_frame_spacing=10, duration_seconds=0.4,
+        domain="human-removed", licence="own", source="s", class_name="c", label=0, audit=audit,
+    )  # fmt: skip
 
 
 def audit_content(said):

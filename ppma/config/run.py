@@ -102,6 +102,8 @@ class RunConfig:
     trained on any of these (docs/privacy.md)."""
     policy: Path | None = None
     """Least strength of an audit under --privacy strict; None: `privacy.toml` next to the data catalog, else the defaults."""
+    trust: Path | None = None
+    """Public keys of OpenSSH, one a line: under --privacy strict, every audit must be signed with one of them."""
     seed: int = 0
     """Seed of all random numbers and of the initial weights."""
     batch: int = 128
@@ -159,7 +161,9 @@ class RunConfig:
         minutes = self.checkpoint_minutes
         require(minutes is None or minutes > 0, f"checkpoint_minutes is {minutes}; it must be above 0")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be between 0 and {2**63 - 1}")
-        require(self.policy is None or self.privacy == "strict", "--policy goes with --privacy strict; add that flag")
+        for name in ("policy", "trust"):
+            strict = getattr(self, name) is None or self.privacy == "strict"
+            require(strict, f"--{name} goes with --privacy strict; add that flag")
         require(bool(self.sources), "sources is empty; name at least one source of the data catalog")
         vit, loader = self.vit, self.loader
         require(
@@ -244,7 +248,7 @@ def read_config(folder: Path) -> RunConfig:
 
 
 FREE_ON_RESUME = {
-    "run_dir", "data", "policy", "features", "resume", "allow_changed_data", "device", "compile", "log_every", "checkpoint_every",
+    "run_dir", "data", "policy", "trust", "features", "resume", "allow_changed_data", "device", "compile", "log_every", "checkpoint_every",
     "checkpoint_minutes", "keep_checkpoints", "pictures_every", "shard", "hang_seconds", "evaluation", "vit.recompute",
     "loader.implementation", "loader.workers", "loader.prefetch_batches", "loader.read_ahead_batches", "loader.max_bad_fraction",
     "loader.stall_seconds",

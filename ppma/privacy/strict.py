@@ -76,7 +76,7 @@ def precheck(config: RunConfig, sources: Sequence[Manifest], resumed: Path | Non
                 f"{urls[0]} is a URL, and --privacy strict hashes files that only this machine can change; copy it to a disk"
             )
     least = policy.read(verdict.policy_path(config))
-    audits = [_check_rows(source, least) for source in sources]
+    audits = [_check_rows(source, least, config.trust) for source in sources]
     starts = [("--average" if config.average else "--init", path) for path in config.starts]
     for flag, path in (*starts, ("--resume", resumed)):
         if path and (objection := objection_to(lineage.read(checkpoint.locate_model(path)))):
@@ -114,7 +114,7 @@ def _lineage(config: RunConfig, seen: Sequence[Seen], resumed: Path | None) -> L
     )
 
 
-def _check_rows(source: Manifest, least: policy.Policy) -> dict[str, verdict.Audited]:
+def _check_rows(source: Manifest, least: policy.Policy, trusted: Path | None) -> dict[str, verdict.Audited]:
     """Return the audit of each path, empty if no row needs one; InputError names the first row that is refused."""
     assert source.path is not None  # the catalog read it from a file
     domains = source.texts("domain")
@@ -123,7 +123,7 @@ def _check_rows(source: Manifest, least: policy.Policy) -> dict[str, verdict.Aud
             raise InputError(f"{source.path}, line {row + 2}: {objection}")
     if REMOVED not in domains:
         return {}
-    audited = verdict.read_verdicts(source.path)
+    audited = verdict.read_verdicts(source.path, trusted)
     for row, (path, domain) in enumerate(zip(source.texts("path"), domains, strict=True)):
         if domain == REMOVED and audited[path].verdict != verdict.PASSED:
             passed = verdict.passed_path(source.path)

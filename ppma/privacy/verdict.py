@@ -6,14 +6,14 @@
            ->  <manifest>.audit               the seal: path of audit.json, its SHA-256 and that of the manifest
     strict <-  read_verdicts(manifest)        verdicts by path, or InputError if something does not fit
 
-The seal binds the three files, so that none can be edited, swapped or left behind unnoticed. It is not a signature:
-whoever can write all three can write anything. A manifest that `ppma remove-humans` or `ppma index` rewrites has no
-valid seal.
+The seal binds the three files, so that none can be edited, swapped or left behind unnoticed. Whoever can write all three
+can write anything, unless the seal is signed (`ppma audit --sign KEY`). A manifest that `ppma remove-humans` or `ppma index`
+rewrites has no valid seal.
 """
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,6 +23,8 @@ from ppma.config.errors import InputError, reading
 from ppma.config.run import RunConfig
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
+from ppma.privacy import signature
+from ppma.privacy.signature import Signer
 
 Verdict = Literal["passed", "failed", "cannot tell"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -45,6 +47,14 @@ class Seal:
     """Path of audit.json, relative to the folder of the manifest."""
     audit_sha256: str
     manifest_sha256: str
+    key: str = ""
+    """Public key of its signature, if it is signed."""
+    signature: str = ""
+
+    @property
+    def text(self) -> str:
+        """What is signed."""
+        return f"{self.audit_sha256}\n{self.manifest_sha256}\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +93,16 @@ def passed_path(manifest: Path) -> Path:
     return manifest.with_name(f"{manifest.stem}-passed.csv")
 
 
-def seal(manifest: Path, audit: Path) -> None:
-    """Seal a manifest to its audit.json, after both are written."""
+def seal(manifest: Path, audit: Path, sign: Signer | None = None) -> None:
+    """Seal a manifest to its audit.json, after both are written, and sign the seal."""
     note = Seal(
         audit=Path(os.path.relpath(audit.resolve(), manifest.resolve().parent)).as_posix(),
         audit_sha256=file_sha256(audit),
         manifest_sha256=file_sha256(manifest),
     )
+    if sign is not None:
+        key, signature = sign(note.text)
+        note = replace(note, key=key, signature=signature)
     write_json(seal_path(manifest), asdict(note))
 
 
@@ -102,8 +115,8 @@ def check_passed(manifest: Path) -> None:
         )
 
 
-def write_passed(manifest: Path, audit: Path) -> None:
-    """Write and seal a manifest of the rows that passed, if any, in place of that of an earlier audit."""
+def write_passed(manifest: Path, audit: Path, sign: Signer | None = None) -> None:
+    """Write, seal and sign a manifest of the rows that passed, if any, in place of that of an earlier audit."""
     check_passed(manifest)
     found, passed = Manifest.read(manifest), passed_path(manifest)
     for path in (passed, seal_path(passed)):
@@ -112,7 +125,7 @@ def write_passed(manifest: Path, audit: Path) -> None:
         # Killed after this line, it leaves a file that the next audit recognizes as its own and strict refuses.
         seal_path(passed).touch()
         Manifest.write(passed, rows)
-        seal(passed, audit)
+        seal(passed, audit, sign)
 
 
 def copy_seal(manifest: Path, copy: Path) -> None:
@@ -124,18 +137,21 @@ def copy_seal(manifest: Path, copy: Path) -> None:
     write_json(seal_path(copy), note)
 
 
-def read_verdicts(manifest: Path) -> dict[str, Audited]:
+def read_verdicts(manifest: Path, trusted: Path | None = None) -> dict[str, Audited]:
     """Return the audit of each row by path, after checking that seal, manifest and audit.json fit together.
 
     The clips are not read: compare `Audited.sha256` with their `content_sha256` for that.
 
     Args:
         manifest: The audited manifest.
+        trusted: Public keys, with one of which the seal must be signed.
 
     Raises:
-        InputError: There is not a seal, or a file was changed after the audit.
+        InputError: There is not a seal, it lacks the signature, or a file was changed after the audit.
     """
     note = _read_seal(manifest)
+    if trusted is not None:
+        signature.check(seal_path(manifest), note.text, note.key, note.signature, trusted)
     if file_sha256(manifest) != note.manifest_sha256:
         raise InputError(f"{manifest} was changed after its audit; {AGAIN}")
     audit = manifest.parent / note.audit

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from privacy_stand_ins import audit_content
+from privacy_stand_ins import audit_content, row
 
 from ppma.common.files import content_sha256
 from ppma.config.errors import InputError
-from ppma.loaders.sources.manifest import Clip, Manifest
+from ppma.loaders.sources.manifest import Manifest
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.verdict import (
     AUDIT_FILE,
@@ -19,14 +19,6 @@ from ppma.privacy.verdict import (
     seal,
     seal_path,
 )
-
-
-def row(path, audit):
-    return Clip(
-        path=path, frames=10, fps=25.0, width=32, height=32, codec="h264", key_frame_spacing=10, duration_seconds=0.4,
-        domain="human-removed", licence="own", source="s", class_name="c", label=0, audit=audit,
-    )  # fmt: skip
-
 
 SAID = {"a.mp4": PASSED, "b.mp4": FAILED, "c.mp4": CANNOT_TELL}
 

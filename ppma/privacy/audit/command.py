@@ -28,7 +28,7 @@ from ppma.common.workers import parse_shard
 from ppma.config.command import DONE, FAILED_AUDIT, OutFolder, as_flags, check_out, check_ranges, parse
 from ppma.config.errors import InputError, require
 from ppma.loaders.sources.manifest import Clip, Manifest
-from ppma.privacy import verdict
+from ppma.privacy import signature, verdict
 from ppma.privacy.audit import jobs, report, review, spikes
 from ppma.privacy.audit.clip import Findings, Pair
 from ppma.privacy.audit.jobs import AuditJob
@@ -69,6 +69,8 @@ class AuditConfig:
     """Folder of PNG cut-outs of people to spike in, outlined by their transparency (default: drawn people)."""
     makers: tuple[str, ...] = ()
     """Tools that made the masks of clips without a record; none of them may judge."""
+    sign: Path | None = None
+    """Private Ed25519 key of OpenSSH, which signs verdicts and manifest for `ppma train --privacy strict --trust KEY.pub`."""
     weights: Path = field(default_factory=default_folder)
     """Folder of the models (`ppma privacy fetch` fills it)."""
     workers: int = len(os.sched_getaffinity(0))
@@ -124,6 +126,7 @@ def run(config: AuditConfig, console: Console) -> int:
     """Audit the clips of a config, report on the console, and return the exit code."""
     for key in {AUDITORS[name].weights for name in config.detectors} - {""}:
         find(key, config.weights)
+    sign = signature.signer(config.sign) if config.sign else None
     engine = engines.find(config.engine)
     manifest, root, clips = jobs.read(config.source, config.root, config.workers, engine)
     pairs = jobs.pairs(root, clips, config.originals)
@@ -164,7 +167,7 @@ def run(config: AuditConfig, console: Console) -> int:
         raise InputError(f"{refused[0]} ({len(refused)} such clips); {rest}")
     findings = [one for one in (results[job.pair.path] for job in todo) if isinstance(one, Findings)]
     judged = [(one, judge(one)) for one in findings]
-    sealed = _write(config, manifest or config.out / "manifest.csv", root, clips, judged, makers)
+    sealed = _write(config, manifest or config.out / "manifest.csv", root, clips, judged, makers, sign)
     if config.merge is not None:
         share.clear()
 
@@ -199,7 +202,13 @@ def _make_folder(config: AuditConfig, manifest: Path | None, root: Path) -> None
 
 
 def _write(
-    config: AuditConfig, manifest: Path, root: Path, clips: list[Clip], judged: Judged, makers: list[str]
+    config: AuditConfig,
+    manifest: Path,
+    root: Path,
+    clips: list[Clip],
+    judged: Judged,
+    makers: list[str],
+    sign: signature.Signer | None,
 ) -> Path:
     """Write the report first, then the manifest, then the seal that ties them; return the manifest."""
     content = report.content(
@@ -216,8 +225,8 @@ def _write(
     verdicts = {findings.path: one.verdict for findings, one in judged}
     rows = [replace(clip, audit=verdicts[clip.path]) for clip in clips]
     Manifest.write(manifest, rows)
-    verdict.seal(manifest, audit)
-    verdict.write_passed(manifest, audit)
+    verdict.seal(manifest, audit, sign)
+    verdict.write_passed(manifest, audit, sign)
     write_text(config.out / REPORT, report.html(judged, content))
     write_csv(config.out / TABLE, report.table(content))
     write_text(config.out / DATASHEET, report.datasheet(rows, content))
