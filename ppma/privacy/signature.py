@@ -24,7 +24,7 @@ def _package() -> tuple[Any, Any]:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError:
-        raise InputError("signatures need cryptography: pip install 'ppma[sign]'") from None
+        raise InputError("signatures need cryptography: pip install 'ppma[privacy]'") from None
     return serialization, ed25519
 
 

@@ -14,7 +14,7 @@ from ppma.privacy import signature
 from ppma.privacy.strict import precheck
 from ppma.privacy.verdict import AUDIT_FILE, PASSED, copy_seal, read_verdicts, seal, seal_path, write_passed
 
-pytest.importorskip("cryptography", reason="the extra [sign] is not installed")
+pytest.importorskip("cryptography", reason="the extra [privacy] is not installed")
 
 
 def make_key(folder, name, *more):
