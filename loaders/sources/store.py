@@ -15,6 +15,7 @@ FFCV's own Loader reads a shard with `ppma.loaders.decode.ffcv.ClipField`; `ppma
 address of a packed clip, `shard-00000.beton#17`, can be used wherever the path of a video can.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -22,6 +23,7 @@ import re
 import resource
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -47,6 +49,8 @@ OPEN_SHARDS = min(512, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 """Files that one process keeps open; a store of Kinetics has about 900."""
 HEAD_BYTES = 32 * 2**10
 """The first read of a shard: its header and the table of 700 clips, more than a shard of 1 GB holds."""
+REQUESTS = 32
+"""Shards that are asked for at a time when a store is opened by URL."""
 GAP_BYTES = 128 * 2**10
 """Frames with at most this many bytes between them are read at once, with what is between them. Reading a gap takes
 less time than another operation: 0.1 ms at 1 GB/s, where a network file system needs 0.5 to 2 ms to answer."""
@@ -139,7 +143,8 @@ def read_index(store: Path, name: str = INDEX) -> StoreIndex:
     Raises:
         InputError: There is no index, or it has another format.
     """
-    with reading(store / name, f"the index of a packed store, which `ppma pack MANIFEST --out {store}` makes"):
+    remedy = "check the URL" if isinstance(store, Url) else f"`ppma pack MANIFEST --out {store}` makes one"
+    with reading(store / name, f"the index of a packed store; {remedy}"):
         found = dict(json.loads((store / name).read_text(encoding="utf-8")))
         if found.get("format") != FORMAT:
             raise InputError(f"its format is {found.get('format')!r}, not {FORMAT!r}; pack it again")
@@ -168,8 +173,25 @@ class Store:
             raise InputError(f"{path}: has only {len(self.index.shards)} of its shards; run ppma pack again")
         if manifest_sha256 not in (None, self.index.manifest_sha256):
             raise InputError(f"{path}: was packed from another manifest; pack this one with a new --out")
+        if isinstance(self.path, Url):
+            self._check_sizes()
         self.places = self._read_places()
         """PLACE (rows,), mapped from a local store: the processes of a node share it."""
+
+    def _check_sizes(self) -> None:
+        """Raise InputError unless every shard is on the server as a whole: copies there break off."""
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            sizes = pool.map(lambda shard: self._size(self.path / shard.file), self.index.shards)
+            for shard, size in zip(self.index.shards, sizes):
+                if size != shard.bytes:
+                    found = f"{self.path / shard.file} has {size} bytes, not {shard.bytes}"
+                    raise InputError(f"{found}; {RemoteShard.remedy}")
+
+    @staticmethod
+    def _size(path: Path) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            return path.stat().st_size
+        return 0
 
     def _read_places(self) -> np.ndarray:
         again = "run ppma pack again"
