@@ -34,15 +34,18 @@ class Policy:
     """Inspected frames of each clip, or all of a shorter one; 0: all frames."""
     sensitivity: float = FLOOR
     """Share of the known people that the auditors find in each clip."""
+    reviewed: float = 1.0
+    """Highest share of frames with a person (95 %) that `ppma audit review` leaves possible; 1: none is asked for."""
     method: str = "remove"
     """What the record of each clip says was done to its people; empty: clips without a record are accepted."""
 
     def __post_init__(self) -> None:
         for name in (*self.auditors, *self.operating_points):
             require(name in AUDITORS, f"there is no auditor {name!r}; auditors are {', '.join(AUDITORS)}")
-        for name in ("person_auditors", "face_auditors", "frames", "sensitivity"):
+        for name in ("person_auditors", "face_auditors", "frames"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must be at least 0")
-        require(self.sensitivity <= 1, f"sensitivity is {self.sensitivity}; it must be at most 1")
+        for name in ("sensitivity", "reviewed"):
+            require(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; it must be from 0 to 1")
 
     def objection_to(self, audited: Audited) -> str:
         """Return which field of a clip's audit is too weak, with both values, or an empty string."""
@@ -59,6 +62,7 @@ class Policy:
             ("points_since", audited.points_date >= self.points_since, audited.points_date, self.points_since),
             ("frames", audited.looked_at >= frames, audited.looked_at, frames),
             ("sensitivity", audited.sensitivity >= self.sensitivity, round(audited.sensitivity, 3), self.sensitivity),
+            ("reviewed", audited.reviewed <= self.reviewed, round(audited.reviewed, 4), self.reviewed),
             ("method", self.method in ("", audited.method), repr(audited.method), repr(self.method)),
         )
         weak = (

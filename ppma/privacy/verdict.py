@@ -34,6 +34,8 @@ original missed or painted back; failed: one of these, or a failed check of pixe
 but the detectors find too few known people, or there is no original."""
 FORMAT = "ppma-audit-2"
 AUDIT_FILE, POLICY_FILE = "audit.json", "privacy.toml"
+REVIEW_FILE, NO_ONE = "review.json", "no one"
+"""The record of `ppma audit review`, next to audit.json, and its answer for a frame without people."""
 FLOOR = 0.5
 """Least sensitivity: the share of tall spiked people that at least one auditor finds in a clip."""
 AGAIN = "run `ppma audit` on it again"
@@ -75,6 +77,8 @@ class Audited:
     """Frames that the auditors inspected."""
     sensitivity: float
     """Share of the tall spiked people that the auditors found; 0 if none fitted into a frame."""
+    reviewed: float = 1.0
+    """Upper bound on the share of frames with a person after a review of this audit; 1 if a reviewer saw one."""
 
 
 def policy_path(config: RunConfig) -> Path | None:
@@ -159,7 +163,7 @@ def read_verdicts(manifest: Path, trusted: Path | None = None) -> dict[str, Audi
         raise InputError(f"{audit}, the audit of {manifest}, is missing; restore it, or {AGAIN}")
     if file_sha256(audit) != note.audit_sha256:
         raise InputError(f"{audit} was changed after the audit of {manifest}; {AGAIN}")
-    found = _verdicts(audit)
+    found = _verdicts(audit, _reviewed(audit, note.audit_sha256))
     rows = Manifest.read(manifest)
     for i in range(len(rows)):
         row = rows.clip(i)
@@ -182,14 +186,26 @@ def _read_seal(manifest: Path) -> Seal:
         return Seal(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def _verdicts(audit: Path) -> dict[str, Audited]:
+def _reviewed(audit: Path, audit_sha256: str) -> float:
+    """Return the bound of the largest review without a person; 1 if there is none, or one with a person."""
+    file = audit.with_name(REVIEW_FILE)
+    if not file.exists():
+        return 1.0
+    with reading(file, "a record of `ppma audit review`; move it away"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        reviews = [one for one in content["reviews"] if one["audit_sha256"] == audit_sha256]
+        seen = any(one["counts"][NO_ONE] < one["frames"] for one in reviews)
+        return 1.0 if seen else min((float(one["upper"]) for one in reviews), default=1.0)
+
+
+def _verdicts(audit: Path, reviewed: float) -> dict[str, Audited]:
     """Return the entries of audit.json by path; InputError if it is malformed or a detector judged its own masks."""
     with reading(audit, "a report of `ppma audit`"):
         content: dict[str, Any] = json.loads(audit.read_text(encoding="utf-8"))
         shared = set(content["makers"]) & set(content["auditors"])
         points = {str(name): float(content["operating_points"][name]) for name in content["auditors"]}
         measured = date.fromisoformat(content["points_date"])
-        clips = {c["path"]: _audited(c, points, measured) for c in content["clips"]}
+        clips = {c["path"]: _audited(c, points, measured, reviewed) for c in content["clips"]}
         known = content["format"] == FORMAT and len(content["auditors"]) > 0
     if not known or any(clip.verdict not in VERDICTS for clip in clips.values()):
         raise InputError(f"{audit} is not a report of this `ppma audit` ({FORMAT}); {AGAIN}")
@@ -198,7 +214,7 @@ def _verdicts(audit: Path) -> dict[str, Audited]:
     return clips
 
 
-def _audited(clip: dict[str, Any], points: dict[str, float], points_date: date) -> Audited:
+def _audited(clip: dict[str, Any], points: dict[str, float], points_date: date, reviewed: float) -> Audited:
     return Audited(
         verdict=clip["verdict"],
         sha256=clip["sha256"],
@@ -208,4 +224,5 @@ def _audited(clip: dict[str, Any], points: dict[str, float], points_date: date) 
         frames=int(clip["frames"]),
         looked_at=len(clip["looked_at"]),
         sensitivity=clip["spiked_found"] / clip["spiked"] if clip["spiked"] else 0.0,
+        reviewed=reviewed,
     )

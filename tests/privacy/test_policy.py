@@ -42,6 +42,8 @@ def without(*names):
         ({"looked_at": 8, "frames": 8}, {}, ""),
         ({}, {"frames": 0}, "frames: 12 in the audit, 100 in"),
         ({"sensitivity": 0.4}, {}, "sensitivity: 0.4 in the audit, 0.5 in the default policy"),
+        ({}, {"reviewed": 0.01}, "reviewed: 1.0 in the audit, 0.01 in"),
+        ({"reviewed": 0.0099}, {"reviewed": 0.01}, ""),
         ({"method": "blur-bodies"}, {}, "method: 'blur-bodies' in the audit, 'remove' in"),
         ({"method": ""}, {}, "method: '' in"),
         ({"method": ""}, {"method": ""}, ""),

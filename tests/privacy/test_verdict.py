@@ -5,7 +5,7 @@ import json
 import pytest
 from privacy_stand_ins import audit_content, row
 
-from ppma.common.files import content_sha256
+from ppma.common.files import content_sha256, file_sha256
 from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Manifest
 from ppma.privacy.detectors.auditors import AUDITORS
@@ -116,3 +116,23 @@ def test_the_content_of_files_and_folders_is_hashed(tmp_path):
     (folder / "000001.jpg").rename(folder / "000002.jpg")
     assert content_sha256(folder) != before
     assert content_sha256(folder / "000002.jpg") != content_sha256(folder)
+
+
+@pytest.mark.parametrize(
+    ("reviews", "bound"),
+    [
+        ([], 1.0),
+        ([(300, 300, 0.01, True), (50, 50, 0.06, True)], 0.01),
+        ([(300, 300, 0.01, False)], 1.0),  # of another audit
+        ([(300, 300, 0.01, True), (10, 9, 0.4, True)], 1.0),  # someone saw a person
+    ],
+)
+def test_a_review_bounds_what_is_left(audited, reviews, bound):
+    manifest, audit = audited
+    own = file_sha256(audit)
+    rows = [
+        {"audit_sha256": own if same else "0" * 64, "frames": frames, "counts": {"no one": empty}, "upper": upper}
+        for frames, empty, upper, same in reviews
+    ]
+    (audit.parent / "review.json").write_text(json.dumps({"reviews": rows}))
+    assert {one.reviewed for one in read_verdicts(manifest).values()} == {bound}

@@ -31,10 +31,11 @@ from ppma.config.command import DONE, FAILED_AUDIT, OutFile, check_ranges, parse
 from ppma.config.errors import BadClip, InputError, first_few, reading, require
 from ppma.privacy.audit.clip import jpeg_base64, original_frames, video_frames
 from ppma.privacy.removal.clip import ClipSource
-from ppma.privacy.verdict import AUDIT_FILE, FAILED, FORMAT
+from ppma.privacy.verdict import AUDIT_FILE, FAILED, FORMAT, NO_ONE, REVIEW_FILE
 
-PAGE, REVIEW_FILE, REVIEW_FORMAT = "review.html", "review.json", "ppma-review-1"
-NO_ONE, PART, PERSON, UNSURE = ANSWERS = ("no one", "part of a person", "person", "unsure")
+PAGE, REVIEW_FORMAT = "review.html", "ppma-review-1"
+PART, PERSON, UNSURE = "part of a person", "person", "unsure"
+ANSWERS = (NO_ONE, PART, PERSON, UNSURE)
 """What a reviewer says of a frame; all but the first count as a person in the bound."""
 QUALITY = 90
 """JPEG quality of the pictures."""
