@@ -28,8 +28,9 @@ ALIKE_SHARE = 0.7
 """Share of a box's pixels that stay the same while the person is still there; a hand may move."""
 INNER = (-0.2, -0.05, -0.2, -0.05)
 """Inner part of a box, which a person fills: `grown` by these."""
-SEARCH_SHARE = 0.06
-"""Distance searched around a still person per frame, as a share of the box: people sway, and cameras drift."""
+SEARCH_SHARE, SEARCH_LEAST = 0.06, 4
+"""Distance searched around a still person per frame, as a share of the box, and its minimum in pixels of the view: people
+sway, and cameras pan."""
 
 
 def suppress(boxes_N5: np.ndarray, overlap: float = OVERLAP) -> np.ndarray:
@@ -103,7 +104,7 @@ class _Still:
         height, width = self.look_hw.shape
         if self._is_at(gray_HW, self.x, self.y):
             return True
-        reach = max(1, round(SEARCH_SHARE * max(height, width)))
+        reach = max(SEARCH_LEAST, round(SEARCH_SHARE * max(height, width)))
         top, left = max(0, self.y - reach), max(0, self.x - reach)
         around_hw = gray_HW[top : self.y + height + reach, left : self.x + width + reach]
         _, _, (right, down), _ = cv2.minMaxLoc(cv2.matchTemplate(around_hw, self.look_hw, cv2.TM_SQDIFF))

@@ -34,6 +34,8 @@ MOVING_LEVELS = 15
 """Change in gray levels, against the frames before and after, from which a pixel moves."""
 LIMB_SHARE = 0.5
 """Largest limb outside the mask, as a share of the mask: what is larger is no limb."""
+LIMB_REACH = 0.4
+"""Longest reach of a limb, as a share of the square root of the mask's area."""
 MOST_MOVING = 0.1
 """Share of the frame outside the mask that moves, above which the camera does or the shot ends."""
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
@@ -102,7 +104,10 @@ def limbs(mask_HW: np.ndarray, before_hw: np.ndarray, now_hw: np.ndarray, after_
     body_hw = cv2.resize(mask_HW, now_hw.shape[::-1], interpolation=cv2.INTER_NEAREST)
     near_hw = cv2.dilate(body_hw, disc(dilation_pixels(*now_hw.shape)))
     change_hw = np.minimum(cv2.absdiff(now_hw, before_hw), cv2.absdiff(now_hw, after_hw))
-    moving_hw = cv2.morphologyEx((change_hw > MOVING_LEVELS).astype(np.uint8), cv2.MORPH_CLOSE, disc(2))
+    moving_hw = (change_hw > MOVING_LEVELS).astype(np.uint8)
+    for step, size in ((cv2.MORPH_CLOSE, 5), (cv2.MORPH_OPEN, 3)):  # opened: edges of the background tremble
+        moving_hw = cv2.morphologyEx(moving_hw, step, np.ones((size, size), np.uint8))
+    moving_hw[cv2.distanceTransform(1 - near_hw, cv2.DIST_L2, 3) > LIMB_REACH * np.sqrt(body_hw.sum())] = 0
     outside_hw = (moving_hw > 0) & (near_hw == 0)
     limbs_hw = np.zeros_like(moving_hw)
     if outside_hw.any() and outside_hw.mean() <= MOST_MOVING:
