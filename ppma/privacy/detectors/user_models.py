@@ -1,18 +1,27 @@
-"""Model files that users provide by path or put into the weights folder; verified by hash, never downloaded.
+"""Model files from their publishers, which `ppma privacy fetch --set quality` downloads, or that users provide.
 
-    USER_MODELS: file name, hash, interface  +  --models NAME=FILE  ->  choose()  ->  Model, part of every record
+    USER_MODELS: file name, address, hash  ->  download()  ->  the weights folder
+    USER_MODELS  +  --models NAME=FILE  ->  choose()  ->  Model, part of every record
 
 A TorchScript file is a program, so use only files from people you trust. Where the hash of the published file is known,
 others are rejected.
 """
 
+import hashlib
+import http.client
+import urllib.error
+import urllib.request
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ppma.common.files import atomic_path
+from ppma.common.progress import Progress
 from ppma.config.errors import InputError
 from ppma.privacy.detectors.weights import model_sha256
+
+TIMEOUT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +34,8 @@ class UserModel:
     """Its origin, inputs and output, in words."""
     sha256: str = ""
     """Hash of the published file or its first digits; empty if there is none."""
+    url: str = ""
+    """Address of the published file, if its hash is known."""
     script: bool = True
     """True for TorchScript, False for the parameters of a torchvision model."""
 
@@ -45,12 +56,14 @@ USER_MODELS: dict[str, UserModel] = {
         file="maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
         what="torchvision's weights MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1",
         sha256="73cbd019",
+        url="https://download.pytorch.org/models/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
         script=False,
     ),
     "lama": UserModel(
         file="big-lama.pt",
         what="LaMa as TorchScript: (image 1 3 H W from 0 to 1, hidden 1 1 H W) to an image",
         sha256="344c77bbcb158f17dd143070d1e789f38a66c04202311ae3a258ef66667a9ea9",
+        url="https://github.com/Sanster/models/releases/download/add_big_lama/big-lama.pt",
     ),
     "semask": UserModel(
         file="semask.pt",
@@ -59,6 +72,35 @@ USER_MODELS: dict[str, UserModel] = {
     "e2fgvi": UserModel(file="e2fgvi.pt", what=f"E2FGVI {_VIDEO_INPAINTER}"),
     "propainter": UserModel(file="propainter.pt", what=f"ProPainter {_VIDEO_INPAINTER}"),
 }
+
+
+def download(name: str, folder: Path) -> None:
+    """Download a user model with an address into the weights folder, unless it is there.
+
+    Raises:
+        InputError: The address cannot be read, or gives a file with another hash.
+    """
+    known, digest = USER_MODELS[name], hashlib.sha256()
+    if (folder / known.file).is_file():
+        return
+    try:
+        with (
+            atomic_path(folder / known.file) as part,
+            Progress("MB") as progress,
+            urllib.request.urlopen(known.url, timeout=TIMEOUT_SECONDS) as answer,
+            part.open("wb") as file,
+        ):
+            megabytes = int(answer.headers["Content-Length"] or 0) // 2**20
+            while chunk := answer.read(2**20):
+                digest.update(chunk)
+                file.write(chunk)
+                progress(file.tell() // 2**20, megabytes)
+            if not digest.hexdigest().startswith(known.sha256):
+                raise InputError(
+                    f"{known.url}: SHA-256 is {digest.hexdigest()[:12]}..., not {known.sha256[:12]}...; rejected"
+                )
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
+        raise InputError(f"{known.url}: {error}; download it elsewhere and put it into {folder}") from None
 
 
 def choose(names: Iterable[str], given: Iterable[str], folder: Path) -> tuple[Model, ...]:
