@@ -3,6 +3,7 @@
 privacy.toml  ->  read(): Policy  ->  objection_to(Audited): the field that is too weak, the audit's value, the policy's
 """
 
+import json
 import tomllib
 from collections import Counter
 from dataclasses import dataclass, field, fields
@@ -46,6 +47,10 @@ class Policy:
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must be at least 0")
         for name in ("sensitivity", "reviewed"):
             require(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+
+    def text(self) -> str:
+        """Return all values as JSON, for the lineage of weights."""
+        return json.dumps({key: getattr(self, key) for key in KEYS}, default=str)
 
     def objection_to(self, audited: Audited) -> str:
         """Return which field of a clip's audit is too weak, with both values, or an empty string."""

@@ -109,6 +109,7 @@ def _lineage(config: RunConfig, seen: Sequence[Seen], resumed: Path | None) -> L
         config.recipe,
         config.privacy,
         seen,
+        policy=policy.read(verdict.policy_path(config)).text() if config.privacy == "strict" else "",
         starts=[checkpoint.locate_model(path) for path in config.starts],
         resumed=checkpoint.locate_model(resumed) if resumed else None,
     )

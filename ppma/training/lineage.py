@@ -58,6 +58,8 @@ class Lineage:
     recipe: str = ""
     privacy: Privacy = "off"
     """strict: `ppma.privacy.strict` checked the sources before the first step."""
+    policy: str = ""
+    """With strict: the least strength of the audits, as JSON."""
     sources: tuple[Seen, ...] = ()
     parents: tuple["Lineage", ...] = ()
     weights_sha256: str = ""
@@ -92,7 +94,13 @@ def seen(source: Manifest, *, audit_sha256: str = "", content_sha256: str = "") 
 
 
 def of_run(
-    recipe: str, privacy: Privacy, sources: Sequence[Seen], *, starts: Sequence[Path] = (), resumed: Path | None = None
+    recipe: str,
+    privacy: Privacy,
+    sources: Sequence[Seen],
+    *,
+    policy: str = "",
+    starts: Sequence[Path] = (),
+    resumed: Path | None = None,
 ) -> Lineage:
     """Return the lineage of the weights that a run trains.
 
@@ -100,11 +108,14 @@ def of_run(
         recipe: Name of the recipe.
         privacy: Whether the sources were checked.
         sources: What the run trains on.
+        policy: See `Lineage`.
         starts: The model.safetensors of its initial weights.
         resumed: The model.safetensors of its checkpoint. If it was trained on other sources, it becomes a parent.
     """
     parents = tuple(read(path) for path in starts)
-    now = Lineage(origin="trained", recipe=recipe, privacy=privacy, sources=tuple(sources), parents=parents)
+    now = Lineage(
+        origin="trained", recipe=recipe, privacy=privacy, policy=policy, sources=tuple(sources), parents=parents
+    )
     if resumed is None:
         return now
     before = read(resumed)

@@ -96,6 +96,7 @@ def test_the_lineage_of_an_honest_run_goes_with_its_weights(world, tmp_path):
     found = lineage.read(weights(world, "child"))
     parent = found.parents[0]
     assert (found.origin, found.privacy, parent.recipe) == ("trained", "strict", "mae_nohuman")
+    assert json.loads(found.policy)["frames"] == 12
     assert parent.weights_sha256 == content_sha256(weights(world, "honest"))
     removed, drawn = found.sources
     assert removed.manifest_sha256 == content_sha256(world / "removed.csv")

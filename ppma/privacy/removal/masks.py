@@ -104,7 +104,7 @@ def limbs(mask_HW: np.ndarray, before_hw: np.ndarray, now_hw: np.ndarray, after_
     body_hw = cv2.resize(mask_HW, now_hw.shape[::-1], interpolation=cv2.INTER_NEAREST)
     near_hw = cv2.dilate(body_hw, disc(dilation_pixels(*now_hw.shape)))
     change_hw = np.minimum(cv2.absdiff(now_hw, before_hw), cv2.absdiff(now_hw, after_hw))
-    moving_hw = (change_hw > MOVING_LEVELS).astype(np.uint8)
+    moving_hw: np.ndarray = (change_hw > MOVING_LEVELS).astype(np.uint8)
     for step, size in ((cv2.MORPH_CLOSE, 5), (cv2.MORPH_OPEN, 3)):  # opened: edges of the background tremble
         moving_hw = cv2.morphologyEx(moving_hw, step, np.ones((size, size), np.uint8))
     moving_hw[cv2.distanceTransform(1 - near_hw, cv2.DIST_L2, 3) > LIMB_REACH * np.sqrt(body_hw.sum())] = 0
