@@ -19,6 +19,7 @@ import time
 import zlib
 from collections.abc import Callable
 from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path, PosixPath
 from typing import IO, Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -236,38 +237,31 @@ class RemoteFile:
     def read(self, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset`, fewer at the end of the file. Raises as `_patiently` does."""
         stop = min(offset + size, self.size)
-        if offset >= stop:
-            return b""
-        first, last = offset // BLOCK, (stop - 1) // BLOCK
-        parts = [
-            self._cached(number, max(offset - number * BLOCK, 0), min(stop - number * BLOCK, BLOCK))
-            for number in range(first, last + 1)
-        ]
-        at = 0
-        while at < len(parts):  # one request for each run of blocks that the cache lacks
-            begin = at
-            while at < len(parts) and parts[at] is None:
-                at += 1
-            if at > begin:
-                data, shift = self._fetch(first + begin, first + at), (first + begin) * BLOCK
-                low, high = max(offset, shift), min(stop, shift + len(data))
-                parts[begin:at] = [data[low - shift : high - shift], *[b""] * (at - begin - 1)]
-            at += 1
-        return parts[0] if len(parts) == 1 else b"".join(parts)  # type: ignore[return-value, arg-type]  # none is None now
+        numbers = range(offset // BLOCK, -(-stop // BLOCK)) if offset < stop else range(0)
+        cached = _block_cache()
+        parts: list[bytes | None] = []
+        for number in numbers:
+            begin, end = max(offset - number * BLOCK, 0), min(stop - number * BLOCK, BLOCK)
+            parts.append(cached.get(self._key, number, begin, end, min(BLOCK, self.size - number * BLOCK)))
+        for run in _runs([number for number, part in zip(numbers, parts) if part is None]):
+            data, shift, at = self._fetch(run), run.start * BLOCK, run.start - numbers.start
+            inside = data[max(offset - shift, 0) : stop - shift]
+            parts[at : at + len(run)] = [inside, *[b""] * (len(run) - 1)]
+        return b"".join(filter(None, parts))
 
     def read_ahead(self, offset: int, size: int) -> None:
-        """Bring a range into the cache."""
-        if _block_cache().sets:
-            self.read(offset, size)
+        """Bring a range into the cache. Raises as `_patiently` does."""
+        cached = _block_cache()
+        if cached.sets:
+            numbers = range(offset // BLOCK, -(-min(offset + size, self.size) // BLOCK))
+            for run in _runs([number for number in numbers if not cached.has(self._key, number)]):
+                self._fetch(run)
 
-    def _cached(self, number: int, begin: int, end: int) -> bytes | None:
-        return _block_cache().get(self._key, number, begin, end, min(BLOCK, self.size - number * BLOCK))
-
-    def _fetch(self, first: int, stop: int) -> bytes:
-        """Return the blocks [first, stop) by one request, and keep them."""
-        begin, end = first * BLOCK, min(stop * BLOCK, self.size)
+    def _fetch(self, run: range) -> bytes:
+        """Return a run of blocks by one request, and keep them."""
+        begin, end = run.start * BLOCK, min(run.stop * BLOCK, self.size)
         data = _patiently(self.url, lambda: self._request(begin, end))
-        for number in range(first, stop):
+        for number in run:
             at = number * BLOCK - begin
             _block_cache().put(self._key, number, data[at : at + BLOCK])
         return data
@@ -280,6 +274,12 @@ class RemoteFile:
         if len(data) < end - begin:
             raise ConnectionError(errno.EPROTO, f"{len(data)} of {end - begin} bytes")
         return data
+
+
+def _runs(numbers: list[int]) -> list[range]:
+    """Return ascending numbers as ranges without gaps: one request each."""
+    breaks = [at for at in range(1, len(numbers)) if numbers[at] != numbers[at - 1] + 1]
+    return [range(numbers[low], numbers[high - 1] + 1) for low, high in pairwise([0, *breaks, len(numbers)]) if high]
 
 
 class _Stream(io.RawIOBase):
@@ -364,6 +364,11 @@ class BlockCache:
         first = int.from_bytes(digest[:8], "little") % self.sets * WAYS
         size = WAYS * SLOT.itemsize
         return digest, first, os.pread(self._fd, size, first * SLOT.itemsize).ljust(size, b"\0")
+
+    def has(self, key: bytes, number: int) -> bool:
+        """Return True if a block is here, as far as its header tells."""
+        digest, _, headers = self._set(key, number)
+        return digest in headers
 
     def get(self, key: bytes, number: int, begin: int, end: int, size: int) -> bytes | None:
         """Return bytes [begin, end) of a block of `size` bytes; None if it is not here."""
