@@ -16,6 +16,8 @@ from itertools import islice, pairwise
 from pathlib import Path, PurePath
 from typing import TypeVar
 
+import numpy as np
+
 from ppma.config.errors import InputError, first_few
 
 FRAME_FOLDER_FPS = 25.0
@@ -141,3 +143,18 @@ def _check(path: Path, frames: Sequence[str], numbers: Sequence[int]) -> None:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", name)]
+
+
+def clips_of(frames: object) -> list[np.ndarray]:
+    """Return the clips (T, H, W, 3) of frames in memory, an array or tensor of one clip or of a batch of them.
+
+    Raises:
+        InputError: They are not uint8 RGB in this order of axes.
+    """
+    found = np.asarray(frames.cpu() if hasattr(frames, "cpu") else frames)
+    if found.dtype != np.uint8 or found.ndim not in (4, 5) or found.shape[-1] != 3 or 0 in found.shape:
+        raise InputError(
+            f"frames are {found.dtype} of shape {tuple(found.shape)}; give uint8 RGB of shape (T, H, W, 3) or (B, T, H, W, 3), "
+            "for example clip.permute(0, 2, 3, 1) for (T, 3, H, W)"
+        )
+    return [found] if found.ndim == 4 else list(found)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppma.common.frames import clips_of
 from ppma.config.errors import InputError, require
 from ppma.config.loader import LoaderConfig
 from ppma.config.run import EvaluationConfig, Precision
@@ -258,7 +259,7 @@ class Model:
                 fps is not None or not asked,
                 "frames have no times; give fps, their frames per second, for a window that slides",
             )
-            frames = [clip for video in listed if isinstance(video, np.ndarray | Tensor) for clip in _clips(video)]
+            frames = [clip for video in listed if isinstance(video, np.ndarray | Tensor) for clip in clips_of(video)]
             return self._encode_frames(frames, seconds, length, stride, fps, views, reduce)
         require(len(paths) == len(listed), "give paths or frames, not both in one call")
         require(fps is None, "fps is for frames in memory; files have their own")
@@ -323,17 +324,6 @@ def _views(video_THWC: np.ndarray, sample: Sample, fps: float, loader: LoaderCon
     times = np.arange(len(video_THWC)) / fps
     chosen = choose_frames(times, sample.start_seconds, sample.end_seconds, loader.frames)
     return make_views([np.ascontiguousarray(video_THWC[i]) for i in chosen], sample.views, loader)
-
-
-def _clips(video: np.ndarray | Tensor) -> list[np.ndarray]:
-    """Return the clips of an array of frames, one or a batch; InputError for another type or order of axes."""
-    frames = video.numpy(force=True) if isinstance(video, Tensor) else video
-    if frames.dtype != np.uint8 or frames.ndim not in (4, 5) or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise InputError(
-            f"frames are {frames.dtype} of shape {tuple(frames.shape)}; give uint8 RGB of shape (T, H, W, 3) or (B, T, H, W, 3), "
-            "for example clip.permute(0, 2, 3, 1) for (T, 3, H, W)"
-        )
-    return [frames] if frames.ndim == 4 else list(frames)
 
 
 def _names(head: Sequence[str], given: Sequence[str] | None) -> list[str]:

@@ -3,30 +3,38 @@
 flags  ->  RemovalConfig  ->  RemovalJobs  ->  an estimate, or cleaned clips and their manifest
 """
 
+import logging
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, overload
 
+import numpy as np
 import tyro
 from rich.console import Console
+from torch import Tensor
 
 from ppma.common import engines
 from ppma.common.engines import EngineName
+from ppma.common.frames import clips_of
 from ppma.common.progress import Progress
 from ppma.common.shares import FOLDER, Share
 from ppma.common.workers import parse_shard
 from ppma.config.command import DONE, FAILED_AUDIT, OutFile, OutFolder, as_flags, check_ranges, parse
-from ppma.config.errors import InputError, require
+from ppma.config.errors import InputError, first_few, require
+from ppma.loaders.decode.fetch import all_frames
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.listing import Refused, read_clips
 from ppma.privacy.detectors.weights import default_folder
 from ppma.privacy.removal import jobs as removal
 from ppma.privacy.removal import plugins
-from ppma.privacy.removal.clip import Method, Settings
+from ppma.privacy.removal.clip import ClipSource, Method, Pipeline, Settings
 from ppma.privacy.removal.jobs import RemovalJob
+
+log = logging.getLogger(__name__)
 
 SHOWN = 10
 """Refused clips that are printed; rejected.csv has all."""
@@ -124,23 +132,85 @@ class RemovalConfig:
         return replace(settings, models=plugins.files_of(settings.used, self.weights, self.models))
 
 
-def remove_humans(source: Path | str, out: Path | str = "removed", **flags: object) -> Path:
+@overload
+def remove_humans(source: Path | str, out: Path | str = ..., *, fps: None = ..., **flags: object) -> Path: ...
+@overload
+def remove_humans(source: np.ndarray | Tensor, out: None = ..., *, fps: float, **flags: object) -> np.ndarray: ...
+def remove_humans(
+    source: Path | str | np.ndarray | Tensor,
+    out: Path | str | None = None,
+    *,
+    fps: float | None = None,
+    **flags: object,
+) -> Path | np.ndarray:
     """Remove people from videos as `ppma remove-humans` does.
 
     Args:
-        source: A video, a folder <class>/<video>, or a manifest FILE.csv.
-        out: Folder for the cleaned clips (inp), masks (seg), records and manifest.csv.
+        source: A video, a folder <class>/<video>, or a manifest FILE.csv; or uint8 RGB frames in memory, (T, H, W, 3) or
+            a batch (B, T, H, W, 3).
+        out: Folder for the cleaned clips (inp), masks (seg), records and manifest.csv (default: removed); not for frames.
+        fps: Frames per second of frames in memory.
         flags: Other flags of `ppma remove-humans`, with _ for -: method="blur-faces", workers=2.
 
     Returns:
-        The folder `out`, which `ppma.audit` takes.
+        The folder `out`, which `ppma.audit` takes; or the cleaned frames, in the shape of `source` and equal to it
+        outside the masks. A warning is logged if people are still detected in them.
 
     Raises:
         InputError: There is no such source, flag or model, or some clips cannot be read; the others are done.
     """
-    words = [str(source), *as_flags({"out": out, **flags})]
-    run(parse(RemovalConfig, words, prog="ppma remove-humans"), Console(quiet=True))
-    return Path(out)
+    if isinstance(source, str | Path):
+        require(fps is None, "fps is for frames in memory; files have their own")
+        out = "removed" if out is None else out
+        run(
+            parse(RemovalConfig, [str(source), *as_flags({"out": out, **flags})], prog="ppma remove-humans"),
+            Console(quiet=True),
+        )
+        return Path(out)
+    if fps is None or not 0 < fps < float("inf"):
+        raise InputError(f"fps is {fps}; give the frames per second of the frames, for example fps=25")
+    wrong = sorted({*flags, *(("out",) if out else ())} - IN_MEMORY)
+    require(
+        not wrong,
+        f"{first_few(wrong, 3)}: not for frames in memory, which are returned; give {', '.join(sorted(IN_MEMORY))}",
+    )
+    with tempfile.TemporaryDirectory(prefix="ppma-") as folder:
+        words = ["frames", *as_flags({"out": folder, **flags})]
+        config = parse(RemovalConfig, words, prog="ppma remove-humans")
+        pipeline, clips = Pipeline(config.settings(), config.weights), clips_of(source)
+        cleaned = [
+            _clean(pipeline, FramesInMemory(frames_THWC=clip, fps=fps), Path(folder), i) for i, clip in enumerate(clips)
+        ]
+    return np.stack(cleaned) if source.ndim == 5 else cleaned[0]
+
+
+IN_MEMORY = {
+    "accept_non_commercial", "detectors", "inpainter", "method", "models", "segmenter", "set", "short_side", "weights",
+}  # fmt: skip
+"""Flags that decide the pixels of a clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramesInMemory(ClipSource):
+    """A clip that is no file."""
+
+    path: Path = Path("frames")
+    start_seconds: float = 0.0
+    end_seconds: float = float("inf")
+    frames_THWC: np.ndarray
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """Yield a copy of each frame."""
+        yield from map(np.copy, self.frames_THWC)
+
+
+def _clean(pipeline: Pipeline, source: FramesInMemory, folder: Path, number: int) -> np.ndarray:
+    outcome, paths = pipeline.clean(source, folder, f"frames/{number}")
+    if outcome.clean is False:
+        log.warning("people are still detected in the cleaned frames of clip %d; look at them, or leave it out", number)
+    cleaned, masks = ((frame for _, frame in all_frames(paths[part], 0.0, float("inf"))) for part in ("inp", "seg"))
+    shown = zip(cleaned, masks, source.frames_THWC, strict=True)
+    return np.stack([np.where(mask_HWC > 127, new_HWC, old_HWC) for new_HWC, mask_HWC, old_HWC in shown])
 
 
 def main(argv: list[str]) -> int:
