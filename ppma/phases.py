@@ -274,10 +274,13 @@ def plan(config: RunConfig) -> None:
 
 HELP = """ppma train RECIPE [FLAGS]: run a recipe.
 
-For example: ppma train mae_nohuman --model base
-             ppma train finetune --dataset ucf101 --init runs/align_nohuman_synthetic
-             ppma train RECIPE --help      list the flags that users change; --help-all lists all
-             ppma train RECIPE --dry-run   report what the run would do; write nothing
+`ppma train RECIPE --help` lists the flags that users change, --help-all all of them. --dry-run reports what the run
+would do and writes nothing.
+
+For example:
+  ppma train mae_nohuman --model base --dry-run
+  ppma train mae_nohuman
+  ppma train finetune --dataset ucf101 --init runs/align_nohuman_synthetic
 
 Recipes:
 """

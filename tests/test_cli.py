@@ -1,12 +1,10 @@
 """The command table and the manners of `ppma`: what exists can be called, what does not is answered in one line."""
 
-import contextlib
 import errno
 import importlib
 import io
 import logging
 import re
-import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -16,10 +14,8 @@ import torch
 
 from ppma import __version__, cli
 from ppma.cli import COMMANDS, main
-from ppma.config import command
 from ppma.config.command import DONE, FAILED, INTERRUPTED, WRONG_INPUT, name_rank, parse, run
 from ppma.config.errors import InputError, Stopped
-from ppma.config.flags import resolve
 from ppma.training.distributed import Stop
 
 
@@ -68,36 +64,6 @@ def test_help_names_every_command_in_its_group_and_an_example(capsys):
     assert sorted(name for names in cli.GROUPS.values() for name in names) == sorted(COMMANDS)
     assert all(f"\n{group}" in text for group in cli.GROUPS)
     assert all(f"\n  {name} " in text for name in COMMANDS) and "Start with: ppma " in text
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_example_in_help_is_understood(name, capsys, monkeypatch, tmp_path):
-    """Up to the work: its flags exist and fit each other."""
-
-    class Understood(Exception):
-        pass
-
-    def stop(config):
-        raise Understood
-
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "videos").mkdir()
-    monkeypatch.setenv("COLUMNS", "300")
-    with contextlib.suppress(SystemExit):
-        importlib.import_module(COMMANDS[name].module).main(["--help"])
-    text = capsys.readouterr().out.partition("╭")[0].partition("\n")[2]
-    examples = [line.strip() for line in re.findall(rf"(?<![`\w-])ppma ({name}\b[^,`(\n]*)", text)]
-    examples = [line for line in examples if "RECIPE" not in line]
-    assert examples, "man pages have an example"
-    monkeypatch.setattr(command, "_checked", stop)
-    for line in examples:
-        words = shlex.split(re.sub(r" {2,}.*", "", line))
-        if name == "train" and len(words) > 1:
-            monkeypatch.undo()
-            resolve(words[1], [word for word in words[2:] if word != "--dry-run"])
-            continue
-        with pytest.raises(Understood):
-            importlib.import_module(COMMANDS[name].module).main(words[1:])
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

@@ -12,6 +12,7 @@ import tiny
 from conftest import CLASSES, write_barcoded_clip
 from privacy_stand_ins import write_audit
 
+import ppma as package
 from ppma.cli import main as ppma
 from ppma.config.run import read_config
 from ppma.loaders.sources import catalog
@@ -140,11 +141,15 @@ def test_a_page_s_commands_are_run_here_or_by_a_test_that_is_named(page):
         assert all((ROOT / "tests" / test).is_file() for test in known), line
 
 
-@pytest.mark.slow
-def test_the_site_builds_without_a_dead_link(tmp_path):
+def test_the_site_builds_without_a_dead_link_and_its_reference_has_every_public_name(tmp_path):
+    for module in ("mkdocstrings", "mike"):
+        pytest.importorskip(module, reason="the extra [docs] is not installed")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     for page in (ROOT / "docs").glob("*.md"):
         name = "index.html" if page.stem == "index" else f"{page.stem}/index.html"
         assert (tmp_path / "site" / name).is_file()
+    reference = (tmp_path / "site/reference/index.html").read_text()
+    assert all(f'id="ppma.{name}"' in reference for name in package.__all__ if name != "__version__")
+    assert "Sliding" in (tmp_path / "site/search/search_index.json").read_text().title()

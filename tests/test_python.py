@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from conftest import write_barcoded_clip
 from privacy_stand_ins import RED
@@ -19,7 +19,6 @@ from privacy_stand_ins import RED
 import ppma
 from ppma import phases
 from ppma.cli import main as command
-from ppma.loaders.sources import catalog
 from ppma.privacy.audit import command as auditing
 from ppma.privacy.removal import command as removal
 from ppma.study import work
@@ -152,16 +151,7 @@ def world(tiny_runs, clip_tree, tmp_path, monkeypatch):
     """The runs, videos and data that the page names; what takes models or hours only reads its arguments."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PPMA_DATA", raising=False)
-    for name, run in (("mae_nohuman", "mae"), ("finetune-ucf101", "finetune")):
-        shutil.copytree(tiny_runs / "runs" / run, tmp_path / "runs" / name, symlinks=True)
-    for split in ("train", "val"):
-        catalog.add(
-            tmp_path / "data.toml", name="ucf101", split=split, manifest=tiny_runs / f"made_{split}.csv", root=clip_tree
-        )
-    state = tmp_path / "runs/finetune-ucf101/checkpoints/latest/state.json"
-    state.write_text(state.read_text().replace('"made"', '"ucf101"'))
-    write_barcoded_clip(tmp_path / "long.mp4", frames=70)
-    shutil.copy(tmp_path / "long.mp4", tmp_path / "clip.mp4")
+    tiny.named_world(tmp_path, tiny_runs, clip_tree)
     (tmp_path / "videos").symlink_to(clip_tree)
     monkeypatch.setattr(phases, "train", lambda config: config.run_dir)
     monkeypatch.setattr(removal, "run", lambda config, report: None)

@@ -1,5 +1,6 @@
 """A run small enough for a test: every recipe shrunk to a few thousand weights, and clips that need no decoding."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -146,3 +147,20 @@ class MadeStream:
             yield made_batch(
                 sampler, self.task.sources, *divmod(position, steps), self.ranks.rank, self.ranks.world_size
             )
+
+
+def named_world(folder: Path, runs: Path, clips: Path) -> None:
+    """Lay out `tiny_runs` and `clip_tree` under the names of the docs: runs/mae_nohuman, runs/finetune-ucf101, ucf101, clip.mp4."""
+    from conftest import write_barcoded_clip
+
+    from ppma.loaders.sources import catalog
+
+    for name, run in (("mae_nohuman", "mae"), ("finetune-ucf101", "finetune")):
+        shutil.copytree(runs / "runs" / run, folder / "runs" / name, symlinks=True)
+    for split in ("train", "val"):
+        manifest = runs / f"made_{split}.csv"
+        catalog.add(folder / "data.toml", name="ucf101", split=split, manifest=manifest, root=clips)
+    state = folder / "runs/finetune-ucf101/checkpoints/latest/state.json"
+    state.write_text(state.read_text().replace('"made"', '"ucf101"'))
+    write_barcoded_clip(folder / "long.mp4", frames=70)
+    shutil.copy(folder / "long.mp4", folder / "clip.mp4")

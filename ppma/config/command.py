@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 from ppma.config.errors import DiskFullError, InputError, KilledError, Stopped, UnreachableError
+from ppma.config.manual import manual, one_column
 
 log = logging.getLogger(__name__)
 
@@ -193,13 +194,14 @@ def parse_known(default: T, argv: Sequence[str], *, prog: str) -> tuple[T, list[
 
 
 def _in_one_line(read: Callable[[], T], prog: str) -> T:
-    """Call tyro, and turn its framed error on stderr into an InputError of one line."""
-    report = io.StringIO()
+    """Call tyro; turn its framed error into an InputError of one line, and its help into a manual page."""
+    report, shown = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stderr(report):
+        with one_column(), contextlib.redirect_stderr(report), contextlib.redirect_stdout(shown):
             return read()
     except SystemExit as stop:
         if not stop.code:
+            sys.stdout.write(manual(shown.getvalue()))
             raise
         raise InputError(f"{_message(report.getvalue())} ({prog} --help lists the flags)") from None
 

@@ -22,7 +22,8 @@ WIDTH = 132
 class DatasetsConfig:
     """List the data sets that can be indexed by name, or show one: its splits, license, terms and files.
 
-    ppma datasets ucf101
+    For example:
+      ppma datasets ucf101
     """
 
     name: Annotated[str | None, tyro.conf.Positional] = None

@@ -60,11 +60,11 @@ MISSING = ("split", "path", "label", "class_name")
 class IndexConfig:
     """Write a manifest: open every video once and record what it holds.
 
-    ppma index /data/ucf101/videos --root /data/ucf101/videos --out ucf101.csv --name ucf101
+    A data set that `ppma datasets` lists needs no SOURCE; all its official splits are read from its owners' own files.
 
-    A data set that `ppma datasets` lists needs no SOURCE; all its official splits are read from its owners' own files:
-
-    ppma index --dataset ucf101 --root /data/ucf101
+    For example:
+      ppma index videos/virtual --out virtual.csv --name synapt --domain synthetic
+      ppma index --dataset hmdb51 --root data/hmdb51
     """
 
     source: Annotated[Path | None, tyro.conf.Positional] = None

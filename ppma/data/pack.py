@@ -63,10 +63,11 @@ MOST_KILLS = 10
 class PackConfig:
     """Write a source's clips at the training size: as JPEG frames for CPUs, or as short-GOP video for NVDEC.
 
-    ppma pack no-human-kinetics --out no-human-kinetics.beton
-    ppma pack no-human-kinetics --out no-human-kinetics.beton --codec hevc --fps auto
-
     After an interruption, run the same command again to resume.
+
+    For example:
+      ppma pack no-human-kinetics --out no-human-kinetics.beton
+      ppma pack no-human-kinetics --out nvdec.beton --codec hevc --fps auto
     """
 
     source: Annotated[str, tyro.conf.Positional]

@@ -43,7 +43,8 @@ PACKAGES = (  # noqa: SIM905  # a list literal would take 22 lines
 class Doctor:
     """Report this machine's hardware, the fast paths that a run takes on it, and problems with their fixes.
 
-    For example: ppma doctor --json
+    For example:
+      ppma doctor --json
 
     Exit code 1 when parts do not fit together.
     """

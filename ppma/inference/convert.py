@@ -38,8 +38,9 @@ VIDEOMAE_WINDOW = 64 / 30
 class ConvertOptions:
     """Convert a checkpoint of PPMA, VideoMAE v1 or v2, Hugging Face or timm to a run folder, which every command takes.
 
-    For example: ppma convert videomae_vitb.pth converted, then ppma train finetune --init converted
-                 ppma convert models--MCG-NJU--videomae-base-finetuned-kinetics k400 --dataset kinetics400
+    For example:
+      ppma convert videomae_vitb.pth converted
+      ppma convert models--MCG-NJU--videomae-base-finetuned-kinetics k400 --dataset kinetics400
     """
 
     source: tyro.conf.Positional[Path]

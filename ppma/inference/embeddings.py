@@ -64,7 +64,7 @@ class FeatureOptions(VideoOptions):
     The columns are path, start_seconds, end_seconds, decoded and features; of a data set also source, label and
     class_name. With --window or --stride a row is a window, and otherwise the middle window of a video.
 
-    Examples:
+    For example:
       ppma features clips --checkpoint runs/mae_nohuman --out clips.parquet
       ppma features long.mp4 --window 2.7 --stride 1.35 --checkpoint runs/mae_nohuman --out long.npz
       ppma features --dataset ucf101 --checkpoint runs/align_nohuman_synthetic --out ucf101.parquet

@@ -94,8 +94,11 @@ class ExportOptions:
     """Export a model: safetensors with a config and a model card, torch.export and ONNX, each tested by running it, or the
     files of another project.
 
-    For example: ppma export runs/align_nohuman_synthetic exported
-                 ppma export --to huggingface runs/finetune-ucf101 my-model, then hf upload NAME/my-model my-model
+    `hf upload NAME/my-model my-model` publishes such a folder on the Hugging Face hub.
+
+    For example:
+      ppma export runs/align_nohuman_synthetic exported
+      ppma export --to huggingface runs/finetune-ucf101 my-model
     """
 
     checkpoint: tyro.conf.Positional[Path]

@@ -39,7 +39,8 @@ PAIRS, EXAMPLES_OF_PAIR = 8, 4
 class InspectOptions(DataOptions):
     """Show a run on one HTML page: training clips, reconstructions, attention, neighbors, maps of embeddings, confusions.
 
-    For example: ppma inspect runs/align_nohuman_synthetic --sources ucf101
+    For example:
+      ppma inspect runs/align_nohuman_synthetic --sources ucf101
     """
 
     run: tyro.conf.Positional[Path]

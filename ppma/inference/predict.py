@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 class PredictOptions(VideoOptions):
     """Recognize the actions in videos: the most likely classes overall, and the most likely one in each window.
 
-    Examples:
+    For example:
       ppma predict clip.mp4 --checkpoint runs/finetune-ucf101
       ppma predict clips --checkpoint runs/finetune-ucf101 --out clips.parquet
       ppma predict --dataset ucf101 --checkpoint runs/finetune-ucf101 --out ucf101.npz

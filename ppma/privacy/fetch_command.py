@@ -17,9 +17,10 @@ from ppma.privacy.removal.plugins import PLUGINS, SETS, state
 class FetchConfig:
     """Download the models that detect people, or list all tools with their licenses.
 
-    ppma privacy fetch
-
-    ppma privacy fetch --set quality
+    For example:
+      ppma privacy fetch
+      ppma privacy fetch --set quality
+      ppma privacy list
     """
 
     what: Annotated[Literal["fetch", "list"], tyro.conf.Positional]

@@ -29,7 +29,10 @@ SPEC = Path(__file__).with_name("demo.toml")
 class DemoConfig:
     """Pre-train without a single real human and test the encoder: ten minutes on two cores, no download.
 
-    ppma demo, or make demo (SEEDS=3, VIDEOS=DIR, OUT=DIR). Stop it with Ctrl-C; the same command continues.
+    `make demo` (SEEDS=3, VIDEOS=DIR, OUT=DIR) runs it too. Stop it with Ctrl-C; the same command continues.
+
+    For example:
+      ppma demo
     """
 
     out: OutFolder = Path("runs/demo")

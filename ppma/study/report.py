@@ -39,7 +39,8 @@ LATEX = (
 class ReportConfig:
     """Tabulate finished runs as Markdown, LaTeX, CSV and an HTML page with plots. Edited runs are refused.
 
-    For example: ppma report runs/small-study --out report
+    For example:
+      ppma report runs/small-study --out report
     """
 
     runs: tyro.conf.Positional[Path]

@@ -44,7 +44,8 @@ WIDE = 200
 class StudyConfig:
     """Run a study: a matrix of pre-training x protocol x data set x seed. After Ctrl-C the same command continues.
 
-    For example: ppma study docs/small-study/spec.toml --out runs/small-study
+    For example:
+      ppma study docs/small-study/spec.toml --out runs/small-study
     """
 
     spec: tyro.conf.Positional[Path]

@@ -44,7 +44,8 @@ X264 = {"preset": "veryfast", "crf": "20", "sc_threshold": "0"}
 class SynthesisConfig:
     """Render labeled clips of virtual people, with a manifest.
 
-    ppma synthesize --classes walk wave squat --clips 50 --size 128 --out virtual
+    For example:
+      ppma synthesize --classes walk wave squat --clips 50 --size 128 --out virtual
     """
 
     out: OutFolder

@@ -38,7 +38,8 @@ NORMS = ("norm.", "fc_norm.")
 class AverageOptions:
     """Average the weights of two or more encoders of one shape; `--init` takes the result.
 
-    For example: ppma average runs/align_nohuman runs/align_synthetic --weights 0.5 0.5 --out runs/averaged
+    For example:
+      ppma average runs/align_nohuman runs/align_synthetic --weights 0.5 0.5 --out runs/averaged
     """
 
     models: tyro.conf.Positional[tuple[Path, ...]]

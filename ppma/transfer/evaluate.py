@@ -80,7 +80,8 @@ def evaluate(
 class EvaluateOptions(DataOptions):
     """Test the classifier of a finished run on a data set: 2 x 3 views, top-1 and top-5 with 95 % intervals.
 
-    For example: ppma evaluate --checkpoint runs/finetune-ucf101 --dataset ucf101
+    For example:
+      ppma evaluate --checkpoint runs/finetune-ucf101 --dataset ucf101
     """
 
     checkpoint: Path

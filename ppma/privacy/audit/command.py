@@ -44,12 +44,13 @@ REPORT, TABLE, DATASHEET, CROISSANT = "report.html", "clips.csv", "datasheet.md"
 class AuditConfig:
     """Detect residual people in cleaned clips, check every pixel, and report with confidence bounds.
 
-    ppma audit removed --originals videos --out report
-
     The detectors are none of those that made the masks. Each person whom they find in the original must be masked and
     must not come back; no person may be found in the result; and known people, spiked into every clip, must be found
     there. The audit reports bounds; it never proves that a clip contains no person. Exit code 3: clips failed. A rerun
     after an interruption keeps finished clips. Then let a person read a sample: `ppma audit review --help`.
+
+    For example:
+      ppma audit removed --originals videos/real --out report
     """
 
     source: Annotated[Path, tyro.conf.Positional]

@@ -29,9 +29,10 @@ from ppma.privacy.removal.plugins import PLUGINS
 class PlantConfig:
     """Plant virtual people in scenes without people, remove and audit them, and report the recall of both.
 
-    ppma plant --out planted
-
     A rerun after an interruption, or with more clips, keeps finished ones.
+
+    For example:
+      ppma plant --out planted
     """
 
     out: OutFolder

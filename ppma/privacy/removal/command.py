@@ -44,10 +44,12 @@ SHOWN = 10
 class RemovalConfig:
     """Detect people in every frame, paint over them, and write new clips without sound and metadata.
 
-    ppma remove-humans videos --out removed
-
     Rerun it after an interruption: finished clips are kept. It does not show that no person remains; `ppma audit`
     checks that.
+
+    For example:
+      ppma remove-humans videos/real --out removed --dry-run
+      ppma remove-humans videos/real --out removed
     """
 
     source: Annotated[Path, tyro.conf.Positional]
@@ -133,9 +135,15 @@ class RemovalConfig:
 
 
 @overload
-def remove_humans(source: Path | str, out: Path | str = ..., *, fps: None = ..., **flags: object) -> Path: ...
+def remove_humans(source: Path | str, out: Path | str = ..., *, fps: None = ..., **flags: object) -> Path:
+    """Remove people from files."""
+
+
 @overload
-def remove_humans(source: np.ndarray | Tensor, out: None = ..., *, fps: float, **flags: object) -> np.ndarray: ...
+def remove_humans(source: np.ndarray | Tensor, out: None = ..., *, fps: float, **flags: object) -> np.ndarray:
+    """Remove people from frames in memory."""
+
+
 def remove_humans(
     source: Path | str | np.ndarray | Tensor,
     out: Path | str | None = None,
