@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import threading
 
 import av
 import cv2
@@ -261,6 +262,22 @@ def test_finished_clips_are_kept_until_they_change(copy, red_auditors, monkeypat
         assert audit(copy) == 3 and len(calls) == 20 * len(AUDITORS), "before, after, and four with people spiked in"
     manifest.write_text(manifest.read_text().replace(",jump,", ",leap,"))
     assert audit(copy) == 3 and read_audit(copy)["classes"].keys() == {"leap", "run"}
+
+
+def test_two_audits_at_once_share_the_clips(copy, red_auditors, monkeypatch):
+    """The clip that another audit has begun is left to it, and its findings are read."""
+    for name, seconds in (("LEASE_SECONDS", 2.0), ("BEAT_SECONDS", 0.1), ("POLL_SECONDS", 0.05)):
+        monkeypatch.setattr(shares, name, seconds)
+    assert audit(copy) == 3
+    calls, record, aside = [], copy / "report/clips/jump/clean.json", copy / "aside"
+    monkeypatch.setattr(RedFinder, "__call__", lambda self, frame: calls.append(1) or NONE_05)
+    record.rename(aside)
+    other = Share(copy / "report" / shares.FOLDER, (0, 2))
+    begun = next(next(other.rounds(["inp/jump/clean.mp4"])))
+    done = threading.Timer(0.4, lambda: (aside.rename(record), other.finish(begun, "")))
+    done.start()
+    assert audit(copy) == 3 and not calls and not (copy / "report" / shares.FOLDER).exists()
+    done.join()
 
 
 def test_parts_and_their_merge_make_the_report_of_one_run(copy, red_auditors, monkeypatch, capsys):

@@ -155,17 +155,22 @@ def run(config: AuditConfig, console: Console) -> int:
     if config.part is not None:
         share.claim({"frames": config.frames, "detectors": config.detectors, "originals": str(config.originals)})
     with Progress("clips") as progress:
-        mine = share if config.part is not None else Share(None)
-        results = jobs.run(todo, config.workers, progress, mine, engine)
+        results = jobs.run(todo, config.workers, progress, share, engine)
+        rest = [job for job in todo if job.pair.path not in results] if config.part is None else []
+        results |= jobs.run(
+            rest, config.workers, lambda *_: None, Share(None), engine
+        )  # what other tasks found is read
     refused = [result for result in results.values() if isinstance(result, str)]
     if config.part is not None:
         console.print(f"part {config.part} is done, it inspected {len(results)} of {len(todo)} clips")
         for reason in refused:
             console.print(f"  {reason}")
         return DONE
+    if config.merge is None:
+        share.clear()
     if refused:
-        rest = "the others are finished: repair or remove it, and rerun"
-        raise InputError(f"{refused[0]} ({len(refused)} such clips); {rest}")
+        remedy = "the others are finished: repair or remove it, and rerun"
+        raise InputError(f"{refused[0]} ({len(refused)} such clips); {remedy}")
     findings = [one for one in (results[job.pair.path] for job in todo) if isinstance(one, Findings)]
     judged = [(one, judge(one)) for one in findings]
     sealed = _write(config, manifest or config.out / "manifest.csv", root, clips, judged, makers, sign)

@@ -2,7 +2,7 @@
 
     folder or manifest  ->  read(): clips  ->  pairs(): Pair of each  ->  AuditJob  ->  run(): Findings of all
 
-Tasks of an array share the clips (ppma.common.shares); the merge is a run that finds all of them inspected.
+Tasks that run at the same time share the clips (ppma.common.shares); the merge is a run that finds all of them inspected.
 Findings are kept in <out>/clips/<class>/<video>.json and reused while the clip's row and record, the contents of clip,
 mask and original, the detectors and the inspected frames are the same. Contents are hashed again only where size or
 times of a file have changed.
