@@ -191,10 +191,10 @@ def _dali_problems(machine: Machine) -> Iterator[Problem]:
 
 def _package_problems(machine: Machine) -> Iterator[Problem]:
     versions = machine.versions
-    if {"opencv-python", "opencv-python-headless"} <= set(versions):
-        reinstall = "pip install --force-reinstall --no-deps opencv-python==4.11.0.86"
-        what = "opencv-python and opencv-python-headless overwrite each other"
-        yield Problem(what, f"pip uninstall opencv-python-headless; {reinstall}")
+    opencv = {name: versions[name] for name in ("opencv-python", "opencv-python-headless") if name in versions}
+    if len(set(opencv.values())) > 1:
+        what = f"{' and '.join(f'{name} {version}' for name, version in opencv.items())} overwrite each other"
+        yield Problem(what, f"pip uninstall {' '.join(opencv)}; pip install opencv-python-headless==4.11.0.86")
     setuptools = versions.get("setuptools", "0")
     if "ffcv" in versions and machine.python.startswith("3.12") and not 1 <= int(setuptools.split(".")[0]) < 82:
         what = (

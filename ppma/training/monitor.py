@@ -36,7 +36,7 @@ from ppma.training.distributed import Ranks
 log = logging.getLogger(__name__)
 
 PACKAGES = (
-    "ppma", "torch", "torchvision", "timm", "numpy", "nvidia-dali-cuda130", "av", "opencv-python", "ffcv", "triton",
+    "ppma", "torch", "torchvision", "timm", "numpy", "nvidia-dali-cuda130", "av", "opencv-python-headless", "ffcv", "triton",
 )  # fmt: skip
 """Packages whose versions a result may depend on."""
 SHORT = {

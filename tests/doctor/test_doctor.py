@@ -84,7 +84,7 @@ def test_each_tested_pair_fits(torch):
         (replace(CPU, driver="580.95.05"), "is a CPU build", "torch==2.13.0"),
         (with_versions(CPU, nvidia_dali="1.0"), "placeholder", "pip uninstall nvidia-dali"),
         (with_versions(CPU, nvidia_dali_cuda120="2.4.0"), "overwrite each other", "pip uninstall nvidia-dali-cuda120"),
-        (with_versions(CPU, opencv_python_headless="4.11.0.86"), "overwrite each other", "opencv-python==4.11.0.86"),
+        (with_versions(CPU, opencv_python_headless="4.12.0.88"), "overwrite each other", "headless==4.11.0.86"),
         (with_versions(CPU, setuptools="84.0.0"), "distutils", "setuptools<82"),
         (with_versions(CPU, numpy="1.26.4"), "numpy 1.26.4 is too old", "numpy>=2"),
         (replace(with_versions(CPU, torch="2.12.0+cpu"), driver="580.95.05"), "is a CPU build", "torch==2.12.0"),
@@ -94,6 +94,11 @@ def test_each_tested_pair_fits(torch):
 )
 def test_problems_are_named_with_their_fix(machine, what, fix):
     assert any(what in problem.what and fix in problem.fix for problem in problems(machine)), problems(machine)
+
+
+def test_two_equal_builds_of_opencv_are_no_problem():
+    """FFCV brings the other one, with the same files."""
+    assert problems(with_versions(CPU, opencv_python_headless="4.11.0.86")) == []
 
 
 def test_setuptools_matters_on_312_with_ffcv_only():
