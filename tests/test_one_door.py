@@ -93,6 +93,7 @@ BENCHMARKS = {
     "store_layouts": REPORT,
     "time_budget": "",
     "train_step": REPORT,
+    "url_reads": f"{REPORT} --clips OUT",
 }
 """Flags of every command: IN/... is read, OUT... is written."""
 CALLS = (
