@@ -322,7 +322,7 @@ CACHE_VARIABLE, SIZE_VARIABLE = "PPMA_REMOTE_CACHE", "PPMA_REMOTE_CACHE_GB"
 DEFAULT_GB = 20.0
 WAYS = 32
 """Slots that a block may have. The last of a full set passes blocks from reading ahead to reading."""
-KEEP_SECONDS = 3 * 86400
+KEEP_SECONDS = 86400
 """How long a slot keeps its block after its last use; an epoch reads each block once, so all have the same worth."""
 TOUCH_SECONDS = 3600
 SLOT = np.dtype([("digest", "V20"), ("crc", "<u4"), ("used", "<u4")])

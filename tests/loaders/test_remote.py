@@ -138,6 +138,23 @@ def test_faults_are_tried_again_and_a_dead_server_ends_the_run_to_be_started_aga
     remote._filesystem.cache_clear()
 
 
+def test_s3_tells_refusals_from_faults(data, server, bucket, monkeypatch):
+    def new_client():
+        remote._filesystem.cache_clear()
+        type(remote._filesystem("s3")).clear_instance_cache()
+        remote._filesystem.cache_clear()
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)  # the folder clips.beton is a bucket
+    new_client()
+    file = RemoteFile(as_path("s3://clips.beton/shard-00000.beton"))
+    server.faults += ["503", "cut"]
+    assert file.read(5, 3000) == (data / "clips.beton" / "shard-00000.beton").read_bytes()[5:3005]
+    server.faults += ["403"]
+    with pytest.raises(RefusedError, match=r"s3://clips.beton/shard.*AWS_PROFILE"):
+        RemoteFile(file.url)
+    new_client()
+
+
 SECRET = "k3y"
 
 
@@ -234,6 +251,7 @@ def test_a_url_is_a_path_that_only_reads():
     again = pickle.loads(pickle.dumps(url))
     assert again.full == url.full == f"https://me:{SECRET}@host:8080/a%20b/c.csv?sig={SECRET}%2F1"
     assert (url.parent / "d#1.mp4").full == f"https://me:{SECRET}@host:8080/a%20b/d%231.mp4?sig={SECRET}%2F1"
+    assert "/a%20b/%252e%252e/x?" in (url.parent / "%2e%2e/x").full  # no way out of the root
     assert as_path("s3://bucket/a b/c?d").full == "s3://bucket/a b/c?d"
     for use in (
         os.listdir,
