@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ppma.config.errors import reading, require
-from ppma.privacy.detectors.auditors import AUDITORS
+from ppma.privacy.detectors.auditors import AUDITORS, BUNDLED
 from ppma.privacy.verdict import FLOOR, Audited
 
 
@@ -23,11 +23,11 @@ class Policy:
     source: str = "the default policy"
     """Name in messages."""
     person_auditors: int = 2
-    """Auditors that find people; only those in AUDITORS count."""
+    """Auditors that find people; only those in BUNDLED count, whose files have known hashes."""
     face_auditors: int = 1
     auditors: tuple[str, ...] = ()
     """Auditors that must be among them."""
-    operating_points: dict[str, float] = field(default_factory=lambda: {n: k.threshold for n, k in AUDITORS.items()})
+    operating_points: dict[str, float] = field(default_factory=lambda: {n: AUDITORS[n].threshold for n in BUNDLED})
     """Highest operating point of each auditor."""
     points_since: date = date.min
     """Earliest date at which the operating points were measured."""
@@ -55,7 +55,7 @@ class Policy:
     def objection_to(self, audited: Audited) -> str:
         """Return which field of a clip's audit is too weak, with both values, or an empty string."""
         points = audited.auditors
-        finds = Counter(AUDITORS[name].finds for name in points if name in AUDITORS)
+        finds = Counter(AUDITORS[name].finds for name in points if name in BUNDLED)
         missing = [name for name in self.auditors if name not in points]
         high = {name: most for name, most in self.operating_points.items() if points.get(name, most) > most}
         frames = min(self.frames or audited.frames, audited.frames)

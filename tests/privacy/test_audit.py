@@ -21,7 +21,7 @@ from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy.audit import jobs as audit_jobs
 from ppma.privacy.audit import spikes
 from ppma.privacy.detectors import auditors as audit_detectors
-from ppma.privacy.detectors.auditors import AUDITORS, AuditorKind
+from ppma.privacy.detectors.auditors import AUDITORS, BUNDLED, AuditorKind
 from ppma.privacy.detectors.boxes import NONE_05
 from ppma.privacy.policy import Policy
 from ppma.privacy.removal import jobs as removal
@@ -259,7 +259,7 @@ def test_finished_clips_are_kept_until_they_change(copy, red_auditors, monkeypat
     for change in changes:
         calls.clear()
         change()
-        assert audit(copy) == 3 and len(calls) == 20 * len(AUDITORS), "before, after, and four with people spiked in"
+        assert audit(copy) == 3 and len(calls) == 20 * len(BUNDLED), "before, after, and four with people spiked in"
     manifest.write_text(manifest.read_text().replace(",jump,", ",leap,"))
     assert audit(copy) == 3 and read_audit(copy)["classes"].keys() == {"leap", "run"}
 

@@ -1,10 +1,12 @@
 """The auditor's detectors detect rendered people and nothing in empty scenes; a maker of masks may not judge."""
 
 import numpy as np
+import onnx
 import pytest
 
 from ppma.config.errors import InputError
-from ppma.privacy.detectors.auditors import AUDITORS, check, load
+from ppma.privacy.detectors.auditors import AUDITORS, BUNDLED, check, files_of, load
+from ppma.privacy.detectors.runtime import Nodes, to_onnx
 from ppma.privacy.detectors.tiles import tile_batch
 from ppma.privacy.removal.plugins import PLUGINS
 from ppma.synthetic.clip import ClipSpec, render, sample_clip
@@ -34,7 +36,7 @@ def drawn():
     return next(iter(render(sample_clip(address), empty=True)))
 
 
-@pytest.mark.parametrize("name", AUDITORS)
+@pytest.mark.parametrize("name", BUNDLED)
 def test_a_drawn_person_is_found_and_an_empty_place_is_empty(name, drawn, audit_weights):
     auditor = load(name, audit_weights)
     assert auditor(drawn.empty_PP3).shape == (0, 5)
@@ -64,3 +66,36 @@ def test_who_may_not_judge(names, makers, reason):
     with pytest.raises(InputError, match=reason):
         check(names, makers)
     check(tuple(AUDITORS), {"movenet", "centerface", "selfie", "median"})
+
+
+def test_a_yolox_of_the_user_finds_what_its_grid_says(tmp_path):
+    """A stand-in of constant rows: one person in a cell of the second grid, scores below the point elsewhere."""
+    side, cells = 64, 64 + 16 + 4
+    rows = np.zeros((1, cells, 85), np.float32)
+    rows[0, 64 + 1 * 4 + 2, :6] = [0.5, 0.25, np.log(2), np.log(1.5), 0.8, 0.5]  # stride 16, row 1, column 2
+    nodes = Nodes()
+    free = nodes.add("ReduceMin", ["image"], keepdims=0)
+    nodes.add("Add", [nodes.add("Mul", [free, nodes.constant(np.float32(0))]), nodes.constant(rows)], "rows")
+    model = onnx.load_from_string(to_onnx(nodes, "image", ["rows"]))
+    for place, size in zip(model.graph.input[0].type.tensor_type.shape.dim, (1, 3, side, side)):
+        place.dim_value = size
+    file = tmp_path / "yolox.onnx"
+    onnx.save(model, file)
+    models = files_of(["yolox"], tmp_path, [f"yolox={file}"])
+    (box,) = load("yolox", tmp_path, models=models)(np.zeros((side // 2, side // 2, 3), np.uint8))
+    np.testing.assert_allclose(box, [(40 - 16) / 2, (20 - 12) / 2, (40 + 16) / 2, (20 + 12) / 2, 0.4], rtol=1e-5)
+    with pytest.raises(InputError, match="SHA-256"):
+        files_of(["yolox"], tmp_path, [f"yolox={file}#{'0' * 64}"])
+    with pytest.raises(InputError, match="no chosen tool"):
+        files_of(["nanodet"], tmp_path, [f"yolox={file}"])
+
+
+def test_an_onnx_file_that_is_not_yolox_is_refused(tmp_path):
+    nodes = Nodes()
+    nodes.add("Relu", ["image"], "rows")
+    (tmp_path / "yolox.onnx").write_bytes(to_onnx(nodes, "image", ["rows"]))
+    with pytest.raises(InputError, match="S x S"):
+        load("yolox", tmp_path, models=files_of(["yolox"], tmp_path))
+    (tmp_path / "yolox.onnx").write_bytes(b"no model")
+    with pytest.raises(InputError, match="is not YOLOX"):
+        load("yolox", tmp_path, models=files_of(["yolox"], tmp_path))

@@ -10,14 +10,14 @@ import pytest
 from ppma.config.errors import InputError
 from ppma.config.recipes import recipe
 from ppma.privacy import policy
-from ppma.privacy.detectors.auditors import AUDITORS
+from ppma.privacy.detectors.auditors import AUDITORS, BUNDLED
 from ppma.privacy.policy import Policy
 from ppma.privacy.verdict import PASSED, Audited, policy_path
 from ppma.slurm.job import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 STRONG = Audited(
-    verdict=PASSED, sha256="0" * 64, auditors={name: kind.threshold for name, kind in AUDITORS.items()},
+    verdict=PASSED, sha256="0" * 64, auditors={name: AUDITORS[name].threshold for name in BUNDLED},
     points_date=date(2026, 11, 28), method="remove", frames=100, looked_at=12, sensitivity=0.5,
 )  # fmt: skip  # one field after the other
 

@@ -28,6 +28,7 @@ from ppma.privacy.audit.spikes import Placed, Spike
 from ppma.privacy.detectors import auditors
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.detectors.boxes import overlaps
+from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal.clip import ClipSource
 
 LEAST_DB = 40.0
@@ -176,7 +177,14 @@ class _Pixels:
 class Inspector:
     """The detectors of a process, loaded once."""
 
-    def __init__(self, names: tuple[str, ...], weights: Path, frames: int, people: Path | None = None) -> None:
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        weights: Path,
+        frames: int,
+        people: Path | None = None,
+        models: tuple[Model, ...] = (),
+    ) -> None:
         """Load the detectors.
 
         Args:
@@ -184,11 +192,12 @@ class Inspector:
             weights: Folder of their weights.
             frames: Number of frames of each clip that they inspect; 0 for all.
             people: Folder of cut-outs to spike in; None: drawn people.
+            models: Files of detectors that the user provides.
 
         Raises:
             InputError: Weights are missing, or the folder has no cut-outs.
         """
-        self._detectors = {n: auditors.load(n, weights, AUDITORS[n].threshold * NEAR_MISS) for n in names}
+        self._detectors = {n: auditors.load(n, weights, AUDITORS[n].threshold * NEAR_MISS, models) for n in names}
         self._frames = frames
         self._people = spikes.drawn_people() if people is None else spikes.read_people(people)
 

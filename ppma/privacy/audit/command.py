@@ -34,8 +34,9 @@ from ppma.privacy.audit.clip import Findings, Pair
 from ppma.privacy.audit.jobs import AuditJob
 from ppma.privacy.audit.judge import Judged, judge
 from ppma.privacy.detectors import auditors
-from ppma.privacy.detectors.auditors import AUDITORS
-from ppma.privacy.detectors.weights import default_folder, find
+from ppma.privacy.detectors.auditors import BUNDLED
+from ppma.privacy.detectors.user_models import Model
+from ppma.privacy.detectors.weights import default_folder
 
 REPORT, TABLE, DATASHEET, CROISSANT = "report.html", "clips.csv", "datasheet.md", "croissant.json"
 
@@ -64,8 +65,10 @@ class AuditConfig:
     """Folder that the paths of a manifest FILE.csv are relative to (default: its own)."""
     frames: int = 12
     """Frames of each clip that detectors inspect, evenly spaced; 0 for all. Pixels are checked in all frames."""
-    detectors: tuple[str, ...] = tuple(AUDITORS)
-    """Detectors: at least two that find people and one that finds faces."""
+    detectors: tuple[str, ...] = BUNDLED
+    """Detectors: at least two that find people and one that finds faces; `yolox` needs --models."""
+    models: tuple[str, ...] = ()
+    """Files of detectors that are not fetched: yolox=FILE.onnx or yolox=FILE.onnx#SHA256."""
     people: Path | None = None
     """Folder of PNG cut-outs of people to spike in, outlined by their transparency (default: drawn people)."""
     makers: tuple[str, ...] = ()
@@ -125,8 +128,7 @@ def main(argv: list[str]) -> int:
 
 def run(config: AuditConfig, console: Console) -> int:
     """Audit the clips of a config, report on the console, and return the exit code."""
-    for key in {AUDITORS[name].weights for name in config.detectors} - {""}:
-        find(key, config.weights)
+    models = auditors.files_of(config.detectors, config.weights, config.models)
     sign = signature.signer(config.sign) if config.sign else None
     engine = engines.find(config.engine)
     manifest, root, clips = jobs.read(config.source, config.root, config.workers, engine)
@@ -145,6 +147,7 @@ def run(config: AuditConfig, console: Console) -> int:
             detectors=config.detectors,
             frames=config.frames,
             weights=config.weights,
+            models=models,
             people=config.people,
         )
         for pair in pairs
@@ -173,7 +176,7 @@ def run(config: AuditConfig, console: Console) -> int:
         raise InputError(f"{refused[0]} ({len(refused)} such clips); {remedy}")
     findings = [one for one in (results[job.pair.path] for job in todo) if isinstance(one, Findings)]
     judged = [(one, judge(one)) for one in findings]
-    sealed = _write(config, manifest or config.out / "manifest.csv", root, clips, judged, makers, sign)
+    sealed = _write(config, manifest or config.out / "manifest.csv", root, clips, judged, makers, models, sign)
     if config.merge is not None:
         share.clear()
 
@@ -214,6 +217,7 @@ def _write(
     clips: list[Clip],
     judged: Judged,
     makers: list[str],
+    models: tuple[Model, ...],
     sign: signature.Signer | None,
 ) -> Path:
     """Write the report first, then the manifest, then the seal that ties them; return the manifest."""
@@ -225,6 +229,7 @@ def _write(
         datetime.now(UTC),
         manifest=manifest,
         command=shlex.join(sys.argv),
+        models=models,
     )
     audit = config.out / verdict.AUDIT_FILE
     write_json(audit, content)

@@ -28,6 +28,7 @@ from ppma.loaders.sources.listing import read_clips
 from ppma.loaders.sources.manifest import Clip
 from ppma.privacy.audit.clip import Findings, Inspector, Pair
 from ppma.privacy.detectors.auditors import AUDITORS
+from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal import jobs as removal
 from ppma.privacy.removal.clip import ClipSource
 
@@ -142,6 +143,8 @@ class AuditJob:
     frames: int
     """Inspected frames; 0 for all."""
     weights: Path
+    models: tuple[Model, ...] = ()
+    """Files of detectors that the user provides."""
     people: Path | None = None
     """Folder of cut-outs to spike in; None: drawn people."""
 
@@ -166,6 +169,7 @@ class AuditJob:
         return {
             "version": __version__,
             "operating_points": {name: AUDITORS[name].threshold for name in self.detectors},
+            "models": {model.name: model.sha256 for model in self.models},
             "frames": self.frames,
             "pair": json.loads(json.dumps(asdict(self.pair), default=lambda path: str(path.absolute()))),
             "sha256": {path: sha256 for path, (_, sha256) in files.items()},
@@ -182,10 +186,12 @@ class AuditJob:
 
 
 @lru_cache(maxsize=1)
-def _inspector(detectors: tuple[str, ...], weights: Path, frames: int, people: Path | None) -> Inspector:
+def _inspector(
+    detectors: tuple[str, ...], weights: Path, frames: int, people: Path | None, models: tuple[Model, ...]
+) -> Inspector:
     """Load the detectors once per process."""
     cv2.setNumThreads(1)
-    return Inspector(detectors, weights, frames, people)
+    return Inspector(detectors, weights, frames, people, models)
 
 
 Result = tuple[str, Findings | str]
@@ -196,7 +202,8 @@ def inspect(job: AuditJob) -> Result:
     """Inspect one clip and write its findings, or read those of an earlier run."""
     if (earlier := job.found()) is not None:
         return job.pair.path, earlier
-    inspector, files = _inspector(job.detectors, job.weights, job.frames, job.people), job.files()
+    inspector = _inspector(job.detectors, job.weights, job.frames, job.people, job.models)
+    files = job.files()
     try:
         findings = inspector.inspect(job.pair, files[str(job.pair.cleaned)][1])
     except BadClip as error:

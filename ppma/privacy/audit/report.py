@@ -27,6 +27,7 @@ from ppma.loaders.sources.manifest import HEADER, Clip
 from ppma.privacy.audit.clip import COLORS, NEAR_MISS, Findings
 from ppma.privacy.audit.judge import TALL, ClipVerdict, Judged, by_class, residual, summarize
 from ppma.privacy.detectors.auditors import AUDITORS, POINTS_DATE
+from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.detectors.weights import WEIGHTS
 from ppma.privacy.verdict import CANNOT_TELL, FAILED, FLOOR, FORMAT, PASSED, VERDICTS
 
@@ -56,6 +57,7 @@ def content(
     *,
     manifest: Path,
     command: str,
+    models: Sequence[Model] = (),
 ) -> dict[str, Any]:
     """Return the content of audit.json.
 
@@ -67,6 +69,7 @@ def content(
         now: Date of the audit.
         manifest: The audited manifest.
         command: The command line.
+        models: Files of detectors that the user provided.
     """
     counts = Counter(verdict.verdict for _, verdict in judged)
     return {
@@ -75,7 +78,8 @@ def content(
         "date": now.strftime("%Y-%m-%d"),
         "manifest": manifest.name,
         "command": command,
-        "models": {file: hash for name in auditors for file, hash in _model_hashes(AUDITORS[name].weights)},
+        "models": {file: hash for name in auditors for file, hash in _model_hashes(AUDITORS[name].weights)}
+        | {model.path.name: model.sha256 for model in models},
         "makers": list(makers),
         "auditors": list(auditors),
         "operating_points": {name: AUDITORS[name].threshold for name in auditors},

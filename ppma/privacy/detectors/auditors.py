@@ -10,7 +10,7 @@ Legend: H height, W width of a frame in pixels, N boxes or anchors, B tiles, h a
 or map, S its side.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -18,11 +18,13 @@ from typing import Literal, Protocol
 import cv2
 import numpy as np
 
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, reading
 from ppma.privacy.detectors import darknet, weights
 from ppma.privacy.detectors.boxes import NONE_05, suppress
+from ppma.privacy.detectors.runtime import Network
 from ppma.privacy.detectors.tfjs import Graph
 from ppma.privacy.detectors.tiles import gather, network_size, tile_batch, tiles
+from ppma.privacy.detectors.user_models import USER_MODELS, Model, choose
 
 
 class Auditor(Protocol):
@@ -37,13 +39,15 @@ class AuditorKind:
     """A detector, its license and its operating point."""
 
     make: Callable[..., Auditor]
-    """Constructor; its arguments are the dict of weight files by name, if there are any, and the threshold."""
+    """Constructor; its arguments are the dict of weight files by name, and the threshold."""
     finds: Literal["person", "face"]
     license: str
     threshold: float
     """Operating point: the least score of a detection."""
     weights: str = ""
     """Key of `weights.WEIGHTS`, or empty."""
+    user_model: str = ""
+    """Key of `user_models.USER_MODELS`, or empty."""
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
@@ -155,6 +159,41 @@ class CenterNet:
         return np.stack([x - left, y - top, x + right, y + bottom, heat_hw[rows, columns]], 1)
 
 
+class YoloX:
+    """YOLOX (Ge et al., 2021) on COCO, from a file of the user: predicts one box for each cell of three grids."""
+
+    strides = (8, 16, 32)
+
+    def __init__(self, files: dict[str, Path], threshold: float) -> None:
+        """Load `files["yolox"]`; InputError if it is not YOLOX for square images."""
+        self.threshold = threshold
+        with reading(files["yolox"], USER_MODELS["yolox"].what):
+            self._network = Network(files["yolox"].read_bytes())
+        shape = self._network.input_shape
+        if len(shape) != 4 or shape[2] != shape[3] or not isinstance(shape[3], int):
+            raise InputError(
+                f"{files['yolox']}: takes images of shape {shape}, not 1 x 3 x S x S; {USER_MODELS['yolox'].what}"
+            )
+        self.side = shape[3]
+        grids = [(np.indices((self.side // s,) * 2)[::-1].reshape(2, -1).T, s) for s in self.strides]
+        self._cell_N2 = np.concatenate([grid_N2 for grid_N2, _ in grids])
+        self._stride_N1 = np.concatenate([np.full((len(grid_N2), 1), s) for grid_N2, s in grids])
+
+    def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
+        """Return boxes_N5 of people."""
+        tiles_BhwC, places = tile_batch(frame_HWC, self.side, multiple=self.side)
+        (rows_BN85,) = self._network(np.ascontiguousarray(tiles_BhwC[..., ::-1].transpose(0, 3, 1, 2), np.float32))
+        return gather(places, [self._boxes(rows_N85) for rows_N85 in rows_BN85])
+
+    def _boxes(self, rows_N85: np.ndarray) -> np.ndarray:
+        score_N = rows_N85[:, 4] * rows_N85[:, 5]  # something is there, a person
+        kept_N = score_N >= self.threshold
+        stride_N1 = self._stride_N1[kept_N]
+        center_N2 = (rows_N85[kept_N, :2] + self._cell_N2[kept_N]) * stride_N1
+        half_N2 = np.exp(rows_N85[kept_N, 2:4]) * stride_N1 / 2
+        return np.hstack([center_N2 - half_N2, center_N2 + half_N2, score_N[kept_N, None]])
+
+
 class BlazeFace:
     """MediaPipe's full-range face detector (Bazarevsky et al., 2019), on a grid of 4 pixels at 192 x 192."""
 
@@ -188,9 +227,12 @@ AUDITORS: dict[str, AuditorKind] = {
     "yolov3-tiny": AuditorKind(
         make=YoloV3Tiny, finds="person", weights="yolov3-tiny", license="MIT as packaged (darknet)", threshold=0.4
     ),
+    "yolox": AuditorKind(make=YoloX, finds="person", user_model="yolox", license="Apache-2.0", threshold=0.3),
     "blazeface": AuditorKind(make=BlazeFace, finds="face", weights="auditors", license="Apache-2.0", threshold=0.5),
 }
-"""Auditors by the names that reports use."""
+"""Auditors by the names that reports use. The point of yolox is its authors' for showing boxes: it has not been measured."""
+BUNDLED = tuple(name for name, kind in AUDITORS.items() if kind.weights)
+"""The auditors that `ppma privacy fetch` gets."""
 POINTS_DATE = "2026-11-28"
 """When these operating points were measured (LOG.md); it changes with them."""
 
@@ -216,17 +258,37 @@ def check(names: tuple[str, ...], makers: set[str], flag: str = "--detectors") -
         raise InputError(f"{flag} {' '.join(names)}: an audit needs two that find people and one that finds faces")
 
 
-def load(name: str, folder: Path, threshold: float | None = None) -> Auditor:
+def files_of(names: Iterable[str], folder: Path, given: Iterable[str] = ()) -> tuple[Model, ...]:
+    """Check that all weights of these auditors are present; return the files that users provide.
+
+    Args:
+        names: The auditors.
+        folder: The weights folder.
+        given: NAME=FILE or NAME=FILE#SHA256 of user models that are not in the folder.
+
+    Raises:
+        InputError: A file is missing or has another hash.
+    """
+    kinds = [AUDITORS[name] for name in names]
+    models = choose([kind.user_model for kind in kinds if kind.user_model], given, folder)
+    for key in {kind.weights for kind in kinds} - {""}:
+        weights.find(key, folder)
+    return models
+
+
+def load(name: str, folder: Path, threshold: float | None = None, models: Sequence[Model] = ()) -> Auditor:
     """Construct an auditor.
 
     Args:
         name: Key of AUDITORS.
         folder: The weights folder.
         threshold: Least score of a detection (default: the operating point).
+        models: The files that users provide.
 
     Raises:
         InputError: A weight file is missing or has another hash.
     """
     kind = AUDITORS[name]
     threshold = kind.threshold if threshold is None else threshold
-    return kind.make(weights.find(kind.weights, folder), threshold) if kind.weights else kind.make(threshold)
+    files = weights.find(kind.weights, folder) if kind.weights else {model.name: model.path for model in models}
+    return kind.make(files, threshold)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppma.privacy.detectors.runtime import Network, Nodes
+from ppma.privacy.detectors.runtime import Network, Nodes, to_onnx
 
 _EPSILON = 1e-6
 """Darknet's, in batch norms."""
@@ -99,4 +99,4 @@ def load(cfg: Path, weights: Path) -> tuple[Network, list[Head]]:
         results.append(last)
         channels.append(width)
     assert not len(reader.rest), "the file's hash was checked"
-    return Network(nodes, "image", [head.output for head in heads]), heads
+    return Network(to_onnx(nodes, "image", [head.output for head in heads])), heads

@@ -1,6 +1,6 @@
 """Build a network node by node as ONNX, and run it in ONNX Runtime.
 
-    Nodes: add(), constant()  ->  Network(nodes, inputs, outputs)  ->  arrays in, arrays out
+    Nodes: add(), constant()  ->  to_onnx()  ->  Network  ->  arrays in, arrays out
 
 A network runs on a GPU if the package onnxruntime-gpu is installed. On a CPU it runs on one thread, since clips are
 spread over processes, and one picture at a time, whose maps fit into a core's cache.
@@ -43,44 +43,72 @@ class Nodes:
         return output
 
 
+def to_onnx(nodes: Nodes, image: str, outputs: Sequence[str], sizes: Sequence[str] = ()) -> bytes:
+    """Return the nodes as an ONNX file.
+
+    Args:
+        nodes: The graph.
+        image: Name of its input, a float32 batch of four dimensions.
+        outputs: Names of the results to return.
+        sizes: Names of further inputs, each a height and a width.
+
+    Raises:
+        InputError: The package onnx is missing.
+    """
+    try:
+        from onnx import ValueInfoProto, helper, numpy_helper
+    except ImportError as error:
+        raise InputError(f"detectors need {error.name}: pip install 'ppma[privacy]'") from None
+    inputs = [helper.make_tensor_value_info(image, FLOAT, [None] * 4)]
+    graph = helper.make_graph(
+        [helper.make_node(op, names, results, **more) for op, names, results, more in nodes.nodes],
+        "detector",
+        inputs + [helper.make_tensor_value_info(name, INT64, [2]) for name in sizes],
+        [ValueInfoProto(name=name) for name in outputs],
+        [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in nodes.constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
+    return model.SerializeToString()
+
+
 class Network:
-    """A network in ONNX Runtime."""
+    """A network in ONNX Runtime, whose first input is a float32 batch of four dimensions."""
 
-    def __init__(self, nodes: Nodes, image: str, outputs: Sequence[str], sizes: Sequence[str] = ()) -> None:
-        """Load the nodes.
-
-        Args:
-            nodes: The graph.
-            image: Name of its input, a float32 batch of four dimensions.
-            outputs: Names of the results to return.
-            sizes: Names of further inputs, each a height and a width.
+    def __init__(self, onnx: bytes) -> None:
+        """Load the content of an ONNX file.
 
         Raises:
-            InputError: The packages onnx and onnxruntime are missing.
+            InputError: The package onnxruntime is missing.
+            ValueError: ONNX Runtime cannot run this.
         """
         try:
             import onnxruntime
-            from onnx import ValueInfoProto, helper, numpy_helper
+            from onnxruntime.capi import onnxruntime_pybind11_state as errors
         except ImportError as error:
             raise InputError(f"detectors need {error.name}: pip install 'ppma[privacy]'") from None
-        self._image = image
-        inputs = [helper.make_tensor_value_info(image, FLOAT, [None] * 4)]
-        graph = helper.make_graph(
-            [helper.make_node(op, names, results, **more) for op, names, results, more in nodes.nodes],
-            "detector",
-            inputs + [helper.make_tensor_value_info(name, INT64, [2]) for name in sizes],
-            [ValueInfoProto(name=name) for name in outputs],
-            [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in nodes.constants.items()],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
         providers = ["CUDAExecutionProvider"] * self._gpu + ["CPUExecutionProvider"]
-        self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+        try:
+            self._session = onnxruntime.InferenceSession(onnx, options, providers=providers)
+        except (
+            errors.Fail,
+            errors.InvalidArgument,
+            errors.InvalidGraph,
+            errors.InvalidProtobuf,
+            errors.NotImplemented,
+        ) as error:
+            raise ValueError(str(error)) from None
+        self._image = self._session.get_inputs()[0]
+
+    @property
+    def input_shape(self) -> list[int | str | None]:
+        """Shape of the batch; a name or None where it is free."""
+        return list(self._image.shape)
 
     def __call__(self, batch: np.ndarray, sizes: dict[str, np.ndarray] | None = None) -> list[np.ndarray]:
         """Return the results for a batch, float32, and the sizes by name."""
         parts = [batch] if self._gpu else np.split(batch, len(batch))
-        results = [self._session.run(None, {self._image: part, **(sizes or {})}) for part in parts]
+        results = [self._session.run(None, {self._image.name: part, **(sizes or {})}) for part in parts]
         return results[0] if len(parts) == 1 else [np.concatenate(maps) for maps in zip(*results)]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ppma.privacy.detectors.runtime import FLOAT, INT64, Network, Nodes
+from ppma.privacy.detectors.runtime import FLOAT, INT64, Network, Nodes, to_onnx
 
 _TYPES = {"float32": np.float32, "float16": np.float16, "int32": np.int32}
 _NHWC_TO_NCHW, _NCHW_TO_NHWC = [0, 3, 1, 2], [0, 2, 3, 1]
@@ -213,7 +213,8 @@ class Graph:
         for name, inputs in self._steps:
             node = self._nodes[name]
             _MAKERS[node["op"]](build, name, inputs, node.get("attr", {}))
-        self._network = Network(build, self.input, [name.removesuffix(":0") for name in outputs], list(self._sizes))
+        results = [name.removesuffix(":0") for name in outputs]
+        self._network = Network(to_onnx(build, self.input, results, list(self._sizes)))
 
     def constant(self, name: str) -> np.ndarray:
         """Return a constant of the graph."""

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ppma.common.files import atomic_path
 from ppma.common.progress import Progress
@@ -36,8 +37,8 @@ class UserModel:
     """Hash of the published file or its first digits; empty if there is none."""
     url: str = ""
     """Address of the published file, if its hash is known."""
-    script: bool = True
-    """True for TorchScript, False for the parameters of a torchvision model."""
+    form: Literal["TorchScript", "parameters", "ONNX"] = "TorchScript"
+    """parameters: of a torchvision model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ USER_MODELS: dict[str, UserModel] = {
         what="torchvision's weights MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1",
         sha256="73cbd019",
         url="https://download.pytorch.org/models/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
-        script=False,
+        form="parameters",
     ),
     "lama": UserModel(
         file="big-lama.pt",
@@ -68,6 +69,11 @@ USER_MODELS: dict[str, UserModel] = {
     "semask": UserModel(
         file="semask.pt",
         what="a segmenter as TorchScript (in the paper SeMask, Swin-L): image 1 3 H W from 0 to 1 to probability 1 1 H W",
+    ),
+    "yolox": UserModel(
+        file="yolox.onnx",
+        what="YOLOX as its authors' ONNX: image 1 3 S S, blue, green, red from 0 to 255, to rows 1 N 85, not decoded",
+        form="ONNX",
     ),
     "e2fgvi": UserModel(file="e2fgvi.pt", what=f"E2FGVI {_VIDEO_INPAINTER}"),
     "propainter": UserModel(file="propainter.pt", what=f"ProPainter {_VIDEO_INPAINTER}"),
@@ -146,6 +152,6 @@ def _check(name: str, path: Path, own_sha256: str, *, given: bool) -> Model:
             f"{path}: SHA-256 is {sha256[:12]}..., not {expected[:12]}...; "
             f"give --models {name}={path}#{sha256} if it is a file of your own that you trust"
         )
-    if known.script and not zipfile.is_zipfile(path):
+    if known.form == "TorchScript" and not zipfile.is_zipfile(path):
         raise InputError(f"{path}: is not a TorchScript file; {name} is {known.what}")
     return Model(name=name, path=path, sha256=sha256)

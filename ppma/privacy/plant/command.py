@@ -16,7 +16,7 @@ from ppma.common.workers import parallel_map
 from ppma.config.command import DONE, OutFolder, check_ranges, parse
 from ppma.config.errors import InputError
 from ppma.privacy.detectors import auditors
-from ppma.privacy.detectors.auditors import AUDITORS
+from ppma.privacy.detectors.auditors import AUDITORS, BUNDLED
 from ppma.privacy.detectors.weights import default_folder, find
 from ppma.privacy.plant import report
 from ppma.privacy.plant.clip import design, list_plates
@@ -53,7 +53,7 @@ class PlantConfig:
     """Frames of a clip that auditors inspect, before and after."""
     seed: int = 0
     """The same seed gives the same clips."""
-    auditors: tuple[str, ...] = tuple(AUDITORS)
+    auditors: tuple[str, ...] = BUNDLED
     """Detectors of the auditor."""
     weights: Path = field(default_factory=default_folder)
     """Folder of the models (`ppma privacy fetch` fills it)."""
