@@ -307,7 +307,7 @@ PRIVATE = re.compile(
     + r"ot/|py"
     + r"pi\.org|python"
     + r"hosted|download\.py"
-    + r"torch|index-"
+    + r"torch\.org/whl|index-"
     + "url|find-"
     + "links"
 )
