@@ -10,11 +10,14 @@ import pytest
 import torch
 from transformers_restated import VideoMAE
 
+import ppma as ppma_package
 from ppma.cli import main as ppma
 from ppma.config.loader import LoaderConfig
-from ppma.config.model import PIXEL_MEAN, PIXEL_STD, MAEConfig, ViTConfig, preset
+from ppma.config.model import PIXEL_MEAN, PIXEL_STD, PRESETS, MAEConfig, ViTConfig, preset
 from ppma.config.run import RunConfig
 from ppma.inference import export
+from ppma.inference.samples import plain_views
+from ppma.inference.videos import rows_of
 from ppma.models import timm_models
 from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
@@ -27,15 +30,14 @@ def runs(tiny_runs):
     return tiny_runs / "runs"
 
 
-@pytest.mark.parametrize("name", ["mae", "finetune"])
-def test_every_form_gives_the_model_s_features(runs, tmp_path, name):
+def test_every_form_gives_the_model_s_features(runs, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
     out = tmp_path / "exported"
-    assert ppma(["export", str(runs / name), str(out)]) == 0
+    assert ppma(["export", str(runs / "mae"), str(out)]) == 0
     files = {path.name for path in out.iterdir()}
     as_run = {"model.safetensors", "config.json", "state.json", "lineage.json"}
     assert files == as_run | {"export.json", "README.md", "encoder.pt2", "encoder.onnx"}
-    model = open_run(runs / name, device="cpu").model
+    model = open_run(runs / "mae", device="cpu").model
     frames = torch.randint(0, 256, (5, 4, 32, 32, 3), dtype=torch.uint8)
     with torch.no_grad():
         expected = export.FeatureExtractor(model)(frames)
@@ -44,6 +46,52 @@ def test_every_form_gives_the_model_s_features(runs, tmp_path, name):
     from_program = torch.export.load(out / "encoder.pt2").module()(frames)
     for found in (torch.from_numpy(np.asarray(from_onnx)), from_program.detach()):
         assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_all_doors_give_the_same_numbers(clip_tree, tmp_path, monkeypatch):
+    """Command line, Python, transformers, ONNX and timm: features after the final norm, and scores, of one video."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
+    transformers = pytest.importorskip("transformers", reason="the extra [huggingface] is not installed")
+    monkeypatch.setitem(PRESETS, "tiny", ViTConfig(width=48, depth=2, heads=3))
+    vit, names = preset("tiny", size=32, frames=4, head_norm_eps=1e-5), ("run", "sit", "wave")
+    save(tmp_path / "run", Classifier(vit, {"acts": names}), vit, "classify", label_spaces={"acts": names})
+    video, run = str(next(clip_tree.rglob("*.mp4"))), str(tmp_path / "run")
+    model = ppma_package.load_model(run, device="cpu", workers=1)
+    rows = rows_of([video], window=None, stride=None, mark_bad=False, workers=1).manifest
+    clip = plain_views(rows, replace(model.run.loader, window_seconds=9.0))
+    video_BTCHW = (torch.from_numpy(clip).permute(0, 1, 4, 2, 3) / 255 - MEAN) / STD
+
+    flags = ["--checkpoint", run, "--device", "cpu", "--workers", "1", "--window", "9", "--crops", "1"]
+    assert ppma(["features", video, *flags, "--final-norm", "--out", str(tmp_path / "f.npz")]) == 0
+    assert ppma(["predict", video, *flags, "--out", str(tmp_path / "p.npz")]) == 0
+    for project in ("huggingface", "timm"):
+        assert ppma(["export", "--to", project, run, str(tmp_path / project)]) == 0
+    export.write_onnx(export.FeatureExtractor(model.run.model), vit, tmp_path / "encoder.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
+    theirs = transformers.VideoMAEForVideoClassification.from_pretrained(tmp_path / "huggingface").eval()
+    weights, arguments = (
+        tmp_path / "timm/model.safetensors",
+        {"img_size": 32, "frames": 4, "num_classes": 3, "head_norm_eps": 1e-5},
+    )
+    of_timm = timm_models.timm.create_model("ppma_vit_tiny_patch16_224", checkpoint_path=weights, **arguments).eval()
+    with torch.no_grad():
+        pooled = of_timm.forward_head(of_timm.forward_features(video_BTCHW.transpose(1, 2)), pre_logits=True)
+        features = {
+            "command line": np.load(tmp_path / "f.npz")["features"],
+            "python": model.features(video, window=9.0, final_norm=True).values,
+            "transformers": theirs.fc_norm(theirs.videomae(video_BTCHW).last_hidden_state.mean(dim=1)),
+            "onnx": session.run(None, {export.INPUT: clip})[0],
+            "timm": pooled,
+        }
+        scores = {
+            "command line": np.load(tmp_path / "p.npz")["scores"],
+            "transformers": theirs(video_BTCHW).logits.softmax(dim=1),
+            "timm": of_timm(video_BTCHW.transpose(1, 2)).softmax(dim=1),
+        }
+    ours = model.predict(video, window=9.0, crops=1).window_scores
+    for found, expected in ((features, features["python"].numpy()), (scores, ours)):
+        far = {door: np.abs(np.asarray(values) - expected).max() for door, values in found.items()}
+        assert max(far.values()) < 1e-5, far
 
 
 def test_the_folder_starts_another_run_and_the_card_tells_the_run(runs, tmp_path):
