@@ -9,16 +9,7 @@ from ppma.common.files import content_sha256, file_sha256
 from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Manifest
 from ppma.privacy.detectors.auditors import AUDITORS
-from ppma.privacy.verdict import (
-    AUDIT_FILE,
-    CANNOT_TELL,
-    FAILED,
-    PASSED,
-    copy_seal,
-    read_verdicts,
-    seal,
-    seal_path,
-)
+from ppma.privacy.verdict import AUDIT_FILE, CANNOT_TELL, FAILED, PASSED, copy_seal, read_verdicts, seal, seal_path
 
 SAID = {"a.mp4": PASSED, "b.mp4": FAILED, "c.mp4": CANNOT_TELL}
 

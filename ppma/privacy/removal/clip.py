@@ -32,15 +32,7 @@ from ppma.privacy.removal.camera import Pose, Reference, Tracker, view_from
 from ppma.privacy.removal.exemplar import smoothed
 from ppma.privacy.removal.figures import Figures, cores
 from ppma.privacy.removal.fill import Memory
-from ppma.privacy.removal.masks import (
-    Spool,
-    dilation_pixels,
-    disc,
-    hidden,
-    limbs,
-    published_mask,
-    raw_mask,
-)
+from ppma.privacy.removal.masks import Spool, dilation_pixels, disc, hidden, limbs, published_mask, raw_mask
 from ppma.privacy.removal.writing import Layout, Part, part_writer, target
 
 Method = Literal["remove", "blur-faces", "blur-bodies", "downsample"]
