@@ -151,7 +151,8 @@ def _entry(path: Path, name: str, split: str, table: dict[str, Any]) -> Entry:
     for key, value in table.items():
         if key not in _KEYS or not isinstance(value, str):
             keys = f"the keys are {', '.join(_KEYS)}, each a path in quotes"
-            raise InputError(f"{path}, [{name}.{split}]: {key} = {value!r}; {keys}")
+            shown = str(as_path(value)) if isinstance(value, str) else value  # without the credentials of a URL
+            raise InputError(f"{path}, [{name}.{split}]: {key} = {shown!r}; {keys}")
     missing = [key for key in ("manifest", "root") if key not in table]
     if missing:
         raise InputError(f"{path}, [{name}.{split}]: {missing[0]} is missing; give manifest and root")

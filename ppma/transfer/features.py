@@ -37,6 +37,7 @@ from ppma.loaders.batch import LoaderCounters
 from ppma.loaders.prefetch import upload
 from ppma.loaders.sampler import EvaluationSampler
 from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.sources.store import is_packed
 from ppma.loaders.stream import ClipStream, choose_implementation
 from ppma.models.attentive import cells_of, normed_cells
 from ppma.models.vit import TRUNK, Encoder
@@ -174,7 +175,7 @@ SAMPLED_FILES, SAMPLED_BYTES = 32, 65536
 
 def _bytes_of(path: Path) -> bytes:
     """Return size and first bytes of a file, of the first file of a folder of frames, or of the shard of a packed clip."""
-    file = path.with_name(path.name.partition("#")[0]) if "#" in path.name and not path.exists() else path
+    file = path.with_name(path.name.partition("#")[0]) if is_packed(path) else path
     try:
         if file.is_dir():
             file = min(file.iterdir(), default=file)

@@ -228,6 +228,11 @@ def test_a_catalog_has_urls_and_keeps_their_credentials_out_of_sight(tmp_path, s
     toml.write_text(f'[far.train]\nmanifest = "{url}/clips.csv"\nroot = "{url}"\nstore = "{url}/clips.beton"\n')
     entry, manifest = catalog.find(toml).entry("far"), catalog.find(toml).manifest("far")
     assert manifest.file(0) == entry.store / "shard-00000.beton#0" and SECRET not in f"{entry} {manifest.file(0)!r}"
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text(f'[far.train]\nstroe = "{url}/clips.beton"\n')
+    with pytest.raises(InputError, match="stroe") as failure:
+        catalog.read(wrong)
+    assert SECRET not in str(failure.value)
     # on a node: read by URL too, with the cache on its disk
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(remote.CACHE_VARIABLE, "")
