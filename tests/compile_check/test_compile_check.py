@@ -100,11 +100,10 @@ def refusal(work, *given):
 PLANTED = """
 import inspect
 from ppma.kernels import philox
-from ppma.models.masking import random_masking
 from ppma.models.vit import Block
 
 def draw(key_B):
-    return random_masking(key_B, 16, 0.75)
+    return philox.uniform(key_B, philox.DevicePurpose.MASK, 16)
 
 found = {"masked": refusal(compiled, draw), "compiled": gpu.recording.compiled, "launches": len(gpu.recording.launches)}
 
@@ -145,9 +144,9 @@ def greedy_kernel(x, y):
 """
 
 AGAIN = """
-from ppma.models.masking import random_masking
+from ppma.kernels import philox
 torch._inductor.config.benchmark_kernel = False  # as on a GPU
-compiled(lambda key_B: random_masking(key_B, 16, 0.75))
+compiled(lambda key_B: philox.uniform(key_B, philox.DevicePurpose.MASK, 16))
 print(json.dumps({"compiled": gpu.recording.compiled, "launches": len(gpu.recording.launches)}))
 """
 
@@ -163,7 +162,7 @@ def planted(tmp_path_factory):
 def test_planted_faults_are_refused(planted):
     """A graph break in a block, and a Philox counter that is an index, which inductor multiplies in int32."""
     found, _ = planted
-    assert found["masked"] == "" and found["launches"] >= 3
+    assert found["masked"] == "" and found["launches"] > 0
     assert "int32" in found["unmasked"] or "out of range" in found["unmasked"]
     assert "graph_break" in found["break"]
 
@@ -179,7 +178,7 @@ def test_a_run_finds_what_was_compiled_in_another_place(planted, tmp_path):
     moved = folder.rename(tmp_path / "moved")
     relocate(moved)
     second = run_on_fake_gpu(moved, AGAIN)
-    assert first["compiled"] > 2 and second == {"compiled": 0, "launches": first["launches"]}
+    assert first["compiled"] > 0 and second == {"compiled": 0, "launches": first["launches"]}
 
 
 def report_of(**changes):
