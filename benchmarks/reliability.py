@@ -56,6 +56,7 @@ PROMISES = {
     "R29": "an interrupted pack, index, remove-humans or synthesize, run again, gives the same bytes",
     "R30": "an hour of video, 10 million rows and 1,000 shards work",
     "R31": "a stopped or killed evaluation goes on with the videos that it has not scored, and its scores differ in no bit",
+    "R32": "data on a server is read as from a disk: faults change no sample, and make no file bad",
 }
 """What this project promises of a run."""
 

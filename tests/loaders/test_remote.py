@@ -99,11 +99,15 @@ def epoch(source):
         return found
 
 
-def test_an_epoch_is_the_same_from_disk_http_and_s3(data, server, bucket, read_barcode):
+@pytest.mark.promise("R32")
+def test_an_epoch_is_the_same_from_disk_http_and_s3(data, server, bucket, read_barcode, monkeypatch, figure):
     local = epoch(data / "clips.beton")
     server.faults += ["", "503", "", "cut", "500", "", "cut"]
     assert epoch(f"{server.url}/clips.beton") == local
+    assert not server.faults
+    monkeypatch.setenv(remote.SIZE_VARIABLE, "0.003")  # a cache of 32 blocks
     assert epoch(f"{bucket}/clips.beton") == local
+    figure("R32", "4 clips from HTTP with 4 faults and from S3: 0 bits differ")
     address = open_source(f"{bucket}/clips.beton").file(3)
     assert [read_barcode(frame) for frame in fetch.read_window(address, 1.0, 2.0, 10)] == list(range(10, 20))
 
@@ -123,6 +127,7 @@ def test_videos_are_read_by_url_with_the_same_frames(data, server):
         remux.encoded_window(by_url.file(0), 0.5, 2.0, 5, DALI_CPU_CODECS)
 
 
+@pytest.mark.promise("R32")
 def test_faults_are_tried_again_and_a_dead_server_ends_the_run_to_be_started_again(data, server, monkeypatch):
     remote._filesystem.cache_clear()
     monkeypatch.setattr(remote, "READ_SECONDS", 0.2)
@@ -201,6 +206,7 @@ def test_what_is_missing_is_named(server, bucket, data, tmp_path, monkeypatch):
     remote._filesystem.cache_clear()
 
 
+@pytest.mark.promise("R32")
 def test_a_refusal_in_a_worker_ends_the_run_and_replaces_no_clip(data, server):
     source = open_source(f"{server.url}/clips.beton")
     server.faults += ["403"] * 50
