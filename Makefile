@@ -1,6 +1,7 @@
 # make test: create .venv (one to five minutes), then run the tests.  make slow: the full-size proofs.  make lint: ruff and mypy.
 # make demo: the whole method on virtual people; SEEDS=3 runs three seeds, VIDEOS=DIR uses your own human-removed clips as scenes, OUT=DIR.
 # make study: the small study, three seeds of eight methods, and its report; resumes after an interruption; VIDEOS=DIR adds your own clips.
+# make bench: every way of reading clips, six minutes on an idle machine: records the rows, writes README's and docs/loader.md's table and plot.
 # PYTHON=python3.12 selects an interpreter; ARGS='-k manifest' goes to pytest; JOBS=1 runs one test at a time.
 PYTHON ?=
 ARGS ?=
@@ -10,7 +11,7 @@ VIDEOS ?=
 OUT ?= runs/demo
 STAMP := .venv/.installed
 
-.PHONY: venv demo study test slow lint format clean
+.PHONY: venv demo study bench test slow lint format clean
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt .ci/venv
@@ -23,6 +24,9 @@ demo: venv
 study: venv
 	.venv/bin/ppma study docs/small-study/spec.toml --out runs/small-study $(if $(VIDEOS),--videos "$(VIDEOS)")
 	.venv/bin/ppma report runs/small-study --out runs/small-study/report
+
+bench: venv
+	.venv/bin/python benchmarks/loader_throughput.py --record --plot docs/loader_throughput.png --pages README.md docs/loader.md
 
 test: venv
 	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -6,6 +6,7 @@ VP9, MJPEG and JPEG, and PyAV the rest.
     python -m benchmarks.gpu_clips FOLDER [tiny]     generates the clips that `clips_of` waits for
 """
 
+import importlib.util
 import io
 import os
 import shutil
@@ -31,7 +32,7 @@ import torch
 from benchmarks import end_to_end as whole_step
 from benchmarks.day import Day, Figure, Part
 from benchmarks.gpu_steps import config_of, device_of
-from benchmarks.loader_readers import installed, sampler_of
+from benchmarks.loader_readers import sampler_of
 from benchmarks.natural_clips import ENCODERS, FPS, HEIGHT, WIDTH, clip_row, encode, make_clips, natural_frames
 from benchmarks.training import make_trainer
 from ppma.config.loader import LoaderConfig
@@ -295,7 +296,7 @@ def end_to_end(day: Day) -> Iterator[Part]:
             if manifest.name == "packed":
                 packed.append(row["of_cached"])
 
-        if reader == "ffcv" and not installed("ffcv"):
+        if reader == "ffcv" and not importlib.util.find_spec("ffcv"):
             continue
         yield Part(what=f"{manifest.name}, {reader}", measure=measure)
     yield Part(what="packed", measure=lambda: fastest(day, packed))

@@ -4,16 +4,21 @@
 
 `published` is the published PPMA loader, after pytorchvideo: PyAV decodes every frame of the window to float RGB, 16
 frames are kept, resized and cropped in float. The others fetch the 16 frames with their library's fastest
-single-threaded method and crop and resize with OpenCV, as our loader does. All but ours and FFCV run in a torch
-DataLoader with the same number of workers.
+single-threaded method and crop and resize with OpenCV, as our loader does. They run in a torch DataLoader with the same
+number of workers; SPDL runs in its own pipeline with as many threads. The two readers on NVDEC have as many threads and
+crop and resize on the GPU.
 """
 
-import importlib.util
+import importlib
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import count
+from itertools import count, islice
+from math import ceil
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -22,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from benchmarks.natural_clips import FPS
 from ppma.common.frames import is_frames, list_frames
 from ppma.config.loader import LoaderConfig
 from ppma.loaders.sampler import TrainingSampler
@@ -63,10 +69,25 @@ def _decord(path: Path, wanted: list[int]) -> list[np.ndarray]:
 
 
 def _torchcodec(path: Path, wanted: list[int]) -> list[np.ndarray]:
+    return list(_torchcodec_on("cpu", path, wanted).permute(0, 2, 3, 1).numpy())
+
+
+def _torchcodec_on(device: str, path: Path, wanted: list[int]) -> torch.Tensor:
     from torchcodec.decoders import VideoDecoder
 
-    decoder = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate")
-    return list(decoder.get_frames_at(wanted).data.numpy())
+    order: Any = "NHWC" if device == "cpu" else "NCHW"
+    decoder = VideoDecoder(
+        str(path), dimension_order=order, num_ffmpeg_threads=1, seek_mode="approximate", device=device
+    )
+    frames = decoder.get_frames_at(wanted).data
+    return frames.permute(0, 3, 1, 2) if device == "cpu" else frames
+
+
+def _pynvvideocodec(path: Path, wanted: list[int]) -> torch.Tensor:
+    import PyNvVideoCodec as nvc
+
+    decoder = nvc.SimpleDecoder(str(path), use_device_memory=True, output_color_type=nvc.OutputColorType.RGBP)
+    return torch.stack([torch.from_dlpack(frame) for frame in decoder.get_batch_frames_by_index(wanted)])
 
 
 def _opencv_video(path: Path, wanted: list[int]) -> list[np.ndarray]:
@@ -81,14 +102,56 @@ def _opencv_video(path: Path, wanted: list[int]) -> list[np.ndarray]:
     return frames
 
 
-def _opencv(path: Path, wanted: list[int]) -> list[np.ndarray]:
+def _pyav(path: Path, wanted: list[int]) -> list[np.ndarray]:
+    frames: list[np.ndarray] = []
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        rate, base, origin = stream.average_rate or 1, stream.time_base or 1, stream.start_time or 0
+        container.seek(origin + int(wanted[0] / rate / base), stream=stream)
+        for frame in container.decode(stream):
+            if round(((frame.pts or 0) - origin) * base * rate) == wanted[len(frames)]:
+                frames.append(frame.to_ndarray(format="rgb24"))
+            if len(frames) == len(wanted):
+                break
+    return frames
+
+
+def _spdl_video(path: Path, wanted: list[int]) -> list[np.ndarray]:
+    import spdl.io
+
+    first, last = (wanted[0] - 0.5) / FPS, (wanted[-1] + 0.5) / FPS
+    packets = spdl.io.demux_video(str(path), timestamp=(max(first, 0), last))
+    chosen = "+".join(f"eq(n,{number - wanted[0]})" for number in wanted)
+    kept = f"trim=start={first}:end={last},select='{chosen}',format=pix_fmts=rgb24"
+    one = spdl.io.decode_config(decoder_options={"threads": "1"})
+    return list(
+        spdl.io.to_numpy(spdl.io.convert_frames(spdl.io.decode_packets(packets, decode_config=one, filter_desc=kept)))
+    )
+
+
+def _spdl_jpeg(jpegs: list[bytes]) -> list[np.ndarray]:
+    import spdl.io
+
+    return list(spdl.io.to_numpy(spdl.io.load_image_batch(jpegs, width=None, height=None)))
+
+
+def _opencv_jpeg(jpegs: list[bytes]) -> list[np.ndarray]:
+    return [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB) for jpeg in jpegs]
+
+
+def _torchvision_jpeg(jpegs: list[bytes]) -> list[np.ndarray]:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    encoded = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in jpegs]
+    return [frame.permute(1, 2, 0).numpy() for frame in decode_jpeg(encoded, mode=ImageReadMode.RGB)]
+
+
+def _jpegs(path: Path, wanted: list[int]) -> list[bytes]:
     if is_packed(path):
-        jpegs = read_packed(path, lambda _: wanted).pictures
-        return [cv2.cvtColor(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for jpeg in jpegs]
-    if is_frames(path):
-        files = list_frames(path)
-        return [cv2.cvtColor(cv2.imread(str(files[i])), cv2.COLOR_BGR2RGB) for i in wanted]
-    return _opencv_video(path, wanted)
+        return [jpeg.tobytes() for jpeg in read_packed(path, lambda _: wanted).pictures]
+    files = list_frames(path)
+    return [files[i].read_bytes() for i in wanted]
 
 
 def _published_window(path: Path, draw: Sample, wanted: list[int]) -> torch.Tensor:
@@ -102,7 +165,7 @@ def _published_window(path: Path, draw: Sample, wanted: list[int]) -> torch.Tens
         stream = container.streams.video[0]
         base = stream.time_base or 1
         origin = stream.start_time or 0
-        first, stop = (origin + int(s / base) for s in (draw.start_seconds, draw.end_seconds))
+        first, stop = (origin + ceil(s / base - 1e-6) for s in (draw.start_seconds, draw.end_seconds))
         container.seek(max(first - 1024, 0), any_frame=False, backward=True, stream=stream)
         for frame in container.decode(stream):
             if frame.pts is None or frame.pts >= stop:
@@ -126,23 +189,66 @@ def _published(manifest: Manifest, draw: Sample, config: LoaderConfig) -> torch.
     return (torch.stack(views).permute(0, 2, 3, 4, 1) * 255).round().to(torch.uint8)
 
 
-def _by_frames(read: ReadFrames, manifest: Manifest, draw: Sample, config: LoaderConfig) -> torch.Tensor:
-    wanted = _wanted(manifest, draw, config.frames)
-    return _views(read(manifest.file(draw.clip), wanted), draw, config)
+VIDEO: dict[str, ReadFrames] = {
+    "torchcodec": _torchcodec,
+    "decord2": _decord,
+    "opencv": _opencv_video,
+    "pyav": _pyav,
+    "spdl": _spdl_video,
+}
+JPEG: dict[str, Callable[[list[bytes]], list[np.ndarray]]] = {
+    "opencv": _opencv_jpeg,
+    "spdl": _spdl_jpeg,
+    "torchvision": _torchvision_jpeg,
+}
+ON_GPU: dict[str, Callable[[Path, list[int]], torch.Tensor]] = {
+    "torchcodec_cuda": partial(_torchcodec_on, "cuda"),
+    "pynvvideocodec": _pynvvideocodec,
+}
+"""(file, frame numbers) -> RGB frames (T, 3, H, W) on the GPU."""
+
+
+def _by_frames(reader: str, manifest: Manifest, draw: Sample, config: LoaderConfig) -> torch.Tensor:
+    path, wanted = manifest.file(draw.clip), _wanted(manifest, draw, config.frames)
+    jpeg = is_packed(path) or is_frames(path)
+    return _views(JPEG[reader](_jpegs(path, wanted)) if jpeg else VIDEO[reader](path, wanted), draw, config)
+
+
+def views_on_gpu(frames_TCHW: torch.Tensor, draw: Sample, config: LoaderConfig) -> torch.Tensor:
+    """Crop and resize on the frames' device, in float, as users of a GPU decoder do."""
+    height, width = scaled_size(*frames_TCHW.shape[2:], config.short_side)
+    resize = partial(F.interpolate, mode="bilinear", align_corners=False)
+    frames = frames_TCHW.float()
+    frames = frames if frames.shape[2:] == (height, width) else resize(frames, size=(height, width))
+    crops = [frames[:, :, top : top + h, left : left + w] for top, left, h, w in (view.crop for view in draw.views)]
+    views = torch.stack([resize(crop, size=(config.size, config.size)) for crop in crops])
+    return views.round().to(torch.uint8).permute(0, 1, 3, 4, 2)
 
 
 PEERS: dict[str, Callable[[Manifest, Sample, LoaderConfig], torch.Tensor]] = {
     "published": _published,
-    "torchcodec": partial(_by_frames, _torchcodec),
-    "decord2": partial(_by_frames, _decord),
-    "opencv": partial(_by_frames, _opencv),
+    **{reader: partial(_by_frames, reader) for reader in {**VIDEO, **JPEG}},
 }
-MODULES = {"torchcodec": "torchcodec", "decord2": "decord", "ffcv": "ffcv"}
+MODULES = {
+    "torchcodec": "torchcodec.decoders",
+    "decord2": "decord",
+    "ffcv": "ffcv",
+    "spdl": "spdl.io",
+    "torchvision": "torchvision",
+    "torchcodec_cuda": "torchcodec.decoders",
+    "pynvvideocodec": "PyNvVideoCodec",
+}
 
 
-def installed(reader: str) -> bool:
-    """True if the library of a reader is installed."""
-    return reader not in MODULES or importlib.util.find_spec(MODULES[reader]) is not None
+def why_not(reader: str) -> str:
+    """Import the library of a reader; return why that fails, or an empty string."""
+    try:
+        module = importlib.import_module(MODULES.get(reader, "cv2"))
+        if reader == "spdl":
+            module.decode_config()  # loads FFmpeg
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return ""
 
 
 def reads(reader: str, content: str) -> bool:
@@ -150,8 +256,10 @@ def reads(reader: str, content: str) -> bool:
     if reader == "ffcv":
         return content == "packed"
     if content == "packed":
-        return reader in ("ours", "opencv")
-    return content != "jpeg_folder" or reader in ("ours", "published", "opencv")
+        return reader == "ours" or reader in JPEG
+    if content == "jpeg_folder":
+        return reader in ("ours", "published") or reader in JPEG
+    return reader in ("ours", "published") or reader in VIDEO or (reader in ON_GPU and content != "mpeg4")
 
 
 class _Endless(IterableDataset):
@@ -215,6 +323,38 @@ def _ffcv(manifest: Manifest, config: LoaderConfig) -> Iterator[torch.Tensor]:
             yield torch.from_numpy(views_BVTHWC).flatten(0, 1)
 
 
+def _draws(manifest: Manifest, config: LoaderConfig) -> Iterator[Sample]:
+    sampler = sampler_of(manifest, config)
+    for step in count():
+        yield from sampler.samples(*divmod(step, sampler.steps_per_epoch))
+
+
+def _spdl(manifest: Manifest, config: LoaderConfig) -> Iterator[torch.Tensor]:
+    from spdl.pipeline import PipelineBuilder
+
+    cv2.setNumThreads(1)
+    built = PipelineBuilder().add_source(_draws(manifest, config))
+    built = built.pipe(
+        lambda draw: PEERS["spdl"](manifest, draw, config), concurrency=config.workers, output_order="input"
+    )
+    pipeline = built.aggregate(BATCH_CLIPS).pipe(torch.cat).add_sink(AHEAD).build(num_threads=config.workers)
+    with pipeline.auto_stop():
+        yield from pipeline
+
+
+def _on_gpu(reader: str, manifest: Manifest, config: LoaderConfig) -> Iterator[torch.Tensor]:
+    def views(draw: Sample) -> torch.Tensor:
+        frames_TCHW = ON_GPU[reader](manifest.file(draw.clip), _wanted(manifest, draw, config.frames))
+        return views_on_gpu(frames_TCHW, draw, config)
+
+    draws = _draws(manifest, config)
+    with ThreadPoolExecutor(config.workers) as pool:
+        pending = deque(pool.submit(views, draw) for draw in islice(draws, config.workers + BATCH_CLIPS))
+        while True:
+            pending.extend(pool.submit(views, draw) for draw in islice(draws, BATCH_CLIPS))
+            yield torch.cat([pending.popleft().result() for _ in range(BATCH_CLIPS)])
+
+
 def batches(reader: str, manifest: Manifest, config: LoaderConfig, device: str) -> tuple[Iterator[torch.Tensor], int]:
     """Return the endless batches of a reader, and how many of them are prefetched."""
     config = replace(config, prefetch_batches=AHEAD)
@@ -222,6 +362,10 @@ def batches(reader: str, manifest: Manifest, config: LoaderConfig, device: str) 
         return _ours(manifest, config, device), AHEAD
     if reader == "ffcv":
         return _ffcv(manifest, config), AHEAD + 1
+    if reader == "spdl":
+        return _spdl(manifest, config), AHEAD + 2
+    if reader in ON_GPU:
+        return _on_gpu(reader, manifest, config), 1
     loader = DataLoader(
         _Endless(reader, manifest, config),
         batch_size=None,

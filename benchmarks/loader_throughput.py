@@ -2,16 +2,18 @@
 
     clips (generated, or --manifest)  ->  each reader in its own process, in turn, several rounds  ->  medians and ratios as rows
 
-All readers produce the same views of the same windows. A reader's process keeps running, with batches prefetched, and
-idles between rounds. CPU time is that of the whole process tree from idle to idle, over all batches it made; clips/s is
-timed while batches flow. Ratios are to the published loader on the same content; for `packed`, on the H.264 video that
-was packed.
+All readers produce the same views of the same windows: the pixels of their first batches are compared. A reader's
+process keeps running, with batches prefetched, and idles between rounds. CPU time is that of the whole process tree
+from idle to idle, over all batches it made; clips/s is timed while batches flow. Ratios are to the published loader on
+the same content; for `packed`, on the H.264 video that was packed. `make bench` records the rows and writes the tables
+of README and docs/loader.md; --headspace asks instead which store and reader feed the training step of this machine.
 """
 
 import contextlib
 import math
 import multiprocessing
 import os
+import re
 import signal
 import statistics
 import sys
@@ -21,6 +23,8 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,13 +36,18 @@ from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
 from ppma.loaders.sources.manifest import Manifest
 
-READERS = ("ours", "published", "torchcodec", "decord2", "opencv", "ffcv")
+READERS = ("ours", "ffcv", "torchcodec", "decord2", "opencv", "pyav", "spdl", "torchvision", "published")
+GPU_READERS = ("torchcodec_cuda", "pynvvideocodec")
 BATCH_CLIPS, CYCLE_BATCHES = 4, 4  # as in loader_readers, which imports torch
 STRIDE, FRAMES = 4, 16
 MOST_TURNS = 8
 """Upper bound on cycles per measurement: on a busy machine a batch may seem to take no time."""
 REST_SECONDS, REST_AT_MOST = 0.12, 10.0
+TABLE_BEGIN, TABLE_END = "<!-- loader_throughput.py writes this table -->", "<!-- to here -->"
+TABLE = re.compile(f"({TABLE_BEGIN}\n).*?({TABLE_END})", re.DOTALL)
 ON_CPU = tuple(content for content in CONTENTS if content != "h264_gop1")
+MOST_APART = 1.5
+"""Mean difference in levels of 255 between two readers' first batches: chroma filters, DCTs and rounding differ."""
 FOUR_VIEWS = (("h264_gop250", ("ours", "published")), ("packed", ("ours", "ffcv")))
 """Contents and readers that are also measured with four views, as in stage 1."""
 
@@ -57,33 +66,39 @@ class BenchmarkConfig(rows.ReportConfig):
     contents: tuple[str, ...] = ()
     """Any of h264_gop250, h264_gop12, h264_gop1, vp9, mpeg4, jpeg_folder, packed (default: all except h264_gop1 on a
     CPU, all on a GPU)."""
-    readers: tuple[str, ...] = READERS
-    """Any of ours, published, torchcodec, decord2, opencv, ffcv; readers that are not installed are skipped."""
+    readers: tuple[str, ...] = ()
+    """Any of ours, ffcv, torchcodec, decord2, opencv, pyav, spdl, torchvision, published, torchcodec_cuda,
+    pynvvideocodec (default: all; the last two on a GPU). A reader that cannot be imported is named in the rows."""
     views: int = 1
     """Crops per clip. With the default contents, four crops are measured too for h264_gop250 and packed."""
     workers: int = 2
-    """Worker processes (FFCV: threads) per reader."""
-    rounds: int = 3
+    """Worker processes (FFCV, SPDL and GPU decoders: threads) per reader."""
+    rounds: int = 5
     """Measurements per reader, taken in turn."""
-    seconds: float = 1.0
+    seconds: float = 0.6
     """Length of one measurement."""
-    minutes: float = 4.0
-    """Total time; a case that has used up its share is measured in fewer rounds."""
     device: Literal["cpu", "gpu"] = "cpu"
     """Where our views are made; the other readers run on the CPU."""
     clips: OutFolder = field(default_factory=lambda: cache_folder() / "benchmark-clips")
     """Folder for the generated clips, reused by the next run."""
+    headspace: bool = False
+    """Measure our readers, by worker count, against the training step, and say which to use."""
+    pages: tuple[Path, ...] = ()
+    """Write the table into these Markdown files, between the lines that mark its place."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "views", "workers", "rounds")
-        if min(self.seconds, self.minutes) <= 0:
-            raise InputError(f"--seconds {self.seconds:g} and --minutes {self.minutes:g} must be above 0")
+        if self.seconds <= 0:
+            raise InputError(f"--seconds {self.seconds:g} must be above 0")
+        for page in self.pages:
+            if not (page.is_file() and TABLE.search(page.read_text())):
+                raise InputError(f"--pages {page}: has no line {TABLE_BEGIN}")
         if self.root is not None and not self.root.is_dir():
             raise InputError(
                 f"--root {self.root}: no such folder; give the one that the paths of --manifest start from"
             )
-        for name, known in (("contents", CONTENTS), ("readers", READERS)):
+        for name, known in (("contents", CONTENTS), ("readers", READERS + GPU_READERS)):
             for value in getattr(self, name):
                 if value not in known:
                     raise InputError(f"--{name} has {value!r}; it may have {', '.join(known)}")
@@ -119,14 +134,14 @@ def _answer(connection: Connection, reader: str) -> None:
 
     flow: Iterator[Any] = iter(())
     ahead, views = 0, 1
-    connection.send("ready")
+    connection.send(loader_readers.why_not(reader))
     while (order := connection.recv()) is not None:
         if isinstance(order, tuple):
             manifest, config, device = order
             del flow  # ends the workers of the content before
             flow, ahead = loader_readers.batches(reader, manifest, config, device)
             views = config.views
-            connection.send((tuple(next(flow).shape), ahead))
+            connection.send((next(flow).cpu().numpy(), ahead))
             continue
         for _ in range(ahead):
             next(flow)
@@ -183,9 +198,10 @@ class Reader:
         theirs.close()
         self._batches = 1
 
-    def wait_until_ready(self) -> None:
-        """Wait for the process to import its libraries, which takes seconds."""
-        self._connection.recv()
+    def wait_until_ready(self) -> str:
+        """Wait for the process to import its library, which takes seconds; return why it cannot, or an empty string."""
+        why: str = self._connection.recv()
+        return why
 
     def _rest(self) -> float:
         """Wait until the process tree is idle and return its CPU seconds."""
@@ -199,17 +215,17 @@ class Reader:
             last = now
         return last
 
-    def open(self, manifest: Manifest, config: LoaderConfig, device: str, seconds: float) -> tuple[int, ...]:
-        """Start reading a content, calibrate for measurements of about `seconds`, and return the shape of a batch."""
+    def open(self, manifest: Manifest, config: LoaderConfig, device: str, seconds: float) -> np.ndarray:
+        """Start reading a content, calibrate for measurements of about `seconds`, and return the first batch."""
         self._connection.send((manifest, config, device))
-        shape, ahead = self._connection.recv()
+        batch, ahead = self._connection.recv()
         self._rest()
         self._connection.send(CYCLE_BATCHES)
         rate, _ = self._connection.recv()
         turns = min(math.ceil((seconds * rate / BATCH_CLIPS + ahead) / CYCLE_BATCHES), MOST_TURNS)
         turns += turns * CYCLE_BATCHES - ahead < 2  # a rate of fewer batches says nothing
         self._batches = turns * CYCLE_BATCHES - ahead
-        return shape
+        return np.asarray(batch)
 
     def measure(self) -> Measure:
         """Measure one round."""
@@ -239,16 +255,22 @@ def contents_of(config: BenchmarkConfig) -> tuple[str, ...]:
     return config.contents or (CONTENTS if config.device == "gpu" else ON_CPU)
 
 
-def cases(config: BenchmarkConfig, readers: tuple[str, ...]) -> list[Case]:
+def readers_of(config: BenchmarkConfig) -> tuple[str, ...]:
+    """Return the requested readers, or the defaults of the device."""
+    return config.readers or READERS + (GPU_READERS if config.device == "gpu" else ())
+
+
+def cases(config: BenchmarkConfig) -> list[Case]:
     """Return what to measure, in order."""
     from benchmarks.loader_readers import reads
 
+    readers = readers_of(config)
     if config.manifest is not None:
-        return [Case("manifest", config.views, tuple(r for r in readers if r != "ffcv"))]
+        return [Case("manifest", config.views, tuple(r for r in readers if reads(r, "h264_gop250")))]
     found = [Case(c, config.views, tuple(r for r in readers if reads(r, c))) for c in contents_of(config)]
     if not config.contents and config.views == 1:
         found += [Case(c, 4, tuple(r for r in some if r in readers)) for c, some in FOUR_VIEWS]
-    return found
+    return [case for case in found if case.readers]
 
 
 def measure(config: BenchmarkConfig, manifests: dict[str, Manifest], cases: list[Case]) -> list[dict[str, Any]]:
@@ -256,12 +278,12 @@ def measure(config: BenchmarkConfig, manifests: dict[str, Manifest], cases: list
     readers = {name: Reader(name) for name in dict.fromkeys(r for case in cases for r in case.readers)}
     found: dict[tuple[str, str, int], list[Measure]] = {}
     try:
-        for reader in readers.values():
-            reader.wait_until_ready()
-        began = time.monotonic()
-        for number, case in enumerate(cases, 1):
-            until = began + 60 * config.minutes * number / len(cases)
-            measured = _measure_case(config, case, {name: readers[name] for name in case.readers}, manifests, until)
+        left_out = {name: why for name, reader in readers.items() if (why := reader.wait_until_ready())}
+        for name, why in left_out.items():
+            print(f"{name} cannot be imported and is left out: {why}", flush=True)
+        for case in cases:
+            able = {name: readers[name] for name in case.readers if name not in left_out}
+            measured = measure_case(config, case, able, manifests[case.content])
             found |= {(name, case.content, case.views): rounds for name, rounds in measured.items()}
             line = "  ".join(f"{name} {_median(rounds, 'cpu_ms_per_clip'):.1f}" for name, rounds in measured.items())
             print(f"{case.content}, views {case.views}: {line} ms of CPU a clip", flush=True)
@@ -270,25 +292,25 @@ def measure(config: BenchmarkConfig, manifests: dict[str, Manifest], cases: list
     finally:
         for reader in readers.values():
             reader.kill()
-    return to_rows(found, config)
+    return to_rows(found, config) + [{"reader": name, "left_out": why} for name, why in left_out.items()]
 
 
-def _measure_case(
-    config: BenchmarkConfig, case: Case, readers: dict[str, Reader], manifests: dict[str, Manifest], until: float
+def measure_case(
+    config: BenchmarkConfig, case: Case, readers: dict[str, Reader], manifest: Manifest
 ) -> dict[str, list[Measure]]:
-    """Measure at least one round per reader, and no further round after the time `until`."""
+    """Check that the readers give the same pixels, then measure them in turn."""
     window_seconds = (STRIDE * (FRAMES - 1) + 1) / FPS
     plain = LoaderConfig(frames=FRAMES, views=case.views, window_seconds=window_seconds, workers=config.workers)
-    shapes = {}
+    first: np.ndarray | None = None
     for name, reader in readers.items():
-        on_gpu = config.device == "gpu" and name == "ours"
-        own = replace(plain, implementation="dali" if on_gpu else "plain")
-        shapes[name] = reader.open(manifests[case.content], own, "cuda" if on_gpu else "cpu", config.seconds)
-    assert len(set(shapes.values())) == 1, f"the readers give different shapes: {shapes}"
+        on_gpu = config.device == "gpu" and name in ("ours", *GPU_READERS)
+        own = replace(plain, implementation="dali" if on_gpu and name == "ours" else "plain")
+        batch = reader.open(manifest, own, "cuda" if on_gpu else "cpu", config.seconds)
+        first = batch if first is None else first
+        apart = np.abs(batch.astype(np.int16) - first).mean()
+        assert apart < MOST_APART, f"{name} gives other pixels of {case.content}: {apart:.2f} levels apart"
     rounds: dict[str, list[Measure]] = {name: [] for name in readers}
-    for number in range(config.rounds):
-        if number and time.monotonic() > until:
-            break
+    for _ in range(config.rounds):
         for name, reader in readers.items():
             rounds[name].append(reader.measure())
     return rounds
@@ -310,7 +332,7 @@ def to_rows(found: dict[tuple[str, str, int], list[Measure]], config: BenchmarkC
                 "reader": reader,
                 "content": content,
                 "views": views,
-                "device": config.device if reader == "ours" else "cpu",
+                "device": config.device if reader in ("ours", *GPU_READERS) else "cpu",
                 "workers": config.workers,
                 "clips_per_s": round(_median(measures, "clips_per_s"), 2),
                 "cpu_ms_per_clip": round(statistics.median(cpu), 3),
@@ -324,6 +346,34 @@ def to_rows(found: dict[tuple[str, str, int], list[Measure]], config: BenchmarkC
     return made
 
 
+NAMES = {"ffcv": "our FFCV reader", "opencv": "OpenCV", "pyav": "PyAV", "spdl": "SPDL", "published": "published way"}
+LABELS = {
+    "h264_gop250": "H.264, key frames 250 apart",
+    "h264_gop12": "H.264, key frames 12 apart",
+    "h264_gop1": "H.264, key frames only",
+    "vp9": "VP9",
+    "mpeg4": "MPEG-4",
+    "jpeg_folder": "folder of JPEG frames",
+    "packed": "packed store",
+    "manifest": "--manifest",
+}
+
+
+def page_table(measured: list[rows.Row]) -> str:
+    """Return the rows of one run as Markdown: ms of CPU a clip by content and reader, and who was left out."""
+    read = [row for row in measured if "content" in row]
+    names = [name for name in READERS + GPU_READERS if any(row["reader"] == name for row in read)]
+    lines = ["| | " + " | ".join(NAMES.get(name, name) for name in names) + " |", "|---" * (len(names) + 1) + "|"]
+    for content, views in dict.fromkeys((row["content"], row["views"]) for row in read):
+        here = {row["reader"]: row for row in read if (row["content"], row["views"]) == (content, views)}
+        cells = [f"{here[name]['cpu_ms_per_clip']:.1f}" if name in here else "" for name in names]
+        lines.append(f"| {LABELS[content]}{', four views a clip' * (views == 4)} | " + " | ".join(cells) + " |")
+    one = read[0]
+    where = f"Milliseconds of CPU a clip, {one['workers']} workers, medians of {one['rounds']} rounds"
+    left = [f"{row['reader']} could not be imported ({row['left_out']})." for row in measured if row.get("left_out")]
+    return "\n".join([*lines, "", " ".join([f"{where}; {one['machine']}, {one['date'][:10]}.", *left])])
+
+
 def main(argv: list[str]) -> int:
     """Run the benchmark."""
     config = parse(BenchmarkConfig, argv, prog="loader_throughput")
@@ -333,17 +383,21 @@ def main(argv: list[str]) -> int:
         ready, why = available("gpu")
         if not ready:
             raise InputError(f"--device gpu: {why}")
-    from benchmarks.loader_readers import installed
-
-    readers = tuple(r for r in config.readers if installed(r))
-    for reader in sorted(set(config.readers) - set(readers)):
-        print(f"{reader} is not installed and left out")
     if config.manifest is not None:
         manifests = {"manifest": Manifest.read(config.manifest, root=config.root)}
     else:
         print(f"making clips in {config.clips} (once)", flush=True)
         manifests = make_clips(config.clips, contents=contents_of(config))
-    rows.report(measure(config, manifests, cases(config, readers)), config, benchmark="loader_throughput")
+    if config.headspace:
+        from benchmarks import loader_headspace
+
+        manifests |= make_clips(config.clips, contents=("jpeg_folder", "packed"))
+        print(loader_headspace.advice(manifests, on_gpu=config.device == "gpu"))
+        return DONE
+    made = measure(config, manifests, cases(config))
+    made = rows.report(made, config, benchmark="loader_throughput", measure="cpu_ms_per_clip")
+    for page in config.pages:
+        page.write_text(TABLE.sub(lambda found: f"{found[1]}{page_table(made)}\n{found[2]}", page.read_text()))
     return DONE
 
 

@@ -1,6 +1,6 @@
 """Store, compare, print and plot benchmark rows.
 
-    measured fields  ->  row = fields + benchmark, machine, versions, commit, date  ->  results/<benchmark>.jsonl
+    measured fields  ->  row = fields + benchmark, machine, versions, commit, date  ->  results/<benchmark>.jsonl (--record)
 
 A benchmark calls `report`. Rows are flat. `spread` is half the interquartile range of the repetitions over their
 median: 0.02 means that a second run differs by about 2 %. Rows compare when benchmark, machine, and all text and
@@ -39,6 +39,8 @@ class ReportConfig:
 
     json: OutFile | None = None
     """Write the rows as a JSON list to this file."""
+    record: bool = False
+    """Append the rows to the history in benchmarks/results/, which is in git."""
     compare: bool = False
     """Compare the rows with the newest ones in benchmarks/results/."""
     plot: OutFile | None = None
@@ -190,11 +192,11 @@ def report(
     measure: str = "clips_per_s",
     folder: Path = RESULTS,
 ) -> list[Row]:
-    """Complete the measured fields of a run to rows, print them and append them to the history.
+    """Complete the measured fields of a run to rows, print them, and record them if that is asked for.
 
     Args:
         measured: One dict of fields per row.
-        config: Whether to write the rows as JSON, compare them with the history, or plot them.
+        config: Whether to record the rows, write them as JSON, compare them with the history, or plot them.
         benchmark: Name of the benchmark and of its file in `folder`.
         measure: The field that is compared and plotted.
         folder: Where the history is kept.
@@ -209,7 +211,8 @@ def report(
         changes = comparison(rows, history(benchmark, folder), keys, measure)
         text = f"{measure}, against the newest stored rows:\n{table(changes)}"
         print("", text if changes else "no stored rows to compare with", sep="\n")
-    append(rows, folder)
+    if config.record:
+        append(rows, folder)
     if config.json:
         config.json.write_text(dumps(rows, indent=1) + "\n")
     if config.plot:

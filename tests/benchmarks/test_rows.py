@@ -18,7 +18,9 @@ MADE = [
 
 
 def report(tmp_path, made=MADE, **flags):
-    return rows.report(made, rows.ReportConfig(**flags), benchmark="speed", measure="microseconds", folder=tmp_path)
+    return rows.report(
+        made, rows.ReportConfig(**{"record": True} | flags), benchmark="speed", measure="microseconds", folder=tmp_path
+    )
 
 
 def test_a_row_has_its_provenance(tmp_path, capsys):
@@ -82,7 +84,7 @@ WRONG = {
     "loader_throughput": (
         ["--rounds", "0"],
         ["--readers", "magic"],
-        ["--minutes", "0"],
+        ["--pages", "gone.md"],
         ["--clips", "/proc/here"],
         ["--manifest", "gone.csv"],
     ),
