@@ -196,10 +196,12 @@ def _package_problems(machine: Machine) -> Iterator[Problem]:
         what = f"{' and '.join(f'{name} {version}' for name, version in opencv.items())} overwrite each other"
         yield Problem(what, f"pip uninstall {' '.join(opencv)}; pip install opencv-python-headless==4.11.0.86")
     setuptools = versions.get("setuptools", "0")
-    if "ffcv" in versions and machine.python.startswith("3.12") and not 1 <= int(setuptools.split(".")[0]) < 82:
-        what = (
-            f"FFCV on Python 3.12 imports distutils, which only setuptools below 82 provides; installed: {setuptools}"
-        )
+    if (
+        "ffcv" in versions
+        and machine.python.startswith(("3.12", "3.13"))
+        and not 1 <= int(setuptools.split(".")[0]) < 82
+    ):
+        what = f"FFCV on Python {machine.python} imports distutils, which only setuptools below 82 provides; installed: {setuptools}"
         yield Problem(what, "pip install 'setuptools<82'")
     if versions.get("numpy", "2").startswith(("0.", "1.")):
         yield Problem(f"numpy {versions['numpy']} is too old", "pip install 'numpy>=2'")
