@@ -85,7 +85,7 @@ def many_shards(packed: Path, folder: Path, count: int) -> int:
 
 @contextmanager
 def http(folder: Path, latency_ms: float) -> Iterator[str]:
-    """Serve a folder from a process of its own; yield its URL."""
+    """Serve a folder from another process; yield its URL."""
     command = [sys.executable, str(Path(__file__).with_name("range_server.py")), str(folder), str(latency_ms)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

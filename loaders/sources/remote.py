@@ -112,7 +112,7 @@ class Url(PosixPath):
 
 
 def as_path(path: str | Path) -> Path:
-    """Return a path from a string: a Url for s3://..., https://... and the like, else a local path (file:// too)."""
+    """Return a Url for a string such as s3://... or https://..., else a local path (also for file://...)."""
     found = _URL.fullmatch(path) if isinstance(path, str) else None
     if found is None:
         return Path(path) if isinstance(path, str) else path
@@ -157,11 +157,11 @@ def _filesystem(scheme: str) -> Any:
         raise InputError(f"{scheme}:// is no scheme that fsspec knows; use s3://, gs://, https:// or file://") from None
 
 
-_jitter = random.Random()  # of its own: the RNG of the program stays where it is
+_jitter = random.Random()  # not the module's RNG, which belongs to the program
 
 
 def _patiently(url: Url, ask: Callable[[], T]) -> T:
-    """Return what a request gives, after as many tries as it takes.
+    """Return the result of a request, retried with back-off.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -198,7 +198,7 @@ def _short(error: Exception) -> str:
 
 
 def _refusal(url: Url, error: Exception) -> Exception | None:
-    """Return what to raise for an error that another try would not mend; None for one that it may."""
+    """Return what to raise for a permanent error; None for one that is worth another try."""
     found = _inner(error)
     status, kind = getattr(found, "status", None), type(found).__name__
     if isinstance(error, InputError | ImportError):
@@ -231,7 +231,7 @@ class RemoteFile:
         self.size = int(found["size"])
         names = ("ETag", "etag", "md5Hash", "Last-Modified", "LastModified", "mtime")
         self.version = next((str(found[name]) for name in names if found.get(name)), "")
-        """Differs from that of the file's earlier contents, as far as the server tells."""
+        """Changes with the file's contents; empty if the server sends neither ETag nor time."""
         self._key = hashlib.sha256(f"{url} {self.size} {self.version}".encode()).digest()
 
     def read(self, offset: int, size: int) -> bytes:
@@ -366,7 +366,7 @@ class BlockCache:
         return digest, first, os.pread(self._fd, size, first * SLOT.itemsize).ljust(size, b"\0")
 
     def has(self, key: bytes, number: int) -> bool:
-        """Return True if a block is here, as far as its header tells."""
+        """Return True if a slot has this block; its CRC is not checked."""
         digest, _, headers = self._set(key, number)
         return digest in headers
 
