@@ -33,9 +33,20 @@ from benchmarks import end_to_end as whole_step
 from benchmarks.day import Day, Figure, Part
 from benchmarks.gpu_steps import config_of, device_of
 from benchmarks.loader_readers import sampler_of
-from benchmarks.natural_clips import ENCODERS, FPS, HEIGHT, WIDTH, clip_row, encode, make_clips, natural_frames
+from benchmarks.natural_clips import (
+    ENCODERS,
+    FPS,
+    HEIGHT,
+    WIDTH,
+    clip_row,
+    encode,
+    make_clips,
+    natural_frames,
+    store_of,
+)
 from benchmarks.training import make_trainer
 from ppma.config.loader import LoaderConfig
+from ppma.data.encoders import DEFAULT_GOP, QUALITY
 from ppma.kernels.timing import synchronize
 from ppma.loaders.batch import ClipBatch
 from ppma.loaders.decode.augment import make_views
@@ -45,6 +56,7 @@ from ppma.loaders.decode.fetch import read_window
 from ppma.loaders.decode.remux import encoded_window
 from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.sources.store import Codec, PackParameters, Store
 from ppma.loaders.stream import ClipStream
 
 READY, FAILED = "ready", "failed"
@@ -52,6 +64,10 @@ CONTENTS = ("h264_gop250", "h264_gop12", "h264_gop1", "jpeg_folder", "packed")
 TINY_CONTENTS = ("vp9", "jpeg_folder", "packed")
 ODD_WIDTH = 340
 """A width found in Kinetics that is not a multiple of 16: DALI creates a new decoder for every clip."""
+VIDEO_STORES: dict[str, Codec] = {"packed_hevc": "hevc", "packed_h264": "h264"}
+"""The clips of h264_gop250 as `ppma pack --codec hevc --fps auto` packs them."""
+WINDOWS_A_SECOND = 585
+"""What stage 1 takes from a loader on one H200."""
 LEVELS = 2.0
 """Largest mean difference between two decoders of the same stream, in levels of 255."""
 
@@ -66,6 +82,26 @@ def contents_of(tiny: bool) -> dict[str, Any]:
     return {"clips": 8, "contents": CONTENTS}
 
 
+def shape_of(tiny: bool) -> LoaderConfig:
+    """Return frames, seconds and size of a window."""
+    return LoaderConfig(
+        views=1, size=32 if tiny else 224, frames=4 if tiny else 16, window_seconds=0.8 if tiny else 2.7
+    )
+
+
+def store_parameters(codec: Codec, window: LoaderConfig) -> PackParameters:
+    """Return the parameters of `ppma pack --codec CODEC --fps auto` for these windows."""
+    shape = window.frames, window.window_seconds
+    return PackParameters(
+        short_side=HEIGHT,
+        fps=None,
+        quality=QUALITY[codec][0],
+        codec=codec,
+        gop=min(DEFAULT_GOP, window.frames // 2),
+        window=shape,
+    )
+
+
 def odd_clip(tiny: bool) -> tuple[str, str, int]:
     """Return file, content and frames of the clip of ODD_WIDTH."""
     return ("odd/0.webm", "vp9", 40) if tiny else ("odd/0.mp4", "h264_gop12", 300)
@@ -78,7 +114,9 @@ def make(folder: Path, *, tiny: bool) -> None:
     began = time.monotonic()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        make_clips(folder, **contents_of(tiny))
+        videos = make_clips(folder, **contents_of(tiny))["h264_gop250"]
+        for store, codec in VIDEO_STORES.items():
+            store_of(videos, folder / f"{store}.beton", store_parameters(codec, shape_of(tiny)))
         name, content, frames = odd_clip(tiny)
         (folder / name).parent.mkdir(exist_ok=True)
         encode(folder / name, content, list(natural_frames(0, frames, ODD_WIDTH)))
@@ -95,6 +133,9 @@ def clips_of(day: Day) -> dict[str, Manifest]:
             raise RuntimeError(f"the clips could not be made: {(day.clips / FAILED).read_text().splitlines()[-1]}")
         time.sleep(0.2)
     made = make_clips(day.clips, **contents_of(day.tiny))
+    for store in VIDEO_STORES:
+        made[store] = made["h264_gop250"].packed_in(Store(day.clips / f"{store}.beton"))
+        made[store].name = store
     path, content, frames = odd_clip(day.tiny)
     row = clip_row(path, "vp9" if day.tiny else "h264", ENCODERS[content][2], frames, ODD_WIDTH)
     return made | {"odd": Manifest.from_clips([row], root=day.clips, name="odd")}
@@ -205,23 +246,50 @@ def barcodes(day: Day) -> Iterator[Part]:
             own = ENCODINGS[name]
             jobs[name] = pool.submit(write_encoded, folder / f"{i}{own.suffix}", own, pictures[own.width])
         for name, job in jobs.items():
-            yield Part(what=name, measure=lambda name=name, job=job: check_frames(day, name, job.result(), count))
+            yield Part(
+                what=name,
+                measure=lambda name=name, job=job: check_frames(
+                    day, name, numbered_manifest(name, job.result(), count)
+                ),
+            )
+        for store, codec in VIDEO_STORES.items():
+
+            def check(store: str = store, codec: Codec = codec, first: str = names[0]) -> Iterator[Figure]:
+                source = numbered_manifest(first, jobs[first].result(), count)
+                packed = store_of(source, folder / f"{store}.beton", store_parameters(codec, NUMBERED_SHAPE))
+                return check_frames(day, store, source.packed_in(packed))
+
+            yield Part(what=store, measure=check)
 
 
-def check_frames(day: Day, name: str, path: Path, frames: int) -> Iterator[Figure]:
-    """Count wrong frames, and measure the mean difference of colors, over random windows."""
+NUMBERED_SHAPE = LoaderConfig(
+    views=1,
+    frames=8,
+    window_seconds=0.8,
+    size=HEIGHT,
+    short_side=HEIGHT,
+    crop="center",
+    workers=1,
+    implementation="dali",
+)
+
+
+def numbered_manifest(name: str, path: Path, frames: int) -> Manifest:
+    """Return a manifest of a numbered clip in one of ENCODINGS."""
     encoding = ENCODINGS[name]
     codec = NAMES.get(encoding.codec, encoding.codec)
-    manifest = Manifest.from_clips(
-        [clip_row(path.name, codec, encoding.gop, frames, encoding.width)], root=path.parent, name=name
-    )
-    shape: dict[str, Any] = {"frames": 8, "size": HEIGHT, "short_side": HEIGHT, "window_seconds": 0.8}
-    config = LoaderConfig(views=1, crop="center", workers=1, implementation="dali", **shape)
+    row = clip_row(path.name, codec, encoding.gop, frames, encoding.width)
+    return Manifest.from_clips([row], root=path.parent, name=name)
+
+
+def check_frames(day: Day, name: str, manifest: Manifest) -> Iterator[Figure]:
+    """Count wrong frames, and measure the mean difference of colors, over random windows."""
+    config = NUMBERED_SHAPE
     clips = 4 if day.tiny else 16
     batch, sampler, _ = first_batch(manifest, config, clips, device_of(day))
     wrong, apart = 0, 0.0
     for made_THWC, draw in zip(batch.frames_BTHWC.cpu().numpy(), sampler.samples(0, 0), strict=True):
-        window = read_window(path, draw.start_seconds, draw.end_seconds, config.frames)
+        window = read_window(manifest.file(0), draw.start_seconds, draw.end_seconds, config.frames)
         right_THWC = make_views(window, draw.views, config)[0]
         wrong += sum(read_number(m) != read_number(r) for m, r in zip(made_THWC, right_THWC, strict=True))
         apart += float(np.abs(made_THWC.astype(np.int16) - right_THWC).mean()) / clips
@@ -283,7 +351,8 @@ def end_to_end(day: Day) -> Iterator[Part]:
         workers=min(16, cores), implementation=readers, views=2 if day.tiny else 4, steps=2 if day.tiny else 30
     )
     trainer = make_trainer(config_of(day, "mae", 128), device_of(day))
-    sources = [made[name] for name in (("packed",) if day.tiny else ("packed", "h264_gop12", "h264_gop250"))]
+    names = ("packed",) if day.tiny else ("packed", "packed_hevc", "h264_gop12", "h264_gop250")
+    sources = [made[name] for name in names]
     packed: list[float] = []
     for manifest, reader in whole_step.cases(sources, config):
 
@@ -312,8 +381,10 @@ def fastest(day: Day, shares: list[float]) -> Iterator[Figure]:
 
 
 def nvdec(day: Day) -> Iterator[Part]:
-    """Measure the frames decoded per second, by key frame distance, width and threads."""
+    """Measure the frames decoded per second, by key frame distance, width and threads; packed video has a bound."""
     made = clips_of(day)
+    for name in VIDEO_STORES:
+        yield Part(what=name, measure=partial(store_rate, day, made[name], name))
     sources = ("vp9", "odd") if day.tiny else ("h264_gop12", "h264_gop250", "h264_gop1", "odd")
     for name in sources:
         for threads in (2,) if day.tiny else (8, 4, 16, 1) if name == "h264_gop12" else (8,):
@@ -348,11 +419,22 @@ def pictures_in(clip: DaliInput) -> int:
         return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
 
 
+def store_rate(day: Day, manifest: Manifest, what: str) -> Iterator[Figure]:
+    """Count the pictures that a decoder is given for each that a window shows, and measure windows per second."""
+    config = shape_of(day.tiny)
+    inputs, _ = windows(manifest, 32, config, "cuda")
+    pictures = sum(map(pictures_in, inputs)) / sum(len(set(clip.frame_idx)) for clip in inputs)
+    yield Figure(what=f"{what}: decoded for each shown", value=pictures, unit="pictures", most=1.3)
+    if day.device == "cuda":
+        [rate] = decode_rate(day, manifest, 8, f"{what}, 8 threads")
+        yield rate
+        per_window = rate.value / pictures / config.frames if rate.value is not None else None
+        yield Figure(what=f"{what}, 8 threads", value=per_window, unit="windows/s", goal=WINDOWS_A_SECOND)
+
+
 def decode_rate(day: Day, manifest: Manifest, threads: int, what: str) -> Iterator[Figure]:
     """Measure DALI alone on batches of windows for two seconds."""
-    config = LoaderConfig(
-        views=1, size=32 if day.tiny else 224, frames=4 if day.tiny else 16, window_seconds=0.8 if day.tiny else 2.7
-    )
+    config = shape_of(day.tiny)
     count, seconds = (2, 0.05) if day.tiny else (32, 2.0)
     inputs, draws = windows(manifest, count, config, day.device)
     views = DaliViews(config, count, device="gpu" if day.device == "cuda" else "cpu", threads=threads)

@@ -20,6 +20,7 @@ import numpy as np
 from ppma.common.video import video_writer
 from ppma.common.workers import parallel_map
 from ppma.config.errors import InputError
+from ppma.data.frame_rates import kept_rates
 from ppma.data.shard_writer import PackRow, ShardJob, write_rows, write_shard
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.store import INDEX, PackParameters, Store, StoreIndex, locate_packed
@@ -96,19 +97,28 @@ def clip_row(path: str, codec: str, spacing: int, frames: int, width: int = WIDT
     return Clip(path=path, label=0, codec=codec, fps=float(FPS), duration_seconds=frames / FPS, **shape)
 
 
-def _pack(folder: Path, videos: list[Path]) -> Store:
-    """Pack the videos into a store, and write the same JPEG files to DIR/jpeg_folder."""
-    store, parameters = folder / "packed.beton", PackParameters(short_side=HEIGHT, fps=None, quality=QUALITY)
-    store.mkdir(exist_ok=True)
+def store_of(source: Manifest, folder: Path, parameters: PackParameters) -> Store:
+    """Pack the clips of a manifest into a store of one shard."""
+    folder.mkdir(exist_ok=True)
+    rates = kept_rates(source, parameters)
     rows = [
-        PackRow(row=i, path=str(path), label=0, start_seconds=0.0, end_seconds=1e6) for i, path in enumerate(videos)
-    ]
-    *_, shard = write_shard(ShardJob(folder=store, number=0, rows=rows, parameters=parameters))
-    write_rows(store, [shard], len(rows))
+        PackRow(
+            row=i, path=str(source.file(i)), label=0, start_seconds=float(source.starts[i]), end_seconds=float(source.ends[i]),
+            fps=float(rates[i]) if np.isfinite(rates[i]) else None,
+        )
+        for i in range(len(source))
+    ]  # fmt: skip
+    *_, shard = write_shard(ShardJob(folder=folder, number=0, rows=rows, parameters=parameters))
+    write_rows(folder, [shard], len(rows))
     index = StoreIndex(manifest_sha256="", rows=len(rows), parameters=parameters, shards=(shard,), complete=True)
-    (store / INDEX).write_text(index.dump())
-    made = Store(store)
-    for i in range(len(rows)):
+    (folder / INDEX).write_text(index.dump())
+    return Store(folder)
+
+
+def _pack(folder: Path, videos: Manifest) -> None:
+    """Pack the videos into a store, and write the same JPEG files to DIR/jpeg_folder."""
+    made = store_of(videos, folder / "packed.beton", PackParameters(short_side=HEIGHT, fps=None, quality=QUALITY))
+    for i in range(len(videos)):
         address = made.address(i)
         assert address is not None
         file, place = locate_packed(address)
@@ -116,7 +126,6 @@ def _pack(folder: Path, videos: list[Path]) -> Store:
         (folder / "jpeg_folder" / f"{i}").mkdir(parents=True, exist_ok=True)
         for k, (begin, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist())):
             (folder / "jpeg_folder" / f"{i}" / f"{k + 1:06d}.jpg").write_bytes(file.read(begin, end - begin))
-    return made
 
 
 @contextmanager
@@ -166,9 +175,6 @@ def make_clips(
     missing = [name for name in contents if there.get(name) != as_wanted]
     if missing:
         _make(folder, clips, frames, {name: paths for name, paths in videos.items() if name in missing})
-        if PACKED & set(missing):
-            _pack(folder, [folder / path for path in videos["h264_gop250"]])
-        mark.write_text(json.dumps(there | dict.fromkeys(missing, as_wanted)))
     names = {"libx264": "h264", "libvpx-vp9": "vp9", "mpeg4": "mpeg4"}
     rows = {
         name: [clip_row(path, names[ENCODERS[name][0]], ENCODERS[name][2], frames) for path in paths]
@@ -177,6 +183,10 @@ def make_clips(
     if "packed" in contents:
         rows["jpeg_folder"] = [clip_row(f"jpeg_folder/{i}", "jpeg", 1, frames) for i in range(clips)]
     made = {name: Manifest.from_clips(listed, root=folder, name=name) for name, listed in rows.items()}
+    if PACKED & set(missing):
+        _pack(folder, made["h264_gop250"])
+    if missing:
+        mark.write_text(json.dumps(there | dict.fromkeys(missing, as_wanted)))
     if "packed" in contents:
         made["packed"] = made["h264_gop250"].packed_in(Store(folder / "packed.beton"))
         made["packed"].name = "packed"

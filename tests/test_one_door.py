@@ -90,7 +90,7 @@ BENCHMARKS = {
     "probe_speed": REPORT,
     "reliability": "--out OUT.md",
     "scaling": REPORT,
-    "store_layouts": REPORT,
+    "store_layouts": f"{REPORT} --manifest IN/made_train.csv --root IN/clips --clips OUT",
     "time_budget": "",
     "train_step": REPORT,
     "url_reads": f"{REPORT} --clips OUT",

@@ -253,7 +253,8 @@ def test_a_wrong_frame_is_counted(tmp_path, monkeypatch):
     real = gpu_clips.read_window
     late = lambda path, start, end, count: real(path, start + 0.04, end + 0.04, count)  # noqa: E731  # one frame
     monkeypatch.setattr(gpu_clips, "read_window", late)
-    figures = list(gpu_clips.check_frames(today(tmp_path), "mjpeg", path, 20))
+    manifest = gpu_clips.numbered_manifest("mjpeg", path, 20)
+    figures = list(gpu_clips.check_frames(today(tmp_path), "mjpeg", manifest))
     assert figures[0].value > 0 and figures[0].verdict == "missed"
 
 

@@ -89,7 +89,7 @@ WRONG = {
         ["--manifest", "gone.csv"],
     ),
     "scaling": (["--gpus", "0"], ["--model", "giant"]),
-    "store_layouts": (["--frames", "10"],),
+    "store_layouts": (["--windows", "0"], ["--manifest", "gone.csv"]),
 }
 
 
