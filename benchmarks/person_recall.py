@@ -159,7 +159,11 @@ def match(boxes_N5: np.ndarray, labels_L4: np.ndarray, finds: str) -> tuple[np.n
 
 
 def read_masks(folder: Path, paths: dict[str, Path]) -> dict[str, dict[float, np.ndarray]]:
-    """Return the mask of each frame that `ppma remove-humans` cleaned, as packed bits by clip and time in seconds."""
+    """Return the mask of each frame that `ppma remove-humans` cleaned, as packed bits by clip and time in seconds.
+
+    Raises:
+        InputError: The folder has no record of a labeled clip.
+    """
     masks: dict[str, dict[float, np.ndarray]] = {sha256: {} for sha256 in paths}
     named = {path.name: sha256 for sha256, path in paths.items()}
     for file in sorted((folder / "records").rglob("*.json")):
@@ -174,6 +178,8 @@ def read_masks(folder: Path, paths: dict[str, Path]) -> dict[str, dict[float, np
             masks[named[name]] |= {
                 time: np.packbits(mask_HWC[..., 0] > 127, axis=1) for (time, _), (_, mask_HWC) in pairs
             }
+    if not any(masks.values()):
+        raise InputError(f"--cleaned {folder} has no record of a labeled clip; give what `ppma remove-humans` wrote")
     return masks
 
 

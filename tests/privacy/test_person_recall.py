@@ -93,3 +93,5 @@ def test_labels_fit_their_frames_and_both_halves_have_people_and_empty_frames():
 def test_missing_clips_are_named(tmp_path):
     with pytest.raises(InputError, match=r"walk\.avi"):
         person_recall.find_clips(tmp_path, {"00": {"name": "walk.avi"}})
+    with pytest.raises(InputError, match="--cleaned"):
+        person_recall.read_masks(tmp_path, {"00": tmp_path / "walk.avi"})
