@@ -119,14 +119,14 @@ def find_clips(folder: Path, wanted: dict[str, Any]) -> dict[str, Path]:
 
 
 def tools(folder: Path) -> dict[str, Tool]:
-    """Return the detectors of the remover's default set and all auditors, at FLOOR."""
+    """Return the detectors of the remover's default set and the auditors whose weights are bundled, at FLOOR."""
     found = {}
     for name in plugins.SETS["default"].detectors:
         detect = plugins.load(name, folder)
         found[name] = Tool(user="remover", finds=plugins.PLUGINS[name].finds, detect=detect, point=detect.threshold)
         detect.threshold = FLOOR
-    for name, kind in auditors.AUDITORS.items():
-        detect = auditors.load(name, folder, FLOOR)
+    for name in auditors.BUNDLED:
+        kind, detect = auditors.AUDITORS[name], auditors.load(name, folder, FLOOR)
         found[name] = Tool(user="auditor", finds=kind.finds, detect=detect, point=kind.threshold)
     return found
 
