@@ -95,8 +95,13 @@ def start_ppma(argv: list[str], out: Path) -> ForkServerProcess:
     return _start(out, {}, _command, argv)
 
 
+def start_script(code: str, argv: list[str], folder: Path) -> ForkServerProcess:
+    """Start code with arguments, which writes to FOLDER/script.out and FOLDER/script.err."""
+    (folder / "script.py").write_text(textwrap.dedent(code))
+    return _start(folder / "script", {}, _script, folder / "script.py", *argv)
+
+
 def run_script(code: str, argv: list[str], folder: Path, *, seconds: float = 120) -> tuple[int | None, str]:
     """Run code with arguments; returns its exit code and what it wrote to its stderr."""
-    (folder / "script.py").write_text(textwrap.dedent(code))
-    (code_of_exit,) = _codes([_start(folder / "script", {}, _script, folder / "script.py", *argv)], seconds)
+    (code_of_exit,) = _codes([start_script(code, argv, folder)], seconds)
     return code_of_exit, (folder / "script.err").read_text()

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import submitit
 import tiny
+from processes import start_script
 from submitit.core.utils import temporary_save_path
 
 from ppma import cli
@@ -140,22 +141,27 @@ def test_one_exit_code_for_all_ranks(codes, stops, code):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_lets_the_job_finish_its_checkpoint(work, number):
+def test_a_stop_lets_the_job_finish_its_checkpoint(work, number, monkeypatch):
     """Sent to the whole process group, as a terminal does with Ctrl-C."""
-    code = f"""
-        import sys, test_launch as t
+    code = """
+        import os, signal, sys
         from pathlib import Path
-        sys.exit(t.run_here("until_stopped", Path({str(work)!r}), 1))
+        sys.path[:0] = sys.argv[2:]
+        import test_launch
+        if __name__ == "__main__":  # the job's processes import this script
+            os.setsid()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            sys.exit(test_launch.run_here("until_stopped", Path(sys.argv[1]), 1))
     """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(work), str(Path(__file__).parent), *sys.path])}
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(work), str(Path(__file__).parent), *sys.path]))
+    process = start_script(code, [str(work), str(work), str(Path(__file__).parent), *sys.path], work)
     try:
         deadline = time.monotonic() + 60
         while not (work / "started").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         os.killpg(process.pid, number)
-        assert process.wait(timeout=60) == RUN_AGAIN
+        process.join(60)
+        assert process.exitcode == RUN_AGAIN, (work / "script.err").read_text()
     finally:
         process.kill()
     assert (work / "saved").exists()
