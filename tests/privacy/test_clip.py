@@ -255,11 +255,6 @@ def looked_at_again(folder, monkeypatch, stand_ins, kind, make, **settings):
     return outcome, frames(paths["inp"])
 
 
-def test_a_fill_that_looks_like_a_person_is_hidden_flat_in_the_second_round(stand_ins, tmp_path, monkeypatch):
-    outcome, after = looked_at_again(tmp_path, monkeypatch, stand_ins, "inpainter", Ghosts, inpainter="other")
-    assert outcome.clean and outcome.rounds == 2 and not is_red(after).any()
-
-
 def test_a_fill_that_looks_like_a_person_once_is_flat_in_the_whole_shot(stand_ins, tmp_path, monkeypatch):
     """A fill that were flat in some frames only would flicker."""
     monkeypatch.setattr(RedFinder, "blinks", (12, 13, 15, 16, 17))  # of the result, it looks at frame 4 only

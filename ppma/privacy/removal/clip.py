@@ -311,7 +311,7 @@ class Pipeline:
             for name, found_N5 in found.items():
                 boxes[name].append(found_N5)
         boxes |= {name: keep_sure(boxes[name]) for name in self._confirmers}
-        plan.boxes = _tracked(boxes, plan, source.fps)
+        plan.boxes = _tracked(boxes, plan)
 
     def _mask_all(self, source: ClipSource, plan: Plan) -> None:
         """Set the plan's masks, and the camera poses if something is to be painted."""
@@ -341,7 +341,7 @@ class Pipeline:
                 shown_N5 = warped(boxes_N5[filled_N >= IN_FILL_SHARE], np.linalg.inv(pose.homography_33))
                 shown_N5[:, 4] = t
                 plan.flat[pose.shot] = np.concatenate([plan.flat.get(pose.shot, NONE_05), shown_N5])
-        more = _tracked(new, plan, source.fps)
+        more = _tracked(new, plan)
         for t, frame_HWC in enumerate(source.frames()):
             added = {name: [boxes[t]] for name, boxes in more.items()}
             if any(len(boxes_N5) for (boxes_N5,) in added.values()):
@@ -379,9 +379,9 @@ class Pipeline:
         return cores(boxes_N5, plan.spool.read(t))
 
 
-def _tracked(boxes: Boxes, plan: Plan, fps: float) -> Boxes:
+def _tracked(boxes: Boxes, plan: Plan) -> Boxes:
     """Add the boxes of people whom a detector loses, by the views of the plan."""
-    gap, more = round(BRIDGE_SECONDS * fps), round(LINGER_SECONDS * fps)
+    gap, more = round(BRIDGE_SECONDS * plan.fps), round(LINGER_SECONDS * plan.fps)
     return {
         name: linger(bridge(stay(found, plan.views.read, plan.scale, gap), gap), more) for name, found in boxes.items()
     }
