@@ -13,7 +13,7 @@ from ppma.loaders.decode import dali as pipeline
 from ppma.loaders.decode.dali import decode_threads
 from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.sources.manifest import Manifest
-from ppma.loaders.sources.store import SUFFIX
+from ppma.loaders.sources.store import SUFFIX, is_packed
 from ppma.loaders.stream import ClipStream
 from ppma.training import distributed
 from ppma.training.distributed import Ranks
@@ -127,6 +127,7 @@ def test_readers_that_could_serve(manifest, monkeypatch):
     assert readers.servable(AUTO, [manifest], CPU) == ["plain"]
     monkeypatch.setattr(pipeline, "available", lambda device: (True, ""))
     monkeypatch.setattr(readers.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(readers, "is_packed_as_jpeg", is_packed)  # there are no such shards
     fitting = replace(AUTO, short_side=48)
     assert readers.servable(fitting, [packed], gpu) == ["dali", "ffcv", "plain"]
     for config, sources in (
