@@ -11,12 +11,12 @@ import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, cast
 
 import numpy as np
 import tyro
@@ -74,20 +74,20 @@ class PackConfig:
     """A name in data.toml, or a manifest FILE.csv."""
     out: OutFolder
     """Folder of the store (STORE.beton); with all frames as JPEG, about 11 times the size of H.264 videos."""
-    codec: Codec | None = None
-    """jpeg: fastest on CPUs; hevc, h264: 0.4 of the size, for NVDEC (default: jpeg, or hevc with --gop)."""
+    codec: Annotated[str | None, tyro.conf.arg(metavar="{jpeg,hevc,h264}")] = None
+    """jpeg: fastest on CPUs; hevc, h264: a third of the size, for NVDEC (default: jpeg, or hevc with --gop)."""
     gop: int | None = None
     """Pictures from one key frame of video to the next (default: 8, which decodes 1.2 for each of a window)."""
     short_side: int = 256
     """Scale frames down to this short side in pixels (loader.short_side); smaller frames keep their size. The sides of video
     are rounded to multiples of 16."""
-    fps: float | Literal["auto"] | None = None
+    fps: Annotated[str | None, tyro.conf.arg(metavar="{FLOAT,auto}")] = None
     """Frames per second to keep (default: all). auto: the fewest that leave --frames different ones in every window of the
     recipes, 6 per second."""
     frames: int = 16
     """Different frames that --fps auto leaves in a window (loader.frames)."""
     quality: int | None = None
-    """JPEG quality, 1 to 100 (default: 90; 80 saves a third of the space and loses 1.5 dB), or CRF of video, 1 (best) to 51
+    """JPEG quality, 1 to 100 (default: 90; 80 saves a third of the space and loses 2.5 dB), or CRF of video, 1 (best) to 51
     (default: 14)."""
     shard_gb: float | None = None
     """Largest size of a file of the store in GB, for file systems and object stores with a limit (default: 2)."""
@@ -114,12 +114,14 @@ class PackConfig:
 
     def __post_init__(self) -> None:
         engines.check(self.engine)
+        if self.codec not in (None, *QUALITY):
+            raise InputError(f"--codec is {self.codec!r}; it must be one of {', '.join(QUALITY)}")
         codec, most = self.parameters.codec, QUALITY[self.parameters.codec][1]
         if self.quality is not None and not 1 <= self.quality <= most:
             raise InputError(f"--quality is {self.quality}; for {codec} it must be between 1 and {most}")
-        for name in ("workers", "short_side", "fps", "frames", "gop", "shard_gb"):
+        for name in ("workers", "short_side", "frames", "gop", "shard_gb"):
             value = getattr(self, name)
-            if value not in (None, "auto") and value <= 0:
+            if value is not None and value <= 0:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
         if codec == "jpeg" and self.gop is not None:
             raise InputError(f"--gop {self.gop} is of video; add --codec hevc or --codec h264, or leave it out")
@@ -137,16 +139,26 @@ class PackConfig:
     @property
     def parameters(self) -> PackParameters:
         """The settings that decide the bytes of a shard."""
-        codec = self.codec or ("hevc" if self.gop is not None else "jpeg")
+        codec = cast(Codec, self.codec or ("hevc" if self.gop is not None else "jpeg"))
         return PackParameters(
             short_side=self.short_side,
-            fps=None if self.fps == "auto" else self.fps,
+            fps=_rate(self.fps),
             quality=QUALITY[codec][0] if self.quality is None else self.quality,
             shard_gb=self.shard_gb,
             codec=codec,
             gop=1 if codec == "jpeg" else DEFAULT_GOP if self.gop is None else self.gop,
             window=(self.frames, LoaderConfig.window_seconds) if self.fps == "auto" else None,
         )
+
+
+def _rate(fps: str | None) -> float | None:
+    """Return --fps as a number; None for all frames, and for auto."""
+    if fps in (None, "auto"):
+        return None
+    with suppress(ValueError):
+        if 0 < (rate := float(fps)) < np.inf:
+            return rate
+    raise InputError(f"--fps is {fps!r}; give a number above 0, or auto")
 
 
 def main(argv: list[str]) -> int:

@@ -77,6 +77,7 @@ def test_wrong_input_is_one_line(data, tmp_path, capsys):
         (["--codec", "jpeg", "--gop", "8"], "--codec hevc"),
         (["--codec", "hevc", "--short-side", "250"], "give 256"),
         (["--fps", "some"], "auto"),
+        (["--fps", "0"], "auto"),
         (["--out", str(tmp_path / "no" / "x.beton")], "no folder"),
         (["--split", "val"], "has no source tree.val"),
     ):
