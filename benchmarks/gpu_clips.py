@@ -32,7 +32,7 @@ import torch
 from benchmarks import end_to_end as whole_step
 from benchmarks.day import Day, Figure, Part
 from benchmarks.gpu_steps import config_of, device_of
-from benchmarks.loader_readers import sampler_of
+from benchmarks.loader_readers import BATCH_CLIPS, ON_GPU, batches, sampler_of, why_not
 from benchmarks.natural_clips import (
     ENCODERS,
     FPS,
@@ -398,6 +398,38 @@ def nvjpeg(day: Day) -> Iterator[Part]:
     for threads in (2,) if day.tiny else (8, 2, 16):
         what = f"packed ({packed.clip(0).width} wide), {threads} threads"
         yield Part(what=what, measure=partial(decode_rate, day, packed, threads, what))
+
+
+def peers(day: Day) -> Iterator[Part]:
+    """Measure the other decoders on NVDEC, in threads, to the same views as ours."""
+    made = clips_of(day)
+    for name in ("vp9",) if day.tiny else ("h264_gop12", "h264_gop250"):
+        for reader in ("ours", *ON_GPU):
+            yield Part(what=f"{name}, {reader}", measure=partial(peer_rate, day, made[name], reader))
+
+
+def peer_rate(day: Day, manifest: Manifest, reader: str) -> Iterator[Figure]:
+    """Measure windows/s of one view for three seconds; the first batch is compared with the plain reader's."""
+    what = f"{manifest.name}, {reader}"
+    if why := why_not(reader):
+        yield Figure(what=what, value=None, unit="windows/s", note=f"not measured: {why}"[:120])
+        return
+    shape: dict[str, Any] = {"frames": 4, "size": 32, "window_seconds": 0.8} if day.tiny else {"window_seconds": 2.44}
+    config = LoaderConfig(views=1, workers=2 if day.tiny else 8, implementation="dali", **shape)
+    flow, ahead = batches(reader, manifest, config, day.device)
+    first = next(flow).cpu().int()
+    plain = next(batches("ours", manifest, replace(config, implementation="plain"), "cpu")[0])
+    apart = (first - plain.int()).abs().double().mean().item()
+    for _ in range(ahead):
+        next(flow)
+    synchronize(device_of(day))
+    began, count, seconds = time.perf_counter(), 0, 0.05 if day.tiny else 3.0
+    while time.perf_counter() - began < seconds:
+        next(flow)
+        count += BATCH_CLIPS
+    synchronize(device_of(day))
+    yield Figure(what=what, value=count / (time.perf_counter() - began), unit="windows/s")
+    yield Figure(what=f"{what}: apart from PyAV", value=apart, unit="of 255", most=LEVELS)
 
 
 def windows(manifest: Manifest, count: int, config: LoaderConfig, device: str) -> tuple[list[DaliInput], list[Any]]:

@@ -48,6 +48,7 @@ ITEMS = (
     Item(name="stage2", seconds=60, what="stage 2 against the published step", parts=f"{STEPS}:stage2"),
     Item(name="nvdec", seconds=70, what="decoded frames/s by GOP, width, threads", parts=f"{CLIPS}:nvdec", clips=True),
     Item(name="nvjpeg", seconds=20, what="decoded images/s", parts=f"{CLIPS}:nvjpeg", clips=True),
+    Item(name="peers", seconds=50, what="PyNvVideoCodec, torchcodec CUDA", parts=f"{CLIPS}:peers", clips=True),
     Item(name="memory_bound", seconds=20, what="patchify and pixel_loss", parts=f"{STEPS}:memory_bound"),
     Item(name="profile", seconds=45, what="stage 1 by kernel class", parts=f"{STEPS}:profile"),
     Item(name="gpu_views", seconds=20, what="GPU views = CPU views", parts=f"{CLIPS}:gpu_views"),

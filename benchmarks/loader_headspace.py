@@ -17,12 +17,12 @@ from benchmarks.loader_readers import sampler_of
 from ppma.config.loader import LoaderConfig, Reader
 from ppma.loaders.readers import clips_per_second, servable
 from ppma.loaders.sources.manifest import Manifest
-from ppma.loaders.sources.store import is_packed
+from ppma.loaders.sources.store import is_packed_as_jpeg
 
 VIEWS, WINDOW_SECONDS, BATCH_CLIPS = 4, 2.44, 8
 ENOUGH = 1.2
 """Times the need: less leaves a step that waits whenever a file is slow."""
-EFFORT = ("manifest", "h264_gop250", "h264_gop12", "jpeg_folder", "packed")
+EFFORT = ("manifest", "h264_gop250", "h264_gop12", "jpeg_folder", "packed", "packed_hevc")
 """Contents by what it takes to have them: as they came, encoded again, unpacked, packed."""
 
 
@@ -54,7 +54,7 @@ def step_rate(device: str) -> tuple[float, str]:
 def readers_of(manifest: Manifest, config: LoaderConfig, device: torch.device) -> list[Reader]:
     """Return the readers of a content; on a CPU a run may ask for FFCV, too."""
     able = servable(config, [manifest], device)
-    on_cpu: list[Reader] = ["ffcv"] if is_packed(manifest.file(0)) and importlib.util.find_spec("ffcv") else []
+    on_cpu: list[Reader] = ["ffcv"] if is_packed_as_jpeg(manifest.file(0)) and importlib.util.find_spec("ffcv") else []
     return able + [reader for reader in on_cpu if reader not in able]
 
 

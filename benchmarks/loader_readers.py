@@ -83,10 +83,13 @@ def _torchcodec_on(device: str, path: Path, wanted: list[int]) -> torch.Tensor:
     return frames.permute(0, 3, 1, 2) if device == "cpu" else frames
 
 
-def _pynvvideocodec(path: Path, wanted: list[int]) -> torch.Tensor:
+def _pynvvideocodec(device: str, path: Path, wanted: list[int]) -> torch.Tensor:
     import PyNvVideoCodec as nvc
 
-    decoder = nvc.SimpleDecoder(str(path), use_device_memory=True, output_color_type=nvc.OutputColorType.RGBP)
+    number = torch.device(device).index or 0
+    decoder = nvc.SimpleDecoder(
+        str(path), gpu_id=number, use_device_memory=True, output_color_type=nvc.OutputColorType.RGBP
+    )
     return torch.stack([torch.from_dlpack(frame) for frame in decoder.get_batch_frames_by_index(wanted)])
 
 
@@ -201,11 +204,11 @@ JPEG: dict[str, Callable[[list[bytes]], list[np.ndarray]]] = {
     "spdl": _spdl_jpeg,
     "torchvision": _torchvision_jpeg,
 }
-ON_GPU: dict[str, Callable[[Path, list[int]], torch.Tensor]] = {
-    "torchcodec_cuda": partial(_torchcodec_on, "cuda"),
+ON_GPU: dict[str, Callable[[str, Path, list[int]], torch.Tensor]] = {
+    "torchcodec_cuda": _torchcodec_on,
     "pynvvideocodec": _pynvvideocodec,
 }
-"""(file, frame numbers) -> RGB frames (T, 3, H, W) on the GPU."""
+"""(device, file, frame numbers) -> RGB frames (T, 3, H, W) on the device."""
 
 
 def _by_frames(reader: str, manifest: Manifest, draw: Sample, config: LoaderConfig) -> torch.Tensor:
@@ -255,8 +258,8 @@ def reads(reader: str, content: str) -> bool:
     """True if a reader supports a content."""
     if reader == "ffcv":
         return content == "packed"
-    if content == "packed":
-        return reader == "ours" or reader in JPEG
+    if content.startswith("packed"):
+        return reader == "ours" or (reader in JPEG and content == "packed")
     if content == "jpeg_folder":
         return reader in ("ours", "published") or reader in JPEG
     return reader in ("ours", "published") or reader in VIDEO or (reader in ON_GPU and content != "mpeg4")
@@ -342,9 +345,9 @@ def _spdl(manifest: Manifest, config: LoaderConfig) -> Iterator[torch.Tensor]:
         yield from pipeline
 
 
-def _on_gpu(reader: str, manifest: Manifest, config: LoaderConfig) -> Iterator[torch.Tensor]:
+def _on_gpu(reader: str, manifest: Manifest, config: LoaderConfig, device: str) -> Iterator[torch.Tensor]:
     def views(draw: Sample) -> torch.Tensor:
-        frames_TCHW = ON_GPU[reader](manifest.file(draw.clip), _wanted(manifest, draw, config.frames))
+        frames_TCHW = ON_GPU[reader](device, manifest.file(draw.clip), _wanted(manifest, draw, config.frames))
         return views_on_gpu(frames_TCHW, draw, config)
 
     draws = _draws(manifest, config)
@@ -365,7 +368,7 @@ def batches(reader: str, manifest: Manifest, config: LoaderConfig, device: str) 
     if reader == "spdl":
         return _spdl(manifest, config), AHEAD + 2
     if reader in ON_GPU:
-        return _on_gpu(reader, manifest, config), 1
+        return _on_gpu(reader, manifest, config, device), 1
     loader = DataLoader(
         _Endless(reader, manifest, config),
         batch_size=None,

@@ -64,7 +64,7 @@ class BenchmarkConfig(rows.ReportConfig):
     root: Path | None = None
     """Folder that the paths in --manifest are relative to (default: the manifest's folder)."""
     contents: tuple[str, ...] = ()
-    """Any of h264_gop250, h264_gop12, h264_gop1, vp9, mpeg4, jpeg_folder, packed (default: all except h264_gop1 on a
+    """Any of h264_gop250, h264_gop12, h264_gop1, vp9, mpeg4, jpeg_folder, packed, packed_hevc (default: all except h264_gop1 on a
     CPU, all on a GPU)."""
     readers: tuple[str, ...] = ()
     """Any of ours, ffcv, torchcodec, decord2, opencv, pyav, spdl, torchvision, published, torchcodec_cuda,
@@ -324,7 +324,7 @@ def to_rows(found: dict[tuple[str, str, int], list[Measure]], config: BenchmarkC
     """Return one flat row per reader, content and number of views."""
     made = []
     for (reader, content, views), measures in found.items():
-        source = "h264_gop250" if content == "packed" else content
+        source = "h264_gop250" if content.startswith("packed") else content
         published = found.get(("published", source, views))
         cpu = [m.cpu_ms_per_clip for m in measures]
         made.append(
@@ -355,6 +355,7 @@ LABELS = {
     "mpeg4": "MPEG-4",
     "jpeg_folder": "folder of JPEG frames",
     "packed": "packed store",
+    "packed_hevc": "packed as HEVC, for NVDEC",
     "manifest": "--manifest",
 }
 
@@ -391,7 +392,7 @@ def main(argv: list[str]) -> int:
     if config.headspace:
         from benchmarks import loader_headspace
 
-        manifests |= make_clips(config.clips, contents=("jpeg_folder", "packed"))
+        manifests |= make_clips(config.clips, contents=("jpeg_folder", "packed", "packed_hevc"))
         print(loader_headspace.advice(manifests, on_gpu=config.device == "gpu"))
         return DONE
     made = measure(config, manifests, cases(config))

@@ -20,6 +20,8 @@ import numpy as np
 from ppma.common.video import video_writer
 from ppma.common.workers import parallel_map
 from ppma.config.errors import InputError
+from ppma.data.encoders import DEFAULT_GOP
+from ppma.data.encoders import QUALITY as PACK_QUALITY
 from ppma.data.frame_rates import kept_rates
 from ppma.data.shard_writer import PackRow, ShardJob, write_rows, write_shard
 from ppma.loaders.sources.manifest import Clip, Manifest
@@ -35,9 +37,13 @@ ENCODERS: dict[str, tuple[str, str, int, dict[str, str]]] = {
     "mpeg4": ("mpeg4", "avi", 12, {"b": "700000"}),
 }
 """content: encoder, container suffix, frames between key frames, encoder options."""
-CONTENTS = (*ENCODERS, "jpeg_folder", "packed")
+CONTENTS = (*ENCODERS, "jpeg_folder", "packed", "packed_hevc")
 PACKED = {"jpeg_folder", "packed"}
 """The same JPEG frames as files and in a store, made together."""
+FOR_NVDEC = PackParameters(
+    short_side=HEIGHT, fps=None, quality=PACK_QUALITY["hevc"][0], codec="hevc", gop=DEFAULT_GOP, window=(16, 61 / FPS)
+)
+"""Of packed_hevc, as `ppma pack --codec hevc --fps auto` has it for 16 frames with stride 4."""
 
 
 def _texture(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -167,7 +173,9 @@ def make_clips(
         InputError: The folder cannot be created.
     """
     if PACKED & set(contents):
-        contents = tuple({"h264_gop250": None, **dict.fromkeys(contents), **dict.fromkeys(sorted(PACKED))})
+        contents = (*contents, *sorted(PACKED))
+    if {*PACKED, "packed_hevc"} & set(contents):
+        contents = tuple(dict.fromkeys(("h264_gop250", *contents)))
     videos = {name: [f"{name}/{i}.{ENCODERS[name][1]}" for i in range(clips)] for name in contents if name in ENCODERS}
     mark, as_wanted = folder / "made.json", {"clips": clips, "frames": frames, "version": 5}
     marked = json.loads(mark.read_text()) if mark.exists() else {}
@@ -185,9 +193,11 @@ def make_clips(
     made = {name: Manifest.from_clips(listed, root=folder, name=name) for name, listed in rows.items()}
     if PACKED & set(missing):
         _pack(folder, made["h264_gop250"])
+    if "packed_hevc" in missing:
+        store_of(made["h264_gop250"], folder / "packed_hevc.beton", FOR_NVDEC)
     if missing:
         mark.write_text(json.dumps(there | dict.fromkeys(missing, as_wanted)))
-    if "packed" in contents:
-        made["packed"] = made["h264_gop250"].packed_in(Store(folder / "packed.beton"))
-        made["packed"].name = "packed"
+    for name in (content for content in contents if content in ("packed", "packed_hevc")):
+        made[name] = made["h264_gop250"].packed_in(Store(folder / f"{name}.beton"))
+        made[name].name = name
     return made

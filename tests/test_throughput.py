@@ -93,7 +93,9 @@ def test_all_readers_give_the_same_views(manifests):
                 assert (views.int() - expected).abs().float().mean() < loader_throughput.MOST_APART, name
                 checked.add((name, content))
         if content == "h264_gop250":  # what NVDEC's readers do after decoding
-            frames = readers._torchcodec_on("cpu", manifest.file(draw.clip), readers._wanted(manifest, draw, 16))
+            frames = readers.ON_GPU["torchcodec_cuda"](
+                "cpu", manifest.file(draw.clip), readers._wanted(manifest, draw, 16)
+            )
             assert (readers.views_on_gpu(frames, draw, config).int() - expected).abs().float().mean() < 0.5
     assert {("published", "h264_gop250"), ("opencv", "packed"), ("spdl", "packed")} <= checked
 
