@@ -14,7 +14,7 @@ import cv2
 import pytest
 import torch
 
-from benchmarks import end_to_end, loader_throughput, rows
+from benchmarks import end_to_end, loader_headspace, loader_throughput, rows
 from benchmarks import loader_readers as readers
 from benchmarks.loader_headspace import Alternative, choose
 from benchmarks.loader_throughput import TABLE, BenchmarkConfig, Case, Reader, measure_case, page_table
@@ -145,6 +145,16 @@ def test_the_table_of_a_page_is_that_of_the_newest_recorded_run(page):
         and found[0].splitlines()[1:-1]
         == page_table([row for row in kept if row["date"] == kept[-1]["date"]]).splitlines()
     )
+
+
+def test_headspace_ends_with_what_to_use(manifests, monkeypatch):
+    monkeypatch.setattr(rows, "machine", lambda: rows.history("train_step")[-1]["machine"])
+    monkeypatch.setattr(
+        loader_headspace, "clips_per_second", lambda reader, *_, **__: 9.0 if reader == "plain" else 90.0
+    )
+    text = loader_headspace.advice(manifests, on_gpu=False)
+    assert "committed row of 20" in text and "h264_gop250" in text and "ffcv" in text
+    assert text.splitlines()[-1].startswith("use h264_gop250 with reader plain and 1 workers")
 
 
 def test_headspace_takes_what_is_enough_with_the_least_effort():
