@@ -19,7 +19,8 @@ import tiny
 import torch
 from processes import ppma_on_ranks, run_script, start_ppma
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from tiny import equal, weights
 
 from ppma import phases
 from ppma.cli import main as ppma
@@ -56,14 +57,6 @@ def tiny_flags(name, data, *flags):
 def run(name, data, run_dir, *flags):
     """Train a tiny recipe in this process and return its run folder."""
     return phases.train(resolve(name, tiny_flags(name, data, "--run-dir", run_dir, *flags)))
-
-
-def weights(run_dir):
-    return load_file(Path(run_dir) / "checkpoints" / "latest" / "model.safetensors")
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def losses(run_dir):

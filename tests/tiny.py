@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from ppma.common.philox import Purpose, generator
 from ppma.config.flags import resolve
@@ -36,6 +37,16 @@ def make_data(folder: Path, clips: Path, *splits: str) -> Path:
         flags = f"--root {clips} --out {folder}/{split}.csv --name made --split {split} --data {folder}/data.toml"
         assert ppma(["index", str(clips), *flags.split()]) == 0
     return folder / "data.toml"
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Return the newest weights of a run."""
+    return load_file(run_dir / "checkpoints" / "latest" / "model.safetensors")
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """True if two models are the same to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def config(name: str, data: Path, run_dir: Path, *flags: object) -> RunConfig:

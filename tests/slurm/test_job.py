@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+import tiny
 from processes import ppma_on_ranks
-from safetensors.torch import load_file
 from slurm_runs import ROOT, Run, flags, launch
+from tiny import equal, weights
 
-from ppma.cli import main as ppma
 from ppma.config.command import RUN_AGAIN, WRONG_INPUT
 from ppma.slurm.launch import main
 from ppma.slurm.restart import read_ends
@@ -27,10 +26,7 @@ EPOCHS = 160
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, clip_tree):
     """A data catalog with the source `made`."""
-    folder = tmp_path_factory.mktemp("data")
-    words = f"--root {clip_tree} --out {folder}/made.csv --name made --split train --data {folder}/data.toml".split()
-    assert ppma(["index", str(clip_tree), *words]) == 0
-    return folder / "data.toml"
+    return tiny.make_data(tmp_path_factory.mktemp("data"), clip_tree, "train")
 
 
 @pytest.fixture
@@ -38,14 +34,6 @@ def cluster(slurm_cluster):
     """The cluster, its queue empty again after the test."""
     yield slurm_cluster
     slurm_cluster("scancel", "-u", "root")
-
-
-def weights(run_dir):
-    return load_file(Path(run_dir) / "checkpoints" / "latest" / "model.safetensors")
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def never_stopped(data, run_dir, epochs, ranks=4):
@@ -316,7 +304,7 @@ def test_slurm_a_run_continues_on_another_number_of_nodes(cluster, data, tmp_pat
 def test_slurm_packs_in_parts_and_trains_from_the_nodes_disk(cluster, data, tmp_path):
     """An array of two tasks and the job that merges them, then a training that copies the store and reads it into memory first."""
     catalog = tmp_path / "data.toml"
-    catalog.write_text(data.read_text().replace('"made.csv"', f'"{data.parent}/made.csv"'))
+    catalog.write_text(data.read_text().replace('"train.csv"', f'"{data.parent}/train.csv"'))
     few = ["--cpus-per-task", "1", "--mem-gib", "2", "--time", "10", "--runs", str(tmp_path / "runs")]
     words = f"pack made --data {catalog} --out {tmp_path}/made.beton --workers 1 --parts 2".split()
     done = launch([*words, *few], cluster.environment)

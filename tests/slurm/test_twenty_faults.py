@@ -23,8 +23,9 @@ import psutil
 import pytest
 import tiny
 from slurm_runs import Run, flags, launch
+from tiny import equal, weights
 
-from tests.slurm.test_job import equal, processes_of_rank, weights
+from tests.slurm.test_job import processes_of_rank
 
 RANKS, STEPS, EVERY, HANG_SECONDS, PACE_SECONDS = 4, 1500, 20, 30, 0.1
 EARLY = 0.25

@@ -10,17 +10,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import torch
 import torch.distributed as dist
 from processes import on_ranks
+from tiny import ALONE
 
 from ppma.config.command import STOP_SIGNALS, run
 from ppma.config.errors import InputError
 from ppma.slurm.cluster import free_port
 from ppma.training import distributed
-from ppma.training.distributed import Ranks, Stop, StopFlag, session
-
-ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+from ppma.training.distributed import Stop, StopFlag, session
 
 
 def test_a_task_of_a_slurm_step_does_not_train_alone(monkeypatch):
