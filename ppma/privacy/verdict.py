@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ppma.common.files import file_sha256, write_json
-from ppma.config.errors import InputError, reading
+from ppma.config.errors import InputError, reading, require
 from ppma.config.run import RunConfig
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
@@ -34,8 +34,8 @@ original missed or painted back; failed: one of these, or a failed check of pixe
 but the detectors find too few known people, or there is no original."""
 FORMAT = "ppma-audit-2"
 AUDIT_FILE, POLICY_FILE = "audit.json", "privacy.toml"
-REVIEW_FILE, NO_ONE = "review.json", "no one"
-"""The record of `ppma audit review`, next to audit.json, and its answer for a frame without people."""
+REVIEW_FILE, SEEN = "review.json", ("part of a person", "person")
+"""The record of `ppma audit review`, next to audit.json, and its answers for a frame with people."""
 FLOOR = 0.5
 """Least sensitivity: the share of tall spiked people that at least one auditor finds in a clip."""
 AGAIN = "run `ppma audit` on it again"
@@ -78,7 +78,7 @@ class Audited:
     sensitivity: float
     """Share of the tall spiked people that the auditors found; 0 if none fitted into a frame."""
     reviewed: float = 1.0
-    """Upper bound on the share of frames with a person after a review of this audit; 1 if a reviewer saw one."""
+    """Upper bound on the share of frames with a person after a review of this audit; 1 without a review."""
 
 
 def policy_path(config: RunConfig) -> Path | None:
@@ -187,15 +187,16 @@ def _read_seal(manifest: Path) -> Seal:
 
 
 def _reviewed(audit: Path, audit_sha256: str) -> float:
-    """Return the bound of the largest review without a person; 1 if there is none, or one with a person."""
+    """Return the lowest bound of the reviews of an audit, 1 without any; InputError if a reviewer saw people."""
     file = audit.with_name(REVIEW_FILE)
     if not file.exists():
         return 1.0
     with reading(file, "a record of `ppma audit review`; move it away"):
         content = json.loads(file.read_text(encoding="utf-8"))
         reviews = [one for one in content["reviews"] if one["audit_sha256"] == audit_sha256]
-        seen = any(one["counts"][NO_ONE] < one["frames"] for one in reviews)
-        return 1.0 if seen else min((float(one["upper"]) for one in reviews), default=1.0)
+        seen = any(one["counts"][answer] for one in reviews for answer in SEEN)
+        require(not seen, f"{file}: a reviewer saw people in these clips; clean or remove them, and {AGAIN}")
+        return min((float(one["upper"]) for one in reviews), default=1.0)
 
 
 def _verdicts(audit: Path, reviewed: float) -> dict[str, Audited]:

@@ -109,21 +109,37 @@ def test_the_content_of_files_and_folders_is_hashed(tmp_path):
     assert content_sha256(folder / "000002.jpg") != content_sha256(folder)
 
 
+def write_reviews(audit, *reviews):
+    """Write a review.json of (frames, answers but "no one", bound, whether it is of this audit)."""
+    none = {"part of a person": 0, "person": 0, "unsure": 0}
+    rows = [
+        {
+            "audit_sha256": file_sha256(audit) if own else "0" * 64,
+            "counts": none | said | {"no one": frames - sum(said.values())},
+            "upper": upper,
+        }
+        for frames, said, upper, own in reviews
+    ]
+    (audit.parent / "review.json").write_text(json.dumps({"reviews": rows}))
+
+
 @pytest.mark.parametrize(
     ("reviews", "bound"),
     [
         ([], 1.0),
-        ([(300, 300, 0.01, True), (50, 50, 0.06, True)], 0.01),
-        ([(300, 300, 0.01, False)], 1.0),  # of another audit
-        ([(300, 300, 0.01, True), (10, 9, 0.4, True)], 1.0),  # someone saw a person
+        ([(300, {}, 0.01, True), (50, {"unsure": 1}, 0.09, True)], 0.01),
+        ([(300, {"person": 1}, 0.02, False)], 1.0),  # of another audit
     ],
 )
 def test_a_review_bounds_what_is_left(audited, reviews, bound):
     manifest, audit = audited
-    own = file_sha256(audit)
-    rows = [
-        {"audit_sha256": own if same else "0" * 64, "frames": frames, "counts": {"no one": empty}, "upper": upper}
-        for frames, empty, upper, same in reviews
-    ]
-    (audit.parent / "review.json").write_text(json.dumps({"reviews": rows}))
+    write_reviews(audit, *reviews)
     assert {one.reviewed for one in read_verdicts(manifest).values()} == {bound}
+
+
+@pytest.mark.parametrize("answer", ["part of a person", "person"])
+def test_clips_in_which_a_reviewer_saw_people_are_refused(audited, answer):
+    manifest, audit = audited
+    write_reviews(audit, (300, {}, 0.01, True), (10, {answer: 1}, 0.4, True))
+    with pytest.raises(InputError, match="saw people"):
+        read_verdicts(manifest)

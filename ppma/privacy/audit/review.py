@@ -31,11 +31,11 @@ from ppma.config.command import DONE, FAILED_AUDIT, OutFile, check_ranges, parse
 from ppma.config.errors import BadClip, InputError, first_few, reading, require
 from ppma.privacy.audit.clip import jpeg_base64, original_frames, video_frames
 from ppma.privacy.removal.clip import ClipSource
-from ppma.privacy.verdict import AUDIT_FILE, FAILED, FORMAT, NO_ONE, REVIEW_FILE
+from ppma.privacy.verdict import AUDIT_FILE, FAILED, FORMAT, REVIEW_FILE, SEEN
 
 PAGE, REVIEW_FORMAT = "review.html", "ppma-review-1"
-PART, PERSON, UNSURE = "part of a person", "person", "unsure"
-ANSWERS = (NO_ONE, PART, PERSON, UNSURE)
+NO_ONE, UNSURE = "no one", "unsure"
+ANSWERS = (NO_ONE, *SEEN, UNSURE)
 """What a reviewer says of a frame; all but the first count as a person in the bound."""
 QUALITY = 90
 """JPEG quality of the pictures."""
@@ -206,9 +206,7 @@ def _record(report: Path, file: Path, clips: list[dict[str, Any]], sha256: str, 
     console.print(
         f"so at most {100 * upper:.1f} % of the frames of these clips show a person (95 %); every answer but '{NO_ONE}' counts"
     )
-    if seen := [
-        f"{one['path']} frame {one['frame'] + 1}" for one in review["answers"] if one["says"] in (PART, PERSON)
-    ]:
+    if seen := [f"{one['path']} frame {one['frame'] + 1}" for one in review["answers"] if one["says"] in SEEN]:
         console.print(
             f"people are left in {first_few(seen, 10)}: remove these clips or clean them again, and audit again"
         )
