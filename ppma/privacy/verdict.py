@@ -163,7 +163,8 @@ def read_verdicts(manifest: Path, trusted: Path | None = None) -> dict[str, Audi
         raise InputError(f"{audit}, the audit of {manifest}, is missing; restore it, or {AGAIN}")
     if file_sha256(audit) != note.audit_sha256:
         raise InputError(f"{audit} was changed after the audit of {manifest}; {AGAIN}")
-    found = _verdicts(audit, _reviewed(audit, note.audit_sha256))
+    reviewed = _reviewed(audit.with_name(REVIEW_FILE), note.audit_sha256)
+    found = {path: replace(one, reviewed=reviewed) for path, one in _verdicts(audit).items()}
     rows = Manifest.read(manifest)
     for i in range(len(rows)):
         row = rows.clip(i)
@@ -186,9 +187,8 @@ def _read_seal(manifest: Path) -> Seal:
         return Seal(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def _reviewed(audit: Path, audit_sha256: str) -> float:
+def _reviewed(file: Path, audit_sha256: str) -> float:
     """Return the lowest bound of the reviews of an audit, 1 without any; InputError if a reviewer saw people."""
-    file = audit.with_name(REVIEW_FILE)
     if not file.exists():
         return 1.0
     with reading(file, "a record of `ppma audit review`; move it away"):
@@ -199,14 +199,14 @@ def _reviewed(audit: Path, audit_sha256: str) -> float:
         return min((float(one["upper"]) for one in reviews), default=1.0)
 
 
-def _verdicts(audit: Path, reviewed: float) -> dict[str, Audited]:
+def _verdicts(audit: Path) -> dict[str, Audited]:
     """Return the entries of audit.json by path; InputError if it is malformed or a detector judged its own masks."""
     with reading(audit, "a report of `ppma audit`"):
         content: dict[str, Any] = json.loads(audit.read_text(encoding="utf-8"))
         shared = set(content["makers"]) & set(content["auditors"])
         points = {str(name): float(content["operating_points"][name]) for name in content["auditors"]}
         measured = date.fromisoformat(content["points_date"])
-        clips = {c["path"]: _audited(c, points, measured, reviewed) for c in content["clips"]}
+        clips = {c["path"]: _audited(c, points, measured) for c in content["clips"]}
         known = content["format"] == FORMAT and len(content["auditors"]) > 0
     if not known or any(clip.verdict not in VERDICTS for clip in clips.values()):
         raise InputError(f"{audit} is not a report of this `ppma audit` ({FORMAT}); {AGAIN}")
@@ -215,7 +215,7 @@ def _verdicts(audit: Path, reviewed: float) -> dict[str, Audited]:
     return clips
 
 
-def _audited(clip: dict[str, Any], points: dict[str, float], points_date: date, reviewed: float) -> Audited:
+def _audited(clip: dict[str, Any], points: dict[str, float], points_date: date) -> Audited:
     return Audited(
         verdict=clip["verdict"],
         sha256=clip["sha256"],
@@ -225,5 +225,4 @@ def _audited(clip: dict[str, Any], points: dict[str, float], points_date: date, 
         frames=int(clip["frames"]),
         looked_at=len(clip["looked_at"]),
         sensitivity=clip["spiked_found"] / clip["spiked"] if clip["spiked"] else 0.0,
-        reviewed=reviewed,
     )
