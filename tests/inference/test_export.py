@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -114,6 +115,11 @@ def test_wrong_input_leaves_nothing_behind(runs, tmp_path, capfd, monkeypatch):
     ):
         assert ppma(["export", *argv]) == 2
         assert problem in capfd.readouterr().err
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "onnxruntime", None)
+        assert ppma(["export", str(runs / "mae"), str(tmp_path / "x")]) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert "pip install 'ppma[export]'" in error and not (tmp_path / "x").exists()
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(RuntimeError, match="differs from the model"):
         ppma(["export", str(runs / "mae"), str(tmp_path / "x"), "--no-onnx"])

@@ -113,6 +113,8 @@ def test_an_exported_folder_is_a_model(tiny_runs, tmp_path):
 def test_bad_input_is_one_line(model, folder, tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "config.json").write_text('{"model_type": "videomae"}')
+    (tmp_path / "vivit").mkdir()
+    (tmp_path / "vivit/config.json").write_text('{"model_type": "vivit"}')
     os.mkfifo(tmp_path / "pipe")
     frames = np.zeros((4, 32, 32, 3))
     for call in (
@@ -131,6 +133,7 @@ def test_bad_input_is_one_line(model, folder, tmp_path):
         lambda: model.features(folder / "a.mp4", window=-1.0),
         lambda: model.predict(folder / "a.mp4", space="gone"),
         lambda: ppma.load_model(tmp_path),
+        lambda: ppma.load_model(tmp_path / "vivit"),
         lambda: ppma.load_model(tmp_path / "gone"),
         lambda: ppma.load_model(folder),
         lambda: find_videos(tmp_path / "gone"),
