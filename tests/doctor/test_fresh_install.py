@@ -11,7 +11,16 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
+
+from ppma.common import engines
+from ppma.config.errors import InputError
+from ppma.config.loader import LoaderConfig
+from ppma.inference.export import write_onnx
+from ppma.loaders.sources import remote
+from ppma.loaders.stream import choose_implementation
+from ppma.privacy.detectors.runtime import Network
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -82,6 +91,23 @@ def test_apptainer_takes_the_steps_of_the_dockerfile():
     base = re.search(r"^FROM (.*)$", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
     assert base and sections[""] == ["Bootstrap: docker", f"From: {base[1]}"]
     assert sections["post"] == [step for step in docker_steps() if not step.startswith("useradd")]
+
+
+@pytest.mark.parametrize(
+    ("extra", "package", "use"),
+    [
+        ("ffcv", "ffcv", lambda: choose_implementation(LoaderConfig(implementation="ffcv"), torch.device("cpu"))),
+        ("ray", "ray", lambda: engines.check("ray")),
+        ("export", "onnxruntime", lambda: write_onnx(torch.nn.Identity(), None, Path("model.onnx"))),
+        ("privacy", "onnxruntime", lambda: Network(b"")),
+        ("remote", "aiohttp", lambda: remote._filesystem.__wrapped__("http")),
+    ],
+)
+def test_a_missing_extra_is_named_in_one_line(monkeypatch, extra, package, use):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError) as refused:
+        use()
+    assert f"ppma[{extra}]" in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.mark.slow
