@@ -25,6 +25,7 @@ from benchmarks import rows
 from benchmarks.natural_clips import make_clips, store_of
 from ppma.config.cache import cache_folder
 from ppma.config.command import DONE, OutFolder, parse, run
+from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
 from ppma.data.encoders import packed_size
 from ppma.data.frame_rates import kept_rates
@@ -110,7 +111,10 @@ def main(argv: list[str]) -> int:
             window = loader.frames, loader.window_seconds
             own = PackParameters(short_side=256, fps=None, quality=number, codec=codec, gop=gop, window=window)
             began = time.process_time()
-            stores[name] = source.packed_in(store_of(source, Path(folder) / f"{codec}{number}-{gop}.beton", own)), own
+            store = store_of(source, Path(folder) / f"{codec}{number}-{gop}.beton", own)
+            for _, path, reason in store.index.shards[0].rejected:
+                raise InputError(f"{path}: {reason}; leave it out of --manifest")
+            stores[name] = source.packed_in(store), own
             spent[name] = [1e3 * (time.process_time() - began)]
         # 2. read windows, the layouts in turn
         decoded = dict.fromkeys(stores, 0)

@@ -27,6 +27,7 @@ QUALITY = {"jpeg": (90, 100), "hevc": (14, 51), "h264": (14, 51)}
 """{codec: default, largest}: JPEG's quality, the CRF of video. At these defaults video loses 1 dB more than JPEG."""
 DEFAULT_GOP = 8
 """Of 16 consecutive pictures from any on, a reader decodes 19.5: 1.22 for each."""
+MOST_GOP = 250
 BLOCK = 16
 """Sides of video are multiples of this. DALI reuses a decoder for the next clip only if coded and shown sizes agree."""
 MOST_STRETCH = 0.1

@@ -32,7 +32,7 @@ from ppma.config.command import DONE, OutFile, OutFolder, parse
 from ppma.config.errors import BadClip, DiskFullError, InputError, KilledError, require
 from ppma.config.loader import LoaderConfig
 from ppma.config.records import restore
-from ppma.data.encoders import BLOCK, DEFAULT_GOP, QUALITY, check_encoder
+from ppma.data.encoders import BLOCK, DEFAULT_GOP, MOST_GOP, QUALITY, check_encoder
 from ppma.data.frame_rates import decoded_per_frame, kept_frames, kept_rates, losses
 from ppma.data.shard_writer import PackRow, ShardJob, encode_clip, shard_bounds, shard_name, write_rows, write_shard
 from ppma.loaders.sources import catalog
@@ -119,7 +119,9 @@ class PackConfig:
         codec, most = self.parameters.codec, QUALITY[self.parameters.codec][1]
         if self.quality is not None and not 1 <= self.quality <= most:
             raise InputError(f"--quality is {self.quality}; for {codec} it must be between 1 and {most}")
-        for name in ("workers", "short_side", "frames", "gop", "shard_gb"):
+        if self.gop is not None and not 1 <= self.gop <= MOST_GOP:
+            raise InputError(f"--gop is {self.gop}; it must be between 1 and {MOST_GOP}")
+        for name in ("workers", "short_side", "frames", "shard_gb"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
