@@ -125,9 +125,9 @@ def measure(config: UrlConfig) -> list[dict[str, Any]]:
             for latency_ms in config.latency_ms:
                 os.environ[CACHE_VARIABLE] = f"{temporary}/cache-{number}-{latency_ms}"
                 with http(folder.parent, latency_ms) as url:
-                    for way in ("http, first epoch", "http, cached"):
-                        measured = epoch(f"{url}/{folder.name}", config.workers)
-                        found.setdefault((way, latency_ms), []).append(measured)
+                    first, cached = (epoch(f"{url}/{folder.name}", config.workers) for _ in range(2))
+                found.setdefault(("http, first epoch", latency_ms), []).append(first)
+                found.setdefault(("http, cached", latency_ms), []).append(cached)
                 for file in Path(os.environ[CACHE_VARIABLE]).iterdir():
                     file.unlink()
     disk_rate, disk_cpu = map(statistics.median, zip(*found["disk", 0.0]))
