@@ -33,7 +33,7 @@ ELSEWHERE = {
     "ppma inspect": "inference/test_inspect.py",
     "ppma export runs": "inference/test_export.py",
 }
-"""Commands that take long or need a download: the test that runs each of them. Here only their flags are read."""
+"""Commands that take long or need a download: the test that runs each of them. By default only their flags are read here."""
 TRAINING = [*tiny.FLAGS, "--batch", "4", "--optim.epochs", "1", "--pictures-every", "0"]
 SMALLER = {
     "ppma train mae": [*TRAINING, *tiny.MAE_FLAGS, "--run-dir", "runs/new"],
@@ -65,7 +65,8 @@ def folder(tiny_runs, clip_tree, tmp_path_factory):
     for name in ("align_nohuman", "align_synthetic", "align_nohuman_synthetic"):
         (folder / "runs" / name).symlink_to(folder / "runs/finetune-ucf101")
     (folder / "clips").symlink_to(next(clip_tree.iterdir()))
-    (folder / "videos/real").mkdir(parents=True)
+    (folder / "videos/real/street").mkdir(parents=True)
+    shutil.copy(folder / "clip.mp4", folder / "videos/real/street")
     (folder / "videos/virtual").symlink_to(clip_tree)
     dataset_trees.hmdb51(folder / "data/hmdb51", shutil.copy(folder / "clip.mp4", folder / "data.mp4"))
     (folder / "theirs").mkdir()
@@ -102,6 +103,15 @@ def test_every_example_runs(name, folder, monkeypatch):
                 ppma(words)
         else:
             assert ppma(words) == 0, line
+
+
+@pytest.mark.slow
+def test_long_examples_run(folder, person_weights, audit_weights, monkeypatch):
+    """Those on videos, and the export; a demo, a study and planted people take ten minutes to hours."""
+    monkeypatch.chdir(folder)
+    for name in ("synthesize", "remove-humans", "audit", "export"):
+        for line in examples(name):
+            assert ppma(shlex.split(line)[1:]) in (command.DONE, command.FAILED_AUDIT), line
 
 
 @pytest.mark.parametrize("name", RECIPES)
