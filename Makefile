@@ -5,7 +5,7 @@
 # PYTHON=python3.12 selects an interpreter; ARGS='-k manifest' goes to pytest; JOBS=1 runs one test at a time.
 PYTHON ?=
 ARGS ?=
-JOBS ?= 2
+JOBS ?= 3
 SEEDS ?= 1
 VIDEOS ?=
 OUT ?= runs/demo

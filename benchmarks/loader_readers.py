@@ -237,7 +237,7 @@ MODULES = {
     "decord2": "decord",
     "ffcv": "ffcv",
     "spdl": "spdl.io",
-    "torchvision": "torchvision",
+    "torchvision": "torchvision.io",
     "torchcodec_cuda": "torchcodec.decoders",
     "pynvvideocodec": "PyNvVideoCodec",
 }
@@ -249,6 +249,8 @@ def why_not(reader: str) -> str:
         module = importlib.import_module(MODULES.get(reader, "cv2"))
         if reader == "spdl":
             module.decode_config()  # loads FFmpeg
+        if reader == "torchvision":  # it imports where its decoders do not
+            module.decode_jpeg(torch.from_numpy(cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].ravel()))
     except (ImportError, OSError, RuntimeError) as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0]}"
     return ""

@@ -93,6 +93,7 @@ class ClipLoader:
         Raises:
             InputError: The source cannot be read, a setting does not exist, or the numbers do not fit each other.
         """
+        self._stream: ClipStream | None = None
         known = {field.name for field in fields(LoaderConfig)}
         if unknown := sorted(settings.keys() - known):
             raise InputError(f"{unknown[0]} is no setting of a loader; they are {', '.join(sorted(known))}")
@@ -119,7 +120,6 @@ class ClipLoader:
         if not train:
             self._same["world_size"] = self.world_size
         self._epoch, self._step, self._resumed = 0, 0, False
-        self._stream: ClipStream | None = None
 
     def __len__(self) -> int:
         return -(-self._sampler.steps_per_epoch // (1 if self.train else self.world_size))
@@ -171,6 +171,9 @@ class ClipLoader:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+    def __del__(self) -> None:  # a loader whose name is given to another one keeps no processes
+        self.close()
 
     def __enter__(self) -> "ClipLoader":
         return self

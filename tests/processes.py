@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import torch
+
 from ppma.slurm.cluster import free_port
 
 _SERVER = multiprocessing.get_context("forkserver")
@@ -30,6 +32,7 @@ def _enter(out: Path, environment: Mapping[str, str], work: Callable[..., int | 
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, pytest and what it starts would ignore it
     os.environ.clear()
     os.environ.update(environment)
+    torch.set_num_threads(1)  # the server has loaded torch under another OMP_NUM_THREADS
     sys.exit(work(*given))
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -148,3 +149,14 @@ def test_bad_files_are_named_and_wrong_input_is_one_line(made, clip_tree, tmp_pa
         with pytest.raises(ppma.InputError) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+def test_a_loader_that_is_dropped_keeps_no_thread(clip_tree):
+    def mine():
+        return [thread for thread in threading.enumerate() if thread.name == "ppma-batches"]
+
+    loader = ppma.ClipLoader(clip_tree, batch_size=4, **SMALL)
+    next(iter(loader))
+    assert mine()
+    del loader
+    assert not mine()

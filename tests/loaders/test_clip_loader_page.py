@@ -1,5 +1,6 @@
 """Every example of docs/loader.md runs, and other libraries' checkpoints keep the position of a ClipLoader."""
 
+import gc
 import re
 import warnings
 from pathlib import Path
@@ -26,6 +27,7 @@ def world(tmp_path, clip_tree, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on workers and loggers
         yield
+    gc.collect()  # Lightning's cycles hold loaders
 
 
 def test_every_example_runs():
