@@ -1,7 +1,7 @@
 # make test: create .venv (one to five minutes), then run the tests.  make slow: the full-size proofs.  make lint: ruff and mypy.
 # make demo: the whole method on virtual people; SEEDS=3 runs three seeds, VIDEOS=DIR uses your own human-removed clips as scenes, OUT=DIR.
 # make study: the small study, three seeds of eight methods, and its report; resumes after an interruption; VIDEOS=DIR adds your own clips.
-# make bench: every way of reading clips, six minutes on an idle machine: records the rows, writes README's and docs/loader.md's table and plot.
+# make bench: every way of reading clips, nine minutes on an idle machine: records the rows, writes README's and docs/loader.md's table and plot.
 # PYTHON=python3.12 selects an interpreter; ARGS='-k manifest' goes to pytest; JOBS=1 runs one test at a time.
 PYTHON ?=
 ARGS ?=
