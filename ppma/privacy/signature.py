@@ -19,13 +19,15 @@ Signer = Callable[[str], tuple[str, str]]
 """Text of a seal  ->  the public key in OpenSSH's form, the signature in hexadecimal."""
 
 
-def _package() -> tuple[Any, Any]:
+def _package() -> tuple[Any, Any, Any]:
     try:
+        import bcrypt  # noqa: F401  # cryptography needs it for keys with a passphrase, and reports it late
+        from cryptography import exceptions
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ed25519
-    except ImportError:
-        raise InputError("signatures need cryptography: pip install 'ppma[privacy]'") from None
-    return serialization, ed25519
+    except ImportError as error:
+        raise InputError(f"signatures need {error.name}: pip install 'ppma[privacy]'") from None
+    return serialization, ed25519, exceptions
 
 
 def signer(key: Path) -> Signer:
@@ -34,14 +36,18 @@ def signer(key: Path) -> Signer:
     Raises:
         InputError: It is no Ed25519 key of OpenSSH, or its passphrase is wrong or cannot be asked for.
     """
-    serialization, ed25519 = _package()
+    serialization, ed25519, _ = _package()
     with reading(key, "an Ed25519 key; `ssh-keygen -t ed25519 -f FILE` makes one"):
         data = key.read_bytes()
         try:
             private = serialization.load_ssh_private_key(data, None)
         except TypeError:  # it has a passphrase
             require(sys.stdin.isatty(), "it has a passphrase, which can only be typed at a terminal")
-            private = serialization.load_ssh_private_key(data, getpass.getpass(f"passphrase of {key}: ").encode())
+            passphrase = getpass.getpass(f"passphrase of {key}: ").encode()
+            try:
+                private = serialization.load_ssh_private_key(data, passphrase)
+            except ValueError:
+                raise InputError(f"{key}: the passphrase is wrong") from None
         require(isinstance(private, ed25519.Ed25519PrivateKey), "it is not an Ed25519 key")
     form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     public = private.public_key().public_bytes(*form).decode()
@@ -61,7 +67,7 @@ def check(file: Path, text: str, key: str, signature: str, trusted: Path) -> Non
     Raises:
         InputError: It is not signed, not with one of these keys, or changed since.
     """
-    serialization, ed25519 = _package()
+    serialization, ed25519, exceptions = _package()
     with reading(trusted, "public keys, one a line; `ssh-keygen` writes one into FILE.pub"):
         lines = [line.split() for line in trusted.read_text(encoding="utf-8").splitlines() if line.strip()]
         known = {" ".join(line[:2]): serialization.load_ssh_public_key(" ".join(line[:2]).encode()) for line in lines}
@@ -71,9 +77,7 @@ def check(file: Path, text: str, key: str, signature: str, trusted: Path) -> Non
         raise InputError(f"{file} is not signed; run `ppma audit --sign KEY`, or leave out --trust")
     if key not in known:
         raise InputError(f"{file} is signed with {key}, which is not in {trusted}")
-    from cryptography.exceptions import InvalidSignature
-
     try:
         known[key].verify(binascii.unhexlify(signature), _USE + text.encode())
-    except (InvalidSignature, binascii.Error):
+    except (exceptions.InvalidSignature, binascii.Error):
         raise InputError(f"{file}: the signature is not of this seal; run `ppma audit --sign KEY` again") from None

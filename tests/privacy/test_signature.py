@@ -14,7 +14,7 @@ from ppma.privacy import signature
 from ppma.privacy.strict import precheck
 from ppma.privacy.verdict import AUDIT_FILE, PASSED, copy_seal, read_verdicts, seal, seal_path, write_passed
 
-pytest.importorskip("cryptography", reason="the extra [privacy] is not installed")
+pytest.importorskip("bcrypt", reason="the extra [privacy] is not installed")
 
 
 def make_key(folder, name, *more):
@@ -104,3 +104,14 @@ def test_strict_asks_for_the_signature(world):
         precheck(replace(config, trust=world / "eve.pub"), sources, None)
     with pytest.raises(InputError, match="--privacy strict"):
         replace(config, privacy="off", trust=world / "ada.pub")
+
+
+def test_a_key_with_a_passphrase_is_opened_at_a_terminal(world, monkeypatch):
+    make_key(world, "locked", "-N", "secret")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("getpass.getpass", lambda _: "secret")
+    key, _ = signature.signer(world / "locked")("text")
+    assert (world / "locked.pub").read_text().startswith(key)
+    monkeypatch.setattr("getpass.getpass", lambda _: "another")
+    with pytest.raises(InputError, match="passphrase is wrong"):
+        signature.signer(world / "locked")

@@ -129,7 +129,6 @@ def main(argv: list[str]) -> int:
 def run(config: AuditConfig, console: Console) -> int:
     """Audit the clips of a config, report on the console, and return the exit code."""
     models = auditors.files_of(config.detectors, config.weights, config.models)
-    sign = signature.signer(config.sign) if config.sign else None
     engine = engines.find(config.engine)
     manifest, root, clips = jobs.read(config.source, config.root, config.workers, engine)
     pairs = jobs.pairs(root, clips, config.originals)
@@ -139,6 +138,7 @@ def run(config: AuditConfig, console: Console) -> int:
         console.print(f"{len(pairs)} clips, {frames} frames for each of {len(config.detectors)} detectors")
         console.print(f"would write {config.out}")
         return DONE
+    sign = signature.signer(config.sign) if config.sign and config.part is None else None  # asks before the work
     _make_folder(config, manifest, root)
     todo = [
         AuditJob(
@@ -160,9 +160,8 @@ def run(config: AuditConfig, console: Console) -> int:
     with Progress("clips") as progress:
         results = jobs.run(todo, config.workers, progress, share, engine)
         rest = [job for job in todo if job.pair.path not in results] if config.part is None else []
-        results |= jobs.run(
-            rest, config.workers, lambda *_: None, Share(None), engine
-        )  # what other tasks found is read
+        # Clips of other tasks are read, or inspected here if such a task was killed.
+        results |= jobs.run(rest, config.workers, lambda *_: None, Share(None), engine)
     refused = [result for result in results.values() if isinstance(result, str)]
     if config.part is not None:
         console.print(f"part {config.part} is done, it inspected {len(results)} of {len(todo)} clips")
