@@ -67,7 +67,7 @@ ODD_WIDTH = 340
 VIDEO_STORES: dict[str, Codec] = {"packed_hevc": "hevc", "packed_h264": "h264"}
 """The clips of h264_gop250 as `ppma pack --codec hevc --fps auto` packs them."""
 WINDOWS_A_SECOND = 585
-"""What stage 1 takes from a loader on one H200."""
+"""Goal for one H200: what stage 1 is expected to take from a loader, which has not been measured."""
 LEVELS = 2.0
 """Largest mean difference between two decoders of the same stream, in levels of 255."""
 

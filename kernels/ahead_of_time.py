@@ -238,9 +238,8 @@ def fill_attention(capability: int, shapes: Sequence[tuple[int, int, int]]) -> N
 
 def disassemble(cubin: bytes) -> str:
     """Return machine code as assembly text (SASS)."""
-    return _run_tool(
-        "nvdisasm", "-c", "-ndf", cubin=cubin
-    )  # dataflow analysis takes a third longer and changes nothing
+    # -ndf: dataflow analysis takes a third longer and changes nothing
+    return _run_tool("nvdisasm", "-c", "-ndf", cubin=cubin)
 
 
 def resource_usage(cubin: bytes) -> dict[str, int]:

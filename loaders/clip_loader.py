@@ -26,7 +26,7 @@ from ppma.loaders.sources import catalog
 from ppma.loaders.sources.listing import probe_rows, read_clips, rows_of
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.remote import Url, as_path
-from ppma.loaders.sources.store import MANIFEST, SUFFIX, Store
+from ppma.loaders.sources.store import MANIFEST, SUFFIX, Store, read_index
 from ppma.loaders.stream import ClipStream, OnBad
 
 log = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ def open_source(
             (one for one in found.entries.values() if one.store and one.store.resolve() == path.resolve()), None
         )
         if entry is None:
-            Store(path)  # names what is wrong with it first
+            read_index(path)  # names what is wrong with it first
             lacks = f"{path} is in no data catalog and has no {MANIFEST} (an older ppma packed it); give its name there"
             require((path / MANIFEST).exists(), lacks)
             manifest = Manifest.read(path / MANIFEST, root=root or path, name=path.stem)

@@ -47,6 +47,8 @@ MAX_PIXELS = 8192 * 4352
 """Most pixels of a frame: 8K, the largest useful `ppma index --max-pixels`. A 200 kB file may promise more."""
 MOST_HELD_PIXELS = 1 << 27
 """Pixels of the frames that a window decoded from the start holds: 200 MB."""
+AHEAD_BYTES = 1 << 23
+"""What is read ahead of a video by URL: a usual clip as a whole. Of a long video the window may be elsewhere."""
 _readers_ahead = ThreadPoolExecutor(8, "ppma-read-ahead")
 _no_seeking: set[Path] = set()
 """Files that showed something else after a seek than their packets promise."""
@@ -150,7 +152,7 @@ def _read_ahead(path: Path, start: float, end: float, count: int) -> None:
             return
         if isinstance(path, Url):
             remote = RemoteFile(path)
-            remote.read_ahead(0, remote.size)
+            remote.read_ahead(0, min(remote.size, AHEAD_BYTES))
             return
         for file in list_frames(path) if is_frames(path) else [path]:
             with file.open("rb") as handle:

@@ -25,8 +25,10 @@ def one_column() -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ["COLUMNS"]
-        os.environ |= {} if before is None else {"COLUMNS": before}
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
 
 
 def manual(text: str) -> str:

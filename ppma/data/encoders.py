@@ -3,7 +3,7 @@
 Encoder(parameters).add(frame_HWC) ... finish()  ->  the bytes of one picture for each frame, in order
 
 A packet of video is one picture, and refers to none after it: a reader that starts at a key frame and stops at the last
-frame it wants decodes nothing in vain. The same frames give the same bytes: one thread, and no version in the stream.
+frame of its window decodes nothing after it. The same frames give the same bytes: one thread, and no version in the stream.
 """
 
 from fractions import Fraction

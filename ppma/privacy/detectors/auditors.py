@@ -3,9 +3,9 @@
     frame_HWC (RGB uint8)  ->  the frame and its tiles at the network's size  ->  boxes_N5: x0, y0, x1, y1, score
 
 Three networks detect bodies by different means: nanodet predicts distributions of edge distances, centernet heat maps of
-centers, yolov3-tiny offsets of anchor boxes; blazeface detects faces. Operating points (thresholds) are
-sensitive: a missed person is worse than a false positive, which costs a look. They were chosen on half of the labeled
-real clips and are reported on the other half (benchmarks/person_recall.py, LOG.md 2026-11-28).
+centers, yolov3-tiny offsets of anchor boxes; blazeface detects faces. A file of the user adds yolox. Operating points
+(thresholds) are sensitive: a missed person is worse than a false positive, which costs a look. They were chosen on half
+of the labeled real clips and are reported on the other half (benchmarks/person_recall.py, LOG.md 2026-11-28).
 Legend: H height, W width of a frame in pixels, N boxes or anchors, B tiles, h and w of a network's input
 or map, S its side.
 """
@@ -230,7 +230,7 @@ AUDITORS: dict[str, AuditorKind] = {
     "yolox": AuditorKind(make=YoloX, finds="person", user_model="yolox", license="Apache-2.0", threshold=0.3),
     "blazeface": AuditorKind(make=BlazeFace, finds="face", weights="auditors", license="Apache-2.0", threshold=0.5),
 }
-"""Auditors by the names that reports use. The point of yolox is its authors' for showing boxes: it has not been measured."""
+"""Auditors by the names that reports use. yolox has the operating point of its authors' demo, which was not measured."""
 BUNDLED = tuple(name for name, kind in AUDITORS.items() if kind.weights)
 """The auditors that `ppma privacy fetch` gets."""
 POINTS_DATE = "2026-11-28"

@@ -27,7 +27,7 @@ TIMEOUT_SECONDS = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class UserModel:
-    """A model file that users must provide."""
+    """A model file that no package carries."""
 
     file: str
     """Its name in the weights folder."""
@@ -141,7 +141,8 @@ def _check(name: str, path: Path, own_sha256: str, *, given: bool) -> Model:
     known = USER_MODELS[name]
     if not path.is_file():
         where = "is not a file" if given else f"is missing; put it into that folder, or give --models {name}=FILE"
-        raise InputError(f"{name} needs {known.what}, which ppma does not fetch: {path} {where}")
+        fetch = "; `ppma privacy fetch --set quality` downloads it" if known.url and not given else ""
+        raise InputError(f"{name} needs {known.what}: {path} {where}{fetch}")
     try:
         sha256 = model_sha256(path)
     except OSError as error:

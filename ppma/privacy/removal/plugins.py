@@ -158,8 +158,8 @@ SETS: dict[str, Choice] = {
     "quality": Choice(detectors=("maskrcnn", "movenet", "centerface"), segmenter="maskrcnn-outline", inpainter="lama"),
     "paper": Choice(detectors=(), segmenter="semask", inpainter="e2fgvi", masks="published", layout="frames"),
 }
-"""default: runs offline on a CPU with what `ppma privacy fetch` gets; quality: weights that users provide, faster on a
-GPU; paper: the published pipeline, whose inpainter is for non-commercial use."""
+"""default: runs offline on a CPU with what `ppma privacy fetch` gets; quality: larger weights from their
+publishers, faster on a GPU; paper: the published pipeline, whose inpainter is for non-commercial use."""
 
 
 def named(kind: Kind) -> tuple[str, ...]:
@@ -227,5 +227,7 @@ def state(plugin: Plugin, folder: Path) -> str:
         return "not fetched: ppma privacy fetch"
     if plugin.user_model and not (folder / USER_MODELS[plugin.user_model].file).is_file():
         model = USER_MODELS[plugin.user_model]
+        if model.url:
+            return "not fetched: ppma privacy fetch --set quality"
         return f"provide {model.file} ({model.what}), or give --models {plugin.user_model}=FILE"
     return ""
