@@ -6,7 +6,7 @@
 The first process of a node copies under a lock while the others wait. A copy gets its name when it is complete, and
 later jobs on the node reuse it. With --stage-gb only as many shards are copied as fit, and links lead to the others: each
 clip is read once an epoch, so any shard is as good as another. What is read by URL is not copied beforehand: its
-cache is put on that disk, with what is left of --stage-gb. Sources without a packed store are not copied: their
+cache is put on that disk, with the rest of --stage-gb. Sources without a packed store are not copied: their
 videos may not fit on any disk.
 """
 
