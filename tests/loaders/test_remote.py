@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -125,6 +126,17 @@ def test_videos_are_read_by_url_with_the_same_frames(data, server):
         fetch.read_window(by_url.root / "gone.mp4", 0.5, 2.0, 5)
     with pytest.raises(remux.NotForDali, match="h264"):
         remux.encoded_window(by_url.file(0), 0.5, 2.0, 5, DALI_CPU_CODECS)
+
+
+def test_a_store_of_video_is_read_by_url(data, server):
+    folder, clip = data / "video.beton", Manifest.read(data / "clips.csv").file(0)
+    folder.mkdir()
+    row = PackRow(row=0, path=str(clip), label=0, start_seconds=0, end_seconds=3)
+    parameters = replace(PARAMETERS, quality=14, codec="hevc", gop=4)
+    list(write_shard(ShardJob(folder=folder, number=0, rows=[row], parameters=parameters)))
+    places = (data, as_path(server.url))
+    windows = [fetch.read_window(place / "video.beton/shard-00000.beton#0", 0.5, 2.0, 5) for place in places]
+    assert np.array_equal(*windows) and len(windows[0]) == 5
 
 
 @pytest.mark.promise("R32")
