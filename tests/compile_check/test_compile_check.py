@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -23,27 +23,26 @@ from ppma.compile_check.check import (
 from ppma.config.errors import InputError
 
 
-def compile_steps(phases: tuple[Phase, ...], folder: Path) -> dict[str, StepReport]:
-    """Compile steps at full width and batch, with one block of each kind: all blocks use the same kernels."""
+@pytest.fixture(scope="module")
+def steps(compile_cache) -> dict[str, StepReport]:
+    """Compile the three steps at full width and batch, with one block of each kind: all blocks use the same kernels."""
     seen: dict[str, list[int]] = {}
-    note = lambda phase, n: seen.setdefault(phase, []).append(n)  # noqa: E731
-    reports = check_steps(phases, Settings(depth=1), folder=folder, on_kernel=note)
+    reports = check_steps(
+        get_args(Phase),
+        Settings(depth=1),
+        folder=compile_cache,
+        on_kernel=lambda phase, n: seen.setdefault(phase, []).append(n),
+    )
     assert not (errors := [report for report in reports if isinstance(report, Exception)]), errors
     assert seen == {report.phase: [*range(report.compiled + report.found + 1)] for report in reports}
     return {report.phase: report for report in reports if isinstance(report, StepReport)}
 
 
-@pytest.fixture(scope="module")
-def steps(compile_cache) -> dict[str, StepReport]:
-    """The steps of both stages, compiled."""
-    return compile_steps(("mae", "align"), compile_cache)
-
-
-@pytest.mark.parametrize("phase", ["mae", "align"])
+@pytest.mark.parametrize("phase", get_args(Phase))
 def test_step_compiles_without_break_and_spill(steps, phase):
     report = steps[phase]
     assert report.graphs == 2 and report.problems == ()
-    assert report.batch == 128 and report.compiled + report.found > 20
+    assert report.batch == (32 if phase == "probe" else 128) and report.compiled + report.found > 20
     assert all(0 < kernel.registers <= 255 for kernel in report.kernels)
     backward = [kernel for kernel in report.kernels if kernel.backward]
     assert backward and len(backward) < len(report.kernels)
@@ -65,11 +64,8 @@ def test_the_time_budget_counts_the_bytes_of_this_step(steps):
     assert steps["mae"].bytes_moved == pytest.approx(kept_work().shallow_bytes, rel=0.05)
 
 
-@pytest.mark.slow
-def test_probe_compiles_and_has_no_backward_pass_through_the_encoder(compile_cache):
-    report = compile_steps(("probe",), compile_cache)["probe"]
-    assert report.graphs == 2 and report.problems == () and report.batch == 32
-    assert not any(call.backward and call.shapes[-1][-1] >= 768 * 3 for call in report.calls)
+def test_the_probe_has_no_backward_pass_through_the_encoder(steps):
+    assert not any(call.backward and call.shapes[-1][-1] >= 768 * 3 for call in steps["probe"].calls)
 
 
 def run_on_fake_gpu(folder, code):

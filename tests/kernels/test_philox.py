@@ -44,7 +44,6 @@ def test_key_high_bits_matter():
     assert not torch.equal(first, second)
 
 
-@pytest.mark.slow
 def test_compiled_words_are_those_of_eager():
     keys = torch.tensor([3, 3 + (1 << 40)])
     eager = bits(keys, DevicePurpose.DROP_PATH, 8)
