@@ -10,7 +10,6 @@ import statistics
 import time
 from pathlib import Path
 
-import cv2
 import pytest
 import torch
 
@@ -40,17 +39,12 @@ def ours(manifest, draw, config):
 
 def medians(sides, draws, config):
     """Median CPU milliseconds of each of the `sides`, (function, manifest) by name, over the same draws in turn."""
-    threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
     spent = {name: [] for name in sides}
     for draw in draws:
         for name, (read, manifest) in sides.items():
             began = time.process_time()
             read(manifest, draw, config)
             spent[name].append(1e3 * (time.process_time() - began))
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(cv2_threads)
     return {name: statistics.median(values[1:]) for name, values in spent.items()}  # the first one warms up
 
 
@@ -59,6 +53,7 @@ def draws_of(manifest, config, count):
     return [draw for step in range(-(-count // readers.BATCH_CLIPS)) for draw in sampler.samples(0, step)][:count]
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_packed_clip_costs_a_fraction_of_the_published_way(manifests):
     video, packed = manifests["h264_gop250"], manifests["packed"]
     for views, held in ((1, 12.0), (4, 9.0)):
@@ -68,6 +63,7 @@ def test_a_packed_clip_costs_a_fraction_of_the_published_way(manifests):
         assert cost["published"] / cost["ours"] > held, (views, cost)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_untouched_h264_costs_no_more_than_with_any_peer(manifests):
     """By 10 % at most against the fastest, and half of the published way's."""
     video = manifests["h264_gop250"]
