@@ -81,23 +81,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Let torch and OpenCV compute in one thread, for tests that compare CPU time.
-
-    Threads that wait for others spin: on two busy cores a step of two threads took up to eight times its CPU time.
-    """
-    import cv2
-    import torch
-
-    before = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    yield
-    torch.set_num_threads(before[0])
-    cv2.setNumThreads(before[1])
-
-
-@pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """A function that keeps a figure for the table of benchmarks/reliability.py: figure("R6", "0 of 60 files")."""
     return lambda promise, measured: request.node.user_properties.append((f"figure {promise}", measured))

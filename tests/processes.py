@@ -11,13 +11,16 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from ppma.slurm.cluster import free_port
 
+T = TypeVar("T")
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     ["torch._dynamo", "torch.distributed.fsdp", "ppma.cli", "ppma.phases", "ppma.transfer.evaluate"]
@@ -108,3 +111,17 @@ def run_script(code: str, argv: list[str], folder: Path, *, seconds: float = 120
     """Run code with arguments; returns its exit code and what it wrote to its stderr."""
     (code_of_exit,) = _codes([start_script(code, argv, folder)], seconds)
     return code_of_exit, (folder / "script.err").read_text()
+
+
+def _one_thread() -> None:
+    import cv2
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def in_new_process(work: Callable[..., T], *given: object) -> T:
+    """Call `work` where CPU times can be compared: in one thread, since threads that wait for others spin, and before other tests have
+    changed what allocating memory costs. On two busy cores a step of two threads took eight times its CPU time."""
+    with ProcessPoolExecutor(1, _SERVER, initializer=_one_thread) as pool:
+        return pool.submit(work, *given).result()

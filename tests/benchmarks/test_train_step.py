@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import in_new_process
 
 from benchmarks import step_worker, train_step
 from benchmarks.train_step import BenchmarkConfig, Case, Worker, cases, measure
@@ -23,16 +24,19 @@ def by_name(config, repeats, device="cpu"):
     return {row["implementation"]: row for row in measure(group, repeats)}
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_our_stage_1_step_takes_less_cpu_time_than_the_published_one():
-    """2 frames instead of 16, and a small encoder: 196 tokens, where attention is not yet the most of it. CPU time, in one
-    process and in turns, so that other load counts for both. Measured idle and busy: 1.45 to 1.54."""
+def turns_of_a_step() -> list[dict[str, float]]:
+    """CPU seconds of a step of each side, in turn: 196 tokens, where attention is not yet the most of it."""
     setting = step_worker.Setting(run_config("mae", model="tiny", batch=1, size=224, frames=2), torch.device("cpu"))
     steps = {name: step_worker.build(setting, name)[0] for name in ("ours", "published")}
-    turns = [
-        {name: step_worker.timed(step, setting.device, 1)["cpu_s"] for name, step in steps.items()} for _ in range(4)
+    return [
+        {name: step_worker.timed(step, setting.device, 1)["cpu_s"] for name, step in steps.items()} for _ in range(5)
     ]
-    ours, theirs = (min(turn[name] for turn in turns[1:]) for name in steps)  # the first allocates
+
+
+def test_our_stage_1_step_takes_less_cpu_time_than_the_published_one():
+    """Measured, idle and busy: 1.43 to 1.54."""
+    turns = in_new_process(turns_of_a_step)
+    ours, theirs = (min(turn[name] for turn in turns[1:]) for name in ("ours", "published"))  # the first allocates
     assert theirs / ours > 1.2, turns
 
 
