@@ -83,17 +83,13 @@ BENCHMARKS = {
     "end_to_end": f"{REPORT} --manifest IN/made_train.csv --root IN/clips --clips OUT",
     "gpu_day": "--rehearse --out OUT --warm OUT --clips OUT",
     "kernel_speed": REPORT,
-    "kernel_table": "",
     "loader_throughput": f"{REPORT} --manifest IN/made_train.csv --root IN/clips --clips OUT",
     "loop_cycles": "",
     "person_recall": f"{REPORT} --videos IN/clips",
-    "probe_speed": REPORT,
     "reliability": "--out OUT.md",
     "scaling": REPORT,
-    "store_layouts": f"{REPORT} --manifest IN/made_train.csv --root IN/clips --clips OUT",
     "time_budget": "",
     "train_step": REPORT,
-    "url_reads": f"{REPORT} --clips OUT",
 }
 """Flags of every command: IN/... is read, OUT... is written."""
 CALLS = (

@@ -89,7 +89,6 @@ WRONG = {
         ["--manifest", "gone.csv"],
     ),
     "scaling": (["--gpus", "0"], ["--model", "giant"]),
-    "store_layouts": (["--windows", "0"], ["--manifest", "gone.csv"]),
 }
 
 
