@@ -90,6 +90,7 @@ BENCHMARKS = {
     "scaling": REPORT,
     "time_budget": "",
     "train_step": REPORT,
+    "url_reads": f"{REPORT} --clips OUT",
 }
 """Flags of every command: IN/... is read, OUT... is written."""
 CALLS = (

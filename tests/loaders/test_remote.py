@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from range_server import serving
 
 import ppma
+from benchmarks.range_server import serving
 from ppma.config.command import RUN_AGAIN, WRONG_INPUT, explain
 from ppma.config.errors import InputError, RefusedError, UnreachableError
 from ppma.data.shard_writer import PackRow, ShardJob, write_rows, write_shard

@@ -1,8 +1,15 @@
-"""Serve a folder over HTTP with byte ranges, which `http.server` ignores, and fail on request as servers do."""
+"""Serve a folder over HTTP with byte ranges, as object stores do, and fail on request.
+
+    python benchmarks/range_server.py FOLDER MS  ->  prints its port, answers each request after MS, until it is killed
+
+`http.server` of Python ignores ranges. `faults` makes this one fail as servers do; it is for tests.
+"""
 
 import os
 import re
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -34,6 +41,8 @@ class RangeHandler(BaseHTTPRequestHandler):
             f"{self.command} {self.path} {self.headers.get('Range', '')} {self.headers.get('Authorization', '')}"
         )
         fault = self.faults.pop(0) if self.faults else ""
+        assert isinstance(self.server, RangeServer)
+        time.sleep(self.server.latency_ms / 1e3)
         if fault.isdigit():
             self._head(int(fault), 0)
             return
@@ -83,7 +92,8 @@ class RangeServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, latency_ms: float = 0.0) -> None:
+        self.latency_ms = latency_ms
         self.faults: list[str] = []
         """What to do instead of answering the next requests, in order: a status, "redirect URL", "silence", "cut" (half of
         the body) or "no ranges" (the whole file); an empty string answers."""
@@ -104,3 +114,10 @@ def serving(folder: Path) -> Iterator[RangeServer]:
         finally:
             server.shutdown()
             thread.join()
+
+
+if __name__ == "__main__":
+    with RangeServer(Path(sys.argv[1]), float(sys.argv[2])) as main_server:
+        sys.stdout.write(f"{main_server.server_address[1]}\n")
+        sys.stdout.flush()
+        main_server.serve_forever()
