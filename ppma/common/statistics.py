@@ -1,7 +1,7 @@
 """Accuracies, rates and differences with 95 % intervals, and what else is reported of an evaluation.
 
 scores_VC, labels_V         ->  top_k, confusion, class_accuracies, calibration
-videos right or wrong       ->  wilson, bootstrap, paired_bootstrap
+videos right or wrong       ->  wilson
 right_SV over several seeds ->  mean_over_seeds, difference, holm
 clips with a detection      ->  upper_bound (Clopper-Pearson)      frames with a detection  ->  pooled_share
 
@@ -149,39 +149,9 @@ def student_interval(values: Sequence[float]) -> Accuracy:
     return Accuracy(value=mean, low=mean - half, high=mean + half)
 
 
-def bootstrap(values_V: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Accuracy:
-    """Return the mean over videos with its percentile bootstrap interval (Efron, 1979); ValueError without videos."""
-    if len(values_V) < 1:
-        raise ValueError("a mean needs at least one video")
-    rng = generator(seed, Purpose.RESAMPLE)
-    means_R = [values_V[rng.integers(len(values_V), size=len(values_V))].mean() for _ in range(resamples)]
-    return _percentiles(float(values_V.mean()), means_R)
-
-
 def _percentiles(value: float, resampled_R: Sequence[float] | np.ndarray) -> Accuracy:
     low, high = np.percentile(resampled_R, [2.5, 97.5])
     return Accuracy(value=value, low=float(low), high=float(high))
-
-
-def paired_bootstrap(
-    first_V: np.ndarray, second_V: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
-) -> Accuracy:
-    """Return mean(first) - mean(second) over the same videos with its bootstrap interval.
-
-    A resample takes the same videos for both, so what makes a video hard for both cancels.
-
-    Args:
-        first_V: Whether one method is right on each video (0 or 1), or its mean over seeds.
-        second_V: The same for the other method, in the same order of videos.
-        resamples: Number of bootstrap resamples.
-        seed: Seed of the resampling.
-
-    Raises:
-        ValueError: The two do not have the same shape.
-    """
-    if first_V.shape != second_V.shape:
-        raise ValueError(f"{len(first_V)} and {len(second_V)} videos cannot be paired; score both on the same list")
-    return bootstrap(first_V.astype(np.float64) - second_V, resamples=resamples, seed=seed)
 
 
 # ------------------------------------------------------------------------------------------- several seeds, many tests

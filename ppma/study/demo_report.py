@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ppma.common.files import write_json
 from ppma.common.plots import BLUE
-from ppma.common.statistics import Accuracy, bootstrap, paired_bootstrap
+from ppma.common.statistics import Accuracy, difference, mean_over_seeds
 from ppma.config.loader import LoaderConfig
 from ppma.inference.samples import plain_views, subset
 from ppma.loaders.sources import catalog
@@ -78,7 +78,7 @@ def summarize(collection: Collection, classes: Sequence[str]) -> Findings:
         method: np.concatenate([result.right_DV for result in collection.results if result.method == method])
         for method in collection.methods
     }
-    confusion_KK, full_V = np.zeros((len(classes), len(classes))), right_SV[FULL].mean(axis=0)
+    confusion_KK = np.zeros((len(classes), len(classes)))
     for result in collection.results:
         if result.method == FULL:
             with np.load(result.folder / "scores.npz") as scores:
@@ -87,14 +87,14 @@ def summarize(collection: Collection, classes: Sequence[str]) -> Findings:
         Row(
             method=method,
             title=title,
-            accuracy=bootstrap(right_SV[method].mean(axis=0)),
+            accuracy=mean_over_seeds(right_SV[method]),
             of_seeds=tuple(right_SV[method].mean(axis=1).tolist()),
-            behind=None if method == FULL else paired_bootstrap(full_V, right_SV[method].mean(axis=0)),
+            behind=None if method == FULL else difference(right_SV[FULL], right_SV[method]).by,
         )
         for method, title in collection.methods.items()
     )
     confusion_KK /= confusion_KK.sum(axis=1, keepdims=True)
-    return Findings(rows=rows, clips=len(full_V), classes=tuple(classes), confusion_KK=confusion_KK)
+    return Findings(rows=rows, clips=right_SV[FULL].shape[1], classes=tuple(classes), confusion_KK=confusion_KK)
 
 
 def table(findings: Findings) -> Grid:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ppma import phases as training
 from ppma.cli import main as ppma
-from ppma.common.statistics import paired_bootstrap, top_k_correct
+from ppma.common.statistics import difference, top_k_correct
 from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT
 from ppma.config.errors import Stopped
 from ppma.study import data, demo, demo_report, work
@@ -176,5 +176,5 @@ def motion_gain(out: Path, folder: Path):
     right = []
     for run_dir in (moving.run_dir, folder):
         with np.load(run_dir / "scores.npz") as scores:
-            right.append(top_k_correct(scores["scores"], scores["label"], 1))
-    return paired_bootstrap(*right)
+            right.append(top_k_correct(scores["scores"], scores["label"], 1)[None])
+    return difference(*right).by
