@@ -10,6 +10,7 @@ import shutil
 import socket
 import sys
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -216,13 +217,6 @@ def require_slurm() -> None:
     )
 
 
-SAME = (
-    "partition", "account", "qos", "constraint", "nodelist", "exclude", "gres", "gpus_per_task", "cpus_per_gpu", "mem_per_cpu",
-    "mem_per_gpu", "comment", "mail_type", "mail_user", "wckey", "array_parallelism", "signal_delay_s",
-)  # fmt: skip
-"""Fields to which submitit gives the same name."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Script:
     """What a job script needs in addition to the settings of the cluster."""
@@ -245,28 +239,9 @@ FREE_PORT = (
 stays below the ports that Linux gives to outgoing connections."""
 
 
-def _setup(config: ClusterConfig, script: Script) -> list[str]:
-    """Return the shell lines before srun."""
-    cores = f"export SRUN_CPUS_PER_TASK={config.cpus}"  # srun no longer inherits it (SLURM 22.05)
-    lines = [FREE_PORT, *config.setup, cores]
-    if script.code:  # PYTHONSAFEPATH: `python -m` must not find the package in the folder of the submission
-        lines += [f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(script.code))}${{PYTHONPATH:+:$PYTHONPATH}}"]
-    return lines
-
-
-def _teardown(config: ClusterConfig, script: Script) -> list[str]:
-    """Return the shell lines after srun, which let `restart` decide what its exit code means."""
-    decide = f"exec {_python(config)} -m ppma.slurm.restart --logs {shlex.quote(str(script.logs))} --code $code"
-    return ["code=$?", *config.teardown, decide]
-
-
-def _python(config: ClusterConfig) -> str:
-    return config.python or shlex.quote(sys.executable)
-
-
-def _task_python(config: ClusterConfig) -> str:
-    """Return Python for the tasks; it ignores USR2, so that a preemption before submitit listens does not kill them."""
-    return f"env --ignore-signal=USR2 {_python(config)}"
+def _python(config: ClusterConfig, *, task: bool = False) -> str:
+    """Return Python; for a task it ignores USR2, so that a preemption before submitit listens does not kill it."""
+    return f"{'env --ignore-signal=USR2 ' if task else ''}{config.python or shlex.quote(sys.executable)}"
 
 
 def slurm_parameters(config: ClusterConfig, script: Script) -> dict[str, Any]:
@@ -274,7 +249,13 @@ def slurm_parameters(config: ClusterConfig, script: Script) -> dict[str, Any]:
     allocation = allocate(config)
     first = [config.dependency] if config.dependency and not script.after else []
     given = {word.partition("=")[0]: word.partition("=")[2] or True for word in config.slurm}
-    parameters = {
+    # 1. lines before srun, which no longer passes on --cpus-per-task (SLURM 22.05), and after it
+    setup = [FREE_PORT, *config.setup, f"export SRUN_CPUS_PER_TASK={config.cpus}"]
+    if script.code:  # PYTHONSAFEPATH: `python -m` must not find the package in the folder of the submission
+        setup += [f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(script.code))}${{PYTHONPATH:+:$PYTHONPATH}}"]
+    decide = f"exec {_python(config)} -m ppma.slurm.restart --logs {shlex.quote(str(script.logs))} --code $code"
+    # 2. fields to which submitit gives the same name, then the others
+    parameters = {name: getattr(config, name, None) for name in signature(_make_sbatch_string).parameters} | {
         "job_name": config.job_name or script.name,
         "nodes": allocation.nodes,
         "ntasks_per_node": allocation.tasks,
@@ -285,18 +266,17 @@ def slurm_parameters(config: ClusterConfig, script: Script) -> dict[str, Any]:
         "exclusive": config.exclusive or None,
         "dependency": ",".join([*first, *(f"{script.when}:{job}" for job in script.after)]) or None,
         "stderr_to_stdout": True,
-        "setup": _setup(config, script),
-        "teardown": _teardown(config, script),
+        "setup": setup,
+        "teardown": ["code=$?", *config.teardown, decide],
         "srun_args": ["--kill-on-bad-exit=1", *config.srun_args],  # otherwise the peers of a killed task hang
         "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **given},
-        **{name: getattr(config, name) for name in SAME},
     }
     return {key: value for key, value in parameters.items() if value is not None}
 
 
 def sbatch_script(config: ClusterConfig, script: Script, *, array_tasks: int = 1) -> str:
     """Return the script that would be submitted; needs no cluster."""
-    command = f"{_task_python(config)} -u -m submitit.core._submit {shlex.quote(str(script.logs))}"
+    command = f"{_python(config, task=True)} -u -m submitit.core._submit {shlex.quote(str(script.logs))}"
     parameters = slurm_parameters(config, script)
     if array_tasks > 1:
         parameters["map_count"] = array_tasks
@@ -305,6 +285,6 @@ def sbatch_script(config: ClusterConfig, script: Script, *, array_tasks: int = 1
 
 def executor(config: ClusterConfig, script: Script) -> submitit.SlurmExecutor:
     """Return the executor that submits jobs to SLURM."""
-    slurm = submitit.SlurmExecutor(folder=script.logs, max_num_timeout=UNLIMITED, python=_task_python(config))
+    slurm = submitit.SlurmExecutor(folder=script.logs, max_num_timeout=UNLIMITED, python=_python(config, task=True))
     slurm.update_parameters(**slurm_parameters(config, script))
     return slurm

@@ -112,8 +112,7 @@ def read_ends(run_dir: Path) -> list[End]:
     if not file.exists():
         return []
     with reading(file, "the restarts of a run"):
-        entries = json.loads(file.read_text(encoding="utf-8"))
-        return [End(**entry) for entry in entries] if isinstance(entries, list) else []  # older ppma: a count
+        return [End(**entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
 
 
 def record(run_dir: Path, code: int, node: str = "", error: str = "") -> list[End]:

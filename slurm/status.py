@@ -24,7 +24,7 @@ from ppma.config.command import DONE, RUN_AGAIN, parse
 from ppma.config.errors import InputError, reading
 from ppma.config.run import read_config
 from ppma.slurm.restart import End, newest_step, read_ends
-from ppma.training.run_folder import METRICS, living_owner, read_metrics
+from ppma.training.run_folder import living_owner, read_metrics
 
 LAUNCH = "launch.json"
 """File in the run folder with one record per submission."""
@@ -129,7 +129,7 @@ def account(
     batch: int,
     now: float | None,
 ) -> Account | None:
-    """Return the use of the time of a run; None before its first logged step, or where an older ppma left out the times.
+    """Return the use of the time of a run; None before its first logged step.
 
     Args:
         starts: Entries of environment.json.
@@ -138,8 +138,8 @@ def account(
         batch: Global batch in rows.
         now: Seconds since the epoch while the run is running or queued; None for one that has ended.
     """
-    rows = [row for row in rows if row.get("perf/clips_per_s") and "time" in row]
-    if not rows or not starts or not all("began" in start for start in starts):
+    rows = [row for row in rows if row.get("perf/clips_per_s")]
+    if not rows or not starts:
         return None
     # 1. Steps. The first of a start wait for compilation and for the first clips: what that takes is start-up.
     began = [start["began"] for start in starts]
@@ -192,33 +192,25 @@ def describe(folder: Path) -> dict[str, str]:
     saved = sorted((folder / "checkpoints").glob("step_*/state.json"))
     total = _read(saved[-1], {})["steps_per_epoch"] * config.optim.epochs if saved else None
     finished = total is not None and step >= total
-    left = "not known"
-    if finished:
-        left = "none"
-    elif total is not None and rate:
-        left = str(timedelta(seconds=round((total - step) * config.batch / rate)))
+    left = timedelta(seconds=round((total - step) * config.batch / rate)) if total and rate else "not known"
     now = time.time()
-    age = now - row.get("time", (folder / METRICS).stat().st_mtime) if row else None
     active = not finished and bool(active_jobs(folder) or living_owner(folder))
     starts = _read(folder / "environment.json", [])
-    until = row.get("time", 0) if row and finished else now  # a test that follows is no part of the training
-    used = account(
-        [start for start in starts if start.get("began", 0) <= until], rows, [end for end in ends if end.time <= until],
-        config.batch, now if active else None,
-    )  # fmt: skip
+    restarts = max(len(starts) - 1, 0)
+    until = row["time"] if row and finished else now  # a test that follows is no part of the training
+    starts, stops = [start for start in starts if start["began"] <= until], [end for end in ends if end.time <= until]
+    used = account(starts, rows, stops, config.batch, now if active else None)
     logs = sorted((folder / "jobs").glob("*_0_log.out"), key=lambda file: file.stat().st_mtime)
     return {
         "state": _state(folder),
-        "step": f"{step} of {total}"
-        if total is not None
-        else f"{step}; the total is known from the first checkpoint on",
-        "age of the last step": "not known" if age is None else str(timedelta(seconds=round(max(age, 0)))),
+        "step": f"{step} of {total}" if total else f"{step}; the total is known from the first checkpoint on",
+        "age of the last step": str(timedelta(seconds=round(max(now - row["time"], 0)))) if row else "not known",
         "newest checkpoint": str(newest_step(folder) or "none"),
         "clips/s": f"{rate:.1f}" if rate else "not known",
-        "time left": left,
+        "time left": "none" if finished else str(left),
         "last error": _error(ends),
         "log": str(logs[-1]) if logs else "none in this folder",
-        "restarts": str(max(len(starts) - 1, 0)),
+        "restarts": str(restarts),
         "ETTR": "not known" if used is None else str(used),
     }
 

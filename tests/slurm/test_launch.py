@@ -12,14 +12,15 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import types
 from pathlib import Path
 
+import psutil
 import pytest
 import submitit
 import tiny
-from processes import start_script
 from submitit.core.utils import temporary_save_path
 
 from ppma import cli
@@ -38,25 +39,15 @@ ROOT = Path(__file__).resolve().parents[2]
 WORK = """
 import os, pathlib, signal, time
 
-def ranks(folder):
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    rank = os.environ["RANK"]
-    pathlib.Path(folder, rank).write_text(" ".join(os.environ[name] for name in names))
-    print("hello from rank", rank, flush=True)
-    return 0
-
 def meet(folder):
     import torch
     from ppma.training.distributed import mean_over_ranks, session
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
     with session("cpu") as me:
-        mean = mean_over_ranks(torch.tensor(float(me.rank)), me)
-    pathlib.Path(folder, str(me.rank)).write_text(str(mean.item()))
+        mean = mean_over_ranks(torch.tensor(float(me.rank)), me).item()
+    pathlib.Path(folder, str(me.rank)).write_text(" ".join([*(os.environ[name] for name in names), str(mean)]))
+    print("hello from rank", me.rank, flush=True)
     return 0
-
-def rank_1_fails(folder):
-    if os.environ["RANK"] == "1":
-        raise RuntimeError("no luck")
-    time.sleep(600)
 
 def rank_1_is_killed(folder):
     if os.environ["RANK"] == "1":
@@ -97,23 +88,17 @@ def run_here(function: str, folder: Path, processes: int) -> int:
 # ------------------------------------------------------------------------------------------------------------ local jobs
 
 
-def test_each_local_rank_gets_its_variables(work, capsys):
-    assert run_here("ranks", work, 2) == 0
-    first, second = ((work / str(rank)).read_text().split() for rank in range(2))
-    assert (first[:5], second[:5]) == (["0", "2", "0", "2", "127.0.0.1"], ["1", "2", "1", "2", "127.0.0.1"])
-    assert first[5] == second[5] and "hello from rank 0" in capsys.readouterr().out
-
-
-def test_local_ranks_meet(work):
+def test_local_ranks_get_their_variables_and_meet(work, capsys):
     assert run_here("meet", work, 2) == 0
-    assert [(work / str(rank)).read_text() for rank in range(2)] == ["0.5", "0.5"]
+    for rank in range(2):
+        assert (work / str(rank)).read_text() == f"{rank} 2 {rank} 2 127.0.0.1 0.5"
+    assert "hello from rank 0" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("function", ["rank_1_fails", "rank_1_is_killed"])
-def test_a_failed_rank_ends_the_others(function, work, monkeypatch, caplog):
+def test_a_killed_rank_ends_the_others(work, monkeypatch, caplog):
     monkeypatch.setattr("ppma.slurm.foreground.GRACE_SECONDS", 0.5)
     begin = time.monotonic()
-    assert run_here(function, work, 2) == 1
+    assert run_here("rank_1_is_killed", work, 2) == 1
     assert time.monotonic() - begin < 60 and "rank 1 failed" in caplog.text
     assert any("no luck" in log.read_text() for log in work.glob("jobs/*_1_log.out"))
 
@@ -124,82 +109,65 @@ def test_a_wrong_input_exits_with_2_and_a_second_run_has_its_own_log(work, capsy
         assert capsys.readouterr().out == "wrong_input: no such film\n"
 
 
-@pytest.mark.parametrize(
-    ("codes", "stops", "code"),
-    [
-        ([0, 0], 0, 0),
-        ([0, 0], 1, 75),
-        ([75, 75], 0, 75),
-        ([0, -9], 0, 1),
-        ([1, 0], 0, 1),
-        ([2, -9], 0, 2),
-        ([-9], 2, 130),
-    ],
-)
-def test_one_exit_code_for_all_ranks(codes, stops, code):
-    assert verdict(codes, stops) == code
+def test_one_exit_code_for_all_ranks():
+    cases = {
+        ((0, 0), 0): 0,
+        ((0, 0), 1): 75,
+        ((75, 75), 0): 75,
+        ((0, -9), 0): 1,
+        ((1, 0), 0): 1,
+        ((2, -9), 0): 2,
+        ((-9,), 2): 130,
+    }
+    assert {case: verdict(*case) for case in cases} == cases
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_lets_the_job_finish_its_checkpoint(work, number, monkeypatch):
-    """Sent to the whole process group, as a terminal does with Ctrl-C."""
-    code = """
-        import os, signal, sys
-        from pathlib import Path
-        sys.path[:0] = sys.argv[2:]
-        import test_launch
-        if __name__ == "__main__":  # the job's processes import this script
-            os.setsid()
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            sys.exit(test_launch.run_here("until_stopped", Path(sys.argv[1]), 1))
-    """
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(work), str(Path(__file__).parent), *sys.path]))
-    process = start_script(code, [str(work), str(work), str(Path(__file__).parent), *sys.path], work)
-    try:
-        deadline = time.monotonic() + 60
-        while not (work / "started").exists() and time.monotonic() < deadline:
+def test_a_stop_lets_the_job_finish_its_checkpoint(work, number):
+    """Sent to all processes of the job, as a terminal does with Ctrl-C."""
+    others = {child.pid for child in psutil.Process().children()}
+
+    def stop():
+        while not (work / "started").exists():
             time.sleep(0.1)
-        os.killpg(process.pid, number)
-        process.join(60)
-        assert process.exitcode == RUN_AGAIN, (work / "script.err").read_text()
-    finally:
-        process.kill()
+        for pid in {child.pid for child in psutil.Process().children()} - others | {os.getpid()}:
+            os.kill(pid, number)
+
+    threading.Thread(target=stop, daemon=True).start()
+    assert run_here("until_stopped", work, 1) == RUN_AGAIN
     assert (work / "saved").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------- cluster
 
 
-class Environment:
-    """What submitit reports inside the third task of a 2 x 2 SLURM job."""
-
-    hostnames = ("node7", "node9")
-    num_nodes, num_tasks, global_rank, local_rank, job_id = 2, 4, 2, 0, "4711"
-
-    def __init__(self, folder):
-        self.paths = submitit.core.utils.JobPaths(folder, job_id=self.job_id, task_id=2)
-
-
-def test_slurm_tasks_meet_on_the_first_node_and_record_their_exit_code(tmp_path, monkeypatch):
-    seen = []
+@pytest.fixture
+def task(tmp_path, monkeypatch):
+    """What submitit reports inside the third task of a 2 x 2 SLURM job; its variables are those of the job script."""
+    place = types.SimpleNamespace(
+        hostnames=("node7", "node9"), num_nodes=2, num_tasks=4, global_rank=2, local_rank=0, job_id="4711",
+        paths=submitit.core.utils.JobPaths(tmp_path, job_id="4711", task_id=2)
+    )  # fmt: skip
     for module in ("submitit", "submitit.helpers"):
-        monkeypatch.setattr(f"{module}.JobEnvironment", lambda: Environment(tmp_path))
+        monkeypatch.setattr(f"{module}.JobEnvironment", lambda: place)
+    monkeypatch.setattr(os, "environ", {"CUDA_VISIBLE_DEVICES": "2,3", "MASTER_PORT": "20001"})
+    return place
+
+
+def test_slurm_tasks_meet_on_the_first_node_and_record_their_exit_code(task, tmp_path):
+    seen = []
     job = Job(work=lambda _: seen.append(dict(os.environ)) or 75, config=None, ranks=4)
-    monkeypatch.setattr(os, "environ", {"CUDA_VISIBLE_DEVICES": "2,3", "MASTER_PORT": "20001"})  # of the job script
     with pytest.raises(SystemExit, match="75"):
         job()
     (variables,), (code,) = seen, tmp_path.glob("*.exit")
-    assert code.read_text() == "75" and variables == {
+    assert code.read_text() == "75" and variables.items() >= {
         "CUDA_VISIBLE_DEVICES": "2,3", "RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node7",
         "MASTER_PORT": "20001",
-    }  # fmt: skip
+    }.items()  # fmt: skip
 
 
-def test_what_a_full_disk_left_of_a_result_does_not_fail_the_next_start(tmp_path, monkeypatch):
-    for module in ("submitit", "submitit.helpers"):
-        monkeypatch.setattr(f"{module}.JobEnvironment", lambda: Environment(tmp_path))
-    monkeypatch.setattr(os, "environ", {"MASTER_PORT": "20001"})
-    result = Environment(tmp_path).paths.result_pickle
+def test_what_a_full_disk_left_of_a_result_does_not_fail_the_next_start(task):
+    result = task.paths.result_pickle
     with temporary_save_path(result) as begun:
         begun.touch()
     begun.touch()
@@ -208,9 +176,8 @@ def test_what_a_full_disk_left_of_a_result_does_not_fail_the_next_start(tmp_path
         again.touch()
 
 
-def test_a_task_ends_with_its_code_where_the_disk_is_full(tmp_path, monkeypatch):
+def test_a_task_ends_with_its_code_where_the_disk_is_full(task, tmp_path):
     (tmp_path / "4711_2_result.exit").symlink_to("/dev/full")
-    monkeypatch.setattr("submitit.JobEnvironment", lambda: Environment(tmp_path))
     with pytest.raises(SystemExit, match="75"):
         leave(75)
 
@@ -229,8 +196,7 @@ def test_a_busy_port_is_another_port():
     assert 20_000 <= port() == first < 32_768  # where Linux gives no ports to outgoing connections
 
 
-def test_a_container_that_hides_the_variables_of_slurm_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr("submitit.JobEnvironment", lambda: Environment(tmp_path))
+def test_a_container_that_hides_the_variables_of_slurm_is_reported(task):
     with pytest.raises(ConnectionError, match="SLURM_"):
         Job(work=train, config=None, ranks=16)()
 

@@ -1,7 +1,6 @@
 """The end of the job script: which ends of a run requeue it, how often, and on which nodes."""
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -19,22 +18,11 @@ from ppma.slurm.restart import Restart, decide, read_ends, verdict
 from ppma.training.run_folder import NAN_STOP
 
 
-@pytest.mark.parametrize(
-    ("codes", "srun", "code"),
-    [
-        ([0, 0], 0, 0),
-        ([75, 75], 75, 75),
-        ([75, 75], 137, 75),  # a task that did not answer was killed with its peers
-        ([], 75, 75),
-        ([], 137, 137),  # out of memory, or kill -9
-        ([75, 1], 75, 1),
-        ([1], 1, 1),
-        ([2, 75], 75, 2),
-        ([], 1, 1),
-    ],
-)
-def test_verdict(codes, srun, code):
-    assert verdict(codes, srun) == code
+def test_one_exit_code_for_those_of_the_tasks_and_of_srun():
+    """Of (75, 75) and 137 a task did not answer and was killed with its peers; 137 alone is out of memory, or kill -9."""
+    cases = {((0, 0), 0): 0, ((75, 75), 75): 75, ((75, 75), 137): 75, ((), 75): 75, ((), 137): 137, ((75, 1), 75): 1, ((1,), 1): 1,
+             ((2, 75), 75): 2, ((), 1): 1}  # fmt: skip
+    assert {case: verdict(*case) for case in cases} == cases
 
 
 class Cluster:
@@ -61,10 +49,7 @@ class Cluster:
     def ends(self, code: int, *lines: str) -> int:
         """Let a start of the job end with `code`, after these lines in the log of the first task; returns the decision."""
         with (self.folder / "7_0_log.out").open("a") as log:
-            log.write(
-                "submitit INFO (now) - Starting with JobEnvironment(job_id=7)\n"
-                + "".join(line + "\n" for line in lines)
-            )
+            log.write("\n".join(["submitit INFO (now) - Starting with JobEnvironment(job_id=7)", *lines, ""]))
         return decide(Restart(logs=self.folder, code=code))
 
     def requeues(self) -> int:
@@ -222,11 +207,6 @@ def test_the_end_of_an_earlier_start_is_not_that_of_this_one(cluster):
     cluster.ends(137, "srun: error: node1: task 0: Killed")
     (end,) = read_ends(cluster.folder)
     assert (end.node, end.error) == ("node1", "task 0 on node1: Killed")
-
-
-def test_a_record_of_an_older_version_does_not_stop_the_restart(cluster):
-    (cluster.folder / "restarts.json").write_text(json.dumps({"step": 3, "without_progress": 2}))
-    assert cluster.ends(1) == 1 and cluster.requeues() == 1
 
 
 def test_the_script_can_start_it(tmp_path):

@@ -3,6 +3,8 @@
 import json
 from dataclasses import asdict, replace
 
+import pytest
+
 from ppma.config.model import OptimConfig
 from ppma.config.run import RunConfig
 from ppma.slurm import foreground, launch
@@ -13,46 +15,6 @@ from ppma.slurm.status import account, describe
 from ppma.training.run_folder import owned
 
 CONFIG = RunConfig(recipe="mae_nohuman", phase="mae", sources=("made",), batch=8, optim=OptimConfig(epochs=10))
-
-
-def folder_of_a_run(tmp_path):
-    (tmp_path / "config.json").write_text(CONFIG.to_json())
-    rows = [{"step": step, "perf/clips_per_s": 4.0} for step in (10, 20)] + [{"step": 20, "eval/top1": 0.5}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "environment.json").write_text("[{}, {}, {}]")
-    saved = tmp_path / "checkpoints" / "step_00000020"
-    saved.mkdir(parents=True)
-    (saved / "state.json").write_text('{"step": 20, "steps_per_epoch": 5}')
-    return tmp_path
-
-
-def test_it_counts_steps_time_left_and_restarts(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("PATH", "")
-    found = describe(folder_of_a_run(tmp_path))
-    assert found.pop("age of the last step").startswith("0:00:0")
-    assert found == {
-        "state": "not submitted by the launcher", "step": "20 of 50", "newest checkpoint": "20", "clips/s": "4.0",
-        "time left": "0:01:00", "last error": "none", "log": "none in this folder", "restarts": "2", "ETTR": "not known",
-    }  # fmt: skip
-    assert launch.main(["status", str(tmp_path)]) == 0
-    assert "20 of 50" in capsys.readouterr().out
-
-
-def test_a_run_that_has_not_begun(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    (tmp_path / "config.json").write_text(CONFIG.to_json())
-    (tmp_path / "launch.json").write_text('[{"jobs": ["5"]}]')
-    found = describe(tmp_path)
-    assert (
-        found["state"] == "not in the queue (job 5)" and found["time left"] == "not known" and found["restarts"] == "0"
-    )
-
-
-def test_a_line_that_is_being_written_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    with (folder_of_a_run(tmp_path) / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 30, "perf/cl')
-    assert describe(tmp_path)["step"] == "20 of 50"
 
 
 STARTS = (
@@ -66,6 +28,46 @@ ROWS = [{"step": step, "time": 1000.0 + time, "perf/clips_per_s": 8 / seconds}
 HUNG = End(job="5", code=75, step=10, time=1100.0, error="no step for 30 s (hang_seconds): the run hangs")
 
 
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder of such a run, on a machine without SLURM's commands."""
+    monkeypatch.setenv("PATH", "")
+    (tmp_path / "config.json").write_text(CONFIG.to_json())
+    rows = [*ROWS, {"step": 20, "time": 1165.0, "eval/top1": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "environment.json").write_text(json.dumps(STARTS))
+    saved = tmp_path / "checkpoints" / "step_00000020"
+    saved.mkdir(parents=True)
+    (saved / "state.json").write_text('{"step": 20, "steps_per_epoch": 5}')
+    return tmp_path
+
+
+def test_a_run_without_a_record_of_the_launcher(folder, capsys):
+    found = describe(folder)
+    assert found.pop("age of the last step").count(" days, ") == 1 and found.pop("ETTR").startswith("24.2%")
+    assert found == {
+        "state": "not submitted by the launcher", "step": "20 of 50", "newest checkpoint": "20", "clips/s": "4.0",
+        "time left": "0:01:00", "last error": "none", "log": "none in this folder", "restarts": "1",
+    }  # fmt: skip
+    assert launch.main(["status", str(folder)]) == 0
+    assert "20 of 50" in capsys.readouterr().out
+
+
+def test_a_run_that_has_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    (tmp_path / "config.json").write_text(CONFIG.to_json())
+    (tmp_path / "launch.json").write_text('[{"jobs": ["5"]}]')
+    found = describe(tmp_path)
+    assert found["state"] == "not in the queue (job 5)" and found["restarts"] == "0"
+    assert found["time left"] == found["age of the last step"] == found["ETTR"] == "not known"
+
+
+def test_a_line_that_is_being_written_is_not_read(folder):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "perf/cl')
+    assert describe(folder)["step"] == "20 of 50"
+
+
 def test_each_second_since_the_first_start_is_accounted_for():
     used = account(STARTS, ROWS, [HUNG], 8, 1165.0)
     assert (used.wall, used.productive, used.queue, used.startup, used.lost) == (165, 40, 30, 25 + 15, 20)
@@ -76,27 +78,20 @@ def test_each_second_since_the_first_start_is_accounted_for():
     assert lost_node.queue == 1130 - 1065
     again = End(job="5", code=1, step=20, time=1200.0)
     assert account(STARTS, ROWS, [HUNG, again], 8, 1300.0).queue == 30 + 100  # it waits for nodes now
-    assert account(({"host": "of an older ppma"},), ROWS, [], 8, None) is None
 
 
-def test_the_last_error_and_the_log_are_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    folder = folder_of_a_run(tmp_path)
+def test_the_last_error_and_the_log_are_named(folder):
     (folder / "restarts.json").write_text(json.dumps([asdict(HUNG)]))
-    (folder / "environment.json").write_text(json.dumps(STARTS))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (folder / "jobs").mkdir()
     (folder / "jobs" / "5_0_log.out").touch()
     found = describe(folder)
     assert found["last error"].startswith(f"{HUNG.error} (exit code 75 at step 10, ")
     assert found["log"].endswith("/jobs/5_0_log.out") and found["ETTR"].startswith("24.2%")
-    assert found["age of the last step"].count(" days, ") == 1
     with owned(folder):
         assert describe(folder)["state"].startswith("running (process ")
 
 
-def test_a_failure_in_the_foreground_is_the_last_error(tmp_path, monkeypatch):
-    folder = folder_of_a_run(tmp_path)
+def test_a_failure_in_the_foreground_is_the_last_error(folder, monkeypatch):
     job = Job(work=train, config=replace(CONFIG, run_dir=folder))
 
     class Failed:
