@@ -57,9 +57,7 @@ def flags_of(config: type, prefix: str = "") -> Iterator[str]:
 def known_flags() -> set[str]:
     """Return the flags of all commands: the fields of the configs in their modules, of recipes, and of the launcher."""
     modules = [importlib.import_module(command.module) for command in COMMANDS.values()]
-    modules += [
-        importlib.import_module(f"benchmarks.{name}") for name in ("rows", "gpu_day", "end_to_end", "loader_throughput")
-    ]
+    modules += [importlib.import_module(f"benchmarks.{name}") for name in ("rows", "gpu_day", "loader_throughput")]
     modules += [importlib.import_module(name) for name in ("ppma.slurm.plan", "ppma.privacy.audit.review")]
     configs: set[Any] = {kind for module in modules for kind in vars(module).values() if dataclasses.is_dataclass(kind)}
     found = {
