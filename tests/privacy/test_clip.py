@@ -117,6 +117,12 @@ def frames(path):
     return np.stack([frame for _, frame in all_frames(path, 0.0, float("inf"))])
 
 
+@pytest.fixture
+def every_frame(monkeypatch):
+    """Search every frame, so that calls of the stand-ins have the numbers of frames."""
+    monkeypatch.setattr(clip, "STEP", 1)
+
+
 def clean(walk, folder, **settings):
     return Pipeline(Settings(**settings), folder).clean(walk[0], folder, "c/v")
 
@@ -142,7 +148,7 @@ def test_outside_the_mask_nothing_changes_before_encoding(stand_ins, walk, tmp_p
 
 
 @pytest.mark.parametrize("blinks", [(7,), (7, 8, 9, 10)])
-def test_frames_that_a_detector_misses_are_cleaned_too(stand_ins, walk, tmp_path, monkeypatch, blinks):
+def test_frames_that_a_detector_misses_are_cleaned_too(every_frame, stand_ins, walk, tmp_path, monkeypatch, blinks):
     monkeypatch.setattr(RedFinder, "blinks", blinks)
     _, paths = clean(walk, tmp_path, **stand_ins)
     after = frames(paths["inp"])
@@ -155,7 +161,7 @@ def is_red(pictures):
 
 @pytest.mark.parametrize("blinks", [range(4, 34), range(34), range(4, 38)])
 def test_who_stands_still_is_hidden_in_every_frame_though_a_detector_loses_them_for_seconds(
-    stand_ins, tmp_path, monkeypatch, blinks
+    every_frame, stand_ins, tmp_path, monkeypatch, blinks
 ):
     """Neither shown where the detector misses them, nor painted back elsewhere from those frames."""
     monkeypatch.setattr(RedFinder, "blinks", blinks)
@@ -165,7 +171,7 @@ def test_who_stands_still_is_hidden_in_every_frame_though_a_detector_loses_them_
     assert not is_red(frames(paths["inp"])).any() and outcome.boxes["red"] == 38
 
 
-def test_who_leaves_is_not_kept(stand_ins, tmp_path, monkeypatch):
+def test_who_leaves_is_not_kept(every_frame, stand_ins, tmp_path, monkeypatch):
     monkeypatch.setattr(RedFinder, "blinks", range(10, 20))
     write_stand(tmp_path / "stand.mp4", length=40, leaves=20)
     source = ClipSource(path=tmp_path / "stand.mp4", start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
@@ -255,7 +261,7 @@ def looked_at_again(folder, monkeypatch, stand_ins, kind, make, **settings):
     return outcome, frames(paths["inp"])
 
 
-def test_a_fill_that_looks_like_a_person_once_is_flat_in_the_whole_shot(stand_ins, tmp_path, monkeypatch):
+def test_a_fill_that_looks_like_a_person_once_is_flat_in_the_whole_shot(every_frame, stand_ins, tmp_path, monkeypatch):
     """A fill that were flat in some frames only would flicker."""
     monkeypatch.setattr(RedFinder, "blinks", (12, 13, 15, 16, 17))  # of the result, it looks at frame 4 only
     stand_ins = {**stand_ins, "detectors": ("red",)}
@@ -357,12 +363,12 @@ def test_rendered_people_are_hidden_and_the_background_is_restored(person_weight
     """Recall of pixels and PSNR on six small clips with exact masks and their empty scenes."""
     pipeline, looked = Pipeline(Settings(), person_weights), []
 
-    def find(*arguments, **doubt):
-        boxes = Pipeline._detect(pipeline, *arguments, **doubt)
+    def find(frame_HWC):
+        boxes = Pipeline._find(pipeline, frame_HWC)
         looked.append(np.concatenate(list(boxes.values())))
         return boxes
 
-    pipeline._detect = find
+    pipeline._find = find
     hits, outside, inside = [], [], []
     for action, number in DRAWN:
         clip_number = {"class_name": action, "number": number}
@@ -379,7 +385,7 @@ def test_rendered_people_are_hidden_and_the_background_is_restored(person_weight
         before, after, hidden = frames(path), frames(paths["inp"]), frames(paths["seg"])[..., 0] > 127
         masks, empty = np.stack([shot.mask_PP for shot in shots]), np.stack([shot.empty_PP3 for shot in shots])
         assert min(np.ptp(np.flatnonzero(mask.any(1))) + 1 for mask in masks) >= 48
-        known = any(found(boxes_N5, mask_HW) for boxes_N5, mask_HW in zip(looked, masks))
+        known = any(found(boxes_N5, mask_HW) for boxes_N5 in looked for mask_HW in masks)
         hits.append((known, int((hidden & masks).sum()), int(masks.sum())))
         outside.append(((after.astype(float) - before) ** 2)[~hidden].ravel())
         inside.append(((after.astype(float) - empty) ** 2)[np.stack(watched.seen)].ravel())

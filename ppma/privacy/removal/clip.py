@@ -1,6 +1,7 @@
 """Clean one clip in three passes over its frames; memory does not grow with its length.
 
-    1 detect   every frame  ->  boxes of each detector; short gaps in a track are filled, its ends extended
+    1 detect   every fourth frame, or each if they differ (steady.py)  ->  boxes of each detector
+               short gaps in a track are filled, its ends extended
     2 mask     every frame  ->  mask of people (kept on disk), camera pose
     3 render   every frame  ->  hidden pixels painted, blurred or downsampled  ->  files
     4 look     some frames of the result  ->  new boxes  ->  masks, and pass 3 again; at most ROUNDS times
@@ -32,7 +33,18 @@ from ppma.privacy.removal.camera import Pose, Reference, Tracker, view_from
 from ppma.privacy.removal.exemplar import smoothed
 from ppma.privacy.removal.figures import Figures, cores
 from ppma.privacy.removal.fill import Memory
-from ppma.privacy.removal.masks import Spool, dilation_pixels, disc, hidden, limbs, published_mask, raw_mask
+from ppma.privacy.removal.masks import (
+    BODY_REACH,
+    PERSON_REACH,
+    Spool,
+    dilation_pixels,
+    disc,
+    hidden,
+    limbs,
+    published_mask,
+    raw_mask,
+)  # fmt: skip
+from ppma.privacy.removal.steady import STEP, Found, between
 from ppma.privacy.removal.writing import Layout, Part, part_writer, target
 
 Method = Literal["remove", "blur-faces", "blur-bodies", "downsample"]
@@ -56,8 +68,10 @@ GUARD_FRAMES = 8
 """Frames around a reference whose masks hide pixels in it too, so that a missed person is not painted back."""
 ROUNDS = 3
 """Times a clip is rendered at most; a clip in whose last result people are detected is not clean."""
-LOOKS_PER_SECOND = 5.0
-"""Frames of a result that are searched for people, in each round others."""
+LOOKS_PER_SECOND = 4.0
+"""Frames of a result that are searched for people, but one of STEP at most."""
+LOOK_FIRST = (2, 1, 3)
+"""The first of these frames in each round: those in between, which were not searched for people yet if all is steady."""
 IN_FILL_SHARE = 0.5
 """Share of a person detected in a result that is hidden, from which it is the fill that looks like a person."""
 ALL_FILL_SHARE = 0.9
@@ -163,6 +177,11 @@ class Plan:
     cpu_seconds: float = 0.0
     """CPU time spent on the clip so far."""
 
+    @property
+    def look_frames(self) -> int:
+        """Distance of the frames of a result that are searched for people."""
+        return STEP * max(1, round(self.fps / (LOOKS_PER_SECOND * STEP)))
+
 
 class Pipeline:
     """The plug-ins of a process, loaded once, and the three passes over a clip."""
@@ -178,21 +197,31 @@ class Pipeline:
         self._segmenter: plugins.Segmenter | None = tools.get(settings.segmenter)
         self._inpainter: plugins.Inpainter | None = tools.get(settings.inpainter)
 
-    def detect(self, frame_HWC: np.ndarray, *, doubt: bool = False) -> dict[str, np.ndarray]:
+    def detect(self, frame_HWC: np.ndarray, *, doubt: bool = False) -> Found:
         """Return the boxes_N5 of each detector in one frame; those of low scores, or in `doubt`, if confirmed."""
-        found = self._detect(frame_HWC, {}, doubt=doubt)
-        return {name: keep_sure([b])[0] if name in self._confirmers else b for name, b in found.items()}
+        return self._sure(self._detect(frame_HWC, {}, doubt=doubt))
 
-    def _detect(
-        self, frame_HWC: np.ndarray, before: dict[str, np.ndarray], *, doubt: bool = False
-    ) -> dict[str, np.ndarray]:
+    def _detect(self, frame_HWC: np.ndarray, before: Found, *, doubt: bool = False) -> Found:
         """Return the boxes_N5 of each detector, with what it found `before`; `doubt`: all need confirmation."""
-        found = {name: detector(frame_HWC) for name, detector in self._detectors.items()}
-        for name, confirm in self._confirmers.items():
-            known_N5 = before.get(name, NONE_05)
-            boxes_N5 = found[name] * np.array([1, 1, 1, 1, SURE if doubt else 1], np.float32)
-            found[name] = confirmed(frame_HWC, boxes_N5, known_N5[known_N5[:, 4] >= SURE], confirm)
-        return found
+        found = self._find(frame_HWC)
+        if doubt:
+            found |= {name: found[name] * np.array([1, 1, 1, 1, SURE], np.float32) for name in self._confirmers}
+        return self._confirm(frame_HWC, found, before)
+
+    def _find(self, frame_HWC: np.ndarray) -> Found:
+        return {name: detector(frame_HWC) for name, detector in self._detectors.items()}
+
+    def _confirm(self, frame_HWC: np.ndarray, found: Found, before: Found) -> Found:
+        """Raise the scores of weak boxes that are people, as the boxes `before` or a second detector say."""
+        sure = {
+            name: confirmed(frame_HWC, found[name], self._sure(before).get(name, NONE_05), confirm)
+            for name, confirm in self._confirmers.items()
+        }
+        return found | sure
+
+    def _sure(self, found: Found) -> Found:
+        """Return the boxes without those that need a confirmation and have none."""
+        return {name: b[b[:, 4] >= SURE] if name in self._confirmers else b for name, b in found.items()}
 
     def mask(self, frame_HWC: np.ndarray, boxes: Boxes | None = None, t: int = 0) -> np.ndarray:
         """Return the raw mask_HW (uint8) of frame `t`, from the boxes of its clip or detections in this frame."""
@@ -241,7 +270,7 @@ class Pipeline:
 
     def render(
         self, plan: Plan, source: ClipSource, out: Path, name: str, round_: int | None = None
-    ) -> tuple[Outcome, dict[Part, Path], dict[int, dict[str, np.ndarray]]]:
+    ) -> tuple[Outcome, dict[Part, Path], dict[int, Found]]:
         """Write the files of a planned clip; see `clean`.
 
         Args:
@@ -257,8 +286,9 @@ class Pipeline:
         began, paths = time.process_time(), self.settings.targets(out, name)
         window = _Window(source, plan.spool, plan.poses) if self._inpainter is not None else None
         frames = hidden_pixels = seen_pixels = flattened = 0
-        looked_at = max(1, round(source.fps / LOOKS_PER_SECOND)) if window is not None and round_ is not None else 0
-        found = dict[int, dict[str, np.ndarray]]()
+        looked_at = plan.look_frames if window is not None and round_ is not None else 0
+        look_first = min(LOOK_FIRST[round_ or 0], len(plan.spool) - 1)
+        found = dict[int, Found]()
         outside = hashlib.sha256()
         with contextlib.ExitStack() as stack:  # inp is opened first and so renamed last
             writers = {
@@ -272,7 +302,7 @@ class Pipeline:
                 hidden_pixels += int(hidden_HW.sum())
                 seen_pixels += int(seen_HW.sum())
                 flattened += flat
-                if looked_at and (t - (round_ or 0)) % looked_at == 0 and hidden_HW.any():
+                if looked_at and (t - look_first) % looked_at == 0 and hidden_HW.any():
                     again = self.detect(picture_HWC, doubt=True)  # painted textures can look like people to one
                     found |= {t: again} if any(map(len, again.values())) else {}
                 for part, picture in (("inp", picture_HWC), ("seg", hidden_HW), ("ori", frame_HWC)):
@@ -301,17 +331,30 @@ class Pipeline:
 
     def _detect_all(self, source: ClipSource, plan: Plan) -> None:
         """Set the plan's boxes and views."""
-        boxes: Boxes = {name: [] for name in self._detectors}
-        found = dict[str, np.ndarray]()
-        for frame_HWC in source.frames() if boxes else ():
-            plan.scale = min(1.0, VIEW_SIDE / max(frame_HWC.shape[:2]))
-            small = cv2.resize(frame_HWC, None, fx=plan.scale, fy=plan.scale, interpolation=cv2.INTER_AREA)
-            plan.views.append(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY))
-            found = self._detect(frame_HWC, found)
-            for name, found_N5 in found.items():
-                boxes[name].append(found_N5)
+        frames = source.frames() if self._detectors else iter(())
+        finds = {name: plugins.PLUGINS[name].finds for name in self._detectors}
+        reach = {name: PERSON_REACH if found == "person" else BODY_REACH for name, found in finds.items()}
+        found, views = list[Found](), list[np.ndarray]()
+        while group := list(islice(frames, STEP if found else 1)):
+            plan.scale = min(1.0, VIEW_SIDE / max(group[0].shape[:2]))
+            views = [*views[-1:], *(_view(frame_HWC, plan.scale) for frame_HWC in group)]
+            for view_HW in views[-len(group) :]:
+                plan.views.append(view_HW)
+            *skipped, last_HWC = group
+            before, last = found[-1] if found else {}, self._find(last_HWC)
+            if skipped:
+                ends = self._sure(before), self._sure(self._confirm(last_HWC, last, before))
+                steady = between(*ends, views, plan.scale, reach)
+                found += steady if steady is not None else self._detect_each(skipped, before)
+            found.append(self._confirm(last_HWC, last, found[-1] if found else {}))
+        boxes = {name: [boxes[name] for boxes in found] for name in self._detectors}
         boxes |= {name: keep_sure(boxes[name]) for name in self._confirmers}
         plan.boxes = _tracked(boxes, plan)
+
+    def _detect_each(self, frames: list[np.ndarray], before: Found) -> Iterator[Found]:
+        for frame_HWC in frames:
+            before = self._detect(frame_HWC, before)
+            yield before
 
     def _mask_all(self, source: ClipSource, plan: Plan) -> None:
         """Set the plan's masks, and the camera poses if something is to be painted."""
@@ -327,7 +370,7 @@ class Pipeline:
         if self.settings.masks == "generous" and self._segmenter is not None and len(plan.views):
             _add_limbs(plan)
 
-    def _extend(self, plan: Plan, source: ClipSource, found: dict[int, dict[str, np.ndarray]]) -> None:
+    def _extend(self, plan: Plan, source: ClipSource, found: dict[int, Found]) -> None:
         """Add the people detected in a result to the plan: to its masks, or where they are hidden, to be filled flat."""
         began = time.process_time()
         new: Boxes = {name: [NONE_05] * len(plan.spool) for name in plan.boxes}
@@ -379,6 +422,11 @@ class Pipeline:
         return cores(boxes_N5, plan.spool.read(t))
 
 
+def _view(frame_HWC: np.ndarray, scale: float) -> np.ndarray:
+    small_hwC = cv2.resize(frame_HWC, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(small_hwC, cv2.COLOR_RGB2GRAY)
+
+
 def _tracked(boxes: Boxes, plan: Plan) -> Boxes:
     """Add the boxes of people whom a detector loses, by the views of the plan."""
     gap, more = round(BRIDGE_SECONDS * plan.fps), round(LINGER_SECONDS * plan.fps)
@@ -393,7 +441,7 @@ def _showing(plan: Plan, t: int, made_HW: np.ndarray) -> np.ndarray:
     Of the synthesized pixels `made_HW` it is the whole hole, in all frames of the shot, since a fill that changes
     flickers; of those that other frames show, the box, in the frames around.
     """
-    pose, reach = plan.poses[t], max(1, round(plan.fps / LOOKS_PER_SECOND))
+    pose, reach = plan.poses[t], plan.look_frames
     boxes_N5 = warped(plan.flat.get(pose.shot, NONE_05), pose.homography_33)
     _, holes_HW = cv2.connectedComponents(made_HW.astype(np.uint8))
     showing_HW, touched = np.zeros(made_HW.shape, bool), set[int]()

@@ -187,7 +187,9 @@ class TemporalMedian:
             stack_RhwC, free_Rhw = _warp(references, here_33, frame_HWC.shape[:2], cut)
             people = figures.cut(*cut)
             for other_hwC, free_hw in zip(stack_RhwC, free_Rhw):
-                free_hw[people.returned(other_hwC, free_hw)[people.territory_HW]] = 0
+                returned_K = people.returned(other_hwC, free_hw)
+                if returned_K.any():
+                    free_hw[returned_K[people.territory_HW]] = 0
             median_hwC = np.zeros((*hidden_hw.shape, 3), np.uint8)
             seen_hw = median_of_free(stack_RhwC, free_Rhw, _widened(hidden_hw), least, median_hwC)
             offset_C = _offset(frame_HWC[cut], median_hwC, seen_hw & ~hidden_hw)

@@ -38,6 +38,8 @@ LIMB_REACH = 0.4
 """Longest reach of a limb, as a share of the square root of the mask's area."""
 MOST_MOVING = 0.1
 """Share of the frame outside the mask that moves, above which the camera does or the shot ends."""
+PERSON_REACH, BODY_REACH = (0.2, 0.15, 0.2, 0.15), (1.5, 0.8, 1.5, 6.0)
+"""Where the pixels of a person are segmented: a box of a person or of a face, `grown` by these."""
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 """The paper's threshold and dilation."""
 
@@ -45,11 +47,6 @@ CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 def heads(faces_N5: np.ndarray) -> np.ndarray:
     """Return boxes around the heads of faces: hair, ears and chin included."""
     return grown(faces_N5, 0.4, 0.55, 0.4, 0.35)
-
-
-def bodies(faces_N5: np.ndarray) -> np.ndarray:
-    """Return the regions to segment for the bodies of faces: three heads wide, seven tall."""
-    return grown(faces_N5, 1.5, 0.8, 1.5, 6.0)
 
 
 def _draw_outlines(mask_HW: np.ndarray, frame_HWC: np.ndarray, boxes_N5: np.ndarray, segment: Segmenter) -> None:
@@ -86,8 +83,8 @@ def raw_mask(
         return mask_HW
     if not segment.whole_frame:
         mask_HW |= segment(frame_HWC) > LIKELY_ANYWHERE
-        _draw_outlines(mask_HW, frame_HWC, grown(people_N5, 0.2, 0.15, 0.2, 0.15), segment)
-        _draw_outlines(mask_HW, frame_HWC, bodies(faces_N5), segment)
+        _draw_outlines(mask_HW, frame_HWC, grown(people_N5, *PERSON_REACH), segment)
+        _draw_outlines(mask_HW, frame_HWC, grown(faces_N5, *BODY_REACH), segment)
     draw_ellipses(mask_HW, people_N5, 0.5, 0.58)
     return mask_HW
 
