@@ -58,7 +58,7 @@ PPMA = {
     "report": "IN/runs --out OUT",
     "features": f"--checkpoint IN/runs/mae --dataset made --out OUT.npz {OPEN}",
     "inspect": f"IN/runs/mae --out OUT.html {OPEN}",
-    "predict": "IN/clip.mp4 --checkpoint IN/runs/finetune --out OUT.json --classes IN/classes.txt --workers 1 --device cpu",
+    "predict": "IN/clip.mp4 --checkpoint IN/runs/finetune --out OUT.json --workers 1 --device cpu",
     "convert": "IN/runs/finetune/checkpoints/latest/model.safetensors OUT --heads 3 --frames 4 --size 32 --classes IN/classes.txt",
     "export": "IN/runs/mae OUT",
     "doctor": "",

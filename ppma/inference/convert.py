@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import tyro
 
 from ppma.config.command import DONE, NewPath, parse
-from ppma.config.errors import InputError, require
+from ppma.config.errors import require
 from ppma.config.loader import LoaderConfig
 from ppma.config.model import MAEConfig, ViTConfig
 from ppma.config.run import Phase, RunConfig
@@ -81,10 +81,8 @@ def shape_of(
         InputError: The number of heads is unknown, or the shapes do not fit each other or our model.
     """
     embed, fc1 = weights["patch_embed.proj.weight"], weights["blocks.0.mlp.fc1.weight"]
-    if embed.ndim != 5 or embed.shape[1] != 3 or fc1.ndim != 2:
-        raise InputError(
-            f"patch_embed.proj.weight has shape {tuple(embed.shape)}; it must be (width, 3, time, height, width)"
-        )
+    fits = embed.ndim == 5 and embed.shape[1] == 3 and fc1.ndim == 2
+    require(fits, f"patch_embed.proj.weight has shape {tuple(embed.shape)}; it must be (width, 3, time, height, width)")
     width, patch = len(embed), tuple(embed.shape[2:])
     said = config.get("model_config", config)  # VideoMAE v2 nests it
     activation = said.get("hidden_act", "gelu")
@@ -128,22 +126,18 @@ def _heads(width: int, flag: str) -> int:
 
 def class_names(weights: Weights, config: dict[str, Any], options: ConvertOptions) -> dict[str, int | list[str]]:
     """Return the label spaces of a converted classifier with their class names, or only their number of classes."""
-    spaces = {
-        name.split(".")[1]: len(weights[name])
-        for name in weights
-        if name.startswith("heads.") and name.endswith("bias")
-    }
-    if spaces:
-        require(options.classes is None, f"--classes {options.classes}: the checkpoint has {len(spaces)} heads")
-        return dict(spaces)
+    biases = [name for name in weights if name.startswith("heads.") and name.endswith("bias")]
+    if biases:
+        require(options.classes is None, f"--classes {options.classes}: the checkpoint has {len(biases)} heads")
+        return {name.split(".")[1]: len(weights[name]) for name in biases}
     count = len(weights["head.weight"])
+    unnamed = [f"LABEL_{label}" for label in range(count)]
     labels = {int(label): str(name) for label, name in (config.get("id2label") or {}).items()}
-    names = [labels.get(label, f"LABEL_{label}") for label in range(count)]
+    names = [labels.get(label, name) for label, name in enumerate(unnamed)]
     if options.classes:
         names = read_classes(options.classes)
         require(len(names) == count, f"--classes {options.classes} has {len(names)} names, the head {count} classes")
-    named = names != [f"LABEL_{label}" for label in range(count)] and len(set(names)) == count
-    return {options.dataset: names if named else count}
+    return {options.dataset: names if names != unnamed and len(set(names)) == count else count}
 
 
 def _phase(weights: Weights) -> Phase | None:
@@ -187,13 +181,12 @@ def convert(foreign: Weights, source: Foreign, options: ConvertOptions, out: Pat
         origin = replace(lineage.read(source.file), weights_sha256="")
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save_weights(out, weights, state, config=config.to_json() if phase else "", lineage=origin)
-    what = {"classify": "a classifier", "mae": "a stage 1 model", None: "an encoder without its final norm or head"}[
-        phase
-    ]
-    decoder = f" with {mae.decoder_depth} decoder blocks" if phase == "mae" else ""
-    log.info("%s: %s from %s, %d tensors%s", out, what, kind, len(weights), decoder)
-    if phase is None:
-        log.info("%s: --init takes it; the other commands need a norm and a head", out)
+    what = {
+        "classify": "a classifier",
+        "mae": f"a stage 1 model with {mae.decoder_depth} decoder blocks",
+        None: "an encoder without its final norm or head, which only --init takes,",
+    }[phase]
+    log.info("%s: %s from %s, %d tensors", out, what, kind, len(weights))
 
 
 def main(argv: list[str]) -> int:

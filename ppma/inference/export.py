@@ -59,12 +59,7 @@ class FeatureExtractor(nn.Module):
 
 
 def provenance(run: FinishedRun, seen: Lineage) -> dict[str, Any]:
-    """Return the lineage of a run's weights as JSON-LD in the vocabularies of Croissant and W3C PROV.
-
-    Args:
-        run: The run.
-        seen: Lineage of its weights.
-    """
+    """Return the lineage of a run's weights as JSON-LD in the vocabularies of Croissant and W3C PROV."""
 
     def entity(one: Lineage, name: str) -> dict[str, Any]:
         sources = [
@@ -81,12 +76,14 @@ def provenance(run: FinishedRun, seen: Lineage) -> dict[str, Any]:
             "prov:wasDerivedFrom": [*sources, *parents],
         }  # fmt: skip
 
+    schema = "https://schema.org/"
     context = {
-        "sc": "https://schema.org/",
+        "@vocab": schema,
+        "sc": schema,
         "cr": "http://mlcommons.org/croissant/",
         "prov": "http://www.w3.org/ns/prov#",
     }
-    return {"@context": {"@vocab": "https://schema.org/", **context}, **entity(seen, run.config.recipe)}
+    return {"@context": context, **entity(seen, run.config.recipe)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,23 +111,23 @@ class ExportOptions:
     """Write encoder.onnx too; needs the extra [export]."""
 
     def __post_init__(self) -> None:
-        require(
-            self.space is None or self.to is not None, f"--space {self.space} is for --to huggingface and the others"
-        )
+        require(self.space is None or self.to is not None, f"--space {self.space} needs --to")
 
 
-def _check(form: str, found: Tensor, expected: Tensor) -> None:
+def _example(vit: ViTConfig, clips: int) -> Tensor:
+    generator = torch.Generator().manual_seed(clips)
+    return torch.randint(0, 256, (clips, vit.frames, vit.size, vit.size, 3), dtype=torch.uint8, generator=generator)
+
+
+@torch.no_grad()
+def _check(form: str, found: Tensor, extractor: FeatureExtractor, frames_BTHWC: Tensor) -> None:
+    expected = extractor(frames_BTHWC)
     apart = float((found - expected).abs().max() / expected.abs().max())
     if not apart <= TOLERANCE:
         raise RuntimeError(
             f"the {form} form differs from the model by {apart:.2g} of the largest feature; it is not written"
         )
     log.info("%s: within %.1g of the model", form, apart)
-
-
-def _example(vit: ViTConfig, clips: int) -> Tensor:
-    generator = torch.Generator().manual_seed(clips)
-    return torch.randint(0, 256, (clips, vit.frames, vit.size, vit.size, 3), dtype=torch.uint8, generator=generator)
 
 
 @contextlib.contextmanager
@@ -150,8 +147,7 @@ def write_program(extractor: FeatureExtractor, vit: ViTConfig, path: Path) -> No
         torch.export.save(program, content)
         path.write_bytes(content.getvalue())
         found = torch.export.load(io.BytesIO(path.read_bytes())).module()(_example(vit, 3))
-    with torch.no_grad():
-        _check("torch.export", found.detach(), extractor(_example(vit, 3)))
+    _check("torch.export", found.detach(), extractor, _example(vit, 3))
 
 
 def write_onnx(extractor: FeatureExtractor, vit: ViTConfig, path: Path) -> None:
@@ -174,19 +170,11 @@ def write_onnx(extractor: FeatureExtractor, vit: ViTConfig, path: Path) -> None:
         )  # fmt: skip
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     found = session.run([OUTPUT], {INPUT: _example(vit, 3).numpy()})[0]
-    with torch.no_grad():
-        _check("ONNX", torch.from_numpy(np.asarray(found)), extractor(_example(vit, 3)))
+    _check("ONNX", torch.from_numpy(np.asarray(found)), extractor, _example(vit, 3))
 
 
 def card(run: FinishedRun, seen: Lineage, to: Format | None = None, note: str = "") -> str:
-    """Return the model card of a run as Markdown.
-
-    Args:
-        run: The run.
-        seen: Lineage of its weights.
-        to: The project that the folder is for.
-        note: What `write_for` returned.
-    """
+    """Return the model card of a run as Markdown; `note` is what `write_for` returned for the project `to`."""
     results = [seal.read_result(path) for path in sorted(run.folder.glob("**/result.json"))]
     return render(
         __package__, "card.md", config=run.config, vit=run.config.vit, results=results, seen=lineage.describe(seen),
@@ -204,8 +192,7 @@ def timm_arguments(vit: ViTConfig, weights: Weights) -> str:
     shape = ("width", "depth", "heads", "mlp_ratio", "patch")
     name = next((name for name, one in PRESETS.items() if all(getattr(one, f) == getattr(vit, f) for f in shape)), None)
     require(
-        name is not None,
-        f"no model of timm has this shape; there are ppma_vit_NAME_patch16_224 of {', '.join(PRESETS)}",
+        name is not None, f"timm has no model of this shape; it has ppma_vit_NAME_patch16_224 of {', '.join(PRESETS)}"
     )
     classes = len(weights["head.bias"]) if "head.bias" in weights else 0
     given = {
@@ -238,7 +225,7 @@ def write_for(to: Format, run: FinishedRun, folder: Path, space: str | None) -> 
         level = logging.WARNING if apart > TOLERANCE else logging.INFO
         log.log(
             level,
-            "outputs in transformers, whose last LayerNorm has another epsilon, differ by %.1g of the largest",
+            "outputs in transformers differ by %.1g of the largest: its last LayerNorm has another epsilon",
             apart,
         )
         return f"{apart:.1g}"
@@ -251,33 +238,40 @@ def write_for(to: Format, run: FinishedRun, folder: Path, space: str | None) -> 
     return ""
 
 
-def main(argv: list[str]) -> int:
-    """Run `ppma export`."""
-    options = parse(ExportOptions, argv, prog="ppma export")
-    run = open_run(options.checkpoint, device="cpu", precision="fp32")
-    seen, extractor = lineage.read(run.weights), FeatureExtractor(run.model).eval()
-    if options.to is not None:
-        options.out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with checkpoint.atomic_folder(options.out.absolute()) as temp_folder:
-            note = write_for(options.to, run, temp_folder, options.space)
-            (temp_folder / "README.md").write_text(card(run, seen, options.to, note))
-            lineage.write(temp_folder, replace(seen, weights_sha256=""))
-        log.info("%s: for %s", options.out, options.to)
-        return DONE
+def write_all(run: FinishedRun, folder: Path, *, onnx: bool) -> None:
+    """Write the weights of a run as a folder that opens as a run, as a torch.export program and as ONNX.
+
+    Args:
+        run: The run, on the CPU.
+        folder: An empty folder.
+        onnx: Write encoder.onnx too.
+    """
     metadata = {
         "vit": asdict(run.config.vit), "input": INPUT, "output": OUTPUT, "mean": PIXEL_MEAN, "std": PIXEL_STD,
         "recipe": run.config.recipe, "label_spaces": run.class_names, "ppma": __version__,
     }  # fmt: skip
+    extractor = FeatureExtractor(run.model).eval()
+    checkpoint.save_tensors(folder / checkpoint.MODEL, run.model.state_dict())
+    (folder / "export.json").write_text(json.dumps(metadata, indent=2) + "\n")
+    (folder / "config.json").write_text(run.config.to_json())
+    (folder / checkpoint.STATE).write_text(json.dumps(run.metadata, indent=2) + "\n")
+    if onnx:  # first: it needs packages that may be missing
+        write_onnx(extractor, run.config.vit, folder / "encoder.onnx")
+    write_program(extractor, run.config.vit, folder / "encoder.pt2")
+
+
+def main(argv: list[str]) -> int:
+    """Run `ppma export`."""
+    options = parse(ExportOptions, argv, prog="ppma export")
+    run = open_run(options.checkpoint, device="cpu", precision="fp32")
+    seen, note = lineage.read(run.weights), ""
     options.out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with checkpoint.atomic_folder(options.out.absolute()) as temp_folder:
-        checkpoint.save_tensors(temp_folder / checkpoint.MODEL, run.model.state_dict())
-        (temp_folder / "export.json").write_text(json.dumps(metadata, indent=2) + "\n")
-        (temp_folder / "config.json").write_text(run.config.to_json())  # the folder is opened as a run
-        (temp_folder / checkpoint.STATE).write_text(json.dumps(run.metadata, indent=2) + "\n")
-        (temp_folder / "README.md").write_text(card(run, seen))
-        write_program(extractor, run.config.vit, temp_folder / "encoder.pt2")
-        if options.onnx:
-            write_onnx(extractor, run.config.vit, temp_folder / "encoder.onnx")
+        if options.to is None:
+            write_all(run, temp_folder, onnx=options.onnx)
+        else:
+            note = write_for(options.to, run, temp_folder, options.space)
+        (temp_folder / "README.md").write_text(card(run, seen, options.to, note))
         lineage.write(temp_folder, replace(seen, weights_sha256=""))
     log.info("%s: %s", options.out, ", ".join(sorted(path.name for path in options.out.iterdir())))
     return DONE

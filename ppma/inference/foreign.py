@@ -69,12 +69,12 @@ def open_foreign(source: Path) -> Foreign:
         hub = len(source.parts) == 2 and not source.suffix and not source.is_absolute()
         fetch = f"; `hf download {source} --local-dir DIR` fetches a model of the Hugging Face hub" if hub else ""
         raise InputError(f"{source}: no such file or folder{fetch}")
-    if source.is_dir():
-        folder = _snapshot(source)
-        config = _config(folder, required=True)
-        return Foreign(**_weights_in(folder), config=config)
-    models = tuple(read_models(source))
-    return Foreign(file=source, models=models, config=_config(source.parent, required=False))
+    if source.is_file():
+        return Foreign(file=source, models=read_models(source), config=_config(source.parent, required=False))
+    folder = _snapshot(source)
+    config = _config(folder, required=True)
+    file, models = _weights_in(folder)
+    return Foreign(file=file, models=models, config=config)
 
 
 def _snapshot(folder: Path) -> Path:
@@ -108,21 +108,21 @@ def _config(folder: Path, *, required: bool) -> dict[str, Any]:
         return config
 
 
-def _weights_in(folder: Path) -> dict[str, Any]:
-    """Return the file and the tensors of a folder of transformers."""
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return {"file": folder / name, "models": tuple(read_models(folder / name))}
-        index = folder / f"{name}.index.json"
+def _weights_in(folder: Path) -> tuple[Path, tuple[Weights, ...]]:
+    """Return the file, or the first shard, and the tensors of a folder of transformers."""
+    for file in (folder / name for name in WEIGHT_FILES):
+        index = file.with_name(f"{file.name}.index.json")
+        if file.is_file():
+            return file, read_models(file)
         if index.is_file():
             with reading(index, "an index of shards"):
                 shards = sorted({Path(shard).name for shard in json.loads(index.read_text())["weight_map"].values()})
             parts = [read_models(folder / shard)[0] for shard in shards]
-            return {"file": folder / shards[0], "models": ({k: v for part in parts for k, v in part.items()},)}
+            return folder / shards[0], ({name: tensor for part in parts for name, tensor in part.items()},)
     raise InputError(f"{folder} has no {' and no '.join(WEIGHT_FILES)}; give a weight file or a folder of transformers")
 
 
-def read_models(path: Path) -> list[Weights]:
+def read_models(path: Path) -> tuple[Weights, ...]:
     """Return the tensors of a .safetensors file or of a pickle, whose code is not run; several dictionaries for an ensemble.
 
     Raises:
@@ -132,30 +132,28 @@ def read_models(path: Path) -> list[Weights]:
         raise InputError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         try:
-            return [load_file(path)]
+            return (load_file(path),)
         except SafetensorError as error:
             raise InputError(f"{path} is not a readable safetensors file: {error}") from None
     with torch.serialization.safe_globals([(_Skipped, name) for name in SKIPPED]):
         content = checkpoint.read_pickle(path)
     several = content.get(ENSEMBLE) if isinstance(content, dict) else None
     if isinstance(several, list) and several:
-        return [_tensors(one, f"{path}, {ENSEMBLE}[{number}]") for number, one in enumerate(several)]
-    return [_tensors(content, str(path))]
+        return tuple(_tensors(one, f"{path}, {ENSEMBLE}[{number}]") for number, one in enumerate(several))
+    return (_tensors(content, str(path)),)
 
 
 def _tensors(content: Any, what: str) -> Weights:
     """Return the dictionary of tensors in the content of a pickle."""
     if isinstance(content, dict) and "predictor" in content:
         raise InputError(f"{what}: {V_JEPA}")
-    for key in ("model", "module", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
+    if isinstance(content, dict):
+        nested = (content.get(key) for key in ("model", "module", "state_dict"))
+        content = next((inner for inner in nested if isinstance(inner, dict)), content)
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         keys = f" (its entries: {first_few([repr(key) for key in content], 5)})" if isinstance(content, dict) else ""
-        raise InputError(
-            f"{what} has no dictionary of tensors, at the top or under model, module, state_dict or {ENSEMBLE}{keys}; {KNOWN}"
-        )
+        places = f"at the top or under model, module, state_dict or {ENSEMBLE}"
+        raise InputError(f"{what} has no dictionary of tensors, {places}{keys}; {KNOWN}")
     return {str(name): tensor for name, tensor in content.items()}
 
 
@@ -183,6 +181,4 @@ def load_by_name(name: str) -> Weights:
         return timm.create_model(name, pretrained=True).state_dict()
     except (RuntimeError, OSError) as error:
         first = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"timm cannot load the weights of {name}: {first}; download the file and give its path"
-        ) from None
+        raise InputError(f"timm cannot load the weights of {name}: {first}; give the path of a file") from None

@@ -45,10 +45,8 @@ def one_head(weights: Weights, run: FinishedRun, space: str | None) -> tuple[Wei
         space = next(iter(spaces))
     if space not in spaces:
         raise InputError(f"--space is {space}; the run has the label spaces {', '.join(spaces)}: choose one")
-    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("heads.")}
-    kept |= {
-        f"head.{part}": weights[name] for part in ("weight", "bias") if (name := f"heads.{space}.{part}") in weights
-    }
+    renamed = {name.replace(f"heads.{space}.", "head."): tensor for name, tensor in weights.items()}
+    kept = {name: tensor for name, tensor in renamed.items() if not name.startswith("heads.")}
     names = [*spaces[space], *[""] * (len(kept["head.bias"]) - len(spaces[space]))]
     return kept, [name or f"LABEL_{label}" for label, name in enumerate(names)]
 
@@ -118,10 +116,10 @@ def difference(model: Classifier | MaskedAutoencoder, frames_BTHWC: Tensor) -> f
     twin = copy.deepcopy(model)
     norm = twin.fc_norm if isinstance(twin, Classifier) else twin.get_submodule("decoder.norm")
     norm.eps = HEAD_NORM_EPS  # type: ignore[assignment]
-    ours, theirs = (
-        one.features(frames_BTHWC)
-        if isinstance(one, Classifier)
-        else one.predict(frames_BTHWC, torch.arange(len(frames_BTHWC)))[0]
-        for one in (model, twin)
-    )
-    return float((ours - theirs).abs().max() / ours.abs().max())
+    outputs = []
+    for one in (model, twin):
+        if isinstance(one, Classifier):
+            outputs.append(one.features(frames_BTHWC))
+        else:
+            outputs.append(one.predict(frames_BTHWC, torch.arange(len(frames_BTHWC)))[0])
+    return float((outputs[0] - outputs[1]).abs().max() / outputs[0].abs().max())

@@ -6,7 +6,7 @@ run folder, sources  ->  samples (single clips), neighbors (many clips)  ->  ins
 import json
 import logging
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +16,13 @@ import tyro
 from ppma.common.files import write_text
 from ppma.common.plots import svg
 from ppma.config.command import DONE, OutFile, parse
-from ppma.config.errors import InputError, reading
+from ppma.config.errors import reading, require, require_at_least
 from ppma.config.run import EvaluationConfig
 from ppma.inference import inspect_page, neighbors, samples
 from ppma.inference.inspect_page import Group, Picture, Section
+from ppma.inference.samples import evenly_spaced
 from ppma.loaders.sources import catalog
-from ppma.loaders.sources.manifest import Manifest
+from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.models import pictures
 from ppma.models.mae import MaskedAutoencoder
 from ppma.training import lineage, seal
@@ -57,9 +58,7 @@ class InspectOptions(DataOptions):
     """Split of the sources."""
 
     def __post_init__(self) -> None:
-        for name in ("examples", "clips"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+        require_at_least(1, self, "--", "examples", "clips")
 
 
 def _about(run: FinishedRun) -> Section:
@@ -79,11 +78,10 @@ def _about(run: FinishedRun) -> Section:
         low, high = result["ci95"]["top1"]
         accuracy = f"{result['top1']:.3f} (95 %: {low:.3f} to {high:.3f})"
         rows.append((f"top-1 on {result['dataset']} {result['split']}", accuracy))
-    seen = lineage.describe(lineage.read(run.weights))
-    note = "From the files of the run."
     return Section(
-        title="The run", note=note, rows=rows, markdown=seen, list_heading="Data the weights were trained on"
-    )
+        title="The run", note="From the files of the run.", rows=rows, markdown=lineage.describe(lineage.read(run.weights)),
+        list_heading="Data the weights were trained on",
+    )  # fmt: skip
 
 
 def _tests(run: FinishedRun) -> list[Path]:
@@ -92,41 +90,40 @@ def _tests(run: FinishedRun) -> list[Path]:
     return [path for path in found if path.is_file() and path.with_name("result.json").is_file()]
 
 
+def _sheets(title: str, note: str, sheets: Iterable[tuple[np.ndarray, str]]) -> Section:
+    """Return a section of (picture, caption)."""
+    shown = [Picture(pixels_HWC=sheet, caption=caption) for sheet, caption in sheets]
+    return Section(title=title, note=note, groups=[Group(pictures=shown)])
+
+
 def _as_trained(run: FinishedRun, sources: Sequence[Manifest], examples: int) -> Section:
-    own = [source for source in sources if source.name in run.config.sources]
-    sheets = [
-        Picture(pixels_HWC=pictures.sheet(list(samples.as_trained(run, source, examples))), caption=source.name)
-        for source in own
-    ]
     note = (
         "Views with the window, crop, flip and augmentation of the training. One row a view, frames from left to right."
     )
     if run.config.phase == "classify":
         note += " Clips are erased and mixed where the training does so."
-    return Section(title="Clips as the model saw them", note=note, groups=[Group(pictures=sheets)])
+    own = [source for source in sources if source.name in run.config.sources]
+    sheets = [(pictures.sheet(list(samples.as_trained(run, source, examples))), source.name) for source in own]
+    return _sheets("Clips as the model saw them", note, sheets)
 
 
 def _reconstructions(run: FinishedRun, model: MaskedAutoencoder, sources: Sequence[Manifest]) -> Section:
-    sheets = []
-    for source in sources:
-        caption, sheet = samples.reconstructed(model, source, run.loader)
-        sheets.append(Picture(pixels_HWC=sheet, caption=f"{source.name}; groups of three rows: {caption}"))
     note = (
         f"{round(100 * run.config.mae.mask_ratio)} % of the patches are hidden. Brightness and contrast of hidden patches are estimated"
         " from visible ones, unless the caption says otherwise."
     )
-    return Section(title="Reconstructions", note=note, groups=[Group(pictures=sheets)])
+    found = [(source.name, *samples.reconstructed(model, source, run.loader)) for source in sources]
+    sheets = [(sheet, f"{name}; groups of three rows: {caption}") for name, caption, sheet in found]
+    return _sheets("Reconstructions", note, sheets)
 
 
 def _attention(run: FinishedRun, sources: Sequence[Manifest]) -> Section:
-    sheets = [
-        Picture(pixels_HWC=pictures.sheet(samples.attended(run, source)), caption=source.name) for source in sources
-    ]
     note = (
         "Below each clip: the attention that each place receives in the last block, averaged over heads and queries. Yellow is the"
         " most; each clip has its own scale. It shows which places are read, not why a class was chosen."
     )
-    return Section(title="Attention", note=note, groups=[Group(pictures=sheets)])
+    sheets = [(pictures.sheet(samples.attended(run, source)), source.name) for source in sources]
+    return _sheets("Attention", note, sheets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +136,19 @@ class _Embedded:
     """Number of the source."""
     row_V: np.ndarray
     """Row in the source."""
+
+    def clip(self, number: int) -> Clip:
+        """Return a clip by its number here."""
+        return self.sources[self.source_V[number]].clip(int(self.row_V[number]))
+
+    def caption(self, number: int) -> str:
+        """Return source and class of a clip, or its path if it has no class."""
+        clip = self.clip(number)
+        return f"{self.sources[self.source_V[number]].name}: {clip.class_name or clip.path}"
+
+    def of_source(self, number: int) -> np.ndarray:
+        """Return the numbers of the clips of a source."""
+        return np.flatnonzero(self.source_V == number)
 
 
 def _embed(run: FinishedRun, sources: Sequence[Manifest]) -> _Embedded:
@@ -156,22 +166,21 @@ def _embed(run: FinishedRun, sources: Sequence[Manifest]) -> _Embedded:
 
 
 def _neighbors(run: FinishedRun, found: _Embedded, examples: int) -> Section:
-    cosine_VV = neighbors.cosines(found.features_VD)
-    lines: dict[int, list[list[int]]] = {}
-    for number in range(len(found.sources)):
-        own = np.flatnonzero(found.source_V == number)
-        queries = own[np.unique(np.linspace(0, len(own) - 1, min(examples, len(own))).astype(int))]
-        lines[number] = [_query_and_neighbors(found, int(query), cosine_VV) for query in queries]
-    frames = _frames(run, found, {clip for rows in lines.values() for shown in rows for clip in shown})
-    groups = []
-    for number, rows in lines.items():
-        for place, (query, *near) in enumerate(rows):
-            shown = [Picture(pixels_HWC=frames[query], caption=_caption(found, query), kind="query")]
-            for clip in near:
-                caption = f"{_caption(found, clip)}, {cosine_VV[query, clip]:.2f}"
-                shown.append(Picture(pixels_HWC=frames[clip], caption=caption))
-            heading = "" if place else f"Clips of {found.sources[number].name}"
-            groups.append(Group(pictures=shown, heading=heading, small=True))
+    cosine_VV, numbers = neighbors.cosines(found.features_VD), range(len(found.sources))
+    lines = list[list[int]]()  # a clip of a source, then its neighbors in each source
+    for own in map(found.of_source, numbers):
+        for query in own[evenly_spaced(len(own), examples)]:
+            closest = [neighbors.nearest(cosine_VV, query, found.of_source(number), NEIGHBORS) for number in numbers]
+            lines.append([int(query), *np.concatenate(closest).tolist()])
+    frames, groups = _frames(run, found, {clip for line in lines for clip in line}), list[Group]()
+    for place, (query, *near) in enumerate(lines):
+        shown = [Picture(pixels_HWC=frames[query], caption=found.caption(query), kind="query")]
+        for clip in near:
+            caption = f"{found.caption(clip)}, {cosine_VV[query, clip]:.2f}"
+            shown.append(Picture(pixels_HWC=frames[clip], caption=caption))
+        first = place == 0 or found.source_V[query] != found.source_V[lines[place - 1][0]]
+        heading = f"Clips of {found.sources[found.source_V[query]].name}" if first else ""
+        groups.append(Group(pictures=shown, heading=heading, small=True))
     note = (
         f"A framed clip and its {NEIGHBORS} nearest neighbors in each source, by the cosine of embeddings after their mean is"
         " subtracted. The middle frame of each."
@@ -179,33 +188,20 @@ def _neighbors(run: FinishedRun, found: _Embedded, examples: int) -> Section:
     return Section(title="Nearest neighbors across sources", note=note, groups=groups)
 
 
-def _query_and_neighbors(found: _Embedded, query: int, cosine_VV: np.ndarray) -> list[int]:
-    shown = [query]
-    for number in range(len(found.sources)):
-        shown += neighbors.nearest(cosine_VV, query, np.flatnonzero(found.source_V == number), NEIGHBORS).tolist()
-    return shown
-
-
 def _frames(run: FinishedRun, found: _Embedded, clips: set[int]) -> dict[int, np.ndarray]:
     """Return the middle frame of some of the embedded clips; each source is read once."""
     frames: dict[int, np.ndarray] = {}
     for number, source in enumerate(found.sources):
-        own = sorted(clip for clip in clips if found.source_V[clip] == number)
+        own = sorted(clips & set(found.of_source(number)))
         if own:
-            shown = samples.subset(source, [int(found.row_V[clip]) for clip in own])
-            frames |= dict(zip(own, samples.middle_frames(shown, run.loader)))
+            frames |= dict(zip(own, samples.middle_frames(samples.subset(source, found.row_V[own]), run.loader)))
     return frames
-
-
-def _caption(found: _Embedded, clip: int) -> str:
-    source, row = found.sources[found.source_V[clip]], int(found.row_V[clip])
-    return f"{source.name}: {source.clip(row).class_name or source.clip(row).path}"
 
 
 def _map(found: _Embedded) -> Section:
     place_V2, share_2 = neighbors.plane(found.features_VD)
     names = [found.sources[number].name for number in found.source_V]
-    classes = [found.sources[number].clip(int(row)).class_name for number, row in zip(found.source_V, found.row_V)]
+    classes = [found.clip(number).class_name for number in range(len(names))]
     note = (
         f"{len(names)} clips on the first two principal components of their embeddings. Clips that are far apart here are far apart;"
         " clips that are close here may differ in the components that are not shown."
@@ -214,27 +210,30 @@ def _map(found: _Embedded) -> Section:
     return Section(title="Map of embeddings", note=note, svg=plot)
 
 
-def _confusions(run: FinishedRun, data: catalog.Catalog) -> Iterator[Section]:
-    for path in _tests(run):
-        result = seal.read_result(path.with_name("result.json"))
-        source = data.manifest(result["dataset"], result["split"])
-        if source.sha256 != result["manifest_sha256"]:
-            raise InputError(
-                f"{path} tested another {source.name} {result['split']} than the one in {data.path}; give its --data"
-            )
-        pairs, names = neighbors.confused(path, PAIRS), class_names(path)
-        rows = [neighbors.rows_of(source, pair.videos[:EXAMPLES_OF_PAIR]) for pair in pairs]
-        shown = sorted({row for several in rows for row in several})
-        frames = dict(zip(shown, samples.middle_frames(samples.subset(source, shown), run.loader) if shown else []))
-        groups = []
-        for pair, several in zip(pairs, rows):
-            label, named = (names[i] or f"class {i}" for i in (pair.label, pair.named))
-            videos = [Picture(pixels_HWC=frames[row], caption=source.clip(row).path) for row in several]
-            heading = f"{label} predicted as {named}: {pair.count} of {pair.of}"
-            groups.append(Group(pictures=videos, heading=heading, small=True))
-        found = "the clips with the highest wrong score first" if pairs else "no video was predicted as another class"
-        note = f"{result['n_videos']} videos of {source.name} {result['split']}; {found}."
-        yield Section(title=f"Most confused pairs: {source.name}", note=note, groups=groups)
+def _tested_source(scores: Path, data: catalog.Catalog) -> Manifest:
+    """Return the data set of a test; InputError if it is another one now."""
+    result = seal.read_result(scores.with_name("result.json"))
+    source = data.manifest(result["dataset"], result["split"])
+    other = f"{scores} tested another {source.name} {result['split']} than the one in {data.path}; give its --data"
+    require(source.sha256 == result["manifest_sha256"], other)
+    return source
+
+
+def _confusions(run: FinishedRun, scores: Path, source: Manifest) -> Section:
+    pairs, names = neighbors.confused(scores, PAIRS), class_names(scores)
+    rows = [neighbors.rows_of(source, pair.videos[:EXAMPLES_OF_PAIR]) for pair in pairs]
+    shown = sorted({row for several in rows for row in several})
+    frames = dict(zip(shown, samples.middle_frames(samples.subset(source, shown), run.loader) if shown else []))
+    groups = []
+    for pair, several in zip(pairs, rows):
+        label, named = (names[i] or f"class {i}" for i in (pair.label, pair.named))
+        videos = [Picture(pixels_HWC=frames[row], caption=source.clip(row).path) for row in several]
+        heading = f"{label} predicted as {named}: {pair.count} of {pair.of}"
+        groups.append(Group(pictures=videos, heading=heading, small=True))
+    found = "the clips with the highest wrong score first" if pairs else "no video was predicted as another class"
+    result = seal.read_result(scores.with_name("result.json"))
+    note = f"{result['n_videos']} videos of {source.name} {result['split']}; {found}."
+    return Section(title=f"Most confused pairs: {source.name}", note=note, groups=groups)
 
 
 def sections(run: FinishedRun, options: InspectOptions) -> Iterator[Section]:
@@ -242,6 +241,7 @@ def sections(run: FinishedRun, options: InspectOptions) -> Iterator[Section]:
     data = catalog.find(options.data)
     names = dict.fromkeys((*run.config.sources, *options.sources))
     sources = [data.manifest(name, options.split) for name in names]
+    tested = {scores: _tested_source(scores, data) for scores in _tests(run)}
     shown = [samples.subset(source, samples.spread_rows(source, options.examples)) for source in sources]
     yield _about(run)
     yield _as_trained(run, sources, options.examples)
@@ -251,7 +251,8 @@ def sections(run: FinishedRun, options: InspectOptions) -> Iterator[Section]:
     found = _embed(run, [samples.subset(source, samples.spread_rows(source, options.clips)) for source in sources])
     yield _neighbors(run, found, options.examples)
     yield _map(found)
-    yield from _confusions(run, data)
+    for scores, source in tested.items():
+        yield _confusions(run, scores, source)
 
 
 def main(argv: list[str]) -> int:

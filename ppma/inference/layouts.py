@@ -90,11 +90,7 @@ def names_of(kind: Format, *, stage_1: bool, several_heads: bool = False) -> Nam
             "decoder.norm": "trunk.decoder.norm", "decoder.head": "heads.0.projector",
         }  # fmt: skip
         norm = "norm" if stage_1 else "fc_norm"
-        trunk = {
-            "patch_embed.proj": "trunk.patch_embed.proj.1",
-            **_blocks("blocks", "trunk.blocks"),
-            norm: "trunk.norm",
-        }
+        trunk = {"patch_embed.proj": "trunk.patch_embed.proj.1", norm: "trunk.norm"} | _blocks("blocks", "trunk.blocks")
         return trunk | (decoder if stage_1 else heads)
     decoder = {"decoder.embed": "encoder_to_decoder", "decoder.norm": "decoder.norm", "decoder.head": "decoder.head"}
     if kind == "huggingface":
@@ -150,10 +146,8 @@ def _drop_tables(weights: Weights) -> None:
         table = weights.pop(name).squeeze(0)
         require(table.ndim == 2, f"{name} has shape {tuple(table.shape)}; a table of positions has two axes")
         apart = float((table.double() - sinusoid_table(*table.shape)).abs().max())
-        if not apart <= TABLE_TOLERANCE:
-            raise InputError(
-                f"{name} differs from the fixed sinusoidal table by {apart:.3g}: our model has no learned positions"
-            )
+        message = f"{name} differs from the fixed sinusoidal table by {apart:.3g}: our model has no learned positions"
+        require(apart <= TABLE_TOLERANCE, message)
 
 
 def _join_attention(weights: Weights) -> None:
@@ -281,9 +275,8 @@ def write_as(kind: Format, ours: Weights) -> Weights:
         log.info("left out: %d tensors of decoder or heads, for which %s has no place", len(ours) - len(weights), kind)
     stage_1, mask_token = "norm.weight" in weights, weights.pop("decoder.mask_token", None)
     _check_complete(weights, {})
-    spaces = sorted(
-        {name.split(".")[1] for name in weights if name.startswith("heads.")}, key=lambda space: (len(space), space)
-    )
+    found = {name.split(".")[1] for name in weights if name.startswith("heads.")}
+    spaces = sorted(found, key=lambda space: (len(space), space))
     for number, space in enumerate(spaces):
         for part in ("weight", "bias"):
             weights[f"heads.space{number}.{part}"] = weights.pop(f"heads.{space}.{part}")
@@ -298,11 +291,10 @@ def write_as(kind: Format, ours: Weights) -> Weights:
 def check_embedding(weights: Weights, what: str) -> None:
     """Raise InputError unless the model of these tensors embeds clips as ours does."""
     name = "patch_embed.proj.weight"
-    if name not in weights:
-        raise InputError(f"{what} is not a vision transformer of timm: it has no {name}")
-    if weights[name].ndim != 5:
-        shape = tuple(weights[name].shape)
-        raise InputError(
-            f"{what} embeds single pictures ({name} has shape {shape}), and our encoder clips (five axes, one of them time): "
-            "its weights do not fit; use a video model, such as VideoMAE"
-        )
+    require(name in weights, f"{what} is not a vision transformer of timm: it has no {name}")
+    shape = tuple(weights[name].shape)
+    message = (
+        f"{what} embeds single pictures ({name} has shape {shape}), and our encoder clips (five axes, one of them time): "
+        "its weights do not fit; use a video model, such as VideoMAE"
+    )
+    require(len(shape) == 5, message)

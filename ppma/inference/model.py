@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ppma.common.frames import clips_of
-from ppma.config.errors import InputError, require
+from ppma.config.errors import require
 from ppma.config.loader import LoaderConfig
 from ppma.config.run import EvaluationConfig, Precision
-from ppma.inference.videos import Rows, lay_windows, rows_of
+from ppma.inference.videos import Rows, lay_windows, rows_of, rows_of_manifest
 from ppma.loaders.decode.augment import make_views
 from ppma.loaders.sampler import EvaluationSampler
 from ppma.loaders.samples import Sample, choose_frames
@@ -77,10 +77,9 @@ class _Encoded:
     values_RV: Tensor
     """(R, views, ...) in the weights' type, on the device."""
     decoded_R: Tensor
-    video_R: np.ndarray
-    names: tuple[str, ...]
-    start_R: np.ndarray
-    end_R: np.ndarray
+    rows: Rows
+    names: Sequence[str]
+    """Of the videos."""
 
 
 class Model:
@@ -125,62 +124,37 @@ class Model:
         require(not (sliding and windows > 1), f"windows is {windows}; leave it out where a window slides")
         require(not tokens or windows == crops == 1, "tokens of several views have no mean; use windows 1 and crops 1")
         found = self._encode(videos, window, stride, fps, views, self._reduction(tokens, final_norm))
-        values_R = found.values_RV.float().mean(dim=1).cpu()
-        decoded_R = found.decoded_R.cpu()
+        values_R, decoded_R, rows = found.values_RV.float().mean(dim=1).cpu(), found.decoded_R.cpu(), found.rows
         values_R[~decoded_R] = torch.nan
         return VideoFeatures(
-            values=values_R, video=tuple(found.names[number] for number in found.video_R), number=found.video_R,
-            start_seconds=found.start_R, end_seconds=found.end_R, decoded=decoded_R.numpy(),
+            values=values_R, video=tuple(found.names[number] for number in rows.video_R), number=rows.video_R,
+            start_seconds=rows.start_R, end_seconds=rows.end_R, decoded=decoded_R.numpy(),
         )  # fmt: skip
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a video, and a sequence of str
-        self,
-        videos: Video,
-        *,
-        top: int = ...,
-        space: str | None = ...,
-        class_names: Sequence[str] | None = ...,
-        window: float | None = ...,
-        stride: float | None = ...,
-        fps: float | None = ...,
-        crops: int = ...,
-        on_bad: OnBad = ...,
-    ) -> Prediction: ...
+        self, videos: Video, *, top: int = ..., space: str | None = ..., window: float | None = ...,
+        stride: float | None = ..., fps: float | None = ..., crops: int = ..., on_bad: OnBad = ...,
+    ) -> Prediction:  # fmt: skip
+        """Return the classes of one video."""
+
     @overload
     def predict(
-        self,
-        videos: Sequence[Video] | Manifest,
-        *,
-        top: int = ...,
-        space: str | None = ...,
-        class_names: Sequence[str] | None = ...,
-        window: float | None = ...,
-        stride: float | None = ...,
-        fps: float | None = ...,
-        crops: int = ...,
-        on_bad: OnBad = ...,
-    ) -> list[Prediction]: ...
+        self, videos: Sequence[Video] | Manifest, *, top: int = ..., space: str | None = ..., window: float | None = ...,
+        stride: float | None = ..., fps: float | None = ..., crops: int = ..., on_bad: OnBad = ...,
+    ) -> list[Prediction]:  # fmt: skip
+        """Return the classes of each of several videos."""
+
     def predict(
-        self,
-        videos: Video | Sequence[Video] | Manifest,
-        *,
-        top: int = 5,
-        space: str | None = None,
-        class_names: Sequence[str] | None = None,
-        window: float | None = None,
-        stride: float | None = None,
-        fps: float | None = None,
-        crops: int = 3,
-        on_bad: OnBad = "fail",
-    ) -> Prediction | list[Prediction]:
+        self, videos: Video | Sequence[Video] | Manifest, *, top: int = 5, space: str | None = None, window: float | None = None,
+        stride: float | None = None, fps: float | None = None, crops: int = 3, on_bad: OnBad = "fail",
+    ) -> Prediction | list[Prediction]:  # fmt: skip
         """Return the classes of a video, overall and in each window; a list for several videos.
 
         Args:
             videos: One or several videos, all paths or all frames; or a manifest of the data catalog.
             top: Number of classes in `Prediction.top`.
             space: Label space (the data set whose classes to use); required where the model has several.
-            class_names: Names by label, for a run of an older version, whose head has none.
             window: Length of a window in seconds; None: that of the training.
             stride: Seconds between the starts of two windows; None: half a window.
             fps: Frames per second of frames in memory; None: they are one window.
@@ -192,25 +166,25 @@ class Model:
         """
         require(top >= 1, f"top is {top}; it must be at least 1")
         model, space = self.run.classifier(), self._space(space)
-        names = _names(self.class_names[space], class_names)
-        views = EvaluationConfig(windows=1, crops=crops, on_bad=on_bad)
-        found = self._encode(videos, window, stride, fps, views, None, slides=True)
+        names = tuple(name or f"class {label}" for label, name in enumerate(self.class_names[space]))
+        found = self._encode(
+            videos, window, stride, fps, EvaluationConfig(windows=1, crops=crops, on_bad=on_bad), None, slides=True
+        )
         with torch.inference_mode():
             logits_RVC = model.logits_of_space(found.values_RV, space)
             scores_RC = mean_over_views(logits_RVC.double().softmax(dim=-1), found.decoded_R)
-        predictions = [self._prediction(found, number, names, scores_RC, top) for number in range(len(found.names))]
+        predictions, rows = [], found.rows
+        for number, video in enumerate(found.names):
+            own = slice(*np.searchsorted(rows.video_R, (number, number + 1)))
+            mean_C = scores_RC[own].mean(axis=0)
+            best = [(names[label], float(mean_C[label])) for label in np.argsort(-mean_C, kind="stable")[:top]]
+            prediction = Prediction(
+                video=video, top=tuple(best), class_names=names, scores=mean_C, window_scores=scores_RC[own],
+                start_seconds=rows.start_R[own], end_seconds=rows.end_R[own],
+            )  # fmt: skip
+            predictions.append(prediction)
         single = isinstance(videos, str | Path) or (isinstance(videos, np.ndarray | Tensor) and videos.ndim == 4)
         return predictions[0] if single else predictions
-
-    @staticmethod
-    def _prediction(found: _Encoded, number: int, names: Sequence[str], scores_RC: np.ndarray, top: int) -> Prediction:
-        rows = slice(*np.searchsorted(found.video_R, (number, number + 1)))
-        mean_C = scores_RC[rows].mean(axis=0)
-        best = [(names[label], float(mean_C[label])) for label in np.argsort(-mean_C, kind="stable")[:top]]
-        return Prediction(
-            video=found.names[number], top=tuple(best), class_names=tuple(names), scores=mean_C, window_scores=scores_RC[rows],
-            start_seconds=found.start_R[rows], end_seconds=found.end_R[rows],
-        )  # fmt: skip
 
     def _space(self, asked: str | None) -> str:
         """Return the label space to predict in; InputError where several fit or none does."""
@@ -238,56 +212,36 @@ class Model:
         """Run the encoder over all views of videos, or of their windows; `slides`: of windows by default."""
         for name, value in (("window", window), ("stride", stride), ("fps", fps)):
             require(value is None or 0 < value < float("inf"), f"{name} is {value}; it must be above 0")
-        seconds = self.run.loader.window_seconds if window is None else window
-        asked = window is not None or stride is not None
-        length = seconds if asked or slides else None
+        run, asked = self.run, window is not None or stride is not None
+        loader = run.loader if window is None else replace(run.loader, window_seconds=window)
+        length = loader.window_seconds if asked or slides else None
         listed = [videos] if isinstance(videos, str | Path | np.ndarray | Tensor) else videos
         require(len(listed) > 0, "there is no video; give at least one")
-        require(fps is None or not isinstance(listed, Manifest), "fps is for frames in memory; files have their own")
+        frames = [] if isinstance(listed, Manifest) else [v for v in listed if isinstance(v, np.ndarray | Tensor)]
+        require(fps is None or bool(frames), "fps is for frames in memory; files have their own")
+        if frames:
+            require(len(frames) == len(listed), "give paths or frames, not both in one call")
+            require(fps is not None or not asked, "frames have no times; give fps for a window that slides over them")
+            clips = [clip for video in frames for clip in clips_of(video)]
+            return self._encode_frames(clips, loader, length, stride, fps, views, reduce)
         if isinstance(listed, Manifest):
-            rows = Rows(
-                manifest=listed, video_R=np.arange(len(listed)), start_R=listed.starts, end_R=listed.ends,
-                readable_R=np.ones(len(listed), dtype=bool),
-            )  # fmt: skip
-            if length is not None:
-                clips = [listed.clip(i) for i in range(len(listed))]
-                rows = lay_windows(clips, listed.root, listed.name, length, stride)
-            return self._encode_rows(rows, listed.texts("path"), seconds, views, reduce)
-        paths = [video for video in listed if isinstance(video, str | Path)]
-        if not paths:
-            require(
-                fps is not None or not asked,
-                "frames have no times; give fps, their frames per second, for a window that slides",
-            )
-            frames = [clip for video in listed if isinstance(video, np.ndarray | Tensor) for clip in clips_of(video)]
-            return self._encode_frames(frames, seconds, length, stride, fps, views, reduce)
-        require(len(paths) == len(listed), "give paths or frames, not both in one call")
-        require(fps is None, "fps is for frames in memory; files have their own")
-        rows = rows_of(
-            paths, window=length, stride=stride, mark_bad=views.on_bad == "mark", workers=self.run.loader.workers
-        )
-        return self._encode_rows(rows, list(map(str, paths)), seconds, views, reduce)
-
-    def _encode_rows(
-        self, rows: Rows, names: Sequence[str], seconds: float, views: EvaluationConfig, reduce: Callable[[Tensor], Tensor] | None
-    ) -> _Encoded:  # fmt: skip
-        run, readable_R = self.run, torch.from_numpy(rows.readable_R).to(self.run.ranks.device)
-        loader = replace(run.loader, window_seconds=seconds, workers=min(run.loader.workers, len(rows.manifest)))
+            names, rows = listed.texts("path"), rows_of_manifest(listed, window=length, stride=stride)
+        else:
+            names = [str(video) for video in listed]
+            rows = rows_of(names, window=length, stride=stride, mark_bad=views.on_bad == "mark", workers=loader.workers)
+        loader = replace(loader, workers=min(loader.workers, len(rows.manifest)))
         found = compute_features(
             run.model, rows.manifest, loader, views, ranks=run.ranks, compute=run.compute, reduce=reduce
         )
-        values_RV = found.features_VWD.new_zeros(len(readable_R), *found.features_VWD.shape[1:])
-        values_RV[readable_R] = found.features_VWD
-        decoded_R = readable_R.clone()
-        decoded_R[readable_R] = found.decoded_V
-        return _Encoded(
-            values_RV=values_RV, decoded_R=decoded_R, video_R=rows.video_R, names=tuple(names), start_R=rows.start_R,
-            end_R=rows.end_R,
-        )  # fmt: skip
+        decoded_R = torch.from_numpy(rows.readable_R).to(run.ranks.device)
+        values_RV = found.features_VWD.new_zeros(len(decoded_R), *found.features_VWD.shape[1:])
+        values_RV[decoded_R] = found.features_VWD
+        decoded_R[decoded_R.clone()] = found.decoded_V
+        return _Encoded(values_RV=values_RV, decoded_R=decoded_R, rows=rows, names=names)
 
     @torch.inference_mode()
     def _encode_frames(
-        self, videos: Sequence[np.ndarray], seconds: float, window: float | None, stride: float | None, fps: float | None,
+        self, videos: Sequence[np.ndarray], loader: LoaderConfig, window: float | None, stride: float | None, fps: float | None,
         views: EvaluationConfig, reduce: Callable[[Tensor], Tensor] | None,
     ) -> _Encoded:  # fmt: skip
         """Encode clips in memory as the loader encodes files; without `fps` a clip is one window."""
@@ -300,7 +254,7 @@ class Model:
             for number, video in enumerate(videos)
         ]  # fmt: skip
         rows = lay_windows(clips, Path(), "frames", window if fps else None, stride)
-        loader = evaluation_loader(replace(run.loader, window_seconds=seconds if fps else float("inf")), views)
+        loader = evaluation_loader(loader if fps else replace(loader, window_seconds=float("inf")), views)
         sampler = EvaluationSampler(
             rows.manifest, loader, batch_clips=views.batch_clips, windows=views.windows, crops=views.crops
         )
@@ -311,12 +265,11 @@ class Model:
                 frames_BTHWC = torch.from_numpy(np.concatenate(batch)).to(run.ranks.device)
                 tokens_BND = run.model.tokens(run.model.patches(frames_BTHWC), None)
                 parts.append((reduce or run.model.pool)(tokens_BND).to(run.compute.weight_dtype))
-        start_R, end_R = (times if fps else np.full(len(times), np.nan) for times in (rows.start_R, rows.end_R))
-        return _Encoded(
-            values_RV=torch.cat(parts).unflatten(0, (len(start_R), -1)),
-            decoded_R=torch.ones(len(start_R), dtype=torch.bool, device=run.ranks.device), video_R=rows.video_R,
-            names=tuple(clip.path for clip in clips), start_R=start_R, end_R=end_R,
-        )  # fmt: skip
+        values_RV = torch.cat(parts).unflatten(0, (len(rows.manifest), -1))
+        decoded_R = torch.ones(len(values_RV), dtype=torch.bool, device=run.ranks.device)
+        if fps is None:
+            rows = replace(rows, start_R=np.full(len(values_RV), np.nan), end_R=np.full(len(values_RV), np.nan))
+        return _Encoded(values_RV=values_RV, decoded_R=decoded_R, rows=rows, names=[clip.path for clip in clips])
 
 
 def _views(video_THWC: np.ndarray, sample: Sample, fps: float, loader: LoaderConfig) -> np.ndarray:
@@ -324,17 +277,6 @@ def _views(video_THWC: np.ndarray, sample: Sample, fps: float, loader: LoaderCon
     times = np.arange(len(video_THWC)) / fps
     chosen = choose_frames(times, sample.start_seconds, sample.end_seconds, loader.frames)
     return make_views([np.ascontiguousarray(video_THWC[i]) for i in chosen], sample.views, loader)
-
-
-def _names(head: Sequence[str], given: Sequence[str] | None) -> list[str]:
-    """Return the class names of a head by label; InputError where names are given that it has, or missing."""
-    if any(head):
-        require(given is None, "the model has the names of its classes; leave class names (--classes) out")
-        return [name or f"class {label}" for label, name in enumerate(head)]
-    if given is None:
-        raise InputError("the model has no class names; give them by label, with --classes FILE or class_names")
-    require(len(given) == len(head), f"{len(given)} class names are given, and the model has {len(head)} classes")
-    return list(given)
 
 
 def load_model(

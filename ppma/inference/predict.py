@@ -21,7 +21,6 @@ from ppma.config.command import DONE, OutFile, parse
 from ppma.config.errors import require
 from ppma.inference.embeddings import WRITERS, VideoOptions, provenance, write_rows
 from ppma.inference.model import Model, Prediction
-from ppma.loaders.sources.formats import read_classes
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +37,6 @@ class PredictOptions(VideoOptions):
 
     space: str | None = None
     """Label space (the data set whose classes to use); required where the run has several."""
-    classes: Path | None = None
-    """Class names, one per line by label, for a run of an older version, whose head has no names."""
     crops: int = 3
     """Squares along the long side of a frame, 1 or 3 (paper: 3)."""
     top: int = 5
@@ -59,13 +56,12 @@ def main(argv: list[str]) -> int:
     """Run `ppma predict`."""
     options = parse(PredictOptions, argv, prog="ppma predict")
     model = Model(options.open(options.checkpoint))
-    names = read_classes(options.classes) if options.classes else None
     found = [
         prediction
         for one in options.find()
         for prediction in model.predict(
             one, top=options.top, space=options.space, window=options.window, stride=options.stride, crops=options.crops,
-            class_names=names, on_bad=options.on_bad,
+            on_bad=options.on_bad,
         )
     ]  # fmt: skip
     _show(found)
@@ -92,49 +88,42 @@ def _show(found: Sequence[Prediction]) -> None:
     for start, end, row_C in zip(one.start_seconds, one.end_seconds, one.window_scores):
         best = int(row_C.argmax())
         moments.add_row(f"{start:.1f} to {end:.1f}", escape(one.class_names[best]), f"{row_C[best]:.3f}")
-    console.print(whole)
-    console.print()
-    console.print(moments)
+    console.print(whole, "", moments, sep="\n")
 
 
 def _write(path: Path, model: Model, found: Sequence[Prediction]) -> None:
     """Write all scores: as JSON, with a plot of a single video, or as a row for each window."""
     names = found[0].class_names
     if path.suffix in WRITERS:
-        columns = {
-            "path": np.repeat([one.video for one in found], [len(one.window_scores) for one in found]),
-            **{
-                name: np.concatenate([getattr(one, name) for one in found]) for name in ("start_seconds", "end_seconds")
-            },
-            "scores": np.concatenate([one.window_scores for one in found]).astype(np.float32),
-        }
+        columns = {"path": np.repeat([one.video for one in found], [len(one.window_scores) for one in found])}
+        for column, field in (
+            ("start_seconds", "start_seconds"),
+            ("end_seconds", "end_seconds"),
+            ("scores", "window_scores"),
+        ):
+            columns[column] = np.concatenate([getattr(one, field) for one in found])
+        columns["scores"] = columns["scores"].astype(np.float32)
         write_rows(path, columns, provenance(model) | {"classes": list(names)})
         log.info("%s: %d windows of %d videos", path, len(columns["path"]), len(found))
         return
-    content = {"checkpoint": str(model.run.weights), "classes": list(names), "videos": [_as_json(one) for one in found]}
-    write_json(path, content)
+    write_json(path, {"checkpoint": str(model.run.weights), "classes": names, "videos": list(map(_as_json, found))})
     log.info("%s", path)
     if len(found) == 1:
         (one,) = found
-        labels = [names.index(name) for name, _ in one.top]
         middles = (one.start_seconds + one.end_seconds) / 2
-        plot = scores_over_time(middles, [(names[label], one.window_scores[:, label]) for label in labels])
-        write_text(path.with_suffix(".svg"), plot)
+        curves = [(name, one.window_scores[:, names.index(name)]) for name, _ in one.top]
+        write_text(path.with_suffix(".svg"), scores_over_time(middles, curves))
         log.info("%s", path.with_suffix(".svg"))
 
 
 def _as_json(one: Prediction) -> dict[str, Any]:
     if np.isnan(one.scores).any():
         return {"video": one.video, "mean": None, "windows": []}
-    windows = zip(one.start_seconds, one.end_seconds, one.window_scores)
-    return {
-        "video": one.video,
-        "mean": [round(float(value), 6) for value in one.scores],
-        "windows": [
-            {"start_seconds": float(start), "end_seconds": float(end), "scores": [round(float(v), 6) for v in row_C]}
-            for start, end, row_C in windows
-        ],
-    }
+    windows = [
+        {"start_seconds": float(start), "end_seconds": float(end), "scores": row_C.round(6).tolist()}
+        for start, end, row_C in zip(one.start_seconds, one.end_seconds, one.window_scores)
+    ]
+    return {"video": one.video, "mean": one.scores.round(6).tolist(), "windows": windows}
 
 
 def scores_over_time(seconds_W: np.ndarray, curves: Sequence[tuple[str, np.ndarray]]) -> str:

@@ -6,7 +6,7 @@ a stage 1 model              ->  originals, their visible patches, reconstructio
 the encoder                  ->  how much attention each place receives in the last block, drawn over the frames
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import cv2
@@ -34,9 +34,14 @@ QUERIES = 256
 """Places whose attention is computed at a time: the scores of all 1,568 tokens would take 118 MB for 12 heads in float32."""
 
 
-def subset(source: Manifest, rows: Sequence[int]) -> Manifest:
+def subset(source: Manifest, rows: Iterable[int]) -> Manifest:
     """Return a manifest of some rows of a source; packed clips are read from their videos."""
     return Manifest.from_clips([source.clip(int(row)) for row in rows], root=source.root, name=source.name)
+
+
+def evenly_spaced(count: int, most: int) -> np.ndarray:
+    """Return at most `most` numbers from 0 to `count` - 1, ends included."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int))
 
 
 def spread_rows(source: Manifest, most: int) -> list[int]:
@@ -45,8 +50,7 @@ def spread_rows(source: Manifest, most: int) -> list[int]:
         return list(range(len(source)))
     by_class = [np.flatnonzero(source.labels == label) for label in np.unique(source.labels)]
     each = max(1, most // len(by_class))
-    chosen = [rows[np.unique(np.linspace(0, len(rows) - 1, min(each, len(rows))).astype(int))] for rows in by_class]
-    return sorted(int(row) for rows in chosen for row in rows)[:most]
+    return sorted(int(row) for rows in by_class for row in rows[evenly_spaced(len(rows), each)])[:most]
 
 
 def plain_views(source: Manifest, loader: LoaderConfig) -> np.ndarray:

@@ -100,6 +100,17 @@ def rows_of(
     return lay_windows(clips, root, paths[0].name if len(paths) == 1 else root.name or "videos", window, stride)
 
 
+def rows_of_manifest(manifest: Manifest, *, window: float | None, stride: float | None) -> Rows:
+    """Return the clips of a manifest as rows, or their windows; see `rows_of`."""
+    if window is not None:
+        clips = [manifest.clip(row) for row in range(len(manifest))]
+        return lay_windows(clips, manifest.root, manifest.name, window, stride)
+    return Rows(
+        manifest=manifest, video_R=np.arange(len(manifest)), start_R=manifest.starts, end_R=manifest.ends,
+        readable_R=np.ones(len(manifest), dtype=bool),
+    )  # fmt: skip
+
+
 def lay_windows(
     clips: Sequence[Clip | None], root: Path, name: str, window: float | None, stride: float | None
 ) -> Rows:

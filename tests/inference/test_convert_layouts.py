@@ -20,12 +20,11 @@ from ppma.inference.foreign import _Skipped, open_foreign, read_models
 from ppma.inference.layouts import write_as
 from ppma.models.classify import Classifier
 from ppma.models.mae import MaskedAutoencoder
+from ppma.models.vit import sinusoid_table
 from ppma.training import checkpoint
 from ppma.training.run import open_run
 
-VIT = ViTConfig(
-    width=48, depth=2, heads=3, patch=(2, 8, 8), frames=4, size=32, norm_eps=1e-12, head_norm_eps=1e-5
-)  # fmt: skip
+VIT = ViTConfig(width=48, depth=2, heads=3, patch=(2, 8, 8), frames=4, size=32, norm_eps=1e-12, head_norm_eps=1e-5)
 MAE = MAEConfig(decoder_width=32, decoder_depth=1, decoder_heads=2, decoder_positions="after")
 SHAPE = ["--heads", "3", "--decoder-heads", "2", "--frames", "4", "--size", "32"]
 CONFIG = {
@@ -36,22 +35,23 @@ CONFIG = {
 }  # fmt: skip
 
 
-def filled(module):
+def filled(module, k_bias=False):
+    """The tensors of a model, all random, so that no two can be confused; without `k_bias`, which VideoMAE lacks, it is 0."""
     generator = torch.Generator().manual_seed(3)
     for name, parameter in module.named_parameters():
         scale = 1.0 if parameter.ndim == 1 and name.endswith("weight") else 0.1
         parameter.data.normal_(generator=generator).mul_(scale)
-        if name.endswith("qkv.bias"):
+        if name.endswith("qkv.bias") and not k_bias:
             parameter.data.chunk(3)[1].zero_()
     return module.state_dict()
 
 
-def classifier():
-    return filled(Classifier(VIT, {"made": 4}))
+def classifier(k_bias=False, spaces=None):
+    return filled(Classifier(VIT, spaces or {"made": 4}), k_bias)
 
 
-def stage_1(positions="after"):
-    return filled(MaskedAutoencoder(VIT, replace(MAE, decoder_positions=positions)))
+def stage_1(positions="after", k_bias=False):
+    return filled(MaskedAutoencoder(VIT, replace(MAE, decoder_positions=positions)), k_bias)
 
 
 def same(a, b):
@@ -129,6 +129,18 @@ def hub_cache(folder):
     return top, weights
 
 
+def released(folder):
+    """Stage 1 as PPMA releases it, with its fixed tables of positions."""
+    weights = write_as("ppma", stage_1("before", k_bias=True))
+    torch.save({"model": weights | tables(weights)}, folder / "released.pth")
+    return folder / "released.pth", weights
+
+
+def tables(weights):
+    made = {"trunk.pos_embed": sinusoid_table(VIT.tokens, VIT.width).float()[None]}
+    return made | {"trunk.decoder.pos_embed": sinusoid_table(VIT.tokens, MAE.decoder_width).float()[None]}
+
+
 def encoder_of_stage_1(folder):
     """A released stage 1 file without its decoder, which leaves the mask token."""
     weights = write_as("ppma", stage_1("before"))
@@ -139,7 +151,7 @@ def encoder_of_stage_1(folder):
 
 LAYOUTS = {
     training_checkpoint: "videomae", of_one_module: "videomae", state_dict: "huggingface", saved_folder: "huggingface",
-    hub_cache: "huggingface", encoder_of_stage_1: "ppma",
+    hub_cache: "huggingface", encoder_of_stage_1: "ppma", released: "ppma",
 }  # fmt: skip
 
 
@@ -216,9 +228,16 @@ def test_other_architectures_are_refused_with_a_reason_and_the_known_layouts(tmp
         "backbone.pt": {"module.backbone.patch_embed.proj.weight": torch.ones(1)},
         "escape.pt": {"\x1b[31mred": torch.ones(1)},
         "resnet.pt": {"layer1.0.conv1.weight": torch.ones(1)},
+        "step.pt": {"epoch": 3},
         "more.pt": {"model": {**write_as("videomae", classifier()), "attn.scale": torch.ones(1)}},
     }
-    words = {"jepa.pt": "V-JEPA 2", "backbone.pt": "rotating", "escape.pt": "control", "more.pt": "no place"}
+    words = {
+        "jepa.pt": "V-JEPA 2",
+        "backbone.pt": "rotating",
+        "escape.pt": "control",
+        "more.pt": "no place",
+        "step.pt": "tensors",
+    }
     for name, content in files.items():
         torch.save(content, tmp_path / name)
         line = refused(capfd, tmp_path / name, tmp_path / "run", *SHAPE)

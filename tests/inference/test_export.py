@@ -31,31 +31,19 @@ def runs(tiny_runs):
     return tiny_runs / "runs"
 
 
-def test_every_form_gives_the_model_s_features(runs, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
-    out = tmp_path / "exported"
-    assert ppma(["export", str(runs / "mae"), str(out)]) == 0
-    files = {path.name for path in out.iterdir()}
-    as_run = {"model.safetensors", "config.json", "state.json", "lineage.json"}
-    assert files == as_run | {"export.json", "README.md", "encoder.pt2", "encoder.onnx"}
-    model = open_run(runs / "mae", device="cpu").model
-    frames = torch.randint(0, 256, (5, 4, 32, 32, 3), dtype=torch.uint8)
-    with torch.no_grad():
-        expected = export.FeatureExtractor(model)(frames)
-    session = onnxruntime.InferenceSession(str(out / "encoder.onnx"), providers=["CPUExecutionProvider"])
-    from_onnx = session.run(None, {"frames_BTHWC": frames.numpy()})[0]
-    from_program = torch.export.load(out / "encoder.pt2").module()(frames)
-    for found in (torch.from_numpy(np.asarray(from_onnx)), from_program.detach()):
-        assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+@pytest.fixture
+def small(monkeypatch):
+    """The shape of the preset "tiny", smaller still, also for timm."""
+    monkeypatch.setitem(PRESETS, "tiny", ViTConfig(width=48, depth=2, heads=3))
+    return preset("tiny", size=32, frames=4, head_norm_eps=1e-5)
 
 
-def test_all_doors_give_the_same_numbers(clip_tree, tmp_path, monkeypatch):
-    """Command line, Python, transformers, ONNX and timm: features after the final norm, and scores, of one video."""
+def test_all_doors_give_the_same_numbers(clip_tree, tmp_path, small):
+    """Command line, Python, transformers, ONNX, torch.export and timm: features after the final norm, and scores."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
     transformers = pytest.importorskip("transformers", reason="the extra [huggingface] is not installed")
-    monkeypatch.setitem(PRESETS, "tiny", ViTConfig(width=48, depth=2, heads=3))
-    vit, names = preset("tiny", size=32, frames=4, head_norm_eps=1e-5), ("run", "sit", "wave")
-    save(tmp_path / "run", Classifier(vit, {"acts": names}), vit, "classify", label_spaces={"acts": names})
+    spaces = {"acts": ("run", "sit", "wave")}
+    save(tmp_path / "run", Classifier(small, spaces), small, "classify", label_spaces=spaces)
     video, run = str(next(clip_tree.rglob("*.mp4"))), str(tmp_path / "run")
     model = ppma_package.load_model(run, device="cpu", workers=1)
     rows = rows_of([video], window=None, stride=None, mark_bad=False, workers=1).manifest
@@ -67,14 +55,15 @@ def test_all_doors_give_the_same_numbers(clip_tree, tmp_path, monkeypatch):
     assert ppma(["predict", video, *flags, "--out", str(tmp_path / "p.npz")]) == 0
     for project in ("huggingface", "timm"):
         assert ppma(["export", "--to", project, run, str(tmp_path / project)]) == 0
-    export.write_onnx(export.FeatureExtractor(model.run.model), vit, tmp_path / "encoder.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
+    out = tmp_path / "exported"
+    assert ppma(["export", run, str(out)]) == 0
+    as_run = {"model.safetensors", "config.json", "state.json", "lineage.json"}
+    assert {path.name for path in out.iterdir()} == as_run | {"export.json", "README.md", "encoder.pt2", "encoder.onnx"}
+    session = onnxruntime.InferenceSession(out / "encoder.onnx", providers=["CPUExecutionProvider"])
     theirs = transformers.VideoMAEForVideoClassification.from_pretrained(tmp_path / "huggingface").eval()
-    weights, arguments = (
-        tmp_path / "timm/model.safetensors",
-        {"img_size": 32, "frames": 4, "num_classes": 3, "head_norm_eps": 1e-5},
-    )
-    of_timm = timm_models.timm.create_model("ppma_vit_tiny_patch16_224", checkpoint_path=weights, **arguments).eval()
+    arguments = {"img_size": 32, "frames": 4, "num_classes": 3, "head_norm_eps": 1e-5}
+    arguments["checkpoint_path"] = tmp_path / "timm/model.safetensors"
+    of_timm = timm_models.timm.create_model("ppma_vit_tiny_patch16_224", **arguments).eval()
     with torch.no_grad():
         pooled = of_timm.forward_head(of_timm.forward_features(video_BTCHW.transpose(1, 2)), pre_logits=True)
         features = {
@@ -82,6 +71,7 @@ def test_all_doors_give_the_same_numbers(clip_tree, tmp_path, monkeypatch):
             "python": model.features(video, window=9.0, final_norm=True).values,
             "transformers": theirs.fc_norm(theirs.videomae(video_BTCHW).last_hidden_state.mean(dim=1)),
             "onnx": session.run(None, {export.INPUT: clip})[0],
+            "torch.export": torch.export.load(out / "encoder.pt2").module()(torch.from_numpy(clip)),
             "timm": pooled,
         }
         scores = {
@@ -95,34 +85,42 @@ def test_all_doors_give_the_same_numbers(clip_tree, tmp_path, monkeypatch):
         assert max(far.values()) < 1e-5, far
 
 
-def test_the_folder_starts_another_run_and_the_card_tells_the_run(runs, tmp_path):
+def test_the_folder_is_a_model_and_the_card_describes_its_run(runs, tmp_path):
     assert ppma(["export", str(runs / "finetune"), str(tmp_path / "out"), "--no-onnx"]) == 0
     facts = json.loads((tmp_path / "out/export.json").read_text())
     vit = ViTConfig(**{**facts["vit"], "patch": tuple(facts["vit"]["patch"])})
     fresh = Classifier(vit, {"other": 9})
     checkpoint.load_encoder(fresh, tmp_path / "out")
-    original = open_run(runs / "finetune", device="cpu").model
-    assert torch.equal(fresh.blocks[0].attn.qkv.weight, original.blocks[0].attn.qkv.weight)
+    run, exported = (ppma_package.load_model(path, device="cpu") for path in (runs / "finetune", tmp_path / "out"))
+    assert torch.equal(fresh.blocks[0].attn.qkv.weight, run.run.model.blocks[0].attn.qkv.weight)
     card = (tmp_path / "out/README.md").read_text()
     assert "Recipe: `finetune`" in card and "made val" in card and "top-1" in card and "No claim of anonymity" in card
+    assert torch.equal(exported.features(CLIP).values, run.features(CLIP).values)
+    assert exported.class_names == run.class_names
+
+
+def test_the_form_of_a_stage_1_run_gives_its_features(runs, tmp_path, monkeypatch):
+    """Their mean over the tokens, for another number of clips; one that differs is not kept."""
+    assert ppma(["export", str(runs / "mae"), str(tmp_path / "out"), "--no-onnx"]) == 0
+    with torch.no_grad():
+        expected = export.FeatureExtractor(open_run(runs / "mae", device="cpu").model)(CLIP)
+    assert far(torch.export.load(tmp_path / "out/encoder.pt2").module()(CLIP), expected) < 1e-5
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(RuntimeError, match="differs from the model"):
+        ppma(["export", str(runs / "mae"), str(tmp_path / "x"), "--no-onnx"])
+    assert not (tmp_path / "x").exists()
 
 
 def test_wrong_input_leaves_nothing_behind(runs, tmp_path, capfd, monkeypatch):
     (tmp_path / "there").mkdir()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     for argv, problem in (
         ([str(tmp_path), str(tmp_path / "x")], str(tmp_path)),
         ([str(runs / "mae"), str(tmp_path / "there")], "exists"),
+        ([str(runs / "mae"), str(tmp_path / "x")], "pip install 'ppma[export]'"),
     ):
         assert ppma(["export", *argv]) == 2
         assert problem in capfd.readouterr().err
-    with monkeypatch.context() as without:
-        without.setitem(sys.modules, "onnxruntime", None)
-        assert ppma(["export", str(runs / "mae"), str(tmp_path / "x")]) == 2
-    error = capfd.readouterr().err.splitlines()[-1]
-    assert "pip install 'ppma[export]'" in error and not (tmp_path / "x").exists()
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
-    with pytest.raises(RuntimeError, match="differs from the model"):
-        ppma(["export", str(runs / "mae"), str(tmp_path / "x"), "--no-onnx"])
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
@@ -178,8 +176,15 @@ def test_transformers_gives_the_features_logits_and_gradients_of_a_run(runs, tmp
     assert source["@type"] == "sc:Dataset" and source["name"] == "made train" and source["license"] == ["made here"]
     processor = json.loads((out / "preprocessor_config.json").read_text())
     assert processor["size"]["shortest_edge"] == 32 and processor["image_mean"] == list(PIXEL_MEAN)
+    with pytest.raises(ppma_package.InputError, match="ppma convert"):
+        ppma_package.load_model(out)
     assert ppma(["convert", str(out), str(tmp_path / "back")]) == 0
     assert lineage.read(tmp_path / "back/model.safetensors").sources[0].name == "made"
+    back, run = (ppma_package.load_model(path, device="cpu") for path in (tmp_path / "back", runs / "finetune"))
+    assert torch.allclose(back.features(CLIP).values, run.features(CLIP).values, atol=1e-5)
+    predictions = back.predict(CLIP[0]), run.predict(CLIP[0])
+    assert predictions[0].scores == pytest.approx(predictions[1].scores, abs=1e-5)
+    assert [name for name, _ in predictions[0].top] == [name for name, _ in predictions[1].top]
 
 
 def test_transformers_reconstructs_with_a_decoder_of_videomae(tmp_path):
@@ -216,20 +221,17 @@ def test_one_head_of_several_is_chosen_by_its_label_space(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("phase", ["classify", "mae"])
-def test_timm_creates_the_model_with_its_weights(tmp_path, phase):
-    vit = preset("tiny", size=32, frames=4, depth=12, head_norm_eps=1e-5)
-    small = MAEConfig(decoder_width=32, decoder_depth=1, decoder_heads=2)
+def test_timm_creates_the_model_with_its_weights(tmp_path, small, phase):
     state = {"label_spaces": {"acts": 3}} if phase == "classify" else {}
-    model = save(
-        tmp_path / "run", Classifier(vit, {"acts": 3}) if state else MaskedAutoencoder(vit, small), vit, phase, **state
-    )
+    shape = MAEConfig(decoder_width=32, decoder_depth=1, decoder_heads=2)
+    model = Classifier(small, {"acts": 3}) if state else MaskedAutoencoder(small, shape)
+    save(tmp_path / "run", model, small, phase, **state)
     out = to("timm", tmp_path / "run")
     (call,) = [line for line in (out / "README.md").read_text().splitlines() if "create_model" in line]
     scope = {"timm": timm_models.timm}
     exec(call.replace("DIR", str(out)), scope)
     theirs = scope["model"].eval()(VIDEO_BTCHW.transpose(1, 2))
-    ours = model.logits(CLIP) if state else model.features(CLIP).mean(dim=1)
-    assert far(ours, theirs) < 1e-5
+    assert far(model.logits(CLIP) if state else model.features(CLIP).mean(dim=1), theirs) < 1e-5
 
 
 def test_transformers_itself_reads_the_folder(runs, clip_tree, tmp_path):
@@ -237,14 +239,11 @@ def test_transformers_itself_reads_the_folder(runs, clip_tree, tmp_path):
     shutil.copytree(runs / "finetune", tmp_path / "run", symlinks=True)
     out, model = to("huggingface", tmp_path / "run"), open_run(runs / "finetune", device="cpu").classifier()
     model.fc_norm.eps = 1e-5
-    bare, theirs = (
-        getattr(transformers, name).from_pretrained(out).eval()
-        for name in ("VideoMAEModel", "VideoMAEForVideoClassification")
-    )
+    bare = transformers.VideoMAEModel.from_pretrained(out).eval()
+    theirs = transformers.VideoMAEForVideoClassification.from_pretrained(out).eval()
     assert far(model.tokens(model.patches(CLIP), None), bare(VIDEO_BTCHW).last_hidden_state) < 1e-5
     assert far(model.logits(CLIP), theirs(VIDEO_BTCHW).logits) < 1e-5
     assert far(VideoMAE(out).logits(VIDEO_BTCHW), theirs(VIDEO_BTCHW).logits) < 1e-5
-    found = transformers.pipeline("video-classification", model=str(out))(
-        str(next(clip_tree.rglob("*.mp4"))), num_frames=4
-    )
+    classify = transformers.pipeline("video-classification", model=str(out))
+    found = classify(str(next(clip_tree.rglob("*.mp4"))), num_frames=4)
     assert {one["label"] for one in found} <= set(model.class_names["made"])
