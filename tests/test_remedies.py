@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 import pytest
 import tiny
@@ -56,13 +56,13 @@ def flags_of(config: type, prefix: str = "") -> Iterator[str]:
 
 def known_flags() -> set[str]:
     """Return the flags of all commands: the fields of the configs in their modules, of recipes, and of the launcher."""
-    modules = [importlib.import_module(command.module) for command in COMMANDS.values()]
-    modules += [importlib.import_module(f"benchmarks.{name}") for name in ("rows", "gpu_day", "loader_throughput")]
-    modules += [importlib.import_module(name) for name in ("ppma.slurm.plan", "ppma.privacy.audit.review")]
-    configs: set[Any] = {kind for module in modules for kind in vars(module).values() if dataclasses.is_dataclass(kind)}
-    found = {
-        flag for config in {*configs, RunConfig, ClusterConfig} if isinstance(config, type) for flag in flags_of(config)
-    }
+    names = [command.module for command in COMMANDS.values()] + ["ppma.slurm.plan", "ppma.privacy.audit.review"]
+    names += [f"benchmarks.{name}" for name in ("rows", "gpu_day", "loader_throughput")]
+    kinds = [kind for name in names for kind in vars(importlib.import_module(name)).values() if isinstance(kind, type)]
+    ours = [
+        kind for kind in kinds if dataclasses.is_dataclass(kind) and kind.__module__.startswith(("ppma", "benchmarks"))
+    ]
+    found = {flag for config in {*ours, RunConfig, ClusterConfig} for flag in flags_of(config)}
     renamed = {"set", "help", "help-all", "no-onnx", *(name.replace("_", "-") for name in OWN_HELP)}
     return found | renamed | {f"no-{flag}" for flag in found}
 
@@ -87,32 +87,24 @@ def test_every_command_and_flag_that_a_message_names_exists(figure):
     figure("R27", f"{named} of {named} named commands and flags exist")
 
 
+MAE_RUN = "train mae_nohuman RUN --sources made other"
 STEPS = {
     "a run that exists": (
-        "train mae_nohuman RUN --sources made other --run-dir IN/runs/mae --dry-run",
-        (
-            "--resume",
-            "train mae_nohuman RUN --sources made other MAE --optim.epochs 1 --run-dir IN/runs/mae --resume --dry-run",
-        ),
-        ("--run-dir", "train mae_nohuman RUN --sources made other --run-dir OUT --dry-run"),
+        f"{MAE_RUN} --run-dir IN/runs/mae --dry-run",
+        ("--resume", f"{MAE_RUN} MAE --optim.epochs 1 --run-dir IN/runs/mae --resume --dry-run"),
+        ("--run-dir", f"{MAE_RUN} --run-dir OUT --dry-run"),
     ),
     "reversed range": (
-        "train mae_nohuman RUN --sources made other --run-dir OUT --dry-run --loader.crop-scale 1 0.08",
-        (
-            "smaller number first",
-            "train mae_nohuman RUN --sources made other --run-dir OUT --dry-run --loader.crop-scale 0.08 1",
-        ),
+        f"{MAE_RUN} --run-dir OUT --dry-run --loader.crop-scale 1 0.08",
+        ("smaller number first", f"{MAE_RUN} --run-dir OUT --dry-run --loader.crop-scale 0.08 1"),
     ),
     "batch": (
-        "train mae_nohuman RUN --sources made other --run-dir OUT --dry-run --loader.views 2 --batch 3",
-        (
-            "multiple of 2",
-            "train mae_nohuman RUN --sources made other --run-dir OUT --dry-run --loader.views 2 --batch 4",
-        ),
+        f"{MAE_RUN} --run-dir OUT --dry-run --loader.views 2 --batch 3",
+        ("multiple of 2", f"{MAE_RUN} --run-dir OUT --dry-run --loader.views 2 --batch 4"),
     ),
     "graphs on a CPU": (
-        "train mae_nohuman RUN --sources made other --run-dir OUT --dry-run --compile graphs",
-        ("--compile on", "train mae_nohuman RUN --sources made other --run-dir OUT --dry-run --compile on"),
+        f"{MAE_RUN} --run-dir OUT --dry-run --compile graphs",
+        ("--compile on", f"{MAE_RUN} --run-dir OUT --dry-run --compile on"),
     ),
     "no head": (
         "predict IN/clip.mp4 --checkpoint IN/runs/mae --device cpu",
@@ -131,17 +123,14 @@ STEPS = {
         ("two models", "average IN/runs/mae IN/runs/finetune --out OUT"),
     ),
     "setting without a value": (
-        "train mae_nohuman RUN --sources made other --run-dir OUT --dry-run --set optim.epochs",
-        (
-            "--set optim.epochs=2",
-            "train mae_nohuman RUN --sources made other --run-dir OUT --dry-run --set optim.epochs=2",
-        ),
+        f"{MAE_RUN} --run-dir OUT --dry-run --set optim.epochs",
+        ("--set optim.epochs=2", f"{MAE_RUN} --run-dir OUT --dry-run --set optim.epochs=2"),
     ),
     "average of nothing": (
-        "train adaptive_average RUN --dataset made --run-dir OUT",
+        "train adaptive_average RUN --dataset made --run-dir OUT --dry-run",
         (
             "--average RUN RUN",
-            "train adaptive_average RUN --dataset made --run-dir OUT --average IN/runs/mae IN/runs/finetune --dry-run",
+            "train adaptive_average RUN --dataset made --run-dir OUT --dry-run --average IN/runs/mae IN/runs/finetune",
         ),
     ),
 }
@@ -153,14 +142,19 @@ STEPS = {
 def test_following_the_remedy_helps(name, tiny_runs, clip_tree, tmp_path, capfd):
     run = " ".join([*tiny.FLAGS, "--batch", "4", "--data", f"{tiny_runs}/data.toml"])
 
+    places = {
+        "MAE": " ".join(tiny.MAE_FLAGS),
+        "IN/clip.mp4": "CLIP",
+        "IN": str(tiny_runs),
+        "OUT": str(tmp_path / "out"),
+    }
+
     def do(line: str) -> int:
         line = re.sub(r"\bRUN\b", run, line) if line.startswith("train") else line
-        line = (
-            line.replace("MAE", " ".join(tiny.MAE_FLAGS)).replace("IN/clip.mp4", "CLIP").replace("IN", str(tiny_runs))
-        )
-        words = [word.replace("OUT", str(tmp_path / "out")) for word in line.split()]
-        words = [str(next(clip_tree.rglob("*.mp4"))) if word == "CLIP" else word for word in words]
-        return ppma(words)
+        for name, place in places.items():
+            line = line.replace(name, place)
+        clip = str(next(clip_tree.rglob("*.mp4")))
+        return ppma([clip if word == "CLIP" else word for word in line.split()])
 
     wrong, *remedies = STEPS[name]
     for said, follow in remedies:

@@ -13,14 +13,8 @@ import av
 import numpy as np
 
 ENCODERS = {
-    "h264": "libx264",
-    "hevc": "libx265",
-    "av1": "libsvtav1",
-    "vp8": "libvpx",
-    "vp9": "libvpx-vp9",
-    "mpeg4": "mpeg4",
-    "mjpeg": "mjpeg",
-}
+    "h264": "libx264", "hevc": "libx265", "av1": "libsvtav1", "vp8": "libvpx", "vp9": "libvpx-vp9", "mpeg4": "mpeg4", "mjpeg": "mjpeg",
+}  # fmt: skip
 """codec: the encoder in PyAV's FFmpeg that makes its sample."""
 SIDE = 256
 """Pixels; NVDEC refuses pictures below about 145 on a side."""

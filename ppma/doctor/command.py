@@ -12,8 +12,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +158,8 @@ def _gpu_problems(machine: Machine) -> Iterator[Problem]:
     for gpu, capability in zip(machine.gpus, machine.capabilities):
         if machine.built_for and capability < min(machine.built_for):
             torch = f"torch {machine.versions.get('torch')}, built for sm_{min(machine.built_for)} and newer"
-            yield Problem(
-                f"{gpu} (sm_{capability}) is too old for {torch}", "use a newer GPU, or ppma train --device cpu"
-            )
+            what = f"{gpu} (sm_{capability}) is too old for {torch}"
+            yield Problem(what, "use a newer GPU, or ppma train --device cpu")
         elif capability < BFLOAT16_FROM:
             what = f"{gpu} (sm_{capability}) has no bfloat16, the default precision of a run"
             yield Problem(what, "ppma train --precision fp16")
@@ -181,9 +180,8 @@ def _dali_problems(machine: Machine) -> Iterator[Problem]:
         yield Problem("the package nvidia-dali is an empty placeholder, not DALI", "pip uninstall nvidia-dali")
     if len(builds) == 1 and machine.driver and machine.driver_major < DALI_DRIVERS[builds[0]]:
         build, older = builds[0], "nvidia-dali-cuda120"
-        what = (
-            f"{build} {versions[build]} needs driver {DALI_DRIVERS[build]} or newer; this machine has {machine.driver}"
-        )
+        driver = f"driver {DALI_DRIVERS[build]} or newer; this machine has {machine.driver}"
+        what = f"{build} {versions[build]} needs {driver}"
         replaces = build != older and machine.driver_major >= DALI_DRIVERS[older]
         reinstall = f"pip uninstall {build}; pip install {older}=={versions[build]}"
         yield Problem(what, reinstall if replaces else "update the driver")
@@ -196,11 +194,8 @@ def _package_problems(machine: Machine) -> Iterator[Problem]:
         what = f"{' and '.join(f'{name} {version}' for name, version in opencv.items())} overwrite each other"
         yield Problem(what, f"pip uninstall {' '.join(opencv)}; pip install opencv-python-headless==4.11.0.86")
     setuptools = versions.get("setuptools", "0")
-    if (
-        "ffcv" in versions
-        and machine.python.startswith(("3.12", "3.13"))
-        and not 1 <= int(setuptools.split(".")[0]) < 82
-    ):
+    lacks_distutils = machine.python.startswith(("3.12", "3.13")) and not 1 <= int(setuptools.split(".")[0]) < 82
+    if "ffcv" in versions and lacks_distutils:
         what = f"FFCV on Python {machine.python} imports distutils, which only setuptools below 82 provides; installed: {setuptools}"
         yield Problem(what, "pip install 'setuptools<82'")
     if versions.get("numpy", "2").startswith(("0.", "1.")):
@@ -219,33 +214,29 @@ def fast_paths(machine: Machine) -> list[FastPath]:
     """Return the backend of every task on a machine."""
     video = [codec for codec in machine.dali_gpu if codec != "jpeg"]
     cpu = "OpenCV in worker processes"
-    if video:
-        paths = [FastPath("video decoding", "NVDEC through DALI", f"for {', '.join(video)}; PyAV for the rest")]
-    else:
-        why = "DALI decodes no video on this GPU" if machine.gpus else machine.no_gpu
-        paths = [FastPath("video decoding", "PyAV in worker processes", f"not NVDEC: {why}")]
-    if "jpeg" in machine.dali_gpu:
-        paths.append(FastPath("JPEG frames", "nvJPEG through DALI", "DALI decoded a JPEG on this GPU"))
-    else:
-        why = "DALI decodes no JPEG on this GPU" if machine.gpus else machine.no_gpu
-        paths.append(FastPath("JPEG frames", cpu, f"not nvJPEG: {why}"))
-    if machine.gpus and machine.dali_cpu:
-        paths.append(FastPath("crops and augmentation", "the DALI graph on the GPU", "loader.implementation=auto"))
-    else:
-        why = "DALI does not work here" if machine.gpus else machine.no_gpu
-        paths.append(FastPath("crops and augmentation", cpu, f"not DALI on a GPU: {why}; faster than DALI on a CPU"))
-    paths += [FastPath(*row) for row in machine.kernels]
-    compiler = (
-        ("available", "a C++ compiler is installed")
-        if machine.compiler
-        else ("unavailable", "no C++ compiler: apt-get install g++")
+
+    def lacks(what: str) -> str:
+        return what if machine.gpus else machine.no_gpu
+
+    nvdec = ("NVDEC through DALI", f"for {', '.join(video)}; PyAV for the rest")
+    pyav = ("PyAV in worker processes", f"not NVDEC: {lacks('DALI decodes no video on this GPU')}")
+    nvjpeg = ("nvJPEG through DALI", "DALI decoded a JPEG on this GPU")
+    opencv = (cpu, f"not nvJPEG: {lacks('DALI decodes no JPEG on this GPU')}")
+    graph = ("the DALI graph on the GPU", "loader.implementation=auto")
+    plain = (cpu, f"not DALI on a GPU: {lacks('DALI does not work here')}; faster than DALI on a CPU")
+    compiles, compiles_not = (
+        ("available", "a C++ compiler is installed"),
+        ("unavailable", "no C++ compiler: apt-get install g++"),
     )
-    cluster = (
-        ("SLURM", "sbatch is on PATH")
-        if machine.sbatch
-        else ("this machine (--cluster local)", "not SLURM: no sbatch on PATH")
-    )
-    return [*paths, FastPath("torch.compile", *compiler), FastPath("several nodes", *cluster)]
+    slurm, local = ("SLURM", "sbatch is on PATH"), ("this machine (--cluster local)", "not SLURM: no sbatch on PATH")
+    return [
+        FastPath("video decoding", *(nvdec if video else pyav)),
+        FastPath("JPEG frames", *(nvjpeg if "jpeg" in machine.dali_gpu else opencv)),
+        FastPath("crops and augmentation", *(graph if machine.gpus and machine.dali_cpu else plain)),
+        *(FastPath(*row) for row in machine.kernels),
+        FastPath("torch.compile", *(compiles if machine.compiler else compiles_not)),
+        FastPath("several nodes", *(slurm if machine.sbatch else local)),
+    ]
 
 
 def overview(machine: Machine) -> list[tuple[str, str]]:
@@ -352,23 +343,17 @@ def probe() -> Machine:
     has_dali = any(build in versions for build in DALI_DRIVERS)
     return Machine(
         **found | {"broken": found.get("broken", {}) | broken},
-        versions=versions,
-        python=platform.python_version(),
-        driver=_driver(),
-        dali_cpu=_dali("cpu") if has_dali else (),
-        dali_gpu=_dali("gpu") if has_dali and found.get("gpus") else (),
-        ffmpeg=ffmpeg,
-        av_codecs=av_codecs,
-        torchvision=torchvision,
+        versions=versions, python=platform.python_version(), driver=_driver(),
+        dali_cpu=_dali("cpu") if has_dali else (), dali_gpu=_dali("gpu") if has_dali and found.get("gpus") else (),
+        ffmpeg=ffmpeg, av_codecs=av_codecs, torchvision=torchvision,
         compiler=find_compiler("cuda" if found.get("gpus") else "cpu") is not None,
-        sbatch=shutil.which("sbatch") is not None,
-        cores=len(os.sched_getaffinity(0)),
+        sbatch=shutil.which("sbatch") is not None, cores=len(os.sched_getaffinity(0)),
         memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
         disk_free_gib=shutil.disk_usage(Path.cwd()).free / 2**30,
-    )
+    )  # fmt: skip
 
 
-def _table(title: str, rows: Sequence[Sequence[str]]) -> Table:
+def _table(title: str, rows: Iterable[Iterable[str]]) -> Table:
     table = Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False)
     for row in rows:
         table.add_row(*row)
@@ -390,9 +375,6 @@ def main(argv: list[str]) -> int:
         return code
     console = Console(highlight=False)
     console.print(_table("This machine", overview(machine)))
-    console.print(_table("\nFast paths", [(path.task, path.backend, path.reason) for path in paths]))
-    if found:
-        console.print(_table("\nProblems and fixes", [(problem.what, problem.fix) for problem in found]))
-    else:
-        console.print("\nNo problems found.")
+    console.print(_table("\nFast paths", map(astuple, paths)))
+    console.print(_table("\nProblems and fixes", map(astuple, found)) if found else "\nNo problems found.")
     return code

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ppma.compile_check.check import CompileError, Phase, Settings, StepReport, check_steps
 from ppma.config.command import DONE
@@ -70,9 +70,9 @@ def compile_gpu(*, as_json: bool) -> int:
         found = {"arch": arch, "reports": [dataclasses.asdict(report) for report in reports], "problems": problems}
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return code
-    table = Table(title=f"The training steps, compiled for sm_{arch}", title_justify="left", box=None, pad_edge=False)
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name == "step" else "right")
+    columns = [Column(name, justify="left" if name == "step" else "right") for name in COLUMNS]
+    title = f"The training steps, compiled for sm_{arch}"
+    table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
     for phase, result in zip(phases, results, strict=True):
         failed = (NAMES[phase], *["-"] * (len(COLUMNS) - 2), "does not compile")
         table.add_row(*(row(result) if isinstance(result, StepReport) else failed))

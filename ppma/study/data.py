@@ -78,21 +78,13 @@ TABLE = ("learned", "new", "learned_clips", "probe_clips", "test_clips")
 
 
 def data_config(study: Study, out: Path, videos: Path | None, workers: int) -> DataConfig:
-    """Return what to render for a study.
-
-    Args:
-        study: A study with a [draw] table.
-        out: Folder of the data.
-        videos: The user's human-removed clips.
-        workers: Processes that render and pack.
+    """Return what to render for a study with a [draw] table; the other arguments are those of DataConfig.
 
     Raises:
         InputError: The table has an unknown key or a wrong value, or there are videos but no table.
     """
     if study.draw is None:
-        raise InputError(
-            f"--videos: {study.name} renders no data; index your clips (`ppma index`) and name them in --sources"
-        )
+        raise InputError(f"--videos: {study.name} renders no data; index your clips and name them in --sources")
     given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in study.draw.items()}
     for key, value in given.items():
         require(key in TABLE, f"[draw]: unknown key {key!r}; the keys are {', '.join(TABLE)}")

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch.utils.tensorboard import SummaryWriter
 
 from ppma.common.files import write_json
@@ -68,12 +68,7 @@ class Findings:
 
 
 def summarize(collection: Collection, classes: Sequence[str]) -> Findings:
-    """Compute the table of a demo.
-
-    Args:
-        collection: The results of its runs.
-        classes: Names of the new actions, by label.
-    """
+    """Compute the table of a demo from the results of its runs; `classes` are the new actions by label."""
     right_SV = {
         method: np.concatenate([result.right_DV for result in collection.results if result.method == method])
         for method in collection.methods
@@ -85,14 +80,12 @@ def summarize(collection: Collection, classes: Sequence[str]) -> Findings:
                 np.add.at(confusion_KK, (scores["label"], scores["scores"].argmax(axis=1)), 1)
     rows = tuple(
         Row(
-            method=method,
-            title=title,
-            accuracy=mean_over_seeds(right_SV[method]),
+            method=method, title=title, accuracy=mean_over_seeds(right_SV[method]),
             of_seeds=tuple(right_SV[method].mean(axis=1).tolist()),
             behind=None if method == FULL else difference(right_SV[FULL], right_SV[method]).by,
         )
         for method, title in collection.methods.items()
-    )
+    )  # fmt: skip
     confusion_KK /= confusion_KK.sum(axis=1, keepdims=True)
     return Findings(rows=rows, clips=right_SV[FULL].shape[1], classes=tuple(classes), confusion_KK=confusion_KK)
 
@@ -132,17 +125,8 @@ What to type next, with your human-removed clips in DIR/<class>/:
     python slurm/launch.py pretrain --nodes 2          (the paper's run, on a cluster)"""
 
 
-def write_report(listing: Path, settings: DataConfig, console: Console) -> Findings:
-    """Write table, figures and TensorBoard page to `report/` next to the listing, and print table and paragraph.
-
-    Args:
-        listing: The demo's .study.json.
-        settings: What was rendered.
-        console: Where to print.
-
-    Returns:
-        The numbers of the table.
-    """
+def write_report(listing: Path, settings: DataConfig, console: Console) -> None:
+    """Write table, figures and TensorBoard page to `report/` next to the demo's listing, and print table and paragraph."""
     folder, findings = listing.parent / "report", summarize(collect(listing), settings.new)
     folder.mkdir(parents=True, exist_ok=True)
     grid, words = table(findings), closing(findings, own_videos=settings.videos is not None)
@@ -154,11 +138,9 @@ def write_report(listing: Path, settings: DataConfig, console: Console) -> Findi
     rows = [asdict(row) for row in findings.rows]
     write_json(folder / "findings.json", values | {"classes": findings.classes, "rows": rows})
     figures = {
-        "accuracy": accuracy_figure(findings),
-        "confusion": confusion_figure(findings),
-        "clips": clips_figure(settings),
+        "accuracy": accuracy_figure(findings), "confusion": confusion_figure(findings), "clips": clips_figure(settings),
         "reconstructions": reconstructions_figure(listing.parent / stage1, settings.data),
-    }
+    }  # fmt: skip
     with SummaryWriter(str(folder)) as writer:
         for name, figure in figures.items():
             writer.add_image(name, _save(figure, folder / f"{name}.png"), dataformats="HWC")
@@ -166,14 +148,12 @@ def write_report(listing: Path, settings: DataConfig, console: Console) -> Findi
             writer.add_scalar(f"transfer/{row.title}", row.accuracy.value)
         writer.add_text("table", lines)
         writer.add_text("closing", words)
-    shown = Table(title=grid.title)
-    for number, head in enumerate(grid.heads):
-        shown.add_column(head, justify="right" if number else "left")
+    first, *others = grid.heads
+    shown = Table(first, *(Column(head, justify="right") for head in others), title=grid.title)
     for cells in grid.rows:
         shown.add_row(*cells)
     console.print(shown)
     console.print(f"\n{words}\n", soft_wrap=True, markup=False)
-    return findings
 
 
 # --------------------------------------------------------------------------------------------------------------- figures
@@ -181,11 +161,8 @@ def write_report(listing: Path, settings: DataConfig, console: Console) -> Findi
 
 def _save(figure: Figure, path: Path) -> np.ndarray:
     """Write a PNG and return its pixels, (H, W, 3) uint8."""
-    canvas = FigureCanvasAgg(figure)
     figure.savefig(path, dpi=DPI)
-    figure.set_dpi(DPI)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
+    return np.asarray(Image.open(path).convert("RGB"))
 
 
 def accuracy_figure(findings: Findings) -> Figure:
@@ -259,13 +236,7 @@ def clips_figure(settings: DataConfig) -> Figure:
 
 
 def reconstructions_figure(run: Path, data: Path, count: int = 3) -> Figure:
-    """Draw how stage 1 reconstructs clips with most patches masked.
-
-    Args:
-        run: Run folder of stage 1.
-        data: The data catalog.
-        count: Number of clips.
-    """
+    """Draw how a run of stage 1 reconstructs some clips of its source."""
     opened = open_run(run, device="cpu", precision="fp32")
     config, model = opened.config, opened.model
     assert isinstance(model, MaskedAutoencoder)

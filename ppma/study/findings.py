@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ppma.common.statistics import Accuracy, Difference, difference, holm, mean_over_seeds
-from ppma.config.errors import InputError
+from ppma.config.errors import require
 from ppma.study.results import Collection, Result
 
 Groups = dict[tuple[str, str, str], dict[int, Result]]
@@ -62,16 +62,15 @@ class Findings:
 def summarize(collection: Collection) -> Findings:
     """Compute every cell.
 
-    Raises: InputError: Two runs are the same method, protocol, data set and seed, or seeds were tested on different
-    videos.
+    Raises:
+        InputError: Two runs are one cell and seed, or seeds were tested on different videos.
     """
     groups: Groups = defaultdict(dict)
     for result in sorted(collection.results, key=lambda result: result.seed):
         group = groups[result.method, result.protocol, result.dataset]
-        if result.seed in group:
-            both = f"{group[result.seed].folder} and {result.folder}"
-            raise InputError(f"{both} are the same method, protocol, data set and seed; move one of them away")
-        group[result.seed] = result
+        other = group.setdefault(result.seed, result)
+        both = f"{other.folder} and {result.folder} are the same method, protocol, data set and seed"
+        require(other is result, f"{both}; move one of them away")
     keys = dict.fromkeys((result.method, result.protocol, result.dataset) for result in collection.results)
     cells = {key: _cell(key, groups, collection) for key in keys}
     return Findings(collection=collection, cells=_with_adjusted_p(cells))
@@ -80,10 +79,8 @@ def summarize(collection: Collection) -> Findings:
 def _cell(key: tuple[str, str, str], groups: Groups, collection: Collection) -> Cell:
     method, protocol, dataset = key
     results = list(groups[key].values())
-    if len({result.videos for result in results}) > 1:
-        raise InputError(
-            f"{results[0].folder} and another seed of it were tested on different videos; test both on the same list"
-        )
+    other = f"{results[0].folder} and another seed of it were tested on different videos; test both on the same list"
+    require(len({result.videos for result in results}) == 1, other)
     costs = [result.pretrain_seconds for result in results if result.pretrain_seconds is not None]
     return Cell(
         method=method, protocol=protocol, dataset=dataset,
@@ -100,12 +97,7 @@ def _difference(other: str, key: tuple[str, str, str], groups: Groups) -> Differ
     """Return how much better the method `other` is, on the seeds and videos that both have."""
     method, protocol, dataset = key
     theirs, own = groups.get((other, protocol, dataset), {}), groups[key]
-    shared = [
-        seed
-        for seed, result in own.items()
-        if seed in theirs
-        and (theirs[seed].videos, theirs[seed].right_DV.shape) == (result.videos, result.right_DV.shape)
-    ]
+    shared = [seed for seed in own if seed in theirs and theirs[seed].tested == own[seed].tested]
     if other in ("", method) or not shared:
         return None
     first, second = (np.concatenate([runs[seed].right_DV for seed in shared]) for runs in (theirs, own))
@@ -113,7 +105,7 @@ def _difference(other: str, key: tuple[str, str, str], groups: Groups) -> Differ
 
 
 def _with_adjusted_p(cells: dict[tuple[str, str, str], Cell]) -> dict[tuple[str, str, str], Cell]:
-    columns: dict[tuple[str, str], list[tuple[Cell, float]]] = defaultdict(list)
+    columns = defaultdict[tuple[str, str], list[tuple[Cell, float]]](list)
     for cell in cells.values():
         if cell.behind is not None:
             columns[cell.protocol, cell.dataset].append((cell, cell.behind.p))

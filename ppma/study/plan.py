@@ -11,8 +11,9 @@ import hashlib
 import inspect
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +29,6 @@ KEY_DIGITS = 12
 STARTS = ("init", "average")
 """Settings that name what a run starts from; the key holds hashes of it instead."""
 State = Literal["done", "started", "open"]
-HashOf = Callable[[RunConfig], dict[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,13 @@ class Run:
             raise InputError(f"{self.folder} is not the run that its name says ({'; '.join(other)}); delete it")
 
 
+@cache
+def _resolved(text: str, flags: str, prog: str) -> RunConfig:
+    """Return the config of a recipe with its flags; cached, as all seeds share it."""
+    name, *own = shlex.split(text)
+    return resolve(name, [*own, *shlex.split(flags)], prog=prog)
+
+
 class Planner:
     """Plan the runs of one study."""
 
@@ -97,8 +104,8 @@ class Planner:
         runs: Path,
         data: Path,
         *,
-        hash_of: HashOf = seal.manifest_hashes,
-        added: dict[str, str] | None = None,
+        complete: bool = True,
+        added: Mapping[str, str] | None = None,
     ) -> None:
         """Prepare a plan.
 
@@ -106,13 +113,12 @@ class Planner:
             study: The study.
             runs: Folder of the run folders.
             data: The data catalog.
-            hash_of: Returns the hashes of the manifests that a config reads.
+            complete: Whether the manifests exist; without them keys are provisional.
             added: Sources that stage 1 reads in addition, by the source that they are added to.
         """
-        self.study, self.runs, self.data, self.hash_of, self.added = study, runs, data, hash_of, added or {}
+        self.study, self.runs, self.data, self.complete, self.added = study, runs, data, complete, added or {}
         self._existing = {path.name.rpartition("-")[2]: path for path in runs.iterdir()} if runs.is_dir() else {}
         self._pretrainings: dict[tuple[str, int], Run] = {}
-        self._configs: dict[str, RunConfig] = {}
 
     def runs_in_order(self) -> list[Run]:
         """Return every run: for each seed and method its pre-trainings, then its tests."""
@@ -134,12 +140,9 @@ class Planner:
         return self._existing.get(key, self.runs / f"{name}-s{seed}-{key}")
 
     def _resolve(self, text: str) -> RunConfig:
-        """Return the config of a recipe with its flags and the study's; cached, as all seeds share it."""
-        if text not in self._configs:
-            name, *flags = shlex.split(text)
-            config = resolve(name, [*flags, *shlex.split(self.study.flags)], prog=f"ppma study: {self.study.name}:")
-            self._configs[text] = replace(config, data=self.data, resume=True)
-        return self._configs[text]
+        """Return the config of a recipe with its flags and the study's."""
+        config = _resolved(text, self.study.flags, f"ppma study: {self.study.name}:")
+        return replace(config, data=self.data, resume=True)
 
     def _starts(self, method: Pretrain, seed: int) -> "list[Run | Path]":
         """Return what the tests of a method start from: nothing, its encoder, or all that it mixes."""
@@ -191,7 +194,8 @@ class Planner:
     def _run(self, name: str, recipe: str, config: RunConfig, starts: "list[Run | Path]", row: Row | None) -> Run:
         paths = tuple(_weights(start) for start in starts)
         config = replace(config, init=paths[0]) if len(paths) == 1 else replace(config, average=paths or None)
-        key = _key(config, self.hash_of(config), [_address(start) for start in starts])
+        manifests = seal.manifest_hashes(config) if self.complete else {}
+        key = _key(config, manifests, [_address(start) for start in starts])
         folder = self._folder(name, config.seed, key)
         flags = ["--seed", config.seed, "--sources", *config.sources, "--data", self.data, "--run-dir", folder]
         flags += ["--init" if len(paths) == 1 else "--average", *paths] if paths else []

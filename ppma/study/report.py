@@ -18,7 +18,7 @@ from ppma.common.pages import render
 from ppma.common.plots import STYLE, svg
 from ppma.common.statistics import RESAMPLES
 from ppma.config.command import DONE, OutFolder, parse
-from ppma.config.errors import InputError
+from ppma.config.errors import require
 from ppma.study import figures
 from ppma.study.findings import Findings, summarize
 from ppma.study.results import Collection, collect
@@ -77,15 +77,7 @@ def verdicts(findings: Findings) -> list[str]:
 
 
 def texts(findings: Findings, command: str) -> dict[str, str]:
-    """Render the Markdown, LaTeX and HTML files of a report.
-
-    Args:
-        findings: The numbers.
-        command: The command that makes this report.
-
-    Returns:
-        The text of each file by its name.
-    """
+    """Return the Markdown, LaTeX and HTML text of a report by file name; `command` is the one that makes it."""
     names = findings.collection
     plots = (
         ("Accuracy by data set and method", "The small dots are the seeds.", figures.accuracy(findings)),
@@ -104,13 +96,7 @@ def texts(findings: Findings, command: str) -> dict[str, str]:
 
 
 def write(findings: Findings, out: Path, command: str) -> None:
-    """Write all files of a report.
-
-    Args:
-        findings: The numbers.
-        out: Folder of the files.
-        command: The command that makes this report.
-    """
+    """Write all files of a report to a folder."""
     for name, text in texts(findings, command).items():
         write_text(out / name, text)
     for name, rows in (("table.csv", cell_rows(findings)), ("runs.csv", run_rows(findings))):
@@ -119,8 +105,8 @@ def write(findings: Findings, out: Path, command: str) -> None:
 
 def _with_choices(collection: Collection, config: ReportConfig) -> Collection:
     for name in (config.compare, config.humans):
-        if name and name not in collection.methods:
-            raise InputError(f"there is no method {name!r}; the methods are {', '.join(collection.methods)}")
+        known = not name or name in collection.methods
+        require(known, f"there is no method {name!r}; the methods are {', '.join(collection.methods)}")
     return replace(collection, compare=config.compare or collection.compare, humans=config.humans or collection.humans)
 
 
@@ -128,10 +114,8 @@ def main(argv: list[str]) -> int:
     """Run `ppma report ARGV`."""
     config = parse(ReportConfig, argv, prog="ppma report")
     collection = _with_choices(collect(config.runs), config)
-    if not collection.results:
-        raise InputError(
-            f"{config.runs}: none of its {len(collection.missing)} runs has finished; continue with `ppma study`"
-        )
+    none = f"{config.runs}: none of its {len(collection.missing)} runs has finished; continue with `ppma study`"
+    require(bool(collection.results), none)
     findings = summarize(collection)
     write(findings, config.out, shlex.join(["ppma", "report", *argv]))
     for sentence in verdicts(findings):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ppma.common.statistics import top_k_correct
-from ppma.config.errors import InputError, reading
+from ppma.config.errors import reading, require
 from ppma.config.run import RunConfig, read_config
 from ppma.training import seal
 from ppma.training.seal import Seal
@@ -47,6 +47,11 @@ class Result:
     """Wall time of all runs that the encoder derives from; None if one of them is missing."""
     device: str
     command: tuple[str, ...]
+
+    @property
+    def tested(self) -> tuple[object, ...]:
+        """What must be equal for runs to be paired."""
+        return self.videos, self.right_DV.shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +86,9 @@ def collect(runs: Path) -> Collection:
     """
     if runs.is_file():
         return _study(runs)
-    if not runs.is_dir():
-        raise InputError(f"{runs}: there is no such folder; give the --out of `ppma study`, or a folder of runs")
+    require(runs.is_dir(), f"{runs}: there is no such folder; give the --out of `ppma study`, or a folder of runs")
     listings = sorted(runs.glob(LISTING))
-    if len(listings) > 1:
-        raise InputError(f"{runs} holds {len(listings)} studies; give one: {', '.join(map(str, listings))}")
+    require(len(listings) < 2, f"{runs} holds {len(listings)} studies; give one: {', '.join(map(str, listings))}")
     return _study(listings[0]) if listings else _unplanned(runs)
 
 
@@ -99,10 +102,9 @@ def _study(file: Path) -> Collection:
         read = pool.map(lambda row: _read(base / row["folder"], commands.get(row["folder"], ())), finished)
         for row, found in zip(finished, read):
             folder = base / row["folder"]
-            if {found["seed"], read_config(folder).seed} != {row["seed"]} or found["dataset"] != row["dataset"]:
-                raise InputError(
-                    f"{folder} tested {found['dataset']}, seed {found['seed']}; {file.name} means another run"
-                )
+            meant = {found["seed"], read_config(folder).seed} == {row["seed"]} and found["dataset"] == row["dataset"]
+            tested = f"{folder} tested {found['dataset']}, seed {found['seed']}"
+            require(meant, f"{tested}; {file.name} means another run")
             chain, starts = ([base / name for name in row[key]] for key in ("chain", "starts"))
             seconds = ancestors.seconds(chain, starts, found["seal"], folder)
             results.append(Result(**found, method=row["method"], protocol=row["protocol"], pretrain_seconds=seconds))
@@ -128,19 +130,17 @@ class _Ancestors:
 
         Args:
             chain: All runs that the encoder derives from.
-            starts: Those that the test starts from.
+            starts: Those that the test in `folder` starts from.
             tested: The seal of the test.
-            folder: The folder of the test.
+            folder: Its folder.
 
         Raises:
             InputError: The test started from other weights than those of `starts`.
         """
         weights = [found.weights for found in map(self._seal, starts) if found and found.weights]
-        if starts and len(weights) == len(starts) and seal.starts_hash(weights) != tested.init:
-            raise InputError(
-                f"{folder} did not start from the weights of {', '.join(map(str, starts))}: their hashes differ; "
-                "run the study again"
-            )
+        same = not starts or len(weights) < len(starts) or seal.starts_hash(weights) == tested.init
+        named = ", ".join(map(str, starts))
+        require(same, f"{folder} did not start from the weights of {named}: their hashes differ; run the study again")
         seals = [self._seal(other) for other in chain]
         return sum(found.seconds for found in seals if found) if None not in seals else None
 
@@ -153,10 +153,8 @@ def _read(folder: Path, command: tuple[str, ...]) -> dict[str, Any]:
         scores_VC, label_V, video_V = scores["scores"], scores["label"], scores["video"]
     right_V, right5_V = (top_k_correct(scores_VC, label_V, k) for k in (1, 5))
     for name, counted in (("top1", right_V.mean()), ("top5", right5_V.mean())):
-        if abs(result[name] - counted) > 1e-9 or result["n_videos"] != len(label_V):
-            raise InputError(
-                f"{folder / 'result.json'} has {name} {result[name]}, its scores {counted}: not of one run"
-            )
+        same = abs(result[name] - counted) <= 1e-9 and result["n_videos"] == len(label_V)
+        require(same, f"{folder / 'result.json'} has {name} {result[name]}, its scores {counted}: not of one run")
     draws = result.get("draws", 1)
     videos = len(label_V) // draws
     names = "\0".join([*video_V[:videos].tolist(), *map(str, label_V[:videos].tolist())])
@@ -193,10 +191,8 @@ def _unplanned(runs: Path) -> Collection:
         if run is not None:
             result = _unplanned_result(file, run, ancestors)
             results.setdefault((run, result.protocol, result.dataset), result)
-    if not results:
-        raise InputError(
-            f"{runs}: no run with a result below it; finetune, probe, `ppma evaluate` and `ppma study` write one"
-        )
+    none = f"{runs}: no run with a result below it; finetune, probe, `ppma evaluate` and `ppma study` write one"
+    require(bool(results), none)
     found = tuple(results.values())
     methods, protocols, datasets = (
         {name: name for name in sorted({getattr(result, key) for result in found})}

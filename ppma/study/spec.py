@@ -30,13 +30,13 @@ recipe = "probe --model small"
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ppma.config.errors import InputError, reading, require
+from ppma.config.errors import reading, require
 from ppma.config.recipes import recipe
+from ppma.config.records import restore
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -108,46 +108,19 @@ def read(path: Path) -> Study:
     """Read a spec; InputError if anything in it is wrong."""
     with reading(path, "a study in TOML as docs/study.md shows one"):
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    pretrain = _tables(Pretrain, table.pop("pretrain", None), f"{path}, [pretrain.NAME]")
-    protocol = _tables(Protocol, table.pop("protocol", None), f"{path}, [protocol.NAME]")
-    study: Study = _fill(Study, table, {"pretrain": pretrain, "protocol": protocol, "folder": path.parent}, str(path))
+        require("folder" not in table, "folder is unknown")
+        for group in ("pretrain", "protocol"):
+            given = table.get(group) or {}
+            require(isinstance(given, dict) and len(given) > 0, f"[{group}.NAME]: at least one such table is required")
+            for name, inner in given.items():
+                require(
+                    isinstance(inner, dict) and "name" not in inner,
+                    f"[{group}.{name}] is no table, or has a name twice",
+                )
+                inner["name"] = name
+        study: Study = replace(restore(Study, table), folder=path.parent)
     _check(study, path)
     return study
-
-
-def _tables(kind: type, tables: object, where: str) -> dict[str, Any]:
-    if not isinstance(tables, Mapping) or not tables or not all(isinstance(t, Mapping) for t in tables.values()):
-        raise InputError(f"{where}: at least one such table is required")
-    return {name: _fill(kind, table, {"name": name}, where.replace("NAME", name)) for name, table in tables.items()}
-
-
-def _is_list(*kinds: type) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, tuple) and all(isinstance(part, kinds) for part in value)
-
-
-_TYPES: dict[object, tuple[Callable[[object], bool], str]] = {
-    str: (lambda value: isinstance(value, str), "a string"),
-    tuple[str, ...]: (_is_list(str), "a list of strings"),
-    tuple[int, ...]: (_is_list(int), "a list of integers"),
-    tuple[float, ...]: (_is_list(int, float), "a list of numbers"),
-    dict[str, Any] | None: (lambda value: isinstance(value, dict), "a table"),
-}
-"""Type of a field: (check of a value, name of the type)."""
-
-
-def _fill(kind: type, table: Mapping[str, Any], fixed: dict[str, Any], where: str) -> Any:
-    """Return an instance of `kind` from a TOML table, whose keys must be fields and have their types."""
-    known = {field.name: field.type for field in fields(kind) if field.name not in fixed}
-    for key in table:
-        require(key in known, f"{where}: unknown key {key!r}; the keys are {', '.join(known)}")
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
-    for key, value in given.items():
-        fits, what = _TYPES[known[key]]
-        require(fits(value), f"{where}: {key} = {table[key]!r}; it must be {what}")
-    try:
-        return kind(**given, **fixed)
-    except TypeError as error:
-        raise InputError(f"{where}: {str(error).rpartition(': ')[2]} is required") from None
 
 
 def _check(study: Study, path: Path) -> None:

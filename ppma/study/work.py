@@ -23,7 +23,7 @@ from typing import Any, Literal
 import tyro
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ppma.common.files import write_json
 from ppma.config.command import DONE, WRONG_INPUT, OutFolder, as_flags, parse
@@ -74,12 +74,7 @@ class Planned:
 
 
 def plan(options: StudyConfig, *, make_data: bool) -> Planned:
-    """Plan the runs of a study.
-
-    Args:
-        options: The study's spec and folder.
-        make_data: Render missing data first. Otherwise the keys of such a study are provisional.
-    """
+    """Plan the runs of a study; with `make_data` render missing data first, without which keys are provisional."""
     study = spec.read(options.spec)
     if study.draw is None and options.videos is None:
         return plan_runs(study, options.out, catalog_of(study), device=options.device)
@@ -88,9 +83,10 @@ def plan(options: StudyConfig, *, make_data: bool) -> Planned:
     settings = data.data_config(study, options.out.absolute() / "data", options.videos, options.workers)
     if make_data:
         data.make_data(settings)
-    added = {} if options.videos is None else {data.SCENES: data.REAL}
-    complete = make_data or data.is_complete(settings)
-    return plan_runs(study, options.out, settings.data, device=options.device, added=added, complete=complete)
+    return plan_runs(
+        study, options.out, settings.data, device=options.device, complete=make_data or data.is_complete(settings),
+        added={data.SCENES: data.REAL} if options.videos else None,
+    )  # fmt: skip
 
 
 def plan_runs(
@@ -99,24 +95,13 @@ def plan_runs(
     data: Path,
     *,
     device: Device,
-    added: dict[str, str] | None = None,
     complete: bool = True,
+    added: Mapping[str, str] | None = None,
 ) -> Planned:
-    """Plan the runs of a study on a data catalog.
-
-    Args:
-        study: The study.
-        out: Folder of all runs.
-        data: The data catalog.
-        device: Device of the runs.
-        added: Sources that stage 1 reads in addition, by the source that they are added to.
-        complete: Whether the manifests exist; without them keys are provisional.
-    """
-    hash_of = seal.manifest_hashes if complete else lambda _: {}
-    planner = Planner(study, out.absolute() / "runs", data.absolute(), hash_of=hash_of, added=added)
-    runs = tuple(
-        replace(run, config=run.config and replace(run.config, device=device)) for run in planner.runs_in_order()
-    )
+    """Plan the runs of a study in a folder, on a data catalog and a device; for `complete` and `added` see `Planner`."""
+    planner = Planner(study, out.absolute() / "runs", data.absolute(), complete=complete, added=added)
+    found = planner.runs_in_order()
+    runs = tuple(replace(run, config=run.config and replace(run.config, device=device)) for run in found)
     return Planned(study=study, runs=runs, states=tuple(run.state() for run in runs))
 
 
@@ -183,28 +168,26 @@ def run_missing(planned: Planned, out: Path) -> Path:
     """
     file, seconds = write_listing(planned, out), defaultdict[Kind, list[float]](list)
     log.info("%d of %d runs are done", planned.states.count("done"), len(planned.runs))
-    for run, state in zip(planned.runs, planned.states):
-        if state == "done":
-            seconds[_kind(run)].append(seal.read(run.folder).seconds)
-    unfinished = [run for run, state in zip(planned.runs, planned.states) if state != "done"]
-    failed: dict[Path, FloatingPointError | InputError] = {}
+    unfinished = []
     for number, (run, state) in enumerate(zip(planned.runs, planned.states), 1):
         if state == "done":
-            continue
-        how, left = "resumes" if state == "started" else "starts", time_left(unfinished, seconds)
-        unfinished.pop(0)
+            seconds[_kind(run)].append(seal.read(run.folder).seconds)
+        else:
+            how = "resumes" if state == "started" else "starts"
+            unfinished.append((run, f"[{number}/{len(planned.runs)}] {run.title}", how))
+    failed: dict[Path, FloatingPointError | InputError] = {}
+    for place, (run, title, how) in enumerate(unfinished):
         if cause := next((failed[parent.folder] for parent in run.needs if parent.folder in failed), None):
             failed[run.folder] = cause
-            log.error(
-                "[%d/%d] %s: not done, because it starts from a run that failed", number, len(planned.runs), run.title
-            )
+            log.error("%s: not done, because it starts from a run that failed", title)
             continue
-        log.info("[%d/%d] %s %s; time left: %s", number, len(planned.runs), run.title, how, left)
+        left = time_left([run for run, _, _ in unfinished[place:]], seconds)
+        log.info("%s %s; time left: %s", title, how, left)
         try:
             run_one(run)
         except (FloatingPointError, InputError) as error:  # the fault of this run; others concern them all
             failed[run.folder] = error
-            log.error("[%d/%d] %s failed: %s", number, len(planned.runs), run.title, error)
+            log.error("%s failed: %s", title, error)
             continue
         seconds[_kind(run)].append(seal.read(run.folder).seconds)
     if failed:
@@ -237,9 +220,9 @@ def show(planned: Planned) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDE  # folder names can be copied
-    table = Table(box=None, pad_edge=False)
-    for heading in ("run", "state", "folder"):
-        table.add_column(heading, overflow="fold")
+    table = Table(
+        *(Column(heading, overflow="fold") for heading in ("run", "state", "folder")), box=None, pad_edge=False
+    )
     for run, state in zip(planned.runs, planned.states):
         table.add_row(run.title, state, run.folder.name)
     console.print(table)

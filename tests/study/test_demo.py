@@ -61,11 +61,16 @@ def test_a_second_start_continues_and_keeps_finished_runs(once):
     assert before.items() <= after.items() and any("runs/scratch-s0" in name for name in after)
 
 
-def test_a_finished_demo_only_reports_again(once, monkeypatch, capsys):
-    out, _ = once
+def test_a_finished_demo_only_reports_again(once, tmp_path, monkeypatch, capsys):
+    """On its own stage 1, not on an older one in the same folder, as `--videos` leaves one."""
+    out, seen = shutil.copytree(once[0], tmp_path / "demo"), []
+    (planned,) = out.glob("runs/scenes-s0-*")
     before = written(out / "runs")
+    for number in range(20):
+        (out / f"runs/scenes-s0-{number:012}").mkdir()
     monkeypatch.setattr(training, "train", lambda config: pytest.fail(f"{config.run_dir} was trained again"))
-    assert run(out) == DONE and written(out / "runs") == before
+    monkeypatch.setattr(demo_report, "reconstructions_figure", lambda folder, _: seen.append(folder) or Figure())
+    assert run(out) == DONE and written(out / "runs") == before and seen == [planned]
     assert "What was shown" in capsys.readouterr().out
 
 
@@ -81,16 +86,6 @@ def test_table_and_figures(once):
     for name in ("accuracy", "confusion", "clips", "reconstructions"):
         assert (out / f"report/{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert list((out / "report").glob("events.out.tfevents.*"))
-
-
-def test_reconstructions_are_of_this_demo(once, tmp_path, monkeypatch):
-    """Not of an older stage 1 in the same folder, as `--videos` leaves one."""
-    out, seen = shutil.copytree(once[0], tmp_path / "demo"), []
-    (planned,) = out.glob("runs/scenes-s0-*")
-    for number in range(20):
-        (out / f"runs/scenes-s0-{number:012}").mkdir()
-    monkeypatch.setattr(demo_report, "reconstructions_figure", lambda folder, _: seen.append(folder) or Figure())
-    assert run(out) == DONE and seen == [planned]
 
 
 def test_all_clips_are_synthetic_and_the_splits_are_disjoint(once):

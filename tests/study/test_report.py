@@ -18,6 +18,7 @@ from ppma.config.command import DONE, WRONG_INPUT
 from ppma.study.findings import summarize
 from ppma.study.report import texts, write
 from ppma.study.results import collect
+from ppma.training import seal
 
 METHODS, DATASETS, SEEDS = ("random", "stage1", "full", "humans"), ("ucf", "hmdb"), (0, 1, 2)
 NAMES = ["report.html", "runs.csv", "table.csv", "table.md", "table.tex"]
@@ -37,11 +38,21 @@ def study(tmp_path_factory):
     return made_runs.study(tmp_path_factory.mktemp("study") / "study", correct(), compare="full", humans="humans")
 
 
-def test_the_files_have_the_numbers_of_the_runs(study, tmp_path):
-    assert ppma(["report", str(study), "--out", str(tmp_path / "report")]) == DONE
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == NAMES
-    rows = list(csv.DictReader((tmp_path / "report/table.csv").open()))
-    made = correct()
+@pytest.fixture(scope="module")
+def report(study):
+    """The folder of its report."""
+    folder = study.parent / "report"
+    assert ppma(["report", str(study), "--out", str(folder)]) == DONE
+    return folder
+
+
+def rows_of(folder, name="table.csv"):
+    return list(csv.DictReader((folder / name).open()))
+
+
+def test_the_files_have_the_numbers_of_the_runs(report):
+    assert sorted(path.name for path in report.iterdir()) == NAMES
+    rows, made = rows_of(report), correct()
     assert len(rows) == 16
     for row in rows:
         per_seed = [made[row["method"], row["protocol"], row["dataset"], seed].mean() for seed in SEEDS]
@@ -54,43 +65,36 @@ def test_the_files_have_the_numbers_of_the_runs(study, tmp_path):
             assert float(row["behind"]) == pytest.approx(np.mean(full) - np.mean(per_seed))
             assert float(row["behind_p_holm"]) >= float(row["behind_p"])
         assert (row["gap"] == "") == (row["method"] == "humans")
-    runs = list(csv.DictReader((tmp_path / "report/runs.csv").open()))
+    runs = rows_of(report, "runs.csv")
     assert len(runs) == 48 and all(re.fullmatch("[0-9a-f]{64}", row["scores_sha256"]) for row in runs)
 
 
-def test_every_accuracy_in_the_text_is_in_the_csv(study, tmp_path):
+def test_every_accuracy_in_the_text_is_in_the_csv(report):
     """What a reader sees was computed from the runs: each `12.3 (1.2 to 3.4)` of the tables is a row of table.csv."""
-    found = texts(summarize(collect(study)), "ppma report")
-    write(summarize(collect(study)), tmp_path, "ppma report")
-    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
     known = set()
-    for row, name in itertools.product(rows, ("top1", "top5", "behind", "gap")):
+    for row, name in itertools.product(rows_of(report), ("top1", "top5", "behind", "gap")):
         if row[name]:
             three = [100 * float(row[key]) for key in (name, f"{name}_low", f"{name}_high")]
             known |= {tuple(f"{v:.1f}" for v in three), tuple(f"{v:+.1f}" for v in three)}
     for name in ("table.md", "table.tex", "report.html"):
-        seen = re.findall(r"([+-]?\d+\.\d) \(([+-]?\d+\.\d) to ([+-]?\d+\.\d)\)", found[name])
+        seen = re.findall(r"([+-]?\d+\.\d) \(([+-]?\d+\.\d) to ([+-]?\d+\.\d)\)", (report / name).read_text())
         assert len(seen) > 40 and set(seen) <= known, name
 
 
-def test_the_page_is_self_contained_and_reproducible(study):
-    findings = summarize(collect(study))
-    page = texts(findings, "ppma report")["report.html"]
-    assert page == texts(findings, "ppma report")["report.html"]
+def test_the_page_is_self_contained_and_reproducible(study, report):
+    page, findings = (report / "report.html").read_text(), summarize(collect(study))
+    assert page == texts(findings, f"ppma report {study} --out {report}")["report.html"]
     assert page.count("<svg") == 3 and "A made &lt;study&gt; &amp; more" in page
     outside = re.findall(r"(?:src|href)=\"(?!#)([^\"]+)\"", page)
     assert not outside and "<script" not in page and "@import" not in page and "url(http" not in page
-    for result in findings.collection.results:
-        assert result.seal.files["scores.npz"] in page
+    assert all(result.seal.files["scores.npz"] in page for result in findings.collection.results)
 
 
-def test_verdicts_follow_the_intervals(study):
-    found = texts(summarize(collect(study)), "ppma report")
-    line = next(line for line in found["table.md"].splitlines() if line.startswith("Protocol probe on ucf"))
-    assert (
-        "better than “Method random”, “Method stage1”; worse than “Method humans”" in line
-        and "120 videos, 3 seeds" in line
-    )
+def test_verdicts_follow_the_intervals(report):
+    lines = (report / "table.md").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("Protocol probe on ucf"))
+    assert "better than “Method random”, “Method stage1”; worse than “Method humans”" in line
+    assert "120 videos, 3 seeds" in line
 
 
 def test_latex_and_markdown_escape_what_would_break_them(tmp_path):
@@ -98,8 +102,6 @@ def test_latex_and_markdown_escape_what_would_break_them(tmp_path):
     out = made_runs.study(tmp_path / "study", made)
     listing = json.loads((out / "made.study.json").read_text())
     listing["methods"] = {"a": r"50 % & a_b \x {y} | ~", "b": "b"}
-    from ppma.training import seal
-
     (out / "made.study.json").write_text(json.dumps(seal.signed({k: v for k, v in listing.items() if k != "seal"})))
     found = texts(summarize(collect(out)), "ppma report")
     assert r"50 \% \& a\_b \textbackslash{}x \{y\} | \textasciitilde{} & 100.0 (100.0 to 100.0)" in found["table.tex"]
@@ -107,14 +109,14 @@ def test_latex_and_markdown_escape_what_would_break_them(tmp_path):
     assert "No method here was trained with humans" in found["report.html"]
 
 
-def test_missing_runs_and_seeds_are_named(study, tmp_path):
+def test_missing_runs_and_seeds_are_named(tmp_path):
     made = correct(methods=("random", "full"), protocols=("probe",), datasets=("ucf",))
     out = made_runs.study(tmp_path / "study", made, compare="full")
     (out / "runs/full.probe.ucf-s2/seal.json").unlink()
-    found = texts(summarize(collect(out)), "ppma report")
-    assert "full.probe.ucf-s2" in found["report.html"] and "[2 of 3 seeds]" in found["table.md"]
     write(summarize(collect(out)), tmp_path, "ppma report")
-    row = next(row for row in csv.DictReader((tmp_path / "table.csv").open()) if row["method"] == "random")
+    page, table = ((tmp_path / name).read_text() for name in ("report.html", "table.md"))
+    assert "full.probe.ucf-s2" in page and "[2 of 3 seeds]" in table
+    row = next(row for row in rows_of(tmp_path) if row["method"] == "random")
     shared = [made["full", "probe", "ucf", s].mean() - made["random", "probe", "ucf", s].mean() for s in (0, 1)]
     assert float(row["behind"]) == pytest.approx(np.mean(shared))
 
@@ -132,18 +134,18 @@ def test_wrong_input_is_one_line_and_writes_nothing(study, tmp_path, capsys):
 
 
 def test_an_edited_run_leaves_an_old_report_unchanged(tmp_path, capsys):
-    out = made_runs.study(
-        tmp_path / "study", correct(protocols=("probe",), datasets=("ucf",), seeds=(0,)), compare="full"
-    )
-    assert ppma(["report", str(out), "--out", str(tmp_path / "report")]) == DONE
-    before = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
+    made = correct(protocols=("probe",), datasets=("ucf",), seeds=(0,))
+    out, report = made_runs.study(tmp_path / "study", made, compare="full"), tmp_path / "report"
+    argv = ["report", str(out), "--out", str(report)]
+    assert ppma(argv) == DONE
+    before = {path.name: path.read_bytes() for path in report.iterdir()}
     with (out / "runs/full.probe.ucf-s0/scores.npz").open("ab") as file:
         file.write(b"x")
     capsys.readouterr()
-    assert ppma(["report", str(out), "--out", str(tmp_path / "report")]) == WRONG_INPUT
+    assert ppma(argv) == WRONG_INPUT
     error = capsys.readouterr().err
     assert "scores.npz" in error and error.count("\n") == 1
-    assert {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()} == before
+    assert {path.name: path.read_bytes() for path in report.iterdir()} == before
 
 
 def cpu_seconds_of_report(out, folder):
@@ -155,13 +157,7 @@ def cpu_seconds_of_report(out, folder):
 
 def five_hundred(tmp_path, videos, classes):
     names = ("random", "full", *(f"other{i}" for i in range(8)))
-    made = correct(
-        methods=names,
-        protocols=("probe", "finetune"),
-        datasets=("a", "b", "c", "d", "e"),
-        seeds=range(5),
-        videos=videos,
-    )
+    made = correct(names, datasets=tuple("abcde"), seeds=range(5), videos=videos)
     assert len(made) == 500
     return made_runs.study(tmp_path / "study", made, compare="full", humans="other7", classes=classes)
 

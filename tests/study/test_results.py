@@ -38,40 +38,24 @@ def test_results_are_counted_from_the_scores(study):
     assert collect(study / "made.study.json").results[0].folder == found.results[0].folder
 
 
-def test_a_run_that_was_edited_is_refused(study):
-    file = study / "runs/full.probe.ucf-s1/result.json"
-    rewrite(file, top1=0.99)
-    with pytest.raises(InputError, match=r"full\.probe\.ucf-s1/result\.json"):
-        collect(study)
-
-
-def test_a_sealed_result_that_disagrees_with_its_scores_is_refused(study):
+@pytest.mark.parametrize(
+    ("changes", "sealed", "problem"),
+    [
+        ({"result.json": {"top1": 0.99}}, None, r"full\.probe\.ucf-s1/result\.json"),
+        ({"result.json": {"top1": 0.99}}, {}, r"top1 0\.99"),  # disagrees with the scores
+        ({"result.json": {"seed": 0}, "config.json": {"seed": 0}}, {}, "seed 0"),  # the run of another cell
+        ({}, {"init": "0" * 64}, "full-s1"),  # started from other weights than the named ones
+        ({"../../made.study.json": {"title": "better"}}, None, r"made\.study\.json"),
+    ],
+)
+def test_a_run_that_is_not_what_it_says_is_refused(study, changes, sealed, problem):
+    """Whether or not it was sealed again after the change."""
     folder = study / "runs/full.probe.ucf-s1"
-    rewrite(folder / "result.json", top1=0.99)
-    reseal(folder)
-    with pytest.raises(InputError, match=r"top1 0\.99"):
-        collect(study)
-
-
-def test_a_run_of_another_seed_or_data_set_cannot_take_the_place(study):
-    folder = study / "runs/full.probe.ucf-s1"
-    rewrite(folder / "result.json", seed=0)
-    rewrite(folder / "config.json", seed=0)
-    reseal(folder)
-    with pytest.raises(InputError, match="seed 0"):
-        collect(study)
-
-
-def test_a_probe_of_other_weights_than_the_named_ones_is_refused(study):
-    folder = study / "runs/full.probe.ucf-s1"
-    reseal(folder, init="0" * 64)
-    with pytest.raises(InputError, match="full-s1"):
-        collect(study)
-
-
-def test_the_listing_is_sealed_too(study):
-    rewrite(study / "made.study.json", title="better")
-    with pytest.raises(InputError, match=r"made\.study\.json"):
+    for name, values in changes.items():
+        rewrite(folder / name, **values)
+    if sealed is not None:
+        reseal(folder, **sealed)
+    with pytest.raises(InputError, match=problem):
         collect(study)
 
 
@@ -87,10 +71,8 @@ def test_unplanned_runs_are_named_after_their_recipes(tmp_path):
     made_runs.tested(tmp_path / "probe", RIGHT["full", "probe", "ucf", 0], init=align)
     made_runs.tested(tmp_path / "plain", RIGHT["full", "probe", "ucf", 0])
     found = collect(tmp_path)
-    assert [(r.method, r.pretrain_seconds) for r in found.results] == [
-        ("from scratch", 0),
-        ("mae_nohuman > align_nohuman", 5400),
-    ]
+    costs = {result.method: result.pretrain_seconds for result in found.results}
+    assert costs == {"from scratch": 0, "mae_nohuman > align_nohuman": 5400}
     assert found.results[0].command == ("ppma", "train", "probe")
 
 
@@ -106,10 +88,8 @@ def test_the_same_test_twice_counts_once_and_another_split_is_another_data_set(t
 
 
 def test_a_mixture_of_two_starts_from_both(tmp_path):
-    one, two = (
-        made_runs.trained(tmp_path / "one"),
-        made_runs.trained(tmp_path / "two", recipe="align_nohuman", seconds=60),
-    )
+    one = made_runs.trained(tmp_path / "one")
+    two = made_runs.trained(tmp_path / "two", recipe="align_nohuman", seconds=60)
     run = made_runs.tested(tmp_path / "mixed", RIGHT["full", "probe", "ucf", 0])
     paths = [str(start / "checkpoints" / "latest") for start in (one, two)]
     rewrite(run / "config.json", init=None, average=paths)

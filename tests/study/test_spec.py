@@ -62,12 +62,14 @@ def test_a_good_spec(read):
 @pytest.mark.parametrize(
     ("old", "new", "word"),
     [
-        ('title = "Made"', 'title = "Made"\nseed = 3', "'seed'"),
-        ("seeds = [0, 1]", "seeds = 3", "seeds = 3"),
-        ("seeds = [0, 1]", 'seeds = ["0"]', r"seeds = \['0'\]"),
+        ('title = "Made"', 'title = "Made"\nseed = 3', "seed is unknown"),
+        ("seeds = [0, 1]", "seeds = 3", "seeds is 3"),
+        ("seeds = [0, 1]", 'seeds = ["0"]', "seeds is '0'"),
         ("seeds = [0, 1]", "seeds = []", "seeds"),
         ("seeds = [0, 1]", "seeds = [1, 1]", "seeds"),
-        ('title = "Made"\n', "", "'title'"),
+        ('title = "Made"\n', "", "title is missing"),
+        ('title = "Made"', 'title = "Made"\nfolder = "x"', "folder"),
+        ('title = "Full"', 'title = "Full"\nname = "x"', "name"),
         ('"ucf101"', '"ucf 101"', "'ucf 101'"),
         ('compare = "full"', 'compare = "stage1"', "compare = 'stage1'.*random, full, mean"),
         ('recipe = "mae_nohuman', 'recipe = "mae_typo', "'mae_typo'"),
