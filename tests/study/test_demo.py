@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ppma import phases as training
 from ppma.cli import main as ppma
-from ppma.common.statistics import difference, top_k_correct
+from ppma.common.statistics import Accuracy, difference, top_k_correct
 from ppma.config.command import DONE, RUN_AGAIN, WRONG_INPUT
 from ppma.config.errors import Stopped
 from ppma.study import data, demo, demo_report, work
@@ -142,6 +142,14 @@ def test_the_table_of_the_readme_is_the_one_that_the_demo_wrote():
     assert table.read_text() in (root / "README.md").read_text()
     for row in json.loads(findings.read_text())["rows"]:
         assert f"| {100 * row['accuracy']['value']:.1f} (" in table.read_text()
+
+
+def test_the_intervals_keep_the_digits_of_the_published_table():
+    """Another way to resample the clips gives others."""
+    first_V, second_V = np.arange(400) * 7919 % 25 < 11, np.arange(400) * 104729 % 27 < 8
+    assert demo_report.bootstrap(first_V.astype(float)) == Accuracy(value=0.44, low=0.3925, high=0.49)
+    behind = demo_report.bootstrap(first_V.astype(float) - second_V)
+    assert (behind.value, behind.low, behind.high) == pytest.approx((0.1425, 0.075, 0.21), abs=1e-12)
 
 
 def test_dry_run_lists_the_runs_and_writes_nothing(tmp_path, capsys):
