@@ -1,13 +1,14 @@
 """Encode the frames of a packed clip, one at a time: JPEG, or HEVC and H.264 in short closed groups for NVDEC.
 
-Encoder(parameters).add(frame_HWC) ... finish()  ->  the bytes of one picture for each frame, in order
+encode(frames, parameters)  ->  the bytes of one picture for each frame, in order
 
 A packet of video is one picture, and refers to none after it: a reader that starts at a key frame and stops at the last
 frame of its window decodes nothing after it. The same frames give the same bytes: one thread, and no version in the stream.
 """
 
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -65,59 +66,31 @@ def packed_size(height: int, width: int, parameters: PackParameters) -> tuple[in
     return sides[0], sides[1]
 
 
-class Encoder(Protocol):
-    """Encodes the frames of one clip."""
-
-    def add(self, frame_HWC: np.ndarray) -> list[bytes]:
-        """Take the next frame, uint8 RGB; return the pictures that are finished."""
-
-    def finish(self) -> list[bytes]:
-        """Return the other pictures."""
-
-
-def make_encoder(parameters: PackParameters) -> Encoder:
-    """Return an encoder for the frames of one clip."""
-    return _Jpeg(parameters) if parameters.codec == "jpeg" else _Video(parameters)
+def encode(frames: Iterable[np.ndarray], parameters: PackParameters) -> Iterator[bytes]:
+    """Yield the bytes of one picture for each uint8 RGB frame (H, W, 3) of one clip, in order."""
+    if parameters.codec == "jpeg":
+        flags = [cv2.IMWRITE_JPEG_QUALITY, parameters.quality]
+        for frame_HWC in frames:
+            yield cv2.imencode(".jpg", cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2BGR), flags)[1].tobytes()
+        return
+    for number, packet in enumerate(_packets(frames, parameters)):
+        assert packet.pts == number and packet.is_keyframe == (number % parameters.gop == 0)
+        yield bytes(packet)
 
 
-class _Jpeg:
-    def __init__(self, parameters: PackParameters) -> None:
-        self._flags = [cv2.IMWRITE_JPEG_QUALITY, parameters.quality]
+def _packets(frames: Iterable[np.ndarray], parameters: PackParameters) -> Iterator[Any]:
+    from av import CodecContext, VideoFrame  # late: training reads stores on machines without PyAV
 
-    def add(self, frame_HWC: np.ndarray) -> list[bytes]:
-        bgr = cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2BGR)
-        return [cv2.imencode(".jpg", bgr, self._flags)[1].tobytes()]
-
-    def finish(self) -> list[bytes]:
-        return []
-
-
-class _Video:
-    def __init__(self, parameters: PackParameters) -> None:
-        from av import CodecContext, VideoFrame  # late: training reads stores on machines without PyAV
-
-        self._frame, self._gop, self._frames = VideoFrame, parameters.gop, 0
-        self._encoder = encoder = cast(Any, CodecContext.create(ENCODERS[parameters.codec], "w"))
-        name, options = _OPTIONS[parameters.codec]
-        encoder.options = {"crf": str(parameters.quality), name: options.format(gop=parameters.gop)}
-        encoder.gop_size, encoder.thread_count, encoder.pix_fmt = parameters.gop, 1, "yuv420p"
-        encoder.framerate, encoder.time_base = Fraction(25), Fraction(1, 25)  # of no clip: CRF depends on it
-        self._next = 0
-
-    def add(self, frame_HWC: np.ndarray) -> list[bytes]:
-        if not self._encoder.is_open:
-            self._encoder.height, self._encoder.width = frame_HWC.shape[:2]
-        picture = self._frame.from_ndarray(frame_HWC, format="rgb24")
-        picture.pts, self._frames = self._frames, self._frames + 1
-        return self._taken(self._encoder.encode(picture))
-
-    def finish(self) -> list[bytes]:
-        packets = self._taken(self._encoder.encode(None)) if self._frames else []
-        assert self._next == self._frames
-        return packets
-
-    def _taken(self, packets: list[Any]) -> list[bytes]:
-        for packet in packets:
-            assert packet.pts == self._next and packet.is_keyframe == (self._next % self._gop == 0)
-            self._next += 1
-        return [bytes(packet) for packet in packets]
+    encoder = cast(Any, CodecContext.create(ENCODERS[parameters.codec], "w"))
+    name, options = _OPTIONS[parameters.codec]
+    encoder.options = {"crf": str(parameters.quality), name: options.format(gop=parameters.gop)}
+    encoder.gop_size, encoder.thread_count, encoder.pix_fmt = parameters.gop, 1, "yuv420p"
+    encoder.framerate, encoder.time_base = Fraction(25), Fraction(1, 25)  # of no clip: CRF depends on it
+    for number, frame_HWC in enumerate(frames):
+        if not number:
+            encoder.height, encoder.width = frame_HWC.shape[:2]
+        picture = VideoFrame.from_ndarray(frame_HWC, format="rgb24")
+        picture.pts = number
+        yield from encoder.encode(picture)
+    if encoder.is_open:
+        yield from encoder.encode(None)

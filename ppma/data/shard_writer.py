@@ -18,7 +18,7 @@ import numpy as np
 
 from ppma.common.files import atomic_path, content_sha256, file_sha256, joined_sha256
 from ppma.config.errors import BadClip, InputError
-from ppma.data.encoders import QUALITY, make_encoder, packed_size
+from ppma.data.encoders import QUALITY, encode, packed_size
 from ppma.loaders.sources.store import (
     ALLOCATION,
     FFCV_VERSION,
@@ -111,18 +111,23 @@ def encode_clip(row: PackRow, parameters: PackParameters) -> PackedClip:
     """
     from ppma.loaders.decode.fetch import all_frames  # late: training reads stores on machines without PyAV
 
-    times, pictures, size, encoder = [], [], (0, 0), make_encoder(parameters)
-    window = (Path(row.path), row.start_seconds, row.end_seconds)
-    for time, frame_HWC in all_frames(*window, fps=row.fps):
-        height, width = packed_size(frame_HWC.shape[0], frame_HWC.shape[1], parameters)
-        if (height, width) != frame_HWC.shape[:2]:
-            frame_HWC = cv2.resize(frame_HWC, (width, height), interpolation=cv2.INTER_LINEAR)
-        if size not in ((0, 0), (height, width)):
-            raise BadClip(f"frames differ in size: {size} and {(height, width)}")
-        size = height, width
-        pictures += encoder.add(frame_HWC)
-        times.append(time)
-    pictures += encoder.finish()
+    times: list[float] = []
+    size = 0, 0
+
+    def scaled() -> Iterator[np.ndarray]:
+        nonlocal size
+        for time, frame_HWC in all_frames(Path(row.path), row.start_seconds, row.end_seconds, fps=row.fps):
+            height, width = packed_size(frame_HWC.shape[0], frame_HWC.shape[1], parameters)
+            if size not in ((0, 0), (height, width)):
+                raise BadClip(f"frames differ in size: {size} and {(height, width)}")
+            size = height, width
+            times.append(time)
+            if (height, width) != frame_HWC.shape[:2]:
+                frame_HWC = cv2.resize(frame_HWC, (width, height), interpolation=cv2.INTER_LINEAR)
+            yield frame_HWC
+
+    pictures = list(encode(scaled(), parameters))
+    assert len(pictures) == len(times)
     head = 4 * (len(pictures) + 1) + 8 * len(pictures)
     offsets = head + np.cumsum([0, *map(len, pictures)])
     if offsets[-1] >= MAX_SHARD_BYTES // 2:

@@ -10,12 +10,6 @@ from ppma.data.datasets_command import main
 from ppma.loaders.sources import catalog
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PPMA_DATA", raising=False)
-
-
 def output(capsys, *argv: str) -> str:
     assert run(main, list(argv), prog="ppma datasets") == 0
     return capsys.readouterr().out

@@ -26,13 +26,9 @@ from ppma.data.index import main
 from ppma.loaders.decode.fetch import read_window
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import HEADER, Clip, Manifest
-from ppma.loaders.sources.probe import Unusable, VideoMetadata, probe
+from ppma.loaders.sources.probe import VideoMetadata, probe, probe_each
 
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PPMA_DATA", raising=False)
+pytestmark = pytest.mark.usefixtures("probe_here")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +46,8 @@ def refused(file: str) -> dict[str, str]:
         return {row["path"]: row["reason"] for row in csv.DictReader(lines)}
 
 
-def test_a_tree(clip_tree, capsys):
+def test_a_tree(clip_tree, monkeypatch, capsys):
+    monkeypatch.setattr(probing, "probe_each", probe_each)  # in other processes, as it is
     flags = ["--out", "m.csv", "--name", "demo", "--split", "val", "--domain", "synthetic", "--licence"]
     assert index(clip_tree, *flags, "CC0, mine") == 0
     manifest = catalog.find().manifest("demo", "val")
@@ -279,25 +276,22 @@ def test_an_interrupted_run_changes_no_file(clip_tree, tmp_path):
 
 
 @pytest.fixture
-def probed(monkeypatch):
-    """Probe in this process, in chunks of three files; list the names of probed files, and stop after `probed.most` of them."""
-    probed = []
+def probed(monkeypatch, probe_here):
+    """The names of probed files, in chunks of three; Ctrl-C is pressed after `most`."""
+    probed, probe = SimpleNamespace(files=[], most=99), probing.probe_each
 
-    def probe_here(files, **_):
+    def watched(files):
         for key, path in files:
-            if len(probed) == getattr(probe_here, "most", 99):
+            if len(probed.files) == probed.most:
                 raise KeyboardInterrupt
-            probed.append(path.name)
-            try:
-                yield key, probe(path)
-            except Unusable as reason:
-                yield key, str(reason)
+            probed.files.append(path.name)
+            yield key, path
 
     monkeypatch.setattr(probing, "CHUNK_FILES", 3)
-    monkeypatch.setattr(probing, "probe_each", probe_here)
+    monkeypatch.setattr(probing, "probe_each", lambda files, **how: probe(watched(files), **how))
     monkeypatch.setattr(shares, "LEASE_SECONDS", 0.4)
     monkeypatch.setattr(shares, "BEAT_SECONDS", 0.1)
-    return SimpleNamespace(files=probed, stop_after=lambda most: setattr(probe_here, "most", most))
+    return probed
 
 
 def broken_tree(clip_tree, folder):
@@ -312,18 +306,18 @@ def broken_tree(clip_tree, folder):
 @pytest.mark.promise("R29")
 def test_an_interrupted_run_resumes_with_the_same_bytes(clip_tree, tmp_path, probed):
     tree, files, whole = broken_tree(clip_tree, tmp_path)
-    probed.stop_after(7)
+    probed.most = 7
     with pytest.raises(KeyboardInterrupt):
         main([str(tree), "--out", "m.csv"])
     files[1].write_bytes(whole)  # repaired in the meantime: its chunk is probed again
-    probed.stop_after(99)
+    probed.most = 99
     assert index(tree, "--out", "m.csv") == 0 and len(probed.files) == 7 + 12 - 3
     assert index(tree, "--out", "whole.csv") == 0 and Path("m.csv").read_text() == Path("whole.csv").read_text()
     assert not list(Path().glob(".*"))
-    probed.stop_after(len(probed.files) + 4)
+    probed.most = len(probed.files) + 4
     with pytest.raises(KeyboardInterrupt):
         main([str(tree), "--out", "m.csv"])
-    probed.stop_after(999)
+    probed.most = 999
     count = len(probed.files)
     assert index(tree, "--out", "m.csv", "--check", "full") == 0 and len(probed.files) == count + 12
 

@@ -31,10 +31,7 @@ path = '(?P<split>train|test)/(?P<class>[^/]+)/[^/]+'
 """
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PPMA_DATA", raising=False)
+pytestmark = pytest.mark.usefixtures("probe_here")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,14 +26,19 @@ from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.store import Store, read_index
 
 
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory, clip_tree):
+    """A folder with data.toml, in which the tree of clips is `tree`."""
+    folder = tmp_path_factory.mktemp("indexed")
+    flags = f"--out {folder}/tree.csv --name tree --data {folder}/data.toml --workers 1"
+    assert main(["index", str(clip_tree), *flags.split()]) == 0
+    return folder
+
+
 @pytest.fixture
-def data(tmp_path, clip_tree):
-    """Index the tree of clips as `tree`; return data.toml."""
-    toml = tmp_path / "data.toml"
-    assert (
-        main(["index", str(clip_tree), "--out", str(tmp_path / "tree.csv"), "--name", "tree", "--data", str(toml)]) == 0
-    )
-    return toml
+def data(indexed, tmp_path):
+    """A data.toml of this test alone."""
+    return shutil.copytree(indexed, tmp_path / "data") / "data.toml"
 
 
 def pack(data, *flags):
@@ -53,13 +59,8 @@ def test_a_source_is_packed_and_read_from_its_store(data, capsys, clip_tree):
         frames, expected = fetch.read_window(packed.file(i), 0.5, 2.5, 4), fetch.read_window(plain.file(i), 0.5, 2.5, 4)
         assert frames.shape[1:3] == (packed.heights[i], packed.widths[i]) and min(frames.shape[1:3]) == 32
         assert abs(frames.mean() - expected.mean()) < 3
-    assert sorted(p.name for p in entry.store.iterdir()) == [
-        "index.json",
-        "manifest.csv",
-        "rejected.csv",
-        "rows.npy",
-        "shard-00000.beton",
-    ]
+    names = ["index.json", "manifest.csv", "rejected.csv", "rows.npy", "shard-00000.beton"]
+    assert sorted(p.name for p in entry.store.iterdir()) == names
 
 
 def test_wrong_input_is_one_line(data, tmp_path, capsys):
@@ -84,7 +85,7 @@ def test_wrong_input_is_one_line(data, tmp_path, capsys):
         assert pack(data, *flags) == 2
         error = capsys.readouterr().err
         assert noun in error and error.count("\n") == 1
-    other = tmp_path / "tree.csv"
+    other = data.with_name("tree.csv")
     other.write_text(other.read_text().replace("moving left", "moving nowhere"))
     assert pack(data) == 2 and "another manifest" in capsys.readouterr().err
 
@@ -124,20 +125,9 @@ def test_a_killed_run_resumes_with_the_same_bytes(data, monkeypatch):
     monkeypatch.setattr(packing, "SHARD_FRAMES", 60)
     assert pack(data, "--gop", "4", "--workers", "2") == 0
     whole = data.with_name("tree.beton").rename(data.with_name("whole.beton"))
-    command = [
-        "pack",
-        "tree",
-        "--data",
-        str(data),
-        "--out",
-        str(data.with_name("tree.beton")),
-        "--gop",
-        "4",
-        "--workers",
-        "1",
-    ]
-    process = subprocess.Popen([sys.executable, "-c", KILLED, *command], stdout=subprocess.DEVNULL)
     folder = data.with_name("tree.beton")
+    command = ["pack", "tree", "--data", str(data), "--out", str(folder), "--gop", "4", "--workers", "1"]
+    process = subprocess.Popen([sys.executable, "-c", KILLED, *command], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list(folder.glob("shard-*")):
         time.sleep(0.005)
@@ -230,7 +220,9 @@ class KillTheThird(Progress):
 
 @pytest.mark.promise("R24")
 @pytest.mark.parametrize(("kills", "rejected"), [(1, []), (1 + ALONE_KILLS, [2])])
-def test_a_row_that_kills_its_worker_again_alone_is_refused(tmp_path, write_clip, monkeypatch, kills, rejected):
+def test_a_row_that_kills_its_worker_again_alone_is_refused(
+    probe_here, tmp_path, write_clip, monkeypatch, kills, rejected
+):
     for i, frames in enumerate((10, 10, 250)):
         write_clip(tmp_path / f"tree/a/{i}.mp4", frames=frames, width=320, height=240)
     files = ["--data", str(tmp_path / "data.toml"), "--out"]

@@ -16,10 +16,8 @@ import pytest
 from dataset_trees import TREES
 
 from ppma.cli import main as ppma
-from ppma.data import probing
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import HEADER, Manifest
-from ppma.loaders.sources.probe import Unusable, VideoMetadata, probe
 
 Case = Callable[[Path], Iterator[str]]
 """Yields flags of `ppma index` that are refused, or name a file that is; between two of them it follows the remedy in MESSAGE."""
@@ -27,22 +25,7 @@ MESSAGE = Path("message.txt")
 TREE, LIST = "tree --out m.csv", "list.txt --root tree --out m.csv"
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PPMA_DATA", raising=False)
-    monkeypatch.setattr(probing, "probe_each", probe_here)
-
-
-def probe_here(
-    files: Iterator[tuple[object, Path]], *, max_pixels: int, **_: object
-) -> Iterator[tuple[object, VideoMetadata | str]]:
-    """Do what `probe_each` does, without a process for each call."""
-    for key, path in files:
-        try:
-            yield key, probe(path, max_pixels=max_pixels)
-        except Unusable as reason:
-            yield key, str(reason)
+pytestmark = pytest.mark.usefixtures("probe_here")
 
 
 def put(clip: Path, *paths: str) -> None:
