@@ -197,24 +197,16 @@ def open_source(
         clips, refused = probe_rows(rows, place, PROBE_WORKERS)
         require(bool(clips), f"none of {len(rows)} clips can be read; the first: {refused[:1]}")
         return _made(clips, refused, place, "list")
-    path, explicit = as_path(source), Path(data) if data else None
+    path = as_path(source)
     if path.suffix == SUFFIX:
-        found = catalog.find(explicit)
-        entry = next(
-            (one for one in found.entries.values() if one.store and one.store.resolve() == path.resolve()), None
-        )
-        if entry is None:
-            read_index(path)  # names what is wrong with it first
-            lacks = f"{path} is in no data catalog and has no {MANIFEST} (an older ppma packed it); give its name there"
-            require((path / MANIFEST).exists(), lacks)
-            manifest = Manifest.read(path / MANIFEST, root=root or path, name=path.stem)
-            return manifest.packed_in(Store(path, manifest_sha256=manifest.sha256))
-        return found.manifest(entry.name, entry.split)
+        read_index(path)  # first: its error says how a store is made
+        manifest = Manifest.read(path / MANIFEST, root=root or path, name=path.stem)
+        return manifest.packed_in(Store(path, manifest_sha256=manifest.sha256))
     if isinstance(path, Url):
         require(path.suffix.lower() == ".csv", f"{path}: a URL names a manifest FILE.csv or a packed store DIR{SUFFIX}")
         return Manifest.read(path, root=root)
     if not path.exists() and len(path.parts) == 1 and not path.suffix:
-        return catalog.find(explicit).manifest(path.name, split)
+        return catalog.find(Path(data) if data else None).manifest(path.name, split)
     if path.is_file() and path.suffix.lower() == ".csv":
         return Manifest.read(path, root=root)
     place, clips, refused = read_clips(path, Path(root) if root else None, PROBE_WORKERS)

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from av.video.reformatter import VideoReformatter
-from damaged_clips import make_all, number_of
+from damaged_clips import number_of
 
 from ppma.loaders.decode import fetch
 from ppma.loaders.decode.dali_input import DALI_CPU_CODECS, DALI_GPU_CODECS, Limits
@@ -24,12 +24,7 @@ CODECS = [
 ANY_SIZE = dict.fromkeys([*DALI_GPU_CODECS, *DALI_CPU_CODECS], Limits())
 
 
-@pytest.fixture(scope="module")
-def damaged(tmp_path_factory):
-    return make_all(tmp_path_factory.mktemp("damaged"))
-
-
-def whole(path):
+def shown(path):
     """Return every frame of a file in display order, and its time, by a plain decode."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -38,7 +33,13 @@ def whole(path):
         times = [float(p * stream.time_base) for p in pts]
         if pts != sorted(pts):  # packed B-frames: the order of the output is right, the guessed times are not
             times = [float(i / stream.average_rate) for i in range(len(frames))]
-        return np.stack([f.to_ndarray(format="rgb24") for f in frames]), times
+        return frames, times
+
+
+def whole(path):
+    """Return the same with the frames as one array, (T, H, W, 3)."""
+    frames, times = shown(path)
+    return np.stack([f.to_ndarray(format="rgb24") for f in frames]), times
 
 
 def test_choose_frames_is_the_published_linspace():
@@ -223,10 +224,11 @@ def test_real_clips_equal_a_decode_of_the_whole_file(real_videos, clip_tree):
     paths = [p for p in videos if p.parent.name != "damaged" and p.stat().st_size < 1_500_000]
     assert paths
     for path in paths:
-        frames, times = whole(path)
+        frames, times = shown(path)
         for start in (0.0, 0.6, max(0.0, times[-1] - 2.7)):
-            expected = frames[choose_frames(times, start, start + 2.7, 16)]
-            assert np.array_equal(read_window(Path(path), start, start + 2.7, 16), expected), (path.name, start)
+            chosen = choose_frames(times, start, start + 2.7, 16)
+            expected = [frames[i].to_ndarray(format="rgb24") for i in chosen]
+            assert np.array_equal(read_window(path, start, start + 2.7, 16), expected), (path.name, start)
 
 
 @pytest.mark.parametrize("kind", ["superframe", "repeat"])

@@ -26,10 +26,7 @@ from ppma.loaders.prefetch import DEPTH, BufferPool, CudaTransfer, Prefetcher, T
 from ppma.loaders.sampler import EvaluationSampler, TrainingSampler
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.stream import ClipStream
-from tests.loaders.test_stream import CONFIG as TWO_WORKERS
-from tests.loaders.test_stream import collect, row, same
-
-CONFIG = replace(TWO_WORKERS, workers=1)  # each takes half a second of CPU to start
+from tests.loaders.test_stream import CONFIG, collect, row, same
 
 
 @pytest.fixture(scope="module")

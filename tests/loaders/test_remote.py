@@ -14,17 +14,17 @@ import ppma
 from benchmarks.range_server import serving
 from ppma.config.command import RUN_AGAIN, WRONG_INPUT, explain
 from ppma.config.errors import InputError, RefusedError, UnreachableError
-from ppma.data.shard_writer import PackRow, ShardJob, write_rows, write_shard
 from ppma.loaders.clip_loader import open_source
 from ppma.loaders.decode import fetch, remux
 from ppma.loaders.decode.dali_input import DALI_CPU_CODECS
 from ppma.loaders.sources import catalog, remote, store
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.loaders.sources.remote import BLOCK, BlockCache, RemoteFile, Url, as_path
-from ppma.loaders.sources.store import PackParameters, StoreIndex
+from ppma.loaders.sources.store import PackParameters
 from ppma.loaders.stream import ClipStream
 from ppma.privacy import strict
 from ppma.slurm.staging import stage
+from tests.loaders.test_store import make_store, row
 
 SMALL = {"frames": 4, "size": 32, "short_side": 48, "workers": 1}
 PARAMETERS = PackParameters(short_side=48, fps=None, quality=90)
@@ -41,20 +41,8 @@ def data(tmp_path_factory, write_clip):
         rows.append(Clip(path=f"some clips/{clip.name}", label=number % 2, width=64, height=48, **facts))
     Manifest.write(folder / "clips.csv", rows)
     manifest, out = Manifest.read(folder / "clips.csv"), folder / "clips.beton"
-    out.mkdir()
-    shards = []
-    for number in range(2):
-        given = [
-            PackRow(row=row, path=str(manifest.file(row)), label=row % 2, start_seconds=0, end_seconds=3)
-            for row in (2 * number, 2 * number + 1)
-        ]
-        *_, shard = write_shard(ShardJob(folder=out, number=number, rows=given, parameters=PARAMETERS))
-        shards.append(shard)
-    write_rows(out, shards, 4)
-    index = StoreIndex(
-        manifest_sha256=manifest.sha256, rows=4, parameters=PARAMETERS, shards=tuple(shards), complete=True
-    )
-    (out / store.INDEX).write_text(index.dump())
+    packed = [row(manifest.file(number), number, label=number % 2, end=3) for number in range(4)]
+    make_store(out, packed, PARAMETERS, shards=2, manifest_sha256=manifest.sha256)
     (out / store.MANIFEST).write_bytes((folder / "clips.csv").read_bytes())
     (folder / "long.bin").write_bytes(bytes(2 * BLOCK))
     return folder
@@ -116,8 +104,8 @@ def test_an_epoch_is_the_same_from_disk_http_and_s3(data, server, bucket, read_b
 def test_videos_are_read_by_url_with_the_same_frames(data, server):
     by_url, local = Manifest.read(f"{server.url}/clips.csv"), Manifest.read(data / "clips.csv")
     assert by_url.sha256 == local.sha256
-    for row in (0, 3):
-        windows = [fetch.read_window(manifest.file(row), 0.5, 2.0, 5) for manifest in (by_url, local)]
+    for clip in (0, 3):
+        windows = [fetch.read_window(manifest.file(clip), 0.5, 2.0, 5) for manifest in (by_url, local)]
         assert np.array_equal(*windows)
     asked = len(server.log)
     fetch.read_window(by_url.file(3), 0.5, 2.0, 5)
@@ -129,11 +117,8 @@ def test_videos_are_read_by_url_with_the_same_frames(data, server):
 
 
 def test_a_store_of_video_is_read_by_url(data, server):
-    folder, clip = data / "video.beton", Manifest.read(data / "clips.csv").file(0)
-    folder.mkdir()
-    row = PackRow(row=0, path=str(clip), label=0, start_seconds=0, end_seconds=3)
-    parameters = replace(PARAMETERS, quality=14, codec="hevc", gop=4)
-    list(write_shard(ShardJob(folder=folder, number=0, rows=[row], parameters=parameters)))
+    clip = Manifest.read(data / "clips.csv").file(0)
+    make_store(data / "video.beton", [row(clip, end=3)], replace(PARAMETERS, quality=14, codec="hevc", gop=4))
     places = (data, as_path(server.url))
     windows = [fetch.read_window(place / "video.beton/shard-00000.beton#0", 0.5, 2.0, 5) for place in places]
     assert np.array_equal(*windows) and len(windows[0]) == 5

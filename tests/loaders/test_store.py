@@ -19,7 +19,7 @@ from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.samples import thin_to_fps
 from ppma.loaders.sources import store
 from ppma.loaders.sources.manifest import Clip, Manifest
-from ppma.loaders.sources.store import PackParameters, Shard, Store, StoreIndex
+from ppma.loaders.sources.store import PackParameters, Store, StoreIndex
 from ppma.loaders.stream import ClipStream
 
 PARAMETERS = PackParameters(short_side=48, fps=None, quality=95)
@@ -29,13 +29,19 @@ def row(path, number=0, start=0.0, end=100.0, label=3, fps=None):
     return PackRow(row=number, path=str(path), label=label, start_seconds=start, end_seconds=end, fps=fps)
 
 
-def make_store(folder: Path, rows, parameters=PARAMETERS) -> Store:
+def make_store(folder: Path, rows, parameters=PARAMETERS, *, shards=1, manifest_sha256="m") -> Store:
+    """Write a store of so many shards with as many rows each."""
     folder.mkdir()
-    *_, shard = write_shard(ShardJob(folder=folder, number=0, rows=rows, parameters=parameters))
-    write_rows(folder, [shard], len(rows))
-    index = StoreIndex(manifest_sha256="m", rows=len(rows), parameters=parameters, shards=(shard,), complete=True)
+    each = len(rows) // shards
+    parts = [rows[first : first + each] for first in range(0, len(rows), each)]
+    jobs = [ShardJob(folder=folder, number=n, rows=part, parameters=parameters) for n, part in enumerate(parts)]
+    made = tuple(list(write_shard(job))[-1] for job in jobs)
+    write_rows(folder, made, len(rows))
+    index = StoreIndex(
+        manifest_sha256=manifest_sha256, rows=len(rows), parameters=parameters, shards=made, complete=True
+    )
     (folder / store.INDEX).write_text(index.dump())
-    return Store(folder, manifest_sha256="m")
+    return Store(folder, manifest_sha256=manifest_sha256)
 
 
 @pytest.fixture
@@ -195,15 +201,6 @@ def test_many_shards_keep_few_files_open(tmp_path, clips):
     for i in range(2 * store.OPEN_SHARDS):
         fetch.read_window(folder / f"shard-{i:05d}.beton#0", 0.0, 1.0, 1)
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + store.OPEN_SHARDS
-
-
-def test_an_index_comes_back_as_it_was(tmp_path):
-    shard = Shard(
-        file="shard-00000.beton", first_row=0, rows=2, clips=1, frames=4, bytes=9, sha256="s", rejected=((1, "p", "r"),)
-    )
-    index = StoreIndex(manifest_sha256="m", rows=2, parameters=PARAMETERS, shards=(shard,), complete=False)
-    (tmp_path / store.INDEX).write_text(index.dump())
-    assert store.read_index(tmp_path) == index
 
 
 @pytest.mark.parametrize(("packed", "ahead"), [(True, 2 * 2), (False, 0)])

@@ -86,25 +86,6 @@ def test_views_arrive_in_shared_memory_and_closing_returns_everything(tmp_path, 
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before
 
 
-def test_a_file_that_kills_its_worker_twice_is_bad_and_the_others_are_read(tmp_path, write_clip):
-    pool = WorkerPool(CONFIG, 2 * VIEW_BYTES)
-    pool.submit(task(0, folder_that_blocks(tmp_path / "deadly")))
-    pool.submit(task(1, write_clip(tmp_path / "clip.mp4", frames=20)))
-    killed = []
-
-    def kill(*_):
-        killed.append(pool.pids[0])
-        os.kill(killed[-1], signal.SIGSEGV)
-        if len(killed) < 2:
-            signal.alarm(3)
-
-    signal.signal(signal.SIGALRM, kill)
-    signal.alarm(3)
-    replies = collect(pool, 2)
-    pool.close()
-    assert "SIGSEGV" in replies[0] and replies[1] == "" and pool.restarts == 2
-
-
 @pytest.mark.promise("R24")
 @pytest.mark.usefixtures("at_most_a_minute")
 def test_a_task_whose_worker_was_killed_is_repeated_alone(tmp_path, write_clip):
