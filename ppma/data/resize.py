@@ -62,12 +62,7 @@ class _Job:
 
 
 def resize(
-    root: Path,
-    found: Mapping[str, VideoMetadata],
-    *,
-    short_side: int,
-    workers: int,
-    engine: Engine = parallel_events,
+    root: Path, found: Mapping[str, VideoMetadata], *, short_side: int, workers: int, engine: Engine = parallel_events
 ) -> tuple[Path, dict[str, Place]]:
     """Re-encode or link clips into `<root>-short<short_side>`.
 

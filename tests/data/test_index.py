@@ -97,13 +97,6 @@ def test_odd_files_are_counted(tmp_path, capsys):
     assert sorted(refused("full.rejected.csv")) == ["a/concealed_corruption.mp4", "a/truncated_after_index.mp4"]
 
 
-def test_train_and_val_agree_on_labels(clip_tree, tmp_path):
-    names = sorted((path.name for path in clip_tree.iterdir()), reverse=True)
-    Path("classes.txt").write_text("\n".join(names))
-    assert index(clip_tree, "--out", "m.csv", "--classes", "classes.txt") == 0
-    assert Manifest.read("m.csv").class_names == dict(enumerate(names))
-
-
 def test_a_split_of_a_tree_has_the_labels_of_all_splits(tmp_path, clip, capsys):
     for path in ("train/walk/1.mp4", "val/run/1.mp4", "val/walk/2.mp4"):
         (tmp_path / "tree" / path).parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,6 @@ from ppma.data import dataset, probing
 from ppma.data.dataset import find
 from ppma.data.index import main
 from ppma.loaders.sources import catalog
-from ppma.loaders.sources.manifest import Manifest
 
 NEW_SET = r"""
 title = "Kitchen: what people do in ours"
@@ -156,18 +155,6 @@ def test_videos_that_were_encoded_again_are_counted(clip, capsys):
     )
 
 
-def test_another_suffix_than_in_lists_of_json(clip, capsys):
-    TREES["ssv2"](Path("root"), clip)
-    for path in Path("root/20bn-something-something-v2").iterdir():
-        path.rename(path.with_suffix(".mp4"))
-    assert index("--dataset", "ssv2", "--root", "root") == 0
-    assert (
-        "4 clips with another suffix than in their list: 20bn-something-something-v2/78687.mp4"
-        in capsys.readouterr().out
-    )
-    assert [len(catalog.find().manifest("ssv2", split)) for split in ("train", "val")] == [2, 2]
-
-
 def test_a_list_of_the_owners_is_never_overwritten(clip, monkeypatch, capsys):
     """`kinetics_train.csv` may be their list, and is the name of our manifest."""
     TREES["kinetics150"](Path("root"), clip)
@@ -252,10 +239,3 @@ def test_a_wrong_input_costs_one_line(argv, noun, capsys):
     error = capsys.readouterr().err
     assert noun in error and error.count("\n") == 1
     assert sorted(Path().rglob("*")) == before
-
-
-def test_the_manifest_of_a_second_split_is_a_source_of_its_own(clip):
-    TREES["ucf101"](Path("root"), clip)
-    assert index("--dataset", "ucf101", "--root", "root") == 0
-    rows = {row.path for i in range(2) for row in [Manifest.read("ucf101-2_val.csv", root="root").clip(i)]}
-    assert {path.rpartition("_g")[2] for path in rows} == {"02_c01.avi"}

@@ -101,12 +101,11 @@ def test_damaged_shards_are_packed_again(data, capsys):
     folder = data.with_name("tree.beton")
     shard = folder / "shard-00000.beton"
     good = shard.read_bytes()
-    shard.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    capsys.readouterr()
-    assert pack(data, "--verify") == 0
-    output = capsys.readouterr().out
-    assert "differs from its checksum" in output
-    assert shard.read_bytes() == good
+    for damaged, said in ((good[:-1] + bytes([good[-1] ^ 1]), "differs from its checksum"), (good[:-1], "bytes, not")):
+        shard.write_bytes(damaged)
+        capsys.readouterr()
+        assert pack(data, "--verify") == 0
+        assert said in capsys.readouterr().out and shard.read_bytes() == good
     assert pack(data, "--verify") == 0 and "1 shards match" in capsys.readouterr().out
 
 
@@ -196,13 +195,6 @@ def test_a_part_takes_over_the_shards_of_a_killed_one(data, whole, figure):
     assert pack(data, "--merge", "2") == 0
     check_same(folder, whole)
     figure("R24", "pack: 1 of 2 parts killed, 0 of 6 shards lost")
-
-
-@pytest.mark.parametrize("flags", ["--part 4/4", "--part x", "--merge 0", "--part 0/2 --merge 2"])
-def test_other_parts_are_refused(flags, data, capsys):
-    assert pack(data, *flags.split()) == 2
-    error = capsys.readouterr().err
-    assert "--" in error and error.count("\n") == 1 and not data.with_name("tree.beton").exists()
 
 
 class KillTheThird(Progress):

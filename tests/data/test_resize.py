@@ -1,6 +1,5 @@
 """Resized clips: every frame in its place and upright; small clips linked, finished ones kept, damaged ones named."""
 
-import errno
 import os
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from damaged_clips import CASES, encode
 
-from ppma.config.errors import DiskFullError
 from ppma.data import resize as resizing
 from ppma.data.resize import VideoMetadata, resize
 from ppma.loaders.decode.fetch import to_rgb
@@ -98,23 +96,6 @@ def test_folders_of_frames(tmp_path):
         "png",
     )
     assert abs(int(cv2.imread(str(root / "large/00002.jpg")).mean()) - 180) <= 1
-
-
-def test_a_full_disk_keeps_what_is_finished(tmp_path, write_clip, monkeypatch):
-    for name in "ab":
-        write_clip(tmp_path / f"c/{name}.mp4", frames=4, width=128, height=96)
-    link, done = resizing._link_file, []
-
-    def link_once(source: str, target: str) -> None:
-        if done:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        link(source, target)
-        done.append(target)
-
-    monkeypatch.setattr(resizing, "_link_file", link_once)
-    with pytest.raises(DiskFullError, match=r"b\.mp4: No space left"):
-        small(tmp_path / "c", 128)
-    assert [path.name for path in (tmp_path / "c-short128").iterdir()] == ["a.mp4"]
 
 
 def test_a_damaged_clip_is_named(tmp_path):

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -270,11 +269,6 @@ def test_a_url_is_a_path_that_only_reads():
     ):
         with pytest.raises(InputError, match="https://host:8080/a b"):
             use(url)
-
-
-def test_workers_import_no_fsspec_for_local_files():
-    code = "import sys, ppma.loaders.decode.remux, ppma.loaders.decode.workers; sys.exit('fsspec' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_the_cache_is_bounded_shared_and_loses_nothing_that_is_torn(server, tmp_path, monkeypatch):

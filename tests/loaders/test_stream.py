@@ -7,7 +7,6 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import psutil
 import pytest
@@ -263,20 +262,6 @@ def test_a_clip_that_dali_refuses_is_decoded_by_pyav_from_then_on(tmp_path, writ
     plain = collect(mixed, config=replace(config, implementation="plain"), epochs=1)
     by_pyav = plain[0].sample_id_B % 2 == 0
     assert (batches[0].frames_BTHWC.int() - plain[0].frames_BTHWC.int()).abs()[by_pyav].max() <= 3
-
-
-def test_a_damaged_picture_in_a_folder_is_bad_for_dali_too(tmp_path):
-    """DALI refuses it, OpenCV tries it once, and then it is named."""
-    for name in ("fine", "damaged"):
-        (tmp_path / name).mkdir()
-        for number in range(30):
-            cv2.imwrite(str(tmp_path / name / f"{number:06d}.jpg"), np.full((48, 64, 3), 8 * number, np.uint8))
-    for number in range(30):
-        (tmp_path / "damaged" / f"{number:06d}.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
-    rows = [row(name, 0, codec="jpeg", frames=30, fps=25.0, duration_seconds=1.2) for name in ("fine", "damaged")]
-    folders = Manifest.from_clips(rows, root=tmp_path, name="folders")
-    (batch,), bad_files = evaluate(folders, implementation="dali")
-    assert batch.decoded_B.tolist() == [True, False] and list(bad_files) == [str(tmp_path / "damaged")]
 
 
 @pytest.mark.parametrize("implementation", ["plain", "dali"])
