@@ -200,6 +200,7 @@ def open_source(
     path = as_path(source)
     if path.suffix == SUFFIX:
         read_index(path)  # first: its error says how a store is made
+        require((path / MANIFEST).exists(), f"{path} has no {MANIFEST}: copy the store as a whole, or pack it again")
         manifest = Manifest.read(path / MANIFEST, root=root or path, name=path.stem)
         return manifest.packed_in(Store(path, manifest_sha256=manifest.sha256))
     if isinstance(path, Url):

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from queue import SimpleQueue
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -106,13 +106,6 @@ class BufferPool:
         return torch.from_numpy(lent).view(tuple(shape))
 
 
-class DeviceEvent(Protocol):
-    """A point in the work that was enqueued on the device."""
-
-    def synchronize(self) -> None:
-        """Wait until the device has passed it."""
-
-
 class Transfer:
     """Give batches host memory and bring them to a CPU device: there is nothing to copy."""
 
@@ -138,11 +131,11 @@ class Transfer:
         """Return `host` on the device; on a GPU the copy may still be running."""
         return host
 
-    def record_event(self) -> DeviceEvent | None:
+    def record_event(self) -> torch.cuda.Event | None:
         """Return an event after everything sent and computed so far; None if that is done."""
         return None
 
-    def receive(self, tensors: Sequence[Tensor], event: DeviceEvent | None) -> None:
+    def receive(self, tensors: Sequence[Tensor], event: torch.cuda.Event | None) -> None:
         """Make the consumer's device work wait for the event before it uses the tensors; the host does not wait."""
 
 
@@ -193,16 +186,16 @@ class CudaTransfer(Transfer):
         """Enqueue the copy on the side stream."""
         return host.to(self.device, non_blocking=True)
 
-    def record_event(self) -> DeviceEvent:
+    def record_event(self) -> torch.cuda.Event:
         """Record an event on the side stream; waiting for it sleeps instead of spinning."""
         event = torch.cuda.Event(blocking=True)
         event.record(self._stream)
         return event
 
-    def receive(self, tensors: Sequence[Tensor], event: DeviceEvent | None) -> None:
+    def receive(self, tensors: Sequence[Tensor], event: torch.cuda.Event | None) -> None:
         """Make the consumer's stream wait for the event, and the allocator for the consumer's stream."""
         current = torch.cuda.current_stream(self.device)
-        assert isinstance(event, torch.cuda.Event)
+        assert event is not None, "CudaTransfer records one for each batch"
         current.wait_event(event)
         for tensor in tensors:
             tensor.record_stream(current)

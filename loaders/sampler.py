@@ -14,7 +14,7 @@ Memory does not grow with the number of clips.
 
 from collections.abc import Collection, Sequence
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -31,19 +31,6 @@ SHUFFLED_SHARDS = 64
 """Shards among which `loader.shuffle shards` shuffles clips: about 10,000 clips of Kinetics in 64 GB."""
 
 _WORD = (1 << 64) - 1
-
-
-class Batches(Protocol):
-    """A sampler as a stream uses it."""
-
-    steps_per_epoch: int
-    views: int
-
-    def samples(self, epoch: int, step: int, rank: int, world_size: int) -> list[Sample]:
-        """Return the samples of one rank at one step."""
-
-    def replacement(self, sample: Sample, attempt: int) -> Sample | None:
-        """Return the sample that replaces one that cannot be decoded; None where nothing is replaced."""
 
 
 def _window(source: Manifest, clip: int, config: LoaderConfig, place: float) -> tuple[float, float]:
@@ -344,6 +331,10 @@ class EvaluationSampler:
         clips = range(first, min(first + self.batch_clips, len(self.source)))
         return [self.sample(clip, window) for clip in clips for window in range(self.windows)]
 
-    def replacement(self, sample: Sample, attempt: int) -> None:
+    def replacement(self, sample: Sample, attempt: int) -> Sample | None:
         """Return None: an evaluation replaces nothing."""
-        return
+        return None
+
+
+Batches: TypeAlias = TrainingSampler | EvaluationSampler
+"""What a stream reads."""

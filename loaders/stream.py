@@ -31,7 +31,7 @@ from ppma.config.loader import LoaderConfig, Reader
 from ppma.loaders.batch import ClipBatch, LoaderCounters
 from ppma.loaders.decode.dali_input import DALI_CPU_CODECS, DALI_GPU_CODECS, Codecs
 from ppma.loaders.decode.workers import Product, Reply, Task, WorkerPool
-from ppma.loaders.prefetch import DeviceEvent, Prefetcher, transfer_to
+from ppma.loaders.prefetch import Prefetcher, transfer_to
 from ppma.loaders.sampler import Batches
 from ppma.loaders.samples import Sample
 from ppma.loaders.sources.manifest import Manifest
@@ -192,8 +192,8 @@ class ClipStream:
         # 3. the way to the device
         self._transfer = transfer_to(self.device)
         self._pinned = False
-        self._copied: dict[int, DeviceEvent | None] = {}
-        self._prefetcher: Prefetcher[tuple[ClipBatch, DeviceEvent | None]] | None = None
+        self._copied: dict[int, torch.cuda.Event | None] = {}
+        self._prefetcher: Prefetcher[tuple[ClipBatch, torch.cuda.Event | None]] | None = None
         self._dali = self._make_dali() if self.implementation == "dali" else None
         self._ffcv = self._make_ffcv() if self.implementation == "ffcv" else None
         # 4. the workers, last, so that an error above leaves none behind
@@ -281,7 +281,7 @@ class ClipStream:
 
     # ------------------------------------------------------------------------------------------ the producer's thread
 
-    def _produce(self) -> Iterator[tuple[ClipBatch, DeviceEvent | None]]:
+    def _produce(self) -> Iterator[tuple[ClipBatch, torch.cuda.Event | None]]:
         """Yield every batch with the event that the consumer's work has to wait for."""
         self._transfer.prepare_thread()
         if self._region_bytes:

@@ -47,7 +47,6 @@ _LIST_LINE = {
     " ": re.compile(f"{_BLANK}*(.*[^ \\t\\r]){_BLANK}+(\\S+){_BLANK}*"),
 }
 """Separator -> a line of a list: (path, label)."""
-_WRITTEN = {";": "path;label", ",": "path,label", " ": "path label"}
 _HEADER = re.compile(r"[A-Za-z_]\w*([;,\s]\s*[A-Za-z_]\w*)+\s*")
 """A first line such as `path,label`."""
 _WITH_COUNT = re.compile(r"(.*[^ \t;,])[ \t]*[;, \t][ \t]*(\d+)")
@@ -358,7 +357,7 @@ def _read_list(source: Path, tree: Root, classes: list[str] | None, *, separator
         elif match is None or label is None:
             wrong = f"label {match[2]!r} is not an integer from 0" if match else f"{line.strip()[:100]!r} has no label"
             raise InputError(
-                f"{source}, line {number}: {wrong}; a line is `{_WRITTEN[separator]}` with the number of the class"
+                f"{source}, line {number}: {wrong}; a line is `path{separator}label` with the number of the class"
                 " (see --format; --classes FILE names the classes)"
             )
         else:
@@ -479,12 +478,10 @@ def refuse_repeats(rows: list[Listed]) -> list[Listed]:
     return out
 
 
+_FORMAT_OF = {";": "semicolon", ",": "comma", " ": "space"}
 FORMATS: dict[str, Callable[[Path, Root, list[str] | None], list[Listed]]] = {
     "tree": read_tree,
-    "semicolon": partial(_read_list, separator=";"),
-    "comma": partial(_read_list, separator=","),
-    "space": partial(_read_list, separator=" "),
+    **{name: partial(_read_list, separator=separator) for separator, name in _FORMAT_OF.items()},
     "manifest": read_manifest,
 }
 """{format: its reader}."""
-_FORMAT_OF = {";": "semicolon", ",": "comma", " ": "space"}

@@ -45,7 +45,7 @@ from ppma.loaders.sources.formats import (
     with_prefix,
 )
 from ppma.loaders.sources.manifest import HEADER, Clip, Manifest, nfc
-from ppma.loaders.sources.probe import MAX_PIXELS, VideoMetadata
+from ppma.loaders.sources.probe import MAX_PIXELS, VideoMetadata, probe_each
 
 Report = Callable[[str], None]
 SHOWN = 10
@@ -167,14 +167,12 @@ def main(argv: list[str]) -> int:
 
 def _probing(root: Path, paths: Sequence[str], config: IndexConfig, share: Share) -> Probing:
     """Return what is to be probed. If the share's folder has answers to other questions, start over; InputError if parts gave them."""
-    probing = Probing(
-        root=root, paths=paths, share=share, workers=config.workers, timeout_seconds=config.timeout_seconds,
-        max_pixels=config.max_pixels, check=config.check, engine=engines.find(config.engine),
-    )  # fmt: skip
+    how = {name: getattr(config, name) for name in ("timeout_seconds", "max_pixels", "check")}
+    probe = partial(probe_each, workers=config.workers, engine=engines.find(config.engine), **how)
+    probing = Probing(root=root, paths=paths, share=share, probe=probe)
     if config.merge is not None and not share.shared:
         return probing  # there is nothing to merge
     files = hashlib.sha256("\n".join([str(root), *paths]).encode(errors="surrogateescape")).hexdigest()
-    how = {name: getattr(config, name) for name in ("timeout_seconds", "max_pixels", "check")}
     settings = {"files": f"{len(paths)} ({files[:12]})"} | how
     try:
         share.claim(settings)

@@ -6,7 +6,7 @@
 A record has size and time of change of each file: an answer counts only while its file is the same.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,9 @@ from typing import Any
 
 from ppma.common.frames import clip_place
 from ppma.common.shares import Share
-from ppma.common.workers import Engine
 from ppma.config.errors import reading
 from ppma.config.records import restore
-from ppma.loaders.sources.probe import Check, VideoMetadata, probe_each
+from ppma.loaders.sources.probe import VideoMetadata
 
 CHUNK_FILES = 128
 """A second or two of one core: what a kill costs each worker, and how finely tasks share."""
@@ -34,12 +33,8 @@ class Probing:
     paths: Sequence[str]
     """Below the root."""
     share: Share
-    workers: int
-    timeout_seconds: float
-    max_pixels: int
-    check: Check
-    engine: Engine
-    """Where the files are probed."""
+    probe: Callable[[Iterable[tuple[Any, Path]]], Iterator[tuple[Any, Answer]]]
+    """Returns the answer for each key and path (`probe_each`)."""
 
     @cached_property
     def chunks(self) -> dict[str, Sequence[str]]:
@@ -65,11 +60,7 @@ class Probing:
         on_progress(before, len(self.paths))
         for names in self.share.rounds(list(self.chunks)):
             begun: dict[str, dict[str, Any]] = {}
-            answers = probe_each(
-                self._files(names, begun), workers=self.workers, timeout_seconds=self.timeout_seconds,
-                max_pixels=self.max_pixels, check=self.check, engine=self.engine,
-            )  # fmt: skip
-            for (name, place), answer in answers:
+            for (name, place), answer in self.probe(self._files(names, begun)):
                 record = begun[name]
                 record["answers"][place] = answer if isinstance(answer, str) else asdict(answer)
                 done += 1

@@ -19,23 +19,8 @@ import numpy as np
 from ppma.common.files import atomic_path, content_sha256, file_sha256, joined_sha256
 from ppma.config.errors import BadClip, InputError
 from ppma.data.encoders import QUALITY, encode, packed_size
-from ppma.loaders.sources.store import (
-    ALLOCATION,
-    FFCV_VERSION,
-    FIELD,
-    FIELDS,
-    HEADER,
-    MAX_SHARD_BYTES,
-    PLACE,
-    ROWS,
-    SAMPLE,
-    SUFFIX,
-    VIDEO_FIELD,
-    PackParameters,
-    Shard,
-    ShardFile,
-    StoreError,
-)  # fmt: skip
+from ppma.loaders.sources import store
+from ppma.loaders.sources.store import PackParameters, Shard, ShardFile, StoreError
 
 SHARD_FRAMES = 20_000
 """Frames of a shard: about 400 MB at the training size and one or two minutes of one core, which is what a kill can cost a worker."""
@@ -101,7 +86,7 @@ def shard_bounds(frames: Sequence[int], parameters: PackParameters) -> list[tupl
 
 def shard_name(number: int) -> str:
     """Return the file name of a shard."""
-    return f"shard-{number:05d}{SUFFIX}"
+    return f"shard-{number:05d}{store.SUFFIX}"
 
 
 def encode_clip(row: PackRow, parameters: PackParameters) -> PackedClip:
@@ -130,7 +115,7 @@ def encode_clip(row: PackRow, parameters: PackParameters) -> PackedClip:
     assert len(pictures) == len(times)
     head = 4 * (len(pictures) + 1) + 8 * len(pictures)
     offsets = head + np.cumsum([0, *map(len, pictures)])
-    if offsets[-1] >= MAX_SHARD_BYTES // 2:
+    if offsets[-1] >= store.MAX_SHARD_BYTES // 2:
         raise BadClip(f"needs {offsets[-1] / 1e9:.1f} GB; give a smaller --fps or --short-side, or cut the clip")
     blob = b"".join([offsets.astype("<u4").tobytes(), np.array(times, "<f8").tobytes(), *pictures])
     return PackedClip(blob=blob, frames=len(pictures), height=size[0], width=size[1])
@@ -142,9 +127,9 @@ class ShardWriter:
     def __init__(self, name: str, file: BinaryIO, rows: int, parameters: PackParameters) -> None:
         """Reserve space for a table of `rows` samples; `name` is for messages."""
         self.name, self.file, self.parameters = name, file, parameters
-        self._table = np.zeros(rows, SAMPLE)
+        self._table = np.zeros(rows, store.SAMPLE)
         self.clips = self.frames = 0
-        file.seek(HEADER.itemsize + FIELD.itemsize * len(FIELDS) + self._table.nbytes)
+        file.seek(store.HEADER.itemsize + store.FIELD.itemsize * len(store.FIELDS) + self._table.nbytes)
 
     @property
     def samples(self) -> np.ndarray:
@@ -154,8 +139,8 @@ class ShardWriter:
     def add(self, clip: PackedClip, *, label: int, row: int) -> None:
         """Append one sample; InputError if the shard would pass its largest size."""
         at = self.file.tell()
-        if at + len(clip.blob) + ALLOCATION.itemsize * (self.clips + 1) > min(
-            self.parameters.shard_bytes, MAX_SHARD_BYTES - PAGE_BYTES
+        if at + len(clip.blob) + store.ALLOCATION.itemsize * (self.clips + 1) > min(
+            self.parameters.shard_bytes, store.MAX_SHARD_BYTES - PAGE_BYTES
         ):
             most = f"--shard-gb {self.parameters.shard_gb:g}" if self.parameters.shard_gb else "2 GiB"
             raise InputError(f"{self.name} passes {most}; give a lower quality (--quality), --fps or --short-side")
@@ -167,19 +152,19 @@ class ShardWriter:
     def finish(self) -> None:
         """Write the header and the tables."""
         end = self.file.tell()
-        allocations = np.zeros(self.clips, ALLOCATION)
+        allocations = np.zeros(self.clips, store.ALLOCATION)
         allocations["sample_id"] = np.arange(self.clips)
         allocations["ptr"], allocations["size"] = self.samples["f0"]["data_ptr"], self.samples["f0"]["size"]
         self.file.write(allocations.tobytes())
         page = max(PAGE_BYTES, 1 << (end - 1).bit_length())  # one page holds all: no sample crosses a page's border
-        header = np.array((FFCV_VERSION, len(FIELDS), page, self.clips, end), HEADER)
-        fields = np.zeros(len(FIELDS), FIELD)
-        for one, (name, type_id) in zip(fields, FIELDS):
+        header = np.array((store.FFCV_VERSION, len(store.FIELDS), page, self.clips, end), store.HEADER)
+        fields = np.zeros(len(store.FIELDS), store.FIELD)
+        for one, (name, type_id) in zip(fields, store.FIELDS):
             one["type_id"] = type_id
             one["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
         if self.parameters.codec != "jpeg":
             layout = f"{self.parameters.codec} {self.parameters.gop}".encode()
-            fields[0]["name"][: len(VIDEO_FIELD)] = np.frombuffer(VIDEO_FIELD.encode(), np.uint8)
+            fields[0]["name"][: len(store.VIDEO_FIELD)] = np.frombuffer(store.VIDEO_FIELD.encode(), np.uint8)
             fields[0]["arguments"][: len(layout)] = np.frombuffer(layout, np.uint8)
         self.file.seek(0)
         self.file.write(header.tobytes() + fields.tobytes() + self.samples.tobytes())
@@ -239,12 +224,12 @@ def write_shard(job: ShardJob) -> Iterator[PackRow | Shard]:
 
 def write_rows(folder: Path, shards: Sequence[Shard], rows: int) -> None:
     """Write rows.npy, the shard and place of each row of the manifest, from the tables of the shards."""
-    places = np.zeros(rows, PLACE)
+    places = np.zeros(rows, store.PLACE)
     places["shard"] = -1
     for number, shard in enumerate(shards):
         samples = ShardFile(folder / shard.file).samples
         at = samples["f2"]
         places["shard"][at], places["place"][at] = number, np.arange(len(samples))
         places["height"][at], places["width"][at] = samples["f0"]["height"], samples["f0"]["width"]
-    with atomic_path(folder / ROWS) as temp_path:
+    with atomic_path(folder / store.ROWS) as temp_path:
         np.save(temp_path, places)

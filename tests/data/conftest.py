@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from ppma.data import probing
 from ppma.loaders.sources.pictures import MAX_PIXELS
 from ppma.loaders.sources.probe import Check, Unusable, VideoMetadata, probe
 
@@ -29,4 +28,4 @@ def probe_here(monkeypatch):
             except Unusable as reason:
                 yield key, str(reason)
 
-    monkeypatch.setattr(probing, "probe_each", probe_each)
+    monkeypatch.setattr("ppma.data.index.probe_each", probe_each)

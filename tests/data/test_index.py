@@ -21,6 +21,7 @@ from damaged_clips import CASES, encode
 from ppma.common import shares
 from ppma.common.shares import Share
 from ppma.config.command import INTERRUPTED, RUN_AGAIN, WRONG_INPUT, run
+from ppma.data import index as index_command
 from ppma.data import probing
 from ppma.data.index import main
 from ppma.loaders.decode.fetch import read_window
@@ -47,7 +48,7 @@ def refused(file: str) -> dict[str, str]:
 
 
 def test_a_tree(clip_tree, monkeypatch, capsys):
-    monkeypatch.setattr(probing, "probe_each", probe_each)  # in other processes, as it is
+    monkeypatch.setattr("ppma.data.index.probe_each", probe_each)  # in other processes, as it is
     flags = ["--out", "m.csv", "--name", "demo", "--split", "val", "--domain", "synthetic", "--licence"]
     assert index(clip_tree, *flags, "CC0, mine") == 0
     manifest = catalog.find().manifest("demo", "val")
@@ -271,7 +272,7 @@ def test_an_interrupted_run_changes_no_file(clip_tree, tmp_path):
 @pytest.fixture
 def probed(monkeypatch, probe_here):
     """The names of probed files, in chunks of three; Ctrl-C is pressed after `most`."""
-    probed, probe = SimpleNamespace(files=[], most=99), probing.probe_each
+    probed, probe = SimpleNamespace(files=[], most=99), index_command.probe_each
 
     def watched(files):
         for key, path in files:
@@ -281,7 +282,7 @@ def probed(monkeypatch, probe_here):
             yield key, path
 
     monkeypatch.setattr(probing, "CHUNK_FILES", 3)
-    monkeypatch.setattr(probing, "probe_each", lambda files, **how: probe(watched(files), **how))
+    monkeypatch.setattr("ppma.data.index.probe_each", lambda files, **how: probe(watched(files), **how))
     monkeypatch.setattr(shares, "LEASE_SECONDS", 0.4)
     monkeypatch.setattr(shares, "BEAT_SECONDS", 0.1)
     return probed

@@ -68,7 +68,7 @@ def test_a_clip_that_reads_back_differently_is_noticed(tmp_path):
 
 
 def test_a_shard_stays_below_ffcvs_largest_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "MAX_SHARD_BYTES", packing.PAGE_BYTES + 5000)
+    monkeypatch.setattr(store, "MAX_SHARD_BYTES", packing.PAGE_BYTES + 5000)
     clip = PackedClip(blob=bytes(6000), frames=1, height=8, width=8)
     with pytest.raises(InputError, match="2 GiB"), shard_file(tmp_path / "shard-00000.beton", 1, PARAMETERS) as writer:
         writer.add(clip, label=0, row=0)

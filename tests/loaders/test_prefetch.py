@@ -41,7 +41,7 @@ def manifest(tmp_path_factory, write_clip):
 @pytest.fixture(scope="module")
 def expected(manifest):
     """The batches of six epochs."""
-    return collect(manifest, config=CONFIG, epochs=6)
+    return collect(manifest, epochs=6)
 
 
 @pytest.fixture(autouse=True)
