@@ -82,36 +82,25 @@ def clips_per_second(
     Returns:
         Clips per second of this rank; 0 for a reader that fails or gives nothing in time.
     """
-    start = divmod(first_step, batches.steps_per_epoch)
     config = replace(config, implementation=reader)
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
     try:
+        start = divmod(first_step, batches.steps_per_epoch)
         with ClipStream(
-            batches,
-            sources,
-            config,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-            epochs=1 << 30,
-            start=start,
-            on_bad="mark",
-        ) as stream:
+            batches, sources, config, device=device, rank=rank, world_size=world_size,
+            epochs=1 << 30, start=start, on_bad="mark",
+        ) as stream:  # fmt: skip
             for _ in range(WARM_BATCHES):
                 stream.take(START_SECONDS)
-            return _rate(stream, batches.views)
+            synchronize(device)
+            rows, began = 0, time.perf_counter()
+            with contextlib.suppress(TimeoutError):  # a batch takes longer than the time left
+                while (left := began + MEASURED_SECONDS - time.perf_counter()) > 0:
+                    batch = stream.take(left)
+                    assert batch is not None
+                    rows += len(batch.label_B)
+            synchronize(device)
+            return rows / batches.views / (time.perf_counter() - began)
     except (RuntimeError, InputError, TimeoutError) as error:
         log.warning("loader.implementation auto skips %s: %s", reader, error)
         return 0.0
-
-
-def _rate(stream: ClipStream, views: int) -> float:
-    synchronize = torch.cuda.synchronize if stream.device.type == "cuda" else lambda _: None
-    synchronize(stream.device)
-    clips, began = 0, time.perf_counter()
-    with contextlib.suppress(TimeoutError):  # a batch takes longer than the time left
-        while (left := began + MEASURED_SECONDS - time.perf_counter()) > 0:
-            batch = stream.take(left)
-            assert batch is not None
-            clips += len(batch.label_B) // views
-    synchronize(stream.device)
-    return clips / (time.perf_counter() - began)

@@ -12,7 +12,7 @@ from ppma.common.workers import Engine, parallel_events
 from ppma.config.errors import InputError
 from ppma.loaders.sources.formats import VIDEO_SUFFIXES, Listed, read_source
 from ppma.loaders.sources.manifest import Clip, Manifest
-from ppma.loaders.sources.probe import probe_all
+from ppma.loaders.sources.probe import probe_each
 
 PROBE_SECONDS = 60.0
 """Time limit for probing one file."""
@@ -63,9 +63,10 @@ def probe_rows(
     refused = [(row.path, row.reason) for row in rows if row.reason]
     usable = [row for row in rows if not row.reason]
     paths = [root / row.path for row in usable]
-    answers = probe_all(paths, workers=workers, timeout_seconds=PROBE_SECONDS, engine=engine)
+    answers = dict(probe_each(enumerate(paths), workers=workers, timeout_seconds=PROBE_SECONDS, engine=engine))
     clips = []
-    for row, answer in zip(usable, answers):
+    for number, row in enumerate(usable):
+        answer = answers[number]
         if isinstance(answer, str):
             refused.append((row.path, answer))
             continue

@@ -15,7 +15,7 @@ Sizes are of the upright picture.
 
 import io
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -403,14 +403,6 @@ def probe_each(
     """
     jobs = (_Job(key, path, max_pixels, check) for key, path in files)
     yield from parallel_map(_probe_job, jobs, workers, timeout_seconds=timeout_seconds, on_lost=_lost, engine=engine)
-
-
-def probe_all(
-    paths: Sequence[Path], *, workers: int, timeout_seconds: float, engine: Engine = parallel_events
-) -> list[VideoMetadata | str]:
-    """Return the metadata of each path, or the reason why it cannot be used, in the order of `paths`; see `probe_each`."""
-    found = dict(probe_each(enumerate(paths), workers=workers, timeout_seconds=timeout_seconds, engine=engine))
-    return [found[number] for number in range(len(paths))]
 
 
 def _probe_job(job: _Job) -> tuple[Any, VideoMetadata | str]:

@@ -256,8 +256,8 @@ def _listed(read: Reading, download: "Download", notes: Mapping[str, list[str]])
         where = table.get("where", {})
         more = {"split": split.rpartition(".")[2], "skip_other_classes": table.get("skip_other_classes", False)}
         found[split] = [
-            row
-            for row in download.rows(table["list"], line, fields, more)
+            row | more
+            for row in download.rows(table["list"], line, fields)
             if all(row[key] == value for key, value in where.items())
         ]
     return found
@@ -326,20 +326,13 @@ class Download:
         paths = self.root.glob(f"{without_suffix(part)}.*")
         return (path for path in paths if path.name.lower().endswith(VIDEO_SUFFIXES))
 
-    def rows(
-        self,
-        pattern: str,
-        line: str = "",
-        fields: Mapping[str, str] | None = None,
-        more: Mapping[str, Any] | None = None,
-    ) -> list[Row]:
+    def rows(self, pattern: str, line: str = "", fields: Mapping[str, str] | None = None) -> list[Row]:
         """Read a list.
 
         Args:
             pattern: The list; with * in it, all files that match.
             line: Regular expression of a line of text, whose named groups become a row; without it the list is JSON or CSV.
             fields: Templates of further values.
-            more: Further values of every row.
 
         Raises:
             InputError: The list or an entry cannot be read.
@@ -358,7 +351,7 @@ class Download:
             if "class" in row:
                 row["class"] = _class_name(row["class"])
                 row["class_"] = row["class"].replace(" ", "_")
-            rows.append({**row, **(more or {})})
+            rows.append(row)
         return rows
 
     def _entries(self, pattern: str, *, text: bool) -> Iterator[tuple[Path, Any]]:

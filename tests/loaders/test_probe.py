@@ -15,7 +15,7 @@ from damaged_clips import FRAMES, VARIABLE_TIMES_MS, encode, number_of
 
 from ppma.loaders.decode.fetch import read_window
 from ppma.loaders.sources.pictures import Unusable, open_video
-from ppma.loaders.sources.probe import FROM_START, probe, probe_all
+from ppma.loaders.sources.probe import FROM_START, probe, probe_each
 
 PLAIN = {"frames": FRAMES, "width": 320, "height": 240, "fps": 25.0, "duration_seconds": 2.4, "remarks": ()}
 ANSWERS: dict[str, str | dict[str, object]] = {
@@ -226,7 +226,8 @@ def test_files_that_hang_or_are_bad_cost_only_their_own_result(tmp_path):
         (tmp_path / f"{i}.mp4").write_bytes(encode("mp4", range(i + 1)) if i else b"")
     names = ("hangs 1", "0.mp4", "1.mp4", "hangs 2", "2.mp4")
     began = time.monotonic()
-    found = probe_all([tmp_path / name for name in names], workers=1, timeout_seconds=1)
+    files = [(number, tmp_path / name) for number, name in enumerate(names)]
+    found = dict(probe_each(files, workers=1, timeout_seconds=1))
     assert time.monotonic() - began < 60 and not multiprocessing.active_children()
     assert found[0] == found[3] and "longer than 1 s" in found[0] and found[1] == "is an empty file"
     assert [found[i].frames for i in (2, 4)] == [2, 3]
