@@ -29,14 +29,8 @@ def test_the_table_has_every_data_set(capsys):
 def test_one_data_set_is_shown_with_all_metadata(name, capsys):
     dataset = find(name)
     text = " ".join(output(capsys, name).split())
-    for fact in (
-        dataset.license,
-        dataset.citation,
-        dataset.terms,
-        dataset.files,
-        *dataset.unconfirmed,
-        *dataset.layout,
-    ):
+    facts = (dataset.license, dataset.citation, dataset.terms, dataset.files, *dataset.unconfirmed, *dataset.layout)
+    for fact in facts:
         assert " ".join(fact.split()) in text, fact
     assert f"ppma index --dataset {name} --root DIR" in text
 

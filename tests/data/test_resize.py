@@ -90,11 +90,8 @@ def test_folders_of_frames(tmp_path):
         tmp_path / "a", {name: probe(tmp_path / "a" / name) for name in ("large", "small")}, short_side=32, workers=1
     )
     assert {name: place.path for name, place in places.items()} == {"large": "large", "small": "small"}
-    assert (probe(root / "large").height, probe(root / "large").codec, probe(root / "small").codec) == (
-        32,
-        "jpeg",
-        "png",
-    )
+    large, small = probe(root / "large"), probe(root / "small")
+    assert (large.height, large.codec, small.codec) == (32, "jpeg", "png")
     assert abs(int(cv2.imread(str(root / "large/00002.jpg")).mean()) - 180) <= 1
 
 
@@ -135,8 +132,5 @@ def test_what_a_killed_run_left_behind_is_deleted_and_not_taken_over(tmp_path, w
         (tmp_path / "a-short96" / name).touch()
     found = {name: probe(tmp_path / "a" / name) for name in ("large.mp4", "frames")}
     root, _ = resize(tmp_path / "a", found, short_side=96, workers=1)
-    assert sorted(path.relative_to(root).as_posix() for path in root.rglob("*")) == [
-        "frames",
-        "frames/00001.png",
-        "large.mp4",
-    ]
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*"))
+    assert names == ["frames", "frames/00001.png", "large.mp4"]

@@ -49,12 +49,10 @@ def test_refused_files_of_a_tree_have_reasons(tmp_path):
     (tmp_path / "tree/a/broken.mp4").symlink_to(tmp_path / "tree/none.mp4")
     (tmp_path / "tree/a/alias.mp4").symlink_to(tmp_path / "tree/a/good.mp4")
     touch(
-        tmp_path / "tree",
-        "a/two\nlines.mp4",
-        "a/._good.mp4",
-        "a/more/clip.mp4",
-        "a/clip*/1.jpg",
-        "a/shard-00000.beton#3/1.jpg",
+        tmp_path / "tree/a",
+        "two\nlines.mp4",
+        "._good.mp4",
+        *["more/clip.mp4", "clip*/1.jpg", "shard-00000.beton#3/1.jpg"],
     )
     rows = read_source(tmp_path / "tree", root=tmp_path / "tree", classes=["x", "a"])
     reasons = {row.path: row.reason for row in rows}
@@ -100,10 +98,8 @@ def test_a_name_may_hold_what_macos_and_people_write(tmp_path, name):
 @pytest.mark.parametrize("name", ["a\x07", "a\x1b[2J", "a\r", "a\u2028b", "a\x85b", "a\udcff"])
 def test_a_name_may_not_hold_control_characters_or_bytes_that_are_no_text(tmp_path, name):
     touch(tmp_path, f"a/{name}.mp4", "a/good.mp4")
-    assert {row.path: bool(row.reason) for row in read_source(tmp_path, root=tmp_path)} == {
-        f"a/{name}.mp4": True,
-        "a/good.mp4": False,
-    }
+    rows = read_source(tmp_path, root=tmp_path)
+    assert {row.path: bool(row.reason) for row in rows} == {f"a/{name}.mp4": True, "a/good.mp4": False}
 
 
 def test_links_are_followed_on_demand(tmp_path):
@@ -123,15 +119,8 @@ def test_links_are_followed_on_demand(tmp_path):
 
 
 def test_a_tree_of_splits(tmp_path):
-    touch(
-        tmp_path / "data",
-        "train/a/1.mp4",
-        "train/b/2.mp4",
-        "val/b/000/1.jpg",
-        "val/c/3.mp4",
-        "notes/readme.txt",
-        "x.csv",
-    )
+    files = "train/a/1.mp4 train/b/2.mp4 val/b/000/1.jpg val/c/3.mp4 notes/readme.txt x.csv"
+    touch(tmp_path / "data", *files.split())
     assert splits_below(tmp_path / "data") == {"train": ["a", "b"], "val": ["b", "c"]}
     assert splits_below(tmp_path / "data/train") == {}
     touch(tmp_path / "vehicles", "train/1.mp4", "train/frames/1.jpg", "test/2.mp4")
@@ -165,11 +154,8 @@ def test_a_spreadsheet_with_a_header(tmp_path):
     assert detect(source) == "comma"
     header, *rows = read_source(source, root=tmp_path)
     assert header.line == 1 and "header" in header.reason
-    assert [(row.path, row.label, row.reason) for row in rows[:3]] == [
-        ("a/1.mp4", 4, ""),
-        ("a/one, two.mp4", 5, ""),
-        ('a/"quoted", three.mp4', 6, ""),
-    ]
+    found = [("a/1.mp4", 4, ""), ("a/one, two.mp4", 5, ""), ('a/"quoted", three.mp4', 6, "")]
+    assert [(row.path, row.label, row.reason) for row in rows[:3]] == found
     assert "listed before" in rows[3].reason
 
 
