@@ -3,6 +3,7 @@
 One test starts ranks with torchrun (training/test_distributed.py), and many start `python -m ppma`, as users do.
 """
 
+import json
 import multiprocessing
 import os
 import runpy
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,7 +24,7 @@ from ppma.slurm.cluster import free_port
 T = TypeVar("T")
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["torch._dynamo", "torch.distributed.fsdp", "ppma.cli", "ppma.phases", "ppma.transfer.evaluate"]
+    ["pytest", "torch._dynamo", "torch.distributed.fsdp", "ppma.cli", "ppma.phases", "ppma.transfer.evaluate"]
 )
 
 
@@ -61,12 +62,7 @@ def _start(
 
 
 def _start_ranks(folder: Path, world_size: int, *work: object) -> list[ForkServerProcess]:
-    meeting = {
-        "WORLD_SIZE": world_size,
-        "LOCAL_WORLD_SIZE": world_size,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
-    }
+    meeting = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     places = [meeting | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(world_size)]
     return [_start(folder / str(rank), place, *work) for rank, place in enumerate(places)]
 
@@ -81,24 +77,25 @@ def _codes(processes: list[ForkServerProcess], seconds: float) -> list[int | Non
     return [process.exitcode for process in processes]
 
 
-def on_ranks(world_size: int, code: str, folder: Path, *, seconds: float = 120) -> list[str]:
-    """Run code on so many ranks; returns what each wrote to its stdout."""
-    script, logs = folder / "ranks.py", folder / "logs"
-    script.write_text(textwrap.dedent(code))
-    codes = _codes(_start_ranks(logs, world_size, _script, script), seconds)
+def _call(work: Callable[..., Any], *given: object) -> None:
+    from ppma.training.distributed import session
+
+    with session("cpu") as ranks:
+        sys.stdout.write(json.dumps(work(ranks, *given)))
+
+
+def on_ranks(world_size: int, work: Callable[..., Any], folder: Path, *given: object) -> list[Any]:
+    """Call work(ranks, *given), a function of a test module, on so many ranks; returns what each returned, through JSON."""
+    logs = folder / "logs"
+    codes = _codes(_start_ranks(logs, world_size, _call, work, *given), 300)
     assert codes == [0] * world_size, (codes, [(logs / f"{rank}.err").read_text() for rank in range(world_size)])
-    return [(logs / f"{rank}.out").read_text() for rank in range(world_size)]
+    return [json.loads((logs / f"{rank}.out").read_text()) for rank in range(world_size)]
 
 
 def ppma_on_ranks(world_size: int, argv: list[str], folder: Path) -> tuple[list[int | None], list[str]]:
     """Run a ppma command on so many ranks; returns their exit codes, and what each wrote to its stderr into `folder`."""
     codes = _codes(_start_ranks(folder, world_size, _command, argv), 300)
     return codes, [(folder / f"{rank}.err").read_text() for rank in range(world_size)]
-
-
-def start_ppma(argv: list[str], out: Path) -> ForkServerProcess:
-    """Start a ppma command, which writes to OUT.out and OUT.err."""
-    return _start(out, {}, _command, argv)
 
 
 def start_script(code: str, argv: list[str], folder: Path) -> ForkServerProcess:

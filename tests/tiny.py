@@ -1,7 +1,8 @@
 """A run small enough for a test: every recipe shrunk to a few thousand weights, and clips that need no decoding."""
 
+import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,12 @@ from ppma.config.recipes import RECIPES
 from ppma.config.run import RunConfig
 from ppma.loaders.batch import ClipBatch
 from ppma.loaders.sources.manifest import Clip, Manifest
-from ppma.training.distributed import Ranks
+from ppma.training.compute import choose
+from ppma.training.distributed import Ranks, StopFlag
+from ppma.training.monitor import Monitor
+from ppma.training.tasks import ClassifyTask, MaeTask
+from ppma.training.trainer import Trainer
+from ppma.training.watchdog import Watchdog
 
 FRAMES, SIZE = 4, 32
 _SHAPE = "--size 32 --frames 4 --vit.width 48 --vit.depth 2 --vit.heads 3 --vit.patch 2 8 8"
@@ -24,8 +30,6 @@ FLAGS = f"{_SHAPE} --log-every 1 --device cpu --loader.workers 1".split()
 """What makes a recipe tiny, as flags of `ppma train`."""
 _DECODER = "--mae.decoder-width 32 --mae.decoder-depth 1 --mae.decoder-heads 2"
 MAE_FLAGS = f"--loader.views 2 {_DECODER}".split()
-
-
 ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
 
@@ -75,19 +79,8 @@ def shrink(name: str, **changes: object) -> RunConfig:
 def source(name: str, clips: int = 32, classes: int = 4) -> Manifest:
     """A manifest of clips that exist in name only."""
     facts = {"fps": 25.0, "frames": 100, "width": 48, "height": 40, "duration_seconds": 4.0, "key_frame_spacing": 1}
-    texts = {"codec": "h264", "domain": "synthetic", "licence": "", "audit": "", "source": name}
-    rows = [
-        Clip(
-            path=f"{i}.mp4",
-            label=i % classes,
-            class_name=f"{i % classes}",
-            start_seconds=None,
-            end_seconds=None,
-            **facts,
-            **texts,
-        )
-        for i in range(clips)
-    ]
+    facts |= {"codec": "h264", "domain": "synthetic", "source": name}
+    rows = [Clip(path=f"{i}.mp4", label=i % classes, class_name=f"{i % classes}", **facts) for i in range(clips)]
     return Manifest.from_clips(rows, root=Path("/nowhere"), name=name)
 
 
@@ -158,6 +151,29 @@ class MadeStream:
             yield made_batch(
                 sampler, self.task.sources, *divmod(position, steps), self.ranks.rank, self.ranks.world_size
             )
+
+
+def trainer(
+    name: str, folder: Path, ranks: Ranks = ALONE, *, stream: Callable[..., object] = MadeStream, **changes: object
+) -> Trainer:
+    """A trainer of a shrunk recipe on made clips, which writes to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = replace(shrink(name), log_every=4, pictures_every=0, run_dir=folder)
+    config = replace(config, **changes)
+    kind = {"mae": MaeTask, "classify": ClassifyTask}[config.phase]
+    task = kind(config, [source(one) for one in config.sources])
+    task.stream = lambda ranks, start: stream(task, ranks, start)
+    return Trainer(config, task, ranks, choose(config.precision, ranks.device))
+
+
+def loop(trainer: Trainer) -> None:
+    """Train to the end as `train` does, with a monitor, a stop flag and a watchdog."""
+    ranks, watchdog = trainer.ranks, Watchdog(600, lambda code: None)
+    with (
+        contextlib.closing(StopFlag(ranks)) as stop,
+        Monitor(trainer.config.run_dir, writes=ranks.is_main, total_steps=trainer.total_steps) as monitor,
+    ):
+        trainer.run(monitor, stop, watchdog)
 
 
 def named_world(folder: Path, runs: Path, clips: Path) -> None:

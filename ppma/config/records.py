@@ -7,7 +7,6 @@ Files outlive versions: a field that is missing gets its default, one that this 
 
 import dataclasses
 import types
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -19,33 +18,32 @@ class RecordError(ValueError):
     """Raised for JSON that does not fit a type; the message names the field."""
 
 
-def restore(kind: Any, value: Any, name: str = "", *, renamed: Mapping[str, str] | None = None) -> Any:
+def restore(kind: Any, value: Any, name: str = "") -> Any:
     """Return a JSON value as a field of type `kind` holds it.
 
     Args:
         kind: A dataclass, or the type of a field: a plain type, Literal, a union, a tuple or dict of these.
         value: What `json.loads` returned.
         name: Dotted name of the field, for messages.
-        renamed: {name of a field in older files: its name now}.
 
     Raises:
         RecordError: A field is unknown, missing, or of another type.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _dataclass(kind, value, name, renamed or {})
+        return _dataclass(kind, value, name)
     if origin in (Union, types.UnionType):
-        return _union(arguments, value, name, renamed)
+        return _union(arguments, value, name)
     if origin is tuple:
         size = len(arguments) if arguments[-1] is not Ellipsis else None
         if not isinstance(value, list) or size not in (None, len(value)):
             raise RecordError(f"{name} is {_short(value)}; it must be a list" + (f" of {size}" if size else ""))
         kinds = arguments if size is not None else arguments[:1] * len(value)
-        return tuple(restore(one, item, name, renamed=renamed) for one, item in zip(kinds, value, strict=True))
+        return tuple(restore(one, item, name) for one, item in zip(kinds, value, strict=True))
     if origin is dict:
         if not isinstance(value, dict):
             raise RecordError(f"{name} is {_short(value)}; it must be an object")
-        return {key: restore(arguments[1], item, f"{name}.{key}", renamed=renamed) for key, item in value.items()}
+        return {key: restore(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
     if origin is Literal:
         if value not in arguments:
             raise RecordError(f"{name} is {_short(value)}; it must be one of {', '.join(map(repr, arguments))}")
@@ -53,11 +51,10 @@ def restore(kind: Any, value: Any, name: str = "", *, renamed: Mapping[str, str]
     return _plain(kind, value, name)
 
 
-def _dataclass(kind: type, value: Any, name: str, renamed: Mapping[str, str]) -> Any:
+def _dataclass(kind: type, value: Any, name: str) -> Any:
     if not isinstance(value, dict):
         raise RecordError(f"{name or 'the file'} is {_short(value)}; it must be an object")
     hints, prefix = _type_hints(kind), f"{name}." if name else ""
-    value = {renamed.get(key, key): item for key, item in value.items()}
     required = [
         field.name
         for field in dataclasses.fields(kind)
@@ -67,15 +64,15 @@ def _dataclass(kind: type, value: Any, name: str, renamed: Mapping[str, str]) ->
         if keys:
             shown = ", ".join(prefix + key for key in sorted(keys)[:5]) + (", ..." if len(keys) > 5 else "")
             raise RecordError(f"{shown} {'is' if len(keys) == 1 else 'are'} {what}")
-    return kind(**{key: restore(hints[key], item, prefix + key, renamed=renamed) for key, item in value.items()})
+    return kind(**{key: restore(hints[key], item, prefix + key) for key, item in value.items()})
 
 
-def _union(kinds: tuple[Any, ...], value: Any, name: str, renamed: Mapping[str, str] | None) -> Any:
+def _union(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
     """Return the value as the first type that it fits; the error is that of the first type."""
     errors = []
     for kind in kinds:
         try:
-            return restore(kind, value, name, renamed=renamed)
+            return restore(kind, value, name)
         except RecordError as error:
             errors.append(error)
     raise errors[0]

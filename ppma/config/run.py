@@ -221,10 +221,7 @@ class RunConfig:
             InputError: The text is not a config, or holds settings or values that this version does not know.
         """
         try:
-            known = json.loads(
-                text, object_pairs_hook=lambda pairs: {k: v for k, v in pairs if v not in GONE.get(k, ())}
-            )
-            return restore(cls, known, renamed=RENAMED)
+            return restore(cls, json.loads(text))  # type: ignore[no-any-return]
         except json.JSONDecodeError as error:
             raise InputError(f"is not JSON ({error}); give the config.json of a run") from None
         except RecordError as error:
@@ -232,12 +229,6 @@ class RunConfig:
                 f"{error} (this is ppma {__version__}); open the run with the ppma that made it (lineage.json names its version). "
                 "Weights of other projects come in with `ppma convert`"
             ) from None
-
-
-RENAMED = {"normalise_targets": "normalize_targets"}
-"""Fields of config.json by their names in older runs."""
-GONE = {"keep_norm": (False, True), "published_cosine": (False,), "published_head_decay": (False,)}
-"""Fields of older runs that have no successor, and their values that ask for nothing else than today's default."""
 
 
 def read_config(folder: Path) -> RunConfig:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppma.config.errors import InputError, Stopped, first_few
+from ppma.config.errors import Stopped, first_few, reading
 from ppma.config.run import RunConfig
 from ppma.loaders.batch import ClipBatch
 from ppma.loaders.stream import check_bad_fraction
@@ -39,6 +39,8 @@ SHOWN_CLIPS = 8
 """Clips that the message of skipped steps names."""
 MAX_SKIPPED = 10
 """Steps in a row with a loss or gradient that is not finite, after which a run goes back to its checkpoint, or stops."""
+SUMS = ("loss_sum", "loss_steps", "skipped", "skipped_in_a_row")
+"""Sums on the device since the last line of metrics, which a checkpoint holds."""
 FIRST_SAVE_SECONDS = 0.3
 """What a save is taken to cost before one was measured."""
 
@@ -104,11 +106,8 @@ class Trainer:
         training = {
             "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
-            "loss_sum": self.loss_sum,
-            "loss_steps": self.loss_steps,
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
             "torch_rng": torch.get_rng_state(),
+            **{name: getattr(self, name) for name in SUMS},
         }
         model, training = self._host_copy.take((model, training), self.ranks)
         state: dict[str, Any] = {"recipe": self.config.recipe, "steps_per_epoch": self.task.steps_per_epoch}
@@ -138,7 +137,7 @@ class Trainer:
         """Continue from the newest checkpoint; return False if there is none.
 
         Raises:
-            InputError: The checkpoint belongs to an older version, or is damaged.
+            InputError: The checkpoint is damaged.
         """
         # Rank 0 decides, because a file system may show other ranks an older listing of the folder.
         saved = distributed.on_main(self.ranks, partial(checkpoint.newest, self.checkpoints))
@@ -146,17 +145,12 @@ class Trainer:
             return False
         checkpoint.load_model(self.model, saved.folder)
         training = checkpoint.load_training(saved)
-        if any(isinstance(name, int) for name in training["optimizer"]["state"]):  # once keyed by number, not by name
-            raise InputError(
-                f"{saved.folder} is from an older ppma; finish the run with that, or start a run from --init"
-            )
-        parallel.load_optimizer(self.model, self.optimizer, training["optimizer"])
-        self.scaler.load_state_dict(training["scaler"])
-        self.loss_sum, self.loss_steps, self.skipped, self.skipped_in_a_row = (
-            torch.as_tensor(training.get(name, 0), dtype=torch.float64, device=self.ranks.device)
-            for name in ("loss_sum", "loss_steps", "skipped", "skipped_in_a_row")  # older checkpoints lack the last two
-        )
-        torch.set_rng_state(training["torch_rng"])
+        with reading(saved.folder / checkpoint.TRAINING, "the state of a training by this ppma"):
+            parallel.load_optimizer(self.model, self.optimizer, training["optimizer"])
+            self.scaler.load_state_dict(training["scaler"])
+            for name in SUMS:
+                setattr(self, name, training[name].to(self.ranks.device))
+            torch.set_rng_state(training["torch_rng"])
         self.step = saved.step
         log.info("resumed at step %d of %d from %s", self.step, self.total_steps, saved.folder)
         return True

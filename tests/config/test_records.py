@@ -39,10 +39,6 @@ def test_what_was_written_is_read_back():
     assert restore(Whole, {"name": "x"}) == Whole(name="x")
 
 
-def test_an_older_name_of_a_field_is_understood():
-    assert restore(Whole, {"name": "x", "part": {"breadth": 5}}, renamed={"breadth": "width"}).part.width == 5
-
-
 @pytest.mark.parametrize(
     ("change", "named"),
     [

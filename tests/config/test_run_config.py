@@ -29,20 +29,6 @@ def test_settings_that_an_older_version_did_not_know_get_their_defaults():
     assert RunConfig.from_json(json.dumps(old)) == RECIPES["finetune"]()
 
 
-def test_fields_by_their_older_names_are_read():
-    text = RECIPES["mae_nohuman"]().to_json().replace('"normalize_targets": true', '"normalise_targets": false')
-    assert not RunConfig.from_json(text).mae.normalize_targets
-
-
-def test_fields_that_are_gone_are_read_past_unless_they_asked_for_something():
-    old = json.loads(RECIPES["finetune"]().to_json())
-    old["classifier"]["keep_norm"], old["optim"]["published_cosine"] = True, False
-    assert RunConfig.from_json(json.dumps(old)) == RECIPES["finetune"]()
-    old["optim"]["published_cosine"] = True
-    with pytest.raises(InputError, match="published_cosine"):
-        RunConfig.from_json(json.dumps(old))
-
-
 @pytest.mark.parametrize(
     "text",
     [

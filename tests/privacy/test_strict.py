@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 from privacy_stand_ins import write_audit
-from processes import on_ranks
+from processes import ppma_on_ranks
 from safetensors.torch import load_file, save_file
 
 from ppma.cli import main as ppma
@@ -545,17 +545,11 @@ def test_a_dry_run_and_a_login_node_check_what_needs_no_video(world, capfd):
 @pytest.mark.slow
 def test_two_ranks_share_the_hashing_and_are_refused_together(world, tmp_path):
     """Each hashes every other clip; an objection of one stops both."""
-    flags = ["mae_nohuman", "--sources", "removed", "drawn", *RUN, "--privacy", "strict"]
-    flags += ["--data", f"{world}/data.toml"]
-    code = f"""
-    from ppma.cli import main
-    print(main(["train", *{flags!r}, "--run-dir", {str(world / "runs/two")!r}]))
-    """
-    assert [out.split()[-1] for out in on_ranks(2, code, tmp_path)] == ["0", "0"]
+    argv = ["train", "mae_nohuman", "--sources", "removed", "drawn", *RUN, "--privacy", "strict"]
+    argv += ["--data", f"{world}/data.toml", "--run-dir"]
+    assert ppma_on_ranks(2, [*argv, f"{world}/runs/two"], tmp_path)[0] == [0, 0]
     one, two = (lineage.read(weights(world, run)) for run in ("honest", "two"))
     assert two.sources == one.sources
     swap_a_video(world)
-    (tmp_path / "again").mkdir()
-    outputs = on_ranks(2, code.replace("runs/two", "runs/three"), tmp_path / "again")
-    assert [out.split()[-1] for out in outputs] == ["2", "2"]
+    assert ppma_on_ranks(2, [*argv, f"{world}/runs/three"], tmp_path)[0] == [2, 2]
     assert not (world / "runs/three").exists()

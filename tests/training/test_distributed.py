@@ -1,15 +1,18 @@
 """Ranks: joining or saying why not, the flag that stops all at one step, the exchange that does not depend on buckets, torchrun."""
 
-import json
+import errno
 import os
+import random
 import resource
 import signal
 import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import torch.distributed as dist
 from processes import on_ranks
 from tiny import ALONE
@@ -19,6 +22,12 @@ from ppma.config.errors import InputError
 from ppma.slurm.cluster import free_port
 from ppma.training import distributed
 from ppma.training.distributed import Stop, StopFlag, session
+
+
+def set_environment(monkeypatch, rank, world_size):
+    place = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": 0}
+    for name, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}.items():
+        monkeypatch.setenv(name, str(value))
 
 
 def test_a_task_of_a_slurm_step_does_not_train_alone(monkeypatch):
@@ -31,24 +40,10 @@ def test_a_task_of_a_slurm_step_does_not_train_alone(monkeypatch):
 
 def test_a_rank_that_cannot_join_says_so_and_does_not_go_on(monkeypatch):
     monkeypatch.setenv("PPMA_JOIN_SECONDS", "2")
-    place = {
-        "RANK": "1",
-        "WORLD_SIZE": "2",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    for name, value in place.items():
-        monkeypatch.setenv(name, value)
-    entered = []
-    with (
-        pytest.raises(
-            ConnectionError, match=r"rank 1 of 2 on \S+ could not meet the others at 127.0.0.1:\d+ within 2 s"
-        ),
-        session("cpu"),
-    ):
-        entered.append(True)
-    assert not entered
+    set_environment(monkeypatch, 1, 2)
+    where = r"rank 1 of 2 on \S+ could not meet the others at 127.0.0.1:\d+ within 2 s"
+    with pytest.raises(ConnectionError, match=where), session("cpu"):
+        pytest.fail("it went on alone")
 
 
 # ----------------------------------------------------------------------------------------------------------- open files
@@ -68,18 +63,6 @@ def open_files():
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def environment_of_rank_0(monkeypatch, world_size):
-    place = {
-        "RANK": 0,
-        "WORLD_SIZE": world_size,
-        "LOCAL_RANK": 0,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
-    }
-    for name, value in place.items():
-        monkeypatch.setenv(name, str(value))
-
-
 def test_a_command_raises_its_limit_of_open_files(open_files):
     open_files(256)
     assert run(lambda _: 0 if resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 256 else 1, [], prog="ppma") == 0
@@ -87,7 +70,7 @@ def test_a_command_raises_its_limit_of_open_files(open_files):
 
 def test_rank_0_says_at_once_that_it_may_open_too_few_files(open_files, monkeypatch):
     open_files(512)
-    environment_of_rank_0(monkeypatch, 512)
+    set_environment(monkeypatch, 0, 512)
     with pytest.raises(InputError, match="512"), session("cpu"):
         pass
 
@@ -118,7 +101,7 @@ sys.stdin.read()
 def test_ranks_meet_at_rank_0_within_1024_open_files(world_size, open_files, monkeypatch):
     open_files(1024)
     monkeypatch.setenv("RES_OPTIONS", "timeout:1 attempts:1")  # the store asks the name server for each client's name
-    environment_of_rank_0(monkeypatch, world_size)
+    set_environment(monkeypatch, 0, world_size)
     before, port = len(list(Path("/proc/self/fd").iterdir())), int(os.environ["MASTER_PORT"])
     with subprocess.Popen(
         [sys.executable, "-c", STAND_INS, str(port), str(world_size - 1)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -209,87 +192,67 @@ def test_under_nohup_a_run_outlives_its_terminal():
         signal.signal(signal.SIGHUP, before)
 
 
+def stop_again_and_again(ranks, signals):
+    """Return [step of a signal to one or two ranks, step at which this rank stopped] of each round."""
+    stops, rng = [], random.Random(1)
+    for _ in range(signals):
+        flag, at = StopFlag(ranks), rng.randrange(1, 30)
+        victims = {rng.randrange(ranks.world_size): rng.choice(STOP_SIGNALS) for _ in range(2)}
+        for step in range(1, 31):
+            if step == at and ranks.rank in victims:
+                os.kill(os.getpid(), victims[ranks.rank])
+            if flag.agreed():
+                break
+        flag.close()
+        stops.append([at, step])
+    return stops
+
+
 @pytest.mark.promise("R5")
 @pytest.mark.parametrize(
     ("world_size", "signals"), [(3, 10), *(pytest.param(n, 50, marks=pytest.mark.slow) for n in (2, 3, 4))]
 )
 def test_ranks_stop_at_the_same_step_whichever_is_asked(world_size, signals, tmp_path, figure):
     """Any signal, to any one or two ranks, at any step, also at the last two; a rank that waits for the others would hang."""
-    code = f"""
-        import os, random
-        from ppma.config.command import STOP_SIGNALS
-        from ppma.training.distributed import StopFlag, session
-
-        stops, rng = [], random.Random(1)
-        with session("cpu") as ranks:
-            for _ in range({signals}):
-                flag, at = StopFlag(ranks), rng.randrange(1, 30)
-                victims = {{rng.randrange(ranks.world_size): rng.choice(STOP_SIGNALS) for _ in range(2)}}
-                for step in range(1, 31):
-                    if step == at and ranks.rank in victims:
-                        os.kill(os.getpid(), victims[ranks.rank])
-                    if flag.agreed():
-                        break
-                flag.close()
-                stops.append([at, step])
-        print(stops)
-    """
-    told = [json.loads(text) for text in on_ranks(world_size, code, tmp_path, seconds=300)]
+    told = on_ranks(world_size, stop_again_and_again, tmp_path, signals)
     assert all(stops == told[0] for stops in told) and len(told[0]) == signals
     assert all(step == at + 1 for at, step in told[0])
     figure("R5", f"{signals} signals to {world_size} ranks: all stop at the same step, 0 deadlocks")
 
 
-def test_a_refusal_of_one_rank_is_raised_on_all(tmp_path):
-    code = """
-        import errno
-        from ppma.config.errors import InputError
-        from ppma.training.distributed import on_all_ranks, on_main, session
+def agree(ranks):
+    """Return what every rank gets from rank 0: a result, a refusal, a stop; and if gradients add up alike in any bucket."""
+    caught = [distributed.on_main(ranks, lambda: ranks.rank), len(distributed.on_all_ranks(ranks, lambda: None))]
+    for error in (InputError("no"), OSError(errno.ENOSPC, "full")):
 
-        def fail(error):
+        def fail(error=error):
             raise error
 
-        with session("cpu") as ranks:
-            caught = [on_main(ranks, lambda: ranks.rank), len(on_all_ranks(ranks, lambda: None))]
-            for error in (InputError("no"), OSError(errno.ENOSPC, "full")):
-                try:
-                    on_main(ranks, lambda: fail(error))
-                except type(error) as found:
-                    caught.append(str(found))
-        print(caught)
-    """
-    assert on_ranks(2, code, tmp_path) == [f"{[0, 2, 'no', '[Errno 28] full']}\n"] * 2
+        try:
+            distributed.on_main(ranks, fail)
+        except type(error) as found:
+            caught.append(str(found))
+    flag = StopFlag(ranks)
+    for step in range(1, 50):
+        if (ranks.rank, step) == (2, 20):
+            os.kill(os.getpid(), signal.SIGUSR2)
+        if stop := flag.agreed():
+            break
+    flag.close()
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(ranks.rank))
+    values *= 10.0 ** torch.arange(-8, 2).repeat(100)
+    whole, turned = (
+        distributed.mean_in_rank_order(None, SimpleNamespace(buffer=bucket.clone)).wait()
+        for bucket in (values, values.flip(0))
+    )
+    return [*caught, step, stop.name, torch.equal(whole, turned.flip(0)), ranks.cores]
 
 
-def test_one_rank_is_asked_and_all_agree_at_the_same_step(tmp_path):
-    """Rank 2 gets the signal in its step 5, so at step 6 every rank knows. Gradients add up alike in any bucket."""
-    code = """
-        import os, signal, torch, json
-        from ppma.training.distributed import StopFlag, mean_in_rank_order, session
-        from torch.nn.parallel import DistributedDataParallel
-
-        class Bucket:
-            def __init__(self, gradient): self.gradient = gradient
-            def buffer(self): return self.gradient
-
-        with session("cpu") as ranks:
-            flag = StopFlag(ranks)
-            work = torch.randn(64, 64)
-            for step in range(1, 200):
-                work = torch.tanh(work @ work)
-                if (ranks.rank, step) == (2, 150):
-                    os.kill(os.getpid(), signal.SIGUSR2)
-                if stop := flag.agreed():
-                    break
-            flag.close()
-            values = torch.randn(1000, generator=torch.Generator().manual_seed(ranks.rank)) * 10.0 ** torch.arange(-8, 2).repeat(100)
-            whole = mean_in_rank_order(None, Bucket(values.clone())).wait()
-            turned = mean_in_rank_order(None, Bucket(values.flip(0).contiguous())).wait().flip(0)
-            print(json.dumps([step, stop.name, bool(torch.equal(whole, turned)), ranks.cores]))
-    """
-    told = [json.loads(text) for text in on_ranks(3, code, tmp_path)]
+def test_what_one_rank_meets_all_know(tmp_path):
+    """Rank 2 gets a signal in its step 20, so at step 21 every rank knows."""
     cores = max(1, len(os.sched_getaffinity(0)) // 3)
-    assert told == [[151, "HAND_OVER", True, cores]] * 3
+    expected = [0, 3, "no", "[Errno 28] full", 21, "HAND_OVER", True, cores]
+    assert on_ranks(3, agree, tmp_path) == [expected] * 3
 
 
 @pytest.mark.parametrize(
@@ -327,18 +290,9 @@ def test_torchrun_starts_ranks_that_meet(tmp_path):
     script = tmp_path / "meet.py"
     code = "from ppma.training.distributed import session\nwith session('cpu') as me: print(me.rank, me.world_size)\n"
     script.write_text(code)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        str(free_port()),
-    ]
+    port = str(free_port())
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port, script]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(script)], capture_output=True, text=True, timeout=300, check=False, env=environment
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0 and sorted(done.stdout.splitlines()) == ["0 2", "1 2"], done.stderr
     assert "FutureWarning" not in done.stderr

@@ -1,9 +1,7 @@
 """A training step never waits for the device: nothing is read back, copied from pageable memory or indexed by the host."""
 
 import contextlib
-import json
 from dataclasses import fields, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,29 +14,18 @@ from torch.utils._pytree import tree_leaves
 from ppma.loaders import stream
 from ppma.loaders.prefetch import Transfer
 from ppma.loaders.sources.manifest import Manifest
-from ppma.training.compute import Compute, choose
-from ppma.training.distributed import Ranks, StopFlag, choose_device
-from ppma.training.monitor import Monitor
+from ppma.training.compute import Compute
+from ppma.training.distributed import choose_device
 from ppma.training.optim import parameter_groups
+from ppma.training.run_folder import read_metrics
 from ppma.training.tasks import ClassifyTask, MaeTask
 from ppma.training.trainer import Trainer
-from ppma.training.watchdog import Watchdog
 from ppma.transfer.features import TokenRows, feature_batches
 from tests.loaders.test_stream import row
 
 READS = {
-    "item",
-    "tolist",
-    "cpu",
-    "numpy",
-    "__bool__",
-    "__int__",
-    "__float__",
-    "__index__",
-    "__array__",
-    "is_nonzero",
-    "equal",
-}
+    "item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__", "is_nonzero", "equal",
+}  # fmt: skip
 """Methods of a tensor that make the host wait for the device."""
 WAITS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount"}
 """Operators that read a value back, or whose result has a shape that the host needs to know."""
@@ -82,31 +69,20 @@ class Crossings(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **kwargs or {})
         tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)]
-        scalars = (
-            func.overloadpacket.__name__ != "_to_copy"
-        )  # a number of the host travels with the launch of the kernel
+        scalars = func.overloadpacket.__name__ != "_to_copy"  # a number of the host travels with the kernel's launch
         if len({t.device.type for t in tensors if t.dim() or not scalars}) > 1:
             self.seen.append(str(func))
         return result
 
 
-def losses(run_dir):
-    rows = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
-    return [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
-
-
-def looping(name, monkeypatch, outside, **changes):
+def looping(name, folder, monkeypatch, outside, **changes):
     """A tiny trainer on made clips, ready to run; `outside` is entered around lines of metrics and checkpoints, which may wait."""
-    config = tiny.shrink(name, log_every=4, pictures_every=0, checkpoint_every=100)
-    config = replace(config, precision="fp32", **changes)
-    kind = {"mae": MaeTask, "classify": ClassifyTask}[config.phase]
-    task = kind(config, [tiny.source(source) for source in config.sources])
-    device = choose_device(config.device)
-    ranks = Ranks(rank=0, world_size=1, local_rank=0, device=device)
-    with tiny.MadeStream(task, ranks, (0, 0)) as stream:
+    device = choose_device(changes.get("device", "cpu"))
+    ranks, how = replace(tiny.ALONE, device=device), {"checkpoint_every": 100, "precision": "fp32"}
+    trainer = tiny.trainer(name, folder, ranks, **how, **changes)
+    with trainer.task.stream(ranks, (0, 0)) as stream:
         batches = [batch_on(batch, device) for batch, _ in zip(stream, range(12), strict=False)]
-    task.stream = lambda ranks, start: contextlib.nullcontext(batches)
-    trainer = Trainer(config, task, ranks, choose(config.precision, device))
+    trainer.task.stream = lambda ranks, start: contextlib.nullcontext(batches)
     trainer.total_steps = len(batches)
     for method in ("_log", "save"):
         there = getattr(trainer, method)
@@ -125,16 +101,6 @@ def batch_on(batch, device):
     return replace(batch, **{n: v.to(device) for n, v in moved.items() if isinstance(v, torch.Tensor)})
 
 
-def loop(trainer, folder):
-    """Run it as `train` does, with a monitor, a stop flag and a watchdog."""
-    stop = StopFlag(trainer.ranks)
-    try:
-        with Monitor(folder, writes=True, total_steps=trainer.total_steps) as monitor:
-            trainer.run(monitor, stop, Watchdog(600, lambda code: None))
-    finally:
-        stop.close()
-
-
 @pytest.mark.parametrize("name", ["mae_nohuman", "align_nohuman_synthetic"])
 def test_nothing_is_read_from_the_device_between_two_lines_of_metrics(name, tmp_path, monkeypatch):
     seen, allowed = [], []
@@ -146,10 +112,10 @@ def test_nothing_is_read_from_the_device_between_two_lines_of_metrics(name, tmp_
         allowed.extend(seen[before:])
         del seen[before:]
 
-    trainer = looping(name, monkeypatch, outside, run_dir=tmp_path)
+    trainer = looping(name, tmp_path, monkeypatch, outside)
     with Methods(seen), Operators(seen):
-        loop(trainer, tmp_path)
-    assert [step for step, _ in losses(tmp_path)] == [4, 8, 12]
+        tiny.loop(trainer)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [4, 8, 12]
     assert {"item", "_local_scalar_dense"} <= set(allowed), "the count sees what a line of metrics reads"
     assert not seen, f"12 steps read {seen}"
 
@@ -165,11 +131,11 @@ def test_a_scaled_loss_is_not_read_back_either(tmp_path, monkeypatch, clip_grad)
         yield
         del seen[before:]
 
-    trainer = looping("mae_nohuman", monkeypatch, outside, run_dir=tmp_path)
+    trainer = looping("mae_nohuman", tmp_path, monkeypatch, outside)
     trainer.config = replace(trainer.config, optim=replace(trainer.config.optim, clip_grad=clip_grad))
     trainer.scaler = torch.amp.GradScaler("cpu")
     with Methods(seen), Operators(seen):
-        loop(trainer, tmp_path)
+        tiny.loop(trainer)
     assert not seen, f"12 steps read {seen}"
 
 
@@ -206,10 +172,8 @@ def real_loop(name, manifest, run_dir, device, *, implementation="plain"):
     optim = replace(config.optim, clip_grad=1.0, epochs=4)
     config = replace(config, precision="fp32", compile="off", sources=("made",), loader=loader, optim=optim)
     task = {"mae": MaeTask, "classify": ClassifyTask}[config.phase](config, [manifest])
-    ranks = Ranks(rank=0, world_size=1, local_rank=0, device=device)
-    return Trainer(
-        config, task, ranks, Compute(device=device, weight_dtype=torch.float32, autocast_dtype=torch.float32)
-    )
+    compute = Compute(device=device, weight_dtype=torch.float32, autocast_dtype=torch.float32)
+    return Trainer(config, task, replace(tiny.ALONE, device=device), compute)
 
 
 @pytest.mark.parametrize("name", ["mae_nohuman", "align_nohuman_synthetic"])
@@ -224,7 +188,7 @@ def test_hand_over_and_step_leave_the_device_alone(name, clips, tmp_path, monkey
     monkeypatch.setattr(trainer, "_log", lambda *_: None)  # they may read
     monkeypatch.setattr(trainer, "save", lambda: None)
     with Crossings(seen):
-        loop(trainer, tmp_path)
+        tiny.loop(trainer)
     assert trainer.step == trainer.total_steps >= 4
     assert not seen, f"{trainer.step} steps: {seen}"
 
@@ -252,13 +216,13 @@ def test_a_gpu_is_waited_for_at_lines_of_metrics_only(name, tmp_path, monkeypatc
         yield
         torch.cuda.set_sync_debug_mode(before)
 
-    trainer = looping(name, monkeypatch, outside, run_dir=tmp_path, device="cuda", compile="off")
+    trainer = looping(name, tmp_path, monkeypatch, outside, device="cuda", compile="off")
     with trainer.task.stream(trainer.ranks, (0, 0)) as stream:
         trainer.train_step(stream[0])
     trainer.step = 0
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loop(trainer, tmp_path)
+        tiny.loop(trainer)
     finally:
         torch.cuda.set_sync_debug_mode(0)
 
@@ -281,7 +245,7 @@ def test_a_gpu_is_not_waited_for_with_the_real_loader(implementation, clips, tmp
 
     monkeypatch.setattr(trainer, "train_step", step)
     try:
-        loop(trainer, tmp_path)
+        tiny.loop(trainer)
     finally:
         torch.cuda.set_sync_debug_mode(0)
     assert trainer.step == trainer.total_steps >= 4

@@ -1,9 +1,8 @@
 """DDP and FSDP2 train alike and resume each other, and gradients are exchanged during the backward pass."""
 
-import json
+import contextlib
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import tiny
@@ -12,100 +11,71 @@ import torch.distributed as dist
 from functorch.compile import make_boxed_func
 from processes import on_ranks
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.utils import counters
 
 from ppma.config.errors import InputError
 from ppma.config.flags import resolve
 from ppma.config.model import MAEConfig, ViTConfig
 from ppma.models.mae import MaskedAutoencoder
 from ppma.training import compute, distributed, parallel, tasks
-from ppma.training.compute import choose
-from ppma.training.distributed import Ranks
 from ppma.training.tasks import ClassifyTask, MaeTask
-from ppma.training.trainer import Trainer
 
-SHARDED = """
-    import contextlib, json, os, sys
-    from dataclasses import replace
-    from pathlib import Path
-    from functools import partial
-    import torch
-    from torch._dynamo.utils import counters
-    sys.path.insert(0, {tests!r})
-    import tiny
-    from ppma import phases
-    from ppma.training import parallel
-    from ppma.models.classify import Classifier
-    from ppma.training.compute import choose
-    from ppma.training.distributed import StopFlag, session
-    from ppma.training.monitor import Monitor
-    from ppma.training.trainer import Trainer
-    from ppma.training.tasks import ClassifyTask, MaeTask
-    from ppma.training.watchdog import Watchdog
 
-    class Cut(Exception):
-        pass
+class Cut(Exception):
+    pass
 
-    def trainer(ranks, name, folder, **changes):
-        config = tiny.shrink(name, log_every=4, checkpoint_every=3, run_dir=Path({folder!r}) / folder, resume=True)
-        config = replace(config, **changes)
-        task = {{"mae": MaeTask, "classify": ClassifyTask}}[config.phase](config, [tiny.source(s) for s in config.sources])
-        task.stream = lambda ranks, start: tiny.MadeStream(task, ranks, start)
-        made = Trainer(config, task, ranks, choose(config.precision, ranks.device))
-        made.restore()
-        return made
 
-    def run(made, stop_at=None):
-        made.config.run_dir.mkdir(parents=True, exist_ok=True)
-        step = made.train_step
-        def cut(batch):
-            if made.step == stop_at:
-                raise Cut
-            return step(batch)
-        made.train_step = cut
-        stop = StopFlag(made.ranks)
-        with Monitor(made.config.run_dir, writes=made.ranks.is_main, total_steps=made.total_steps) as monitor:
-            with contextlib.suppress(Cut):
-                made.run(monitor, stop, Watchdog(600, lambda code: None))
-        stop.close()
-        return {{name: parallel.full_tensor(value) for name, value in made.model.state_dict().items()}}
+def run(made, stop_at=None):
+    """Train from the newest checkpoint to the end, or to a step before which the run is cut; return the weights."""
+    step = made.train_step
 
-    def apart(a, b):
-        return max((a[name] - b[name]).abs().max().item() for name in a)
+    def cut(batch):
+        if made.step == stop_at:
+            raise Cut
+        return step(batch)
 
-    with session("cpu") as ranks:
-        report = {{}}
-        for name, more in (("mae_nohuman", {{"accumulate": 2, "pictures_every": 5}}), ("align_nohuman_synthetic", {{"pictures_every": 0}})):
-            base = tiny.shrink(name)
-            more["vit"] = replace(base.vit, recompute=True, drop_path=0.5)
-            more["optim"] = replace(base.optim, epochs=2, clip_grad=1e-2 if name.startswith("mae") else None)
-            copied = run(trainer(ranks, name, name + "-copied", **more))
-            made = trainer(ranks, name, name + "-sharded", shard=True, **more)
-            held = sum(p.to_local().numel() for p in made.model.parameters())
-            report[name] = {{"share": held / sum(p.numel() for p in made.model.parameters())}}
-            report[name]["apart"] = apart(copied, run(made, stop_at=5))  # it has a checkpoint of step 3
-            sharded = run(trainer(ranks, name, name + "-sharded", shard=True, **more), stop_at=7)
-            report[name]["resumed"] = apart(copied, run(trainer(ranks, name, name + "-sharded", **more)))
-            if {compiled!r} and name.startswith("mae"):
-                torch.compile = partial(torch.compile, backend="aot_eager")
-                report["compiled"] = apart(copied, run(trainer(ranks, name, "compiled", shard=True, compile="on", **more)))
-                report["graphs"] = counters["stats"]["unique_graphs"]
-        parallel.unshard(made.model)
-        if isinstance(made.model, Classifier) and ranks.is_main:  # one rank alone: an unsharded model needs no exchange
-            frames = torch.randint(0, 256, (2, tiny.FRAMES, tiny.SIZE, tiny.SIZE, 3), dtype=torch.uint8)
-            with torch.no_grad():
-                report["logits"] = list(made.model.eval().logits(frames, next(iter(made.model.label_spaces))).shape)
-        print(json.dumps(report))
-"""
+    made.train_step = cut
+    made.restore()
+    with contextlib.suppress(Cut):
+        tiny.loop(made)
+    return {name: parallel.full_tensor(value) for name, value in made.model.state_dict().items()}
+
+
+def apart(a, b):
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def train_sharded(ranks, folder, compiled):
+    report = {}
+    for name, more in (("mae_nohuman", {"accumulate": 2, "pictures_every": 5}), ("align_nohuman_synthetic", {})):
+        base = tiny.shrink(name)
+        optim = replace(base.optim, epochs=2, clip_grad=1e-2 if name.startswith("mae") else None)
+        more |= {"vit": replace(base.vit, recompute=True, drop_path=0.5), "optim": optim, "checkpoint_every": 3}
+        trainer = partial(tiny.trainer, name, ranks=ranks, resume=True, **more)
+        copied, folder_of_shards = run(trainer(folder=folder / f"{name}-copied")), folder / f"{name}-sharded"
+        made = trainer(folder=folder_of_shards, shard=True)
+        held = sum(p.to_local().numel() for p in made.model.parameters())
+        report[name] = {"share": held / sum(p.numel() for p in made.model.parameters())}
+        report[name]["apart"] = apart(copied, run(made, stop_at=5))  # it has a checkpoint of step 3
+        run(trainer(folder=folder_of_shards, shard=True), stop_at=7)
+        report[name]["resumed"] = apart(copied, run(trainer(folder=folder_of_shards)))
+        if compiled and name.startswith("mae"):
+            torch.compile = partial(torch.compile, backend="aot_eager")
+            report["compiled"] = apart(copied, run(trainer(folder=folder / "compiled", shard=True, compile="on")))
+            report["graphs"] = counters["stats"]["unique_graphs"]
+    parallel.unshard(made.model)
+    if ranks.is_main:  # one rank alone: an unsharded model needs no exchange
+        frames = torch.randint(0, 256, (2, tiny.FRAMES, tiny.SIZE, tiny.SIZE, 3), dtype=torch.uint8)
+        with torch.no_grad():
+            report["logits"] = list(made.model.eval().logits(frames, next(iter(made.model.label_spaces))).shape)
+    return report
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_fsdp2_trains_as_ddp(compiled, tmp_path):
     """With recomputation, accumulation, clipping and pictures; interrupted, resumed, resumed under DDP, then tested by one rank."""
-    code = SHARDED.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path), compiled=compiled)
-    report = json.loads(on_ranks(2, code, tmp_path)[0])
-    if (
-        compiled
-    ):  # one graph for the blocks of the encoder, one for those of the decoder, each in training and for pictures
+    report = on_ranks(2, train_sharded, tmp_path, tmp_path, compiled)[0]
+    if compiled:  # a graph for the blocks of the encoder, one for the decoder's, each in training and for pictures
         assert report["compiled"] < 1e-10 and report["graphs"] == 4, report
     for name in ("mae_nohuman", "align_nohuman_synthetic"):
         assert report[name]["apart"] > 1e-4, "it was interrupted, so it differs from the complete run"
@@ -137,10 +107,7 @@ def test_ranks_that_share_clips_train_on_them_as_one_rank_does(name, kind, world
 
 def test_one_rank_has_nothing_to_shard():
     module = torch.nn.Linear(2, 2)
-    assert (
-        parallel.over_ranks(module, Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu")), shard=True)
-        is module
-    )
+    assert parallel.over_ranks(module, tiny.ALONE, shard=True) is module
 
 
 @pytest.mark.parametrize(
@@ -188,7 +155,7 @@ def test_gradients_travel_while_the_compiled_backward_pass_goes_on(recompute, mo
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        split = parallel.over_ranks(model, Ranks(rank=0, world_size=2, local_rank=0, device=torch.device("cpu")))
+        split = parallel.over_ranks(model, replace(tiny.ALONE, world_size=2))
         compiled = compute.compiled(split)
         for _ in range(2):  # DDP rebuilds its buckets after the first step
             model.zero_grad()
@@ -206,18 +173,15 @@ def test_cuda_graphs_change_no_loss(tmp_path):
     """Twelve steps of stage 1, compiled with and without."""
     losses = {}
     for mode in ("on", "graphs"):
-        config = tiny.shrink("mae_nohuman", log_every=1, pictures_every=0, run_dir=tmp_path / mode)
-        config = replace(config, device="cuda", precision="bf16", compile=mode)
         device = torch.device("cuda", torch.cuda.current_device())
-        task, ranks = MaeTask(config, [tiny.source("made")]), Ranks(rank=0, world_size=1, local_rank=0, device=device)
-        trainer = Trainer(config, task, ranks, choose(config.precision, device))
+        ranks, how = replace(tiny.ALONE, device=device), {"device": "cuda", "precision": "bf16", "compile": mode}
+        trainer = tiny.trainer("mae_nohuman", tmp_path / mode, ranks, **how)
         losses[mode] = []
-        with tiny.MadeStream(task, ranks, (0, 0)) as stream:
+        with trainer.task.stream(ranks, (0, 0)) as stream:
             for batch, _ in zip(stream, range(12), strict=False):
                 on_gpu = replace(batch, frames_BTHWC=batch.frames_BTHWC.to(device), key_B=batch.key_B.to(device))
                 before = trainer.loss_sum.item()
                 trainer.train_step(on_gpu)
                 losses[mode].append(trainer.loss_sum.item() - before)
-    assert losses["graphs"] == pytest.approx(
-        losses["on"], rel=1e-2
-    )  # bf16 products, which other kernels may add in another order
+    # bf16 products, which other kernels may add in another order
+    assert losses["graphs"] == pytest.approx(losses["on"], rel=1e-2)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -12,70 +12,53 @@ from safetensors.torch import load_file
 
 from ppma import phases
 from ppma.models.classify import Classifier
+from ppma.training import parallel
 from ppma.training.run_folder import NAN_STOP, read_metrics, step_seconds
 from ppma.training.trainer import MAX_SKIPPED, Trainer
 
-SKIPPING = """
-    import json, sys
-    from dataclasses import replace
-    from pathlib import Path
-    import torch
-    sys.path.insert(0, {tests!r})
-    import tiny
-    from ppma.training import parallel
-    from ppma.training.compute import choose
-    from ppma.training.distributed import StopFlag, session
-    from ppma.training.monitor import Monitor
-    from ppma.training.tasks import ClassifyTask, MaeTask
-    from ppma.training.trainer import Trainer
-    from ppma.training.watchdog import Watchdog
+BAD = (0, 5, 6)
 
-    BAD = (0, 5, 6)
 
-    def run(ranks, folder, *, poisoned, accumulate, shard):
-        recipe, kind = ("mae_nohuman", MaeTask) if accumulate > 1 else ("align_nohuman_synthetic", ClassifyTask)
-        config = tiny.shrink(recipe, log_every=4, pictures_every=0, run_dir=Path({folder!r}) / folder)
-        config = replace(config, accumulate=accumulate, shard=shard, optim=replace(config.optim, epochs=2))
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-        task = kind(config, [tiny.source(s) for s in config.sources])
-        task.stream = lambda ranks, start: tiny.MadeStream(task, ranks, start)
-        made = Trainer(config, task, ranks, choose(config.precision, ranks.device))
-        step, module = made.train_step, made._module
+def train_around_bad_steps(ranks, folder, poisoned, **how):
+    """Return the weights of a run whose loss is bad on the last rank in three steps, or that leaves these out."""
+    name = "mae_nohuman" if how["accumulate"] > 1 else "align_nohuman_synthetic"
+    optim = replace(tiny.shrink(name).optim, epochs=2)
+    made = tiny.trainer(name, folder, ranks, optim=optim, **how)
+    step, module = made.train_step, made._module
 
-        def skip(batch):
-            if made.step not in BAD:
-                return step(batch)
-            made.step += 1
-            return torch.zeros(())
+    def skip(batch):
+        if made.step not in BAD:
+            return step(batch)
+        made.step += 1
+        return torch.zeros(())
 
-        if poisoned:
-            made._module = lambda *inputs: module(*inputs) * (
-                float("nan" if made.step % 2 else "inf") if ranks.rank == ranks.world_size - 1 and made.step in BAD else 1.0
-            )
-        else:
-            made.train_step = skip
-        stop = StopFlag(ranks)
-        with Monitor(config.run_dir, writes=ranks.is_main, total_steps=made.total_steps) as monitor:
-            made.run(monitor, stop, Watchdog(600, lambda code: None))
-        stop.close()
-        return {{name: parallel.full_tensor(value) for name, value in made.model.state_dict().items()}}
+    def spoil(*inputs):
+        bad = ranks.rank == ranks.world_size - 1 and made.step in BAD
+        return module(*inputs) * (float("nan" if made.step % 2 else "inf") if bad else 1.0)
 
-    with session("cpu") as ranks:
-        differing = 0
-        for name, accumulate, shard in (("copied", 1, False), ("sharded", 1, True), ("accumulated", 2, False)):
-            how = {{"accumulate": accumulate, "shard": shard}}
-            bad, skipped = (run(ranks, name + str(poisoned), poisoned=poisoned, **how) for poisoned in (True, False))
-            differing += sum(not torch.equal(bad[key], skipped[key]) for key in bad)
-        print(json.dumps([differing, len(bad)]))
-"""
+    if poisoned:
+        made._module = spoil
+    else:
+        made.train_step = skip
+    tiny.loop(made)
+    return {name: parallel.full_tensor(value) for name, value in made.model.state_dict().items()}
+
+
+def count_differing(ranks, folder):
+    differing = 0
+    for name, accumulate, shard in (("copied", 1, False), ("sharded", 1, True), ("accumulated", 2, False)):
+        bad, skipped = (
+            train_around_bad_steps(ranks, folder / f"{name}{poisoned}", poisoned, accumulate=accumulate, shard=shard)
+            for poisoned in (True, False)
+        )
+        differing += sum(not torch.equal(bad[key], skipped[key]) for key in bad)
+    return differing, len(bad)
 
 
 @pytest.mark.promise("R12")
 def test_all_ranks_skip_a_step_that_is_bad_on_one(tmp_path, figure):
     """The weights are those of a run that never saw these batches, to the bit, under DDP and FSDP2."""
-    code = SKIPPING.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path))
-    for text in on_ranks(2, code, tmp_path, seconds=300):
-        differing, tensors = json.loads(text)
+    for differing, tensors in on_ranks(2, count_differing, tmp_path, tmp_path):
         assert differing == 0 and tensors > 10
     rows = read_metrics(tmp_path / "copiedTrue")
     assert [row["train/skipped_steps"] for row in rows] == [1, 2, 0, 0]

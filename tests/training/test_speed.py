@@ -2,8 +2,8 @@
 
 import contextlib
 import socket
+import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import tiny
@@ -13,14 +13,9 @@ from processes import on_ranks
 from ppma.config.errors import InputError
 from ppma.loaders.batch import ClipBatch, LoaderCounters
 from ppma.training import distributed
-from ppma.training.compute import Stopwatch, choose
-from ppma.training.distributed import StopFlag
-from ppma.training.monitor import Monitor
+from ppma.training.compute import Stopwatch
 from ppma.training.run_folder import read_metrics
 from ppma.training.speed import Speed, own_seconds
-from ppma.training.tasks import ClassifyTask
-from ppma.training.trainer import Trainer
-from ppma.training.watchdog import Watchdog
 
 GIB = 2**30
 RANKS = replace(tiny.ALONE, world_size=4)
@@ -71,79 +66,50 @@ def test_own_time_is_the_data_wait_and_the_computing():
     assert own_seconds([10, 10], [0, 4], [2, 2]) == pytest.approx([6, 10])
 
 
-def trainer(folder, **loader):
-    config = tiny.shrink("align_nohuman_synthetic", log_every=4, pictures_every=0, run_dir=folder)
-    config = replace(config, loader=replace(config.loader, **loader))
-    task = ClassifyTask(config, [tiny.source(name) for name in config.sources])
-    task.stream = lambda ranks, start: tiny.MadeStream(task, ranks, start)
-    return Trainer(config, task, tiny.ALONE, choose(config.precision, tiny.ALONE.device))
-
-
 @pytest.mark.promise("R7")
 @pytest.mark.parametrize(("other", "stops"), [({"/b.mp4": "gone"}, True), ({"/a.mp4": "cut"}, False)])
 def test_too_many_bad_files_on_all_ranks_together_stop_the_run(tmp_path, monkeypatch, other, stops):
     """One bad file is allowed. This rank has one, and so has another: the same, or a second one."""
-    made = trainer(tmp_path, max_bad_fraction=1.5 / 64)
+    name = "align_nohuman_synthetic"
+    made = tiny.trainer(name, tmp_path, loader=replace(tiny.shrink(name).loader, max_bad_fraction=1.5 / 64))
     monkeypatch.setattr(distributed, "gather_rows", lambda row, ranks: torch.cat([row, row]))
     monkeypatch.setattr(
         distributed, "gather_objects", lambda mine, ranks: [mine, other] if "/a.mp4" in mine else [mine]
     )
     counters = LoaderCounters(bad_files=1, bad={"/a.mp4": "cut"})
     monkeypatch.setattr(tiny, "ClipBatch", lambda **fields: ClipBatch(**fields, counters=counters))
-    with Monitor(tmp_path, writes=True, total_steps=made.total_steps) as monitor:
-        names = r"2 of 64 files.*/a\.mp4.*/b\.mp4"
-        outcome = pytest.raises(InputError, match=names) if stops else contextlib.nullcontext()
-        with outcome, contextlib.closing(StopFlag(tiny.ALONE)) as stop:
-            made.run(monitor, stop, Watchdog(600, lambda code: None))
+    names = r"2 of 64 files.*/a\.mp4.*/b\.mp4"
+    with pytest.raises(InputError, match=names) if stops else contextlib.nullcontext():
+        tiny.loop(made)
     assert made.step == (4 if stops else made.total_steps)
     assert read_metrics(tmp_path)[0]["data/bad_files"] == (2 if stops else 1)
 
 
-SLOW_RANK = """
-    import logging, sys, time
-    from dataclasses import replace
-    from pathlib import Path
-    sys.path.insert(0, {tests!r})
-    import tiny
-    from ppma.training.compute import choose
-    from ppma.training.distributed import StopFlag, session
-    from ppma.training.monitor import Monitor
-    from ppma.training.tasks import ClassifyTask
-    from ppma.training.trainer import Trainer
-    from ppma.training.watchdog import Watchdog
+class Slow(tiny.MadeStream):
+    """Rank 1 waits a second for each batch."""
 
-    class Slow(tiny.MadeStream):
-        def __iter__(self):
-            waited = 0.0
-            for batch in super().__iter__():
-                if self.ranks.rank == 1 and {why!r} == "data":
-                    time.sleep(1)
-                    waited += 1
-                batch.counters.wait_seconds = waited
-                yield batch
+    def __iter__(self):
+        for number, batch in enumerate(super().__iter__(), 1):
+            time.sleep(self.ranks.rank)
+            batch.counters.wait_seconds = number * self.ranks.rank
+            yield batch
 
-    with session("cpu") as ranks:
-        logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-        config = tiny.shrink("align_nohuman_synthetic", log_every=4, pictures_every=0, run_dir=Path({folder!r}))
-        config = replace(config, optim=replace(config.optim, epochs=2))
-        task = ClassifyTask(config, [tiny.source(name) for name in config.sources])
-        task.stream = lambda ranks, start: Slow(task, ranks, start)
-        made = Trainer(config, task, ranks, choose(config.precision, ranks.device))
-        module = made._module
-        if ranks.rank == 1 and {why!r} == "computing":
-            made._module = lambda *inputs: (time.sleep(1), module(*inputs))[1]
-        stop = StopFlag(ranks)
-        with Monitor(config.run_dir, writes=ranks.is_main, total_steps=made.total_steps) as monitor:
-            made.run(monitor, stop, Watchdog(600, lambda code: None))
-        stop.close()
-"""
+
+def train_with_a_slow_rank(ranks, folder, why):
+    name = "align_nohuman_synthetic"
+    stream = Slow if why == "data" else tiny.MadeStream
+    made = tiny.trainer(name, folder, ranks, stream=stream, optim=replace(tiny.shrink(name).optim, epochs=2))
+    module = made._module
+    if why == "computing":
+        made._module = lambda *inputs: (time.sleep(ranks.rank), module(*inputs))[1]
+    tiny.loop(made)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("why", ["data", "computing"])
 def test_the_slower_of_two_ranks_is_named(tmp_path, why):
-    code = SLOW_RANK.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path), why=why)
-    main, other = on_ranks(2, code, tmp_path, seconds=300)
+    on_ranks(2, train_with_a_slow_rank, tmp_path, tmp_path, why)
+    main, other = ((tmp_path / "logs" / f"{rank}.err").read_text() for rank in (0, 1))
     assert main.count("slower than the median rank") == 1 and f"rank 1 on {socket.gethostname()}" in main
     assert "slower" not in other
     rows = read_metrics(tmp_path)[1:]

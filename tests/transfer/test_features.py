@@ -1,12 +1,10 @@
 """Cached features: found again by every run with the same encoder, clips and views, by no other, and computed by one process at a time."""
 
-import json
 import os
 import shutil
 import signal
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -168,25 +166,17 @@ def test_the_folder_of_features_is_a_flag_or_a_variable(config, tmp_path, monkey
     assert folder_of(tuned) == folder_of(replace(config, privacy="strict")) == config.run_dir / "features"
 
 
-COUNTING = """
-import json, sys
-from pathlib import Path
-sys.path[:0] = {paths!r}
-import test_features as tests
-from ppma.transfer import features
-computed, compute = [], features.compute_features
-features.compute_features = lambda *a, **k: computed.append(1) or compute(*a, **k)
-data, run_dir = Path({data!r}), Path({run_dir!r})
-config, manifest = tests.tiny.config("probe", data, run_dir), tests.catalog.find(data).manifest("made", "train")
-found = tests.cached(tests.model_of(config), manifest, config)
-print(json.dumps([len(computed), found.features_VWD.double().sum().item()]))
-"""
+def count_computed(ranks, data, run_dir):
+    """Return how often this process computed the features of a run, and their sum."""
+    computed, compute = [], compute_features
+    features.compute_features = lambda *a, **k: computed.append(1) or compute(*a, **k)
+    config = tiny.config("probe", data, run_dir)
+    found = cached(model_of(config), catalog.find(data).manifest("made", "train"), config)
+    return len(computed), found.features_VWD.double().sum().item()
 
 
 def test_of_processes_that_need_the_same_features_one_computes_them(config, data, tmp_path):
-    here = Path(__file__).parent
-    code = COUNTING.format(paths=[str(here), str(here.parent)], data=str(data), run_dir=str(config.run_dir))
-    results = [json.loads(text) for text in on_ranks(2, code, tmp_path)]
+    results = on_ranks(2, count_computed, tmp_path, data, config.run_dir)
     assert sorted(count for count, _ in results) == [0, 1]
     assert results[0][1] == results[1][1]
     assert not list(folder_of(config).glob(".*.tmp*"))
