@@ -6,5 +6,5 @@
     plant       `ppma plant`: the recall of remover and auditor on clips with known people
     strict      `ppma train --privacy strict`: refuses data that did not pass an audit
 
-Nothing here makes a data set anonymous: shadows, reflections, license plates and people whom no detector finds remain.
+Nothing here makes a data set anonymous: license plates, people whom no detector finds and many shadows remain.
 """

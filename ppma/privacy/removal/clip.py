@@ -30,6 +30,7 @@ from ppma.privacy.detectors.ssdlite import confirmed
 from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.camera import Pose, Reference, Tracker, view_from
+from ppma.privacy.removal.effects import Effects, extend
 from ppma.privacy.removal.exemplar import smoothed
 from ppma.privacy.removal.figures import Figures, cores
 from ppma.privacy.removal.fill import Memory
@@ -93,6 +94,8 @@ class Settings:
     """Pixels along the short side that --method downsample keeps."""
     layout: Layout = "videos"
     keep_original: bool = False
+    effects: bool = False
+    """Mask shadows and reflections of people too."""
     models: tuple[Model, ...] = ()
     """Model files that the user provides."""
 
@@ -153,6 +156,8 @@ class Outcome:
     """Times that the clip was rendered, each with the masks of the people detected in the result before."""
     clean: bool | None
     """False if people are detected in the result of the last round; None: it was not searched."""
+    effects: Effects | None
+    """None: shadows and reflections were not looked for."""
     shots: int
     cpu_seconds: float
     outside_sha256: str
@@ -169,6 +174,9 @@ class Plan:
     """One for each frame; empty unless something is painted."""
     views: Spool
     """Small gray frames, in which changes behind a lost person are seen."""
+    colors: Spool
+    """The same in color; empty unless shadows are looked for."""
+    effects: Effects | None = None
     scale: float = 1.0
     """Pixels of a view per pixel of a frame."""
     flat: dict[int, np.ndarray]
@@ -261,10 +269,14 @@ class Pipeline:
     def plan(self, source: ClipSource, folder: Path) -> Iterator[Plan]:
         """Yield the masks and poses of a clip; masks are kept in an unnamed file in `folder` while the block lasts."""
         began = time.process_time()
-        with contextlib.closing(Spool(folder)) as spool, contextlib.closing(Spool(folder, bits=False)) as views:
-            plan = Plan(boxes={}, spool=spool, poses=[], views=views, flat={}, fps=source.fps)
+        with contextlib.ExitStack() as stack:
+            spool, views, colors = (
+                stack.enter_context(contextlib.closing(Spool(folder, bits=bits))) for bits in (True, False, False)
+            )
+            plan = Plan(boxes={}, spool=spool, poses=[], views=views, colors=colors, flat={}, fps=source.fps)
             self._detect_all(source, plan)
             self._mask_all(source, plan)
+            self._add_effects(plan)
             plan.cpu_seconds = time.process_time() - began
             yield plan
 
@@ -323,6 +335,7 @@ class Pipeline:
             flattened=flattened,
             rounds=(round_ or 0) + 1,
             clean=not found if looked_at else None,
+            effects=plan.effects,
             shots=1 + max((pose.shot for pose in plan.poses), default=0),
             cpu_seconds=plan.cpu_seconds,
             outside_sha256=outside.hexdigest(),
@@ -364,11 +377,24 @@ class Pipeline:
                 raise BadClip("has more frames when it is read again; re-encode it")
             mask_HW = self.mask(frame_HWC, plan.boxes, t)
             plan.spool.append(mask_HW)
+            if self.settings.effects:
+                small = cv2.resize(frame_HWC, None, fx=plan.scale, fy=plan.scale, interpolation=cv2.INTER_AREA)
+                plan.colors.append(small.reshape(len(small), -1))
             if self._inpainter is not None:
                 dilated_HW = cv2.dilate(mask_HW, disc(dilation_pixels(*mask_HW.shape)))
                 plan.poses.append(tracker.add(frame_HWC, dilated_HW))
         if self.settings.masks == "generous" and self._segmenter is not None and len(plan.views):
             _add_limbs(plan)
+
+    def _add_effects(self, plan: Plan) -> None:
+        """Add shadows and reflections to the plan's masks, if they are to be removed."""
+        if self.settings.effects:
+
+            def boxes_of(t: int) -> np.ndarray:
+                people_N5, faces_N5 = _split(plan.boxes, t)
+                return np.concatenate([people_N5, grown(faces_N5, *BODY_REACH)])
+
+            plan.effects = extend(plan.spool, plan.colors, plan.poses, boxes_of, scale=plan.scale, fps=plan.fps)
 
     def _extend(self, plan: Plan, source: ClipSource, found: dict[int, Found]) -> None:
         """Add the people detected in a result to the plan: to its masks, or where they are hidden, to be filled flat."""
@@ -392,6 +418,7 @@ class Pipeline:
         plan.boxes = {
             name: [np.concatenate(both) for both in zip(boxes, more[name])] for name, boxes in plan.boxes.items()
         }
+        self._add_effects(plan)
         plan.cpu_seconds += time.process_time() - began
 
     def _change(

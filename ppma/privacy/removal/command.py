@@ -68,6 +68,8 @@ class RemovalConfig:
     <class>/<video>/000001.jpg."""
     keep_original: bool = False
     """Write ori too, the frames before cleaning."""
+    effects: bool = False
+    """Remove shadows and reflections attached to people too, where other frames show the place with nobody near."""
     detectors: tuple[str, ...] | None = None
     """Detectors of people and faces."""
     segmenter: str | None = None
@@ -118,6 +120,8 @@ class RemovalConfig:
             raise InputError(f"{problem} one that finds faces, centerface")
         if settings.masks == "generous" and self.method != "downsample" and not settings.detectors:
             raise InputError(f"{problem} a detector; they are {', '.join(plugins.named('detector'))}")
+        if self.effects and (self.method != "remove" or not settings.detectors):
+            raise InputError("--effects goes with --method remove and --detectors")
         plugins.check_terms(settings.used, accept_non_commercial=self.accept_non_commercial)
 
     def _settings_without_models(self) -> Settings:
@@ -125,8 +129,9 @@ class RemovalConfig:
         changes = {name: getattr(self, name) for name in ("detectors", "segmenter", "inpainter", "layout")}
         choice = replace(plugins.SETS[self.tools], **{k: value for k, value in changes.items() if value is not None})
         return Settings(
-            method=self.method, short_side=self.short_side, keep_original=self.keep_original, **vars(choice)
-        )
+            method=self.method, short_side=self.short_side, keep_original=self.keep_original, effects=self.effects,
+            **vars(choice),
+        )  # fmt: skip  # one field after the other
 
     def settings(self) -> Settings:
         """Return what decides the files of a clip; InputError if a model is missing."""
@@ -193,7 +198,7 @@ def remove_humans(
 
 
 IN_MEMORY = {
-    "accept_non_commercial", "detectors", "inpainter", "method", "models", "segmenter", "set", "short_side", "weights",
+    "accept_non_commercial", "detectors", "effects", "inpainter", "method", "models", "segmenter", "set", "short_side", "weights",
 }  # fmt: skip
 """Flags that decide the pixels of a clip."""
 
