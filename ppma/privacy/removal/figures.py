@@ -70,13 +70,14 @@ def cores(boxes_N5: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
 class Figures:
     """The hidden people of a frame."""
 
-    frame_HWC: np.ndarray
     territory_HW: np.ndarray
     """int32: number of the nearest person, from 1, at hidden pixels; 0 elsewhere."""
     rows_N: np.ndarray
     columns_N: np.ndarray
     number_N: np.ndarray
     """The compared pixels and the person each belongs to."""
+    colors_N3: np.ndarray
+    """What the frame shows there."""
 
     @classmethod
     def of(cls, frame_HWC: np.ndarray, hidden_HW: np.ndarray, core_HW: np.ndarray) -> "Figures":
@@ -92,8 +93,8 @@ class Figures:
         compared_HW[compared_HW] = ~_around(frame_HWC, hidden_HW)[_color(frame_HWC[compared_HW])]
         rows_N, columns_N = np.nonzero(compared_HW)
         return cls(
-            frame_HWC=frame_HWC, territory_HW=territory_HW, rows_N=rows_N, columns_N=columns_N,
-            number_N=core_HW[rows_N, columns_N],
+            territory_HW=territory_HW, rows_N=rows_N, columns_N=columns_N,
+            number_N=core_HW[rows_N, columns_N], colors_N3=frame_HWC[rows_N, columns_N],
         )  # fmt: skip  # one field after the other
 
     def returned(self, picture_HWC: np.ndarray, shown_HW: np.ndarray | None = None) -> np.ndarray:
@@ -103,10 +104,10 @@ class Figures:
             picture_HWC: A painted frame, or another frame of the clip.
             shown_HW: Pixels of the picture that count (default: all).
         """
-        at = self.rows_N, self.columns_N
-        same_N = _same(picture_HWC[at], self.frame_HWC[at])
+        at_N = self.rows_N * picture_HWC.shape[1] + self.columns_N  # take is 3 times as fast as two indices
+        same_N = _same(picture_HWC.reshape(-1, 3).take(at_N, axis=0), self.colors_N3)
         if shown_HW is not None:
-            same_N &= shown_HW[at] > 0
+            same_N &= shown_HW.ravel().take(at_N) > 0
         people = int(self.territory_HW.max(initial=0)) + 1
         compared_K = np.bincount(self.number_N, minlength=people)
         same_K = np.bincount(self.number_N[same_N], minlength=people)
@@ -115,10 +116,9 @@ class Figures:
 
     def cut(self, rows: slice, columns: slice) -> "Figures":
         """Return the figures of a part of the frame that has all hidden pixels."""
-        part = rows, columns
         return Figures(
-            frame_HWC=self.frame_HWC[part], territory_HW=self.territory_HW[part],
-            rows_N=self.rows_N - rows.start, columns_N=self.columns_N - columns.start, number_N=self.number_N,
+            territory_HW=self.territory_HW[rows, columns], rows_N=self.rows_N - rows.start,
+            columns_N=self.columns_N - columns.start, number_N=self.number_N, colors_N3=self.colors_N3,
         )  # fmt: skip  # one field after the other
 
 
