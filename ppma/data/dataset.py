@@ -21,15 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppma.config.errors import InputError, first_few, reading
-from ppma.loaders.sources.formats import (
-    ABSENT,
-    VIDEO_SUFFIXES,
-    Root,
-    entry_kind,
-    holds_frames,
-    suffix_remark,
-    without_suffix,
-)
+from ppma.loaders.sources import formats
+from ppma.loaders.sources.formats import ABSENT, VIDEO_SUFFIXES, Root
 
 TABLES = Path(__file__).parent / "datasets"
 SHOWN = 5
@@ -174,7 +167,7 @@ def read_splits(download: "Download") -> Splits:
         if bare:
             return next((bare[_bare(path)] for path in places if _bare(path) in bare), places[0])
         found = row.get("path") or download.find(places)
-        if places and suffix_remark(places[0], found):
+        if places and formats.suffix_remark(places[0], found):
             notes["clips with another suffix than in their list"].append(found)
         return found
 
@@ -290,7 +283,7 @@ def _numbers(text: str) -> frozenset[int]:
 
 def _bare(path: str) -> str:
     """Return the file's name without the suffix of a video."""
-    return without_suffix(path.rpartition("/")[2])
+    return formats.without_suffix(path.rpartition("/")[2])
 
 
 # ------------------------------------------------------------------------------------------------------------ a download
@@ -321,9 +314,9 @@ class Download:
         return any(True for part in pattern.split(" | ") for _ in self._glob(part))
 
     def _glob(self, part: str) -> Iterator[Path]:
-        if without_suffix(part) == part:
+        if formats.without_suffix(part) == part:
             return self.root.glob(part)
-        paths = self.root.glob(f"{without_suffix(part)}.*")
+        paths = self.root.glob(f"{formats.without_suffix(part)}.*")
         return (path for path in paths if path.name.lower().endswith(VIDEO_SUFFIXES))
 
     def rows(self, pattern: str, line: str = "", fields: Mapping[str, str] | None = None) -> list[Row]:
@@ -391,10 +384,10 @@ class Download:
         found, real = [], Path(os.path.realpath(here))
         for entry in entries:
             path = os.path.relpath(entry.path, self.root)
-            if entry_kind(entry)[0]:
+            if formats.entry_kind(entry)[0]:
                 if entry.is_symlink() and real.is_relative_to(os.path.realpath(entry.path)):
                     continue  # a link back up: what is there is listed already
-                found += [path] if holds_frames(Path(entry.path)) else self.clips(path)
+                found += [path] if formats.holds_frames(Path(entry.path)) else self.clips(path)
             elif entry.name.lower().endswith(VIDEO_SUFFIXES):
                 found.append(path)
         return found

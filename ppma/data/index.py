@@ -32,18 +32,8 @@ from ppma.config.errors import InputError, first_few
 from ppma.data.dataset import Dataset, Download, Splits, find, read_splits
 from ppma.data.probing import Answer, Probing
 from ppma.data.resize import resize
-from ppma.loaders.sources import catalog
-from ppma.loaders.sources.formats import (
-    ABSENT,
-    Listed,
-    Root,
-    detect,
-    read_classes,
-    read_source,
-    refuse_repeats,
-    splits_below,
-    with_prefix,
-)
+from ppma.loaders.sources import catalog, formats
+from ppma.loaders.sources.formats import ABSENT, Listed, Root
 from ppma.loaders.sources.manifest import HEADER, Clip, Manifest, nfc
 from ppma.loaders.sources.probe import MAX_PIXELS, VideoMetadata, probe_each
 
@@ -224,16 +214,18 @@ def _index_source(config: IndexConfig, report: Report) -> None:
         raise InputError(f"--root is missing; give the folder that the paths in {config.source} are relative to")
     root = (config.root or config.source).absolute()
     source, classes = _one_split(config.source, config.split, report)
-    classes = read_classes(config.classes) if config.classes else classes
-    rows = read_source(source, root=root, format=config.format, classes=classes, follow_links=config.follow_links)
+    classes = formats.read_classes(config.classes) if config.classes else classes
+    rows = formats.read_source(
+        source, root=root, format=config.format, classes=classes, follow_links=config.follow_links
+    )
     filmed = next((row for row in rows if row.domain in FILMED), None)
     if config.domain == "synthetic" and filmed is not None:
         where = f"{source}, line {filmed.line}: domain is {filmed.domain}"
         raise InputError(f"{where}, and a filmed clip never becomes synthetic; leave --domain out")
     if config.frames_prefix is not None:
-        rows = with_prefix(rows, root, config.frames_prefix)
+        rows = formats.with_prefix(rows, root, config.frames_prefix)
     if config.dry_run:
-        style = detect(source) if config.format == "auto" else config.format
+        style = formats.detect(source) if config.format == "auto" else config.format
         labels, refused = {row.label for row in rows} - {None}, [row for row in rows if row.reason]
         report(f"{source} ({style}): {len(rows)} clips of {len(labels)} classes, {len(refused)} refused by name alone")
         for row in [*refused[:SHOWN], *(row for row in rows if not row.reason)][:SHOWN]:
@@ -260,7 +252,7 @@ def _index_source(config: IndexConfig, report: Report) -> None:
 
 def _one_split(source: Path, split: str, report: Report) -> tuple[Path, list[str] | None]:
     """Return the folder of a split and the class names of all splits, for a tree <split>/<class>/<video>; else `source`."""
-    splits = splits_below(source)
+    splits = formats.splits_below(source)
     if not splits:
         return source, None
     if split not in splits:
@@ -285,13 +277,6 @@ def _check_overwrites(files: Mapping[Path, Sequence[str]], source: Path | None =
 
 def _rejected(out: Path) -> Path:
     return out.with_suffix(".rejected.csv")
-
-
-def _late(row: Listed, found: VideoMetadata) -> str:
-    """Return why a row is refused whose window starts after its file ends, or an empty string."""
-    if (row.start_seconds or 0.0) < found.duration_seconds:
-        return ""
-    return f"its window starts at {row.start_seconds} s, and the file ends at {found.duration_seconds} s"
 
 
 # ------------------------------------------------------------------------------------------------------------ a data set
@@ -332,7 +317,7 @@ def _index_dataset(config: IndexConfig, report: Report) -> None:
         found = _numbered_as(found, config.classes)
     splits = list(_find_splits(found, download.tree, name, folder))
     if config.frames_prefix is not None:
-        splits = [replace(split, rows=with_prefix(split.rows, root, config.frames_prefix)) for split in splits]
+        splits = [replace(split, rows=formats.with_prefix(split.rows, root, config.frames_prefix)) for split in splits]
     if not splits:
         raise InputError(f"--root {config.root} holds lists of {dataset.name}, but no clip with a name from them")
     written = {split.out: HEADER for split in splits} | {_rejected(split.out): REJECTED for split in splits}
@@ -382,7 +367,7 @@ def _index_dataset(config: IndexConfig, report: Report) -> None:
 
 def _numbered_as(splits: Splits, file: Path) -> Splits:
     """Return the splits with the labels of the file given as --classes, by class name; InputError for a class that it lacks."""
-    names = read_classes(file)
+    names = formats.read_classes(file)
     label_of = {nfc(name): label for label, name in enumerate(names)}
     used = {label for rows in splits.clips.values() for _, label in rows}
     lacking = [name for label, name in enumerate(splits.classes) if label in used and nfc(name) not in label_of]
@@ -412,7 +397,7 @@ def _find_splits(splits: Splits, tree: Root, name: str, folder: Path) -> Iterato
         if rows:
             source = f"{name}-{number}" if number else name
             out = folder / f"{source}_{split}.csv"
-            yield _Split(key=key, source=source, split=split, rows=refuse_repeats(rows), out=out)
+            yield _Split(key=key, source=source, split=split, rows=formats.refuse_repeats(rows), out=out)
 
 
 def _handle_missing(dataset: Dataset, name: str, splits: Sequence[_Split], config: IndexConfig) -> None:
@@ -509,9 +494,12 @@ def _write(
     """Write the manifest `out` and its .rejected.csv and report them; return the number of clips. InputError if there is none."""
     clips, refused, remarks = [], [], defaultdict[str, list[str]](list)
     for row, answer in zip(rows, answers):
-        reason = answer if isinstance(answer, str) else _late(row, answer)
-        if reason or isinstance(answer, str):
-            refused.append((row, reason))
+        if isinstance(answer, str):
+            refused.append((row, answer))
+            continue
+        if (row.start_seconds or 0.0) >= answer.duration_seconds:
+            late = f"its window starts at {row.start_seconds} s, and the file ends at {answer.duration_seconds} s"
+            refused.append((row, late))
             continue
         found = asdict(answer)
         other = row.frames not in (None, answer.frames)

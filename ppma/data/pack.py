@@ -35,22 +35,10 @@ from ppma.config.records import restore
 from ppma.data.encoders import BLOCK, DEFAULT_GOP, MOST_GOP, QUALITY, check_encoder
 from ppma.data.frame_rates import decoded_per_frame, kept_frames, kept_rates, losses
 from ppma.data.shard_writer import PackRow, ShardJob, encode_clip, shard_bounds, shard_name, write_rows, write_shard
-from ppma.loaders.sources import catalog
+from ppma.loaders.sources import catalog, store
 from ppma.loaders.sources.manifest import Manifest
 from ppma.loaders.sources.remote import Url
-from ppma.loaders.sources.store import (
-    INDEX,
-    MANIFEST,
-    REJECTED,
-    ROWS,
-    Codec,
-    PackParameters,
-    Shard,
-    Store,
-    StoreIndex,
-    damaged_shards,
-    read_index,
-)  # fmt: skip
+from ppma.loaders.sources.store import PackParameters, Shard, Store, StoreIndex, read_index
 
 Report = Callable[[str], None]
 SAMPLED_CLIPS, SAMPLED_SECONDS = 8, 2.0
@@ -141,7 +129,7 @@ class PackConfig:
     @property
     def parameters(self) -> PackParameters:
         """The settings that decide the bytes of a shard."""
-        codec = cast(Codec, self.codec or ("hevc" if self.gop is not None else "jpeg"))
+        codec = cast(store.Codec, self.codec or ("hevc" if self.gop is not None else "jpeg"))
         return PackParameters(
             short_side=self.short_side,
             fps=_rate(self.fps),
@@ -198,7 +186,7 @@ def main(argv: list[str]) -> int:
     config.out.mkdir(exist_ok=True)
     if left:
         _write_index(config, manifest, done.values(), complete=False)
-    names = [INDEX, ROWS, REJECTED, MANIFEST, *map(shard_name, bounds)]
+    names = [store.INDEX, store.ROWS, store.REJECTED, store.MANIFEST, *map(shard_name, bounds)]
     with removing_leftovers(config.out / name for name in names if config.part is None):
         wrote = _write_shards(config, manifest, rates, left, share)
     if config.part is not None:
@@ -236,30 +224,25 @@ def _rows(manifest: Manifest, rates: np.ndarray, first: int, stop: int) -> list[
 # ----------------------------------------------------------------------------------------------------------- earlier runs
 
 
-def _read_index(config: PackConfig, manifest: Manifest) -> StoreIndex:
-    """Read the index of the store; InputError if it belongs to another manifest or other parameters."""
-    index = read_index(config.out)
-    if index.manifest_sha256 != manifest.sha256:
-        raise InputError(f"{config.out} was packed from another manifest; give a new --out, or remove it")
-    if index.parameters != config.parameters:
-        raise InputError(f"{config.out} was packed with {index.parameters}; use the same, or give a new --out")
-    return index
-
-
 def _written_shards(
     report: Report, config: PackConfig, manifest: Manifest, share: Share, numbers: Iterable[int]
 ) -> dict[int, Shard]:
     """Return the shards of earlier runs by number; InputError if the folder is not a store of this manifest and these parameters."""
     names = [path.name for path in config.out.iterdir() if path.name[0] != "."] if config.out.exists() else []
-    if INDEX not in names:
+    if store.INDEX not in names:
         if names:
             raise InputError(f"--out {config.out} exists and is not a packed store; give a new name")
         return {}
-    listed = {_number(shard): shard for shard in _read_index(config, manifest).shards}
+    index = read_index(config.out)
+    if index.manifest_sha256 != manifest.sha256:
+        raise InputError(f"{config.out} was packed from another manifest; give a new --out, or remove it")
+    if index.parameters != config.parameters:
+        raise InputError(f"{config.out} was packed with {index.parameters}; use the same, or give a new --out")
+    listed = {_number(shard): shard for shard in index.shards}
     listed |= _recorded(share, numbers)
     found = {number: shard for number, shard in listed.items() if (config.out / shard.file).exists()}
     if config.verify:
-        for shard, damage in damaged_shards(config.out, list(found.values())):
+        for shard, damage in store.damaged_shards(config.out, list(found.values())):
             if damage:
                 report(f"{config.out / shard.file} {damage}: it will be packed again")
                 del found[_number(shard)]
@@ -363,7 +346,7 @@ def _write_index(config: PackConfig, manifest: Manifest, shards: Iterable[Shard]
         manifest_sha256=manifest.sha256, rows=len(manifest), parameters=config.parameters,
         shards=tuple(sorted(shards, key=_number)), complete=complete,
     )  # fmt: skip
-    write_text(config.out / INDEX, index.dump())
+    write_text(config.out / store.INDEX, index.dump())
 
 
 def _finish(
@@ -375,15 +358,17 @@ def _finish(
     if not clips:
         raise InputError(f"{config.out}: none of {len(manifest)} clips can be packed; the first: {rejected[0][1:]}")
     write_rows(config.out, shards, len(manifest))
-    write_csv(config.out / REJECTED, [("row", "path", "reason"), *rejected])
+    write_csv(config.out / store.REJECTED, [("row", "path", "reason"), *rejected])
     assert manifest.path is not None  # it was read from a file
-    write_bytes(config.out / MANIFEST, manifest.path.read_bytes())  # with it a store can be moved, or put on a server
+    write_bytes(
+        config.out / store.MANIFEST, manifest.path.read_bytes()
+    )  # with it a store can be moved, or put on a server
     _write_index(config, manifest, shards, complete=True)
     Store(config.out, manifest_sha256=manifest.sha256)  # what training opens, checked now
     per_frame = f"{frames} frames of {size / max(frames, 1) / 1e3:.1f} kB"
     report(f"{config.out}: {clips} clips, {per_frame}, {size / 1e9:.3g} GB in {len(shards)} shards")
     if rejected:
-        report(f"{config.out / REJECTED}: {len(rejected)} could not be packed")
+        report(f"{config.out / store.REJECTED}: {len(rejected)} could not be packed")
         for _, path, reason in rejected[:10]:
             report(f"  {path}: {reason}")
     if name is not None:
