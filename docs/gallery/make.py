@@ -38,12 +38,12 @@ def photograph(address: str, name: str, height: int, *, top: int = 0, seconds: i
     with tempfile.TemporaryDirectory() as folder:
         shot = Path(folder) / "shot.png"
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={folder}"]
-        sizes = [
+        flags += [
             f"--window-size={WIDTH},{top + height}",
-            f"--screenshot={shot}",
             f"--virtual-time-budget={1000 * seconds}",
+            f"--screenshot={shot}",
         ]
-        subprocess.run(["chromium", *flags, *sizes, address], check=True, capture_output=True)
+        subprocess.run(["chromium", *flags, address], check=True, capture_output=True)
         save(Image.open(shot).crop((0, top, WIDTH, top + height)), name)
 
 

@@ -128,41 +128,33 @@ def write_rows(path: Path, columns: dict[str, np.ndarray], metadata: dict[str, A
 
 
 def _columns(found: VideoFeatures, source: Manifest | None) -> dict[str, np.ndarray]:
-    of_source = {}
+    columns = {"path": np.array(found.video), "start_seconds": found.start_seconds, "end_seconds": found.end_seconds}
     if source is not None:
-        of_source = {
-            "source": np.full(len(found), source.name), "label": source.labels[found.number],
-            "class_name": np.array(source.texts("class_name"))[found.number],
-        }  # fmt: skip
-    return {
-        "path": np.array(found.video), "start_seconds": found.start_seconds, "end_seconds": found.end_seconds, **of_source,
-        "decoded": found.decoded, "features": found.values.numpy(),
-    }  # fmt: skip
+        columns |= {"source": np.full(len(found), source.name), "label": source.labels[found.number]}
+        columns["class_name"] = np.array(source.texts("class_name"))[found.number]
+    return columns | {"decoded": found.decoded, "features": found.values.numpy()}
 
 
 def main(argv: list[str]) -> int:
     """Run `ppma features`."""
     options = parse(FeatureOptions, argv, prog="ppma features")
     inputs = options.find()
-    model = Model(options.open(options.checkpoint))
-    sources = [one if isinstance(one, Manifest) else None for one in inputs]
-    found = [
-        model.features(
+    model, parts = Model(options.open(options.checkpoint)), []
+    sources = [one for one in inputs if isinstance(one, Manifest)]
+    for one in inputs:
+        found = model.features(
             one, window=options.window, stride=options.stride, tokens=options.tokens, final_norm=options.final_norm,
             windows=options.windows, crops=options.crops, batch_clips=options.batch_clips, on_bad=options.on_bad,
-        )
-        for one in inputs
-    ]  # fmt: skip
-    parts = [_columns(*one) for one in zip(found, sources)]
+        )  # fmt: skip
+        parts.append(_columns(found, one if isinstance(one, Manifest) else None))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     metadata = provenance(model) | {
-        "manifests": {f"{source.name}.{options.split}": source.sha256 for source in sources if source},
+        "manifests": {f"{source.name}.{options.split}": source.sha256 for source in sources},
         "views": f"{options.windows} windows x {options.crops} crops", "window": options.window, "stride": options.stride,
     }  # fmt: skip
     write_rows(options.out, columns, metadata)
     bad = int((~columns["decoded"]).sum())
-    log.info(
-        "%s: %d rows of %s numbers%s", options.out, len(columns["path"]), " x ".join(map(str, columns["features"].shape[1:])),
-        f"; {bad} could not be decoded" if bad else "",
-    )  # fmt: skip
+    shape = " x ".join(map(str, columns["features"].shape[1:]))
+    undecodable = f"; {bad} could not be decoded" if bad else ""
+    log.info("%s: %d rows of %s numbers%s", options.out, len(columns["path"]), shape, undecodable)
     return DONE

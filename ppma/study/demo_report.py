@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
@@ -23,7 +22,7 @@ from ppma.common.philox import Purpose, generator
 from ppma.common.plots import BLUE
 from ppma.common.statistics import RESAMPLES, Accuracy
 from ppma.config.loader import LoaderConfig
-from ppma.inference.samples import plain_views, subset
+from ppma.inference.samples import evenly_spaced, plain_views, subset
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
 from ppma.models import pictures
@@ -210,18 +209,11 @@ def confusion_figure(findings: Findings) -> Figure:
     return figure
 
 
-def _strips(axes: Sequence[Axes], frames_NTHWC: np.ndarray, names: Sequence[str]) -> None:
-    for cell, frames_THWC, name in zip(axes, frames_NTHWC, names):
-        cell.imshow(pictures.sheet([frames_THWC]), interpolation="nearest")
-        cell.set_axis_off()
-        cell.text(-0.01, 0.5, name, transform=cell.transAxes, ha="right", va="center", fontsize=9)
-
-
 def _first_of_each(manifest: Manifest, most: int) -> list[int]:
     """Return the first row of each class, or every row without classes, evenly thinned to `most`."""
     rows = [int(np.flatnonzero(manifest.labels == label)[0]) for label in sorted(manifest.class_names)]
     rows = rows or list(range(len(manifest)))
-    return [rows[i] for i in np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
+    return [rows[i] for i in evenly_spaced(len(rows), most)]
 
 
 def clips_figure(settings: DataConfig) -> Figure:
@@ -240,7 +232,11 @@ def clips_figure(settings: DataConfig) -> Figure:
     for band, (title, manifest, _), rows in zip(bands[:, 0], parts, chosen):
         band.suptitle(title, fontsize=11, x=0.02, ha="left", weight="bold")
         names = [manifest.clip(row).class_name.replace("_", " ").replace(", ", ",\n") for row in rows]
-        _strips(band.subplots(len(rows), 1, squeeze=False)[:, 0], plain_views(subset(manifest, rows), loader), names)
+        clips = plain_views(subset(manifest, rows), loader)
+        for axes, frames_THWC, name in zip(band.subplots(len(rows), 1, squeeze=False)[:, 0], clips, names):
+            axes.imshow(pictures.sheet([frames_THWC]), interpolation="nearest")
+            axes.set_axis_off()
+            axes.text(-0.01, 0.5, name, transform=axes.transAxes, ha="right", va="center", fontsize=9)
     return figure
 
 

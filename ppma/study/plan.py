@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from ppma.config.errors import InputError
+from ppma.config.errors import require
 from ppma.config.flags import resolve
 from ppma.config.recipes import RECIPES
 from ppma.config.run import FREE_ON_RESUME, RunConfig, defaults, differences, flat, read_config
@@ -84,8 +84,7 @@ class Run:
         weights = [parent.weights for parent in parents if parent.weights]
         if len(weights) == len(config.starts) and seal.starts_hash(weights) != sealed.init:
             other.append(f"the weights it started from, now in {', '.join(str(run.folder) for run in self.needs)}")
-        if other:
-            raise InputError(f"{self.folder} is not the run that its name says ({'; '.join(other)}); delete it")
+        require(not other, f"{self.folder} is not the run that its name says ({'; '.join(other)}); delete it")
 
 
 @cache
@@ -99,13 +98,7 @@ class Planner:
     """Plan the runs of one study."""
 
     def __init__(
-        self,
-        study: Study,
-        runs: Path,
-        data: Path,
-        *,
-        complete: bool = True,
-        added: Mapping[str, str] | None = None,
+        self, study: Study, runs: Path, data: Path, *, complete: bool = True, added: Mapping[str, str] | None = None
     ) -> None:
         """Prepare a plan.
 
@@ -132,7 +125,8 @@ class Planner:
                     for dataset in self.study.datasets
                     if name in (method.protocols or self.study.protocol)
                 ]
-                for run in (*(run for start in starts for run in _ancestry(start)), *tests):
+                made = [run for start in starts if isinstance(start, Run) for run in ancestry(start)]
+                for run in (*made, *tests):
                     out.setdefault(run.folder, run)
         return list(out.values())
 
@@ -183,11 +177,9 @@ class Planner:
         if "dataset" in inspect.signature(RECIPES[shlex.split(recipe)[0]]).parameters:
             recipe = f"{recipe} --dataset {shlex.quote(dataset)}"
         config = replace(self._resolve(recipe), seed=seed, sources=(dataset,))
-        if not (config.evaluation.at_end or config.phase in ("knn", "few_shot")):
-            raise InputError(
-                f"[protocol.{protocol.name}]: {recipe} does not end with a test; use finetune or probe, or add "
-                "--evaluation.at-end"
-            )
+        tests = config.evaluation.at_end or config.phase in ("knn", "few_shot")
+        fix = "use finetune or probe, or add --evaluation.at-end"
+        require(tests, f"[protocol.{protocol.name}]: {recipe} does not end with a test; {fix}")
         row = Row(method=method.name, protocol=protocol.name, dataset=dataset)
         return self._run(f"{method.name}.{protocol.name}.{dataset}", recipe, config, starts, row)
 
@@ -230,11 +222,10 @@ def _address(start: "Run | Path") -> str:
     return start.key if isinstance(start, Run) else seal.sha256(start)
 
 
-def _ancestry(start: "Run | Path") -> list[Run]:
-    """Return a run and all it needs, inputs first."""
-    if not isinstance(start, Run):
-        return []
-    return [*(run for parent in start.needs for run in _ancestry(parent)), start]
+def ancestry(run: Run) -> list[Run]:
+    """Return a run and all that it derives from, inputs first, each once."""
+    found = {other.folder: other for parent in run.needs for other in ancestry(parent)}
+    return [*found.values(), run]
 
 
 def catalog_of(study: Study) -> Path:

@@ -29,7 +29,7 @@ from ppma.common.files import write_json
 from ppma.config.command import DONE, WRONG_INPUT, OutFolder, as_flags, parse
 from ppma.config.errors import InputError, require
 from ppma.study import spec
-from ppma.study.plan import Planner, Run, State, catalog_of
+from ppma.study.plan import Planner, Run, State, ancestry, catalog_of
 from ppma.training import inputs, seal
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def listing(planned: Planned, out: Path) -> dict[str, Any]:
     rows = [
         {
             "method": run.row.method, "protocol": run.row.protocol, "dataset": run.row.dataset, "seed": run.seed,
-            "folder": f"runs/{run.folder.name}", "chain": [f"runs/{other.folder.name}" for other in _chain(run)],
+            "folder": f"runs/{run.folder.name}", "chain": [f"runs/{other.folder.name}" for other in ancestry(run)[:-1]],
             "starts": [f"runs/{other.folder.name}" for other in run.needs],
         }
         for run in planned.runs
@@ -127,12 +127,6 @@ def listing(planned: Planned, out: Path) -> dict[str, Any]:
         "protocols": {protocol.name: protocol.title for protocol in study.protocol.values()},
         "datasets": list(study.datasets), "rows": rows, "commands": commands,
     }  # fmt: skip
-
-
-def _chain(run: Run) -> list[Run]:
-    """Return all runs that a run derives from, without itself."""
-    found = {other.folder: other for parent in run.needs for other in (*_chain(parent), parent)}
-    return list(found.values())
 
 
 def write_listing(planned: Planned, out: Path) -> Path:

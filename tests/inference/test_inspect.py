@@ -76,11 +76,7 @@ def test_another_data_set_of_the_name_is_refused(tiny_runs, tmp_path, capfd):
 
 @pytest.mark.parametrize(
     ("flags", "problem"),
-    [
-        (["--examples", "0"], "--examples"),
-        (["--sources", "gone"], "gone"),
-        (["--out", "nowhere/page.html"], "nowhere"),
-    ],
+    [(["--examples", "0"], "--examples"), (["--sources", "gone"], "gone"), (["--out", "nowhere/page.html"], "nowhere")],
 )
 def test_wrong_input(tiny_runs, tmp_path, capfd, flags, problem):
     assert inspect(tiny_runs, "mae", tmp_path / "page.html", *flags) == 2
