@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass
 from inspect import signature
@@ -21,6 +22,8 @@ from ppma.config.errors import InputError, require
 
 USUAL_CORES = 12
 """CPU cores of a process without a GPU, or where no sinfo says what the nodes have."""
+NO_ANSWER = 124
+"""Exit code of a command that takes too long, as that of `timeout`."""
 UNLIMITED = 1_000_000
 """Time-outs after which submitit gives up; its own bound also counts preemptions of short jobs (see `restart`)."""
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
@@ -200,6 +203,17 @@ def local_gpus() -> list[int]:
     if torch.cuda.is_available() and all(word.isdigit() for word in visible):
         return [int(word) for word in visible]
     return list(range(torch.cuda.device_count()))
+
+
+def ask(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run one of SLURM's commands; one that is missing, or takes more than a minute, returns 127 or NO_ANSWER and why."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 127, "", "it is not on PATH")
+    except subprocess.TimeoutExpired:
+        why = "no answer within 60 s; is the cluster's controller up?"
+        return subprocess.CompletedProcess(command, NO_ANSWER, "", why)
 
 
 def free_port() -> int:

@@ -33,7 +33,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from ppma.common.files import write_text
 from ppma.config.command import DONE, INTERRUPTED, WRONG_INPUT, run
-from ppma.config.errors import InputError, reading, require
+from ppma.config.errors import InputError, require
 from ppma.config.run import RunConfig
 from ppma.slurm import checks, snapshot
 from ppma.slurm.cluster import Script, allocate, executor, require_slurm, sbatch_script
@@ -41,7 +41,7 @@ from ppma.slurm.foreground import follow
 from ppma.slurm.plan import VERBS, Stage, Verb, plan
 from ppma.slurm.site import NoClusterError, explain_refusal
 from ppma.slurm.site import check as check_cluster
-from ppma.slurm.status import LAUNCH, active_jobs
+from ppma.slurm.status import LAUNCH, active_jobs, read_record
 from ppma.slurm.status import main as status
 from ppma.training import inputs
 
@@ -86,15 +86,7 @@ def _prepare(stage: Stage, cluster: Verb) -> None:
         "cluster": asdict(cluster),
         "jobs": [],
     }
-    _write_records(stage, [*_records(stage), record])
-
-
-def _records(stage: Stage) -> list[dict[str, Any]]:
-    file = stage.folder / LAUNCH
-    if not file.exists():
-        return []
-    with reading(file, "the submissions of a run"):
-        return [dict(record) for record in json.loads(file.read_text(encoding="utf-8"))]
+    _write_records(stage, [*read_record(stage.folder / LAUNCH, []), record])
 
 
 def _write_records(stage: Stage, records: list[dict[str, Any]]) -> None:
@@ -131,7 +123,7 @@ def _submit_all(stages: Sequence[Stage], cluster: Verb, console: Console) -> lis
                     jobs = [target.submit(stage.jobs[number]) for number in members]
                 for number, job in zip(members, jobs):
                     ids[-1][number] = job.job_id
-            *before, record = _records(stage)
+            *before, record = read_record(stage.folder / LAUNCH, [])
             _write_records(stage, [*before, record | {"jobs": ids[-1]}])
             numbers = ", ".join(dict.fromkeys(job.split("_")[0] for job in ids[-1]))
             console.print(f"submitted {stage.name} as job {numbers}", soft_wrap=True)

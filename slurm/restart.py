@@ -13,7 +13,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -28,6 +27,7 @@ from submitit.helpers import DelayedSubmission
 from ppma.common.files import write_json
 from ppma.config.command import DONE, FAILED_AUDIT, RUN_AGAIN, WRONG_INPUT, parse, run
 from ppma.config.errors import DiskFullError, InputError, reading
+from ppma.slurm.cluster import ask
 from ppma.training.run_folder import NAN_STOP, SCORED
 
 RESTARTS = "restarts.json"
@@ -209,9 +209,9 @@ def _avoided(ends: Sequence[End], script: Path) -> str:
     bad = [node for node, number in failures.items() if number >= FAILURES_PER_NODE]
     if not bad:
         return ""
-    before = _ask("squeue", "-h", "-o", "%x", "-j", ends[-1].job).stdout.strip()
+    before = ask("squeue", "-h", "-o", "%x", "-j", ends[-1].job).stdout.strip()
     nodes = ",".join(filter(None, [before, *bad]))
-    test = _ask("sbatch", "--test-only", "--dependency=", f"--exclude={nodes}", str(script))
+    test = ask("sbatch", "--test-only", "--dependency=", f"--exclude={nodes}", str(script))
     if test.returncode:
         _say(f"cannot do without {nodes}: {' '.join(test.stderr.split())}")
         return ""
@@ -225,12 +225,12 @@ def _requeue(job: str, avoided: str) -> None:
     for number in range(TRIES):
         if number:
             time.sleep(TRY_SECONDS)
-        done = _ask("scontrol", "requeue", job)
+        done = ask("scontrol", "requeue", job)
         if not done.returncode:
             break
         _say(f"scontrol requeue: {' '.join(done.stderr.split())}")
     if avoided:
-        done = _ask("scontrol", "update", f"JobId={job}", f"ExcNodeList={avoided}")
+        done = ask("scontrol", "update", f"JobId={job}", f"ExcNodeList={avoided}")
         if done.returncode:
             _say(f"scontrol update: {' '.join(done.stderr.split())}")
 
@@ -239,13 +239,6 @@ def _say(line: str) -> None:
     """Write a line to the log of the job, which may be on a full disk."""
     with contextlib.suppress(OSError):
         sys.stderr.write(f"restart: {line}\n")
-
-
-def _ask(*command: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", "no answer within 60 s")
 
 
 def main(argv: list[str]) -> int:

@@ -10,7 +10,6 @@ import getpass
 import logging
 import os
 import re
-import subprocess
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ppma.config.errors import InputError, reading, require
-from ppma.slurm.cluster import USUAL_CORES, ClusterConfig, allocate, minutes
+from ppma.slurm.cluster import USUAL_CORES, ClusterConfig, allocate, ask, minutes
 
 log = logging.getLogger(__name__)
 
@@ -96,12 +95,7 @@ def _ask(*command: str) -> str:
     Raises:
         NoClusterError: There is no such command, or it fails, or takes more than a minute.
     """
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    except FileNotFoundError:
-        raise NoClusterError(f"there is no {command[0]} on PATH") from None
-    except subprocess.TimeoutExpired:
-        raise NoClusterError(f"{command[0]} does not answer within 60 s: is the cluster's controller up?") from None
+    done = ask(*command)
     if done.returncode:
         raise NoClusterError(f"{command[0]} does not answer: {' '.join((done.stderr or done.stdout).split())}")
     return done.stdout
@@ -237,8 +231,7 @@ def explain_refusal(stderr: str) -> str:
 
 def _accounts() -> str:
     """Return the accounts and qualities of service that this user may use."""
-    command = ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=account,qos"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    pairs = [line.split("|") for line in done.stdout.splitlines() if "|" in line]
+    listed = ask("sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=account,qos").stdout
+    pairs = [line.split("|") for line in listed.splitlines() if "|" in line]
     services = _sorted(qos for pair in pairs for qos in pair[1].split(","))
     return f"--account takes {_sorted(pair[0] for pair in pairs)}; --qos takes {services}" if pairs else ""

@@ -6,7 +6,6 @@ launch.json, metrics.jsonl, checkpoints, environment.json, restarts.json, squeue
 import json
 import re
 import shutil
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ppma.config.command import DONE, RUN_AGAIN, parse
-from ppma.config.errors import InputError, reading
+from ppma.config.errors import InputError, reading, require
 from ppma.config.run import read_config
+from ppma.slurm.cluster import NO_ANSWER, ask
 from ppma.slurm.restart import End, newest_step, read_ends
 from ppma.training.run_folder import living_owner, read_metrics
 
@@ -44,7 +44,8 @@ class Status:
     """Run folder, or folder of a submission."""
 
 
-def _read(file: Path, otherwise: Any) -> Any:
+def read_record(file: Path, otherwise: Any) -> Any:
+    """Return the JSON of a record of a run, or `otherwise` if there is none."""
     if not file.is_file():
         return otherwise
     with reading(file, "a record of a run"):
@@ -54,11 +55,10 @@ def _read(file: Path, otherwise: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------ states of jobs
 
 
-def _states(command: list[str]) -> dict[str, str]:
-    """Return the state of each job that squeue or sacct prints as `job|state`."""
-    if shutil.which(command[0]) is None:
-        return {}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # squeue refuses old jobs
+def _states(*command: str) -> dict[str, str]:
+    """Return the state of each job that squeue or sacct prints as `job|state`; none where there is no such command."""
+    done = ask(*command)  # squeue fails for old jobs
+    require(done.returncode != NO_ANSWER, f"{command[0]}: {done.stderr}")
     return {line.partition("|")[0]: line.partition("|")[2] for line in done.stdout.splitlines()}
 
 
@@ -67,8 +67,10 @@ def _queued(folder: Path) -> dict[str, str]:
 
     A submission that was refused or killed has a record without jobs.
     """
-    jobs: list[str] = next((record["jobs"] for record in reversed(_read(folder / LAUNCH, [])) if record["jobs"]), [])
-    states = _states(["squeue", "-h", "-r", "-o", "%i|%T", "-j", ",".join(jobs)]) if jobs else {}
+    jobs: list[str] = next(
+        (record["jobs"] for record in reversed(read_record(folder / LAUNCH, [])) if record["jobs"]), []
+    )
+    states = _states("squeue", "-h", "-r", "-o", "%i|%T", "-j", ",".join(jobs)) if jobs else {}
     return {job: states.get(job, "") for job in jobs}
 
 
@@ -85,7 +87,7 @@ def _job_states(folder: Path) -> dict[str, str]:
     """Return the state of each job of the newest submission, from squeue, sacct, or the exit codes of its tasks; "" if unknown."""
     states = _queued(folder)
     if gone := [job for job, state in states.items() if not state]:
-        states |= _states(["sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(gone)])
+        states |= _states("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(gone))
     for job in gone:
         codes = {file.read_text() for file in (folder / "jobs").glob(f"{job}_*_result.exit")}
         states[job] = states[job] or ("" if not codes else "COMPLETED" if codes == {"0"} else "FAILED")
@@ -190,12 +192,12 @@ def describe(folder: Path) -> dict[str, str]:
     row = next((row for row in reversed(rows) if "perf/clips_per_s" in row), None)
     step, rate = (row["step"], row["perf/clips_per_s"]) if row else (newest_step(folder), None)
     saved = sorted((folder / "checkpoints").glob("step_*/state.json"))
-    total = _read(saved[-1], {})["steps_per_epoch"] * config.optim.epochs if saved else None
+    total = read_record(saved[-1], {})["steps_per_epoch"] * config.optim.epochs if saved else None
     finished = total is not None and step >= total
     left = timedelta(seconds=round((total - step) * config.batch / rate)) if total and rate else "not known"
     now = time.time()
     active = not finished and bool(active_jobs(folder) or living_owner(folder))
-    starts = _read(folder / "environment.json", [])
+    starts = read_record(folder / "environment.json", [])
     restarts = max(len(starts) - 1, 0)
     until = row["time"] if row and finished else now  # a test that follows is no part of the training
     starts, stops = [start for start in starts if start["began"] <= until], [end for end in ends if end.time <= until]

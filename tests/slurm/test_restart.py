@@ -32,7 +32,7 @@ class Cluster:
         self.folder, self.calls, self.refused, self.excluded = folder, list[list[str]](), "nothing", ""
         config = RunConfig(recipe="mae_nohuman", phase="mae", sources=("made",), run_dir=folder)
         self.pickle(job or Job(work=train, config=config, max_restarts=2))
-        monkeypatch.setattr(restart, "_ask", self._ask)
+        monkeypatch.setattr(restart, "ask", self._ask)
         monkeypatch.setattr(restart.signal, "signal", lambda *_: None)
         for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
             monkeypatch.delenv(name, raising=False)
@@ -157,7 +157,7 @@ def test_a_task_of_an_array_is_queued_by_its_index(cluster, monkeypatch):
 def test_a_controller_that_does_not_answer_is_asked_again(cluster, monkeypatch):
     answers = iter([1, 0])
     monkeypatch.setattr(restart, "TRY_SECONDS", 0)
-    monkeypatch.setattr(restart, "_ask", lambda *words: subprocess.CompletedProcess(words, next(answers), "", "down"))
+    monkeypatch.setattr(restart, "ask", lambda *words: subprocess.CompletedProcess(words, next(answers), "", "down"))
     assert cluster.ends(1) == 1 and next(answers, "asked twice") == "asked twice"
 
 

@@ -7,6 +7,7 @@ import pytest
 from ppma.config.errors import InputError
 from ppma.slurm import site
 from ppma.slurm.cluster import ClusterConfig, allocate
+from ppma.slurm.status import active_jobs
 
 SINFO = """\
 main*|node1|idle|gpu:h200:8(S:0-1)|64|7-00:00:00|h200,ib
@@ -109,13 +110,16 @@ def test_possible_jobs_are_not(fields, cluster):
     site.check(ClusterConfig(**fields))
 
 
-def test_a_controller_that_does_not_answer_is_reported(monkeypatch):
+def test_a_controller_that_does_not_answer_is_reported(monkeypatch, tmp_path):
     def hangs(command, **_):
         raise subprocess.TimeoutExpired(command, 60)
 
-    monkeypatch.setattr(site.subprocess, "run", hangs)
+    monkeypatch.setattr("ppma.slurm.cluster.subprocess.run", hangs)
     with pytest.raises(site.NoClusterError, match="sinfo"):
         site.check(ClusterConfig())
+    (tmp_path / "launch.json").write_text('[{"jobs": ["5"]}]')
+    with pytest.raises(InputError, match="squeue"):  # or a job in the queue would be submitted again
+        active_jobs(tmp_path)
     monkeypatch.undo()
     monkeypatch.setenv("PATH", "")
     with pytest.raises(site.NoClusterError, match="sinfo"):
@@ -146,7 +150,7 @@ def test_refusals_name_what_is_allowed(monkeypatch):
     class Done:
         stdout = "lab|normal,low\nteam|normal\n"
 
-    monkeypatch.setattr(site.subprocess, "run", lambda *_, **__: Done)
+    monkeypatch.setattr(site, "ask", lambda *_: Done)
     text = "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
     assert site.explain_refusal(text).endswith("--account takes lab, team; --qos takes low, normal")
     assert site.explain_refusal("sbatch: error: a\nsbatch: error: b\n") == "sbatch refuses: a; b"
