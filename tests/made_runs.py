@@ -64,9 +64,8 @@ def _common(folder: Path, recipe: str, seed: int, init: Path | None) -> None:
     start = init / "checkpoints" / "latest" if init else None
     config = RunConfig(recipe=recipe, phase="classify", sources=("made",), seed=seed, init=start)
     (folder / "config.json").write_text(config.to_json())
-    (folder / "environment.json").write_text(
-        json.dumps([{"world_size": 1, "device": "cpu", "command": ["ppma", "train", recipe]}])
-    )
+    start = {"world_size": 1, "device": "cpu", "command": ["ppma", "train", recipe]}
+    (folder / "environment.json").write_text(json.dumps([start]))
     (folder / "metrics.jsonl").write_text("")
 
 
@@ -87,17 +86,8 @@ def study(
         folder = out / "runs" / f"{method}.{protocol}.{dataset}-s{seed}"
         tested(folder, right_V, seed=seed, dataset=dataset, init=start, classes=classes)
         chain = [f"runs/{start.name}"] if start else []
-        rows.append(
-            {
-                "method": method,
-                "protocol": protocol,
-                "dataset": dataset,
-                "seed": seed,
-                "folder": f"runs/{folder.name}",
-                "chain": chain,
-                "starts": chain,
-            }
-        )
+        row = {"method": method, "protocol": protocol, "dataset": dataset, "seed": seed}
+        rows.append(row | {"folder": f"runs/{folder.name}", "chain": chain, "starts": chain})
 
     def names(place: int) -> list[str]:
         return list(dict.fromkeys(key[place] for key in rights))

@@ -59,9 +59,8 @@ def folder(tiny_runs, clip_tree, tmp_path_factory):
     folder = tmp_path_factory.mktemp("examples")
     tiny.named_world(folder, tiny_runs, clip_tree)
     for name in ("no-human-kinetics", "synapt"):
-        catalog.add(
-            folder / "data.toml", name=name, split="train", manifest=tiny_runs / "made_train.csv", root=clip_tree
-        )
+        made = {"manifest": tiny_runs / "made_train.csv", "root": clip_tree}
+        catalog.add(folder / "data.toml", name=name, split="train", **made)
     for name in ("align_nohuman", "align_synthetic", "align_nohuman_synthetic"):
         (folder / "runs" / name).symlink_to(folder / "runs/finetune-ucf101")
     (folder / "clips").symlink_to(next(clip_tree.iterdir()))
@@ -93,9 +92,8 @@ def test_every_example_runs(name, folder, monkeypatch):
     assert lines and all(line.startswith(f"ppma {name}") for line in lines)
     for line in lines:
         elsewhere = [test for start, test in ELSEWHERE.items() if line.startswith(start)]
-        words = shlex.split(line)[1:] + [
-            word for start, more in SMALLER.items() if line.startswith(start) for word in more
-        ]
+        more = [word for start, words in SMALLER.items() if line.startswith(start) for word in words]
+        words = [*shlex.split(line)[1:], *more]
         if elsewhere:
             assert (ROOT / "tests" / elsewhere[0]).is_file()
             with monkeypatch.context() as patched, pytest.raises(Understood):

@@ -7,6 +7,7 @@ import pickle
 import socket
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from ppma.data.dataset import Download, find, read_splits
 from ppma.inference.foreign import read_models
 from ppma.loaders.sources import store
 from ppma.loaders.sources.formats import read_source
-from ppma.loaders.sources.manifest import HEADER, Clip, Manifest
+from ppma.loaders.sources.manifest import HEADER, Manifest
 from ppma.loaders.sources.probe import Unusable, probe
 from ppma.loaders.sources.store import PackParameters, Shard, Store, StoreError, StoreIndex
 from ppma.privacy.detectors import maskrcnn, user_models, weights
@@ -166,27 +167,11 @@ PLAYLISTS = {
     "mpd.mp4": '<?xml version="1.0"?><MPD><BaseURL>file://{secret}</BaseURL></MPD>\n',
 }
 LINES = (
-    *(
-        "../secret.mp4",
-        "a/../../secret.mp4",
-        "./../secret.mp4",
-        "a/./.././../secret.mp4",
-        "..",
-        "{secret}",
-        "/{secret}",
-    ),
-    *("~/secret.mp4", "$HOME/secret.mp4", "..\\secret.mp4", "%2e%2e/secret.mp4", "file://{secret}", "concat:{secret}"),
-    *(
-        "a/\0/../../secret.mp4",
-        "a\0.mp4",
-        "x" * 300,
-        "a/" + "y" * 300 + "/z.mp4",
-        "http://localhost:1/x.mp4",
-        "pipe:0",
-        "-",
-    ),
-    *("a/out.mp4", "a/outlink.mp4", "linked/secret.mp4", "a/nothing.mp4", "a/loop.mp4", "a/fifo.mp4", "a/socket.mp4"),
-    *("a/zero.mp4", "a/shard-00000.beton#3", "a/clip*"),
+    *("../secret.mp4", "a/../../secret.mp4", "./../secret.mp4", "a/./.././../secret.mp4", "..", "{secret}"),
+    *("/{secret}", "~/secret.mp4", "$HOME/secret.mp4", "..\\secret.mp4", "%2e%2e/secret.mp4", "file://{secret}"),
+    *("concat:{secret}", "http://localhost:1/x.mp4", "a/out.mp4", "a/outlink.mp4", "linked/secret.mp4"),
+    *("a/nothing.mp4", "a/loop.mp4", "a/fifo.mp4", "a/socket.mp4", "a/zero.mp4", "pipe:0", "-"),
+    *("a/\0/../../secret.mp4", "a\0.mp4", "x" * 300, "a/" + "y" * 300 + "/z.mp4", "a/shard-00000.beton#3", "a/clip*"),
 )
 """Paths in a list; {secret} is the absolute path of a video outside the root."""
 
@@ -239,17 +224,9 @@ def test_no_path_leads_out_of_its_folder(tmp_path, write_clip, figure):
         with pytest.raises(InputError):
             Store(write_store(tmp_path / f"store{number}", file=file))
         refused.append(f"store: {file}")
-    stated = {
-        "frames": 1,
-        "fps": 1.0,
-        "width": 1,
-        "height": 1,
-        "codec": "h264",
-        "key_frame_spacing": 1,
-        "duration_seconds": 1.0,
-    }
+    clip = Manifest.read(with_row(tmp_path)).clip(0)
     for name in ("..", "../..", "/etc", "."):
-        [place] = jobs.names([Clip(path="a/1.mp4", class_name=name, **stated)])
+        [place] = jobs.names([replace(clip, class_name=name)])
         assert (tmp_path / "inp" / place).resolve().parent.parent == tmp_path / "inp"
         refused.append(f"class: {name}")
     TREES["ssv2"](tmp_path / "ssv2", secret)

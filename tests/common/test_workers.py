@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from itertools import chain
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -258,11 +259,7 @@ def test_no_worker_outlives_a_parent_that_is_killed(tmp_path):
 def test_every_job_belongs_to_one_shard():
     assert parse_shard(None) == (0, 1)
     shards = [list(range(10))[first::step] for first, step in (parse_shard(f"{i}/3") for i in range(3))]
-    assert sorted(job for shard in shards for job in shard) == list(range(10)) and [len(shard) for shard in shards] == [
-        4,
-        3,
-        3,
-    ]
+    assert sorted(chain(*shards)) == list(range(10)) and [len(shard) for shard in shards] == [4, 3, 3]
 
 
 @pytest.mark.parametrize(
