@@ -123,10 +123,8 @@ class ClusterConfig:
         alone = bool(self.cpus_per_gpu) and not self.gpus_per_task
         require(not alone, "--cpus-per-gpu requires --gpus-per-task; otherwise use --cpus-per-task")
         require(self.stage_gb is None or self.stage_to is not None, "--stage-gb requires --stage-to DIR")
-        here = (
-            f"--nodes is {self.nodes}; --cluster {self.cluster} has one node: use --tasks-per-node, or --cluster slurm"
-        )
-        require(self.cluster == "slurm" or self.nodes == 1, here)
+        one_node = f"--cluster {self.cluster} has one node: use --tasks-per-node, or --cluster slurm"
+        require(self.cluster == "slurm" or self.nodes == 1, f"--nodes is {self.nodes}; {one_node}")
         for word in self.slurm:
             fits = re.fullmatch(r"[a-zA-Z][\w-]*(=.*)?", word) is not None
             require(fits, f"--slurm {word!r}; give KEY=VALUE, a flag of sbatch without its dashes")
@@ -225,10 +223,9 @@ def free_port() -> int:
 
 def require_slurm() -> None:
     """Raise InputError on a machine without SLURM's commands."""
-    found = shutil.which("sbatch") and shutil.which("srun")
-    require(
-        bool(found), "there is no sbatch on PATH; use --cluster local to run here, or --dry-run to see the job script"
-    )
+    found = bool(shutil.which("sbatch") and shutil.which("srun"))
+    fix = "use --cluster local to run here, or --dry-run to see the job script"
+    require(found, f"there is no sbatch on PATH; {fix}")
 
 
 @dataclass(frozen=True, kw_only=True)

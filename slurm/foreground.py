@@ -93,9 +93,7 @@ def _run_rank(job: Job, environment: dict[str, str], file: Path) -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     os.environ.update(environment)
     code = job.run()
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # Python's shutdown restores the default, by which the next signal would kill
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Python's shutdown would restore the default, which kills
     sys.exit(code)
 
 

@@ -185,9 +185,7 @@ def _record(code: int) -> None:
 
 def leave(code: int) -> None:
     """Record the exit code, and exit with it if it is not 0."""
-    signal.signal(
-        signal.SIGUSR2, signal.SIG_IGN
-    )  # while Python exits, the signal would kill the process and fail the job
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # while Python exits, it would kill the process and fail the job
     _record(code)
     if code:
         sys.exit(code)

@@ -116,10 +116,8 @@ def _submit_all(stages: Sequence[Stage], cluster: Verb, console: Console) -> lis
             ids.append([""] * len(stage.jobs))
             for after, members in arrays.items():
                 target = executor(cluster, _script(stage, after))
-                with (
-                    contextlib.redirect_stderr(io.StringIO()),
-                    target.batch(),
-                ):  # sbatch's errors are in the exception too
+                # sbatch's errors are in the exception too
+                with contextlib.redirect_stderr(io.StringIO()), target.batch():
                     jobs = [target.submit(stage.jobs[number]) for number in members]
                 for number, job in zip(members, jobs):
                     ids[-1][number] = job.job_id
@@ -241,9 +239,7 @@ def _launch(verb: str, argv: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run `launch.py ARGV` and return its exit code."""
     verb, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    verbs = VERBS | {
-        "status": "show state, step, last error, restarts and use of time of a run or an array: status RUN"
-    }
+    verbs = VERBS | {"status": "show state, step, last error, restarts and ETTR of a run or an array: status RUN"}
     if verb in ("-h", "--help"):
         usage = "usage: launch.py VERB [--cluster slurm|local|debug] [--nodes N] [--dry-run] [FLAGS OF THE RECIPE]"
         lines = "".join(f"  {name:<14} {purpose}\n" for name, purpose in verbs.items())

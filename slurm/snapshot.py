@@ -75,9 +75,8 @@ def require_clean(root: Path) -> None:
     """Raise InputError if the working tree differs from its last commit or is not a git checkout."""
     is_checkout, changed = _git(root, "rev-parse", "HEAD") is not None, _changes(root)
     require(is_checkout, f"--require-clean: {root} is not a git checkout; clone the repository, or leave the flag out")
-    require(
-        not changed, f"--require-clean: {first_few(changed, 5)} in {root} not committed; commit, or leave the flag out"
-    )
+    files = f"{first_few(changed, 5)} in {root}"
+    require(not changed, f"--require-clean: {files} not committed; commit, or leave the flag out")
 
 
 def _git(root: Path, *words: str) -> str | None:

@@ -82,9 +82,7 @@ def _stage_source(entry: Entry, folder: Path, room: int | None) -> tuple[Entry, 
     """Return the entry with its manifest and store on the node, and the bytes of the copy, with shards up to `room`."""
     if entry.store is None or isinstance(entry.store, Url):
         return entry, 0
-    files = sorted(
-        (path for path in entry.store.rglob("*") if path.is_file()), key=lambda path: (path.suffix == SUFFIX, path)
-    )
+    files = sorted(filter(Path.is_file, entry.store.rglob("*")), key=lambda path: (path.suffix == SUFFIX, path))
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in (entry.manifest, *files)]
     sizes = list(itertools.accumulate(size for _, size, _ in stats))
     most = float("inf") if room is None else room
@@ -141,10 +139,9 @@ def warm(data: Path, sources: tuple[str, ...], splits: tuple[str, ...]) -> None:
     keys = [key for key in known.entries if key[0] in sources and key[1] in splits]
     for key in keys:
         known.manifest(*key)  # large ones are parsed once and mapped by all processes
-    stores = [
-        store for key in keys if isinstance(store := known.entries[key].store, Path) and not isinstance(store, Url)
-    ]
-    files = sorted(path for store in stores for path in store.rglob("*") if path.is_file())
+    stores = (known.entries[key].store for key in keys)
+    here = [store for store in stores if store is not None and not isinstance(store, Url)]
+    files = sorted(path for store in here for path in store.rglob("*") if path.is_file())
     left, done = int(MEMORY_SHARE * _free_memory()), 0
     total = min(sum(file.stat().st_size for file in files), left)
     with Progress("MB") as progress:

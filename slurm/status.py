@@ -67,9 +67,8 @@ def _queued(folder: Path) -> dict[str, str]:
 
     A submission that was refused or killed has a record without jobs.
     """
-    jobs: list[str] = next(
-        (record["jobs"] for record in reversed(read_record(folder / LAUNCH, [])) if record["jobs"]), []
-    )
+    submitted = [record["jobs"] for record in read_record(folder / LAUNCH, []) if record["jobs"]]
+    jobs: list[str] = submitted[-1] if submitted else []
     states = _states("squeue", "-h", "-r", "-o", "%i|%T", "-j", ",".join(jobs)) if jobs else {}
     return {job: states.get(job, "") for job in jobs}
 

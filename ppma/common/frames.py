@@ -105,9 +105,8 @@ def _choose(path: Path, series: dict[str, list[Numbered]]) -> list[Numbered] | N
         return sorted(series[prefix])
     long = {prefix: pictures for prefix, pictures in series.items() if len(pictures) > 1}
     if len(long) > 1:
-        raise InputError(
-            f"{path}: holds {len(long)} series of pictures, {_listed(long)}; say which are the frames: `ppma index --frames-prefix`"
-        )
+        several = f"{path}: holds {len(long)} series of pictures, {_listed(long)}"
+        raise InputError(f"{several}; say which are the frames: `ppma index --frames-prefix`")
     return sorted(*long.values()) if long else None
 
 
@@ -117,13 +116,11 @@ def _numbered_within(path: Path, names: Sequence[str]) -> list[str]:
     for name in names:
         if (kind := re.sub(r"\d+", "#", name.rpartition(".")[0])) != name.rpartition(".")[0]:
             kinds[kind].append(name)
-    several = [f"{min(found)} ({len(found)})" for _, found in sorted(kinds.items()) if len(found) > 1]
+    several = [f"{min(alike)} ({len(alike)})" for _, alike in sorted(kinds.items()) if len(alike) > 1]
     if len(several) > 1:
-        listed = ", ".join(several[:SHOWN])
-        raise InputError(
-            f"{path}: holds {len(several)} series of pictures, {listed}; move all but one to other folders"
-        )
-    return sorted((name for found in kinds.values() for name in found), key=_natural)
+        found = f"{path}: holds {len(several)} series of pictures, {', '.join(several[:SHOWN])}"
+        raise InputError(f"{found}; move all but one to other folders")
+    return sorted((name for alike in kinds.values() for name in alike), key=_natural)
 
 
 def _listed(series: dict[str, list[Numbered]]) -> str:

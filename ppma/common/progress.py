@@ -5,7 +5,6 @@ Progress("clips")  ->  called with (done, total)  ->  a bar, or lines in the log
 
 import logging
 import time
-from types import TracebackType
 
 from rich import progress as rich_progress
 from rich.console import Console
@@ -29,9 +28,8 @@ class Progress:
             rich_progress.TextColumn("{task.fields[note]}"),
             rich_progress.TimeRemainingColumn(),
         )
-        self.bar = rich_progress.Progress(
-            *columns, console=self.console, disable=not self.console.is_terminal, transient=True
-        )
+        quiet = not self.console.is_terminal
+        self.bar = rich_progress.Progress(*columns, console=self.console, disable=quiet, transient=True)
         self.task = self.bar.add_task("", total=None, note="")
         self.began = self.reported = time.monotonic()
         self.before: int | None = None
@@ -40,9 +38,7 @@ class Progress:
         self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
     def __call__(self, done: int, total: int) -> None:

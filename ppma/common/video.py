@@ -75,14 +75,12 @@ def video_writer(
 
         def add(frame: np.ndarray, pts: int | None = None) -> None:
             height, width = frame.shape[:2]
+            gray = frame.ndim == 2
             if not stream.codec_context.is_open:
                 stream.height, stream.width = height, width
-                odd = height % 2 or width % 2
-                stream.pix_fmt = "gray" if frame.ndim == 2 else "yuv444p" if odd else "yuv420p"
-            pixels = frame.astype(np.uint8) * 255 if frame.dtype == bool else frame
-            picture = av.VideoFrame.from_ndarray(
-                np.ascontiguousarray(pixels), format="gray" if frame.ndim == 2 else "rgb24"
-            )
+                stream.pix_fmt = "gray" if gray else "yuv444p" if height % 2 or width % 2 else "yuv420p"
+            pixels = np.ascontiguousarray(frame.astype(np.uint8) * 255 if frame.dtype == bool else frame)
+            picture = av.VideoFrame.from_ndarray(pixels, format="gray" if gray else "rgb24")
             if pts is not None:
                 picture.pts, picture.time_base = pts, time_base or 1 / rate
             container.mux(stream.encode(picture))

@@ -187,25 +187,20 @@ class _Worker(Generic[JobT]):
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Block Ctrl-C, also in processes started here, which would otherwise print a traceback before they can ignore it."""
+def _spawning() -> Iterator[None]:
+    """Hide the user's script from processes started here: they would run it again, and `work` is in a module of ours.
+
+    Block Ctrl-C in them too: they would print a traceback before they can ignore it.
+    """
+    main = sys.modules["__main__"]
+    spec, file = main.__spec__, main.__dict__.pop("__file__", None)
+    main.__spec__ = None
     resource_tracker.ensure_running()  # multiprocessing starts it with the first process, and unblocks Ctrl-C then
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Hide the user's script from processes started here: they would run it again, and `work` is in a module of ours."""
-    main = sys.modules["__main__"]
-    spec, file = main.__spec__, main.__dict__.pop("__file__", None)
-    main.__spec__ = None
-    try:
-        yield
-    finally:
         main.__spec__ = spec
         if file is not None:
             main.__file__ = file
@@ -254,7 +249,7 @@ class _Pool(Generic[JobT]):
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self.work))
         self.team[ours] = _Worker(process, ours, *self._take())
-        with _interrupts_blocked(), _without_main():
+        with _spawning():
             process.start()
         theirs.close()
 
@@ -298,9 +293,8 @@ class _Pool(Generic[JobT]):
         if reason.startswith("exit code"):  # what its module prints when it is imported is above
             raise RuntimeError(f"a worker did not start ({reason})")
         if self.start_deaths == START_DEATHS:
-            raise KilledError(
-                f"{START_DEATHS} workers were killed at their start ({reason}); fewer --workers need less memory"
-            )
+            killed = f"{START_DEATHS} workers were killed at their start ({reason})"
+            raise KilledError(f"{killed}; fewer --workers need less memory")
         (self.alone if worker.alone else self.jobs).appendleft(worker.job)
 
 
