@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -58,11 +58,7 @@ def _can_start_slurm() -> bool:
 
 NEEDS: dict[str, tuple[str, Callable[[], bool], str]] = {
     "cuda": ("gpu", _has_gpu, "needs an NVIDIA GPU"),
-    "slurm": (
-        "slurm",
-        _can_start_slurm,
-        "needs root, namespaces and SLURM or apt-get, to start a SLURM cluster of its own",
-    ),
+    "slurm": ("slurm", _can_start_slurm, "needs root, namespaces and SLURM or apt-get, to start a cluster"),
 }
 """marker: (its name in PPMA_REQUIRE, whether the machine has it, why a test is skipped)."""
 
@@ -223,40 +219,42 @@ def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _fetched(wanted: Iterable[str]) -> Path:
+    """Return the folder of fetched weights; skip the test where some of them are missing."""
+    from ppma.privacy.detectors.weights import default_folder, missing
+
+    folder = default_folder()
+    if lacking := missing(set(wanted) - {""}, folder):
+        pytest.skip(f"{', '.join(lacking)} not in {folder}: `ppma privacy fetch` puts them there")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def person_weights() -> Path:
     """Folder of the models that find people; the test is skipped where `ppma privacy fetch` was not run."""
-    from ppma.privacy.detectors.weights import default_folder, missing
     from ppma.privacy.removal.clip import Settings
     from ppma.privacy.removal.plugins import PLUGINS
 
-    folder = default_folder()
-    if lacking := missing({PLUGINS[name].weights for name in Settings().used} - {""}, folder):
-        pytest.skip(f"{', '.join(lacking)} not in {folder}: `ppma privacy fetch` puts them there")
-    return folder
+    return _fetched(PLUGINS[name].weights for name in Settings().used)
 
 
 @pytest.fixture(scope="session")
 def audit_weights(person_weights: Path) -> Path:
     """The same folder, with the detectors of the auditor in it."""
     from ppma.privacy.detectors.auditors import AUDITORS
-    from ppma.privacy.detectors.weights import missing
 
-    if lacking := missing({kind.weights for kind in AUDITORS.values()} - {""}, person_weights):
-        pytest.skip(f"{', '.join(lacking)} not in {person_weights}: `ppma privacy fetch` puts them there")
-    return person_weights
+    return _fetched(kind.weights for kind in AUDITORS.values())
 
 
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Enter the plug-ins of `privacy_stand_ins`, which find what is red; returns the Settings that name them."""
-    from privacy_stand_ins import Nothing, RedFinder
+    import privacy_stand_ins
 
-    from ppma.privacy.removal.plugins import PLUGINS, Plugin
+    from ppma.privacy.removal.plugins import PLUGINS
 
-    monkeypatch.setitem(PLUGINS, "red", Plugin(kind="detector", make=RedFinder, license="none", finds="person"))
-    monkeypatch.setitem(PLUGINS, "red-face", Plugin(kind="detector", make=RedFinder, license="none", finds="face"))
-    monkeypatch.setitem(PLUGINS, "nothing", Plugin(kind="segmenter", make=Nothing, license="none"))
+    for name, plugin in privacy_stand_ins.PLUGINS.items():
+        monkeypatch.setitem(PLUGINS, name, plugin)
     return {"detectors": ("red", "red-face"), "segmenter": "nothing"}
 
 
@@ -293,9 +291,8 @@ def slurm_cluster(request: pytest.FixtureRequest) -> Iterator[SlurmCluster]:
     """Start the cluster for the tests of this session, 12 s, and stop it after them."""
     folder = Path(f"/var/tmp/ppma-slurm-{os.getpid()}")
     environment = {**os.environ, "SLURM_CLUSTER_DIR": str(folder), "XDG_CONFIG_HOME": str(folder / "no-site")}
-    started = subprocess.run(
-        [str(SLURM_CLUSTER), "start", "2"], env=environment, capture_output=True, text=True, check=False
-    )
+    command = [str(SLURM_CLUSTER), "start", "2"]
+    started = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if started.returncode:
         give_up = pytest.fail if "slurm" in os.environ.get("PPMA_REQUIRE", "").split(",") else pytest.skip
         give_up(f"the SLURM cluster does not start: {started.stderr[-2000:]}")

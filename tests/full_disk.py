@@ -14,8 +14,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+import privacy_stand_ins
+import tiny
 
 ROOM_BYTES = 256 << 20
 SAME_BYTES = (".mp4", ".mkv", ".csv", ".beton", ".npy", ".npz", ".safetensors", ".jpg")
@@ -34,58 +38,41 @@ title = "Random weights"
 title = "Linear probe"
 recipe = "demo --stage probe"
 """
+COMMANDS = {
+    "index": "index {world}/clips --out {out}.csv --workers 1",
+    "resize": "index --dataset ucf101 --root {folder}/clips --resize 32 --workers 1 --out {folder} --data {out}.toml",
+    "pack": "pack made --name packed --data {world}/data.toml --out {out}.beton --workers 1",
+    "synthesize": "synthesize --classes walk wave --clips 2 --size 64 --seconds 1 --masks --out {out} --workers 1",
+    "remove-humans": f"remove-humans {{world}}/people --out {{out}} {' '.join(privacy_stand_ins.FLAGS)}",
+    "audit": "audit {world}/removed --out {out} --frames 0 --workers 1",
+    "plant": "plant --clips 2 --size 128 --frames 3 --long-frames 3 --out {out} --workers 1",
+    "predict": "predict {world}/clip.mp4 --checkpoint {run} --device cpu --out {out}.json",
+    "features": "features --checkpoint {run} --data {world}/data.toml --device cpu --dataset made --out {out}.npz",
+    "export": "export {run} {out} --no-onnx",
+    "train": f"train finetune --dataset made {' '.join(tiny.FLAGS)} --data {{world}}/data.toml --batch 4 --optim.epochs 3 "
+    "--checkpoint-every 2 --run-dir {out} --resume",
+    "study": "study {world}/spec.toml --out {out} --device cpu --workers 1",
+}
 
 
-def commands(world: Path, out: Path) -> dict[str, list[str]]:
-    """Return the arguments of each command; `out` is a new path on the small disk."""
-    import privacy_stand_ins
-    import tiny
-
-    clips, run, data = world / "clips", world / "runs/finetune", ["--data", world / "data.toml"]
-    written: dict[str, list[object]] = {
-        "index": ["index", clips, "--out", f"{out}.csv", "--workers", "1"],
-        "resize": [
-            *("index", "--dataset", "ucf101", "--root", out.parent / "clips", "--resize", "32", "--workers", "1"),
-            *("--out", out.parent, "--data", f"{out}.toml"),
-        ],
-        "pack": ["pack", "made", "--name", "packed", *data, "--out", f"{out}.beton", "--workers", "1"],
-        "synthesize": [
-            *("synthesize", "--classes", "walk", "wave", "--clips", "2", "--size", "64", "--seconds", "1", "--masks"),
-            *("--out", out, "--workers", "1"),
-        ],
-        "remove-humans": ["remove-humans", world / "people", "--out", out, *privacy_stand_ins.FLAGS],
-        "audit": ["audit", world / "removed", "--out", out, "--frames", "0", "--workers", "1"],
-        "plant": ["plant", "--clips", "2", "--size", "128", "--frames", "3", "--long-frames", "3", "--out", out, "--workers", "1"],
-        "predict": ["predict", world / "clip.mp4", "--checkpoint", run, "--device", "cpu", "--out", f"{out}.json"],
-        "features": ["features", "--checkpoint", run, *data, "--device", "cpu", "--dataset", "made", "--out", f"{out}.npz"],
-        "export": ["export", run, out, "--no-onnx"],
-        "train": [
-            *("train", "finetune", "--dataset", "made", *tiny.FLAGS, *data, "--batch", "4", "--optim.epochs", "3"),
-            *("--checkpoint-every", "2", "--run-dir", out, "--resume"),
-        ],
-        "study": ["study", world / "spec.toml", "--out", out, "--device", "cpu", "--workers", "1"],
-    }  # fmt: skip
-    return {name: [str(word) for word in argv] for name, argv in written.items()}
+def arguments(name: str, world: Path, out: Path) -> list[str]:
+    """Return the arguments of a command; `out` is a new path on the small disk."""
+    return COMMANDS[name].format(world=world, run=world / "runs/finetune", out=out, folder=out.parent).split()
 
 
 def stand_in() -> None:
     """Put detectors of what is red in the place of those with weights."""
-    import privacy_stand_ins
-
     from ppma.data import pack
-    from ppma.privacy.detectors.auditors import AUDITORS, AuditorKind
+    from ppma.privacy.detectors.auditors import AUDITORS
     from ppma.privacy.plant import command as plant_command
     from ppma.privacy.plant import trial as plant_trial
     from ppma.privacy.removal.clip import Settings
-    from ppma.privacy.removal.plugins import PLUGINS, Plugin
+    from ppma.privacy.removal.plugins import PLUGINS
 
-    PLUGINS["red"] = Plugin(kind="detector", make=privacy_stand_ins.RedFinder, license="none", finds="person")
-    PLUGINS["red-face"] = Plugin(kind="detector", make=privacy_stand_ins.RedFinder, license="none", finds="face")
-    PLUGINS["nothing"] = Plugin(kind="segmenter", make=privacy_stand_ins.Nothing, license="none")
-    for name, kind in list(AUDITORS.items()):
-        AUDITORS[name] = AuditorKind(
-            make=lambda *_: privacy_stand_ins.RedFinder(), finds=kind.finds, license="none", threshold=0.5
-        )
+    PLUGINS.update(privacy_stand_ins.PLUGINS)
+    for name, kind in AUDITORS.items():
+        red_finder = {"make": lambda *_: privacy_stand_ins.RedFinder(), "threshold": 0.5}
+        AUDITORS[name] = replace(kind, weights="", user_model="", **red_finder)
     pack._estimate = lambda *_: None  # it stops at once where too little is free; here the disk fills up meanwhile
     red = partial(Settings, detectors=("red", "red-face"), segmenter="nothing")
     for module in (plant_command, plant_trial):
@@ -139,7 +126,7 @@ def attempt(
 
     from ppma.cli import main as ppma  # late: workers import this module too
 
-    argv = commands(world, mount / "out")[name]
+    argv = arguments(name, world, mount / "out")
     with small_disk(mount):
         if name == "resize":
             TREES["ucf101"](mount / "clips", shutil.copy(world / "clip.mp4", mount))
@@ -153,7 +140,7 @@ def attempt(
         return codes, content(mount), shutil.disk_usage(mount).used - before
 
 
-def main(world: Path, shares: list[float], names: list[str]) -> None:
+def main(world: Path, shares: list[float], commands: list[str]) -> None:
     """Try every command with every share; write WORLD/results.jsonl."""
     from ppma.cli import main as ppma
 
@@ -161,17 +148,16 @@ def main(world: Path, shares: list[float], names: list[str]) -> None:
     stand_in()
     mount = world / "disk"
     mount.mkdir()
-    if "audit" in names:
-        assert ppma([*commands(world, world / "removed")["remove-humans"]]) == 0
+    if "audit" in commands:
+        assert ppma(arguments("remove-humans", world, world / "removed")) == 0
     with (world / "results.jsonl").open("w") as results:
-        for name in names:
+        for name in commands:
             codes, expected, need = attempt(name, world, mount, None)
             assert codes == [0], (name, codes)
             for share in shares:
                 codes, found, _ = attempt(name, world, mount, share, need)
-                different = sorted(
-                    f"{key}" for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)
-                )
+                names = expected.keys() | found.keys()
+                different = sorted(key for key in names if expected.get(key) != found.get(key))
                 row = {"command": name, "share": share, "need": need, "codes": codes, "different": different}
                 results.write(json.dumps(row) + "\n")
                 results.flush()

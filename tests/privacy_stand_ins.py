@@ -12,6 +12,7 @@ from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy import verdict
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.detectors.boxes import NONE_05
+from ppma.privacy.removal.plugins import Plugin
 from ppma.privacy.removal.writing import X264
 
 RED = (250, 20, 20)
@@ -43,6 +44,13 @@ class Nothing:
 
     def __call__(self, frame_HWC):
         return np.zeros(frame_HWC.shape[:2], np.float32)
+
+
+PLUGINS = {
+    "red": Plugin(kind="detector", make=RedFinder, license="none", finds="person"),
+    "red-face": Plugin(kind="detector", make=RedFinder, license="none", finds="face"),
+    "nothing": Plugin(kind="segmenter", make=Nothing, license="none"),
+}
 
 
 def write_stand(path: Path, *, length: int = 38, leaves: int | None = None, blue: bool = False) -> None:
@@ -97,10 +105,9 @@ def audit_content(said):
 def write_audit(manifest, root, report, *, failed=()):
     """Write what `ppma audit` writes: verdicts, a report and a seal. `failed`: rows that did not pass."""
     found = Manifest.read(manifest)
+    clips = [found.clip(i) for i in range(len(found))]
     verdicts = [verdict.FAILED if i in failed else verdict.PASSED for i in range(len(found))]
-    rows = [
-        replace(found.clip(i), audit=verdicts[i], licence=found.clip(i).licence or "own") for i in range(len(found))
-    ]
+    rows = [replace(clip, audit=one, licence=clip.licence or "own") for clip, one in zip(clips, verdicts)]
     Manifest.write(manifest, rows)
     report.parent.mkdir(exist_ok=True)
     content = audit_content({row.path: (row.audit, content_sha256(root / row.path)) for row in rows})

@@ -86,7 +86,6 @@ class Run:
     def preempt(self) -> None:
         """Let a job of higher priority take both nodes for a second."""
         before = self.restarts()
-        self.cluster(
-            "sbatch", "-p", "high", "-N", "2", "--exclusive", "--mem=1G", "-o", "/dev/null", "--wrap", "sleep 1"
-        )
+        both = ("-p", "high", "-N", "2", "--exclusive", "--mem=1G", "-o", "/dev/null")
+        self.cluster("sbatch", *both, "--wrap", "sleep 1")
         self.wait("restart", lambda: self.restarts() > before)

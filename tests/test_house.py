@@ -258,12 +258,10 @@ def test_sizes():
 def test_public_names_are_documented():
     wrong = []
     for path in sources(*PARTS):
-        public = (
-            node for node in tree(path).body if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and node.name[0] != "_"
-        )
-        wrong += [
-            f"{relative(path)} {getattr(n, 'name', '')}" for n in (tree(path), *public) if not ast.get_docstring(n)
-        ]
+        named = [node for node in tree(path).body if isinstance(node, (*FUNCTIONS, ast.ClassDef))]
+        public = [node for node in named if not node.name.startswith("_") and not ast.get_docstring(node)]
+        wrong += [f"{relative(path)}:{node.lineno} {node.name}" for node in public]
+        wrong += [] if ast.get_docstring(tree(path)) else [relative(path)]
     assert not wrong
 
 
@@ -329,9 +327,8 @@ def help_of(module: str, *argv: str) -> str:
     """Return the help text of a command, of a recipe all of it; tyro exits with SystemExit, other commands return."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         try:
-            code = importlib.import_module(module).main(
-                [*argv, "--help-all" if RECIPES.keys() & argv[:1] else "--help"]
-            )
+            flag = "--help-all" if RECIPES.keys() & argv[:1] else "--help"
+            code = importlib.import_module(module).main([*argv, flag])
         except SystemExit as stop:
             code = stop.code
     assert not code, argv

@@ -36,11 +36,8 @@ def commands(clip_tree, tmp_path):
 
 
 def start(argv) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "ppma", *map(str, argv)]
-    return subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    how = {"env": os.environ | {"PYTHONPATH": str(ROOT)}, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-m", "ppma", *map(str, argv)], start_new_session=True, text=True, **how)
 
 
 def run(argv) -> subprocess.CompletedProcess:
@@ -93,7 +90,7 @@ def test_an_interrupted_command_that_runs_again_writes_the_same_bytes(name, comm
 
 
 @pytest.mark.promise("R29")
-def test_a_killed_synthesize_that_runs_again_writes_the_same_bytes(commands, tmp_path, figure):
+def test_a_killed_synthesize_that_runs_again_writes_the_same_bytes(tmp_path, figure):
     whole, killed = [[*SYNTHESIZE.split(), "--workers", "1", "--out", tmp_path / name] for name in ("whole", "killed")]
     assert run(whole).returncode == 0
     process, until = start(killed), time.monotonic() + 60

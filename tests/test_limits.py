@@ -37,8 +37,8 @@ from ppma.loaders.stream import ClipStream
 
 if __name__ == "__main__":
     source = catalog.find(sys.argv[1]).manifest(sys.argv[2])
-    size, views = map(int, sys.argv[3:])
-    config = LoaderConfig(frames=16, size=size, short_side=size, views=views, workers=8, randaugment_ops=0)
+    size, views, workers = map(int, sys.argv[3:])
+    config = LoaderConfig(frames=16, size=size, short_side=size, views=views, workers=workers, randaugment_ops=0)
     sampler = TrainingSampler([source], config, seed=0, batch_clips=4)
     with ClipStream(sampler, [source], config, epochs=1) as stream:
         read = sum(len(batch.frames_BTHWC) for batch in stream)
@@ -67,10 +67,9 @@ def test_a_small_shared_memory_is_enough(clip_tree, tmp_path, figure):
     small = 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"'
     if subprocess.run([*unshare, "sh", "-c", small, "sh", "true"], check=False).returncode:
         pytest.skip("this system allows no private mounts")
-    program = [sys.executable, "-c", READ_ONE_EPOCH, indexed(tmp_path, clip_tree), "made", "224", "4"]
-    done = subprocess.run(
-        [*unshare, "sh", "-c", small, "sh", *program], env=environment(), capture_output=True, text=True, check=True
-    )
+    program = [sys.executable, "-c", READ_ONE_EPOCH, indexed(tmp_path, clip_tree), "made", "224", "4", "2"]
+    command = [*unshare, "sh", "-c", small, "sh", *program]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
     read, bad, mib = map(int, done.stdout.split())
     assert (read, bad) == (48, 0) and mib > 64
     figure("R25", f"{mib} MB of views with 64 MB of /dev/shm, 0 clips lost")
@@ -101,7 +100,7 @@ def pack_and_read(clip_tree: Path, tmp_path: Path, count: int) -> str:
     data, store = indexed(tmp_path, clips), tmp_path / "made.beton"
     pack = ["pack", "made", "--data", data, "--out", store, "--short-side", "32", "--workers", "2"]
     began = time.monotonic()
-    for argv in (["-c", PACK_SMALL_SHARDS, *pack], ["-c", READ_ONE_EPOCH, data, "made", "32", "1"]):
+    for argv in (["-c", PACK_SMALL_SHARDS, *pack], ["-c", READ_ONE_EPOCH, data, "made", "32", "1", "8"]):
         done = subprocess.run(
             [sys.executable, *map(str, argv)],
             env=environment(), preexec_fn=few_files, capture_output=True, text=True, check=False,

@@ -181,10 +181,9 @@ def hostile_root(folder: Path, secret: Path) -> Path:
     root = folder / "root"
     for name in ("clip*", "shard-00000.beton#3"):
         raw(root / "a" / name / "1.jpg", b"")
-    for name, target in {
-        "out.mp4": secret, "outlink.mp4": "out.mp4", "nothing.mp4": "none.mp4", "loop.mp4": "loop.mp4", "zero.mp4": "/dev/zero",
-    }.items():  # fmt: skip
-        (root / "a" / name).symlink_to(target)
+    links = {"out": secret, "outlink": "out.mp4", "nothing": "none.mp4", "loop": "loop.mp4", "zero": "/dev/zero"}
+    for name, target in links.items():
+        (root / "a" / f"{name}.mp4").symlink_to(target)
     (root / "linked").symlink_to(secret.parent)
     os.mkfifo(root / "a/fifo.mp4")
     here = Path.cwd()

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -132,9 +132,8 @@ def kill_actors(killed: list[int]) -> None:
 
 
 @pytest.mark.slow
-def test_commands_write_the_same_files_on_ray_while_its_actors_are_killed(
-    on_ray, clip_tree, audit_weights, tmp_path, monkeypatch
-):
+def test_commands_write_the_same_files_on_ray(on_ray, clip_tree, audit_weights, tmp_path, monkeypatch):
+    """While its actors are killed."""
     monkeypatch.setattr("ppma.data.shard_writer.SHARD_FRAMES", 60)
     monkeypatch.chdir(tmp_path)
     for path in sorted(clip_tree.glob("*/*.mp4"))[:3]:
@@ -161,9 +160,7 @@ def without_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("broken", "named"), [(without_ray, r"ppma\[ray\]"), (without_a_cluster, "RAY_ADDRESS")])
-def test_an_engine_that_cannot_run_here_is_refused(
-    monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None], named: str
-) -> None:
+def test_an_engine_that_cannot_run_here_is_refused(monkeypatch, broken, named):
     broken(monkeypatch)
     with pytest.raises(InputError, match=named):
         engines.find("ray")

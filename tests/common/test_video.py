@@ -30,11 +30,9 @@ def read(path):
         return stream, list(container.decode(stream))
 
 
-@pytest.mark.parametrize(
-    ("size", "pixel_format"), [((48, 64), "yuv420p"), ((33, 64), "yuv444p"), ((48, 63), "yuv444p")]
-)
-def test_frames_come_back_in_their_size_with_a_key_frame_a_second(tmp_path, size, pixel_format):
-    pictures = frames(*size)
+@pytest.mark.parametrize("size", [(48, 64), (33, 64), (48, 63)])
+def test_frames_come_back_in_their_size_with_a_key_frame_a_second(tmp_path, size):
+    pictures, pixel_format = frames(*size), "yuv420p" if size == (48, 64) else "yuv444p"
     stream, found = read(write(tmp_path / "a.mp4", pictures))
     assert stream.average_rate == 10 and stream.pix_fmt == pixel_format
     assert [f.key_frame for f in found] == [t % 10 == 0 for t in range(12)]

@@ -335,12 +335,8 @@ def test_slurm_launcher_costs_less_than_15_seconds(cluster, data, tmp_path):
     first = run.submitted, min(p.stat().st_mtime for p in run.folder.glob("checkpoints/step_*"))
     began = time.time()
     words = flags(data, tmp_path / "hand", 20)
-    own = words[words.index("--data") :]
-    command = [
-        sys.executable,
-        *["-m", "torch.distributed.run", "--nproc-per-node", "4", "-m", "ppma", "train", "mae_nohuman"],
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "--run-dir", str(tmp_path / "hand"), *own], cwd=ROOT, env=environment, check=True)
+    torchrun = f"-m torch.distributed.run --nproc-per-node 4 -m ppma train mae_nohuman --run-dir {tmp_path}/hand"
+    command = [sys.executable, *torchrun.split(), *words[words.index("--data") :]]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
     by_hand = min(p.stat().st_mtime for p in (tmp_path / "hand").glob("checkpoints/step_*")) - began
     assert first[1] - first[0] - by_hand < 15

@@ -289,25 +289,26 @@ def test_times_are_read_as_slurm_does(time, expected):
 # ----------------------------------------------------------------------------------------------------------- command line
 
 
-def refusal(argv, capsys):
-    """The one line with which the launcher refuses a command."""
-    assert launch.main([str(word) for word in argv]) == WRONG_INPUT
+def start(folder, words, *more):
+    """Exit code of the launcher for a tiny model whose run folders are in `folder`."""
+    return launch.main([*words.split(), "--runs", str(folder / "runs"), "--model", "tiny", *map(str, more)])
+
+
+def refusal(capsys, code):
+    """The one line with which the launcher refused a command."""
     error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    assert code == WRONG_INPUT and error.count("\n") == 1
     return error
 
 
 def test_without_slurm_the_error_names_the_alternatives(capsys, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    error = refusal(["pretrain", "--nodes", "8"], capsys)
+    error = refusal(capsys, launch.main(["pretrain", "--nodes", "8"]))
     assert "--cluster local" in error and "--dry-run" in error
 
 
 def test_dry_run_of_both_stages(tmp_path, capsys):
-    assert (
-        launch.main(["pretrain", "--nodes", "8", "--runs", str(tmp_path), "--model", "tiny", "--dry-run"])
-        == WRONG_INPUT
-    )
+    assert start(tmp_path, "pretrain --nodes 8 --dry-run") == WRONG_INPUT
     text = capsys.readouterr().out
     assert text.count("#!/bin/bash") == 2 and text.count("#SBATCH --nodes=8") == 2
     assert "dependency=afterok:STAGE-1\n" in text.split("#!/bin/bash")[2]
@@ -315,15 +316,11 @@ def test_dry_run_of_both_stages(tmp_path, capsys):
 
 
 def test_a_dry_run_names_all_that_would_be_refused(fake_slurm, capsys):
-    flags = ["align", "--runs", str(fake_slurm / "runs"), "--model", "tiny", "--dry-run"]
-    assert launch.main(flags) == 0
+    assert start(fake_slurm, "align --dry-run") == 0
     shown, error = capsys.readouterr()
     assert error == "" and re.search(r"GPUs +1 x 8\s+processes +8, each with 16 cores", shown)
     assert "100 (50 epochs of 2)" in shown and "synapt: 130 clips" in shown and f"a copy of {ROOT}" in shown
-    assert (
-        launch.main([*flags, "--init", "gone", "--batch", "544", "--nodes", "17", "--gpus-per-node", "8"])
-        == WRONG_INPUT
-    )
+    assert start(fake_slurm, "align --dry-run --init gone --batch 544 --nodes 17 --gpus-per-node 8") == WRONG_INPUT
     lines = capsys.readouterr().err.splitlines()
     words = ("260 clips in all", "--optim.peak-lr", "gone", "--nodes is 17")
     assert [word in line for word, line in zip(words, lines, strict=True)] == [True] * 4
@@ -365,14 +362,13 @@ def fake_slurm(tmp_path, monkeypatch):
 
 def test_stages_are_submitted_one_after_the_other(fake_slurm, capsys):
     """On 64 GPUs, with the published batch and rate: 2 of its 128 rows on each."""
-    runs = fake_slurm / "runs"
-    assert launch.main(["pretrain", "--nodes", "8", "--runs", str(runs), "--model", "tiny"]) == 0
+    assert start(fake_slurm, "pretrain --nodes 8") == 0
     first, second = ((fake_slurm / f"script{n}").read_text() for n in range(2))
     assert "--dependency" not in first and "#SBATCH --dependency=afterok:41\n" in second
     whole = ("nodes=8", "gpus-per-node=8", "ntasks-per-node=8", "cpus-per-task=16")
     assert all(f"#SBATCH --{size}\n" in script for size in whole for script in (first, second))
     assert "job-name=mae_nohuman" in first and "job-name=align_nohuman_synthetic" in second
-    printed, run = capsys.readouterr().out, runs / "mae_nohuman"
+    printed, run = capsys.readouterr().out, fake_slurm / "runs" / "mae_nohuman"
     assert printed.count("(2 per process") == 2 and all(rate in printed for rate in ("0.0008", "0.002"))
     assert "as job 41" in printed and f"tail -F {run}/jobs/41_0_log.out" in printed and "scancel 41 42" in printed
     assert list((run / "jobs").glob("*.pkl")) and (run / "code" / "ppma" / "slurm").is_symlink()
@@ -384,7 +380,7 @@ def test_stages_are_submitted_one_after_the_other(fake_slurm, capsys):
 
 def test_a_refused_stage_2_cancels_stage_1_and_leaves_nothing(fake_slurm, capsys):
     (fake_slurm / "refuse").write_text("1")
-    error = refusal(["pretrain", "--runs", fake_slurm / "runs", "--model", "tiny"], capsys)
+    error = refusal(capsys, start(fake_slurm, "pretrain"))
     assert error == "launch.py pretrain: sbatch refuses: too much\n"
     assert (fake_slurm / "canceled").read_text() == "41\n" and not list((fake_slurm / "runs").iterdir())
 
@@ -394,72 +390,60 @@ def test_no_job_runs_without_a_record(fake_slurm, capsys):
     run, sbatch = fake_slurm / "runs" / "align_nohuman_synthetic", fake_slurm / "bin" / "sbatch"
     before = sbatch.read_text()
     sbatch.write_text(before.replace("n=$(ls", f"cp {run}/launch.json {fake_slurm}/seen.json\nn=$(ls"))
-    flags = ["align", "--runs", str(fake_slurm / "runs"), "--model", "tiny"]
-    assert launch.main(flags) == 0
+    assert start(fake_slurm, "align") == 0
     (seen,), (record,) = (json.loads(file.read_text()) for file in (fake_slurm / "seen.json", run / "launch.json"))
     assert seen == record | {"jobs": []} and record["jobs"] == ["41"]
     (fake_slurm / "refuse").write_text("1")
-    refusal([*flags, "--resume"], capsys)
+    refusal(capsys, start(fake_slurm, "align --resume"))
     assert [record["jobs"] for record in json.loads((run / "launch.json").read_text())] == [["41"], []]
     assert "41" in describe(run)["state"]
 
 
 def test_a_run_in_the_queue_is_not_submitted_again(fake_slurm, capsys):
-    flags = ["align", "--runs", str(fake_slurm / "runs"), "--model", "tiny"]
-    assert launch.main(flags) == 0
+    assert start(fake_slurm, "align") == 0
     (fake_slurm / "bin" / "squeue").write_text("#!/bin/sh\necho '41|PENDING'\n")
-    assert "job 41" in refusal([*flags, "--resume"], capsys)
+    assert "job 41" in refusal(capsys, start(fake_slurm, "align --resume"))
+
+
+UCF101 = '[ucf101.train]\nmanifest = "made.csv"\nroot = "."\n'
 
 
 @pytest.mark.parametrize(
-    ("entry", "argv", "word"),
+    ("argv", "entry", "words"),
     [
-        ('store = "gone.beton"\n', ["pretrain"], "gone.beton"),
-        ('[ucf101.train]\nmanifest = "made.csv"\nroot = "."\n', ["finetune", "--dataset", "ucf101"], "ucf101.val"),
+        ("pretrain", 'store = "gone.beton"\n', "gone.beton"),
+        ("finetune --dataset ucf101", UCF101, "ucf101.val"),  # of the test at its end
+        ("pretrain --mae-flags=--batch=256 --align-flags=--batch=64", "", "no-human-kinetics: 130 clips in all"),
+        ("pretrain --nodes 7 --gpus-per-node 1 --mae-flags=--batch=112", "", "align.*7 ranks"),
+        ("align --nodes 12", "", r"96 ranks.*64 or 128 ranks"),
+        ("align --batch 256", "", "--optim.reference-batch 256 --optim.peak-lr"),
+        ("align --batch 256 --optim.peak-lr 1e-3", "", "--optim.reference-batch 256 --optim.peak-lr"),
+        ("align --partition gpu", "", "--partition is gpu"),
     ],
 )
-def test_missing_data_is_reported_before_the_training(entry, argv, word, fake_slurm, capsys):
-    """Also the split of the test at its end."""
+def test_what_would_fail_after_the_queue_is_refused_before_it(argv, entry, words, fake_slurm, capsys):
     with (fake_slurm / "data.toml").open("a") as file:
         file.write(entry)
-    assert word in refusal([*argv, "--runs", fake_slurm / "runs", "--model", "tiny"], capsys)
-    assert not (fake_slurm / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        ("pretrain --mae-flags=--batch=256 --align-flags=--batch=64", "no-human-kinetics: 130 clips in all"),
-        ("pretrain --nodes 7 --gpus-per-node 1 --mae-flags=--batch=112", "align.*7 ranks"),
-        ("align --nodes 12", r"96 ranks.*64 or 128 ranks"),
-        ("align --batch 256", "--optim.reference-batch 256 --optim.peak-lr"),
-        ("align --batch 256 --optim.peak-lr 1e-3", "--optim.reference-batch 256 --optim.peak-lr"),
-        ("align --partition gpu", "--partition is gpu"),
-    ],
-)
-def test_what_would_fail_after_the_queue_is_refused_before_it(argv, words, fake_slurm, capsys):
-    given = [*argv.split(), "--runs", fake_slurm / "runs", "--model", "tiny"]
-    assert re.search(words, refusal(given, capsys))
+    assert re.search(words, refusal(capsys, start(fake_slurm, argv)))
     assert not (fake_slurm / "runs").exists() and not list(fake_slurm.glob("script*"))
 
 
 def test_a_rate_given_for_the_batch_is_not_scaled(fake_slurm):
-    rate = ["--batch", "256", "--optim.reference-batch", "256", "--optim.peak-lr", "1e-3"]
-    assert launch.main(["align", *rate, "--runs", str(fake_slurm / "runs"), "--model", "tiny"]) == 0
+    assert start(fake_slurm, "align --batch 256 --optim.reference-batch 256 --optim.peak-lr 1e-3") == 0
 
 
 def test_a_run_keeps_the_rate_that_it_was_started_with(fake_slurm):
     """Also one that `ppma train` started, which scales it without asking."""
-    flags = ["--batch", "256", "--run-dir", str(fake_slurm / "run"), "--model", "tiny"]
-    (config,) = plan("align", *flags)
+    flags = ["--batch", "256", "--run-dir", str(fake_slurm / "run")]
+    (config,) = plan("align", "--model", "tiny", *flags)
     (fake_slurm / "run").mkdir()
     (fake_slurm / "run" / "config.json").write_text(config.to_json())
-    assert launch.main(["align", "--resume", *flags]) == 0
+    assert start(fake_slurm, "align --resume", *flags) == 0
 
 
 def test_a_wrong_root_is_noticed_before_the_queue(fake_slurm, capsys):
     (fake_slurm / "clip.mp4").unlink()
-    assert "clip.mp4 does not exist" in refusal(["align", "--runs", fake_slurm / "runs", "--model", "tiny"], capsys)
+    assert "clip.mp4 does not exist" in refusal(capsys, start(fake_slurm, "align"))
 
 
 def test_the_launcher_of_another_checkout_is_refused(fake_slurm, tmp_path, monkeypatch, capsys):
@@ -468,7 +452,7 @@ def test_the_launcher_of_another_checkout_is_refused(fake_slurm, tmp_path, monke
     other = tmp_path / "edited" / "slurm" / "launch.py"
     for script, code in ((other, WRONG_INPUT), (ROOT / "slurm" / "launch.py", 0)):
         monkeypatch.setattr(sys, "argv", [str(script)])
-        assert launch.main(["align", "--runs", str(fake_slurm / "runs"), "--model", "tiny"]) == code
+        assert start(fake_slurm, "align") == code
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and f"PYTHONPATH={tmp_path}/edited" in error
 
@@ -534,7 +518,7 @@ def test_recipe_flags_and_run_folders(tmp_path):
     ],
 )
 def test_wrong_flags_are_refused_in_one_line(argv, word, capsys):
-    assert word in refusal([*argv.split(), "--dry-run"], capsys)
+    assert word in refusal(capsys, launch.main([*argv.split(), "--dry-run"]))
 
 
 def test_a_dry_run_imports_no_torch():

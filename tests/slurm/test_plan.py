@@ -44,9 +44,8 @@ def test_evaluate_is_an_array_over_data_sets_and_seeds(tested):
     assert [call[1] for call in calls] == [str(tested / "runs" / run) for run in runs]
     assert all(call[-2:] == ["--data", str(tested / "data.toml")] and "--workers" in call for call in calls)
     assert stage.folder.parent == tested / "runs"
-    assert (
-        stage.jobs[0].run_dir == tested / "runs" / "ucf101-0" / "evaluate-ucf101-val"
-    )  # by which its progress is measured
+    progress_in = tested / "runs" / "ucf101-0" / "evaluate-ucf101-val"
+    assert stage.jobs[0].run_dir == progress_in
 
 
 @pytest.mark.parametrize(
@@ -84,9 +83,8 @@ def sharded(monkeypatch):
         calls.append(argv)
         if "wrong" in argv:
             raise InputError("wrong is not a source")
-        if "--part" in argv and (
-            "fails" in argv or ("fails-once" in argv and calls.count(argv) == 1 and "0/2" in argv)
-        ):
+        first = calls.count(argv) == 1 and "0/2" in argv
+        if "--part" in argv and ("fails" in argv or ("fails-once" in argv and first)):
             return 1
         if "--part" in argv and "refused" in argv:
             return WRONG_INPUT

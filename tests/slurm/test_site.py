@@ -103,11 +103,9 @@ def test_impossible_jobs_are_refused_with_what_is_allowed(fields, words, cluster
         site.check(ClusterConfig(**fields))
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, {"partition": "cpu", "gpus_per_node": 0, "time": "99-0"}, {"partition": "main,debug"}]
-)
-def test_possible_jobs_are_not(fields, cluster):
-    site.check(ClusterConfig(**fields))
+def test_possible_jobs_are_not(cluster):
+    for fields in ({}, {"partition": "cpu", "gpus_per_node": 0, "time": "99-0"}, {"partition": "main,debug"}):
+        site.check(ClusterConfig(**fields))
 
 
 def test_a_controller_that_does_not_answer_is_reported(monkeypatch, tmp_path):

@@ -10,9 +10,8 @@ from ppma.slurm import snapshot
 
 
 def git(root, *words):
-    subprocess.run(
-        ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=root, check=True, capture_output=True
-    )
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
 
 
 @pytest.fixture
@@ -93,12 +92,6 @@ def test_a_process_runs_the_copy_from_any_folder(tmp_path):
     taken = snapshot.take(tmp_path / "run")
     environment = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(taken.folder)}
     code = "import runpy, ppma, ppma.slurm.job; print(ppma.__file__, ppma.slurm.job.__file__)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        cwd=snapshot.source_root(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    how = {"env": environment, "cwd": snapshot.source_root(), "capture_output": True, "text": True, "check": True}
+    done = subprocess.run([sys.executable, "-c", code], **how)
     assert all(path.startswith(str(taken.folder)) for path in done.stdout.split())

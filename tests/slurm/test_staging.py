@@ -26,11 +26,10 @@ def shared(tmp_path):
     (folder / "made.csv").write_text("rows")
     (folder / "made.beton" / "index.json").write_text("{}")
     (folder / "made.beton" / "shards" / "0").write_bytes(b"x" * 1000)
+    (folder / "data.toml").touch()
     for name, store in (("made", folder / "made.beton"), ("videos", None)):
-        (folder / "data.toml").touch()
-        catalog.add(
-            folder / "data.toml", name=name, split="train", manifest=folder / "made.csv", root=folder, store=store
-        )
+        entry = {"name": name, "split": "train", "manifest": folder / "made.csv", "root": folder, "store": store}
+        catalog.add(folder / "data.toml", **entry)
     return folder
 
 

@@ -115,9 +115,8 @@ def test_an_array_is_counted(tmp_path, monkeypatch, capsys):
     (tmp_path / "jobs").mkdir()
     for job, code in (("5_0", 0), ("5_1", 1)):
         (tmp_path / "jobs" / f"{job}_0_result.exit").write_text(str(code))
-    (tmp_path / "jobs" / "5_2_0_log.out").write_text(
-        "100 of 400 clips, 3.1/s, 97 s left\n200 of 400 clips, 3.1/s, 65 s left\n"
-    )
+    lines = "100 of 400 clips, 3.1/s, 97 s left\n200 of 400 clips, 3.1/s, 65 s left\n"
+    (tmp_path / "jobs" / "5_2_0_log.out").write_text(lines)
     (tmp_path / "jobs" / "5_3_0_log.out").write_text("step 40 of 80  loss 0.1234  3.0 clips/s\n")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\necho '5_2|RUNNING'; echo '5_3|PENDING'; echo '6|PENDING'\n")
