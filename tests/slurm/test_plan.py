@@ -4,7 +4,6 @@ import json
 import sys
 import time
 import types
-from types import SimpleNamespace
 
 import pytest
 from slurm_runs import PLACE
@@ -17,7 +16,7 @@ from ppma.config.errors import InputError
 from ppma.slurm.job import command
 from ppma.slurm.launch import _arrays as arrays
 from ppma.slurm.launch import main as launch
-from ppma.slurm.plan import SHARDED, plan, study_levels
+from ppma.slurm.plan import SHARDED, plan
 from tests.study.test_plan import TEXT, data, end  # noqa: F401  # data is a fixture
 from tests.study.test_work import RUNS, SPEC
 
@@ -155,14 +154,16 @@ ARGV = ["--out", "runs/study", "--gpus-per-node", "0"]
 
 
 def test_each_array_waits_for_what_it_starts_from(spec, tmp_path):
-    cluster, stages = plan("study", [spec, *ARGV, "--nodes", "2"])
+    """Averages get the flags of the study, which decide the names of its runs, by which `--only` finds one."""
+    cluster, stages = plan("study", [spec, *ARGV, "--nodes", "2", "--device", "cpu"])
     assert [(stage.name, len(stage.jobs), stage.config) for stage in stages] == [
         ("study-0", 6, None), ("study-1", 4, None), ("study-2", 6, None), ("study-3", 4, None)
     ]  # fmt: skip
     configs = [[job.config for job in stage.jobs] for stage in stages]
     assert {config.recipe for config in configs[0]} == {"probe", "mae_nohuman"}
     assert {config.phase for config in configs[1]} == {"classify"}
-    assert [c[:1] for c in configs[2] if isinstance(c, list)] == [["study"]] * 2
+    averages = [config[:-1] for config in configs[2] if isinstance(config, list)]
+    assert averages == [["study", spec, "--out", "runs/study", "--device", "cpu", "--only"]] * 2
     assert all(job.ranks == 2 for stage in stages for job in stage.jobs) and cluster.nodes == 2
     listing = json.loads((tmp_path / "runs/study/made.study.json").read_text())
     assert len(listing["rows"]) == 12 and len({stage.folder for stage in stages}) == 4
@@ -185,14 +186,6 @@ def test_a_failed_run_cancels_only_what_starts_from_it(spec):
     assert failed == seed_0 and len(failed) == 8
 
 
-def test_averages_get_the_flags_of_the_study(spec):
-    """`--videos` and others decide the names of its runs, by which `--only` finds one."""
-    flags = [spec, "--out", "runs/study", "--device", "cpu"]
-    _, stages = plan("study", [*flags, "--gpus-per-node", "0"])
-    averages = [job.config for job in stages[2].jobs if isinstance(job.config, list)]
-    assert [call[:-1] for call in averages] == [["study", *flags, "--only"]] * 2
-
-
 def test_finished_runs_are_not_submitted_again(spec, tmp_path):
     from ppma.study.work import StudyConfig
     from ppma.study.work import plan as planned
@@ -209,17 +202,12 @@ def test_finished_runs_are_not_submitted_again(spec, tmp_path):
         plan("study", [spec, *ARGV])
 
 
-def test_the_dry_run_shows_arrays_and_writes_nothing(spec, tmp_path, capsys):
+def test_the_dry_run_shows_arrays_and_each_fault_of_the_data_once(spec, tmp_path, capsys):
     assert launch(["study", spec, *ARGV, "--dry-run"]) == WRONG_INPUT  # the clips do not exist
-    text = capsys.readouterr().out
+    text, refused = capsys.readouterr()
     assert text.count("#SBATCH --array=0-") == 7 and text.count("afterok:STAGE-1_2\n") == 1 and "full, seed 1" in text
+    assert [refused.count(f"[{name}.train]") for name in ("ucf101", "no-human-kinetics")] == [1, 1]
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_dry_run_names_each_fault_of_the_data_once(spec, capsys):
-    assert launch(["study", spec, *ARGV, "--dry-run"]) == WRONG_INPUT
-    lines = capsys.readouterr().err.splitlines()
-    assert [sum(f"[{name}.train]" in line for line in lines) for name in ("ucf101", "no-human-kinetics")] == [1, 1]
 
 
 def test_impossible_studies_are_refused(spec, tmp_path, capsys):
@@ -228,13 +216,6 @@ def test_impossible_studies_are_refused(spec, tmp_path, capsys):
     (tmp_path / "spec.toml").write_text(TEXT.replace('compare = "full"', 'compare = "full"\ndraw = {}'))
     assert launch(["study", spec, *ARGV, "--dry-run"]) == WRONG_INPUT
     assert "ppma study spec.toml --out runs/study --only data" in capsys.readouterr().err
-
-
-def test_levels_of_a_chain_that_is_half_done():
-    runs = [SimpleNamespace(folder=name, needs=()) for name in "ab"]
-    runs.append(SimpleNamespace(folder="c", needs=tuple(runs)))
-    half = SimpleNamespace(runs=runs, states=["done", "started", "open"])
-    assert [[run.folder for run in array] for array in study_levels(half)] == [["b"], ["c"]]
 
 
 @pytest.mark.slurm
