@@ -33,8 +33,10 @@ from ppma.common.statistics import wilson
 from ppma.config.command import DONE, parse, run
 from ppma.config.errors import InputError, reading
 from ppma.loaders.decode.fetch import all_frames
+from ppma.privacy.audit.follow import Follower, confirmed
 from ppma.privacy.audit.people import CORE_HEIGHT, CORE_WIDTH
 from ppma.privacy.detectors import auditors
+from ppma.privacy.detectors.boxes import NONE_05
 from ppma.privacy.detectors.weights import default_folder
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.figures import draw_ellipses
@@ -49,6 +51,8 @@ LEAST_IOU = 0.3
 """Labels end at the visible part of a body, boxes of detectors often at the whole one."""
 MOST_STRAY = 0.01
 """Budget of one detector, so that several together stay at some percent."""
+FOLLOWING = "any auditor, people followed"
+"""As `ppma audit` takes people of the original: at the product's points, or followed from another labeled frame."""
 HIDDEN = 0.9
 """Share of a body's core under the mask from which on a person is hidden."""
 HEIGHTS = {"<24": (0, 24), "24-48": (24, 48), "48-96": (48, 96), "96+": (96, np.inf), "48+": (48, np.inf)}
@@ -92,7 +96,7 @@ class Results:
     stretch_F: np.ndarray
     """Number of the stretch without people, 0 outside."""
     people: dict[str, np.ndarray]
-    """Score of the box that detects each person."""
+    """Score of the box that detects each person, by detector, and for FOLLOWING."""
     stray: dict[str, np.ndarray]
     """Highest score of a stray box in each frame."""
 
@@ -192,17 +196,44 @@ def hidden_share(box: list[float], bits_Hw: np.ndarray | None, width: int) -> fl
     return float(np.unpackbits(bits_Hw, axis=1, count=width)[core_HW > 0].mean())
 
 
-def labeled_frames(clip: dict[str, Any], path: Path) -> Iterator[tuple[int, float, np.ndarray]]:
-    """Yield (number, time in seconds, frame_HWC) of every labeled frame and of the stretches without people."""
-    wanted = {int(number) for number in clip["frames"]} | {n for stretch in stretches(clip) for n in stretch}
-    for number, (time, frame_HWC) in zip(range(max(wanted) + 1), all_frames(path, 0.0, float("inf"))):
-        if number in wanted:
-            yield number, time, frame_HWC
-
-
 def stretches(clip: dict[str, Any]) -> list[range]:
     """Return the frame numbers of each stretch without people."""
     return [range(first, last + 1, step) for first, last, step in clip.get("empty", [])]
+
+
+Boxes = dict[str, np.ndarray]
+"""Boxes_N5 of each detector in a frame."""
+
+
+def detect_clip(clip: dict[str, Any], path: Path, used: dict[str, Tool]) -> Iterator[tuple[int, float, Boxes, Boxes]]:
+    """Run every detector on the labeled frames of a clip and on its stretches without people.
+
+    Yields:
+        Number and time of a frame, boxes from FLOOR on, and those of auditors that count at the product's points if
+        people are followed from one labeled frame to the next.
+    """
+    wanted = {int(number) for number in clip["frames"]} | {n for stretch in stretches(clip) for n in stretch}
+    points = {name: tool.point for name, tool in used.items() if tool.user == "auditor" and tool.finds == "person"}
+    follower, seen = Follower(points), dict[int, tuple[float, Boxes, list[np.ndarray]]]()
+    last: int | None = None
+    for at, (time, frame_HWC) in zip(range(max(wanted) + 1), all_frames(path, 0.0, float("inf"))):
+        if at in wanted:
+            found = {name: tool.detect(frame_HWC).astype(np.float64) for name, tool in used.items()}
+            for boxes_N5 in found.values():
+                boxes_N5[:, :4] = np.clip(boxes_N5[:, :4], 0, [*frame_HWC.shape[1::-1]] * 2)
+            seen[at] = time, found, [NONE_05]
+        if str(at) not in clip["frames"]:
+            follower.skip(frame_HWC)
+            continue
+        arrived_N5, back_N5 = follower.stop(frame_HWC, seen[at][1])
+        seen[at][2].append(arrived_N5)
+        if last is not None:
+            seen[last][2].append(back_N5)
+        last = at
+    for at, (time, found, followed) in seen.items():
+        around_N5 = np.concatenate(followed)
+        counted = {name: confirmed(found[name], point, around_N5) for name, point in points.items()}
+        yield at, time, found, counted
 
 
 def detect_all(
@@ -214,31 +245,27 @@ def detect_all(
     before = 0
     for sha256, clip in clips.items():
         report = clip["half"] == "report"
-        for at, time, frame_HWC in labeled_frames(clip, paths[sha256]):
+        for at, time, found, counted in detect_clip(clip, paths[sha256], used):
             labels = clip["frames"].get(str(at), [])
             stretch = next((before + n for n, numbers in enumerate(stretches(clip), 1) if at in numbers), 0)
             labels_L4 = np.array([label[:4] for label in labels], np.float64).reshape(-1, 4)
-            matched = [detect(tool, frame_HWC, labels_L4) for tool in used.values()]
+            matched = [match(found[name], labels_L4, tool.finds) for name, tool in used.items()]
+            each = [match(boxes_N5, labels_L4, "person") for boxes_N5 in counted.values()]
+            matched.append((np.max([scores_L for scores_L, _ in each], 0), max(stray for _, stray in each)))
             frames.append([report, str(at) in clip["frames"], stretch, *(stray for _, stray in matched)])
             bits_Hw = masks.get(sha256, {}).get(time)
             for number, (*box, _, flags) in enumerate(labels):
                 if not set("crp") & set(flags):
-                    hidden = hidden_share(box, bits_Hw, frame_HWC.shape[1])
+                    hidden = hidden_share(box, bits_Hw, clip["size"][0])
                     people.append([box[3] - box[1], report, hidden, *(scores_L[number] for scores_L, _ in matched)])
         before += len(stretches(clip))
     height_P, report_P, hidden_P, *scores = np.array(people).T
     report_F, labeled_F, stretch_F, *stray = np.array(frames).T
     return Results(
         height_P=height_P, report_P=report_P > 0, hidden_P=hidden_P, report_F=report_F > 0, labeled_F=labeled_F > 0,
-        stretch_F=stretch_F.astype(int), people=dict(zip(used, scores)), stray=dict(zip(used, stray)),
+        stretch_F=stretch_F.astype(int), people=dict(zip((*used, FOLLOWING), scores)),
+        stray=dict(zip((*used, FOLLOWING), stray)),
     )  # fmt: skip
-
-
-def detect(tool: Tool, frame_HWC: np.ndarray, labels_L4: np.ndarray) -> tuple[np.ndarray, float]:
-    """Run a detector on one frame and match its boxes."""
-    boxes_N5 = tool.detect(frame_HWC).astype(np.float64)
-    boxes_N5[:, :4] = np.clip(boxes_N5[:, :4], 0, [*frame_HWC.shape[1::-1]] * 2)
-    return match(boxes_N5, labels_L4, tool.finds)
 
 
 def choose(stray_F: np.ndarray) -> float:
@@ -282,6 +309,12 @@ def measure(seen: Results, used: dict[str, Tool]) -> list[rows.Row]:
             found[user], stray[user] = (np.any([b[n] for n in used if used[n].user == user], 0) for b in (found, stray))
             part[f"any {user}"] = row(seen, report, found[user], all_P, stray[user])
         part["any auditor, missed by remover"] = row(seen, report, found["auditor"], ~found["remover"], None)
+        if kind == "product":
+            over_P, over_F = (
+                a | (b[FOLLOWING] > 0) for a, b in ((found["auditor"], seen.people), (stray["auditor"], seen.stray))
+            )
+            part[FOLLOWING] = row(seen, report, over_P, all_P, over_F)
+            part[f"{FOLLOWING}, missed by remover"] = row(seen, report, over_P, ~found["remover"], None)
         if masked_P.any():
             hidden_P = masked_P & (seen.hidden_P >= HIDDEN)
             part["any remover, where cleaned"] = row(seen, report, found["remover"], masked_P, None)

@@ -182,6 +182,30 @@ def test_a_person_who_was_missed_or_painted_back_fails_a_clip_that_no_detector_f
         assert clip_of(copy)[count] == 8 and clip_of(copy)["verdict"] == FAILED
 
 
+def test_a_person_who_is_lost_in_most_frames_is_followed_and_missed_there(copy, red_auditors, monkeypatch):
+    """The auditors are sure in the first frame of the original, where the mask holds, and nearly sure in the others."""
+    whole = RedFinder.__call__
+
+    def unsure(self, frame_HWC):
+        boxes_N5 = whole(self, frame_HWC)
+        boxes_N5[:, 4] = 0.9 if frame_HWC[:8, :8].mean() > 240 else 0.4
+        return boxes_N5
+
+    monkeypatch.setattr(RedFinder, "__call__", unsure)
+    before = [place(10) for _ in range(8)]
+    for frame in before:
+        frame[30:80, 40:72] = RED
+        frame[30:80, 40:72, 2] = place(3)[30:80, 40:72, 2]  # folds of cloth
+    before[0][:8, :8] = 255
+    write(copy / "videos/jump/clean.mp4", before)
+    masks = np.zeros((8, 96, 128), bool)
+    masks[0, 26:84, 36:76] = True
+    write(copy / "removed/seg/jump/clean.mkv", masks, "seg")
+    assert audit(copy) == 3
+    clip = clip_of(copy)
+    assert (clip["people"], clip["people_missed"], clip["verdict"]) == (8, 7, FAILED)
+
+
 @pytest.mark.parametrize(
     ("record", "says"),
     [({"settings": {"method": "blur-bodies"}}, "blur-bodies"), ({"outcome": {"clean": False}}, "found people")],

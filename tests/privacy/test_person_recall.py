@@ -42,11 +42,14 @@ def test_a_point_is_the_lowest_within_the_budget():
 def test_rows_count_the_reporting_half_and_people_whom_the_remover_missed():
     tools = {f"a {n}": Tool(user=n, finds="person", detect=lambda f: f, point=0.5) for n in ("remover", "auditor")}
     people = {"a remover": np.array([0.9, 0.2, 0.1, 0]), "a auditor": np.array([0, 0.6, 0.1, 0.9])}
+    people[person_recall.FOLLOWING] = np.array([0, 0, 0.1, 0])
+    stray = {"a remover": np.array([0, 0, 0, 0.9]), "a auditor": np.array([0.7, 0, 0, 0])}
+    stray[person_recall.FOLLOWING] = np.array([0, 0.2, 0, 0])
     seen = Results(
         height_P=np.array([60, 60, 20, 60]), report_P=np.array([True, True, True, False]),
         hidden_P=np.array([0.95, 0.5, np.nan, 1]), report_F=np.array([True, True, True, False]),
         labeled_F=np.array([True, False, False, True]), stretch_F=np.array([1, 1, 2, 0]),
-        people=people, stray={"a remover": np.array([0, 0, 0, 0.9]), "a auditor": np.array([0.7, 0, 0, 0])},
+        people=people, stray=stray,
     )  # fmt: skip
     measured = {
         row["detector"]: row
@@ -56,6 +59,11 @@ def test_rows_count_the_reporting_half_and_people_whom_the_remover_missed():
     assert measured["a remover"]["48+"].startswith("0.50") and measured["a remover"]["48+"].endswith("of 2")
     assert measured["any auditor, missed by remover"]["48+"].startswith("1.00")
     assert measured["any auditor, missed by remover"]["<24"].startswith("0.00")
+    followed = measured[f"{person_recall.FOLLOWING}, missed by remover"]
+    assert followed["<24"].startswith("1.00") and followed["48+"].startswith("1.00"), (
+        "those who are followed count, too"
+    )
+    assert measured[person_recall.FOLLOWING]["stray_in_empty"].startswith("0.67")
     strays = {name: measured["a auditor"][f"stray_in_{name}"][:4] for name in ("empty", "stretches", "all")}
     assert strays == {"empty": "0.33", "stretches": "0.50", "all": "1.00"}
     assert measured["a remover"]["stray_in_empty"].startswith("0.00")

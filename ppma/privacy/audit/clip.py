@@ -2,15 +2,15 @@
 
     Pair: cleaned clip, mask, original  ->  Inspector.inspect()  ->  Findings: people, spikes, scores, checks
 
-All frames are read once, one at a time; detectors see evenly spaced ones at full size. Nothing here decides: see
-judge.py. Legend: H height, W width, N boxes.
+All frames are read once, one at a time; detectors see evenly spaced ones at full size, and people of the original are
+followed from one of these to the next. Nothing here decides: see judge.py. Legend: H height, W width, N boxes.
 """
 
 import base64
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from ppma.common.frames import clip_place, is_frames
 from ppma.config.errors import BadClip, first_few
 from ppma.loaders.decode.fetch import all_frames
 from ppma.privacy.audit import spikes
+from ppma.privacy.audit.follow import FOLLOWED, Follower, confirmed
 from ppma.privacy.audit.people import CHANGED_LEVELS, Person, people_of
 from ppma.privacy.audit.spikes import Placed, Spike
 from ppma.privacy.detectors import auditors
 from ppma.privacy.detectors.auditors import AUDITORS
-from ppma.privacy.detectors.boxes import overlaps
+from ppma.privacy.detectors.boxes import NONE_05, overlaps
 from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal.clip import ClipSource
 
@@ -38,7 +39,7 @@ SPIKE_EVERY = 2
 SAME_IOU = 0.3
 """Smallest intersection over union at which a detection is a known person's."""
 NEAR_MISS = 0.6
-"""Scores from this share of the operating point on are kept: they rank frames for review, and are not detections."""
+"""Scores in the result from this share of the operating point on rank frames for review, and are not detections."""
 PICTURE_WIDTH = 640
 """Largest width of the frames in the report."""
 COLORS = {
@@ -197,7 +198,7 @@ class Inspector:
         Raises:
             InputError: Weights are missing, or the folder has no cut-outs.
         """
-        self._detectors = {n: auditors.load(n, weights, AUDITORS[n].threshold * NEAR_MISS, models) for n in names}
+        self._detectors = {n: auditors.load(n, weights, AUDITORS[n].threshold * FOLLOWED, models) for n in names}
         self._frames = frames
         self._people = spikes.drawn_people() if people is None else spikes.read_people(people)
 
@@ -215,25 +216,13 @@ class Inspector:
         Raises:
             BadClip: One of the three cannot be read, or their sizes differ.
         """
-        wanted = set(inspected_frames(pair.frames, self._frames))
         looks, pixels, counts = list[_Look](), _Pixels(), Counter[str]()
         worst: tuple[tuple[float, ...], int, np.ndarray] | None = None
-        frames = zip_longest(video_frames(pair.cleaned), original_frames(pair.original), _masks(pair.mask))
-        for t, (after_HWC, before_HWC, hidden_HW) in enumerate(frames):
-            counts["original"] += before_HWC is not None
-            counts["mask"] += hidden_HW is not None
-            if after_HWC is None:
-                continue
-            counts["cleaned"] += 1
-            _check_size(after_HWC, before_HWC, hidden_HW)
-            if before_HWC is not None and hidden_HW is not None:
-                pixels.add(before_HWC, after_HWC, hidden_HW)
-            if t in wanted:
-                seed = int(sha256[:15], 16) if len(looks) % SPIKE_EVERY == 0 else None
-                looks.append(self._look(t, seed, before_HWC, after_HWC, hidden_HW))
-                rank = looks[-1].rank
-                if worst is None or rank > worst[0]:
-                    worst = rank, t, draw_boxes(after_HWC, looks[-1].after)
+        wanted = {t: number for number, t in enumerate(inspected_frames(pair.frames, self._frames))}
+        for moment, look in self._looks(_moments(pair, pixels, counts), wanted, int(sha256[:15], 16)):
+            looks.append(look)
+            if worst is None or look.rank > worst[0]:
+                worst = look.rank, look.frame, draw_boxes(moment.after_HWC, look.after)
         assert worst is not None, "a clip has a frame"
         scores = {name: _scores(name, looks) for name in self._detectors}
         seen = any(boxes for one in scores.values() for boxes in one.boxes_before)
@@ -257,40 +246,85 @@ class Inspector:
             picture=jpeg_base64(worst[2]),
         )
 
-    def _look(
-        self,
-        t: int,
-        seed: int | None,
-        before_HWC: np.ndarray | None,
-        after_HWC: np.ndarray,
-        hidden_HW: np.ndarray | None,
-    ) -> "_Look":
+    def _looks(
+        self, moments: Iterator["_Moment"], wanted: dict[int, int], seed: int
+    ) -> Iterator[tuple["_Moment", "_Look"]]:
+        """Yield each inspected frame and what is seen in it, one late: people are followed back to it from the next."""
+        points = {name: AUDITORS[name].threshold for name in self._detectors if AUDITORS[name].finds == "person"}
+        follower, last = Follower(points), None
+        for moment in moments:
+            if moment.t not in wanted:
+                follower.skip(moment.before_HWC)
+                continue
+            look = self._look(moment, seed if wanted[moment.t] % SPIKE_EVERY == 0 else None)
+            arrived_N5, back_N5 = follower.stop(moment.before_HWC, look.before)
+            if last is not None:
+                yield last[0], _with_people(*last, back_N5)
+            last = moment, look, arrived_N5
+        if last is not None:
+            yield last[0], _with_people(*last, NONE_05)
+
+    def _look(self, moment: "_Moment", seed: int | None) -> "_Look":
         """Run the detectors on one frame of the original, of the cleaned clip, and, with a seed, with people spiked in."""
+        after_HWC, t = moment.after_HWC, moment.t
         spiked_HWC, placed = (None, []) if seed is None else spikes.spike(after_HWC, self._people, seed, t)
         after, before, again = (
             {} if frame_HWC is None else {name: detect(frame_HWC) for name, detect in self._detectors.items()}
-            for frame_HWC in (after_HWC, before_HWC, spiked_HWC)
+            for frame_HWC in (after_HWC, moment.before_HWC, spiked_HWC)
         )
-        people = list[Person]()
-        if before_HWC is not None and hidden_HW is not None:
-            detected = {name: boxes[boxes[:, 4] >= AUDITORS[name].threshold] for name, boxes in before.items()}
-            people = people_of(detected, before_HWC, after_HWC, hidden_HW, t)
+        near = {name: boxes[boxes[:, 4] >= AUDITORS[name].threshold * NEAR_MISS] for name, boxes in after.items()}
         found = [
             Spike(frame=t, height=one.height, found={name: _finds(one, boxes, name) for name, boxes in again.items()})
             for one in placed
         ]
-        hidden = float(hidden_HW.mean()) if hidden_HW is not None else 0.0
-        return _Look(frame=t, before=before, after=after, people=people, spikes=found, hidden=hidden)
+        hidden = float(moment.hidden_HW.mean()) if moment.hidden_HW is not None else 0.0
+        return _Look(frame=t, before=before, after=near, people=[], spikes=found, hidden=hidden)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Moment:
+    """One frame of the cleaned clip, with that of the original and of the mask if there are any."""
+
+    t: int
+    after_HWC: np.ndarray
+    before_HWC: np.ndarray | None
+    hidden_HW: np.ndarray | None
+
+
+def _moments(pair: Pair, pixels: "_Pixels", counts: Counter[str]) -> Iterator[_Moment]:
+    """Yield the frames of a clip, compare their pixels and count them."""
+    frames = zip_longest(video_frames(pair.cleaned), original_frames(pair.original), _masks(pair.mask))
+    for t, (after_HWC, before_HWC, hidden_HW) in enumerate(frames):
+        counts["original"] += before_HWC is not None
+        counts["mask"] += hidden_HW is not None
+        if after_HWC is None:
+            continue
+        counts["cleaned"] += 1
+        _check_size(after_HWC, before_HWC, hidden_HW)
+        if before_HWC is not None and hidden_HW is not None:
+            pixels.add(before_HWC, after_HWC, hidden_HW)
+        yield _Moment(t=t, after_HWC=after_HWC, before_HWC=before_HWC, hidden_HW=hidden_HW)
+
+
+def _with_people(moment: _Moment, look: "_Look", arrived_N5: np.ndarray, back_N5: np.ndarray) -> "_Look":
+    """Add what became of the people of the original, given those who are followed to this frame from others."""
+    if moment.before_HWC is None or moment.hidden_HW is None:
+        return look
+    around_N5 = np.concatenate([arrived_N5, back_N5])
+    detected = {name: confirmed(boxes, AUDITORS[name].threshold, around_N5) for name, boxes in look.before.items()}
+    people = people_of(detected, moment.before_HWC, moment.after_HWC, moment.hidden_HW, look.frame)
+    return replace(look, people=people)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Look:
-    """What the detectors see in one frame, from NEAR_MISS of their operating points on."""
+    """What the detectors see in one frame."""
 
     frame: int
     before: dict[str, np.ndarray]
-    """Boxes_N5 of each detector; empty without an original."""
+    """Boxes_N5 of each detector, from FOLLOWED of its operating point on; empty without an original."""
     after: dict[str, np.ndarray]
+    """The same, from NEAR_MISS on."""
     people: list[Person]
     spikes: list[Spike]
     hidden: float

@@ -8,11 +8,8 @@ flags  ->  AuditConfig  ->  pairs  ->  findings of each clip  ->  verdicts
 
 import json
 import os
-import shlex
-import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +32,6 @@ from ppma.privacy.audit.jobs import AuditJob
 from ppma.privacy.audit.judge import Judged, judge
 from ppma.privacy.detectors import auditors
 from ppma.privacy.detectors.auditors import BUNDLED
-from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.detectors.weights import default_folder
 
 REPORT, TABLE, DATASHEET, CROISSANT = "report.html", "clips.csv", "datasheet.md", "croissant.json"
@@ -93,9 +89,8 @@ class AuditConfig:
         parse_shard(self.part, self.merge)
         check_ranges(self, workers=(1, 1024), frames=(0, 100_000))
         if self.originals is not None and not self.originals.is_dir():
-            raise InputError(
-                f"--originals {self.originals}: no such folder; give the one that the clips were made from"
-            )
+            remedy = "give the one that the clips were made from"
+            raise InputError(f"--originals {self.originals}: no such folder; {remedy}")
         auditors.check(self.detectors, set(self.makers))
         if self.people is not None:
             spikes.read_people(self.people)
@@ -142,16 +137,11 @@ def run(config: AuditConfig, console: Console) -> int:
     _make_folder(config, manifest, root)
     todo = [
         AuditJob(
-            pair=pair,
-            out=config.out,
-            detectors=config.detectors,
-            frames=config.frames,
-            weights=config.weights,
-            models=models,
-            people=config.people,
+            pair=pair, out=config.out, detectors=config.detectors, frames=config.frames, weights=config.weights,
+            models=models, people=config.people,
         )
         for pair in pairs
-    ]
+    ]  # fmt: skip  # one field after the other
     share = Share(config.out / FOLDER, parse_shard(config.part))
     if config.merge is not None and (share.shared or not (config.out / verdict.AUDIT_FILE).exists()):
         share.require_all(job.pair.path for job in todo)
@@ -175,7 +165,11 @@ def run(config: AuditConfig, console: Console) -> int:
         raise InputError(f"{refused[0]} ({len(refused)} such clips); {remedy}")
     findings = [one for one in (results[job.pair.path] for job in todo) if isinstance(one, Findings)]
     judged = [(one, judge(one)) for one in findings]
-    sealed = _write(config, manifest or config.out / "manifest.csv", root, clips, judged, makers, models, sign)
+    facts = report.Facts(
+        manifest=manifest or config.out / "manifest.csv", root=root, makers=makers, auditors=config.detectors,
+        frames=config.frames, models=models,
+    )  # fmt: skip  # one field after the other
+    _write(config.out, facts, clips, judged, sign)
     if config.merge is not None:
         share.clear()
 
@@ -183,7 +177,7 @@ def run(config: AuditConfig, console: Console) -> int:
     summary = ", ".join(f"{counts[name]} {name}" for name in verdict.VERDICTS)
     console.print(f"{len(judged)} clips: {summary}")
     if counts[verdict.PASSED]:
-        console.print(f"{verdict.passed_path(sealed)}: the clips that passed, for --privacy strict")
+        console.print(f"{verdict.passed_path(facts.manifest)}: the clips that passed, for --privacy strict")
     console.print(f"{config.out / REPORT}: contains the frames to review and sign")
     return FAILED_AUDIT if counts[verdict.FAILED] else DONE
 
@@ -209,36 +203,16 @@ def _make_folder(config: AuditConfig, manifest: Path | None, root: Path) -> None
     config.out.mkdir(parents=True, exist_ok=True)
 
 
-def _write(
-    config: AuditConfig,
-    manifest: Path,
-    root: Path,
-    clips: list[Clip],
-    judged: Judged,
-    makers: list[str],
-    models: tuple[Model, ...],
-    sign: signature.Signer | None,
-) -> Path:
-    """Write the report first, then the manifest, then the seal that ties them; return the manifest."""
-    content = report.content(
-        judged,
-        makers,
-        config.detectors,
-        config.frames,
-        datetime.now(UTC),
-        manifest=manifest,
-        command=shlex.join(sys.argv),
-        models=models,
-    )
-    audit = config.out / verdict.AUDIT_FILE
+def _write(out: Path, facts: report.Facts, clips: list[Clip], judged: Judged, sign: signature.Signer | None) -> None:
+    """Write the report first, then the manifest, then the seal that ties them."""
+    content, audit = report.content(judged, facts), out / verdict.AUDIT_FILE
     write_json(audit, content)
     verdicts = {findings.path: one.verdict for findings, one in judged}
     rows = [replace(clip, audit=verdicts[clip.path]) for clip in clips]
-    Manifest.write(manifest, rows)
-    verdict.seal(manifest, audit, sign)
-    verdict.write_passed(manifest, audit, sign)
-    write_text(config.out / REPORT, report.html(judged, content))
-    write_csv(config.out / TABLE, report.table(content))
-    write_text(config.out / DATASHEET, report.datasheet(rows, content))
-    write_json(config.out / CROISSANT, report.croissant(rows, content, manifest, root))
-    return manifest
+    Manifest.write(facts.manifest, rows)
+    verdict.seal(facts.manifest, audit, sign)
+    verdict.write_passed(facts.manifest, audit, sign)
+    write_text(out / REPORT, report.html(judged, content))
+    write_csv(out / TABLE, report.table(content))
+    write_text(out / DATASHEET, report.datasheet(rows, content))
+    write_json(out / CROISSANT, report.croissant(rows, content, facts))

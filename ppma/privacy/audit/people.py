@@ -69,40 +69,33 @@ def people_of(
     people: list[tuple[list[float], list[str]]] = []
     for name, boxes_N5 in boxes.items():
         for box in boxes_N5[:, :4].tolist():
-            same = next(
-                (found_by for other, found_by in people if overlaps(_row(box), _row(other)) >= SAME_PERSON), None
-            )
+            same = next((by for other, by in people if overlaps(_row(box), _row(other)) >= SAME_PERSON), None)
             if same is None:
                 people.append((box, [name]))
             elif name not in same:
                 same.append(name)
-    difference_HW = np.abs(before_HWC.astype(np.int16) - after_HWC).max(-1)
-    return [_person(frame, box, names, difference_HW, before_HWC, hidden_HW) for box, names in people]
+    alike_HW = np.abs(before_HWC.astype(np.int16) - after_HWC).max(-1) < CHANGED_LEVELS
+    detail_HW = _gradient(before_HWC) >= DETAIL
+    found = list[Person]()
+    for box, names in people:
+        core_HW = np.zeros(hidden_HW.shape, np.uint8)
+        draw_ellipses(core_HW, _row(box), CORE_WIDTH / 2, CORE_HEIGHT / 2)
+        core = core_HW.astype(bool)
+        inside = core & hidden_HW
+        detail = inside & detail_HW
+        shows = detail if detail.sum() >= LEAST_DETAIL else inside
+        found.append(
+            Person(
+                frame=frame, box=[round(value, 1) for value in box], found_by=names,
+                masked=round(float(hidden_HW[core].mean()) if core.any() else 1.0, 3),
+                kept=round(float(alike_HW[shows].mean()), 3) if shows.any() else None,
+            )
+        )  # fmt: skip  # one field after the other
+    return found
 
 
 def _row(box: list[float]) -> np.ndarray:
     return np.array([box], np.float32)
-
-
-def _person(
-    frame: int,
-    box: list[float],
-    names: list[str],
-    difference_HW: np.ndarray,
-    before_HWC: np.ndarray,
-    hidden_HW: np.ndarray,
-) -> Person:
-    core_HW = np.zeros(hidden_HW.shape, np.uint8)
-    draw_ellipses(core_HW, _row(box), CORE_WIDTH / 2, CORE_HEIGHT / 2)
-    core = core_HW.astype(bool)
-    inside = core & hidden_HW
-    detail = inside & (_gradient(before_HWC) >= DETAIL)
-    shows = detail if detail.sum() >= LEAST_DETAIL else inside
-    return Person(
-        frame=frame, box=[round(value, 1) for value in box], found_by=names,
-        masked=round(float(hidden_HW[core].mean()) if core.any() else 1.0, 3),
-        kept=round(float((difference_HW[shows] < CHANGED_LEVELS).mean()), 3) if shows.any() else None,
-    )  # fmt: skip  # one field after the other
 
 
 def _gradient(frame_HWC: np.ndarray) -> np.ndarray:

@@ -10,10 +10,12 @@ The datasheet contains what the audit knows, and asks the owner for the rest.
 """
 
 import json
+import shlex
+import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
-from datetime import datetime
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,44 +50,38 @@ NUMBERS = {
 """Croissant types of the manifest's columns that are not text."""
 
 
-def content(
-    judged: Judged,
-    makers: Sequence[str],
-    auditors: Sequence[str],
-    frames: int,
-    now: datetime,
-    *,
-    manifest: Path,
-    command: str,
-    models: Sequence[Model] = (),
-) -> dict[str, Any]:
-    """Return the content of audit.json.
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What was audited, who made the masks, and who judged them."""
 
-    Args:
-        judged: Findings and verdict of each clip.
-        makers: Tools that made the masks.
-        auditors: Detectors that judged them.
-        frames: Inspected frames of each clip; 0 for all.
-        now: Date of the audit.
-        manifest: The audited manifest.
-        command: The command line.
-        models: Files of detectors that the user provided.
-    """
+    manifest: Path
+    root: Path
+    """Folder that the manifest's paths are relative to."""
+    makers: Sequence[str]
+    auditors: Sequence[str]
+    frames: int
+    """Inspected frames of each clip; 0 for all."""
+    models: Sequence[Model]
+    """Files of detectors that the user provides."""
+
+
+def content(judged: Judged, facts: Facts) -> dict[str, Any]:
+    """Return the content of audit.json from the findings and verdict of each clip."""
     counts = Counter(verdict.verdict for _, verdict in judged)
     return {
         "format": FORMAT,
         "version": f"ppma {__version__}",
-        "date": now.strftime("%Y-%m-%d"),
-        "manifest": manifest.name,
-        "command": command,
-        "models": {file: hash for name in auditors for file, hash in _model_hashes(AUDITORS[name].weights)}
-        | {model.path.name: model.sha256 for model in models},
-        "makers": list(makers),
-        "auditors": list(auditors),
-        "operating_points": {name: AUDITORS[name].threshold for name in auditors},
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "manifest": facts.manifest.name,
+        "command": shlex.join(sys.argv),
+        "models": {file: hash for name in facts.auditors for file, hash in _model_hashes(AUDITORS[name].weights)}
+        | {model.path.name: model.sha256 for model in facts.models},
+        "makers": list(facts.makers),
+        "auditors": list(facts.auditors),
+        "operating_points": {name: AUDITORS[name].threshold for name in facts.auditors},
         "points_date": POINTS_DATE,
-        "licences": {name: AUDITORS[name].license for name in auditors},
-        "frames": frames,
+        "licences": {name: AUDITORS[name].license for name in facts.auditors},
+        "frames": facts.frames,
         "confidence": statistics.CONFIDENCE,
         "verdicts": {name: counts[name] for name in VERDICTS},
         "rates": {name: asdict(rate) for name, rate in summarize(judged).items()},
@@ -107,19 +103,7 @@ def _model_hashes(key: str) -> list[tuple[str, str]]:
 
 
 def _clip(findings: Findings, verdict: ClipVerdict) -> dict[str, Any]:
-    kept = (
-        "path",
-        "name",
-        "class_name",
-        "sha256",
-        "frames",
-        "looked_at",
-        "original",
-        "makers",
-        "method",
-        "outside_db",
-        "inside_change",
-    )
+    kept = ("path", "name", "class_name", "sha256", "frames", "looked_at", "original", "makers", "method")
     detectors = {
         name: {
             **asdict(one),
@@ -129,7 +113,7 @@ def _clip(findings: Findings, verdict: ClipVerdict) -> dict[str, Any]:
         for name, one in verdict.detectors.items()
     }
     return {
-        **{name: getattr(findings, name) for name in kept},
+        **{name: getattr(findings, name) for name in (*kept, "outside_db", "inside_change")},
         "people": len(findings.people),
         "people_missed": sum(person.missed for person in findings.people),
         "people_painted_back": sum(person.painted_back for person in findings.people),
@@ -215,14 +199,13 @@ def datasheet(rows: Sequence[Clip], audit: dict[str, Any]) -> str:
     return pages.render(__package__, "datasheet.md", audit=audit, rows=rows, counts=counts)
 
 
-def croissant(rows: Sequence[Clip], audit: dict[str, Any], manifest: Path, root: Path) -> dict[str, Any]:
+def croissant(rows: Sequence[Clip], audit: dict[str, Any], facts: Facts) -> dict[str, Any]:
     """Return Croissant metadata: the manifest as a table with typed columns, and the clips that it names.
 
     Args:
         rows: The manifest's rows.
         audit: The content of audit.json.
-        manifest: The manifest.
-        root: Folder that its paths are relative to; its name is the data set's if the rows name no source.
+        facts: The manifest, and its root, whose name is the data set's if the rows name no source.
     """
     text = pages.render(
         __package__,
@@ -231,9 +214,9 @@ def croissant(rows: Sequence[Clip], audit: dict[str, Any], manifest: Path, root:
         count=len(rows),
         fields={name: NUMBERS.get(name, "sc:Text") for name in HEADER},
         licenses=sorted({row.licence for row in rows if row.licence}) or "not stated",
-        manifest=manifest,
-        name=rows[0].source or root.resolve().name,
-        sha256=file_sha256(manifest),
+        manifest=facts.manifest,
+        name=rows[0].source or facts.root.resolve().name,
+        sha256=file_sha256(facts.manifest),
         suffixes=sorted({Path(row.path).suffix for row in rows} - {""}) or [".jpg"],
     )
     return dict(json.loads(text))

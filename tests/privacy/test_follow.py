@@ -1,0 +1,71 @@
+"""People are followed from one inspected frame to the next, and count there where an auditor is nearly sure."""
+
+import numpy as np
+import pytest
+
+from ppma.privacy.audit.follow import CARRIED, FOLLOWED, LONGEST, STEP, Follower, confirmed
+from ppma.privacy.detectors.boxes import NONE_05, overlaps
+
+POINT, LENGTH = 0.4, 13
+RNG = np.random.default_rng(0)
+PLACE, PERSON = (RNG.integers(0, 255, size, np.uint8) for size in ((96, 160, 3), (50, 20, 3)))
+
+
+def frame(t, person=True):
+    """A person who walks one pixel a frame over a textured place."""
+    out_HWC = PLACE.copy()
+    if person:
+        out_HWC[30:80, 40 + t : 60 + t] = PERSON
+    return out_HWC
+
+
+def boxes(t, score):
+    return np.array([[40 + t, 30, 60 + t, 80, score]], np.float32)
+
+
+def followed(frames, first, last, follower=None):
+    """Return who arrives in the last frame, and who comes back to the first."""
+    follower = follower or Follower({"net": POINT})
+    follower.stop(frames[0], {"net": first})
+    for one in frames[1:-1]:
+        follower.skip(one)
+    return follower.stop(frames[-1], {"net": last})
+
+
+def test_a_person_who_is_found_in_one_frame_is_followed_to_the_next_and_back():
+    frames = [frame(t) for t in range(LENGTH)]
+    arrived, _ = followed(frames, boxes(0, 0.9), NONE_05)
+    assert overlaps(arrived, boxes(LENGTH - 1, 1)) > 0.9
+    _, back = followed(frames, NONE_05, boxes(LENGTH - 1, 0.9))
+    assert overlaps(back, boxes(0, 1)) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("frames", "score"),
+    [
+        ([frame(0), *[np.zeros_like(PLACE)] * LENGTH], 0.9),  # a cut
+        ([frame(t) for t in range(LENGTH)], POINT - 0.01),  # below the operating point, and followed from nowhere
+        ([frame(0)] * (LONGEST + 3), 0.9),  # too far
+        ([frame(0), None, frame(0)], 0.9),  # without an original
+    ],
+)
+def test_who_is_not_followed(frames, score):
+    arrived, _ = followed(frames, boxes(0, score), NONE_05)
+    assert not len(arrived)
+
+
+@pytest.mark.parametrize(("share", "carried"), [(CARRIED, True), (CARRIED - 0.01, False)])
+def test_a_person_who_is_nearly_found_is_followed_further(share, carried):
+    follower, frames = Follower({"net": POINT}), [frame(t) for t in range(2 * STEP + 1)]
+    followed(frames[: STEP + 1], boxes(0, 0.9), boxes(STEP, share * POINT + 1e-6), follower)
+    for one in frames[STEP + 1 : -1]:
+        follower.skip(one)
+    arrived, _ = follower.stop(frames[-1], {"net": NONE_05})
+    assert len(arrived) == carried
+
+
+def test_a_weak_box_counts_only_where_a_person_is_followed_to():
+    weak, weaker, strong = (boxes(0, share * POINT + 1e-6) for share in (FOLLOWED, FOLLOWED - 0.01, 1))
+    assert not len(confirmed(weak, POINT, NONE_05)) and len(confirmed(strong, POINT, NONE_05)) == 1
+    assert len(confirmed(weak, POINT, boxes(3, 0))) == 1 and not len(confirmed(weak, POINT, boxes(80, 0)))
+    assert not len(confirmed(weaker, POINT, boxes(3, 0)))
