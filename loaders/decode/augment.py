@@ -150,7 +150,7 @@ def _autocontrast(frames_THWC: np.ndarray, _: float) -> None:
 
 def _equalize(frames_THWC: np.ndarray, _: float) -> None:
     """Equalize each channel's histogram with Pillow's integer formula, which torchvision follows."""
-    hist_TC256 = np.array(  # (256, 1) from OpenCV 4, (256,) from 5
+    hist_TC256 = np.array(
         [[cv2.calcHist([f], [c], None, [256], [0, 256]).ravel() for c in range(3)] for f in frames_THWC], np.int64
     )
     below_TC256 = hist_TC256.cumsum(axis=-1) - hist_TC256

@@ -1,6 +1,5 @@
 """The plain reader's views against plain torch, step by step and as a whole."""
 
-import cv2
 import numpy as np
 import pytest
 import reference_views as reference
@@ -58,17 +57,6 @@ def test_pixelwise_operation_is_torchvisions(name: str, sign: int) -> None:
         made = frames.copy()
         apply_operation(made, name, argument)
         assert difference(made, reference.operation(frames, name, argument)) <= TOLERANCE.get(name, 0)
-
-
-@pytest.mark.parametrize("shape", [(256, 1), (256,)])
-def test_histograms_of_opencv_4_and_5(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenCV 5 returns one dimension where 4 returns two."""
-    count = cv2.calcHist
-    monkeypatch.setattr(cv2, "calcHist", lambda *arguments: count(*arguments).reshape(shape))
-    frames = reference.picture_frames(2, 33, 33, noise=30)
-    made = frames.copy()
-    apply_operation(made, "equalize", 0.0)
-    assert difference(made, reference.operation(frames, "equalize", 0.0)) == 0
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in GEOMETRIC_REACH])

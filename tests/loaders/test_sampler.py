@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,24 +29,13 @@ from ppma.loaders.sampler import (
 from ppma.loaders.samples import frames_in_window
 
 
-@dataclass
 class Table:
-    clips: int
-    name: str = "source"
-    seconds: float = 10.0
-    rate: float = 30.0
-    widths: np.ndarray = field(init=False)
-    heights: np.ndarray = field(init=False)
-    starts: np.ndarray = field(init=False)
-    ends: np.ndarray = field(init=False)
-    fps: np.ndarray = field(init=False)
+    """The columns of a manifest that a sampler reads."""
 
-    def __post_init__(self):
-        self.widths = np.full(self.clips, 320)
-        self.heights = np.full(self.clips, 240)
-        self.starts = np.zeros(self.clips)
-        self.ends = np.full(self.clips, self.seconds)
-        self.fps = np.full(self.clips, self.rate)
+    def __init__(self, clips, seconds=10.0, rate=30.0):
+        self.name, self.clips, self.fps = "source", clips, np.full(clips, rate)
+        self.widths, self.heights = np.full(clips, 320), np.full(clips, 240)
+        self.starts, self.ends = np.zeros(clips), np.full(clips, seconds)
 
     def __len__(self):
         return self.clips
@@ -307,7 +296,7 @@ def test_videos_taken_for_folders_of_frames_show_the_frames_that_the_folders_wou
         training = TrainingSampler([table], as_folder, seed=3, batch_clips=1)
         samplers.append([evaluation.sample(0, 0), evaluation.sample(0, 1), *(training.sample(e, 0) for e in range(20))])
     seen = [
-        [frames_in_window(np.arange(300) / table.rate, s.start_seconds, s.end_seconds) for s in samples]
+        [frames_in_window(np.arange(300) / table.fps[0], s.start_seconds, s.end_seconds) for s in samples]
         for table, samples in zip((folder, video), samplers)
     ]
     assert seen[0] == seen[1] and seen[0][0] == (0, 68)  # 2.7 s x 25 frames/s
