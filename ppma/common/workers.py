@@ -192,18 +192,18 @@ def _spawning() -> Iterator[None]:
 
     Block Ctrl-C in them too: they would print a traceback before they can ignore it.
     """
+    resource_tracker.ensure_running()  # multiprocessing starts it with the first process, and unblocks Ctrl-C then
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     main = sys.modules["__main__"]
     spec, file = main.__spec__, main.__dict__.pop("__file__", None)
     main.__spec__ = None
-    resource_tracker.ensure_running()  # multiprocessing starts it with the first process, and unblocks Ctrl-C then
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         main.__spec__ = spec
         if file is not None:
             main.__file__ = file
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 @dataclass
