@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -69,6 +70,7 @@ def _common(folder: Path, recipe: str, seed: int, init: Path | None) -> None:
     (folder / "metrics.jsonl").write_text("")
 
 
+@mock.patch("os.fsync", new=lambda _: None)  # made runs need not outlive a power cut
 def study(
     out: Path,
     rights: dict[tuple[str, str, str, int], np.ndarray],

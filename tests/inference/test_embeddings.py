@@ -5,13 +5,15 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from pyarrow import parquet
 
 import ppma
 from ppma.cli import main as command
 from ppma.common.files import file_sha256
 from ppma.config.run import EvaluationConfig
-from ppma.inference.samples import embed
+from ppma.inference.embeddings import write_rows
+from ppma.inference.samples import embed, subset
 from ppma.loaders.sources import catalog
 from ppma.training.run import open_run
 
@@ -22,9 +24,12 @@ def features(folder, out, *flags, run="mae"):
 
 
 def test_both_formats_hold_the_encoder_s_features_and_their_origin(tiny_runs, tmp_path):
-    for name in ("f.npz", "f.parquet"):
-        assert features(tiny_runs, tmp_path / name, "--dataset", "made", "other", "--split", "train") == 0
-    arrays, table = np.load(tmp_path / "f.npz"), parquet.read_table(tmp_path / "f.parquet")
+    flags = ["--dataset", "made", "other", "--split", "train"]
+    assert features(tiny_runs, tmp_path / "f.npz", *flags) == 0
+    arrays = dict(np.load(tmp_path / "f.npz"))
+    facts = json.loads(str(arrays.pop("facts")))
+    write_rows(tmp_path / "f.parquet", arrays, facts)
+    table = parquet.read_table(tmp_path / "f.parquet")
     data = catalog.read(tiny_runs / "data.toml")
     run = open_run(tiny_runs / "runs/mae", device="cpu", workers=1)
     expected = embed(run, data.manifest("made"), EvaluationConfig(windows=1, crops=1)).features_VWD[:, 0].numpy()
@@ -34,20 +39,18 @@ def test_both_formats_hold_the_encoder_s_features_and_their_origin(tiny_runs, tm
     for name in ("path", "source", "label", "class_name", "decoded"):
         assert table[name].to_pylist() == arrays[name].tolist()
     assert set(arrays["source"]) == {"made", "other"}
-    facts = json.loads(str(arrays["facts"]))
     assert facts == json.loads(table.schema.metadata[b"ppma"])
     assert facts["weights_sha256"] == file_sha256(run.weights)
     assert facts["manifests"]["made.train"] == file_sha256(tiny_runs / "made_train.csv")
 
 
-def test_views_are_averaged(tiny_runs, tmp_path):
-    flags = ["--dataset", "made", "--windows", "2", "--crops", "3"]
-    assert features(tiny_runs, tmp_path / "f.npz", *flags) == 0
+def test_views_are_averaged(tiny_runs):
     run = open_run(tiny_runs / "runs/mae", device="cpu", workers=1)
-    source = catalog.read(tiny_runs / "data.toml").manifest("made", "val")
+    source = subset(catalog.read(tiny_runs / "data.toml").manifest("made", "val"), [0, 7])
     views = embed(run, source, EvaluationConfig(windows=2, crops=3)).features_VWD
     assert views.shape[1] == 6
-    assert np.allclose(np.load(tmp_path / "f.npz")["features"], views.mean(dim=1).numpy(), atol=1e-6)
+    found = ppma.Model(run).features(source, windows=2, crops=3)
+    assert torch.allclose(found.values, views.mean(dim=1), atol=1e-6)
 
 
 def test_an_undecodable_clip_stops_it_or_is_marked(tiny_runs, tmp_path, capfd):

@@ -32,7 +32,21 @@ class Page(HTMLParser):
 
 
 def inspect(folder, run, out, *flags):
-    argv = ["--out", out, "--data", folder / "data.toml", "--device", "cpu", "--workers", 1, "--examples", 2, *flags]
+    argv = [
+        "--out",
+        out,
+        "--data",
+        folder / "data.toml",
+        "--device",
+        "cpu",
+        "--workers",
+        1,
+        "--examples",
+        2,
+        "--clips",
+        4,
+        *flags,
+    ]
     return ppma(["inspect", *map(str, [folder / "runs" / run, *argv])])
 
 
@@ -40,7 +54,7 @@ def inspect(folder, run, out, *flags):
     ("run", "flags", "headings"),
     [
         ("mae", [], ["Reconstructions"]),
-        ("finetune", ["--sources", "other", "--clips", "8"], ["Most confused pairs: made"]),
+        ("finetune", ["--sources", "other"], ["Most confused pairs: made"]),
     ],
 )
 def test_the_page_holds_everything_and_refers_to_nothing_outside(tiny_runs, tmp_path, run, flags, headings):
@@ -70,7 +84,7 @@ def test_another_data_set_of_the_name_is_refused(tiny_runs, tmp_path, capfd):
         manifest = tmp_path / f"made_{split}.csv"
         catalog.add(tmp_path / "data.toml", name="made", split=split, manifest=manifest, root=root)
     out = tmp_path / "page.html"
-    assert inspect(tiny_runs, "finetune", out, "--clips", "4", "--data", str(tmp_path / "data.toml")) == 2
+    assert inspect(tiny_runs, "finetune", out, "--data", str(tmp_path / "data.toml")) == 2
     assert "another made val" in capfd.readouterr().err and not out.exists()
 
 

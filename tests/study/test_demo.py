@@ -26,7 +26,7 @@ from ppma.synthetic import CLASSES
 from ppma.training.distributed import Stop
 from tests.study.test_work import DRAW, written
 
-SMALL = demo.SPEC.read_text().replace("draw = {}", f'flags = "--batch 8 --optim.epochs 1"\n{DRAW}')
+SMALL = demo.SPEC.read_text().replace("draw = {}", f'flags = "--batch 8 --optim.epochs 1 --pictures-every 0"\n{DRAW}')
 
 
 def run(out, *more):
