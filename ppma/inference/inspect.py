@@ -107,22 +107,22 @@ def _as_trained(run: FinishedRun, sources: Sequence[Manifest], examples: int) ->
     return _sheets("Clips as the model saw them", note, sheets)
 
 
-def _reconstructions(run: FinishedRun, model: MaskedAutoencoder, sources: Sequence[Manifest]) -> Section:
+def _reconstructions(run: FinishedRun, model: MaskedAutoencoder, clips: dict[str, np.ndarray]) -> Section:
     note = (
         f"{round(100 * run.config.mae.mask_ratio)} % of the patches are hidden. Brightness and contrast of hidden patches are estimated"
         " from visible ones, unless the caption says otherwise."
     )
-    found = [(source.name, *samples.reconstructed(model, source, run.loader)) for source in sources]
+    found = [(name, *samples.reconstructed(model, clips_BTHWC)) for name, clips_BTHWC in clips.items()]
     sheets = [(sheet, f"{name}; groups of three rows: {caption}") for name, caption, sheet in found]
     return _sheets("Reconstructions", note, sheets)
 
 
-def _attention(run: FinishedRun, sources: Sequence[Manifest]) -> Section:
+def _attention(run: FinishedRun, clips: dict[str, np.ndarray]) -> Section:
     note = (
         "Below each clip: the attention that each place receives in the last block, averaged over heads and queries. Yellow is the"
         " most; each clip has its own scale. It shows which places are read, not why a class was chosen."
     )
-    sheets = [(pictures.sheet(samples.attended(run, source)), source.name) for source in sources]
+    sheets = [(pictures.sheet(samples.attended(run.model, clips_BTHWC)), name) for name, clips_BTHWC in clips.items()]
     return _sheets("Attention", note, sheets)
 
 
@@ -242,12 +242,13 @@ def sections(run: FinishedRun, options: InspectOptions) -> Iterator[Section]:
     names = dict.fromkeys((*run.config.sources, *options.sources))
     sources = [data.manifest(name, options.split) for name in names]
     tested = {scores: _tested_source(scores, data) for scores in _tests(run)}
-    shown = [samples.subset(source, samples.spread_rows(source, options.examples)) for source in sources]
     yield _about(run)
     yield _as_trained(run, sources, options.examples)
+    shown = {source.name: samples.subset(source, samples.spread_rows(source, options.examples)) for source in sources}
+    clips = {name: samples.plain_views(source, run.loader) for name, source in shown.items()}
     if isinstance(run.model, MaskedAutoencoder) and run.model.decoder is not None:
-        yield _reconstructions(run, run.model, shown)
-    yield _attention(run, shown)
+        yield _reconstructions(run, run.model, clips)
+    yield _attention(run, clips)
     found = _embed(run, [samples.subset(source, samples.spread_rows(source, options.clips)) for source in sources])
     yield _neighbors(run, found, options.examples)
     yield _map(found)

@@ -111,11 +111,10 @@ def pixels(patches_BNP: Tensor, vit: ViTConfig) -> Tensor:
     return (colors.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def reconstructed(model: MaskedAutoencoder, source: Manifest, loader: LoaderConfig) -> tuple[str, np.ndarray]:
-    """Return (caption, picture) of the clips of a source as a stage 1 model fills them in; three rows per clip."""
-    device = model.position_ND.device
-    frames_BTHWC = torch.from_numpy(plain_views(source, loader)).to(device)
-    keys_B = torch.arange(len(frames_BTHWC), device=device)
+def reconstructed(model: MaskedAutoencoder, clips_BTHWC: np.ndarray) -> tuple[str, np.ndarray]:
+    """Return (caption, picture) of clips as a stage 1 model fills them in; three rows per clip."""
+    frames_BTHWC = torch.from_numpy(clips_BTHWC).to(model.position_ND.device)
+    keys_B = torch.arange(len(frames_BTHWC), device=frames_BTHWC.device)
     return pictures.reconstructions(model, frames_BTHWC, keys_B, clips=len(frames_BTHWC))
 
 
@@ -139,12 +138,12 @@ def attention_received(model: Encoder, frames_BTHWC: Tensor) -> Tensor:
     return total_BN.unflatten(1, model.config.grid)
 
 
-def attended(run: FinishedRun, source: Manifest) -> list[np.ndarray]:
+def attended(model: Encoder, clips_BTHWC: np.ndarray) -> list[np.ndarray]:
     """Return two rows per clip: its frames, and the same in gray under a heat map of the attention received."""
     rows = []
-    for frames_THWC in plain_views(source, run.loader):
-        frames_BTHWC = torch.from_numpy(frames_THWC[None]).to(run.ranks.device)
-        heat = attention_received(run.model, frames_BTHWC)[0].cpu().numpy()
+    for frames_THWC in clips_BTHWC:
+        frames_BTHWC = torch.from_numpy(frames_THWC[None]).to(model.position_ND.device)
+        heat = attention_received(model, frames_BTHWC)[0].cpu().numpy()
         rows += [frames_THWC, overlay(frames_THWC, heat)]
     return rows
 
