@@ -27,6 +27,8 @@ TALL = 48
 """Body height in pixels from which on the goal for the mask applies."""
 RECALL, RESIDUAL, SEEN_DB = 0.98, 0.01, 24.0
 """The goals: recall of the mask by pixel, share of frames with a residual detection, PSNR of inpainted pixels."""
+WHOLE = 0.95
+"""Share of a person's pixels that must be hidden in every frame for the person to count as removed."""
 HEIGHTS = ((16, 32), (32, 48), (48, 64), (64, 96), (96, 128), (128, 1000))
 LINE_STYLES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 4)))
 """Lines of the auditors in the plot, in their order."""
@@ -82,6 +84,7 @@ def summarize(trials: Sequence[Trial]) -> dict[str, Any]:
         "tall and found": group(found),
         "tall": group(tall),
         "all": group(every),
+        "people": people(every),
         "heights": _by_height(every),
         "kinds": {kind: _by_kind(found, name_of) for kind, name_of in KINDS.items()},
         "residual": {name: _residual(trials, name) for name in (*trials[0].findings.detectors, "any")},
@@ -90,11 +93,43 @@ def summarize(trials: Sequence[Trial]) -> dict[str, Any]:
     }
 
 
+def people(chosen: Chosen) -> dict[str, dict[str, Any]]:
+    """Return visible height (its median) -> how many people were removed, and in which way the others were not.
+
+    A person is removed if the mask hides WHOLE of them in every frame and nothing paints them back.
+    """
+    seen = defaultdict[tuple[int, int], list[Sighting]](list)
+    for trial, sighting in chosen:
+        seen[trial.design["number"], sighting.person].append(sighting)
+    rows = {}
+    for name, low, high in ((f"{TALL} up", TALL, HEIGHTS[-1][1]), *_height_names()):
+        some = {who: one for who, one in seen.items() if low <= np.median([s.height for s in one]) < high}
+        shown = {who: any(s.hidden < WHOLE * s.pixels for s in one) for who, one in some.items()}
+        back = {who: any(s.back for s in one) for who, one in some.items()}
+        count, removed = defaultdict[int, int](int), defaultdict[int, int](int)
+        for clip, person in some:
+            count[clip] += 1
+            removed[clip] += not (shown[clip, person] or back[clip, person])
+        share, least, most = statistics.pooled_share([removed[n] for n in count], list(count.values()))
+        if sum(removed.values()) == len(some):  # resampling shows no spread
+            least = 1 - statistics.upper_bound(0, len(count))
+        if some:
+            rows[name] = {
+                "clips": len(count), "people": len(some), "shown": sum(shown.values()), "back": sum(back.values()),
+                "removed": sum(removed.values()), "share": share, "low": least, "high": most,
+            }  # fmt: skip  # one field after the other
+    return rows
+
+
+def _height_names() -> list[tuple[str, int, int]]:
+    return [(f"{low} to {high - 1}" if high < HEIGHTS[-1][1] else f"{low} up", low, high) for low, high in HEIGHTS]
+
+
 def _by_height(chosen: Chosen) -> dict[str, Any]:
     rows = {}
-    for low, high in HEIGHTS:
+    for name, low, high in _height_names():
         if some := [(trial, sighting) for trial, sighting in chosen if low <= sighting.height < high]:
-            rows[f"{low} to {high - 1}" if high < HEIGHTS[-1][1] else f"{low} up"] = group(some)
+            rows[name] = group(some)
     return rows
 
 
@@ -225,4 +260,5 @@ def markdown(summary: dict[str, Any], settings: dict[str, object]) -> str:
         settings=shown,
         summary=summary,
         tall=TALL,
+        whole=WHOLE,
     )

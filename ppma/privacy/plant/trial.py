@@ -26,7 +26,9 @@ from ppma.loaders.decode.fetch import all_frames
 from ppma.privacy.audit.clip import Findings, Inspector, Pair, belongs, inspected_frames, psnr
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.plant.clip import Design, Planted, plant
+from ppma.privacy.removal import figures
 from ppma.privacy.removal.clip import ClipSource, Pipeline, Settings
+from ppma.privacy.removal.figures import same
 from ppma.privacy.removal.fill import LEAST_SHARE, LEAST_VIEWS
 from ppma.privacy.removal.plugins import PLUGINS
 from ppma.privacy.removal.writing import X264
@@ -47,6 +49,9 @@ class Sighting:
     """Visible pixels."""
     hidden: int
     """Those within the mask."""
+    back: bool
+    """The result shows the person again within the mask: at least a third of the pixels that differ from the empty
+    scene equal the original."""
     found: bool | None
     """Detected by the remover in this frame; None in frames that were not inspected."""
     audited: dict[str, bool]
@@ -156,7 +161,7 @@ def measure(planted: Planted, pipeline: Pipeline, inspector: Inspector, folder: 
         design={**asdict(design), "plate": design.plate.name if design.plate else None},
         moving=planted.moving,
         people=len(planted.people_NTPP),
-        sights=_sightings(planted, hidden_TPP, pipeline, findings, inspected),
+        sights=_sightings(planted, hidden_TPP, _frames(paths["inp"]), pipeline, findings, inspected),
         outside_db=findings.outside_db,
         seen_db=seen_db,
         seen_pixels=seen_pixels,
@@ -182,7 +187,12 @@ def _compare_inpainted(planted: Planted, hidden_TPP: np.ndarray, cleaned: Path) 
 
 
 def _sightings(
-    planted: Planted, hidden_TPP: np.ndarray, pipeline: Pipeline, findings: Findings, inspected: list[int]
+    planted: Planted,
+    hidden_TPP: np.ndarray,
+    cleaned_TPP3: np.ndarray,
+    pipeline: Pipeline,
+    findings: Findings,
+    inspected: list[int],
 ) -> list[Sighting]:
     """Return every visible person in every frame."""
     sightings = []
@@ -204,9 +214,18 @@ def _sightings(
                 Sighting(
                     person=n, frame=t, height=int(rows[-1] - rows[0]) + 1, pixels=int(own_PP.sum()),
                     hidden=int((own_PP & hidden_TPP[t]).sum()), found=found, audited=audited, left=left,
+                    back=_painted_back(planted, t, own_PP & hidden_TPP[t], cleaned_TPP3[t]),
                 )
             )  # fmt: skip  # one field after the other
     return sightings
+
+
+def _painted_back(planted: Planted, t: int, hidden_PP: np.ndarray, cleaned_PP3: np.ndarray) -> bool:
+    """True if the hidden pixels of a person show them again, judged as in `figures`, but against the known scene."""
+    original_N3 = planted.frames_TPP3[t][hidden_PP]
+    compared_N = ~same(original_N3, planted.empty_TPP3[t][hidden_PP])
+    back_N = compared_N & same(original_N3, cleaned_PP3[hidden_PP])
+    return bool(compared_N.sum() >= figures.LEAST_PIXELS and back_N.sum() > figures.RETURNED_SHARE * compared_N.sum())
 
 
 def _corners(boxes: list[list[float]]) -> np.ndarray:

@@ -89,7 +89,7 @@ class Figures:
         number_of = np.zeros(nearest_HW.max() + 1, np.int32)
         number_of[nearest_HW[core_HW > 0]] = core_HW[core_HW > 0]
         territory_HW = np.where(hidden_HW, number_of[nearest_HW], 0)
-        compared_HW = (core_HW > 0) & ~_same(smoothed(frame_HWC, hidden_HW), frame_HWC)
+        compared_HW = (core_HW > 0) & ~same(smoothed(frame_HWC, hidden_HW), frame_HWC)
         compared_HW[compared_HW] = ~_around(frame_HWC, hidden_HW)[_color(frame_HWC[compared_HW])]
         rows_N, columns_N = np.nonzero(compared_HW)
         return cls(
@@ -105,7 +105,7 @@ class Figures:
             shown_HW: Pixels of the picture that count (default: all).
         """
         at_N = self.rows_N * picture_HWC.shape[1] + self.columns_N  # take is 3 times as fast as two indices
-        same_N = _same(picture_HWC.reshape(-1, 3).take(at_N, axis=0), self.colors_N3)
+        same_N = same(picture_HWC.reshape(-1, 3).take(at_N, axis=0), self.colors_N3)
         if shown_HW is not None:
             same_N &= shown_HW.ravel().take(at_N) > 0
         people = int(self.territory_HW.max(initial=0)) + 1
@@ -140,7 +140,7 @@ def _around(frame_HWC: np.ndarray, hidden_HW: np.ndarray) -> np.ndarray:
     return common
 
 
-def _same(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def same(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """True where two pictures (..., 3), uint8, show the same color."""
     alike = np.maximum(first, second) - np.minimum(first, second) <= SAME_LEVELS
     return alike[..., 0] & alike[..., 1] & alike[..., 2]  # 4 times as fast as all(-1)
