@@ -144,7 +144,8 @@ def write_barcoded_clip(
     assert frames <= 1 << BITS and width >= BITS * BLOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=Fraction(fps))
+        # threads of libvpx spin while they wait: twenty times the CPU time of one
+        stream = container.add_stream(codec, rate=Fraction(fps), options={"threads": "1"} if codec == "libvpx" else {})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.codec_context.gop_size = key_frame_spacing
         stream.codec_context.bit_rate = 400_000

@@ -60,7 +60,8 @@ def x265(more: str) -> dict[str, str]:
     return {"preset": "ultrafast", "x265-params": f"{keys}:{more}"}
 
 
-B, NO_B, VPX = {"g": "24", "bf": "2"}, {"g": "24", "bf": "0"}, {"g": "24", "deadline": "realtime", "cpu-used": "8"}
+B, NO_B = {"g": "24", "bf": "2"}, {"g": "24", "bf": "0"}
+VPX = {"g": "24", "deadline": "realtime", "cpu-used": "8", "threads": "1"}
 VP9_SINGLE = {"g": "24", "auto-alt-ref": "0", "cpu-used": "8"}
 CODED = {
     "h264 closed": ("libx264", "mp4 mkv mov avi ts flv", x264("open-gop=0:bframes=3:b-pyramid=none")),
