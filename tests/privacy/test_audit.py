@@ -16,11 +16,12 @@ import torch
 from ppma.cli import main as ppma
 from ppma.common import shares
 from ppma.common.files import content_sha256
+from ppma.common.plots import svg
 from ppma.common.shares import Share
 from ppma.loaders.decode.fetch import all_frames
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy.audit import jobs as audit_jobs
-from ppma.privacy.audit import spikes
+from ppma.privacy.audit import report, spikes
 from ppma.privacy.detectors import auditors as audit_detectors
 from ppma.privacy.detectors.auditors import AUDITORS, BUNDLED, AuditorKind
 from ppma.privacy.detectors.boxes import NONE_05
@@ -63,6 +64,7 @@ def red_auditors(monkeypatch):
     for name, kind in list(AUDITORS.items()):
         stand_in = AuditorKind(make=RedFinder, finds=kind.finds, license="none", threshold=0.5)
         monkeypatch.setitem(AUDITORS, name, stand_in)
+    monkeypatch.setattr(report, "svg", lambda figure: "<svg>")  # half of the time of a small audit
     person = np.dstack([np.full((60, 12, 3), RED, np.uint8), np.full((60, 12, 1), 255, np.uint8)])
     monkeypatch.setattr(spikes, "drawn_people", lambda: (person,))
 
@@ -119,6 +121,15 @@ def copy(world, tmp_path):
     return shutil.copytree(world, tmp_path / "world")
 
 
+@pytest.fixture
+def pair(copy):
+    """The same with two of the clips: one that passes, and one that fails."""
+    manifest = copy / "removed" / removal.MANIFEST
+    rows = Manifest.read(manifest)
+    Manifest.write(manifest, [rows.clip(0), rows.clip(1)])
+    return copy
+
+
 def audit(folder, *flags, out="report", originals=True):
     given = ["--originals", folder / "videos"] if originals else []
     argv = ["audit", folder / "removed", *given, "--out", folder / out, "--frames", "0", "--workers", "1", *flags]
@@ -160,9 +171,9 @@ def test_verdicts_bounds_and_the_seal(copy, red_auditors, capsys):
     assert len(rows) == 6 and [row["verdict"] for row in rows[:3]] == [FAILED] * 3
 
 
-def test_a_person_who_was_missed_or_painted_back_fails_a_clip_that_no_detector_fails(copy, red_auditors, monkeypatch):
+def test_a_person_who_was_missed_or_painted_back_fails_a_clip_that_no_detector_fails(pair, red_auditors, monkeypatch):
     """The auditors see nobody in the result here: what was there before decides."""
-    before = np.stack([frame for _, frame in all_frames(copy / "videos" / "jump" / "clean.mp4", 0.0, 9.0)])
+    before = np.stack([frame for _, frame in all_frames(pair / "videos" / "jump" / "clean.mp4", 0.0, 9.0)])
     whole, empty = RedFinder.__call__, np.stack([place(10)] * 8)
     before[:, :8, :8] = empty[:, :8, :8] = 255  # a mark at which the stand-in is blind, as if people were never there
 
@@ -176,13 +187,13 @@ def test_a_person_who_was_missed_or_painted_back_fails_a_clip_that_no_detector_f
     ):
         masks = np.zeros((8, 96, 128), bool)
         masks[:, masked, 36:76] = True
-        write(copy / "removed/inp/jump/clean.mp4", cleaned)
-        write(copy / "removed/seg/jump/clean.mkv", masks, "seg")
-        assert audit(copy) == 3
-        assert clip_of(copy)[count] == 8 and clip_of(copy)["verdict"] == FAILED
+        write(pair / "removed/inp/jump/clean.mp4", cleaned)
+        write(pair / "removed/seg/jump/clean.mkv", masks, "seg")
+        assert audit(pair) == 3
+        assert clip_of(pair)[count] == 8 and clip_of(pair)["verdict"] == FAILED
 
 
-def test_a_person_who_is_lost_in_most_frames_is_followed_and_missed_there(copy, red_auditors, monkeypatch):
+def test_a_person_who_is_lost_in_most_frames_is_followed_and_missed_there(pair, red_auditors, monkeypatch):
     """The auditors are sure in the first frame of the original, where the mask holds, and nearly sure in the others."""
     whole = RedFinder.__call__
 
@@ -197,12 +208,12 @@ def test_a_person_who_is_lost_in_most_frames_is_followed_and_missed_there(copy, 
         frame[30:80, 40:72] = RED
         frame[30:80, 40:72, 2] = place(3)[30:80, 40:72, 2]  # folds of cloth
     before[0][:8, :8] = 255
-    write(copy / "videos/jump/clean.mp4", before)
+    write(pair / "videos/jump/clean.mp4", before)
     masks = np.zeros((8, 96, 128), bool)
     masks[0, 26:84, 36:76] = True
-    write(copy / "removed/seg/jump/clean.mkv", masks, "seg")
-    assert audit(copy) == 3
-    clip = clip_of(copy)
+    write(pair / "removed/seg/jump/clean.mkv", masks, "seg")
+    assert audit(pair) == 3
+    clip = clip_of(pair)
     assert (clip["people"], clip["people_missed"], clip["verdict"]) == (8, 7, FAILED)
 
 
@@ -210,10 +221,10 @@ def test_a_person_who_is_lost_in_most_frames_is_followed_and_missed_there(copy, 
     ("record", "says"),
     [({"settings": {"method": "blur-bodies"}}, "blur-bodies"), ({"outcome": {"clean": False}}, "found people")],
 )
-def test_a_record_that_says_that_people_are_left_fails_a_clip(copy, red_auditors, record, says):
-    change_records(copy, **record)
-    assert audit(copy) == 3
-    assert clip_of(copy)["verdict"] == FAILED and says in clip_of(copy)["says"]
+def test_a_record_that_says_that_people_are_left_fails_a_clip(pair, red_auditors, record, says):
+    change_records(pair, **record)
+    assert audit(pair) == 3
+    assert clip_of(pair)["verdict"] == FAILED and says in clip_of(pair)["says"]
 
 
 def test_clips_that_passed_have_their_own_manifest(copy, red_auditors, monkeypatch):
@@ -233,7 +244,8 @@ def test_clips_that_passed_have_their_own_manifest(copy, red_auditors, monkeypat
     assert audit(copy) == 3 and not passed.exists() and not seal_path(passed).exists(), "blind detectors pass no clip"
 
 
-def test_the_page_is_self_contained_and_promises_nothing(copy, red_auditors):
+def test_the_page_is_self_contained_and_promises_nothing(copy, red_auditors, monkeypatch):
+    monkeypatch.setattr(report, "svg", svg)
     assert audit(copy) == 3
     review = ["audit", "review", str(copy / "report"), "--out", str(copy / "review.html"), "--workers", "1"]
     assert ppma(review) == 0 and (copy / "review.html").read_text().count('alt="original"') == 3 * 8
@@ -241,26 +253,18 @@ def test_the_page_is_self_contained_and_promises_nothing(copy, red_auditors):
     assert "in at most" in page and "% of clips (95 %)" in page and page.count("<svg") == 2
     assert page.count("data:image/jpeg;base64,") == len(CLIPS)
     assert not re.search(r"(src|href)=.?(https?:)?//", page) and "anonym" not in (page + sheet).lower()
-    headings = [
-        "Motivation",
-        "Composition",
-        "Collection process",
-        "Preprocessing",
-        "Uses",
-        "Distribution",
-        "Maintenance",
-    ]
-    assert all(f"## {heading}" in sheet for heading in headings)
+    headings = "Motivation, Composition, Collection process, Preprocessing, Uses, Distribution, Maintenance"
+    assert all(f"## {heading}" in sheet for heading in headings.split(", "))
     croissant = json.loads((copy / "report" / "croissant.json").read_text())
     assert croissant["conformsTo"].endswith("croissant/1.0") and croissant["license"] == ["own footage"]
     assert {field["name"] for field in croissant["recordSet"][0]["field"]} >= {"path", "audit", "licence"}
 
 
-def test_names_are_escaped_in_the_page(copy, red_auditors):
-    manifest = copy / "removed" / removal.MANIFEST
+def test_names_are_escaped_in_the_page(pair, red_auditors):
+    manifest = pair / "removed" / removal.MANIFEST
     manifest.write_text(manifest.read_text().replace(",jump,", ",<b>jump</b>,"))
-    assert audit(copy) == 3
-    page = (copy / "report" / "report.html").read_text()
+    assert audit(pair) == 3
+    page = (pair / "report" / "report.html").read_text()
     assert "&lt;b&gt;jump" in page and "<b>jump" not in page
 
 
@@ -271,40 +275,40 @@ def test_without_originals_no_clip_passes(copy, red_auditors):
     assert "no clip can pass" in (copy / "report" / "report.html").read_text()
 
 
-def test_finished_clips_are_kept_until_they_change(copy, red_auditors, monkeypatch):
-    assert audit(copy) == 3
+def test_finished_clips_are_kept_until_they_change(pair, red_auditors, monkeypatch):
+    assert audit(pair) == 3
     calls = []
     monkeypatch.setattr(RedFinder, "__call__", lambda self, frame: calls.append(1) or NONE_05)
-    assert audit(copy) == 3 and not calls
-    clip, manifest = "jump/clean", copy / "removed" / removal.MANIFEST
-    record = copy / "removed" / "records" / f"{clip}.json"
+    assert audit(pair) == 3 and not calls
+    clip, manifest = "jump/clean", pair / "removed" / removal.MANIFEST
+    record = pair / "removed" / "records" / f"{clip}.json"
     changes = [
-        lambda: write(copy / "removed/inp" / f"{clip}.mp4", [place(2)] * 8),
-        lambda: write(copy / "videos" / f"{clip}.mp4", [place(4)] * 8),
-        lambda: write(copy / "removed/seg" / f"{clip}.mkv", np.ones((8, 96, 128), bool), "seg"),
+        lambda: write(pair / "removed/inp" / f"{clip}.mp4", [place(2)] * 8),
+        lambda: write(pair / "videos" / f"{clip}.mp4", [place(4)] * 8),
+        lambda: write(pair / "removed/seg" / f"{clip}.mkv", np.ones((8, 96, 128), bool), "seg"),
         lambda: record.write_text(record.read_text().replace('"outcome": {}', '"outcome": {"outside_sha256": "0"}')),
     ]
     for change in changes:
         calls.clear()
         change()
-        assert audit(copy) == 3 and len(calls) == 20 * len(BUNDLED), "before, after, and four with people spiked in"
+        assert audit(pair) == 3 and len(calls) == 20 * len(BUNDLED), "before, after, and four with people spiked in"
     manifest.write_text(manifest.read_text().replace(",jump,", ",leap,"))
-    assert audit(copy) == 3 and read_audit(copy)["classes"].keys() == {"leap", "run"}
+    assert audit(pair) == 3 and read_audit(pair)["classes"].keys() == {"leap"}
 
 
-def test_two_audits_at_once_share_the_clips(copy, red_auditors, monkeypatch):
+def test_two_audits_at_once_share_the_clips(pair, red_auditors, monkeypatch):
     """The clip that another audit has begun is left to it, and its findings are read."""
     for name, seconds in (("LEASE_SECONDS", 2.0), ("BEAT_SECONDS", 0.1), ("POLL_SECONDS", 0.05)):
         monkeypatch.setattr(shares, name, seconds)
-    assert audit(copy) == 3
-    calls, record, aside = [], copy / "report/clips/jump/clean.json", copy / "aside"
+    assert audit(pair) == 3
+    calls, record, aside = [], pair / "report/clips/jump/clean.json", pair / "aside"
     monkeypatch.setattr(RedFinder, "__call__", lambda self, frame: calls.append(1) or NONE_05)
     record.rename(aside)
-    other = Share(copy / "report" / shares.FOLDER, (0, 2))
+    other = Share(pair / "report" / shares.FOLDER, (0, 2))
     begun = next(next(other.rounds(["inp/jump/clean.mp4"])))
     done = threading.Timer(0.4, lambda: (aside.rename(record), other.finish(begun, "")))
     done.start()
-    assert audit(copy) == 3 and not calls and not (copy / "report" / shares.FOLDER).exists()
+    assert audit(pair) == 3 and not calls and not (pair / "report" / shares.FOLDER).exists()
     done.join()
 
 
@@ -329,17 +333,17 @@ def test_parts_and_their_merge_make_the_report_of_one_run(copy, red_auditors, mo
     assert not (copy / "report" / shares.FOLDER).exists()
 
 
-def test_a_part_leaves_an_unreadable_clip_to_the_merge(copy, red_auditors, capsys):
-    broken = copy / "removed" / "inp" / "jump" / "clean.mp4"
+def test_a_part_leaves_an_unreadable_clip_to_the_merge(pair, red_auditors, capsys):
+    broken = pair / "removed" / "inp" / "jump" / "clean.mp4"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:900])
-    assert audit(copy, "--part", "0/1") == 0 and "clean.mp4" in capsys.readouterr().out
-    assert "clean.mp4" in refusal(capsys, audit(copy, "--merge", 1)) and not (copy / "report" / "audit.json").exists()
+    assert audit(pair, "--part", "0/1") == 0 and "clean.mp4" in capsys.readouterr().out
+    assert "clean.mp4" in refusal(capsys, audit(pair, "--merge", 1)) and not (pair / "report" / "audit.json").exists()
     broken.write_bytes(whole)
-    assert audit(copy, "--merge", 1) == 3 and clip_of(copy)["verdict"] == PASSED
+    assert audit(pair, "--merge", 1) == 3 and clip_of(pair)["verdict"] == PASSED
 
 
-def test_a_clip_that_changes_while_others_are_inspected_stays_in_the_report(copy, red_auditors, monkeypatch):
+def test_a_clip_that_changes_while_others_are_inspected_stays_in_the_report(pair, red_auditors, monkeypatch):
     """Its findings are those of the content that was inspected, whose hash is in the report."""
     inspected = audit_jobs.inspect
 
@@ -350,8 +354,8 @@ def test_a_clip_that_changes_while_others_are_inspected_stays_in_the_report(copy
         return result
 
     monkeypatch.setattr(audit_jobs, "inspect", inspect)
-    before = content_sha256(copy / "removed/inp/jump/clean.mp4")
-    assert audit(copy) == 3 and clip_of(copy)["sha256"] == before
+    before = content_sha256(pair / "removed/inp/jump/clean.mp4")
+    assert audit(pair) == 3 and clip_of(pair)["sha256"] == before
 
 
 def change_records(folder, **fields):
@@ -395,14 +399,14 @@ def test_a_folder_of_another_tool_gets_a_manifest_in_the_report(copy, red_audito
     assert ppma(["audit", *map(str, [theirs, *flags, "--out", theirs / "report"])]) == 2
 
 
-def test_an_unreadable_clip_is_named_and_the_others_are_kept(copy, red_auditors, capsys):
-    broken = copy / "removed" / "inp" / "jump" / "clean.mp4"
+def test_an_unreadable_clip_is_named_and_the_others_are_kept(pair, red_auditors, capsys):
+    broken = pair / "removed" / "inp" / "jump" / "clean.mp4"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:900])
-    assert "clean.mp4" in refusal(capsys, audit(copy)) and not (copy / "report" / "audit.json").exists()
-    assert len(list((copy / "report" / "clips").rglob("*.json"))) == len(CLIPS) - 1
+    assert "clean.mp4" in refusal(capsys, audit(pair)) and not (pair / "report" / "audit.json").exists()
+    assert len(list((pair / "report" / "clips").rglob("*.json"))) == 1
     broken.write_bytes(whole)
-    assert audit(copy) == 3
+    assert audit(pair) == 3
 
 
 @pytest.mark.parametrize(
@@ -414,20 +418,20 @@ def test_an_unreadable_clip_is_named_and_the_others_are_kept(copy, red_auditors,
         (lambda f: (f / "removed/records/jump/clean.json").write_text("{"), "clean.json"),
     ],
 )
-def test_an_unusable_original_mask_or_record_is_named(copy, red_auditors, capsys, damage, named):
-    damage(copy)
-    assert named in refusal(capsys, audit(copy)) and not (copy / "report" / "audit.json").exists()
+def test_an_unusable_original_mask_or_record_is_named(pair, red_auditors, capsys, damage, named):
+    damage(pair)
+    assert named in refusal(capsys, audit(pair)) and not (pair / "report" / "audit.json").exists()
 
 
-def test_a_frame_count_other_than_the_manifests_fails_a_clip(copy, red_auditors):
-    manifest = copy / "removed" / removal.MANIFEST
+def test_a_frame_count_other_than_the_manifests_fails_a_clip(pair, red_auditors):
+    manifest = pair / "removed" / removal.MANIFEST
     manifest.write_text(manifest.read_text().replace("own,,,8,10.0", "own,,,4,10.0"))
-    assert audit(copy, originals=False) == 3
-    assert clip_of(copy)["verdict"] == FAILED and clip_of(copy)["checks"]["every frame"]["held"] is False
+    assert audit(pair, originals=False) == 3
+    assert clip_of(pair)["verdict"] == FAILED and clip_of(pair)["checks"]["every frame"]["held"] is False
 
 
-def test_sound_and_metadata_are_found(copy, red_auditors):
-    path = copy / "removed" / "inp" / "jump" / "clean.mp4"
+def test_sound_and_metadata_are_found(pair, red_auditors):
+    path = pair / "removed" / "inp" / "jump" / "clean.mp4"
     with av.open(str(path), "w", options={"movflags": "use_metadata_tags"}) as container:
         container.metadata["location"] = "+52.5+013.4/"
         video, sound = container.add_stream("libx264", rate=10), container.add_stream("aac", rate=44100)
@@ -439,7 +443,7 @@ def test_sound_and_metadata_are_found(copy, red_auditors):
         silence.sample_rate = 44100
         container.mux(sound.encode(silence))
         container.mux(sound.encode(None))
-    assert audit(copy) == 3
-    checks = clip_of(copy)["checks"]
+    assert audit(pair) == 3
+    checks = clip_of(pair)["checks"]
     assert [checks[name]["held"] for name in ("no sound", "no metadata", "no location")] == [False, False, False]
     assert "location" in checks["no location"]["says"]

@@ -486,16 +486,8 @@ def _check_pixels(pair: Pair, pixels: _Pixels, counts: Counter[str], seen: bool)
 # ---------------------------------------------------------------------------------------------------------------- file
 
 HARMLESS = {
-    *(
-        "major_brand",
-        "minor_version",
-        "compatible_brands",
-        "encoder",
-        "language",
-        "handler_name",
-        "vendor_id",
-        "duration",
-    )
+    *("major_brand", "minor_version", "compatible_brands", "encoder"),
+    *("language", "handler_name", "vendor_id", "duration"),
 }
 """Keys that a muxer writes by default, and that name no person, place or time."""
 PLACES = ("location", "gps", "xyz", "coordinate", "latitude")

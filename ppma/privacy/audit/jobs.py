@@ -27,6 +27,7 @@ from ppma.config.errors import BadClip, InputError, reading
 from ppma.loaders.sources.listing import read_clips
 from ppma.loaders.sources.manifest import Clip
 from ppma.privacy.audit.clip import Findings, Inspector, Pair
+from ppma.privacy.audit.follow import CARRIED, FOLLOWED
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal import jobs as removal
@@ -80,9 +81,8 @@ def pairs(root: Path, clips: list[Clip], originals: Path | None) -> list[Pair]:
 def _pair(root: Path, clip: Clip, originals: Path | None) -> Pair:
     path = PurePosixPath(clip.path)
     path = path.relative_to("inp") if path.parts[0] == "inp" else path
-    name = str(
-        path if clip.codec in ("jpeg", "png") else path.with_suffix("")
-    )  # <class>/<video>, as in seg and records
+    # <class>/<video>, as in seg and records
+    name = str(path if clip.codec in ("jpeg", "png") else path.with_suffix(""))
     if not clip_place(root / clip.path).exists():
         raise InputError(f"{root / clip.path}: no such clip; make it again")
     record = _record(root / "records" / f"{name}.json")
@@ -169,6 +169,7 @@ class AuditJob:
         return {
             "version": __version__,
             "operating_points": {name: AUDITORS[name].threshold for name in self.detectors},
+            "followed": [FOLLOWED, CARRIED],
             "models": {model.name: model.sha256 for model in self.models},
             "frames": self.frames,
             "pair": json.loads(json.dumps(asdict(self.pair), default=lambda path: str(path.absolute()))),
