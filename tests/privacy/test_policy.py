@@ -75,17 +75,17 @@ def test_the_documented_file_states_the_defaults(tmp_path):
 @pytest.mark.parametrize(
     "line",
     [
-        "frame = 3",
-        "source = 'me'",
-        "frames = 'all'",
-        "frames = -1",
-        "frames = true",
-        "sensitivity = 1.5",
-        "auditors = ['hog']",
-        "operating_points = {hog = 1}",
-        "operating_points = {nanodet = 'low'}",
+        *(
+            "frame = 3",
+            "source = 'me'",
+            "frames = 'all'",
+            "frames = -1",
+            "frames = true",
+            "frames =",
+            "sensitivity = 1.5",
+        ),
+        *("auditors = ['hog']", "operating_points = {hog = 1}", "operating_points = {nanodet = 'low'}"),
         "points_since = 2026-11-28T09:00:00Z",
-        "frames =",
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path, line):

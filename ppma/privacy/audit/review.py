@@ -116,38 +116,30 @@ def sample(clips: Sequence[dict[str, Any]], audit_sha256: str, count: int) -> Sa
 # ------------------------------------------------------------------------------------------------------------ the page
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """The frames to show of one clip."""
-
-    record: Path
-    """Findings of the audit."""
-    path: str
-    sha256: str
-    frames: frozenset[int]
-
-
+_Job = tuple[Path, dict[str, Any], set[int]]
+"""What the audit found in a clip, its entry in audit.json, and the frames to show."""
 Pictures = dict[tuple[str, int], tuple[str, str]]
 """(path in the manifest, index of the frame) -> JPEG before (empty without an original) and after, in base64."""
 
 
 def _pictures(job: _Job) -> Pictures:
     """Read frames of a clip and its original, which must be the audited files."""
-    with reading(job.record, "what `ppma audit` found in a clip; run it again"):
-        content = json.loads(job.record.read_text(encoding="utf-8"))
+    record, clip, wanted = job
+    with reading(record, "what `ppma audit` found in a clip; run it again"):
+        content = json.loads(record.read_text(encoding="utf-8"))
         pair, hashes = content["settings"]["pair"], {sha256 for _, sha256 in content["files"].values()}
         cleaned, source = Path(pair["cleaned"]), pair["original"]
         original = ClipSource(**{**source, "path": Path(source["path"])}) if source else None
-    for path, audited in [(cleaned, {job.sha256}), *([(original.path, hashes)] if original else [])]:
+    for path, audited in [(cleaned, {clip["sha256"]}), *([(original.path, hashes)] if original else [])]:
         if content_sha256(path) not in audited:
             raise InputError(f"{path} is not the file that was audited; restore that one, or run `ppma audit` again")
     found: Pictures = {}
     try:
         for t, frames in enumerate(zip_longest(original_frames(original), video_frames(cleaned))):
-            if t in job.frames:
+            if t in wanted:
                 before, after = ("" if frame is None else jpeg_base64(frame, QUALITY) for frame in frames)
-                found[job.path, t] = before, after
-            if len(found) == len(job.frames):
+                found[clip["path"], t] = before, after
+            if len(found) == len(wanted):
                 break
     except BadClip as error:
         raise InputError(f"{cleaned} {error}; run `ppma audit` again") from None
@@ -158,15 +150,8 @@ def _write_page(config: ReviewConfig, page: Path, drawn: Sample, sha256: str, co
     clips, frames = {clip["path"]: clip for clip, _ in drawn}, defaultdict[str, set[int]](set)
     for clip, frame in drawn:
         frames[clip["path"]].add(frame)
-    jobs = [
-        _Job(
-            record=config.report / "clips" / f"{clip['name']}.json",
-            path=path,
-            sha256=clip["sha256"],
-            frames=frozenset(frames[path]),
-        )
-        for path, clip in clips.items()
-    ]
+    records = config.report / "clips"
+    jobs = [(records / f"{clip['name']}.json", clip, frames[path]) for path, clip in clips.items()]
     pictures: Pictures = {}
     with Progress("clips") as progress:
         for done, found in enumerate(parallel_map(_pictures, jobs, config.workers)):
