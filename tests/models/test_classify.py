@@ -187,12 +187,9 @@ def test_every_head_takes_part_in_every_step():
     assert not model.heads["synthetic"].weight.grad.any() and model.heads["real"].weight.grad.any()
 
 
-def test_a_step_compiles_without_a_graph_break():
+def test_bfloat16_autocast_is_near_float32():
     model = shaken(Classifier(VIT, SPACES))
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    loss = compiled(FRAMES, KEYS, LABELS, SOURCES, BOXES)
-    torch.testing.assert_close(loss, model(FRAMES, KEYS, LABELS, SOURCES, BOXES), rtol=1e-6, atol=0)
-    loss.backward()
+    loss = model(FRAMES, KEYS, LABELS, SOURCES, BOXES)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = model(FRAMES, KEYS, LABELS, SOURCES, BOXES)
     assert mixed.dtype == torch.float32

@@ -104,11 +104,3 @@ def test_shares_that_leave_or_drop_nothing_are_refused():
         target_count(9, 0.1)
     with pytest.raises(InputError, match=r"token_drop 0\.1 drops none of 8 tokens"):
         kept_count(8, 0.1)
-
-
-def test_compiles_without_a_graph_break():
-    compiled = torch.compile(random_masking, fullgraph=True, backend="aot_eager")
-    for ours, eager in zip(compiled(KEYS, 32, 0.9), random_masking(KEYS, 32, 0.9), strict=True):
-        assert torch.equal(ours, eager)
-    compiled = torch.compile(running_cell, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(KEYS, EVERY, GRID, 0.3), running_cell(KEYS, EVERY, GRID, 0.3))
