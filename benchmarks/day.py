@@ -246,32 +246,22 @@ def run_box(item: Item, day: Day, seconds: float, context: multiprocessing.conte
     return "" if code in (0, PART_FAILED) else f"ended with exit code {code}; {LOG} says more"
 
 
-def states(found: Sequence[rows.Row]) -> dict[str, bool]:
-    """Return {item: finished} for the items that have rows."""
-    seen: dict[str, bool] = {}
-    for row in found:
-        seen[row["item"]] = seen.get(row["item"], False) or row["what"] == FINISHED
-    return seen
-
-
-def choose(items: Sequence[Item], found: Sequence[rows.Row], only: Sequence[str], start: str) -> list[Item]:
+def choose(items: Sequence[Item], found: Sequence[rows.Row], only: Sequence[str]) -> list[Item]:
     """Return the items to run, in order.
 
     Args:
         items: All items.
         found: Rows already in the folder.
         only: Names of items to run even if they are finished.
-        start: Name of an item; run it and all after it even if they are finished.
 
     Returns:
-        Without `only` and `start`: the items that never ran, then those that ran and did not finish.
+        Without `only`: the items that never ran, then those that ran and did not finish.
     """
-    names = [item.name for item in items]
     if only:
         return [item for item in items if item.name in only]
-    if start:
-        return list(items[names.index(start) :])
-    seen = states(found)
+    seen: dict[str, bool] = {}
+    for row in found:
+        seen[row["item"]] = seen.get(row["item"], False) or row["what"] == FINISHED
     return [item for item in items if item.name not in seen] + [item for item in items if seen.get(item.name) is False]
 
 

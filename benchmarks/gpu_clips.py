@@ -42,10 +42,10 @@ from benchmarks.natural_clips import (
     make_clips,
     natural_frames,
     store_of,
+    video_store,
 )
 from benchmarks.training import make_trainer, streamed
 from ppma.config.loader import Implementation, LoaderConfig
-from ppma.data.encoders import DEFAULT_GOP, QUALITY
 from ppma.kernels.timing import synchronize
 from ppma.loaders.batch import ClipBatch
 from ppma.loaders.decode.augment import make_views
@@ -55,12 +55,14 @@ from ppma.loaders.decode.fetch import read_window
 from ppma.loaders.decode.remux import encoded_window
 from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.sources.manifest import Manifest
-from ppma.loaders.sources.store import Codec, PackParameters, Store
+from ppma.loaders.sources.store import Codec, Store
 from ppma.loaders.stream import ClipStream
 
 READY, FAILED = "ready", "failed"
 CONTENTS = ("h264_gop250", "h264_gop12", "h264_gop1", "jpeg_folder", "packed")
 TINY_CONTENTS = ("vp9", "jpeg_folder", "packed")
+TINY_FRAMES = 24
+"""Frames of every clip in a rehearsal; windows take 20."""
 ODD_WIDTH = 340
 """A width found in Kinetics that is not a multiple of 16: DALI creates a new decoder for every clip."""
 VIDEO_STORES: dict[str, Codec] = {"packed_hevc": "hevc", "packed_h264": "h264"}
@@ -77,7 +79,7 @@ LEVELS = 2.0
 def contents_of(tiny: bool) -> dict[str, Any]:
     """Return the arguments of `make_clips`."""
     if tiny:
-        return {"clips": 2, "frames": 40, "contents": TINY_CONTENTS}
+        return {"clips": 2, "frames": TINY_FRAMES, "contents": TINY_CONTENTS}
     return {"clips": 8, "contents": CONTENTS}
 
 
@@ -88,22 +90,9 @@ def shape_of(tiny: bool) -> LoaderConfig:
     )
 
 
-def store_parameters(codec: Codec, window: LoaderConfig) -> PackParameters:
-    """Return the parameters of `ppma pack --codec CODEC --fps auto` for these windows."""
-    shape = window.frames, window.window_seconds
-    return PackParameters(
-        short_side=HEIGHT,
-        fps=None,
-        quality=QUALITY[codec][0],
-        codec=codec,
-        gop=min(DEFAULT_GOP, window.frames // 2),
-        window=shape,
-    )
-
-
 def odd_clip(tiny: bool) -> tuple[str, str, int]:
     """Return file, content and frames of the clip of ODD_WIDTH."""
-    return ("odd/0.webm", "vp9", 40) if tiny else ("odd/0.mp4", "h264_gop12", 300)
+    return ("odd/0.webm", "vp9", TINY_FRAMES) if tiny else ("odd/0.mp4", "h264_gop12", 300)
 
 
 def make(folder: Path, *, tiny: bool) -> None:
@@ -115,7 +104,7 @@ def make(folder: Path, *, tiny: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         videos = make_clips(folder, **contents_of(tiny))["h264_gop250"]
         for store, codec in VIDEO_STORES.items():
-            store_of(videos, folder / f"{store}.beton", store_parameters(codec, shape_of(tiny)))
+            store_of(videos, folder / f"{store}.beton", video_store(codec, shape_of(tiny)))
         name, content, frames = odd_clip(tiny)
         (folder / name).parent.mkdir(exist_ok=True)
         encode(folder / name, content, list(natural_frames(0, frames, ODD_WIDTH)))
@@ -235,7 +224,7 @@ def write_encoded(path: Path, encoding: Encoding, frames: list[np.ndarray]) -> P
 def barcodes(day: Day) -> Iterator[Part]:
     """Compare frames from the loader, where DALI decodes what it supports, with PyAV's of the same windows, per
     encoding."""
-    count = 40 if day.tiny else NUMBERED
+    count = TINY_FRAMES if day.tiny else NUMBERED
     names = TINY_ENCODINGS if day.tiny else tuple(ENCODINGS)
     pictures = {width: numbered(count, width) for width in {ENCODINGS[name].width for name in names}}
     folder = day.clips.with_name(f"{day.clips.name}-numbered")
@@ -255,7 +244,11 @@ def barcodes(day: Day) -> Iterator[Part]:
 
             def check(store: str = store, codec: Codec = codec, first: str = names[0]) -> Iterator[Figure]:
                 source = numbered_manifest(first, jobs[first].result(), count)
-                packed = store_of(source, folder / f"{store}.beton", store_parameters(codec, NUMBERED_SHAPE))
+                packed = store_of(
+                    source,
+                    folder / f"{store}.beton",
+                    video_store(codec, NUMBERED_SHAPE),
+                )
                 return check_frames(day, store, source.packed_in(packed))
 
             yield Part(what=store, measure=check)
@@ -284,7 +277,7 @@ def numbered_manifest(name: str, path: Path, frames: int) -> Manifest:
 def check_frames(day: Day, name: str, manifest: Manifest) -> Iterator[Figure]:
     """Count wrong frames, and measure the mean difference of colors, over random windows."""
     config = NUMBERED_SHAPE
-    clips = 4 if day.tiny else 16
+    clips = 2 if day.tiny else 16
     batch, sampler, _ = first_batch(manifest, config, clips, device_of(day))
     wrong, apart = 0, 0.0
     for made_THWC, draw in zip(batch.frames_BTHWC.cpu().numpy(), sampler.samples(0, 0), strict=True):

@@ -72,8 +72,6 @@ class DayConfig:
     """Folder for rows.jsonl, table.txt, log.txt, failures.txt and profile.json."""
     only: tuple[str, ...] = ()
     """Run these items even if they are finished."""
-    start: Annotated[str, tyro.conf.arg(name="from")] = ""
-    """Run this item and all after it even if they are finished."""
     warm: OutFolder | None = None
     """Folder of compiled kernels to use and fill. On a machine without a GPU it is only filled, for an H100 or H200;
     use the GPU machine's torch."""
@@ -87,12 +85,9 @@ class DayConfig:
     """Commit of the code, if its repository is not present."""
 
     def __post_init__(self) -> None:
-        for flag, names in (("only", self.only), ("from", (self.start,) if self.start else ())):
-            for name in names:
-                if name not in NAMES:
-                    raise InputError(f"--{flag} has {name!r}; it may have {', '.join(NAMES)}")
-        if self.only and self.start:
-            raise InputError("--only and --from exclude each other")
+        for name in self.only:
+            if name not in NAMES:
+                raise InputError(f"--only has {name!r}; it may have {', '.join(NAMES)}")
         if self.seconds <= 0:
             raise InputError(f"--seconds is {self.seconds:g}; it must be above 0")
 
@@ -128,7 +123,8 @@ def fill_cache(folder: Path) -> None:
         root = Path(__file__).parents[1]
         subprocess.run([sys.executable, "-c", FILL_ATTENTION], cwd=root, env=environment, check=True)
         for phase, batch in WARMED:
-            report = compile_check.check(phase, batch=batch, folder=Path(scratch))
+            settings = compile_check.Settings(batch=batch, all_configs=True)
+            report = compile_check.check(phase, settings, folder=Path(scratch))
             print(f"{phase} B{batch}: {report.compiled} kernels compiled, {report.found} found", flush=True)
         for file in Path(scratch).glob("triton/*/*"):
             if file.suffix in (".cubin", ".json"):
@@ -174,7 +170,7 @@ def main(argv: list[str]) -> int:
         clips=(config.out / "clips" if config.rehearse else config.clips).resolve(),
         commit=config.commit or rows.commit(),
     )  # fmt: skip
-    items = day.choose(ITEMS, day.Book(folder=today.out).read(), config.only, config.start)
+    items = day.choose(ITEMS, day.Book(folder=today.out).read(), config.only)
     with making_clips(today) if any(item.clips for item in items) else nullcontext():
         whole = day.run(items, today, config.seconds, preload=(STEPS,))
     return DONE if whole else INTERRUPTED

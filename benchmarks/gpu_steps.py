@@ -100,7 +100,7 @@ def kernels(day: Day) -> Iterator[Part]:
     device = device_of(day)
     with_triton = choice.LOADED and (device.type == "cuda" or choice.INTERPRETED)
     ours: choice.Implementation = "triton" if with_triton else "torch"
-    shapes = ((9, 3, 24), (20, 2, 64)) if day.tiny else ((157, 12, 64), (1568, 16, 24), (1568, 12, 64))
+    shapes = ((9, 1, 24),) if day.tiny else ((157, 12, 64), (1568, 16, 24), (1568, 12, 64))
     for dtype in ERRORS:
         name = str(dtype).removeprefix("torch.")
         yield Part(what=f"patchify {name}", measure=partial(patchify_error, day, dtype, ours))
@@ -116,7 +116,7 @@ def kernels(day: Day) -> Iterator[Part]:
 
 def patchify_error(day: Day, dtype: torch.dtype, implementation: choice.Implementation) -> Iterator[Figure]:
     """Compare the values of some patches, and of all."""
-    frames, visible, _ = kernel_speed.clips(4, device_of(day), tiny=day.tiny)
+    frames, visible, _ = kernel_speed.clips(1 if day.tiny else 4, device_of(day), tiny=day.tiny)
     for what, idx in (("visible", visible), ("all", None)):
         exact = reference.patchify(frames, idx, **kernel_speed.COLORS, dtype=torch.float64)
         poison(exact.to(dtype))
@@ -127,7 +127,7 @@ def patchify_error(day: Day, dtype: torch.dtype, implementation: choice.Implemen
 
 def pixel_loss_error(day: Day, dtype: torch.dtype, implementation: choice.Implementation) -> Iterator[Figure]:
     """Compare the loss and the gradient of the prediction."""
-    frames, _, masked = kernel_speed.clips(4, device_of(day), tiny=day.tiny)
+    frames, _, masked = kernel_speed.clips(1 if day.tiny else 4, device_of(day), tiny=day.tiny)
     prediction = torch.randn(*masked.shape, 1536, device=frames.device).to(dtype)
     given, exact = prediction.clone().requires_grad_(), prediction.double().requires_grad_()
     stated = reference.pixel_loss(exact, frames, masked, patch=kernel_speed.PATCH)
@@ -263,7 +263,7 @@ def against_cpu(day: Day, config: RunConfig) -> Iterator[Figure]:
 
 def attention(day: Day) -> Iterator[Part]:
     """Measure every backend at the three shapes of the paper, and whether `attention` takes the fastest."""
-    shapes = ((20, 2, 24), (9, 3, 64)) if day.tiny else kernel_speed.ATTENTION_SHAPES
+    shapes = ((20, 2, 24),) if day.tiny else kernel_speed.ATTENTION_SHAPES
     for shape in shapes:
         yield Part(what=f"attention {shape}", measure=partial(attention_times, day, *shape))
 

@@ -18,12 +18,13 @@ import numpy as np
 from ppma.common.video import video_writer
 from ppma.common.workers import parallel_map
 from ppma.config.errors import InputError
+from ppma.config.loader import LoaderConfig
 from ppma.data.encoders import DEFAULT_GOP
 from ppma.data.encoders import QUALITY as PACK_QUALITY
 from ppma.data.frame_rates import kept_rates
 from ppma.data.shard_writer import PackRow, ShardJob, write_rows, write_shard
 from ppma.loaders.sources.manifest import Clip, Manifest
-from ppma.loaders.sources.store import INDEX, PackParameters, Store, StoreIndex, locate_packed
+from ppma.loaders.sources.store import INDEX, Codec, PackParameters, Store, StoreIndex, locate_packed
 
 WIDTH, HEIGHT, FPS, FRAMES = 336, 256, 25, 300
 QUALITY = 90
@@ -38,10 +39,6 @@ ENCODERS: dict[str, tuple[str, str, int, dict[str, str]]] = {
 CONTENTS = (*ENCODERS, "jpeg_folder", "packed", "packed_hevc")
 PACKED = {"jpeg_folder", "packed"}
 """The same JPEG frames as files and in a store, made together."""
-FOR_NVDEC = PackParameters(
-    short_side=HEIGHT, fps=None, quality=PACK_QUALITY["hevc"][0], codec="hevc", gop=DEFAULT_GOP, window=(16, 61 / FPS)
-)
-"""Of packed_hevc, as `ppma pack --codec hevc --fps auto` has it for 16 frames with stride 4."""
 
 
 def _texture(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -93,6 +90,13 @@ def _make_clip(job: tuple[int, int, dict[str, Path]]) -> None:
     pictures = list(natural_frames(seed, frames))
     for content, path in paths.items():
         encode(path, content, pictures)
+
+
+def video_store(codec: Codec, window: LoaderConfig) -> PackParameters:
+    """Return the parameters of `ppma pack --codec CODEC --fps auto` for these windows."""
+    quality, gop = PACK_QUALITY[codec][0], min(DEFAULT_GOP, window.frames // 2)
+    shape = window.frames, window.window_seconds
+    return PackParameters(short_side=HEIGHT, fps=None, quality=quality, codec=codec, gop=gop, window=shape)
 
 
 def clip_row(path: str, codec: str, spacing: int, frames: int, width: int = WIDTH) -> Clip:
@@ -182,7 +186,11 @@ def make_clips(
     if PACKED & set(missing):
         _pack(folder, made["h264_gop250"])
     if "packed_hevc" in missing:
-        store_of(made["h264_gop250"], folder / "packed_hevc.beton", FOR_NVDEC)
+        store_of(
+            made["h264_gop250"],
+            folder / "packed_hevc.beton",
+            video_store("hevc", LoaderConfig(window_seconds=61 / FPS)),
+        )
     if missing:
         mark.write_text(json.dumps(there | dict.fromkeys(missing, as_wanted)))
     for name in (content for content in contents if content in ("packed", "packed_hevc")):

@@ -24,7 +24,7 @@ from ppma.config.errors import InputError
 Row = dict[str, Any]
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "triton", "timm", "transformers", "nvidia-dali-cuda130", "av", "numpy")
+PACKAGES = ("torch", "triton", "timm", "nvidia-dali-cuda130", "av", "numpy")
 DESCRIPTION = {"benchmark", "machine", "versions", "commit", "date", "spread"}
 """Fields that say where a row comes from, not what was measured."""
 

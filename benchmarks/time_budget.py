@@ -16,15 +16,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.loop_cycles import attention_kernels, warp_cycles
-from ppma.compile_check.check import StepReport, check
+from ppma.compile_check.check import Settings, StepReport, check
 from ppma.config.command import DONE, parse, run
 from ppma.config.errors import InputError
-from ppma.config.model import Residual
 from ppma.kernels import ahead_of_time
 
 WORK = Path(__file__).parent / "results" / "stage1_step.json"
@@ -66,8 +64,6 @@ class BudgetConfig:
     """Clips on the GPU."""
     decoder_share: float = 1.0
     """Share of the masked tokens that the decoder sees (mae.decoder_share)."""
-    residual: Residual = "float32"
-    """Type of the tokens between blocks (vit.residual)."""
     compile: bool = False
     """Compile the step again, which takes minutes, and rewrite the file of its work."""
 
@@ -134,15 +130,15 @@ def count_work(shallow: StepReport, full: StepReport) -> Work:
     )
 
 
-def compiled_work(residual: Residual) -> Work:
+def compiled_work() -> Work:
     """Compile the step at depth 1 and at full depth, and return its work; takes minutes."""
-    shallow, full = (check("mae", batch=128, depth=depth, residual=residual) for depth in (1, None))
+    shallow, full = (check("mae", Settings(batch=128, depth=depth)) for depth in (1, None))
     return count_work(shallow, full)
 
 
-def kept_work(residual: Residual = "float32") -> Work:
-    """Return the work in results/, with a residual stream of this type (vit.residual)."""
-    values = json.loads(WORK.read_text())[residual]
+def kept_work() -> Work:
+    """Return the work in results/."""
+    values = json.loads(WORK.read_text())
     return Work(**values | {"products": tuple(map(tuple, values["products"]))})
 
 
@@ -217,15 +213,14 @@ def attention_parts(batch: int, decoder_tokens: int) -> Iterator[Part]:
             yield part(f"attention, {name} {where}", floor, floor / ATTENTION_EFFICIENCY, f"{tokens} tokens x {depth}")
 
 
-def budget(batch: int = 128, *, decoder_share: float = 1.0, residual: Residual = "float32") -> list[Part]:
+def budget(batch: int = 128, *, decoder_share: float = 1.0) -> list[Part]:
     """Return the parts of a stage 1 step.
 
     Args:
         batch: Clips on the GPU.
         decoder_share: Share of the masked tokens that the decoder sees.
-        residual: Type of the tokens between blocks.
     """
-    work = kept_work(residual)
+    work = kept_work()
     targets = round(MASKED * decoder_share)
     clips, decoder = batch / 128, (VISIBLE + targets) / TOKENS
     encoder_bytes, decoder_bytes = DEPTH * work.encoder_block_bytes, DECODER_DEPTH * work.decoder_block_bytes
@@ -259,9 +254,8 @@ def main(argv: list[str]) -> int:
     """Print the budget."""
     config = parse(BudgetConfig, argv, prog="time_budget")
     if config.compile:
-        work = {name: asdict(compiled_work(name)) for name in get_args(Residual)}
-        WORK.write_text(json.dumps(work, indent=1) + "\n")
-    parts = budget(config.batch, decoder_share=config.decoder_share, residual=config.residual)
+        WORK.write_text(json.dumps(asdict(compiled_work()), indent=1) + "\n")
+    parts = budget(config.batch, decoder_share=config.decoder_share)
     print(table(parts, config.batch))
     return DONE
 

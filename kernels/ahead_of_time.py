@@ -3,7 +3,7 @@
     operator on a CPU tensor  ->  Triton's JIT, stopped before the launch  ->  machine code  ->  CompiledKernel
 
 The operators themselves run, so block sizes, warps and the JIT's specialization (divisibility by 16, arguments equal to
-1) are those of a real launch. The machine code gives registers, spills, shared memory, matrix instructions, and the
+1) are those of a real launch. The machine code gives spills, shared memory, matrix instructions, and the
 width of every access to global memory.
 """
 
@@ -46,16 +46,10 @@ class CompiledKernel:
     kernel: str
     case: str
     dtype: str
-    grid: tuple[int, ...]
     constants: dict[str, Any]
     warps: int
-    stages: int
-    registers: int
-    """Per thread."""
     stack_bytes: int
     """Local memory of a thread, where spilled registers go."""
-    spills: int
-    """Stores to local memory in the code."""
     shared_bytes: int
     multiplies: bool
     """True if the kernel contains a matrix product of 16-bit values."""
@@ -72,8 +66,8 @@ class CompiledKernel:
         limit = SHARED_BYTES[self.capability]
         if self.shared_bytes > limit:
             found.append(f"{self.shared_bytes} bytes of shared memory, more than {limit}")
-        if self.spills or self.stack_bytes:
-            found.append(f"{self.spills} spills, {self.stack_bytes} bytes of stack")
+        if self.stack_bytes:
+            found.append(f"{self.stack_bytes} bytes of spilled registers")
         if self.multiplies and not self.instructions.get(TENSOR_CORE[self.capability]):
             found.append(f"no {TENSOR_CORE[self.capability]}")
         if self.constants.get("WIDE") and self.case == "aligned":
@@ -109,17 +103,16 @@ def clip_inputs(*, aligned: bool) -> tuple[Tensor, Tensor, Tensor]:
     return frames, order[:, :157].contiguous(), order[:, 157:].contiguous()
 
 
-def patch_launches(*, dtype: torch.dtype, patch: tuple[int, int, int], aligned: bool) -> None:
+def patch_launches(*, dtype: torch.dtype, aligned: bool) -> None:
     """Launch patchify on visible and on all patches, and the pixel loss forward and backward."""
     from ppma.kernels.patchify_triton import patchify_triton
     from ppma.kernels.pixel_loss_triton import pixel_loss_triton
 
     frames, visible, masked = clip_inputs(aligned=aligned)
     for idx in (visible, None):
-        patchify_triton(frames, idx, patch, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), dtype)
-    values = 3 * patch[0] * patch[1] * patch[2]
-    prediction = torch.zeros(2, masked.shape[1], values, dtype=dtype, requires_grad=True)
-    pixel_loss_triton(prediction, frames, masked, patch, True, 1e-6).backward()
+        patchify_triton(frames, idx, PATCH, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), dtype)
+    prediction = torch.zeros(2, masked.shape[1], 1536, dtype=dtype, requires_grad=True)
+    pixel_loss_triton(prediction, frames, masked, PATCH, True, 1e-6).backward()
 
 
 def erase_launches(*, dtype: torch.dtype) -> None:
@@ -165,16 +158,15 @@ def launches(capability: int, *, thorough: bool) -> Iterator[tuple[str, str, Cal
 
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     yield of(bf16, "paper", attention_launches, PAPER, all_configs=thorough)
-    yield of(bf16, "aligned", patch_launches, patch=PATCH, aligned=True)
+    yield of(bf16, "aligned", patch_launches, aligned=True)
     yield of(bf16, "paper", erase_launches)
     yield of(bf16, "paper", gelu_launches)
     if capability == 90:
         yield "paper", "uint8", randaugment_launches
         yield of(bf16, "other", attention_launches, OTHER, all_configs=thorough)
         yield of(fp16, "paper", attention_launches, PAPER[1:], all_configs=thorough)
-        yield of(fp32, "aligned", patch_launches, patch=PATCH, aligned=True)
-        yield of(bf16, "unaligned", patch_launches, patch=PATCH, aligned=False)
-        yield of(bf16, "14 x 14", patch_launches, patch=(2, 14, 14), aligned=True)
+        yield of(fp32, "aligned", patch_launches, aligned=True)
+        yield of(bf16, "unaligned", patch_launches, aligned=False)
 
 
 class _Driver:
@@ -194,18 +186,18 @@ class _Driver:
 
 
 @contextmanager
-def recorded(capability: int) -> Iterator[dict[str, tuple[JITFunction, Any, tuple[int, ...]]]]:
+def recorded(capability: int) -> Iterator[dict[str, tuple[JITFunction, Any]]]:
     """Inside the block, compile kernels instead of launching them.
 
     Yields:
-        {hash: (function, compiled kernel, grid)}, filled as kernels are compiled.
+        {hash: (function, compiled kernel)}, filled as kernels are compiled.
     """
-    made: dict[str, tuple[JITFunction, Any, tuple[int, ...]]] = {}
+    made: dict[str, tuple[JITFunction, Any]] = {}
     run = JITFunction.run
 
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
-        made.setdefault(compiled.hash, (self, compiled, tuple(grid)))
+        made.setdefault(compiled.hash, (self, compiled))
         return compiled
 
     triton.runtime.driver.set_active(_Driver(capability))
@@ -271,7 +263,7 @@ def compile_kernels(capability: int, *, case: str = "", thorough: bool = False) 
             continue
         with recorded(capability) as made:
             launch()
-        for key, (function, compiled, grid) in made.items():
+        for key, (function, compiled) in made.items():
             if key in seen:
                 continue
             seen.add(key)
@@ -284,13 +276,9 @@ def compile_kernels(capability: int, *, case: str = "", thorough: bool = False) 
                     kernel=function.__name__.removesuffix("_kernel"),
                     case=name,
                     dtype=dtype,
-                    grid=grid,
                     constants={name: v for name, v in constants.items() if name.isupper()},
                     warps=compiled.metadata.num_warps,
-                    stages=compiled.metadata.num_stages,
-                    registers=used["REG"],
-                    stack_bytes=used["STACK"],
-                    spills=sum(code.startswith("STL") for code in codes),
+                    stack_bytes=used["STACK"] + used["LOCAL"],
                     shared_bytes=compiled.metadata.shared,
                     multiplies="tt.dot" in compiled.asm["ttir"] and dtype != "float32",
                     instructions=dict(Counter(code.split(".")[0] for code in codes)),
@@ -323,7 +311,7 @@ def table(
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise RuntimeError(f"ahead-of-time compilation failed: {done.stderr[-3000:]}")
-            return [CompiledKernel(**row | {"grid": tuple(row["grid"])}) for row in json.loads(file.read().decode())]
+            return [CompiledKernel(**row) for row in json.loads(file.read().decode())]
 
     with ThreadPoolExecutor(2) as pool:
         return [kernel for kernels in pool.map(compiled, capabilities) for kernel in kernels]

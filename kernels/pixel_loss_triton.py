@@ -139,16 +139,9 @@ def pixel_loss_triton(
     error_BM = prediction_BMP.new_empty((B, M), dtype=torch.float32)
     given, constants = _arguments(prediction_BMP, frames_BTHWC, masked_idx_BM, patch, normalize)
     wrap_triton(pixel_loss_kernel)[(M, B)](
-        prediction_BMP,
-        frames_BTHWC,
-        masked_idx_BM,
-        error_BM,
-        error_BM,
-        *given,
-        variance_floor,
-        GRADIENT=False,
-        **constants,
-    )
+        prediction_BMP, frames_BTHWC, masked_idx_BM, error_BM, error_BM, *given, variance_floor,
+        GRADIENT=False, **constants,
+    )  # fmt: skip
     return error_BM.mean() / P
 
 
@@ -168,16 +161,9 @@ def pixel_loss_backward_triton(
     factor = loss_gradient * (2 / (B * M * P))
     given, constants = _arguments(prediction_BMP, frames_BTHWC, masked_idx_BM, patch, normalize)
     wrap_triton(pixel_loss_kernel)[(M, B)](
-        prediction_BMP,
-        frames_BTHWC,
-        masked_idx_BM,
-        factor,
-        gradient_BMP,
-        *given,
-        variance_floor,
-        GRADIENT=True,
-        **constants,
-    )
+        prediction_BMP, frames_BTHWC, masked_idx_BM, factor, gradient_BMP, *given, variance_floor,
+        GRADIENT=True, **constants,
+    )  # fmt: skip
     return gradient_BMP
 
 

@@ -2,7 +2,7 @@
 
     phase  ->  the recipe's own model, precision and batch  ->  dynamo, AOT autograd, inductor, Triton  ->  StepReport
 
-    >>> report = check("mae", arch=90)
+    >>> report = check("mae", Settings(arch=90))
     >>> report.launches, report.problems
     (780, ())
 
@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ppma.config.errors import InputError
-from ppma.config.model import Residual
 from ppma.config.run import RunConfig
 
 if TYPE_CHECKING:
@@ -141,34 +140,17 @@ class Settings:
     depth: int | None = None
     """Blocks of the encoder, and at most as many of the decoder. All blocks are the same kernels, so that a small depth
     proves as much in less time; launches and bytes are those of the given depth."""
-    residual: Residual | None = None
-    """vit.residual of the model."""
+    all_configs: bool = False
+    """Compile every configuration of a kernel, from which a GPU chooses, to fill its cache; else the first that does not spill."""
 
 
-def check(
-    phase: Phase,
-    *,
-    arch: int = 90,
-    batch: int | None = None,
-    depth: int | None = None,
-    residual: Residual | None = None,
-    folder: Path | None = None,
-) -> StepReport:
-    """Compile one training step in a new process, in about half a minute, and report it.
-
-    Args:
-        phase: mae (stage 1), align (stage 2) or probe (linear probe, the encoder frozen).
-        arch: As in Settings, like batch, depth and residual.
-        batch: Rows on the GPU.
-        depth: Blocks of the encoder.
-        residual: Type of the tokens between blocks.
-        folder: Where the compilers' caches go; a temporary folder where left out, so that everything is compiled.
+def check(phase: Phase, settings: Settings | None = None, *, folder: Path | None = None) -> StepReport:
+    """Compile one training step in a new process, in about half a minute, and report it: `check_steps` of one phase.
 
     Raises:
         CompileError: dynamo, inductor or Triton refuses the step.
         InputError: the phase, the architecture or a size is unknown or wrong, or there is no C++ compiler.
     """
-    settings = Settings(arch=arch, batch=batch, depth=depth, residual=residual)
     (report,) = check_steps((phase,), settings, folder=folder)
     if isinstance(report, CompileError):
         raise report
@@ -186,7 +168,7 @@ def check_steps(
 
     Args:
         phases: mae (stage 1), align (stage 2) or probe.
-        settings: Architecture, batch, depth and residual.
+        settings: What to compile.
         folder: The compilers' cache folder; a temporary one by default, so that everything is compiled.
         on_kernel: Called with the phase and its number of kernels so far: 0 when it starts, then after each kernel.
 
@@ -263,7 +245,7 @@ def step_config(phase: str, settings: Settings) -> RunConfig:
         raise InputError(f"no phase {phase!r}; there are {', '.join(get_args(Phase))}")
     config = recipe(RECIPES[phase])()
     depth = settings.depth or config.vit.depth
-    vit = replace(config.vit, depth=depth, residual=settings.residual or config.vit.residual)
+    vit = replace(config.vit, depth=depth)
     mae = replace(config.mae, decoder_depth=min(depth, config.mae.decoder_depth))
     return replace(config, vit=vit, mae=mae, batch=config.batch if settings.batch is None else settings.batch)
 
@@ -352,6 +334,8 @@ def start(settings: Settings) -> "FakeGpu":
     from ppma.compile_check import fake_gpu
 
     gpu = fake_gpu.install(settings.arch)
+    if not settings.all_configs:
+        fake_gpu.compile_first_fitting()
     from torch._inductor import config as inductor
 
     from ppma.kernels import attention_choice

@@ -13,6 +13,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -256,6 +257,28 @@ def _patch_inductor(gpu: FakeGpu) -> None:
     graph.__call__ = lambda self, inputs: gpu.run(
         lambda given: call(self, given), inputs, backward=bool(self.fx_kwargs["is_backward"])
     )
+
+
+def compile_first_fitting() -> None:
+    """Have inductor compile the configurations of a kernel in order, until one does not spill; a GPU compiles all."""
+    config: Any = importlib.import_module("torch._inductor.config")
+    config.dynamic_scale_rblock = False  # compiles more of them
+    heuristics: Any = importlib.import_module("torch._inductor.runtime.triton_heuristics")
+    compile_all = heuristics.CachingAutotuner._precompile_worker
+
+    def compile_in_order(self: Any) -> None:
+        for offered in self.configs or ():  # None once a kernel of the same code is compiled
+            with suppress(heuristics.OutOfResources, heuristics.PTXASError):
+                result = self._precompile_config(offered)
+                self.compile_results.append(result)
+                result.kernel._init_handles()  # reads the spills
+                if not result.kernel.n_spills:
+                    self.compile_results = [result]
+                    break
+        compile_all(self)  # keeps the results
+        self.configs = None
+
+    heuristics.CachingAutotuner._precompile_worker = compile_in_order
 
 
 def note_bytes_moved() -> None:

@@ -79,13 +79,3 @@ def test_the_operator_declares_that_it_writes_its_argument(triton_device):
     patches = picture_patches().float().to(triton_device)
     given = (patches, BOXES.to(triton_device), KEYS.to(triton_device), GRID, PATCH)
     torch.library.opcheck(torch.ops.ppma.erase_.default, given)
-
-
-def test_compiles_without_a_graph_break(triton_device):
-    patches, boxes, keys = picture_patches().float().to(triton_device), BOXES.to(triton_device), KEYS.to(triton_device)
-
-    def step(patches):
-        return erase_(patches * 2, boxes, keys, grid=GRID, patch=PATCH) + 1
-
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(patches), step(patches))

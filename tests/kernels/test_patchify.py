@@ -45,11 +45,3 @@ def test_indivisible_or_float_frames_are_refused():
 def test_gather_works_on_views_of_larger_clips():
     clip = frames(2, 4, 48, 48)[:, :, 8:40, 8:40]
     assert torch.equal(gather_patches(clip, None, (2, 16, 16)), reference.cut(clip, (2, 16, 16)))
-
-
-def test_compiles_without_a_graph_break():
-    clip, idx = frames(2, 4, 32, 32), torch.tensor([[0, 5], [7, 1]])
-    compiled = torch.compile(patchify, fullgraph=True, backend="aot_eager")
-    assert torch.equal(
-        compiled(clip, idx, **COLORS, dtype=torch.float32), patchify(clip, idx, **COLORS, dtype=torch.float32)
-    )

@@ -28,6 +28,8 @@ def some_tokens(shape, patch):
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02), (torch.float16, 2e-3)])
 def test_agrees_with_the_reference(triton_device, shape, patch, dtype, atol):
     """Values reach 2.7, where an ulp of float32 is 2.4e-7, half an ulp of bfloat16 0.008, of float16 0.001."""
+    if triton_device == "cpu" and dtype != torch.float32 and (shape, patch) != SHAPES[0]:
+        pytest.skip("interpreted in float32; the type changes no branch")
     clip, idx = frames(*shape), some_tokens(shape, patch)
     for chosen in (None, idx, idx[:, :1]):
         at = None if chosen is None else chosen.to(triton_device)
@@ -61,11 +63,3 @@ def test_the_operator_passes_opcheck(triton_device):
     clip, idx = frames(2, 4, 32, 32).to(triton_device), torch.tensor([[0, 5], [7, 1]], device=triton_device)
     given = (clip, idx, (2, 16, 16), COLORS["mean"], COLORS["std"], torch.bfloat16)
     torch.library.opcheck(torch.ops.ppma.patchify.default, given)
-
-
-def test_compiles_without_a_graph_break(triton_device):
-    clip, idx = frames(2, 4, 32, 32).to(triton_device), torch.tensor([[0, 5], [7, 1]], device=triton_device)
-    compiled = torch.compile(patchify, fullgraph=True, backend="aot_eager")
-    assert torch.equal(
-        compiled(clip, idx, **COLORS, dtype=torch.float32), patchify(clip, idx, **COLORS, dtype=torch.float32)
-    )

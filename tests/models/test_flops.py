@@ -30,36 +30,24 @@ def counted(forward, *, backward):
     return counter.get_total_flops() / 2
 
 
-def test_stage_1():
-    """The formula counts the decoder's embedding of the hidden places for every row; it is made once for both rows."""
-    model = MaskedAutoencoder(VIT, MAE)
-    shared = 2 * VIT.tokens * VIT.width * MAE.decoder_width
-    hidden_share = int(VIT.tokens * MAE.mask_ratio) / VIT.tokens
-    saved = shared * hidden_share - shared / 2
-    assert counted(lambda: model(clips(VIT), KEYS), backward=False) == pytest.approx(flops.mae_flops(VIT, MAE) - saved)
-
-
-def test_stage_1_with_a_decoder_of_half_the_hidden_tokens():
-    mae = replace(MAE, decoder_share=0.5)
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_stage_1(share):
+    """The formula counts the decoder's embedding of the targets for every row; that of all hidden places is made once
+    for both rows."""
+    mae = replace(MAE, decoder_share=share)
     model, hidden = MaskedAutoencoder(VIT, mae), int(VIT.tokens * MAE.mask_ratio)
-    difference = VIT.tokens / 2 - int(hidden / 2)  # hidden places are embedded once for both rows, targets or not
+    difference = VIT.tokens / 2 - int(hidden * share)
     expected = flops.mae_flops(VIT, mae) + difference * 2 * VIT.width * MAE.decoder_width
     assert counted(lambda: model(clips(VIT), KEYS), backward=False) == pytest.approx(expected)
 
 
-def test_stage_2():
-    model = Classifier(VIT, {"actions": 7}, ClassifierConfig(mix=MixConfig(probability=0.0)))
-    label = torch.zeros(2, dtype=torch.int64)
-    forward = counted(lambda: model(clips(VIT), KEYS, label, label), backward=False)
-    assert forward == pytest.approx(flops.classifier_flops(VIT, 7))
-
-
-def test_stage_2_with_dropped_tokens():
-    config = ClassifierConfig(mix=MixConfig(probability=0.0), token_drop=0.3)
+@pytest.mark.parametrize("dropped", [0.0, 0.3])
+def test_stage_2(dropped):
+    config = ClassifierConfig(mix=MixConfig(probability=0.0), token_drop=dropped)
     model = Classifier(VIT, {"actions": 7}, config)
     label = torch.zeros(2, dtype=torch.int64)
     forward = counted(lambda: model(clips(VIT), KEYS, label, label), backward=False)
-    assert forward == pytest.approx(flops.classifier_flops(VIT, 7, 0.3))
+    assert forward == pytest.approx(flops.classifier_flops(VIT, 7, dropped))
 
 
 def test_a_training_step_is_three_forward_passes_but_for_the_gradient_of_the_pixels():
