@@ -18,7 +18,7 @@ import numpy as np
 WIDTH, HEIGHT, RATE, FRAMES, KEY_EVERY = 320, 240, 25, 60, 12
 SQUARE, BITS = 16, 9
 X264 = {"preset": "veryfast", "crf": "28"}
-VPX = {"deadline": "realtime", "cpu-used": "8"}
+VPX = {"deadline": "realtime", "cpu-used": "8", "threads": "1"}
 TKHD_MATRIX = 40
 """Bytes from a track header's type to its 3 x 3 display matrix (ISO/IEC 14496-12, version 0)."""
 
