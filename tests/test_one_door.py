@@ -144,18 +144,8 @@ def bad(tmp_path_factory):
 
 
 UNREADABLE = (
-    "missing",
-    "file",
-    "empty",
-    "latin-1",
-    "utf-16",
-    "zeros",
-    "json",
-    "loop",
-    "folder",
-    "file/below",
-    "n" * 300,
-)
+    "missing", "file", "empty", "latin-1", "utf-16", "zeros", "json", "loop", "folder", "file/below", "n" * 300,
+)  # fmt: skip
 ACCEPTED = {
     ("datasets", "--data"): ("missing", "empty", "loop", "file/below"),  # no data set is indexed yet
     ("index", "--data"): ("missing", "empty"),
@@ -285,18 +275,8 @@ def system_error(number: int) -> OSError:
 
 
 WRONG = (
-    "EACCES",
-    "EPERM",
-    "EROFS",
-    "EISDIR",
-    "ENOTDIR",
-    "ENOENT",
-    "EEXIST",
-    "ENAMETOOLONG",
-    "EMLINK",
-    "EMFILE",
-    "ELOOP",
-)
+    "EACCES", "EPERM", "EROFS", "EISDIR", "ENOTDIR", "ENOENT", "EEXIST", "ENAMETOOLONG", "EMLINK", "EMFILE", "ELOOP",
+)  # fmt: skip
 FAILING = ("EIO", "ESTALE", "ETIMEDOUT")  # a file system that fails is not the user's input
 ERRORS = (
     *((system_error(getattr(errno, name)), FAILED) for name in FAILING),
@@ -330,18 +310,8 @@ def test_an_error_of_the_system_is_one_line(world, tmp_path, monkeypatch, step, 
 
 
 WORKS_FIRST = {
-    "demo",
-    "pack",
-    "synthesize",
-    "remove-humans",
-    "audit",
-    "plant",
-    "privacy",
-    "features",
-    "inspect",
-    "predict",
-    "index",
-}
+    "demo", "pack", "synthesize", "remove-humans", "audit", "plant", "privacy", "features", "inspect", "predict", "index",
+}  # fmt: skip
 """Commands that need models or long work before they write."""
 
 

@@ -19,6 +19,7 @@ import torch
 from processes import ppma_on_ranks, run_script
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import equal, weights
 
 from ppma import phases
@@ -60,6 +61,17 @@ def run(name, data, run_dir, *flags):
 
 def losses(run_dir):
     return [(row["step"], row["train/loss"]) for row in read_metrics(Path(run_dir)) if "train/loss" in row]
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A finished run of one epoch, which no test changes."""
+    return run("align_nohuman", data, tmp_path_factory.mktemp("finished") / "run", "--optim.epochs", 1)
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run", symlinks=True)
 
 
 class Preempted(Exception):
@@ -241,41 +253,25 @@ def test_accumulation_equals_one_large_batch(data, tmp_path):
         assert (value - weights(b)[tensor]).abs().max() < 1e-10, tensor
 
 
-def test_clipping_bounds_the_update(data, tmp_path):
-    run("align_nohuman", data, tmp_path / "a", "--optim.epochs", 1, "--optim.clip-grad", 1e-3)
-    rows = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
-    assert all(row["train/grad_norm"] > 1e-3 for row in rows)  # the logged norm is from before clipping
-
-
 def test_a_run_folder_holds_what_design_says(data, tmp_path):
-    folder = run(
-        "mae_nohuman", data, tmp_path / "run", "--optim.epochs", 2, "--pictures-every", 3, "--checkpoint-every", 1
-    )
+    flags = ("--sources", "made", "other", "--optim.epochs", 1, "--pictures-every", 3, "--checkpoint-every", 1)
+    folder = run("mae_nohuman", data, tmp_path / "run", *flags, "--optim.clip-grad", 1e-3)
     names = {path.name.split(".")[0] for path in folder.iterdir()}
     assert {"config", "environment", "metrics", "events", "checkpoints"} <= names
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["latest", "step_00000005", "step_00000006"]
     config = json.loads((folder / "config.json").read_text())
     assert config["recipe"] == "mae_nohuman" and config["vit"]["width"] == 48
     environment = json.loads((folder / "environment.json").read_text())[0]
-    assert environment["versions"]["torch"] == torch.__version__.split("+")[0] or environment["versions"]["torch"]
-    assert environment["implementations"].keys() == {"loader", "kernels"}
-    row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert environment["versions"]["torch"] and environment["implementations"].keys() == {"loader", "kernels"}
+    rows = read_metrics(folder)
     tags = "train/loss train/lr train/grad_norm train/skipped_steps perf/clips_per_s perf/stall_percent perf/mfu"
-    assert {*tags.split(), "perf/memory_gib", "data/bad_files", "step", "time", "epoch"} == set(row)
-    assert 0 < row["perf/mfu"] < 1 and 0 <= row["perf/stall_percent"] <= 100
-
-
-def test_tensorboard_shows_scalars_and_pictures(data, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    folder = run(
-        "mae_nohuman", data, tmp_path / "run", "--sources", "made", "other", "--optim.epochs", 1, "--pictures-every", 2
-    )
+    assert {*tags.split(), "perf/memory_gib", "data/bad_files", "step", "time", "epoch"} == set(rows[-1])
+    assert 0 < rows[-1]["perf/mfu"] < 1 and 0 <= rows[-1]["perf/stall_percent"] <= 100
+    assert all(row["train/grad_norm"] > 1e-3 for row in rows)  # the logged norm is from before clipping
     events = EventAccumulator(str(folder)).Reload()
     assert {"train/loss", "perf/clips_per_s", "data/bad_files"} <= set(events.Tags()["scalars"])
     pictures = set(events.Tags()["images"])
-    assert {"clips/made", "clips/other"} <= pictures
-    assert "reconstruction/original, visible, reconstructed" in pictures
+    assert {"clips/made", "clips/other", "reconstruction/original, visible, reconstructed"} <= pictures
 
 
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(data, tmp_path, caplog):
@@ -333,32 +329,30 @@ def test_wrong_input_is_one_line_exit_2_and_nothing_written(flags, message, data
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_of_another_shape_names_the_tensor(data, tmp_path):
-    first = run("mae_nohuman", data, tmp_path / "a", "--optim.epochs", 1)
+def test_a_checkpoint_of_another_shape_names_the_tensor(data, finished, tmp_path):
     with pytest.raises(InputError, match=r"blocks\.0.*has shape \(48,\), the model's has \(96,\)"):
-        run("align_nohuman", data, tmp_path / "b", "--vit.width", 96, "--init", first)
+        run("align_nohuman", data, tmp_path / "b", "--vit.width", 96, "--init", finished)
     assert not (tmp_path / "b").exists()
 
 
-def test_a_run_is_not_written_over_nor_resumed_with_other_settings(data, tmp_path):
-    run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1)
+def test_a_run_is_not_written_over_nor_resumed_with_other_settings(data, copied):
     with pytest.raises(InputError, match="--resume"):
-        run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1)
+        run("align_nohuman", data, copied, "--optim.epochs", 1)
     with pytest.raises(InputError, match=r"other settings \(optim.peak_lr: 0.002 -> 0.1"):
-        run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--optim.peak-lr", 0.1, "--resume")
-    run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--resume", "--loader.workers", 2)
-    saved = tmp_path / "run" / "config.json"
+        run("align_nohuman", data, copied, "--optim.epochs", 1, "--optim.peak-lr", 0.1, "--resume")
+    run("align_nohuman", data, copied, "--optim.epochs", 1, "--resume", "--loader.workers", 2)
+    saved = copied / "config.json"
     old = json.loads(saved.read_text())
     del old["privacy"], old["loader"]["flip_probability"]
     saved.write_text(json.dumps(old))  # written by a version without these fields
-    run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--resume")
+    run("align_nohuman", data, copied, "--optim.epochs", 1, "--resume")
     saved.write_text(json.dumps(old))
     with pytest.raises(InputError, match=r"other settings \(loader.flip_probability: 0.0 -> 0.5"):
-        run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--resume", "--loader.flip-probability", 0.5)
+        run("align_nohuman", data, copied, "--optim.epochs", 1, "--resume", "--loader.flip-probability", 0.5)
 
 
-def test_a_run_folder_in_use_is_refused_and_not_touched(data, tmp_path, monkeypatch, capfd):
-    folder = run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1)
+def test_a_run_folder_in_use_is_refused_and_not_touched(data, copied, capfd):
+    folder = copied
     owner = json.dumps(asdict(replace(Owner.here(), pid=os.getppid(), started=run_folder._start_time(os.getppid()))))
     (folder / OWNER).write_text(owner)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -394,44 +388,42 @@ def test_a_run_folder_that_cannot_be_made_is_refused(data, tmp_path):
             run("align_nohuman", data, folder, "--optim.epochs", 1)
 
 
-def test_a_full_disk_keeps_the_old_checkpoint(data, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_old_checkpoint(copied, monkeypatch):
     from ppma.training import checkpoint
 
-    run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1, "--checkpoint-every", 2)
-    before = {p.name for p in (tmp_path / "run/checkpoints").iterdir()}
+    before = {p.name for p in (copied / "checkpoints").iterdir()}
 
     def full(*_, **__):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(OSError, match="No space left") as stop:
-        checkpoint.save(tmp_path / "run/checkpoints", step=99, model={"a": torch.ones(1)}, training={}, state={})
+        checkpoint.save(copied / "checkpoints", step=99, model={"a": torch.ones(1)}, training={}, state={})
     assert stop.value.errno == errno.ENOSPC
-    assert {p.name for p in (tmp_path / "run/checkpoints").iterdir()} == before
+    assert {p.name for p in (copied / "checkpoints").iterdir()} == before
     with pytest.raises(OSError, match="No space left"):  # and not torch's RuntimeError
         checkpoint.save_pickle(Path("/dev/full"), {"a": torch.zeros(10**6)})
 
 
-def test_foreign_pickles_are_not_run(data, tmp_path):
+def test_foreign_pickles_are_not_run(data, copied, tmp_path):
     """A training.pt with code in it is refused, and the code does not run; so is one of another program."""
 
     class Evil:
         def __reduce__(self):
             return (os.system, (f"touch {tmp_path}/pwned",))
 
-    folder = run("align_nohuman", data, tmp_path / "run", "--optim.epochs", 1)
-    latest = (folder / "checkpoints/latest").resolve()
+    latest = (copied / "checkpoints/latest").resolve()
     history = lineage.read(latest / "model.safetensors")
     torch.save({"optimizer": Evil()}, latest / "training.pt")
     lineage.write(latest, history)  # whoever can write the folder can forge the hashes
     with pytest.raises(InputError, match=r"refused: .* holds more than tensors"):
-        run("align_nohuman", data, folder, "--optim.epochs", 1, "--resume")
+        run("align_nohuman", data, copied, "--optim.epochs", 1, "--resume")
     assert not (tmp_path / "pwned").exists()
     torch.save({"optimizer": {"state": {0: {}}, "param_groups": []}}, latest / "training.pt")
     lineage.write(latest, history)
     with pytest.raises(InputError, match=r"training\.pt"):
-        run("align_nohuman", data, folder, "--optim.epochs", 1, "--resume")
-    seal.read(folder)  # neither refusal changed a file of the finished run
+        run("align_nohuman", data, copied, "--optim.epochs", 1, "--resume")
+    seal.read(copied)  # neither refusal changed a file of the finished run
 
 
 @pytest.fixture(scope="module")
@@ -465,10 +457,9 @@ def test_from_clips_to_a_transfer_score(real, tmp_path):
     assert json.loads((fine / "result.json").read_text())["top1"] == 1.0
 
 
-def test_a_frozen_encoder_keeps_its_parameters(data, tmp_path):
-    mae = run("mae_nohuman", data, tmp_path / "mae", "--optim.epochs", 1)
-    probed = run("probe_published", data, tmp_path / "lp", "--optim.epochs", 2, "--init", mae)
-    before, after = weights(mae), weights(probed)
+def test_a_frozen_encoder_keeps_its_parameters(data, finished, tmp_path):
+    probed = run("probe_published", data, tmp_path / "lp", "--optim.epochs", 1, "--init", finished)
+    before, after = weights(finished), weights(probed)
     for name in before:
         if name.startswith(("patch_embed.", "blocks.")):
             assert torch.equal(before[name], after[name])

@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,12 +114,15 @@ def made_batch(sampler, sources, epoch: int, step: int, rank: int = 0, world_siz
 
 
 class MadeClips:
-    """Takes the place of ClipStream, with its arguments."""
+    """Takes the place of ClipStream, with its arguments: the sampler's batches with made pixels."""
 
     def __init__(
-        self, sampler, sources, config, *, epochs: int = 1, rank: int = 0, world_size: int = 1, **_: object
-    ) -> None:
-        self.sampler, self.sources, self.epochs, self.place = sampler, sources, epochs, (rank, world_size)
+        self, sampler, sources, config, *, epochs: int = 1, rank: int = 0, world_size: int = 1,
+        start: tuple[int, int] = (0, 0), **_: object,
+    ) -> None:  # fmt: skip
+        self.sampler, self.sources, self.rank, self.world_size = sampler, sources, rank, world_size
+        steps = sampler.steps_per_epoch
+        self.positions = range(start[0] * steps + start[1], steps * epochs)
 
     def __enter__(self) -> "MadeClips":
         return self
@@ -128,33 +131,19 @@ class MadeClips:
         pass
 
     def __iter__(self) -> Iterator[ClipBatch]:
-        for epoch in range(self.epochs):
-            for step in range(self.sampler.steps_per_epoch):
-                yield made_batch(self.sampler, self.sources, epoch, step, *self.place)
+        for position in self.positions:
+            when = divmod(position, self.sampler.steps_per_epoch)
+            yield made_batch(self.sampler, self.sources, *when, self.rank, self.world_size)
 
 
-class MadeStream:
-    """Takes the place of a task's stream: the sampler's batches with made pixels."""
-
-    def __init__(self, task, ranks: Ranks, start: tuple[int, int]) -> None:
-        self.task, self.ranks, self.start = task, ranks, start
-
-    def __enter__(self) -> "MadeStream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def __iter__(self) -> Iterator[ClipBatch]:
-        sampler, steps = self.task.sampler, self.task.sampler.steps_per_epoch
-        for position in range(self.start[0] * steps + self.start[1], steps * self.task.config.optim.epochs):
-            yield made_batch(
-                sampler, self.task.sources, *divmod(position, steps), self.ranks.rank, self.ranks.world_size
-            )
+def made_stream(task, ranks: Ranks, start: tuple[int, int], kind: type[MadeClips] = MadeClips) -> MadeClips:
+    """Return what takes the place of a task's stream."""
+    place, epochs = {"rank": ranks.rank, "world_size": ranks.world_size}, task.config.optim.epochs
+    return kind(task.sampler, task.sources, task.config.loader, epochs=epochs, start=start, **place)
 
 
 def trainer(
-    name: str, folder: Path, ranks: Ranks = ALONE, *, stream: Callable[..., object] = MadeStream, **changes: object
+    name: str, folder: Path, ranks: Ranks = ALONE, *, stream: type[MadeClips] = MadeClips, **changes: object
 ) -> Trainer:
     """A trainer of a shrunk recipe on made clips, which writes to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,7 +151,7 @@ def trainer(
     config = replace(config, **changes)
     kind = {"mae": MaeTask, "classify": ClassifyTask}[config.phase]
     task = kind(config, [source(one) for one in config.sources])
-    task.stream = lambda ranks, start: stream(task, ranks, start)
+    task.stream = lambda ranks, start: made_stream(task, ranks, start, stream)
     return Trainer(config, task, ranks, choose(config.precision, ranks.device))
 
 

@@ -20,18 +20,7 @@ from ppma.config.errors import InputError
 from ppma.config.recipes import published, recipe
 from ppma.config.run import RunConfig
 
-SHOWN = (
-    "sources",
-    "data",
-    "init",
-    "run_dir",
-    "resume",
-    "privacy",
-    "seed",
-    "batch",
-    "device",
-    "precision",
-)
+SHOWN = ("sources", "data", "init", "run_dir", "resume", "privacy", "seed", "batch", "device", "precision")
 """Fields of RunConfig that `--help` lists for every recipe."""
 SHOWN_FOR = {"adaptive_average": ("average", "mixing")}
 """Further fields that `--help` lists for one recipe."""

@@ -135,9 +135,8 @@ def set_cache_folder() -> None:
     """Keep compiled code in a folder that outlives the job, unless the user's TORCHINDUCTOR_CACHE_DIR names one."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    if (
-        os.environ.get(CACHE_VARIABLE, default_cache_dir()) != default_cache_dir()
-    ):  # inductor sets its default at import
+    default = default_cache_dir()  # inductor sets it when it is imported
+    if os.environ.get(CACHE_VARIABLE, default) != default:
         return
     folder = cache_folder() / "compiled"
     try:

@@ -16,8 +16,6 @@ from ppma.models.vit import Encoder
 VECTORS = ("decoder.mask_token", "mixing")
 """Parameters with one axis that are neither biases nor norms."""
 
-__all__ = ["OptimConfig", "build_optimizer", "learning_rate", "parameter_groups", "set_learning_rate"]
-
 
 def learning_rate(step: int, total_steps: int, config: OptimConfig, global_batch: int) -> float:
     """Return the rate of a step: a linear warm-up from warmup_lr to the peak, then a cosine from a share of the peak,

@@ -72,13 +72,8 @@ class Speed:
         now, steps = time.perf_counter(), step - self._step
         on_gpu = self._ranks.device.type == "cuda"
         memory = torch.cuda.max_memory_allocated() if on_gpu else resident_bytes()
-        mine = (
-            now - self._began,
-            counters.wait_seconds - self._waited,
-            self._forward.take(),
-            memory,
-            counters.bad_files,
-        )
+        waited = counters.wait_seconds - self._waited
+        mine = (now - self._began, waited, self._forward.take(), memory, counters.bad_files)
         self._began, self._step, self._waited = now, step, counters.wait_seconds
         row = torch.tensor([mine], dtype=torch.float64, device=self._ranks.device)
         seconds_R, waited_R, forward_R, memory_R, bad_R = distributed.gather_rows(row, self._ranks).T.tolist()

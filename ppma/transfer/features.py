@@ -211,17 +211,8 @@ def address(
     pixels = {name: getattr(plan, name) for name in ("frames", "size", "short_side", "window_seconds", "assumed_fps")}
     backend, _ = choose_implementation(plan, compute.device)
     precision = [str(compute.autocast_dtype), str(compute.weight_dtype)]
-    facts = [
-        shape,
-        pixels,
-        backend,
-        views.windows,
-        views.last_window,
-        views.crops,
-        views.on_bad,
-        manifest.sha256,
-        precision,
-    ]
+    placed = (views.windows, views.last_window, views.crops, views.on_bad)
+    facts = [shape, pixels, backend, *placed, manifest.sha256, precision]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()[:24]
 

@@ -72,7 +72,7 @@ def curve(config: RunConfig) -> list[float]:
     if config.phase in ("mae", "classify"):
         config = replace(config, optim=replace(config.optim, epochs=-(-20 // task.steps_per_epoch)))
         task = kind(config, [tiny.source(name) for name in config.sources])
-        task.stream = lambda ranks, start: tiny.MadeStream(task, ranks, start)
+        task.stream = lambda ranks, start: tiny.made_stream(task, ranks, start)
     trainer = Trainer(config, task, ALONE, choose(config.precision, ALONE.device))
     losses = []
     with task.stream(ALONE, (0, 0)) as stream:

@@ -85,19 +85,19 @@ def test_too_many_bad_files_on_all_ranks_together_stop_the_run(tmp_path, monkeyp
     assert read_metrics(tmp_path)[0]["data/bad_files"] == (2 if stops else 1)
 
 
-class Slow(tiny.MadeStream):
+class Slow(tiny.MadeClips):
     """Rank 1 waits a second for each batch."""
 
     def __iter__(self):
         for number, batch in enumerate(super().__iter__(), 1):
-            time.sleep(self.ranks.rank)
-            batch.counters.wait_seconds = number * self.ranks.rank
+            time.sleep(self.rank)
+            batch.counters.wait_seconds = number * self.rank
             yield batch
 
 
 def train_with_a_slow_rank(ranks, folder, why):
     name = "align_nohuman_synthetic"
-    stream = Slow if why == "data" else tiny.MadeStream
+    stream = Slow if why == "data" else tiny.MadeClips
     made = tiny.trainer(name, folder, ranks, stream=stream, optim=replace(tiny.shrink(name).optim, epochs=2))
     module = made._module
     if why == "computing":

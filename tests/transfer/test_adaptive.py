@@ -120,19 +120,8 @@ def test_evaluation_and_checkpoint_see_the_shares_as_they_are_now(models):
 
 def test_the_recipe_learns_shares_resumes_and_is_tested_as_any_classifier(tmp_path, clip_tree):
     data, encoders = tiny.make_data(tmp_path, clip_tree, "train", "val"), [tmp_path / "a", tmp_path / "b"]
-    flags = [
-        "--published",
-        "--classifier.mix.group",
-        4,
-        "--average",
-        *encoders,
-        "--mixing",
-        "tensor",
-        "--loader.randaugment-ops",
-        0,
-        "--optim.epochs",
-        2,
-    ]
+    mixed = ("--published", "--classifier.mix.group", 4, "--average", *encoders, "--mixing", "tensor")
+    flags = (*mixed, "--loader.randaugment-ops", 0, "--optim.epochs", 2)
     config = tiny.config("adaptive_average", data, tmp_path / "run", *flags)
     for seed, encoder in enumerate(encoders):
         checkpoint.save_weights(encoder, Classifier(config.vit, {"x": 3}, seed=seed).state_dict(), {})
@@ -144,19 +133,9 @@ def test_the_recipe_learns_shares_resumes_and_is_tested_as_any_classifier(tmp_pa
     kept = json.loads((tmp_path / "run/checkpoints/latest/lineage.json").read_text())["lineage"]
     assert len(kept["parents"]) == 2
     train(replace(config, resume=True))
-    again = [
-        "evaluate",
-        "--checkpoint",
-        tmp_path / "run",
-        "--dataset",
-        "made",
-        "--data",
-        data,
-        "--out",
-        tmp_path / "again",
-        *["--evaluation.average", "logits", "--evaluation.last-window", "pytorchvideo"],  # as published
-    ]
-    assert ppma(list(map(str, again))) == 0
+    again = f"evaluate --checkpoint {tmp_path}/run --dataset made --data {data} --out {tmp_path}/again"
+    published = "--evaluation.average logits --evaluation.last-window pytorchvideo"
+    assert ppma(f"{again} {published}".split()) == 0
     found = json.loads((tmp_path / "again/result.json").read_text())
     assert found["top1"] == result["top1"] and found["ece"] == pytest.approx(result["ece"], abs=1e-6)
 
@@ -167,10 +146,8 @@ def test_wrong_input(models, tmp_path):
     for several, problem in ((models[:1], "two models"), ([models[0], wide], "shapes"), ([wide, wide], "does not fit")):
         with pytest.raises(InputError, match=problem):
             AdaptiveClassifier(VIT, {"new": 5}, PLAIN, models=several)
-    for name, flags in (
-        ("adaptive_average", ["--average", "a", "b", "--init", "c"]),
-        ("probe", ["--average", "a", "b"]),
-    ):
+    for argv in ("adaptive_average --average a b --init c", "probe --average a b"):
+        name, *flags = argv.split()
         with pytest.raises(InputError, match="--average"):
             resolve(name, flags)
 

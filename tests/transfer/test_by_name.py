@@ -87,17 +87,8 @@ def test_a_split_without_a_class_is_scored_by_name(data, name, capfd, figure):
 @pytest.mark.promise("R21")
 def test_evaluate_matches_by_name(data, capfd):
     assert train(data, "finetune", "val", "--resume") == 0
-    argv = [
-        "--checkpoint",
-        data / "runs/finetune-val",
-        "--dataset",
-        "made",
-        "--data",
-        data / "data.toml",
-        "--device",
-        "cpu",
-    ]
-    command = ["evaluate", *map(str, argv)]
+    run = data / "runs/finetune-val"
+    command = f"evaluate --checkpoint {run} --dataset made --data {data}/data.toml --device cpu".split()
     assert ppma([*command, "--evaluation.split", "fewer"]) == 0
     whole, fewer = (scores(data / "runs/finetune-val" / folder) for folder in ("", "evaluate-made-fewer"))
     assert len(fewer) == 9 and all(whole[video][0] == label for video, (label, _) in fewer.items())

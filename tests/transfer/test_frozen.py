@@ -46,18 +46,7 @@ def read(folder, name):
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_protocol_keeps_the_contract_of_a_result(runs, name):
     result, scores = read(runs, name), np.load(runs / "runs" / name / "scores.npz")
-    assert {
-        "dataset",
-        "split",
-        "protocol",
-        "checkpoint",
-        "seed",
-        "n_videos",
-        "top1",
-        "top5",
-        "ci95",
-        "ece",
-    } <= result.keys()
+    assert {"checkpoint", "ece", *seal.RESULT_KEYS} <= result.keys()
     assert result["protocol"].startswith(name) and result["n_videos"] == len(scores["video"]) == len(scores["label"])
     for k in (1, 5):
         assert result[f"top{k}"] == pytest.approx(top_k_correct(scores["scores"], scores["label"], k).mean(), abs=1e-12)
