@@ -14,7 +14,7 @@ import torch
 
 from ppma import __version__, cli
 from ppma.cli import COMMANDS, main
-from ppma.config.command import DONE, FAILED, INTERRUPTED, WRONG_INPUT, name_rank, parse, run
+from ppma.config.command import DONE, FAILED, WRONG_INPUT, name_rank, parse, run
 from ppma.config.errors import InputError, Stopped
 from ppma.training.distributed import Stop
 
@@ -72,12 +72,8 @@ def test_completion_knows_commands_recipes_and_flags(shell, capsys, monkeypatch)
     monkeypatch.setattr(cli, "COMMANDS", some)
     assert main(["--completion", shell]) == 0
     script = capsys.readouterr().out
-    ask = "COMP_WORDS=({words}); COMP_CWORD={at}; _ppma; echo ${{COMPREPLY[@]}}\n"
-    lines = [
-        ask.format(words=words, at=len(words.split()) - 1)
-        for words in ("ppma tr", "ppma train fin", "ppma datasets --da")
-    ]
-    lines.append(ask.format(words="ppma train finetune --optim.ep", at=3))
+    asked = ("ppma tr", "ppma train fin", "ppma datasets --da", "ppma train finetune --optim.ep")
+    lines = [f"COMP_WORDS=({w}); COMP_CWORD={w.count(' ')}; _ppma; echo ${{COMPREPLY[@]}}\n" for w in asked]
     bash = script.partition("bashcompinit\n")[2] if shell == "zsh" else script
     done = subprocess.run(["bash", "-c", bash + "".join(lines)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["train", "finetune", "--data", "--optim.epochs"]
@@ -121,20 +117,36 @@ def test_right_flags():
     assert parse(Flags, ["--name", "a", "--inner.ratio", "0.25"], prog="p") == Flags(name="a", inner=Inner(ratio=0.25))
 
 
-def test_input_error_is_one_line_and_a_defect_keeps_its_traceback(capsys):
-    def wrong(argv: list[str]) -> int:
-        raise InputError("no file a.csv:\n  make it")
+def raising(error):
+    """Return the main function of a command that raises an error."""
 
-    assert run(wrong, [], prog="ppma x") == WRONG_INPUT
+    def main(argv: list[str]) -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("no file a.csv:\n  make it"), WRONG_INPUT),
+        (ConnectionError("no file a.csv: make it"), FAILED),  # ranks that do not meet: a launcher starts them again
+        (FloatingPointError("no file a.csv: make it"), FAILED),  # a loss that stays NaN is no wrong flag either
+    ],
+)
+def test_an_error_that_is_no_defect_is_one_line(error, code, capsys):
+    assert run(raising(error), [], prog="ppma x") == code
     assert capsys.readouterr().err == "ppma x: no file a.csv: make it\n"
-    with pytest.raises(ZeroDivisionError):
-        run(lambda argv: 1 // 0, [], prog="ppma x")
 
-    def closed(argv: list[str]) -> int:
-        raise OSError("handle is closed")  # by Python, not by the system
 
-    with pytest.raises(OSError, match="handle"):
-        run(closed, [], prog="ppma x")
+@pytest.mark.parametrize(
+    "defect",
+    [ZeroDivisionError(), OSError("handle is closed"), RuntimeError("mat1 and mat2 shapes cannot be multiplied")],
+)
+def test_a_defect_keeps_its_traceback(defect):
+    """An OSError without a number comes from Python, not from the system."""
+    with pytest.raises(type(defect)):
+        run(raising(defect), [], prog="ppma x")
 
 
 OUT_OF_MEMORY = (
@@ -172,57 +184,11 @@ def test_a_gpu_that_does_not_serve_is_one_line_with_the_remedy(kind, message, wo
         assert error.startswith("ppma train: ") and word in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("kind", [ConnectionError, FloatingPointError])
-def test_a_failure_that_is_no_wrong_input_is_one_line_with_code_1(kind, capsys):
-    """Ranks that do not meet, and a loss that stays NaN: a launcher must not take either for a wrong flag."""
-
-    def fail(argv: list[str]) -> int:
-        raise kind("rank 1 of 2 could not meet the others")
-
-    assert run(fail, [], prog="ppma x") == FAILED
-    assert capsys.readouterr().err == "ppma x: rank 1 of 2 could not meet the others\n"
-
-
-def test_any_other_runtime_error_keeps_its_traceback(monkeypatch):
-    def fail(config):
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    monkeypatch.setattr("ppma.phases.train", fail)
-    with pytest.raises(RuntimeError, match="mat1"):
-        main(["train", "mae_nohuman"])
-
-
-def test_interrupt_has_a_code_of_its_own():
-    def interrupted(argv: list[str]) -> int:
-        raise KeyboardInterrupt
-
-    assert run(interrupted, [], prog="ppma x") == INTERRUPTED
-
-
 def test_python_m_ppma_starts_without_torch():
     code = "import sys, runpy; sys.argv = ['ppma', '--version']\ntry: runpy.run_module('ppma', run_name='__main__')\n"
     code += "except SystemExit as e: assert not e.code and 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == __version__
-
-
-CTRL_C = """
-import os, signal, sys, threading, time
-from ppma.cli import main
-delay = float(sys.argv.pop(1))
-threading.Thread(target=lambda: (time.sleep(delay), os.kill(os.getpid(), signal.SIGINT)), daemon=True).start()
-sys.exit(main())
-"""
-
-
-@pytest.mark.parametrize("delay", [0.05, 0.3])
-def test_ctrl_c_in_the_first_second_is_one_line(delay, tmp_path):
-    """While torch is imported: `ppma.cli` itself imports nothing slow."""
-    flags = ["train", "mae_nohuman", "--data", str(tmp_path / "none.toml")]
-    done = subprocess.run(
-        [sys.executable, "-c", CTRL_C, str(delay), *flags], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (130, "ppma train: interrupted\n")
 
 
 def test_a_closed_terminal_changes_no_exit_code(monkeypatch):
@@ -232,8 +198,5 @@ def test_a_closed_terminal_changes_no_exit_code(monkeypatch):
         def write(self, text):
             raise OSError(errno.EIO, "Input/output error")
 
-    def stopped(argv):
-        raise Stopped(Stop.SAVE)
-
     monkeypatch.setattr(sys, "stderr", Closed())
-    assert run(stopped, [], prog="it") == 75
+    assert run(raising(Stopped(Stop.SAVE)), [], prog="it") == 75

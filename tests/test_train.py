@@ -29,7 +29,7 @@ from ppma.config.errors import InputError, Stopped
 from ppma.config.flags import resolve
 from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.sources import catalog
-from ppma.training import lineage, run_folder, seal
+from ppma.training import lineage, run_folder, seal, tasks
 from ppma.training.distributed import Stop
 from ppma.training.run_folder import OWNER, Owner, read_metrics
 from ppma.training.trainer import Trainer
@@ -72,6 +72,12 @@ def finished(data, tmp_path_factory):
 @pytest.fixture
 def copied(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run", symlinks=True)
+
+
+@pytest.fixture
+def made_clips(monkeypatch):
+    """Made pixels in place of decoded ones, where the loader is not what is tested."""
+    monkeypatch.setattr(tasks, "ClipStream", tiny.MadeClips)
 
 
 class Preempted(Exception):
@@ -246,6 +252,7 @@ def test_two_ranks_equal_one_in_float64(name, data, tmp_path):
     assert dict(losses(tmp_path / "1")) == pytest.approx(dict(losses(tmp_path / "2")), abs=1e-10)
 
 
+@pytest.mark.usefixtures("made_clips")
 def test_accumulation_equals_one_large_batch(data, tmp_path):
     a = run("mae_nohuman", data, tmp_path / "a", "--precision", "fp64", "--optim.epochs", 2)
     b = run("mae_nohuman", data, tmp_path / "b", "--precision", "fp64", "--optim.epochs", 2, "--accumulate", 2)
@@ -363,6 +370,7 @@ def test_a_run_folder_in_use_is_refused_and_not_touched(data, copied, capfd):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.usefixtures("made_clips")
 def test_a_resume_repairs_a_damaged_checkpoint_and_a_cut_line(data, tmp_path, caplog):
     flags = ("--optim.epochs", 3, "--checkpoint-every", 2, "--keep-checkpoints", 9)
     folder = run("align_nohuman", data, tmp_path / "run", *flags)
@@ -457,6 +465,7 @@ def test_from_clips_to_a_transfer_score(real, tmp_path):
     assert json.loads((fine / "result.json").read_text())["top1"] == 1.0
 
 
+@pytest.mark.usefixtures("made_clips")
 def test_a_frozen_encoder_keeps_its_parameters(data, finished, tmp_path):
     probed = run("probe_published", data, tmp_path / "lp", "--optim.epochs", 1, "--init", finished)
     before, after = weights(finished), weights(probed)

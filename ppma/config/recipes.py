@@ -12,7 +12,7 @@ throughput; `benchmarks/` measures what is reached.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
@@ -40,32 +40,23 @@ def _mae(name: str, sources: tuple[str, ...], model: str, size: int, frames: int
         run_dir=Path("runs") / name,
         batch=128,
         vit=preset(model, size=size, frames=frames),
-        loader=LoaderConfig(size=size, frames=frames, short_side=_short_side(size), views=4),
+        loader=LoaderConfig(size=size, frames=frames, short_side=round(size * 256 / 224), views=4),
     )
 
 
 def _labeled(name: str, sources: tuple[str, ...], model: str, size: int, frames: int) -> RunConfig:
     """Return what Align and fine-tuning share: RandAugment, erasing, mixing, drop path, layer decay."""
-    return RunConfig(
-        recipe=name,
+    run = _mae(name, sources, model, size, frames)
+    return replace(
+        run,
         phase="classify",
-        sources=sources,
-        run_dir=Path("runs") / name,
-        batch=128,
-        vit=preset(model, size=size, frames=frames, drop_path=0.1),
-        loader=LoaderConfig(
-            size=size, frames=frames, short_side=_short_side(size), views=1, randaugment_ops=4, erase_probability=0.25
-        ),
+        vit=replace(run.vit, drop_path=0.1),
+        loader=replace(run.loader, views=1, randaugment_ops=4, erase_probability=0.25),
         optim=OptimConfig(
             epochs=50, peak_lr=2e-3, reference_batch=128, warmup_fraction=0.125, final_lr=5e-7, betas=(0.9, 0.999),
             weight_decay=1e-4, layer_decay=0.75,
         ),
     )  # fmt: skip
-
-
-def _short_side(size: int) -> int:
-    """Return 256 for views of 224 pixels, and in proportion for other sizes."""
-    return round(size * 256 / 224)
 
 
 def _hide(run: RunConfig, people: People) -> RunConfig:
@@ -76,9 +67,9 @@ def _hide(run: RunConfig, people: People) -> RunConfig:
     return replace(run, sources=sources, run_dir=Path("runs") / f"{run.recipe}-{people}")
 
 
-def _renamed(run: RunConfig, recipe: str) -> RunConfig:
-    """Return the run under another recipe's name, in a run folder named after recipe and data set."""
-    return replace(run, recipe=recipe, run_dir=Path("runs") / f"{recipe}-{run.sources[0]}")
+def _renamed(run: RunConfig, recipe: str, **changes: Any) -> RunConfig:
+    """Return the run with changes under another recipe's name, in a run folder named after recipe and data set."""
+    return replace(run, recipe=recipe, run_dir=Path("runs") / f"{recipe}-{run.sources[0]}", **changes)
 
 
 def published(run: RunConfig) -> RunConfig:
@@ -248,9 +239,9 @@ def finetune(*, dataset: str = "ucf101", model: str = "base", size: int = 224, f
     --published restores Q1 (the cosine starts at half the peak), Q2 (fp32 instead of bf16), Q6 (the head at 0.75 of the
     rate) and Q9 (the test).
     """
-    run = _renamed(_labeled("finetune", (dataset,), model, size, frames), "finetune")
+    run = _labeled("finetune", (dataset,), model, size, frames)
     optim = replace(run.optim, epochs=30, reference_batch=32)
-    return replace(run, batch=32, optim=optim, evaluation=EvaluationConfig(at_end=True))
+    return _renamed(run, "finetune", batch=32, optim=optim, evaluation=EvaluationConfig(at_end=True))
 
 
 def probe(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
@@ -282,9 +273,9 @@ def probe_published(*, dataset: str = "ucf101", model: str = "base", size: int =
     clip. As the paper says, the encoder is frozen; the authors' script trains it, with layer decay from 0.75 at the head
     on (Q6). --published restores that, Q2 (fp32 instead of bf16) and Q9 (the test).
     """
-    run = _renamed(finetune(dataset=dataset, model=model, size=size, frames=frames), "probe_published")
+    run = finetune(dataset=dataset, model=model, size=size, frames=frames)
     optim = replace(run.optim, peak_lr=1.6e-2, warmup_lr=4e-6, final_lr=4e-6, layer_decay=None)
-    return replace(run, classifier=replace(run.classifier, freeze_encoder=True), optim=optim)
+    return _renamed(run, "probe_published", classifier=ClassifierConfig(freeze_encoder=True), optim=optim)
 
 
 def probe_grid(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
@@ -294,9 +285,8 @@ def probe_grid(*, dataset: str = "ucf101", model: str = "base", size: int = 224,
     over the cached features; then a probe with the best pair learns from all training clips. The test split takes no
     part in the choice. Costs as much as probe, plus minutes on a CPU for the heads.
     """
-    run = _renamed(probe(dataset=dataset, model=model, size=size, frames=frames), "probe_grid")
-    rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-    return replace(run, grid=GridConfig(rates=rates, weight_decays=(1e-4, 1e-2)))
+    grid = GridConfig(rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1), weight_decays=(1e-4, 1e-2))
+    return _renamed(probe(dataset=dataset, model=model, size=size, frames=frames), "probe_grid", grid=grid)
 
 
 def knn(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
@@ -305,7 +295,7 @@ def knn(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames
     Run `ppma train knn --dataset ucf101 --init runs/align_nohuman_synthetic`. One pass of 361 GFLOP per clip, none
     after a probe of the same encoder. Not in the paper; k and temperature are DINO's.
     """
-    return replace(_renamed(probe(dataset=dataset, model=model, size=size, frames=frames), "knn"), phase="knn")
+    return _renamed(probe(dataset=dataset, model=model, size=size, frames=frames), "knn", phase="knn")
 
 
 def few_shot(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
@@ -314,9 +304,7 @@ def few_shot(*, dataset: str = "ucf101", model: str = "base", size: int = 224, f
     Run `ppma train few_shot --dataset ucf101 --init runs/align_nohuman_synthetic`. Costs as much as knn, plus minutes
     for the heads. The result of the run is that of 10 clips; --few-shot.shots 1 makes it that of one. Not in the paper.
     """
-    return replace(
-        _renamed(probe(dataset=dataset, model=model, size=size, frames=frames), "few_shot"), phase="few_shot"
-    )
+    return _renamed(probe(dataset=dataset, model=model, size=size, frames=frames), "few_shot", phase="few_shot")
 
 
 def attentive_probe(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
@@ -326,8 +314,9 @@ def attentive_probe(*, dataset: str = "ucf101", model: str = "base", size: int =
     MB of disk per training clip (23 GB for UCF101; an eighth with --attentive.cells 2 2 2) and 20 epochs of 7.4 GFLOP
     per clip. Not in the paper; as in V-JEPA, without augmentation.
     """
-    run = _renamed(probe(dataset=dataset, model=model, size=size, frames=frames), "attentive_probe")
-    return replace(run, phase="attentive", optim=replace(run.optim, epochs=20, peak_lr=1e-3, weight_decay=1e-2))
+    run = probe(dataset=dataset, model=model, size=size, frames=frames)
+    optim = replace(run.optim, epochs=20, peak_lr=1e-3, weight_decay=1e-2)
+    return _renamed(run, "attentive_probe", phase="attentive", optim=optim)
 
 
 def adaptive_average(*, dataset: str = "ucf101", model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
@@ -339,9 +328,9 @@ def adaptive_average(*, dataset: str = "ucf101", model: str = "base", size: int 
     weights (Q7), decays these, scales every rate by 0.75 (Q6), and restores Q2 and Q9. Costs as much as finetune, 1,078
     GFLOP per clip: the gradient of the weights passes through the whole encoder.
     """
-    run = _renamed(probe_published(dataset=dataset, model=model, size=size, frames=frames), "adaptive_average")
+    run = probe_published(dataset=dataset, model=model, size=size, frames=frames)
     optim = replace(run.optim, warmup_fraction=0.0)
-    return replace(run, optim=optim, compile="off")  # each step reads the encoders from disk
+    return _renamed(run, "adaptive_average", optim=optim, compile="off")  # each step reads the encoders from disk
 
 
 # ---------------------------------------------------------------------------------------------------------------- demo

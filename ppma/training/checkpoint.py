@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ppma.common.files import write_text
@@ -324,18 +324,10 @@ def read_pickle(path: Path) -> Any:
         raise InputError(f"{path} is refused: it is damaged, or holds more than tensors ({what})") from None
 
 
-def load_training(saved: Saved) -> dict[str, Any]:
-    """Return the state of optimizer, scaler and random generators; InputError if the file is damaged."""
-    return read_pickle(saved.folder / TRAINING)
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint or run folder; InputError if they are missing or not safetensors."""
-    file = locate_model(path)
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(file, error) from None
+    with open_weights(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def open_weights(path: Path) -> safe_open:
@@ -344,13 +336,8 @@ def open_weights(path: Path) -> safe_open:
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise _unreadable(file, error) from None
-
-
-def _unreadable(file: Path, error: Exception) -> InputError:
-    convert = f"; `ppma convert {file} DIR` converts other formats"
-    hint = "" if file.suffix == ".safetensors" else convert
-    return InputError(f"{file} is not a readable safetensors file: {error}{hint}")
+        hint = "" if file.suffix == ".safetensors" else f"; `ppma convert {file} DIR` converts other formats"
+        raise InputError(f"{file} is not a readable safetensors file: {error}{hint}") from None
 
 
 def load_model(module: nn.Module, path: Path, *, without: tuple[str, ...] = ()) -> None:

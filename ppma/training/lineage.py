@@ -124,11 +124,6 @@ def of_run(
     return again if same else replace(now, parents=(*parents, before))
 
 
-def of_average(weights: Sequence[Path]) -> Lineage:
-    """Return the lineage of the mean of several weight files."""
-    return Lineage(origin="averaged", parents=tuple(read(path) for path in weights))
-
-
 def write(folder: Path, lineage: Lineage, *, of_files: bool = True) -> None:
     """Write lineage.json into a folder.
 

@@ -43,23 +43,17 @@ def layer_of(name: str, depth: int) -> int:
     return 1 + int(name.split(".")[1]) if name.startswith("blocks.") else depth + 1
 
 
-def _lr_scale(layer: int, depth: int, config: OptimConfig) -> float:
-    """Return a layer's share of the rate: layer_decay to the power of its distance from the heads."""
-    if config.layer_decay is None:
-        return 1.0
-    return float(config.layer_decay ** (depth + 1 - layer + config.decay_head))
-
-
 def parameter_groups(model: Encoder, config: OptimConfig) -> list[dict[str, Any]]:
     """Return AdamW's groups of trainable parameters, one per share of the rate (`lr_scale`) and weight decay.
 
     Parameters with one axis have no weight decay: biases, norms and, unless decay_vectors is set, the mask token of
     stage 1 and the shares of an average (as in VideoMAE; the paper names biases and norms only).
     """
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    groups, depth = dict[tuple[float, bool], dict[str, Any]](), model.config.depth
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            scale = _lr_scale(layer_of(name, model.config.depth), model.config.depth, config)
+            from_heads = depth + 1 - layer_of(name, depth) + config.decay_head
+            scale = 1.0 if config.layer_decay is None else config.layer_decay**from_heads
             decays = parameter.ndim > 1 or (config.decay_vectors and name in VECTORS)
             empty = {"params": [], "lr_scale": scale, "weight_decay": config.weight_decay if decays else 0.0}
             groups.setdefault((scale, decays), empty)["params"].append(parameter)

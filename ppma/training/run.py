@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """Flags that every command on a finished run takes."""
+class DataOptions:
+    """Flags that every command on a finished run and data sets takes."""
 
     workers: int = 2
     """Loader processes of each rank."""
@@ -35,18 +35,12 @@ class RunOptions:
     """auto: the GPU where there is one."""
     precision: Precision = "auto"
     """auto: bf16 products on a GPU, float32 on a CPU."""
+    data: Path | None = None
+    """The data catalog; none: $PPMA_DATA, else ./data.toml."""
 
     def open(self, path: Path) -> "FinishedRun":
         """Open a run on the device, in the precision and with the loader workers of the flags."""
         return open_run(path, device=self.device, precision=self.precision, workers=self.workers)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions(RunOptions):
-    """Flags that every command on a finished run and data sets takes."""
-
-    data: Path | None = None
-    """The data catalog; none: $PPMA_DATA, else ./data.toml."""
 
 
 MIXING = "mixing"

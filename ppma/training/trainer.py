@@ -144,7 +144,7 @@ class Trainer:
         if saved is None:
             return False
         checkpoint.load_model(self.model, saved.folder)
-        training = checkpoint.load_training(saved)
+        training = checkpoint.read_pickle(saved.folder / checkpoint.TRAINING)
         with reading(saved.folder / checkpoint.TRAINING, "the state of a training by this ppma"):
             parallel.load_optimizer(self.model, self.optimizer, training["optimizer"])
             self.scaler.load_state_dict(training["scaler"])

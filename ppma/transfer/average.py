@@ -25,7 +25,7 @@ from ppma.config.errors import InputError
 from ppma.config.run import read_config
 from ppma.models.vit import TRUNK
 from ppma.training import checkpoint
-from ppma.training.lineage import of_average
+from ppma.training.lineage import Lineage, read
 from ppma.training.run import find_run
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,8 @@ def main(argv: list[str]) -> int:
     ]
     options.out.absolute().parent.mkdir(parents=True, exist_ok=True)
     state = {"made_by": "ppma average", "parents": parents}
-    checkpoint.save_weights(options.out, averaged, state, lineage=of_average(files))
+    lineage = Lineage(origin="averaged", parents=tuple(map(read, files)))
+    checkpoint.save_weights(options.out, averaged, state, lineage=lineage)
     for parent in parents:
         log.info("%.4f of %s", parent["weight"], parent["path"])
     norm = "with" if any(norm + "weight" in averaged for norm in NORMS) else "without"

@@ -35,7 +35,7 @@ def test_the_newest_is_found_old_ones_go_and_latest_points_to_it(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_00000002", "step_00000030"]
     newest = checkpoint.newest(tmp_path)
     assert newest.step == 30 and newest.state == {"step": 30, "n": 1}
-    assert checkpoint.load_training(newest) == {"x": 30}
+    assert checkpoint.read_pickle(newest.folder / "training.pt") == {"x": 30}
     assert (tmp_path / "latest").resolve() == newest.folder
     for path in (tmp_path, newest.folder, newest.folder / "model.safetensors"):
         assert checkpoint.read_weights(path)["a"].tolist() == [30.0, 30.0]
@@ -115,7 +115,7 @@ def loadable():
     checkpoint.recover(folder)  # raises for damage
     saved = checkpoint.newest(folder)
     whole = torch.equal(checkpoint.read_weights(saved.folder)["a"], weights + saved.step)
-    assert whole and torch.equal(checkpoint.load_training(saved)["x"], weights * saved.step)
+    assert whole and torch.equal(checkpoint.read_pickle(saved.folder / "training.pt")["x"], weights * saved.step)
     return saved.step
 
 began = time.monotonic()

@@ -60,12 +60,6 @@ def test_an_average_starts_a_run_of_any_phase(models, tmp_path):
         assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in mean.items())
 
 
-def test_one_model_with_all_the_weight_is_that_model(models):
-    found = average(models, (0, 1, 0))
-    expected = load_file(models[1] / "model.safetensors")
-    assert all(torch.equal(found[name], expected[name]) for name in found)
-
-
 def test_wrong_input_is_one_line_and_leaves_nothing(models, tmp_path, capfd):
     wide = saved(tmp_path / "wide", Classifier(replace(VIT, width=32), {"x": 3}))
     deep = saved(tmp_path / "deep", Classifier(replace(VIT, depth=3), {"x": 3}))
