@@ -83,14 +83,6 @@ def _make_run_folder(
     distributed.barrier(ranks)
 
 
-@contextlib.contextmanager
-def _owned(folder: Path, ranks: Ranks, leave: Callable[[int], None]) -> Iterator[None]:
-    """Own the run folder inside the block, on rank 0 for all ranks."""
-    with contextlib.ExitStack() as stack:
-        distributed.on_main(ranks, lambda: stack.enter_context(owned(folder, leave)))
-        yield
-
-
 def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path:
     """Train on all ranks, test the result if the config asks for it, and return the run folder.
 
@@ -104,7 +96,8 @@ def train(config: RunConfig, *, leave: Callable[[int], None] = os._exit) -> Path
         Stopped: A signal asked to stop; a checkpoint is saved, or the batches of a pass over all clips are kept.
     """
     began = time.time()
-    with distributed.session(config.device) as ranks, _owned(config.run_dir, ranks, leave):
+    with distributed.session(config.device) as ranks, contextlib.ExitStack() as stack:
+        distributed.on_main(ranks, lambda: stack.enter_context(owned(config.run_dir, leave)))
         check_ranks(config, ranks.world_size)
         check_run_folder(config)
         compute = choose(config.precision, ranks.device)

@@ -371,13 +371,10 @@ def load_encoder(module: nn.Module, path: Path, *, keep_norm: bool = True) -> li
     Raises:
         InputError: A tensor of the encoder is missing or has another shape.
     """
-    weights = read_weights(path)
-    chosen = {name: tensor for name, tensor in weights.items() if name.startswith(TRUNK)}
-    own = module.state_dict()
-    wanted = {name: tensor for name, tensor in own.items() if name.startswith(TRUNK)}
-    if keep_norm and "fc_norm.weight" in own and "fc_norm.weight" in weights:
-        chosen |= {name: tensor for name, tensor in weights.items() if name.startswith("fc_norm.")}
-        wanted |= {name: tensor for name, tensor in own.items() if name.startswith("fc_norm.")}
+    weights, own = read_weights(path), module.state_dict()
+    both_normed = "fc_norm.weight" in own and "fc_norm.weight" in weights
+    prefixes = (*TRUNK, "fc_norm.") if keep_norm and both_normed else TRUNK
+    chosen, wanted = ({n: t for n, t in found.items() if n.startswith(prefixes)} for found in (weights, own))
     check_fits(wanted, chosen, path)
     module.load_state_dict(chosen, strict=False)
     return sorted(weights.keys() - chosen.keys())
