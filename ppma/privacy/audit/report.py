@@ -2,7 +2,7 @@
 
 findings and verdicts           ->  content(): audit.json, per clip, class and detector, with bounds
 content                         ->  table(): clips.csv, a row per clip
-content                         ->  html(): text, plots, tables, and a contact sheet to sign
+content                         ->  html(): text, a plot, tables, and a contact sheet to sign
 rows of the manifest, content   ->  datasheet(): Datasheets for Datasets (Gebru et al., 2021)
                                 ->  croissant(): Croissant 1.0 (MLCommons), as JSON-LD
 
@@ -37,8 +37,6 @@ SHEET = 48
 """Frames on the contact sheet: of failed clips, then "cannot tell", then passed; the highest scores first."""
 MOST_CLIPS = 200
 """Clips in the page's table, the most urgent first; clips.csv has all of them."""
-MOST_CLASSES = 40
-"""Classes in the plot; the table has all of them."""
 CSS_CLASSES = {PASSED: "ok", FAILED: "bad", CANNOT_TELL: "dim"}
 WORDS = {PASSED: "no detection", FAILED: "failed", CANNOT_TELL: "cannot tell"}
 """The verdicts as the page prints them: nothing is said to have passed that was only not detected."""
@@ -158,7 +156,7 @@ def html(judged: Judged, audit: dict[str, Any]) -> str:
             "missed": sum(clip["people_missed"] for clip in audit["clips"]),
             "back": sum(clip["people_painted_back"] for clip in audit["clips"]),
         },
-        plots=[svg(plot_rates(audit["rates"])), svg(plot_classes(audit["classes"]))],
+        plot=svg(plot_rates(audit["rates"])),
         sheet=sorted(judged, key=urgency)[:SHEET],
         style=STYLE,
         tall=TALL,
@@ -222,54 +220,23 @@ def croissant(rows: Sequence[Clip], audit: dict[str, Any], facts: Facts) -> dict
     return dict(json.loads(text))
 
 
-def _figure(names: Sequence[str], label: str, row_height: float) -> Figure:
-    """Return a figure with one named row per detector or class, and percent along x."""
-    figure = Figure(figsize=(8.6, row_height * len(names) + 1.0), layout="constrained")
-    axes = figure.subplots()
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(-2, 102)
-    axes.set_xlabel(label)
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def _add_legend(figure: Figure) -> Figure:
-    """Add a legend that names each kind of marker once."""
-    (axes,) = figure.axes
-    handles, labels = axes.get_legend_handles_labels()
-    if once := dict(zip(labels, handles)):
-        axes.legend(once.values(), once.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
-    return figure
-
-
 def plot_rates(rates: dict[str, dict[str, Any]]) -> Figure:
     """Plot each detector's share of frames with a detection before and after, and of known people that it finds."""
-    names = ["any of them" if name == "any" else name for name in rates]
-    figure = _figure(names, "% of inspected frames, or of known people", 0.42)
-    (axes,) = figure.axes
+    figure = Figure(figsize=(8.6, 0.42 * len(rates) + 1.0), layout="constrained")
+    axes = figure.subplots()
+    axes.set_yticks(range(len(rates)), ["any of them" if name == "any" else name for name in rates])
+    axes.set(xlim=(-2, 102), ylim=(len(rates) - 0.5, -0.5), xlabel="% of inspected frames, or of known people")
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
     for y, rate in enumerate(rates.values()):
         before, after = 100 * rate["before"], 100 * rate["after"]
         axes.plot([before, after], [y, y], color="#d5dce3", linewidth=3, zorder=1)
         if rate["sensitivity"] is not None:
-            axes.plot(
-                100 * rate["sensitivity"], y, "|", color=GRAY, markersize=13, label="known people found", zorder=2
-            )
+            found = 100 * rate["sensitivity"]
+            axes.plot(found, y, "|", color=GRAY, markersize=13, label="known people found", zorder=2)
         axes.plot(before, y, "o", color=ORANGE, label="frames with a detection, before", zorder=3)
         axes.plot(after, y, "o", color=BLUE, label="after", zorder=3)
-    return _add_legend(figure)
-
-
-def plot_classes(classes: dict[str, Any]) -> Figure:
-    """Plot the share of each class's clips in which any detector has a detection, with its exact upper bound."""
-    shown = dict(list(classes.items())[:MOST_CLASSES])
-    figure = _figure(list(shown), "% of clips with a detection by any detector", 0.3)
-    (axes,) = figure.axes
-    for y, one in enumerate(shown.values()):
-        rate = one["rates"]["any"]
-        share, upper = 100 * rate["hits"] / rate["clips"], 100 * rate["upper"]
-        axes.plot([share, upper], [y, y], color=BLUE, linewidth=3, alpha=0.4, solid_capstyle="round")
-        axes.plot(share, y, "o", color=BLUE, label="clips with a detection")
-        axes.plot(upper, y, "|", color=BLUE, markersize=11, label="upper bound (95 %)")
-    return _add_legend(figure)
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles))
+    axes.legend(once.values(), once.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    return figure
