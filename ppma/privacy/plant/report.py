@@ -39,8 +39,7 @@ Chosen = Sequence[tuple[Trial, Sighting]]
 def group(chosen: Chosen) -> dict[str, Any]:
     """Return the recall of the masks by pixel with its 95 % interval, and the share that each detector detects.
 
-    `found` is the remover's share, `audited` the auditors' before and `left` after; None and empty without inspected
-    frames.
+    `found` is the remover's share, `audited` the auditors'; None and empty without inspected frames.
     """
     pixels, hidden = defaultdict[int, int](int), defaultdict[int, int](int)
     for trial, sighting in chosen:
@@ -57,7 +56,6 @@ def group(chosen: Chosen) -> dict[str, Any]:
         "high": high,
         "found": float(np.mean([bool(one.found) for one in inspected])) if inspected else None,
         "audited": {name: float(np.mean([one.audited[name] for one in inspected])) for name in names},
-        "left": {name: float(np.mean([one.left[name] for one in inspected])) for name in names},
     }
 
 
