@@ -231,9 +231,7 @@ def detect_clip(clip: dict[str, Any], path: Path, used: dict[str, Tool]) -> Iter
             seen[last][2].append(back_N5)
         last = at
     for at, (time, found, followed) in seen.items():
-        around_N5 = np.concatenate(followed)
-        counted = {name: confirmed(found[name], point, around_N5) for name, point in points.items()}
-        yield at, time, found, counted
+        yield at, time, found, confirmed(found, points, np.concatenate(followed))
 
 
 def detect_all(

@@ -64,8 +64,11 @@ def test_a_person_who_is_nearly_found_is_followed_further(share, carried):
     assert len(arrived) == carried
 
 
-def test_a_weak_box_counts_only_where_a_person_is_followed_to():
+def test_a_weak_box_counts_only_where_a_person_is_followed_to_and_not_found():
+    def count(followed_M5, *scored):
+        return len(confirmed({"net": np.concatenate(scored)}, {"net": POINT}, followed_M5)["net"])
+
     weak, weaker, strong = (boxes(0, share * POINT + 1e-6) for share in (FOLLOWED, FOLLOWED - 0.01, 1))
-    assert not len(confirmed(weak, POINT, NONE_05)) and len(confirmed(strong, POINT, NONE_05)) == 1
-    assert len(confirmed(weak, POINT, boxes(3, 0))) == 1 and not len(confirmed(weak, POINT, boxes(80, 0)))
-    assert not len(confirmed(weaker, POINT, boxes(3, 0)))
+    assert (count(NONE_05, weak), count(NONE_05, strong)) == (0, 1)
+    assert (count(boxes(3, 0), weak), count(boxes(80, 0), weak), count(boxes(3, 0), weaker)) == (1, 0, 0)
+    assert count(boxes(3, 0), weak, boxes(4, 0.9)) == 1, "a person who is found needs no weak box"

@@ -311,7 +311,7 @@ def _with_people(moment: _Moment, look: "_Look", arrived_N5: np.ndarray, back_N5
     if moment.before_HWC is None or moment.hidden_HW is None:
         return look
     around_N5 = np.concatenate([arrived_N5, back_N5])
-    detected = {name: confirmed(boxes, AUDITORS[name].threshold, around_N5) for name, boxes in look.before.items()}
+    detected = confirmed(look.before, {name: AUDITORS[name].threshold for name in look.before}, around_N5)
     people = people_of(detected, moment.before_HWC, moment.after_HWC, moment.hidden_HW, look.frame)
     return replace(look, people=people)
 

@@ -17,7 +17,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from ppma.privacy.detectors.boxes import NONE_05, SAME_PERSON, overlaps, suppress
+from ppma.privacy.detectors.boxes import NONE_05, OVERLAP, SAME_PERSON, overlaps, suppress
 
 FOLLOWED, CARRIED = 0.25, 0.4
 """Least scores, as shares of the operating point, of a person who is followed from another frame: to count here, and to be
@@ -34,17 +34,22 @@ BACK_PIXELS, LEAST_POINTS = 1.0, 10
 """Largest distance at which a point has come back, and the least number of them that move a box."""
 
 
-def confirmed(boxes_N5: np.ndarray, point: float, followed_M5: np.ndarray, share: float = FOLLOWED) -> np.ndarray:
-    """Return the boxes of one detector that count as detections.
+def confirmed(
+    found: Mapping[str, np.ndarray], points: Mapping[str, float], followed_M5: np.ndarray, share: float = FOLLOWED
+) -> dict[str, np.ndarray]:
+    """Return the boxes of each detector that count as detections.
 
     Args:
-        boxes_N5: x0, y0, x1, y1, score.
-        point: The operating point.
-        followed_M5: People who were followed to this frame.
-        share: Share of the operating point from which on such people count.
+        found: Boxes_N5 of each detector: x0, y0, x1, y1, score.
+        points: Operating points of these detectors.
+        followed_M5: People who were followed to this frame; those who are found in it need no weak box.
+        share: Share of the operating point from which on boxes of the others count.
     """
-    near_N = overlaps(boxes_N5, followed_M5).max(1, initial=0) >= SAME_PERSON
-    return boxes_N5[(boxes_N5[:, 4] >= point) | near_N & (boxes_N5[:, 4] >= share * point)]
+    sure_N5 = np.concatenate([found[name][found[name][:, 4] >= point] for name, point in points.items()])
+    lost_M5 = followed_M5[overlaps(followed_M5, sure_N5).max(1, initial=0) < OVERLAP]
+    near = {name: overlaps(found[name], lost_M5).max(1, initial=0) >= SAME_PERSON for name in points}
+    least = {name: np.where(near[name], share, 1) * point for name, point in points.items()}
+    return {name: found[name][found[name][:, 4] >= least[name]] for name in points}
 
 
 class Follower:
@@ -77,8 +82,8 @@ class Follower:
         scale, here = min(1.0, LONG_SIDE / max(frame_HWC.shape[:2])), _view(frame_HWC)
         way = [*self._views, here] if self._views else []
         arrived_N5 = _follow(self._people_N5, way, scale)
-        people = [confirmed(found[name], point, arrived_N5, CARRIED) for name, point in self._points.items()]
-        self._people_N5, self._views, self._since = suppress(np.concatenate(people)), [here], 0
+        people = np.concatenate([*confirmed(found, self._points, arrived_N5, CARRIED).values()])
+        self._people_N5, self._views, self._since = suppress(people), [here], 0
         return arrived_N5, _follow(self._people_N5, way[::-1], scale)
 
 
