@@ -29,7 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rows
-from benchmarks.natural_clips import CONTENTS, FPS, make_clips
+from benchmarks.natural_clips import CONTENTS, FPS, ignoring_interrupts, make_clips
 from ppma.config.cache import cache_folder
 from ppma.config.command import DONE, OutFolder, parse, run
 from ppma.config.errors import InputError
@@ -193,9 +193,8 @@ class Reader:
         self._connection, theirs = context.Pipe()
         # Not a daemon: a DataLoader's workers are its children.
         self._process = context.Process(target=serve, args=(theirs, name))
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: this process ends the reader on Ctrl-C
-        self._process.start()
-        signal.signal(signal.SIGINT, before)
+        with ignoring_interrupts():
+            self._process.start()
         theirs.close()
         self._batches = 1
 

@@ -1,4 +1,7 @@
-"""Estimate the cycles of attention's inner loops from their machine code, without a GPU; `time_budget` calls it.
+"""Estimate the cycles of attention's inner loops from their machine code, without a GPU.
+
+    python benchmarks/loop_cycles.py
+    python benchmarks/loop_cycles.py --capability 80 --all-configs
 
 The pipes of a multiprocessor overlap, so the busiest one bounds the time of a loop from below. Figures are cycles for
 64 scores per thread (2048 per warp), for any block size. Latencies, bank conflicts and waits for memory are not
@@ -6,9 +9,15 @@ included.
 """
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ppma.config.command import DONE, parse, run
 from ppma.kernels import ahead_of_time
 
 ALU = ("FMNMX", "FSEL", "FSETP", "LOP3", "IADD3", "SEL", "ISETP", "SHF", "PRMT", "F2FP", "LEA", "VIADD", "MOV", "PLOP3")
@@ -17,10 +26,21 @@ PIPES: dict[str, tuple[str, int]] = {
     "IMAD": ("fma", 2),
     **dict.fromkeys(ALU, ("alu", 2)),
     "MUFU": ("exp2", 8),
+    "HMMA": ("tensor", 8),
 }
 """{opcode: (pipe, cycles)} of a warp on a quarter of a multiprocessor. Rates per cycle and multiprocessor, compute capability 9.0
 (CUDA C++ Programming Guide, arithmetic throughput): 128 float32, 64 integer and conversions, 16 special functions, 2048 16-bit
-multiply-adds by wgmma."""
+multiply-adds by wgmma. HMMA is Ampere's 16 x 8 x 16 at 1024."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopCyclesConfig:
+    """Estimate the cycles of attention's inner loops."""
+
+    capability: int = 90
+    """Compute capability to compile for."""
+    all_configs: bool = False
+    """Every config of a kernel, not only the first."""
 
 
 def shared_cycles(instruction: str) -> int:
@@ -95,6 +115,12 @@ def attention_loops(kernel: ahead_of_time.CompiledKernel) -> tuple[list[list[str
     return outside, loops
 
 
+def main_loop(kernel: ahead_of_time.CompiledKernel) -> list[str]:
+    """Return the instructions of the loop in which an attention kernel spends its time."""
+    _, loops = attention_loops(kernel)
+    return loops[1 if kernel.kernel == "fused_gradient" else 0]
+
+
 def warp_cycles(kernel: ahead_of_time.CompiledKernel, tokens: int) -> int:
     """Return the cycles of a warp of an attention program: the sum of the busiest pipe's cycles of each piece."""
     outside, loops = ([max(pipe_cycles(codes).values()) for codes in pieces] for pieces in attention_loops(kernel))
@@ -112,7 +138,24 @@ def warp_cycles(kernel: ahead_of_time.CompiledKernel, tokens: int) -> int:
     return begin + full * full_block + last * last_block + end
 
 
-def attention_kernels() -> list[ahead_of_time.CompiledKernel]:
-    """Compile the bfloat16 kernels of attention at the paper's shapes for Hopper."""
-    table = ahead_of_time.table((90,), case="paper")
-    return [kernel for kernel in table if kernel.dtype == "bfloat16" and "D" in kernel.constants]
+def attention_kernels(capability: int, *, case: str = "", thorough: bool = False) -> list[ahead_of_time.CompiledKernel]:
+    """Compile the bfloat16 kernels of attention; the arguments are those of `ahead_of_time.table`."""
+    table = ahead_of_time.table((capability,), case=case, thorough=thorough)
+    return [kernel for kernel in table if kernel.dtype == "bfloat16" and kernel.constants.get("D", 0) >= 16]
+
+
+def main(argv: list[str]) -> int:
+    """Print a line for each kernel and config."""
+    given = parse(LoopCyclesConfig, argv, prog="loop_cycles")
+    for kernel in attention_kernels(given.capability, thorough=given.all_configs):
+        D, rows, columns = (kernel.constants[name] for name in ("D", "ROWS", "COLUMNS"))
+        share = 64 * 32 * kernel.warps / (rows * columns)
+        pipes = {pipe: used * share for pipe, used in pipe_cycles(main_loop(kernel)).items()}
+        name = f"{kernel.kernel} D{D} {rows}x{columns} warps {kernel.warps}"
+        listed = "  ".join(f"{pipe} {used:.0f}" for pipe, used in pipes.items())
+        print(f"{name:45} {max(pipes.values()):5.0f}  ({listed})", flush=True)
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], prog="loop_cycles"))

@@ -9,7 +9,9 @@ clip to clip.
 
 import json
 import os
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -134,6 +136,16 @@ def _pack(folder: Path, videos: Manifest) -> None:
         (folder / "jpeg_folder" / f"{i}").mkdir(parents=True, exist_ok=True)
         for k, (begin, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist())):
             (folder / "jpeg_folder" / f"{i}" / f"{k + 1:06d}.jpg").write_bytes(file.read(begin, end - begin))
+
+
+@contextmanager
+def ignoring_interrupts() -> Iterator[None]:
+    """Start processes inside the block that ignore Ctrl-C, because the process that starts them also ends them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _make(folder: Path, clips: int, frames: int, videos: dict[str, list[str]]) -> None:

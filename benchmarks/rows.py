@@ -1,9 +1,10 @@
-"""Store, print and plot benchmark rows.
+"""Store, compare, print and plot benchmark rows.
 
     measured fields  ->  row = fields + benchmark, machine, versions, commit, date  ->  results/<benchmark>.jsonl (--record)
 
 A benchmark calls `report`. Rows are flat. `spread` is half the interquartile range of the repetitions over their
-median: 0.02 means that a second run differs by about 2 %.
+median: 0.02 means that a second run differs by about 2 %. Rows compare when benchmark, machine, and all text and
+integer fields (`keys_of`) are equal.
 """
 
 import os
@@ -24,7 +25,7 @@ from ppma.config.errors import InputError
 Row = dict[str, Any]
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "triton", "timm", "nvidia-dali-cuda130", "av", "numpy")
+PACKAGES = ("torch", "triton", "timm", "transformers", "nvidia-dali-cuda130", "av", "numpy")
 DESCRIPTION = {"benchmark", "machine", "versions", "commit", "date", "spread"}
 """Fields that say where a row comes from, not what was measured."""
 
@@ -40,6 +41,8 @@ class ReportConfig:
     """Write the rows as a JSON list to this file."""
     record: bool = False
     """Append the rows to the history in benchmarks/results/, which is in git."""
+    compare: bool = False
+    """Compare the rows with the newest ones in benchmarks/results/."""
     plot: OutFile | None = None
     """Plot the rows to this file (png, svg or pdf)."""
 
@@ -113,6 +116,22 @@ def append(rows: Sequence[Row], folder: Path = RESULTS) -> None:
             file.write(dumps(row) + "\n")
 
 
+def comparison(new: Sequence[Row], old: Sequence[Row], keys: Sequence[str], measure: str) -> list[Row]:
+    """Compare each new row with the newest old row that has the same keys and machine.
+
+    Returns:
+        One row per match: keys, old and new value of `measure`, their ratio, and the commit of the old row.
+    """
+    found = []
+    for row in new:
+        same = [o for o in old if all(o.get(k) == row.get(k) for k in (*keys, "machine")) and o.get(measure)]
+        if same and row.get(measure) is not None:
+            before, now = same[-1][measure], row[measure]
+            since = {"old": before, "new": now, "new_over_old": now / before, "old_commit": same[-1]["commit"]}
+            found.append({k: row.get(k) for k in keys} | since)
+    return found
+
+
 def plain(value: Any) -> str:
     """Format a value as a table cell."""
     if value is None:
@@ -177,9 +196,9 @@ def report(
 
     Args:
         measured: One dict of fields per row.
-        config: Whether to record the rows, write them as JSON, or plot them.
+        config: Whether to record the rows, write them as JSON, compare them with the history, or plot them.
         benchmark: Name of the benchmark and of its file in `folder`.
-        measure: The field that is plotted.
+        measure: The field that is compared and plotted.
         folder: Where the history is kept.
 
     Returns:
@@ -187,10 +206,15 @@ def report(
     """
     rows = describe(benchmark, measured)
     print(table(rows))
+    keys = keys_of(rows)
+    if config.compare:
+        changes = comparison(rows, history(benchmark, folder), keys, measure)
+        text = f"{measure}, against the newest stored rows:\n{table(changes)}"
+        print("", text if changes else "no stored rows to compare with", sep="\n")
     if config.record:
         append(rows, folder)
     if config.json:
         config.json.write_text(dumps(rows, indent=1) + "\n")
     if config.plot:
-        draw(rows, keys_of(rows), measure, config.plot)
+        draw(rows, keys, measure, config.plot)
     return rows

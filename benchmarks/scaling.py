@@ -4,7 +4,7 @@
     stated:   rates of a GPU, its links, its network card and the file system, failures of nodes (flags with defaults)
     model:    step = slowest of compute, loader and file system + the part of the all-reduce that the backward pass does not hide
     demands:  reads, bytes, open files, start-up, failures  ->  the share of what there is  ->  the first that is used up
-    expect:   a week with failing nodes  ->  failures, checkpoints, operations, ETTR (productive over wall time)
+    simulate: a week with drawn failures  ->  checkpoints, restarts, steps lost, ETTR (productive over wall time)
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --phase align --batch-per-gpu 16
@@ -29,6 +29,8 @@ from dataclasses import asdict, dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -101,7 +103,7 @@ class ScalingConfig(rows.ReportConfig):
     restart_seconds: float = 120.0
     """Seconds from a failure to the next step (measured on two nodes: 33 to the requeue, 26 to the first step; compiling)."""
     hours: int = 168
-    """Hours of the run that is described."""
+    """Hours to simulate."""
     measure_batch: int = 0
     """Rows of the measured step; 0 for 4 on a CPU and batch_per_gpu on a GPU."""
     size: int = 224
@@ -221,23 +223,48 @@ def lost_share(config: ScalingConfig, gpus: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Week:
-    """What to expect of `hours` of a run whose nodes fail at random times."""
+    """Counts of a simulated run."""
 
-    failures: float
-    checkpoints: float
+    steps: int
+    """Steps that count: those after the last checkpoint before a failure are repeated."""
+    lost_steps: int
+    checkpoints: int
+    failures: int
     operations: float
     """Operations on the file system for clips."""
     ettr: float
     """Productive time over wall time."""
 
 
-def expected(config: ScalingConfig, gpus: int, step_seconds: float) -> Week:
-    """Return what to expect of `config.hours` of a run whose steps take `step_seconds`."""
-    seconds, ettr = config.hours * 3600.0, 1 - lost_share(config, gpus)
-    clips = seconds * ettr / step_seconds * gpus * config.batch_per_gpu / (4 if config.phase == "mae" else 1)
+def simulate(config: ScalingConfig, gpus: int, step_seconds: float, seed: int = 0) -> Week:
+    """Simulate `config.hours` of a run whose nodes fail at random times.
+
+    Args:
+        config: Rates.
+        gpus: GPUs of the run.
+        step_seconds: Seconds of a step.
+        seed: Seed of the failures.
+    """
+    rng, mean, end = np.random.default_rng(seed), failure_seconds(config, gpus), config.hours * 3600.0
+    save_steps = max(1, round(checkpoint_seconds(config, gpus) / step_seconds))
+    cycle = save_steps * step_seconds + config.save_seconds
+    now, steps, lost, checkpoints, failures = 0.0, 0, 0, 0, 0
+    while now < end:
+        alive = min(rng.exponential(mean), end - now)
+        saves, rest = divmod(alive, cycle)
+        begun = min(save_steps, int(rest / step_seconds))
+        checkpoints += int(saves)
+        steps += int(saves) * save_steps
+        now += alive
+        if now < end:
+            failures, lost = failures + 1, lost + begun
+            now += config.restart_seconds
+        else:
+            steps += begun
+    clips = (steps + lost) * gpus * config.batch_per_gpu / (4 if config.phase == "mae" else 1)
     return Week(
-        failures=seconds / failure_seconds(config, gpus), checkpoints=seconds / checkpoint_seconds(config, gpus),
-        operations=clips * operations_per_clip(config), ettr=ettr,
+        steps=steps, lost_steps=lost, checkpoints=checkpoints, failures=failures,
+        operations=clips * operations_per_clip(config), ettr=steps * step_seconds / max(now, end),
     )  # fmt: skip
 
 
@@ -316,7 +343,7 @@ def made_rows(config: ScalingConfig, device: str) -> list[rows.Row]:
     found = []
     for gpus in config.gpus:
         parts = predict(config, gpus, compute, size)
-        needed, week = demands(config, gpus, parts), expected(config, gpus, parts.step)
+        needed, week = demands(config, gpus, parts), simulate(config, gpus, parts.step)
         found.append({
             "phase": config.phase, "model": config.model, "gpus": gpus, "batch_per_gpu": config.batch_per_gpu,
             "step_measured_ms": step * 1e3, "measured_batch": facts["batch"], "all_reduce_measured_ms": reduce * 1e3,
@@ -332,6 +359,16 @@ def made_rows(config: ScalingConfig, device: str) -> list[rows.Row]:
     return found
 
 
+def turning_points(config: ScalingConfig, compute: float, size: float) -> list[str]:
+    """Return a line for each limit other than the GPUs: the number of GPUs from which it limits the step."""
+    lines = []
+    for limit in ("loader", "file system", "network"):
+        counts = [2**n for n in range(1, 17)]
+        first = next((gpus for gpus in counts if predict(config, gpus, compute, size).limit == limit), None)
+        lines.append(f"{limit}: {'never up to 65536' if first is None else f'the limit at {first}'} GPUs")
+    return lines
+
+
 def needs_in_words(row: rows.Row) -> str:
     """Return in words which resource is used up first, and the two next to it."""
     needed = {name.removeprefix("needed_"): share for name, share in row.items() if name.startswith("needed_")}
@@ -341,9 +378,10 @@ def needs_in_words(row: rows.Row) -> str:
 
 
 def week_in_words(row: rows.Row) -> str:
-    """Return what to expect of a run in words."""
-    counts = f"{row['week_failures']:.1f} failures, {row['week_checkpoints']:.0f} checkpoints"
-    return f"{counts}, {row['week_operations']:.2g} reads and opens, ETTR {row['week_ettr']:.3f}"
+    """Return the counts of a simulated run in words."""
+    lost = row["week_lost_steps"] / max(1, row["week_steps"] + row["week_lost_steps"])
+    counts = f"{row['week_failures']} failures, {row['week_checkpoints']} checkpoints"
+    return f"{counts}, {row['week_operations']:.2g} reads and opens, {100 * lost:.2f} % of the steps repeated, ETTR {row['week_ettr']:.3f}"
 
 
 def main(argv: list[str]) -> int:
@@ -358,6 +396,7 @@ def main(argv: list[str]) -> int:
     for row in made:
         print(f"{row['gpus']} GPUs: {needs_in_words(row)}; {config.hours} h: {week_in_words(row)}")
     print()
+    print("\n".join(turning_points(config, made[0]["compute_ms"] / 1e3, gradient_bytes(config))), end="\n\n")
     rows.report(made, config, benchmark="scaling", measure="efficiency")
     return DONE
 

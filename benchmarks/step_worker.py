@@ -85,13 +85,58 @@ def plain(setting: Setting, *, recompute: bool) -> tuple[nn.Module, tuple[Tensor
     return model, inputs, torch.optim.AdamW(model.parameters(), lr=RATE)
 
 
+def huggingface(setting: Setting) -> tuple[nn.Module, tuple[Tensor, ...], torch.optim.Optimizer]:
+    """Build transformers' VideoMAE with the same shapes, used as documented."""
+    from ppma.models.torchvision_shim import ensure_torchvision
+
+    ensure_torchvision()  # which transformers imports
+    import transformers
+
+    vit, mae = setting.vit, setting.mae
+    config = transformers.VideoMAEConfig(
+        image_size=vit.size, patch_size=vit.patch[1], num_frames=vit.frames, tubelet_size=vit.patch[0],
+        hidden_size=vit.width, num_hidden_layers=vit.depth, num_attention_heads=vit.heads,
+        intermediate_size=int(vit.width * vit.mlp_ratio), decoder_hidden_size=mae.decoder_width,
+        decoder_num_hidden_layers=mae.decoder_depth, decoder_num_attention_heads=mae.decoder_heads,
+        decoder_intermediate_size=int(mae.decoder_width * vit.mlp_ratio), num_labels=CLASSES,
+    )  # fmt: skip
+    clip_BTCHW = published.normalized(setting.frames_BTHWC).transpose(1, 2).contiguous()
+
+    class Loss(nn.Module):
+        """The loss as forward's result."""
+
+        def __init__(self, model: nn.Module, second: str) -> None:
+            super().__init__()
+            self.model, self.second = model, second
+
+        def forward(self, clip_BTCHW: Tensor, second: Tensor) -> Tensor:
+            return self.model(clip_BTCHW, **{self.second: second}).loss
+
+    if setting.phase == "mae":
+        model = Loss(transformers.VideoMAEForPreTraining(config), "bool_masked_pos")
+        inputs = (clip_BTCHW, setting.masked_BN())
+    else:
+        model = Loss(transformers.VideoMAEForVideoClassification(config), "labels")
+        inputs = (clip_BTCHW, setting.label_B)
+    model = model.to(setting.device).train()
+    return model, inputs, torch.optim.AdamW(model.parameters(), lr=RATE)
+
+
 def build(setting: Setting, implementation: str) -> tuple[Step, torch.dtype]:
     """Return a function that runs one step, and the dtype of its matrix products."""
     if implementation in COMPILE:
         trainer = ours(setting, implementation)
         return lambda: trainer.train_step(setting.clips), trainer.compute.autocast_dtype
-    model, inputs, optimizer = plain(setting, recompute=implementation != "published_without_recompute")
-    products = torch.float16 if implementation == "published_fp16" else torch.float32
+    if implementation == "huggingface":
+        (model, inputs, optimizer), products = huggingface(setting), torch.float32
+    elif implementation in ("published", "published_without_recompute", "published_fp16"):
+        model, inputs, optimizer = plain(setting, recompute=implementation != "published_without_recompute")
+        products = torch.float16 if implementation == "published_fp16" else torch.float32
+    else:
+        raise SystemExit(
+            f"no implementation {implementation!r}; there are {', '.join(COMPILE)}, published, published_without_recompute, "
+            "published_fp16, huggingface"
+        )
     scaler = torch.amp.GradScaler(setting.device.type, enabled=products == torch.float16)
 
     def step() -> None:

@@ -200,7 +200,7 @@ def attention_parts(batch: int, decoder_tokens: int) -> Iterator[Part]:
     """Yield attention of encoder and decoder, forward and backward (fused if possible), with each kernel's first
     config."""
     found: dict[tuple[int, str], ahead_of_time.CompiledKernel] = {}
-    for kernel in attention_kernels():
+    for kernel in attention_kernels(90, case="paper"):
         found.setdefault((kernel.constants["D"], kernel.kernel), kernel)
     for name, D, tokens, heads, depth in (
         ("encoder", 64, VISIBLE, 12, DEPTH),

@@ -14,6 +14,7 @@ the imports use (resident memory on a CPU, allocated memory on a GPU).
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import statistics
@@ -54,8 +55,8 @@ IMPLEMENTATIONS = {
         "align": ("ours", "ours_graphs", "ours_eager", "published", "published_fp16"),
     },
 }
-"""Measured by default; `ours_compiled` on a CPU only by name."""
-KNOWN = (*IMPLEMENTATIONS["cuda"]["mae"], "ours_compiled")
+"""Measured by default. `huggingface` is added if transformers is installed; `ours_compiled` on a CPU only by name."""
+KNOWN = (*IMPLEMENTATIONS["cuda"]["mae"], "ours_compiled", "huggingface")
 """Names that --implementation accepts."""
 
 
@@ -163,6 +164,12 @@ def row_of(worker: Worker, published: Worker | None) -> rows.Row:
     }
 
 
+def default_implementations(device: str, phase: str) -> list[str]:
+    """Return the implementations that can run on this machine."""
+    names = list(IMPLEMENTATIONS[device][phase])
+    return names + ["huggingface"] * (importlib.util.find_spec("transformers") is not None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(rows.ReportConfig):
     """Measure time and memory of a training step against the published one."""
@@ -173,7 +180,7 @@ class BenchmarkConfig(rows.ReportConfig):
     batch: tuple[int, ...] = ()
     """Clips per step (default: 4 mae, 2 align; on a GPU 64, 128 and 256 mae, 16 and 64 align)."""
     implementation: tuple[str, ...] = ()
-    """Implementations (default: all on a GPU, without the compiled and fp16 ones on a CPU)."""
+    """Implementations (default: all that can run on this machine)."""
     repeats: int = 5
     """Measurements per implementation after warm-up: of one step on a CPU, of 30 on a GPU."""
     threads: int = 0
@@ -203,7 +210,7 @@ def cases(config: BenchmarkConfig, device: str) -> list[list[Case]]:
                 phase=phase, implementation=name, model=model, batch=batch, size=config.size, frames=config.frames,
                 threads=config.threads, device=device,
             )
-            for name in config.implementation or IMPLEMENTATIONS[device][phase]
+            for name in config.implementation or default_implementations(device, phase)
         ]
         for phase in config.phase
         for model in config.model

@@ -1,25 +1,19 @@
 """Build the training step of `ppma train` for benchmarks that supply its batches.
 
 phase, model, batch, device  ->  Trainer (compile, precision and optimizer of a real run)   +   a ClipBatch of random pixels
-    Trainer, Manifest, LoaderConfig  ->  its speed with the loader in the loop
 """
 
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from ppma.config.loader import LoaderConfig
 from ppma.config.model import MixConfig, preset
 from ppma.config.recipes import RECIPES
 from ppma.config.run import Compile, Precision, RunConfig
-from ppma.kernels.timing import synchronize
 from ppma.loaders.batch import ClipBatch
-from ppma.loaders.sampler import TrainingSampler
 from ppma.loaders.sources.manifest import Clip, Manifest
-from ppma.loaders.stream import ClipStream
 from ppma.training.compute import choose
 from ppma.training.distributed import Ranks
 from ppma.training.tasks import ClassifyTask, MaeTask
@@ -27,8 +21,6 @@ from ppma.training.trainer import Trainer
 
 Phase = Literal["mae", "align"]
 CLASSES = 150
-WARM_UP = 6
-"""Streamed steps that are not counted: workers start, the step compiles, and prefetched batches are used up."""
 
 
 def run_config(
@@ -99,43 +91,4 @@ def made_batch(config: RunConfig, device: torch.device, *, seed: int = 0) -> Cli
         sources=frozenset({0}),
         epoch=0,
         step=0,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Streamed:
-    """The speed of a training step with the loader in the loop."""
-
-    clips_per_s: float
-    """Views per second."""
-    of_cached: float
-    """Relative to the same step on one batch that stays on the device."""
-    waited: float
-    """Share of the time that the step waited for a batch."""
-    fallbacks: float
-    """Share of the clips that PyAV decoded in place of DALI."""
-
-
-def streamed(trainer: Trainer, manifest: Manifest, loader: LoaderConfig, steps: int) -> Streamed:
-    """Measure `steps` steps from a source, then as many on its last batch."""
-    device, batch = trainer.ranks.device, trainer.config.batch
-    clips = batch // loader.views
-    sampler = TrainingSampler([manifest], loader, seed=0, batch_clips=clips, epoch_clips=clips * (WARM_UP + steps))
-    with ClipStream(sampler, [manifest], loader, device=device) as stream:
-        for number, cached in enumerate(stream, 1):
-            trainer.train_step(cached)
-            if number == WARM_UP:
-                synchronize(device)
-                began, waited = time.perf_counter(), cached.counters.wait_seconds
-        synchronize(device)
-    took, waited = time.perf_counter() - began, cached.counters.wait_seconds - waited
-    began = time.perf_counter()
-    for _ in range(steps):
-        trainer.train_step(cached)
-    synchronize(device)
-    return Streamed(
-        clips_per_s=batch * steps / took,
-        of_cached=(time.perf_counter() - began) / took,
-        waited=waited / took,
-        fallbacks=cached.counters.fallbacks / max(cached.counters.samples, 1),
     )

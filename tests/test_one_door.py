@@ -80,8 +80,11 @@ LAUNCH = {
 }
 REPORT = "--json OUT.json --plot OUT.png"
 BENCHMARKS = {
+    "end_to_end": f"{REPORT} --manifest IN/made_train.csv --root IN/clips --clips OUT",
     "gpu_day": "--rehearse --out OUT --warm OUT --clips OUT",
+    "kernel_speed": REPORT,
     "loader_throughput": f"{REPORT} --manifest IN/made_train.csv --root IN/clips --clips OUT",
+    "loop_cycles": "",
     "person_recall": f"{REPORT} --videos IN/clips",
     "reliability": "--out OUT.md",
     "scaling": REPORT,
@@ -150,7 +153,9 @@ ACCEPTED = {
     ("datasets", "--data"): ("missing", "empty", "loop", "file/below"),  # no data set is indexed yet
     ("index", "--data"): ("missing", "empty"),
     ("audit", "--originals"): ("folder",),  # no clip can pass without its original, and the audit says so
-    ("loader_throughput", "--root"): ("folder",),  # its files are missing one by one
+    **{
+        (name, "--root"): ("folder",) for name in ("end_to_end", "loader_throughput")
+    },  # its files are missing one by one
     **{(verb, "--site"): ("empty",) for verb in LAUNCH},
 }
 """Paths that are no mistake: (command, flag)."""

@@ -57,7 +57,7 @@ def flags_of(config: type, prefix: str = "") -> Iterator[str]:
 def known_flags() -> set[str]:
     """Return the flags of all commands: the fields of the configs in their modules, of recipes, and of the launcher."""
     names = [command.module for command in COMMANDS.values()] + ["ppma.slurm.plan", "ppma.privacy.audit.review"]
-    names += [f"benchmarks.{name}" for name in ("rows", "gpu_day", "loader_throughput")]
+    names += [f"benchmarks.{name}" for name in ("rows", "gpu_day", "end_to_end", "loader_throughput")]
     kinds = [kind for name in names for kind in vars(importlib.import_module(name)).values() if isinstance(kind, type)]
     ours = [
         kind for kind in kinds if dataclasses.is_dataclass(kind) and kind.__module__.startswith(("ppma", "benchmarks"))

@@ -14,12 +14,11 @@ import pytest
 import torch
 from processes import in_new_process
 
-from benchmarks import loader_headspace, loader_throughput, rows
+from benchmarks import end_to_end, loader_headspace, loader_throughput, rows
 from benchmarks import loader_readers as readers
 from benchmarks.loader_headspace import Alternative, choose
 from benchmarks.loader_throughput import TABLE, BenchmarkConfig, Case, Reader, measure_case, page_table
 from benchmarks.natural_clips import make_clips
-from benchmarks.training import make_trainer, run_config, streamed
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
 from ppma.loaders.decode.augment import make_views
@@ -188,12 +187,10 @@ def test_packed_clips_keep_a_gpu_busy(tmp_path):
     Untouched video with key frames 250 apart is not a fair demand: for the 16 frames of a window the decoder passes through 180, so 1,400
     views a second, four of each window, are 63,000 decoded frames a second. `gpu_day.py` measures how far it gets.
     """
-    config = LoaderConfig(views=4, workers=min(16, len(os.sched_getaffinity(0))))
+    config = end_to_end.BenchmarkConfig(workers=min(16, len(os.sched_getaffinity(0))), steps=40)
     clips = make_clips(tmp_path, contents=("packed",))["packed"]
-    trainer = make_trainer(
-        run_config("mae", model="base", batch=128), torch.device("cuda", torch.cuda.current_device())
-    )
-    assert streamed(trainer, clips, config, 40).of_cached >= 0.97
+    trainer = end_to_end.make_step(config, torch.device("cuda", torch.cuda.current_device()))
+    assert end_to_end.measure(clips, config, trainer)["of_cached"] >= 0.97
 
 
 @pytest.mark.cuda

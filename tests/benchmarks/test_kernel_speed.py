@@ -1,4 +1,4 @@
-"""kernel_speed: the bytes that it counts, and only device work is timed."""
+"""kernel_speed: its rows are consistent, and only device work is timed."""
 
 import types
 
@@ -6,45 +6,72 @@ import pytest
 import torch
 
 from benchmarks import kernel_speed
-from benchmarks.kernel_speed import Measurement
+from benchmarks.kernel_speed import BenchmarkConfig, Measurement, measure, row_of
 from ppma.kernels import timing
 
+FIELDS = {"kernel", "implementation", "shape", "dtype", "pass", "microseconds", "gb_per_s", "tflop_per_s", "of_ceiling"}
 CPU = torch.device("cpu")
 
 
-def test_bytes_are_the_least_that_must_move():
+def test_rates_follow_from_the_time():
+    common = {
+        "kernel": "attention", "implementation": "seam", "shape": "1", "dtype": torch.float32, "run": len, "sets": [()],
+    }  # fmt: skip
+    moved = row_of(Measurement(direction="forward", bytes_moved=2e9, **common), [0.5, 1.0, 4.0], ceiling=8e9)
+    assert (moved["gb_per_s"], moved["of_ceiling"], moved["microseconds"]) == (2.0, 0.25, 1e6)
+    counted = row_of(Measurement(direction="forward", flops=3e12, **common), [1.0], ceiling=4e12)
+    assert (counted["tflop_per_s"], counted["of_ceiling"], counted["gb_per_s"]) == (3.0, 0.75, None)
+    assert set(counted) > FIELDS
+
+
+def test_patchify_is_measured_here(monkeypatch, capsys):
+    monkeypatch.setattr(kernel_speed, "copy_bandwidth", lambda device: 1e10)
+    made = measure(BenchmarkConfig(kernel=("patchify",), repeats=1), CPU)
+    assert {row["implementation"] for row in made} == {"reference", "torch"} and len(made) == 8
+    assert all(row["gb_per_s"] > 0 for row in made)
+
+
+def test_bytes_are_the_least_that_must_move(monkeypatch):
     """Reads the pixels and indices of the patches and the prediction; writes the gradient."""
-    for case in kernel_speed.pixel_loss_cases(1, CPU, tiny=True):
+    monkeypatch.setattr(kernel_speed, "rotating", lambda make, device: [make()])
+    for case in kernel_speed.pixel_loss_cases(1, CPU):
         _, _, masked, prediction = case.sets[0]
         assert case.bytes_moved == prediction.numel() + masked.nbytes + 2 * prediction.nbytes
         (gradient,) = case.run(case.sets[0])
-        assert gradient.dtype == prediction.dtype == torch.bfloat16
-    for case in kernel_speed.patchify_cases(1, CPU, tiny=True):
+        assert gradient.dtype == prediction.dtype == case.dtype
+    for case in kernel_speed.patchify_cases(1, CPU):
         out, indices = case.run(case.sets[0]), case.sets[0][1]
         read = indices.nbytes if out.shape[1] == indices.shape[1] else 0
         assert case.bytes_moved == out.numel() + read + out.nbytes
 
 
-def test_clips_have_the_tokens_of_the_paper():
-    assert [idx.shape for idx in kernel_speed.clips(1, CPU)[1:]] == [(1, 157), (1, 1411)]
+def test_a_case_that_cannot_run_is_reported_and_skipped(monkeypatch, capsys):
+    def cannot(_):
+        raise RuntimeError("No available kernel.\nmore")
+
+    case = Measurement(
+        kernel="attention", implementation="cudnn", shape="1", dtype=torch.float32, direction="forward", run=cannot,
+        sets=[()], bytes_moved=1.0,
+    )  # fmt: skip
+    monkeypatch.setattr(kernel_speed, "copy_bandwidth", lambda device: 1e10)
+    monkeypatch.setitem(kernel_speed.CASES, "attention", lambda batch, device: [case])
+    assert measure(BenchmarkConfig(kernel=("attention",), repeats=1), CPU) == []
+    assert "attention cudnn 1: No available kernel.\n" in capsys.readouterr().err
 
 
-def test_a_case_that_cannot_run_is_reported_and_skipped(capsys):
-    """A backend that does not take the shape, or a kernel that does not fit the GPU."""
-    errors = [RuntimeError("No available kernel.\nmore")]
-    if kernel_speed.choice.INSTALLED:
-        from triton.runtime.errors import OutOfResources
+@pytest.mark.skipif(not kernel_speed.choice.INSTALLED, reason="Triton is not installed")
+def test_a_kernel_that_does_not_fit_the_gpu_is_skipped(capsys):
+    from triton.runtime.errors import OutOfResources
 
-        errors.append(OutOfResources(300_000, 232_448, "shared memory"))
+    def too_large(_):
+        raise OutOfResources(300_000, 232_448, "shared memory")
 
-    def cannot(error):
-        raise error
-
-    for error in errors:
-        case = Measurement(implementation="cudnn", shape="1", run=lambda _, error=error: cannot(error), sets=[()])
-        assert kernel_speed.seconds(case, CPU, 1) is None
-    found = capsys.readouterr().err.splitlines()
-    assert found[0] == "cudnn 1: No available kernel." and len(found) == len(errors)
+    case = Measurement(
+        kernel="attention", implementation="triton", shape="1", dtype=torch.float32, direction="forward", run=too_large,
+        sets=[()], flops=1.0,
+    )  # fmt: skip
+    assert kernel_speed.seconds(case, CPU, 1) is None
+    assert "shared memory" in capsys.readouterr().err
 
 
 class FakeGraph:

@@ -1,4 +1,4 @@
-"""Rows are written, read and plotted."""
+"""Rows are written, read, compared and plotted."""
 
 import importlib
 import json
@@ -35,6 +35,19 @@ def test_whole_numbers_and_words_are_the_keys(tmp_path):
     assert rows.keys_of(report(tmp_path)) == ["kernel", "shape", "batch"]
 
 
+def test_comparison_takes_the_newest_row_of_the_same_keys_and_machine(tmp_path, capsys, monkeypatch):
+    for microseconds in (100.0, 40.0):
+        report(tmp_path, [MADE[0] | {"microseconds": microseconds}])
+    monkeypatch.setattr(rows, "machine", lambda: "another")
+    report(tmp_path, [MADE[0] | {"microseconds": 1.0}])
+    monkeypatch.undo()
+    capsys.readouterr()
+    new = report(tmp_path, compare=True)
+    changes = rows.comparison(new, rows.history("speed", tmp_path)[:3], rows.keys_of(new), "microseconds")
+    assert [(c["kernel"], c["old"], c["new"], c["new_over_old"]) for c in changes] == [("patchify", 40.0, 20.0, 0.5)]
+    assert "new_over_old" in capsys.readouterr().out
+
+
 def test_json_and_picture(tmp_path):
     made = report(tmp_path, json=tmp_path / "rows.json", plot=tmp_path / "rows.png")
     assert json.loads((tmp_path / "rows.json").read_text()) == made
@@ -60,6 +73,14 @@ WRONG = {
         ["--implementation", "magic"],
         ["--repeats", "0"],
     ),
+    "end_to_end": (
+        ["--steps", "0"],
+        ["--model", "giant"],
+        ["--batch", "6"],
+        ["--views", "3"],
+        ["--manifest", "gone.csv"],
+    ),
+    "kernel_speed": (["--batch", "-1"], ["--kernel", "magic"], ["--json", "gone/rows.json"]),
     "loader_throughput": (
         ["--rounds", "0"],
         ["--readers", "magic"],

@@ -40,6 +40,13 @@ def test_our_stage_1_step_takes_less_cpu_time_than_the_published_one():
     assert theirs / ours > 1.2, turns
 
 
+def test_an_unknown_implementation_is_named(capfd):
+    worker = Worker(Case(phase="mae", implementation="magic", model="tiny", batch=1, size=32, frames=2))
+    worker.step()
+    assert "ended with 1" in worker.failure and "no implementation 'magic'; there are ours" in capfd.readouterr().err
+    worker.close()
+
+
 def test_a_killed_process_is_left_out(capsys):
     """As when the machine runs out of memory: the other processes continue."""
     worker = Worker(Case(phase="mae", implementation="ours", model="tiny", batch=1, size=32, frames=2))
