@@ -69,7 +69,7 @@ class RemovalConfig:
     keep_original: bool = False
     """Write ori too, the frames before cleaning."""
     effects: bool = False
-    """Remove shadows and reflections attached to people too, where other frames show the place with nobody near."""
+    """Remove shadows and reflections attached to people too, where other frames show the place without people near."""
     detectors: tuple[str, ...] | None = None
     """Detectors of people and faces."""
     segmenter: str | None = None

@@ -1,11 +1,11 @@
 """Extend the masks of people by what they cast on the place: shadows, and reflections that move with them.
 
-    small color frames, boxes of people   ->  background: median of the frames in which nobody is near a place
+    small color frames, boxes of people   ->  background: median of the frames in which no person is near a place
     frame / background, near a person     ->  darker by a smooth ratio with the colors kept: a shadow
     frame - background, moved as a person ->  the same as some frames earlier or later: a reflection
     both, attached to the mask            ->  added to the mask
 
-Where nobody is ever away the background is unknown, and nothing is added. The share of the places near people whose
+Where people never leave a place the background is unknown, and nothing is added. The share of the places near people whose
 background is known is returned, since elsewhere a shadow would not be seen.
 Legend: H height, W width of a frame, h w of its small view, N boxes, R references, C channels.
 """
@@ -29,7 +29,7 @@ REFERENCES = 25
 SPAN_SECONDS = 30.0
 """Time around a frame that they are from; longer than the fill's, because people must be farther away in them."""
 LEAST_VIEWS = 3
-"""Frames that must show a place with nobody near."""
+"""Frames that must show a place without people near."""
 DARK, DARK_AT_ALL = 0.88, 0.94
 """Ratio to the background up to which a pixel is in shadow; and up to which it is, next to such a pixel."""
 COLOR_KEPT = 0.12, 0.3
