@@ -180,6 +180,25 @@ def test_who_leaves_is_not_kept(every_frame, stand_ins, tmp_path, monkeypatch):
     assert inside[:20, 50, 58].all() and not inside[26:].any() and not is_red(frames(paths["inp"])).any()
 
 
+@pytest.mark.parametrize("blinks", [(3, 4), (5, 6)])
+def test_a_person_whom_a_detector_loses_in_a_fast_pan_is_masked_where_the_camera_has_moved_them(
+    every_frame, stand_ins, tmp_path, monkeypatch, blinks
+):
+    """The boxes of two frames do not overlap, and the blur leaves nothing to follow."""
+    monkeypatch.setattr(RedFinder, "blinks", blinks)
+    place_HWC = np.kron(np.random.default_rng(0).integers(40, 160, (24, 120, 1)), np.ones((4, 4, 3))).astype(np.uint8)
+    with video_writer(tmp_path / "pan.mp4", fps=10.0, options=X264) as add_frame:
+        for t in range(7):
+            frame_HWC = np.mean([place_HWC[:, 30 * t + by : 30 * t + by + 256] for by in range(0, 30, 6)], 0)
+            frame_HWC[30:80, 210 - 30 * t : 226 - 30 * t] = RED
+            add_frame(frame_HWC.astype(np.uint8))
+    source = ClipSource(path=tmp_path / "pan.mp4", start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
+    with Pipeline(Settings(**stand_ins), tmp_path).plan(source, tmp_path) as plan:
+        for t in range(7):
+            mask_HW = plan.spool.read(t)
+            assert mask_HW[40:70, 214 - 30 * t : 222 - 30 * t].all() and mask_HW.mean() < 0.5, t
+
+
 def write_limb(path, *, pans=0):
     """Write a clip of a red person with an arm that moves up fast; the camera moves by `pans` pixels a frame."""
     place_HWC = np.kron(np.random.default_rng(0).integers(40, 160, (24, 48, 1)), np.ones((4, 4, 3))).astype(np.uint8)

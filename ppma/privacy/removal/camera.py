@@ -24,6 +24,8 @@ FLAT = 1e-6
 """Determinant below which a homography is degenerate."""
 LONG_SIDE = 480
 """Pixels to which larger frames are scaled down for tracking."""
+PAN_PIXELS, PAN_PEAK = 1.0, 0.3
+"""Least motion between two small views, and least share of them that moves so, from which the camera pans."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,17 @@ def seen_from(
     frame = cv2.warpPerspective(reference.frame_HWC, to_cut @ warp_33, (width, height), flags=cv2.INTER_LINEAR)
     free = cv2.warpPerspective(reference.free_HW, to_cut @ warp_33, (width, height), flags=cv2.INTER_NEAREST)
     return frame, cv2.erode(free, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=(1,))
+
+
+def pan(before_hw: np.ndarray, now_hw: np.ndarray) -> np.ndarray:
+    """Return by how many pixels (x, y) a small gray view moves to the next one; zeros for a still camera and at a cut.
+
+    Phase correlation finds a fast pan, whose blur leaves `Tracker` no corners.
+    """
+    window_hw = cv2.createHanningWindow(now_hw.shape[::-1], cv2.CV_32F)
+    by_2, peak = cv2.phaseCorrelate(before_hw.astype(np.float32), now_hw.astype(np.float32), window_hw)
+    pans = np.linalg.norm(by_2) >= PAN_PIXELS and peak >= PAN_PEAK
+    return np.array(by_2) if pans else np.zeros(2)
 
 
 def view_from(view_hw: np.ndarray, pose: Pose, here: Pose, scale: float, here_hw: np.ndarray) -> np.ndarray:

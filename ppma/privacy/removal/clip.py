@@ -15,8 +15,8 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -25,11 +25,23 @@ import numpy as np
 
 from ppma.config.errors import BadClip
 from ppma.loaders.decode.fetch import all_frames
-from ppma.privacy.detectors.boxes import NONE_05, SURE, bridge, grown, keep_sure, linger, stay, suppress, warped
+from ppma.privacy.detectors.boxes import (
+    NONE_05,
+    SURE,
+    WITHIN,
+    bridge,
+    grown,
+    keep_sure,
+    linger,
+    overlaps,
+    stay,
+    suppress,
+    warped,
+)
 from ppma.privacy.detectors.ssdlite import confirmed
 from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal import plugins
-from ppma.privacy.removal.camera import Pose, Reference, Tracker, view_from
+from ppma.privacy.removal.camera import Pose, Reference, Tracker, pan, view_from
 from ppma.privacy.removal.effects import Effects, extend
 from ppma.privacy.removal.exemplar import smoothed
 from ppma.privacy.removal.figures import Figures, cores
@@ -182,6 +194,8 @@ class Plan:
     flat: dict[int, np.ndarray]
     """Shot -> boxes_N5 of people whom its fill showed, in pixels of its first frame, with the frame number as score."""
     fps: float
+    pans: list[np.ndarray] = field(default_factory=lambda: [np.zeros(2)])
+    """By how many pixels (x, y) each frame moves from the one before."""
     cpu_seconds: float = 0.0
     """CPU time spent on the clip so far."""
 
@@ -353,6 +367,7 @@ class Pipeline:
             views = [*views[-1:], *(_view(frame_HWC, plan.scale) for frame_HWC in group)]
             for view_HW in views[-len(group) :]:
                 plan.views.append(view_HW)
+            plan.pans += [pan(*both) / plan.scale for both in pairwise(views)]
             *skipped, last_HWC = group
             before, last = found[-1] if found else {}, self._find(last_HWC)
             if skipped:
@@ -455,11 +470,24 @@ def _view(frame_HWC: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _tracked(boxes: Boxes, plan: Plan) -> Boxes:
-    """Add the boxes of people whom a detector loses, by the views of the plan."""
+    """Add the boxes of people whom a detector loses, by the views of the plan.
+
+    Their motion is continued in the picture and, as the camera pans, also in the place: in a fast pan someone may be
+    elsewhere in each frame.
+    """
     gap, more = round(BRIDGE_SECONDS * plan.fps), round(LINGER_SECONDS * plan.fps)
-    return {
-        name: linger(bridge(stay(found, plan.views.read, plan.scale, gap), gap), more) for name, found in boxes.items()
-    }
+    moved_T5 = np.pad(np.tile(np.cumsum(plan.pans, 0), 2), ((0, 0), (0, 1))).astype(np.float32)
+    tracked: Boxes = {}
+    for name, found in boxes.items():
+        stayed = stay(found, plan.views.read, plan.scale, gap)
+        tracked[name] = linger(bridge(stayed, gap), more)
+        if moved_T5.any():
+            placed = [boxes_N5 - moved_5 for boxes_N5, moved_5 in zip(stayed, moved_T5)]
+            for t, placed_N5 in enumerate(linger(bridge(placed, gap), more)):
+                added_N5 = placed_N5[len(stayed[t]) :] + moved_T5[t]
+                new_N = overlaps(added_N5, tracked[name][t], of_first=True).max(1, initial=0) < WITHIN
+                tracked[name][t] = np.concatenate([tracked[name][t], added_N5[new_N]])
+    return tracked
 
 
 def _showing(plan: Plan, t: int, made_HW: np.ndarray) -> np.ndarray:
