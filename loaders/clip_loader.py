@@ -199,8 +199,9 @@ def open_source(
         return _made(clips, refused, place, "list")
     path = as_path(source)
     if path.suffix == SUFFIX:
-        read_index(path)  # first: its error says how a store is made
-        require((path / MANIFEST).exists(), f"{path} has no {MANIFEST}: copy the store as a whole, or pack it again")
+        if not (path / MANIFEST).exists():
+            read_index(path)  # its error says how a store is made
+            raise InputError(f"{path} has no {MANIFEST}: copy the store as a whole, or pack it again")
         manifest = Manifest.read(path / MANIFEST, root=root or path, name=path.stem)
         return manifest.packed_in(Store(path, manifest_sha256=manifest.sha256))
     if isinstance(path, Url):

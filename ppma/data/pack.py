@@ -360,9 +360,8 @@ def _finish(
     write_rows(config.out, shards, len(manifest))
     write_csv(config.out / store.REJECTED, [("row", "path", "reason"), *rejected])
     assert manifest.path is not None  # it was read from a file
-    write_bytes(
-        config.out / store.MANIFEST, manifest.path.read_bytes()
-    )  # with it a store can be moved, or put on a server
+    # The manifest too, so that the store can be moved, or put on a server.
+    write_bytes(config.out / store.MANIFEST, manifest.path.read_bytes())
     _write_index(config, manifest, shards, complete=True)
     Store(config.out, manifest_sha256=manifest.sha256)  # what training opens, checked now
     per_frame = f"{frames} frames of {size / max(frames, 1) / 1e3:.1f} kB"

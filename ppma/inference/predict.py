@@ -96,13 +96,9 @@ def _write(path: Path, model: Model, found: Sequence[Prediction]) -> None:
     names = found[0].class_names
     if path.suffix in WRITERS:
         columns = {"path": np.repeat([one.video for one in found], [len(one.window_scores) for one in found])}
-        for column, field in (
-            ("start_seconds", "start_seconds"),
-            ("end_seconds", "end_seconds"),
-            ("scores", "window_scores"),
-        ):
-            columns[column] = np.concatenate([getattr(one, field) for one in found])
-        columns["scores"] = columns["scores"].astype(np.float32)
+        columns["start_seconds"] = np.concatenate([one.start_seconds for one in found])
+        columns["end_seconds"] = np.concatenate([one.end_seconds for one in found])
+        columns["scores"] = np.concatenate([one.window_scores for one in found]).astype(np.float32)
         write_rows(path, columns, provenance(model) | {"classes": list(names)})
         log.info("%s: %d windows of %d videos", path, len(columns["path"]), len(found))
         return
