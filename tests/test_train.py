@@ -139,7 +139,7 @@ def test_a_run_that_is_killed_and_stopped_ends_as_one_that_was_not(signals, data
     epochs = 2 * len(signals) + 2
     flags = tiny_flags("mae_nohuman", data, "--optim.epochs", epochs, "--checkpoint-every", 4, "--resume")
 
-    def start(folder, number=0, at=-1):  # each in a process of its own, because sums depend on the number of threads
+    def start(folder, number=0, at=-1):  # each in a new process, because sums depend on the number of threads
         argv = [str(int(number)), str(at), "train", "mae_nohuman", *flags, "--run-dir", str(tmp_path / folder)]
         return run_script(SIGNALED, argv, tmp_path)
 

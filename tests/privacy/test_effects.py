@@ -5,12 +5,12 @@ import json
 import cv2
 import numpy as np
 import pytest
-from privacy_stand_ins import RED
+from privacy_stand_ins import RED, RedFinder
 
 from ppma.cli import main as ppma
 from ppma.common.video import video_writer
 from ppma.loaders.decode.fetch import all_frames
-from ppma.privacy.removal import clip, effects
+from ppma.privacy.removal import clip, effects, plugins
 from ppma.privacy.removal.clip import ClipSource, Pipeline, Settings
 from ppma.privacy.removal.command import FramesInMemory
 from ppma.privacy.removal.masks import hidden
@@ -84,6 +84,23 @@ def test_what_a_person_casts_is_masked_and_the_place_around_it_is_not(red, tmp_p
     assert without_THW[own_THW].mean() < 0.9 and none is None
     assert with_THW[own_THW].mean() > 0.97 and with_THW[place_THW].mean() < 0.025
     assert with_THW[without_THW].all() and found.frames > 20 and found.known_share > 0.85
+
+
+class Insistent(RedFinder):
+    """Detects someone who is not there in every result."""
+
+    def __call__(self, frame_HWC):
+        boxes_N5 = super().__call__(frame_HWC)
+        return boxes_N5 if len(boxes_N5) else np.array([[10, 10, 20, 40, 0.9]], np.float32)
+
+
+def test_the_record_of_effects_is_of_the_whole_clip_after_several_rounds(red, tmp_path, monkeypatch):
+    other = plugins.Plugin(kind="detector", make=Insistent, license="none", finds="person")
+    monkeypatch.setitem(plugins.PLUGINS, "other", other)
+    source, _, _ = write_cast(tmp_path / "walk.mp4")
+    pipeline = Pipeline(Settings(**red | {"detectors": ("other",)}, effects=True), tmp_path)
+    outcome, _ = pipeline.clean(source, tmp_path, "c/v")
+    assert outcome.rounds == 3 and outcome.effects.frames > 20 and outcome.effects.known_share > 0.85
 
 
 def test_without_a_shadow_hardly_anything_is_added(red, tmp_path):

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
@@ -42,7 +42,7 @@ from ppma.privacy.detectors.ssdlite import confirmed
 from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.camera import Pose, Reference, Tracker, pan, view_from
-from ppma.privacy.removal.effects import Effects, extend
+from ppma.privacy.removal.effects import Effects, Views, extend
 from ppma.privacy.removal.exemplar import smoothed
 from ppma.privacy.removal.figures import Figures, cores
 from ppma.privacy.removal.fill import Memory
@@ -56,7 +56,7 @@ from ppma.privacy.removal.masks import (
     limbs,
     published_mask,
     raw_mask,
-)  # fmt: skip
+)
 from ppma.privacy.removal.steady import STEP, Found, between
 from ppma.privacy.removal.writing import Layout, Part, part_writer, target
 
@@ -189,6 +189,8 @@ class Plan:
     colors: Spool
     """The same in color; empty unless shadows are looked for."""
     effects: Effects | None = None
+    extended: set[int] = field(default_factory=set)
+    """Frames with a shadow or reflection."""
     scale: float = 1.0
     """Pixels of a view per pixel of a frame."""
     flat: dict[int, np.ndarray]
@@ -290,7 +292,7 @@ class Pipeline:
             plan = Plan(boxes={}, spool=spool, poses=[], views=views, colors=colors, flat={}, fps=source.fps)
             self._detect_all(source, plan)
             self._mask_all(source, plan)
-            self._add_effects(plan)
+            self._add_effects(plan, range(len(plan.spool)))
             plan.cpu_seconds = time.process_time() - began
             yield plan
 
@@ -401,15 +403,19 @@ class Pipeline:
         if self.settings.masks == "generous" and self._segmenter is not None and len(plan.views):
             _add_limbs(plan)
 
-    def _add_effects(self, plan: Plan) -> None:
-        """Add shadows and reflections to the plan's masks, if they are to be removed."""
+    def _add_effects(self, plan: Plan, frames: Iterable[int]) -> None:
+        """Add shadows and reflections to the plan's masks of some frames, if they are to be removed."""
         if self.settings.effects:
 
             def boxes_of(t: int) -> np.ndarray:
                 people_N5, faces_N5 = _split(plan.boxes, t)
                 return np.concatenate([people_N5, grown(faces_N5, *BODY_REACH)])
 
-            plan.effects = extend(plan.spool, plan.colors, plan.poses, boxes_of, scale=plan.scale, fps=plan.fps)
+            views = Views(plan.spool, plan.colors, plan.poses, boxes_of, scale=plan.scale, fps=plan.fps)
+            extended, known_share = extend(views, frames)
+            plan.extended |= extended
+            known_share = plan.effects.known_share if plan.effects else known_share  # of all frames
+            plan.effects = Effects(frames=len(plan.extended), known_share=known_share)
 
     def _extend(self, plan: Plan, source: ClipSource, found: dict[int, Found]) -> None:
         """Add the people detected in a result to the plan: to its masks, or where they are hidden, to be filled flat."""
@@ -425,15 +431,16 @@ class Pipeline:
                 shown_N5 = warped(boxes_N5[filled_N >= IN_FILL_SHARE], np.linalg.inv(pose.homography_33))
                 shown_N5[:, 4] = t
                 plan.flat[pose.shot] = np.concatenate([plan.flat.get(pose.shot, NONE_05), shown_N5])
-        more = _tracked(new, plan)
+        more, changed = _tracked(new, plan), list[int]()
         for t, frame_HWC in enumerate(source.frames()):
             added = {name: [boxes[t]] for name, boxes in more.items()}
             if any(len(boxes_N5) for (boxes_N5,) in added.values()):
                 plan.spool.replace(t, plan.spool.read(t) | self.mask(frame_HWC, added))
+                changed.append(t)
         plan.boxes = {
             name: [np.concatenate(both) for both in zip(boxes, more[name])] for name, boxes in plan.boxes.items()
         }
-        self._add_effects(plan)
+        self._add_effects(plan, changed)
         plan.cpu_seconds += time.process_time() - began
 
     def _change(

@@ -10,7 +10,7 @@ background is known is returned, since elsewhere a shadow would not be seen.
 Legend: H height, W width of a frame, h w of its small view, N boxes, R references, C channels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -67,39 +67,25 @@ class Effects:
     the rest no shadow or reflection can be seen."""
 
 
-def extend(
-    spool: Spool,
-    colors: Spool,
-    poses: Sequence[Pose],
-    boxes_of: Callable[[int], np.ndarray],
-    *,
-    scale: float,
-    fps: float,
-) -> Effects:
-    """Add shadows and reflections of people to the masks of a clip, in place.
+def extend(views: "Views", frames: Iterable[int]) -> tuple[set[int], float]:
+    """Add shadows and reflections of people to the masks of some frames, in place.
 
-    Args:
-        spool: Raw masks of its frames.
-        colors: Small views of its frames, RGB, each (h, w * 3).
-        poses: Camera pose of each frame.
-        boxes_of: Returns the boxes_N5 of the people in a frame, in its pixels.
-        scale: Pixels of a view per pixel of a frame.
-        fps: Frames per second.
+    Returns:
+        The frames whose mask was extended, and the known share (`Effects.known_share`) over these frames.
     """
-    clip = _Clip(spool, colors, poses, boxes_of, scale, fps)
-    frames = known = near = 0
-    for t in range(len(spool)):
-        if not len(boxes_of(t)) or not (mask_HW := spool.read(t)).any():
+    extended, known, near = set[int](), 0, 0
+    for t in frames:
+        if not len(views.boxes_of(t)) or not (mask_HW := views.spool.read(t)).any():
             continue
-        now = clip.look(t)
+        now = views.look(t)
         near_hw = now.zone_hw & ~now.mask_hw
         near, known = near + int(near_hw.sum()), known + int((near_hw & now.known_hw).sum())
-        cast_hw = _attached(_shadow(now) | _reflection(clip, t), now.mask_hw)
+        cast_hw = _attached(_shadow(now) | _reflection(views, t), now.mask_hw).astype(np.uint8)
         if cast_hw.any():
-            size = mask_HW.shape[::-1]
-            spool.replace(t, mask_HW | cv2.resize(cast_hw.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST))
-            frames += 1
-    return Effects(frames=frames, known_share=known / max(1, near))
+            extended.add(t)
+            cast_HW = cv2.resize(cast_hw, mask_HW.shape[::-1], interpolation=cv2.INTER_NEAREST)
+            views.spool.replace(t, mask_HW | cast_HW)
+    return extended, known / max(1, near)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +117,8 @@ class _Look:
         return np.log((self.frame_hwC + FLOOR) / (self.place_hwC + FLOOR))
 
 
-class _Clip:
-    """The views of a clip and the background of each; holds those around a frame."""
+class Views:
+    """The small views of a clip and the background of each; holds those around a frame."""
 
     def __init__(
         self,
@@ -140,10 +126,21 @@ class _Clip:
         colors: Spool,
         poses: Sequence[Pose],
         boxes_of: Callable[[int], np.ndarray],
+        *,
         scale: float,
         fps: float,
     ) -> None:
-        self._spool, self._colors, self._boxes_of = spool, colors, boxes_of
+        """Take what is known of a clip.
+
+        Args:
+            spool: Raw masks of its frames.
+            colors: Small views of its frames, RGB, each (h, w * 3).
+            poses: Camera pose of each frame.
+            boxes_of: Returns the boxes_N5 of the people in a frame, in its pixels.
+            scale: Pixels of a view per pixel of a frame.
+            fps: Frames per second.
+        """
+        self.spool, self.boxes_of, self._colors = spool, boxes_of, colors
         stretch = np.diag([scale, scale, 1.0])
         self._scale_33 = stretch
         self.poses = [
@@ -160,15 +157,9 @@ class _Clip:
         view_hx = self._colors.read(t)
         return view_hx.reshape(len(view_hx), -1, 3)
 
-    def _zone(self, boxes_N5: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        zone_hw = np.zeros(shape[:2], bool)
-        for box_5 in boxes_N5:
-            zone_hw[_in_reach(box_5)] = True
-        return zone_hw
-
     def _read_reference(self, t: int) -> Reference:
         frame_hwC = self._view(t)
-        zone_hw = self._zone(warped(self._boxes_of(t), self._scale_33), frame_hwC.shape)
+        zone_hw = _zone(warped(self.boxes_of(t), self._scale_33), frame_hwC.shape[:2])
         return Reference(
             frame_HWC=frame_hwC, free_HW=(~zone_hw).astype(np.uint8), homography_33=self.poses[t].homography_33
         )
@@ -198,10 +189,10 @@ class _Clip:
         view_hwC = self._view(t)
         size = view_hwC.shape[:2]
         place_hwC, known_hw = self._background(t)
-        boxes_N5 = warped(self._boxes_of(t), self._scale_33)
-        raw_hw = cv2.resize(self._spool.read(t), size[::-1], interpolation=cv2.INTER_NEAREST)
+        boxes_N5 = warped(self.boxes_of(t), self._scale_33)
+        raw_hw = cv2.resize(self.spool.read(t), size[::-1], interpolation=cv2.INTER_NEAREST)
         mask_hw = cv2.dilate(raw_hw, disc(dilation_pixels(*size))) > 0
-        zone_hw, known_hw = self._zone(boxes_N5, size), known_hw & ~mask_hw
+        zone_hw, known_hw = _zone(boxes_N5, size), known_hw & ~mask_hw
         frame_hwC, place_hwC = (_smooth(picture.astype(np.float32), known_hw, 5) for picture in (view_hwC, place_hwC))
         if known_hw.any():  # exposure changes as people come and go; what they cast covers less than half
             place_hwC *= np.median((frame_hwC[known_hw] + FLOOR) / (place_hwC[known_hw] + FLOOR), axis=0)
@@ -236,17 +227,17 @@ def _shadow(now: _Look) -> np.ndarray:
     return _components_with(shadow_hw, depth_hw > -np.log(DARK))
 
 
-def _reflection(clip: _Clip, t: int) -> np.ndarray:
+def _reflection(views: Views, t: int) -> np.ndarray:
     """Return what differs from the background and moves as a person near it does, bool (h, w)."""
-    now = clip.look(t)
+    now = views.look(t)
     size_hw = np.abs(now.difference_hwC).max(2)
     differs_hw = now.zone_hw & now.known_hw & (size_hw > DIFFERENT)
     count, labels_hw = cv2.connectedComponents(differs_hw.astype(np.uint8))
     follows = np.zeros(count, bool)
-    for u in (t - clip.step, t + clip.step):
-        if count == 1 or not 0 <= u < len(clip.poses) or clip.poses[u].shot != now.pose.shot:
+    for u in (t - views.step, t + views.step):
+        if count == 1 or not 0 <= u < len(views.poses) or views.poses[u].shot != now.pose.shot:
             continue
-        then = clip.look(u)
+        then = views.look(u)
         warp_33 = now.pose.homography_33 @ np.linalg.inv(then.pose.homography_33)
         for (x, y), part in _motions(now.boxes_N5, warped(then.boxes_N5, warp_33)):
             moved_33 = np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64) @ warp_33
@@ -290,6 +281,14 @@ def _in_reach(box_5: np.ndarray) -> tuple[slice, slice]:
     reach = REACH * (y1 - y0)
     rows, columns = (slice(max(0, round(a - reach)), max(0, round(b + reach))) for a, b in ((y0, y1), (x0, x1)))
     return rows, columns
+
+
+def _zone(boxes_N5: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Return the pixels in reach of people, bool (h, w)."""
+    zone_hw = np.zeros(size, bool)
+    for box_5 in boxes_N5:
+        zone_hw[_in_reach(box_5)] = True
+    return zone_hw
 
 
 def _components_with(area_hw: np.ndarray, seed_hw: np.ndarray) -> np.ndarray:
