@@ -190,20 +190,41 @@ class _Worker(Generic[JobT]):
 def _spawning() -> Iterator[None]:
     """Hide the user's script from processes started here: they would run it again, and `work` is in a module of ours.
 
-    Block Ctrl-C in them too: they would print a traceback before they can ignore it.
+    A Ctrl-C waits until the process has all it reads at its start; it is blocked in the process, which is to ignore it.
     """
     resource_tracker.ensure_running()  # multiprocessing starts it with the first process, and unblocks Ctrl-C then
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     main = sys.modules["__main__"]
     spec, file = main.__spec__, main.__dict__.pop("__file__", None)
     main.__spec__ = None
     try:
-        yield
+        with _held_back(signal.SIGINT):
+            yield
     finally:
         main.__spec__ = spec
         if file is not None:
             main.__file__ = file
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextmanager
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """Block a signal here and in processes started meanwhile; one that comes has its effect at the end.
+
+    To block it is not enough: another thread of this process takes it, and Python calls the handler in this one.
+    """
+    came: list[int] = []
+    handler = signal.getsignal(number)
+    handled_here = callable(handler) and threading.current_thread() is threading.main_thread()
+    if handled_here:
+        signal.signal(number, lambda *_: came.append(number))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+        if handled_here:
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(number)
 
 
 @dataclass

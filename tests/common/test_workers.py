@@ -2,14 +2,16 @@
 
 import errno
 import inspect
+import multiprocessing.util
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from itertools import chain
-from multiprocessing import active_children
+from multiprocessing import active_children, resource_tracker
 from pathlib import Path
 
 import psutil
@@ -254,6 +256,31 @@ def test_no_worker_outlives_a_parent_that_is_killed(tmp_path):
     parent.kill()
     parent.wait()
     assert not psutil.wait_procs(workers, timeout=10)[1]
+
+
+def test_ctrl_c_waits_until_a_worker_has_started(monkeypatch, capfd):
+    """Press it between the start of the process and what is written to it; a thread that does not block it takes it."""
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    spawn, started = multiprocessing.util.spawnv_passfds, []
+
+    def pressed(*arguments):
+        started.append(psutil.Process(pid := spawn(*arguments)))
+        signal.pthread_kill(thread.ident, signal.SIGINT)
+        time.sleep(0.1)
+        return pid
+
+    resource_tracker.ensure_running()  # else it is what is spawned first
+    monkeypatch.setattr(multiprocessing.util, "spawnv_passfds", pressed)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(parallel_map(misbehave, ["a"], 1, timeout_seconds=60))
+    finally:
+        over.set()
+    assert started and not psutil.wait_procs(started, timeout=60)[1]
+    assert not capfd.readouterr().err and not active_children()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_every_job_belongs_to_one_shard():

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from damaged_clips import CASES, encode
+from waiting import wait_until
 
 from ppma.common import shares
 from ppma.common.shares import Share
@@ -237,6 +237,14 @@ def test_a_wrong_input_costs_one_line(argv, noun, capsys):
     assert not Path("m.csv").exists() and not Path("data.toml").exists()
 
 
+def is_read(fifo: Path) -> bool:
+    try:
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError as error:
+        return error.errno != errno.ENXIO  # no process has it open for reading
+    return True
+
+
 def test_an_interrupted_run_changes_no_file(clip_tree, tmp_path):
     """Press Ctrl-C, which reaches the whole process group, while a file hangs."""
     hanging = tmp_path / "tree" / "a" / "clip"
@@ -246,9 +254,8 @@ def test_an_interrupted_run_changes_no_file(clip_tree, tmp_path):
     code = "import sys; from ppma.config.command import run; from ppma.data.index import main; sys.exit(run(main, sys.argv[1:], prog='p'))"
     command = [sys.executable, "-c", code, "tree", "--out", "m.csv", "--workers", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not (workers := psutil.Process(process.pid).children()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: is_read(hanging / "000001.jpg"))
+    workers = psutil.Process(process.pid).children()
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert process.returncode == INTERRUPTED and error == "p: interrupted\n"
