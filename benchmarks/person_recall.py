@@ -33,7 +33,7 @@ from ppma.common.statistics import wilson
 from ppma.config.command import DONE, parse, run
 from ppma.config.errors import InputError, reading
 from ppma.loaders.decode.fetch import all_frames
-from ppma.privacy.audit.follow import Follower, confirmed
+from ppma.privacy.audit.follow import Follower, keep_detections
 from ppma.privacy.audit.people import CORE_HEIGHT, CORE_WIDTH
 from ppma.privacy.detectors import auditors
 from ppma.privacy.detectors.boxes import NONE_05
@@ -231,7 +231,7 @@ def detect_clip(clip: dict[str, Any], path: Path, used: dict[str, Tool]) -> Iter
             seen[last][2].append(back_N5)
         last = at
     for at, (time, found, followed) in seen.items():
-        yield at, time, found, confirmed(found, points, np.concatenate(followed))
+        yield at, time, found, keep_detections(found, points, np.concatenate(followed))
 
 
 def detect_all(

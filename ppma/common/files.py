@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ppma.common.frames import SERIES, clip_place, is_frames
@@ -150,7 +151,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def claim_folder(
-    note: Path, settings: Mapping[str, object], holds: str, *, remedy: str = "give another folder"
+    note: Path,
+    settings: Mapping[str, object],
+    holds: str,
+    *,
+    remedy: str = "give another folder",
+    defaults: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
     """Record the settings of an output folder, or check that an earlier run recorded the same ones.
 
@@ -159,6 +165,7 @@ def claim_folder(
         settings: What must be the same for everything in the folder.
         holds: What the folder holds, for the message: "clips".
         remedy: What to do if they differ, for the message.
+        defaults: Settings that folders of earlier versions do not record, and what these were made with.
 
     Raises:
         InputError: The folder cannot be written, or was made with other settings.
@@ -168,7 +175,7 @@ def claim_folder(
         write_json(note, wanted)
         return
     with reading(note, f"the settings of a folder of {holds}"):
-        before = dict(json.loads(note.read_text(encoding="utf-8")))
+        before = {**defaults, **json.loads(note.read_text(encoding="utf-8"))}
     changed = [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]
     if changed:
         raise InputError(f"--out {note.parent} holds {holds} with {'; '.join(changed)}; {remedy}")

@@ -10,7 +10,7 @@ from ppma.privacy.detectors.boxes import NONE_05, bridge, grown, keep_sure, ling
 from ppma.privacy.detectors.maskrcnn import LEAST_SCORE, MaskRcnnDetector, MaskRcnnSegmenter
 from ppma.privacy.detectors.movenet import MoveNet
 from ppma.privacy.detectors.opencv_models import CenterFace, Selfie
-from ppma.privacy.detectors.ssdlite import SsdLite, confirmed
+from ppma.privacy.detectors.ssdlite import SsdLite, confirm_weak
 from ppma.privacy.detectors.tiles import network_size, tile_batch, tiles
 from ppma.privacy.detectors.weights import find
 from ppma.synthetic.clip import ClipSpec, render, sample_clip
@@ -65,7 +65,7 @@ def test_weak_boxes_are_confirmed_by_a_second_detector_or_tracked_ones():
     weak = np.concatenate([box(100, 50, 100, 250, 0.3), box(400, 50, score=0.3), box(500, 50, score=0.4)])
     boxes = np.concatenate([weak, box(450, 10, score=0.8), box(599, 399, score=0.3)])
     known = box(500, 52)
-    kept = confirmed(frame, boxes, known, only_bright)
+    kept = confirm_weak(frame, boxes, known, only_bright)
     assert kept[:, 4].tolist() == pytest.approx([0.5, 0.3, 0.5, 0.8, 0.3]) and (kept[:, :4] == boxes[:, :4]).all()
     assert len(asked) == 3 and max(asked[0]) <= 150, "the tracked and the sure ones are not looked at"
 
@@ -183,8 +183,8 @@ def test_the_second_detector_confirms_a_rendered_person_and_not_the_empty_place(
     rows, columns = np.flatnonzero(shot.mask_PP.any(1)), np.flatnonzero(shot.mask_PP.any(0))
     weak = np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1, 0.3]], np.float32)
     detect = SsdLite(find("ssdlite", person_weights))
-    assert confirmed(shot.picture_PP3, weak, NONE_05, detect)[0, 4] == 0.5
-    assert confirmed(shot.empty_PP3, weak, NONE_05, detect)[0, 4] < 0.5
+    assert confirm_weak(shot.picture_PP3, weak, NONE_05, detect)[0, 4] == 0.5
+    assert confirm_weak(shot.empty_PP3, weak, NONE_05, detect)[0, 4] < 0.5
 
 
 def test_the_segmenter_separates_a_rendered_person_from_the_background(shot, person_weights):

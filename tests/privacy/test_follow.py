@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ppma.privacy.audit.follow import CARRIED, FOLLOWED, LONGEST, STEP, Follower, confirmed
+from ppma.privacy.audit.follow import CARRIED, FOLLOWED, LONGEST, STEP, Follower, keep_detections
 from ppma.privacy.detectors.boxes import NONE_05, overlaps
 
 POINT, LENGTH = 0.4, 13
@@ -66,7 +66,7 @@ def test_a_person_who_is_nearly_found_is_followed_further(share, carried):
 
 def test_a_weak_box_counts_only_where_a_person_is_followed_to_and_not_found():
     def count(followed_M5, *scored):
-        return len(confirmed({"net": np.concatenate(scored)}, {"net": POINT}, followed_M5)["net"])
+        return len(keep_detections({"net": np.concatenate(scored)}, {"net": POINT}, followed_M5)["net"])
 
     weak, weaker, strong = (boxes(0, share * POINT + 1e-6) for share in (FOLLOWED, FOLLOWED - 0.01, 1))
     assert (count(NONE_05, weak), count(NONE_05, strong)) == (0, 1)

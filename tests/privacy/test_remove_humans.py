@@ -383,6 +383,17 @@ def test_a_folder_holds_clips_of_one_kind(tmp_path):
         removal.claim(tmp_path / "file" / "out", settings())
 
 
+def test_a_folder_begun_before_an_option_existed_goes_on_without_it(tmp_path):
+    removal.claim(tmp_path, Settings())
+    note = tmp_path / "settings.json"
+    known = json.loads(note.read_text())
+    del known["effects"]
+    note.write_text(json.dumps(known))
+    removal.claim(tmp_path, Settings())
+    with pytest.raises(InputError, match="effects"):
+        removal.claim(tmp_path, Settings(effects=True))
+
+
 def test_memory_does_not_grow_with_the_clip(tmp_path, stand_ins):
     """A frame takes 36 kB here: 80 more of them held would be 3 MB. The first clip compiles; in both others pixels are synthesized."""
     peaks = []

@@ -23,7 +23,7 @@ from ppma.common.frames import clip_place, is_frames
 from ppma.config.errors import BadClip, first_few
 from ppma.loaders.decode.fetch import all_frames
 from ppma.privacy.audit import spikes
-from ppma.privacy.audit.follow import FOLLOWED, Follower, confirmed
+from ppma.privacy.audit.follow import FOLLOWED, Follower, keep_detections
 from ppma.privacy.audit.people import CHANGED_LEVELS, Person, people_of
 from ppma.privacy.audit.spikes import Placed, Spike
 from ppma.privacy.detectors import auditors
@@ -311,7 +311,7 @@ def _with_people(moment: _Moment, look: "_Look", arrived_N5: np.ndarray, back_N5
     if moment.before_HWC is None or moment.hidden_HW is None:
         return look
     around_N5 = np.concatenate([arrived_N5, back_N5])
-    detected = confirmed(look.before, {name: AUDITORS[name].threshold for name in look.before}, around_N5)
+    detected = keep_detections(look.before, {name: AUDITORS[name].threshold for name in look.before}, around_N5)
     people = people_of(detected, moment.before_HWC, moment.after_HWC, moment.hidden_HW, look.frame)
     return replace(look, people=people)
 

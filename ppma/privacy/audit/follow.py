@@ -34,7 +34,7 @@ BACK_PIXELS, LEAST_POINTS = 1.0, 10
 """Largest distance at which a point has come back, and the least number of them that move a box."""
 
 
-def confirmed(
+def keep_detections(
     found: Mapping[str, np.ndarray], points: Mapping[str, float], followed_M5: np.ndarray, share: float = FOLLOWED
 ) -> dict[str, np.ndarray]:
     """Return the boxes of each detector that count as detections.
@@ -82,7 +82,7 @@ class Follower:
         scale, here = min(1.0, LONG_SIDE / max(frame_HWC.shape[:2])), _view(frame_HWC)
         way = [*self._views, here] if self._views else []
         arrived_N5 = _follow(self._people_N5, way, scale)
-        people = np.concatenate([*confirmed(found, self._points, arrived_N5, CARRIED).values()])
+        people = np.concatenate([*keep_detections(found, self._points, arrived_N5, CARRIED).values()])
         self._people_N5, self._views, self._since = suppress(people), [here], 0
         return arrived_N5, _follow(self._people_N5, way[::-1], scale)
 

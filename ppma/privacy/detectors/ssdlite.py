@@ -1,6 +1,6 @@
 """SSDLite, which confirms what MoveNet detects with a low score: is that a person, or a chair?
 
-    frame_HWC (RGB uint8), weak boxes_N5  ->  each cut out and looked at  ->  confirmed()
+    frame_HWC (RGB uint8), weak boxes_N5  ->  each cut out and looked at  ->  confirm_weak()
 
 Legend: H height, W width of a frame in pixels, N boxes or anchors, B tiles, S side of the network's input.
 """
@@ -57,7 +57,7 @@ class SsdLite:
         return suppress(np.vstack([corners_4N, score_N[kept_N]]).T)
 
 
-def confirmed(
+def confirm_weak(
     frame_HWC: np.ndarray, boxes_N5: np.ndarray, known_M5: np.ndarray, detect: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
     """Raise the scores of boxes below SURE to it if they are people.

@@ -38,7 +38,7 @@ from ppma.privacy.detectors.boxes import (
     suppress,
     warped,
 )
-from ppma.privacy.detectors.ssdlite import confirmed
+from ppma.privacy.detectors.ssdlite import confirm_weak
 from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.camera import Pose, Reference, Tracker, pan, view_from
@@ -238,7 +238,7 @@ class Pipeline:
     def _confirm(self, frame_HWC: np.ndarray, found: Found, before: Found) -> Found:
         """Raise the scores of weak boxes that are people, as the boxes `before` or a second detector say."""
         sure = {
-            name: confirmed(frame_HWC, found[name], self._sure(before).get(name, NONE_05), confirm)
+            name: confirm_weak(frame_HWC, found[name], self._sure(before).get(name, NONE_05), confirm)
             for name, confirm in self._confirmers.items()
         }
         return found | sure
@@ -372,11 +372,14 @@ class Pipeline:
             plan.pans += [pan(*both) / plan.scale for both in pairwise(views)]
             *skipped, last_HWC = group
             before, last = found[-1] if found else {}, self._find(last_HWC)
+            sure = self._confirm(last_HWC, last, before)
             if skipped:
-                ends = self._sure(before), self._sure(self._confirm(last_HWC, last, before))
-                steady = between(*ends, views, plan.scale, reach)
-                found += steady if steady is not None else self._detect_each(skipped, before)
-            found.append(self._confirm(last_HWC, last, found[-1] if found else {}))
+                steady = between(self._sure(before), self._sure(sure), views, plan.scale, reach)
+                if steady is None:
+                    steady = list(self._detect_each(skipped, before))
+                    sure = self._confirm(last_HWC, last, steady[-1])
+                found += steady
+            found.append(sure)
         boxes = {name: [boxes[name] for boxes in found] for name in self._detectors}
         boxes |= {name: keep_sure(boxes[name]) for name in self._confirmers}
         plan.boxes = _tracked(boxes, plan)

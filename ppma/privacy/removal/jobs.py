@@ -135,7 +135,7 @@ def record(job: RemovalJob, outcome: Outcome) -> dict[str, object]:
 def claim(out: Path, settings: Settings) -> None:
     """Record the settings of a new output folder; InputError if the folder holds clips made with other settings."""
     models = {model.name: model.sha256 for model in settings.models}  # wherever the files are
-    claim_folder(out / SETTINGS, asdict(settings) | {"models": models}, "clips")
+    claim_folder(out / SETTINGS, asdict(settings) | {"models": models}, "clips", defaults={"effects": False})
 
 
 def run(
