@@ -10,6 +10,8 @@ SEEDS ?= 1
 VIDEOS ?=
 OUT ?= runs/demo
 STAMP := .venv/.installed
+# Container images often set it; then each of the hundreds of processes that tests start compiles every module that it imports.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: venv demo study bench test slow lint format clean
 venv: $(STAMP)
