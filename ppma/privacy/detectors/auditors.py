@@ -21,7 +21,7 @@ import numpy as np
 from ppma.config.errors import InputError, reading
 from ppma.privacy.detectors import darknet, weights
 from ppma.privacy.detectors.boxes import NONE_05, suppress
-from ppma.privacy.detectors.runtime import Network
+from ppma.privacy.detectors.runtime import Network, sigmoid
 from ppma.privacy.detectors.tfjs import Graph
 from ppma.privacy.detectors.tiles import gather, network_size, tile_batch, tiles
 from ppma.privacy.detectors.user_models import USER_MODELS, Model, choose
@@ -50,10 +50,6 @@ class AuditorKind:
     """Key of `user_models.USER_MODELS`, or empty."""
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(x, -50, 50)))
-
-
 class YoloV3Tiny:
     """YOLOv3-tiny (Redmon and Farhadi, 2018) on COCO, whose class 0 is a person; about 0.25 s for 340 x 256 pixels."""
 
@@ -76,11 +72,11 @@ class YoloV3Tiny:
     def _boxes(self, map_Khw: np.ndarray, head: darknet.Head, size: tuple[int, int]) -> np.ndarray:
         """Return boxes_N5 relative to the frame."""
         logits_A85hw = map_Khw.reshape(len(head.anchors_A2), -1, *map_Khw.shape[1:])
-        score_Ahw = _sigmoid(logits_A85hw[:, 4]) * _sigmoid(logits_A85hw[:, 5])  # something is there, a person
+        score_Ahw = sigmoid(logits_A85hw[:, 4]) * sigmoid(logits_A85hw[:, 5])  # something is there, a person
         which, rows, columns = np.nonzero(score_Ahw > self.threshold)
         x, y, w, h = logits_A85hw[which, :4, rows, columns].T
         grid_2 = np.array(map_Khw.shape[:0:-1])
-        center_N2 = (_sigmoid(np.stack([x, y], 1)) + np.stack([columns, rows], 1)) / grid_2
+        center_N2 = (sigmoid(np.stack([x, y], 1)) + np.stack([columns, rows], 1)) / grid_2
         half_N2 = np.exp(np.stack([w, h], 1)) * head.anchors_A2[which] / np.array(size) / 2
         return np.hstack([center_N2 - half_N2, center_N2 + half_N2, score_Ahw[which, rows, columns, None]]).astype(
             np.float32
@@ -169,12 +165,7 @@ class YoloX:
         self.threshold = threshold
         with reading(files["yolox"], USER_MODELS["yolox"].what):
             self._network = Network(files["yolox"].read_bytes())
-        shape = self._network.input_shape
-        if len(shape) != 4 or shape[2] != shape[3] or not isinstance(shape[3], int):
-            raise InputError(
-                f"{files['yolox']}: takes images of shape {shape}, not 1 x 3 x S x S; {USER_MODELS['yolox'].what}"
-            )
-        self.side = shape[3]
+            self.side = self._network.side
         grids = [(np.indices((self.side // s,) * 2)[::-1].reshape(2, -1).T, s) for s in self.strides]
         self._cell_N2 = np.concatenate([grid_N2 for grid_N2, _ in grids])
         self._stride_N1 = np.concatenate([np.full((len(grid_N2), 1), s) for grid_N2, s in grids])
@@ -210,7 +201,7 @@ class BlazeFace:
         """Return boxes_N5 of faces."""
         tiles_BhwC, places = tile_batch(frame_HWC, self.side)
         logits_Bhw1, edges_BhwC = self._graph(tiles_BhwC.astype(np.float32) / np.float32(127.5) - 1)
-        scores_Bhw = _sigmoid(logits_Bhw1[..., 0])
+        scores_Bhw = sigmoid(logits_Bhw1[..., 0])
         found = [self._boxes(score_hw, edges_hwC) for score_hw, edges_hwC in zip(scores_Bhw, edges_BhwC)]
         return gather(places, found, 0.3)
 

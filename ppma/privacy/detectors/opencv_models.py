@@ -55,13 +55,13 @@ class CenterFace:
 class Selfie:
     """MediaPipe's selfie segmentation of one large person: good inside a box; without one it mistakes furniture for people."""
 
-    whole_frame = False
+    takes = "cuts"
 
     def __init__(self, files: dict[str, Path]) -> None:
         """Load `files["selfie_segmentation.tflite"]`."""
         self._net = cv2.dnn.readNetFromTFLite(str(files["selfie_segmentation.tflite"]))
 
-    def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
+    def __call__(self, frame_HWC: np.ndarray, boxes_N5: np.ndarray = NONE_05) -> np.ndarray:
         """Return probability_HW."""
         height, width = frame_HWC.shape[:2]
         self._net.setInput(cv2.dnn.blobFromImage(frame_HWC, 1 / 255, (256, 256)))

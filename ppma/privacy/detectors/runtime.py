@@ -6,7 +6,7 @@ A network runs on a GPU if the package onnxruntime-gpu is installed. On a CPU it
 spread over processes, and one picture at a time, whose maps fit into a core's cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,11 @@ def to_onnx(nodes: Nodes, image: str, outputs: Sequence[str], sizes: Sequence[st
     return model.SerializeToString()
 
 
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """Return the probability of a logit."""
+    return 1 / (1 + np.exp(-np.clip(x, -50, 50)))
+
+
 class Network:
     """A network in ONNX Runtime, whose first input is a float32 batch of four dimensions."""
 
@@ -79,7 +84,7 @@ class Network:
 
         Raises:
             InputError: The package onnxruntime is missing.
-            ValueError: ONNX Runtime cannot run this.
+            ValueError: ONNX Runtime cannot run this, or the first input has another type.
         """
         try:
             import onnxruntime
@@ -101,14 +106,21 @@ class Network:
         ) as error:
             raise ValueError(str(error)) from None
         self._image = self._session.get_inputs()[0]
+        self.inputs = [value.name for value in self._session.get_inputs()]
+        self.outputs = [value.name for value in self._session.get_outputs()]
+        if self._image.type != "tensor(float)":
+            raise ValueError(f"takes {self._image.type} for {self._image.name}, not tensor(float)")
 
     @property
-    def input_shape(self) -> list[int | str | None]:
-        """Shape of the batch; a name or None where it is free."""
-        return list(self._image.shape)
+    def side(self) -> int:
+        """S of a batch N x 3 x S x S; ValueError if that is not its shape."""
+        shape = list(self._image.shape)
+        if len(shape) != 4 or shape[2] != shape[3] or not isinstance(shape[3], int):
+            raise ValueError(f"takes images of shape {shape}, not 1 x 3 x S x S")
+        return shape[3]
 
-    def __call__(self, batch: np.ndarray, sizes: dict[str, np.ndarray] | None = None) -> list[np.ndarray]:
-        """Return the results for a batch, float32, and the sizes by name."""
+    def __call__(self, batch: np.ndarray, more: Mapping[str, np.ndarray] | None = None) -> list[np.ndarray]:
+        """Return the results for a batch, float32, and further inputs by name."""
         parts = [batch] if self._gpu else np.split(batch, len(batch))
-        results = [self._session.run(None, {self._image.name: part, **(sizes or {})}) for part in parts]
+        results = [self._session.run(None, {self._image.name: part, **(more or {})}) for part in parts]
         return results[0] if len(parts) == 1 else [np.concatenate(maps) for maps in zip(*results)]

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from ppma.privacy.detectors.boxes import OVERLAP, SAME_PERSON, SURE, grown, overlaps, suppress
+from ppma.privacy.detectors.runtime import sigmoid
 from ppma.privacy.detectors.tfjs import Graph
 from ppma.privacy.detectors.tiles import gather, tile_batch
 
@@ -43,7 +44,7 @@ class SsdLite:
         shifts, logits = maps[: self.maps], maps[self.maps :]
         shifts_BN4 = np.concatenate([m.reshape(len(places), -1, 4) for m in shifts], 1)
         logits_BN = np.concatenate([m.reshape(len(places), -1, self.classes)[..., self.person] for m in logits], 1)
-        scores_BN = 1 / (1 + np.exp(-logits_BN))
+        scores_BN = sigmoid(logits_BN)
         return gather(places, [self._boxes(*both) for both in zip(scores_BN, shifts_BN4)])
 
     def _boxes(self, score_N: np.ndarray, shifts_N4: np.ndarray) -> np.ndarray:

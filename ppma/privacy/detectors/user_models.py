@@ -50,6 +50,10 @@ class Model:
     sha256: str
 
 
+SAM2_FEATURES = ("image_embed", "high_res_feats_0", "high_res_feats_1")
+SAM2_PROMPT = (*SAM2_FEATURES, "point_coords", "point_labels", "mask_input", "has_mask_input")
+"""Outputs of SAM 2's encoder and inputs of its decoder, as samexporter names them."""
+_SAM2 = "https://huggingface.co/SharpAI/sam2-hiera-base-plus-onnx/resolve/main"
 _VIDEO_INPAINTER = "as TorchScript: (frames 1 T 3 H W from 0 to 1, hidden 1 T 1 H W) to frames"
 
 USER_MODELS: dict[str, UserModel] = {
@@ -65,6 +69,20 @@ USER_MODELS: dict[str, UserModel] = {
         what="LaMa as TorchScript: (image 1 3 H W from 0 to 1, hidden 1 1 H W) to an image",
         sha256="344c77bbcb158f17dd143070d1e789f38a66c04202311ae3a258ef66667a9ea9",
         url="https://github.com/Sanster/models/releases/download/add_big_lama/big-lama.pt",
+    ),
+    "sam2-encoder": UserModel(
+        file="sam2_hiera_base_plus.encoder.onnx",
+        what=f"the image encoder of SAM 2 as ONNX: image 1 3 S S to {', '.join(SAM2_FEATURES)}",
+        sha256="063717f7b501e7433f775408eafbfcee5684dd19f7f7604fcb81285123db629f",
+        url=f"{_SAM2}/encoder.onnx",
+        form="ONNX",
+    ),
+    "sam2-decoder": UserModel(
+        file="sam2_hiera_base_plus.decoder.onnx",
+        what=f"the mask decoder of SAM 2 as ONNX: {', '.join(SAM2_PROMPT)} to masks, iou_predictions",
+        sha256="90dbe3d746cfdb9050695a94cd3cdd90244c7af48383df2ec340f80587b61726",
+        url=f"{_SAM2}/decoder.onnx",
+        form="ONNX",
     ),
     "semask": UserModel(
         file="semask.pt",

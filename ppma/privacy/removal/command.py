@@ -118,6 +118,8 @@ class RemovalConfig:
         problem = f"--detectors {' '.join(settings.detectors)}: --method {self.method} needs"
         if self.method == "blur-faces" and not settings.used:
             raise InputError(f"{problem} one that finds faces, centerface")
+        if settings.masks == "published" and plugins.PLUGINS[settings.segmenter].needs_boxes:
+            raise InputError(f"--segmenter {settings.segmenter} needs boxes, but --set paper uses none; leave one out")
         if settings.masks == "generous" and self.method != "downsample" and not settings.detectors:
             raise InputError(f"{problem} a detector; they are {', '.join(plugins.named('detector'))}")
         if self.effects and (self.method != "remove" or not settings.detectors):

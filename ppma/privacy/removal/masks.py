@@ -68,20 +68,22 @@ def raw_mask(
         frame_HWC: RGB uint8.
         people_N5: Boxes of people.
         faces_N5: Boxes of faces.
-        segment: Segments the whole frame, or around the boxes only if it needs boxes; None masks heads only.
+        segment: Segments people in the frame, or if it needs boxes in those only; None masks heads only.
 
     Returns:
         uint8 (H, W), 1 on people.
     """
     mask_HW = np.zeros(frame_HWC.shape[:2], np.uint8)
-    if segment is not None and segment.whole_frame:
+    if segment is not None and segment.takes == "frames":
         mask_HW |= segment(frame_HWC) > LIKELY
     if not len(people_N5) and not len(faces_N5):
         return mask_HW
     draw_ellipses(mask_HW, heads(faces_N5), 0.5, 0.5)
     if segment is None:
         return mask_HW
-    if not segment.whole_frame:
+    if segment.takes == "boxes":
+        mask_HW |= segment(frame_HWC, np.concatenate([people_N5, grown(faces_N5, *BODY_REACH)])) > LIKELY
+    elif segment.takes == "cuts":
         mask_HW |= segment(frame_HWC) > LIKELY_ANYWHERE
         _draw_outlines(mask_HW, frame_HWC, grown(people_N5, *PERSON_REACH), segment)
         _draw_outlines(mask_HW, frame_HWC, grown(faces_N5, *BODY_REACH), segment)

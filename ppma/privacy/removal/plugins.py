@@ -18,6 +18,7 @@ import numpy as np
 
 from ppma.config.errors import InputError
 from ppma.privacy.detectors import weights
+from ppma.privacy.detectors.boxes import NONE_05
 from ppma.privacy.detectors.opencv_models import CenterFace, Selfie
 from ppma.privacy.detectors.user_models import USER_MODELS, Model, choose
 from ppma.privacy.removal.camera import Reference
@@ -39,13 +40,13 @@ class Detector(Protocol):
 
 
 class Segmenter(Protocol):
-    """Segments people in one frame, or in the part of it that a box cuts out."""
+    """Segments people in one frame."""
 
-    whole_frame: bool
-    """True if it works on whole frames; False if it needs boxes to look into."""
+    takes: str
+    """frames: it finds people itself; boxes: it needs their boxes; cuts: it needs the parts that boxes cut out."""
 
-    def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """Return probability_HW, float32: how likely each pixel belongs to a person."""
+    def __call__(self, frame_HWC: np.ndarray, boxes_N5: np.ndarray = NONE_05) -> np.ndarray:
+        """Return probability_HW, float32: how likely each pixel belongs to a person, or to one in the boxes."""
 
 
 class Inpainter(Protocol):
@@ -81,14 +82,16 @@ class Plugin:
 
     kind: Kind
     make: Callable[..., Any]
-    """Constructor; its argument is the dict of weight files by name, the path of the user's model, or nothing."""
+    """Constructor; its arguments are the dict of weight files by name, the paths of the user's models, or none."""
     license: str
     weights: str = ""
     """Key of `weights.WEIGHTS`, or empty."""
-    user_model: str = ""
-    """Key of `user_models.USER_MODELS`, or empty."""
+    user_models: tuple[str, ...] = ()
+    """Keys of `user_models.USER_MODELS`."""
     finds: str = ""
     """Of a detector: person or face."""
+    needs_boxes: bool = False
+    """Of a segmenter: it finds no one without a detector, so --set paper cannot use it."""
     confirmed_by: str = ""
     """Of a detector: the one that confirms its boxes of low scores, or empty."""
     non_commercial: bool = False
@@ -110,10 +113,10 @@ class Choice:
     layout: Layout = "videos"
 
 
-def _torch(name: str, *more: Any) -> Callable[[Path], Any]:
+def _torch(name: str, *more: Any) -> Callable[..., Any]:
     """Return a constructor that imports its module, and with it torch, on first use."""
     module, _, attribute = name.rpartition(".")
-    return lambda files: getattr(import_module(f"ppma.privacy.{module}"), attribute)(files, *more)
+    return lambda *files: getattr(import_module(f"ppma.privacy.{module}"), attribute)(*files, *more)
 
 
 PLUGINS: dict[str, Plugin] = {
@@ -123,7 +126,7 @@ PLUGINS: dict[str, Plugin] = {
     ),
     "centerface": Plugin(kind="detector", make=CenterFace, weights="centerface", license="MIT", finds="face"),
     "maskrcnn": Plugin(
-        kind="detector", make=_torch("detectors.maskrcnn.MaskRcnnDetector"), user_model="maskrcnn",
+        kind="detector", make=_torch("detectors.maskrcnn.MaskRcnnDetector"), user_models=("maskrcnn",),
         license="BSD-3-Clause (torchvision)", finds="person",
     ),
     "ssdlite": Plugin(
@@ -132,23 +135,27 @@ PLUGINS: dict[str, Plugin] = {
     ),
     "selfie": Plugin(kind="segmenter", make=Selfie, weights="selfie", license="Apache-2.0"),
     "maskrcnn-outline": Plugin(
-        kind="segmenter", make=_torch("detectors.maskrcnn.MaskRcnnSegmenter"), user_model="maskrcnn",
+        kind="segmenter", make=_torch("detectors.maskrcnn.MaskRcnnSegmenter"), user_models=("maskrcnn",),
         license="BSD-3-Clause (torchvision)",
     ),
+    "sam2": Plugin(
+        kind="segmenter", make=_torch("detectors.sam2.Sam2"), user_models=("sam2-encoder", "sam2-decoder"),
+        license="Apache-2.0", needs_boxes=True,
+    ),
     "semask": Plugin(
-        kind="segmenter", make=_torch("removal.scripted.ScriptedSegmenter"), user_model="semask",
+        kind="segmenter", make=_torch("removal.scripted.ScriptedSegmenter"), user_models=("semask",),
         license="that of the file you provide",
     ),
     "median": Plugin(kind="inpainter", make=TemporalMedian, license="Apache-2.0 (ppma)"),
     "lama": Plugin(
-        kind="inpainter", make=_torch("removal.scripted.median_and_lama"), user_model="lama", license="Apache-2.0"
+        kind="inpainter", make=_torch("removal.scripted.median_and_lama"), user_models=("lama",), license="Apache-2.0"
     ),
     "e2fgvi": Plugin(
-        kind="inpainter", make=_torch("removal.scripted.ScriptedClip", E2FGVI_SIZE), user_model="e2fgvi",
+        kind="inpainter", make=_torch("removal.scripted.ScriptedClip", E2FGVI_SIZE), user_models=("e2fgvi",),
         license="CC BY-NC 4.0: non-commercial", non_commercial=True,
     ),
     "propainter": Plugin(
-        kind="inpainter", make=_torch("removal.scripted.ScriptedClip"), user_model="propainter",
+        kind="inpainter", make=_torch("removal.scripted.ScriptedClip"), user_models=("propainter",),
         license="S-Lab License 1.0: non-commercial", non_commercial=True,
     ),
 }  # fmt: skip
@@ -196,7 +203,7 @@ def files_of(names: Iterable[str], folder: Path, given: Iterable[str] = ()) -> t
         InputError: A file is missing or has another hash.
     """
     used = [PLUGINS[name] for name in names]
-    models = choose((plugin.user_model for plugin in used if plugin.user_model), given, folder)
+    models = choose((name for plugin in used for name in plugin.user_models), given, folder)
     for plugin in used:
         if plugin.weights:
             weights.find(plugin.weights, folder)
@@ -215,9 +222,9 @@ def load(name: str, folder: Path, models: Sequence[Model] = ()) -> Any:
         InputError: A file is missing or has another hash.
     """
     plugin = PLUGINS[name]
-    if plugin.user_model:
-        files = {model.name: model.path for model in models or choose((plugin.user_model,), (), folder)}
-        return plugin.make(files[plugin.user_model])
+    if plugin.user_models:
+        files = {model.name: model.path for model in models or choose(plugin.user_models, (), folder)}
+        return plugin.make(*(files[name] for name in plugin.user_models))
     return plugin.make(weights.find(plugin.weights, folder)) if plugin.weights else plugin.make()
 
 
@@ -225,9 +232,9 @@ def state(plugin: Plugin, folder: Path) -> str:
     """Return which weights are missing and how to get them, or an empty string."""
     if plugin.weights and weights.missing([plugin.weights], folder):
         return "not fetched: ppma privacy fetch"
-    if plugin.user_model and not (folder / USER_MODELS[plugin.user_model].file).is_file():
-        model = USER_MODELS[plugin.user_model]
-        if model.url:
-            return "not fetched: ppma privacy fetch --set quality"
-        return f"provide {model.file} ({model.what}), or give --models {plugin.user_model}=FILE"
+    for name, model in ((name, USER_MODELS[name]) for name in plugin.user_models):
+        if not (folder / model.file).is_file():
+            if model.url:
+                return "not fetched: ppma privacy fetch --set quality"
+            return f"provide {model.file} ({model.what}), or give --models {name}=FILE"
     return ""

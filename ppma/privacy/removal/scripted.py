@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ppma.config.errors import InputError
+from ppma.privacy.detectors.boxes import NONE_05
 from ppma.privacy.detectors.maskrcnn import as_planes, device
 from ppma.privacy.removal.camera import Reference, seen_from
 from ppma.privacy.removal.exemplar import smoothed
@@ -64,13 +65,13 @@ def _as_frame(planes_3HW: np.ndarray) -> np.ndarray:
 class ScriptedSegmenter:
     """Segments people in the whole frame with a TorchScript model."""
 
-    whole_frame = True
+    takes = "frames"
 
     def __init__(self, path: Path) -> None:
         """Load the TorchScript file."""
         self._script = Script(path)
 
-    def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
+    def __call__(self, frame_HWC: np.ndarray, boxes_N5: np.ndarray = NONE_05) -> np.ndarray:
         """Return probability_HW, float32."""
         height, width = frame_HWC.shape[:2]
         return self._script((1, 1, height, width), as_planes(frame_HWC)[None])[0, 0]
