@@ -9,13 +9,11 @@ an array share the clips (ppma.common.shares) and note the reasons of refused on
 
 import csv
 import json
-import statistics
-import time
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from itertools import count, islice
+from itertools import count
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -31,11 +29,12 @@ from ppma.loaders.sources.listing import Refused
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.clip import ROUNDS, ClipSource, Outcome, Pipeline, Settings
+from ppma.privacy.removal.steady import STEP
 
 DOMAINS = {"remove": "human-removed", "blur-faces": "real", "blur-bodies": "real", "downsample": "real"}
 """Domain of the result in its manifest: blurred people are still in the picture."""
-ROUND_COST = 0.7
-"""Time of a round (painting, encoding, searching the result) as a share of that to mask; 0.5 to 0.85 on real clips."""
+SAMPLE_CLIPS, SAMPLE_FRAMES = 3, 3 * STEP + 1
+"""Clips that are tried for an estimate, and frames from the middle of each: enough to see whether each frame is searched."""
 SETTINGS, MANIFEST, REJECTED = "settings.json", "manifest.csv", "rejected.csv"
 
 
@@ -256,16 +255,27 @@ def _rows(jobs: Sequence[RemovalJob], licence: str) -> Iterator[Clip]:
         )
 
 
-def seconds_per_frame(jobs: Sequence[RemovalJob], *, clips: int = 3, frames: int = 3) -> tuple[float, float]:
-    """Estimate CPU seconds per frame from the median time to mask some frames: for one round, and for ROUNDS."""
-    chosen = {round(i * (len(jobs) - 1) / max(1, clips - 1)) for i in range(clips)}
-    seconds: list[float] = []
-    for job in (jobs[i] for i in sorted(chosen)):
-        pipeline = _pipeline(job.settings, job.weights)
-        with suppress(BadClip):  # the run itself reports it
-            for frame_HWC in islice(job.source.frames(), frames):
-                began = time.process_time()
-                pipeline.mask(frame_HWC)
-                seconds.append(time.process_time() - began)
-    mask, rounds = statistics.median(seconds or [0.0]), ROUNDS if jobs[0].settings.method == "remove" else 1
-    return mask * (1 + ROUND_COST), mask * (1 + rounds * ROUND_COST)
+def seconds_per_frame(jobs: Sequence[RemovalJob]) -> tuple[float, float]:
+    """Clean some frames of a few clips; return CPU seconds per frame with one round, and with as many as there may be."""
+    chosen = sorted({round(i * (len(jobs) - 1) / (SAMPLE_CLIPS - 1)) for i in range(SAMPLE_CLIPS)})
+    with tempfile.TemporaryDirectory(prefix="ppma-") as folder:
+        _try(jobs[0], 2, Path(folder))  # compiles
+        tried = [_try(jobs[i], SAMPLE_FRAMES, Path(folder)) for i in chosen]
+    frames, planned, rendered = (sum(each) for each in zip(*tried))
+    rounds = ROUNDS if jobs[0].settings.method == "remove" else 1
+    return (planned + rendered) / max(1, frames), (planned + rounds * rendered) / max(1, frames)
+
+
+def _try(job: RemovalJob, frames: int, folder: Path) -> tuple[int, float, float]:
+    """Clean frames from the middle of a clip; return their number, and CPU seconds of the plan and of one round."""
+    pipeline, source = _pipeline(job.settings, job.weights), job.source
+    start = source.start_seconds + max(0, job.row.frames - frames) // 2 / source.fps
+    end = min(source.end_seconds, start + frames / source.fps)
+    source = replace(source, start_seconds=start, end_seconds=end)
+    try:
+        with pipeline.plan(source, folder) as plan:
+            plan_seconds = plan.cpu_seconds
+            outcome, _, _ = pipeline.render(plan, source, folder, job.name, 0)
+    except BadClip:  # the run itself reports it
+        return 0, 0.0, 0.0
+    return outcome.frames, plan_seconds, outcome.cpu_seconds - plan_seconds
