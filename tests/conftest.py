@@ -174,12 +174,26 @@ def read_barcode() -> Callable[[np.ndarray], int]:
 
 
 @pytest.fixture(scope="session")
-def clip_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder <class>/<video>.mp4 of 4 classes x 3 clips, 30 frames at 10 per second, for reading only: it serves the whole session.
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder that the processes of one session share, empty at its start."""
+    base = tmp_path_factory.getbasetemp()  # of one process of the session
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
 
-    The class is visible in the direction of motion, and nowhere else.
-    """
-    root = tmp_path_factory.mktemp("clips")
+
+def _built_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """Fill a new folder in the first process that asks for it; return it."""
+    with folder.with_suffix(".built").open("a") as state:
+        fcntl.flock(state, fcntl.LOCK_EX)
+        if not os.fstat(state.fileno()).st_size:
+            folder.mkdir()
+            build(folder)
+            state.write("built")
+    return folder
+
+
+def _write_clips(root: Path) -> None:
     generator = np.random.default_rng(0)
     for name, direction in CLASSES.items():
         for index, (width, height) in enumerate(SIZES):
@@ -187,35 +201,41 @@ def clip_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path = root / name / f"clip {index}.mp4"
             codec = "mpeg4" if index == 2 else "libx264"
             write_barcoded_clip(path, width=width, height=height, codec=codec, direction=direction, color=color)
-    return root
 
 
 @pytest.fixture(scope="session")
-def tiny_runs(tmp_path_factory: pytest.TempPathFactory, clip_tree: Path) -> Path:
-    """A folder with data.toml (sources `made` and `other`, of the same clips), runs/mae and runs/finetune of it, for reading only."""
+def clip_tree(session_folder: Path) -> Path:
+    """A folder <class>/<video>.mp4 of 4 classes x 3 clips, 30 frames at 10 per second, for reading only: it serves the whole session.
+
+    The class is visible in the direction of motion, and nowhere else.
+    """
+    return _built_once(session_folder / "clips", _write_clips)
+
+
+def _train_tiny_runs(folder: Path) -> None:
     import tiny
 
-    from ppma.cli import main as ppma
     from ppma.config.flags import resolve
     from ppma.phases import train
 
-    folder = tmp_path_factory.mktemp("tiny_runs")
-    for name, split in (("made", "train"), ("made", "val"), ("other", "train")):
-        flags = f"--root {clip_tree} --out {folder}/{name}_{split}.csv --name {name} --split {split} --data {folder}/data.toml"
-        assert ppma(["index", str(clip_tree), *flags.split(), "--domain", "synthetic", "--licence", "made here"]) == 0
-    common = [*tiny.FLAGS, "--batch", "4", "--optim.epochs", "1", "--data", f"{folder}/data.toml"]
+    data = tiny.make_data(folder, folder.with_name("clips"), "train", "val", "other.train")
+    common = [*tiny.FLAGS, "--batch", "4", "--optim.epochs", "1", "--data", str(data)]
     mae = ["--sources", "made", "other", "--run-dir", f"{folder}/runs/mae", *tiny.MAE_FLAGS]
     train(resolve("mae_nohuman", [*common, *mae]))
     tested = ["--dataset", "made", "--init", f"{folder}/runs/mae", "--run-dir", f"{folder}/runs/finetune"]
     train(resolve("finetune", [*common, *tested]))
-    return folder
 
 
 @pytest.fixture(scope="session")
-def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the compilers' caches for all proofs of one session, empty at its start, so each kernel is compiled once."""
-    base = tmp_path_factory.getbasetemp()  # of one process of the session
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compile_cache"
+def tiny_runs(session_folder: Path, clip_tree: Path) -> Path:
+    """A folder with data.toml (sources `made` and `other`, of the same clips), runs/mae and runs/finetune of it, for reading only."""
+    return _built_once(session_folder / "tiny_runs", _train_tiny_runs)
+
+
+@pytest.fixture(scope="session")
+def compile_cache(session_folder: Path) -> Path:
+    """Folder of the compilers' caches for all proofs of one session, so each kernel is compiled once."""
+    folder = session_folder / "compile_cache"
     folder.mkdir(exist_ok=True)
     return folder
 

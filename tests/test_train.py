@@ -40,11 +40,7 @@ REAL_CLASSES = ("archery", "basketball", "cleaning_pool", "exercise", "sign_walk
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, clip_tree):
     """A data catalog with the sources `made` (train and val) and `other`, from generated clips, in a folder of their own."""
-    folder = tmp_path_factory.mktemp("data")
-    for name, split in (("made", "train"), ("made", "val"), ("other", "train")):
-        flags = f"--root {clip_tree} --out {folder}/{name}_{split}.csv --name {name} --split {split} --data {folder}/data.toml".split()
-        assert ppma(["index", str(clip_tree), *flags, "--domain", "synthetic"]) == 0
-    return folder / "data.toml"
+    return tiny.make_data(tmp_path_factory.mktemp("data"), clip_tree, "train", "val", "other.train")
 
 
 def tiny_flags(name, data, *flags):
@@ -443,12 +439,7 @@ def real(tmp_path_factory, real_videos, clip_tree):
         root = folder / "videos"
         for name in REAL_CLASSES:
             shutil.copytree(real_videos / name, root / name)
-    for split in ("train", "val"):
-        flags = (
-            f"--root {root} --out {folder}/{split}.csv --name made --split {split} --data {folder}/data.toml".split()
-        )
-        assert ppma(["index", str(root), *flags]) == 0
-    return folder / "data.toml"
+    return tiny.make_data(folder, root, "train", "val")
 
 
 def test_from_clips_to_a_transfer_score(real, tmp_path):

@@ -34,12 +34,15 @@ ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
 
 def make_data(folder: Path, clips: Path, *splits: str) -> Path:
-    """Index a tree of clips as the splits of source `made`, and return the data catalog."""
+    """Index a tree of clips as splits of source `made`, or of another one as in "other.train"; return the data catalog."""
     from ppma.cli import main as ppma
 
-    for split in splits:
-        flags = f"--root {clips} --out {folder}/{split}.csv --name made --split {split} --data {folder}/data.toml"
-        assert ppma(["index", str(clips), *flags.split()]) == 0
+    for named in splits:
+        name, split = f"made.{named}".split(".")[-2:]
+        flags = f"--root {clips} --out {folder}/{name}_{split}.csv --name {name} --split {split} --domain synthetic"
+        assert (
+            ppma(["index", str(clips), *flags.split(), "--licence", "made here", "--data", f"{folder}/data.toml"]) == 0
+        )
     return folder / "data.toml"
 
 

@@ -304,7 +304,7 @@ def test_slurm_a_run_continues_on_another_number_of_nodes(cluster, data, tmp_pat
 def test_slurm_packs_in_parts_and_trains_from_the_nodes_disk(cluster, data, tmp_path):
     """An array of two tasks and the job that merges them, then a training that copies the store and reads it into memory first."""
     catalog = tmp_path / "data.toml"
-    catalog.write_text(data.read_text().replace('"train.csv"', f'"{data.parent}/train.csv"'))
+    catalog.write_text(data.read_text().replace('"made_train.csv"', f'"{data.parent}/made_train.csv"'))
     few = ["--cpus-per-task", "1", "--mem-gib", "2", "--time", "10", "--runs", str(tmp_path / "runs")]
     words = f"pack made --data {catalog} --out {tmp_path}/made.beton --workers 1 --parts 2".split()
     done = launch([*words, *few], cluster.environment)
