@@ -9,10 +9,12 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -277,6 +279,19 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     for name, plugin in privacy_stand_ins.PLUGINS.items():
         monkeypatch.setitem(PLUGINS, name, plugin)
     return {"detectors": ("red", "red-face"), "segmenter": "nothing"}
+
+
+@pytest.fixture
+def owners_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watch the owners of leases without waiting: those of this process are alive, however slow the machine is."""
+    from ppma.common import shares
+
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(shares, "time", SimpleNamespace(time=time.time, monotonic=lambda: now[0], sleep=sleep))
 
 
 @pytest.fixture(params=["interpreted", pytest.param("compiled", marks=pytest.mark.cuda)])

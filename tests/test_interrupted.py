@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from full_disk import content
 from privacy_stand_ins import write_walk
+from waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
@@ -93,12 +94,19 @@ def test_an_interrupted_command_that_runs_again_writes_the_same_bytes(name, comm
 def test_a_killed_synthesize_that_runs_again_writes_the_same_bytes(tmp_path, figure):
     whole, killed = [[*SYNTHESIZE.split(), "--workers", "1", "--out", tmp_path / name] for name in ("whole", "killed")]
     assert run(whole).returncode == 0
-    process, until = start(killed), time.monotonic() + 60
-    while not list((tmp_path / "killed").glob("*/.*.tmp.mp4")) and time.monotonic() < until:
-        time.sleep(0.005)
+    process = start(killed)
+
+    def stopped_while_it_writes() -> bool:
+        process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        if list((tmp_path / "killed").glob("*/.*.tmp.mp4")):
+            return True
+        process.send_signal(signal.SIGCONT)
+        return False
+
+    wait_until(stopped_while_it_writes)
     process.kill()
     process.communicate()
-    assert list((tmp_path / "killed").rglob(".*")), "a file half written"
     assert run(killed).returncode == 0
     assert written(tmp_path / "killed") == written(tmp_path / "whole")
     figure("R29", "synthesize: 1 SIGKILL, 0 bytes differ")

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+import psutil
+
 T = TypeVar("T")
 
 
@@ -14,3 +16,11 @@ def wait_until(condition: Callable[[], T], seconds: float = 60) -> T:
         assert time.monotonic() < end, f"still waiting after {seconds:g} s"
         time.sleep(0.02)
     return answer
+
+
+def has_ended(pid: int) -> bool:
+    """True if a process has ended, also where its parent has not asked for its exit code."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

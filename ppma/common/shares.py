@@ -162,11 +162,11 @@ class Share:
     def _abandoned(self) -> list[str]:
         """Return units of dead tasks as soon as there are some; none when all others are finished, or their owners alive."""
         end = time.monotonic() + 1.5 * LEASE_SECONDS
-        while self._others and time.monotonic() < end:
-            if taken := [name for name in list(self._others) if self._take(name)]:
+        while True:
+            over = time.monotonic() > end  # a last look follows, however long this process stood still before
+            if (taken := [name for name in list(self._others) if self._take(name)]) or over or not self._others:
                 return taken
             time.sleep(POLL_SECONDS)
-        return []
 
 
 def _remove_empty(lease: Path) -> None:

@@ -10,12 +10,16 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from multiprocessing import active_children, resource_tracker
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from waiting import has_ended, wait_until
 
 from ppma.common import workers
 from ppma.common.workers import Lost, parallel_events, parallel_map, parse_shard
@@ -31,23 +35,20 @@ def refuse_the_first(path: Path) -> str:
     """Fail in job 0 while job 1 runs."""
     running = path.with_name("running")
     if path.name == "0":
-        while not running.exists():
-            time.sleep(0.01)
+        wait_until(running.exists)
         raise ValueError("refused")
     running.touch()
     time.sleep(0.5)
     return leave_mark(path)
 
 
-def meet(path: Path) -> str:
-    """Return in the first job as soon as the second runs, which takes half a second longer."""
-    second = path.with_name("running")
+def take_turns(path: Path) -> Iterator[str]:
+    """Give the first result while the second job runs, the second when the caller has the first; say when it is sent."""
     if path.name == "second":
-        second.touch()
-        time.sleep(0.5)
-    while not second.exists():
-        time.sleep(0.01)
-    return path.name
+        path.with_name("running").touch()
+    wait_until(path.with_name("running" if path.name == "first" else "received").exists)
+    yield path.name
+    path.touch()
 
 
 def misbehave(job: str) -> str:
@@ -187,13 +188,16 @@ def test_a_job_whose_result_came_is_not_repeated(monkeypatch):
     assert sorted(parallel_map(misbehave, ["a", "b", "c"], 2)) == ["did a", "did b", "did c"]
 
 
-def test_a_result_that_waits_for_the_caller_is_not_late(tmp_path):
+def test_a_result_that_waits_for_the_caller_is_not_late(tmp_path, monkeypatch):
     """The caller takes longer over the first result than the second job may take."""
-    found = []
+    found, passed = [], [0.0]
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + passed[0]))
     jobs = [tmp_path / name for name in ("first", "second")]
-    for name in parallel_map(meet, jobs, 2, timeout_seconds=2, on_lost="{} {}".format):
+    for _, name in parallel_events(take_turns, deque(jobs), deque(), 2, timeout_seconds=600):
         found.append(name)
-        time.sleep(3 * (len(found) == 1))
+        (tmp_path / "received").touch()
+        wait_until(jobs[1].exists)
+        passed[0] = 1000.0
     assert found == ["first", "second"]
 
 
@@ -241,7 +245,7 @@ def write_pid_and_sleep(path: Path) -> None:
     temp_path = path.with_suffix(".tmp")
     temp_path.write_text(str(os.getpid()))
     temp_path.replace(path)
-    time.sleep(120)
+    time.sleep(600)
 
 
 def test_no_worker_outlives_a_parent_that_is_killed(tmp_path):
@@ -249,13 +253,11 @@ def test_no_worker_outlives_a_parent_that_is_killed(tmp_path):
     files = [tmp_path / name for name in "ab"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     parent = subprocess.Popen([sys.executable, tmp_path / "parent.py", tmp_path], env=environment)
-    until = time.monotonic() + 60
-    while not all(path.exists() for path in files) and time.monotonic() < until:
-        time.sleep(0.1)
-    workers = [psutil.Process(int(path.read_text())) for path in files]
+    wait_until(lambda: all(path.exists() for path in files))
     parent.kill()
     parent.wait()
-    assert not psutil.wait_procs(workers, timeout=10)[1]
+    for path in files:
+        wait_until(partial(has_ended, int(path.read_text())))
 
 
 def test_ctrl_c_waits_until_a_worker_has_started(monkeypatch, capfd):

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from damaged_clips import CASES, encode
-from waiting import wait_until
+from waiting import has_ended, wait_until
 
 from ppma.common import shares
 from ppma.common.shares import Share
@@ -255,17 +255,18 @@ def test_an_interrupted_run_changes_no_file(clip_tree, tmp_path):
     command = [sys.executable, "-c", code, "tree", "--out", "m.csv", "--workers", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_until(lambda: is_read(hanging / "000001.jpg"))
-    workers = psutil.Process(process.pid).children()
+    workers = [worker.pid for worker in psutil.Process(process.pid).children()]
     os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == INTERRUPTED and error == "p: interrupted\n"
-    assert workers and not psutil.wait_procs(workers, timeout=10)[1]
+    assert workers
+    wait_until(lambda: all(map(has_ended, workers)))
     assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == ["m.csv", "tree"]
     assert Path("m.csv").read_text() == before
 
 
 @pytest.fixture
-def probed(monkeypatch, probe_here):
+def probed(monkeypatch, probe_here, owners_live):
     """The names of probed files, in chunks of three; Ctrl-C is pressed after `most`."""
     probed, probe = SimpleNamespace(files=[], most=99), index_command.probe_each
 
@@ -278,8 +279,6 @@ def probed(monkeypatch, probe_here):
 
     monkeypatch.setattr(probing, "CHUNK_FILES", 3)
     monkeypatch.setattr("ppma.data.index.probe_each", lambda files, **how: probe(watched(files), **how))
-    monkeypatch.setattr(shares, "LEASE_SECONDS", 0.4)
-    monkeypatch.setattr(shares, "BEAT_SECONDS", 0.1)
     return probed
 
 

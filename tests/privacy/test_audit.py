@@ -5,7 +5,8 @@ import json
 import re
 import shutil
 import subprocess
-import threading
+import time
+from types import SimpleNamespace
 
 import av
 import cv2
@@ -298,24 +299,24 @@ def test_finished_clips_are_kept_until_they_change(pair, red_auditors, monkeypat
 
 def test_two_audits_at_once_share_the_clips(pair, red_auditors, monkeypatch):
     """The clip that another audit has begun is left to it, and its findings are read."""
-    for name, seconds in (("LEASE_SECONDS", 2.0), ("BEAT_SECONDS", 0.1), ("POLL_SECONDS", 0.05)):
-        monkeypatch.setattr(shares, name, seconds)
     assert audit(pair) == 3
     calls, record, aside = [], pair / "report/clips/jump/clean.json", pair / "aside"
     monkeypatch.setattr(RedFinder, "__call__", lambda self, frame: calls.append(1) or NONE_05)
     record.rename(aside)
     other = Share(pair / "report" / shares.FOLDER, (0, 2))
     begun = next(next(other.rounds(["inp/jump/clean.mp4"])))
-    done = threading.Timer(0.4, lambda: (aside.rename(record), other.finish(begun, "")))
-    done.start()
+
+    def finish(_):
+        aside.rename(record)
+        other.finish(begun, "")
+
+    monkeypatch.setattr(shares, "time", SimpleNamespace(monotonic=time.monotonic, time=time.time, sleep=finish))
     assert audit(pair) == 3 and not calls and not (pair / "report" / shares.FOLDER).exists()
-    done.join()
 
 
+@pytest.mark.usefixtures("owners_live")
 def test_parts_and_their_merge_make_the_report_of_one_run(copy, red_auditors, monkeypatch, capsys):
     """The clip that another part has begun is left to it; all others are inspected by the only part that runs."""
-    monkeypatch.setattr(shares, "LEASE_SECONDS", 0.4)
-    monkeypatch.setattr(shares, "BEAT_SECONDS", 0.1)
     assert audit(copy, "--dry-run") == 0 and not (copy / "report").exists()
     other = Share(copy / "report" / shares.FOLDER, (0, 2))
     begun = next(next(other.rounds(["inp/run/blind.mp4"])))
