@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -292,7 +291,7 @@ def compile_kernels(capability: int, *, case: str = "", thorough: bool = False) 
 def table(
     capabilities: Sequence[int] = CAPABILITIES, *, case: str = "", thorough: bool = False
 ) -> list[CompiledKernel]:
-    """Compile every kernel, each capability in its own process, two at a time.
+    """Compile every kernel, in a process that does not interpret Triton.
 
     Args:
         capabilities: Compute capabilities without the point, such as 90.
@@ -303,20 +302,19 @@ def table(
         RuntimeError: A kernel does not compile.
     """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-
-    def compiled(capability: int) -> list[CompiledKernel]:
-        with tempfile.NamedTemporaryFile(suffix=".json") as file:
-            asked = [str(capability), case, str(int(thorough)), file.name]
-            command = [sys.executable, "-m", "ppma.kernels.ahead_of_time", *asked]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"ahead-of-time compilation failed: {done.stderr[-3000:]}")
-            return [CompiledKernel(**row) for row in json.loads(file.read().decode())]
-
-    with ThreadPoolExecutor(2) as pool:
-        return [kernel for kernels in pool.map(compiled, capabilities) for kernel in kernels]
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        asked = [json.dumps(capabilities), case, str(int(thorough)), file.name]
+        command = [sys.executable, "-m", "ppma.kernels.ahead_of_time", *asked]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"ahead-of-time compilation failed: {done.stderr[-3000:]}")
+        return [CompiledKernel(**row) for row in json.loads(file.read().decode())]
 
 
 if __name__ == "__main__":
-    made = compile_kernels(int(sys.argv[1]), case=sys.argv[2], thorough=sys.argv[3] == "1")
-    Path(sys.argv[4]).write_text(json.dumps([dataclasses.asdict(kernel) for kernel in made]))
+    rows = [
+        dataclasses.asdict(kernel)
+        for capability in json.loads(sys.argv[1])
+        for kernel in compile_kernels(capability, case=sys.argv[2], thorough=sys.argv[3] == "1")
+    ]
+    Path(sys.argv[4]).write_text(json.dumps(rows))

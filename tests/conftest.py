@@ -6,6 +6,7 @@ PPMA_REQUIRE=gpu,slurm turns a missing GPU or cluster from a skip into a failure
 
 import fcntl
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,15 +186,24 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _built_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Fill a new folder in the first process that asks for it; return it."""
-    with folder.with_suffix(".built").open("a") as state:
-        fcntl.flock(state, fcntl.LOCK_EX)
-        if not os.fstat(state.fileno()).st_size:
-            folder.mkdir()
-            build(folder)
-            state.write("built")
-    return folder
+BuiltOnce = Callable[[str, Callable[[Path], None]], Path]
+
+
+@pytest.fixture(scope="session")
+def built_once(session_folder: Path) -> BuiltOnce:
+    """A function (name, build) -> folder, which the first process that asks for it fills, for all of the session."""
+
+    def built(name: str, build: Callable[[Path], None]) -> Path:
+        folder = session_folder / name
+        with folder.with_suffix(".built").open("a") as state:
+            fcntl.flock(state, fcntl.LOCK_EX)
+            if not os.fstat(state.fileno()).st_size:
+                folder.mkdir()
+                build(folder)
+                state.write("built")
+        return folder
+
+    return built
 
 
 def _write_clips(root: Path) -> None:
@@ -206,12 +217,12 @@ def _write_clips(root: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def clip_tree(session_folder: Path) -> Path:
+def clip_tree(built_once: BuiltOnce) -> Path:
     """A folder <class>/<video>.mp4 of 4 classes x 3 clips, 30 frames at 10 per second, for reading only: it serves the whole session.
 
     The class is visible in the direction of motion, and nowhere else.
     """
-    return _built_once(session_folder / "clips", _write_clips)
+    return built_once("clips", _write_clips)
 
 
 def _train_tiny_runs(folder: Path) -> None:
@@ -229,9 +240,9 @@ def _train_tiny_runs(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_runs(session_folder: Path, clip_tree: Path) -> Path:
+def tiny_runs(built_once: BuiltOnce, clip_tree: Path) -> Path:
     """A folder with data.toml (sources `made` and `other`, of the same clips), runs/mae and runs/finetune of it, for reading only."""
-    return _built_once(session_folder / "tiny_runs", _train_tiny_runs)
+    return built_once("tiny_runs", _train_tiny_runs)
 
 
 @pytest.fixture(scope="session")
@@ -240,6 +251,20 @@ def compile_cache(session_folder: Path) -> Path:
     folder = session_folder / "compile_cache"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def compiled_kernels(built_once: BuiltOnce, compile_cache: Path) -> list[Any]:
+    """Every Triton kernel as an `ahead_of_time.CompiledKernel`, compiled for every GPU of `ahead_of_time.CAPABILITIES`."""
+    from ppma.compile_check.check import cache_environment
+    from ppma.kernels import ahead_of_time
+
+    def build(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRITON_CACHE_DIR", cache_environment(compile_cache)["TRITON_CACHE_DIR"])
+            (folder / "kernels").write_bytes(pickle.dumps(ahead_of_time.table()))
+
+    return pickle.loads((built_once("compiled_kernels", build) / "kernels").read_bytes())
 
 
 def _fetched(wanted: Iterable[str]) -> Path:

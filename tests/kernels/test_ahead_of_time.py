@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
-from ppma.compile_check.check import cache_environment
 from ppma.kernels import ahead_of_time
 
 KERNELS = Path(ahead_of_time.__file__).parent
@@ -14,32 +13,27 @@ SMS, ISSUES_PER_SECOND, BYTES_PER_SECOND = 132, 4 * 1.755e9, 4.3e12
 """An H200: multiprocessors, instructions that one issues per second, and the bandwidth of a large copy."""
 
 
-@pytest.fixture(scope="module")
-def table(compile_cache):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_CACHE_DIR", cache_environment(compile_cache)["TRITON_CACHE_DIR"])
-        return ahead_of_time.table()
-
-
-def test_every_kernel_compiles_without_a_problem(table):
-    found = [f"{k.capability} {k.kernel} {k.case} {k.dtype} {k.constants}: {p}" for k in table for p in k.problems]
+def test_every_kernel_compiles_without_a_problem(compiled_kernels):
+    found = [
+        f"{k.capability} {k.kernel} {k.case} {k.dtype} {k.constants}: {p}" for k in compiled_kernels for p in k.problems
+    ]
     assert found == []
-    assert {k.capability for k in table} == set(ahead_of_time.CAPABILITIES)
+    assert {k.capability for k in compiled_kernels} == set(ahead_of_time.CAPABILITIES)
 
 
-def test_every_kernel_is_in_the_table(table):
+def test_every_kernel_is_in_the_table(compiled_kernels):
     defined = {
         line.removeprefix("def ").split("(")[0]
         for file in KERNELS.glob("*_triton.py")
         for line in file.read_text().splitlines()
         if line.startswith("def ") and "_kernel(" in line
     }
-    assert {f"{k.kernel}_kernel" for k in table if k.capability == 90} == defined
+    assert {f"{k.kernel}_kernel" for k in compiled_kernels if k.capability == 90} == defined
 
 
-def test_patches_move_16_bytes_at_a_time_where_they_are_aligned(table):
+def test_patches_move_16_bytes_at_a_time_where_they_are_aligned(compiled_kernels):
     """The JIT checks alignment at each launch and compiles another kernel, with narrow loads, for unaligned frames."""
-    patches = [k for k in table if "WIDE" in k.constants]
+    patches = [k for k in compiled_kernels if "WIDE" in k.constants]
     aligned = [k for k in patches if k.case == "aligned"]
     assert len(aligned) >= 4 * len(ahead_of_time.CAPABILITIES)
     for kernel in aligned:
@@ -48,16 +42,16 @@ def test_patches_move_16_bytes_at_a_time_where_they_are_aligned(table):
     assert all(k.accesses["load 8"] for k in patches if k.case == "unaligned")
 
 
-def test_the_gradient_of_gelu_moves_16_bytes_at_a_time(table):
-    kernels = [k for k in table if k.kernel == "gelu_gradient"]
+def test_the_gradient_of_gelu_moves_16_bytes_at_a_time(compiled_kernels):
+    kernels = [k for k in compiled_kernels if k.kernel == "gelu_gradient"]
     assert len(kernels) == len(ahead_of_time.CAPABILITIES)
     for kernel in kernels:
         assert {"load 128", "store 128"} <= set(kernel.accesses) and "store 16" not in kernel.accesses
 
 
-def test_memory_bound_kernels_are_not_limited_by_instructions(table):
+def test_memory_bound_kernels_are_not_limited_by_instructions(compiled_kernels):
     """A program is one warp with one patch: issuing its instructions must take less time than moving its bytes."""
-    for kernel in table:
+    for kernel in compiled_kernels:
         if kernel.capability == 90 and kernel.case == "aligned" and kernel.dtype == "bfloat16":
             issue = kernel.warps * sum(kernel.instructions.values()) / (SMS * ISSUES_PER_SECOND)
             patch_bytes = 1536 + 3072 * (1 + bool(kernel.constants.get("GRADIENT")))

@@ -6,8 +6,8 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def damaged(tmp_path_factory) -> Path:
+def damaged(built_once) -> Path:
     """The files of `damaged_clips`, for reading only."""
     from damaged_clips import make_all  # late: other tests run on machines without PyAV
 
-    return make_all(tmp_path_factory.mktemp("damaged"))
+    return built_once("damaged", make_all)
