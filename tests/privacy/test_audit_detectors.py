@@ -2,12 +2,14 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+from onnxruntime import InferenceSession as Session
 
 from ppma.config.errors import InputError
 from ppma.privacy.detectors.auditors import AUDITORS, BUNDLED, check, files_of, load
 from ppma.privacy.detectors.runtime import Nodes, to_onnx
-from ppma.privacy.detectors.tiles import tile_batch
+from ppma.privacy.detectors.tiles import detect_frames, tile_batch
 from ppma.privacy.removal.plugins import PLUGINS
 from ppma.synthetic.clip import ClipSpec, render, sample_clip
 
@@ -47,6 +49,29 @@ def test_a_drawn_person_is_found_and_an_empty_place_is_empty(name, drawn, audit_
     assert x0 < (columns[0] + columns[-1]) / 2 < x1 and y0 > rows[0] - 20 and y1 < rows[-1] + 20
     if AUDITORS[name].finds == "face":
         assert y1 < rows[0] + 0.4 * (rows[-1] - rows[0])
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_gpu_gets_the_tiles_of_several_frames_at_once(name, drawn, audit_weights, monkeypatch):
+    """The boxes are those of the CPU, which takes one tile at a time."""
+    frames, run, batches = [drawn.picture_PP3, drawn.empty_PP3, drawn.picture_PP3[:, ::-1]], Session.run, []
+
+    def counted(session, outputs, inputs):
+        batches.append(len(next(iter(inputs.values()))))
+        return run(session, outputs, inputs)
+
+    monkeypatch.setattr(Session, "run", counted)
+    one_by_one = detect_frames({name: load(name, audit_weights)}, frames)
+    count = len(batches)
+    assert set(batches) == {1}
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    batches.clear()
+    together = detect_frames({name: load(name, audit_weights)}, frames)
+    assert batches == ([count - 3, 3] if name == "yolov3-tiny" else [count]), "its whole frames have another size"
+    for ours, theirs in zip(together, one_by_one):
+        np.testing.assert_array_equal(ours[name], theirs[name])
+    assert len(together[0][name]) and not len(together[1][name])
 
 
 def test_no_auditor_is_offered_to_the_remover():

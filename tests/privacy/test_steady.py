@@ -7,8 +7,9 @@ from privacy_stand_ins import RED, RedFinder
 from ppma.common.video import video_writer
 from ppma.loaders.decode.fetch import all_frames
 from ppma.privacy.detectors.boxes import NONE_05
+from ppma.privacy.removal import steady as steady_frames
 from ppma.privacy.removal.clip import ClipSource, Pipeline, Settings
-from ppma.privacy.removal.steady import STEP, between
+from ppma.privacy.removal.steady import GPU_GROUPS, STEP, between, search
 from ppma.privacy.removal.writing import X264
 
 BODY = (30, 20, 46, 80)
@@ -71,6 +72,22 @@ def test_a_picture_that_changes_outside_people_disagrees(t):
     assert steady({"body": boxes(BODY)}, {"body": boxes(BODY)}, spot=(t, 90, 40, 6)) is None
     assert steady({"body": boxes(BODY)}, {"body": boxes(BODY)}, spot=(t, 34, 40, 6)) is not None, "within a person"
     assert steady({"body": boxes(BODY)}, {"body": boxes(BODY)}, spot=(t, 90, 40, 2)) is not None, "noise"
+
+
+@pytest.mark.parametrize(("gpu", "batches"), [(False, [1] * 6), (True, [GPU_GROUPS, 2])])
+def test_a_gpu_searches_several_frames_at_once(gpu, batches, monkeypatch):
+    monkeypatch.setattr(steady_frames, "on_gpu", lambda: gpu)
+    sizes = []
+
+    def find(frames):
+        sizes.append(len(frames))
+        return [{"body": frame} for frame in frames]
+
+    frames = list(np.arange(4 * STEP + 3))
+    groups = list(search(iter(frames), find))
+    assert [frame for group, _ in groups for frame in group] == frames and sizes == batches
+    assert all(found["body"] == group[-1] for group, found in groups) and len(groups[0][0]) == 1
+    assert list(search(iter(()), find)) == []
 
 
 def cleaned(folder, stand_ins, people):

@@ -29,6 +29,7 @@ from ppma.privacy.audit.spikes import Placed, Spike
 from ppma.privacy.detectors import auditors
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.detectors.boxes import NONE_05, overlaps
+from ppma.privacy.detectors.tiles import detect_frames
 from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal.clip import ClipSource
 
@@ -268,10 +269,9 @@ class Inspector:
         """Run the detectors on one frame of the original, of the cleaned clip, and, with a seed, with people spiked in."""
         after_HWC, t = moment.after_HWC, moment.t
         spiked_HWC, placed = (None, []) if seed is None else spikes.spike(after_HWC, self._people, seed, t)
-        after, before, again = (
-            {} if frame_HWC is None else {name: detect(frame_HWC) for name, detect in self._detectors.items()}
-            for frame_HWC in (after_HWC, moment.before_HWC, spiked_HWC)
-        )
+        frames = (after_HWC, moment.before_HWC, spiked_HWC)
+        seen = iter(detect_frames(self._detectors, [frame_HWC for frame_HWC in frames if frame_HWC is not None]))
+        after, before, again = ({} if frame_HWC is None else next(seen) for frame_HWC in frames)
         near = {name: boxes[boxes[:, 4] >= AUDITORS[name].threshold * NEAR_MISS] for name, boxes in after.items()}
         found = [
             Spike(frame=t, height=one.height, found={name: _finds(one, boxes, name) for name, boxes in again.items()})

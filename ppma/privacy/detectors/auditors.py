@@ -10,7 +10,7 @@ Legend: H height, W width of a frame in pixels, N boxes or anchors, B tiles, h a
 or map, S its side.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -23,7 +23,7 @@ from ppma.privacy.detectors import darknet, weights
 from ppma.privacy.detectors.boxes import NONE_05, suppress
 from ppma.privacy.detectors.runtime import Network, sigmoid
 from ppma.privacy.detectors.tfjs import Graph
-from ppma.privacy.detectors.tiles import gather, network_size, tile_batch, tiles
+from ppma.privacy.detectors.tiles import TileDetector, network_size, tiles
 from ppma.privacy.detectors.user_models import USER_MODELS, Model, choose
 
 
@@ -50,7 +50,7 @@ class AuditorKind:
     """Key of `user_models.USER_MODELS`, or empty."""
 
 
-class YoloV3Tiny:
+class YoloV3Tiny(TileDetector):
     """YOLOv3-tiny (Redmon and Farhadi, 2018) on COCO, whose class 0 is a person; about 0.25 s for 340 x 256 pixels."""
 
     whole, part = 416, 320
@@ -61,13 +61,17 @@ class YoloV3Tiny:
         self.threshold = threshold
         self._network, self._heads = darknet.load(files["yolov3-tiny.cfg"], files["yolov3-tiny.weights"])
 
-    def _detect(self, frame_HWC: np.ndarray, long_side: int) -> np.ndarray:
-        height, width = frame_HWC.shape[:2]
+    def _stretched(self, parts: Sequence[np.ndarray], long_side: int) -> list[np.ndarray]:
+        """Return boxes_N5 in each of these parts of one size, each stretched to the network's input."""
+        height, width = parts[0].shape[:2]
         size = network_size(height, width, long_side)
-        image_hwC = cv2.resize(frame_HWC, size, interpolation=cv2.INTER_LINEAR)
-        image_1Chw = np.ascontiguousarray(image_hwC.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
-        found = [self._boxes(maps[0], head, size) for maps, head in zip(self._network(image_1Chw), self._heads)]
-        return np.concatenate(found) * np.array([width, height, width, height, 1], np.float32)
+        images = [cv2.resize(part_HWC, size, interpolation=cv2.INTER_LINEAR).transpose(2, 0, 1) for part_HWC in parts]
+        heads = self._network(np.stack(images).astype(np.float32) / np.float32(255))
+        found = (
+            np.concatenate([self._boxes(map_Khw, head, size) for map_Khw, head in zip(maps, self._heads)])
+            for maps in zip(*heads)
+        )
+        return [boxes_N5 * np.array([width, height, width, height, 1], np.float32) for boxes_N5 in found]
 
     def _boxes(self, map_Khw: np.ndarray, head: darknet.Head, size: tuple[int, int]) -> np.ndarray:
         """Return boxes_N5 relative to the frame."""
@@ -82,15 +86,19 @@ class YoloV3Tiny:
             np.float32
         )
 
-    def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """Return boxes_N5 of people."""
-        found = [self._detect(frame_HWC, self.whole)]
-        for tile_HWC, x, y in tiles(frame_HWC):
-            found.append(self._detect(tile_HWC, self.part) + np.array([x, y, x, y, 0], np.float32))
-        return suppress(np.concatenate(found))
+    def detect(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return boxes_N5 of people in each of these frames of one size."""
+        cut = [[*tiles(frame_HWC)] for frame_HWC in frames]
+        found = iter(self._stretched([tile_HWC for own in cut for tile_HWC, _, _ in own], self.part))
+        return [
+            suppress(
+                np.concatenate([whole_N5, *(next(found) + np.array([x, y, x, y, 0], np.float32) for _, x, y in own)])
+            )
+            for whole_N5, own in zip(self._stretched(frames, self.whole), cut)
+        ]
 
 
-class NanoDet:
+class NanoDet(TileDetector):
     """NanoDet-g (RangiLyu, 2021) on COCO: predicts distributions of edge distances on grids of 8, 16 and 32 pixels."""
 
     side = 416
@@ -106,17 +114,12 @@ class NanoDet:
         names = [f"PartitionedCall/onnx_tf_prefix_{name}" for name in self._outputs]
         self._graph = Graph(files["nanodet.json"], [files["nanodet.bin"]], names, self.side)
 
-    def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """Return boxes_N5 of people."""
-        tiles_BhwC, places = tile_batch(frame_HWC, self.side)
+    def in_tiles(self, tiles_BhwC: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield boxes_N5 of people in each tile."""
         batch = (tiles_BhwC[..., ::-1] - self.mean_3) / self.deviation_3
-        maps = self._graph(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
-        scores, edges = maps[::2], maps[1::2]  # of each stride
-        found = [
-            np.concatenate([self._boxes(s[b, 0], e[b], stride) for s, e, stride in zip(scores, edges, self.strides)])
-            for b in range(len(places))
-        ]
-        return gather(places, found)
+        for maps in zip(*self._graph(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))):
+            of_strides = zip(maps[::2], maps[1::2], self.strides)  # scores and edges of each
+            yield np.concatenate([self._boxes(score_1hw[0], edges_Chw, s) for score_1hw, edges_Chw, s in of_strides])
 
     def _boxes(self, score_hw: np.ndarray, edges_Chw: np.ndarray, stride: int) -> np.ndarray:
         rows, columns = np.nonzero(score_hw >= self.threshold)
@@ -130,7 +133,7 @@ class NanoDet:
         return np.stack([x - left, y - top, x + right, y + bottom, score_hw[rows, columns]], 1)
 
 
-class CenterNet:
+class CenterNet(TileDetector):
     """CenterNet on MobileNetV3 (as TTFNet, Liu et al., 2020) on COCO: predicts a heat map of centers per class."""
 
     side, stride = 512, 4
@@ -141,11 +144,10 @@ class CenterNet:
         names = ["tower_0/keypoints", "tower_0/wh"]
         self._graph = Graph(files["centernet.json"], [files["centernet.bin"]], names, self.side)
 
-    def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """Return boxes_N5 of people."""
-        tiles_BhwC, places = tile_batch(frame_HWC, self.side)
+    def in_tiles(self, tiles_BhwC: np.ndarray) -> list[np.ndarray]:
+        """Return boxes_N5 of people in each tile."""
         heat_BhwC, edges_Bhw4 = self._graph(tiles_BhwC.astype(np.float32))
-        return gather(places, [self._boxes(heat[..., 0], edges) for heat, edges in zip(heat_BhwC, edges_Bhw4)])
+        return [self._boxes(heat_hw, edges_hw4) for heat_hw, edges_hw4 in zip(heat_BhwC[..., 0], edges_Bhw4)]
 
     def _boxes(self, heat_hw: np.ndarray, edges_hw4: np.ndarray) -> np.ndarray:
         peaks = (heat_hw >= self.threshold) & (heat_hw == cv2.dilate(heat_hw, np.ones((3, 3), np.uint8)))
@@ -155,7 +157,7 @@ class CenterNet:
         return np.stack([x - left, y - top, x + right, y + bottom, heat_hw[rows, columns]], 1)
 
 
-class YoloX:
+class YoloX(TileDetector):
     """YOLOX (Ge et al., 2021) on COCO, from a file of the user: predicts one box for each cell of three grids."""
 
     strides = (8, 16, 32)
@@ -165,16 +167,15 @@ class YoloX:
         self.threshold = threshold
         with reading(files["yolox"], USER_MODELS["yolox"].what):
             self._network = Network(files["yolox"].read_bytes())
-            self.side = self._network.side
+            self.side = self.multiple = self._network.side
         grids = [(np.indices((self.side // s,) * 2)[::-1].reshape(2, -1).T, s) for s in self.strides]
         self._cell_N2 = np.concatenate([grid_N2 for grid_N2, _ in grids])
         self._stride_N1 = np.concatenate([np.full((len(grid_N2), 1), s) for grid_N2, s in grids])
 
-    def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """Return boxes_N5 of people."""
-        tiles_BhwC, places = tile_batch(frame_HWC, self.side, multiple=self.side)
-        (rows_BN85,) = self._network(np.ascontiguousarray(tiles_BhwC[..., ::-1].transpose(0, 3, 1, 2), np.float32))
-        return gather(places, [self._boxes(rows_N85) for rows_N85 in rows_BN85])
+    def in_tiles(self, tiles_BSS3: np.ndarray) -> list[np.ndarray]:
+        """Return boxes_N5 of people in each tile."""
+        (rows_BN85,) = self._network(np.ascontiguousarray(tiles_BSS3[..., ::-1].transpose(0, 3, 1, 2), np.float32))
+        return [self._boxes(rows_N85) for rows_N85 in rows_BN85]
 
     def _boxes(self, rows_N85: np.ndarray) -> np.ndarray:
         score_N = rows_N85[:, 4] * rows_N85[:, 5]  # something is there, a person
@@ -185,10 +186,10 @@ class YoloX:
         return np.hstack([center_N2 - half_N2, center_N2 + half_N2, score_N[kept_N, None]])
 
 
-class BlazeFace:
+class BlazeFace(TileDetector):
     """MediaPipe's full-range face detector (Bazarevsky et al., 2019), on a grid of 4 pixels at 192 x 192."""
 
-    side, stride = 192, 4
+    side, stride, overlap = 192, 4, 0.3
 
     def __init__(self, files: dict[str, Path], threshold: float) -> None:
         """Load `files["blazeface.json"]` and `files["blazeface.bin"]`."""
@@ -197,13 +198,10 @@ class BlazeFace:
         names = [f"StatefulPartitionedCall/model/{name}/{name}" for name in names]
         self._graph = Graph(files["blazeface.json"], [files["blazeface.bin"]], names, self.side)
 
-    def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """Return boxes_N5 of faces."""
-        tiles_BhwC, places = tile_batch(frame_HWC, self.side)
+    def in_tiles(self, tiles_BhwC: np.ndarray) -> list[np.ndarray]:
+        """Return boxes_N5 of faces in each tile."""
         logits_Bhw1, edges_BhwC = self._graph(tiles_BhwC.astype(np.float32) / np.float32(127.5) - 1)
-        scores_Bhw = sigmoid(logits_Bhw1[..., 0])
-        found = [self._boxes(score_hw, edges_hwC) for score_hw, edges_hwC in zip(scores_Bhw, edges_BhwC)]
-        return gather(places, found, 0.3)
+        return [self._boxes(*maps) for maps in zip(sigmoid(logits_Bhw1[..., 0]), edges_BhwC)]
 
     def _boxes(self, score_hw: np.ndarray, edges_hwC: np.ndarray) -> np.ndarray:
         rows, columns = np.nonzero(score_hw >= self.threshold)

@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 
 from ppma.privacy.detectors.tfjs import Graph
-from ppma.privacy.detectors.tiles import gather, tile_batch
+from ppma.privacy.detectors.tiles import TileDetector
 
 
-class MoveNet:
+class MoveNet(TileDetector):
     """MoveNet MultiPose Lightning (Google, 2021) on COCO and Active: predicts a heat map of people's centers, and
     sizes.
 
@@ -32,11 +32,10 @@ class MoveNet:
         names = [f"StatefulPartitionedCall/{name}" for name in self._outputs]
         self._graph = Graph(files["movenet.json"], [files["movenet.bin"]], names)
 
-    def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """Return boxes_N5 of people."""
-        tiles_BhwC, places = tile_batch(frame_HWC, self.side)
+    def in_tiles(self, tiles_BhwC: np.ndarray) -> list[np.ndarray]:
+        """Return boxes_N5 of people in each tile."""
         heat_Bhw1, sizes_Bhw2, shifts_Bhw2 = self._graph(tiles_BhwC.astype(np.float32))
-        return gather(places, [self._boxes(*maps) for maps in zip(heat_Bhw1[..., 0], sizes_Bhw2, shifts_Bhw2)])
+        return [self._boxes(*maps) for maps in zip(heat_Bhw1[..., 0], sizes_Bhw2, shifts_Bhw2)]
 
     def _boxes(self, heat_hw: np.ndarray, sizes_hw2: np.ndarray, shifts_hw2: np.ndarray) -> np.ndarray:
         peaks = (heat_hw >= self.threshold) & (heat_hw == cv2.dilate(heat_hw, self._peak))

@@ -71,6 +71,20 @@ def to_onnx(nodes: Nodes, image: str, outputs: Sequence[str], sizes: Sequence[st
     return model.SerializeToString()
 
 
+def on_gpu() -> bool:
+    """Return True if networks run on a GPU."""
+    return "CUDAExecutionProvider" in _onnxruntime().get_available_providers()
+
+
+def _onnxruntime() -> Any:
+    """Import ONNX Runtime; InputError if it is missing."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(f"detectors need {error.name}: pip install 'ppma[privacy]'") from None
+    return onnxruntime
+
+
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """Return the probability of a logit."""
     return 1 / (1 + np.exp(-np.clip(x, -50, 50)))
@@ -86,15 +100,12 @@ class Network:
             InputError: The package onnxruntime is missing.
             ValueError: ONNX Runtime cannot run this, or the first input has another type.
         """
-        try:
-            import onnxruntime
-            from onnxruntime.capi import onnxruntime_pybind11_state as errors
-        except ImportError as error:
-            raise InputError(f"detectors need {error.name}: pip install 'ppma[privacy]'") from None
+        onnxruntime = _onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self._gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        self._gpu = on_gpu()
         providers = ["CUDAExecutionProvider"] * self._gpu + ["CPUExecutionProvider"]
+        errors = onnxruntime.capi.onnxruntime_pybind11_state
         try:
             self._session = onnxruntime.InferenceSession(onnx, options, providers=providers)
         except (

@@ -14,7 +14,7 @@ import numpy as np
 from ppma.privacy.detectors.boxes import OVERLAP, SAME_PERSON, SURE, grown, overlaps, suppress
 from ppma.privacy.detectors.runtime import sigmoid
 from ppma.privacy.detectors.tfjs import Graph
-from ppma.privacy.detectors.tiles import gather, tile_batch
+from ppma.privacy.detectors.tiles import TileDetector
 
 AROUND = (0.3, 0.2, 0.3, 0.2)
 """What is cut out with a box: `grown` by these."""
@@ -22,10 +22,11 @@ CUT_SIDE = 150
 """Long side in pixels to which larger cuts are shrunk, so that they are looked at once, without tiles."""
 
 
-class SsdLite:
+class SsdLite(TileDetector):
     """SSDLite on MobileNetV2 (Sandler et al., 2018) on COCO: predicts offsets of 1917 anchor boxes."""
 
-    side, parts, maps = 300, 5, 6
+    side = multiple = 300  # the anchors are for square inputs
+    parts, maps = 5, 6
     person, classes = 1, 91
 
     def __init__(self, files: dict[str, Path], threshold: float = 0.1) -> None:
@@ -37,15 +38,15 @@ class SsdLite:
         self._graph = Graph(files["ssdlite.json"], parts, names, start="Preprocessor/sub")
         self._anchors_N4 = self._graph.constant("Postprocessor/ExpandDims")[0]
 
-    def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """Return boxes_N5 of people."""
-        tiles_BSS3, places = tile_batch(frame_HWC, self.side, multiple=self.side)  # the anchors are for square inputs
+    def in_tiles(self, tiles_BSS3: np.ndarray) -> list[np.ndarray]:
+        """Return boxes_N5 of people in each tile."""
+        batch = len(tiles_BSS3)
         maps = self._graph(tiles_BSS3.astype(np.float32) / np.float32(127.5) - 1)
         shifts, logits = maps[: self.maps], maps[self.maps :]
-        shifts_BN4 = np.concatenate([m.reshape(len(places), -1, 4) for m in shifts], 1)
-        logits_BN = np.concatenate([m.reshape(len(places), -1, self.classes)[..., self.person] for m in logits], 1)
+        shifts_BN4 = np.concatenate([m.reshape(batch, -1, 4) for m in shifts], 1)
+        logits_BN = np.concatenate([m.reshape(batch, -1, self.classes)[..., self.person] for m in logits], 1)
         scores_BN = sigmoid(logits_BN)
-        return gather(places, [self._boxes(*both) for both in zip(scores_BN, shifts_BN4)])
+        return [self._boxes(*both) for both in zip(scores_BN, shifts_BN4)]
 
     def _boxes(self, score_N: np.ndarray, shifts_N4: np.ndarray) -> np.ndarray:
         kept_N = score_N >= self.threshold

@@ -1,18 +1,21 @@
 """Cut a frame into overlapping tiles, in which detectors find small people.
 
+    frames  ->  detect_frames(): on a GPU all in one call of the network, on a CPU one by one
     frame_HWC  ->  tile_batch(): the frame and its tiles at one size  ->  network  ->  gather(): boxes in the frame
 
 Legend: H height, W width of a frame in pixels, h and w of a network's input, N boxes, B tiles.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import cv2
 import numpy as np
 
 from ppma.privacy.detectors.boxes import NONE_05, suppress
+from ppma.privacy.detectors.runtime import on_gpu
 
 TILE_SHARE = 0.6
 """Side of a tile as a share of the frame's: tiles overlap by more than the width of the people who need them."""
@@ -85,3 +88,41 @@ def gather(places: Sequence[Tile], found: Sequence[np.ndarray], overlap: float =
     """Return boxes_N5 in the frame from those found in each tile; of boxes that overlap by `overlap`, the best one."""
     boxes = [place.back(boxes_N5) for place, boxes_N5 in zip(places, found) if len(boxes_N5)]
     return suppress(np.concatenate(boxes), overlap) if boxes else NONE_05
+
+
+class TileDetector:
+    """Detects in a frame and its tiles."""
+
+    side: int
+    multiple, overlap = 32, 0.5
+    """Arguments of tile_batch() and of gather()."""
+
+    def in_tiles(self, tiles_BhwC: np.ndarray) -> Iterable[np.ndarray]:
+        """Return boxes_N5 in each tile of a batch, in pixels of the tile."""
+        raise NotImplementedError
+
+    def detect(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return boxes_N5 in each of these frames of one size."""
+        batches = [tile_batch(frame_HWC, self.side, self.multiple) for frame_HWC in frames]
+        found = iter(self.in_tiles(np.concatenate([tiles_BhwC for tiles_BhwC, _ in batches])))
+        return [gather(places, list(islice(found, len(places))), self.overlap) for _, places in batches]
+
+    def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
+        """Return boxes_N5 in a frame."""
+        return self.detect([frame_HWC])[0]
+
+
+def detect_frames(
+    detectors: Mapping[str, Callable[[np.ndarray], np.ndarray]], frames: Sequence[np.ndarray]
+) -> list[dict[str, np.ndarray]]:
+    """Return the boxes_N5 of each detector in each of these frames of one size.
+
+    On a GPU the frames are one batch of a network. On a CPU larger batches are not faster, and need more memory.
+    """
+    found = {
+        name: detect.detect(frames)
+        if isinstance(detect, TileDetector) and on_gpu()
+        else [detect(frame_HWC) for frame_HWC in frames]
+        for name, detect in detectors.items()
+    }
+    return [{name: boxes[i] for name, boxes in found.items()} for i in range(len(frames))]

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
@@ -39,6 +39,7 @@ from ppma.privacy.detectors.boxes import (
     warped,
 )
 from ppma.privacy.detectors.ssdlite import confirm_weak
+from ppma.privacy.detectors.tiles import detect_frames
 from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.camera import Pose, Reference, Tracker, pan, view_from
@@ -57,7 +58,7 @@ from ppma.privacy.removal.masks import (
     published_mask,
     raw_mask,
 )
-from ppma.privacy.removal.steady import STEP, Found, between
+from ppma.privacy.removal.steady import STEP, Found, between, search
 from ppma.privacy.removal.writing import Layout, Part, part_writer, target
 
 Method = Literal["remove", "blur-faces", "blur-bodies", "downsample"]
@@ -223,17 +224,13 @@ class Pipeline:
 
     def detect(self, frame_HWC: np.ndarray, *, doubt: bool = False) -> Found:
         """Return the boxes_N5 of each detector in one frame; those of low scores, or in `doubt`, if confirmed."""
-        return self._sure(self._detect(frame_HWC, {}, doubt=doubt))
-
-    def _detect(self, frame_HWC: np.ndarray, before: Found, *, doubt: bool = False) -> Found:
-        """Return the boxes_N5 of each detector, with what it found `before`; `doubt`: all need confirmation."""
-        found = self._find(frame_HWC)
+        (found,) = self._find([frame_HWC])
         if doubt:
             found |= {name: found[name] * np.array([1, 1, 1, 1, SURE], np.float32) for name in self._confirmers}
-        return self._confirm(frame_HWC, found, before)
+        return self._sure(self._confirm(frame_HWC, found, {}))
 
-    def _find(self, frame_HWC: np.ndarray) -> Found:
-        return {name: detector(frame_HWC) for name, detector in self._detectors.items()}
+    def _find(self, frames: Sequence[np.ndarray]) -> list[Found]:
+        return detect_frames(self._detectors, frames)
 
     def _confirm(self, frame_HWC: np.ndarray, found: Found, before: Found) -> Found:
         """Raise the scores of weak boxes that are people, as the boxes `before` or a second detector say."""
@@ -364,14 +361,14 @@ class Pipeline:
         finds = {name: plugins.PLUGINS[name].finds for name in self._detectors}
         reach = {name: PERSON_REACH if found == "person" else BODY_REACH for name, found in finds.items()}
         found, views = list[Found](), list[np.ndarray]()
-        while group := list(islice(frames, STEP if found else 1)):
+        for group, last in search(frames, self._find, STEP):
             plan.scale = min(1.0, VIEW_SIDE / max(group[0].shape[:2]))
             views = [*views[-1:], *(_view(frame_HWC, plan.scale) for frame_HWC in group)]
             for view_HW in views[-len(group) :]:
                 plan.views.append(view_HW)
             plan.pans += [pan(*both) / plan.scale for both in pairwise(views)]
             *skipped, last_HWC = group
-            before, last = found[-1] if found else {}, self._find(last_HWC)
+            before = found[-1] if found else {}
             sure = self._confirm(last_HWC, last, before)
             if skipped:
                 steady = between(self._sure(before), self._sure(sure), views, plan.scale, reach)
@@ -385,8 +382,8 @@ class Pipeline:
         plan.boxes = _tracked(boxes, plan)
 
     def _detect_each(self, frames: list[np.ndarray], before: Found) -> Iterator[Found]:
-        for frame_HWC in frames:
-            before = self._detect(frame_HWC, before)
+        for frame_HWC, found in zip(frames, self._find(frames)):
+            before = self._confirm(frame_HWC, found, before)
             yield before
 
     def _mask_all(self, source: ClipSource, plan: Plan) -> None:

@@ -1,5 +1,6 @@
 """Boxes of the frames between two detected ones, where nothing happens that they do not show.
 
+    frames  ->  search(): groups of frames, the last of each detected
     boxes of two frames, small gray views of all between  ->  between(): interpolated boxes, or None: detect them
 
 Two frames agree if every box of one has its counterpart in the other, or is within a person of the other. A picture in
@@ -8,15 +9,19 @@ lost, is a disagreement, and so are a cut and a moving camera.
 Legend: H height, W width of a view, N and M boxes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 
 import cv2
 import numpy as np
 
 from ppma.privacy.detectors.boxes import NONE_05, OVERLAP, grown, overlaps
+from ppma.privacy.detectors.runtime import on_gpu
 
 STEP = 4
 """Frames from one detected frame to the next while they agree."""
+GPU_GROUPS = 4
+"""Groups of frames whose last ones are one batch on a GPU."""
 INSIDE = 0.9
 """Share of a box within a person of the other frame, from which it is of that person: a hand, a second box."""
 AROUND = (0.1, 0.1, 0.1, 0.1)
@@ -31,6 +36,21 @@ LEAST_BLOB = 3
 Sides = tuple[float, float, float, float]
 Found = dict[str, np.ndarray]
 """Detector name -> boxes_N5 of a frame."""
+
+
+def search(
+    frames: Iterator[np.ndarray], find: Callable[[list[np.ndarray]], list[Found]], step: int = STEP
+) -> Iterator[tuple[list[np.ndarray], Found]]:
+    """Yield the first frame, then groups of `step` frames, each with what is found in its last frame.
+
+    Args:
+        frames: The frames of a clip, frame_HWC.
+        find: Returns the boxes in each of several frames.
+        step: Frames of a group.
+    """
+    groups = filter(None, chain([[*islice(frames, 1)]], iter(lambda: [*islice(frames, step)], [])))
+    while ahead := [*islice(groups, GPU_GROUPS if on_gpu() else 1)]:
+        yield from zip(ahead, find([group[-1] for group in ahead]))
 
 
 def between(
