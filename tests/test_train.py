@@ -113,7 +113,8 @@ taken = Trainer.train_step
 
 def train_step(self, batch):
     if self.step == int(at):
-        threading.Timer(random.uniform(0, 0.02), os.kill, (os.getpid(), int(number))).start()
+        seconds = random.Random(int(at)).uniform(0, 0.02)
+        threading.Timer(seconds, os.kill, (os.getpid(), int(number))).start()
     return taken(self, batch)
 
 Trainer.train_step = train_step
@@ -132,7 +133,7 @@ sys.exit(main(argv))
 )
 def test_a_run_that_is_killed_and_stopped_ends_as_one_that_was_not(signals, data, tmp_path, figure):
     """Each signal comes at a random moment of the steps after the 5th, the 10th and so on."""
-    epochs = 2 * len(signals) + 2
+    epochs = 2 * len(signals) + 12  # of three steps: the last signal comes long before the end
     flags = tiny_flags("mae_nohuman", data, "--optim.epochs", epochs, "--checkpoint-every", 4, "--resume")
 
     def start(folder, number=0, at=-1):  # each in a new process, because sums depend on the number of threads

@@ -12,6 +12,7 @@ from pathlib import Path
 import day_stand_ins
 import pytest
 import torch
+from waiting import has_ended, wait_until
 
 from benchmarks import day, gpu_clips, gpu_day, gpu_steps
 from benchmarks.day import Book, Day, Figure, Item
@@ -30,11 +31,6 @@ def today(out, **changes):
 
 def rows_of(out, name):
     return [(row["what"], row["verdict"], row["note"]) for row in Book(folder=out).read() if row["item"] == name]
-
-
-def is_running(pid):
-    state = Path(f"/proc/{pid}/stat")
-    return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_each_item_keeps_its_rows_whatever_happens_to_it(tmp_path, capsys):
@@ -60,10 +56,10 @@ def test_each_item_keeps_its_rows_whatever_happens_to_it(tmp_path, capsys):
 def test_a_time_limit_ends_an_item_and_its_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(day, "GRACE_SECONDS", 0.3)
     began = time.monotonic()
-    assert day.run([item("deaf", 3.0), item("good")], today(tmp_path), seconds=100, preload=("torch",))
-    assert time.monotonic() - began < 60
-    assert rows_of(tmp_path, "deaf") == [("kept", "", ""), ("stopped", "failed", "stopped after its 3 s")]
-    assert not is_running(int((tmp_path / day_stand_ins.CHILD).read_text()))
+    assert day.run([item("deaf", 8.0), item("good")], today(tmp_path), seconds=100, preload=("torch",))
+    assert time.monotonic() - began < 300
+    assert rows_of(tmp_path, "deaf") == [("kept", "", ""), ("stopped", "failed", "stopped after its 8 s")]
+    wait_until(lambda: has_ended(int((tmp_path / day_stand_ins.CHILD).read_text())))
     assert rows_of(tmp_path, "good")[-1][0] == "finished"
 
 
@@ -102,13 +98,11 @@ def test_a_terminated_day_leaves_its_table(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    while not (tmp_path / day.ROWS).exists():
-        assert process.poll() is None
-        time.sleep(0.1)
+    wait_until((tmp_path / day.ROWS).exists)
     os.kill(process.pid, signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 130 and "interrupted" in out and "kept" in out
-    assert not is_running(int((tmp_path / day_stand_ins.CHILD).read_text()))
+    wait_until(lambda: has_ended(int((tmp_path / day_stand_ins.CHILD).read_text())))
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from processes import in_new_process
+from waiting import has_ended, wait_until
 
 from benchmarks import step_worker, train_step
 from benchmarks.train_step import BenchmarkConfig, Case, Worker, cases, measure
@@ -68,18 +68,12 @@ def test_ctrl_c_is_one_line_and_ends_the_worker():
         text=True,
         start_new_session=True,
     )
-    children, worker = Path(f"/proc/{process.pid}/task/{process.pid}/children"), []
-    while not worker:
-        assert process.poll() is None
-        time.sleep(0.2)
-        worker = [
-            pid for pid in children.read_text().split() if b"step_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
-    time.sleep(0.2)
+    children = psutil.Process(process.pid).children
+    (worker,) = wait_until(lambda: [child for child in children() if "step_worker" in "".join(child.cmdline())])
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130 and errors == "train_step: interrupted\n"
-    assert not Path(f"/proc/{worker[0]}").exists()
+    wait_until(lambda: has_ended(worker.pid))
 
 
 @pytest.mark.slow

@@ -227,7 +227,7 @@ def test_files_that_hang_or_are_bad_cost_only_their_own_result(tmp_path):
     names = ("hangs 1", "0.mp4", "1.mp4", "hangs 2", "2.mp4")
     began = time.monotonic()
     files = [(number, tmp_path / name) for number, name in enumerate(names)]
-    found = dict(probe_each(files, workers=1, timeout_seconds=1))
-    assert time.monotonic() - began < 60 and not multiprocessing.active_children()
-    assert found[0] == found[3] and "longer than 1 s" in found[0] and found[1] == "is an empty file"
+    found = dict(probe_each(files, workers=1, timeout_seconds=3))
+    assert time.monotonic() - began < 300 and not multiprocessing.active_children()
+    assert found[0] == found[3] and "longer than 3 s" in found[0] and found[1] == "is an empty file"
     assert [found[i].frames for i in (2, 4)] == [2, 3]

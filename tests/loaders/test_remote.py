@@ -126,7 +126,7 @@ def test_a_store_of_video_is_read_by_url(data, server):
 @pytest.mark.promise("R32")
 def test_faults_are_tried_again_and_a_dead_server_ends_the_run_to_be_started_again(data, server, monkeypatch):
     remote._filesystem.cache_clear()
-    monkeypatch.setattr(remote, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(remote, "READ_SECONDS", 1.0)
     url, content = as_path(f"{server.url}/clips.csv"), (data / "clips.csv").read_bytes()
     server.faults += ["silence", "503"]
     file = RemoteFile(url)

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from waiting import wait_until
 
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
@@ -101,9 +102,7 @@ def test_reading_ahead_asks_for_the_bytes_that_are_read_next(tmp_path, clips, re
     monkeypatch.setattr(os, "posix_fadvise", lambda fd, at, size, advice: asked.append((at, size)))
     address = make_store(tmp_path / "s.beton", [row(clips[0])]).address(0)
     fetch.read_ahead(address, 1.0, 2.0, 4)
-    until = time.monotonic() + 10
-    while not asked and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_until(lambda: asked)
     reads.clear()
     fetch.read_window(address, 1.0, 2.0, 4)
     assert asked == reads[1:]

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import reference_views
 import torch
+from waiting import wait_until
 
 from ppma.config.errors import InputError
 from ppma.config.loader import MOST_WORKERS, LoaderConfig
@@ -207,10 +208,10 @@ def test_a_stalled_file_is_named(tmp_path, caplog):
     config = replace(CONFIG, stall_seconds=0.5, workers=1)
     with ClipStream(TrainingSampler([stalled], config, seed=0, batch_clips=1), [stalled], config) as stream:
         with pytest.raises(TimeoutError):
-            stream.take(timeout=4)
+            stream.take(timeout=0.1)
+        wait_until(lambda: f"waiting for {tmp_path / 'stalled'}" in caplog.text)
         (pid,) = stream._pool.pids
     assert not Path(f"/proc/{pid}").exists()
-    assert f"waiting for {tmp_path / 'stalled'}" in caplog.text
 
 
 def test_implementation_is_chosen_once_and_says_why():

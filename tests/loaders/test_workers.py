@@ -1,6 +1,7 @@
 """Killed workers are replaced, a file that kills them is bad, memory stays flat, and they end with their parent."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import tiny
+from waiting import has_ended, wait_until
 
 from ppma.cli import main as ppma
 from ppma.common.workers import ALONE_KILLS
@@ -57,6 +59,12 @@ def folder_that_blocks(path: Path) -> Path:
     return path
 
 
+def unblock(folder: Path) -> None:
+    """Let the worker that waits for the frame of such a folder go on."""
+    with contextlib.suppress(BrokenPipeError):  # it has closed the pipe again
+        (folder / "000001.jpg").write_bytes(b"no picture")
+
+
 @pytest.fixture
 def at_most_a_minute():
     """Fail a test that waits forever."""
@@ -72,6 +80,7 @@ def at_most_a_minute():
 
 
 def test_views_arrive_in_shared_memory_and_closing_returns_everything(tmp_path, write_clip):
+    gc.collect()  # which closes files of earlier tests
     open_before = len(list(Path("/proc/self/fd").iterdir()))
     pool = WorkerPool(CONFIG, 2 * VIEW_BYTES)
     for ticket in range(2):
@@ -97,9 +106,10 @@ def test_a_task_whose_worker_was_killed_is_repeated_alone(tmp_path, write_clip):
         pool.submit(task(ticket, path))
     assert 0 not in collect(pool, 9 - IN_FLIGHT)
     os.kill(pool.pids[0], signal.SIGKILL)  # it was given the first task
+    wait_until(lambda: pool.restarts == 1)
     time.sleep(1)
     assert pool.restarts == 1 and pool._replies.empty(), "the others wait"
-    (slow / "000001.jpg").write_bytes(b"no picture")
+    unblock(slow)
     last = collect(pool, IN_FLIGHT)
     pool.close()
     assert "killed" not in last.pop(0) and not any(last.values())
@@ -217,8 +227,7 @@ def test_a_slow_file_delays_only_the_tasks_of_its_worker(tmp_path, write_clip):
     for ticket in range(1, 40):
         pool.submit(task(ticket, path))
     assert set(collect(pool, 40 - IN_FLIGHT)) <= set(range(1, 40))
-    with contextlib.suppress(BrokenPipeError):  # the worker has closed it again
-        (slow / "000001.jpg").write_bytes(b"no picture")
+    unblock(slow)
     assert collect(pool, IN_FLIGHT)[0]
     pool.close()
 
@@ -226,7 +235,7 @@ def test_a_slow_file_delays_only_the_tasks_of_its_worker(tmp_path, write_clip):
 @pytest.mark.parametrize("mortal", [True, False])
 def test_closing_does_not_wait_for_one_hung_worker_after_the_other(tmp_path, monkeypatch, caplog, mortal):
     """A process that waits for a dead file system does not end when it is killed."""
-    monkeypatch.setattr(workers, "CLOSE_SECONDS", 1.0)
+    monkeypatch.setattr(workers, "CLOSE_SECONDS", 2.0)
     pool = WorkerPool(replace(CONFIG, workers=4), 4 * VIEW_BYTES)
     processes = [psutil.Process(pid) for pid in pool.pids]
     for process in processes:
@@ -235,7 +244,7 @@ def test_closing_does_not_wait_for_one_hung_worker_after_the_other(tmp_path, mon
         monkeypatch.setattr(subprocess.Popen, "kill", lambda self: None)
     began = time.monotonic()
     pool.close()
-    assert time.monotonic() - began < 3.5
+    assert time.monotonic() - began < 7
     assert caplog.text.count("cannot be ended") == (0 if mortal else 4)
     for process in processes if not mortal else ():
         process.kill()
@@ -246,8 +255,8 @@ def test_a_defect_of_the_worker_is_not_a_bad_file(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "RUN_WORKER", "raise SystemExit(3)")
     for early in (False, True):
         pool = WorkerPool(CONFIG, VIEW_BYTES)
-        while early and pool._thread.is_alive():  # the thread has met the defect before a task comes
-            time.sleep(0.01)
+        if early:  # the thread has met the defect before a task comes
+            pool._thread.join()
         pool.submit(task(0, tmp_path / "any.mp4"))
         with pytest.raises(RuntimeError, match="code 3"):
             pool.replies()
@@ -268,10 +277,7 @@ def test_workers_end_with_a_parent_that_is_killed():
     assert len(pids) == 3 and all(psutil.pid_exists(pid) for pid in pids)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    end = time.monotonic() + 30
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
-        assert time.monotonic() < end, "a worker outlived its parent"
-        time.sleep(0.1)
+    wait_until(lambda: all(map(has_ended, pids)))
 
 
 def test_a_worker_imports_no_library_that_it_does_not_need():

@@ -22,6 +22,7 @@ import pytest
 import submitit
 import tiny
 from submitit.core.utils import temporary_save_path
+from waiting import wait_until
 
 from ppma import cli
 from ppma.config.command import RUN_AGAIN, WRONG_INPUT
@@ -99,7 +100,7 @@ def test_a_killed_rank_ends_the_others(work, monkeypatch, caplog):
     monkeypatch.setattr("ppma.slurm.foreground.GRACE_SECONDS", 0.5)
     begin = time.monotonic()
     assert run_here("rank_1_is_killed", work, 2) == 1
-    assert time.monotonic() - begin < 60 and "rank 1 failed" in caplog.text
+    assert time.monotonic() - begin < 300 and "rank 1 failed" in caplog.text
     assert any("no luck" in log.read_text() for log in work.glob("jobs/*_1_log.out"))
 
 
@@ -128,8 +129,7 @@ def test_a_stop_lets_the_job_finish_its_checkpoint(work, number):
     others = {child.pid for child in psutil.Process().children()}
 
     def stop():
-        while not (work / "started").exists():
-            time.sleep(0.1)
+        wait_until((work / "started").exists)
         for pid in {child.pid for child in psutil.Process().children()} - others | {os.getpid()}:
             os.kill(pid, number)
 

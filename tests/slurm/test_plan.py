@@ -2,12 +2,12 @@
 
 import json
 import sys
-import time
 import types
 
 import pytest
 from slurm_runs import PLACE
 from slurm_runs import launch as submit
+from waiting import wait_until
 
 from ppma import cli
 from ppma.cli import main as ppma
@@ -229,11 +229,8 @@ def test_slurm_runs_a_study_in_arrays(slurm_cluster, tmp_path):
     done = submit([*argv, *PLACE, "--runs", str(tmp_path / "jobs")], slurm_cluster.environment)
     assert done.returncode == DONE, done.stderr
     assert [f"submitted study-{level}" in done.stdout for level in range(4)] == [True] * 4
-    deadline, logs = time.monotonic() + 300, "jobs/*/*/jobs/*_0_log.out"
-    while slurm_cluster("squeue", "-h").strip():
-        assert time.monotonic() < deadline, [log.read_text()[-2000:] for log in tmp_path.glob(logs)]
-        time.sleep(1)
-    ends = [log.read_text()[-2000:] for log in tmp_path.glob(logs)]
+    wait_until(lambda: not slurm_cluster("squeue", "-h").strip(), 500)
+    ends = [log.read_text()[-2000:] for log in tmp_path.glob("jobs/*/*/jobs/*_0_log.out")]
     assert len(list(out.glob("runs/*/seal.json"))) == RUNS, ends
     assert ppma(["report", str(out), "--out", str(tmp_path / "report")]) == DONE
     again = submit([*argv, *PLACE, "--runs", str(tmp_path / "jobs")], slurm_cluster.environment)

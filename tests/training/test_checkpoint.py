@@ -6,11 +6,11 @@ import os
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from waiting import wait_until
 
 from ppma.config import command
 from ppma.config.errors import InputError
@@ -121,7 +121,7 @@ def loadable():
 began = time.monotonic()
 checkpoint.save(folder, step=1, model={"a": weights + 1}, training={"x": weights}, state={}, lineage=known)
 took, steps, during = time.monotonic() - began, [1], 0
-for _ in range(kills):
+while len(steps) <= kills or during <= kills / 4 or steps[-1] == 1:  # until kills came during saves, and some saves were completed
     child = os.fork() or save_for_ever(steps[-1])
     time.sleep(rng.uniform(0.2, 4) * took)
     os.kill(child, signal.SIGKILL)
@@ -140,8 +140,8 @@ def test_a_save_that_is_killed_leaves_a_loadable_checkpoint(kills, tmp_path, fig
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     steps, during, damaged = json.loads(done.stdout)
-    assert len(steps) == kills + 1 and steps == sorted(steps) and not damaged
-    assert during > kills / 4 and steps[-1] > 1  # the kills came during saves, and some saves were completed
+    assert len(steps) > kills and steps == sorted(steps) and not damaged
+    kills = len(steps) - 1
     figure("R3", f"{kills} of {kills} SIGKILLs ({during} in the middle of a save): loadable, to the bit")
 
 
@@ -181,8 +181,7 @@ def test_a_writer_writes_meanwhile_and_raises_the_error_when_it_is_waited_for():
         raise OSError(errno.ENOSPC, "no space")
 
     writer.start(full)
-    while writer.busy:
-        time.sleep(0.001)
+    wait_until(lambda: not writer.busy)
     assert writer.failed
     with pytest.raises(OSError, match="no space"):
         writer.wait()

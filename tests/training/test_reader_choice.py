@@ -92,6 +92,7 @@ def test_real_readers_are_measured_and_the_run_gets_its_samples(manifest, sample
     caplog.set_level("INFO")
     monkeypatch.setattr(readers, "servable", lambda *_: ["dali", "plain"])
     monkeypatch.setattr(readers, "MEASURED_SECONDS", 0.5)
+    monkeypatch.setattr(readers, "START_SECONDS", 300.0)
     chosen = choose_reader(sampler, [manifest], AUTO, ALONE, step=0, total_steps=1000)
     assert chosen.implementation in ("dali", "plain") and "clips/s" in caplog.text and "leaves out" not in caplog.text
     assert not [thread for thread in threading.enumerate() if thread.name == "ppma-batches"]

@@ -9,6 +9,7 @@ import pytest
 import tiny
 from processes import on_ranks
 from safetensors.torch import load_file
+from waiting import wait_until
 
 from ppma.config.model import MAEConfig, ViTConfig
 from ppma.training import checkpoint, parallel
@@ -43,10 +44,7 @@ def test_the_training_continues_while_a_checkpoint_of_an_earlier_step_is_written
     trainer, write = trainer_of(tmp_path, checkpoint_every=4), checkpoint.save
 
     def slow(folder, *, step, **more):
-        end = time.monotonic() + 60
-        while trainer.step < min(step + 2, trainer.total_steps):
-            assert time.monotonic() < end, "the training waits for the write"
-            time.sleep(0.001)
+        wait_until(lambda: trainer.step >= min(step + 2, trainer.total_steps))
         return write(folder, step=step, **more)
 
     monkeypatch.setattr(checkpoint, "save", slow)
@@ -86,8 +84,7 @@ def test_a_full_disk_ends_the_run_before_the_next_checkpoint_is_due(tmp_path, mo
     taken = trainer.train_step
 
     def train_step(batch):
-        while trainer._writer.busy:
-            time.sleep(0.001)
+        wait_until(lambda: not trainer._writer.busy)
         return taken(batch)
 
     trainer.train_step = train_step
@@ -105,8 +102,9 @@ def save_by_the_time_of_rank_0(ranks, folder):
         taken = trainer.train_step
 
         def train_step(batch, trainer=trainer, taken=taken):
-            if trainer.config.shard and trainer.step == 10:
+            if trainer.config.shard and trainer.step >= 10:
                 checkpoint.save = full
+                wait_until(lambda: not trainer._writer.busy)
             return taken(batch)
 
         trainer.train_step = train_step
