@@ -3,8 +3,10 @@
 ClusterConfig -> Allocation (nodes, GPUs, processes) -> executor, or the sbatch script as text for a dry run
 """
 
+import contextlib
 import os
 import re
+import secrets
 import shlex
 import shutil
 import socket
@@ -215,10 +217,11 @@ def ask(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def free_port() -> int:
-    """Return a free TCP port of this machine."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Return a free TCP port of this machine, as FREE_PORT does: a port of port 0 may be another process's a moment later."""
+    while True:
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("", port := 20_000 + secrets.randbelow(12_000)))
+            return port
 
 
 def require_slurm() -> None:

@@ -10,6 +10,7 @@ the file, so that the clocks of the nodes do not matter.
 """
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -135,16 +136,36 @@ def _set_aside(file: Path, me: Owner) -> None:
     if owner is None:
         return
     if why := _why_gone(owner, me, file):
-        moved = file.with_name(f".{file.name}.{me.token}")
-        with contextlib.suppress(FileNotFoundError):  # another process has moved it already
-            file.rename(moved)
-            if (taken := _read(moved)) == owner:
-                moved.unlink()
+        with _one_at_a_time(file.parent):
+            if (now := _read(file)) == owner and _moved_away(file, owner, me):
                 log.warning("%s: taking over from %s, which %s", file.parent, owner, why)
                 return
-            moved.rename(file)  # the claim of another process, which was faster
-            owner = taken or owner
+            owner = now or owner  # of another process, which was faster
     raise InputError(f"{file.parent} is in use by {owner}; wait until it ends, stop it, or use another --run-dir")
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process at a time set an owner aside. Network file systems may refuse the lock: `_moved_away` checks again."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _moved_away(file: Path, owner: Owner, me: Owner) -> bool:
+    """Remove the owner.json of that owner; True if it was not another's by then, which is put back."""
+    moved = file.with_name(f".{file.name}.{me.token}")
+    with contextlib.suppress(FileNotFoundError):  # another process has moved it already
+        file.rename(moved)
+        if _read(moved) == owner:
+            moved.unlink()
+            return True
+        moved.rename(file)
+    return False
 
 
 def living_owner(folder: Path) -> Owner | None:

@@ -120,13 +120,21 @@ def test_a_folder_made_for_nothing_is_removed(tmp_path):
 
 
 RACE = """
-import json, os, sys
+import json, os, sys, time
 from dataclasses import asdict, replace
 from pathlib import Path
 from ppma.config.errors import InputError
 from ppma.training import run_folder
 from ppma.training.run_folder import Owner, owned
 
+read = Path.read_text
+
+def read_slowly(path, **how):  # as on a busy machine: each at its own pace
+    text = read(path, **how)
+    time.sleep(os.getpid() % 6 * 0.004)
+    return text
+
+Path.read_text = read_slowly
 run_folder.BEAT_SECONDS = 0.1  # who reads a claim that is just being written waits for its owner's next sign of life
 
 def contend(folder, go, done, answer):
