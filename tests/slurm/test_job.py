@@ -20,8 +20,8 @@ from ppma.config.command import RUN_AGAIN, WRONG_INPUT
 from ppma.slurm.launch import main
 from ppma.slurm.restart import read_ends
 
-EPOCHS = 160
-"""Steps too: enough that a preemption, which takes SLURM some seconds, comes before the end."""
+EPOCHS = 320
+"""Steps too: three times what an idle machine makes in the five seconds that a preemption takes SLURM."""
 
 
 @pytest.fixture(scope="module")
