@@ -23,9 +23,8 @@ from ppma.slurm.cluster import free_port
 
 T = TypeVar("T")
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
-    ["pytest", "torch._dynamo", "torch.distributed.fsdp", "ppma.cli", "ppma.phases", "ppma.transfer.evaluate"]
-)
+_LIBRARIES = ["pytest", "torch._dynamo", "torch.distributed.fsdp", "ppma.models.torchvision_shim"]  # the last one: timm
+_SERVER.set_forkserver_preload([*_LIBRARIES, "ppma.cli", "ppma.phases", "ppma.transfer.evaluate"])
 
 
 def _enter(out: Path, environment: Mapping[str, str], work: Callable[..., int | None], *given: object) -> None:
