@@ -1,6 +1,7 @@
 """A tiny run on the throw-away SLURM cluster, and what can happen to it."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,6 +26,21 @@ def launch(arguments: list[str], environment: dict[str, str]) -> subprocess.Comp
     command = [sys.executable, "slurm/launch.py", *arguments]
     one_thread = {**environment, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True, check=False, timeout=1200)
+
+
+def with_faults(environment: dict[str, str], folder: Path, nans: dict[int, int], pace_seconds: float) -> dict[str, str]:
+    """Return the environment of ranks that take their faults from a new folder, and that much time before each step.
+
+    Args:
+        environment: What it is added to.
+        folder: See `tests/faults/sitecustomize.py`.
+        nans: The rank whose loss is NaN, by step.
+        pace_seconds: How long a rank sleeps before each step.
+    """
+    folder.mkdir()
+    (folder / "nan.json").write_text(json.dumps(nans))
+    path = os.pathsep.join(filter(None, [str(ROOT / "tests/faults"), environment.get("PYTHONPATH")]))
+    return environment | {"PYTHONPATH": path, "PPMA_FAULTS": str(folder), "PPMA_FAULTS_PACE": str(pace_seconds)}
 
 
 class Run:

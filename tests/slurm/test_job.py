@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
 from processes import ppma_on_ranks
-from slurm_runs import ROOT, Run, flags, launch
+from slurm_runs import ROOT, Run, flags, launch, with_faults
 from tiny import equal, weights
 from waiting import wait_until
 
@@ -20,8 +21,8 @@ from ppma.config.command import RUN_AGAIN, WRONG_INPUT
 from ppma.slurm.launch import main
 from ppma.slurm.restart import read_ends
 
-EPOCHS = 320
-"""Steps too: three times what an idle machine makes in the five seconds that a preemption takes SLURM."""
+EPOCHS, PACE_SECONDS = 60, 0.2
+"""Steps too: ranks that sleep before each step are preempted, which takes SLURM at most five seconds, long before the last one."""
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,8 @@ def steps_at_stop(run):
 @pytest.mark.promise("R5")
 @pytest.mark.timeout(1200)  # the start of the cluster included
 def test_slurm_trains_on_two_nodes_and_survives_a_preemption_to_the_bit(cluster, data, tmp_path):
-    run = Run(cluster, data, tmp_path / "run", EPOCHS)
+    paced = with_faults(cluster.environment, tmp_path / "faults", {}, PACE_SECONDS)
+    run = Run(replace(cluster, environment=paced), data, tmp_path / "run", EPOCHS)
     assert all(words in run.printed for words in ("follow the log:", "tensorboard --logdir", f"scancel {run.job}"))
     run.wait_for_step(5)
     run.preempt()

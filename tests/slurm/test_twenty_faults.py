@@ -5,7 +5,6 @@
 The run to compare with skips the steps whose loss was NaN. `tests/faults/sitecustomize.py` makes the faults inside the ranks.
 """
 
-import json
 import os
 import random
 import re
@@ -22,7 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 import tiny
-from slurm_runs import Run, flags, launch
+from slurm_runs import Run, flags, launch, with_faults
 from tiny import equal, weights
 
 from tests.slurm.test_job import processes_of_rank
@@ -36,7 +35,6 @@ TELLING = re.compile(
     r"resumed at step|damaged|the run hangs|taking over|^restart: |does not see|killed by|[Nn]o space|exclude"
 )
 """Lines of logs that the timeline repeats."""
-HOOKS = Path(__file__).parents[1] / "faults"
 
 
 class FaultyRun(Run):
@@ -223,12 +221,8 @@ def small_disk(slurm_cluster, tmp_path):
 def set_up(seed: int, folder: Path, environment: dict[str, str]) -> tuple[random.Random, list[int], dict[str, str]]:
     """Return the dice, the steps with a NaN, and the environment of ranks that make them."""
     dice = random.Random(seed)
-    folder.mkdir()
     nans = {dice.randrange(20, STEPS - 20): dice.randrange(RANKS) for _ in range(NANS)}
-    (folder / "nan.json").write_text(json.dumps(nans))
-    path = os.pathsep.join(filter(None, [str(HOOKS), environment.get("PYTHONPATH")]))
-    faults = {"PYTHONPATH": path, "PPMA_FAULTS": str(folder), "PPMA_FAULTS_PACE": str(PACE_SECONDS)}
-    return dice, sorted(nans), {**environment, **faults}
+    return dice, sorted(nans), with_faults(environment, folder, nans, PACE_SECONDS)
 
 
 @pytest.mark.slow
