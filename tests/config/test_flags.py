@@ -33,14 +33,14 @@ SPELLINGS = {
 }
 
 
-@pytest.mark.parametrize("on", [True, False])
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_boolean_in_every_spelling(name, on):
+@pytest.mark.parametrize(("turn", "name"), list(enumerate(RECIPES)), ids=RECIPES)
+def test_every_boolean_in_every_spelling(turn, name):
+    """Neighboring fields are spelled differently, and each of them differently from recipe to recipe."""
     more = ["--average", "a", "b"] if name == "adaptive_average" else []
-    fields = booleans(resolve(name, more))
-    for spell in SPELLINGS.values():
-        config = resolve(name, more + [word for f in fields for word in spell(f.replace("_", "-"), on)])
-        values = flat(json.loads(config.to_json()))
+    fields, spells = booleans(resolve(name, more)), [*SPELLINGS.values()]
+    for on in (True, False):
+        spelled = [spells[i % len(spells)](field.replace("_", "-"), on) for i, field in enumerate(fields, turn)]
+        values = flat(json.loads(resolve(name, more + [word for words in spelled for word in words]).to_json()))
         assert {field: values[field] for field in fields} == dict.fromkeys(fields, on)
 
 
