@@ -138,12 +138,12 @@ def test_every_pixel_of_a_hole_a_thousand_pixels_wide_is_painted(vote):
     assert (level[RADIUS:-RADIUS, RADIUS:-RADIUS] == 90).all()
 
 
-@pytest.mark.parametrize("rim", [1, 10, 100])
+@pytest.mark.parametrize("rim", [1, 10, 50])
 def test_what_is_painted_does_not_depend_on_what_is_hidden(rim):
     rng = np.random.default_rng(1)
-    hole = np.ones((300, 400), bool)
+    hole = np.ones((150, 200), bool)
     hole[:rim] = False
-    first, second = (rng.integers(0, 256, (300, 400, 3), dtype=np.uint8) for _ in range(2))
+    first, second = (rng.integers(0, 256, (*hole.shape, 3), dtype=np.uint8) for _ in range(2))
     second[:rim] = first[:rim]
     painted = complete(first, hole)
     assert (painted == complete(second, hole)).all() and (painted[~hole] == first[~hole]).all()
