@@ -10,11 +10,13 @@ names.
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -25,6 +27,9 @@ from ppma.training import seal
 from ppma.training.seal import Seal
 
 LISTING = "*.study.json"
+_PARSER = threading.Lock()
+"""The head of an array is a Python literal, and CPython 3.11 may fail when a second thread parses one meanwhile ("SystemError:
+AST constructor recursion depth mismatch")."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +154,8 @@ def _read(folder: Path, command: tuple[str, ...]) -> dict[str, Any]:
     """Return the fields of a Result that a folder holds, after checking its seal."""
     sealed = seal.read(folder)
     result = seal.read_result(folder / "result.json")
-    with np.load(folder / "scores.npz") as scores:
-        scores_VC, label_V, video_V = scores["scores"], scores["label"], scores["video"]
+    with ZipFile(folder / "scores.npz") as scores:
+        scores_VC, label_V, video_V = (_array(scores, name) for name in ("scores", "label", "video"))
     right_V, right5_V = (top_k_correct(scores_VC, label_V, k) for k in (1, 5))
     for name, counted in (("top1", right_V.mean()), ("top5", right5_V.mean())):
         same = abs(result[name] - counted) <= 1e-9 and result["n_videos"] == len(label_V)
@@ -165,6 +170,15 @@ def _read(folder: Path, command: tuple[str, ...]) -> dict[str, Any]:
         "right_DV": right_V.reshape(draws, videos), "right5_DV": right5_V.reshape(draws, videos),
         "device": f"{environment['world_size']} x {environment['device']}" if "device" in environment else "not recorded",
     }  # fmt: skip
+
+
+def _array(archive: ZipFile, name: str) -> np.ndarray:
+    """Return an array of an .npz file, unpacked while other threads unpack theirs."""
+    with archive.open(f"{name}.npy") as file:
+        with _PARSER:
+            np.lib.format.read_magic(file)
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+        return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if fortran_order else "C")
 
 
 def _last_start(run: Path) -> dict[str, Any]:
