@@ -233,6 +233,23 @@ def clip_tree(built_once: BuiltOnce) -> Path:
     return built_once("clips", _write_clips)
 
 
+@pytest.fixture
+def probe_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probe clips in this process: starting another one takes longer than the few clips of a test."""
+    from ppma.loaders.sources.probe import Unusable, probe
+
+    def probe_each(files: Iterable[tuple[Any, Path]], **how: Any) -> Iterator[tuple[Any, Any]]:
+        how = {name: value for name, value in how.items() if name in ("max_pixels", "check")}
+        for key, path in files:
+            try:
+                yield key, probe(path, **how)
+            except Unusable as reason:
+                yield key, str(reason)
+
+    for caller in ("ppma.data.index", "ppma.loaders.sources.listing"):
+        monkeypatch.setattr(f"{caller}.probe_each", probe_each)
+
+
 def _train_tiny_runs(folder: Path) -> None:
     import tiny
 

@@ -32,6 +32,8 @@ from ppma.privacy.removal import plugins
 from ppma.privacy.removal.clip import Pipeline, Settings
 from ppma.privacy.removal.command import main
 
+pytestmark = pytest.mark.usefixtures("probe_here")
+
 
 @pytest.fixture(autouse=True)
 def fresh_pipeline():

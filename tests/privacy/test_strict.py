@@ -81,7 +81,8 @@ def made(tmp_path_factory, clip_tree):
 
 
 @pytest.fixture
-def world(made, tmp_path):
+def world(made, tmp_path, probe_here, monkeypatch):
+    monkeypatch.setattr("ppma.inference.export.write_program", lambda *_: None)  # half of an export's time
     folder = tmp_path / "world"
     shutil.copytree(made, folder, symlinks=True)
     return folder
