@@ -69,7 +69,9 @@ def test_a_finished_demo_only_reports_again(once, tmp_path, monkeypatch, capsys)
     for number in range(20):
         (out / f"runs/scenes-s0-{number:012}").mkdir()
     monkeypatch.setattr(training, "train", lambda config: pytest.fail(f"{config.run_dir} was trained again"))
-    monkeypatch.setattr(demo_report, "reconstructions_figure", lambda folder, _: seen.append(folder) or Figure())
+    for name in ("accuracy_figure", "confusion_figure", "clips_figure"):  # drawn once: test_table_and_figures
+        monkeypatch.setattr(demo_report, name, lambda *_: Figure((1, 1)))
+    monkeypatch.setattr(demo_report, "reconstructions_figure", lambda folder, _: seen.append(folder) or Figure((1, 1)))
     assert run(out) == DONE and written(out / "runs") == before and seen == [planned]
     assert "What was shown" in capsys.readouterr().out
 
