@@ -13,6 +13,8 @@ from full_disk import content
 from privacy_stand_ins import write_walk
 from waiting import wait_until
 
+from ppma.cli import main as ppma
+
 ROOT = Path(__file__).parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 SYNTHESIZE = "synthesize --classes walk wave --clips 3 --size 64 --seconds 1 --masks --empty"
@@ -92,8 +94,10 @@ def test_an_interrupted_command_that_runs_again_writes_the_same_bytes(name, comm
 
 @pytest.mark.promise("R29")
 def test_a_killed_synthesize_that_runs_again_writes_the_same_bytes(tmp_path, figure):
-    whole, killed = [[*SYNTHESIZE.split(), "--workers", "1", "--out", tmp_path / name] for name in ("whole", "killed")]
-    assert run(whole).returncode == 0
+    whole, killed = [
+        [*SYNTHESIZE.split(), "--workers", "1", "--out", f"{tmp_path}/{name}"] for name in ("whole", "killed")
+    ]
+    assert ppma(whole) == 0
     process = start(killed)
 
     def stopped_while_it_writes() -> bool:
@@ -107,6 +111,6 @@ def test_a_killed_synthesize_that_runs_again_writes_the_same_bytes(tmp_path, fig
     wait_until(stopped_while_it_writes)
     process.kill()
     process.communicate()
-    assert run(killed).returncode == 0
+    assert ppma(killed) == 0
     assert written(tmp_path / "killed") == written(tmp_path / "whole")
     figure("R29", "synthesize: 1 SIGKILL, 0 bytes differ")

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import psutil
 import pytest
 from full_disk import content
 from privacy_stand_ins import write_walk
+from processes import run_script
 
 from ppma.cli import main as ppma
 from ppma.config.command import DONE, RUN_AGAIN
@@ -75,10 +75,7 @@ def test_a_small_shared_memory_is_enough(clip_tree, tmp_path, figure):
     figure("R25", f"{mib} MB of views with 64 MB of /dev/shm, 0 clips lost")
 
 
-def few_files() -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-
-
+FEW_FILES = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))"
 PACK_SMALL_SHARDS = """
 import sys
 from ppma.cli import main
@@ -100,14 +97,11 @@ def pack_and_read(clip_tree: Path, tmp_path: Path, count: int) -> str:
     data, store = indexed(tmp_path, clips), tmp_path / "made.beton"
     pack = ["pack", "made", "--data", data, "--out", store, "--short-side", "32", "--workers", "2"]
     began = time.monotonic()
-    for argv in (["-c", PACK_SMALL_SHARDS, *pack], ["-c", READ_ONE_EPOCH, data, "made", "32", "1", "8"]):
-        done = subprocess.run(
-            [sys.executable, *map(str, argv)],
-            env=environment(), preexec_fn=few_files, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
+    for code, argv in ((PACK_SMALL_SHARDS, pack), (READ_ONE_EPOCH, [data, "made", "32", "1", "8"])):
+        done, said = run_script(FEW_FILES + code, [*map(str, argv)], tmp_path, seconds=600)
+        assert done == 0, said[-2000:]
     assert len(Store(store).index.shards) == count
-    assert list(map(int, done.stdout.split()))[:2] == [count, 0]
+    assert list(map(int, (tmp_path / "script.out").read_text().split()))[:2] == [count, 0]
     return f"{count} shards packed and read by 8 workers in {time.monotonic() - began:.0f} s, 0 clips lost"
 
 
