@@ -110,7 +110,7 @@ def walk(tmp_path_factory):
     """A clip in which a red block moves across a textured background; returns (source, background)."""
     folder = tmp_path_factory.mktemp("walk")
     place = write_walk(folder / "walk.mp4")
-    return ClipSource(path=folder / "walk.mp4", start_seconds=0.0, end_seconds=float("inf"), fps=10.0), place
+    return ClipSource(path=folder / "walk.mp4", fps=10.0), place
 
 
 def frames(path):
@@ -166,7 +166,7 @@ def test_who_stands_still_is_hidden_in_every_frame_though_a_detector_loses_them_
     """Neither shown where the detector misses them, nor painted back elsewhere from those frames."""
     monkeypatch.setattr(RedFinder, "blinks", blinks)
     write_stand(tmp_path / "stand.mp4")
-    source = ClipSource(path=tmp_path / "stand.mp4", start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
+    source = ClipSource(path=tmp_path / "stand.mp4", fps=10.0)
     outcome, paths = Pipeline(Settings(**stand_ins), tmp_path).clean(source, tmp_path, "c/v")
     assert not is_red(frames(paths["inp"])).any() and outcome.boxes["red"] == 38
 
@@ -174,7 +174,7 @@ def test_who_stands_still_is_hidden_in_every_frame_though_a_detector_loses_them_
 def test_who_leaves_is_not_kept(every_frame, stand_ins, tmp_path, monkeypatch):
     monkeypatch.setattr(RedFinder, "blinks", range(10, 20))
     write_stand(tmp_path / "stand.mp4", length=40, leaves=20)
-    source = ClipSource(path=tmp_path / "stand.mp4", start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
+    source = ClipSource(path=tmp_path / "stand.mp4", fps=10.0)
     _, paths = Pipeline(Settings(**stand_ins), tmp_path).clean(source, tmp_path, "c/v")
     inside = frames(paths["seg"])[..., 0] > 127
     assert inside[:20, 50, 58].all() and not inside[26:].any() and not is_red(frames(paths["inp"])).any()
@@ -192,7 +192,7 @@ def test_a_person_whom_a_detector_loses_in_a_fast_pan_is_masked_where_the_camera
             frame_HWC = np.mean([place_HWC[:, 30 * t + by : 30 * t + by + 256] for by in range(0, 30, 6)], 0)
             frame_HWC[30:80, 210 - 30 * t : 226 - 30 * t] = RED
             add_frame(frame_HWC.astype(np.uint8))
-    source = ClipSource(path=tmp_path / "pan.mp4", start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
+    source = ClipSource(path=tmp_path / "pan.mp4", fps=10.0)
     with Pipeline(Settings(**stand_ins), tmp_path).plan(source, tmp_path) as plan:
         for t in range(7):
             mask_HW = plan.spool.read(t)
@@ -214,7 +214,7 @@ def write_limb(path, *, pans=0):
 @pytest.mark.parametrize("pans", [0, 3])
 def test_a_limb_in_fast_motion_that_reaches_out_of_the_mask_is_masked_too(stand_ins, tmp_path, pans):
     write_limb(tmp_path / "limb.mp4", pans=pans)
-    source = ClipSource(path=tmp_path / "limb.mp4", start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
+    source = ClipSource(path=tmp_path / "limb.mp4", fps=10.0)
     settings = Settings(**stand_ins)
     with Pipeline(settings, tmp_path).plan(source, tmp_path) as plan:
         for t in range(6):
@@ -275,7 +275,7 @@ def looked_at_again(folder, monkeypatch, stand_ins, kind, make, **settings):
     finds = "person" if kind == "detector" else ""
     monkeypatch.setitem(plugins.PLUGINS, "other", plugins.Plugin(kind=kind, make=make, license="none", finds=finds))
     write_stand(folder / "stand.mp4", length=12, blue=kind == "detector")
-    source = ClipSource(path=folder / "stand.mp4", start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
+    source = ClipSource(path=folder / "stand.mp4", fps=10.0)
     outcome, paths = Pipeline(Settings(**{**stand_ins, **settings}), folder).clean(source, folder, "c/v")
     return outcome, frames(paths["inp"])
 
@@ -327,7 +327,7 @@ def test_a_source_that_breaks_leaves_no_file(stand_ins, walk, tmp_path):
     broken.write_bytes(walk[0].path.read_bytes()[:900])
     out = tmp_path / "out"
     out.mkdir()
-    source = ClipSource(path=broken, start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
+    source = ClipSource(path=broken, fps=10.0)
     with pytest.raises(BadClip):
         Pipeline(Settings(**stand_ins), tmp_path).clean(source, out, "c/v")
     assert not [path for path in out.rglob("*") if path.is_file()]
@@ -398,7 +398,7 @@ def test_rendered_people_are_hidden_and_the_background_is_restored(person_weight
             for shot in shots:
                 add_frame(shot.picture_PP3)
         pipeline._inpainter = watched = Watched(plugins.load("median", person_weights))
-        source = ClipSource(path=path, start_seconds=0.0, end_seconds=float("inf"), fps=FPS)
+        source = ClipSource(path=path, fps=FPS)
         looked.clear()
         _, paths = pipeline.clean(source, tmp_path, f"drawn/{action}")
         before, after, hidden = frames(path), frames(paths["inp"]), frames(paths["seg"])[..., 0] > 127

@@ -57,7 +57,7 @@ def write_cast(path, *, depth=0.4, kind="shadow", length=30, pans=0, stands=Fals
             frame_HWC[100 : 100 + BODY, left : left + 16] = RED
             people.append((frame_HWC == RED).all(-1))
             add_frame((frame_HWC + rng.normal(0, 2, frame_HWC.shape)).clip(0, 255).astype(np.uint8))
-    source = ClipSource(path=path, start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
+    source = ClipSource(path=path, fps=10.0)
     return source, np.stack(shadows), np.stack(people)
 
 

@@ -87,7 +87,7 @@ class Witness:
         self.shown = []
 
     def inspect(self, pair, sha256):
-        return replace(findings(), detectors={}, outside_db=50.0)
+        return replace(findings(), detectors={}, outside_db=50.0, looked_at=[0, 3])
 
     def best_scores(self, frames):
         self.shown.append(np.stack(frames).astype(int))
@@ -99,7 +99,7 @@ def test_the_control_shows_neither_found_nor_missed_people(stand_ins, tmp_path):
     planted = planted_clip(size=128, frames=4)
     planted.frames_TPP3[:, 40:80, 20:40] = RED
     witness = Witness()
-    trial = measure(planted, Pipeline(Settings(**stand_ins), tmp_path), witness, tmp_path, 2)
+    trial = measure(planted, Pipeline(Settings(**stand_ins), tmp_path), witness, tmp_path)
     place, control = witness.shown
     assert len(place) == len(control) == 2 and (place == planted.empty_TPP3[[0, 3]]).all()
     changed = np.abs(control - place)

@@ -13,7 +13,7 @@ import pytest
 from ppma.cli import main as ppma
 from ppma.common.files import content_sha256, file_sha256
 from ppma.privacy.audit import review
-from ppma.privacy.audit.clip import Pair
+from ppma.privacy.audit.clip import InspectorConfig, Pair
 from ppma.privacy.audit.jobs import AuditJob
 from ppma.privacy.removal.clip import ClipSource
 from ppma.privacy.removal.writing import part_writer
@@ -35,12 +35,15 @@ def made(tmp_path_factory):
             with part_writer(path, "inp", "videos", 10.0) as add:
                 for t in range(3):
                     add(np.full((96, 128, 3), (red, 60 * t, 0), np.uint8))
-        source = ClipSource(path=paths[1], start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
+        source = ClipSource(path=paths[1], fps=10.0)
         pair = Pair(
             name=name, path=f"inp/{name}.mp4", class_name=name[:3], cleaned=paths[0], frames=3, mask=None, makers=("m",),
             original=None if name == "jump/b" else source, method="remove", outside_sha256="", clean=None,
         )  # fmt: skip
-        job = AuditJob(pair=pair, out=folder / "report", detectors=("nanodet",), frames=0, weights=folder)
+        job = AuditJob(
+            pair=pair, out=folder / "report",
+            inspector=InspectorConfig(detectors=("nanodet",), frames=0, weights=folder),
+        )  # fmt: skip
         files = job.files()
         job.record.parent.mkdir(parents=True, exist_ok=True)
         job.record.write_text(json.dumps({"settings": job.settings(files), "files": files}))

@@ -106,7 +106,7 @@ def cleaned(folder, stand_ins, people):
             if (x := people(t)) is not None:
                 frame_HWC[30:80, x : x + 16] = RED
             add_frame(frame_HWC)
-    source = ClipSource(path=folder / "clip.mp4", start_seconds=0.0, end_seconds=float("inf"), fps=10.0)
+    source = ClipSource(path=folder / "clip.mp4", fps=10.0)
     pipeline = Pipeline(Settings(**stand_ins), folder)
     pipeline._detectors = {"red": Finder()}
     outcome, paths = pipeline.clean(source, folder, "c/v")

@@ -21,7 +21,6 @@ import numpy as np
 
 from ppma.common.frames import clip_place, is_frames
 from ppma.config.errors import BadClip, first_few
-from ppma.loaders.decode.fetch import all_frames
 from ppma.privacy.audit import spikes
 from ppma.privacy.audit.follow import FOLLOWED, Follower, keep_detections
 from ppma.privacy.audit.people import CHANGED_LEVELS, Person, people_of
@@ -31,7 +30,7 @@ from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.detectors.boxes import NONE_05, overlaps
 from ppma.privacy.detectors.tiles import detect_frames
 from ppma.privacy.detectors.user_models import Model
-from ppma.privacy.removal.clip import ClipSource
+from ppma.privacy.removal.clip import ClipSource, video_frames
 
 LEAST_DB = 40.0
 """Smallest PSNR outside the mask after encoding (this project's own bound)."""
@@ -176,32 +175,34 @@ class _Pixels:
             self.inside_count += inside.size
 
 
+@dataclass(frozen=True, kw_only=True)
+class InspectorConfig:
+    """What inspects clips, and how closely."""
+
+    detectors: tuple[str, ...]
+    """Keys of AUDITORS."""
+    weights: Path
+    """Folder of their weights."""
+    frames: int
+    """Inspected frames of each clip; 0 for all."""
+    people: Path | None = None
+    """Folder of cut-outs to spike in; None: drawn people."""
+    models: tuple[Model, ...] = ()
+    """Files of detectors that the user provides."""
+
+
 class Inspector:
     """The detectors of a process, loaded once."""
 
-    def __init__(
-        self,
-        names: tuple[str, ...],
-        weights: Path,
-        frames: int,
-        people: Path | None = None,
-        models: tuple[Model, ...] = (),
-    ) -> None:
-        """Load the detectors.
-
-        Args:
-            names: Keys of AUDITORS.
-            weights: Folder of their weights.
-            frames: Number of frames of each clip that they inspect; 0 for all.
-            people: Folder of cut-outs to spike in; None: drawn people.
-            models: Files of detectors that the user provides.
-
-        Raises:
-            InputError: Weights are missing, or the folder has no cut-outs.
-        """
-        self._detectors = {n: auditors.load(n, weights, AUDITORS[n].threshold * FOLLOWED, models) for n in names}
-        self._frames = frames
-        self._people = spikes.drawn_people() if people is None else spikes.read_people(people)
+    def __init__(self, config: InspectorConfig) -> None:
+        """Load the detectors; InputError if weights are missing, or the folder has no cut-outs."""
+        cv2.setNumThreads(1)
+        self._frames = config.frames
+        self._detectors = {
+            name: auditors.load(name, config.weights, AUDITORS[name].threshold * FOLLOWED, config.models)
+            for name in config.detectors
+        }
+        self._people = spikes.drawn_people() if config.people is None else spikes.read_people(config.people)
 
     def best_scores(self, frames: list[np.ndarray]) -> dict[str, list[float]]:
         """Return each detector's best score in each of these frames; see `Scores`."""
@@ -394,12 +395,6 @@ def jpeg_base64(picture_HWC: np.ndarray, quality: int = 80) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- pixels
-
-
-def video_frames(path: Path) -> Iterator[np.ndarray]:
-    """Yield frames_HWC, uint8 RGB, of a video or folder of frames."""
-    for _, frame_HWC in all_frames(path, 0.0, float("inf")):
-        yield frame_HWC
 
 
 def original_frames(source: ClipSource | None) -> Iterator[np.ndarray]:

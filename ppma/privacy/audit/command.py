@@ -27,7 +27,7 @@ from ppma.config.errors import InputError, require
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy import signature, verdict
 from ppma.privacy.audit import jobs, report, review, spikes
-from ppma.privacy.audit.clip import Findings, Pair
+from ppma.privacy.audit.clip import Findings, InspectorConfig, Pair
 from ppma.privacy.audit.jobs import AuditJob
 from ppma.privacy.audit.judge import Judged, judge
 from ppma.privacy.detectors import auditors
@@ -123,7 +123,10 @@ def main(argv: list[str]) -> int:
 
 def run(config: AuditConfig, console: Console) -> int:
     """Audit the clips of a config, report on the console, and return the exit code."""
-    models = auditors.files_of(config.detectors, config.weights, config.models)
+    inspector = InspectorConfig(
+        detectors=config.detectors, weights=config.weights, frames=config.frames, people=config.people,
+        models=auditors.files_of(config.detectors, config.weights, config.models),
+    )  # fmt: skip  # one field after the other
     engine = engines.find(config.engine)
     manifest, root, clips = jobs.read(config.source, config.root, config.workers, engine)
     pairs = jobs.pairs(root, clips, config.originals)
@@ -135,13 +138,7 @@ def run(config: AuditConfig, console: Console) -> int:
         return DONE
     sign = signature.signer(config.sign) if config.sign and config.part is None else None  # asks before the work
     _make_folder(config, manifest, root)
-    todo = [
-        AuditJob(
-            pair=pair, out=config.out, detectors=config.detectors, frames=config.frames, weights=config.weights,
-            models=models, people=config.people,
-        )
-        for pair in pairs
-    ]  # fmt: skip  # one field after the other
+    todo = [AuditJob(pair=pair, out=config.out, inspector=inspector) for pair in pairs]
     share = Share(config.out / FOLDER, parse_shard(config.part))
     if config.merge is not None and (share.shared or not (config.out / verdict.AUDIT_FILE).exists()):
         share.require_all(job.pair.path for job in todo)
@@ -165,10 +162,8 @@ def run(config: AuditConfig, console: Console) -> int:
         raise InputError(f"{refused[0]} ({len(refused)} such clips); {remedy}")
     findings = [one for one in (results[job.pair.path] for job in todo) if isinstance(one, Findings)]
     judged = [(one, judge(one)) for one in findings]
-    facts = report.Facts(
-        manifest=manifest or config.out / "manifest.csv", root=root, makers=makers, auditors=config.detectors,
-        frames=config.frames, models=models,
-    )  # fmt: skip  # one field after the other
+    manifest = manifest or config.out / "manifest.csv"
+    facts = report.Facts(manifest=manifest, root=root, makers=makers, inspector=inspector)
     _write(config.out, facts, clips, judged, sign)
     if config.merge is not None:
         share.clear()
@@ -177,7 +172,7 @@ def run(config: AuditConfig, console: Console) -> int:
     summary = ", ".join(f"{counts[name]} {name}" for name in verdict.VERDICTS)
     console.print(f"{len(judged)} clips: {summary}")
     if counts[verdict.PASSED]:
-        console.print(f"{verdict.passed_path(facts.manifest)}: the clips that passed, for --privacy strict")
+        console.print(f"{verdict.passed_path(manifest)}: the clips that passed, for --privacy strict")
     console.print(f"{config.out / REPORT}: contains the frames to review and sign")
     return FAILED_AUDIT if counts[verdict.FAILED] else DONE
 

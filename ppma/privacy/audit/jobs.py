@@ -16,8 +16,6 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
-import cv2
-
 from ppma import __version__
 from ppma.common.files import content_sha256, content_stamp, write_text
 from ppma.common.frames import clip_place
@@ -26,10 +24,9 @@ from ppma.common.workers import Engine, parallel_events, parallel_map
 from ppma.config.errors import BadClip, InputError, reading
 from ppma.loaders.sources.listing import read_clips
 from ppma.loaders.sources.manifest import Clip
-from ppma.privacy.audit.clip import Findings, Inspector, Pair
+from ppma.privacy.audit.clip import Findings, Inspector, InspectorConfig, Pair
 from ppma.privacy.audit.follow import CARRIED, FOLLOWED
 from ppma.privacy.detectors.auditors import AUDITORS
-from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal import jobs as removal
 from ppma.privacy.removal.clip import ClipSource
 
@@ -135,18 +132,11 @@ def _original(originals: Path, clip: Clip, name: str, row: dict[str, Any]) -> Cl
 
 @dataclass(frozen=True, kw_only=True)
 class AuditJob:
-    """One clip to inspect, and the detectors."""
+    """One clip to inspect."""
 
     pair: Pair
     out: Path
-    detectors: tuple[str, ...]
-    frames: int
-    """Inspected frames; 0 for all."""
-    weights: Path
-    models: tuple[Model, ...] = ()
-    """Files of detectors that the user provides."""
-    people: Path | None = None
-    """Folder of cut-outs to spike in; None: drawn people."""
+    inspector: InspectorConfig
 
     @property
     def record(self) -> Path:
@@ -156,7 +146,7 @@ class AuditJob:
     def files(self, recorded: Mapping[str, Sequence[str]] = MappingProxyType({})) -> dict[str, tuple[str, str]]:
         """Return {path: (stamp, hash)} of all that is read, with the recorded hash of what has its recorded stamp."""
         original = self.pair.original.path if self.pair.original else None
-        paths = (self.pair.cleaned, self.pair.mask, original, self.people)
+        paths = (self.pair.cleaned, self.pair.mask, original, self.inspector.people)
         found: dict[str, tuple[str, str]] = {}
         for path in (path for path in paths if path is not None):
             stamp = content_stamp(path)  # before the hash: a change in between shows the next time
@@ -168,10 +158,10 @@ class AuditJob:
         """Return everything that the findings depend on, given the hashes of the files."""
         return {
             "version": __version__,
-            "operating_points": {name: AUDITORS[name].threshold for name in self.detectors},
+            "operating_points": {name: AUDITORS[name].threshold for name in self.inspector.detectors},
             "followed": [FOLLOWED, CARRIED],
-            "models": {model.name: model.sha256 for model in self.models},
-            "frames": self.frames,
+            "models": {model.name: model.sha256 for model in self.inspector.models},
+            "frames": self.inspector.frames,
             "pair": json.loads(json.dumps(asdict(self.pair), default=lambda path: str(path.absolute()))),
             "sha256": {path: sha256 for path, (_, sha256) in files.items()},
         }
@@ -186,15 +176,8 @@ class AuditJob:
         return Findings.from_dict(content["findings"]) if same else None
 
 
-@lru_cache(maxsize=1)
-def _inspector(
-    detectors: tuple[str, ...], weights: Path, frames: int, people: Path | None, models: tuple[Model, ...]
-) -> Inspector:
-    """Load the detectors once per process."""
-    cv2.setNumThreads(1)
-    return Inspector(detectors, weights, frames, people, models)
-
-
+_inspector = lru_cache(maxsize=1)(Inspector)
+"""Loads the detectors once per process."""
 Result = tuple[str, Findings | str]
 """Path of a clip, and its findings or why it cannot be read."""
 
@@ -203,8 +186,7 @@ def inspect(job: AuditJob) -> Result:
     """Inspect one clip and write its findings, or read those of an earlier run."""
     if (earlier := job.found()) is not None:
         return job.pair.path, earlier
-    inspector = _inspector(job.detectors, job.weights, job.frames, job.people, job.models)
-    files = job.files()
+    inspector, files = _inspector(job.inspector), job.files()
     try:
         findings = inspector.inspect(job.pair, files[str(job.pair.cleaned)][1])
     except BadClip as error:

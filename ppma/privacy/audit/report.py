@@ -26,10 +26,9 @@ from ppma.common import pages, statistics
 from ppma.common.files import file_sha256
 from ppma.common.plots import BLUE, GRAY, ORANGE, STYLE, svg
 from ppma.loaders.sources.manifest import HEADER, Clip
-from ppma.privacy.audit.clip import COLORS, NEAR_MISS, Findings
+from ppma.privacy.audit.clip import COLORS, NEAR_MISS, Findings, InspectorConfig
 from ppma.privacy.audit.judge import TALL, ClipVerdict, Judged, by_class, residual, summarize
 from ppma.privacy.detectors.auditors import AUDITORS, POINTS_DATE
-from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.detectors.weights import WEIGHTS
 from ppma.privacy.verdict import CANNOT_TELL, FAILED, FLOOR, FORMAT, PASSED, VERDICTS
 
@@ -50,36 +49,33 @@ NUMBERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What was audited, who made the masks, and who judged them."""
+    """What was audited, who made the masks, and what judged them."""
 
     manifest: Path
     root: Path
     """Folder that the manifest's paths are relative to."""
     makers: Sequence[str]
-    auditors: Sequence[str]
-    frames: int
-    """Inspected frames of each clip; 0 for all."""
-    models: Sequence[Model]
-    """Files of detectors that the user provides."""
+    inspector: InspectorConfig
 
 
 def content(judged: Judged, facts: Facts) -> dict[str, Any]:
     """Return the content of audit.json from the findings and verdict of each clip."""
     counts = Counter(verdict.verdict for _, verdict in judged)
+    names, models = facts.inspector.detectors, facts.inspector.models
     return {
         "format": FORMAT,
         "version": f"ppma {__version__}",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "manifest": facts.manifest.name,
         "command": shlex.join(sys.argv),
-        "models": {file: hash for name in facts.auditors for file, hash in _model_hashes(AUDITORS[name].weights)}
-        | {model.path.name: model.sha256 for model in facts.models},
+        "models": {file: hash for name in names for file, hash in _model_hashes(AUDITORS[name].weights)}
+        | {model.path.name: model.sha256 for model in models},
         "makers": list(facts.makers),
-        "auditors": list(facts.auditors),
-        "operating_points": {name: AUDITORS[name].threshold for name in facts.auditors},
+        "auditors": list(names),
+        "operating_points": {name: AUDITORS[name].threshold for name in names},
         "points_date": POINTS_DATE,
-        "licences": {name: AUDITORS[name].license for name in facts.auditors},
-        "frames": facts.frames,
+        "licences": {name: AUDITORS[name].license for name in names},
+        "frames": facts.inspector.frames,
         "confidence": statistics.CONFIDENCE,
         "verdicts": {name: counts[name] for name in VERDICTS},
         "rates": {name: asdict(rate) for name, rate in summarize(judged).items()},

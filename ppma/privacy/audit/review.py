@@ -29,8 +29,8 @@ from ppma.common.progress import Progress
 from ppma.common.workers import parallel_map
 from ppma.config.command import DONE, FAILED_AUDIT, OutFile, check_ranges, parse
 from ppma.config.errors import BadClip, InputError, first_few, reading, require
-from ppma.privacy.audit.clip import jpeg_base64, original_frames, video_frames
-from ppma.privacy.removal.clip import ClipSource
+from ppma.privacy.audit.clip import jpeg_base64, original_frames
+from ppma.privacy.removal.clip import ClipSource, video_frames
 from ppma.privacy.verdict import AUDIT_FILE, FAILED, FORMAT, REVIEW_FILE, SEEN
 
 PAGE, REVIEW_FORMAT = "review.html", "ppma-review-1"

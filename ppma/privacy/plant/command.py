@@ -15,6 +15,7 @@ from ppma.common.progress import Progress
 from ppma.common.workers import parallel_map
 from ppma.config.command import DONE, OutFolder, check_ranges, parse
 from ppma.config.errors import InputError
+from ppma.privacy.audit.clip import InspectorConfig
 from ppma.privacy.detectors import auditors
 from ppma.privacy.detectors.auditors import AUDITORS, BUNDLED
 from ppma.privacy.detectors.weights import default_folder, find
@@ -80,8 +81,9 @@ class PlantConfig:
         """Return a trial for each clip."""
         plates = list_plates(self.plates) if self.plates else ()
         shape = {name: getattr(self, name) for name in ("seed", "size", "frames", "long_frames", "fps")}
-        shared = {name: getattr(self, name) for name in ("out", "weights", "auditors", "looked_at")}
-        return [TrialJob(design=design(n, plates=plates, **shape), **shared) for n in range(self.clips)]
+        inspector = InspectorConfig(detectors=self.auditors, weights=self.weights, frames=self.looked_at)
+        designs = [design(n, plates=plates, **shape) for n in range(self.clips)]
+        return [TrialJob(design=one, out=self.out, inspector=inspector) for one in designs]
 
 
 def main(argv: list[str]) -> int:

@@ -16,18 +16,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from ppma.common.files import content_sha256, write_text
 from ppma.common.video import video_writer
 from ppma.config.errors import reading, watch_disk
-from ppma.loaders.decode.fetch import all_frames
-from ppma.privacy.audit.clip import Findings, Inspector, Pair, belongs, inspected_frames, psnr
+from ppma.privacy.audit.clip import Findings, Inspector, InspectorConfig, Pair, belongs, psnr
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.plant.clip import Design, Planted, plant
 from ppma.privacy.removal import figures
-from ppma.privacy.removal.clip import ClipSource, Pipeline, Settings
+from ppma.privacy.removal.clip import ClipSource, Pipeline, Settings, video_frames
 from ppma.privacy.removal.figures import same
 from ppma.privacy.removal.fill import LEAST_SHARE, LEAST_VIEWS
 from ppma.privacy.removal.plugins import PLUGINS
@@ -91,10 +89,7 @@ class TrialJob:
 
     design: Design
     out: Path
-    weights: Path
-    auditors: tuple[str, ...]
-    looked_at: int
-    """Inspected frames of the clip."""
+    inspector: InspectorConfig
 
     def __str__(self) -> str:
         return f"trial {self.design.number}"
@@ -111,26 +106,25 @@ class TrialJob:
 
 
 @lru_cache(maxsize=1)
-def _tools(weights: Path, auditors: tuple[str, ...], looked_at: int) -> tuple[Pipeline, Inspector]:
+def _tools(config: InspectorConfig) -> tuple[Pipeline, Inspector]:
     """Load remover and auditors once per process."""
-    cv2.setNumThreads(1)
-    return Pipeline(Settings(), weights), Inspector(auditors, weights, looked_at)
+    return Pipeline(Settings(), config.weights), Inspector(config)
 
 
 def work(job: TrialJob) -> TrialJob:
     """Run one trial and write its record; DiskFullError if it does not fit."""
-    pipeline, inspector = _tools(job.weights, job.auditors, job.looked_at)
+    pipeline, inspector = _tools(job.inspector)
     with watch_disk(job.out), tempfile.TemporaryDirectory(dir=job.out, prefix=".trial-") as folder:
-        trial = measure(plant(job.design), pipeline, inspector, Path(folder), job.looked_at)
+        trial = measure(plant(job.design), pipeline, inspector, Path(folder))
     write_text(job.record, json.dumps(asdict(trial)))
     return job
 
 
 def _frames(path: Path) -> np.ndarray:
-    return np.stack([frame for _, frame in all_frames(path, 0.0, float("inf"))])
+    return np.stack(list(video_frames(path)))
 
 
-def measure(planted: Planted, pipeline: Pipeline, inspector: Inspector, folder: Path, looked_at: int) -> Trial:
+def measure(planted: Planted, pipeline: Pipeline, inspector: Inspector, folder: Path) -> Trial:
     """Remove and audit a planted clip.
 
     Args:
@@ -138,9 +132,8 @@ def measure(planted: Planted, pipeline: Pipeline, inspector: Inspector, folder: 
         pipeline: The remover.
         inspector: The auditors.
         folder: A temporary folder.
-        looked_at: Number of inspected frames.
     """
-    design, inspected = planted.design, inspected_frames(planted.design.frames, looked_at)
+    design = planted.design
     # 1. remove people from the clip; inpaint the empty scene with the same masks
     clip = _write_video(planted.frames_TPP3, folder / "source.mp4", design.fps)
     empty = _write_video(planted.empty_TPP3, folder / "empty.mp4", design.fps)
@@ -155,13 +148,14 @@ def measure(planted: Planted, pipeline: Pipeline, inspector: Inspector, folder: 
     )  # fmt: skip  # one field after the other
     findings = inspector.inspect(pair, content_sha256(paths["inp"]))
     # 3. compare with the ground truth
+    inspected = findings.looked_at
     hidden_TPP = _frames(paths["seg"])[..., 0] > 127
     seen_db, seen_pixels = (None, 0) if planted.moving else _compare_inpainted(planted, hidden_TPP, paths["inp"])
     return Trial(
         design={**asdict(design), "plate": design.plate.name if design.plate else None},
         moving=planted.moving,
         people=len(planted.people_NTPP),
-        sights=_sightings(planted, hidden_TPP, _frames(paths["inp"]), pipeline, findings, inspected),
+        sights=_sightings(planted, hidden_TPP, _frames(paths["inp"]), pipeline, findings),
         outside_db=findings.outside_db,
         seen_db=seen_db,
         seen_pixels=seen_pixels,
@@ -175,7 +169,7 @@ def _write_video(frames_TPP3: np.ndarray, path: Path, fps: float) -> ClipSource:
     with video_writer(path, fps=fps, options=X264) as add:
         for frame_PP3 in frames_TPP3:
             add(frame_PP3)
-    return ClipSource(path=path, start_seconds=0.0, end_seconds=float("inf"), fps=fps)
+    return ClipSource(path=path, fps=fps)
 
 
 def _compare_inpainted(planted: Planted, hidden_TPP: np.ndarray, cleaned: Path) -> tuple[float | None, int]:
@@ -192,12 +186,11 @@ def _sightings(
     cleaned_TPP3: np.ndarray,
     pipeline: Pipeline,
     findings: Findings,
-    inspected: list[int],
 ) -> list[Sighting]:
     """Return every visible person in every frame."""
     sightings = []
     for t in range(len(hidden_TPP)):
-        detections = pipeline.detect(planted.frames_TPP3[t]) if t in inspected else None
+        detections = pipeline.detect(planted.frames_TPP3[t]) if t in findings.looked_at else None
         for n, own_PP in enumerate(planted.people_NTPP[:, t]):
             if own_PP.sum() < LEAST_PIXELS:
                 continue
@@ -206,7 +199,7 @@ def _sightings(
             found, audited, left = None, dict[str, bool](), dict[str, bool]()
             if detections is not None:
                 found = any(belongs(boxes[:, :4], box, PLUGINS[name].finds) for name, boxes in detections.items())
-                at = inspected.index(t)
+                at = findings.looked_at.index(t)
                 for name, scores in findings.detectors.items():
                     audited[name] = belongs(_corners(scores.boxes_before[at]), box, AUDITORS[name].finds)
                     left[name] = belongs(_corners(scores.boxes_after[at]), box, AUDITORS[name].finds)

@@ -62,9 +62,6 @@ from ppma.privacy.removal.steady import STEP, Found, between, search
 from ppma.privacy.removal.writing import Layout, Part, part_writer, target
 
 Method = Literal["remove", "blur-faces", "blur-bodies", "downsample"]
-Boxes = dict[str, list[np.ndarray]]
-"""Detector name -> boxes_N5 of each frame."""
-
 BRIDGE_SECONDS = 1.0
 """Longest gap between two detections of a person who moves that is filled; who stands still is kept over any gap."""
 VIEW_SIDE = 320
@@ -133,19 +130,24 @@ class Settings:
         return {part: target(out, part, name, self.layout) for part in parts}
 
 
+def video_frames(path: Path, start_seconds: float = 0.0, end_seconds: float = float("inf")) -> Iterator[np.ndarray]:
+    """Yield frames_HWC, uint8 RGB, of a video or folder of frames, in order."""
+    for _, frame_HWC in all_frames(path, start_seconds, end_seconds):
+        yield frame_HWC
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClipSource:
     """A video or folder of frames, and the window of it to clean."""
 
     path: Path
-    start_seconds: float
-    end_seconds: float
+    start_seconds: float = 0.0
+    end_seconds: float = float("inf")
     fps: float
 
     def frames(self) -> Iterator[np.ndarray]:
         """Yield frames_HWC, uint8 RGB, in order."""
-        for _, frame_HWC in all_frames(self.path, self.start_seconds, self.end_seconds):
-            yield frame_HWC
+        yield from video_frames(self.path, self.start_seconds, self.end_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +183,8 @@ class Outcome:
 class Plan:
     """The masks of a clip and the motion of its camera."""
 
-    boxes: Boxes
+    boxes: list[Found]
+    """Of each frame; empty without detectors."""
     spool: Spool
     poses: list[Pose]
     """One for each frame; empty unless something is painted."""
@@ -201,6 +204,10 @@ class Plan:
     """By how many pixels (x, y) each frame moves from the one before."""
     cpu_seconds: float = 0.0
     """CPU time spent on the clip so far."""
+
+    def people(self, t: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return boxes_N5 of people and of faces in frame `t`, of all detectors."""
+        return _split(self.boxes[t] if self.boxes else {})
 
     @property
     def look_frames(self) -> int:
@@ -244,12 +251,11 @@ class Pipeline:
         """Return the boxes without those that need a confirmation and have none."""
         return {name: b[b[:, 4] >= SURE] if name in self._confirmers else b for name, b in found.items()}
 
-    def mask(self, frame_HWC: np.ndarray, boxes: Boxes | None = None, t: int = 0) -> np.ndarray:
-        """Return the raw mask_HW (uint8) of frame `t`, from the boxes of its clip or detections in this frame."""
+    def mask(self, frame_HWC: np.ndarray, people_N5: np.ndarray, faces_N5: np.ndarray) -> np.ndarray:
+        """Return the raw mask_HW (uint8) of a frame, from the boxes of people and faces in it."""
         if self.settings.masks == "published" and self._segmenter is not None:
             return published_mask(frame_HWC, self._segmenter)
-        boxes = {name: [found_N5] for name, found_N5 in self.detect(frame_HWC).items()} if boxes is None else boxes
-        return raw_mask(frame_HWC, *_split(boxes, t), self._segmenter)
+        return raw_mask(frame_HWC, people_N5, faces_N5, self._segmenter)
 
     def clean(self, source: ClipSource, out: Path, name: str) -> tuple[Outcome, dict[Part, Path]]:
         """Clean a clip and write its files.
@@ -286,7 +292,7 @@ class Pipeline:
             spool, views, colors = (
                 stack.enter_context(contextlib.closing(Spool(folder, bits=bits))) for bits in (True, False, False)
             )
-            plan = Plan(boxes={}, spool=spool, poses=[], views=views, colors=colors, flat={}, fps=source.fps)
+            plan = Plan(boxes=[], spool=spool, poses=[], views=views, colors=colors, flat={}, fps=source.fps)
             self._detect_all(source, plan)
             self._mask_all(source, plan)
             self._add_effects(plan, range(len(plan.spool)))
@@ -342,7 +348,7 @@ class Pipeline:
             height=height,
             width=width,
             frames_with_people=plan.spool.filled,
-            boxes={name: sum(map(len, found)) for name, found in plan.boxes.items()},
+            boxes={name: sum(len(boxes[name]) for boxes in plan.boxes) for name in self._detectors},
             hidden_share=hidden_pixels / (frames * height * width),
             seen_share=seen_pixels / max(1, hidden_pixels),
             flattened=flattened,
@@ -373,26 +379,24 @@ class Pipeline:
             if skipped:
                 steady = between(self._sure(before), self._sure(sure), views, plan.scale, reach)
                 if steady is None:
-                    steady = list(self._detect_each(skipped, before))
-                    sure = self._confirm(last_HWC, last, steady[-1])
-                found += steady
+                    for frame_HWC, each in zip(skipped, self._find(skipped)):
+                        before = self._confirm(frame_HWC, each, before)
+                        found.append(before)
+                    sure = self._confirm(last_HWC, last, before)
+                else:
+                    found += steady
             found.append(sure)
         boxes = {name: [boxes[name] for boxes in found] for name in self._detectors}
         boxes |= {name: keep_sure(boxes[name]) for name in self._confirmers}
         plan.boxes = _tracked(boxes, plan)
 
-    def _detect_each(self, frames: list[np.ndarray], before: Found) -> Iterator[Found]:
-        for frame_HWC, found in zip(frames, self._find(frames)):
-            before = self._confirm(frame_HWC, found, before)
-            yield before
-
     def _mask_all(self, source: ClipSource, plan: Plan) -> None:
         """Set the plan's masks, and the camera poses if something is to be painted."""
         tracker = Tracker()
         for t, frame_HWC in enumerate(source.frames() if self.settings.method != "downsample" else ()):
-            if any(t >= len(found) for found in plan.boxes.values()):
+            if self._detectors and t >= len(plan.boxes):
                 raise BadClip("has more frames when it is read again; re-encode it")
-            mask_HW = self.mask(frame_HWC, plan.boxes, t)
+            mask_HW = self.mask(frame_HWC, *plan.people(t))
             plan.spool.append(mask_HW)
             if self.settings.effects:
                 small = cv2.resize(frame_HWC, None, fx=plan.scale, fy=plan.scale, interpolation=cv2.INTER_AREA)
@@ -406,12 +410,9 @@ class Pipeline:
     def _add_effects(self, plan: Plan, frames: Iterable[int]) -> None:
         """Add shadows and reflections to the plan's masks of some frames, if they are to be removed."""
         if self.settings.effects:
-
-            def boxes_of(t: int) -> np.ndarray:
-                people_N5, faces_N5 = _split(plan.boxes, t)
-                return np.concatenate([people_N5, grown(faces_N5, *BODY_REACH)])
-
-            views = Views(plan.spool, plan.colors, plan.poses, boxes_of, scale=plan.scale, fps=plan.fps)
+            found = map(plan.people, range(len(plan.spool)))
+            boxes = [np.concatenate([people_N5, grown(faces_N5, *BODY_REACH)]) for people_N5, faces_N5 in found]
+            views = Views(plan.spool, plan.colors, plan.poses, boxes, scale=plan.scale, fps=plan.fps)
             extended, known_share = extend(views, frames)
             plan.extended |= extended
             known_share = plan.effects.known_share if plan.effects else known_share  # of all frames
@@ -420,7 +421,7 @@ class Pipeline:
     def _extend(self, plan: Plan, source: ClipSource, found: dict[int, Found]) -> None:
         """Add the people detected in a result to the plan: to its masks, or where they are hidden, to be filled flat."""
         began = time.process_time()
-        new: Boxes = {name: [NONE_05] * len(plan.spool) for name in plan.boxes}
+        new = {name: [NONE_05] * len(plan.spool) for name in self._detectors}
         for t, by_name in found.items():
             hidden_HW, pose = hidden(plan.spool, t, masks=self.settings.masks), plan.poses[t]
             for name, boxes_N5 in by_name.items():
@@ -432,14 +433,13 @@ class Pipeline:
                 shown_N5[:, 4] = t
                 plan.flat[pose.shot] = np.concatenate([plan.flat.get(pose.shot, NONE_05), shown_N5])
         more, changed = _tracked(new, plan), list[int]()
-        for t, frame_HWC in enumerate(source.frames()):
-            added = {name: [boxes[t]] for name, boxes in more.items()}
-            if any(len(boxes_N5) for (boxes_N5,) in added.values()):
-                plan.spool.replace(t, plan.spool.read(t) | self.mask(frame_HWC, added))
+        for t, (frame_HWC, added) in enumerate(zip(source.frames(), more)):
+            if any(map(len, added.values())):
+                plan.spool.replace(t, plan.spool.read(t) | self.mask(frame_HWC, *_split(added)))
                 changed.append(t)
-        plan.boxes = {
-            name: [np.concatenate(both) for both in zip(boxes, more[name])] for name, boxes in plan.boxes.items()
-        }
+        plan.boxes = [
+            {n: np.concatenate([boxes[n], added[n]]) for n in boxes} for boxes, added in zip(plan.boxes, more)
+        ]
         self._add_effects(plan, changed)
         plan.cpu_seconds += time.process_time() - began
 
@@ -466,7 +466,7 @@ class Pipeline:
 
     def _cores(self, plan: Plan, t: int) -> np.ndarray:
         """Return numbers_HW (int32) on the cores of the people in frame `t`, from their boxes or else their masks."""
-        people_N5, faces_N5 = _split(plan.boxes, t)
+        people_N5, faces_N5 = plan.people(t)
         boxes_N5 = np.concatenate([suppress(people_N5), grown(faces_N5, 0.5, 0, 0.5, 0)])
         return cores(boxes_N5, plan.spool.read(t))
 
@@ -476,17 +476,17 @@ def _view(frame_HWC: np.ndarray, scale: float) -> np.ndarray:
     return cv2.cvtColor(small_hwC, cv2.COLOR_RGB2GRAY)
 
 
-def _tracked(boxes: Boxes, plan: Plan) -> Boxes:
-    """Add the boxes of people whom a detector loses, by the views of the plan.
+def _tracked(found: dict[str, list[np.ndarray]], plan: Plan) -> list[Found]:
+    """Return the boxes of each frame from those of each detector, with people whom it loses, by the views of the plan.
 
     Their motion is continued in the picture and, as the camera pans, also in the place: in a fast pan someone may be
     elsewhere in each frame.
     """
     gap, more = round(BRIDGE_SECONDS * plan.fps), round(LINGER_SECONDS * plan.fps)
     moved_T5 = np.pad(np.tile(np.cumsum(plan.pans, 0), 2), ((0, 0), (0, 1))).astype(np.float32)
-    tracked: Boxes = {}
-    for name, found in boxes.items():
-        stayed = stay(found, plan.views.read, plan.scale, gap)
+    tracked = dict[str, list[np.ndarray]]()
+    for name, frames in found.items():
+        stayed = stay(frames, plan.views.read, plan.scale, gap)
         tracked[name] = linger(bridge(stayed, gap), more)
         if moved_T5.any():
             placed = [boxes_N5 - moved_5 for boxes_N5, moved_5 in zip(stayed, moved_T5)]
@@ -494,7 +494,7 @@ def _tracked(boxes: Boxes, plan: Plan) -> Boxes:
                 added_N5 = placed_N5[len(stayed[t]) :] + moved_T5[t]
                 new_N = overlaps(added_N5, tracked[name][t], of_first=True).max(1, initial=0) < WITHIN
                 tracked[name][t] = np.concatenate([tracked[name][t], added_N5[new_N]])
-    return tracked
+    return [dict(zip(tracked, boxes)) for boxes in zip(*tracked.values())]
 
 
 def _showing(plan: Plan, t: int, made_HW: np.ndarray) -> np.ndarray:
@@ -526,10 +526,10 @@ def _add_limbs(plan: Plan) -> None:
             plan.spool.replace(t, mask_HW | limbs(mask_HW, views[0], now_hw, views[-1]))
 
 
-def _split(boxes: Boxes, t: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return boxes_N5 of people and of faces in frame `t`, of all detectors."""
+def _split(found: Found) -> tuple[np.ndarray, np.ndarray]:
+    """Return boxes_N5 of people and of faces, of all detectors."""
     people_N5, faces_N5 = (
-        np.concatenate([NONE_05, *(b[t] for name, b in boxes.items() if plugins.PLUGINS[name].finds == finds)])
+        np.concatenate([NONE_05, *(boxes for name, boxes in found.items() if plugins.PLUGINS[name].finds == finds)])
         for finds in ("person", "face")
     )
     return people_N5, faces_N5

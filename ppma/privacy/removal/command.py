@@ -25,13 +25,12 @@ from ppma.common.shares import FOLDER, Share
 from ppma.common.workers import parse_shard
 from ppma.config.command import DONE, FAILED_AUDIT, OutFile, OutFolder, as_flags, check_ranges, parse
 from ppma.config.errors import InputError, first_few, require
-from ppma.loaders.decode.fetch import all_frames
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.listing import Refused, read_clips
 from ppma.privacy.detectors.weights import default_folder
 from ppma.privacy.removal import jobs as removal
 from ppma.privacy.removal import plugins
-from ppma.privacy.removal.clip import ClipSource, Method, Pipeline, Settings
+from ppma.privacy.removal.clip import ClipSource, Method, Pipeline, Settings, video_frames
 from ppma.privacy.removal.jobs import RemovalJob
 
 log = logging.getLogger(__name__)
@@ -210,8 +209,6 @@ class FramesInMemory(ClipSource):
     """A clip that is no file."""
 
     path: Path = Path("frames")
-    start_seconds: float = 0.0
-    end_seconds: float = float("inf")
     frames_THWC: np.ndarray
 
     def frames(self) -> Iterator[np.ndarray]:
@@ -223,7 +220,7 @@ def _clean(pipeline: Pipeline, source: FramesInMemory, folder: Path, number: int
     outcome, paths = pipeline.clean(source, folder, f"frames/{number}")
     if outcome.clean is False:
         log.warning("people are still detected in the cleaned frames of clip %d; look at them, or leave it out", number)
-    cleaned, masks = ((frame for _, frame in all_frames(paths[part], 0.0, float("inf"))) for part in ("inp", "seg"))
+    cleaned, masks = (video_frames(paths[part]) for part in ("inp", "seg"))
     shown = zip(cleaned, masks, source.frames_THWC, strict=True)
     return np.stack([np.where(mask_HWC > 127, new_HWC, old_HWC) for new_HWC, mask_HWC, old_HWC in shown])
 

@@ -10,7 +10,7 @@ background is known is returned, since elsewhere a shadow would not be seen.
 Legend: H height, W width of a frame, h w of its small view, N boxes, R references, C channels.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -75,7 +75,7 @@ def extend(views: "Views", frames: Iterable[int]) -> tuple[set[int], float]:
     """
     extended, known, near = set[int](), 0, 0
     for t in frames:
-        if not len(views.boxes_of(t)) or not (mask_HW := views.spool.read(t)).any():
+        if not len(views.boxes[t]) or not (mask_HW := views.spool.read(t)).any():
             continue
         now = views.look(t)
         near_hw = now.zone_hw & ~now.mask_hw
@@ -125,7 +125,7 @@ class Views:
         spool: Spool,
         colors: Spool,
         poses: Sequence[Pose],
-        boxes_of: Callable[[int], np.ndarray],
+        boxes: Sequence[np.ndarray],
         *,
         scale: float,
         fps: float,
@@ -136,11 +136,11 @@ class Views:
             spool: Raw masks of its frames.
             colors: Small views of its frames, RGB, each (h, w * 3).
             poses: Camera pose of each frame.
-            boxes_of: Returns the boxes_N5 of the people in a frame, in its pixels.
+            boxes: Boxes_N5 of the people in each frame, in its pixels.
             scale: Pixels of a view per pixel of a frame.
             fps: Frames per second.
         """
-        self.spool, self.boxes_of, self._colors = spool, boxes_of, colors
+        self.spool, self.boxes, self._colors = spool, boxes, colors
         stretch = np.diag([scale, scale, 1.0])
         self._scale_33 = stretch
         self.poses = [
@@ -159,7 +159,7 @@ class Views:
 
     def _read_reference(self, t: int) -> Reference:
         frame_hwC = self._view(t)
-        zone_hw = _zone(warped(self.boxes_of(t), self._scale_33), frame_hwC.shape[:2])
+        zone_hw = _zone(warped(self.boxes[t], self._scale_33), frame_hwC.shape[:2])
         return Reference(
             frame_HWC=frame_hwC, free_HW=(~zone_hw).astype(np.uint8), homography_33=self.poses[t].homography_33
         )
@@ -189,7 +189,7 @@ class Views:
         view_hwC = self._view(t)
         size = view_hwC.shape[:2]
         place_hwC, known_hw = self._background(t)
-        boxes_N5 = warped(self.boxes_of(t), self._scale_33)
+        boxes_N5 = warped(self.boxes[t], self._scale_33)
         raw_hw = cv2.resize(self.spool.read(t), size[::-1], interpolation=cv2.INTER_NEAREST)
         mask_hw = cv2.dilate(raw_hw, disc(dilation_pixels(*size))) > 0
         zone_hw, known_hw = _zone(boxes_N5, size), known_hw & ~mask_hw
