@@ -8,7 +8,6 @@ followed from one of these to the next. Nothing here decides: see judge.py. Lege
 
 import base64
 import hashlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -149,6 +148,10 @@ def psnr(squares: float, count: int) -> float:
 class _Pixels:
     """Comparison of before and after, summed over the frames of a clip."""
 
+    cleaned: int = 0
+    """Frames of the cleaned clip."""
+    originals: int = 0
+    masks: int = 0
     outside_error: float = 0.0
     outside_count: int = 0
     worst_outside_db: float = np.inf
@@ -218,10 +221,10 @@ class Inspector:
         Raises:
             BadClip: One of the three cannot be read, or their sizes differ.
         """
-        looks, pixels, counts = list[_Look](), _Pixels(), Counter[str]()
+        looks, pixels = list[_Look](), _Pixels()
         worst: tuple[tuple[float, ...], int, np.ndarray] | None = None
         wanted = {t: number for number, t in enumerate(inspected_frames(pair.frames, self._frames))}
-        for moment, look in self._looks(_moments(pair, pixels, counts), wanted, int(sha256[:15], 16)):
+        for moment, look in self._looks(_moments(pair, pixels), wanted, int(sha256[:15], 16)):
             looks.append(look)
             if worst is None or look.rank > worst[0]:
                 worst = look.rank, look.frame, draw_boxes(moment.after_HWC, look.after)
@@ -233,7 +236,7 @@ class Inspector:
             path=pair.path,
             class_name=pair.class_name,
             sha256=sha256,
-            frames=counts["cleaned"],
+            frames=pixels.cleaned,
             looked_at=[look.frame for look in looks],
             original=pair.original is not None,
             makers=list(pair.makers),
@@ -241,7 +244,7 @@ class Inspector:
             detectors=scores,
             people=[person for look in looks for person in look.people],
             spikes=[spike for look in looks for spike in look.spikes],
-            checks=_check_record(pair) | _check_pixels(pair, pixels, counts, seen) | check_file(pair.cleaned),
+            checks=_check_record(pair) | _check_pixels(pair, pixels, seen) | check_file(pair.cleaned),
             outside_db=psnr(pixels.outside_error, pixels.outside_count) if pixels.outside_count else None,
             inside_change=pixels.inside_error / pixels.inside_count if pixels.inside_count else None,
             worst_frame=worst[1],
@@ -292,15 +295,15 @@ class _Moment:
     hidden_HW: np.ndarray | None
 
 
-def _moments(pair: Pair, pixels: "_Pixels", counts: Counter[str]) -> Iterator[_Moment]:
+def _moments(pair: Pair, pixels: _Pixels) -> Iterator[_Moment]:
     """Yield the frames of a clip, compare their pixels and count them."""
     frames = zip_longest(video_frames(pair.cleaned), original_frames(pair.original), _masks(pair.mask))
     for t, (after_HWC, before_HWC, hidden_HW) in enumerate(frames):
-        counts["original"] += before_HWC is not None
-        counts["mask"] += hidden_HW is not None
+        pixels.originals += before_HWC is not None
+        pixels.masks += hidden_HW is not None
         if after_HWC is None:
             continue
-        counts["cleaned"] += 1
+        pixels.cleaned += 1
         _check_size(after_HWC, before_HWC, hidden_HW)
         if before_HWC is not None and hidden_HW is not None:
             pixels.add(before_HWC, after_HWC, hidden_HW)
@@ -434,17 +437,16 @@ def _check_record(pair: Pair) -> dict[str, Check]:
     }
 
 
-def _check_pixels(pair: Pair, pixels: _Pixels, counts: Counter[str], seen: bool) -> dict[str, Check]:
+def _check_pixels(pair: Pair, pixels: _Pixels, seen: bool) -> dict[str, Check]:
     """Check the number of frames and the pixels inside and outside the mask.
 
     Args:
         pair: The clip.
         pixels: Sums over its frames.
-        counts: Frames of the cleaned clip, the original and the mask.
         seen: True if there is a detection in the original. Then the pixels inside the mask must change; inpainting an
             empty place may leave them as they were.
     """
-    count, originals = counts["cleaned"], counts["original"]
+    count, originals = pixels.cleaned, pixels.originals
     if count != pair.frames:
         complete = Check(held=False, says=f"{count} frames, and the manifest says {pair.frames}")
     elif pair.original is None:
@@ -455,8 +457,8 @@ def _check_pixels(pair: Pair, pixels: _Pixels, counts: Counter[str], seen: bool)
         unknown = Check(held=None, says=f"not checked: no {'mask' if pair.mask is None else 'original'}")
         exact = outside = inside = unknown
     else:
-        if counts["mask"] != count:
-            complete = Check(held=False, says=f"{complete.says}, but {counts['mask']} masks")
+        if pixels.masks != count:
+            complete = Check(held=False, says=f"{complete.says}, but {pixels.masks} masks")
         exact = Check(held=None, says="not checked: the record has no hash of these pixels")
         if pair.outside_sha256:
             same = pixels.hash.hexdigest() == pair.outside_sha256

@@ -129,7 +129,7 @@ def run(config: AuditConfig, console: Console) -> int:
     )  # fmt: skip  # one field after the other
     engine = engines.find(config.engine)
     manifest, root, clips = jobs.read(config.source, config.root, config.workers, engine)
-    pairs = jobs.pairs(root, clips, config.originals)
+    pairs = [jobs.pair_of(root, clip, config.originals) for clip in clips]
     makers = _makers(config, pairs)
     if config.dry_run:
         frames = sum(min(config.frames or pair.frames, pair.frames) for pair in pairs)

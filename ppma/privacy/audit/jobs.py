@@ -1,6 +1,6 @@
 """Find the clips to audit with their masks, records and originals, and inspect them in parallel, resumably.
 
-    folder or manifest  ->  read(): clips  ->  pairs(): Pair of each  ->  AuditJob  ->  run(): Findings of all
+    folder or manifest  ->  read(): clips  ->  pair_of(): Pair of each  ->  AuditJob  ->  run(): Findings of all
 
 Tasks that run at the same time share the clips (ppma.common.shares); the merge is a run that finds all of them inspected.
 Findings are kept in <out>/clips/<class>/<video>.json and reused while the clip's row and record, the contents of clip,
@@ -61,21 +61,17 @@ def read(
     return (source if source.is_file() else None), root, clips
 
 
-def pairs(root: Path, clips: list[Clip], originals: Path | None) -> list[Pair]:
-    """Find the mask, record and original of each clip.
+def pair_of(root: Path, clip: Clip, originals: Path | None) -> Pair:
+    """Find the mask, record and original of a cleaned clip.
 
     Args:
-        root: Folder that the clips' paths are relative to.
-        clips: The cleaned clips.
+        root: Folder that its path is relative to.
+        clip: Its row in the manifest.
         originals: Folder of the clips before cleaning; None: nothing is compared.
 
     Raises:
-        InputError: A cleaned clip or an original is missing, or a record cannot be read.
+        InputError: The clip or its original is missing, or its record cannot be read.
     """
-    return [_pair(root, clip, originals) for clip in clips]
-
-
-def _pair(root: Path, clip: Clip, originals: Path | None) -> Pair:
     path = PurePosixPath(clip.path)
     path = path.relative_to("inp") if path.parts[0] == "inp" else path
     # <class>/<video>, as in seg and records
