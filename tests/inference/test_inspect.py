@@ -32,22 +32,8 @@ class Page(HTMLParser):
 
 
 def inspect(folder, run, out, *flags):
-    argv = [
-        "--out",
-        out,
-        "--data",
-        folder / "data.toml",
-        "--device",
-        "cpu",
-        "--workers",
-        1,
-        "--examples",
-        2,
-        "--clips",
-        4,
-        *flags,
-    ]
-    return ppma(["inspect", *map(str, [folder / "runs" / run, *argv])])
+    few = ["--device", "cpu", "--workers", "1", "--examples", "2", "--clips", "4"]
+    return ppma(["inspect", f"{folder}/runs/{run}", "--out", str(out), "--data", f"{folder}/data.toml", *few, *flags])
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,7 @@ from ppma.synthetic.clip import SCENE_KINDS
 from ppma.synthetic.production import SynthesisConfig, encode, generate
 
 SMALL = {"classes": ("wave", "walk"), "clips": 2, "size": 32, "seconds": 1.0, "fps": 8.0, "workers": 1}
-FLAGS = [
-    "--classes",
-    "wave",
-    "bow",
-    *["--clips", "1", "--size", "32", "--seconds", "1", "--fps", "8", "--workers", "1"],
-]
+FLAGS = ["--classes", "wave", "bow", "--clips", "1", "--size", "32", "--seconds", "1", "--fps", "8", "--workers", "1"]
 
 
 def contents(folder):
