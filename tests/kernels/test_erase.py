@@ -52,11 +52,15 @@ def test_triton_writes_the_same_noise_only_inside_the_boxes(triton_device, monke
     erased = erase_(patches.clone(), boxes, keys, grid=GRID, patch=PATCH)
     assert torch.equal(erased[~inside_boxes()], patches[~inside_boxes()])
     torch.testing.assert_close(erased.double().cpu(), plain, rtol=0, atol=atol)
+
+
+def test_boxes_and_keys_of_any_strides(triton_device):
+    patches, boxes, keys = (given.to(triton_device) for given in (picture_patches().float(), BOXES, KEYS))
     strided = torch.cat([boxes, boxes], dim=1)[:, ::2], torch.stack([keys, keys], dim=1)[:, 0]
     other = torch.tensor([[3, 10, 3, 10], [0, 0, 0, 0], [0, 24, 0, 24], [20, 4, 20, 4]], device=triton_device)
     assert torch.equal(strided[0], other)
-    again = erase_(patches.clone(), *strided, grid=GRID, patch=PATCH)
-    assert torch.equal(again, erase_(patches.clone(), other, keys, grid=GRID, patch=PATCH))
+    erased = erase_(patches.clone(), *strided, grid=GRID, patch=PATCH)
+    assert torch.equal(erased, erase_(patches, other, keys, grid=GRID, patch=PATCH))
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.bfloat16, 0.02), (torch.float16, 3e-3)])
@@ -76,6 +80,6 @@ def test_patches_of_an_odd_size(triton_device):
 
 
 def test_the_operator_declares_that_it_writes_its_argument(triton_device):
-    patches = picture_patches().float().to(triton_device)
-    given = (patches, BOXES.to(triton_device), KEYS.to(triton_device), GRID, PATCH)
+    given = (picture_patches()[:1].float(), BOXES[:1], KEYS[:1])
+    given = (*(tensor.to(triton_device) for tensor in given), GRID, PATCH)
     torch.library.opcheck(torch.ops.ppma.erase_.default, given)

@@ -11,9 +11,9 @@ import torch
 import ppma
 from ppma.cli import main as command
 from ppma.config.model import PIXEL_MEAN, PIXEL_STD
-from ppma.loaders import clip_loader
 from ppma.loaders.clip_loader import open_source
 
+pytestmark = pytest.mark.usefixtures("probe_here")
 SMALL = {"frames": 4, "size": 32, "short_side": 40, "window_seconds": 1.0, "workers": 1}
 
 
@@ -21,12 +21,6 @@ def rows(batch):
     """(clip, view, hash of its pixels) of each row."""
     hashes = [hashlib.sha256(frames.numpy().tobytes()).hexdigest() for frames in batch.frames_BTHWC]
     return list(zip(batch.sample_id_B.tolist(), batch.view_B.tolist(), hashes))
-
-
-@pytest.fixture(autouse=True)
-def one_process(monkeypatch):
-    """Starting several to probe small clips takes longer."""
-    monkeypatch.setattr(clip_loader, "PROBE_WORKERS", 1)
 
 
 @pytest.fixture(scope="module")

@@ -9,20 +9,18 @@ import pytest
 import torch
 
 import ppma
-from ppma.loaders import clip_loader
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/loader.md"
 SMALL = {"frames": 2, "size": 16, "short_side": 16, "window_seconds": 1.0, "workers": 1}
 
 
 @pytest.fixture(autouse=True)
-def world(tmp_path, clip_tree, monkeypatch):
-    """A folder with `videos`; one process probes them, as starting several takes longer. torchvision is made importable."""
+def world(tmp_path, clip_tree, probe_here, monkeypatch):
+    """A folder with `videos`; torchvision is made importable."""
     from ppma.models.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(clip_loader, "PROBE_WORKERS", 1)
     (tmp_path / "videos").symlink_to(clip_tree)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on workers and loggers
