@@ -1,14 +1,13 @@
 """`ppma synthesize`: identical files for any number of workers, resumable, and a manifest that matches the files."""
 
 import errno
+import os
 import signal
-import subprocess
-import sys
 
 import av
 import numpy as np
 import pytest
-from processes import run_script
+from processes import run_script, start_script
 from waiting import wait_until
 
 from ppma.cli import main as ppma
@@ -168,24 +167,24 @@ def test_an_incomplete_file_never_has_the_clips_name(tmp_path):
     assert not list((tmp_path / "a").iterdir())
 
 
-def test_ctrl_c_leaves_complete_clips(tmp_path):
-    flags = ["--out", str(tmp_path), *FLAGS, "--classes", "wave", "--clips", "40", "--workers", "2"]
-    command = [sys.executable, "-m", "ppma", "synthesize", *flags]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: list(tmp_path.rglob("train*.mp4")))
-    process.send_signal(signal.SIGINT)
-    _, message = process.communicate(timeout=300)
-    made = [path for path in tmp_path.rglob("*") if path.suffix == ".mp4"]
-    assert process.returncode == INTERRUPTED and message.splitlines()[-1].endswith("interrupted") and 0 < len(made) < 40
-    assert not (tmp_path / "train.csv").exists() and {probe(path).frames for path in made} == {8}
-
-
-PERTURBED = """
+COMMAND = """
 import ctypes, sys
 from ppma.cli import main
-assert ctypes.CDLL(None).mallopt(-6, int(sys.argv[1]))  # M_PERTURB
+assert ctypes.CDLL(None).mallopt(-6, int(sys.argv[1]))  # M_PERTURB: glibc fills fresh memory with this byte, if not 0
 sys.exit(main(["synthesize", *sys.argv[2:]]))
 """
+
+
+def test_ctrl_c_leaves_complete_clips(tmp_path):
+    out = tmp_path / "clips"
+    process = start_script(COMMAND, ["0", "--out", str(out), *FLAGS, "--clips", "20", "--workers", "2"], tmp_path)
+    wait_until(lambda: list(out.rglob("train*.mp4")))
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    message = (tmp_path / "script.err").read_text().splitlines()[-1]
+    made = [path for path in out.rglob("*") if path.suffix == ".mp4"]
+    assert process.exitcode == INTERRUPTED and message.endswith("interrupted") and 0 < len(made) < 40
+    assert not (out / "train.csv").exists() and {probe(path).frames for path in made} == {8}
 
 
 def test_clips_do_not_depend_on_uninitialized_memory(tmp_path):
@@ -193,7 +192,7 @@ def test_clips_do_not_depend_on_uninitialized_memory(tmp_path):
     found = []
     for byte in ("85", "170"):
         flags = f"--classes run backflip --clips 1 --size 48 --fps 4 --workers 1 --out {tmp_path / byte}"
-        code, error = run_script(PERTURBED, [byte, *flags.split()], tmp_path)
+        code, error = run_script(COMMAND, [byte, *flags.split()], tmp_path)
         assert code == 0, error
         found.append(contents(tmp_path / byte))
     assert len(found[0]) == 4 and found[0] == found[1]
