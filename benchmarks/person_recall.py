@@ -126,7 +126,7 @@ def tools(folder: Path) -> dict[str, Tool]:
     """Return the detectors of the remover's default set and the auditors whose weights are bundled, at FLOOR."""
     found = {}
     for name in plugins.SETS["default"].detectors:
-        detect = plugins.load(name, folder)
+        detect = plugins.PLUGINS[name].load(folder)
         found[name] = Tool(user="remover", finds=plugins.PLUGINS[name].finds, detect=detect, point=detect.threshold)
         detect.threshold = FLOOR
     for name in auditors.BUNDLED:

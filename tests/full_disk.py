@@ -72,7 +72,7 @@ def stand_in() -> None:
     PLUGINS.update(privacy_stand_ins.PLUGINS)
     for name, kind in AUDITORS.items():
         red_finder = {"make": lambda *_: privacy_stand_ins.RedFinder(), "threshold": 0.5}
-        AUDITORS[name] = replace(kind, weights="", user_model="", **red_finder)
+        AUDITORS[name] = replace(kind, weights="", user_models=(), **red_finder)
     pack._estimate = lambda *_: None  # it stops at once where too little is free; here the disk fills up meanwhile
     red = partial(Settings, detectors=("red", "red-face"), segmenter="nothing")
     for module in (plant_command, plant_trial):

@@ -7,9 +7,10 @@ import pytest
 from onnxruntime import InferenceSession as Session
 
 from ppma.config.errors import InputError
-from ppma.privacy.detectors.auditors import AUDITORS, BUNDLED, check, files_of, load
+from ppma.privacy.detectors.auditors import AUDITORS, BUNDLED, check, load
 from ppma.privacy.detectors.runtime import Nodes, to_onnx
 from ppma.privacy.detectors.tiles import detect_frames, tile_batch
+from ppma.privacy.detectors.tools import find_files
 from ppma.privacy.removal.plugins import PLUGINS
 from ppma.synthetic.clip import ClipSpec, render, sample_clip
 
@@ -106,13 +107,13 @@ def test_a_yolox_of_the_user_finds_what_its_grid_says(tmp_path):
         place.dim_value = size
     file = tmp_path / "yolox.onnx"
     onnx.save(model, file)
-    models = files_of(["yolox"], tmp_path, [f"yolox={file}"])
+    models = find_files([AUDITORS["yolox"]], tmp_path, [f"yolox={file}"])
     (box,) = load("yolox", tmp_path, models=models)(np.zeros((side // 2, side // 2, 3), np.uint8))
     np.testing.assert_allclose(box, [(40 - 16) / 2, (20 - 12) / 2, (40 + 16) / 2, (20 + 12) / 2, 0.4], rtol=1e-5)
     with pytest.raises(InputError, match="SHA-256"):
-        files_of(["yolox"], tmp_path, [f"yolox={file}#{'0' * 64}"])
+        find_files([AUDITORS["yolox"]], tmp_path, [f"yolox={file}#{'0' * 64}"])
     with pytest.raises(InputError, match="no chosen tool"):
-        files_of(["nanodet"], tmp_path, [f"yolox={file}"])
+        find_files([AUDITORS["nanodet"]], tmp_path, [f"yolox={file}"])
 
 
 def test_an_onnx_file_that_is_not_yolox_is_refused(tmp_path):
@@ -120,7 +121,7 @@ def test_an_onnx_file_that_is_not_yolox_is_refused(tmp_path):
     nodes.add("Relu", ["image"], "rows")
     (tmp_path / "yolox.onnx").write_bytes(to_onnx(nodes, "image", ["rows"]))
     with pytest.raises(InputError, match="S x S"):
-        load("yolox", tmp_path, models=files_of(["yolox"], tmp_path))
+        load("yolox", tmp_path, models=find_files([AUDITORS["yolox"]], tmp_path))
     (tmp_path / "yolox.onnx").write_bytes(b"no model")
     with pytest.raises(InputError, match="is not YOLOX"):
-        load("yolox", tmp_path, models=files_of(["yolox"], tmp_path))
+        load("yolox", tmp_path, models=find_files([AUDITORS["yolox"]], tmp_path))

@@ -419,7 +419,7 @@ def test_rendered_people_are_hidden_and_the_background_is_restored(person_weight
         with video_writer(path, fps=FPS, options=X264) as add_frame:
             for shot in shots:
                 add_frame(shot.picture_PP3)
-        pipeline._inpainter = watched = Watched(plugins.load("median", person_weights))
+        pipeline._inpainter = watched = Watched(plugins.PLUGINS["median"].load(person_weights))
         source = ClipSource(path=path, fps=FPS)
         looked.clear()
         _, paths = pipeline.clean(source, tmp_path, f"drawn/{action}")

@@ -262,9 +262,9 @@ def test_non_commercial_tools_need_consent(name):
 def test_missing_weights_are_refused_with_the_remedy(tmp_path):
     for name, remedy in (("movenet", "ppma privacy fetch"), ("lama", "--models lama=FILE"), ("maskrcnn", "73cbd019")):
         with pytest.raises(InputError, match=remedy):
-            plugins.load(name, tmp_path)
+            PLUGINS[name].load(tmp_path)
         assert plugins.state(PLUGINS[name], tmp_path)
-    assert isinstance(plugins.load("median", tmp_path), TemporalMedian) and not plugins.state(
+    assert isinstance(PLUGINS["median"].load(tmp_path), TemporalMedian) and not plugins.state(
         PLUGINS["median"], tmp_path
     )
 

@@ -10,9 +10,10 @@ from onnx import parser
 from ppma.config.errors import InputError
 from ppma.privacy.detectors.boxes import NONE_05
 from ppma.privacy.detectors.sam2 import Sam2
-from ppma.privacy.removal import plugins
+from ppma.privacy.detectors.tools import find_files
 from ppma.privacy.removal.command import RemovalConfig
 from ppma.privacy.removal.masks import raw_mask
+from ppma.privacy.removal.plugins import PLUGINS
 
 ENCODER = """
 <ir_version: 10, opset_import: ["": 18]>
@@ -102,10 +103,10 @@ def test_both_files_are_named_by_the_user(files, tmp_path):
         f"sam2-{part}={path}#{hashlib.sha256(path.read_bytes()).hexdigest()}"
         for part, path in zip(("encoder", "decoder"), files)
     ]
-    models = plugins.files_of(["sam2"], tmp_path, given)
-    assert plugins.load("sam2", tmp_path, models)(*scene()).max() > 0.9
+    models = find_files([PLUGINS["sam2"]], tmp_path, given)
+    assert PLUGINS["sam2"].load(tmp_path, models)(*scene()).max() > 0.9
     with pytest.raises(InputError, match="sam2-decoder"):
-        plugins.files_of(["sam2"], tmp_path, given[:1])
+        find_files([PLUGINS["sam2"]], tmp_path, given[:1])
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ from ppma.privacy.audit.clip import Findings, InspectorConfig, Pair
 from ppma.privacy.audit.jobs import AuditJob
 from ppma.privacy.audit.judge import Judged, judge
 from ppma.privacy.detectors import auditors
-from ppma.privacy.detectors.auditors import BUNDLED
+from ppma.privacy.detectors.auditors import AUDITORS, BUNDLED
+from ppma.privacy.detectors.tools import find_files
 from ppma.privacy.detectors.weights import default_folder
 
 REPORT, TABLE, DATASHEET, CROISSANT = "report.html", "clips.csv", "datasheet.md", "croissant.json"
@@ -125,7 +126,7 @@ def run(config: AuditConfig, console: Console) -> int:
     """Audit the clips of a config, report on the console, and return the exit code."""
     inspector = InspectorConfig(
         detectors=config.detectors, weights=config.weights, frames=config.frames, people=config.people,
-        models=auditors.files_of(config.detectors, config.weights, config.models),
+        models=find_files([AUDITORS[name] for name in config.detectors], config.weights, config.models),
     )  # fmt: skip  # one field after the other
     engine = engines.find(config.engine)
     manifest, root, clips = jobs.read(config.source, config.root, config.workers, engine)

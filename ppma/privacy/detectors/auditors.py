@@ -10,44 +10,29 @@ Legend: H height, W width of a frame in pixels, N boxes or anchors, B tiles, h a
 or map, S its side.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
 
 import cv2
 import numpy as np
 
 from ppma.config.errors import InputError, reading
-from ppma.privacy.detectors import darknet, weights
+from ppma.privacy.detectors import darknet
 from ppma.privacy.detectors.boxes import NONE_05, suppress
 from ppma.privacy.detectors.runtime import Network, sigmoid
 from ppma.privacy.detectors.tfjs import Graph
 from ppma.privacy.detectors.tiles import TileDetector, network_size, tiles
-from ppma.privacy.detectors.user_models import USER_MODELS, Model, choose
-
-
-class Auditor(Protocol):
-    """Detects people, or their faces, in one frame."""
-
-    def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """Return boxes_N5, float32, with scores at or above the operating point."""
+from ppma.privacy.detectors.tools import Detector, Tool
+from ppma.privacy.detectors.user_models import USER_MODELS, Model
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditorKind:
+class AuditorKind(Tool):
     """A detector, its license and its operating point."""
 
-    make: Callable[..., Auditor]
-    """Constructor; its arguments are the dict of weight files by name, and the threshold."""
-    finds: Literal["person", "face"]
-    license: str
     threshold: float
-    """Operating point: the least score of a detection."""
-    weights: str = ""
-    """Key of `weights.WEIGHTS`, or empty."""
-    user_model: str = ""
-    """Key of `user_models.USER_MODELS`, or empty."""
+    """Operating point: the least score of a detection; the last argument of the constructor."""
 
 
 class YoloV3Tiny(TileDetector):
@@ -162,11 +147,11 @@ class YoloX(TileDetector):
 
     strides = (8, 16, 32)
 
-    def __init__(self, files: dict[str, Path], threshold: float) -> None:
-        """Load `files["yolox"]`; InputError if it is not YOLOX for square images."""
+    def __init__(self, file: Path, threshold: float) -> None:
+        """Load the file; InputError if it is not YOLOX for square images."""
         self.threshold = threshold
-        with reading(files["yolox"], USER_MODELS["yolox"].what):
-            self._network = Network(files["yolox"].read_bytes())
+        with reading(file, USER_MODELS["yolox"].what):
+            self._network = Network(file.read_bytes())
             self.side = self.multiple = self._network.side
         grids = [(np.indices((self.side // s,) * 2)[::-1].reshape(2, -1).T, s) for s in self.strides]
         self._cell_N2 = np.concatenate([grid_N2 for grid_N2, _ in grids])
@@ -216,7 +201,7 @@ AUDITORS: dict[str, AuditorKind] = {
     "yolov3-tiny": AuditorKind(
         make=YoloV3Tiny, finds="person", weights="yolov3-tiny", license="MIT as packaged (darknet)", threshold=0.4
     ),
-    "yolox": AuditorKind(make=YoloX, finds="person", user_model="yolox", license="Apache-2.0", threshold=0.3),
+    "yolox": AuditorKind(make=YoloX, finds="person", user_models=("yolox",), license="Apache-2.0", threshold=0.3),
     "blazeface": AuditorKind(make=BlazeFace, finds="face", weights="auditors", license="Apache-2.0", threshold=0.5),
 }
 """Auditors by the names that reports use. yolox has the operating point of its authors' demo, which was not measured."""
@@ -247,25 +232,7 @@ def check(names: tuple[str, ...], makers: set[str], flag: str = "--detectors") -
         raise InputError(f"{flag} {' '.join(names)}: an audit needs two that find people and one that finds faces")
 
 
-def files_of(names: Iterable[str], folder: Path, given: Iterable[str] = ()) -> tuple[Model, ...]:
-    """Check that all weights of these auditors are present; return the files that users provide.
-
-    Args:
-        names: The auditors.
-        folder: The weights folder.
-        given: NAME=FILE or NAME=FILE#SHA256 of user models that are not in the folder.
-
-    Raises:
-        InputError: A file is missing or has another hash.
-    """
-    kinds = [AUDITORS[name] for name in names]
-    models = choose([kind.user_model for kind in kinds if kind.user_model], given, folder)
-    for key in {kind.weights for kind in kinds} - {""}:
-        weights.find(key, folder)
-    return models
-
-
-def load(name: str, folder: Path, threshold: float | None = None, models: Sequence[Model] = ()) -> Auditor:
+def load(name: str, folder: Path, threshold: float | None = None, models: Sequence[Model] = ()) -> Detector:
     """Construct an auditor.
 
     Args:
@@ -278,6 +245,5 @@ def load(name: str, folder: Path, threshold: float | None = None, models: Sequen
         InputError: A weight file is missing or has another hash.
     """
     kind = AUDITORS[name]
-    threshold = kind.threshold if threshold is None else threshold
-    files = weights.find(kind.weights, folder) if kind.weights else {model.name: model.path for model in models}
-    return kind.make(files, threshold)
+    detector: Detector = kind.load(folder, models, kind.threshold if threshold is None else threshold)
+    return detector

@@ -231,8 +231,7 @@ def linger(frames: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
     Returns:
         boxes_N5 of each frame, the added ones included.
     """
-    after = _linger_after(frames, count)
-    before = _linger_after(frames[::-1], count)[::-1]
+    after, before = _linger_after(frames, count), _linger_after(frames[::-1], count)[::-1]
     return [np.concatenate(parts) for parts in zip(frames, after, before)]
 
 
@@ -262,45 +261,39 @@ def bridge(frames: Sequence[np.ndarray], gap: int) -> list[np.ndarray]:
     Returns:
         boxes_N5 of each frame, the added ones included.
     """
-    added: list[list[np.ndarray]] = [[] for _ in frames]
+    bridged = [[boxes_N5] for boxes_N5 in frames]
     for now, boxes_N5 in enumerate(frames):
         for box_5 in boxes_N5:
-            later = _next_detection(frames, now, box_5, gap)
-            if later is None:
-                continue
-            then, other_5 = later
+            then, other_5 = _next_detection(frames, now, box_5, gap)
             for t in range(now + 1, then):
-                added[t].append(box_5 + (other_5 - box_5) * ((t - now) / (then - now)))
-    return [np.concatenate([found, np.stack(more)]) if more else found for found, more in zip(frames, added)]
+                bridged[t].append((box_5 + (other_5 - box_5) * ((t - now) / (then - now)))[None])
+    return [np.concatenate(boxes) for boxes in bridged]
 
 
-def _next_detection(
-    frames: Sequence[np.ndarray], now: int, box_5: np.ndarray, gap: int
-) -> tuple[int, np.ndarray] | None:
-    """Return (frame, box) of the next detection after a gap; None if there is no gap or no further detection."""
+def _next_detection(frames: Sequence[np.ndarray], now: int, box_5: np.ndarray, gap: int) -> tuple[int, np.ndarray]:
+    """Return (frame, box) of the next detection, at most a gap later; the present one if there is none."""
     for then in range(now + 1, min(now + gap + 2, len(frames))):
-        if not len(frames[then]):
-            continue
-        match_M = overlaps(box_5[None], frames[then])[0]
-        if then > now + 1 and match_M.max() < SAME_PERSON:
-            moved_5 = box_5 + _speed(frames, now, box_5) * (then - now)
-            match_M = overlaps(moved_5[None], frames[then])[0]
-        if match_M.max() >= SAME_PERSON:
-            return (then, frames[then][int(match_M.argmax())]) if then > now + 1 else None
-    return None
+        other_5 = _same_person(box_5, frames[then])
+        if other_5 is None and then > now + 1 and len(frames[then]):
+            other_5 = _same_person(box_5 + _speed(frames, now, box_5) * (then - now), frames[then])
+        if other_5 is not None:
+            return then, other_5
+    return now, box_5
+
+
+def _same_person(box_5: np.ndarray, boxes_N5: np.ndarray) -> np.ndarray | None:
+    """Return the box that overlaps one of another frame most; None if none overlaps it by SAME_PERSON."""
+    match_N = overlaps(box_5[None], boxes_N5)[0]
+    return boxes_N5[match_N.argmax()] if match_N.max(initial=0) >= SAME_PERSON else None
 
 
 def _speed(frames: Sequence[np.ndarray], now: int, box_5: np.ndarray) -> np.ndarray:
     """Return the motion of a box per frame (x, y, x, y, 0), over the preceding frames that detect it without a gap."""
     first_5, tracked = box_5, 0
-    for t in range(now - 1, max(-1, now - SPEED_FRAMES - 1), -1):
-        if not len(frames[t]):
+    for boxes_N5 in frames[max(0, now - SPEED_FRAMES) : now][::-1]:
+        earlier_5 = _same_person(first_5, boxes_N5)
+        if earlier_5 is None:
             break
-        match_M = overlaps(first_5[None], frames[t])[0]
-        if match_M.max() < SAME_PERSON:
-            break
-        first_5, tracked = frames[t][int(match_M.argmax())], tracked + 1
-    if not tracked:
-        return np.zeros(5, np.float32)
-    x, y = ((box_5[:2] + box_5[2:4]) - (first_5[:2] + first_5[2:4])) / (2 * tracked)
+        first_5, tracked = earlier_5, tracked + 1
+    x, y = ((box_5[:2] + box_5[2:4]) - (first_5[:2] + first_5[2:4])) / max(1, 2 * tracked)
     return np.array([x, y, x, y, 0], np.float32)

@@ -5,7 +5,6 @@
 Legend: H height, W width of a frame in pixels, N boxes or anchors, B tiles, S side of the network's input.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -15,6 +14,7 @@ from ppma.privacy.detectors.boxes import CONFIRMED, OVERLAP, SAME_PERSON, SURE, 
 from ppma.privacy.detectors.runtime import sigmoid
 from ppma.privacy.detectors.tfjs import Graph
 from ppma.privacy.detectors.tiles import TileDetector
+from ppma.privacy.detectors.tools import Detector
 
 AROUND = (0.3, 0.2, 0.3, 0.2)
 """What is cut out with a box: `grown` by these."""
@@ -59,9 +59,7 @@ class SsdLite(TileDetector):
         return suppress(np.vstack([corners_4N, score_N[kept_N]]).T)
 
 
-def confirm(
-    frame_HWC: np.ndarray, boxes_N5: np.ndarray, known_M5: np.ndarray, detect: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
+def confirm(frame_HWC: np.ndarray, boxes_N5: np.ndarray, known_M5: np.ndarray, detect: Detector) -> np.ndarray:
     """Raise the scores of boxes that are people: to CONFIRMED if the second detector finds one, now or before.
 
     It is asked about boxes below SURE that are not tracked, and about tracked ones from SURE on, which may be things.
@@ -86,7 +84,7 @@ def confirm(
     return boxes_N5
 
 
-def _is_person(frame_HWC: np.ndarray, box_5: np.ndarray, detect: Callable[[np.ndarray], np.ndarray]) -> bool:
+def _is_person(frame_HWC: np.ndarray, box_5: np.ndarray, detect: Detector) -> bool:
     """True if the detector, which sees the box and what is around it alone, finds a person there."""
     height, width = frame_HWC.shape[:2]
     x0, y0, x1, y1 = grown(box_5[None], *AROUND)[0, :4].astype(int).tolist()

@@ -62,6 +62,10 @@ def _padding(attributes: dict[str, Any]) -> str:
     return "SAME_UPPER" if _string(attributes, "padding") == "SAME" else "VALID"
 
 
+_FUSED_OPERANDS = {"Add": "Add", "AddV2": "Add", "Prelu": "PRelu"}
+"""ONNX's names of the steps of a fused convolution that take another input."""
+
+
 def _convolution(depthwise: bool) -> Maker:
     """Return the maker of a Conv2D, possibly depthwise, fused with a bias, an addend or an activation."""
 
@@ -77,19 +81,14 @@ def _convolution(depthwise: bool) -> Maker:
         if "BiasAdd" in fused:
             operands.append(build.use(inputs[2]))
         shape = {"strides": _ints(attributes, "strides")[1:3], "auto_pad": _padding(attributes)}
-        x = build.in_nchw(
-            "Conv", operands, "" if set(fused) - {"BiasAdd"} else name, **shape, group=channels if depthwise else 1
-        )
+        x = build.in_nchw("Conv", operands, "", **shape, group=channels if depthwise else 1)
         extra = iter(inputs[3:])
-        steps = [step for step in fused if step != "BiasAdd"]
-        for step in steps:
-            output = name if step is steps[-1] else ""
-            if step in ("Add", "AddV2"):
-                x = build.add("Add", [x, build.use(next(extra))], output)
-            elif step == "Prelu":
-                x = build.add("PRelu", [x, build.use(next(extra))], output)
-            else:
-                x = _ACTIVATIONS[step](build, output, [x], {})
+        for step in fused:
+            if step in _FUSED_OPERANDS:
+                x = build.add(_FUSED_OPERANDS[step], [x, build.use(next(extra))])
+            elif step != "BiasAdd":
+                x = _ACTIVATIONS[step](build, "", [x], {})
+        build.add("Identity", [x], name)
 
     return make
 

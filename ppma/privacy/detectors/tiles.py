@@ -7,7 +7,7 @@ Legend: H height, W width of a frame in pixels, h and w of a network's input, N 
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from ppma.privacy.detectors.boxes import NONE_05, suppress
 from ppma.privacy.detectors.runtime import on_gpu
+from ppma.privacy.detectors.tools import Detector
 
 TILE_SHARE = 0.6
 """Side of a tile as a share of the frame's: tiles overlap by more than the width of the people who need them."""
@@ -112,9 +113,7 @@ class TileDetector:
         return self.detect([frame_HWC])[0]
 
 
-def detect_frames(
-    detectors: Mapping[str, Callable[[np.ndarray], np.ndarray]], frames: Sequence[np.ndarray]
-) -> list[dict[str, np.ndarray]]:
+def detect_frames(detectors: Mapping[str, Detector], frames: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Return the boxes_N5 of each detector in each of these frames of one size.
 
     On a GPU the frames are one batch of a network. On a CPU larger batches are not faster, and need more memory.

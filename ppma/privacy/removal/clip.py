@@ -224,11 +224,9 @@ class Pipeline:
     def __init__(self, settings: Settings, weights: Path) -> None:
         """Load the plug-ins; InputError when weights are missing."""
         self.settings = settings
-        tools = {name: plugins.load(name, weights, settings.models) for name in settings.used}
-        self._detectors: dict[str, plugins.Detector] = {n: tools[n] for n in settings.detectors if n in tools}
-        self._confirmers: dict[str, plugins.Detector] = {
-            name: tools[second] for name in self._detectors if (second := plugins.PLUGINS[name].confirmed_by)
-        }
+        tools = {name: plugins.PLUGINS[name].load(weights, settings.models) for name in settings.used}
+        self._detectors = {n: tools[n] for n in settings.detectors if n in tools}
+        self._confirmers = {n: tools[second] for n in self._detectors if (second := plugins.PLUGINS[n].confirmed_by)}
         self._segmenter: plugins.Segmenter | None = tools.get(settings.segmenter)
         self._inpainter: plugins.Inpainter | None = tools.get(settings.inpainter)
 

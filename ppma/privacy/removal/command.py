@@ -27,6 +27,7 @@ from ppma.config.command import DONE, FAILED_AUDIT, OutFile, OutFolder, as_flags
 from ppma.config.errors import InputError, first_few, require
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.listing import Refused, read_clips
+from ppma.privacy.detectors.tools import find_files
 from ppma.privacy.detectors.weights import default_folder
 from ppma.privacy.removal import jobs as removal
 from ppma.privacy.removal import plugins
@@ -137,7 +138,9 @@ class RemovalConfig:
     def settings(self) -> Settings:
         """Return what decides the files of a clip; InputError if a model is missing."""
         settings = self._settings_without_models()
-        return replace(settings, models=plugins.files_of(settings.used, self.weights, self.models))
+        return replace(
+            settings, models=find_files([plugins.PLUGINS[name] for name in settings.used], self.weights, self.models)
+        )
 
 
 @overload

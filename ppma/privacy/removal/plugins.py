@@ -1,6 +1,6 @@
 """Detectors, segmenters and inpainters that users choose by name: their interfaces, the table PLUGINS, and SETS.
 
-    name  ->  Plugin: kind, license, weights  ->  load()  ->  a detector, segmenter or inpainter
+    name  ->  Plugin: kind, license, files  ->  Plugin.load()  ->  a detector, segmenter or inpainter
     set   ->  Choice: tools that work together, and how masks and files are made
 
 To add one, write a class with `__call__` and a line in PLUGINS. Its weights are an entry of `weights.WEIGHTS` if a
@@ -20,7 +20,8 @@ from ppma.config.errors import InputError
 from ppma.privacy.detectors import weights
 from ppma.privacy.detectors.boxes import NONE_05
 from ppma.privacy.detectors.opencv_models import CenterFace, Selfie
-from ppma.privacy.detectors.user_models import USER_MODELS, Model, choose
+from ppma.privacy.detectors.tools import Tool
+from ppma.privacy.detectors.user_models import USER_MODELS
 from ppma.privacy.removal.camera import Reference
 from ppma.privacy.removal.figures import Figures
 from ppma.privacy.removal.fill import Memory, TemporalMedian
@@ -30,13 +31,6 @@ Kind = Literal["detector", "segmenter", "inpainter"]
 Masks = Literal["generous", "published"]
 """generous: outlines within boxes and ellipses, joined over time, dilated in proportion to the picture; published: the
 segmenter alone, thresholded at 0.5 and dilated four times with a 3 x 3 cross, as in the paper."""
-
-
-class Detector(Protocol):
-    """Detects people, or their faces, in one frame."""
-
-    def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """Return boxes_N5, float32 (x0, y0, x1, y1 in pixels, score), of an RGB uint8 frame."""
 
 
 class Segmenter(Protocol):
@@ -77,19 +71,10 @@ class Inpainter(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plugin:
+class Plugin(Tool):
     """A detector, segmenter or inpainter and its terms of use."""
 
     kind: Kind
-    make: Callable[..., Any]
-    """Constructor; its arguments are the dict of weight files by name, the paths of the user's models, or none."""
-    license: str
-    weights: str = ""
-    """Key of `weights.WEIGHTS`, or empty."""
-    user_models: tuple[str, ...] = ()
-    """Keys of `user_models.USER_MODELS`."""
-    finds: str = ""
-    """Of a detector: person or face."""
     needs_boxes: bool = False
     """Of a segmenter: it finds no one without a detector, so --set paper cannot use it."""
     confirmed_by: str = ""
@@ -189,43 +174,6 @@ def check_terms(names: Iterable[str], *, accept_non_commercial: bool) -> None:
                 f"{plugin.kind} {name} is licensed under {plugin.license} use only; give --accept-non-commercial if your"
                 f" use is, or choose another with --{plugin.kind}"
             )
-
-
-def files_of(names: Iterable[str], folder: Path, given: Iterable[str] = ()) -> tuple[Model, ...]:
-    """Check that all weights of these plug-ins are present; return the files that users provide.
-
-    Args:
-        names: The plug-ins.
-        folder: The weights folder.
-        given: NAME=FILE or NAME=FILE#SHA256 of user models that are not in the folder.
-
-    Raises:
-        InputError: A file is missing or has another hash.
-    """
-    used = [PLUGINS[name] for name in names]
-    models = choose((name for plugin in used for name in plugin.user_models), given, folder)
-    for plugin in used:
-        if plugin.weights:
-            weights.find(plugin.weights, folder)
-    return models
-
-
-def load(name: str, folder: Path, models: Sequence[Model] = ()) -> Any:
-    """Construct a plug-in.
-
-    Args:
-        name: Key of PLUGINS.
-        folder: The weights folder.
-        models: The files that users provide; those in the folder if empty.
-
-    Raises:
-        InputError: A file is missing or has another hash.
-    """
-    plugin = PLUGINS[name]
-    if plugin.user_models:
-        files = {model.name: model.path for model in models or choose(plugin.user_models, (), folder)}
-        return plugin.make(*(files[name] for name in plugin.user_models))
-    return plugin.make(weights.find(plugin.weights, folder)) if plugin.weights else plugin.make()
 
 
 def state(plugin: Plugin, folder: Path) -> str:
