@@ -11,7 +11,8 @@ from ppma.config.errors import BadClip
 from ppma.loaders.decode.fetch import all_frames
 from ppma.privacy.detectors.boxes import NONE_05
 from ppma.privacy.removal import clip, plugins
-from ppma.privacy.removal.clip import ClipSource, Pipeline, Settings, blurred, downsampled
+from ppma.privacy.removal.blur import blurred, downsampled
+from ppma.privacy.removal.clip import ClipSource, Pipeline, Settings
 from ppma.privacy.removal.masks import Spool, dilation_pixels, hidden, limbs, published_mask, raw_mask
 from ppma.privacy.removal.writing import X264
 from ppma.synthetic.clip import ClipSpec, render, sample_clip

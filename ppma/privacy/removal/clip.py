@@ -43,6 +43,7 @@ from ppma.privacy.detectors.ssdlite import confirm
 from ppma.privacy.detectors.tiles import detect_frames
 from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal import plugins
+from ppma.privacy.removal.blur import blurred, downsampled
 from ppma.privacy.removal.camera import Pose, Reference, Tracker, pan, view_from
 from ppma.privacy.removal.effects import Effects, Views, extend
 from ppma.privacy.removal.exemplar import smoothed
@@ -90,8 +91,6 @@ IN_FILL_SHARE = 0.5
 """Share of a person detected in a result that is hidden, from which it is the fill that looks like a person."""
 ALL_FILL_SHARE = 0.9
 """The same from which nothing of that person is outside the mask."""
-BLUR_BLOBS = 6.0
-"""Resolution that blurring leaves: pixels along the longer side of a hidden region."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -569,30 +568,3 @@ class _Window:
         free_HW = (~hidden(self._spool, i, before=guard, after=guard)).astype(np.uint8)
         homography_33 = self._poses[i].homography_33
         self._held.append((i, Reference(frame_HWC=frame_HWC, free_HW=free_HW, homography_33=homography_33)))
-
-
-def blurred(frame_HWC: np.ndarray, hidden_HW: np.ndarray) -> np.ndarray:
-    """Return the frame with each connected hidden region reduced to a few blobs."""
-    picture_HWC = frame_HWC.copy()
-    count, labels_HW, boxes, _ = cv2.connectedComponentsWithStats(hidden_HW.astype(np.uint8))
-    for label in range(1, count):
-        x, y, width, height = (int(value) for value in boxes[label, :4])
-        cut = np.s_[y : y + height, x : x + width]
-        small = _shrunk(frame_HWC[cut], BLUR_BLOBS / max(width, height))
-        smooth_hwC = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
-        own_hw = labels_HW[cut] == label
-        picture_HWC[cut][own_hw] = smooth_hwC[own_hw]
-    return picture_HWC
-
-
-def downsampled(frame_HWC: np.ndarray, short_side: int) -> np.ndarray:
-    """Return the frame at the resolution of `short_side` pixels, scaled back to its own size."""
-    height, width = frame_HWC.shape[:2]
-    small = _shrunk(frame_HWC, short_side / min(height, width))
-    return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
-def _shrunk(frame_HWC: np.ndarray, scale: float) -> np.ndarray:
-    height, width = frame_HWC.shape[:2]
-    size = max(1, round(width * min(scale, 1.0))), max(1, round(height * min(scale, 1.0)))
-    return cv2.resize(frame_HWC, size, interpolation=cv2.INTER_AREA)
