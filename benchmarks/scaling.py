@@ -305,8 +305,8 @@ def measure_exchange(size: int, repeats: int) -> tuple[list[float], list[float]]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    answers = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_exchange, args=(port, size, repeats, answers), nprocs=2)
+    answers = mp.get_context("forkserver").SimpleQueue()
+    mp.start_processes(_exchange, args=(port, size, repeats, answers), nprocs=2, start_method="forkserver")
     return answers.get()
 
 

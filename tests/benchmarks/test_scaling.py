@@ -2,6 +2,7 @@
 
 import json
 
+import processes  # noqa: F401  # its fork server has imported torch
 import pytest
 
 from benchmarks import scaling
