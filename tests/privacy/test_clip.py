@@ -172,28 +172,6 @@ def test_who_stands_still_is_hidden_in_every_frame_though_a_detector_loses_them_
     assert not is_red(frames(paths["inp"])).any() and outcome.boxes["red"] == 38
 
 
-class NoOne:
-    """A detector that confirms no one."""
-
-    def __call__(self, frame_HWC):
-        return NONE_05
-
-
-@pytest.mark.parametrize("second", [RedFinder, NoOne])
-def test_what_stands_still_and_a_second_detector_never_confirms_stays_in_the_picture(
-    stand_ins, tmp_path, monkeypatch, second
-):
-    for name, make, by in (("first", RedFinder, "second"), ("second", second, "")):
-        plugin = plugins.Plugin(kind="detector", make=make, license="none", finds="person", confirmed_by=by)
-        monkeypatch.setitem(plugins.PLUGINS, name, plugin)
-    write_stand(tmp_path / "stand.mp4", length=20)
-    source = ClipSource(path=tmp_path / "stand.mp4", fps=10.0)
-    settings = Settings(**{**stand_ins, "detectors": ("first",)})
-    outcome, paths = Pipeline(settings, tmp_path).clean(source, tmp_path, "c/v")
-    is_thing = second is NoOne
-    assert is_red(frames(paths["inp"])).any() == is_thing and outcome.boxes["first"] == (0 if is_thing else 20)
-
-
 def test_who_leaves_is_not_kept(every_frame, stand_ins, tmp_path, monkeypatch):
     monkeypatch.setattr(RedFinder, "blinks", range(10, 20))
     write_stand(tmp_path / "stand.mp4", length=40, leaves=20)

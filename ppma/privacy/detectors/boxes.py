@@ -1,12 +1,12 @@
 """Bounding boxes of people: merge overlapping ones, and track people over frames where a detector misses them.
 
-    boxes_N5 of each frame: x0, y0, x1, y1 in pixels, score  ->  suppress()  ->  drop_things(), stay(), bridge(), linger()
+    boxes_N5 of each frame: x0, y0, x1, y1 in pixels, score  ->  suppress()  ->  stay(), bridge(), linger() over frames
 
 Legend: N, M boxes, H height, W width of a frame, h and w of a box.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -20,10 +20,6 @@ SPEED_FRAMES = 5
 """Frames over which speed is averaged: a jitter of some pixels would be multiplied over a gap."""
 SURE = 0.5
 """Score from which a detection is a person without a second detector that confirms it."""
-CONFIRMED = 1.0
-"""Score of a detection that a second detector has confirmed, in this frame or before."""
-LEAST_SIDE = 48
-"""Pixels along the long side of a box from which the second detector confirms nearly all people."""
 WITHIN = 0.6
 """Share of a box in one of another frame from which that person is not lost: one may be of the upper body only."""
 ALIKE_LEVELS = 12
@@ -84,37 +80,6 @@ def keep_sure(frames: Sequence[np.ndarray]) -> list[np.ndarray]:
     return kept[:-1]
 
 
-def drop_things(
-    frames: Sequence[np.ndarray], view: Callable[[int], np.ndarray], scale: float, least: int
-) -> list[np.ndarray]:
-    """Drop boxes that stay where they are, look the same and are never confirmed: chairs and tables, not people.
-
-    Args:
-        frames: boxes_N5 of each frame, of one detector.
-        view: Returns gray_HW (uint8) of frame t, which may be scaled down.
-        scale: Pixels of a view per pixel of a box.
-        least: Frames for which a thing is seen, from the first to the last, and for which it may be missed.
-
-    Returns:
-        boxes_N5 of each frame without those of things.
-    """
-    tracks, near = list[_Track](), list[_Track]()
-    for t, boxes_N5 in enumerate(frames):
-        near = [track for track in near if t - track.still.last <= least]
-        gray_HW = view(t) if len(boxes_N5) else NONE_05
-        for n, box_5 in enumerate(boxes_N5):
-            same = (one for one in near if overlaps(one.still.box_5[None], box_5[None])[0, 0] >= OVERLAP)
-            track = next(same, None)
-            if track is None:
-                track = _Track(_Still.of(box_5, gray_HW, scale, t), max(box_5[2:4] - box_5[:2]) < LEAST_SIDE)
-                tracks.append(track)
-                near.append(track)
-            track.add(t, n, box_5, gray_HW)
-    things = (track.seen for track in tracks if not track.person and track.seen[-1][0] - track.seen[0][0] >= least)
-    dropped = {place for seen in things for place in seen}
-    return [b_N5[[(t, n) not in dropped for n in range(len(b_N5))]] for t, b_N5 in enumerate(frames)]
-
-
 @dataclass
 class _Still:
     """A person whom the detector has lost, as last seen; coordinates in pixels of the view."""
@@ -137,41 +102,23 @@ class _Still:
     def follow(self, gray_HW: np.ndarray, scale: float) -> bool:
         """Move to the nearest place that looks like the person; False if none does."""
         height, width = self.look_hw.shape
-        if self.is_at(gray_HW, self.x, self.y):
+        if self._is_at(gray_HW, self.x, self.y):
             return True
         reach = max(SEARCH_LEAST, round(SEARCH_SHARE * max(height, width)))
         top, left = max(0, self.y - reach), max(0, self.x - reach)
         around_hw = gray_HW[top : self.y + height + reach, left : self.x + width + reach]
         _, _, (right, down), _ = cv2.minMaxLoc(cv2.matchTemplate(around_hw, self.look_hw, cv2.TM_SQDIFF))
         x, y = left + right, top + down
-        if not self.is_at(gray_HW, x, y):
+        if not self._is_at(gray_HW, x, y):
             return False
         by = np.array([x - self.x, y - self.y, x - self.x, y - self.y, 0], np.float32) / scale
         self.box_5, self.x, self.y = self.box_5 + by, x, y
         return True
 
-    def is_at(self, gray_HW: np.ndarray, x: int, y: int) -> bool:
-        """True if a place looks like the person did."""
+    def _is_at(self, gray_HW: np.ndarray, x: int, y: int) -> bool:
         height, width = self.look_hw.shape
         off_hw = gray_HW[y : y + height, x : x + width].astype(np.int16) - self.look_hw
         return bool((np.abs(off_hw - np.int16(np.median(off_hw))) <= ALIKE_LEVELS).mean() >= ALIKE_SHARE)
-
-
-@dataclass
-class _Track:
-    """Boxes at one place."""
-
-    still: _Still
-    person: bool
-    """True if they may be of a person: one is confirmed, the place changes, or they are small."""
-    seen: list[tuple[int, int]] = field(default_factory=list)
-    """Frame of each box, and its number there."""
-
-    def add(self, t: int, n: int, box_5: np.ndarray, gray_HW: np.ndarray) -> None:
-        """Add box `n` of frame `t`."""
-        self.still.last = t
-        self.seen.append((t, n))
-        self.person |= bool(box_5[4] >= CONFIRMED) or not self.still.is_at(gray_HW, self.still.x, self.still.y)
 
 
 def stay(

@@ -1,6 +1,6 @@
-"""SSDLite, which confirms what MoveNet detects with a low score or for long: is that a person, or a chair?
+"""SSDLite, which confirms what MoveNet detects with a low score: is that a person, or a chair?
 
-    frame_HWC (RGB uint8), boxes_N5  ->  each cut out and looked at  ->  confirm()
+    frame_HWC (RGB uint8), weak boxes_N5  ->  each cut out and looked at  ->  confirm_weak()
 
 Legend: H height, W width of a frame in pixels, N boxes or anchors, B tiles, S side of the network's input.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ppma.privacy.detectors.boxes import CONFIRMED, OVERLAP, SAME_PERSON, SURE, grown, overlaps, suppress
+from ppma.privacy.detectors.boxes import OVERLAP, SAME_PERSON, SURE, grown, overlaps, suppress
 from ppma.privacy.detectors.runtime import sigmoid
 from ppma.privacy.detectors.tfjs import Graph
 from ppma.privacy.detectors.tiles import TileDetector
@@ -59,41 +59,33 @@ class SsdLite(TileDetector):
         return suppress(np.vstack([corners_4N, score_N[kept_N]]).T)
 
 
-def confirm(frame_HWC: np.ndarray, boxes_N5: np.ndarray, known_M5: np.ndarray, detect: Detector) -> np.ndarray:
-    """Raise the scores of boxes that are people: to CONFIRMED if the second detector finds one, now or before.
-
-    It is asked about boxes below SURE that are not tracked, and about tracked ones from SURE on, which may be things.
+def confirm_weak(frame_HWC: np.ndarray, boxes_N5: np.ndarray, known_M5: np.ndarray, detect: Detector) -> np.ndarray:
+    """Raise the scores of boxes below SURE to it if they are people.
 
     Args:
         frame_HWC: RGB uint8.
         boxes_N5: Boxes of people.
-        known_M5: People in the previous frame; boxes below SURE that they are tracked to are raised to it.
-        detect: The second detector, of a low operating point.
+        known_M5: People in the previous frame, who need no confirmation.
+        detect: A second detector, of a low operating point.
 
     Returns:
         The boxes, boxes_N5; those that are not confirmed keep their scores.
     """
     boxes_N5 = boxes_N5.copy()
-    same_NM = overlaps(boxes_N5, known_M5) >= OVERLAP
-    tracked_N, weak_N = same_NM.any(1), boxes_N5[:, 4] < SURE
-    boxes_N5[weak_N & tracked_N, 4] = SURE
-    boxes_N5[same_NM[:, known_M5[:, 4] >= CONFIRMED].any(1), 4] = CONFIRMED
-    for n in np.flatnonzero((weak_N ^ tracked_N) & (boxes_N5[:, 4] < CONFIRMED)):
-        if _is_person(frame_HWC, boxes_N5[n], detect):
-            boxes_N5[n, 4] = CONFIRMED
-    return boxes_N5
-
-
-def _is_person(frame_HWC: np.ndarray, box_5: np.ndarray, detect: Detector) -> bool:
-    """True if the detector, which sees the box and what is around it alone, finds a person there."""
     height, width = frame_HWC.shape[:2]
-    x0, y0, x1, y1 = grown(box_5[None], *AROUND)[0, :4].astype(int).tolist()
-    x0, y0 = max(0, x0), max(0, y0)
-    cut_hwC = np.ascontiguousarray(frame_HWC[y0 : min(height, y1), x0 : min(width, x1)])
-    if not cut_hwC.size:
-        return False
-    scale = min(1.0, CUT_SIDE / max(cut_hwC.shape))
-    if scale < 1.0:
-        cut_hwC = cv2.resize(cut_hwC, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    own_15 = (box_5[None] - np.array([x0, y0, x0, y0, 0], np.float32)) * np.float32(scale)
-    return bool(overlaps(own_15, detect(cut_hwC)).max(initial=0) >= SAME_PERSON)
+    tracked_N = overlaps(boxes_N5, known_M5).max(1, initial=0) >= OVERLAP
+    for n in np.flatnonzero(boxes_N5[:, 4] < SURE):
+        if not tracked_N[n]:
+            x0, y0, x1, y1 = grown(boxes_N5[n : n + 1], *AROUND)[0, :4].astype(int).tolist()
+            x0, y0 = max(0, x0), max(0, y0)
+            cut_hwC = np.ascontiguousarray(frame_HWC[y0 : min(height, y1), x0 : min(width, x1)])
+            if not cut_hwC.size:
+                continue
+            scale = min(1.0, CUT_SIDE / max(cut_hwC.shape))
+            if scale < 1.0:
+                cut_hwC = cv2.resize(cut_hwC, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            own_15 = (boxes_N5[n : n + 1] - np.array([x0, y0, x0, y0, 0], np.float32)) * np.float32(scale)
+            if overlaps(own_15, detect(cut_hwC)).max(initial=0) < SAME_PERSON:
+                continue
+        boxes_N5[n, 4] = SURE
+    return boxes_N5

@@ -30,7 +30,6 @@ from ppma.privacy.detectors.boxes import (
     SURE,
     WITHIN,
     bridge,
-    drop_things,
     grown,
     keep_sure,
     linger,
@@ -39,7 +38,7 @@ from ppma.privacy.detectors.boxes import (
     suppress,
     warped,
 )
-from ppma.privacy.detectors.ssdlite import confirm
+from ppma.privacy.detectors.ssdlite import confirm_weak
 from ppma.privacy.detectors.tiles import detect_frames
 from ppma.privacy.detectors.user_models import Model
 from ppma.privacy.removal import plugins
@@ -68,8 +67,6 @@ BRIDGE_SECONDS = 1.0
 """Longest gap between two detections of a person who moves that is filled; who stands still is kept over any gap."""
 VIEW_SIDE = 320
 """Long side in pixels of the views in which changes behind a lost person are seen."""
-THING_SECONDS = 1.0
-"""Time from which what stays where it is, looks the same and is never confirmed is no person."""
 LINGER_SECONDS = 0.2
 """Time by which a track is extended before its first detection and after its last."""
 REFERENCES = 25
@@ -240,10 +237,10 @@ class Pipeline:
         return detect_frames(self._detectors, frames)
 
     def _confirm(self, frame_HWC: np.ndarray, found: Found, before: Found) -> Found:
-        """Raise the scores of boxes that are people, as the boxes `before` or a second detector say."""
+        """Raise the scores of weak boxes that are people, as the boxes `before` or a second detector say."""
         sure = {
-            name: confirm(frame_HWC, found[name], self._sure(before).get(name, NONE_05), detect)
-            for name, detect in self._confirmers.items()
+            name: confirm_weak(frame_HWC, found[name], self._sure(before).get(name, NONE_05), confirm)
+            for name, confirm in self._confirmers.items()
         }
         return found | sure
 
@@ -364,7 +361,8 @@ class Pipeline:
     def _detect_all(self, source: ClipSource, plan: Plan) -> None:
         """Set the plan's boxes and views."""
         frames = source.frames() if self._detectors else iter(())
-        reach = {n: {"person": PERSON_REACH, "face": BODY_REACH}[plugins.PLUGINS[n].finds] for n in self._detectors}
+        finds = {name: plugins.PLUGINS[name].finds for name in self._detectors}
+        reach = {name: PERSON_REACH if found == "person" else BODY_REACH for name, found in finds.items()}
         found, views = list[Found](), list[np.ndarray]()
         for group, last in search(frames, self._find, STEP):
             plan.scale = min(1.0, VIEW_SIDE / max(group[0].shape[:2]))
@@ -386,9 +384,7 @@ class Pipeline:
                     found += steady
             found.append(sure)
         boxes = {name: [boxes[name] for boxes in found] for name in self._detectors}
-        for name in self._confirmers:
-            least = round(THING_SECONDS * plan.fps)
-            boxes[name] = keep_sure(drop_things(boxes[name], plan.views.read, plan.scale, least))
+        boxes |= {name: keep_sure(boxes[name]) for name in self._confirmers}
         plan.boxes = _tracked(boxes, plan)
 
     def _mask_all(self, source: ClipSource, plan: Plan) -> None:
