@@ -162,8 +162,8 @@ def test_headspace_takes_what_is_enough_with_the_least_effort():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="FFCV is not installed")
-def test_ffcv_is_faster_than_a_dataloader_with_opencv(manifests):
-    """Clips/s of two threads against two processes over the same JPEGs, in turn."""
+def test_ffcv_costs_less_than_a_dataloader_with_opencv(manifests):
+    """CPU time of a clip in two threads and in two processes over the same JPEGs, in turn. Measured on a busy machine: 1.6 to 1.8."""
     config = BenchmarkConfig(rounds=3, seconds=0.5)
     both = {name: Reader(name) for name in ("ffcv", "opencv")}
     try:
@@ -174,8 +174,8 @@ def test_ffcv_is_faster_than_a_dataloader_with_opencv(manifests):
     finally:
         for reader in both.values():
             reader.close()
-    ratios = [a.clips_per_s / b.clips_per_s for a, b in zip(rounds["ffcv"], rounds["opencv"])]
-    assert statistics.median(ratios) >= 1.1, ratios
+    ratios = [b.cpu_ms_per_clip / a.cpu_ms_per_clip for a, b in zip(rounds["ffcv"], rounds["opencv"])]
+    assert statistics.median(ratios) >= 1.2, ratios
 
 
 @pytest.mark.cuda

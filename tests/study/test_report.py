@@ -147,26 +147,30 @@ def test_an_edited_run_leaves_an_old_report_unchanged(tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in report.iterdir()} == before
 
 
-def five_hundred(tmp_path, videos, classes):
+def many_runs(folder, videos, classes, *, seeds):
+    """Make 100 runs for each seed."""
     names = ("random", "full", *(f"other{i}" for i in range(8)))
-    made = correct(names, datasets=tuple("abcde"), seeds=range(5), videos=videos)
-    assert len(made) == 500
-    return made_runs.study(tmp_path / "study", made, compare="full", humans="other7", classes=classes)
+    made = correct(names, datasets=tuple("abcde"), seeds=range(seeds), videos=videos)
+    assert len(made) == 100 * seeds
+    return made_runs.study(folder, made, compare="full", humans="other7", classes=classes)
 
 
 @pytest.mark.alone
-def test_five_hundred_runs_take_under_ten_seconds(tmp_path):
-    """CPU time of all threads, as the machine may be busy; nothing in it waits."""
-    out = five_hundred(tmp_path, 200, 10)
-    began = time.process_time()
-    assert ppma(["report", str(out), "--out", str(tmp_path / "report")]) == DONE
-    assert time.process_time() - began < 10
+def test_five_hundred_runs_cost_at_most_five_times_what_a_hundred_cost(tmp_path):
+    """CPU time of all threads, in which machines differ. Measured on a busy one: 2.6 to 2.8 times."""
+    spent = []
+    for seeds in (1, 5):
+        out = many_runs(tmp_path / str(seeds), 200, 10, seeds=seeds)
+        began = time.process_time()
+        assert ppma(["report", str(out), "--out", str(out / "report")]) == DONE
+        spent.append(time.process_time() - began)
+    assert spent[1] < 5 * spent[0], spent
 
 
 @pytest.mark.slow
 def test_five_hundred_runs_of_ucf101s_size_take_under_ten_seconds(tmp_path):
     """Wall time of the whole command, on a machine that does nothing else: files are read on all cores."""
-    out = five_hundred(tmp_path, 3783, 101)
+    out = many_runs(tmp_path / "study", 3783, 101, seeds=5)
     began = time.monotonic()
     subprocess.run([sys.executable, "-m", "ppma", "report", str(out), "--out", str(tmp_path / "report")], check=True)
     assert time.monotonic() - began < 10
