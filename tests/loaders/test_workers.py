@@ -105,7 +105,8 @@ def test_a_task_whose_worker_was_killed_is_repeated_alone(tmp_path, write_clip):
     for ticket in range(1, 9):
         pool.submit(task(ticket, path))
     assert 0 not in collect(pool, 9 - IN_FLIGHT)
-    os.kill(pool.pids[0], signal.SIGKILL)  # it was given the first task
+    wait_until(lambda: pool._workers[0].ready)  # it was given the first task, and may start slowly
+    os.kill(pool.pids[0], signal.SIGKILL)
     wait_until(lambda: pool.restarts == 1)
     time.sleep(1)
     assert pool.restarts == 1 and pool._replies.empty(), "the others wait"
