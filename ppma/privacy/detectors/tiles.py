@@ -105,7 +105,8 @@ class TileDetector:
     def detect(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return boxes_N5 in each of these frames of one size."""
         batches = [tile_batch(frame_HWC, self.side, self.multiple) for frame_HWC in frames]
-        found = iter(self.in_tiles(np.concatenate([tiles_BhwC for tiles_BhwC, _ in batches])))
+        tiles_BhwC = batches[0][0] if len(batches) == 1 else np.concatenate([tiles for tiles, _ in batches])  # no copy
+        found = iter(self.in_tiles(tiles_BhwC))
         return [gather(places, list(islice(found, len(places))), self.overlap) for _, places in batches]
 
     def __call__(self, frame_HWC: np.ndarray) -> np.ndarray:
