@@ -288,11 +288,13 @@ def test_ranks_share_the_cores_of_their_slurm_task(monkeypatch, procid, cores):
 def test_torchrun_starts_ranks_that_meet(tmp_path):
     """As docs/clusters.md says."""
     script = tmp_path / "meet.py"
-    code = "from ppma.training.distributed import session\nwith session('cpu') as me: print(me.rank, me.world_size)\n"
+    code = "from ppma.training.distributed import session\nwith session('cpu') as me: open(f'{me.rank} {me.world_size}', 'w')\n"
     script.write_text(code)
     port = str(free_port())
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port, script]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
-    assert done.returncode == 0 and sorted(done.stdout.splitlines()) == ["0 2", "1 2"], done.stderr
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0 and sorted(path.name for path in tmp_path.glob("? ?")) == ["0 2", "1 2"], done.stderr
     assert "FutureWarning" not in done.stderr
