@@ -110,6 +110,15 @@ def test_a_box_within_another_is_not_lost():
     assert [boxes[:, 0].tolist() for boxes in stayed] == [[20, 10], *[[10]] * 8]
 
 
+@pytest.mark.parametrize(("wall", "kept"), [(220, 5), (50, 9)])
+def test_a_plain_wall_does_not_pass_for_dark_hair_but_a_change_of_exposure_is_followed(wall, kept):
+    """From frame 5 on, pixels of gray level 30 have that of `wall`: a person who left, or one in other light."""
+    rng = np.random.default_rng(0)
+    views = [np.clip(rng.normal(30 if t < 5 else wall, 3, (40, 60)), 0, 255).astype(np.uint8) for t in range(9)]
+    stayed = stay([box(20, 10)] + [NONE_05] * 8, views.__getitem__, 1.0, 1)
+    assert [t for t in range(9) if len(stayed[t])] == list(range(kept))
+
+
 def test_one_weak_detection_is_not_kept():
     frames = [NONE_05, box(20, 10, score=0.4), NONE_05] + [NONE_05] * 6
     assert not len(stay(frames, still_scene(), 1.0, 1)[2])

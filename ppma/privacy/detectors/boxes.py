@@ -24,6 +24,8 @@ WITHIN = 0.6
 """Share of a box in one of another frame from which that person is not lost: one may be of the upper body only."""
 ALIKE_LEVELS = 12
 """Difference in gray levels up to which two pixels are the same but for noise."""
+EXPOSURE_LEVELS = 40
+"""Largest change in the brightness of a place that counts as exposure: by more, a plain wall would pass for dark hair."""
 ALIKE_SHARE = 0.7
 """Share of a box's pixels that stay the same while the person is still there; a hand may move."""
 INNER = (-0.2, -0.05, -0.2, -0.05)
@@ -118,7 +120,8 @@ class _Still:
     def _is_at(self, gray_HW: np.ndarray, x: int, y: int) -> bool:
         height, width = self.look_hw.shape
         off_hw = gray_HW[y : y + height, x : x + width].astype(np.int16) - self.look_hw
-        return bool((np.abs(off_hw - np.int16(np.median(off_hw))) <= ALIKE_LEVELS).mean() >= ALIKE_SHARE)
+        exposure = np.clip(np.median(off_hw), -EXPOSURE_LEVELS, EXPOSURE_LEVELS).astype(np.int16)
+        return bool((np.abs(off_hw - exposure) <= ALIKE_LEVELS).mean() >= ALIKE_SHARE)
 
 
 def stay(
