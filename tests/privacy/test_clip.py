@@ -93,6 +93,16 @@ def test_the_spool_returns_masks_in_any_order(tmp_path):
         assert not list(tmp_path.iterdir()), "it has no name that a kill could leave behind"
 
 
+def test_a_hole_within_a_mask_is_hidden_and_a_bay_is_not(tmp_path):
+    masks = np.zeros((1, 60, 80), np.uint8)
+    masks[0, 10:50, 10:40] = masks[0, 10:50, 50:70] = 1
+    masks[0, 22:38, 17:33] = masks[0, 22:38, 50:62] = 0  # the first is enclosed
+    with spooled(tmp_path, masks) as spool:
+        hidden_HW = hidden(spool, 0)
+        assert hidden_HW[10:50, 10:40].all() and not hidden_HW[26:34, 50:58].any()
+        assert not hidden(spool, 0, masks="published")[30, 25]
+
+
 def test_hidden_pixels_join_neighboring_frames_and_are_dilated(tmp_path):
     masks = np.zeros((11, 40, 40), np.uint8)
     masks[5, 20, 20] = 1

@@ -1,7 +1,7 @@
 """Turn boxes of people and faces into hidden pixels, generously: a head outside the mask is a person in the picture.
 
     boxes of people and faces  ->  segmentation inside each, an ellipse for each  ->  raw mask  ->  spool on disk
-    raw masks of the neighboring frames  ->  union  ->  dilation  ->  hidden pixels of a frame
+    raw masks of the neighboring frames  ->  union  ->  dilation, holes filled  ->  hidden pixels of a frame
 
 Legend: H height, W width, N boxes.
 """
@@ -196,5 +196,7 @@ def hidden(
         return cv2.dilate(spool.read(t), CROSS, iterations=PUBLISHED_DILATIONS) > 0
     frames = range(max(0, t - before), min(len(spool), t + after + 1))
     union_HW = np.bitwise_or.reduce([spool.read(i) for i in frames])
-    hidden_HW: np.ndarray = cv2.dilate(union_HW, disc(dilation_pixels(*union_HW.shape))) > 0
+    dilated_HW = cv2.dilate(union_HW, disc(dilation_pixels(*union_HW.shape)))
+    outlines, _ = cv2.findContours(dilated_HW, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    hidden_HW: np.ndarray = cv2.drawContours(dilated_HW, outlines, -1, (1,), cv2.FILLED) > 0  # a hole may show an arm
     return np.ones_like(hidden_HW) if hidden_HW.mean() > HIDDEN_WHOLE else hidden_HW
