@@ -94,8 +94,14 @@ def test_who_may_not_judge(names, makers, reason):
     check(tuple(AUDITORS), {"movenet", "centerface", "selfie", "median"})
 
 
-def test_a_yolox_of_the_user_finds_what_its_grid_says(tmp_path):
-    """A stand-in of constant rows: one person in a cell of the second grid, scores below the point elsewhere."""
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.parametrize("provider", ["CPUExecutionProvider", "CUDAExecutionProvider"])
+def test_a_yolox_of_the_user_finds_what_its_grid_says(provider, tmp_path, monkeypatch):
+    """A stand-in of constant rows: one person in a cell of the second grid, scores below the point elsewhere.
+
+    Like the published files it takes one picture at a time, on a GPU too.
+    """
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [provider])
     side, cells = 64, 64 + 16 + 4
     rows = np.zeros((1, cells, 85), np.float32)
     rows[0, 64 + 1 * 4 + 2, :6] = [0.5, 0.25, np.log(2), np.log(1.5), 0.8, 0.5]  # stride 16, row 1, column 2
@@ -108,8 +114,10 @@ def test_a_yolox_of_the_user_finds_what_its_grid_says(tmp_path):
     file = tmp_path / "yolox.onnx"
     onnx.save(model, file)
     models = find_files([AUDITORS["yolox"]], tmp_path, [f"yolox={file}"])
-    (box,) = load("yolox", tmp_path, models=models)(np.zeros((side // 2, side // 2, 3), np.uint8))
+    detect = load("yolox", tmp_path, models=models)
+    (box,) = detect(np.zeros((side // 2, side // 2, 3), np.uint8))
     np.testing.assert_allclose(box, [(40 - 16) / 2, (20 - 12) / 2, (40 + 16) / 2, (20 + 12) / 2, 0.4], rtol=1e-5)
+    assert len(detect(np.zeros((2 * side, 2 * side, 3), np.uint8))), "a frame and its tiles"
     with pytest.raises(InputError, match="SHA-256"):
         find_files([AUDITORS["yolox"]], tmp_path, [f"yolox={file}#{'0' * 64}"])
     with pytest.raises(InputError, match="no chosen tool"):

@@ -1,5 +1,7 @@
 """Frames between two detected ones take their boxes only if nothing happens between: no one is lost for speed."""
 
+import sys
+
 import numpy as np
 import pytest
 from privacy_stand_ins import RED, RedFinder
@@ -88,6 +90,11 @@ def test_a_gpu_searches_several_frames_at_once(gpu, batches, monkeypatch):
     assert [frame for group, _ in groups for frame in group] == frames and sizes == batches
     assert all(found["body"] == group[-1] for group, found in groups) and len(groups[0][0]) == 1
     assert list(search(iter(()), find)) == []
+
+
+def test_frames_are_searched_without_onnx_runtime(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert len(list(search(iter(range(STEP + 1)), lambda frames: [{} for _ in frames]))) == 2
 
 
 def cleaned(folder, stand_ins, people):

@@ -7,6 +7,7 @@ spread over processes, and one picture at a time, whose maps fit into a core's c
 """
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,8 @@ def to_onnx(nodes: Nodes, image: str, outputs: Sequence[str], sizes: Sequence[st
 
 
 def on_gpu() -> bool:
-    """Return True if networks run on a GPU."""
-    return "CUDAExecutionProvider" in _onnxruntime().get_available_providers()
+    """Return True if networks run on a GPU; False where ONNX Runtime is missing, which not every tool needs."""
+    return find_spec("onnxruntime") is not None and "CUDAExecutionProvider" in _onnxruntime().get_available_providers()
 
 
 def _onnxruntime() -> Any:
@@ -103,8 +104,8 @@ class Network:
         onnxruntime = _onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self._gpu = on_gpu()
-        providers = ["CUDAExecutionProvider"] * self._gpu + ["CPUExecutionProvider"]
+        gpu = on_gpu()
+        providers = ["CUDAExecutionProvider"] * gpu + ["CPUExecutionProvider"]
         errors = onnxruntime.capi.onnxruntime_pybind11_state
         try:
             self._session = onnxruntime.InferenceSession(onnx, options, providers=providers)
@@ -117,6 +118,9 @@ class Network:
         ) as error:
             raise ValueError(str(error)) from None
         self._image = self._session.get_inputs()[0]
+        self._batches = gpu and not isinstance(
+            self._image.shape[0], int
+        )  # files of users may take one picture at a time
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
         if self._image.type != "tensor(float)":
@@ -132,6 +136,6 @@ class Network:
 
     def __call__(self, batch: np.ndarray, more: Mapping[str, np.ndarray] | None = None) -> list[np.ndarray]:
         """Return the results for a batch, float32, and further inputs by name."""
-        parts = [batch] if self._gpu else np.split(batch, len(batch))
+        parts = [batch] if self._batches else np.split(batch, len(batch))
         results = [self._session.run(None, {self._image.name: part, **(more or {})}) for part in parts]
         return results[0] if len(parts) == 1 else [np.concatenate(maps) for maps in zip(*results)]
