@@ -206,6 +206,7 @@ def built_once(session_folder: Path) -> BuiltOnce:
         with folder.with_suffix(".built").open("a") as state:
             fcntl.flock(state, fcntl.LOCK_EX)
             if not os.fstat(state.fileno()).st_size:
+                shutil.rmtree(folder, ignore_errors=True)  # of a process whose build failed
                 folder.mkdir()
                 build(folder)
                 state.write("built")

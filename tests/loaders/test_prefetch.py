@@ -161,6 +161,7 @@ def test_only_waiting_is_counted_as_waiting(manifest):
     with make_stream(manifest) as made:
         first = made.take().counters
         wait_until_full(made)
+        time.sleep(first.wait_seconds)  # a step
         second = made.take().counters
     assert first.samples >= 4 and first.wait_seconds > 0.05  # the workers had to start
     assert second.samples >= 8 and second.wait_seconds < 1.25 * first.wait_seconds
