@@ -217,7 +217,7 @@ def ask(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def free_port() -> int:
-    """Return a free TCP port of this machine, as FREE_PORT does: a port of port 0 may be another process's a moment later."""
+    """Return a free TCP port of this machine, chosen as FREE_PORT does: one that the system chooses may be given away again."""
     while True:
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("", port := 20_000 + secrets.randbelow(12_000)))
