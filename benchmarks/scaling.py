@@ -21,6 +21,7 @@ Assumptions:
 
 import math
 import os
+import socket
 import statistics
 import sys
 import time
@@ -39,7 +40,6 @@ from ppma.config.command import DONE, parse, run
 from ppma.config.model import MAEConfig, preset
 from ppma.loaders.sampler import SHUFFLED_SHARDS
 from ppma.loaders.sources.store import OPEN_SHARDS
-from ppma.slurm.cluster import free_port
 
 BUCKET_BYTES = 25 * 2**20
 """DistributedDataParallel's last bucket, which has no computation to hide behind."""
@@ -302,8 +302,11 @@ def measure_exchange(size: int, repeats: int) -> tuple[list[float], list[float]]
     """Return seconds of all-reduces between two processes on this machine, and of the stop flag."""
     import torch.multiprocessing as mp
 
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     answers = mp.get_context("forkserver").SimpleQueue()
-    mp.start_processes(_exchange, args=(free_port(), size, repeats, answers), nprocs=2, start_method="forkserver")
+    mp.start_processes(_exchange, args=(port, size, repeats, answers), nprocs=2, start_method="forkserver")
     return answers.get()
 
 
