@@ -137,10 +137,12 @@ def _set_aside(file: Path, me: Owner) -> None:
         return
     if why := _why_gone(owner, me, file):
         with _one_at_a_time(file.parent):
-            if (now := _read(file)) == owner and _moved_away(file, owner, me):
+            if (now := _read(file)) is None:  # another process was faster, and may be about to write its own
+                return
+            if now == owner and _moved_away(file, owner, me):
                 log.warning("%s: taking over from %s, which %s", file.parent, owner, why)
                 return
-            owner = now or owner  # of another process, which was faster
+            owner = now
     raise InputError(f"{file.parent} is in use by {owner}; wait until it ends, stop it, or use another --run-dir")
 
 

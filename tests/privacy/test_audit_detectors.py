@@ -67,6 +67,7 @@ def test_a_gpu_gets_the_tiles_of_several_frames_at_once(name, drawn, audit_weigh
     count = len(batches)
     assert set(batches) == {1}
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda _: ["CUDAExecutionProvider"])
     batches.clear()
     together = detect_frames({name: load(name, audit_weights)}, frames)
     assert batches == ([count - 3, 3] if name == "yolov3-tiny" else [count]), "its whole frames have another size"
@@ -102,6 +103,7 @@ def test_a_yolox_of_the_user_finds_what_its_grid_says(provider, tmp_path, monkey
     Like the published files it takes one picture at a time, on a GPU too.
     """
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [provider])
+    monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda _: [provider])
     side, cells = 64, 64 + 16 + 4
     rows = np.zeros((1, cells, 85), np.float32)
     rows[0, 64 + 1 * 4 + 2, :6] = [0.5, 0.25, np.log(2), np.log(1.5), 0.8, 0.5]  # stride 16, row 1, column 2

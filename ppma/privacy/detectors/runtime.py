@@ -104,8 +104,7 @@ class Network:
         onnxruntime = _onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        gpu = on_gpu()
-        providers = ["CUDAExecutionProvider"] * gpu + ["CPUExecutionProvider"]
+        providers = ["CUDAExecutionProvider"] * on_gpu() + ["CPUExecutionProvider"]
         errors = onnxruntime.capi.onnxruntime_pybind11_state
         try:
             self._session = onnxruntime.InferenceSession(onnx, options, providers=providers)
@@ -118,9 +117,8 @@ class Network:
         ) as error:
             raise ValueError(str(error)) from None
         self._image = self._session.get_inputs()[0]
-        self._batches = gpu and not isinstance(
-            self._image.shape[0], int
-        )  # files of users may take one picture at a time
+        gpu = "CUDAExecutionProvider" in self._session.get_providers()  # not where CUDA's libraries are missing
+        self._batches = gpu and not isinstance(self._image.shape[0], int)  # a user's file may take one picture only
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
         if self._image.type != "tensor(float)":

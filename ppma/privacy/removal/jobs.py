@@ -262,7 +262,8 @@ def seconds_per_frame(jobs: Sequence[RemovalJob]) -> tuple[float, float]:
         _try(jobs[0], 2, Path(folder))  # compiles
         tried = [_try(jobs[i], SAMPLE_FRAMES, Path(folder)) for i in chosen]
     frames, planned, rendered = (sum(each) for each in zip(*tried))
-    rounds = ROUNDS if jobs[0].settings.method == "remove" else 1
+    settings = jobs[0].settings
+    rounds = ROUNDS if settings.method == "remove" and settings.detectors else 1
     return (planned + rendered) / max(1, frames), (planned + rounds * rendered) / max(1, frames)
 
 
