@@ -106,8 +106,10 @@ def removing_leftovers(paths: Iterable[Path]) -> Iterator[None]:
     """Delete the temporary files of these paths: before the block those of killed runs, after it those of killed workers."""
     paths = list(paths)
     remove_leftovers(paths)
-    yield
-    remove_leftovers(paths)
+    try:
+        yield
+    finally:
+        remove_leftovers(paths)
 
 
 def remove_leftovers(paths: Iterable[Path]) -> None:

@@ -104,7 +104,7 @@ def parallel_events(
         alone: Jobs to run one at a time, when no other job is running or waiting.
         workers: Number of processes; jobs always run in another process.
         timeout_seconds: Kill a job that takes longer.
-        kill: Kill running jobs when the generator is closed, instead of finishing them.
+        kill: Kill running jobs when the generator is closed, as on Ctrl-C, instead of finishing them.
     """
     yield from _Pool(work, jobs, alone, workers, timeout_seconds, kill).run()
 
@@ -120,8 +120,8 @@ def parallel_map(
 ) -> Iterator[ResultT]:
     """Yield the result of each job as it is finished.
 
-    A single worker without a time limit runs in this process. An error of a job is raised here. On an error, Ctrl-C, or when the iterator
-    is closed, waiting jobs are dropped and running jobs are finished; with a time limit they are killed.
+    A single worker without a time limit runs in this process. An error of a job is raised here. On an error, or when the iterator is
+    closed, waiting jobs are dropped and running jobs are finished; on Ctrl-C, and with a time limit, they are killed.
 
     Args:
         work: A function of a module, so that it can be pickled.
@@ -254,6 +254,9 @@ class _Pool(Generic[JobT]):
                         self._end(worker, kill=True)
                         reason = f"took longer than {self.timeout_seconds:g} s"
                         yield worker.job, Lost(reason, guilty=True, events=worker.events)
+        except KeyboardInterrupt:  # a person waits: a job may take an hour
+            self.kill = True
+            raise
         finally:
             for worker in self.team.values():
                 worker.connection.close()  # all of them, before any is waited for

@@ -285,6 +285,21 @@ def test_ctrl_c_waits_until_a_worker_has_started(monkeypatch, capfd):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_ctrl_c_kills_jobs_that_run(tmp_path):
+    files = [tmp_path / name for name in "ab"]
+
+    def press():
+        wait_until(lambda: all(path.exists() for path in files))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    began = time.monotonic()
+    threading.Thread(target=press, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(parallel_map(write_pid_and_sleep, files, 2))
+    assert time.monotonic() - began < 100, "a job takes 120 s"
+    assert not active_children()
+
+
 def test_every_job_belongs_to_one_shard():
     assert parse_shard(None) == (0, 1)
     shards = [list(range(10))[first::step] for first, step in (parse_shard(f"{i}/3") for i in range(3))]

@@ -424,6 +424,12 @@ def test_an_unusable_original_mask_or_record_is_named(pair, red_auditors, capsys
     assert named in refusal(capsys, audit(pair)) and not (pair / "report" / "audit.json").exists()
 
 
+def test_originals_are_neither_written_to_nor_the_cleaned_clips_themselves(pair, red_auditors):
+    assert audit(pair, out="videos/report") == 2 and not (pair / "videos" / "report").exists()
+    assert audit(pair, "--originals", pair / "removed" / "inp", originals=False) == 2
+    assert not (pair / "report").exists()
+
+
 def test_a_frame_count_other_than_the_manifests_fails_a_clip(pair, red_auditors):
     manifest = pair / "removed" / removal.MANIFEST
     manifest.write_text(manifest.read_text().replace("own,,,8,10.0", "own,,,4,10.0"))

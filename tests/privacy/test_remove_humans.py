@@ -161,6 +161,13 @@ def test_a_dry_run_writes_nothing_and_names_the_licenses(videos, tmp_path, stand
     assert "inpainter median: Apache-2.0 (ppma)" in printed and not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_refuses_what_the_run_would_refuse(videos, tmp_path, stand_ins):
+    (videos / "to" / "broken.mp4").unlink()
+    out = tmp_path / "out"
+    assert remove(videos, out) == 0
+    assert remove(videos, out, "--dry-run") == 0 and remove(videos, out, "--dry-run", "--keep-original") == 2
+
+
 class Slow(RedFinder):
     """Takes 50 ms of CPU time a frame."""
 

@@ -194,6 +194,8 @@ def _make_folder(config: AuditConfig, manifest: Path | None, root: Path) -> None
     verdict.check_passed(manifest or config.out / "manifest.csv")
     if manifest is None and config.out.resolve().is_relative_to(root.resolve()):
         raise InputError(f"--out {config.out} is inside the clips' folder {root}; give a folder outside of it")
+    if config.originals is not None and config.out.resolve().is_relative_to(config.originals.resolve()):
+        raise InputError(f"--out {config.out} is inside --originals {config.originals}; give a folder outside of it")
     if manifest is not None:
         check_out("the folder of the manifest, which gets the verdicts:", manifest.parent, "folder")
     config.out.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,9 @@ def pair_of(root: Path, clip: Clip, originals: Path | None) -> Pair:
     if not clip_place(root / clip.path).exists():
         raise InputError(f"{root / clip.path}: no such clip; make it again")
     record = _record(root / "records" / f"{name}.json")
+    original = None if originals is None else _original(originals, clip, name, record.get("row", {}))
+    if original is not None and original.path.resolve() == (root / clip.path).resolve():
+        raise InputError(f"{original.path} is the cleaned clip itself; give the folder of the clips before cleaning")
     return Pair(
         name=name,
         path=clip.path,
@@ -86,7 +89,7 @@ def pair_of(root: Path, clip: Clip, originals: Path | None) -> Pair:
         cleaned=root / clip.path,
         frames=clip.frames,
         mask=_find(root / "seg", name),
-        original=None if originals is None else _original(originals, clip, name, record.get("row", {})),
+        original=original,
         makers=tuple(record.get("tools", ())),
         method=str(record.get("settings", {}).get("method", "")),
         clean=record.get("outcome", {}).get("clean"),

@@ -104,6 +104,7 @@ class Network:
         onnxruntime = _onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors: a user's export may cost hundreds of warnings
         providers = ["CUDAExecutionProvider"] * on_gpu() + ["CPUExecutionProvider"]
         errors = onnxruntime.capi.onnxruntime_pybind11_state
         try:

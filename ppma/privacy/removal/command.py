@@ -255,6 +255,8 @@ def run(config: RemovalConfig, report: Console) -> list[str]:
         raise InputError(f"--out {config.out} holds {inside[0].row.path} of the source; give another folder")
     first, step = parse_shard(config.part)
     if config.dry_run:
+        if (config.out / removal.SETTINGS).exists():
+            removal.claim(config.out, settings)
         _print_estimate(report, config, jobs[first::step])
         _print_refused(report, refused)
         return []

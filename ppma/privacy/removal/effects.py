@@ -302,4 +302,4 @@ def _attached(cast_hw: np.ndarray, mask_hw: np.ndarray) -> np.ndarray:
     """Return the parts of what is cast that touch the mask, without specks, bool (h, w)."""
     cast_hw = cv2.morphologyEx(cast_hw.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
     closed_hw = cv2.morphologyEx((cast_hw | mask_hw).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8)) > 0
-    return _components_with(closed_hw, mask_hw) & ~mask_hw
+    return _components_with(_components_with(closed_hw, mask_hw) & ~mask_hw, cast_hw)
