@@ -2,12 +2,14 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from full_disk import content
 from privacy_stand_ins import write_walk
@@ -16,6 +18,7 @@ from waiting import wait_until
 from ppma.cli import main as ppma
 
 ROOT = Path(__file__).parents[1]
+STILL = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 SYNTHESIZE = "synthesize --classes walk wave --clips 3 --size 64 --seconds 1 --masks --empty"
 
@@ -92,25 +95,31 @@ def test_an_interrupted_command_that_runs_again_writes_the_same_bytes(name, comm
     figure("R29", check(name, commands[name], 10))
 
 
+def kill_while_it_writes(argv, out):
+    """Start `synthesize` until SIGKILL meets it in the middle of a clip: it is stopped to look for a temporary file."""
+    for _ in range(20):
+        process = start(argv)
+        while process.poll() is None:
+            os.kill(process.pid, signal.SIGSTOP)
+            wait_until(lambda pid=process.pid: psutil.Process(pid).status() in STILL)
+            if list(out.glob("*/.*.tmp.mp4")):
+                process.kill()
+                process.communicate()
+                return
+            os.kill(process.pid, signal.SIGCONT)
+            time.sleep(0.002)
+        assert process.communicate() and process.returncode == 0
+        shutil.rmtree(out)
+    pytest.fail("it was never met in the middle of a clip")
+
+
 @pytest.mark.promise("R29")
 def test_a_killed_synthesize_that_runs_again_writes_the_same_bytes(tmp_path, figure):
     whole, killed = [
         [*SYNTHESIZE.split(), "--workers", "1", "--out", f"{tmp_path}/{name}"] for name in ("whole", "killed")
     ]
     assert ppma(whole) == 0
-    process = start(killed)
-
-    def stopped_while_it_writes() -> bool:
-        process.send_signal(signal.SIGSTOP)
-        os.waitpid(process.pid, os.WUNTRACED)
-        if list((tmp_path / "killed").glob("*/.*.tmp.mp4")):
-            return True
-        process.send_signal(signal.SIGCONT)
-        return False
-
-    wait_until(stopped_while_it_writes)
-    process.kill()
-    process.communicate()
+    kill_while_it_writes(killed, tmp_path / "killed")
     assert ppma(killed) == 0
     assert written(tmp_path / "killed") == written(tmp_path / "whole")
     figure("R29", "synthesize: 1 SIGKILL, 0 bytes differ")
