@@ -108,7 +108,8 @@ def kill_while_it_writes(argv, out):
                 return
             os.kill(process.pid, signal.SIGCONT)
             time.sleep(0.002)
-        assert process.communicate() and process.returncode == 0
+        process.communicate()
+        assert process.returncode == 0
         shutil.rmtree(out)
     pytest.fail("it was never met in the middle of a clip")
 

@@ -197,7 +197,7 @@ def _spawning() -> Iterator[None]:
     spec, file = main.__spec__, main.__dict__.pop("__file__", None)
     main.__spec__ = None
     try:
-        with _held_back(signal.SIGINT):
+        with _ctrl_c_held_back():
             yield
     finally:
         main.__spec__ = spec
@@ -206,25 +206,25 @@ def _spawning() -> Iterator[None]:
 
 
 @contextmanager
-def _held_back(number: signal.Signals) -> Iterator[None]:
-    """Block a signal here and in processes started meanwhile; one that comes has its effect at the end.
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Block Ctrl-C here and in processes started meanwhile; one that comes has its effect at the end.
 
     To block it is not enough: another thread of this process takes it, and Python calls the handler in this one.
     """
     came: list[int] = []
-    handler = signal.getsignal(number)
+    handler = signal.getsignal(signal.SIGINT)
     handled_here = callable(handler) and threading.current_thread() is threading.main_thread()
     if handled_here:
-        signal.signal(number, lambda *_: came.append(number))
-    signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+        signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         if handled_here:
-            signal.signal(number, handler)
+            signal.signal(signal.SIGINT, handler)
         if came:
-            signal.raise_signal(number)
+            signal.raise_signal(signal.SIGINT)
 
 
 @dataclass

@@ -286,17 +286,17 @@ def test_ctrl_c_waits_until_a_worker_has_started(monkeypatch, capfd):
 
 
 def test_ctrl_c_kills_jobs_that_run(tmp_path):
-    files = [tmp_path / name for name in "ab"]
+    files, pressed = [tmp_path / name for name in "ab"], []
 
     def press():
         wait_until(lambda: all(path.exists() for path in files))
+        pressed.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGINT)
 
-    began = time.monotonic()
     threading.Thread(target=press, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         list(parallel_map(write_pid_and_sleep, files, 2))
-    assert time.monotonic() - began < 100, "a job takes 120 s"
+    assert time.monotonic() - pressed[0] < 60, "a job takes 600 s"
     assert not active_children()
 
 

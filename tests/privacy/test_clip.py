@@ -10,7 +10,7 @@ from ppma.common.video import video_writer
 from ppma.config.errors import BadClip
 from ppma.loaders.decode.fetch import all_frames
 from ppma.privacy.detectors.boxes import NONE_05
-from ppma.privacy.removal import clip, plugins
+from ppma.privacy.removal import clip, plugins, steady
 from ppma.privacy.removal.blur import blurred, downsampled
 from ppma.privacy.removal.clip import ClipSource, Pipeline, Settings
 from ppma.privacy.removal.masks import Spool, dilation_pixels, hidden, limbs, published_mask, raw_mask
@@ -131,7 +131,8 @@ def frames(path):
 @pytest.fixture
 def every_frame(monkeypatch):
     """Search every frame, so that calls of the stand-ins have the numbers of frames."""
-    monkeypatch.setattr(clip, "STEP", 1)
+    for module in (clip, steady):
+        monkeypatch.setattr(module, "STEP", 1)
 
 
 def clean(walk, folder, **settings):

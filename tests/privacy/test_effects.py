@@ -94,6 +94,14 @@ class Insistent(RedFinder):
         return boxes_N5 if len(boxes_N5) else np.array([[10, 10, 20, 40, 0.9]], np.float32)
 
 
+class Twofold(RedFinder):
+    """Detects a person twice, once next to where they are."""
+
+    def __call__(self, frame_HWC):
+        boxes_N5 = super().__call__(frame_HWC)
+        return np.concatenate([boxes_N5, boxes_N5 + np.array([14, 18, 14, 18, 0], np.float32)])
+
+
 def test_the_record_of_effects_is_of_the_whole_clip_after_several_rounds(red, tmp_path, monkeypatch):
     other = plugins.Plugin(kind="detector", make=Insistent, license="none", finds="person")
     monkeypatch.setitem(plugins.PLUGINS, "other", other)
@@ -114,6 +122,15 @@ def test_behind_who_never_leaves_nothing_is_known_and_nothing_added(red, tmp_pat
     with_THW, found = masks_of(source, tmp_path, red, effects=True)
     assert (with_THW == masks_of(source, tmp_path, red)[0]).all()
     assert found.frames == 0 and found.known_share < 0.25
+
+
+def test_a_bay_of_the_mask_is_no_shadow(red, tmp_path, monkeypatch):
+    """Two boxes of one person give an outline with bays, which are closed together with what is cast, if anything is."""
+    twofold = plugins.Plugin(kind="detector", make=Twofold, license="none", finds="person")
+    monkeypatch.setitem(plugins.PLUGINS, "other", twofold)
+    source, _, _ = write_cast(tmp_path / "stand.mp4", stands=True)
+    _, found = masks_of(source, tmp_path, red | {"detectors": ("other",)}, effects=True)
+    assert found.frames == 0
 
 
 def test_light_that_changes_everywhere_is_no_shadow(red, tmp_path):

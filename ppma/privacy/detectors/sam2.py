@@ -4,7 +4,7 @@
 
 The files have the layout of samexporter: the image is stretched to a square, a box is two points with the labels 2 and 3,
 and of the masks that the decoder proposes the one counts whose predicted overlap is highest.
-Legend: H height, W width of a frame in pixels, N boxes, S side of the encoder's input, K masks.
+Legend: H height, W width of a frame in pixels, N boxes, S side of the encoder's input.
 """
 
 from pathlib import Path

@@ -364,7 +364,7 @@ class Pipeline:
         finds = {name: plugins.PLUGINS[name].finds for name in self._detectors}
         reach = {name: PERSON_REACH if found == "person" else BODY_REACH for name, found in finds.items()}
         found, views = list[Found](), list[np.ndarray]()
-        for group, last in search(frames, self._find, STEP):
+        for group, last in search(frames, self._find):
             plan.scale = min(1.0, VIEW_SIDE / max(group[0].shape[:2]))
             views = [*views[-1:], *(_view(frame_HWC, plan.scale) for frame_HWC in group)]
             for view_HW in views[-len(group) :]:

@@ -259,7 +259,7 @@ def seconds_per_frame(jobs: Sequence[RemovalJob]) -> tuple[float, float]:
     """Clean some frames of a few clips; return CPU seconds per frame with one round, and with as many as there may be."""
     chosen = sorted({round(i * (len(jobs) - 1) / (SAMPLE_CLIPS - 1)) for i in range(SAMPLE_CLIPS)})
     with tempfile.TemporaryDirectory(prefix="ppma-") as folder:
-        _try(jobs[0], 2, Path(folder))  # compiles
+        _try(jobs[0], 2, Path(folder))  # numba compiles
         tried = [_try(jobs[i], SAMPLE_FRAMES, Path(folder)) for i in chosen]
     frames, planned, rendered = (sum(each) for each in zip(*tried))
     settings = jobs[0].settings

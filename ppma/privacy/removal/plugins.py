@@ -20,6 +20,7 @@ from ppma.config.errors import InputError
 from ppma.privacy.detectors import weights
 from ppma.privacy.detectors.boxes import NONE_05
 from ppma.privacy.detectors.opencv_models import CenterFace, Selfie
+from ppma.privacy.detectors.sam2 import Sam2
 from ppma.privacy.detectors.tools import Tool
 from ppma.privacy.detectors.user_models import USER_MODELS
 from ppma.privacy.removal.camera import Reference
@@ -98,10 +99,10 @@ class Choice:
     layout: Layout = "videos"
 
 
-def _torch(name: str, *more: Any) -> Callable[..., Any]:
+def _torch(name: str, *more: Any) -> Callable[[Path], Any]:
     """Return a constructor that imports its module, and with it torch, on first use."""
     module, _, attribute = name.rpartition(".")
-    return lambda *files: getattr(import_module(f"ppma.privacy.{module}"), attribute)(*files, *more)
+    return lambda file: getattr(import_module(f"ppma.privacy.{module}"), attribute)(file, *more)
 
 
 PLUGINS: dict[str, Plugin] = {
@@ -124,7 +125,7 @@ PLUGINS: dict[str, Plugin] = {
         license="BSD-3-Clause (torchvision)",
     ),
     "sam2": Plugin(
-        kind="segmenter", make=_torch("detectors.sam2.Sam2"), user_models=("sam2-encoder", "sam2-decoder"),
+        kind="segmenter", make=Sam2, user_models=("sam2-encoder", "sam2-decoder"),
         license="Apache-2.0", needs_boxes=True,
     ),
     "semask": Plugin(

@@ -39,16 +39,15 @@ Found = dict[str, np.ndarray]
 
 
 def search(
-    frames: Iterator[np.ndarray], find: Callable[[list[np.ndarray]], list[Found]], step: int = STEP
+    frames: Iterator[np.ndarray], find: Callable[[list[np.ndarray]], list[Found]]
 ) -> Iterator[tuple[list[np.ndarray], Found]]:
-    """Yield the first frame, then groups of `step` frames, each with what is found in its last frame.
+    """Yield the first frame, then groups of STEP frames, each with what is found in its last frame.
 
     Args:
         frames: The frames of a clip, frame_HWC.
         find: Returns the boxes in each of several frames.
-        step: Frames of a group.
     """
-    groups = filter(None, chain([[*islice(frames, 1)]], iter(lambda: [*islice(frames, step)], [])))
+    groups = filter(None, chain([[*islice(frames, 1)]], iter(lambda: [*islice(frames, STEP)], [])))
     while ahead := [*islice(groups, GPU_GROUPS if on_gpu() else 1)]:
         yield from zip(ahead, find([group[-1] for group in ahead]))
 
