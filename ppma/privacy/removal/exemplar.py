@@ -82,7 +82,8 @@ def _scaled(values: np.ndarray, size: tuple[int, int], how: int = cv2.INTER_AREA
 def _distance(values: np.ndarray, width: int, y: int, x: int, there_y: int, there_x: int, enough: int) -> np.int32:
     """Return the sum of squared differences of two patches of a flat level, or a part of it that exceeds `enough`."""
     row, total = np.uint64(width * DEPTH), np.int32(0)
-    here = np.uint64(((y - RADIUS) * width + x - RADIUS) * DEPTH)  # unsigned: no check for negatives, in the innermost loop
+    # unsigned, so that the innermost loop checks no index for negatives
+    here = np.uint64(((y - RADIUS) * width + x - RADIUS) * DEPTH)
     there = np.uint64(((there_y - RADIUS) * width + there_x - RADIUS) * DEPTH)
     for _ in range(SIDE):
         for k in range(np.uint64(SIDE * DEPTH)):
