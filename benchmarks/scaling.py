@@ -21,7 +21,6 @@ Assumptions:
 
 import math
 import os
-import socket
 import statistics
 import sys
 import time
@@ -36,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rows
 from benchmarks.train_step import Case, Worker
+from ppma.common.ports import free_port
 from ppma.config.command import DONE, parse, run
 from ppma.config.model import MAEConfig, preset
 from ppma.loaders.sampler import SHUFFLED_SHARDS
@@ -302,11 +302,8 @@ def measure_exchange(size: int, repeats: int) -> tuple[list[float], list[float]]
     """Return seconds of all-reduces between two processes on this machine, and of the stop flag."""
     import torch.multiprocessing as mp
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     answers = mp.get_context("forkserver").SimpleQueue()
-    mp.start_processes(_exchange, args=(port, size, repeats, answers), nprocs=2, start_method="forkserver")
+    mp.start_processes(_exchange, args=(free_port(), size, repeats, answers), nprocs=2, start_method="forkserver")
     return answers.get()
 
 

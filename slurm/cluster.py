@@ -3,13 +3,10 @@
 ClusterConfig -> Allocation (nodes, GPUs, processes) -> executor, or the sbatch script as text for a dry run
 """
 
-import contextlib
 import os
 import re
-import secrets
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -20,6 +17,7 @@ from typing import Any, Literal
 import submitit
 from submitit.slurm.slurm import _make_sbatch_string
 
+from ppma.common.ports import FIRST_PORT, PORTS
 from ppma.config.errors import InputError, require
 
 USUAL_CORES = 12
@@ -216,14 +214,6 @@ def ask(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, NO_ANSWER, "", why)
 
 
-def free_port() -> int:
-    """Return a free TCP port of this machine, chosen as FREE_PORT does: one that the system chooses may be given away again."""
-    while True:
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind(("", port := 20_000 + secrets.randbelow(12_000)))
-            return port
-
-
 def require_slurm() -> None:
     """Raise InputError on a machine without SLURM's commands."""
     found = bool(shutil.which("sbatch") and shutil.which("srun"))
@@ -247,10 +237,10 @@ class Script:
 
 
 FREE_PORT = (
-    "while export MASTER_PORT=$((20000 + RANDOM % 12000)); (: </dev/tcp/127.0.0.1/$MASTER_PORT) 2>/dev/null; do :; done"
+    f"while export MASTER_PORT=$(({FIRST_PORT} + RANDOM % {PORTS})); "
+    "(: </dev/tcp/127.0.0.1/$MASTER_PORT) 2>/dev/null; do :; done"
 )
-"""Shell line that picks a port on which no process of the first node listens, for all tasks, at every start of a job. It
-stays below the ports that Linux gives to outgoing connections."""
+"""Shell line that does what `free_port` does on the first node, for all tasks, at every start of a job."""
 
 
 def _python(config: ClusterConfig, *, task: bool = False) -> str:

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+from ppma.common.ports import free_port
 from ppma.config.command import DONE, FAILED, INTERRUPTED, RUN_AGAIN, STOP_SIGNALS, WRONG_INPUT
-from ppma.slurm.cluster import Allocation, free_port, local_gpus
+from ppma.slurm.cluster import Allocation, local_gpus
 from ppma.slurm.job import Job, local_environment
 from ppma.slurm.restart import last_error, newest_lines, record
 

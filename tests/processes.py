@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ppma.slurm.cluster import free_port
+from ppma.common.ports import free_port
 
 T = TypeVar("T")
 _SERVER = multiprocessing.get_context("forkserver")

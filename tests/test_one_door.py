@@ -336,7 +336,7 @@ def test_an_error_at_the_first_write_is_one_line(world, tmp_path, monkeypatch, n
 
         return make
 
-    for module, name in ((os, "mkdir"), (tempfile, "mkdtemp"), (tempfile, "mkstemp")):
+    for module, name in ((os, "mkdir"), (tempfile, "mkdtemp"), (Path, "touch")):
         monkeypatch.setattr(module, name, refuse(getattr(module, name)))
     for name in sorted(set(PPMA) - WORKS_FIRST - {"doctor", "datasets"}):
         answers.ask("ppma", name, good("ppma", name, world, out), code)

@@ -12,10 +12,11 @@ import json
 import logging
 import os
 import re
-import tempfile
+import secrets
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,35 +28,48 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, new: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`, and rename it to `path` when the block ends without an error.
 
     The temporary file exists, is empty, starts with a dot and keeps the suffix, by which writers choose a format. It is flushed to
     disk before the rename and deleted after an error.
 
+    Args:
+        path: The file to write.
+        new: Replace no file: of several tasks, on other machines too, the first one writes it.
+
     Raises:
         InputError: The folder cannot be written.
         DiskFullError: No space is left.
+        FileExistsError: With `new`, where there is such a file.
     """
+    temp_path = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         with watch_disk(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}")
+            temp_path.touch(exist_ok=False)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose a folder that you may write") from None
-    temp_path = Path(name)
     try:
-        os.close(descriptor)
-        umask = os.umask(0)
-        os.umask(umask)
-        temp_path.chmod(0o666 & ~umask)  # mkstemp makes it private
         with watch_disk(path.parent):
             yield temp_path
             with temp_path.open("rb") as file:
                 os.fsync(file.fileno())
+        if new:
+            _reserve(path, temp_path)
         temp_path.replace(path)
     finally:
         temp_path.unlink(missing_ok=True)
+
+
+def _reserve(path: Path, temp_path: Path) -> None:
+    """Make `path` a link to the complete file, which no client of a network file system can do for an existing path."""
+    try:
+        os.link(temp_path, path)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links here: an empty file, for the moment until the rename
+        path.touch(exist_ok=False)
 
 
 class PatientFile:
@@ -119,7 +133,7 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
         names[path.parent].add(path.name)
     for folder, wanted in names.items():
         for leftover in folder.glob(".*.tmp*"):
-            name = re.fullmatch(r"\.(.+)\.\w{8}\.tmp(.*)", leftover.name)  # as mkstemp writes it
+            name = re.fullmatch(r"\.(.+)\.\w{8}\.tmp(.*)", leftover.name)
             if name is not None and f"{name[1]}{name[2]}" in wanted:
                 leftover.unlink(missing_ok=True)
 
@@ -162,6 +176,8 @@ def claim_folder(
 ) -> None:
     """Record the settings of an output folder, or check that an earlier run recorded the same ones.
 
+    Of tasks that do so at the same moment the first wins, on network file systems too.
+
     Args:
         note: The JSON file of the settings, in the folder.
         settings: What must be the same for everything in the folder.
@@ -174,9 +190,11 @@ def claim_folder(
     """
     wanted = json.loads(json.dumps(settings))
     if not note.exists():
-        write_json(note, wanted)
-        return
+        with suppress(FileExistsError), atomic_path(note, new=True) as temp_path:
+            temp_path.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
     with reading(note, f"the settings of a folder of {holds}"):
+        if not note.stat().st_size:  # another task has reserved it
+            time.sleep(1)
         before = {**defaults, **json.loads(note.read_text(encoding="utf-8"))}
     changed = [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]
     if changed:

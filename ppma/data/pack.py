@@ -185,6 +185,7 @@ def main(argv: list[str]) -> int:
     # 3. write them
     config.out.mkdir(exist_ok=True)
     if left:
+        share.claim({"manifest": manifest.sha256, **asdict(config.parameters)})
         _write_index(config, manifest, done.values(), complete=False)
     names = [store.INDEX, store.ROWS, store.REJECTED, store.MANIFEST, *map(shard_name, bounds)]
     with removing_leftovers(config.out / name for name in names if config.part is None):

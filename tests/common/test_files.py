@@ -1,6 +1,11 @@
 """Output folders are claimed with their settings, leftovers deleted; the hash of a clip is of its bytes and frames, not its place."""
 
+import errno
+import json
+import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -17,6 +22,29 @@ def test_a_folder_keeps_the_settings_it_was_claimed_with(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file"):
         claim_folder(tmp_path / "file" / "settings.json", {}, "clips")
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_of_tasks_that_claim_a_folder_at_the_same_moment_the_first_wins(tmp_path, monkeypatch, links):
+    note, start = tmp_path / "settings.json", threading.Barrier(8)
+
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "this file system has no hard links")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+
+    def claim(size):
+        start.wait()
+        try:
+            claim_folder(note, {"size": size}, "clips")
+        except InputError:
+            return None
+        return size
+
+    with ThreadPoolExecutor(8) as pool:
+        (won,) = set(pool.map(claim, range(8))) - {None}
+    assert json.loads(note.read_text()) == {"size": won} and [*tmp_path.iterdir()] == [note]
 
 
 def test_leftovers_of_the_own_files_are_deleted_and_those_of_others_kept(tmp_path):

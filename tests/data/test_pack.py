@@ -172,6 +172,14 @@ def test_parts_give_the_same_store_as_one_run(data, whole, capsys):
     assert catalog.find(data).entry("tree").store == folder
 
 
+def test_of_tasks_with_other_settings_that_start_at_the_same_moment_one_is_refused(data, capsys):
+    assert pack(data, "--workers", "1", "--part", "0/2") == 0
+    for file in data.with_name("tree.beton").glob("[!.]*"):  # so that the other finds as little as the first did
+        file.unlink()
+    assert pack(data, "--workers", "1", "--part", "1/2", "--quality", "80") == 2
+    assert "quality" in capsys.readouterr().err
+
+
 @pytest.mark.promise("R24")
 def test_a_part_takes_over_the_shards_of_a_killed_one(data, whole, figure):
     """Two tasks at once; one is killed as soon as it has begun a shard, the other does the rest."""

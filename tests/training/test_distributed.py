@@ -17,9 +17,9 @@ import torch.distributed as dist
 from processes import on_ranks
 from tiny import ALONE
 
+from ppma.common.ports import free_port
 from ppma.config.command import STOP_SIGNALS, run
 from ppma.config.errors import InputError
-from ppma.slurm.cluster import free_port
 from ppma.training import distributed
 from ppma.training.distributed import Stop, StopFlag, session
 
@@ -117,7 +117,7 @@ def test_ranks_meet_at_rank_0_within_1024_open_files(world_size, open_files, mon
 OPEN_FILES_OF_RANK_0 = """
 import multiprocessing, os, sys
 import torch.distributed as dist
-from ppma.slurm.cluster import free_port
+from ppma.common.ports import free_port
 from ppma.training import distributed
 
 def rank(number, world_size, port, answers):

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from ppma.cli import main as ppma
+from ppma.common.ports import free_port
 from ppma.config.command import RUN_AGAIN
 from ppma.config.errors import InputError
 from ppma.config.loader import LoaderConfig
@@ -29,7 +30,6 @@ from ppma.loaders.sources.manifest import Manifest
 from ppma.models.classify import Classifier
 from ppma.phases import train
 from ppma.slurm import job
-from ppma.slurm.cluster import free_port
 from ppma.training.compute import choose
 from ppma.training.run import open_run, trained_steps
 from ppma.transfer.features import compute_features
