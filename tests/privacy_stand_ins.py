@@ -40,8 +40,6 @@ class RedFinder:
 class Nothing:
     """A segmenter that detects no one."""
 
-    takes = "cuts"
-
     def __call__(self, frame_HWC):
         return np.zeros(frame_HWC.shape[:2], np.float32)
 
@@ -49,7 +47,7 @@ class Nothing:
 PLUGINS = {
     "red": Plugin(kind="detector", make=RedFinder, license="none", finds="person"),
     "red-face": Plugin(kind="detector", make=RedFinder, license="none", finds="face"),
-    "nothing": Plugin(kind="segmenter", make=Nothing, license="none"),
+    "nothing": Plugin(kind="segmenter", make=Nothing, license="none", takes="cuts"),
 }
 
 

@@ -95,7 +95,8 @@ def parse(config_class: Callable[..., T], argv: Sequence[str], *, prog: str) -> 
     """
     import tyro
 
-    return _checked(_in_one_line(lambda: tyro.cli(config_class, args=list(argv), prog=prog), prog))
+    words = ["--help"] if {"-h", "--help"} & {*argv} else list(argv)  # tyro leaves given arguments out of the usage
+    return _checked(_in_one_line(lambda: tyro.cli(config_class, args=words, prog=prog), prog))
 
 
 def _checked(config: T) -> T:

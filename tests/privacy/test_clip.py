@@ -26,8 +26,8 @@ BOX = np.array([[30, 10, 50, 50, 0.9]], np.float32)
 class Constant:
     """A segmenter that returns one probability everywhere; with `around` in boxes only."""
 
-    def __init__(self, probability, *, takes="cuts", around=False):
-        self.probability, self.takes, self.around, self.calls = probability, takes, around, 0
+    def __init__(self, probability, *, around=False):
+        self.probability, self.around, self.calls = probability, around, 0
 
     def __call__(self, frame_HWC):
         self.calls += 1
@@ -43,29 +43,29 @@ def spooled(folder, masks):
 
 
 def test_without_boxes_only_a_segmenter_of_whole_frames_masks():
-    assert not raw_mask(FRAME, NONE_05, NONE_05, Constant(1.0)).any()
-    segment = Constant(1.0, takes="frames")
-    assert raw_mask(FRAME, NONE_05, NONE_05, segment).all() and segment.calls == 1
-    raw_mask(FRAME, BOX, BOX, segment)
+    assert not raw_mask(FRAME, NONE_05, NONE_05, Constant(1.0), "cuts").any()
+    segment = Constant(1.0)
+    assert raw_mask(FRAME, NONE_05, NONE_05, segment, "frames").all() and segment.calls == 1
+    raw_mask(FRAME, BOX, BOX, segment, "frames")
     assert segment.calls == 2, "once a frame, not once a box"
 
 
 def test_a_box_is_masked_and_the_segmenter_adds_what_is_near():
-    mask_HW = raw_mask(FRAME, BOX, NONE_05, Constant(0.0))
+    mask_HW = raw_mask(FRAME, BOX, NONE_05, Constant(0.0), "cuts")
     assert mask_HW[10:51, 40].all() and mask_HW[30, 30:50].all() and not mask_HW[:, :25].any()
-    mask_HW = raw_mask(FRAME, BOX, NONE_05, Constant(1.0, around=True))
+    mask_HW = raw_mask(FRAME, BOX, NONE_05, Constant(1.0, around=True), "cuts")
     assert mask_HW[4:56, 26:54].all() and not mask_HW[:, :26].any() and not mask_HW[:, 56:].any()
 
 
 def test_without_a_segmenter_faces_mask_heads_only():
     face = np.array([[38, 20, 46, 30, 0.9]], np.float32)
-    mask_HW = raw_mask(FRAME, BOX, face, None)
+    mask_HW = raw_mask(FRAME, BOX, face, None, "cuts")
     assert mask_HW[20:30, 38:46].all() and not mask_HW[40:].any()
 
 
 def test_boxes_may_leave_the_frame():
     boxes = np.array([[-20, -20, 5, 5, 0.9], [78, 58, 200, 200, 0.9], [300, 300, 310, 310, 0.9]], np.float32)
-    assert raw_mask(FRAME, boxes, boxes, Constant(1.0)).shape == (60, 80)
+    assert raw_mask(FRAME, boxes, boxes, Constant(1.0), "cuts").shape == (60, 80)
 
 
 def test_the_published_mask_is_thresholded_at_a_half_and_dilated_by_four_pixels(tmp_path):

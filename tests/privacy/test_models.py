@@ -151,6 +151,12 @@ def test_the_command_fetches_what_is_missing(tmp_path, monkeypatch, capsys):
         main(["fetch", "--models", "sam"])
 
 
+def test_help_after_an_argument_has_the_whole_usage(capsys):
+    with pytest.raises(SystemExit):
+        main(["fetch", "--help"])
+    assert "fetch" in capsys.readouterr().out.splitlines()[0]
+
+
 # ------------------------------------------------------------------------------------------------------ from publishers
 
 

@@ -5,8 +5,10 @@ import hashlib
 import json
 import os
 import signal
+import tempfile
 import time
 import tracemalloc
+import zipfile
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +22,7 @@ from waiting import wait_until
 
 from ppma.cli import main as ppma
 from ppma.common import shares
-from ppma.common.files import atomic_path
+from ppma.common.files import atomic_path, file_sha256
 from ppma.common.shares import Share
 from ppma.config.errors import DiskFullError, InputError
 from ppma.loaders.sources import catalog
@@ -31,6 +33,7 @@ from ppma.privacy.removal import jobs as removal
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.clip import Pipeline, Settings
 from ppma.privacy.removal.command import main
+from ppma.privacy.removal.masks import Spool
 
 pytestmark = pytest.mark.usefixtures("probe_here")
 
@@ -38,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("probe_here")
 @pytest.fixture(autouse=True)
 def fresh_pipeline():
     """Drop the plug-ins that the process keeps: the stand-ins of a test must not outlive it."""
-    removal._pipeline.cache_clear()
+    removal.load_pipeline.cache_clear()
 
 
 @pytest.fixture
@@ -161,6 +164,16 @@ def test_a_dry_run_writes_nothing_and_names_the_licenses(videos, tmp_path, stand
     assert "inpainter median: Apache-2.0 (ppma)" in printed and not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_names_the_temporary_folder_that_is_full(videos, tmp_path, stand_ins, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Spool, "append", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(DiskFullError, match=str(tmp_path / "ppma-")):
+        main([str(videos), "--out", str(tmp_path / "out"), *FLAGS, "--dry-run"])
+
+
 def test_a_dry_run_refuses_what_the_run_would_refuse(videos, tmp_path, stand_ins):
     (videos / "to" / "broken.mp4").unlink()
     out = tmp_path / "out"
@@ -188,7 +201,7 @@ def test_the_estimate_counts_the_frames_that_are_searched_and_the_rounds(tmp_pat
     moving, still = jobs_in(tmp_path, rows, tmp_path / "out", {**stand_ins, "detectors": ("slow",)})
     searched, skipped = (removal.seconds_per_frame([job]) for job in (moving, still))
     assert skipped[0] < 0.7 * searched[0] and skipped[1] > 1.3 * skipped[0]
-    outcome, _ = removal._pipeline(still.settings, still.weights).clean(still.source, still.out, still.name)
+    outcome, _ = removal.load_pipeline(still.settings, still.weights).clean(still.source, still.out, still.name)
     assert outcome.cpu_seconds / outcome.frames < 1.3 * skipped[0]
     blur = replace(still, settings=replace(still.settings, method="blur-bodies"))
     assert len(set(removal.seconds_per_frame([blur]))) == 1, "blurring has one round"
@@ -248,6 +261,10 @@ def test_sound_and_metadata_are_removed(tmp_path, stand_ins):
         ("--part 2/2", "--part"),
         ("--part 0/2 --merge 2", "--merge"),
         ("--short-side 8", "--method downsample"),
+        ("--method blur-faces --segmenter sam2", "--segmenter sam2"),
+        ("--method blur-bodies --inpainter median", "--inpainter median"),
+        ("--method blur-faces --detectors centerface movenet", "--detectors movenet"),
+        ("--method downsample --detectors centerface", "--detectors centerface"),
         ("--workers 0", "--workers"),
     ],
 )
@@ -255,6 +272,14 @@ def test_wrong_flags_are_refused_before_anything_is_written(flags, named, videos
     out = tmp_path / "out"
     with pytest.raises(InputError, match=named):
         main([str(videos), "--out", str(out), "--weights", str(tmp_path / "none"), *flags.split()])
+    assert not out.exists()
+
+
+def test_a_model_that_does_not_load_leaves_the_folder_for_the_right_one(videos, tmp_path, stand_ins):
+    wrong, out = tmp_path / "wrong.pt", tmp_path / "out"
+    with zipfile.ZipFile(wrong, "w") as file:
+        file.writestr("no/model", b"")
+    assert remove(videos, out, "--inpainter", "lama", "--models", f"lama={wrong}#{file_sha256(wrong)}") == 2
     assert not out.exists()
 
 

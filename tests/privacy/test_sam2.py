@@ -94,7 +94,7 @@ def test_people_are_outlined_in_the_boxes_given(files):
 
 def test_the_body_below_a_face_is_outlined(files):
     face_15 = np.array([[20, 8, 24, 10, 0.9]], np.float32)
-    mask_HW = raw_mask(scene()[0], NONE_05, face_15, Sam2(*files))
+    mask_HW = raw_mask(scene()[0], NONE_05, face_15, Sam2(*files), "boxes")
     assert mask_HW[14:18, 20:24].all() and not mask_HW[:, 34:].any()
 
 

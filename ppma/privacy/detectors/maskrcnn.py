@@ -78,8 +78,6 @@ class MaskRcnnDetector:
 class MaskRcnnSegmenter(MaskRcnnDetector):
     """Segments people in the whole frame."""
 
-    takes = "frames"
-
     def __call__(self, frame_HWC: np.ndarray, boxes_N5: np.ndarray = NONE_05) -> np.ndarray:
         """Return probability_HW of the most likely person at each pixel."""
         masks_N1HW = self._people(frame_HWC)["masks"]

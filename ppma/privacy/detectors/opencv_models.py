@@ -55,8 +55,6 @@ class CenterFace:
 class Selfie:
     """MediaPipe's selfie segmentation of one large person: good inside a box; without one it mistakes furniture for people."""
 
-    takes = "cuts"
-
     def __init__(self, files: dict[str, Path]) -> None:
         """Load `files["selfie_segmentation.tflite"]`."""
         self._net = cv2.dnn.readNetFromTFLite(str(files["selfie_segmentation.tflite"]))

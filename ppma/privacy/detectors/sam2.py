@@ -36,8 +36,6 @@ def _load(name: str, path: Path, inputs: tuple[str, ...], outputs: tuple[str, ..
 class Sam2:
     """Segments people in boxes; without boxes, no one."""
 
-    takes = "boxes"
-
     def __init__(self, encoder: Path, decoder: Path) -> None:
         """Load both files; InputError if they have another layout."""
         self._encoder = _load("sam2-encoder", encoder, ("image",), SAM2_FEATURES)

@@ -252,7 +252,8 @@ class Pipeline:
         """Return the raw mask_HW (uint8) of a frame, from the boxes of people and faces in it."""
         if self.settings.masks == "published" and self._segmenter is not None:
             return published_mask(frame_HWC, self._segmenter)
-        return raw_mask(frame_HWC, people_N5, faces_N5, self._segmenter)
+        takes = plugins.PLUGINS[self.settings.segmenter].takes
+        return raw_mask(frame_HWC, people_N5, faces_N5, self._segmenter, takes)
 
     def clean(self, source: ClipSource, out: Path, name: str) -> tuple[Outcome, dict[Part, Path]]:
         """Clean a clip and write its files.

@@ -40,12 +40,16 @@ SHOWN = 10
 """Refused clips that are printed; rejected.csv has all."""
 
 
+def _help(what: str, kind: plugins.Kind) -> object:
+    return tyro.conf.arg(help=f"{what} ({', '.join(plugins.named(kind))}).")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RemovalConfig:
     """Detect people in every frame, paint over them, and write new clips without sound and metadata.
 
-    Rerun it after an interruption: finished clips are kept. It does not show that no person remains; `ppma audit`
-    checks that.
+    Rerun it after an interruption: finished clips are kept. Exit code 3: people are still detected in some cleaned
+    clips. It does not show that no person remains; `ppma audit` checks that.
 
     For example:
       ppma remove-humans videos/real --out removed --dry-run
@@ -62,8 +66,8 @@ class RemovalConfig:
     """remove; or for comparison: blur-faces, blur-bodies, downsample (the whole picture)."""
     tools: Annotated[Literal["default", "quality", "paper"], tyro.conf.arg(name="set")] = "default"
     """default: small models, on a CPU; quality: Mask R-CNN and LaMa, from `ppma privacy fetch --set quality`; paper:
-    threshold, dilation and layout as published, with SeMask and E2FGVI that you provide. The next four flags override
-    it."""
+    threshold, dilation and layout as published, with SeMask and E2FGVI that you provide. --layout, --detectors,
+    --segmenter and --inpainter override it."""
     layout: Literal["videos", "frames"] | None = None
     """videos: <class>/<video>.mp4, at least 40 dB outside the masks; frames: as published,
     <class>/<video>/000001.jpg."""
@@ -71,12 +75,9 @@ class RemovalConfig:
     """Write ori too, the frames before cleaning."""
     effects: bool = False
     """Remove shadows and reflections attached to people too, where other frames show the place without people near."""
-    detectors: tuple[str, ...] | None = None
-    """Detectors of people and faces."""
-    segmenter: str | None = None
-    """Segmenter that outlines people."""
-    inpainter: str | None = None
-    """median (background from other frames, synthesized where none shows it), or a model that you provide."""
+    detectors: Annotated[tuple[str, ...] | None, _help("Detectors of people and faces", "detector")] = None
+    segmenter: Annotated[str | None, _help("Segmenter that outlines people", "segmenter")] = None
+    inpainter: Annotated[str | None, _help("Inpainter of the background behind people", "inpainter")] = None
     models: tuple[str, ...] = ()
     """Model files that you provide, NAME=FILE or NAME=FILE#SHA256 (names: `ppma privacy list`; default: in
     --weights)."""
@@ -119,12 +120,16 @@ class RemovalConfig:
         problem = f"--detectors {' '.join(settings.detectors)}: --method {self.method} needs"
         if self.method == "blur-faces" and not settings.used:
             raise InputError(f"{problem} one that finds faces, centerface")
-        if settings.masks == "published" and plugins.PLUGINS[settings.segmenter].needs_boxes:
+        if settings.masks == "published" and plugins.PLUGINS[settings.segmenter].takes == "boxes":
             raise InputError(f"--segmenter {settings.segmenter} needs boxes, but --set paper uses none; leave one out")
         if settings.masks == "generous" and self.method != "downsample" and not settings.detectors:
             raise InputError(f"{problem} a detector; they are {', '.join(plugins.named('detector'))}")
         if self.effects and (self.method != "remove" or not settings.detectors):
             raise InputError("--effects goes with --method remove and --detectors")
+        given = dict.fromkeys(self.detectors or (), "--detectors")
+        given |= {self.segmenter or "": "--segmenter", self.inpainter or "": "--inpainter"}
+        if unused := [f"{flag} {name}" for name, flag in given.items() if name and name not in settings.used]:
+            raise InputError(f"{unused[0]}: --method {self.method} does not use it; leave it out")
         plugins.check_terms(settings.used, accept_non_commercial=self.accept_non_commercial)
 
     def _settings_without_models(self) -> Settings:
@@ -260,6 +265,8 @@ def run(config: RemovalConfig, report: Console) -> list[str]:
         _print_estimate(report, config, jobs[first::step])
         _print_refused(report, refused)
         return []
+    if settings.models and config.merge is None:  # one that does not load is refused before the folder is claimed
+        removal.load_pipeline(settings, config.weights)
     alone = config.part is None and config.merge is None
     share = Share(None if alone else config.out / FOLDER, (first, step))
     removal.claim(config.out, settings)

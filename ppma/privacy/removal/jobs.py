@@ -24,7 +24,7 @@ from ppma.common.frames import FRAME_FOLDER_FPS, clip_place
 from ppma.common.shares import Share
 from ppma.common.video import key_frame_spacing
 from ppma.common.workers import Engine, parallel_events, parallel_map
-from ppma.config.errors import BadClip, InputError, reading
+from ppma.config.errors import BadClip, InputError, reading, watch_disk
 from ppma.loaders.sources.listing import Refused
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy.removal import plugins
@@ -97,7 +97,7 @@ def jobs_of(clips: Sequence[Clip], root: Path, out: Path, settings: Settings, we
 
 
 @lru_cache(maxsize=1)
-def _pipeline(settings: Settings, weights: Path) -> Pipeline:
+def load_pipeline(settings: Settings, weights: Path) -> Pipeline:
     """Load the plug-ins once per process."""
     cv2.setNumThreads(1)
     return Pipeline(settings, weights)
@@ -106,7 +106,8 @@ def _pipeline(settings: Settings, weights: Path) -> Pipeline:
 def work(job: RemovalJob) -> tuple[RemovalJob, str]:
     """Clean one clip and write its record; return the job, and the reason if the clip cannot be read."""
     try:
-        outcome, _ = _pipeline(job.settings, job.weights).clean(job.source, job.out, job.name)
+        with watch_disk(job.out):
+            outcome, _ = load_pipeline(job.settings, job.weights).clean(job.source, job.out, job.name)
     except BadClip as error:
         return job, str(error)
     write_json(job.record, record(job, outcome))
@@ -258,7 +259,7 @@ def _rows(jobs: Sequence[RemovalJob], licence: str) -> Iterator[Clip]:
 def seconds_per_frame(jobs: Sequence[RemovalJob]) -> tuple[float, float]:
     """Clean some frames of a few clips; return CPU seconds per frame with one round, and with as many as there may be."""
     chosen = sorted({round(i * (len(jobs) - 1) / (SAMPLE_CLIPS - 1)) for i in range(SAMPLE_CLIPS)})
-    with tempfile.TemporaryDirectory(prefix="ppma-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ppma-") as folder, watch_disk(Path(folder)):
         _try(jobs[0], 2, Path(folder))  # numba compiles
         tried = [_try(jobs[i], SAMPLE_FRAMES, Path(folder)) for i in chosen]
     frames, planned, rendered = (sum(each) for each in zip(*tried))
@@ -269,7 +270,7 @@ def seconds_per_frame(jobs: Sequence[RemovalJob]) -> tuple[float, float]:
 
 def _try(job: RemovalJob, frames: int, folder: Path) -> tuple[int, float, float]:
     """Clean frames from the middle of a clip; return their number, and CPU seconds of the plan and of one round."""
-    pipeline, source = _pipeline(job.settings, job.weights), job.source
+    pipeline, source = load_pipeline(job.settings, job.weights), job.source
     start = source.start_seconds + max(0, job.row.frames - frames) // 2 / source.fps
     end = min(source.end_seconds, start + frames / source.fps)
     source = replace(source, start_seconds=start, end_seconds=end)

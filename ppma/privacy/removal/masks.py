@@ -15,7 +15,7 @@ import numpy as np
 
 from ppma.privacy.detectors.boxes import grown
 from ppma.privacy.removal.figures import draw_ellipses
-from ppma.privacy.removal.plugins import Masks, Segmenter
+from ppma.privacy.removal.plugins import Masks, Segmenter, Takes
 
 LIKELY = 0.4
 """Probability threshold within the box of a person."""
@@ -60,7 +60,7 @@ def _draw_outlines(mask_HW: np.ndarray, frame_HWC: np.ndarray, boxes_N5: np.ndar
 
 
 def raw_mask(
-    frame_HWC: np.ndarray, people_N5: np.ndarray, faces_N5: np.ndarray, segment: Segmenter | None
+    frame_HWC: np.ndarray, people_N5: np.ndarray, faces_N5: np.ndarray, segment: Segmenter | None, takes: Takes
 ) -> np.ndarray:
     """Return the mask of people in a frame by itself.
 
@@ -68,22 +68,23 @@ def raw_mask(
         frame_HWC: RGB uint8.
         people_N5: Boxes of people.
         faces_N5: Boxes of faces.
-        segment: Segments people in the frame, or if it needs boxes in those only; None masks heads only.
+        segment: Segments people; None masks heads only.
+        takes: What it needs, see `plugins.Plugin`.
 
     Returns:
         uint8 (H, W), 1 on people.
     """
     mask_HW = np.zeros(frame_HWC.shape[:2], np.uint8)
-    if segment is not None and segment.takes == "frames":
+    if segment is not None and takes == "frames":
         mask_HW |= segment(frame_HWC) > LIKELY
     if not len(people_N5) and not len(faces_N5):
         return mask_HW
     draw_ellipses(mask_HW, heads(faces_N5), 0.5, 0.5)
     if segment is None:
         return mask_HW
-    if segment.takes == "boxes":
+    if takes == "boxes":  # each one: two people may overlap as much as two boxes of one person
         mask_HW |= segment(frame_HWC, np.concatenate([people_N5, grown(faces_N5, *BODY_REACH)])) > LIKELY
-    elif segment.takes == "cuts":
+    elif takes == "cuts":
         mask_HW |= segment(frame_HWC) > LIKELY_ANYWHERE
         _draw_outlines(mask_HW, frame_HWC, grown(people_N5, *PERSON_REACH), segment)
         _draw_outlines(mask_HW, frame_HWC, grown(faces_N5, *BODY_REACH), segment)

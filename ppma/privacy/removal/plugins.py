@@ -29,6 +29,7 @@ from ppma.privacy.removal.fill import Memory, TemporalMedian
 from ppma.privacy.removal.writing import Layout
 
 Kind = Literal["detector", "segmenter", "inpainter"]
+Takes = Literal["frames", "boxes", "cuts", ""]
 Masks = Literal["generous", "published"]
 """generous: outlines within boxes and ellipses, joined over time, dilated in proportion to the picture; published: the
 segmenter alone, thresholded at 0.5 and dilated four times with a 3 x 3 cross, as in the paper."""
@@ -36,9 +37,6 @@ segmenter alone, thresholded at 0.5 and dilated four times with a 3 x 3 cross, a
 
 class Segmenter(Protocol):
     """Segments people in one frame."""
-
-    takes: str
-    """frames: it finds people itself; boxes: it needs their boxes; cuts: it needs the parts that boxes cut out."""
 
     def __call__(self, frame_HWC: np.ndarray, boxes_N5: np.ndarray = NONE_05) -> np.ndarray:
         """Return probability_HW, float32: how likely each pixel belongs to a person, or to one in the boxes."""
@@ -76,8 +74,9 @@ class Plugin(Tool):
     """A detector, segmenter or inpainter and its terms of use."""
 
     kind: Kind
-    needs_boxes: bool = False
-    """Of a segmenter: it finds no one without a detector, so --set paper cannot use it."""
+    takes: Takes = ""
+    """Of a segmenter. frames: it finds people itself; boxes: it needs their boxes; cuts: it needs the parts of the frame
+    that boxes cut out."""
     confirmed_by: str = ""
     """Of a detector: the one that confirms its boxes of low scores, or empty."""
     non_commercial: bool = False
@@ -119,18 +118,18 @@ PLUGINS: dict[str, Plugin] = {
         kind="detector", make=_torch("detectors.ssdlite.SsdLite"), weights="ssdlite", license="Apache-2.0",
         finds="person",
     ),
-    "selfie": Plugin(kind="segmenter", make=Selfie, weights="selfie", license="Apache-2.0"),
+    "selfie": Plugin(kind="segmenter", make=Selfie, weights="selfie", license="Apache-2.0", takes="cuts"),
     "maskrcnn-outline": Plugin(
         kind="segmenter", make=_torch("detectors.maskrcnn.MaskRcnnSegmenter"), user_models=("maskrcnn",),
-        license="BSD-3-Clause (torchvision)",
+        license="BSD-3-Clause (torchvision)", takes="frames",
     ),
     "sam2": Plugin(
         kind="segmenter", make=Sam2, user_models=("sam2-encoder", "sam2-decoder"),
-        license="Apache-2.0", needs_boxes=True,
+        license="Apache-2.0", takes="boxes",
     ),
     "semask": Plugin(
         kind="segmenter", make=_torch("removal.scripted.ScriptedSegmenter"), user_models=("semask",),
-        license="that of the file you provide",
+        license="that of the file you provide", takes="frames",
     ),
     "median": Plugin(kind="inpainter", make=TemporalMedian, license="Apache-2.0 (ppma)"),
     "lama": Plugin(

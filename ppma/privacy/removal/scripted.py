@@ -65,8 +65,6 @@ def _as_frame(planes_3HW: np.ndarray) -> np.ndarray:
 class ScriptedSegmenter:
     """Segments people in the whole frame with a TorchScript model."""
 
-    takes = "frames"
-
     def __init__(self, path: Path) -> None:
         """Load the TorchScript file."""
         self._script = Script(path)
