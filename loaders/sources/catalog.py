@@ -55,7 +55,7 @@ class Catalog:
             InputError: There is none; the message gives the command that makes it.
         """
         if (name, split) not in self.entries:
-            known = ", ".join(f"{n}.{s}" for n, s in sorted(self.entries)) or "no source"
+            known = ", ".join(f"{n}.{s}" for n, s in sorted(self.entries)) or "nothing, or is missing"
             raise InputError(
                 f"{self.path} has no source {name}.{split} (it has {known}); make it: `ppma index SOURCE --root DIR "
                 f"--out {name}_{split}.csv --name {name} --split {split} --data {self.path}`, or, for a data set that "
@@ -90,8 +90,8 @@ def find(explicit: Path | None = None) -> Catalog:
     """
     path = locate(explicit)
     if not path.exists() and (explicit or os.environ.get("PPMA_DATA")):
-        origin = "--data" if explicit else "$PPMA_DATA"
-        raise InputError(f"{path}: no such file (from {origin}); `ppma index ... --name NAME --data {path}` makes it")
+        origin = "" if explicit else " (from $PPMA_DATA)"
+        raise InputError(f"{path}: no such file{origin}; `ppma index ... --name NAME --data {path}` makes it")
     return read(path)
 
 

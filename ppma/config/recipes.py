@@ -119,8 +119,8 @@ def published_rate(loader: LoaderConfig, sources: Sequence[str]) -> LoaderConfig
 def mae_nohuman(*, model: str = "base", size: int = 224, frames: int = 16) -> RunConfig:
     """Stage 1 on videos with the humans removed: the paper's main pre-training.
 
-    Run `ppma train mae_nohuman`, or `python slurm/launch.py pretrain --nodes 2` for both stages. 17.9 million views of
-    202 GFLOP: 1.3 H200 hours. --published restores Q1 and Q8 (the cosine), Q2 (fp16 instead of bf16, activations
+    Run `ppma train mae_nohuman`, or `python slurm/launch.py pretrain --nodes 2` for both stages. 17.9 million views
+    of 202 GFLOP: 1.3 H200 hours. --published restores Q1 and Q8 (the cosine), Q2 (fp16 instead of bf16, activations
     recomputed) and Q10 (a new random quarter of the clips in every epoch, the mask token decayed).
     """
     return _mae("mae_nohuman", (NO_HUMAN,), model, size, frames)
@@ -211,8 +211,8 @@ def align_kinetics_synthetic(
 ) -> RunConfig:
     """Stage 2 on videos with their humans and on synthetic ones: PPMA without privacy.
 
-    Run `ppma train align_kinetics_synthetic --init runs/mae_kinetics`. Costs as much as align_nohuman_synthetic.
-    --people as in mae_kinetics. --published restores Q1, Q2, Q3 and Q6, as there.
+    Run `ppma train align_kinetics_synthetic --init runs/mae_kinetics`. Costs as much as
+    align_nohuman_synthetic. --people as in mae_kinetics. --published restores Q1, Q2, Q3 and Q6, as there.
     """
     return _hide(_labeled("align_kinetics_synthetic", (KINETICS, SYNTHETIC), model, size, frames), people)
 
@@ -235,9 +235,9 @@ def finetune(*, dataset: str = "ucf101", model: str = "base", size: int = 224, f
     """Transfer by fine-tuning every weight.
 
     Run `ppma train finetune --dataset ucf101 --init runs/align_nohuman_synthetic`. UCF101: 0.3 million clips, 7 H200
-    minutes. The final LayerNorm comes with the encoder where that has been trained with labels (Q7, as published).
-    --published restores Q1 (the cosine starts at half the peak), Q2 (fp32 instead of bf16), Q6 (the head at 0.75 of the
-    rate) and Q9 (the test).
+    minutes. The final LayerNorm comes with the encoder where that has been trained with labels (Q7, as
+    published). --published restores Q1 (the cosine starts at half the peak), Q2 (fp32 instead of bf16), Q6 (the head
+    at 0.75 of the rate) and Q9 (the test).
     """
     run = _labeled("finetune", (dataset,), model, size, frames)
     optim = replace(run.optim, epochs=30, reference_batch=32)

@@ -135,6 +135,7 @@ def _synthesis(config: DataConfig, folder: str) -> SynthesisConfig:
 def _render_set(config: DataConfig, folder: str) -> None:
     """Render one set of clips; the learned actions come with scenes without people, and both are packed."""
     synthesis = _synthesis(config, folder)
+    log.info("clips of virtual people: %s", synthesis.out)
     with Progress("clips") as progress:
         manifest = generate(synthesis, on_progress=progress)
     name, split = (ACTIONS if folder == ACTIONS else TRANSFER), ("val" if folder == "test" else "train")

@@ -40,9 +40,9 @@ def test_order_of_places(tmp_path, monkeypatch):
 
 
 def test_a_missing_entry_gives_the_command_that_makes_it(tmp_path):
-    with pytest.raises(InputError, match=r"has no source synapt\.val \(it has no source\).*--name synapt --split val"):
+    with pytest.raises(InputError, match=r"has no source synapt\.val .*--name synapt --split val"):
         catalog.find().entry("synapt", "val")
-    with pytest.raises(InputError, match=r"no such file \(from --data\)"):
+    with pytest.raises(InputError, match=r"no such file"):
         catalog.find(tmp_path / "none.toml")
 
 
