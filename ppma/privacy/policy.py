@@ -45,8 +45,9 @@ class Policy:
             require(name in AUDITORS, f"there is no auditor {name!r}; auditors are {', '.join(AUDITORS)}")
         for name in ("person_auditors", "face_auditors", "frames"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must be at least 0")
-        for name in ("sensitivity", "reviewed"):
-            require(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        shares = {"sensitivity": self.sensitivity, "reviewed": self.reviewed, **self.operating_points}
+        for name, share in shares.items():
+            require(0 <= share <= 1, f"{name} is {share}; it must be from 0 to 1")
 
     def text(self) -> str:
         """Return all values as JSON, for the lineage of weights."""
@@ -57,7 +58,7 @@ class Policy:
         points = audited.auditors
         finds = Counter(AUDITORS[name].finds for name in points if name in BUNDLED)
         missing = [name for name in self.auditors if name not in points]
-        high = {name: most for name, most in self.operating_points.items() if points.get(name, most) > most}
+        high = {name: most for name, most in self.operating_points.items() if not points.get(name, 0) <= most}
         frames = min(self.frames or audited.frames, audited.frames)
         found = (
             ("person_auditors", finds["person"] >= self.person_auditors, finds["person"], self.person_auditors),
@@ -99,5 +100,7 @@ def _value(key: str, given: Any) -> Any:
     value: Any = tuple(given) if isinstance(given, list) else given
     if isinstance(default, float) and type(given) is int:
         value = float(given)
-    require(type(value) is type(default), f"{key} = {given!r}; its default is {default!r}")
-    return default | {name: float(most) for name, most in value.items()} if key == "operating_points" else value
+    numbers = [*given.values()] if isinstance(given, dict) else []
+    fits = type(value) is type(default) and all(type(number) in (int, float) for number in numbers)
+    require(fits, f"{key} = {given!r}; its default is {default!r}")
+    return default | value if key == "operating_points" else value

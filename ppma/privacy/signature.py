@@ -5,7 +5,6 @@
 Keys are files of OpenSSH (RFC 8709, RFC 8032). What is signed is a line that names this use, and the text of the seal.
 """
 
-import binascii
 import getpass
 import sys
 from collections.abc import Callable
@@ -78,6 +77,6 @@ def check(file: Path, text: str, key: str, signature: str, trusted: Path) -> Non
     if key not in known:
         raise InputError(f"{file} is signed with {key}, which is not in {trusted}")
     try:
-        known[key].verify(binascii.unhexlify(signature), _USE + text.encode())
-    except (exceptions.InvalidSignature, binascii.Error):
+        known[key].verify(bytes.fromhex(signature), _USE + text.encode())
+    except (exceptions.InvalidSignature, ValueError):
         raise InputError(f"{file}: the signature is not of this seal; run `ppma audit --sign KEY` again") from None

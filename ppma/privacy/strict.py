@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ppma.common.files import joined_sha256
+from ppma.common.files import file_sha256, joined_sha256
 from ppma.config.errors import InputError
 from ppma.config.run import RunConfig
 from ppma.loaders.sources.manifest import Manifest
@@ -125,6 +125,8 @@ def _check_rows(source: Manifest, least: policy.Policy, trusted: Path | None) ->
     if REMOVED not in domains:
         return {}
     audited = verdict.read_verdicts(source.path, trusted)
+    if file_sha256(source.path) != source.sha256:  # its rows may come from a cache, which sizes and times address
+        raise InputError(f"{source.path} was changed after it was read; run the command again")
     for row, (path, domain) in enumerate(zip(source.texts("path"), domains, strict=True)):
         if domain == REMOVED and audited[path].verdict != verdict.PASSED:
             passed = verdict.passed_path(source.path)

@@ -23,7 +23,7 @@ from ppma.config.errors import InputError, reading, require
 from ppma.config.run import RunConfig
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Manifest
-from ppma.privacy import signature
+from ppma.privacy import answers, signature
 from ppma.privacy.signature import Signer
 
 Verdict = Literal["passed", "failed", "cannot tell"]
@@ -34,8 +34,8 @@ original missed or painted back; failed: one of these, or a failed check of pixe
 but the detectors find too few known people, or there is no original."""
 FORMAT = "ppma-audit-2"
 AUDIT_FILE, POLICY_FILE = "audit.json", "privacy.toml"
-REVIEW_FILE, SEEN = "review.json", ("part of a person", "person")
-"""The record of `ppma audit review`, next to audit.json, and its answers for a frame with people."""
+REVIEW_FILE = "review.json"
+"""The record of `ppma audit review`, next to audit.json."""
 FLOOR = 0.5
 """Least sensitivity: the share of tall spiked people that at least one auditor finds in a clip."""
 AGAIN = "run `ppma audit` on it again"
@@ -78,7 +78,7 @@ class Audited:
     sensitivity: float
     """Share of the tall spiked people that the auditors found; 0 if none fitted into a frame."""
     reviewed: float = 1.0
-    """Upper bound on the share of frames with a person after a review of this audit; 1 without a review."""
+    """Upper bound on the share of frames with a person of the clips that passed, after a review; 1 without one."""
 
 
 def policy_path(config: RunConfig) -> Path | None:
@@ -163,8 +163,7 @@ def read_verdicts(manifest: Path, trusted: Path | None = None) -> dict[str, Audi
         raise InputError(f"{audit}, the audit of {manifest}, is missing; restore it, or {AGAIN}")
     if file_sha256(audit) != note.audit_sha256:
         raise InputError(f"{audit} was changed after the audit of {manifest}; {AGAIN}")
-    reviewed = _reviewed(audit.with_name(REVIEW_FILE), note.audit_sha256)
-    found = {path: replace(one, reviewed=reviewed) for path, one in _verdicts(audit).items()}
+    found = _verdicts(audit, note.audit_sha256)
     rows = Manifest.read(manifest)
     for i in range(len(rows)):
         row = rows.clip(i)
@@ -184,22 +183,33 @@ def _read_seal(manifest: Path) -> Seal:
     if not path.exists():
         raise InputError(f"{manifest} has no audit ({path.name} is missing); {AGAIN}")
     with reading(path, f"a seal of `ppma audit`; {AGAIN}"):
-        return Seal(**json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        require(all(isinstance(text, str) for text in content.values()), "its fields are not text")
+        return Seal(**content)
 
 
-def _reviewed(file: Path, audit_sha256: str) -> float:
-    """Return the lowest bound of the reviews of an audit, 1 without any; InputError if a reviewer saw people."""
+def _reviewed(file: Path, audit_sha256: str, clips: list[dict[str, Any]]) -> float:
+    """Return the lowest bound of the reviews of an audit, 1 without any; InputError if a reviewer saw people.
+
+    Args:
+        file: The record, whose counts and bounds are not believed.
+        audit_sha256: Hash of audit.json.
+        clips: Its entries.
+    """
     if not file.exists():
         return 1.0
+    kept, passed = [c for c in clips if c["verdict"] != FAILED], {c["path"] for c in clips if c["verdict"] == PASSED}
     with reading(file, "a record of `ppma audit review`; move it away"):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        reviews = [one for one in content["reviews"] if one["audit_sha256"] == audit_sha256]
-        seen = any(one["counts"][answer] for one in reviews for answer in SEEN)
+        reviews = json.loads(file.read_text(encoding="utf-8"))["reviews"]
+        said = [one["answers"] for one in reviews if one["audit_sha256"] == audit_sha256]
+        for one in said:
+            answers.check(one, answers.sample(kept, audit_sha256, len(one)))
+        seen = any(answer["says"] in answers.SEEN for one in said for answer in one)
         require(not seen, f"{file}: a reviewer saw people in these clips; clean or remove them, and {AGAIN}")
-        return min((float(one["upper"]) for one in reviews), default=1.0)
+        return min((answers.bound([a for a in one if a["path"] in passed]) for one in said), default=1.0)
 
 
-def _verdicts(audit: Path) -> dict[str, Audited]:
+def _verdicts(audit: Path, sha256: str) -> dict[str, Audited]:
     """Return the entries of audit.json by path; InputError if it is malformed or a detector judged its own masks."""
     with reading(audit, "a report of `ppma audit`"):
         content: dict[str, Any] = json.loads(audit.read_text(encoding="utf-8"))
@@ -212,7 +222,8 @@ def _verdicts(audit: Path) -> dict[str, Audited]:
         raise InputError(f"{audit} is not a report of this `ppma audit` ({FORMAT}); {AGAIN}")
     if shared:
         raise InputError(f"{audit}: {', '.join(sorted(shared))} made the masks and judged them; {AGAIN}")
-    return clips
+    reviewed = _reviewed(audit.with_name(REVIEW_FILE), sha256, content["clips"])
+    return {path: replace(clip, reviewed=reviewed) for path, clip in clips.items()}
 
 
 def _audited(clip: dict[str, Any], points: dict[str, float], points_date: date) -> Audited:

@@ -1,11 +1,13 @@
 """`ppma audit` from end to end with stand-in detectors of red blocks: verdicts, reports and refusals."""
 
 import csv
+import hashlib
 import json
 import re
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import av
@@ -23,6 +25,7 @@ from ppma.loaders.decode.fetch import all_frames
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy.audit import jobs as audit_jobs
 from ppma.privacy.audit import report, spikes
+from ppma.privacy.audit.clip import Inspector
 from ppma.privacy.detectors import auditors as audit_detectors
 from ppma.privacy.detectors.auditors import AUDITORS, BUNDLED, AuditorKind
 from ppma.privacy.detectors.boxes import NONE_05
@@ -104,7 +107,10 @@ def world(tmp_path_factory):
         write(folder / "removed" / "seg" / f"{name}.mkv", masks[:cut], "seg")
         record = folder / "removed" / "records" / f"{name}.json"
         record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps({**RECORD, "row": {"path": f"{name}.mp4"}}))
+        outside = outside_sha256(folder, name) if name == "run/empty" else ""
+        record.write_text(
+            json.dumps({**RECORD, "row": {"path": f"{name}.mp4"}, "outcome": {"outside_sha256": outside}})
+        )
         rows.append(
             Clip(
                 path=f"inp/{name}.mp4", class_name=name.split("/")[0], label=int(name.startswith("run")), source="own",
@@ -114,6 +120,12 @@ def world(tmp_path_factory):
         )  # fmt: skip
     Manifest.write(folder / "removed" / removal.MANIFEST, rows)
     return folder
+
+
+def outside_sha256(folder, name):
+    """Hash the original's pixels outside the mask, as `ppma remove-humans` does."""
+    pair = zip(*(all_frames(folder / file, 0.0, 9.0) for file in (f"videos/{name}.mp4", f"removed/seg/{name}.mkv")))
+    return hashlib.sha256(b"".join(frame[mask[..., 0] < 128].tobytes() for (_, frame), (_, mask) in pair)).hexdigest()
 
 
 @pytest.fixture
@@ -287,7 +299,7 @@ def test_finished_clips_are_kept_until_they_change(pair, red_auditors, monkeypat
         lambda: write(pair / "removed/inp" / f"{clip}.mp4", [place(2)] * 8),
         lambda: write(pair / "videos" / f"{clip}.mp4", [place(4)] * 8),
         lambda: write(pair / "removed/seg" / f"{clip}.mkv", np.ones((8, 96, 128), bool), "seg"),
-        lambda: record.write_text(record.read_text().replace('"outcome": {}', '"outcome": {"outside_sha256": "0"}')),
+        lambda: record.write_text(record.read_text().replace('"outside_sha256": ""', '"outside_sha256": "0"')),
     ]
     for change in changes:
         calls.clear()
@@ -359,6 +371,79 @@ def test_a_clip_that_changes_while_others_are_inspected_stays_in_the_report(pair
     assert audit(pair) == 3 and clip_of(pair)["sha256"] == before
 
 
+def test_a_clip_that_is_swapped_while_it_is_inspected_is_refused(pair, red_auditors, monkeypatch, capsys):
+    """Its hash would be that of other pictures than those that were seen."""
+    people = pair / "removed/inp/jump/left.mp4"
+    inspected = Inspector.inspect
+
+    def inspect(self, one, sha256):
+        write(people, [place(9)] * 8)
+        return inspected(self, one, sha256)
+
+    monkeypatch.setattr(Inspector, "inspect", inspect)
+    assert "left.mp4" in refusal(capsys, audit(pair)) and not (pair / "report" / "audit.json").exists()
+
+
+def test_a_record_cannot_name_an_original_that_is_elsewhere(pair, red_auditors, capsys):
+    """The folder that was delivered must not choose what it is compared with."""
+    for path in ("../removed/inp/jump/left.mp4", str(pair / "removed/inp/jump/left.mp4")):
+        change_records(pair, row={"path": path})
+        assert "--originals" in refusal(capsys, audit(pair))
+
+
+def test_a_record_of_another_form_is_named(pair, red_auditors, capsys):
+    for fields in ({"row": [1]}, {"outcome": 3}, {"settings": []}, {"tools": 1}):
+        change_records(pair, **fields)
+        assert "records/jump/clean.json" in refusal(capsys, audit(pair))
+
+
+def test_the_cleaned_clip_encoded_again_is_no_original(pair, red_auditors):
+    """Without a hash of the original, nothing tells it from the clip that was cleaned."""
+    write(
+        pair / "videos/jump/clean.mp4",
+        [frame for _, frame in all_frames(pair / "removed/inp/jump/clean.mp4", 0.0, 9.0)],
+    )
+    assert audit(pair) == 3
+    assert clip_of(pair)["verdict"] == CANNOT_TELL
+
+
+@pytest.mark.parametrize("masks", [None, np.ones((8, 96, 128), bool)])
+def test_no_clip_passes_where_nothing_outside_a_mask_is_compared(pair, red_auditors, masks):
+    write(pair / "videos/jump/clean.mp4", [place(20 + t) for t in range(8)])  # another place, without people
+    (pair / "removed/seg/jump/clean.mkv").unlink()
+    if masks is not None:
+        write(pair / "removed/seg/jump/clean.mkv", masks, "seg")
+    assert audit(pair) == 3
+    assert clip_of(pair)["verdict"] == CANNOT_TELL
+
+
+def test_windows_of_a_file_are_refused(pair, red_auditors, capsys):
+    manifest = pair / "removed" / removal.MANIFEST
+    rows = Manifest.read(manifest)
+    for window in ({"start_seconds": 0.4}, {"end_seconds": 0.4}):
+        Manifest.write(manifest, [replace(rows.clip(0), **window), rows.clip(1)])
+        assert "jump/clean.mp4" in refusal(capsys, audit(pair))
+
+
+def test_copies_of_a_clip_count_once_in_a_bound(pair, red_auditors):
+    manifest, name = pair / "removed" / removal.MANIFEST, "jump/copy"
+    rows = Manifest.read(manifest)
+    for folder, suffix in (
+        ("videos", "mp4"),
+        ("removed/inp", "mp4"),
+        ("removed/seg", "mkv"),
+        ("removed/records", "json"),
+    ):
+        shutil.copy(pair / folder / f"jump/clean.{suffix}", pair / folder / f"{name}.{suffix}")
+    copied = replace(rows.clip(0), path=f"inp/{name}.mp4")
+    Manifest.write(manifest, [rows.clip(0), replace(rows.clip(0), label=None), copied, rows.clip(1)])
+    assert audit(pair) == 3
+    content = read_audit(pair)
+    assert [clip["name"] for clip in content["clips"]] == ["jump/clean", name, "jump/left"]
+    assert content["rates"]["any"]["clips"] == content["classes"]["jump"]["rates"]["any"]["clips"] == 2
+    assert Manifest.read(manifest).texts("audit") == [PASSED, PASSED, PASSED, FAILED]
+
+
 def change_records(folder, **fields):
     for path in (folder / "removed" / "records").rglob("*.json"):
         path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
@@ -382,6 +467,8 @@ def test_clips_that_cannot_be_audited_are_refused(copy, red_auditors, capsys):
     (copy / "videos" / "run" / "touched.mp4").unlink()
     assert "run/touched.mp4" in refusal(capsys, audit(copy, "--makers", "by-hand", out="other"))
     assert "--detectors" in refusal(capsys, audit(copy, "--detectors", "nanodet", "blazeface", out="other"))
+    twice = ("--detectors", "nanodet", "nanodet", "blazeface")
+    assert "twice" in refusal(capsys, audit(copy, *twice, out="other"))
     assert "--frames" in refusal(capsys, audit(copy, "--frames", "-1", out="other"))
     assert "nowhere" in refusal(capsys, ppma(["audit", str(copy / "nowhere"), "--out", str(copy / "other")]))
     (copy / "removed" / removal.MANIFEST).unlink()
@@ -396,7 +483,7 @@ def test_a_folder_of_another_tool_gets_a_manifest_in_the_report(copy, red_audito
     report = read_audit(copy)
     assert report["makers"] == ["theirs"] and report["clips"][0]["checks"]["same outside"]["held"] is None
     verdicts = read_verdicts(copy / "report" / "manifest.csv").values()
-    assert {one.verdict for one in verdicts} == {PASSED, FAILED, CANNOT_TELL}
+    assert {one.verdict for one in verdicts} == {FAILED, CANNOT_TELL}, "without masks no clip passes"
     assert ppma(["audit", *map(str, [theirs, *flags, "--out", theirs / "report"])]) == 2
 
 

@@ -1,12 +1,15 @@
 """Which frames are inspected, what files contain, what became of people, and what counts for a verdict and a bound."""
 
 import io
+import uuid
 from dataclasses import replace
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from ppma.loaders.decode.fetch import all_frames
 from ppma.privacy.audit.clip import Check, Findings, Scores, check_file, inspected_frames, picture_metadata, psnr
 from ppma.privacy.audit.judge import judge, residual, summarize
 from ppma.privacy.audit.people import Person, people_of
@@ -39,7 +42,7 @@ def test_files_of_the_remover_contain_only_pictures(tmp_path, layout):
     with part_writer(path, "inp", layout, 10.0) as add:
         for _ in range(3):
             add(np.zeros((48, 64, 3), np.uint8))
-    assert all(check.held for check in check_file(path).values()), check_file(path)
+    assert all(check.held for check in check_file(path, 3).values()), check_file(path, 3)
 
 
 def jpeg(**options):
@@ -54,13 +57,83 @@ def test_metadata_of_pictures_is_found(tmp_path):
     assert picture_metadata(jpeg()) == [] and picture_metadata(jpeg(exif=exif)) == ["APP1 (Exif or XMP)"]
     assert picture_metadata(jpeg(comment=b"by me")) == ["a comment"]
     (tmp_path / "000001.jpg").write_bytes(jpeg(exif=exif))
-    found = check_file(tmp_path)
+    found = check_file(tmp_path, 1)
     assert found["no metadata"].held is False and "000001.jpg" in found["no metadata"].says and found["no sound"].held
+
+
+def segment(marker, data):
+    return bytes([0xFF, marker]) + (len(data) + 2).to_bytes(2, "big") + data
+
+
+def png(*chunks):
+    """A PNG with chunks after its first one, of a picture that has the name of a chunk in its pixels."""
+    pixels = np.frombuffer(b"tEXt" * 48, np.uint8).reshape(8, 8, 3)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "png", compress_level=0)
+    whole = out.getvalue()
+    extra = b"".join(len(data).to_bytes(4, "big") + kind + data + bytes(4) for kind, data in chunks)
+    return whole[:33] + extra + whole[33:]
+
+
+@pytest.mark.parametrize(
+    ("data", "count"),
+    [
+        (jpeg(progressive=True), 0),
+        (jpeg()[:2] + segment(0xE0, b"JFXX\0\x10" + jpeg()) + jpeg()[2:], 1),  # a thumbnail of the original
+        (jpeg()[:2] + segment(0xEC, b"Ducky") + jpeg()[2:], 1),
+        (jpeg()[:2] + b"\xff" + segment(0xFE, b"by me") + jpeg()[2:], 1),  # behind a fill byte
+        (jpeg() + jpeg(), 1),
+        (b"no picture", 1),
+        (png(), 0),
+        (png((b"tEXt", b"by me"), (b"prVt", b"")), 2),
+        (png() + jpeg(), 1),
+    ],
+)
+def test_only_what_a_picture_needs_is_in_its_file(data, count):
+    assert len(picture_metadata(data)) == count
+
+
+def test_other_files_in_a_folder_of_frames_are_found(tmp_path):
+    (tmp_path / "000001.jpg").write_bytes(jpeg())
+    (tmp_path / "originals").mkdir()
+    (tmp_path / "names.txt").write_text("Ada")
+    says = check_file(tmp_path, 1)["no metadata"].says
+    assert "originals" in says and "names.txt" in says
+
+
+def write_video(path, options=None, shift=0, **tags):
+    """Write ten frames, of which players skip those that `shift` moves to before the start."""
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream("libx264", rate=10, options={"bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.metadata.update(tags)
+        for frame in [np.zeros((64, 64, 3), np.uint8)] * 10:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                container.mux(packet)
+        for packet in stream.encode(None):
+            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+            container.mux(packet)
+
+
+def test_what_a_video_hides_is_found(tmp_path):
+    path = tmp_path / "clip.mp4"
+    write_video(path)
+    assert check_file(path, 10)["no metadata"].held
+    xmp = uuid.UUID("be7acfcb-97a9-42e8-9c71-999491e3afac").bytes + b"<exif:GPSLatitude>52</exif:GPSLatitude>"
+    path.write_bytes(path.read_bytes() + (len(xmp) + 8).to_bytes(4, "big") + b"uuid" + xmp)
+    assert check_file(path, 10)["no metadata"].held is False
+    write_video(path, {"use_editlist": "1", "avoid_negative_ts": "0"}, shift=5)
+    shown = sum(1 for _ in all_frames(path, 0.0, 9.0))
+    assert shown < 10 and check_file(path, shown)["no metadata"].held is False
+    write_video(path, handler_name="Ada's camera, 2026-11-28")
+    assert check_file(path, 10)["no metadata"].held is False
 
 
 # ------------------------------------------------------------------------------------------------------------- verdicts
 
 SEEN, BLIND, LEFT = ([0.9] * 10, [0.0] * 10), ([0.0] * 10, [0.0] * 10), ([0.9] * 10, [0.0] * 9 + [0.95])
+HASHED = "same outside, before encoding"
 HIDDEN = Person(frame=3, box=[0, 0, 20, 60], found_by=["nanodet"], masked=0.9, kept=0.1)
 
 
@@ -79,13 +152,13 @@ def findings(
         for n, (_, after) in scores.items()
     }
     return Findings(
-        name=name, path=f"inp/{name}.mp4", class_name=name.split("/")[0], sha256="0" * 64, frames=10, looked_at=list(range(10)),
+        name=name, path=f"inp/{name}.mp4", class_name=name.split("/")[0], sha256=name, frames=10, looked_at=list(range(10)),
         original=original, makers=["m"], method="remove", outside_db=45.0, inside_change=30.0, worst_frame=0, picture="",
         detectors={
             n: Scores(before=before if original else [], after=after, boxes_after=boxes[n]) for n, (before, after) in scores.items()
         },
         people=list(people), spikes=spiked(8) if spikes is None else spikes,
-        checks={"every frame": Check(held=True, says="all"), "changed inside": Check(held=original or None, says="yes"), **checks},
+        checks={"every frame": Check(held=True, says="all"), HASHED: Check(held=None, says="no hash"), **checks},
     )  # fmt: skip
 
 
@@ -103,7 +176,10 @@ def findings(
         (findings(original=False), CANNOT_TELL, "no original"),
         (findings(original=False, nanodet=LEFT), FAILED, "nanodet"),
         (findings(sound=Check(held=False, says="contains sound")), FAILED, "sound"),
-        (findings(**{"changed inside": Check(held=None, says="no mask")}), CANNOT_TELL, "no mask"),
+        (replace(findings(), outside_db=None), CANNOT_TELL, "no mask"),
+        (replace(findings(), inside_change=1.0), CANNOT_TELL, "under the mask"),
+        (replace(findings(**{HASHED: Check(held=True, says="the original's")}), inside_change=1.0), PASSED, "8 of 10"),
+        (replace(findings(), inside_change=None), PASSED, "8 of 10"),  # nothing is masked
     ],
 )
 def test_the_verdict_on_a_clip(found, verdict, says):
@@ -128,7 +204,8 @@ def test_rates_count_clips_and_frames():
     assert (found["nanodet"].clips, found["nanodet"].hits, found["any"].hits) == (20, 1, 1)
     assert found["any"].after == pytest.approx(2 / 200) and found["nanodet"].after == pytest.approx(1 / 200)
     assert found["nanodet"].sensitivity == pytest.approx(0.8) and found["centernet"].sensitivity == 0
-    assert summarize(judged([findings()] * 20))["any"].upper == pytest.approx(1 - 0.05 ** (1 / 20))
+    empty = judged([findings(name=f"c/{i}") for i in range(20)])
+    assert summarize(empty * 2)["any"].upper == pytest.approx(1 - 0.05 ** (1 / 20)), "copies are no further trials"
 
 
 def test_the_bound_on_residual_people_includes_what_the_auditors_miss():

@@ -37,6 +37,11 @@ def without(*names):
         ({"auditors": without("yolov3-tiny")}, {"auditors": ("nanodet", "yolov3-tiny")}, "yolov3-tiny in"),
         ({"auditors": STRONG.auditors | {"nanodet": 0.9}}, {}, "operating_points: {'nanodet': 0.9} in the audit"),
         ({"auditors": STRONG.auditors | {"nanodet": 0.1}}, {}, ""),
+        (
+            {"auditors": STRONG.auditors | {"nanodet": float("nan")}},
+            {},
+            "operating_points: {'nanodet': nan} in the audit",
+        ),
         ({}, {"points_since": date(2027, 1, 1)}, "points_since: 2026-11-28 in the audit, 2027-01-01 in"),
         ({"looked_at": 11}, {}, "frames: 11 in the audit, 12 in"),
         ({"looked_at": 8, "frames": 8}, {}, ""),
@@ -84,7 +89,20 @@ def test_the_documented_file_states_the_defaults(tmp_path):
             "frames =",
             "sensitivity = 1.5",
         ),
+        *(
+            "sensitivity = nan",
+            "reviewed = -0.1",
+            "person_auditors = 1.5",
+            "method = ['remove']",
+            "auditors = [['nanodet']]",
+        ),
         *("auditors = ['hog']", "operating_points = {hog = 1}", "operating_points = {nanodet = 'low'}"),
+        *(
+            "operating_points = {nanodet = nan}",
+            "operating_points = {nanodet = inf}",
+            "operating_points = {nanodet = -1}",
+        ),
+        *("operating_points = {nanodet = '0.4'}", "operating_points = {nanodet = true}", "operating_points = 0.4"),
         "points_since = 2026-11-28T09:00:00Z",
     ],
 )

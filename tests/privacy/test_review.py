@@ -12,7 +12,7 @@ import pytest
 
 from ppma.cli import main as ppma
 from ppma.common.files import content_sha256, file_sha256
-from ppma.privacy.audit import review
+from ppma.privacy import answers
 from ppma.privacy.audit.clip import InspectorConfig, Pair
 from ppma.privacy.audit.jobs import AuditJob
 from ppma.privacy.removal.clip import ClipSource
@@ -31,10 +31,11 @@ def made(tmp_path_factory):
     entries = []
     for name, verdict in VERDICTS.items():
         paths = [folder / part / f"{name}.mp4" for part in ("removed", "videos")]
+        blue = 20 * len(entries)
         for path, red in zip(paths, (CLEANED, ORIGINAL)):
             with part_writer(path, "inp", "videos", 10.0) as add:
                 for t in range(3):
-                    add(np.full((96, 128, 3), (red, 60 * t, 0), np.uint8))
+                    add(np.full((96, 128, 3), (red, 60 * t, blue), np.uint8))
         source = ClipSource(path=paths[1], fps=10.0)
         pair = Pair(
             name=name, path=f"inp/{name}.mp4", class_name=name[:3], cleaned=paths[0], frames=3, mask=None, makers=("m",),
@@ -115,12 +116,13 @@ def test_the_page_shows_full_size_pairs_of_a_sample_fixed_by_the_audit(report, c
     assert "originals" in printed and "4 frames of 3 clips" in printed and "at most 52.7 %" in printed
     assert {frame["path"] for frame in page.frames[:3]} == {f"inp/{n}.mp4" for n, v in VERDICTS.items() if v != FAILED}
     for frame in page.frames:
-        assert frame["answers"] == list(review.ANSWERS)
+        blue = 20 * list(VERDICTS).index(frame["path"].removeprefix("inp/").removesuffix(".mp4"))
+        assert frame["answers"] == list(answers.ANSWERS)
         assert ("original" in frame) == (frame["path"] != "inp/jump/b.mp4")
         for name, red in {"original": ORIGINAL, "cleaned": CLEANED}.items():
             picture = frame.get(name)
             assert picture is None or picture.shape == (96, 128, 3)
-            assert picture is None or np.abs(picture.mean((0, 1)) - (red, 60 * frame["frame"], 0)).max() < 8
+            assert picture is None or np.abs(picture.mean((0, 1)) - (red, 60 * frame["frame"], blue)).max() < 8
     assert all(link.startswith("data:") for link in page.links) and "fetch" not in page.script
     again, more = page_of(report, "--frames", "4"), page_of(report)
     assert [f["path"] for f in again.frames] == [f["path"] for f in page.frames]
@@ -129,7 +131,9 @@ def test_the_page_shows_full_size_pairs_of_a_sample_fixed_by_the_audit(report, c
         and "only 9" in capsys.readouterr().out
     )
     clips = json.loads((report / "audit.json").read_text())["clips"]
-    assert {review.sample(clips, f"{n:064d}"[::-1], 1)[0][1] for n in range(40)} == {0, 1, 2}, "other audits, others"
+    drawn = answers.sample([*clips, clips[0] | {"path": "copy.mp4"}], "0" * 64, 99)
+    assert len(drawn) == len({(clip["sha256"], frame) for clip, frame in drawn}) == 12, "a copy shows nothing else"
+    assert {answers.sample(clips, f"{n:064d}"[::-1], 1)[0][1] for n in range(40)} == {0, 1, 2}, "other audits, others"
 
 
 def test_what_a_person_saw_is_recorded_with_the_exact_bound(report, capsys):
@@ -165,7 +169,7 @@ def test_what_a_person_saw_is_recorded_with_the_exact_bound(report, capsys):
 )
 def test_wrong_or_partial_answers_are_refused(report, capsys, change, named):
     audit = report / "audit.json"
-    drawn = review.sample(
+    drawn = answers.sample(
         [c for c in json.loads(audit.read_text())["clips"] if c["verdict"] != FAILED], file_sha256(audit), 4
     )
     file = answers_of(report, [{"path": clip["path"], "frame": frame} for clip, frame in drawn])

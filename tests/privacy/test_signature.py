@@ -58,9 +58,9 @@ def forge(world, signer, keep=()):
     file.write_text(json.dumps(json.loads(file.read_text()) | {name: old[name] for name in keep}))
 
 
-def lengthen_the_signature(world):
+def lengthen_the_signature(world, by="0"):
     file = seal_path(world / "manifest.csv")
-    file.write_text(file.read_text().replace('"signature": "', '"signature": "0'))
+    file.write_text(file.read_text().replace('"signature": "', f'"signature": "{by}'))
 
 
 FORGED = {
@@ -69,6 +69,7 @@ FORGED = {
     "a key that did not sign": (lambda w: forge(w, "eve", ["key"]), "not of this seal"),
     "an old signature": (lambda w: forge(w, "ada", ["key", "signature"]), "not of this seal"),
     "a longer signature": (lengthen_the_signature, "not of this seal"),
+    "a signature that is no number": (lambda w: lengthen_the_signature(w, "\u0660"), "not of this seal"),
 }
 
 

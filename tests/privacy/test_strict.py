@@ -530,6 +530,18 @@ def test_every_encoder_of_a_learned_average_is_checked(world):
         strict.precheck(config, [], None)
 
 
+def test_rows_that_are_not_those_of_the_sealed_file_are_refused(world, capfd):
+    """A manifest is cached by size and time, which an edit can keep."""
+    manifest = world / "removed.csv"
+    sealed, times = manifest.read_text(), (manifest.stat().st_atime_ns, manifest.stat().st_mtime_ns)
+    for text in (sealed.replace(",moving left,", ",moving east,"), sealed):
+        manifest.write_text(text)
+        os.utime(manifest, ns=times)
+        Manifest.read(manifest)
+    assert train(world, "new", "--dry-run", sources=["removed"]) == 2
+    assert "changed after it was read" in capfd.readouterr().err
+
+
 def test_a_dry_run_and_a_login_node_check_what_needs_no_video(world, capfd):
     from ppma.slurm.launch import main as launch
 

@@ -8,6 +8,7 @@ from privacy_stand_ins import audit_content, row
 from ppma.common.files import content_sha256, file_sha256
 from ppma.config.errors import InputError
 from ppma.loaders.sources.manifest import Manifest
+from ppma.privacy import answers
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.verdict import AUDIT_FILE, CANNOT_TELL, FAILED, PASSED, copy_seal, read_verdicts, seal, seal_path
 
@@ -21,7 +22,7 @@ def audited(tmp_path):
     for file in (manifest, audit):
         file.parent.mkdir()
     Manifest.write(manifest, [row(path, said) for path, said in SAID.items()])
-    audit.write_text(json.dumps(audit_content({path: (said, "0" * 64) for path, said in SAID.items()})))
+    audit.write_text(json.dumps(audit_content({path: (said, path[0] * 64) for path, said in SAID.items()})))
     seal(manifest, audit)
     return manifest, audit
 
@@ -65,6 +66,7 @@ def reseal_with(manifest, audit, old, new):
 WAYS_ROUND = {
     "no seal": (lambda m, a: seal_path(m).unlink(), "has no audit"),
     "an empty seal": (lambda m, a: seal_path(m).write_text("{}"), "is not a seal"),
+    "a seal of numbers": (lambda m, a: edit(seal_path(m), '"key": ""', '"key": 1'), "not text"),
     "a verdict changed in the manifest": (lambda m, a: edit(m, FAILED, PASSED), "was changed after its audit"),
     "a verdict changed in the report": (lambda m, a: edit(a, FAILED, PASSED), "was changed after the audit"),
     "the report removed": (lambda m, a: a.unlink(), "audit.json"),
@@ -109,17 +111,15 @@ def test_the_content_of_files_and_folders_is_hashed(tmp_path):
     assert content_sha256(folder / "000002.jpg") != content_sha256(folder)
 
 
-def write_reviews(audit, *reviews):
-    """Write a review.json of (frames, answers but "no one", bound, whether it is of this audit)."""
-    none = {"part of a person": 0, "person": 0, "unsure": 0}
-    rows = [
-        {
-            "audit_sha256": file_sha256(audit) if own else "0" * 64,
-            "counts": none | said | {"no one": frames - sum(said.values())},
-            "upper": upper,
-        }
-        for frames, said, upper, own in reviews
-    ]
+def write_reviews(audit, *reviews, change=lambda said: None):
+    """Write a review.json of (frames, what is not "no one" by clip, whether it is of this audit)."""
+    content, rows = json.loads(audit.read_text()), []
+    for frames, seen, own in reviews:
+        sha256 = file_sha256(audit) if own else "0" * 64
+        drawn = answers.sample([clip for clip in content["clips"] if clip["verdict"] != FAILED], sha256, frames)
+        said = [{"path": clip["path"], "frame": t, "says": seen.get(clip["path"], "no one")} for clip, t in drawn]
+        change(said)
+        rows.append({"audit_sha256": sha256, "answers": said, "upper": 0.0, "counts": {"person": 0}})
     (audit.parent / "review.json").write_text(json.dumps({"reviews": rows}))
 
 
@@ -127,19 +127,31 @@ def write_reviews(audit, *reviews):
     ("reviews", "bound"),
     [
         ([], 1.0),
-        ([(300, {}, 0.01, True), (50, {"unsure": 1}, 0.09, True)], 0.01),
-        ([(300, {"person": 1}, 0.02, False)], 1.0),  # of another audit
+        ([(20, {}, True)], 1 - 0.05 ** (1 / 10)),  # of a.mp4, the only clip that passed, ten frames
+        ([(20, {"c.mp4": "unsure"}, True)], 1 - 0.05 ** (1 / 10)),  # c.mp4 did not pass
+        ([(20, {"a.mp4": "unsure"}, True), (8, {}, True)], 1 - 0.05 ** (1 / 4)),
+        ([(20, {"a.mp4": "person"}, False)], 1.0),  # of another audit
     ],
 )
-def test_a_review_bounds_what_is_left(audited, reviews, bound):
+def test_a_review_bounds_what_is_left_in_the_clips_that_passed(audited, reviews, bound):
+    """Whatever bound the record states."""
     manifest, audit = audited
     write_reviews(audit, *reviews)
-    assert {one.reviewed for one in read_verdicts(manifest).values()} == {bound}
+    assert [one.reviewed for one in read_verdicts(manifest).values()] == pytest.approx([bound] * 3)
 
 
-@pytest.mark.parametrize("answer", ["part of a person", "person"])
-def test_clips_in_which_a_reviewer_saw_people_are_refused(audited, answer):
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda said: said.__setitem__(1, said[0]), "not the sample"),  # one picture twice
+        (lambda said: said.insert(0, said[0]), "not the sample"),
+        (lambda said: said[0].update(says="nothing"), "not an answer"),
+        (lambda said: said[0].pop("frame"), "a record of"),
+        *((lambda said, answer=answer: said[0].update(says=answer), "saw people") for answer in answers.SEEN),
+    ],
+)
+def test_an_edited_review_and_one_that_saw_people_are_refused(audited, change, says):
     manifest, audit = audited
-    write_reviews(audit, (300, {}, 0.01, True), (10, {answer: 1}, 0.4, True))
-    with pytest.raises(InputError, match="saw people"):
+    write_reviews(audit, (8, {}, True), change=change)
+    with pytest.raises(InputError, match=says):
         read_verdicts(manifest)

@@ -244,7 +244,7 @@ class Inspector:
             detectors=scores,
             people=[person for look in looks for person in look.people],
             spikes=[spike for look in looks for spike in look.spikes],
-            checks=_check_record(pair) | _check_pixels(pair, pixels, seen) | check_file(pair.cleaned),
+            checks=_check_record(pair) | _check_pixels(pair, pixels, seen) | check_file(pair.cleaned, pixels.cleaned),
             outside_db=psnr(pixels.outside_error, pixels.outside_count) if pixels.outside_count else None,
             inside_change=pixels.inside_error / pixels.inside_count if pixels.inside_count else None,
             worst_frame=worst[1],
@@ -484,42 +484,71 @@ def _check_pixels(pair: Pair, pixels: _Pixels, seen: bool) -> dict[str, Check]:
 
 HARMLESS = {
     *("major_brand", "minor_version", "compatible_brands", "encoder"),
-    *("language", "handler_name", "vendor_id", "duration"),
+    *("language", "vendor_id", "duration"),
 }
 """Keys that a muxer writes by default, and that name no person, place or time."""
+HANDLER = ("handler_name", "VideoHandler")
+"""What FFmpeg writes; others write dates or devices."""
 PLACES = ("location", "gps", "xyz", "coordinate", "latitude")
-JPEG_SEGMENTS = {0xE1: "APP1 (Exif or XMP)", 0xE2: "APP2", 0xED: "APP13", 0xFE: "a comment"}
-PNG_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME")
+EXPORT = {"export_all": "1", "export_xmp": "1"}
+"""Options of FFmpeg's MP4 reader, which else leaves out XMP and unknown keys."""
+JPEG_SEGMENTS = {0xE1: "APP1 (Exif or XMP)", 0xFE: "a comment"}
+PLAIN_SEGMENTS = {(0xE0, 16), (0xEE, 14)}
+"""Marker and size of JFIF without a thumbnail, and of the color transform that Adobe's segment names."""
+PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"cHRM", b"gAMA", b"sBIT", b"sRGB", b"bKGD", b"pHYs"}
+"""What a picture and its colors need."""
+OTHER_BYTES = "bytes that are no part of the picture"
 
 
 def picture_metadata(data: bytes) -> list[str]:
     """Return the segments of a JPEG, or chunks of a PNG, that are not part of the picture."""
-    if data[:4] == b"\x89PNG":
-        return [chunk.decode() for chunk in PNG_CHUNKS if chunk in data]
+    found, end = (_png_chunks if data[:4] == b"\x89PNG" else _jpeg_segments)(data)
+    return found + [OTHER_BYTES] * (end != len(data))
+
+
+def _png_chunks(data: bytes) -> tuple[list[str], int]:
+    """Return the unneeded chunks of a PNG, and where it ends."""
+    found, at, kind = [], 8, b""
+    while at < len(data) and kind != b"IEND":
+        kind = data[at + 4 : at + 8]
+        if kind not in PNG_CHUNKS:
+            found.append(kind.decode("latin-1"))
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return found, at
+
+
+def _jpeg_segments(data: bytes) -> tuple[list[str], int]:
+    """Return the unneeded segments of a JPEG before its first scan, and where it ends; 1 if it is none."""
     found, at = [], 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
-        if data[at + 1] in JPEG_SEGMENTS:
-            found.append(JPEG_SEGMENTS[data[at + 1]])
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return found
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+        kind, size = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if (0xE0 <= kind <= 0xEF or kind == 0xFE) and (kind, size) not in PLAIN_SEGMENTS:
+            found.append(JPEG_SEGMENTS.get(kind, f"APP{kind - 0xE0}"))
+        at += 1 if kind == 0xFF else 2 + size  # markers may be padded
+    return found, data.find(b"\xff\xd9", at) + 2
 
 
-def _streams_and_keys(path: Path) -> tuple[list[str], list[str]]:
-    """Return the kinds of streams and the metadata keys of a video, or of the pictures in a folder."""
+def _streams_and_keys(path: Path, frames: int) -> tuple[list[str], list[str]]:
+    """Return the kinds of streams and what else than pictures is in a video, or in a folder of frames."""
     if is_frames(path):
         files = sorted(clip_place(path).iterdir())
-        return ["video"], [f"{file.name}: {key}" for file in files for key in picture_metadata(file.read_bytes())]
-    with av.open(f"file:{path}") as container:
-        keys = [f"file: {key}" for key in container.metadata]
-        keys += [f"stream {stream.index}: {key}" for stream in container.streams for key in stream.metadata]
+        found = [(file, picture_metadata(file.read_bytes()) if file.is_file() else ["a folder"]) for file in files]
+        return ["video"], [f"{file.name}: {key}" for file, keys in found for key in keys]
+    with av.open(f"file:{path}", options=EXPORT) as container:
+        tags = [("file", *tag) for tag in container.metadata.items()]
+        tags += [(f"stream {stream.index}", *tag) for stream in container.streams for tag in stream.metadata.items()]
+        keys = [
+            f"{place}: {key}" for place, key, value in tags if key.lower() not in HARMLESS and (key, value) != HANDLER
+        ]
         keys += [f"chapter: {chapter['id']}" for chapter in container.chapters()]
+        skipped = sum(stream.frames for stream in container.streams.video[:1]) - frames  # 0 - frames in Matroska
+        keys += [f"{skipped} frames that players skip"] * (skipped > 0)
         return [stream.type for stream in container.streams], keys
 
 
-def check_file(path: Path) -> dict[str, Check]:
-    """Check that a cleaned clip has no sound, metadata or location."""
-    streams, keys = _streams_and_keys(path)
-    keys = [key for key in keys if key.rsplit(": ", 1)[-1].lower() not in HARMLESS]
+def check_file(path: Path, frames: int) -> dict[str, Check]:
+    """Check that a cleaned clip of so many frames has no sound, metadata or location, and no other frames."""
+    streams, keys = _streams_and_keys(path, frames)
     places = [key for key in keys if any(word in key.lower() for word in PLACES)]
     extra = [f"a stream of {kind}" for kind in streams if kind != "video"]
     extra += ["a second picture"] * (streams.count("video") > 1)

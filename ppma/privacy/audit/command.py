@@ -93,6 +93,7 @@ class AuditConfig:
             remedy = "give the one that the clips were made from"
             raise InputError(f"--originals {self.originals}: no such folder; {remedy}")
         auditors.check(self.detectors, set(self.makers))
+        require(len(set(self.detectors)) == len(self.detectors), "--detectors names one twice; name each of them once")
         if self.people is not None:
             spikes.read_people(self.people)
 
@@ -130,7 +131,8 @@ def run(config: AuditConfig, console: Console) -> int:
     )  # fmt: skip  # one field after the other
     engine = engines.find(config.engine)
     manifest, root, clips = jobs.read(config.source, config.root, config.workers, engine)
-    pairs = [jobs.pair_of(root, clip, config.originals) for clip in clips]
+    paths = {clip.path: clip for clip in clips}  # two rows may give a file two labels
+    pairs = [jobs.pair_of(root, clip, config.originals) for clip in paths.values()]
     makers = _makers(config, pairs)
     if config.dry_run:
         frames = sum(min(config.frames or pair.frames, pair.frames) for pair in pairs)

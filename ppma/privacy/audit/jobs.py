@@ -45,7 +45,7 @@ def read(
         engine: Where they run.
 
     Raises:
-        InputError: A clip cannot be read (an audit skips nothing), or the folder is incomplete.
+        InputError: A clip cannot be read (an audit skips nothing) or is a window, or the folder is incomplete.
     """
     own = source / removal.MANIFEST
     if source.is_dir() and own.is_file():
@@ -58,6 +58,11 @@ def read(
     if refused:
         path, reason = refused[0]
         raise InputError(f"{root / path}: {reason} ({len(refused)} such clips); remove them, or make them again")
+    for clip in clips:
+        if clip.start_seconds is not None or clip.end_seconds is not None:
+            raise InputError(
+                f"{clip.path} has start_seconds or end_seconds, and an audit reads whole files; cut it out"
+            )
     return (source if source.is_file() else None), root, clips
 
 
@@ -78,8 +83,8 @@ def pair_of(root: Path, clip: Clip, originals: Path | None) -> Pair:
     name = str(path if clip.codec in ("jpeg", "png") else path.with_suffix(""))
     if not clip_place(root / clip.path).exists():
         raise InputError(f"{root / clip.path}: no such clip; make it again")
-    record = _record(root / "records" / f"{name}.json")
-    original = None if originals is None else _original(originals, clip, name, record.get("row", {}))
+    row, record = _record(root / "records" / f"{name}.json")
+    original = None if originals is None else _original(originals, clip, name, row)
     if original is not None and original.path.resolve() == (root / clip.path).resolve():
         raise InputError(f"{original.path} is the cleaned clip itself; give the folder of the clips before cleaning")
     return Pair(
@@ -90,18 +95,21 @@ def pair_of(root: Path, clip: Clip, originals: Path | None) -> Pair:
         frames=clip.frames,
         mask=_find(root / "seg", name),
         original=original,
-        makers=tuple(record.get("tools", ())),
-        method=str(record.get("settings", {}).get("method", "")),
-        clean=record.get("outcome", {}).get("clean"),
-        outside_sha256=str(record.get("outcome", {}).get("outside_sha256", "")),
+        **record,
     )
 
 
-def _record(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def _record(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the source's row and the fields of a Pair that a record states; empty ones without a record."""
     with reading(path, "a record of `ppma remove-humans`: remove it and its clip, and rerun that"):
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        outcome = content.get("outcome", {})
+        return dict(content.get("row", {})), {
+            "makers": tuple(content.get("tools", ())),
+            "method": str(content.get("settings", {}).get("method", "")),
+            "clean": outcome.get("clean"),
+            "outside_sha256": str(outcome.get("outside_sha256", "")),
+        }
 
 
 def _find(folder: Path, name: str) -> Path | None:
@@ -114,11 +122,11 @@ def _find(folder: Path, name: str) -> Path | None:
 
 def _original(originals: Path, clip: Clip, name: str, row: dict[str, Any]) -> ClipSource:
     """Find the original by the path in the record's row, else by name."""
-    path = originals / row["path"] if row.get("path") else None
-    if path is None or not clip_place(path).exists():
-        path = _find(originals, name)
+    wanted = PurePosixPath(row.get("path") or name)
+    if wanted.is_absolute() or ".." in wanted.parts:  # a forged record could name the cleaned clip
+        raise InputError(f"the record of {clip.path} names {wanted}, which is outside of --originals {originals}")
+    path = originals / wanted if clip_place(originals / wanted).exists() else _find(originals, name)
     if path is None:
-        wanted = row.get("path") or name
         raise InputError(f"--originals {originals} has no {wanted} for {clip.path}; give the folder it was made from")
     end = row.get("end_seconds")
     return ClipSource(
@@ -190,6 +198,8 @@ def inspect(job: AuditJob) -> Result:
         findings = inspector.inspect(job.pair, files[str(job.pair.cleaned)][1])
     except BadClip as error:
         return job.pair.path, f"{job.pair.cleaned} {error}"
+    if job.files(files) != files:
+        return job.pair.path, f"{job.pair.cleaned}, its mask or its original was changed while it was inspected"
     content = {"settings": job.settings(files), "files": files, "findings": asdict(findings)}
     write_text(job.record, json.dumps(content))
     return job.pair.path, findings

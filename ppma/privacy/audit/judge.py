@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ppma.common import statistics
 from ppma.common.statistics import CONFIDENCE
-from ppma.privacy.audit.clip import Findings
+from ppma.privacy.audit.clip import LEAST_DB, Findings, psnr
 from ppma.privacy.audit.spikes import HEIGHTS
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.verdict import CANNOT_TELL, FAILED, FLOOR, PASSED, Verdict
@@ -140,11 +140,13 @@ def _people_left(findings: Findings) -> list[str]:
 
 def _doubts(findings: Findings, together: DetectorCount) -> list[str]:
     """Return why silence proves nothing here; empty if it does."""
-    doubts = []
+    doubts, vouched = [], findings.checks["same outside, before encoding"].held
     if not findings.original:
         doubts.append("there is no original to compare with")
-    elif findings.checks["changed inside"].held is None and together.hits_before:
-        doubts.append("there is no mask to compare with")
+    elif findings.outside_db is None:
+        doubts.append("there is no mask to compare with, or it hides every pixel")
+    elif findings.inside_change is not None and psnr(findings.inside_change**2, 1) >= LEAST_DB and not vouched:
+        doubts.append("it shows under the mask what the original shows, and the record has no hash of that one")
     if together.spiked == 0:
         doubts.append(f"its frames are too small for a person of {TALL} px")
     elif together.found < FLOOR * together.spiked:
@@ -156,9 +158,14 @@ def _doubts(findings: Findings, together: DetectorCount) -> list[str]:
 # --------------------------------------------------------------------------------------------------------- over clips
 
 
+def _distinct(judged: Judged) -> Judged:
+    """Return one clip of each content: a copy is no further trial."""
+    return list({findings.sha256: (findings, verdict) for findings, verdict in judged}.values())
+
+
 def summarize(judged: Judged) -> dict[str, Rate]:
     """Return the rate of each detector by name, and of all of them together as "any"."""
-    rates = {}
+    rates, judged = dict[str, Rate](), _distinct(judged)
     for name in judged[0][1].detectors:
         subject = f"{AUDITORS[name].finds} detected at operating point {AUDITORS[name].threshold:g}"
         rates[name] = _rate([verdict.detectors[name] for _, verdict in judged], subject)
@@ -188,7 +195,7 @@ def residual(judged: Judged) -> list[Residual]:
     that height and s the lower bound of the sensitivity; both are exact, at half of 5 % each. It counts a clip as showing
     the person in every frame, since frames of one clip are not independent, and as having one chance to be found.
     """
-    confidence, rows = 1 - (1 - CONFIDENCE) / 2, []
+    confidence, rows, judged = 1 - (1 - CONFIDENCE) / 2, list[Residual](), _distinct(judged)
     left = sum(verdict.together.hits_after == 0 for _, verdict in judged)
     for height, end in zip(HEIGHTS, (*HEIGHTS[1:], float("inf"))):
         spikes = [spike for findings, _ in judged for spike in findings.spikes if spike.height == height]

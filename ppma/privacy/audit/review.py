@@ -1,6 +1,6 @@
 """`ppma audit review`: show people a random sample of full-size frames, and record what they see.
 
-    report               ->  sample(): frames of the clips that did not fail  ->  one page, before | after  ->  answers
+    report               ->  answers.sample(): frames of the clips that did not fail  ->  one page, before | after  ->  answers
     report, answers.json ->  review.json: who saw what and when, and the exact bound
 
 The seed is the hash of audit.json, so that the sample cannot be chosen. Each clip gives one frame before any gives a
@@ -11,10 +11,9 @@ frames of a clip: a sample spread evenly misses people no more often than one dr
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,20 +22,18 @@ from rich.console import Console
 
 from ppma.common import pages, statistics
 from ppma.common.files import content_sha256, file_sha256, write_json, write_text
-from ppma.common.philox import Purpose, generator
 from ppma.common.plots import STYLE
 from ppma.common.progress import Progress
 from ppma.common.workers import parallel_map
 from ppma.config.command import DONE, FAILED_AUDIT, OutFile, check_ranges, parse
 from ppma.config.errors import BadClip, InputError, first_few, reading, require
+from ppma.privacy import answers
+from ppma.privacy.answers import ANSWERS, NO_ONE, SEEN, Sample
 from ppma.privacy.audit.clip import jpeg_base64, original_frames
 from ppma.privacy.removal.clip import ClipSource, video_frames
-from ppma.privacy.verdict import AUDIT_FILE, FAILED, FORMAT, REVIEW_FILE, SEEN
+from ppma.privacy.verdict import AUDIT_FILE, FAILED, FORMAT, REVIEW_FILE
 
 PAGE, REVIEW_FORMAT = "review.html", "ppma-review-1"
-NO_ONE, UNSURE = "no one", "unsure"
-ANSWERS = (NO_ONE, *SEEN, UNSURE)
-"""What a reviewer says of a frame; all but the first count as a person in the bound."""
 QUALITY = 90
 """JPEG quality of the pictures."""
 
@@ -70,10 +67,6 @@ class ReviewConfig:
         require((self.out is None) != (self.answers is None), "give --out PAGE.html to write a page, or --answers FILE")
 
 
-Sample = list[tuple[dict[str, Any], int]]
-"""A clip's entry in audit.json, and the index of one of its frames."""
-
-
 def main(argv: list[str]) -> int:
     """Run `ppma audit review ARGV`."""
     config = parse(ReviewConfig, argv, prog="ppma audit review")
@@ -88,29 +81,8 @@ def main(argv: list[str]) -> int:
     if config.answers is not None:
         return _record(config.report, config.answers, clips, sha256, console)
     assert config.out is not None
-    _write_page(config, config.out, sample(clips, sha256, config.frames), sha256, console)
+    _write_page(config, config.out, answers.sample(clips, sha256, config.frames), sha256, console)
     return DONE
-
-
-def sample(clips: Sequence[dict[str, Any]], audit_sha256: str, count: int) -> Sample:
-    """Draw frames at random: one of each clip, then a second of each, and so on.
-
-    Args:
-        clips: Entries of audit.json.
-        audit_sha256: Hash of that file, which seeds the sample.
-        count: Number of frames, or all if there are fewer.
-    """
-    seed = int(audit_sha256[:15], 16)
-    chosen = [clips[i] for i in generator(seed, Purpose.REVIEW).permutation(len(clips))[:count]]
-    orders = [
-        generator(seed, Purpose.REVIEW, sample=n + 1).permutation(clip["frames"]) for n, clip in enumerate(chosen)
-    ]
-
-    def rounds() -> Iterator[tuple[dict[str, Any], int]]:
-        for drawn in zip_longest(*orders):
-            yield from ((clip, int(frame)) for clip, frame in zip(chosen, drawn) if frame is not None)
-
-    return list(islice(rounds(), count))
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
@@ -208,30 +180,22 @@ def _read_answers(file: Path, clips: list[dict[str, Any]], sha256: str) -> dict[
         reviewer, count = str(given["reviewer"]).strip(), int(given["frames"])
         require(bool(reviewer), "it names no reviewer; fill in the name on the page and save again")
         require(count > 0, "it has no frames; save it from the page again")
-        answers = [
+        said = [
             {"path": str(one["path"]), "frame": int(one["frame"]), "says": str(one["says"]), "at": str(one["at"])}
             for one in given["answers"]
         ]
-        times = sorted(datetime.fromisoformat(str(one["at"])) for one in answers)
-    drawn = [(clip["path"], frame) for clip, frame in sample(clips, sha256, count)]
-    wrong = sorted({str(one["says"]) for one in answers} - set(ANSWERS))
-    require(not wrong, f"{file}: {first_few(wrong, 3)} is not an answer; answers are {', '.join(ANSWERS)}")
-    answered = f"it answers {len(answers)} of {len(drawn)} frames; answer all of them on the page and save again"
-    require(len(answers) == len(drawn), f"{file}: {answered}")
-    require(
-        [(one["path"], one["frame"]) for one in answers] == drawn,
-        f"{file}: its frames are not the sample of this audit; make the page again and answer that",
-    )
-    counts = Counter(str(one["says"]) for one in answers)
+        times = sorted(datetime.fromisoformat(str(one["at"])) for one in said)
+        answers.check(said, answers.sample(clips, sha256, count))
+    counts = Counter(str(one["says"]) for one in said)
     return {
         "audit_sha256": sha256,
         "reviewer": reviewer,
         "began": times[0].isoformat(),
         "ended": times[-1].isoformat(),
         "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
-        "frames": len(drawn),
+        "frames": len(said),
         "counts": {answer: counts[answer] for answer in ANSWERS},
-        "upper": statistics.upper_bound(len(drawn) - counts[NO_ONE], len(drawn)),
+        "upper": answers.bound(said),
         "confidence": statistics.CONFIDENCE,
-        "answers": answers,
+        "answers": said,
     }
