@@ -34,7 +34,7 @@ NO_LICENCE = (
 
 
 def admit(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks, resumed: Path | None) -> Lineage:
-    """Return the lineage of a run that is about to start; called by every rank, each of which hashes its share.
+    """Return the lineage of a run that is about to start; every rank calls it and hashes its share of the clips.
 
     Args:
         config: The run.
@@ -56,12 +56,7 @@ def admit(config: RunConfig, sources: Sequence[Manifest], ranks: Ranks, resumed:
 
 
 def precheck(config: RunConfig, sources: Sequence[Manifest], resumed: Path | None) -> list[dict[str, verdict.Audited]]:
-    """Check what can be checked without reading videos: rows, seals and initial weights.
-
-    Args:
-        config: The run.
-        sources: The manifests that it learns from.
-        resumed: The checkpoint that it continues from, if any.
+    """Check what can be checked without reading videos: rows, seals and initial weights; see `admit`.
 
     Returns:
         The audit of each source, by path.

@@ -216,24 +216,23 @@ def _verdicts(audit: Path, sha256: str) -> dict[str, Audited]:
         shared = set(content["makers"]) & set(content["auditors"])
         points = {str(name): float(content["operating_points"][name]) for name in content["auditors"]}
         measured = date.fromisoformat(content["points_date"])
-        clips = {c["path"]: _audited(c, points, measured) for c in content["clips"]}
-        known = content["format"] == FORMAT and len(content["auditors"]) > 0
+        clips = {
+            clip["path"]: Audited(
+                verdict=clip["verdict"],
+                sha256=clip["sha256"],
+                auditors=points,
+                points_date=measured,
+                method=str(clip["method"]),
+                frames=int(clip["frames"]),
+                looked_at=len(set(clip["looked_at"])),
+                sensitivity=clip["spiked_found"] / clip["spiked"] if clip["spiked"] else 0.0,
+            )
+            for clip in content["clips"]
+        }
+        known = content["format"] == FORMAT and len(points) > 0
     if not known or any(clip.verdict not in VERDICTS for clip in clips.values()):
         raise InputError(f"{audit} is not a report of this `ppma audit` ({FORMAT}); {AGAIN}")
     if shared:
         raise InputError(f"{audit}: {', '.join(sorted(shared))} made the masks and judged them; {AGAIN}")
     reviewed = _reviewed(audit.with_name(REVIEW_FILE), sha256, content["clips"])
     return {path: replace(clip, reviewed=reviewed) for path, clip in clips.items()}
-
-
-def _audited(clip: dict[str, Any], points: dict[str, float], points_date: date) -> Audited:
-    return Audited(
-        verdict=clip["verdict"],
-        sha256=clip["sha256"],
-        auditors=points,
-        points_date=points_date,
-        method=str(clip["method"]),
-        frames=int(clip["frames"]),
-        looked_at=len(clip["looked_at"]),
-        sensitivity=clip["spiked_found"] / clip["spiked"] if clip["spiked"] else 0.0,
-    )

@@ -273,6 +273,11 @@ def test_the_page_is_self_contained_and_promises_nothing(copy, red_auditors, mon
     assert {field["name"] for field in croissant["recordSet"][0]["field"]} >= {"path", "audit", "licence"}
 
 
+def test_a_detector_of_the_users_joins_the_others(pair, red_auditors):
+    assert audit(pair, "--detectors", *AUDITORS) == 3
+    assert set(read_audit(pair)["auditors"]) == set(AUDITORS) > set(BUNDLED)
+
+
 def test_names_are_escaped_in_the_page(pair, red_auditors):
     manifest = pair / "removed" / removal.MANIFEST
     manifest.write_text(manifest.read_text().replace(",jump,", ",<b>jump</b>,"))
@@ -423,6 +428,15 @@ def test_windows_of_a_file_are_refused(pair, red_auditors, capsys):
     for window in ({"start_seconds": 0.4}, {"end_seconds": 0.4}):
         Manifest.write(manifest, [replace(rows.clip(0), **window), rows.clip(1)])
         assert "jump/clean.mp4" in refusal(capsys, audit(pair))
+
+
+def test_two_clips_of_one_name_are_refused(pair, red_auditors, capsys):
+    """They would share a mask, an original and a place for their findings."""
+    manifest = pair / "removed" / removal.MANIFEST
+    rows = Manifest.read(manifest)
+    shutil.copy(pair / "removed/inp/jump/clean.mp4", pair / "removed/inp/jump/clean.mov")
+    Manifest.write(manifest, [rows.clip(0), replace(rows.clip(0), path="inp/jump/clean.mov")])
+    assert "clean.mov" in refusal(capsys, audit(pair))
 
 
 def test_copies_of_a_clip_count_once_in_a_bound(pair, red_auditors):

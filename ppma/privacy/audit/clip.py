@@ -45,6 +45,7 @@ COLORS = {
     "nanodet": (255, 64, 64),
     "centernet": (64, 220, 64),
     "yolov3-tiny": (64, 220, 220),
+    "yolox": (200, 64, 255),
     "blazeface": (255, 200, 0),
 }
 """RGB color of each detector's boxes."""
@@ -212,11 +213,7 @@ class Inspector:
         return {name: [_detections(detect(f), name)[0] for f in frames] for name, detect in self._detectors.items()}
 
     def inspect(self, pair: Pair, sha256: str) -> Findings:
-        """Read a clip, its mask and its original, and compare them.
-
-        Args:
-            pair: The clip.
-            sha256: Hash of its content.
+        """Compare a clip, of this content hash, with its mask and its original.
 
         Raises:
             BadClip: One of the three cannot be read, or their sizes differ.
@@ -440,11 +437,7 @@ def _check_record(pair: Pair) -> dict[str, Check]:
 def _check_pixels(pair: Pair, pixels: _Pixels, seen: bool) -> dict[str, Check]:
     """Check the number of frames and the pixels inside and outside the mask.
 
-    Args:
-        pair: The clip.
-        pixels: Sums over its frames.
-        seen: True if there is a detection in the original. Then the pixels inside the mask must change; inpainting an
-            empty place may leave them as they were.
+    With a detection in the original (`seen`) the pixels inside must change; an empty place may look as it did.
     """
     count, originals = pixels.cleaned, pixels.originals
     if count != pair.frames:

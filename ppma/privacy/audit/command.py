@@ -133,6 +133,7 @@ def run(config: AuditConfig, console: Console) -> int:
     manifest, root, clips = jobs.read(config.source, config.root, config.workers, engine)
     paths = {clip.path: clip for clip in clips}  # two rows may give a file two labels
     pairs = [jobs.pair_of(root, clip, config.originals) for clip in paths.values()]
+    _check_names(pairs)
     makers = _makers(config, pairs)
     if config.dry_run:
         frames = sum(min(config.frames or pair.frames, pair.frames) for pair in pairs)
@@ -178,6 +179,16 @@ def run(config: AuditConfig, console: Console) -> int:
         console.print(f"{verdict.passed_path(manifest)}: the clips that passed, for --privacy strict")
     console.print(f"{config.out / REPORT}: contains the frames to review and sign")
     return FAILED_AUDIT if counts[verdict.FAILED] else DONE
+
+
+def _check_names(pairs: list[Pair]) -> None:
+    """Raise an InputError if two clips have one name, and so one mask, one original and one place for their findings."""
+    by_name: dict[str, Path] = {}
+    for pair in pairs:
+        if (other := by_name.setdefault(pair.name, pair.cleaned)) != pair.cleaned:
+            raise InputError(
+                f"{other} and {pair.cleaned} are both called {pair.name}; rename one with all of its files"
+            )
 
 
 def _makers(config: AuditConfig, pairs: list[Pair]) -> list[str]:

@@ -22,6 +22,7 @@ from ppma.common.frames import clip_place
 from ppma.common.shares import Share
 from ppma.common.workers import Engine, parallel_events, parallel_map
 from ppma.config.errors import BadClip, InputError, reading
+from ppma.loaders.sources.formats import VIDEO_SUFFIXES
 from ppma.loaders.sources.listing import read_clips
 from ppma.loaders.sources.manifest import Clip
 from ppma.privacy.audit.clip import Findings, Inspector, InspectorConfig, Pair
@@ -30,19 +31,11 @@ from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.removal import jobs as removal
 from ppma.privacy.removal.clip import ClipSource
 
-SUFFIXES = (".mkv", ".mp4", ".avi", ".webm", ".mov")
-
 
 def read(
     source: Path, root: Path | None, workers: int, engine: Engine = parallel_events
 ) -> tuple[Path | None, Path, list[Clip]]:
-    """Return the manifest, its root and the clips to audit.
-
-    Args:
-        source: A manifest FILE.csv, a folder of `ppma remove-humans`, or a folder <class>/<video> without a manifest.
-        root: Root of a manifest FILE.csv.
-        workers: Processes that probe a folder's clips.
-        engine: Where they run.
+    """Return the manifest, its root and the clips to audit; a folder without a manifest is probed by `workers` processes.
 
     Raises:
         InputError: A clip cannot be read (an audit skips nothing) or is a window, or the folder is incomplete.
@@ -67,12 +60,7 @@ def read(
 
 
 def pair_of(root: Path, clip: Clip, originals: Path | None) -> Pair:
-    """Find the mask, record and original of a cleaned clip.
-
-    Args:
-        root: Folder that its path is relative to.
-        clip: Its row in the manifest.
-        originals: Folder of the clips before cleaning; None: nothing is compared.
+    """Find the mask, record and original of a clip in `root`; without a folder of originals nothing is compared.
 
     Raises:
         InputError: The clip or its original is missing, or its record cannot be read.
@@ -116,7 +104,7 @@ def _find(folder: Path, name: str) -> Path | None:
     """Return the video or folder of frames of that name."""
     if (folder / name).is_dir():
         return folder / name
-    videos = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
+    videos = [folder / f"{name}{suffix}" for suffix in VIDEO_SUFFIXES]
     return next((video for video in videos if video.is_file()), None)
 
 
@@ -216,14 +204,9 @@ def run(
     share: Share,
     engine: Engine = parallel_events,
 ) -> dict[str, Findings | str]:
-    """Return the findings of each clip that this task gets, or why it cannot be read, by its path. A rerun resumes.
+    """Return the findings of each clip that this task's share has, or why it cannot be read, by its path.
 
-    Args:
-        jobs: All clips.
-        workers: Number of processes.
-        on_progress: Called with (done, total) clips.
-        share: Which of them this task takes.
-        engine: Where they are inspected.
+    A rerun resumes. `on_progress` is called with the number of clips that are done, and of all.
     """
     by_path = {job.pair.path: job for job in jobs}
     total = len(list(by_path)[share.part[0] :: share.part[1]])

@@ -40,6 +40,8 @@ CSS_CLASSES = {PASSED: "ok", FAILED: "bad", CANNOT_TELL: "dim"}
 WORDS = {PASSED: "no detection", FAILED: "failed", CANNOT_TELL: "cannot tell"}
 """The verdicts as the page prints them: nothing is said to have passed that was only not detected."""
 URGENCY = (FAILED, CANNOT_TELL, PASSED)
+PEOPLE = ("people", "people_missed", "people_painted_back")
+"""Sightings of people in the original, per clip: all, not masked, painted back."""
 NUMBERS = {
     **dict.fromkeys(("label", "frames", "width", "height", "key_frame_spacing"), "sc:Integer"),
     **dict.fromkeys(("fps", "start_seconds", "end_seconds", "duration_seconds"), "sc:Float"),
@@ -61,15 +63,16 @@ class Facts:
 def content(judged: Judged, facts: Facts) -> dict[str, Any]:
     """Return the content of audit.json from the findings and verdict of each clip."""
     counts = Counter(verdict.verdict for _, verdict in judged)
-    names, models = facts.inspector.detectors, facts.inspector.models
+    names = facts.inspector.detectors
+    bundled = [key for name in names if (key := AUDITORS[name].weights)]
     return {
         "format": FORMAT,
         "version": f"ppma {__version__}",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "manifest": facts.manifest.name,
         "command": shlex.join(sys.argv),
-        "models": {file: hash for name in names for file, hash in _model_hashes(AUDITORS[name].weights)}
-        | {model.path.name: model.sha256 for model in models},
+        "models": {file: sha256 for key in bundled for file, (_, sha256) in WEIGHTS[key].members.items()}
+        | {model.path.name: model.sha256 for model in facts.inspector.models},
         "makers": list(facts.makers),
         "auditors": list(names),
         "operating_points": {name: AUDITORS[name].threshold for name in names},
@@ -90,10 +93,6 @@ def content(judged: Judged, facts: Facts) -> dict[str, Any]:
         },
         "clips": [_clip(findings, verdict) for findings, verdict in judged],
     }
-
-
-def _model_hashes(key: str) -> list[tuple[str, str]]:
-    return [(file, sha256) for file, (_, sha256) in WEIGHTS[key].members.items()] if key else []
 
 
 def _clip(findings: Findings, verdict: ClipVerdict) -> dict[str, Any]:
@@ -121,12 +120,7 @@ def _clip(findings: Findings, verdict: ClipVerdict) -> dict[str, Any]:
 
 
 def html(judged: Judged, audit: dict[str, Any]) -> str:
-    """Return the report as an HTML page.
-
-    Args:
-        judged: Findings and verdict of each clip.
-        audit: The content of audit.json.
-    """
+    """Return the report as an HTML page; `audit` is the content of audit.json."""
 
     def nearness(findings: Findings) -> float:
         scores = findings.detectors.items()
@@ -141,17 +135,13 @@ def html(judged: Judged, audit: dict[str, Any]) -> str:
         audit=audit,
         auditors=AUDITORS,
         checks=_summarize_checks(audit["clips"]),
-        clips=sorted(audit["clips"], key=lambda clip: (URGENCY.index(clip["verdict"]), clip["name"]))[:MOST_CLIPS],
+        clips=_most_urgent(audit)[:MOST_CLIPS],
         floor=FLOOR,
         colors=COLORS,
         css=CSS_CLASSES,
         near_miss=NEAR_MISS,
         originals=any(findings.original for findings, _ in judged),
-        people={
-            "seen": sum(clip["people"] for clip in audit["clips"]),
-            "missed": sum(clip["people_missed"] for clip in audit["clips"]),
-            "back": sum(clip["people_painted_back"] for clip in audit["clips"]),
-        },
+        people={name: sum(clip[name] for clip in audit["clips"]) for name in PEOPLE},
         plot=svg(plot_rates(audit["rates"])),
         sheet=sorted(judged, key=urgency)[:SHEET],
         style=STYLE,
@@ -176,9 +166,12 @@ def _summarize_checks(clips: Sequence[dict[str, Any]]) -> dict[str, dict[str, An
 
 def table(audit: dict[str, Any]) -> list[tuple[object, ...]]:
     """Return the rows of clips.csv, a header first: every clip, the most urgent first."""
-    columns = ("path", "verdict", "people", "people_missed", "people_painted_back", "spiked", "spiked_found", "says")
-    clips = sorted(audit["clips"], key=lambda clip: (URGENCY.index(clip["verdict"]), clip["name"]))
-    return [columns, *(tuple(clip[name] for name in columns) for clip in clips)]
+    columns = ("path", "verdict", *PEOPLE, "spiked", "spiked_found", "says")
+    return [columns, *(tuple(clip[name] for name in columns) for clip in _most_urgent(audit))]
+
+
+def _most_urgent(audit: dict[str, Any]) -> list[dict[str, Any]]:
+    return sorted(audit["clips"], key=lambda clip: (URGENCY.index(clip["verdict"]), clip["name"]))
 
 
 def datasheet(rows: Sequence[Clip], audit: dict[str, Any]) -> str:
@@ -196,10 +189,7 @@ def datasheet(rows: Sequence[Clip], audit: dict[str, Any]) -> str:
 def croissant(rows: Sequence[Clip], audit: dict[str, Any], facts: Facts) -> dict[str, Any]:
     """Return Croissant metadata: the manifest as a table with typed columns, and the clips that it names.
 
-    Args:
-        rows: The manifest's rows.
-        audit: The content of audit.json.
-        facts: The manifest, and its root, whose name is the data set's if the rows name no source.
+    If the rows name no source, the root's name is the data set's.
     """
     text = pages.render(
         __package__,
