@@ -414,8 +414,8 @@ READERS = {
     "index.json": lambda file: read_index(file.parent),
     "settings.json": lambda file: claim_folder(file, {"seed": 1}, "clips"),
     "launch.json": lambda file: status.main([str(file.parent)]),
-    "audit.json": verdict._verdicts,
-    "review.json": lambda file: verdict._reviewed(file, "0" * 64),
+    "audit.json": lambda file: verdict._verdicts(file, "0" * 64),
+    "review.json": lambda file: verdict._reviewed(file, "0" * 64, []),
     "privacy.toml": policy.read,
 }
 """Every file that a run leaves for another, or that a user writes: who reads it."""

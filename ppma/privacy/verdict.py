@@ -84,7 +84,8 @@ class Audited:
 def policy_path(config: RunConfig) -> Path | None:
     """Return the file with the least strength of an audit for a run: --policy, else the one in the folder of data.toml."""
     default = catalog.locate(config.data).with_name(POLICY_FILE)
-    return default if config.policy is None and config.privacy == "strict" and default.exists() else config.policy
+    there = config.privacy == "strict" and os.path.lexists(default)  # a broken link is refused where it is read
+    return default if config.policy is None and there else config.policy
 
 
 def seal_path(manifest: Path) -> Path:

@@ -117,6 +117,10 @@ def test_the_policy_next_to_the_catalog_holds_also_where_the_data_is_staged(tmp_
     run = replace(recipe("mae_nohuman")(), data=tmp_path / "data.toml")
     strict = replace(run, privacy="strict")
     assert policy_path(strict) is None
+    (tmp_path / "privacy.toml").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(InputError, match=r"privacy\.toml"):
+        policy.read(policy_path(strict))
+    (tmp_path / "privacy.toml").unlink()
     (tmp_path / "privacy.toml").touch()
     assert (policy_path(strict), policy_path(run)) == (tmp_path / "privacy.toml", None)
     assert policy_path(replace(strict, policy=Path("other.toml"))) == Path("other.toml")
