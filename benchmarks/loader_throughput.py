@@ -375,6 +375,35 @@ def page_table(measured: list[rows.Row]) -> str:
     return "\n".join([*lines, "", " ".join([f"{where}; {one['machine']}, {one['date'][:10]}.", *left])])
 
 
+def page_plot(measured: list[rows.Row], file: Path) -> None:
+    """Plot the table of the pages: ms of CPU a clip as one bar per reader, grouped by content."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    read = [row for row in measured if "content" in row]
+    names = [name for name in READERS + GPU_READERS if any(row["reader"] == name for row in read)]
+    figure = Figure(figsize=(8, 1.2 + 0.17 * len(read)), layout="constrained")
+    axes, place = figure.subplots(), 0
+    labels: dict[float, str] = {}
+    for content, views in dict.fromkeys((row["content"], row["views"]) for row in read):
+        here = [row for row in read if (row["content"], row["views"]) == (content, views)]
+        labels[place + (len(here) - 1) / 2] = LABELS[content] + ",\nfour views a clip" * (views == 4)
+        for row in here:
+            bar = axes.barh(place, row["cpu_ms_per_clip"], color=f"C{names.index(row['reader'])}")
+            axes.bar_label(bar, fmt="{:.1f}", padding=3, fontsize=7)
+            place += 1
+        place += 1
+    axes.set_yticks(list(labels), list(labels.values()))
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.margins(x=0.05, y=0.01)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("ms of CPU a clip")
+    handles = [Patch(color=f"C{i}", label=NAMES.get(name, name)) for i, name in enumerate(names)]
+    axes.legend(handles=handles, frameon=False, loc="center right")
+    figure.savefig(file, dpi=120)
+
+
 def main(argv: list[str]) -> int:
     """Run the benchmark."""
     config = parse(BenchmarkConfig, argv, prog="loader_throughput")
@@ -396,7 +425,9 @@ def main(argv: list[str]) -> int:
         print(loader_headspace.advice(manifests, on_gpu=config.device == "gpu"))
         return DONE
     made = measure(config, manifests, cases(config))
-    made = rows.report(made, config, benchmark="loader_throughput", measure="cpu_ms_per_clip")
+    made = rows.report(made, replace(config, plot=None), benchmark="loader_throughput", measure="cpu_ms_per_clip")
+    if config.plot:
+        page_plot(made, config.plot)
     for page in config.pages:
         page.write_text(TABLE.sub(lambda found: f"{found[1]}{page_table(made)}\n{found[2]}", page.read_text()))
     return DONE

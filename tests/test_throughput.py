@@ -123,7 +123,9 @@ def test_a_run_records_nothing_unless_asked_and_its_table_names_who_is_missing(t
     monkeypatch.setattr(loader_throughput, "measure", lambda *_: MADE)
     monkeypatch.setattr(loader_throughput, "make_clips", lambda *_, **__: {})
     monkeypatch.setattr(rows, "RESULTS", tmp_path / "results")
-    assert loader_throughput.main(["--pages", str(page)]) == 0 and "| packed store | 9.0 |" in page.read_text()
+    plot = tmp_path / "plot.svg"
+    assert loader_throughput.main(["--pages", str(page), "--plot", str(plot)]) == 0
+    assert "| packed store | 9.0 |" in page.read_text() and "<!-- SPDL -->" in plot.read_text()
     assert page.read_text().startswith("before\n") and "old" not in page.read_text()
     assert not (tmp_path / "results").exists()
     page.write_text("no place for a table\n")
