@@ -83,7 +83,7 @@ def test_a_frame_that_is_mostly_hidden_is_hidden_completely(tmp_path):
     masks = np.zeros((2, 40, 40), np.uint8)
     masks[0, :30] = masks[1, :36] = 1
     with spooled(tmp_path, masks) as spool:
-        assert not hidden(spool, 0, after=0).all() and hidden(spool, 1, before=0).all()
+        assert not hidden(spool, 0, around=0).all() and hidden(spool, 1, around=0).all()
 
 
 def test_the_spool_returns_masks_in_any_order(tmp_path):

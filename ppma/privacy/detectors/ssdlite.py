@@ -74,18 +74,18 @@ def confirm_weak(frame_HWC: np.ndarray, boxes_N5: np.ndarray, known_M5: np.ndarr
     boxes_N5 = boxes_N5.copy()
     height, width = frame_HWC.shape[:2]
     tracked_N = overlaps(boxes_N5, known_M5).max(1, initial=0) >= OVERLAP
-    for n in np.flatnonzero(boxes_N5[:, 4] < SURE):
-        if not tracked_N[n]:
-            x0, y0, x1, y1 = grown(boxes_N5[n : n + 1], *AROUND)[0, :4].astype(int).tolist()
-            x0, y0 = max(0, x0), max(0, y0)
-            cut_hwC = np.ascontiguousarray(frame_HWC[y0 : min(height, y1), x0 : min(width, x1)])
-            if not cut_hwC.size:
-                continue
-            scale = min(1.0, CUT_SIDE / max(cut_hwC.shape))
-            if scale < 1.0:
-                cut_hwC = cv2.resize(cut_hwC, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-            own_15 = (boxes_N5[n : n + 1] - np.array([x0, y0, x0, y0, 0], np.float32)) * np.float32(scale)
-            if overlaps(own_15, detect(cut_hwC)).max(initial=0) < SAME_PERSON:
-                continue
-        boxes_N5[n, 4] = SURE
+    weak_N = boxes_N5[:, 4] < SURE
+    boxes_N5[weak_N & tracked_N, 4] = SURE
+    for n in np.flatnonzero(weak_N & ~tracked_N):
+        x0, y0, x1, y1 = grown(boxes_N5[n : n + 1], *AROUND)[0, :4].astype(int).tolist()
+        x0, y0 = max(0, x0), max(0, y0)
+        cut_hwC = np.ascontiguousarray(frame_HWC[y0 : min(height, y1), x0 : min(width, x1)])
+        if not cut_hwC.size:
+            continue
+        scale = min(1.0, CUT_SIDE / max(cut_hwC.shape))
+        if scale < 1.0:
+            cut_hwC = cv2.resize(cut_hwC, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        own_15 = (boxes_N5[n : n + 1] - np.array([x0, y0, x0, y0, 0], np.float32)) * np.float32(scale)
+        if overlaps(own_15, detect(cut_hwC)).max(initial=0) >= SAME_PERSON:
+            boxes_N5[n, 4] = SURE
     return boxes_N5

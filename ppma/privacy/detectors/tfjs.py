@@ -62,12 +62,8 @@ def _padding(attributes: dict[str, Any]) -> str:
     return "SAME_UPPER" if _string(attributes, "padding") == "SAME" else "VALID"
 
 
-_FUSED_OPERANDS = {"Add": "Add", "AddV2": "Add", "Prelu": "PRelu"}
-"""ONNX's names of the steps of a fused convolution that take another input."""
-
-
 def _convolution(depthwise: bool) -> Maker:
-    """Return the maker of a Conv2D, possibly depthwise, fused with a bias, an addend or an activation."""
+    """Return the maker of a Conv2D, possibly depthwise, fused with a bias and an activation."""
 
     def make(build: _Builder, name: str, inputs: list[str], attributes: dict[str, Any]) -> None:
         assert all(d == 1 for d in _ints(attributes, "dilations")), "none of the graphs dilates"
@@ -77,16 +73,11 @@ def _convolution(depthwise: bool) -> Maker:
         turned = (
             kernel_hwio.transpose(2, 3, 0, 1).reshape(-1, 1, h, w) if depthwise else kernel_hwio.transpose(3, 2, 0, 1)
         )
-        operands = [build.use(inputs[0]), build.constant(turned)]
-        if "BiasAdd" in fused:
-            operands.append(build.use(inputs[2]))
+        operands = [build.use(inputs[0]), build.constant(turned), *map(build.use, inputs[2:])]
         shape = {"strides": _ints(attributes, "strides")[1:3], "auto_pad": _padding(attributes)}
         x = build.in_nchw("Conv", operands, "", **shape, group=channels if depthwise else 1)
-        extra = iter(inputs[3:])
         for step in fused:
-            if step in _FUSED_OPERANDS:
-                x = build.add(_FUSED_OPERANDS[step], [x, build.use(next(extra))])
-            elif step != "BiasAdd":
+            if step != "BiasAdd":  # an operand of Conv
                 x = _ACTIVATIONS[step](build, "", [x], {})
         build.add("Identity", [x], name)
 
@@ -131,12 +122,8 @@ def _pad(build: _Builder, name: str, inputs: list[str], attributes: dict[str, An
 
 def _slice(build: _Builder, name: str, inputs: list[str], attributes: dict[str, Any]) -> None:
     """Slice a one-dimensional tensor, which is how graphs read shapes."""
-    single = bool(int(attributes.get("shrink_axis_mask", {}).get("i", 0)))
-    start, end, step = (build.use(i) for i in inputs[1:])
-    axis = build.constant(np.zeros(1, np.int64))
-    part = build.add("Slice", [build.use(inputs[0]), start, end, axis, step], "" if single else name)
-    if single:
-        build.add("Squeeze", [part, axis], name)
+    whole, start, end, step = map(build.use, inputs)
+    build.add("Slice", [whole, start, end, build.constant(np.zeros(1, np.int64)), step], name)
 
 
 def _batch_norm(build: _Builder, name: str, inputs: list[str], attributes: dict[str, Any]) -> None:
@@ -147,9 +134,8 @@ def _batch_norm(build: _Builder, name: str, inputs: list[str], attributes: dict[
 
 
 def _split(build: _Builder, name: str, inputs: list[str], attributes: dict[str, Any]) -> None:
-    sizes = build.values[inputs[1]]
-    axis = int(build.values[inputs[2]])
-    build.add("Split", [build.use(inputs[0]), build.use(inputs[1])], name, outputs=len(sizes), axis=axis)
+    parts, axis = len(build.values[inputs[1]]), int(build.values[inputs[2]])
+    build.add("Split", [build.use(inputs[0]), build.use(inputs[1])], name, outputs=parts, axis=axis)
 
 
 _MAKERS: dict[str, Maker] = {

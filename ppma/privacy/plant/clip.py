@@ -89,16 +89,9 @@ def list_plates(folder: Path) -> tuple[Path, ...]:
 def design(
     number: int, *, seed: int, size: int, frames: int, long_frames: int, fps: float, plates: Sequence[Path]
 ) -> Design:
-    """Return the design of a clip: heights take turns, one clip in LONG_EVERY is long, the rest is random.
+    """Return the design of clip `number`: heights take turns, one clip in LONG_EVERY is long, the rest is random.
 
-    Args:
-        number: The clip, from 0.
-        seed: Seed of all clips.
-        size: Pixels along a side.
-        frames: Frames of a clip.
-        long_frames: Frames of a long clip.
-        fps: Frames per second.
-        plates: Pictures and videos for half of the clips; empty: all places are rendered.
+    Half of the clips get one of the `plates`, if there are any.
     """
     rng = generator(seed, Purpose.SYNTHESIS, sample=number, view=9)
     long = number % LONG_EVERY == LONG_EVERY - 1

@@ -18,7 +18,8 @@ from ppma.config.errors import InputError
 from ppma.privacy.audit.clip import InspectorConfig
 from ppma.privacy.detectors import auditors
 from ppma.privacy.detectors.auditors import AUDITORS, BUNDLED
-from ppma.privacy.detectors.weights import default_folder, find
+from ppma.privacy.detectors.tools import find_files
+from ppma.privacy.detectors.weights import default_folder
 from ppma.privacy.plant import report
 from ppma.privacy.plant.clip import design, list_plates
 from ppma.privacy.plant.trial import TrialJob, work
@@ -89,9 +90,8 @@ class PlantConfig:
 def main(argv: list[str]) -> int:
     """Run `ppma plant ARGV`."""
     config = parse(PlantConfig, argv, prog="ppma plant")
-    makers = {PLUGINS[name].weights for name in Settings().used}
-    for key in makers.union(AUDITORS[name].weights for name in config.auditors) - {""}:
-        find(key, config.weights)
+    makers, judges = (PLUGINS[name] for name in Settings().used), (AUDITORS[name] for name in config.auditors)
+    find_files([*makers, *judges], config.weights)
     jobs = config.jobs()
     claim_folder(config.out / "settings.json", config.settings(), "trials")
     left = [job for job in jobs if not job.record.is_file()]

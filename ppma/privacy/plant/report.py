@@ -6,7 +6,7 @@ trials  ->  summarize(): people by height, camera, crowd, light, place; residual
 Intervals resample clips: people in one clip, and frames of it, are not independent.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -102,20 +102,18 @@ def people(chosen: Chosen) -> dict[str, dict[str, Any]]:
     rows = {}
     for name, low, high in ((f"{TALL} up", TALL, HEIGHTS[-1][1]), *_height_names()):
         some = {who: one for who, one in seen.items() if low <= np.median([s.height for s in one]) < high}
-        shown = {who: any(s.hidden < WHOLE * s.pixels for s in one) for who, one in some.items()}
-        back = {who: any(s.back for s in one) for who, one in some.items()}
-        count, removed = defaultdict[int, int](int), defaultdict[int, int](int)
-        for clip, person in some:
-            count[clip] += 1
-            removed[clip] += not (shown[clip, person] or back[clip, person])
+        if not some:
+            continue
+        shown = {who for who, one in some.items() if any(s.hidden < WHOLE * s.pixels for s in one)}
+        back = {who for who, one in some.items() if any(s.back for s in one)}
+        count, removed = (Counter(clip for clip, _ in people) for people in (some, some.keys() - shown - back))
         share, least, most = statistics.pooled_share([removed[n] for n in count], list(count.values()))
-        if sum(removed.values()) == len(some):  # resampling shows no spread
+        if removed.total() == len(some):  # resampling shows no spread
             least = 1 - statistics.upper_bound(0, len(count))
-        if some:
-            rows[name] = {
-                "clips": len(count), "people": len(some), "shown": sum(shown.values()), "back": sum(back.values()),
-                "removed": sum(removed.values()), "share": share, "low": least, "high": most,
-            }  # fmt: skip  # one field after the other
+        rows[name] = {
+            "clips": len(count), "people": len(some), "shown": len(shown), "back": len(back),
+            "removed": removed.total(), "share": share, "low": least, "high": most,
+        }  # fmt: skip  # one field after the other
     return rows
 
 
@@ -124,18 +122,13 @@ def _height_names() -> list[tuple[str, int, int]]:
 
 
 def _by_height(chosen: Chosen) -> dict[str, Any]:
-    rows = {}
-    for name, low, high in _height_names():
-        if some := [(trial, sighting) for trial, sighting in chosen if low <= sighting.height < high]:
-            rows[name] = group(some)
-    return rows
+    of_height = {name: [one for one in chosen if low <= one[1].height < high] for name, low, high in _height_names()}
+    return {name: group(some) for name, some in of_height.items() if some}
 
 
 def _by_kind(chosen: Chosen, name_of: Callable[[Trial], str]) -> dict[str, Any]:
-    rows = defaultdict[str, list[tuple[Trial, Sighting]]](list)
-    for trial, sighting in chosen:
-        rows[name_of(trial)].append((trial, sighting))
-    return {name: group(rows[name]) for name in sorted(rows)}
+    names = sorted({name_of(trial) for trial, _ in chosen})
+    return {name: group([one for one in chosen if name_of(one[0]) == name]) for name in names}
 
 
 Which = Literal["before", "after", "alarms", "control"]
@@ -205,16 +198,7 @@ def _pixels(trials: Sequence[Trial]) -> dict[str, Any]:
 
 
 def write(out: Path, trials: Sequence[Trial], settings: dict[str, object]) -> Path:
-    """Write report.json, report.svg and report.md.
-
-    Args:
-        out: The folder.
-        trials: Finished trials.
-        settings: Flags of the command, for the page.
-
-    Returns:
-        The page.
-    """
+    """Write report.json, report.svg and report.md of finished trials, with the flags of the command; return the page."""
     summary = summarize(trials)
     write_json(out / SUMMARY, {"settings": settings, **summary})
     write_text(out / PLOT, '<?xml version="1.0" encoding="utf-8"?>\n' + svg(plot(summary)))

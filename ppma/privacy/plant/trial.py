@@ -125,14 +125,7 @@ def _frames(path: Path) -> np.ndarray:
 
 
 def measure(planted: Planted, pipeline: Pipeline, inspector: Inspector, folder: Path) -> Trial:
-    """Remove and audit a planted clip.
-
-    Args:
-        planted: The clip and its ground truth.
-        pipeline: The remover.
-        inspector: The auditors.
-        folder: A temporary folder.
-    """
+    """Remove and audit a planted clip, in a temporary folder."""
     design = planted.design
     # 1. remove people from the clip; inpaint the empty scene with the same masks
     clip = _write_video(planted.frames_TPP3, folder / "source.mp4", design.fps)
@@ -181,11 +174,7 @@ def _compare_inpainted(planted: Planted, hidden_TPP: np.ndarray, cleaned: Path) 
 
 
 def _sightings(
-    planted: Planted,
-    hidden_TPP: np.ndarray,
-    cleaned_TPP3: np.ndarray,
-    pipeline: Pipeline,
-    findings: Findings,
+    planted: Planted, hidden_TPP: np.ndarray, cleaned_TPP3: np.ndarray, pipeline: Pipeline, findings: Findings
 ) -> list[Sighting]:
     """Return every visible person in every frame."""
     sightings = []
@@ -201,8 +190,10 @@ def _sightings(
                 found = any(belongs(boxes[:, :4], box, PLUGINS[name].finds) for name, boxes in detections.items())
                 at = findings.looked_at.index(t)
                 for name, scores in findings.detectors.items():
-                    audited[name] = belongs(_corners(scores.boxes_before[at]), box, AUDITORS[name].finds)
-                    left[name] = belongs(_corners(scores.boxes_after[at]), box, AUDITORS[name].finds)
+                    audited[name], left[name] = (
+                        belongs(np.array(boxes[at], np.float32).reshape(-1, 5)[:, :4], box, AUDITORS[name].finds)
+                        for boxes in (scores.boxes_before, scores.boxes_after)
+                    )
             sightings.append(
                 Sighting(
                     person=n, frame=t, height=int(rows[-1] - rows[0]) + 1, pixels=int(own_PP.sum()),
@@ -219,7 +210,3 @@ def _painted_back(planted: Planted, t: int, hidden_PP: np.ndarray, cleaned_PP3: 
     compared_N = ~same(original_N3, planted.empty_TPP3[t][hidden_PP])
     back_N = compared_N & same(original_N3, cleaned_PP3[hidden_PP])
     return bool(compared_N.sum() >= figures.LEAST_PIXELS and back_N.sum() > figures.RETURNED_SHARE * compared_N.sum())
-
-
-def _corners(boxes: list[list[float]]) -> np.ndarray:
-    return np.array(boxes, np.float32).reshape(-1, 5)[:, :4]

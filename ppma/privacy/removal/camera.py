@@ -56,28 +56,31 @@ def moves(homography_33: np.ndarray, height: int, width: int) -> float:
     return float(np.abs(moved_42 - corners_42).max())
 
 
+def shift(x: float, y: float) -> np.ndarray:
+    """Return the homography that moves by x and y pixels."""
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
+
+
 def seen_from(
-    reference: Reference, here_33: np.ndarray, size: tuple[int, int], cut: tuple[slice, slice] | None = None
+    reference: Reference, here_33: np.ndarray, cut: tuple[slice, slice] = np.s_[0:, 0:]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Warp a reference to the camera pose of another frame.
+    """Warp a reference to the camera pose of another frame of its size.
 
     Args:
         reference: The frame to warp.
         here_33: Homography of the other frame.
-        size: Height and width of the other frame.
-        cut: Rows and columns to return (default: all).
+        cut: Rows and columns to return.
 
     Returns:
         frame_hwC and free_hw, as in `Reference`.
     """
-    rows, columns = cut or (slice(0, size[0]), slice(0, size[1]))
     warp_33 = here_33 @ np.linalg.inv(reference.homography_33)
-    if moves(warp_33, *size) < STILL_PIXELS:
-        return reference.frame_HWC[rows, columns], reference.free_HW[rows, columns]
-    height, width = (len(range(*part.indices(side))) for part, side in zip((rows, columns), size))
-    to_cut = np.array([[1, 0, -columns.start], [0, 1, -rows.start], [0, 0, 1]], np.float64)
-    frame = cv2.warpPerspective(reference.frame_HWC, to_cut @ warp_33, (width, height), flags=cv2.INTER_LINEAR)
-    free = cv2.warpPerspective(reference.free_HW, to_cut @ warp_33, (width, height), flags=cv2.INTER_NEAREST)
+    frame_hwC, free_hw = reference.frame_HWC[cut], reference.free_HW[cut]
+    if moves(warp_33, *reference.free_HW.shape) < STILL_PIXELS:
+        return frame_hwC, free_hw
+    warp_33, size = shift(-cut[1].start, -cut[0].start) @ warp_33, free_hw.shape[::-1]
+    frame = cv2.warpPerspective(reference.frame_HWC, warp_33, size, flags=cv2.INTER_LINEAR)
+    free = cv2.warpPerspective(reference.free_HW, warp_33, size, flags=cv2.INTER_NEAREST)
     return frame, cv2.erode(free, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=(1,))
 
 

@@ -60,7 +60,7 @@ from ppma.privacy.removal.masks import (
     raw_mask,
 )
 from ppma.privacy.removal.steady import STEP, Found, between, search
-from ppma.privacy.removal.writing import Layout, Part, part_writer, target
+from ppma.privacy.removal.writing import Part, part_writer, target
 
 Method = Literal["remove", "blur-faces", "blur-bodies", "downsample"]
 BRIDGE_SECONDS = 1.0
@@ -91,17 +91,12 @@ ALL_FILL_SHARE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(plugins.Choice):
     """What decides the files of a clip."""
 
     method: Method = "remove"
-    detectors: tuple[str, ...] = plugins.SETS["default"].detectors
-    segmenter: str = plugins.SETS["default"].segmenter
-    inpainter: str = plugins.SETS["default"].inpainter
-    masks: plugins.Masks = "generous"
     short_side: int = 24
     """Pixels along the short side that --method downsample keeps."""
-    layout: Layout = "videos"
     keep_original: bool = False
     effects: bool = False
     """Mask shadows and reflections of people too."""
@@ -256,24 +251,12 @@ class Pipeline:
         return raw_mask(frame_HWC, people_N5, faces_N5, self._segmenter, takes)
 
     def clean(self, source: ClipSource, out: Path, name: str) -> tuple[Outcome, dict[Part, Path]]:
-        """Clean a clip and write its files.
-
-        Args:
-            source: The clip to read.
-            out: Folder of inp, seg and ori.
-            name: `<class>/<video>`, the same below each of them.
-
-        Returns:
-            The outcome, and the path of each part.
-
-        Raises:
-            BadClip: The source cannot be read.
-        """
+        """Plan, render and `finish` a clip; BadClip if it cannot be read. Arguments and files are those of `render`."""
         with self.plan(source, out) as plan:
             return self.finish(plan, source, out, name)
 
     def finish(self, plan: Plan, source: ClipSource, out: Path, name: str) -> tuple[Outcome, dict[Part, Path]]:
-        """Render a planned clip until no people are detected in the result, at most ROUNDS times; see `clean`."""
+        """Render a planned clip until no people are detected in the result, at most ROUNDS times."""
         for round_ in range(ROUNDS):
             outcome, paths, found = self.render(plan, source, out, name, round_)
             if not found:
@@ -300,13 +283,13 @@ class Pipeline:
     def render(
         self, plan: Plan, source: ClipSource, out: Path, name: str, round_: int | None = None
     ) -> tuple[Outcome, dict[Part, Path], dict[int, Found]]:
-        """Write the files of a planned clip; see `clean`.
+        """Write the files of a planned clip; BadClip if it cannot be read.
 
         Args:
             plan: Masks and poses.
             source: The clip of the plan, or for a control one of the same camera without people.
             out: Folder of inp, seg and ori.
-            name: `<class>/<video>`.
+            name: `<class>/<video>`, the same below each of them.
             round_: Which frames of the result are searched for people; none by default.
 
         Returns:
@@ -398,7 +381,7 @@ class Pipeline:
             plan.spool.append(mask_HW)
             if self.settings.effects:
                 small = cv2.resize(frame_HWC, None, fx=plan.scale, fy=plan.scale, interpolation=cv2.INTER_AREA)
-                plan.colors.append(small.reshape(len(small), -1))
+                plan.colors.append(small)
             if self._inpainter is not None:
                 dilated_HW = cv2.dilate(mask_HW, disc(dilation_pixels(*mask_HW.shape)))
                 plan.poses.append(tracker.add(frame_HWC, dilated_HW))
@@ -562,6 +545,6 @@ class _Window:
 
     def _hold(self, i: int, frame_HWC: np.ndarray) -> None:
         guard = 2 + min(self._step - 1, GUARD_FRAMES)
-        free_HW = (~hidden(self._spool, i, before=guard, after=guard)).astype(np.uint8)
+        free_HW = (~hidden(self._spool, i, around=guard)).astype(np.uint8)
         homography_33 = self._poses[i].homography_33
         self._held.append((i, Reference(frame_HWC=frame_HWC, free_HW=free_HW, homography_33=homography_33)))

@@ -311,11 +311,8 @@ def _finish(report: Console, config: RemovalConfig, jobs: Sequence[RemovalJob], 
         catalog.add(data, name=config.name, split="train", manifest=manifest, root=config.out)
         report.print(f"added {config.name}.train to {data}")
     _print_refused(report, refused)
-    unclean = removal.unclean(jobs)
-    if unclean:
-        report.print(
-            f"{len(unclean)} clips are not clean, people are still detected in them (clean: false in records):"
-        )
+    if unclean := removal.unclean(jobs):
+        report.print(f"{len(unclean)} clips are not clean: people are still detected in them")
         _print_refused(report, [(name, "look at it, or leave it out") for name in unclean])
     return unclean
 

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from ppma.privacy.detectors.boxes import warped
-from ppma.privacy.removal.camera import STILL_PIXELS, Pose, Reference, moves, seen_from
+from ppma.privacy.removal.camera import STILL_PIXELS, Pose, Reference, moves, seen_from, shift
 from ppma.privacy.removal.fill import median_of_free
 from ppma.privacy.removal.masks import Spool, dilation_pixels, disc
 
@@ -134,15 +134,15 @@ class Views:
 
         Args:
             spool: Raw masks of its frames.
-            colors: Small views of its frames, RGB, each (h, w * 3).
+            colors: Small views of its frames, RGB.
             poses: Camera pose of each frame.
             boxes: Boxes_N5 of the people in each frame, in its pixels.
             scale: Pixels of a view per pixel of a frame.
             fps: Frames per second.
         """
-        self.spool, self.boxes, self._colors = spool, boxes, colors
         stretch = np.diag([scale, scale, 1.0])
-        self._scale_33 = stretch
+        self.spool, self._colors = spool, colors
+        self.boxes = [warped(boxes_N5, stretch) for boxes_N5 in boxes]
         self.poses = [
             Pose(shot=pose.shot, homography_33=stretch @ pose.homography_33 @ np.linalg.inv(stretch)) for pose in poses
         ]
@@ -153,16 +153,10 @@ class Views:
         self.look = lru_cache(2 * self.step + 2)(self._look)
         self._last: tuple[tuple[int, ...], np.ndarray, np.ndarray, np.ndarray] | None = None
 
-    def _view(self, t: int) -> np.ndarray:
-        view_hx = self._colors.read(t)
-        return view_hx.reshape(len(view_hx), -1, 3)
-
     def _read_reference(self, t: int) -> Reference:
-        frame_hwC = self._view(t)
-        zone_hw = _zone(warped(self.boxes[t], self._scale_33), frame_hwC.shape[:2])
-        return Reference(
-            frame_HWC=frame_hwC, free_HW=(~zone_hw).astype(np.uint8), homography_33=self.poses[t].homography_33
-        )
+        frame_hwC = self._colors.read(t)
+        free_hw = (~_zone(self.boxes[t], frame_hwC.shape[:2])).astype(np.uint8)
+        return Reference(frame_HWC=frame_hwC, free_HW=free_hw, homography_33=self.poses[t].homography_33)
 
     def _background(self, t: int) -> tuple[np.ndarray, np.ndarray]:
         """Return median_hwC (uint8) and known_hw (bool) of the place of frame `t`."""
@@ -176,20 +170,18 @@ class Views:
             median_hwC, known_hw = self._last[2:]
             if moves(here_33 @ np.linalg.inv(self._last[1]), *known_hw.shape) < STILL_PIXELS:
                 return median_hwC, known_hw
-        size = self._view(t).shape[:2]
-        shown = [seen_from(self._reference(i), here_33, size) for i in chosen]
+        size = self._colors.read(t).shape[:2]
         median_hwC, known_hw = np.zeros((*size, 3), np.uint8), np.zeros(size, bool)
-        if shown:
-            frames, free = zip(*shown)
-            known_hw = median_of_free(np.stack(frames), np.stack(free), np.ones(size, bool), LEAST_VIEWS, median_hwC)
+        if chosen:
+            stack_RhwC, free_Rhw = map(np.stack, zip(*(seen_from(self._reference(i), here_33) for i in chosen)))
+            known_hw = median_of_free(stack_RhwC, free_Rhw, np.ones(size, bool), LEAST_VIEWS, median_hwC)
         self._last = chosen, here_33, median_hwC, known_hw
         return median_hwC, known_hw
 
     def _look(self, t: int) -> _Look:
-        view_hwC = self._view(t)
+        view_hwC, boxes_N5 = self._colors.read(t), self.boxes[t]
         size = view_hwC.shape[:2]
         place_hwC, known_hw = self._background(t)
-        boxes_N5 = warped(self.boxes[t], self._scale_33)
         raw_hw = cv2.resize(self.spool.read(t), size[::-1], interpolation=cv2.INTER_NEAREST)
         mask_hw = cv2.dilate(raw_hw, disc(dilation_pixels(*size))) > 0
         zone_hw, known_hw = _zone(boxes_N5, size), known_hw & ~mask_hw
@@ -240,9 +232,8 @@ def _reflection(views: Views, t: int) -> np.ndarray:
         then = views.look(u)
         warp_33 = now.pose.homography_33 @ np.linalg.inv(then.pose.homography_33)
         for (x, y), part in _motions(now.boxes_N5, warped(then.boxes_N5, warp_33)):
-            moved_33 = np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64) @ warp_33
             stay_hw, both_hw = _error(now, then, warp_33)
-            move_hw, shown_hw = _error(now, then, moved_33)
+            move_hw, shown_hw = _error(now, then, shift(x, y) @ warp_33)
             own_hw = np.zeros_like(differs_hw)
             own_hw[part] = True
             own_hw &= differs_hw & both_hw & shown_hw

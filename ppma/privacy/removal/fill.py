@@ -16,7 +16,7 @@ import cv2
 import numba
 import numpy as np
 
-from ppma.privacy.removal.camera import Reference, moves, seen_from
+from ppma.privacy.removal.camera import Reference, moves, seen_from, shift
 from ppma.privacy.removal.exemplar import complete
 from ppma.privacy.removal.figures import Figures
 
@@ -103,7 +103,7 @@ class Memory:
         # 1. warp the canvas to the frame, around the wanted pixels
         cut = _cut(wanted_HW, RING)
         rows, columns = cut[0].indices(wanted_HW.shape[0]), cut[1].indices(wanted_HW.shape[1])
-        warp_33 = _shift(-columns[0], -rows[0]) @ here_33 @ np.linalg.inv(self._to_canvas_33)
+        warp_33 = shift(-columns[0], -rows[0]) @ here_33 @ np.linalg.inv(self._to_canvas_33)
         size = rows[1] - rows[0], columns[1] - columns[0]
         colors_hwC, made_hw, known_hw = (
             cv2.warpPerspective(plane, warp_33, size[::-1], flags=cv2.INTER_LINEAR)
@@ -139,12 +139,12 @@ class Memory:
         margin = round(FAR_SHARE * min(height, width))
         if (
             self._to_canvas_33 is None
-            or moves(_shift(-margin, -margin) @ self._to_canvas_33 @ np.linalg.inv(here_33), height, width) > margin
+            or moves(shift(-margin, -margin) @ self._to_canvas_33 @ np.linalg.inv(here_33), height, width) > margin
         ):
             around = ((margin, margin), (margin, margin))
             self._colors_HWC = np.pad(picture_HWC, (*around, (0, 0)))
             self._made_HW, self._known_HW = (np.pad(part * np.uint8(255), around) for part in (made_HW, ~made_HW))
-            self._to_canvas_33 = _shift(margin, margin) @ here_33
+            self._to_canvas_33 = shift(margin, margin) @ here_33
             return
         warp_33, size = self._to_canvas_33 @ np.linalg.inv(here_33), self._made_HW.shape[::-1]
         plain_HWC = _shifted(picture_HWC, -self._offset_C)
@@ -152,10 +152,6 @@ class Memory:
         fresh_there_HW = cv2.warpPerspective(fresh_HW * np.uint8(255), warp_33, size, flags=cv2.INTER_NEAREST) > 0
         self._colors_HWC[fresh_there_HW] = colors_HWC[fresh_there_HW]
         self._made_HW[fresh_there_HW], self._known_HW[fresh_there_HW] = 255, 0
-
-
-def _shift(x: float, y: float) -> np.ndarray:
-    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
 
 
 class TemporalMedian:
@@ -184,7 +180,8 @@ class TemporalMedian:
         if len(references) >= least:
             cut = _cut(hidden_HW, RING)
             hidden_hw = hidden_HW[cut]
-            stack_RhwC, free_Rhw = _warp(references, here_33, frame_HWC.shape[:2], cut)
+            shown = [seen_from(reference, here_33, cut) for reference in references]
+            stack_RhwC, free_Rhw = map(np.stack, zip(*shown))
             people = figures.cut(*cut)
             for other_hwC, free_hw in zip(stack_RhwC, free_Rhw):
                 returned_K = people.returned(other_hwC, free_hw)
@@ -211,14 +208,6 @@ def _widened(mask_hw: np.ndarray) -> np.ndarray:
 
 def _shifted(values_NC: np.ndarray, offset_C: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values_NC + offset_C), 0, 255).astype(np.uint8)
-
-
-def _warp(
-    references: Sequence[Reference], here_33: np.ndarray, size: tuple[int, int], cut: tuple[slice, slice]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return stack_RhwC and free_Rhw: the references warped to the frame's pose, within the cut."""
-    frames, free = zip(*(seen_from(reference, here_33, size, cut) for reference in references))
-    return np.stack(frames), np.stack(free)
 
 
 def _offset(frame_hwC: np.ndarray, median_hwC: np.ndarray, known_hw: np.ndarray) -> np.ndarray:

@@ -204,16 +204,13 @@ def _read_refused(file: Path) -> dict[str, str]:
 
 
 def write_manifest(jobs: Sequence[RemovalJob], out: Path, refused: Refused, licence: str) -> Path:
-    """Write <out>/manifest.csv of the clips that are done, and <out>/rejected.csv.
+    """Write <out>/manifest.csv of the clips that are done, and <out>/rejected.csv; return the path of the manifest.
 
     Args:
         jobs: The jobs of all shards.
         out: The output folder, which becomes the manifest's root.
         refused: The clips that cannot be read.
         licence: Terms of use for rows that state none.
-
-    Returns:
-        The path of the manifest.
 
     Raises:
         InputError: No clip is done.

@@ -6,6 +6,7 @@
 Legend: H height, W width, N boxes.
 """
 
+import math
 import tempfile
 import zlib
 from pathlib import Path
@@ -30,6 +31,8 @@ DILATION_SHARE, DILATION_LEAST = 0.02, 3
 HIDDEN_WHOLE = 0.85
 """Hidden share above which the whole frame is hidden: in a close-up the rest is hair and clothes."""
 PUBLISHED_LIKELY, PUBLISHED_DILATIONS = 0.5, 4
+"""The paper's threshold, and how often it dilates by CROSS."""
+CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 MOVING_LEVELS = 15
 """Change in gray levels, against the frames before and after, from which a pixel moves."""
 LIMB_SHARE = 0.5
@@ -40,13 +43,8 @@ MOST_MOVING = 0.1
 """Share of the frame outside the mask that moves, above which the camera does or the shot ends."""
 PERSON_REACH, BODY_REACH = (0.2, 0.15, 0.2, 0.15), (1.5, 0.8, 1.5, 6.0)
 """Where the pixels of a person are segmented: a box of a person or of a face, `grown` by these."""
-CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-"""The paper's threshold and dilation."""
-
-
-def heads(faces_N5: np.ndarray) -> np.ndarray:
-    """Return boxes around the heads of faces: hair, ears and chin included."""
-    return grown(faces_N5, 0.4, 0.55, 0.4, 0.35)
+HEAD_REACH = (0.4, 0.55, 0.4, 0.35)
+"""The head with hair, ears and chin: a box of a face, `grown` by these."""
 
 
 def _draw_outlines(mask_HW: np.ndarray, frame_HWC: np.ndarray, boxes_N5: np.ndarray, segment: Segmenter) -> None:
@@ -79,7 +77,7 @@ def raw_mask(
         mask_HW |= segment(frame_HWC) > LIKELY
     if not len(people_N5) and not len(faces_N5):
         return mask_HW
-    draw_ellipses(mask_HW, heads(faces_N5), 0.5, 0.5)
+    draw_ellipses(mask_HW, grown(faces_N5, *HEAD_REACH), 0.5, 0.5)
     if segment is None:
         return mask_HW
     if takes == "boxes":  # each one: two people may overlap as much as two boxes of one person
@@ -133,7 +131,7 @@ class Spool:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close()
         self._bits = bits
         self._places: list[tuple[int, int]] = []
-        self._shape = (0, 0)
+        self._shape: tuple[int, ...] = ()
         self._filled: list[bool] = []
 
     @property
@@ -145,7 +143,7 @@ class Spool:
         return len(self._places)
 
     def append(self, plane_HW: np.ndarray) -> None:
-        """Add the plane of the next frame, uint8."""
+        """Add the plane of the next frame, uint8 of one shape."""
         self._places.append((0, 0))
         self._filled.append(False)
         self.replace(len(self) - 1, plane_HW)
@@ -153,17 +151,17 @@ class Spool:
     def replace(self, t: int, plane_HW: np.ndarray) -> None:
         """Write the plane of frame `t` again."""
         data = zlib.compress((np.packbits(plane_HW) if self._bits else plane_HW).tobytes(), 1)
-        self._shape = plane_HW.shape[0], plane_HW.shape[1]
+        self._shape = plane_HW.shape
         self._places[t], self._filled[t] = (self._file.seek(0, 2), len(data)), bool(plane_HW.any())
         self._file.write(data)
 
     def read(self, t: int) -> np.ndarray:
-        """Return the plane of frame `t`, uint8 (H, W)."""
+        """Return the plane of frame `t`."""
         start, size = self._places[t]
         self._file.seek(start)
         values = np.frombuffer(zlib.decompress(self._file.read(size)), np.uint8)
         if self._bits:
-            values = np.unpackbits(values, count=self._shape[0] * self._shape[1])
+            values = np.unpackbits(values, count=math.prod(self._shape))
         return values.reshape(self._shape)
 
     def close(self) -> None:
@@ -181,21 +179,18 @@ def dilation_pixels(height: int, width: int) -> int:
     return max(DILATION_LEAST, round(DILATION_SHARE * min(height, width)))
 
 
-def hidden(
-    spool: Spool, t: int, *, before: int = UNION_FRAMES, after: int = UNION_FRAMES, masks: Masks = "generous"
-) -> np.ndarray:
+def hidden(spool: Spool, t: int, *, around: int = UNION_FRAMES, masks: Masks = "generous") -> np.ndarray:
     """Return the hidden pixels of frame `t`, bool (H, W).
 
     Args:
         spool: Raw masks of the clip.
         t: Frame number.
-        before: Earlier frames whose masks count too.
-        after: Later frames whose masks count too.
+        around: Frames before and after it whose masks count too.
         masks: generous, or published: from the frame's own mask.
     """
     if masks == "published":
         return cv2.dilate(spool.read(t), CROSS, iterations=PUBLISHED_DILATIONS) > 0
-    frames = range(max(0, t - before), min(len(spool), t + after + 1))
+    frames = range(max(0, t - around), min(len(spool), t + around + 1))
     union_HW = np.bitwise_or.reduce([spool.read(i) for i in frames])
     dilated_HW = cv2.dilate(union_HW, disc(dilation_pixels(*union_HW.shape)))
     outlines, _ = cv2.findContours(dilated_HW, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)

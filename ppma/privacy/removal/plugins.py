@@ -89,11 +89,11 @@ E2FGVI_SIZE = (432, 240)
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Tools that work together."""
+    """Tools that work together, and how masks and files are made."""
 
-    detectors: tuple[str, ...]
-    segmenter: str
-    inpainter: str
+    detectors: tuple[str, ...] = ("movenet", "centerface")
+    segmenter: str = "selfie"
+    inpainter: str = "median"
     masks: Masks = "generous"
     layout: Layout = "videos"
 
@@ -146,7 +146,7 @@ PLUGINS: dict[str, Plugin] = {
 }  # fmt: skip
 
 SETS: dict[str, Choice] = {
-    "default": Choice(detectors=("movenet", "centerface"), segmenter="selfie", inpainter="median"),
+    "default": Choice(),
     "quality": Choice(detectors=("maskrcnn", "movenet", "centerface"), segmenter="maskrcnn-outline", inpainter="lama"),
     "paper": Choice(detectors=(), segmenter="semask", inpainter="e2fgvi", masks="published", layout="frames"),
 }

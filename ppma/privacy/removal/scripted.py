@@ -125,7 +125,7 @@ class ScriptedClip:
         height, width = hidden_HW.shape
         size = self._size or (width + -width % STRIDE, height + -height % STRIDE)
         others = references[:: max(1, -(-len(references) // NEIGHBORS))]
-        views = [(frame_HWC, ~hidden_HW), *(seen_from(other, here_33, (height, width)) for other in others)]
+        views = [(frame_HWC, ~hidden_HW), *(seen_from(other, here_33) for other in others)]
         blanked = [smoothed(frame, free == 0) for frame, free in views]
         frames_T3hw = np.stack([as_planes(cv2.resize(f, size, interpolation=cv2.INTER_LINEAR)) for f in blanked])
         hidden_T1hw = np.stack([_shrunk_mask(free, size)[None] for _, free in views])
