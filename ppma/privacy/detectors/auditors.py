@@ -212,15 +212,9 @@ POINTS_DATE = "2026-11-28"
 
 
 def check(names: tuple[str, ...], makers: set[str], flag: str = "--detectors") -> None:
-    """Check that auditors may judge masks.
+    """Raise an InputError, which names the flag, unless these auditors may judge the masks of these makers.
 
-    Args:
-        names: The auditors.
-        makers: The tools that made the masks.
-        flag: The flag that named the auditors, for messages.
-
-    Raises:
-        InputError: An auditor is unknown or made masks, or there are not two for people and one for faces.
+    An audit needs two auditors for people and one for faces, none of which made masks.
     """
     for name in names:
         if name not in AUDITORS:
@@ -233,17 +227,7 @@ def check(names: tuple[str, ...], makers: set[str], flag: str = "--detectors") -
 
 
 def load(name: str, folder: Path, threshold: float | None = None, models: Sequence[Model] = ()) -> Detector:
-    """Construct an auditor.
-
-    Args:
-        name: Key of AUDITORS.
-        folder: The weights folder.
-        threshold: Least score of a detection (default: the operating point).
-        models: The files that users provide.
-
-    Raises:
-        InputError: A weight file is missing or has another hash.
-    """
+    """Construct an auditor from its files, see `Tool.load`; a threshold takes the place of its operating point."""
     kind = AUDITORS[name]
     detector: Detector = kind.load(folder, models, kind.threshold if threshold is None else threshold)
     return detector

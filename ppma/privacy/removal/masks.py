@@ -60,17 +60,9 @@ def _draw_outlines(mask_HW: np.ndarray, frame_HWC: np.ndarray, boxes_N5: np.ndar
 def raw_mask(
     frame_HWC: np.ndarray, people_N5: np.ndarray, faces_N5: np.ndarray, segment: Segmenter | None, takes: Takes
 ) -> np.ndarray:
-    """Return the mask of people in a frame by itself.
+    """Return the mask of people in a frame by itself, uint8 (H, W), 1 on people.
 
-    Args:
-        frame_HWC: RGB uint8.
-        people_N5: Boxes of people.
-        faces_N5: Boxes of faces.
-        segment: Segments people; None masks heads only.
-        takes: What it needs, see `plugins.Plugin`.
-
-    Returns:
-        uint8 (H, W), 1 on people.
+    Without a segmenter it covers the heads of the faces only. For what a segmenter `takes` see `plugins.Plugin`.
     """
     mask_HW = np.zeros(frame_HWC.shape[:2], np.uint8)
     if segment is not None and takes == "frames":
