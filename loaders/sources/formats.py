@@ -102,7 +102,8 @@ def read_source(
         raise InputError(f"{source} is {kind}; --format {name} does not read that, {fits} does")
     rows = refuse_repeats(FORMATS[name](source, Root(root, follow_links=follow_links), classes))
     if not rows:
-        raise InputError(f"{source}: names no clip; expected {'<class>/<video>' if name == 'tree' else 'path;label'}")
+        expected = "a folder <class>/<video>" if name == "tree" else "a list with a line `path;label` for each clip"
+        raise InputError(f"{source}: names no clip; give {expected}")
     return rows
 
 
@@ -318,7 +319,7 @@ def read_tree(source: Path, tree: Root, classes: list[str] | None) -> list[Liste
     prefix = _below(source.absolute().as_posix(), tree, f"{source}")
     top, names = tree.entries(prefix), tree.folders(prefix)
     if not names:
-        raise InputError(f"{source}: holds no class folder; expected <class>/<video>")
+        raise InputError(f"{source}: holds no class folder; move the videos into one folder per class, <class>/<video>")
     label_of = {nfc(name): label for label, name in enumerate(names if classes is None else classes)}
     rows = [
         Listed(path=posixpath.join(prefix, name), label=None, reason="is outside of any class folder; move it into one")

@@ -162,7 +162,8 @@ def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
         if not low <= value <= high:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be {low:g} to {high:g}")
+            allowed = f"{low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be {allowed}")
 
 
 def as_flags(settings: Mapping[str, object]) -> list[str]:

@@ -14,6 +14,8 @@ COLUMNS = 100
 """At more, tyro prints its boxes side by side."""
 EXIT_CODES = "Exit codes: 0 done, 2 wrong input, 75 stopped cleanly (rerun to resume), 130 interrupted, 1 other."
 INDENT = 28
+SHARED = ("--data", "--device", "--precision", "--workers", "--engine", "--part", "--merge", "--dry-run")
+"""Flags of several commands, listed last."""
 FRAME = "│╭╮╰╯─- "
 
 
@@ -53,7 +55,13 @@ def _options(box: str) -> list[tuple[str, str]]:
             found.append((flags, words.strip()))
         elif found and line.strip(FRAME):
             found[-1] = found[-1][0], f"{found[-1][1]} {line.strip()}".strip()
-    return [(flags, _explained(words)) for flags, words in found]
+    return sorted((_explained(flags, words) for flags, words in found), key=_rank)
+
+
+def _rank(option: tuple[str, str]) -> int:
+    """Return where an option belongs: required ones first, after --help, those that many commands share last."""
+    name, words = re.split("[ ,]", option[0])[0], option[1]
+    return 0 if name == "-h" else 1 if "(required)" in words else 3 if name in SHARED else 2
 
 
 def _plain(flags: str) -> str:
@@ -62,10 +70,12 @@ def _plain(flags: str) -> str:
     return " ".join(re.sub(r"\[(\[\w+ \.\.\.\])\]|\{(\[\w+ \.\.\.\])\}", r"\1\2", flags).split())
 
 
-def _explained(words: str) -> str:
-    """Return the help of a flag without a default that is None, or that its own words explain."""
+def _explained(flags: str, words: str) -> tuple[str, str]:
+    """Return an option without a default that is None or off, or that its own words explain."""
+    if words.endswith("(default: False)"):
+        flags, words = flags.partition(", ")[0], words.removesuffix("(default: False)").rstrip()
     words = re.sub(r" ?\(default: (None|'')?\)$", "", words)
-    return re.sub(r"(\(default: .+\)\.?) \(default: [^()]*\)$", r"\1", words)
+    return flags, re.sub(r"(\(default: .+\)\.?) \(default: [^()]*\)$", r"\1", words)
 
 
 def _wrapped(line: str, indent: str = "") -> str:

@@ -57,7 +57,7 @@ class ViTConfig:
         t, h, w = self.patch
         fits = self.frames % t == 0 and self.size % h == 0 and self.size % w == 0
         pixels = f"{self.frames} frames of {self.size} x {self.size} pixels"
-        require(fits, f"{pixels} do not divide into patches {self.patch}")
+        require(fits, f"{pixels} do not divide into patches of {t} frames of {h} x {w} pixels; use multiples of these")
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -78,13 +78,13 @@ class RunConfig:
     sources: tuple[str, ...]
     """Names in the data catalog, split `train`."""
     weights: tuple[float, ...] | None = None
-    """Share of each source, in any unit; None: in proportion to their lengths."""
+    """Share of each source, in any unit (default: in proportion to their lengths)."""
     data: Path | None = None
-    """Data catalog; None: $PPMA_DATA, else ./data.toml."""
+    """The data.toml (default: $PPMA_DATA, else ./data.toml)."""
     run_dir: Path = Path("runs/run")
     """Run folder: config, metrics, TensorBoard events, checkpoints."""
     init: Path | None = None
-    """Checkpoint, run folder or .safetensors file to take the encoder from; None: train from scratch."""
+    """Checkpoint, run folder or .safetensors file to take the encoder from (default: train from scratch)."""
     average: tuple[Path, ...] | None = None
     """Two or more encoders, given as for --init, to average with learned weights (recipe adaptive_average)."""
     mixing: Mixing = "model"

@@ -26,7 +26,7 @@ class DatasetsConfig:
       ppma datasets ucf101
     """
 
-    name: Annotated[str | None, tyro.conf.Positional] = None
+    name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = None
     """The data set to show (default: list all)."""
     data: Path | None = None
     """The data.toml that says which are indexed (default: $PPMA_DATA, else ./data.toml)."""

@@ -57,7 +57,7 @@ class IndexConfig:
       ppma index --dataset hmdb51 --root data/hmdb51
     """
 
-    source: Annotated[Path | None, tyro.conf.Positional] = None
+    source: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE]")] = None
     """A folder <class>/<video> (or <class>/<folder of frames>, or <split>/<class>/<video>, of which --split is read), a manifest,
     or a list with `path;label`, `path,label`, `path label` or `path frames label` on each line."""
     dataset: str | None = None

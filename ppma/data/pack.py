@@ -58,7 +58,7 @@ class PackConfig:
       ppma pack no-human-kinetics --out nvdec.beton --codec hevc --fps auto
     """
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A name in data.toml, or a manifest FILE.csv."""
     out: OutFolder
     """Folder of the store (STORE.beton); with all frames as JPEG, about 11 times the size of H.264 videos."""

@@ -43,27 +43,27 @@ class ConvertOptions:
       ppma convert models--MCG-NJU--videomae-base-finetuned-kinetics k400 --dataset kinetics400
     """
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A .pth, .pt, .bin, .ckpt or .safetensors file; a folder of `save_pretrained` or of the Hugging Face cache; or the
     name of a timm model."""
-    out: tyro.conf.Positional[NewPath]
+    out: Annotated[NewPath, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """New folder."""
     from_: Annotated[Format | None, tyro.conf.arg(name="from")] = None
-    """Layout to expect; none: any of them. It is recognized by the names of the tensors."""
+    """Layout to expect (default: any of them; the names of the tensors tell)."""
     dataset: str = "converted"
     """Data set whose classes the head has, for `ppma evaluate --dataset`."""
     classes: Path | None = None
-    """Its class names, one per line by label; none: those of a folder of transformers, if it has any."""
+    """Its class names, one per line by label (default: those of a folder of transformers, if it has any)."""
     frames: int | None = None
-    """Frames per clip; none: what config.json says, else 16."""
+    """Frames per clip (default: what config.json says, else 16)."""
     size: int | None = None
-    """Height and width of a clip in pixels; none: what config.json says, else 224."""
+    """Height and width of a clip in pixels (default: what config.json says, else 224)."""
     heads: int | None = None
-    """Attention heads per block; none: what config.json says, else those of the published model of this width."""
+    """Attention heads per block (default: what config.json says, else those of the published model of this width)."""
     decoder_heads: int | None = None
-    """Attention heads per block of the decoder; none: likewise."""
+    """Attention heads per block of the decoder (default: likewise)."""
     window_seconds: float | None = None
-    """Length of the window that a clip's frames are taken from; none: 2.7 for PPMA and timm, 64/30 for VideoMAE."""
+    """Length of the window that a clip's frames are taken from (default: 2.7 for PPMA and timm, 64/30 for VideoMAE)."""
 
 
 def shape_of(

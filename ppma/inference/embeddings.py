@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 class VideoOptions(DataOptions):
     """Flags of the commands that run a model over videos."""
 
-    videos: tyro.conf.Positional[tuple[Path, ...]] = ()
+    videos: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[VIDEOS ...]")] = ()
     """Video files, folders of frames, or folders of either, which are searched."""
     dataset: tuple[str, ...] = ()
     """Instead of VIDEOS: names in the data catalog."""

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -98,9 +98,9 @@ class ExportOptions:
       ppma export --to huggingface runs/finetune-ucf101 my-model
     """
 
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run folder of any recipe that trains weights, or one of its checkpoint folders."""
-    out: tyro.conf.Positional[NewPath]
+    out: Annotated[NewPath, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """New folder."""
     to: Format | None = None
     """Project to write for: huggingface for `from_pretrained` and pipelines, timm for `create_model(checkpoint_path=)`, ppma

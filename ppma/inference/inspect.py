@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -44,10 +45,10 @@ class InspectOptions(DataOptions):
       ppma inspect runs/align_nohuman_synthetic --sources ucf101
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run folder of any recipe that trains weights, or one of its checkpoint folders."""
     out: OutFile | None = None
-    """The page; none: inspect.html in the run folder."""
+    """The page (default: inspect.html in the run folder)."""
     sources: tuple[str, ...] = ()
     """More sources to show, by their names in the data catalog."""
     examples: int = 4

@@ -9,6 +9,7 @@ import logging
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from markupsafe import Markup
@@ -43,7 +44,7 @@ class ReportConfig:
       ppma report runs/small-study --out report
     """
 
-    runs: tyro.conf.Positional[Path]
+    runs: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
     """The --out of `ppma study`, one of its NAME.study.json files, or any folder of finished runs."""
     out: OutFolder = Path("report")
     """Folder of report.html, table.md, table.tex, table.csv and runs.csv; existing files are replaced."""

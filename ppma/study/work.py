@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from filelock import FileLock, Timeout
@@ -48,7 +48,7 @@ class StudyConfig:
       ppma study docs/small-study/spec.toml --out runs/small-study
     """
 
-    spec: tyro.conf.Positional[Path]
+    spec: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
     """The study's TOML file; docs/study.md explains its keys."""
     out: OutFolder = Path("runs/study")
     """Folder of all runs; studies may share it and then share their runs."""

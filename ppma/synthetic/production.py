@@ -93,7 +93,7 @@ class SynthesisConfig:
             self,
             clips=(1, 100_000),
             size=(32, 1024),
-            seed=(0, 2**63 - 1),
+            seed=(0, float("inf")),
             people=(1, 6),
             fps=(4, 60),
             workers=(1, 1024),

@@ -36,7 +36,7 @@ class DataOptions:
     precision: Precision = "auto"
     """auto: bf16 products on a GPU, float32 on a CPU."""
     data: Path | None = None
-    """The data catalog; none: $PPMA_DATA, else ./data.toml."""
+    """The data.toml (default: $PPMA_DATA, else ./data.toml)."""
 
     def open(self, path: Path) -> "FinishedRun":
         """Open a run on the device, in the precision and with the loader workers of the flags."""
@@ -90,7 +90,9 @@ def run_folder(path: Path | str) -> Path:
     """Return the run folder that contains a path; raise InputError where there is none."""
     if folder := find_run(path):
         return folder
-    raise InputError(f"{path}: neither a run folder nor inside one (no config.json)")
+    raise InputError(
+        f"{path}: neither a run folder nor inside one (no config.json); give the --run-dir of `ppma train`"
+    )
 
 
 def open_run(path: Path | str, *, device: str = "auto", precision: Precision = "auto", workers: int = 2) -> FinishedRun:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -42,12 +42,12 @@ class AverageOptions:
       ppma average runs/align_nohuman runs/align_synthetic --weights 0.5 0.5 --out runs/averaged
     """
 
-    models: tyro.conf.Positional[tuple[Path, ...]]
+    models: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODELS ...")]
     """Run folders, checkpoint folders or .safetensors files."""
     out: NewPath
     """New folder for model.safetensors and state.json, which names the parents, their weights and their hashes."""
     weights: tuple[float, ...] = ()
-    """Weight of each model; they are divided by their sum. None: equal weights."""
+    """Weight of each model; they are divided by their sum (default: equal weights)."""
 
 
 def shares(weights: Sequence[float], models: int) -> list[float]:

@@ -89,7 +89,7 @@ class EvaluateOptions(DataOptions):
     dataset: str
     """Name in the data catalog; the run must have been trained on the classes of this data set."""
     out: OutFolder | None = None
-    """Folder for the results; none: evaluate-DATASET-SPLIT inside the run folder."""
+    """Folder for the results (default: evaluate-DATASET-SPLIT inside the run folder)."""
     published: bool = False
     """Test as the authors' code does (docs/published.md): average logits, place windows as pytorchvideo 0.1.5, and read
     the five data sets that they have as folders of frames at 25 frames/s. Overrides evaluation.average and last_window."""

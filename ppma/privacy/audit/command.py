@@ -51,7 +51,7 @@ class AuditConfig:
       ppma audit removed --originals videos/real --out report
     """
 
-    source: Annotated[Path, tyro.conf.Positional]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Folder of `ppma remove-humans`, another folder <class>/<video>, or a manifest FILE.csv."""
     out: OutFolder
     """Folder for report.html, audit.json, clips.csv, datasheet.md, croissant.json and the findings of each clip."""

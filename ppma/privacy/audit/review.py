@@ -42,16 +42,16 @@ QUALITY = 90
 class ReviewConfig:
     """Let a person read a random sample of frames at full size, original next to cleaned, and record what they saw.
 
-    ppma audit review report --out review.html
-
-    ppma audit review report --answers answers.json
+    For example:
+      ppma audit review report --out review.html
+      ppma audit review report --answers answers.json
 
     Open the page in a browser, answer every frame and save the answers; then the second command adds them to
     REPORT/review.json and prints the exact bound on frames with a person: at most 1 % after none in 300. The page
     contains pictures of the originals: keep it as safe as those, and delete it afterwards. Exit code 3: people were seen.
     """
 
-    report: Annotated[Path, tyro.conf.Positional]
+    report: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="REPORT")]
     """Folder of the report of `ppma audit`."""
     out: OutFile | None = None
     """Page to write. Nothing else gets pictures of the originals."""

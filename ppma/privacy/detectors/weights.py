@@ -145,6 +145,8 @@ def default_folder() -> Path:
 
 def find(name: str, folder: Path) -> dict[str, Path]:
     """Return file name -> path of the weights `name`; InputError if a file is missing or has another hash."""
+    if folder.is_file():
+        raise InputError(f"--weights {folder} is a file; give the folder that `ppma privacy fetch` fills")
     files = {file: folder / file for file in WEIGHTS[name].members}
     for file, path in files.items():
         if not path.is_file():

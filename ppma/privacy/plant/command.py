@@ -64,7 +64,7 @@ class PlantConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, clips=(1, 100_000), frames=(2, 1000), long_frames=(2, 1000), size=(128, 1024), fps=(1, 60))
-        check_ranges(self, looked_at=(1, 1000), workers=(1, 1024), seed=(0, 2**63 - 1))
+        check_ranges(self, looked_at=(1, 1000), workers=(1, 1024), seed=(0, float("inf")))
         if self.size % 2:
             raise InputError(f"--size is {self.size}; it must be even")
         auditors.check(self.auditors, set(Settings().used), "--auditors")

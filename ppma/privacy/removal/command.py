@@ -56,7 +56,7 @@ class RemovalConfig:
       ppma remove-humans videos/real --out removed
     """
 
-    source: Annotated[Path, tyro.conf.Positional]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A video, a folder <class>/<video> (or <class>/<folder of frames>), or a manifest FILE.csv of `ppma index`."""
     out: OutFolder
     """Folder for inp (cleaned clips), seg (masks), records, manifest.csv and rejected.csv."""
