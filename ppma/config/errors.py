@@ -1,4 +1,4 @@
-"""The exceptions that commands handle, checks of configs, and lists in messages. Any other exception is a defect.
+"""The exceptions that commands handle, checks of configs, and lists and numbers in messages. Any other exception is a defect.
 
 InputError    the user's input is wrong             one line, exit code 2
 DiskFullError no space is left                      one line, exit code 75: free space and run the same command again
@@ -88,6 +88,11 @@ def first_few(names: Sequence[object], most: int, *, count: int | None = None) -
     """Return the first `most` names for a message, and how many more there are (of `count`, by default of `names`)."""
     count = len(names) if count is None else count
     return ", ".join(map(str, names[:most])) + (f" and {count - most} more" if count > most else "")
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return "1 clip" or "2 clips" for a message; `plural` for a noun that takes more than an s."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def require(condition: bool, message: str) -> None:

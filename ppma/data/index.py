@@ -28,7 +28,7 @@ from ppma.common.progress import Progress
 from ppma.common.shares import FOLDER, Share
 from ppma.common.workers import parse_shard
 from ppma.config.command import DONE, OutFile, parse
-from ppma.config.errors import InputError, first_few
+from ppma.config.errors import InputError, counted, first_few
 from ppma.data.dataset import Dataset, Download, Splits, find, read_splits
 from ppma.data.probing import Answer, Probing
 from ppma.data.resize import resize
@@ -184,7 +184,7 @@ def _probe(report: Report, probing: Probing, config: IndexConfig) -> list[Answer
         probed = probing.run(progress)
     if config.part is None:
         return probing.answers()
-    report(f"part {config.part} is done, it probed {probed} of {len(probing.paths)} files")
+    report(f"part {config.part} is done, it probed {probed} of {counted(len(probing.paths), 'file')}")
     return None
 
 
@@ -227,7 +227,8 @@ def _index_source(config: IndexConfig, report: Report) -> None:
     if config.dry_run:
         style = formats.detect(source) if config.format == "auto" else config.format
         labels, refused = {row.label for row in rows} - {None}, [row for row in rows if row.reason]
-        report(f"{source} ({style}): {len(rows)} clips of {len(labels)} classes, {len(refused)} refused by name alone")
+        counts = f"{counted(len(rows), 'clip')} of {counted(len(labels), 'class', 'classes')}"
+        report(f"{source} ({style}): {counts}, {len(refused)} refused by name alone")
         for row in [*refused[:SHOWN], *(row for row in rows if not row.reason)][:SHOWN]:
             report(f"  {row.label} {row.class_name!r}: {row.path}" + (f": {row.reason}" if row.reason else ""))
         report(f"would write {config.out}")
@@ -373,7 +374,7 @@ def _numbered_as(splits: Splits, file: Path) -> Splits:
     lacking = [name for label, name in enumerate(splits.classes) if label in used and nfc(name) not in label_of]
     if lacking or not splits.classes:
         which = (
-            f"lacks {len(lacking)} classes: {first_few(lacking, SHOWN_MISSING)}"
+            f"lacks {counted(len(lacking), 'class', 'classes')}: {first_few(lacking, SHOWN_MISSING)}"
             if lacking
             else "names no class of numbers"
         )
@@ -503,8 +504,10 @@ def _write(
             continue
         found = asdict(answer)
         other = row.frames not in (None, answer.frames)
-        counted = f"with another number of frames than in its list ({answer.frames}, not {row.frames})" if other else ""
-        for remark in filter(None, (*found.pop("remarks"), row.remark, counted)):
+        other_count = (
+            f"with another number of frames than in its list ({answer.frames}, not {row.frames})" if other else ""
+        )
+        for remark in filter(None, (*found.pop("remarks"), row.remark, other_count)):
             kind, bracket, detail = remark.partition(" (")
             remarks[kind].append(f"{row.path}{bracket}{detail}")
         clips.append(
@@ -527,10 +530,10 @@ def _write(
 
     labels, hours = {clip.label for clip in clips} - {None}, sum(clip.duration_seconds for clip in clips) / 3600
     sizes = f"{_span([clip.width for clip in clips])} x {_span([clip.height for clip in clips])}"
-    report(f"{out}: {len(clips)} clips of {len(labels)} classes, {hours:.2f} hours, frames of {sizes} pixels")
-    folders = sum(clip.codec in ("jpeg", "png") for clip in clips)
-    if folders:
-        report(f"  {folders} folder{'s' * (folders > 1)} of frames (counted as {FRAME_FOLDER_FPS:g} frames/s)")
+    counts = f"{counted(len(clips), 'clip')} of {counted(len(labels), 'class', 'classes')}"
+    report(f"{out}: {counts}, {hours:.2f} hours, frames of {sizes} pixels")
+    if folders := sum(clip.codec in ("jpeg", "png") for clip in clips):
+        report(f"  {counted(folders, 'folder')} of frames (counted as {FRAME_FOLDER_FPS:g} frames/s)")
     for remark, clips_of in sorted(remarks.items(), key=lambda item: -len(item[1])):
         report(f"  {len(clips_of)} {remark}: {clips_of[0]}" + (", ..." if len(clips_of) > 1 else ""))
     if refused:

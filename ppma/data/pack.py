@@ -29,7 +29,7 @@ from ppma.common.progress import Progress
 from ppma.common.shares import FOLDER, Share
 from ppma.common.workers import Engine, Lost, Queue, parse_shard
 from ppma.config.command import DONE, OutFile, OutFolder, parse
-from ppma.config.errors import BadClip, DiskFullError, InputError, KilledError, require
+from ppma.config.errors import BadClip, DiskFullError, InputError, KilledError, counted, require
 from ppma.config.loader import LoaderConfig
 from ppma.config.records import restore
 from ppma.data.encoders import BLOCK, DEFAULT_GOP, MOST_GOP, QUALITY, check_encoder
@@ -179,7 +179,7 @@ def main(argv: list[str]) -> int:
             better = "" if config.fps == "auto" else "; --fps auto needs fewest"
             report(f"--gop {config.parameters.gop}: {decoded:.2f} pictures are decoded for each of a window{better}")
     if config.dry_run:
-        report(f"would write {len(mine)} of {len(bounds)} shards into {config.out}")
+        report(f"would write {len(mine)} of {counted(len(bounds), 'shard')} into {config.out}")
         return DONE
 
     # 3. write them
@@ -191,7 +191,7 @@ def main(argv: list[str]) -> int:
     with removing_leftovers(config.out / name for name in names if config.part is None):
         wrote = _write_shards(config, manifest, rates, left, share)
     if config.part is not None:
-        report(f"{config.out}: part {config.part} is done, it wrote {wrote} of {len(left)} shards")
+        report(f"{config.out}: part {config.part} is done, it wrote {wrote} of {counted(len(left), 'shard')}")
         return DONE
     done |= _recorded(share, bounds)
     return _finish(report, config, manifest, name, [done[number] for number in sorted(done)], share)
@@ -247,7 +247,7 @@ def _written_shards(
             if damage:
                 report(f"{config.out / shard.file} {damage}: it will be packed again")
                 del found[_number(shard)]
-        report(f"{len(found)} shards match their checksums")
+        report(f"checksums match: {counted(len(found), 'shard')}")
     for number in listed.keys() - found.keys():
         share.forget(shard_name(number))
     return found
@@ -283,8 +283,8 @@ def _estimate(report: Report, config: PackConfig, manifest: Manifest, rates: np.
     duration = timedelta(seconds=round((time.process_time() - began) / packed * frames / config.workers))
     needed, free = size / packed * frames, shutil.disk_usage(config.out.parent).free
     report(
-        f"{len(manifest)} clips, {frames:.0f} frames to pack: about {needed / 1e9:.3g} GB ({free / 1e9:.0f} GB are free) "
-        f"and {duration} with {config.workers} workers"
+        f"{counted(len(manifest), 'clip')}, {frames:.0f} frames to pack: about {needed / 1e9:.3g} GB ({free / 1e9:.0f} GB are free) "
+        f"and {duration} with {counted(config.workers, 'worker')}"
     )
     if needed > free:
         sizes = f"{needed / 1e9:.3g} GB are needed and {free / 1e9:.3g} GB are free"
@@ -365,8 +365,10 @@ def _finish(
     write_bytes(config.out / store.MANIFEST, manifest.path.read_bytes())
     _write_index(config, manifest, shards, complete=True)
     Store(config.out, manifest_sha256=manifest.sha256)  # what training opens, checked now
-    per_frame = f"{frames} frames of {size / max(frames, 1) / 1e3:.1f} kB"
-    report(f"{config.out}: {clips} clips, {per_frame}, {size / 1e9:.3g} GB in {len(shards)} shards")
+    per_frame = f"{counted(frames, 'frame')} of {size / max(frames, 1) / 1e3:.1f} kB"
+    report(
+        f"{config.out}: {counted(clips, 'clip')}, {per_frame}, {size / 1e9:.3g} GB in {counted(len(shards), 'shard')}"
+    )
     if rejected:
         report(f"{config.out / store.REJECTED}: {len(rejected)} could not be packed")
         for _, path, reason in rejected[:10]:

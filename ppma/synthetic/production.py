@@ -22,7 +22,7 @@ from ppma.common.shares import FOLDER, Share
 from ppma.common.video import frame_rate, key_frame_spacing, video_writer
 from ppma.common.workers import parallel_map, parse_shard
 from ppma.config.command import DONE, OutFile, OutFolder, check_ranges, parse
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, counted
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.synthetic.clip import SCENE_KINDS, ClipSpec, render, sample_clip, scene_kind
@@ -278,7 +278,10 @@ def main(argv: list[str]) -> int:
         jobs = plan(config)
         size = f"{config.frames} frames of {config.size} x {config.size} pixels at {config.fps:g}/s"
         classes = len(jobs) // config.clips
-        report.print(f"{len(jobs)} clips of {classes} classes, {size}; would write {config.out}", markup=False)
+        report.print(
+            f"{counted(len(jobs), 'clip')} of {counted(classes, 'class', 'classes')}, {size}; would write {config.out}",
+            markup=False,
+        )
         return DONE
     with Progress("clips") as progress:
         manifest = generate(config, on_progress=progress)
@@ -286,7 +289,7 @@ def main(argv: list[str]) -> int:
         report.print(f"{config.out}: part {config.part} is done; --merge writes the manifest", markup=False)
         return DONE
     rows = sum(1 for _ in manifest.open()) - 1
-    report.print(f"{manifest}: {rows} clips, {rows * config.seconds / 3600:.2f} hours", markup=False)
+    report.print(f"{manifest}: {counted(rows, 'clip')}, {rows * config.seconds / 3600:.2f} hours", markup=False)
     if config.name is not None:
         report.print(f"entered as {config.name}.{config.split} in {catalog.locate(config.data)}", markup=False)
     return DONE

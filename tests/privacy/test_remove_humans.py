@@ -95,7 +95,7 @@ def test_a_folder_is_cleaned_once_and_a_file_that_is_no_video_is_named(
     )
     assert remove(videos, "out", *flags) == 2
     printed = capsys.readouterr()
-    assert "to/broken.mp4" in printed.out and "1 clips" in printed.err and printed.err.count("\n") == 1
+    assert "to/broken.mp4" in printed.out and "1 clip" in printed.err and printed.err.count("\n") == 1
     assert files(out) == MADE and hashes(videos) == before
     manifest = catalog.read(tmp_path / "data.toml").manifest("removed")
     clips = [manifest.clip(i) for i in range(2)]

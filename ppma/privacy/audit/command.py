@@ -23,7 +23,7 @@ from ppma.common.progress import Progress
 from ppma.common.shares import FOLDER, Share
 from ppma.common.workers import parse_shard
 from ppma.config.command import DONE, FAILED_AUDIT, OutFolder, as_flags, check_out, check_ranges, parse
-from ppma.config.errors import InputError, require
+from ppma.config.errors import InputError, counted, require
 from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy import signature, verdict
 from ppma.privacy.audit import jobs, report, review, spikes
@@ -137,7 +137,9 @@ def run(config: AuditConfig, console: Console) -> int:
     makers = _makers(config, pairs)
     if config.dry_run:
         frames = sum(min(config.frames or pair.frames, pair.frames) for pair in pairs)
-        console.print(f"{len(pairs)} clips, {frames} frames for each of {len(config.detectors)} detectors")
+        console.print(
+            f"{counted(len(pairs), 'clip')}, {counted(frames, 'frame')} for each of {len(config.detectors)} detectors"
+        )
         console.print(f"would write {config.out}")
         return DONE
     sign = signature.signer(config.sign) if config.sign and config.part is None else None  # asks before the work
@@ -155,7 +157,7 @@ def run(config: AuditConfig, console: Console) -> int:
         results |= jobs.run(rest, config.workers, lambda *_: None, Share(None), engine)
     refused = [result for result in results.values() if isinstance(result, str)]
     if config.part is not None:
-        console.print(f"part {config.part} is done, it inspected {len(results)} of {len(todo)} clips")
+        console.print(f"part {config.part} is done, it inspected {len(results)} of {counted(len(todo), 'clip')}")
         for reason in refused:
             console.print(f"  {reason}")
         return DONE
@@ -163,7 +165,7 @@ def run(config: AuditConfig, console: Console) -> int:
         share.clear()
     if refused:
         remedy = "the others are finished: repair or remove it, and rerun"
-        raise InputError(f"{refused[0]} ({len(refused)} such clips); {remedy}")
+        raise InputError(f"{refused[0]} ({counted(len(refused), 'such clip')}); {remedy}")
     findings = [one for one in (results[job.pair.path] for job in todo) if isinstance(one, Findings)]
     judged = [(one, judge(one)) for one in findings]
     manifest = manifest or config.out / "manifest.csv"
@@ -174,7 +176,7 @@ def run(config: AuditConfig, console: Console) -> int:
 
     counts = Counter(one.verdict for _, one in judged)
     summary = ", ".join(f"{counts[name]} {name}" for name in verdict.VERDICTS)
-    console.print(f"{len(judged)} clips: {summary}")
+    console.print(f"{counted(len(judged), 'clip')}: {summary}")
     if counts[verdict.PASSED]:
         console.print(f"{verdict.passed_path(manifest)}: the clips that passed, for --privacy strict")
     console.print(f"{config.out / REPORT}: contains the frames to review and sign")
@@ -195,7 +197,7 @@ def _makers(config: AuditConfig, pairs: list[Pair]) -> list[str]:
     """Return every tool that made a mask; InputError if one of them is to judge, or the tools of a clip are unknown."""
     unknown = [pair.cleaned for pair in pairs if not pair.makers]
     if unknown and not config.makers:
-        clips = f"{unknown[0]} has no record of what made its masks ({len(unknown)} such clips)"
+        clips = f"{unknown[0]} has no record of what made its masks ({counted(len(unknown), 'such clip')})"
         raise InputError(f"{clips}; name the tools with --makers")
     makers = set(config.makers).union(*(pair.makers for pair in pairs))
     auditors.check(config.detectors, makers)

@@ -21,7 +21,7 @@ from ppma.common.files import content_sha256, content_stamp, write_text
 from ppma.common.frames import clip_place
 from ppma.common.shares import Share
 from ppma.common.workers import Engine, parallel_events, parallel_map
-from ppma.config.errors import BadClip, InputError, reading
+from ppma.config.errors import BadClip, InputError, counted, reading
 from ppma.loaders.sources.formats import VIDEO_SUFFIXES
 from ppma.loaders.sources.listing import read_clips
 from ppma.loaders.sources.manifest import Clip
@@ -50,7 +50,9 @@ def read(
     root, clips, refused = read_clips(source, root, workers, engine)
     if refused:
         path, reason = refused[0]
-        raise InputError(f"{root / path}: {reason} ({len(refused)} such clips); remove them, or make them again")
+        raise InputError(
+            f"{root / path}: {reason} ({counted(len(refused), 'such clip')}); remove them, or make them again"
+        )
     for clip in clips:
         if clip.start_seconds is not None or clip.end_seconds is not None:
             raise InputError(

@@ -24,7 +24,7 @@ from ppma.common.progress import Progress
 from ppma.common.shares import FOLDER, Share
 from ppma.common.workers import parse_shard
 from ppma.config.command import DONE, FAILED_AUDIT, OutFile, OutFolder, as_flags, check_ranges, parse
-from ppma.config.errors import InputError, first_few, require
+from ppma.config.errors import InputError, counted, first_few, require
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.listing import Refused, read_clips
 from ppma.privacy.detectors.tools import find_files
@@ -282,7 +282,7 @@ def run(config: RemovalConfig, report: Console) -> list[str]:
         return []
     unclean = _finish(report, config, jobs, refused)
     rejected = config.out / removal.REJECTED
-    require(not refused, f"{len(refused)} clips cannot be read, see {rejected}; the others are done")
+    require(not refused, f"cannot be read: {counted(len(refused), 'clip')}, see {rejected}; the others are done")
     return unclean
 
 
@@ -292,8 +292,8 @@ def _print_estimate(report: Console, config: RemovalConfig, jobs: Sequence[Remov
     seconds = removal.seconds_per_frame(left) if left else (0.0, 0.0)
     hours = [str(timedelta(seconds=round(each * frames / config.workers))) for each in seconds]
     report.print(
-        f"{len(jobs)} clips, {len(jobs) - len(left)} of them done; {frames} frames left at {seconds[0]:.2f} to"
-        f" {seconds[1]:.2f} s of one core each (by rounds): about {hours[0]} to {hours[1]} with {config.workers} workers;"
+        f"{counted(len(jobs), 'clip')}, {len(jobs) - len(left)} of them done; {frames} frames left at {seconds[0]:.2f} to"
+        f" {seconds[1]:.2f} s of one core each (by rounds): about {hours[0]} to {hours[1]} with {counted(config.workers, 'worker')};"
         f" would write {config.out}"
     )
     for name in config.settings().used:
@@ -305,14 +305,14 @@ def _finish(report: Console, config: RemovalConfig, jobs: Sequence[RemovalJob], 
     """Write the manifest of all parts and add it to data.toml; return the clips that are not clean."""
     manifest = removal.write_manifest(jobs, config.out, refused, config.licence)
     done = [job for job in jobs if job.done()]
-    report.print(f"{manifest}: {len(done)} clips, {sum(job.row.frames for job in done)} frames")
+    report.print(f"{manifest}: {counted(len(done), 'clip')}, {sum(job.row.frames for job in done)} frames")
     if config.name is not None:
         data = catalog.locate(config.data)
         catalog.add(data, name=config.name, split="train", manifest=manifest, root=config.out)
         report.print(f"added {config.name}.train to {data}")
     _print_refused(report, refused)
     if unclean := removal.unclean(jobs):
-        report.print(f"{len(unclean)} clips are not clean: people are still detected in them")
+        report.print(f"not clean, with people still detected: {counted(len(unclean), 'clip')}")
         _print_refused(report, [(name, "look at it, or leave it out") for name in unclean])
     return unclean
 
