@@ -210,6 +210,9 @@ def _in_one_line(read: Callable[[], T], prog: str) -> T:
 
 PLAIN_WORDS = {
     r"^Missing from .*?: (\S+).*": r"\1 is missing",
+    r"^Unrecognized options: (--parts)\b.*": r"\1 goes with --engine slurm, for a command that has --part",
+    r"^Unrecognized options: (-[^\s,]+).*": r"there is no flag \1",
+    r"^Unrecognized options: (.*)": r"unexpected argument: \1",
     r"^Error parsing (--\S+): ": r"\1: ",
     r"no type matching INT\|\{auto\} could be instantiated from \[('.*?')\].*": r"\1 is neither a whole number nor auto",
     r"invalid literal for int\(\) with base 10: ('.*?')": r"\1 is not a whole number",
@@ -227,7 +230,9 @@ def _message(box: str) -> str:
     message = re.sub(r"^Error parsing \w+: ", "", " ".join(filter(None, lines[:rule])))
     for pattern, plain in PLAIN_WORDS.items():
         message = re.sub(pattern, plain, message)
-    meant = re.search(r"Perhaps you meant: (--[\w.-]+)", " ".join(lines[rule:]))
+    meant = message.startswith("there is no flag") and re.search(
+        r"Perhaps you meant: (--[\w.-]+)", " ".join(lines[rule:])
+    )
     return f"{message}; did you mean {meant[1]}?" if meant else message
 
 

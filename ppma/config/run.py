@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ppma import __version__
 from ppma.config.command import OutFolder, check_out
-from ppma.config.errors import InputError, reading, require, require_at_least
+from ppma.config.errors import InputError, counted, reading, require, require_at_least
 from ppma.config.loader import LoaderConfig
 from ppma.config.model import ClassifierConfig, MAEConfig, OptimConfig, ViTConfig
 from ppma.config.protocols import AttentiveConfig, FewShotConfig, GridConfig, KNNConfig, Mixing
@@ -321,6 +321,7 @@ def check_ranks(config: RunConfig, ranks: int) -> None:
 def check_clips(config: RunConfig, clips: int) -> None:
     """Raise InputError if the sources of a training hold fewer clips than a batch has rows: `clips` in all."""
     views = config.loader.views
-    few = f"{', '.join(config.sources)}: {clips} clips in all, fewer than a batch of {config.batch}"
-    fits = config.phase in UNTRAINED or clips >= config.batch
-    require(fits, f"{few}; use --batch {max(clips // views, 1) * views} or less")
+    few = f"{', '.join(config.sources)}: {counted(clips, 'clip')} in all, fewer than a batch of {config.batch}"
+    most = clips // views * views
+    use = f"--batch {most} or less" if most else f"at least {counted(views, 'clip')}, the rows of the smallest batch"
+    require(config.phase in UNTRAINED or clips >= config.batch, f"{few}; use {use}")

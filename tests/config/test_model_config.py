@@ -20,7 +20,7 @@ def test_paper_shapes():
     ("make", "message"),
     [
         (lambda: preset("gigantic"), "'gigantic'; there are tiny, small, base, large, huge"),
-        (lambda: ViTConfig(size=230), r"16 frames of 230 x 230 pixels do not divide into patches \(2, 16, 16\)"),
+        (lambda: ViTConfig(size=230), r"16 frames of 230 x 230 pixels"),
         (lambda: ViTConfig(frames=15), "15 frames"),
         (lambda: ViTConfig(width=100), "width 100 does not divide into 12 heads"),
         (lambda: ViTConfig(drop_path=1.0), r"drop_path is 1\.0"),
