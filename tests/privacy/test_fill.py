@@ -141,6 +141,21 @@ def test_synthesized_pixels_follow_light_and_camera_without_blur(place):
     assert np.abs(following[inner] - expected[inner]).mean() < 1
 
 
+@pytest.mark.parametrize("others", [0, 9], ids=["from memory", "from references"])
+def test_no_dark_line_at_the_edge_of_the_picture(others):
+    """A camera that shakes by less than a pixel, in front of a gray wall; the person reaches over the picture's height."""
+    memory, hidden = Memory(), np.zeros((120, 160), bool)
+    hidden[:, 60:90] = True
+    frame = np.where(hidden[..., None], np.uint8([250, 10, 10]), np.uint8(180))
+    here, there = (np.array([[1, 0, x], [0, 1, x], [0, 0, 1]]) for x in (0.4, -0.05))
+    wall = np.full_like(frame, 180)
+    seen = [Reference(frame_HWC=wall, free_HW=np.ones((120, 160), np.uint8), homography_33=there)] * others
+    for t in range(8):
+        hidden[:, 60 - 6 * t : 90] = True  # newly hidden pixels in each frame
+        picture, _ = paint(frame, hidden, seen, memory=memory, here=(here, there)[t % 2])
+        assert np.abs(picture.astype(int) - 180).max() <= 1
+
+
 def test_synthesized_pixels_move_with_the_place_in_a_pan(place):
     """3 pixels per frame, beyond the canvas, so that a new one is taken."""
     memory, wide = Memory(), cv2.resize(place, (640, 480), interpolation=cv2.INTER_CUBIC)

@@ -79,7 +79,8 @@ def seen_from(
     if moves(warp_33, *reference.free_HW.shape) < STILL_PIXELS:
         return frame_hwC, free_hw
     warp_33, size = shift(-cut[1].start, -cut[0].start) @ warp_33, free_hw.shape[::-1]
-    frame = cv2.warpPerspective(reference.frame_HWC, warp_33, size, flags=cv2.INTER_LINEAR)
+    edge = cv2.BORDER_REPLICATE  # else the outermost pixels are mixed with black
+    frame = cv2.warpPerspective(reference.frame_HWC, warp_33, size, flags=cv2.INTER_LINEAR, borderMode=edge)
     free = cv2.warpPerspective(reference.free_HW, warp_33, size, flags=cv2.INTER_NEAREST)
     return frame, cv2.erode(free, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=(1,))
 

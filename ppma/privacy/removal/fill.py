@@ -148,7 +148,8 @@ class Memory:
             return
         warp_33, size = self._to_canvas_33 @ np.linalg.inv(here_33), self._made_HW.shape[::-1]
         plain_HWC = _shifted(picture_HWC, -self._offset_C)
-        colors_HWC = cv2.warpPerspective(plain_HWC, warp_33, size, flags=cv2.INTER_LINEAR)
+        edge = cv2.BORDER_REPLICATE  # else the outermost pixels are mixed with black
+        colors_HWC = cv2.warpPerspective(plain_HWC, warp_33, size, flags=cv2.INTER_LINEAR, borderMode=edge)
         fresh_there_HW = cv2.warpPerspective(fresh_HW * np.uint8(255), warp_33, size, flags=cv2.INTER_NEAREST) > 0
         self._colors_HWC[fresh_there_HW] = colors_HWC[fresh_there_HW]
         self._made_HW[fresh_there_HW], self._known_HW[fresh_there_HW] = 255, 0
