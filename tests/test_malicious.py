@@ -23,7 +23,7 @@ from ppma.loaders.sources.formats import read_source
 from ppma.loaders.sources.manifest import HEADER, Manifest
 from ppma.loaders.sources.probe import Unusable, probe
 from ppma.loaders.sources.store import PackParameters, Shard, Store, StoreError, StoreIndex
-from ppma.privacy.detectors import maskrcnn, user_models, weights
+from ppma.privacy.detectors import maskrcnn, tools, weights
 from ppma.privacy.removal import jobs
 from ppma.training import checkpoint
 
@@ -87,7 +87,7 @@ def fetched_archive(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def trusted_by_hash(folder: Path, name: str, path: Path) -> None:
     """Give a model by its right hash, which binds the file and does not make it safe."""
-    user_models.choose([name], [f"{name}={path}#{weights.model_sha256(path)}"], folder)
+    tools.choose([name], [f"{name}={path}#{weights.model_sha256(path)}"], folder)
 
 
 def with_row(folder: Path, **columns: str) -> Path:

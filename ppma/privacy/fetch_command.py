@@ -8,7 +8,7 @@ from rich.console import Console
 
 from ppma.config.command import DONE, OutFolder, parse
 from ppma.config.errors import InputError
-from ppma.privacy.detectors.user_models import USER_MODELS, download
+from ppma.privacy.detectors.tools import USER_MODELS, download
 from ppma.privacy.detectors.weights import WEIGHTS, default_folder, fetch, find, missing
 from ppma.privacy.removal.plugins import PLUGINS, SETS, state
 

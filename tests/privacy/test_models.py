@@ -15,8 +15,8 @@ import pytest
 
 from ppma.config.errors import InputError
 from ppma.privacy import fetch_command
-from ppma.privacy.detectors import user_models, weights
-from ppma.privacy.detectors.user_models import USER_MODELS, choose
+from ppma.privacy.detectors import tools, weights
+from ppma.privacy.detectors.tools import USER_MODELS, choose
 from ppma.privacy.detectors.weights import WEIGHTS, Weights
 from ppma.privacy.fetch_command import main
 from ppma.privacy.removal import plugins
@@ -190,7 +190,7 @@ def test_the_quality_set_is_downloaded_once(publisher, capsys, monkeypatch):
 def test_what_is_not_the_published_file_is_rejected(publisher, spoil):
     spoil(publisher / "lama")
     with pytest.raises(InputError, match="http://127"):
-        user_models.download("lama", publisher / "weights")
+        tools.download("lama", publisher / "weights")
     assert not list((publisher / "weights").iterdir())
 
 

@@ -27,7 +27,7 @@ from ppma.common.shares import Share
 from ppma.config.errors import DiskFullError, InputError
 from ppma.loaders.sources import catalog
 from ppma.loaders.sources.manifest import Clip, Manifest
-from ppma.privacy.detectors.user_models import Model
+from ppma.privacy.detectors.tools import Model
 from ppma.privacy.removal import clip as clip_module
 from ppma.privacy.removal import jobs as removal
 from ppma.privacy.removal import plugins

@@ -28,7 +28,7 @@ from ppma.privacy.detectors import auditors
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.detectors.boxes import NONE_05, overlaps
 from ppma.privacy.detectors.tiles import detect_frames
-from ppma.privacy.detectors.user_models import Model
+from ppma.privacy.detectors.tools import Model
 from ppma.privacy.removal.clip import ClipSource, video_frames
 
 LEAST_DB = 40.0

@@ -23,8 +23,7 @@ from ppma.privacy.detectors.boxes import NONE_05, suppress
 from ppma.privacy.detectors.runtime import Network, sigmoid
 from ppma.privacy.detectors.tfjs import Graph
 from ppma.privacy.detectors.tiles import TileDetector, network_size, tiles
-from ppma.privacy.detectors.tools import Detector, Tool
-from ppma.privacy.detectors.user_models import USER_MODELS, Model
+from ppma.privacy.detectors.tools import USER_MODELS, Detector, Model, Tool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import numpy as np
 from ppma.config.errors import reading
 from ppma.privacy.detectors.boxes import NONE_05
 from ppma.privacy.detectors.runtime import Network, sigmoid
-from ppma.privacy.detectors.user_models import SAM2_FEATURES, SAM2_PROMPT, USER_MODELS
+from ppma.privacy.detectors.tools import SAM2_FEATURES, SAM2_PROMPT, USER_MODELS
 
 MEAN_3, DEVIATION_3 = (np.array(rgb, np.float32) for rgb in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 """Normalization of the image in training."""

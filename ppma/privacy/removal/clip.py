@@ -40,7 +40,7 @@ from ppma.privacy.detectors.boxes import (
 )
 from ppma.privacy.detectors.ssdlite import confirm_weak
 from ppma.privacy.detectors.tiles import detect_frames
-from ppma.privacy.detectors.user_models import Model
+from ppma.privacy.detectors.tools import Model
 from ppma.privacy.removal import plugins
 from ppma.privacy.removal.blur import blurred, downsampled
 from ppma.privacy.removal.camera import Pose, Reference, Tracker, pan, view_from

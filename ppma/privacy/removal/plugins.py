@@ -4,7 +4,7 @@
     set   ->  Choice: tools that work together, and how masks and files are made
 
 To add one, write a class with `__call__` and a line in PLUGINS. Its weights are an entry of `weights.WEIGHTS` if a
-package carries them, or of `user_models.USER_MODELS` if users provide them.
+package carries them, or of `tools.USER_MODELS` if users provide them.
 Legend: H height, W width, N boxes.
 """
 
@@ -21,8 +21,7 @@ from ppma.privacy.detectors import weights
 from ppma.privacy.detectors.boxes import NONE_05
 from ppma.privacy.detectors.opencv_models import CenterFace, Selfie
 from ppma.privacy.detectors.sam2 import Sam2
-from ppma.privacy.detectors.tools import Tool
-from ppma.privacy.detectors.user_models import USER_MODELS
+from ppma.privacy.detectors.tools import USER_MODELS, Tool
 from ppma.privacy.removal.camera import Reference
 from ppma.privacy.removal.figures import Figures
 from ppma.privacy.removal.fill import Memory, TemporalMedian

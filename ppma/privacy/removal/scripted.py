@@ -2,7 +2,7 @@
 
     frame_HWC, hidden_HW (and reference frames)  ->  float tensors from 0 to 1  ->  TorchScript  ->  frames
 
-They run on the GPU if there is one. `user_models.USER_MODELS` states what each file takes and returns.
+They run on the GPU if there is one. `tools.USER_MODELS` states what each file takes and returns.
 Legend: T frames, H height, W width.
 """
 
