@@ -54,6 +54,25 @@ def test_who_is_not_followed(frames, score):
     assert not len(arrived)
 
 
+@pytest.mark.parametrize("gap", [2, STEP, 2 * STEP + 3])
+@pytest.mark.parametrize(("masked", "left"), [("person", 0), ("elsewhere", 1), ("nothing", 1)])
+def test_a_mask_that_misses_who_is_followed_past_it_is_noticed(gap, masked, left):
+    follower = Follower({"net": POINT})
+    follower.stop(frame(0), {"net": boxes(0, 0.9)})
+    for t in range(1, gap):
+        hidden = np.zeros(PLACE.shape[:2], bool)
+        if masked == "person" or t != gap // 2:
+            hidden[40:50, 45 + t : 50 + t] = True
+        hidden[:20, :20] |= masked == "elsewhere"
+        follower.skip(frame(t), hidden)
+    follower.stop(frame(gap), {"net": NONE_05})
+    assert len(follower.uncovered) == left
+    for back, box_4 in follower.uncovered:
+        assert back == gap - gap // 2 and overlaps(box_4[None], boxes(gap // 2, 1)) > 0.6
+    follower.stop(frame(gap + 1), {"net": NONE_05})
+    assert not follower.uncovered
+
+
 @pytest.mark.parametrize(("share", "carried"), [(CARRIED, True), (CARRIED - 0.01, False)])
 def test_a_person_who_is_nearly_found_is_followed_further(share, carried):
     follower, frames = Follower({"net": POINT}), [frame(t) for t in range(2 * STEP + 1)]

@@ -22,7 +22,7 @@ from ppma.common.frames import clip_place, is_frames
 from ppma.config.errors import BadClip, first_few
 from ppma.privacy.audit import spikes
 from ppma.privacy.audit.follow import FOLLOWED, Follower, keep_detections
-from ppma.privacy.audit.people import CHANGED_LEVELS, Person, people_of
+from ppma.privacy.audit.people import CHANGED_LEVELS, Person, people_of, uncovered
 from ppma.privacy.audit.spikes import Placed, Spike
 from ppma.privacy.detectors import auditors
 from ppma.privacy.detectors.auditors import AUDITORS
@@ -112,7 +112,8 @@ class Findings:
     method: str
     detectors: dict[str, Scores]
     people: list[Person]
-    """What became of the people of the original in the inspected frames; empty without an original or a mask."""
+    """What became of the people of the original in the inspected frames, and those whom the masks between do not touch;
+    empty without an original or a mask."""
     spikes: list[Spike]
     """Known people pasted into the inspected frames, and who found them."""
     checks: dict[str, Check]
@@ -256,10 +257,11 @@ class Inspector:
         follower, last = Follower(points), None
         for moment in moments:
             if moment.t not in wanted:
-                follower.skip(moment.before_HWC)
+                follower.skip(moment.before_HWC, moment.hidden_HW)
                 continue
             look = self._look(moment, seed if wanted[moment.t] % SPIKE_EVERY == 0 else None)
             arrived_N5, back_N5 = follower.stop(moment.before_HWC, look.before)
+            look = replace(look, people=[uncovered(moment.t - back, box_4) for back, box_4 in follower.uncovered])
             if last is not None:
                 yield last[0], _with_people(*last, back_N5)
             last = moment, look, arrived_N5
@@ -314,7 +316,7 @@ def _with_people(moment: _Moment, look: "_Look", arrived_N5: np.ndarray, back_N5
     around_N5 = np.concatenate([arrived_N5, back_N5])
     detected = keep_detections(look.before, {name: AUDITORS[name].threshold for name in look.before}, around_N5)
     people = people_of(detected, moment.before_HWC, moment.after_HWC, moment.hidden_HW, look.frame)
-    return replace(look, people=people)
+    return replace(look, people=look.people + people)
 
 
 @dataclass(frozen=True, kw_only=True)

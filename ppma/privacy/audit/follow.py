@@ -8,7 +8,7 @@ finds anyone at its operating point there is no one to follow, so empty clips st
 
 The tracker is median flow (Kalal et al., ICPR 2010): points on a grid in the box are followed to the next view and back; the
 box moves and grows by the medians of those that come back, and is lost if most do not. It is none of the remover's.
-Legend: H height, W width of a frame, h and w of a view in pixels, N boxes, K points in a box.
+Legend: H height, W width of a frame, h and w of a view in pixels, N boxes, V views, K points in a box.
 """
 
 from collections.abc import Mapping
@@ -26,6 +26,8 @@ STEP = 4
 """Every fourth frame is a view: at 25 frames/s a person moves by a fraction of their box from one to the next."""
 LONGEST = 240
 """Most frames between two inspected ones over which people are followed: it bounds memory, and few would arrive."""
+SHRINK = 8
+"""Masks of the frames between are kept at this fraction of their size."""
 LONG_SIDE = 640
 """Largest side of a view in pixels."""
 GRID = 10
@@ -60,15 +62,20 @@ class Follower:
         self._points = points
         self._people_N5 = NONE_05
         self._views: list[np.ndarray] = []
+        self._masks: list[np.ndarray | None] = []
         self._since = 0
+        self.uncovered: list[tuple[int, np.ndarray]] = []
+        """Frames back and box_4 of each person who was followed to the last stop past a mask that does not touch them."""
 
-    def skip(self, frame_HWC: np.ndarray | None) -> None:
-        """Pass a frame that is not inspected; None where there is no original."""
+    def skip(self, frame_HWC: np.ndarray | None, hidden_HW: np.ndarray | None = None) -> None:
+        """Pass a frame that is not inspected, and its mask; None where there is no original, or no mask."""
         self._since += 1
         if frame_HWC is None or self._since > LONGEST:
-            self._views.clear()
-        elif self._views and self._since % STEP == 0:
-            self._views.append(_view(frame_HWC))
+            self._views, self._masks = [], []
+        elif self._views:
+            self._masks.append(None if hidden_HW is None else _shrink(hidden_HW))
+            if self._since % STEP == 0:
+                self._views.append(_view(frame_HWC))
 
     def stop(self, frame_HWC: np.ndarray | None, found: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return who was followed from the inspected frame before to this one, and from this one back to that.
@@ -77,14 +84,22 @@ class Follower:
             frame_HWC: An inspected frame, uint8 RGB; None where there is no original.
             found: Boxes_N5 of each detector in it, from FOLLOWED of the operating points on.
         """
+        self.uncovered = []
         if frame_HWC is None:
             return NONE_05, NONE_05
         scale, here = min(1.0, LONG_SIDE / max(frame_HWC.shape[:2])), _view(frame_HWC)
         way = [*self._views, here] if self._views else []
-        arrived_N5 = _follow(self._people_N5, way, scale)
+        ways_NV4 = _follow(self._people_N5, way, scale)
+        for since, mask_hw in enumerate(self._masks, 1):
+            near = slice(since // STEP, since // STEP + 2)  # the views before and after
+            left = [
+                way_V4[near][0] for way_V4 in ways_NV4 if mask_hw is not None and not _touches(mask_hw, way_V4[near])
+            ]
+            self.uncovered += [(self._since + 1 - since, box_4) for box_4 in left]
+        arrived_N5 = _arrived(ways_NV4)
         people = np.concatenate([*keep_detections(found, self._points, arrived_N5, CARRIED).values()])
-        self._people_N5, self._views, self._since = suppress(people), [here], 0
-        return arrived_N5, _follow(self._people_N5, way[::-1], scale)
+        self._people_N5, self._views, self._masks, self._since = suppress(people), [here], [], 0
+        return arrived_N5, _arrived(_follow(self._people_N5, way[::-1], scale))
 
 
 def _view(frame_HWC: np.ndarray) -> np.ndarray:
@@ -93,16 +108,37 @@ def _view(frame_HWC: np.ndarray) -> np.ndarray:
     return cv2.resize(gray_HW, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else gray_HW
 
 
+def _shrink(hidden_HW: np.ndarray) -> np.ndarray:
+    """Return a mask at 1 / SHRINK of its size, True where any pixel is."""
+    small_hw = cv2.resize(
+        hidden_HW.astype(np.float32), None, fx=1 / SHRINK, fy=1 / SHRINK, interpolation=cv2.INTER_AREA
+    )
+    return small_hw > 0
+
+
+def _touches(mask_hw: np.ndarray, boxes_24: np.ndarray) -> bool:
+    """Return True if a shrunk mask has a pixel in the hull of two boxes, or that is out of the frame."""
+    (x0, y0), (x1, y1) = np.floor(boxes_24[:, :2].min(0) / SHRINK), np.ceil(boxes_24[:, 2:].max(0) / SHRINK)
+    part_hw = mask_hw[max(0, int(y0)) : max(0, int(y1)), max(0, int(x0)) : max(0, int(x1))]
+    return not part_hw.size or bool(part_hw.any())
+
+
+def _arrived(ways_NV4: np.ndarray) -> np.ndarray:
+    """Return boxes_N5 in the last view, with score 0."""
+    return np.pad(ways_NV4[:, -1], ((0, 0), (0, 1)))
+
+
 def _follow(boxes_N5: np.ndarray, views: list[np.ndarray], scale: float) -> np.ndarray:
-    """Return where the boxes are in the last view, without those that are lost."""
-    boxes_N4 = boxes_N5[:, :4] * scale
+    """Return boxes_NV4 in each view, without those that are lost on the way; without views no one arrives."""
+    ways_NV4 = boxes_N5[: len(boxes_N5) if views else 0, None, :4] * scale
     for now_hw, then_hw in pairwise(views):
-        boxes_N4 = _step(boxes_N4, now_hw, then_hw) if len(boxes_N4) else boxes_N4
-    return np.pad(boxes_N4 / scale, ((0, 0), (0, 1))) if views else NONE_05
+        ways_NV4 = _step(ways_NV4, now_hw, then_hw) if len(ways_NV4) else ways_NV4
+    return ways_NV4 / scale
 
 
-def _step(boxes_N4: np.ndarray, now_hw: np.ndarray, then_hw: np.ndarray) -> np.ndarray:
-    """Return the boxes in the next view, without those that are lost."""
+def _step(ways_NV4: np.ndarray, now_hw: np.ndarray, then_hw: np.ndarray) -> np.ndarray:
+    """Return the ways with the boxes in the next view, without those that are lost."""
+    boxes_N4 = ways_NV4[:, -1]
     grid_K2 = (np.indices((GRID, GRID)).reshape(2, -1).T[:, ::-1] + 0.5) / GRID
     from_NK2 = boxes_N4[:, None, :2] + grid_K2 * (boxes_N4[:, None, 2:] - boxes_N4[:, None, :2])
     to_NK2, arrived_NK = _flow(now_hw, then_hw, from_NK2)
@@ -110,16 +146,17 @@ def _step(boxes_N4: np.ndarray, now_hw: np.ndarray, then_hw: np.ndarray) -> np.n
     inside_NK = ((from_NK2 >= 0) & (from_NK2 < now_hw.shape[::-1])).all(2)
     came_NK = inside_NK & arrived_NK & returned_NK & (np.linalg.norm(back_NK2 - from_NK2, axis=2) < BACK_PIXELS)
     moved = []
-    for box_4, from_K2, to_K2, inside_K, came_K in zip(boxes_N4, from_NK2, to_NK2, inside_NK, came_NK):
+    for way_V4, from_K2, to_K2, inside_K, came_K in zip(ways_NV4, from_NK2, to_NK2, inside_NK, came_NK):
         if came_K.sum() < max(LEAST_POINTS, inside_K.sum() / 2):
             continue
         pairs_K = came_K & came_K[::-1]  # a point and the one opposite of the center
         across_2K = [np.linalg.norm(points_K2 - points_K2[::-1], axis=1)[pairs_K] for points_K2 in (from_K2, to_K2)]
         growth = float(np.median(across_2K[1] / across_2K[0])) if pairs_K.any() else 1.0
+        box_4 = way_V4[-1]
         center_2 = (box_4[:2] + box_4[2:]) / 2 + np.median((to_K2 - from_K2)[came_K], axis=0)
         half_2 = growth * (box_4[2:] - box_4[:2]) / 2
-        moved.append(np.concatenate([center_2 - half_2, center_2 + half_2]))
-    return np.array(moved).reshape(-1, 4)
+        moved.append(np.vstack([way_V4, np.concatenate([center_2 - half_2, center_2 + half_2])]))
+    return np.array(moved).reshape(-1, ways_NV4.shape[1] + 1, 4)
 
 
 def _flow(now_hw: np.ndarray, then_hw: np.ndarray, points_NK2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ where the auditors find known people: below the stated sensitivity the verdict i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from ppma.common import statistics
 from ppma.common.statistics import CONFIDENCE
@@ -222,7 +223,5 @@ def _heights_after(findings: Findings) -> list[float]:
 
 def by_class(judged: Judged) -> dict[str, Judged]:
     """Group clips by class, in order of class and name."""
-    classes: dict[str, list[tuple[Findings, ClipVerdict]]] = {}
-    for one in sorted(judged, key=lambda pair: (pair[0].class_name, pair[0].name)):
-        classes.setdefault(one[0].class_name, []).append(one)
-    return dict(classes)
+    ordered = sorted(judged, key=lambda one: (one[0].class_name, one[0].name))
+    return {name: list(clips) for name, clips in groupby(ordered, lambda one: one[0].class_name)}

@@ -38,6 +38,7 @@ class Person:
     box: list[float]
     """x0, y0, x1, y1 in pixels."""
     found_by: list[str]
+    """Auditors; empty between inspected frames."""
     masked: float
     """Share of the body's core that is masked."""
     kept: float | None
@@ -52,6 +53,11 @@ class Person:
     def painted_back(self) -> bool:
         """True if inpainting shows them again."""
         return not self.missed and self.kept is not None and self.kept > MOST_KEPT
+
+
+def uncovered(frame: int, box_4: np.ndarray) -> Person:
+    """Return a person who was followed through a frame whose mask does not even touch them."""
+    return Person(frame=frame, box=box_4.round(1).tolist(), found_by=[], masked=0.0, kept=None)
 
 
 def people_of(
