@@ -177,6 +177,7 @@ def findings(
         (findings(original=False, nanodet=LEFT), FAILED, "nanodet"),
         (findings(sound=Check(held=False, says="contains sound")), FAILED, "sound"),
         (replace(findings(), outside_db=None), CANNOT_TELL, "no mask"),
+        (replace(findings(**{HASHED: Check(held=True, says="the original's")}), outside_db=None), PASSED, "8 of 10"),
         (replace(findings(), inside_change=1.0), CANNOT_TELL, "under the mask"),
         (replace(findings(**{HASHED: Check(held=True, says="the original's")}), inside_change=1.0), PASSED, "8 of 10"),
         (replace(findings(), inside_change=None), PASSED, "8 of 10"),  # nothing is masked

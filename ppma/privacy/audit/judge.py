@@ -144,8 +144,10 @@ def _doubts(findings: Findings, together: DetectorCount) -> list[str]:
     doubts, vouched = [], findings.checks["same outside, before encoding"].held
     if not findings.original:
         doubts.append("there is no original to compare with")
-    elif findings.outside_db is None:
-        doubts.append("there is no mask to compare with, or it hides every pixel")
+    elif findings.outside_db is None and not vouched:
+        doubts.append(
+            "there is no mask to compare with, or it hides every pixel and the record has no hash of the original"
+        )
     elif findings.inside_change is not None and psnr(findings.inside_change**2, 1) >= LEAST_DB and not vouched:
         doubts.append("it shows under the mask what the original shows, and the record has no hash of that one")
     if together.spiked == 0:
