@@ -158,14 +158,14 @@ def _percentiles(value: float, resampled_R: Sequence[float] | np.ndarray) -> Acc
 
 
 @cache
-def _seed_resamples(seeds: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _seed_resamples(seeds: int, resamples: int) -> tuple[np.ndarray, np.ndarray]:
     """Resample seeds: return the distinct counts per seed (W, S), and the number of resamples with each (W,); equal for all methods."""
-    drawn_RS = generator(seed, Purpose.RESAMPLE).multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
+    drawn_RS = generator(0, Purpose.RESAMPLE).multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
     ways_WS, number_W = np.unique(drawn_RS, axis=0, return_counts=True)
     return ways_WS, number_W
 
 
-def resampled_means(values_SV: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+def resampled_means(values_SV: np.ndarray, *, resamples: int = RESAMPLES) -> np.ndarray:
     """Return (R,) means of integer values resampled over seeds and videos, in no particular order.
 
     This is the pigeonhole bootstrap (Owen, Annals of Applied Statistics 2007), which errs toward wide intervals; with one seed it is the
@@ -174,9 +174,9 @@ def resampled_means(values_SV: np.ndarray, *, resamples: int = RESAMPLES, seed: 
     """
     seeds, videos = values_SV.shape
     patterns_PS, videos_P = np.unique(values_SV.T.astype(np.float64), axis=0, return_counts=True)
-    rng = generator(seed, Purpose.RESAMPLE, epoch=1)
+    rng = generator(0, Purpose.RESAMPLE, epoch=1)
     means = []
-    for times_S, number in zip(*_seed_resamples(seeds, resamples, seed)):
+    for times_S, number in zip(*_seed_resamples(seeds, resamples)):
         sums_P = (patterns_PS @ times_S).astype(np.int64)  # float64 multiplies integers exactly, and faster
         lowest = sums_P.min()
         share_K = np.bincount(sums_P - lowest, weights=videos_P) / videos
@@ -227,7 +227,7 @@ def upper_bound(hits: int, count: int, confidence: float = CONFIDENCE) -> float:
     return float(special.betaincinv(hits + 1, count - hits, confidence)) if hits < count else 1.0
 
 
-def pooled_share(hits_C: Sequence[int], frames_C: Sequence[int], *, seed: int = 0) -> tuple[float, float, float]:
+def pooled_share(hits_C: Sequence[int], frames_C: Sequence[int]) -> tuple[float, float, float]:
     """Return (share, low, high) of the frames of all clips with a detection; (0, 0, 1) without frames.
 
     The interval resamples clips, because frames of one clip are not independent. Without any detection it is (0, 0): then the bound on
@@ -236,12 +236,11 @@ def pooled_share(hits_C: Sequence[int], frames_C: Sequence[int], *, seed: int = 
     Args:
         hits_C: Frames with a detection in each clip.
         frames_C: Frames examined in each clip.
-        seed: Seed of the resampling.
     """
     hits, frames = np.array(hits_C, float), np.array(frames_C, float)
     if not frames.sum():
         return 0.0, 0.0, 1.0
-    drawn_RC = generator(seed, Purpose.RESAMPLE).integers(0, len(hits), (RATE_RESAMPLES, len(hits)))
+    drawn_RC = generator(0, Purpose.RESAMPLE).integers(0, len(hits), (RATE_RESAMPLES, len(hits)))
     shares_R = hits[drawn_RC].sum(1) / np.maximum(frames[drawn_RC].sum(1), 1)
     found = _percentiles(float(hits.sum() / frames.sum()), shares_R)
     return found.value, found.low, found.high
