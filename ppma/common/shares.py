@@ -13,16 +13,22 @@ depend on the unit alone.
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import SoftFileLease, Timeout
 
+from ppma.common import engines
+from ppma.common.engines import EngineName
 from ppma.common.files import claim_folder, write_json
+from ppma.common.workers import parse_shard
+from ppma.config.command import check_ranges
 from ppma.config.errors import InputError, first_few, reading, watch_disk
 
 FOLDER = ".ppma-parts"
@@ -32,6 +38,31 @@ LEASE_SECONDS, BEAT_SECONDS = 60.0, 10.0
 POLL_SECONDS = 1.0
 EMPTY_SECONDS = 10.0
 """Age of an empty lease whose owner was killed between its creation and its first byte: filelock would wait for it forever."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedWork:
+    """Flags of a command whose units the tasks of an array share."""
+
+    workers: int = len(os.sched_getaffinity(0))
+    """Processes (default: one per core)."""
+    engine: EngineName = "local"
+    """local: processes of this machine; slurm: a job array of --parts N; ray: actors on the cluster of $RAY_ADDRESS."""
+    part: str | None = None
+    """I/N: share the work with N - 1 other tasks, beginning at the I-th unit (0 to N - 1), and leave the result to --merge."""
+    merge: int | None = None
+    """N: write the result when N parts have done all of the work; files that they could not read are reported."""
+    dry_run: bool = False
+    """Only report what would be done."""
+
+    def __post_init__(self) -> None:
+        engines.check(self.engine)
+        parse_shard(self.part, self.merge)
+        check_ranges(self, workers=(1, float("inf")))
+
+    def share(self, folder: Path | None, *, done: Callable[[str], bool] = lambda name: False) -> "Share":
+        """Return the share of this task; see `Share`."""
+        return Share(folder, parse_shard(self.part), done=done)
 
 
 class Share:

@@ -9,7 +9,6 @@ official split becomes a separate source, `ucf101-2`, with train and val.
 """
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,12 +20,10 @@ import tyro
 from rich.console import Console
 
 from ppma.common import engines
-from ppma.common.engines import EngineName
 from ppma.common.files import remove_leftovers, write_csv
 from ppma.common.frames import FRAME_FOLDER_FPS
 from ppma.common.progress import Progress
-from ppma.common.shares import FOLDER, Share
-from ppma.common.workers import parse_shard
+from ppma.common.shares import FOLDER, Share, SharedWork
 from ppma.config.command import DONE, OutFile, parse
 from ppma.config.errors import InputError, counted, first_few
 from ppma.data.dataset import Dataset, Download, Splits, find, read_splits
@@ -47,7 +44,7 @@ MISSING = ("split", "path", "label", "class_name")
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexConfig:
+class IndexConfig(SharedWork):
     """Write a manifest: open every video once and record what it holds.
 
     A data set that `ppma datasets` lists needs no SOURCE; all its official splits are read from its owners' own files.
@@ -97,27 +94,16 @@ class IndexConfig:
     """Refuse larger frames by their header (default: 4096 x 2304)."""
     timeout_seconds: float = 60.0
     """Refuse a file that takes longer to probe."""
-    workers: int = len(os.sched_getaffinity(0))
-    """Number of processes (default: one per core)."""
-    engine: EngineName = "local"
-    """local: processes of this machine; slurm: a job array of --parts N; ray: actors on the cluster of $RAY_ADDRESS."""
-    part: str | None = None
-    """I/N: share the files with N - 1 other tasks, beginning at the I-th (0 to N - 1), and write no manifest."""
-    merge: int | None = None
-    """N: write the manifest when N parts have probed all files; refused ones are reported."""
-    dry_run: bool = False
-    """Only report what would be probed."""
 
     def __post_init__(self) -> None:
-        engines.check(self.engine)
-        for name in ("workers", "max_pixels", "timeout_seconds", "resize"):
+        super().__post_init__()
+        for name in ("max_pixels", "timeout_seconds", "resize"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be above 0")
         if "/" in (self.frames_prefix or ""):
             raise InputError(
                 f"--frames-prefix is {self.frames_prefix}; give the start of a file's name, without a folder"
             )
-        parse_shard(self.part, self.merge)
         if self.dataset is None:
             self._check_source()
         else:
@@ -235,7 +221,7 @@ def _index_source(config: IndexConfig, report: Report) -> None:
         return
 
     # 2. probe, write, add to data.toml
-    share = Share(config.out.with_name(f".{config.out.name}{FOLDER}"), parse_shard(config.part))
+    share = config.share(config.out.with_name(f".{config.out.name}{FOLDER}"))
     if _merged(report, config, share, [config.out]):
         return
     found = _probe(report, _probing(root, [row.path for row in rows if not row.reason], config, share), config)
@@ -340,7 +326,7 @@ def _index_dataset(config: IndexConfig, report: Report) -> None:
     _handle_missing(dataset, name, splits, config)
 
     # 2. every file once, also if several splits share it
-    share = Share(folder / f".{name}{FOLDER}", parse_shard(config.part))
+    share = config.share(folder / f".{name}{FOLDER}")
     if _merged(report, config, share, [split.out for split in splits]):
         return
     paths = sorted({row.path for split in splits for row in split.rows if not row.reason})

@@ -6,7 +6,6 @@ Shards are written atomically, and each has a record in STORE/.ppma-parts until 
 an array (--part I/N) share the shards (ppma.common.shares) until --merge N.
 """
 
-import os
 import shutil
 import time
 from collections import Counter, deque
@@ -23,11 +22,10 @@ import tyro
 from rich.console import Console
 
 from ppma.common import engines
-from ppma.common.engines import EngineName
 from ppma.common.files import removing_leftovers, write_bytes, write_csv, write_text
 from ppma.common.progress import Progress
-from ppma.common.shares import FOLDER, Share
-from ppma.common.workers import Engine, Lost, Queue, parse_shard
+from ppma.common.shares import FOLDER, Share, SharedWork
+from ppma.common.workers import Engine, Lost, Queue
 from ppma.config.command import DONE, OutFile, OutFolder, parse
 from ppma.config.errors import BadClip, DiskFullError, InputError, KilledError, counted, require
 from ppma.config.loader import LoaderConfig
@@ -48,7 +46,7 @@ MOST_KILLS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackConfig:
+class PackConfig(SharedWork):
     """Write a source's clips at the training size: as JPEG frames for CPUs, or as short-GOP video for NVDEC.
 
     After an interruption, run the same command again to resume.
@@ -87,21 +85,11 @@ class PackConfig:
     """The data.toml (default: $PPMA_DATA, else ./data.toml)."""
     root: Path | None = None
     """Folder that the paths of a manifest FILE.csv are relative to (default: the folder of the manifest)."""
-    workers: int = len(os.sched_getaffinity(0))
-    """Number of processes (default: one per core)."""
-    engine: EngineName = "local"
-    """local: processes of this machine; slurm: a job array of --parts N; ray: actors on the cluster of $RAY_ADDRESS."""
     verify: bool = False
     """Compare the checksums of existing shards first, and pack damaged ones again."""
-    part: str | None = None
-    """I/N: share the shards with N - 1 other tasks, beginning at the I-th (0 to N - 1); data.toml is not changed."""
-    merge: int | None = None
-    """N: make one store when N parts have written all shards; clips that cannot be packed are reported."""
-    dry_run: bool = False
-    """Only report size and time."""
 
     def __post_init__(self) -> None:
-        engines.check(self.engine)
+        super().__post_init__()
         if self.codec not in (None, *QUALITY):
             raise InputError(f"--codec is {self.codec!r}; it must be one of {', '.join(QUALITY)}")
         codec, most = self.parameters.codec, QUALITY[self.parameters.codec][1]
@@ -109,7 +97,7 @@ class PackConfig:
             raise InputError(f"--quality is {self.quality}; for {codec} it must be between 1 and {most}")
         if self.gop is not None and not 1 <= self.gop <= MOST_GOP:
             raise InputError(f"--gop is {self.gop}; it must be between 1 and {MOST_GOP}")
-        for name in ("workers", "short_side", "frames", "shard_gb"):
+        for name in ("short_side", "frames", "shard_gb"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
@@ -124,7 +112,6 @@ class PackConfig:
         if self.name is not None:
             catalog.check_name(self.name, "name")
             catalog.check_name(self.split, "split")
-        parse_shard(self.part, self.merge)
 
     @property
     def parameters(self) -> PackParameters:
@@ -161,14 +148,14 @@ def main(argv: list[str]) -> int:
     rates = kept_rates(manifest, config.parameters)
     frames = kept_frames(manifest, rates)
     bounds = dict(enumerate(shard_bounds(np.maximum(frames, 1).astype(int).tolist(), config.parameters)))
-    share = Share(config.out / FOLDER, parse_shard(config.part))
+    share = config.share(config.out / FOLDER)
     done = _written_shards(report, config, manifest, share, bounds)
     left = {number: bound for number, bound in bounds.items() if number not in done}
     if config.merge is not None:
         share.require_all(map(shard_name, left))
 
     # 2. what the others will take
-    first, step = parse_shard(config.part)
+    first, step = share.part
     mine = {number: bound for number, bound in left.items() if number % step == first}
     if mine:
         _estimate(report, config, manifest, rates, sum(float(frames[begin:end].sum()) for begin, end in mine.values()))

@@ -8,7 +8,6 @@ A clip depends on its spec alone and libx264 runs on one thread, so the files do
 A rerun keeps finished clips; a folder with clips of other settings is refused.
 """
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from ppma.common import engines
 from ppma.common.files import atomic_path, claim_folder, removing_leftovers
 from ppma.common.progress import Progress
-from ppma.common.shares import FOLDER, Share
+from ppma.common.shares import FOLDER, Share, SharedWork
 from ppma.common.video import frame_rate, key_frame_spacing, video_writer
-from ppma.common.workers import parallel_map, parse_shard
+from ppma.common.workers import Engine, parallel_map
 from ppma.config.command import DONE, OutFile, OutFolder, check_ranges, parse
 from ppma.config.errors import InputError, counted
 from ppma.loaders.sources import catalog
@@ -41,7 +41,7 @@ X264 = {"preset": "veryfast", "crf": "20", "sc_threshold": "0"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SynthesisConfig:
+class SynthesisConfig(SharedWork):
     """Render labeled clips of virtual people, with a manifest.
 
     For example:
@@ -79,16 +79,9 @@ class SynthesisConfig:
     """Add the result to data.toml under this source name, and empty scenes under NAME-empty."""
     data: OutFile | None = None
     """The data.toml (default: $PPMA_DATA, else ./data.toml)."""
-    workers: int = len(os.sched_getaffinity(0))
-    """Processes (default: one per core)."""
-    part: str | None = None
-    """I/N: share the clips with N - 1 other tasks, beginning at the I-th (0 to N - 1), and write no manifest."""
-    merge: int | None = None
-    """N: write the manifest when N parts have rendered all clips."""
-    dry_run: bool = False
-    """Only print what would be rendered."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ranges(
             self,
             clips=(1, 100_000),
@@ -96,14 +89,12 @@ class SynthesisConfig:
             seed=(0, float("inf")),
             people=(1, 6),
             fps=(4, 60),
-            workers=(1, 1024),
         )
         check_ranges(self, seconds=(2 / self.fps, 60))
         if self.size % 2:
             raise InputError(f"--size is {self.size}; it must be even (video codecs halve the colors)")
         if self.split not in SPLITS:
             raise InputError(f"--split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
-        parse_shard(self.part, self.merge)
         if self.name is not None:
             catalog.check_name(self.name, "name")
         if self.data is not None and self.name is None:
@@ -234,12 +225,12 @@ def generate(config: SynthesisConfig, *, on_progress: Callable[[int, int], None]
     if config.name is not None:
         catalog.read(catalog.locate(config.data))  # a file that cannot be read is refused before the work
     alone = config.part is None and config.merge is None
-    share = Share(None if alone else config.out / FOLDER, parse_shard(config.part), done=lambda name: jobs[name].done())
+    share = config.share(None if alone else config.out / FOLDER, done=lambda name: jobs[name].done())
     _claim(config)
     if config.merge is not None:
         share.require_all(jobs)
     with removing_leftovers(path for job in jobs.values() if config.part is None for path in job.files().values()):
-        _render(list(jobs.values()), config.workers, share, on_progress)
+        _render(list(jobs.values()), config.workers, share, on_progress, engines.find(config.engine))
     manifest = config.out / f"{config.split}.csv"
     if config.part is None:
         _write_manifests(config, list(jobs.values()))
@@ -247,14 +238,16 @@ def generate(config: SynthesisConfig, *, on_progress: Callable[[int, int], None]
     return manifest
 
 
-def _render(jobs: Sequence[Job], workers: int, share: Share, on_progress: Callable[[int, int], None]) -> None:
+def _render(
+    jobs: Sequence[Job], workers: int, share: Share, on_progress: Callable[[int, int], None], engine: Engine
+) -> None:
     """Render the clips of a share that are not done."""
     first, step = share.part
     own, left = jobs[first::step], {str(job): job for job in jobs if not job.done()}
     done = sum(str(job) not in left for job in own)
     on_progress(done, len(own))
     for names in share.rounds(list(left)):
-        for name in parallel_map(make, (left[name] for name in names), workers):
+        for name in parallel_map(make, (left[name] for name in names), workers, engine=engine):
             share.finish(name)
             done += 1
             on_progress(min(done, len(own)), len(own))

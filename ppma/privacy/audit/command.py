@@ -7,7 +7,6 @@ flags  ->  AuditConfig  ->  pairs  ->  findings of each clip  ->  verdicts
 """
 
 import json
-import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,11 +16,9 @@ import tyro
 from rich.console import Console
 
 from ppma.common import engines
-from ppma.common.engines import EngineName
 from ppma.common.files import write_csv, write_json, write_text
 from ppma.common.progress import Progress
-from ppma.common.shares import FOLDER, Share
-from ppma.common.workers import parse_shard
+from ppma.common.shares import FOLDER, Share, SharedWork
 from ppma.config.command import DONE, FAILED_AUDIT, OutFolder, as_flags, check_out, check_ranges, parse
 from ppma.config.errors import InputError, counted, require
 from ppma.loaders.sources.manifest import Clip, Manifest
@@ -39,7 +36,7 @@ REPORT, TABLE, DATASHEET, CROISSANT = "report.html", "clips.csv", "datasheet.md"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditConfig:
+class AuditConfig(SharedWork):
     """Detect residual people in cleaned clips, check every pixel, and report with confidence bounds.
 
     The detectors are none of those that made the masks. Each person whom they find in the original must be masked and
@@ -74,21 +71,10 @@ class AuditConfig:
     """Private Ed25519 key of OpenSSH, which signs verdicts and manifest for `ppma train --privacy strict --trust KEY.pub`."""
     weights: Path = field(default_factory=default_folder)
     """Folder of the models (`ppma privacy fetch` fills it)."""
-    workers: int = len(os.sched_getaffinity(0))
-    """Processes (default: one per core)."""
-    engine: EngineName = "local"
-    """local: processes of this machine; slurm: a job array of --parts N; ray: actors on the cluster of $RAY_ADDRESS."""
-    part: str | None = None
-    """I/N: share the clips with N - 1 other tasks, beginning at the I-th (0 to N - 1), and write no report."""
-    merge: int | None = None
-    """N: write the report when N parts have inspected all clips."""
-    dry_run: bool = False
-    """Only report what would be inspected."""
 
     def __post_init__(self) -> None:
-        engines.check(self.engine)
-        parse_shard(self.part, self.merge)
-        check_ranges(self, workers=(1, 1024), frames=(0, 100_000))
+        super().__post_init__()
+        check_ranges(self, frames=(0, 100_000))
         if self.originals is not None and not self.originals.is_dir():
             remedy = "give the one that the clips were made from"
             raise InputError(f"--originals {self.originals}: no such folder; {remedy}")
@@ -145,7 +131,7 @@ def run(config: AuditConfig, console: Console) -> int:
     sign = signature.signer(config.sign) if config.sign and config.part is None else None  # asks before the work
     _make_folder(config, manifest, root)
     todo = [AuditJob(pair=pair, out=config.out, inspector=inspector) for pair in pairs]
-    share = Share(config.out / FOLDER, parse_shard(config.part))
+    share = config.share(config.out / FOLDER)
     if config.merge is not None and (share.shared or not (config.out / verdict.AUDIT_FILE).exists()):
         share.require_all(job.pair.path for job in todo)
     if config.part is not None:

@@ -4,7 +4,6 @@ flags  ->  RemovalConfig  ->  RemovalJobs  ->  an estimate, or cleaned clips and
 """
 
 import logging
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,10 +17,9 @@ from rich.console import Console
 from torch import Tensor
 
 from ppma.common import engines
-from ppma.common.engines import EngineName
 from ppma.common.frames import clips_of
 from ppma.common.progress import Progress
-from ppma.common.shares import FOLDER, Share
+from ppma.common.shares import FOLDER, Share, SharedWork
 from ppma.common.workers import parse_shard
 from ppma.config.command import DONE, FAILED_AUDIT, OutFile, OutFolder, as_flags, check_ranges, parse
 from ppma.config.errors import InputError, counted, first_few, require
@@ -45,7 +43,7 @@ def _help(what: str, kind: plugins.Kind) -> object:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemovalConfig:
+class RemovalConfig(SharedWork):
     """Detect people in every frame, paint over them, and write new clips without sound and metadata.
 
     Rerun it after an interruption: finished clips are kept. Exit code 3: people are still detected in some cleaned
@@ -93,25 +91,16 @@ class RemovalConfig:
     """Add the result to data.toml under this source name, as its split `train`."""
     data: OutFile | None = None
     """The data.toml (default: $PPMA_DATA, else ./data.toml)."""
-    workers: int = len(os.sched_getaffinity(0))
-    """Processes (default: one per core)."""
-    engine: EngineName = "local"
-    """local: processes of this machine; slurm: a job array of --parts N; ray: actors on the cluster of $RAY_ADDRESS."""
-    part: str | None = None
-    """I/N: share the clips with N - 1 other tasks, beginning at the I-th (0 to N - 1), and write no manifest."""
-    merge: int | None = None
-    """N: write the manifest when N parts have done all clips; clips that cannot be read are reported."""
     dry_run: bool = False
     """Try a few frames and print the estimated time."""
 
     def __post_init__(self) -> None:
-        engines.check(self.engine)
-        check_ranges(self, workers=(1, float("inf")), short_side=(1, float("inf")))
+        super().__post_init__()
+        check_ranges(self, short_side=(1, float("inf")))
         if self.method != "downsample" and self.short_side != Settings.short_side:
             raise InputError("--short-side goes with --method downsample")
         if self.name is not None:
             catalog.check_name(self.name, "name")
-        parse_shard(self.part, self.merge)
         settings = self._settings_without_models()
         for name in settings.detectors:
             plugins.check(name, "detector", "--detectors")
