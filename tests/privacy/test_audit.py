@@ -230,13 +230,15 @@ def test_a_person_who_is_lost_in_most_frames_is_followed_and_missed_there(pair, 
     assert (clip["people"], clip["people_missed"], clip["verdict"]) == (8, 7, FAILED)
 
 
-def test_a_clip_that_is_cleaned_only_where_detectors_look_fails(pair, red_auditors):
-    """With two inspected frames of eight, people are followed past the masks of the others."""
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_clip_that_is_cleaned_only_where_detectors_look_fails(pair, red_auditors, masked):
+    """With two inspected frames of eight, people are followed through the others, masked but not painted over."""
     people = [place(10) for _ in range(8)]
     for one in people:
         one[30:80, 40:72] = RED
         one[30:80, 40:72, 2] = place(3)[30:80, 40:72, 2]  # folds of cloth
     masks = np.zeros((8, 96, 128), bool)
+    masks[:, 26:84, 36:76] = masked
     masks[[0, 7], 26:84, 36:76] = True
     write(pair / "videos/jump/clean.mp4", people)
     write(pair / "removed/inp/jump/clean.mp4", [place(10), *people[1:7], place(10)])

@@ -62,7 +62,7 @@ def test_a_mask_that_misses_who_is_followed_past_it_is_noticed(gap, masked, left
     for t in range(1, gap):
         hidden = np.zeros(PLACE.shape[:2], bool)
         if masked == "person" or t != gap // 2:
-            hidden[40:50, 45 + t : 50 + t] = True
+            hidden[32:64, 40 + t : 60 + t] = True
         hidden[:20, :20] |= masked == "elsewhere"
         follower.skip(frame(t), hidden)
     follower.stop(frame(gap), {"net": NONE_05})

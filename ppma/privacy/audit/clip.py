@@ -22,7 +22,7 @@ from ppma.common.frames import clip_place, is_frames
 from ppma.config.errors import BadClip, first_few
 from ppma.privacy.audit import spikes
 from ppma.privacy.audit.follow import FOLLOWED, Follower, keep_detections
-from ppma.privacy.audit.people import CHANGED_LEVELS, Person, people_of, uncovered
+from ppma.privacy.audit.people import CHANGED_LEVELS, Person, alike, people_of, uncovered
 from ppma.privacy.audit.spikes import Placed, Spike
 from ppma.privacy.detectors import auditors
 from ppma.privacy.detectors.auditors import AUDITORS
@@ -112,7 +112,7 @@ class Findings:
     method: str
     detectors: dict[str, Scores]
     people: list[Person]
-    """What became of the people of the original in the inspected frames, and those whom the masks between do not touch;
+    """What became of the people of the original in the inspected frames, and those in whose place nothing changed between;
     empty without an original or a mask."""
     spikes: list[Spike]
     """Known people pasted into the inspected frames, and who found them."""
@@ -257,7 +257,7 @@ class Inspector:
         follower, last = Follower(points), None
         for moment in moments:
             if moment.t not in wanted:
-                follower.skip(moment.before_HWC, moment.hidden_HW)
+                follower.skip(moment.before_HWC, _changed(moment))
                 continue
             look = self._look(moment, seed if wanted[moment.t] % SPIKE_EVERY == 0 else None)
             arrived_N5, back_N5 = follower.stop(moment.before_HWC, look.before)
@@ -307,6 +307,13 @@ def _moments(pair: Pair, pixels: _Pixels) -> Iterator[_Moment]:
         if before_HWC is not None and hidden_HW is not None:
             pixels.add(before_HWC, after_HWC, hidden_HW)
         yield _Moment(t=t, after_HWC=after_HWC, before_HWC=before_HWC, hidden_HW=hidden_HW)
+
+
+def _changed(moment: _Moment) -> np.ndarray | None:
+    """Return which pixels are masked and look otherwise than in the original; None without one, or without a mask."""
+    if moment.before_HWC is None or moment.hidden_HW is None:
+        return None
+    return moment.hidden_HW & ~alike(moment.before_HWC, moment.after_HWC)
 
 
 def _with_people(moment: _Moment, look: "_Look", arrived_N5: np.ndarray, back_N5: np.ndarray) -> "_Look":

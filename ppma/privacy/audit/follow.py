@@ -27,7 +27,7 @@ STEP = 4
 LONGEST = 240
 """Most frames between two inspected ones over which people are followed: it bounds memory, and few would arrive."""
 SHRINK = 8
-"""Masks of the frames between are kept at this fraction of their size."""
+"""What changed in the frames between is kept at this fraction of their size."""
 LONG_SIDE = 640
 """Largest side of a view in pixels."""
 GRID = 10
@@ -62,18 +62,18 @@ class Follower:
         self._points = points
         self._people_N5 = NONE_05
         self._views: list[np.ndarray] = []
-        self._masks: list[np.ndarray | None] = []
+        self._changes: list[np.ndarray | None] = []
         self._since = 0
         self.uncovered: list[tuple[int, np.ndarray]] = []
-        """Frames back and box_4 of each person who was followed to the last stop past a mask that does not touch them."""
+        """Frames back and box_4 of each person who was followed to the last stop past a frame without change there."""
 
-    def skip(self, frame_HWC: np.ndarray | None, hidden_HW: np.ndarray | None = None) -> None:
-        """Pass a frame that is not inspected, and its mask; None where there is no original, or no mask."""
+    def skip(self, frame_HWC: np.ndarray | None, changed_HW: np.ndarray | None = None) -> None:
+        """Pass a frame that is not inspected, and which of its pixels were changed; None where that is not known."""
         self._since += 1
         if frame_HWC is None or self._since > LONGEST:
-            self._views, self._masks = [], []
+            self._views, self._changes = [], []
         elif self._views:
-            self._masks.append(None if hidden_HW is None else _shrink(hidden_HW))
+            self._changes.append(None if changed_HW is None else _shrink(changed_HW))
             if self._since % STEP == 0:
                 self._views.append(_view(frame_HWC))
 
@@ -90,15 +90,17 @@ class Follower:
         scale, here = min(1.0, LONG_SIDE / max(frame_HWC.shape[:2])), _view(frame_HWC)
         way = [*self._views, here] if self._views else []
         ways_NV4 = _follow(self._people_N5, way, scale)
-        for since, mask_hw in enumerate(self._masks, 1):
+        for since, changed_hw in enumerate(self._changes, 1):
             near = slice(since // STEP, since // STEP + 2)  # the views before and after
             left = [
-                way_V4[near][0] for way_V4 in ways_NV4 if mask_hw is not None and not _touches(mask_hw, way_V4[near])
+                way_V4[near][0]
+                for way_V4 in ways_NV4
+                if changed_hw is not None and not _touches(changed_hw, way_V4[near])
             ]
             self.uncovered += [(self._since + 1 - since, box_4) for box_4 in left]
         arrived_N5 = _arrived(ways_NV4)
         people = np.concatenate([*keep_detections(found, self._points, arrived_N5, CARRIED).values()])
-        self._people_N5, self._views, self._masks, self._since = suppress(people), [here], [], 0
+        self._people_N5, self._views, self._changes, self._since = suppress(people), [here], [], 0
         return arrived_N5, _arrived(_follow(self._people_N5, way[::-1], scale))
 
 
@@ -108,18 +110,18 @@ def _view(frame_HWC: np.ndarray) -> np.ndarray:
     return cv2.resize(gray_HW, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else gray_HW
 
 
-def _shrink(hidden_HW: np.ndarray) -> np.ndarray:
-    """Return a mask at 1 / SHRINK of its size, True where any pixel is."""
-    small_hw = cv2.resize(
-        hidden_HW.astype(np.float32), None, fx=1 / SHRINK, fy=1 / SHRINK, interpolation=cv2.INTER_AREA
-    )
-    return small_hw > 0
+def _shrink(changed_HW: np.ndarray) -> np.ndarray:
+    """Return where most pixels of a square of SHRINK changed; encoding alone changes fewer."""
+    changed_HW = changed_HW.astype(np.float32)
+    small_hw = cv2.resize(changed_HW, None, fx=1 / SHRINK, fy=1 / SHRINK, interpolation=cv2.INTER_AREA)
+    most_hw: np.ndarray = small_hw > 0.5
+    return most_hw
 
 
-def _touches(mask_hw: np.ndarray, boxes_24: np.ndarray) -> bool:
-    """Return True if a shrunk mask has a pixel in the hull of two boxes, or that is out of the frame."""
+def _touches(changed_hw: np.ndarray, boxes_24: np.ndarray) -> bool:
+    """Return True if something changed in the hull of two boxes, or that is out of the frame."""
     (x0, y0), (x1, y1) = np.floor(boxes_24[:, :2].min(0) / SHRINK), np.ceil(boxes_24[:, 2:].max(0) / SHRINK)
-    part_hw = mask_hw[max(0, int(y0)) : max(0, int(y1)), max(0, int(x0)) : max(0, int(x1))]
+    part_hw = changed_hw[max(0, int(y0)) : max(0, int(y1)), max(0, int(x0)) : max(0, int(x1))]
     return not part_hw.size or bool(part_hw.any())
 
 

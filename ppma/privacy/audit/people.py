@@ -56,7 +56,7 @@ class Person:
 
 
 def uncovered(frame: int, box_4: np.ndarray) -> Person:
-    """Return a person who was followed through a frame whose mask does not even touch them."""
+    """Return a person who was followed through a frame in which nothing in their place is masked and changed."""
     return Person(frame=frame, box=box_4.round(1).tolist(), found_by=[], masked=0.0, kept=None)
 
 
@@ -80,7 +80,7 @@ def people_of(
                 people.append((box, [name]))
             elif name not in same:
                 same.append(name)
-    alike_HW = np.abs(before_HWC.astype(np.int16) - after_HWC).max(-1) < CHANGED_LEVELS
+    alike_HW = alike(before_HWC, after_HWC)
     detail_HW = _gradient(before_HWC) >= DETAIL
     found = list[Person]()
     for box, names in people:
@@ -98,6 +98,12 @@ def people_of(
             )
         )  # fmt: skip  # one field after the other
     return found
+
+
+def alike(before_HWC: np.ndarray, after_HWC: np.ndarray) -> np.ndarray:
+    """Return True where two frames differ by less than CHANGED_LEVELS in each color."""
+    same_HW: np.ndarray = np.abs(before_HWC.astype(np.int16) - after_HWC).max(-1) < CHANGED_LEVELS
+    return same_HW
 
 
 def _row(box: list[float]) -> np.ndarray:
