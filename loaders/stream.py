@@ -61,7 +61,9 @@ def choose_implementation(config: LoaderConfig, device: torch.device) -> tuple[R
         return "plain", "requested"
     if config.implementation == "ffcv":
         if importlib.util.find_spec("ffcv") is None:
-            raise InputError("loader.implementation is ffcv, which is not installed: pip install ppma[ffcv]")
+            raise InputError(
+                "loader.implementation is ffcv, which is not installed: pip install ffcv==1.0.2 'setuptools<82'"
+            )
         return "ffcv", "requested"
     if config.implementation == "auto" and device.type == "cpu":
         return "plain", "on a CPU OpenCV in the workers takes less time than the DALI graph"

@@ -151,7 +151,7 @@ def _filesystem(scheme: str) -> Any:
             options = {"config_kwargs": limits}
         return fsspec.filesystem(scheme, **options)
     except ImportError as error:
-        package = "pip install 'ppma[remote]'" if scheme in ("http", "s3") else f"its fsspec package ({error})"
+        package = "pip install s3fs aiohttp" if scheme in ("http", "s3") else f"its fsspec package ({error})"
         raise InputError(f"{scheme}:// needs a package that is not installed: {package}") from None
     except ValueError:
         raise InputError(f"{scheme}:// is no scheme that fsspec knows; use s3://, gs://, https:// or file://") from None

@@ -35,7 +35,7 @@ def check(name: EngineName) -> None:
     if name == "slurm":
         raise InputError("--engine slurm goes with `ppma COMMAND --parts N`; the launcher itself needs no --engine")
     if name == "ray" and importlib.util.find_spec("ray") is None:
-        raise InputError("--engine ray: Ray is not installed; pip install 'ppma[ray]' on every node")
+        raise InputError("--engine ray: Ray is not installed; pip install ray on every node")
 
 
 def find(name: EngineName) -> Engine:

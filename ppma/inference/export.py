@@ -161,7 +161,9 @@ def write_onnx(extractor: FeatureExtractor, vit: ViTConfig, path: Path) -> None:
         import onnxruntime
         import onnxscript  # noqa: F401  # torch.onnx needs it and reports it late
     except ImportError as error:
-        raise InputError(f"ONNX needs {error.name}: pip install 'ppma[export]', or --no-onnx") from None
+        raise InputError(
+            f"ONNX needs {error.name}: pip install onnx onnxscript onnxruntime, or give --no-onnx"
+        ) from None
     batch = torch.export.Dim("batch", min=1, max=4096)
     with _quiet():
         torch.onnx.export(

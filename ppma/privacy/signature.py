@@ -25,7 +25,7 @@ def _package() -> tuple[Any, Any, Any]:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError as error:
-        raise InputError(f"signatures need {error.name}: pip install 'ppma[privacy]'") from None
+        raise InputError(f"signatures need {error.name}: pip install 'cryptography[ssh]'") from None
     return serialization, ed25519, exceptions
 
 

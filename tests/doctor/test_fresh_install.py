@@ -107,7 +107,9 @@ def test_a_missing_extra_is_named_in_one_line(monkeypatch, extra, package, use):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError) as refused:
         use()
-    assert f"ppma[{extra}]" in str(refused.value) and "\n" not in str(refused.value)
+    wanted = re.search(r"pip install (.*)", str(refused.value))
+    assert wanted and package in wanted[1] and "ppma" not in wanted[1], "on PyPI, ppma is another project"
+    assert package in " ".join(PROJECT["project"]["optional-dependencies"][extra]) and "\n" not in str(refused.value)
 
 
 @pytest.mark.slow

@@ -197,7 +197,7 @@ def test_what_is_missing_is_named(server, bucket, data, tmp_path, monkeypatch):
     assert open_source(f"file://{data}/clips.csv").sha256 == open_source(data / "clips.csv").sha256
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     remote._filesystem.cache_clear()
-    with pytest.raises(InputError, match=r"pip install 'ppma\[remote\]'"):
+    with pytest.raises(InputError, match="pip install s3fs aiohttp"):
         open_source(f"{server.url}/clips.csv")
     remote._filesystem.cache_clear()
 

@@ -84,7 +84,7 @@ def _package(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise InputError(f"detectors need {error.name}: pip install 'ppma[privacy]'") from None
+        raise InputError(f"detectors need {error.name}: pip install onnx onnxruntime") from None
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
