@@ -1,4 +1,4 @@
-"""ppma: pre-train action-recognition models on video without showing them a single real human.
+"""ppma: pre-train action-recognition models on videos whose humans were removed, and on virtual humans.
 
     import ppma
 

@@ -101,7 +101,7 @@ def _show_help() -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    console.print(f"ppma {__version__}: pre-train action-recognition models on video without any real human.\n")
+    console.print(f"ppma {__version__}: pre-train action-recognition models on videos whose humans were removed.\n")
     console.print("usage: ppma COMMAND [FLAGS]      ppma COMMAND --help      ppma --version\n", markup=False)
     table = Table(box=None, show_header=False, pad_edge=False)
     for group, names in GROUPS.items():

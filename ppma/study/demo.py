@@ -27,7 +27,7 @@ SPEC = Path(__file__).with_name("demo.toml")
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Pre-train without a single real human and test the encoder: ten minutes on two cores, no download.
+    """Pre-train on empty scenes and virtual humans and test the encoder: ten minutes on two cores, no download.
 
     `make demo` (SEEDS=3, VIDEOS=DIR, OUT=DIR) runs it too. Stop it with Ctrl-C; the same command continues.
 
