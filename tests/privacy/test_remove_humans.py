@@ -12,6 +12,7 @@ import zipfile
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from weakref import WeakSet
 
 import av
 import numpy as np
@@ -265,6 +266,9 @@ def test_sound_and_metadata_are_removed(tmp_path, stand_ins):
         ("--method blur-bodies --inpainter median", "--inpainter median"),
         ("--method blur-faces --detectors centerface movenet", "--detectors movenet"),
         ("--method downsample --detectors centerface", "--detectors centerface"),
+        ("--method downsample --set quality", "--set quality"),
+        ("--method downsample --set paper --layout videos", "--set paper"),
+        ("--method blur-bodies --set paper --detectors centerface", "--detectors centerface"),
         ("--workers 0", "--workers"),
     ],
 )
@@ -281,6 +285,22 @@ def test_a_model_that_does_not_load_leaves_the_folder_for_the_right_one(videos, 
         file.writestr("no/model", b"")
     assert remove(videos, out, "--inpainter", "lama", "--models", f"lama={wrong}#{file_sha256(wrong)}") == 2
     assert not out.exists()
+
+
+def test_the_model_that_is_tried_first_is_freed_before_clips_are_cleaned(videos, tmp_path, stand_ins, monkeypatch):
+    tried, alive, model = WeakSet(), [], tmp_path / "yolox.onnx"
+    model.write_bytes(b"a model")
+
+    class Loaded(RedFinder):
+        def __init__(self, path):
+            super().__init__()
+            tried.add(self)
+
+    red = replace(plugins.PLUGINS["red"], make=Loaded, user_models=("yolox",))
+    monkeypatch.setitem(plugins.PLUGINS, "red", red)
+    monkeypatch.setattr(removal, "run", lambda *_: alive.append(len(tried)) or [])
+    remove(videos, tmp_path / "out", "--models", f"yolox={model}")
+    assert alive == [0]
 
 
 @pytest.mark.parametrize("source", ["nowhere", "videos/to/broken.mp4", "empty"])

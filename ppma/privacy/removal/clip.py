@@ -110,6 +110,8 @@ class Settings(plugins.Choice):
             return ()
         if self.method == "blur-faces":
             return tuple(name for name in self.detectors if plugins.PLUGINS[name].finds == "face")
+        if self.method == "blur-bodies" and self.masks == "published":  # the segmenter's outlines alone
+            return (self.segmenter,)
         second = {plugins.PLUGINS[name].confirmed_by for name in self.detectors} - {"", *self.detectors}
         return (
             *self.detectors,

@@ -117,8 +117,10 @@ class RemovalConfig(SharedWork):
             raise InputError("--effects goes with --method remove and --detectors")
         given = dict.fromkeys(self.detectors or (), "--detectors")
         given |= {self.segmenter or "": "--segmenter", self.inpainter or "": "--inpainter"}
+        if self.tools != "default" and not settings.used and settings.layout == Settings.layout:
+            raise InputError(f"--set {self.tools} changes nothing with --method {self.method}; leave it out")
         if unused := [f"{flag} {name}" for name, flag in given.items() if name and name not in settings.used]:
-            raise InputError(f"{unused[0]}: --method {self.method} does not use it; leave it out")
+            raise InputError(f"{unused[0]}: --method {self.method} of --set {self.tools} does not use it; leave it out")
         plugins.check_terms(settings.used, accept_non_commercial=self.accept_non_commercial)
 
     def _settings_without_models(self) -> Settings:
@@ -255,7 +257,7 @@ def run(config: RemovalConfig, report: Console) -> list[str]:
         _print_refused(report, refused)
         return []
     if settings.models and config.merge is None:  # one that does not load is refused before the folder is claimed
-        removal.load_pipeline(settings, config.weights)
+        Pipeline(settings, config.weights)
     alone = config.part is None and config.merge is None
     share = Share(None if alone else config.out / FOLDER, (first, step))
     removal.claim(config.out, settings)
