@@ -1,5 +1,6 @@
 """People are followed from one inspected frame to the next, and count there where an auditor is nearly sure."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -65,11 +66,29 @@ def test_a_mask_that_misses_who_is_followed_past_it_is_noticed(gap, masked, left
             hidden[32:64, 40 + t : 60 + t] = True
         hidden[:20, :20] |= masked == "elsewhere"
         follower.skip(frame(t), hidden)
-    follower.stop(frame(gap), {"net": NONE_05})
+    follower.stop(frame(gap), {"net": boxes(gap, FOLLOWED * POINT)})
     assert len(follower.uncovered) == left
     for back, box_4 in follower.uncovered:
         assert back == gap - gap // 2 and overlaps(box_4[None], boxes(gap // 2, 1)) > 0.6
     follower.stop(frame(gap + 1), {"net": NONE_05})
+    assert not follower.uncovered
+
+
+def test_a_box_that_stays_where_a_person_has_left_is_no_one_whom_the_mask_misses():
+    """The background in the box is followed, since cloth that is new in each frame is not."""
+    place = cv2.normalize(cv2.GaussianBlur(PLACE, (0, 0), 2), None, 0, 255, cv2.NORM_MINMAX)
+    views = [place.copy() for _ in range(2 * LENGTH)]
+    for t, view in enumerate(views):
+        view[20:80, 40 + t : 48 + t] = RNG.integers(0, 255, (60, 8, 3), np.uint8)
+    first, last = (np.array([[34 + t, 18, 64 + t, 82, 0.9]], np.float32) for t in (0, len(views) - 1))
+    follower = Follower({"net": POINT})
+    follower.stop(views[0], {"net": first})
+    for t, view in enumerate(views[1:-1], 1):
+        hidden = np.zeros(place.shape[:2], bool)
+        hidden[20:80, 40 + t : 48 + t] = True
+        follower.skip(view, hidden)
+    arrived, _ = follower.stop(views[-1], {"net": last})
+    assert overlaps(arrived, first) > 0.6
     assert not follower.uncovered
 
 

@@ -65,7 +65,8 @@ class Follower:
         self._changes: list[np.ndarray | None] = []
         self._since = 0
         self.uncovered: list[tuple[int, np.ndarray]] = []
-        """Frames back and box_4 of each person who was followed to the last stop past a frame without change there."""
+        """Frames back and box_4 of each person who was followed to the last stop, and is seen there, past a frame without
+        change in their place."""
 
     def skip(self, frame_HWC: np.ndarray | None, changed_HW: np.ndarray | None = None) -> None:
         """Pass a frame that is not inspected, and which of its pixels were changed; None where that is not known."""
@@ -90,15 +91,16 @@ class Follower:
         scale, here = min(1.0, LONG_SIDE / max(frame_HWC.shape[:2])), _view(frame_HWC)
         way = [*self._views, here] if self._views else []
         ways_NV4 = _follow(self._people_N5, way, scale)
+        arrived_N5 = _arrived(ways_NV4)
+        seen_N = overlaps(arrived_N5, np.concatenate([NONE_05, *found.values()])).max(1, initial=0) >= SAME_PERSON
         for since, changed_hw in enumerate(self._changes, 1):
             near = slice(since // STEP, since // STEP + 2)  # the views before and after
             left = [
                 way_V4[near][0]
-                for way_V4 in ways_NV4
+                for way_V4 in ways_NV4[seen_N]  # a box may stay where a person has left
                 if changed_hw is not None and not _touches(changed_hw, way_V4[near])
             ]
             self.uncovered += [(self._since + 1 - since, box_4) for box_4 in left]
-        arrived_N5 = _arrived(ways_NV4)
         people = np.concatenate([*keep_detections(found, self._points, arrived_N5, CARRIED).values()])
         self._people_N5, self._views, self._changes, self._since = suppress(people), [here], [], 0
         return arrived_N5, _arrived(_follow(self._people_N5, way[::-1], scale))
