@@ -31,7 +31,7 @@ VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 PASSED, FAILED, CANNOT_TELL = VERDICTS
 """passed: no detection at the operating points, by detectors that do find known people in this clip, and no person of the
 original missed or painted back; failed: one of these, or a failed check of pixels or file; cannot tell: no detection,
-but the detectors find too few known people, or there is no original."""
+but the detectors find too few known people, or too little can be compared with the original."""
 FORMAT = "ppma-audit-2"
 AUDIT_FILE, POLICY_FILE = "audit.json", "privacy.toml"
 REVIEW_FILE = "review.json"

@@ -522,7 +522,7 @@ def _png_chunks(data: bytes) -> tuple[list[str], int]:
 def _jpeg_segments(data: bytes) -> tuple[list[str], int]:
     """Return the unneeded segments of a JPEG before its first scan, and where it ends; 1 if it is none."""
     found, at = [], 2
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"", b"\xda"):
         kind, size = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         if (0xE0 <= kind <= 0xEF or kind == 0xFE) and (kind, size) not in PLAIN_SEGMENTS:
             found.append(JPEG_SEGMENTS.get(kind, f"APP{kind - 0xE0}"))

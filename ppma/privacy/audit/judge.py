@@ -13,6 +13,7 @@ from itertools import groupby
 
 from ppma.common import statistics
 from ppma.common.statistics import CONFIDENCE
+from ppma.config.errors import counted
 from ppma.privacy.audit.clip import LEAST_DB, Findings, psnr
 from ppma.privacy.audit.spikes import HEIGHTS
 from ppma.privacy.detectors.auditors import AUDITORS
@@ -130,12 +131,14 @@ def _people_left(findings: Findings) -> list[str]:
     """Say how many people of the original are left, and in which frame to look."""
     says = []
     for what, left in (
-        ("not masked", [person for person in findings.people if person.missed]),
+        ("not hidden", [person for person in findings.people if person.missed]),
         ("painted back", [person for person in findings.people if person.painted_back]),
     ):
         if left:
             frames = sorted({person.frame for person in left})
-            says.append(f"people of the original, {what} in {len(frames)} frames, such as frame {frames[0] + 1}")
+            says.append(
+                f"people of the original, {what} in {counted(len(frames), 'frame')}, such as frame {frames[0] + 1}"
+            )
     return says
 
 

@@ -26,7 +26,7 @@ DETAIL = 12.0
 """Gradient in levels per pixel from which on a pixel shows detail: a plain place looks the same with and without people."""
 LEAST_DETAIL = 20
 """Pixels of detail that tell whether a place changed; with fewer, all of its pixels do."""
-SAME_PERSON = 0.5
+AGREED = 0.5
 """Overlap from which on two auditors' boxes are one person's."""
 
 
@@ -46,7 +46,7 @@ class Person:
 
     @property
     def missed(self) -> bool:
-        """True if the mask leaves them out."""
+        """True if they are not hidden: the mask leaves them out, or between inspected frames nothing changed."""
         return self.masked < LEAST_MASKED
 
     @property
@@ -75,7 +75,7 @@ def people_of(
     people: list[tuple[list[float], list[str]]] = []
     for name, boxes_N5 in boxes.items():
         for box in boxes_N5[:, :4].tolist():
-            same = next((by for other, by in people if overlaps(_row(box), _row(other)) >= SAME_PERSON), None)
+            same = next((by for other, by in people if overlaps(_row(box), _row(other)) >= AGREED), None)
             if same is None:
                 people.append((box, [name]))
             elif name not in same:

@@ -41,7 +41,7 @@ WORDS = {PASSED: "no detection", FAILED: "failed", CANNOT_TELL: "cannot tell"}
 """The verdicts as the page prints them: nothing is said to have passed that was only not detected."""
 URGENCY = (FAILED, CANNOT_TELL, PASSED)
 PEOPLE = ("people", "people_missed", "people_painted_back")
-"""Sightings of people in the original, per clip: all, not masked, painted back."""
+"""Sightings of people in the original, per clip: all, not hidden, painted back."""
 NUMBERS = {
     **dict.fromkeys(("label", "frames", "width", "height", "key_frame_spacing"), "sc:Integer"),
     **dict.fromkeys(("fps", "start_seconds", "end_seconds", "duration_seconds"), "sc:Float"),
