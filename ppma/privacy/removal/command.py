@@ -19,8 +19,7 @@ from torch import Tensor
 from ppma.common import engines
 from ppma.common.frames import clips_of
 from ppma.common.progress import Progress
-from ppma.common.shares import FOLDER, Share, SharedWork
-from ppma.common.workers import parse_shard
+from ppma.common.shares import FOLDER, SharedWork
 from ppma.config.command import DONE, FAILED_AUDIT, OutFile, OutFolder, as_flags, check_ranges, parse
 from ppma.config.errors import InputError, counted, first_few, require
 from ppma.loaders.sources import catalog
@@ -249,17 +248,16 @@ def run(config: RemovalConfig, report: Console) -> list[str]:
     jobs = removal.jobs_of(clips, root, config.out, settings, config.weights)
     if inside := [job for job in jobs if job.source.path.resolve().is_relative_to(config.out.resolve())]:
         raise InputError(f"--out {config.out} holds {inside[0].row.path} of the source; give another folder")
-    first, step = parse_shard(config.part)
+    alone = config.part is None and config.merge is None
+    share = config.share(None if alone else config.out / FOLDER)
     if config.dry_run:
         if (config.out / removal.SETTINGS).exists():
             removal.claim(config.out, settings)
-        _print_estimate(report, config, jobs[first::step])
+        _print_estimate(report, config, jobs[share.part[0] :: share.part[1]])
         _print_refused(report, refused)
         return []
     if settings.models and config.merge is None:  # one that does not load is refused before the folder is claimed
         Pipeline(settings, config.weights)
-    alone = config.part is None and config.merge is None
-    share = Share(None if alone else config.out / FOLDER, (first, step))
     removal.claim(config.out, settings)
     if config.merge is not None:
         known = dict(refused) | removal.gather(jobs, share, config.out)
