@@ -2,6 +2,7 @@
 
 import io
 import uuid
+from contextlib import nullcontext
 from dataclasses import replace
 
 import av
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ppma.config.errors import InputError
 from ppma.loaders.decode.fetch import all_frames
 from ppma.privacy.audit.clip import Check, Findings, Scores, check_file, inspected_frames, picture_metadata, psnr
 from ppma.privacy.audit.judge import judge, residual, summarize
 from ppma.privacy.audit.people import Person, people_of
-from ppma.privacy.audit.spikes import Spike, spike
+from ppma.privacy.audit.spikes import Spike, read_people, spike
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.removal.writing import part_writer, target
 from ppma.privacy.verdict import CANNOT_TELL, FAILED, PASSED
@@ -129,6 +131,16 @@ def test_what_a_video_hides_is_found(tmp_path):
     assert shown < 10 and check_file(path, shown)["no metadata"].held is False
     write_video(path, handler_name="Ada's camera, 2026-11-28")
     assert check_file(path, 10)["no metadata"].held is False
+
+
+@pytest.mark.parametrize(("opacity", "mode", "fits"), [(255, "RGBA", True), (100, "RGBA", False), (255, "RGB", False)])
+def test_cut_outs_of_the_users_are_trimmed_to_their_outline(opacity, mode, fits, tmp_path):
+    person = np.zeros((20, 12, 4), np.uint8)
+    person[5:15, 3:9] = 250, 20, 10, opacity
+    Image.fromarray(person).convert(mode).save(tmp_path / "person.png")
+    with nullcontext() if fits else pytest.raises(InputError, match=r"person\.png"):
+        (cut,) = read_people(tmp_path)
+        assert cut.shape == (10, 6, 4) and (cut == (250, 20, 10, 255)).all()
 
 
 # ------------------------------------------------------------------------------------------------------------- verdicts

@@ -66,12 +66,12 @@ def read_people(folder: Path) -> tuple[np.ndarray, ...]:
     """Return the user's cut-outs, PNG files whose transparency outlines the person.
 
     Raises:
-        InputError: There are none, or one has no transparency.
+        InputError: There are none, or one has no transparency or is mostly transparent everywhere.
     """
     found = []
     for path in sorted(folder.glob("*.png")):
         picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        if picture is None or picture.ndim != 3 or picture.shape[2] != 4 or not picture[..., 3].any():
+        if picture is None or picture.ndim != 3 or picture.shape[2] != 4 or not (picture[..., 3] > 127).any():
             raise InputError(f"{path}: is not a PNG whose transparency outlines a person")
         found.append(_trim(cv2.cvtColor(picture, cv2.COLOR_BGRA2RGBA)))
     if not found:
