@@ -26,7 +26,6 @@ from ppma.loaders.sources.manifest import Clip, Manifest
 from ppma.privacy.audit import jobs as audit_jobs
 from ppma.privacy.audit import report, spikes
 from ppma.privacy.audit.clip import Inspector
-from ppma.privacy.detectors import auditors as audit_detectors
 from ppma.privacy.detectors.auditors import AUDITORS, BUNDLED, AuditorKind
 from ppma.privacy.detectors.boxes import NONE_05
 from ppma.privacy.policy import Policy
@@ -64,7 +63,6 @@ class RedFinder:
 @pytest.fixture
 def red_auditors(monkeypatch):
     """Auditors that detect red blocks, and red people to spike in."""
-    monkeypatch.setattr(audit_detectors, "AUDITORS", AUDITORS)
     for name, kind in list(AUDITORS.items()):
         stand_in = AuditorKind(make=RedFinder, finds=kind.finds, license="none", threshold=0.5)
         monkeypatch.setitem(AUDITORS, name, stand_in)
