@@ -267,6 +267,7 @@ def test_sound_and_metadata_are_removed(tmp_path, stand_ins):
         ("--method blur-faces --detectors centerface movenet", "--detectors movenet"),
         ("--method downsample --detectors centerface", "--detectors centerface"),
         ("--method downsample --set quality", "--set quality"),
+        ("--method blur-faces --set quality --layout frames", "--set quality"),
         ("--method downsample --set paper --layout videos", "--set paper"),
         ("--method blur-bodies --set paper --detectors centerface", "--detectors centerface"),
         ("--workers 0", "--workers"),

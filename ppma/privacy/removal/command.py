@@ -116,8 +116,11 @@ class RemovalConfig(SharedWork):
             raise InputError("--effects goes with --method remove and --detectors")
         given = dict.fromkeys(self.detectors or (), "--detectors")
         given |= {self.segmenter or "": "--segmenter", self.inpainter or "": "--inpainter"}
-        if self.tools != "default" and not settings.used and settings.layout == Settings.layout:
-            raise InputError(f"--set {self.tools} changes nothing with --method {self.method}; leave it out")
+        masks = settings.masks if settings.segmenter in settings.used else "generous"
+        plain = Settings(method=self.method, layout=self.layout or Settings.layout)
+        same = (settings.used, settings.layout, masks) == (plain.used, plain.layout, plain.masks)
+        if self.tools != "default" and same:
+            raise InputError(f"--set {self.tools} changes nothing with these flags; leave it out")
         if unused := [f"{flag} {name}" for name, flag in given.items() if name and name not in settings.used]:
             raise InputError(f"{unused[0]}: --method {self.method} of --set {self.tools} does not use it; leave it out")
         plugins.check_terms(settings.used, accept_non_commercial=self.accept_non_commercial)
