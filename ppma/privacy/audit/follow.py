@@ -95,12 +95,9 @@ class Follower:
         seen_N = overlaps(arrived_N5, np.concatenate([NONE_05, *found.values()])).max(1, initial=0) >= SAME_PERSON
         for since, changed_hw in enumerate(self._changes, 1):
             near = slice(since // STEP, since // STEP + 2)  # the views before and after
-            left = [
-                way_V4[near][0]
-                for way_V4 in ways_NV4[seen_N]  # a box may stay where a person has left
-                if changed_hw is not None and not _touches(changed_hw, way_V4[near])
-            ]
-            self.uncovered += [(self._since + 1 - since, box_4) for box_4 in left]
+            for way_V4 in ways_NV4[seen_N]:  # a box may stay where a person has left
+                if changed_hw is not None and not _touches(changed_hw, way_V4[near]):
+                    self.uncovered.append((self._since + 1 - since, way_V4[near][0]))
         people = np.concatenate([*keep_detections(found, self._points, arrived_N5, CARRIED).values()])
         self._people_N5, self._views, self._changes, self._since = suppress(people), [here], [], 0
         return arrived_N5, _arrived(_follow(self._people_N5, way[::-1], scale))
