@@ -78,7 +78,7 @@ class RunConfig:
     sources: tuple[str, ...]
     """Names in the data catalog, split `train`."""
     weights: tuple[float, ...] | None = None
-    """Share of each source, in any unit (default: in proportion to their lengths)."""
+    """Share of each source, in any unit; None: in proportion to their lengths."""
     data: Path | None = None
     """The data.toml (default: $PPMA_DATA, else ./data.toml)."""
     run_dir: Path = Path("runs/run")
@@ -92,7 +92,7 @@ class RunConfig:
     mix_norm: bool = False
     """Mix the final LayerNorms of that average like the other tensors, as published (Q7), instead of learning one."""
     features: OutFolder | None = None
-    """Folder of cached features of frozen encoders; None: $PPMA_FEATURES, else `features` next to the run folder."""
+    """Folder of cached features of frozen encoders (default: $PPMA_FEATURES, else `features` next to the run folder)."""
     resume: bool = False
     """Continue from the newest checkpoint of the run folder, if there is one."""
     allow_changed_data: bool = False
@@ -101,7 +101,7 @@ class RunConfig:
     """strict: refuse real people, unknown origin, missing licenses, clips without a passed audit, and initial weights
     trained on any of these (docs/privacy.md)."""
     policy: Path | None = None
-    """Least strength of an audit under --privacy strict; None: `privacy.toml` next to the data catalog, else the defaults."""
+    """Least strength of an audit under --privacy strict (default: `privacy.toml` next to data.toml, else built-in values)."""
     trust: Path | None = None
     """Public keys of OpenSSH, one a line: under --privacy strict, every audit must be signed with one of them."""
     seed: int = 0
@@ -146,8 +146,8 @@ class RunConfig:
     checkpoint_every: int = 1000
     """Steps between two checkpoints; there is always one at the end and at a signaled stop."""
     checkpoint_minutes: float | None = None
-    """Minutes between two checkpoints, where no step of --checkpoint-every comes first; None: from what a save costs and how
-    often a node fails (Young's formula)."""
+    """Minutes between two checkpoints, where no step of --checkpoint-every comes first (default: from what a save costs and
+    how often a node fails, by Young's formula)."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep."""
     pictures_every: int = 1000

@@ -104,11 +104,11 @@ class ExportOptions:
     """New folder."""
     to: Format | None = None
     """Project to write for: huggingface for `from_pretrained` and pipelines, timm for `create_model(checkpoint_path=)`, ppma
-    and videomae for their own code; none: safetensors, torch.export and ONNX."""
+    and videomae for their own code (default: safetensors, torch.export and ONNX)."""
     space: str | None = None
     """With --to, the label space whose head to write; required where the run has several."""
     onnx: bool = True
-    """Write encoder.onnx too; needs the extra [export]."""
+    """Write encoder.onnx too; needs onnx, onnxscript and onnxruntime."""
 
     def __post_init__(self) -> None:
         require(self.space is None or self.to is not None, f"--space {self.space} needs --to")
