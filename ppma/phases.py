@@ -18,6 +18,7 @@ from typing import Any
 
 from ppma.common.files import write_text
 from ppma.config.command import DONE, as_flags
+from ppma.config.errors import Stopped
 from ppma.config.flags import resolve
 from ppma.config.recipes import RECIPES
 from ppma.config.run import ENCODED_ONCE, UNTRAINED, RunConfig, check_ranks, check_run_folder
@@ -290,6 +291,9 @@ def main(argv: list[str]) -> int:
     if "--dry-run" in argv:
         plan(config)
         return DONE
-    folder = train(config)
+    try:
+        folder = train(config)
+    except Stopped as stopped:
+        raise Stopped(stopped.why, "run the same command again with --resume to continue") from None
     log.info("done: %s; see the curves with: tensorboard --logdir %s", folder, folder.parent)
     return DONE

@@ -315,7 +315,7 @@ def explain(error: BaseException) -> tuple[int, str] | None:
         case KeyboardInterrupt():
             return INTERRUPTED, "interrupted"
         case Stopped():
-            return RUN_AGAIN, "stopped cleanly; run the same command again to continue (`ppma train` with --resume)"
+            return RUN_AGAIN, f"stopped cleanly; {error.remedy}"
         case UnicodeError():
             return WRONG_INPUT, f"text that is not UTF-8 ({error}); save the file as UTF-8, or rename it"
         case MemoryError():

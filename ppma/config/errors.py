@@ -44,9 +44,9 @@ class UnreachableError(Exception):
 class Stopped(Exception):
     """Raised when a run stopped cleanly on request: its checkpoint is saved; rerun to resume."""
 
-    def __init__(self, why: IntEnum) -> None:
+    def __init__(self, why: IntEnum, remedy: str = "run the same command again to continue") -> None:
         super().__init__(why.name)
-        self.why = why
+        self.why, self.remedy = why, remedy
 
 
 class BadClip(Exception):
