@@ -172,7 +172,6 @@ class ClipStream:
         self.counters = LoaderCounters()
         self.bad_files = self.counters.bad
         self.implementation, self.reason = choose_implementation(config, self.device)
-        log.info("%d loader workers", config.workers)
         # 1. shared memory: a region for each batch of tasks
         steps = batches.steps_per_epoch
         self._position, self._end = start[0] * steps + start[1], epochs * steps

@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from ppma.common.files import atomic_path, file_sha256
 from ppma.config.command import DONE, OutFile, parse
-from ppma.config.errors import InputError, require
+from ppma.config.errors import InputError, counted, require
 from ppma.inference.model import Model, VideoFeatures
 from ppma.inference.videos import find_videos
 from ppma.loaders.sources import catalog
@@ -156,5 +156,5 @@ def main(argv: list[str]) -> int:
     bad = int((~columns["decoded"]).sum())
     shape = " x ".join(map(str, columns["features"].shape[1:]))
     undecodable = f"; {bad} could not be decoded" if bad else ""
-    log.info("%s: %d rows of %s numbers%s", options.out, len(columns["path"]), shape, undecodable)
+    log.info("%s: %s of %s numbers%s", options.out, counted(len(columns["path"]), "row"), shape, undecodable)
     return DONE

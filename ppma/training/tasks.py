@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from ppma.config.errors import require
+from ppma.config.errors import counted, require
 from ppma.config.loader import LoaderConfig, Reader
 from ppma.config.run import RunConfig, check_clips
 from ppma.loaders import readers
@@ -147,6 +147,7 @@ class _ClipTask:
             self.sampler, self.sources, config.loader.for_cores(ranks.cores), ranks, step=start[0] * steps + start[1],
             total_steps=config.optim.epochs * steps,
         )  # fmt: skip
+        log.info("%s", counted(loader.workers, "loader worker"))
         return ClipStream(
             self.sampler, self.sources, loader, device=ranks.device, rank=ranks.rank, world_size=ranks.world_size,
             epochs=config.optim.epochs, start=start, quarantine=config.run_dir / "quarantine.csv",

@@ -183,7 +183,7 @@ def _rate(counts: Sequence[DetectorCount], subject: str) -> Rate:
     """Return the rate over clips; `subject` starts its sentence, such as "person detected at operating point 0.5"."""
     clips, hits, frames = len(counts), sum(one.hits_after > 0 for one in counts), sum(one.frames for one in counts)
     upper, spiked = statistics.upper_bound(hits, clips), sum(one.spiked for one in counts)
-    where = f"in {hits} of {clips} clips" if hits else f"in {clips} clips"
+    where = f"in {hits} of {counted(clips, 'clip')}" if hits else f"in {counted(clips, 'clip')}"
     return Rate(
         clips=clips, hits=hits, upper=upper, frames=frames,
         before=sum(one.hits_before for one in counts) / max(frames, 1),

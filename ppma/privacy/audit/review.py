@@ -26,7 +26,7 @@ from ppma.common.plots import STYLE
 from ppma.common.progress import Progress
 from ppma.common.workers import parallel_map
 from ppma.config.command import DONE, FAILED_AUDIT, OutFile, check_ranges, parse
-from ppma.config.errors import BadClip, InputError, first_few, reading, require
+from ppma.config.errors import BadClip, InputError, counted, first_few, reading, require
 from ppma.privacy import answers
 from ppma.privacy.answers import ANSWERS, NO_ONE, SEEN, Sample
 from ppma.privacy.audit.clip import jpeg_base64, original_frames
@@ -138,7 +138,8 @@ def _write_page(config: ReviewConfig, page: Path, drawn: Sample, sha256: str, co
     if len(drawn) < config.frames:
         console.print(f"the clips that did not fail have only {len(drawn)} frames; all of them are on the page")
     console.print(
-        f"{page}: {len(drawn)} frames of {len(jobs)} clips; if none shows a person, at most {100 * upper:.1f} % do (95 %)"
+        f"{page}: {counted(len(drawn), 'frame')} of {counted(len(jobs), 'clip')}; "
+        f"if none shows a person, at most {100 * upper:.1f} % do (95 %)"
     )
     console.print("it contains pictures of the originals: keep it as safe as those, and delete it after the review")
 

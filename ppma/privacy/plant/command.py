@@ -14,7 +14,7 @@ from ppma.common.files import claim_folder
 from ppma.common.progress import Progress
 from ppma.common.workers import parallel_map
 from ppma.config.command import DONE, OutFolder, check_ranges, parse
-from ppma.config.errors import InputError
+from ppma.config.errors import InputError, counted
 from ppma.privacy.audit.clip import InspectorConfig
 from ppma.privacy.detectors import auditors
 from ppma.privacy.detectors.auditors import AUDITORS, BUNDLED
@@ -101,5 +101,5 @@ def main(argv: list[str]) -> int:
         for done, _ in enumerate(parallel_map(work, left, config.workers), kept + 1):
             progress(done, len(jobs))
     page = report.write(config.out, [job.read() for job in jobs], config.settings())
-    Console(highlight=False, soft_wrap=True).print(f"{page}: {len(jobs)} clips", markup=False)
+    Console(highlight=False, soft_wrap=True).print(f"{page}: {counted(len(jobs), 'clip')}", markup=False)
     return DONE
