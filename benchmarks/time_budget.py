@@ -246,7 +246,7 @@ def table(parts: Sequence[Part], batch: int) -> str:
         f"{p.name:28}{p.floor_ms:10.2f}{p.estimate_ms:13.2f}{p.estimate_ms / estimate:7.0%}  {p.amount}" for p in parts
     ]
     lines.append(f"{'step':28}{floor:10.2f}{estimate:13.2f}")
-    lines.append(f"{'clips/s':28}{1e3 * batch / floor:10.0f}{1e3 * batch / estimate:13.0f}")
+    lines.append(f"{'views/s':28}{1e3 * batch / floor:10.0f}{1e3 * batch / estimate:13.0f}")
     return "\n".join(lines)
 
 
