@@ -382,6 +382,7 @@ def page_plot(measured: list[rows.Row], file: Path) -> None:
 
     read = [row for row in measured if "content" in row]
     names = [name for name in READERS + GPU_READERS if any(row["reader"] == name for row in read)]
+    colors = dict(zip(names, [*(f"C{i}" for i in range(10)), "black"]))  # matplotlib's C10 is C0 again
     figure = Figure(figsize=(8, 1.2 + 0.17 * len(read)), layout="constrained")
     axes, place = figure.subplots(), 0
     labels: dict[float, str] = {}
@@ -389,7 +390,7 @@ def page_plot(measured: list[rows.Row], file: Path) -> None:
         here = [row for row in read if (row["content"], row["views"]) == (content, views)]
         labels[place + (len(here) - 1) / 2] = LABELS[content] + ",\nfour views a clip" * (views == 4)
         for row in here:
-            bar = axes.barh(place, row["cpu_ms_per_clip"], color=f"C{names.index(row['reader'])}")
+            bar = axes.barh(place, row["cpu_ms_per_clip"], color=colors[row["reader"]])
             axes.bar_label(bar, fmt="{:.1f}", padding=3, fontsize=7)
             place += 1
         place += 1
@@ -399,7 +400,7 @@ def page_plot(measured: list[rows.Row], file: Path) -> None:
     axes.margins(x=0.05, y=0.01)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("ms of CPU a clip")
-    handles = [Patch(color=f"C{i}", label=NAMES.get(name, name)) for i, name in enumerate(names)]
+    handles = [Patch(color=colors[name], label=NAMES.get(name, name)) for name in names]
     axes.legend(handles=handles, frameon=False, loc="center right")
     figure.savefig(file, dpi=120)
 
