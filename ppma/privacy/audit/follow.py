@@ -27,7 +27,7 @@ STEP = 4
 LONGEST = 240
 """Most frames between two inspected ones over which people are followed: it bounds memory, and few would arrive."""
 SHRINK = 8
-"""What changed in the frames between is kept at this fraction of their size."""
+"""Factor by which maps of what changed in the frames between are scaled down."""
 LONG_SIDE = 640
 """Largest side of a view in pixels."""
 GRID = 10

@@ -14,13 +14,15 @@ from itertools import groupby
 from ppma.common import statistics
 from ppma.common.statistics import CONFIDENCE
 from ppma.config.errors import counted
-from ppma.privacy.audit.clip import LEAST_DB, Findings, psnr
+from ppma.privacy.audit.clip import LEAST_DB, Findings
 from ppma.privacy.audit.spikes import HEIGHTS
 from ppma.privacy.detectors.auditors import AUDITORS
 from ppma.privacy.verdict import CANNOT_TELL, FAILED, FLOOR, PASSED, Verdict
 
 TALL = 48
 """Height in pixels from which on people must be found: those spiked in, of this height and more, decide."""
+ENCODED_LEVELS = 255 * 10 ** (-LEAST_DB / 20)
+"""Mean change of a picture, of 255 levels, that encoding alone may cause."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +153,7 @@ def _doubts(findings: Findings, together: DetectorCount) -> list[str]:
         doubts.append(
             "there is no mask to compare with, or it hides every pixel and the record has no hash of the original"
         )
-    elif findings.inside_change is not None and psnr(findings.inside_change**2, 1) >= LEAST_DB and not vouched:
+    elif findings.inside_change is not None and findings.inside_change <= ENCODED_LEVELS and not vouched:
         doubts.append("it shows under the mask what the original shows, and the record has no hash of that one")
     if together.spiked == 0:
         doubts.append(f"its frames are too small for a person of {TALL} px")

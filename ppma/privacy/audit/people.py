@@ -102,8 +102,8 @@ def people_of(
 
 def alike(before_HWC: np.ndarray, after_HWC: np.ndarray) -> np.ndarray:
     """Return True where two frames differ by less than CHANGED_LEVELS in each color."""
-    same_HW: np.ndarray = np.abs(before_HWC.astype(np.int16) - after_HWC).max(-1) < CHANGED_LEVELS
-    return same_HW
+    difference_HWC = cv2.absdiff(before_HWC, after_HWC)
+    return cv2.inRange(difference_HWC, np.zeros(3), np.full(3, CHANGED_LEVELS - 1.0)) > 0
 
 
 def _row(box: list[float]) -> np.ndarray:

@@ -114,16 +114,24 @@ class RemovalConfig(SharedWork):
             raise InputError(f"{problem} a detector; they are {', '.join(plugins.named('detector'))}")
         if self.effects and (self.method != "remove" or not settings.detectors):
             raise InputError("--effects goes with --method remove and --detectors")
-        given = dict.fromkeys(self.detectors or (), "--detectors")
-        given |= {self.segmenter or "": "--segmenter", self.inpainter or "": "--inpainter"}
-        masks = settings.masks if settings.segmenter in settings.used else "generous"
+        self._check_used(settings)
+        plugins.check_terms(settings.used, accept_non_commercial=self.accept_non_commercial)
+
+    def _check_used(self, settings: Settings) -> None:
+        """Raise an InputError for a set or a tool that was asked for and changes nothing."""
         plain = Settings(method=self.method, layout=self.layout or Settings.layout)
+        masks = settings.masks if settings.segmenter in settings.used else plain.masks
         same = (settings.used, settings.layout, masks) == (plain.used, plain.layout, plain.masks)
         if self.tools != "default" and same:
             raise InputError(f"--set {self.tools} changes nothing with these flags; leave it out")
-        if unused := [f"{flag} {name}" for name, flag in given.items() if name and name not in settings.used]:
+        given = {
+            "--detectors": self.detectors or (),
+            "--segmenter": (self.segmenter,),
+            "--inpainter": (self.inpainter,),
+        }
+        asked = [(flag, name) for flag, names in given.items() for name in names if name is not None]
+        if unused := [f"{flag} {name}" for flag, name in asked if name not in settings.used]:
             raise InputError(f"{unused[0]}: --method {self.method} of --set {self.tools} does not use it; leave it out")
-        plugins.check_terms(settings.used, accept_non_commercial=self.accept_non_commercial)
 
     def _settings_without_models(self) -> Settings:
         """Return the tools of the set, overridden by flags."""

@@ -79,20 +79,16 @@ def _scaled(values: np.ndarray, size: tuple[int, int], how: int = cv2.INTER_AREA
 
 
 @numba.njit(cache=True, inline="always")
-def _distance(values: np.ndarray, width: int, y: int, x: int, there_y: int, there_x: int, enough: int) -> np.int32:
-    """Return the sum of squared differences of two patches of a flat level, or a part of it that exceeds `enough`."""
-    row, total = np.uint64(width * DEPTH), np.int32(0)
-    # unsigned, so that the innermost loop checks no index for negatives
-    here = np.uint64(((y - RADIUS) * width + x - RADIUS) * DEPTH)
-    there = np.uint64(((there_y - RADIUS) * width + there_x - RADIUS) * DEPTH)
-    for _ in range(SIDE):
-        for k in range(np.uint64(SIDE * DEPTH)):
-            off = np.int32(values[here + k]) - np.int32(values[there + k])
-            total += np.int32(off * off)
+def _distance(level_hwD: np.ndarray, y: int, x: int, there_y: int, there_x: int, enough: int) -> np.int64:
+    """Return the sum of squared differences of two patches, or a part of it that exceeds `enough`."""
+    total = np.int64(0)
+    for i in range(-RADIUS, RADIUS + 1):
+        for j in range(-RADIUS, RADIUS + 1):
+            for d in range(DEPTH):
+                off = np.int32(level_hwD[y + i, x + j, d]) - np.int32(level_hwD[there_y + i, there_x + j, d])
+                total += off * off
         if total >= enough:
             break
-        here += row
-        there += row
     return total
 
 
@@ -101,11 +97,11 @@ def _offer(
     field: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], n: int, y: int, x: int, there_y: int, there_x: int
 ) -> None:
     """Make the place the match of patch `n` if it may be copied and is nearer than the present match."""
-    values, source_hw, match_N2, costs_N = field
-    if there_y == match_N2[n, 0] and there_x == match_N2[n, 1]:
-        return  # as the shifted match of most neighbors is
+    level_hwD, source_hw, match_N2, costs_N = field
+    if there_y == match_N2[n, 0] and there_x == match_N2[n, 1]:  # most often: neighbors agree
+        return
     if 0 <= there_y < source_hw.shape[0] and 0 <= there_x < source_hw.shape[1] and source_hw[there_y, there_x]:
-        cost = _distance(values, source_hw.shape[1], y, x, there_y, there_x, costs_N[n])
+        cost = _distance(level_hwD, y, x, there_y, there_x, costs_N[n])
         if cost < costs_N[n]:
             costs_N[n], match_N2[n, 0], match_N2[n, 1] = cost, there_y, there_x
 
@@ -120,12 +116,12 @@ def _search(
     seed: int,
 ) -> None:
     """Improve the matches in place by shifted matches of neighbors and by random ones near the present match."""
-    field = (level_hwD.ravel(), source_hw, match_N2, costs_N)
+    field = (level_hwD, source_hw, match_N2, costs_N)
     index_hw = np.full(source_hw.shape, -1, np.int32)
     for n in range(len(targets_N2)):
         y, x = targets_N2[n]
         index_hw[y, x] = n
-        costs_N[n] = _distance(field[0], source_hw.shape[1], y, x, match_N2[n, 0], match_N2[n, 1], 1 << 40)
+        costs_N[n] = _distance(level_hwD, y, x, match_N2[n, 0], match_N2[n, 1], 1 << 40)
     state = np.uint64(seed)
     for sweep in range(SWEEPS):
         step = 1 - 2 * (sweep % 2)
